@@ -1,0 +1,78 @@
+"""One block's contributions become one pseudo-gradient: scale to common steps, clip the norm, apply the rule.
+
+Decides the order: a contribution is first multiplied by its `step_scale` (to the round's common number of inner
+steps), then clipped as a whole block to `max_norm_l2`, then handed to the rule. Both factors are applied chunk by
+chunk inside the rule, so no scaled copy of a contribution exists. Contributions of weight 0 (probation) are measured
+against the schema but have no say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from aggregation.norms import block_norm, clip_scale
+from aggregation.rules import aggregate_rows
+from protocol.errors import LocalError
+
+
+@dataclass(frozen=True, slots=True)
+class BlockContribution:
+    """One worker's pseudo-gradient of one block, as decoded, and what the coordinator made of it."""
+
+    tensors: Mapping[str, Tensor]
+    weight: float
+    step_scale: float = 1.0
+    max_norm_l2: float = math.inf
+
+
+def aggregate_block(contributions: Sequence[BlockContribution], rule: str) -> dict[str, Tensor]:
+    """The block's aggregated pseudo-gradient, names and shapes as contributed.
+
+    LocalError where contributions differ in names or shapes, hold a non-finite value, or all weigh nothing: screening
+    should have stopped each of these earlier.
+    """
+    if not contributions:
+        raise LocalError("aggregation: a block without contributions stays as it is and is not aggregated")
+    for index, contribution in enumerate(contributions):
+        _check_schema(index, contributions[0].tensors, contribution)
+    counted = [contribution for contribution in contributions if contribution.weight > 0.0]
+    if not counted:
+        raise LocalError(f"aggregation: all {len(contributions)} contributions have weight 0")
+    weights = [contribution.weight for contribution in counted]
+    scales = [scale_of(contribution) for contribution in counted]
+    aggregated: dict[str, Tensor] = {}
+    for name, like in counted[0].tensors.items():
+        rows_P = [contribution.tensors[name].reshape(-1) for contribution in counted]
+        aggregated[name] = aggregate_rows(rows_P, weights, rule, scales=scales).reshape(like.shape)
+    return aggregated
+
+
+def scale_of(contribution: BlockContribution) -> float:
+    """What the contribution is multiplied by: to common steps, and down to its largest allowed norm."""
+    if not 0.0 < contribution.step_scale < math.inf or not contribution.max_norm_l2 > 0.0:
+        raise LocalError(
+            f"aggregation: expected a step scale and a largest norm above 0, "
+            f"got {contribution.step_scale} and {contribution.max_norm_l2}"
+        )
+    norm_l2 = block_norm(contribution.tensors) * contribution.step_scale
+    if not math.isfinite(norm_l2):
+        raise LocalError("aggregation: a contribution with a value that is not finite has passed screening")
+    return contribution.step_scale * clip_scale(norm_l2, contribution.max_norm_l2)
+
+
+def _check_schema(index: int, expected: Mapping[str, Tensor], contribution: BlockContribution) -> None:
+    if not 0.0 <= contribution.weight < math.inf:
+        raise LocalError(f"aggregation: contribution {index}: expected a finite weight, got {contribution.weight}")
+    if contribution.tensors.keys() != expected.keys():
+        odd = sorted(contribution.tensors.keys() ^ expected.keys())
+        raise LocalError(f"aggregation: contribution {index} differs from the first in names: {', '.join(odd[:4])}")
+    for name, tensor in contribution.tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise LocalError(
+                f"aggregation: contribution {index}, {name!r}: expected shape {tuple(expected[name].shape)}, "
+                f"got {tuple(tensor.shape)}"
+            )

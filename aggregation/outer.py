@@ -1,0 +1,69 @@
+"""The outer optimizer: how a round's aggregated pseudo-gradient moves the global blocks.
+
+SGD with Nesterov momentum as in DiLoCo (Douillard et al. 2023, arXiv:2311.08105), block by block:
+
+    m' = mu m + g,    theta' = theta - lr (g + mu m')
+
+At mu = 0 and lr = 1 this is plain averaging: theta' = theta - g, bit for bit. A block that nobody returned is not
+stepped at all, momentum included; that is the caller's decision, by not calling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from protocol.errors import LocalError
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class OuterStep:
+    """One outer step's settings; `step` is pure."""
+
+    learning_rate: float = 1.0
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.learning_rate < float("inf") or not 0.0 <= self.momentum < 1.0:
+            raise LocalError(
+                f"outer step: expected learning rate > 0 and momentum in [0, 1), "
+                f"got {self.learning_rate} and {self.momentum}"
+            )
+
+    def step(
+        self,
+        block: Mapping[str, Tensor],
+        pseudo_gradient: Mapping[str, Tensor],
+        momentum_buffer: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensors, Tensors | None]:
+        """The new block, and its new momentum (None at momentum 0). Nothing passed in is changed."""
+        _check_alike("pseudo-gradient", block, pseudo_gradient)
+        if self.momentum == 0.0:
+            lr = self.learning_rate
+            return {name: torch.sub(block[name], g, alpha=lr) for name, g in pseudo_gradient.items()}, None
+        if momentum_buffer is not None:
+            _check_alike("momentum", block, momentum_buffer)
+        new_block: Tensors = {}
+        new_momentum: Tensors = {}
+        for name, gradient in pseudo_gradient.items():
+            buffer = gradient.clone() if momentum_buffer is None else momentum_buffer[name] * self.momentum + gradient
+            update = torch.add(gradient, buffer, alpha=self.momentum)
+            new_block[name] = torch.sub(block[name], update, alpha=self.learning_rate)
+            new_momentum[name] = buffer
+        return new_block, new_momentum
+
+
+def _check_alike(what: str, block: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    if block.keys() != other.keys():
+        odd = sorted(block.keys() ^ other.keys())
+        raise LocalError(f"outer step: {what} and block differ in names: {', '.join(odd[:4])}")
+    for name, tensor in block.items():
+        if tensor.shape != other[name].shape:
+            raise LocalError(
+                f"outer step: {what} {name!r}: expected shape {tuple(tensor.shape)}, got {tuple(other[name].shape)}"
+            )

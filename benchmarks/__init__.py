@@ -1,0 +1,1 @@
+"""One command for each benchmark: `python -m benchmarks.NAME [--quick] [--json FILE]`."""

@@ -1,0 +1,133 @@
+"""Aggregation rules against one pass of `torch.sum` over the same tensor, paired in one run; and byzfl where installed.
+
+    python -m benchmarks.aggregation [--quick] [--json FILE]
+
+One thread. Each timing is taken in turn with one of `torch.sum`, so that a busy machine slows both; `times_sum` is the
+ratio of their medians. `extra_mb` is how far the process's peak memory rises above what it held before the call, the
+result (4 MB for a million parameters) included; Linux only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from aggregation.reducers import trimmed_count
+from aggregation.rules import RULES, aggregate
+from benchmarks import report
+
+Call = Callable[[Tensor], object]
+
+QUICK_SIZES = ((8, 250_000), (16, 1_000_000))
+SIZES = ((16, 1_000_000), (32, 1_000_000), (16, 10_000_000), (32, 10_000_000))
+"""The sizes at which the peers' figures were taken."""
+
+SLOW_S = 3.0
+"""A call that takes longer than this is timed once."""
+
+
+def main() -> None:
+    """Print the rows, and write them where asked."""
+    options = report.parse_args(__doc__ or "")
+    torch.set_num_threads(1)
+    print(f"{report.machine()}, torch {torch.__version__}, one thread")
+    rows = [row for size in (QUICK_SIZES if options.quick else SIZES) for row in measure(*size, quick=options.quick)]
+    report.print_rows(rows)
+    if options.json is not None:
+        report.write_json(options.json, rows)
+
+
+def measure(workers: int, parameters: int, *, quick: bool) -> Iterator[report.Row]:
+    """One row for each rule and implementation at this size."""
+    stack_WP = torch.randn(workers, parameters, generator=torch.Generator().manual_seed(0))
+    for rule, weights, implementation, call in calls(workers):
+        extra_mb = peak_extra_mb(call, stack_WP)
+        rule_s, sum_s = paired_seconds(call, stack_WP, repeats=3 if quick else 5)
+        yield {
+            "rule": rule,
+            "weights": weights,
+            "implementation": implementation,
+            "workers": workers,
+            "parameters": parameters,
+            "seconds": rule_s,
+            "sum_seconds": sum_s,
+            "times_sum": rule_s / sum_s,
+            "extra_mb": extra_mb,
+        }
+
+
+def calls(workers: int) -> Iterator[tuple[str, str, str, Call]]:
+    """Rule, kind of weights, implementation, and what to call with the stack."""
+    equal = [1.0] * workers
+    unequal = [1.0 + (worker % 3) / 2 for worker in range(workers)]
+    for rule in RULES:
+        for name, weights in (("equal", equal), ("unequal", unequal)):
+            yield rule, name, "barnraise", _ours(rule, weights)
+    yield from _byzfl(trimmed_count(workers))
+
+
+def _ours(rule: str, weights: list[float]) -> Call:
+    return lambda stack_WP: aggregate(stack_WP, weights, rule)
+
+
+def _byzfl(trimmed: int) -> Iterator[tuple[str, str, str, Call]]:
+    try:
+        byzfl = importlib.import_module("byzfl")
+    except ImportError:
+        return
+    yield "mean", "equal", "byzfl", byzfl.Average()
+    yield "median", "equal", "byzfl", byzfl.Median()
+    yield "trimmed_mean", "equal", "byzfl", byzfl.TrMean(f=trimmed)
+
+
+def paired_seconds(call: Call, stack_WP: Tensor, *, repeats: int) -> tuple[float, float]:
+    """Median seconds of the call and of `torch.sum`, taken in turn after one warm-up of each."""
+    call_s: list[float] = []
+    sum_s: list[float] = []
+    torch.sum(stack_WP, dim=0)
+    if _seconds(call, stack_WP) > SLOW_S:
+        repeats = 1
+    for _ in range(repeats):
+        sum_s.append(_seconds(lambda stack: torch.sum(stack, dim=0), stack_WP))
+        call_s.append(_seconds(call, stack_WP))
+    return statistics.median(call_s), statistics.median(sum_s)
+
+
+def _seconds(call: Call, stack_WP: Tensor) -> float:
+    begin = time.perf_counter()
+    call(stack_WP)
+    return time.perf_counter() - begin
+
+
+def peak_extra_mb(call: Call, stack_WP: Tensor) -> float | None:
+    """Rise of the peak resident size during the call, in 10^6 bytes; None where the system does not tell."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc only: else memory freed earlier hides what is taken
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak to the present size
+        before_kib = _status_kib("VmRSS")
+        call(stack_WP)
+        return max(0, _status_kib("VmHWM") - before_kib) * 1024 / 1e6
+    except OSError:
+        return None
+
+
+def _status_kib(key: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1])
+    raise OSError(f"/proc/self/status has no {key}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The coordinator: the round engine (`engine/`), the data (`datasets/`), and the edges around both."""

@@ -1,0 +1,10 @@
+"""Datasets: text in, content-addressed tokens out, exact sequences for leases.
+
+Decides nothing itself: `prepare` makes a folder, `Dataset.open` reads one.
+"""
+
+from coordinator.datasets.card import DatasetCard, SourceCard
+from coordinator.datasets.dataset import Dataset
+from coordinator.datasets.prepare import prepare
+
+__all__ = ["Dataset", "DatasetCard", "SourceCard", "prepare"]

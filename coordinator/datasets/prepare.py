@@ -1,0 +1,279 @@
+"""Text to a content-addressed folder of tokens, with a held-out part made of whole documents.
+
+Decides which documents are held out: those whose SHA-256 falls below the share, so the choice depends on the text
+alone and not on order, name or machine. Documents that occur twice are taken once. Memory holds one batch of documents
+and one digest a document, whatever the size of the text. The folder appears whole under its digest, or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from numpy.typing import NDArray
+
+from coordinator.datasets.card import (
+    CARD_FILE,
+    FORMAT,
+    HELDOUT_FILE,
+    TOKENIZER_FILE,
+    TRAIN_FILE,
+    DatasetCard,
+    SourceCard,
+    content_digest,
+)
+from coordinator.datasets.dataset import Dataset
+from coordinator.datasets.sources import STDLIB, Source, Tally, parse_source
+from coordinator.datasets.tokenizing import BYTES, DocumentTokenizer, tokenizer_named
+from protocol.errors import ConfigError
+from protocol.ids import Digest, digest_of
+from protocol.sequences import token_dtype
+
+Progress = Callable[[int, int], None]
+"""Called with documents and tokens so far."""
+
+BATCH_DOCUMENTS = 256
+"""Documents tokenized at a time, in parallel by the `tokenizers` package."""
+
+WINDOW_DOCUMENTS = 64
+"""Among this many first documents the one with the smallest hash is held out and the one with the largest is trained
+on, whatever the share: so that a small source has both parts."""
+
+STDLIB_LICENCE = "PSF-2.0"
+ALL_USES = ("training", "evaluation")
+
+
+def prepare(
+    sources: Sequence[str | Path],
+    out_dir: str | Path,
+    *,
+    tokenizer: str | Path = BYTES,
+    heldout_share: float = 0.05,
+    licence: str | None = None,
+    allowed_uses: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Tokenize `sources` into `out_dir/DIGEST` and open it; a folder that is there already is used as it is."""
+    if not 0.0 < heldout_share < 1.0:
+        raise ConfigError(f"held-out share must be between 0 and 1, got {heldout_share}")
+    if not sources:
+        raise ConfigError("no text source: name a folder, a file, `stdlib` or `datasets:NAME`")
+    parsed = [parse_source(source) for source in sources]
+    chosen = tokenizer_named(tokenizer)
+    out_dir = Path(out_dir).expanduser()
+    part_dir = out_dir / f".part-{secrets.token_hex(8)}"
+    try:
+        part_dir.mkdir(parents=True)
+        with ExitStack() as stack:
+            parts = _Parts(
+                train=_TokenFile.create(part_dir / TRAIN_FILE, stack),
+                heldout=_TokenFile.create(part_dir / HELDOUT_FILE, stack),
+            )
+            source_cards = _tokenize(parsed, chosen, parts, heldout_share, progress)
+            parts.train.sync()
+            parts.heldout.sync()
+        card = _card(chosen, parts, heldout_share, source_cards, _licence(parsed, licence), allowed_uses)
+        _write(part_dir / TOKENIZER_FILE, chosen.tokenizer_json)
+        _write(part_dir / CARD_FILE, card.to_json())
+        return Dataset.open(_publish(part_dir, out_dir / card.digest))
+    except OSError as error:
+        raise ConfigError(f"cannot write a dataset below {out_dir}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(part_dir, ignore_errors=True)
+
+
+@dataclass(slots=True)
+class _TokenFile:
+    """One file of tokens being written, with its digest and counts."""
+
+    file: IO[bytes]
+    documents: int = 0
+    tokens: int = 0
+    hasher: Any = field(default_factory=hashlib.sha256)
+
+    @classmethod
+    def create(cls, path: Path, stack: ExitStack) -> _TokenFile:
+        return cls(stack.enter_context(path.open("wb")))
+
+    def append(self, tokens_N: NDArray[Any]) -> None:
+        raw = tokens_N.astype(tokens_N.dtype.newbyteorder("<"), copy=False).tobytes()
+        self.file.write(raw)
+        self.hasher.update(raw)
+        self.documents += 1
+        self.tokens += len(tokens_N)
+
+    def sync(self) -> None:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    @property
+    def digest(self) -> Digest:
+        return Digest(self.hasher.hexdigest())
+
+
+@dataclass(slots=True)
+class _Parts:
+    train: _TokenFile
+    heldout: _TokenFile
+
+    @property
+    def documents(self) -> int:
+        return self.train.documents + self.heldout.documents
+
+    @property
+    def tokens(self) -> int:
+        return self.train.tokens + self.heldout.tokens
+
+
+def _tokenize(
+    sources: Sequence[Source],
+    tokenizer: DocumentTokenizer,
+    parts: _Parts,
+    heldout_share: float,
+    progress: Progress | None,
+) -> list[SourceCard]:
+    """Write every document to its part; the cards of the sources."""
+    counters = [_Counter(source) for source in sources]
+    seen: set[bytes] = set()
+    stream = (document for counter in counters for document in counter.fresh_documents(seen))
+    split = _Split(heldout_share)
+    while batch := list(islice(stream, BATCH_DOCUMENTS)):
+        held_out = split.decide([document_hash for document_hash, _ in batch])
+        encoded = tokenizer.encode([document for _, document in batch])
+        for tokens_N, is_held_out in zip(encoded, held_out, strict=True):
+            (parts.heldout if is_held_out else parts.train).append(tokens_N)
+        if progress is not None:
+            progress(parts.documents, parts.tokens)
+    for name, part in (("train", parts.train), ("held-out", parts.heldout)):
+        if not part.tokens:
+            raise ConfigError(f"the {name} part is empty: found {parts.documents} different documents; give at least 2")
+    return [counter.card() for counter in counters]
+
+
+@dataclass(slots=True)
+class _Counter:
+    """Reads one source and counts what it gives."""
+
+    source: Source
+    tally: Tally = field(default_factory=Tally)
+    documents: int = 0
+    duplicates: int = 0
+    text_bytes: int = 0
+
+    def fresh_documents(self, seen: set[bytes]) -> Iterator[tuple[bytes, bytes]]:
+        """Hash and text of each document that was not seen before."""
+        for document in self.source.documents(self.tally):
+            document_hash = hashlib.sha256(document).digest()
+            if document_hash in seen:
+                self.duplicates += 1
+                continue
+            seen.add(document_hash)
+            self.documents += 1
+            self.text_bytes += len(document)
+            yield document_hash, document
+
+    def card(self) -> SourceCard:
+        return SourceCard(
+            kind=self.source.kind,
+            name=self.source.name,
+            documents=self.documents,
+            duplicates=self.duplicates,
+            skipped=self.tally.skipped,
+            text_bytes=self.text_bytes,
+        )
+
+
+@dataclass(slots=True)
+class _Split:
+    """Which documents are held out; the first window must give both parts something."""
+
+    heldout_share: float
+    is_first: bool = True
+
+    def decide(self, hashes: Sequence[bytes]) -> list[bool]:
+        threshold = int(self.heldout_share * (1 << 64))
+        held_out = [int.from_bytes(value[:8], "big") < threshold for value in hashes]
+        if self.is_first and len(hashes) >= 2:
+            window = range(min(len(hashes), WINDOW_DOCUMENTS))
+            held_out[min(window, key=hashes.__getitem__)] = True
+            held_out[max(window, key=hashes.__getitem__)] = False
+        self.is_first = False
+        return held_out
+
+
+def _card(
+    tokenizer: DocumentTokenizer,
+    parts: _Parts,
+    heldout_share: float,
+    sources: Sequence[SourceCard],
+    licence: str,
+    allowed_uses: Sequence[str] | None,
+) -> DatasetCard:
+    token_bytes = token_dtype(tokenizer.vocab_size).itemsize
+    tokenizer_sha256 = digest_of(tokenizer.tokenizer_json)
+    return DatasetCard(
+        digest=content_digest(
+            vocab_size=tokenizer.vocab_size,
+            token_bytes=token_bytes,
+            end_of_document=tokenizer.end_of_document,
+            train_sha256=parts.train.digest,
+            heldout_sha256=parts.heldout.digest,
+            tokenizer_sha256=tokenizer_sha256,
+        ),
+        format=FORMAT,
+        tokenizer=tokenizer.name,
+        vocab_size=tokenizer.vocab_size,
+        token_bytes=token_bytes,
+        end_of_document=tokenizer.end_of_document,
+        train_tokens=parts.train.tokens,
+        train_documents=parts.train.documents,
+        train_sha256=parts.train.digest,
+        heldout_tokens=parts.heldout.tokens,
+        heldout_documents=parts.heldout.documents,
+        heldout_sha256=parts.heldout.digest,
+        heldout_share=heldout_share,
+        tokenizer_sha256=tokenizer_sha256,
+        licence=licence,
+        allowed_uses=tuple(ALL_USES if allowed_uses is None else allowed_uses),
+        sources=tuple(sources),
+    )
+
+
+def _licence(sources: Sequence[Source], given: str | None) -> str:
+    """What the operator says; the standard library's own where that is all there is; never a guess."""
+    if given is not None:
+        return given
+    return STDLIB_LICENCE if all(source.kind == STDLIB for source in sources) else "unknown"
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _publish(part_dir: Path, folder: Path) -> Path:
+    """Give the finished folder its name; the same content under that name may be there already."""
+    if not (folder / CARD_FILE).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        _sync_folder(part_dir)
+        part_dir.rename(folder)
+        _sync_folder(folder.parent)
+    return folder
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

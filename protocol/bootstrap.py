@@ -1,0 +1,91 @@
+"""The bootstrap connection: obtains a coordinator's CA certificate, trusting nothing but its fingerprint.
+
+gRPC cannot connect without verifying, so this is a bare TLS handshake with the coordinator's own gRPC port. Nothing
+is sent over it. Python offers the peer's chain as a public method since 3.13; 3.11 and 3.12, which only get security
+fixes any more, have the same method on the private object underneath.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import selectors
+import socket
+import ssl
+import time
+from typing import Any
+
+from protocol.errors import LocalError, Unauthenticated, Unavailable
+
+_DER_ENCODING = 2
+"""`_ssl.ENCODING_DER`, which the private objects of Python 3.11 and 3.12 take."""
+_MAX_CHAIN = 8
+"""Certificates that are looked at; a coordinator sends two. OpenSSL itself stops reading a chain at 100 KiB."""
+
+
+def fetch_ca(host: str, port: int, fingerprint: str, timeout_s: float) -> bytes:
+    """PEM of the certificate with SHA-256 `fingerprint` (hexadecimal) in the chain that `host`:`port` presents.
+
+    Blocks for at most `timeout_s` after the name is resolved. Raises Unavailable where nobody answers with TLS in
+    time, and Unauthenticated where somebody does who has no such certificate.
+    """
+    expected = fingerprint.lower().encode("ascii", "replace")
+    chain = _peer_chain(host, port, timeout_s)
+    offered = [hashlib.sha256(certificate).hexdigest() for certificate in chain]
+    for certificate, got in zip(chain, offered, strict=True):
+        if hmac.compare_digest(got.encode(), expected):
+            return ssl.DER_cert_to_PEM_cert(certificate).encode("ascii")
+    raise Unauthenticated(
+        f"{host} port {port} is not the coordinator of this join link: expected a certificate with fingerprint"
+        f" {fingerprint}, got {', '.join(offered) or 'none'}"
+    )
+
+
+def _peer_chain(host: str, port: int, timeout_s: float) -> list[bytes]:
+    deadline_s = time.monotonic() + timeout_s
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # the fingerprint is the only thing to go by; see fetch_ca
+    context.set_alpn_protocols(["h2"])
+    try:
+        with (
+            socket.create_connection((host, port), timeout=timeout_s) as raw,
+            context.wrap_socket(raw, do_handshake_on_connect=False) as connection,
+        ):
+            _handshake(connection, deadline_s)
+            return _unverified_chain(connection)[:_MAX_CHAIN]
+    except TimeoutError as error:
+        raise Unavailable(f"no TLS answer from {host} port {port} within {timeout_s:g} s") from error
+    except ssl.SSLError as error:
+        raise Unavailable(f"{host} port {port} does not speak TLS as a coordinator does: {error.reason}") from error
+    except OSError as error:
+        raise Unavailable(f"cannot reach {host} port {port}: {error.strerror or error}") from error
+
+
+def _handshake(connection: ssl.SSLSocket, deadline_s: float) -> None:
+    """Shake hands by `deadline_s` in all: a socket's own timeout starts anew with every byte that trickles in."""
+    connection.setblocking(False)
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection, selectors.EVENT_READ)
+        while True:
+            try:
+                connection.do_handshake()
+                return
+            except ssl.SSLWantReadError:
+                selector.modify(connection, selectors.EVENT_READ)
+            except ssl.SSLWantWriteError:
+                selector.modify(connection, selectors.EVENT_WRITE)
+            remaining_s = deadline_s - time.monotonic()
+            if remaining_s <= 0 or not selector.select(remaining_s):
+                raise TimeoutError
+
+
+def _unverified_chain(connection: Any) -> list[bytes]:
+    """DER of each certificate that the peer sent, leaf first."""
+    if hasattr(connection, "get_unverified_chain"):  # Python 3.13 and later
+        return list(connection.get_unverified_chain())
+    private: Any = getattr(connection, "_sslobj", None)
+    if not hasattr(private, "get_unverified_chain"):
+        raise LocalError("this Python's ssl module cannot show the peer's certificate chain; CPython 3.11 or later can")
+    return [certificate.public_bytes(_DER_ENCODING) for certificate in private.get_unverified_chain() or ()]

@@ -1,0 +1,89 @@
+"""The join link: everything a volunteer needs to join a run, in one line that can be pasted.
+
+`barnraise://HOST:PORT/#FINGERPRINT.INVITE`: the address, the SHA-256 of the coordinator's CA certificate, and a
+single-use invite. Both secrets stand behind the `#`, which no browser or proxy sends on. Parsed by hand:
+`urllib.parse` drops line breaks and tabs in silence, and what was checked must be what is used. Touches nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from protocol.errors import ConfigError
+from protocol.hosts import is_host
+
+SCHEME = "barnraise://"
+_MAX_CHARACTERS = 1024
+_SHAPE = "barnraise://HOST:PORT/#FINGERPRINT.INVITE"
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+_INVITE = re.compile(r"[A-Za-z0-9_-]{16,128}")
+_PORT = re.compile(r"[0-9]{1,5}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinLink:
+    """A join link in its parts, each already checked. The invite is kept out of `repr`, so out of logs."""
+
+    host: str
+    port: int
+    fingerprint: str
+    invite: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not is_host(self.host):
+            raise ConfigError(f"join link: {self.host[:80]!r} is not a host name or address")
+        if not 1 <= self.port <= 65535:
+            raise ConfigError(f"join link: port must be 1 to 65535, got {self.port}")
+        if not _FINGERPRINT.fullmatch(self.fingerprint):
+            raise ConfigError(
+                f"join link: the fingerprint must be 64 hexadecimal digits, got {len(self.fingerprint)} characters"
+                f"{'' if len(self.fingerprint) != 64 else ' of which some are none'}"
+            )
+        if not _INVITE.fullmatch(self.invite):
+            raise ConfigError(
+                "join link: the invite must be 16 to 128 letters, digits, - and _,"
+                f" got {len(self.invite)} characters: was the link cut off?"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> JoinLink:
+        """The link in `text`, blanks around it ignored; ConfigError says which part is wrong and what a link is."""
+        link = text.strip()
+        if len(link) > _MAX_CHARACTERS:
+            raise ConfigError(f"join link: {len(link)} characters are too many; a link looks like {_SHAPE}")
+        if not link.isascii() or not link.isprintable() or " " in link:
+            raise ConfigError("join link: it has blanks, control or non-ASCII characters in it; paste it as one line")
+        if not link.lower().startswith(SCHEME):
+            raise ConfigError(f"join link: it must start with {SCHEME}; a link looks like {_SHAPE}")
+        address, found, secrets = link[len(SCHEME) :].partition("#")
+        if not found:
+            raise ConfigError(f"join link: nothing follows a # (quote the link in a shell); it looks like {_SHAPE}")
+        fingerprint, found, invite = secrets.partition(".")
+        if not found:
+            raise ConfigError(f"join link: no . between fingerprint and invite; a link looks like {_SHAPE}")
+        host, port = _split_address(address.removesuffix("/"))
+        return cls(host=host, port=port, fingerprint=fingerprint.lower(), invite=invite)
+
+    @property
+    def address(self) -> str:
+        """`HOST:PORT` as gRPC wants it, IPv6 in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{SCHEME}{self.address}/#{self.fingerprint}.{self.invite}"
+
+
+def _split_address(address: str) -> tuple[str, int]:
+    host, found, port = address.rpartition(":")
+    if not found or port.endswith("]"):
+        raise ConfigError(f"join link: {address[:80]!r} has no port; a link looks like {_SHAPE}")
+    if not _PORT.fullmatch(port):
+        raise ConfigError(f"join link: {port[:20]!r} is not a port")
+    if host.startswith("[") and host.endswith("]"):
+        if ":" not in host:
+            raise ConfigError(f"join link: only an IPv6 address stands in brackets, got {host[:80]!r}")
+        return host[1:-1], int(port)
+    if ":" in host:
+        raise ConfigError(f"join link: an IPv6 address stands in brackets, as in [{host[:80]}]:{port}")
+    return host, int(port)

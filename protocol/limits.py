@@ -1,0 +1,84 @@
+"""Every size and rate that the wire allows, each with its reason, and the gRPC options that enforce them.
+
+Both sides import these, so neither can send what the other refuses. Holds no state; does not import grpc.
+"""
+
+from __future__ import annotations
+
+PROTOCOL_VERSION = 1
+"""Sent when enrolling and opening a session; the coordinator refuses any other with a sentence."""
+
+FRAME_BYTES = 512 * 1024
+"""Payload of one raw frame: throughput over TLS is flat from 256 KiB to 1 MiB, and smaller frames keep memory low."""
+FRAME_HEADER_BYTES = 16
+
+MAX_CONTROL_BYTES = 1024 * 1024
+"""Largest control message: a manifest of 1024 blocks with momenta takes 300 KiB, a status of 1000 workers no less."""
+MAX_MESSAGE_BYTES = max(MAX_CONTROL_BYTES, FRAME_BYTES + FRAME_HEADER_BYTES)
+"""What gRPC refuses before it reaches our code, compressed or not."""
+MAX_METADATA_BYTES = 8 * 1024
+"""A signed call's metadata takes under 1 KiB; the rest is for what gRPC and proxies add."""
+
+MAX_NAME_CHARACTERS = 64
+MAX_CONCURRENT_STREAMS = 32
+"""Calls at once on one connection. A worker has a lease call, a heartbeat, an upload and a few downloads; gRPC's server
+refuses what is over the limit with UNAVAILABLE instead of letting it wait."""
+MAX_CONCURRENT_RPCS = 4096
+"""Calls at once on a coordinator: a thousand workers with four each; above it gRPC answers RESOURCE_EXHAUSTED."""
+MAX_WAIT_S = 30.0
+"""Longest that AcquireLease is held open: under the idle limit of common home routers and proxies (60 s and up)."""
+
+CALL_TIMEOUT_S = 20.0
+"""Deadline of a small unary call (not of AcquireLease, which adds its wait)."""
+KEEPALIVE_TIME_MS = 30_000
+"""Ping after this much silence: home NAT tables forget a quiet TCP flow after one to five minutes."""
+KEEPALIVE_TIMEOUT_MS = 15_000
+"""A connection whose ping is not answered for this long is dead: the power was cut, or the route is gone."""
+MIN_PING_INTERVAL_MS = 15_000
+"""The server hangs up on clients that ping faster than this: half of what ours do."""
+HANDSHAKE_TIMEOUT_MS = 10_000
+"""A peer that connects and does not finish TLS holds a socket no longer than this (gRPC's default is 120 s)."""
+MAX_IDLE_CONNECTION_MS = 10 * 60_000
+"""A connection without calls for this long is closed; a live worker has a heartbeat every few seconds."""
+MAX_RECONNECT_BACKOFF_MS = 30_000
+"""Longest pause between dials, jittered by gRPC: a restarted coordinator is found again within half a minute."""
+
+_IDENTITY_ONLY = 1
+"""Bit set of compression algorithms: only none. Tensors do not compress, and nothing can then unpack into a bomb."""
+
+GrpcOptions = tuple[tuple[str, int], ...]
+
+_BOTH_SIDES: GrpcOptions = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),
+    ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+)
+
+
+def server_options() -> GrpcOptions:
+    """Options for `grpc.aio.server(options=..., maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS)`."""
+    return (
+        *_BOTH_SIDES,
+        ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
+        ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+        ("grpc.max_connection_idle_ms", MAX_IDLE_CONNECTION_MS),
+        ("grpc.so_reuseport", 0),  # a second coordinator on the same port must fail, not share the workers
+    )
+
+
+def channel_options() -> GrpcOptions:
+    """Options for `grpc.aio.secure_channel(..., options=...)`."""
+    return (
+        *_BOTH_SIDES,
+        ("grpc.enable_retries", 0),  # a counter is used once: retries are signed anew by the worker, with its jitter
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.max_reconnect_backoff_ms", MAX_RECONNECT_BACKOFF_MS),
+        ("grpc.use_local_subchannel_pool", 1),  # one channel, one connection, so that closing one closes that one
+        ("grpc.enable_http_proxy", 0),  # the bootstrap connection dials directly too; the environment decides nothing
+    )

@@ -1,0 +1,342 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Capability(_message.Message):
+    __slots__ = ("device", "device_name", "memory_bytes", "max_columns", "tokens_per_s", "software")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_NAME_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    device_name: str
+    memory_bytes: int
+    max_columns: int
+    tokens_per_s: float
+    software: str
+    def __init__(self, device: _Optional[str] = ..., device_name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., max_columns: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., software: _Optional[str] = ...) -> None: ...
+
+class EnrolRequest(_message.Message):
+    __slots__ = ("protocol_version", "public_key", "invite", "name", "capability")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    INVITE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITY_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    public_key: bytes
+    invite: str
+    name: str
+    capability: Capability
+    def __init__(self, protocol_version: _Optional[int] = ..., public_key: _Optional[bytes] = ..., invite: _Optional[str] = ..., name: _Optional[str] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ...) -> None: ...
+
+class EnrolReply(_message.Message):
+    __slots__ = ("worker_id", "run_id", "manifest_public_key", "manifest_key_vouch", "trusted")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_KEY_VOUCH_FIELD_NUMBER: _ClassVar[int]
+    TRUSTED_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    run_id: str
+    manifest_public_key: bytes
+    manifest_key_vouch: bytes
+    trusted: bool
+    def __init__(self, worker_id: _Optional[str] = ..., run_id: _Optional[str] = ..., manifest_public_key: _Optional[bytes] = ..., manifest_key_vouch: _Optional[bytes] = ..., trusted: _Optional[bool] = ...) -> None: ...
+
+class OpenSessionRequest(_message.Message):
+    __slots__ = ("protocol_version", "public_key", "nonce", "capability")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITY_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    public_key: bytes
+    nonce: bytes
+    capability: Capability
+    def __init__(self, protocol_version: _Optional[int] = ..., public_key: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ...) -> None: ...
+
+class OpenSessionReply(_message.Message):
+    __slots__ = ("session_id", "heartbeat_interval_s", "run")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    heartbeat_interval_s: float
+    run: RunDescription
+    def __init__(self, session_id: _Optional[bytes] = ..., heartbeat_interval_s: _Optional[float] = ..., run: _Optional[_Union[RunDescription, _Mapping]] = ...) -> None: ...
+
+class RunDescription(_message.Message):
+    __slots__ = ("run_id", "name", "model_json", "residency", "codec", "sequence_length", "dataset_digest", "max_block_bytes")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_JSON_FIELD_NUMBER: _ClassVar[int]
+    RESIDENCY_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    DATASET_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MAX_BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    name: str
+    model_json: str
+    residency: str
+    codec: str
+    sequence_length: int
+    dataset_digest: str
+    max_block_bytes: int
+    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., model_json: _Optional[str] = ..., residency: _Optional[str] = ..., codec: _Optional[str] = ..., sequence_length: _Optional[int] = ..., dataset_digest: _Optional[str] = ..., max_block_bytes: _Optional[int] = ...) -> None: ...
+
+class DataRange(_message.Message):
+    __slots__ = ("seed", "start", "count")
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    seed: int
+    start: int
+    count: int
+    def __init__(self, seed: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
+
+class Lease(_message.Message):
+    __slots__ = ("lease_id", "round", "base_version", "columns", "data", "seed", "inner_steps", "batch_sequences", "learning_rate", "router_lr_scale", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_norm", "ttl_s")
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    INNER_STEPS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    ROUTER_LR_SCALE_FIELD_NUMBER: _ClassVar[int]
+    WARMUP_STEPS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_DECAY_FIELD_NUMBER: _ClassVar[int]
+    ADAM_BETA1_FIELD_NUMBER: _ClassVar[int]
+    ADAM_BETA2_FIELD_NUMBER: _ClassVar[int]
+    ADAM_EPS_FIELD_NUMBER: _ClassVar[int]
+    CLIP_NORM_FIELD_NUMBER: _ClassVar[int]
+    TTL_S_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    round: int
+    base_version: int
+    columns: _containers.RepeatedScalarFieldContainer[int]
+    data: DataRange
+    seed: int
+    inner_steps: int
+    batch_sequences: int
+    learning_rate: float
+    router_lr_scale: float
+    warmup_steps: int
+    weight_decay: float
+    adam_beta1: float
+    adam_beta2: float
+    adam_eps: float
+    clip_norm: float
+    ttl_s: float
+    def __init__(self, lease_id: _Optional[str] = ..., round: _Optional[int] = ..., base_version: _Optional[int] = ..., columns: _Optional[_Iterable[int]] = ..., data: _Optional[_Union[DataRange, _Mapping]] = ..., seed: _Optional[int] = ..., inner_steps: _Optional[int] = ..., batch_sequences: _Optional[int] = ..., learning_rate: _Optional[float] = ..., router_lr_scale: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., adam_beta1: _Optional[float] = ..., adam_beta2: _Optional[float] = ..., adam_eps: _Optional[float] = ..., clip_norm: _Optional[float] = ..., ttl_s: _Optional[float] = ...) -> None: ...
+
+class AcquireLeaseRequest(_message.Message):
+    __slots__ = ("wait_s",)
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    wait_s: float
+    def __init__(self, wait_s: _Optional[float] = ...) -> None: ...
+
+class AcquireLeaseReply(_message.Message):
+    __slots__ = ("lease", "wait", "over", "verdicts")
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    OVER_FIELD_NUMBER: _ClassVar[int]
+    VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    lease: Lease
+    wait: Wait
+    over: RunOver
+    verdicts: _containers.RepeatedCompositeFieldContainer[Verdict]
+    def __init__(self, lease: _Optional[_Union[Lease, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., over: _Optional[_Union[RunOver, _Mapping]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ...) -> None: ...
+
+class Wait(_message.Message):
+    __slots__ = ("reason", "retry_after_s")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    retry_after_s: float
+    def __init__(self, reason: _Optional[str] = ..., retry_after_s: _Optional[float] = ...) -> None: ...
+
+class RunOver(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class ReturnLeaseRequest(_message.Message):
+    __slots__ = ("lease_id", "reason")
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    reason: str
+    def __init__(self, lease_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ReturnLeaseReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class HeartbeatRequest(_message.Message):
+    __slots__ = ("lease_id", "inner_step", "train_loss", "tokens_per_s")
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    INNER_STEP_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_LOSS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    inner_step: int
+    train_loss: float
+    tokens_per_s: float
+    def __init__(self, lease_id: _Optional[str] = ..., inner_step: _Optional[int] = ..., train_loss: _Optional[float] = ..., tokens_per_s: _Optional[float] = ...) -> None: ...
+
+class HeartbeatReply(_message.Message):
+    __slots__ = ("cancelled", "latest_version")
+    CANCELLED_FIELD_NUMBER: _ClassVar[int]
+    LATEST_VERSION_FIELD_NUMBER: _ClassVar[int]
+    cancelled: _containers.RepeatedCompositeFieldContainer[CancelledLease]
+    latest_version: int
+    def __init__(self, cancelled: _Optional[_Iterable[_Union[CancelledLease, _Mapping]]] = ..., latest_version: _Optional[int] = ...) -> None: ...
+
+class CancelledLease(_message.Message):
+    __slots__ = ("lease_id", "reason")
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    reason: str
+    def __init__(self, lease_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class CommitSubmissionRequest(_message.Message):
+    __slots__ = ("lease_id", "digest", "payload_bytes", "codec", "inner_steps_done", "tokens", "train_loss_first", "train_loss_last", "train_s")
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    INNER_STEPS_DONE_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_LOSS_FIRST_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_LOSS_LAST_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_S_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    digest: bytes
+    payload_bytes: int
+    codec: str
+    inner_steps_done: int
+    tokens: int
+    train_loss_first: float
+    train_loss_last: float
+    train_s: float
+    def __init__(self, lease_id: _Optional[str] = ..., digest: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ..., codec: _Optional[str] = ..., inner_steps_done: _Optional[int] = ..., tokens: _Optional[int] = ..., train_loss_first: _Optional[float] = ..., train_loss_last: _Optional[float] = ..., train_s: _Optional[float] = ...) -> None: ...
+
+class CommitSubmissionReply(_message.Message):
+    __slots__ = ("upload_offset", "verdict")
+    UPLOAD_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    upload_offset: int
+    verdict: Verdict
+    def __init__(self, upload_offset: _Optional[int] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ...) -> None: ...
+
+class UploadHeader(_message.Message):
+    __slots__ = ("lease_id", "digest", "payload_bytes", "offset")
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    digest: bytes
+    payload_bytes: int
+    offset: int
+    def __init__(self, lease_id: _Optional[str] = ..., digest: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class UploadReply(_message.Message):
+    __slots__ = ("received_bytes", "complete")
+    RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    received_bytes: int
+    complete: bool
+    def __init__(self, received_bytes: _Optional[int] = ..., complete: _Optional[bool] = ...) -> None: ...
+
+class Verdict(_message.Message):
+    __slots__ = ("lease_id", "outcome", "reason")
+    class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        PENDING: _ClassVar[Verdict.Outcome]
+        ACCEPTED: _ClassVar[Verdict.Outcome]
+        REJECTED: _ClassVar[Verdict.Outcome]
+    PENDING: Verdict.Outcome
+    ACCEPTED: Verdict.Outcome
+    REJECTED: Verdict.Outcome
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    outcome: Verdict.Outcome
+    reason: str
+    def __init__(self, lease_id: _Optional[str] = ..., outcome: _Optional[_Union[Verdict.Outcome, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class GetManifestRequest(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class GetManifestReply(_message.Message):
+    __slots__ = ("manifest_json", "signature")
+    MANIFEST_JSON_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    manifest_json: bytes
+    signature: bytes
+    def __init__(self, manifest_json: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class DownloadRequest(_message.Message):
+    __slots__ = ("block_digest", "lease_data", "offset")
+    BLOCK_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LEASE_DATA_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    block_digest: bytes
+    lease_data: str
+    offset: int
+    def __init__(self, block_digest: _Optional[bytes] = ..., lease_data: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class CreateInviteRequest(_message.Message):
+    __slots__ = ("trusted", "expires_in_s", "count")
+    TRUSTED_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_IN_S_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    trusted: bool
+    expires_in_s: float
+    count: int
+    def __init__(self, trusted: _Optional[bool] = ..., expires_in_s: _Optional[float] = ..., count: _Optional[int] = ...) -> None: ...
+
+class CreateInviteReply(_message.Message):
+    __slots__ = ("join_links",)
+    JOIN_LINKS_FIELD_NUMBER: _ClassVar[int]
+    join_links: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, join_links: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class GetStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStatusReply(_message.Message):
+    __slots__ = ("status_json",)
+    STATUS_JSON_FIELD_NUMBER: _ClassVar[int]
+    status_json: str
+    def __init__(self, status_json: _Optional[str] = ...) -> None: ...
+
+class StopRunRequest(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class StopRunReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

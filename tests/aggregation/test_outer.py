@@ -1,0 +1,66 @@
+"""The outer step, against torch's own SGD where there is momentum and against plain averaging where there is none."""
+
+import pytest
+import torch
+
+from aggregation.outer import OuterStep
+from protocol.errors import LocalError
+
+
+def block(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {"w": torch.randn(4, 5, generator=generator), "b": torch.randn(5, generator=generator)}
+
+
+def test_plain_averaging_lands_on_the_mean_of_the_workers_exactly():
+    start, local = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([0.75, 2.5])}
+    new, momentum = OuterStep(1.0, 0.0).step(start, {"w": start["w"] - local["w"]})
+    assert torch.equal(new["w"], local["w"])
+    assert momentum is None
+
+
+@pytest.mark.parametrize(("lr", "mu"), [(0.7, 0.9), (1.0, 0.5), (0.4, 0.0)])
+def test_equals_torch_sgd_with_nesterov(lr, mu):
+    current, momentum = block(0), None
+    params = {name: torch.nn.Parameter(tensor.clone()) for name, tensor in current.items()}
+    sgd = torch.optim.SGD(params.values(), lr=lr, momentum=mu, nesterov=mu > 0)
+    for step in range(4):
+        gradient = block(step + 1)
+        for name, param in params.items():
+            param.grad = gradient[name].clone()
+        sgd.step()
+        current, momentum = OuterStep(lr, mu).step(current, gradient, momentum)
+    for name, param in params.items():
+        torch.testing.assert_close(current[name], param.detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_nothing_passed_in_changes():
+    start, gradient, momentum = block(0), block(1), block(2)
+    copies = [{name: tensor.clone() for name, tensor in part.items()} for part in (start, gradient, momentum)]
+    new, buffer = OuterStep(0.7, 0.9).step(start, gradient, momentum)
+    new["w"].zero_()
+    buffer["w"].zero_()
+    for part, copy in zip((start, gradient, momentum), copies, strict=True):
+        assert all(torch.equal(part[name], copy[name]) for name in copy)
+
+
+def test_first_momentum_does_not_alias_the_gradient():
+    gradient = block(1)
+    _, buffer = OuterStep(0.7, 0.9).step(block(0), gradient)
+    assert buffer["w"].data_ptr() != gradient["w"].data_ptr()
+
+
+def test_names_and_shapes_must_agree():
+    step = OuterStep(0.7, 0.9)
+    with pytest.raises(LocalError, match="names: b"):
+        step.step(block(0), {"w": torch.zeros(4, 5)})
+    with pytest.raises(LocalError, match=r"expected shape \(4, 5\), got \(5, 4\)"):
+        step.step(block(0), {"w": torch.zeros(5, 4), "b": torch.zeros(5)})
+    with pytest.raises(LocalError, match="momentum"):
+        step.step(block(0), block(1), {"w": torch.zeros(4, 5)})
+
+
+@pytest.mark.parametrize(("lr", "mu"), [(0.0, 0.0), (-1.0, 0.0), (float("nan"), 0.0), (1.0, 1.0), (1.0, -0.1)])
+def test_settings_are_checked(lr, mu):
+    with pytest.raises(LocalError):
+        OuterStep(lr, mu)

@@ -1,0 +1,104 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.errors import ConfigError
+from protocol.joinlink import JoinLink
+
+_FINGERPRINT = "0123456789abcdef" * 4
+_INVITE = "Ab-_" * 6
+_TAIL = f"#{_FINGERPRINT}.{_INVITE}"
+
+_LABEL = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)
+_HOSTS = st.one_of(
+    st.lists(_LABEL, min_size=1, max_size=4).map(".".join),
+    st.ip_addresses(v=4).map(str),
+    st.ip_addresses(v=6).map(str),
+)
+
+
+@given(
+    host=_HOSTS,
+    port=st.integers(1, 65535),
+    fingerprint=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
+    invite=st.from_regex(r"[A-Za-z0-9_-]{16,128}", fullmatch=True),
+)
+def test_what_is_printed_parses_back(host: str, port: int, fingerprint: str, invite: str) -> None:
+    link = JoinLink(host=host, port=port, fingerprint=fingerprint, invite=invite)
+    assert JoinLink.parse(str(link)) == link
+
+
+@given(text=st.text(max_size=200))
+def test_any_text_is_a_link_or_a_config_error(text: str) -> None:
+    for candidate in (text, "barnraise://" + text, f"barnraise://{text}/{_TAIL}", f"barnraise://h:1/#{text}"):
+        try:
+            link = JoinLink.parse(candidate)
+        except ConfigError:
+            continue
+        assert JoinLink.parse(str(link)) == link
+
+
+def test_the_documented_form() -> None:
+    link = JoinLink.parse(f"barnraise://train.example.org:7070/{_TAIL}")
+    assert (link.host, link.port, link.fingerprint, link.invite) == ("train.example.org", 7070, _FINGERPRINT, _INVITE)
+    assert link.address == "train.example.org:7070"
+
+
+def test_ipv6_stands_in_brackets() -> None:
+    link = JoinLink.parse(f"barnraise://[2001:db8::1]:7070/{_TAIL}")
+    assert link.host == "2001:db8::1"
+    assert link.address == "[2001:db8::1]:7070"
+    assert str(link) == f"barnraise://[2001:db8::1]:7070/{_TAIL}"
+
+
+def test_pasting_is_forgiven() -> None:
+    link = JoinLink.parse(f"  BARNRAISE://h:1#{_FINGERPRINT.upper()}.{_INVITE}\r\n")
+    assert link == JoinLink(host="h", port=1, fingerprint=_FINGERPRINT, invite=_INVITE)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "must start with barnraise://"),
+        (f"https://h:1/{_TAIL}", "must start with barnraise://"),
+        ("barnraise://h:1/", "nothing follows a #"),
+        (f"barnraise://h:1/#{_FINGERPRINT}", r"no \. between fingerprint and invite"),
+        (f"barnraise://h/{_TAIL}", "has no port"),
+        (f"barnraise://[::1]/{_TAIL}", "has no port"),
+        (f"barnraise://h:/{_TAIL}", "is not a port"),
+        (f"barnraise://h:http/{_TAIL}", "is not a port"),
+        (f"barnraise://h:-1/{_TAIL}", "is not a port"),
+        (f"barnraise://h:0/{_TAIL}", "port must be 1 to 65535, got 0"),
+        (f"barnraise://h:65536/{_TAIL}", "port must be 1 to 65535, got 65536"),
+        (f"barnraise://h:99999999999999/{_TAIL}", "is not a port"),
+        (f"barnraise://:1/{_TAIL}", "not a host name"),
+        (f"barnraise://user@h:1/{_TAIL}", "not a host name"),
+        (f"barnraise://h/path:1/{_TAIL}", "not a host name"),
+        (f"barnraise://-h:1/{_TAIL}", "not a host name"),
+        (f"barnraise://{'a' * 64}:1/{_TAIL}", "not a host name"),
+        (f"barnraise://{'a.' * 130}:1/{_TAIL}", "not a host name"),
+        (f"barnraise://::1:1/{_TAIL}", "stands in brackets, as in"),
+        (f"barnraise://[h]:1/{_TAIL}", "only an IPv6 address"),
+        (f"barnraise://[::g]:1/{_TAIL}", "not a host name"),
+        (f"barnraise://[fe80::1%eth0]:1/{_TAIL}", "not a host name"),
+        (f"barnraise://h:1/#abc.{_INVITE}", "64 hexadecimal digits, got 3"),
+        (f"barnraise://h:1/#{'g' * 64}.{_INVITE}", "64 hexadecimal digits"),
+        (f"barnraise://h:1/#{_FINGERPRINT}.short", "got 5 characters: was the link cut off"),
+        (f"barnraise://h:1/#{_FINGERPRINT}.{_INVITE}!", "letters, digits"),
+        (f"barnraise://h:1/{_TAIL}{'x' * 1000}", "too many"),
+        (f"barnraise://h:1/{_TAIL}\x00", "control"),
+        (f"barnraise://h\n:1/{_TAIL}", "control"),
+        (f"barnraise://h\t:1/{_TAIL}", "control"),
+        (f"barnraise://h\x1b[31m:1/{_TAIL}", "control"),
+        (f"barnraise://h :1/{_TAIL}", "blanks"),
+        (f"barnraise://hé:1/{_TAIL}", "non-ASCII"),
+        (f"barnraise://h:١/{_TAIL}", "non-ASCII"),  # a digit that int() takes
+    ],
+)
+def test_each_wrong_part_is_named(text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        JoinLink.parse(text)
+
+
+def test_the_invite_is_not_in_repr() -> None:
+    assert _INVITE not in repr(JoinLink(host="h", port=1, fingerprint=_FINGERPRINT, invite=_INVITE))
