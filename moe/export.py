@@ -1,0 +1,139 @@
+"""A run's model as an ordinary Hugging Face folder, and such a folder as the start of a run.
+
+Decides what an exported checkpoint consists of; writes only the folder it is given. Holds always: the folder appears
+complete or not at all; `AutoModelForCausalLM` and `AutoTokenizer` open it with nothing of this project installed;
+nothing is unpickled and no code from a checkpoint runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig
+from transformers.utils import logging as transformers_logging
+
+from moe.blocks import Blocks, slice_blocks
+from moe.config import config_from_json, config_to_json
+from moe.full import full_model
+from moe.layout import FROZEN, Layout, layout
+from moe.skeleton import model_class
+from moe.tokenizer import byte_tokenizer_json, tokenizer_config
+from protocol.errors import ConfigError
+from protocol.ids import BlockId
+
+# Loading and saving are steps of commands that draw their own progress and say what is wrong in one sentence.
+_logging: Any = transformers_logging
+_logging.disable_progress_bar()
+_logging.set_verbosity_error()
+
+
+def export_checkpoint(
+    blocks: Mapping[BlockId, Mapping[str, Tensor]], layout: Layout, folder: Path, *, tokenizer_json: bytes | None = None
+) -> None:
+    """Write the whole model and its tokenizer (bytes by default) to `folder`, replacing what was there."""
+    tokenizer_json = byte_tokenizer_json() if tokenizer_json is None else tokenizer_json
+    values = layout.config_json
+    _check_vocabulary(tokenizer_json, values["vocab_size"])
+    model = full_model(layout, blocks)
+    special = {key: values[key] for key in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    model.generation_config = GenerationConfig.from_dict(special)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
+    try:
+        model.save_pretrained(staging)
+        (staging / "tokenizer.json").write_bytes(tokenizer_json)
+        settings = tokenizer_config(tokenizer_json, max_positions=values["max_position_embeddings"])
+        (staging / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+        _put_in_place(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_vocabulary(tokenizer_json: bytes, vocab_size: int) -> None:
+    document = json.loads(tokenizer_json)
+    vocabulary = document["model"]["vocab"]
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    highest = max([*ids, *(token["id"] for token in document.get("added_tokens", []))], default=-1)
+    if highest >= vocab_size:
+        raise ConfigError(f"the tokenizer has id {highest}, outside the model's vocabulary of {vocab_size}")
+
+
+def _put_in_place(staging: Path, folder: Path) -> None:
+    """Make everything durable, then rename; a former checkpoint goes aside first, since folders do not replace."""
+    for path in (*staging.iterdir(), staging):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    if folder.exists():
+        aside = staging.with_suffix(".old")
+        folder.rename(aside)
+        staging.rename(folder)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        staging.rename(folder)
+
+
+def import_checkpoint(folder: Path, residency: str = FROZEN) -> tuple[PreTrainedConfig, Blocks]:
+    """Configuration and fp32 blocks of a Hugging Face checkpoint on disk; ConfigError says why it cannot be used."""
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder} is not a checkpoint folder: it has no config.json")
+    if not list(folder.glob("*.safetensors")):
+        raise ConfigError(f"{folder} has no .safetensors file; other weight formats are not read")
+    try:
+        found = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{folder}/config.json cannot be read: {error}") from error
+    config = config_from_json(config_to_json(found))
+    try:
+        opened: Any = model_class(config.model_type).from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # named below instead
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(f"the weights in {folder} cannot be read: {error}") from error
+    model, report = opened
+    wrong = {
+        key: sorted(report[key])[:3] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[key]
+    }
+    if wrong:
+        raise ConfigError(f"the weights in {folder} do not fit its configuration: {wrong}")
+    return config, slice_blocks(model.state_dict(), layout(config, residency))
+
+
+def sample(folder: Path, prompt: str, max_new_tokens: int, seed: int, *, temperature: float = 0.8) -> str:
+    """Text that the checkpoint in `folder` writes after `prompt`, the same for the same seed. 0 is greedy."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(f"{folder} cannot be opened as a checkpoint: {error}") from error
+    given = tokenizer(prompt or "\n", return_tensors="pt")
+    chance = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        torch.manual_seed(seed)
+        written = model.generate(
+            input_ids=given["input_ids"],
+            attention_mask=given["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            **chance,
+        )
+    text = tokenizer.decode(written[0, given["input_ids"].shape[1] :], skip_special_tokens=True)
+    return str(text)

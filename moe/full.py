@@ -1,0 +1,91 @@
+"""The whole model: where a run starts, and how good a version is.
+
+Decides initial values and how held-out loss is measured; touches no files. Holds always: initial values depend only on
+(seed, parameter name, column), so any one block can be made without the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from moe.blocks import Block, Blocks, check_blocks, merge_blocks
+from moe.config import config_from_json
+from moe.layout import Layout, ParamSpec
+from moe.skeleton import materialise, meta_model
+from protocol.errors import LocalError
+from protocol.ids import BlockId, column_of
+
+
+def initial_blocks(config: PreTrainedConfig, layout: Layout, seed: int) -> Blocks:
+    """Fresh weights, distributed as `transformers` initialises them: normal matrices, norms one, biases zero."""
+    return {block: _initial_block(config, layout, block, seed) for block in layout.blocks}
+
+
+def _initial_block(config: PreTrainedConfig, layout: Layout, block: BlockId, seed: int) -> Block:
+    tensors = {}
+    for spec in layout.block_specs(block):
+        key = hashlib.sha256(f"{seed}\0{block}\0{spec.name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
+        tensors[spec.name] = _initial_tensor(spec, float(config.initializer_range), config.pad_token_id, generator)
+    return tensors
+
+
+def _initial_tensor(spec: ParamSpec, std: float, pad_id: int | None, generator: torch.Generator) -> Tensor:
+    if spec.name.endswith("norm.weight"):
+        return torch.ones(spec.shape)
+    if spec.name.endswith(".bias"):
+        return torch.zeros(spec.shape)
+    tensor = torch.empty(spec.shape).normal_(0.0, std, generator=generator)
+    if spec.name.endswith("embed_tokens.weight") and pad_id is not None:
+        tensor[pad_id].zero_()
+    return tensor
+
+
+def full_model(layout: Layout, blocks: Mapping[BlockId, Mapping[str, Tensor]]) -> PreTrainedModel:
+    """The whole model of these blocks, in fp32 on the CPU, in evaluation mode."""
+    state = merge_blocks(blocks, layout)
+    aliases = {alias for alias, _ in layout.tied}
+    model = meta_model(config_from_json(layout.config_json))
+    own = {name: tensor for name, tensor in state.items() if name not in aliases}
+    materialise(model, own, layout.tied, torch.device("cpu"))
+    model.train(False)
+    return model
+
+
+@torch.no_grad()
+def load_blocks(model: nn.Module, layout: Layout, blocks: Mapping[BlockId, Mapping[str, Tensor]]) -> None:
+    """Overwrite, in place, the blocks that are given; the model keeps the others."""
+    check_blocks(blocks, layout)
+    named = dict(model.named_parameters())
+    for block, tensors in blocks.items():
+        column = column_of(block)
+        for name, tensor in tensors.items():
+            (named[name] if column is None else named[name][column]).copy_(tensor)
+
+
+@torch.inference_mode()
+def evaluate_loss(model: PreTrainedModel, tokens_NT1: Tensor, batch: int) -> tuple[float, float]:
+    """Mean cross-entropy (nats a token) and its standard error over the N sequences.
+
+    A model that has gone wrong gives NaN or infinity: the caller decides what that means.
+    """
+    if tokens_NT1.ndim != 2 or tokens_NT1.shape[0] < 1 or tokens_NT1.shape[1] < 2:
+        raise LocalError(f"evaluation needs at least one sequence of two tokens, got shape {tuple(tokens_NT1.shape)}")
+    device = next(model.parameters()).device
+    model.train(False)
+    losses = []
+    for chunk_BT1 in torch.split(tokens_NT1, max(1, batch)):
+        tokens_BT1 = chunk_BT1.to(device, torch.long)
+        logits_BTV = model(input_ids=tokens_BT1[:, :-1], use_cache=False).logits.float()
+        loss_BT = nn.functional.cross_entropy(logits_BTV.transpose(1, 2), tokens_BT1[:, 1:], reduction="none")
+        losses.append(loss_BT.double().mean(dim=1).cpu())
+    loss_N = torch.cat(losses)
+    count = loss_N.shape[0]
+    error = float(loss_N.std()) / math.sqrt(count) if count > 1 else math.nan
+    return float(loss_N.mean()), error

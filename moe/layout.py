@@ -1,0 +1,200 @@
+"""Which parameters of a model are trunk and which belong to which expert column, with shapes and bytes.
+
+Decides how a model is cut into blocks; touches nothing and allocates nothing (shapes come from torch's meta device).
+Holds always: every parameter lies in exactly one block; tied weights are counted once, under the first of their names;
+all columns have the same specs. A column block's entry `NAME` is row e of the fused tensor `NAME` of the state dict.
+
+Residency: in `frozen` the routers are trunk; in `absent` row e of every router belongs to column e.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from transformers import PreTrainedConfig
+
+from moe.config import config_to_json, normalises_gates
+from moe.skeleton import meta_model
+from protocol.errors import ConfigError, LocalError
+from protocol.ids import TRUNK, BlockId, column_block, column_of
+from protocol.tensors import TensorSpec
+
+FROZEN: Final = "frozen"
+ABSENT: Final = "absent"
+RESIDENCIES: Final = (FROZEN, ABSENT)
+
+EXPERT_SUFFIXES: Final = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
+ROUTER_SUFFIX: Final = ".mlp.gate.weight"
+
+FP32_BYTES: Final = 4
+OPTIMIZER_MOMENTS: Final = 2
+"""AdamW keeps a first and a second moment, in fp32."""
+
+
+def is_expert(name: str) -> bool:
+    """Whether the parameter is a fused expert tensor [E, ., .]."""
+    return name.endswith(EXPERT_SUFFIXES)
+
+
+def is_router(name: str) -> bool:
+    """Whether the parameter is a router [E, H]."""
+    return name.endswith(ROUTER_SUFFIX)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParamSpec:
+    """One tensor of a block. Blocks are always fp32: they are what is averaged."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of its values."""
+        return math.prod(self.shape) * FP32_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """A model, cut into the trunk and `columns` expert columns."""
+
+    config_json: Mapping[str, Any]
+    residency: str
+    trunk: tuple[ParamSpec, ...]
+    column: tuple[ParamSpec, ...]
+    """Specs of one column; every column has the same."""
+    columns: int
+    top_k: int
+    tied: tuple[tuple[str, str], ...]
+    """(name that repeats a tensor, name under which the trunk holds it)."""
+
+    @property
+    def blocks(self) -> tuple[BlockId, ...]:
+        """Every block of the model: the trunk, then the columns in order."""
+        return self.shard_blocks(range(self.columns))
+
+    def shard_blocks(self, columns: Iterable[int]) -> tuple[BlockId, ...]:
+        """Blocks that a shard of these columns trains: the trunk, then its columns, ascending."""
+        return (TRUNK, *(column_block(column) for column in sorted(columns)))
+
+    def needed_blocks(self, columns: Iterable[int]) -> tuple[BlockId, ...]:
+        """Blocks that must be at hand to build that shard: all of them where the others are frozen."""
+        return self.blocks if self.residency == FROZEN else self.shard_blocks(columns)
+
+    def block_specs(self, block: BlockId) -> tuple[ParamSpec, ...]:
+        """What `block` holds; LocalError for a column that the model does not have."""
+        column = column_of(block)
+        if column is None:
+            return self.trunk
+        if column >= self.columns:
+            raise LocalError(f"block {block}: the model has {self.columns} expert columns")
+        return self.column
+
+    def block_bytes(self, block: BlockId) -> int:
+        """Bytes of the block's values in fp32."""
+        return sum(spec.payload_bytes for spec in self.block_specs(block))
+
+    @property
+    def max_block_bytes(self) -> int:
+        """Bytes of the largest block."""
+        return max(self.block_bytes(block) for block in (TRUNK, column_block(0)))
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the whole model in fp32."""
+        return self.trainable_bytes(self.columns)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole model."""
+        return self.total_bytes // FP32_BYTES
+
+    def trainable_bytes(self, columns_held: int) -> int:
+        """Bytes of what a shard of `columns_held` columns trains, in fp32."""
+        return self.block_bytes(TRUNK) + columns_held * self.block_bytes(column_block(0))
+
+    def frozen_bytes(self, columns_held: int, *, compute_bytes: int = FP32_BYTES) -> int:
+        """Bytes of what stands in for the columns that are not held."""
+        if self.residency == ABSENT:
+            return 0
+        return (self.columns - columns_held) * self.block_bytes(column_block(0)) // FP32_BYTES * compute_bytes
+
+    def training_memory_bytes(self, columns_held: int, *, compute_bytes: int = FP32_BYTES) -> int:
+        """Weights, gradients, both moments and the starting point of what is held, and the frozen rest.
+
+        `compute_bytes` is 2 where matrices are multiplied in bf16: the frozen experts are then kept in bf16 only, and
+        the held ones have a bf16 copy beside their fp32 weights. Activations are the planner's.
+        """
+        trainable = self.trainable_bytes(columns_held)
+        copies = 0 if compute_bytes == FP32_BYTES else trainable // FP32_BYTES * compute_bytes
+        kept = trainable * (1 + 1 + OPTIMIZER_MOMENTS + 1)
+        return kept + copies + self.frozen_bytes(columns_held, compute_bytes=compute_bytes)
+
+    def check_columns(self, columns: Iterable[int]) -> tuple[int, ...]:
+        """The columns, ascending, of a shard that can be trained; ConfigError with the reason otherwise."""
+        held = tuple(sorted(columns))
+        if not held or len(set(held)) != len(held) or held[0] < 0 or held[-1] >= self.columns:
+            raise ConfigError(f"a shard needs distinct columns of 0 to {self.columns - 1}, got {list(held)}")
+        if self.residency == ABSENT and len(held) < self.top_k:
+            raise ConfigError(
+                f"residency absent: a shard must hold at least top-k = {self.top_k} columns, "
+                f"since each token is sent to that many experts; got {len(held)}"
+            )
+        return held
+
+
+def layout(config: PreTrainedConfig, residency: str) -> Layout:
+    """Cut the model that `config` describes; ConfigError with the reason where it cannot be cut so."""
+    if residency not in RESIDENCIES:
+        raise ConfigError(f"residency: expected one of {', '.join(RESIDENCIES)}, got {residency!r}")
+    values = config_to_json(config)
+    if residency == ABSENT and not normalises_gates(values):
+        raise ConfigError(
+            "residency absent needs gates that are renormalised after top-k (norm_topk_prob): without it, the weight "
+            "of the experts that are there depends on the logits of those that are not"
+        )
+    model = meta_model(config)
+    kept = {id(tensor): name for name, tensor in model.named_parameters()}
+    tied = tuple(
+        (name, kept[id(tensor)])
+        for name, tensor in model.named_parameters(remove_duplicate=False)
+        if kept[id(tensor)] != name
+    )
+    trunk, column, experts = [], [], values["num_experts"]
+    for name, tensor in model.named_parameters():
+        shape = tuple(tensor.shape)
+        if not (is_expert(name) or (is_router(name) and residency == ABSENT)):
+            trunk.append(ParamSpec(name=name, shape=shape))
+        elif shape[0] != experts:
+            raise LocalError(f"{name}: expected {experts} experts in its first dimension, got shape {shape}")
+        else:
+            column.append(ParamSpec(name=name, shape=shape[1:]))
+    return Layout(
+        config_json=values,
+        residency=residency,
+        trunk=tuple(trunk),
+        column=tuple(column),
+        columns=experts,
+        top_k=values["num_experts_per_tok"],
+        tied=tied,
+    )
+
+
+def submission_specs(model_layout: Layout, columns: Iterable[int]) -> list[TensorSpec]:
+    """What a submission for a shard of these columns must hold: names `BLOCK/PARAMETER`, sorted by name."""
+    specs = [
+        TensorSpec(name=f"{block}/{spec.name}", shape=spec.shape)
+        for block in model_layout.shard_blocks(columns)
+        for spec in model_layout.block_specs(block)
+    ]
+    return sorted(specs, key=lambda spec: spec.name)
+
+
+def block_tensor_specs(model_layout: Layout, block: BlockId) -> list[TensorSpec]:
+    """What the file of `block` must hold, sorted by name."""
+    specs = [TensorSpec(name=spec.name, shape=spec.shape) for spec in model_layout.block_specs(block)]
+    return sorted(specs, key=lambda spec: spec.name)
