@@ -70,8 +70,8 @@ def load_blocks(model: nn.Module, layout: Layout, blocks: Mapping[BlockId, Mappi
 
 
 @torch.inference_mode()
-def evaluate_loss(model: PreTrainedModel, tokens_NT1: Tensor, batch: int) -> tuple[float, float]:
-    """Mean cross-entropy (nats a token) and its standard error over the N sequences.
+def sequence_losses(model: PreTrainedModel, tokens_NT1: Tensor, batch: int) -> Tensor:
+    """Cross-entropy of each of the N sequences, nats a token: loss_N, fp64, on the CPU.
 
     A model that has gone wrong gives NaN or infinity: the caller decides what that means.
     """
@@ -85,7 +85,16 @@ def evaluate_loss(model: PreTrainedModel, tokens_NT1: Tensor, batch: int) -> tup
         logits_BTV = model(input_ids=tokens_BT1[:, :-1], use_cache=False).logits.float()
         loss_BT = nn.functional.cross_entropy(logits_BTV.transpose(1, 2), tokens_BT1[:, 1:], reduction="none")
         losses.append(loss_BT.double().mean(dim=1).cpu())
-    loss_N = torch.cat(losses)
-    count = loss_N.shape[0]
-    error = float(loss_N.std()) / math.sqrt(count) if count > 1 else math.nan
-    return float(loss_N.mean()), error
+    return torch.cat(losses)
+
+
+def mean_and_error(values_N: Tensor) -> tuple[float, float]:
+    """Mean and its standard error; the error of a single value is not known: NaN."""
+    count = values_N.shape[0]
+    error = float(values_N.std()) / math.sqrt(count) if count > 1 else math.nan
+    return float(values_N.mean()), error
+
+
+def evaluate_loss(model: PreTrainedModel, tokens_NT1: Tensor, batch: int) -> tuple[float, float]:
+    """Mean cross-entropy (nats a token) and its standard error over the N sequences."""
+    return mean_and_error(sequence_losses(model, tokens_NT1, batch))

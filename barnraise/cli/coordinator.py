@@ -1,0 +1,223 @@
+"""The operator's commands: make a run, serve it, invite people, see why it waits, end it, export it.
+
+Decides how settings are asked for; `coordinator/` does the rest. Calls to a running coordinator go over its own gRPC,
+with the key that `init` wrote into the run folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from barnraise.cli.output import print_json
+
+if TYPE_CHECKING:
+    from coordinator.settings import RunSettings
+
+app = typer.Typer(no_args_is_help=True, help="Define a run, serve it, invite people.")
+
+Run = Annotated[Path, typer.Argument(help="The run's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="For machines.")]
+
+
+@app.command()
+def init(
+    folder: Run,
+    settings: Annotated[Path | None, typer.Option(help="A settings.toml to start from; options override it.")] = None,
+    name: Annotated[str | None, typer.Option(help="What people see.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Train this shape from scratch: tiny, 100m, olmoe-7b.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Train on from this Hugging Face folder.")] = None,
+    data: Annotated[str | None, typer.Option(help="A prepared dataset, a text file or folder, or stdlib.")] = None,
+    residency: Annotated[str | None, typer.Option(help="frozen or absent.")] = None,
+    codec: Annotated[str | None, typer.Option(help="What submissions are encoded in: bf16 or fp32.")] = None,
+    sequence_length: Annotated[int | None, typer.Option(help="Tokens a sequence.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the first weights.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="After so many rounds the run is over.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Workers that each column is leased to, a round.")] = None,
+    quorum: Annotated[int | None, typer.Option(help="Accepted submissions that close a column.")] = None,
+    inner_steps: Annotated[int | None, typer.Option(help="Inner steps a lease.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences an inner step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the inner optimizer.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    advertise: Annotated[
+        list[str] | None, typer.Option(help="Name or address by which workers reach this machine; may be repeated.")
+    ] = None,
+    if_missing: Annotated[bool, typer.Option("--if-missing", help="Do nothing where a run is there already.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a run: its keys, its data and the model's first version."""
+    from coordinator.runfolder import RunFolder, init_run
+
+    if if_missing and (folder / "run.json").is_file():
+        run = RunFolder.open(folder)
+    else:
+        given = {
+            "name": name,
+            "preset": preset,
+            "checkpoint": None if checkpoint is None else str(checkpoint),
+            "data": data,
+            "residency": residency,
+            "codec": codec,
+            "sequence_length": sequence_length,
+            "seed": seed,
+            "host": host,
+            "port": port,
+            "advertised_hosts": advertise or None,
+        }
+        engine = {"max_rounds": rounds, "replicas": replicas, "quorum": quorum}
+        inner = {"inner_steps": inner_steps, "batch_sequences": batch, "learning_rate": learning_rate}
+        run = init_run(folder, _settings(settings, given, engine, inner))
+    if as_json:
+        print_json({"run_id": run.run_id, "folder": str(run.root)})
+        return
+    print(f"run {run.run_id} is in {run.root}")
+    print(f"serve it:   barnraise coordinator run {folder}")
+    print(f"invite:     barnraise coordinator invite {folder}")
+
+
+def _settings(file: Path | None, given: dict[str, Any], engine: dict[str, Any], inner: dict[str, Any]) -> RunSettings:
+    """Settings from the file, then from the options that were given, then defaults."""
+    import tomllib
+
+    from pydantic import ValidationError
+
+    from coordinator.settings import RunSettings, describe
+    from protocol.errors import ConfigError
+
+    try:
+        table: dict[str, Any] = {} if file is None else tomllib.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read settings from {file}: {error}") from error
+    engine_table = dict(table.get("engine", {})) | _present(engine)
+    inner_table = dict(engine_table.get("inner", {})) | _present(inner)
+    if inner_table:
+        engine_table["inner"] = inner_table
+    table |= _present(given) | {"engine": engine_table}
+    if "preset" not in table and "checkpoint" not in table:
+        table["preset"] = "tiny"
+    try:
+        return RunSettings.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError(describe(error)) from error
+
+
+def _present(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@app.command()
+def export(
+    folder: Run,
+    out: Annotated[Path, typer.Argument(help="Hugging Face folder to write.")],
+    version: Annotated[int | None, typer.Option(min=0, help="Which version; the latest by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a version of the model as an ordinary Hugging Face checkpoint."""
+    from coordinator.runfolder import RunFolder
+    from coordinator.versions import Versions
+    from moe.export import export_checkpoint
+    from protocol.errors import ConfigError
+
+    run = RunFolder.open(folder)
+    layout = run.layout()
+    kept = sorted(int(path.stem) for path in (run.root / "versions").glob("*.json"))
+    chosen = kept[-1] if version is None else version
+    versions = Versions(run.root / "versions", run.artifacts(), layout)
+    manifest = versions.manifest_digest(chosen)
+    if manifest is None:
+        raise ConfigError(f"version {chosen} is not kept; these are: {', '.join(map(str, kept))}")
+    blocks = versions.load_blocks(versions.manifest(manifest))
+    export_checkpoint(blocks, layout, out, tokenizer_json=run.dataset().tokenizer_json)
+    if as_json:
+        print_json({"version": chosen, "checkpoint": str(out)})
+    else:
+        print(f"version {chosen} is in {out}")
+
+
+@app.command()
+def run(
+    folder: Run,
+    invites: Annotated[int, typer.Option(min=0, help="Make so many join links at the start.")] = 0,
+    invites_to: Annotated[
+        Path | None, typer.Option(help="Write them as files into this folder instead of printing them.")
+    ] = None,
+    trusted: Annotated[bool, typer.Option("--trusted", help="These links are for founders.")] = False,
+) -> int:
+    """Serve the run until it is over, or until Ctrl-C; the next start goes on where this one was."""
+    import asyncio
+
+    from barnraise.cli.serve import serve
+
+    return asyncio.run(serve(folder, invites=invites, invites_to=invites_to, trusted=trusted))
+
+
+@app.command()
+def invite(
+    folder: Run,
+    count: Annotated[int, typer.Option(min=1, help="How many join links; each is for one machine.")] = 1,
+    trusted: Annotated[bool, typer.Option("--trusted", help="For founders: full weight from the start.")] = False,
+    expires_in_h: Annotated[float, typer.Option(help="Hours until an unused link expires.")] = 168.0,
+    to: Annotated[Path | None, typer.Option(help="Write them as files into this folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make join links. The run must be served."""
+    from coordinator.operator_client import create_invites
+    from coordinator.runfolder import RunFolder
+
+    links = create_invites(RunFolder.open(folder), count=count, trusted=trusted, expires_in_s=expires_in_h * 3600.0)
+    give_links(links, to=to, as_json=as_json)
+
+
+def give_links(links: list[str], *, to: Path | None, as_json: bool = False) -> None:
+    """Print join links, or write each into a file of its own."""
+    if to is not None:
+        from barnraise.cli.links import write_links
+
+        written = [str(path) for path in write_links(to, links)]
+        print_json({"files": written}) if as_json else print(f"{len(written)} join links are in {to}", flush=True)
+    elif as_json:
+        print_json({"join_links": links})
+    else:
+        for link in links:
+            print(link, flush=True)
+
+
+@app.command()
+def stop(
+    folder: Run,
+    reason: Annotated[str, typer.Option(help="What the workers are told.")] = "stopped by the operator",
+) -> None:
+    """End the run for good: its last version is validated and exported, and the workers are told."""
+    from coordinator.operator_client import stop_run
+    from coordinator.runfolder import RunFolder
+
+    stop_run(RunFolder.open(folder), reason=reason)
+    print("the run is ending: its last version is validated and exported first")
+
+
+def status(
+    folder: Run,
+    watch: Annotated[float | None, typer.Option(min=0.2, help="Show it again every so many seconds.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What the run is doing, and why the round is not closed."""
+    import time
+
+    from barnraise.cli.status import print_status
+    from coordinator.operator_client import fetch_status
+    from coordinator.runfolder import RunFolder
+
+    run_folder = RunFolder.open(folder)
+    while True:
+        found = fetch_status(run_folder)
+        if as_json:
+            print_json(found.model_dump(mode="json"))
+        else:
+            print_status(found)
+        if watch is None or found.over:
+            return
+        time.sleep(watch)
+        print()

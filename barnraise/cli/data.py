@@ -1,0 +1,87 @@
+"""Commands about text: make a tokenized, content-addressed dataset, and read its card.
+
+Decides nothing; `coordinator/datasets/` does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from barnraise.cli.output import human_bytes, print_json, print_pairs
+
+if TYPE_CHECKING:
+    from coordinator.datasets import DatasetCard
+
+app = typer.Typer(no_args_is_help=True, help="Make and look at datasets.")
+
+Json = Annotated[bool, typer.Option("--json", help="For machines.")]
+
+
+@app.command()
+def prepare(
+    sources: Annotated[list[str], typer.Argument(help="Folders, files, stdlib, or datasets:NAME.")],
+    out: Annotated[Path, typer.Option(help="Folder in which the dataset gets a folder of its own.")],
+    tokenizer: Annotated[str, typer.Option(help="bytes, or a tokenizer.json.")] = "bytes",
+    heldout: Annotated[float, typer.Option(help="Share of the documents that no worker ever sees.")] = 0.05,
+    licence: Annotated[str | None, typer.Option(help="Under which licence the text may be used.")] = None,
+    allow: Annotated[list[str] | None, typer.Option(help="A use that is allowed; may be repeated.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Tokenize text into a dataset with a held-out part and a card."""
+    from coordinator.datasets import prepare as prepare_dataset
+
+    dataset = prepare_dataset(
+        sources,
+        out,
+        tokenizer=tokenizer,
+        heldout_share=heldout,
+        licence=licence,
+        allowed_uses=allow,
+        progress=_progress if sys.stderr.isatty() and not as_json else None,
+    )
+    if sys.stderr.isatty() and not as_json:
+        print(file=sys.stderr)
+    _print_card(dataset.card, dataset.folder, as_json=as_json)
+
+
+@app.command()
+def show(
+    folder: Annotated[Path, typer.Argument(help="A dataset's folder.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Read every byte against the card.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show a dataset's card: source, licence, allowed uses, counts, digest."""
+    from coordinator.datasets import Dataset
+
+    dataset = Dataset.open(folder, verify=verify)
+    _print_card(dataset.card, dataset.folder, as_json=as_json)
+
+
+def _progress(documents: int, tokens: int) -> None:
+    print(f"\r{documents:,} documents, {tokens:,} tokens", end="", file=sys.stderr)
+
+
+def _print_card(card: DatasetCard, folder: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_json(dataclasses.asdict(card) | {"folder": str(folder)})
+        return
+    print_pairs(
+        (
+            ("folder", folder),
+            ("digest", card.digest),
+            ("tokenizer", f"{card.tokenizer}, {card.vocab_size} tokens"),
+            ("training", f"{card.train_tokens:,} tokens, {card.train_documents:,} documents"),
+            ("held out", f"{card.heldout_tokens:,} tokens, {card.heldout_documents:,} documents"),
+            ("licence", card.licence),
+            ("allowed uses", ", ".join(card.allowed_uses)),
+        )
+    )
+    for source in card.sources:
+        counts = f"{source.documents:,} documents, {human_bytes(source.text_bytes)}"
+        left_out = f"{source.duplicates} duplicates, {source.skipped} skipped"
+        print(f"source        {source.kind}: {source.name}, {counts}, {left_out}")

@@ -1,0 +1,52 @@
+"""Join links handed over through a folder: an operator's machine writes them, each worker takes one.
+
+Decides who gets which link: renaming a file is atomic, so that of many workers starting at once each takes another one.
+This is for machines that share a disk or a volume (containers, clusters); people paste links.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from protocol.errors import ConfigError
+
+LINK_SUFFIX = ".link"
+POLL_S = 0.5
+
+
+def write_links(folder: Path, links: Sequence[str]) -> list[Path]:
+    """One file for each link, readable by this user only; each appears whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for number, link in enumerate(links, start=1):
+        path = folder / f"invite-{int(time.time())}-{number:03d}{LINK_SUFFIX}"
+        temporary = path.with_suffix(".tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(link + "\n")
+        temporary.replace(path)
+        written.append(path)
+    return written
+
+
+def claim_link(folder: Path, *, claimant: str | None = None, wait_s: float = 600.0) -> str:
+    """This worker's link: the one that it claimed before, or the first free one, waiting until there is one."""
+    claimant = claimant or socket.gethostname()
+    deadline_s = time.monotonic() + wait_s
+    mine = folder / f"taken-by-{claimant}"
+    while not mine.exists():
+        for free in sorted(folder.glob(f"*{LINK_SUFFIX}")):
+            try:
+                free.rename(mine)
+            except FileNotFoundError:
+                continue  # another worker was faster
+            break
+        else:
+            if time.monotonic() >= deadline_s:
+                raise ConfigError(f"no free join link appeared in {folder} within {wait_s:.0f} s")
+            time.sleep(POLL_S)
+    return mine.read_text(encoding="ascii").strip()

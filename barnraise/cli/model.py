@@ -1,0 +1,80 @@
+"""Commands about models: what fits in this memory, what a checkpoint writes, and which versions are installed.
+
+Decides nothing; `moe/` does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from barnraise.cli.output import human_bytes, parse_bytes, print_json, print_pairs, print_table
+
+
+def version(as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
+    """Which versions are installed."""
+    from barnraise import __version__
+    from simulator.versions import installed_versions
+
+    found = installed_versions() | {"barnraise": __version__}
+    print_json(found) if as_json else print_pairs(found.items())
+
+
+def sample(
+    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face folder, such as a run's checkpoint.")],
+    prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "def ",
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to write.")] = 200,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
+) -> None:
+    """Let a checkpoint write some text."""
+    from protocol.errors import ConfigError
+
+    if not (checkpoint / "config.json").is_file():
+        raise ConfigError(f"{checkpoint} holds no checkpoint: there is no config.json in it")
+    from moe.export import sample as write_sample
+
+    print(prompt + write_sample(checkpoint, prompt, tokens, seed))
+
+
+def plan(
+    preset: Annotated[str, typer.Option(help="tiny, 100m or olmoe-7b.")] = "tiny",
+    checkpoint: Annotated[Path | None, typer.Option(help="A Hugging Face folder instead of a preset.")] = None,
+    memory: Annotated[str, typer.Option(help="Memory to train in, for example 24GB.")] = "8GB",
+    residency: Annotated[str, typer.Option(help="frozen or absent.")] = "frozen",
+    batch: Annotated[int, typer.Option(min=1, help="Sequences an inner step.")] = 16,
+    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens a sequence.")] = 128,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """How many expert columns fit in a given memory, and why."""
+    from moe.export import import_checkpoint
+    from moe.layout import layout
+    from moe.planner import plan as make_plan
+    from moe.presets import preset as preset_config
+
+    config = preset_config(preset) if checkpoint is None else import_checkpoint(checkpoint)[0]
+    found = make_plan(
+        layout(config, residency), parse_bytes(memory), batch_sequences=batch, sequence_length=sequence_length
+    )
+    lines = [{"part": line.part, "memory_bytes": line.memory_bytes, "why": line.why} for line in found.lines]
+    if as_json:
+        print_json(
+            {
+                "columns": found.columns,
+                "fits": found.fits,
+                "memory_bytes": found.memory_bytes,
+                "needed_bytes": found.needed_bytes,
+                "reason": found.reason,
+                "lines": lines,
+            }
+        )
+        return
+    print(found.reason + "\n")
+    print_table(
+        ("part", "memory", "why"),
+        [
+            {"part": row["part"], "memory": human_bytes(int(str(row["memory_bytes"]))), "why": row["why"]}
+            for row in lines
+        ],
+    )

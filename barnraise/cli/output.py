@@ -1,0 +1,77 @@
+"""How commands speak: tables for people, JSON for machines, one sentence for an error.
+
+Decides formats only; writes to standard output and standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def say_error(sentence: str) -> None:
+    """One line on standard error."""
+    print(f"barnraise: {' '.join(sentence.split())}", file=sys.stderr)
+
+
+def print_json(value: object) -> None:
+    """`value` as JSON on standard output."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
+    """Names and values, aligned."""
+    rows = [(name, str(value)) for name, value in pairs]
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    """Rows as a table; columns whose values are numbers are aligned to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        numeric = all(isinstance(row.get(column), int | float) for row in rows) and bool(rows)
+        table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    Console(highlight=False, markup=False).print(table)
+
+
+def human_bytes(count: float) -> str:
+    """A number of bytes, for reading."""
+    value = float(count)
+    for unit in _UNITS:
+        if value < 1024 or unit == _UNITS[-1]:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} {_UNITS[-1]}"
+
+
+def parse_bytes(text: str) -> int:
+    """`8GB`, `512MiB` or a plain number as bytes. GB and GiB both mean 1024^3: memory is sold so."""
+    from protocol.errors import ConfigError
+
+    compact = text.strip().lower().replace(" ", "")
+    digits = compact.rstrip("ibkmgt")
+    unit = compact[len(digits) :].replace("i", "").rstrip("b")
+    powers = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+    try:
+        amount = float(digits)
+    except ValueError:
+        amount = -1.0
+    if unit not in powers or not 0 < amount < 1e15:
+        raise ConfigError(f"not an amount of memory: {text!r}; write for example 8GB or 512MB")
+    return int(amount * 1024 ** powers[unit])
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,44 @@
+"""Serves one run in the foreground: what `barnraise coordinator run` does.
+
+Decides what SIGTERM and Ctrl-C mean for a coordinator: it stops serving, and the run goes on at the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+from barnraise.cli.coordinator import give_links
+from coordinator.runfolder import RunFolder
+from coordinator.server import CoordinatorServer
+
+STOP_GRACE_S = 1.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+async def serve(folder: Path, *, invites: int, invites_to: Path | None, trusted: bool) -> int:
+    """Serve until the run is over or a signal comes; the exit code."""
+    loop, told_to_stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, told_to_stop.set)
+    server = CoordinatorServer(RunFolder.open(folder))
+    try:
+        port = await server.start()
+        print(f"listening on port {port}; the run is in {folder}", file=sys.stderr, flush=True)
+        if invites:
+            give_links(await server.create_invites(count=invites, trusted=trusted), to=invites_to)
+        over, told = asyncio.ensure_future(server.finished()), asyncio.ensure_future(told_to_stop.wait())
+        await asyncio.wait({over, told}, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        if over.done():
+            over.result()
+            print(f"the run is over: {server.status().end_reason}", file=sys.stderr)
+        else:
+            over.cancel()
+    finally:
+        await server.stop(STOP_GRACE_S)
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+    return 0

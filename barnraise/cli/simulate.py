@@ -1,0 +1,147 @@
+"""The researcher's commands: a swarm in one machine, with the dropouts and attackers that you choose.
+
+Decides how a simulation is asked for and how its end is told; `simulator/` does the rest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from barnraise.cli.output import human_bytes, print_json, print_pairs
+
+if TYPE_CHECKING:
+    from simulator.options import SimulationOptions
+    from simulator.report import SimulationReport
+
+Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")]
+
+
+def simulate(
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds to train.")] = 5,
+    dropout: Annotated[float, typer.Option(help="Probability that a worker is killed in mid-lease, a round.")] = 0.0,
+    byzantine: Annotated[int, typer.Option(min=0, help="How many of the workers lie.")] = 0,
+    attack: Annotated[str, typer.Option(help="sign-flip, scale, noise, label-flip, nan or free-ride.")] = "sign-flip",
+    attack_strength: Annotated[float | None, typer.Option(help="How hard; each attack has its own default.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Everything that is drawn follows from it.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for report.json, loss.png, checkpoint and events.jsonl.")] = Path(
+        "barnraise-simulation"
+    ),
+    lone: Annotated[bool, typer.Option("--lone", help="Also train one honest worker alone, to compare.")] = False,
+    undefended: Annotated[bool, typer.Option("--undefended", help="Plain mean, no screening, no clipping.")] = False,
+    preset: Annotated[str, typer.Option(help="The model: tiny, 100m or olmoe-7b.")] = "tiny",
+    data: Annotated[str, typer.Option(help="stdlib, a file, a folder, or a prepared dataset.")] = "stdlib",
+    residency: Annotated[str, typer.Option(help="frozen or absent.")] = "frozen",
+    codec: Annotated[str, typer.Option(help="What submissions are encoded in: bf16 or fp32.")] = "bf16",
+    columns: Annotated[int | None, typer.Option(min=1, help="Expert columns a worker holds at most.")] = None,
+    inner_steps: Annotated[int, typer.Option(min=1, help="Inner steps a lease.")] = 20,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences an inner step.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Of the inner optimizer.")] = 4e-3,
+    sequence_length: Annotated[int, typer.Option(min=8, help="Tokens a sequence.")] = 128,
+    rule: Annotated[str, typer.Option(help="mean, median or trimmed_mean.")] = "trimmed_mean",
+    as_json: Json = False,
+) -> int:
+    """Train one model with real workers over real gRPC, while some vanish and some lie."""
+    from coordinator.engine.config import InnerRecipe
+    from simulator.options import SimulationOptions
+
+    options = SimulationOptions(
+        out=out,
+        workers=workers,
+        rounds=rounds,
+        dropout=dropout,
+        byzantine=byzantine,
+        attack=attack,
+        attack_strength=attack_strength,
+        seed=seed,
+        lone=lone,
+        undefended=undefended,
+        preset=preset,
+        data=data,
+        residency=residency,
+        codec=codec,
+        columns_per_worker=columns,
+        sequence_length=sequence_length,
+        rule=rule,
+        inner=InnerRecipe(inner_steps=inner_steps, batch_sequences=batch, learning_rate=learning_rate),
+    )
+    report = _run(options, as_json=as_json)
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        _tell(report, out)
+    return _exit_code(report)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("barnraise-demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Everything that is drawn follows from it.")] = 1,
+    undefended: Annotated[
+        bool, typer.Option("--undefended", help="Plain mean, no screening: see what the attack does.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Eight workers, a fifth of them dropping out each round, two lying: a few minutes on two cores."""
+    from simulator.demo import PROMPT, SAMPLE_TOKENS, demo_options
+
+    report = _run(demo_options(out, seed=seed, undefended=undefended), as_json=as_json)
+    if as_json:
+        print_json(report.as_dict())
+        return _exit_code(report)
+    _tell(report, out)
+    if report.checkpoint is not None and report.outcome == "finished":
+        from moe.export import sample
+
+        print(f"\nA sample that the model wrote after {PROMPT!r}:\n")
+        print(PROMPT + sample(out / report.checkpoint, PROMPT, SAMPLE_TOKENS, seed))
+    return _exit_code(report)
+
+
+def _run(options: SimulationOptions, *, as_json: bool) -> SimulationReport:
+    from rich.console import Console
+
+    from simulator.live import display_for
+    from simulator.swarm import run_simulation
+
+    with display_for(Console(), quiet=as_json) as display:
+        return run_simulation(options, display)
+
+
+def _tell(report: SimulationReport, out: Path) -> None:
+    """The end, in words and figures."""
+    print()
+    if report.outcome != "finished":
+        print(f"The simulation did not finish: {report.why}\n")
+    print_pairs(_summary(report, out))
+
+
+def _summary(report: SimulationReport, out: Path) -> list[tuple[str, object]]:
+    pairs: list[tuple[str, object]] = []
+    if report.val_loss_first is not None and report.val_loss_last is not None:
+        text = f"{report.val_loss_first:.3f} → {report.val_loss_last:.3f} nats a token"
+        pairs.append(("held-out loss", f"{text}, {report.rounds_closed} of {report.rounds_planned} rounds"))
+    if report.lone_val_loss is not None:
+        pairs.append(("one worker alone", f"{report.lone_val_loss:.3f} with the same number of steps"))
+    if report.lone_margin is not None:
+        word = "better" if report.lone_margin > 0 else "WORSE"
+        pairs.append(("margin", f"the swarm is {abs(report.lone_margin):.3f} nats a token {word}"))
+    pairs.append(("dropouts", f"{report.dropouts} workers killed in mid-lease, {report.leases_expired} leases expired"))
+    if report.byzantine:
+        sent = report.byzantine_accepted + report.byzantine_rejected
+        text = f"{report.byzantine_rejected} of {sent} {report.attack} submissions rejected"
+        pairs.append(("Byzantine", f"{text} ({', '.join(report.byzantine_workers)})"))
+    pairs.append(("honest", f"{report.submissions_accepted - report.byzantine_accepted} submissions accepted, "
+                            f"{report.honest_rejected} rejected"))  # fmt: skip
+    traffic = f"{human_bytes(report.bytes_up)} up, {human_bytes(report.bytes_down)} down"
+    pairs.append(("traffic", f"{traffic}, {report.wall_s:.0f} s"))
+    if report.checkpoint is not None:
+        pairs.append(("checkpoint", out / report.checkpoint))
+    pairs.append(("report", f"{out / 'report.json'}, {out / 'loss.png'}"))
+    return pairs
+
+
+def _exit_code(report: SimulationReport) -> int:
+    return {"finished": 0, "interrupted": 130}.get(report.outcome, 1)

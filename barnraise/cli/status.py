@@ -1,0 +1,55 @@
+"""How `barnraise status` tells a run's state: where it stands, why it waits, who is there.
+
+Decides the words only; the reasons are the engine's own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from barnraise.cli.output import human_bytes, print_pairs, print_table
+
+if TYPE_CHECKING:
+    from coordinator.status import RunStatus, WorkerStatus
+
+_LAST_ROUNDS = 5
+
+
+def print_status(status: RunStatus) -> None:
+    """For people."""
+    losses = [f"{one.val_loss:.3f}" for one in status.validations[-_LAST_ROUNDS:]]
+    rejected = ", ".join(f"{count} {reason}" for reason, count in sorted(status.submissions_rejected.items()))
+    print_pairs(
+        (
+            ("run", f"{status.name} ({status.run_id})"),
+            ("round", f"{status.round} of {status.max_rounds}, {status.phase}, version {status.version}"),
+            ("held-out loss", " → ".join(losses) if losses else "not measured yet"),
+            ("leases", f"{status.leases_granted} granted, {status.leases_expired} expired"),
+            ("submissions", f"{status.submissions_accepted} accepted, {rejected or 'none rejected'}"),
+            ("traffic", f"{human_bytes(status.bytes_up)} up, {human_bytes(status.bytes_down)} down"),
+        )
+    )
+    if status.over:
+        print(f"\nThe run is over: {status.end_reason}")
+    elif status.waits:
+        print("\nWhy the round is not closed:")
+        for wait in status.waits:
+            print(f"  {wait.subject}: {wait.reason}")
+    for work in status.working_on:
+        print(f"  working on {work}")
+    if status.workers:
+        print()
+        print_table(
+            ("worker", "state", "columns", "accepted", "rejected", "why"), [_row(one) for one in status.workers]
+        )
+
+
+def _row(worker: WorkerStatus) -> dict[str, object]:
+    return {
+        "worker": worker.name or worker.worker[:8],
+        "state": worker.state,
+        "columns": len(worker.columns) or None,
+        "accepted": worker.accepted,
+        "rejected": sum(worker.rejected.values()),
+        "why": worker.why,
+    }

@@ -1,0 +1,229 @@
+"""Files by their content: blocks, manifests and submissions of one run, and uploads that are not whole yet.
+
+Decides where bytes lie and when they count as kept. Touches only its own folder. Always: a digest is answered for only
+when its file is complete and durable (temporary name, fsync, rename, fsync of the folder), so an event may name it.
+Two stores of the same make: `blocks/` is what manifests name, swept by `collect`; `payloads/` is what workers sent,
+deleted one by one when the engine says so. `uploads/LEASE.DIGEST.part` grows until its digest holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from protocol.errors import LocalError, MalformedMessage
+from protocol.ids import Digest, LeaseId, digest_of
+
+_DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+_LEASE_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
+_DIGEST_PREFIX = 16
+_COPY_BYTES = 1 << 20
+"""Bytes hashed at a time when a partial upload is resumed: large enough that the loop costs nothing beside SHA-256."""
+
+
+class ContentStore:
+    """Files named by their SHA-256 in one folder, spread over 256 subfolders."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def path(self, digest: Digest) -> Path:
+        """Where `digest` lies, or would lie."""
+        if _DIGEST.match(digest) is None:
+            raise MalformedMessage(f"not a SHA-256 digest: {digest[:80]!r}")
+        return self._root / digest[:2] / digest
+
+    def has(self, digest: Digest) -> bool:
+        """Whether the whole content is here."""
+        return self.path(digest).is_file()
+
+    def size(self, digest: Digest) -> int:
+        """Bytes of the content."""
+        return self._existing(digest).stat().st_size
+
+    def read(self, digest: Digest) -> bytes:
+        """The content, checked against its name: a disk that lies is found here and not in a model."""
+        content = self._existing(digest).read_bytes()
+        if digest_of(content) != digest:
+            raise LocalError(
+                f"{self.path(digest)} no longer has the digest it is named by; the disk or a person changed it"
+            )
+        return content
+
+    def put(self, content: bytes) -> Digest:
+        """Keep `content`; durable when this returns. Putting it again costs one hash."""
+        digest = digest_of(content)
+        target = self.path(digest)
+        if target.is_file():
+            return digest
+        temporary = self._root / f".{secrets.token_hex(8)}.tmp"
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            self._adopt(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return digest
+
+    def adopt(self, file: Path, digest: Digest) -> None:
+        """Move a synced file, whose digest the caller has checked, under its name."""
+        self._adopt(file, self.path(digest))
+
+    def delete(self, digest: Digest) -> None:
+        """Forget the content; fine when it is not here."""
+        self.path(digest).unlink(missing_ok=True)
+
+    def digests(self) -> Iterator[Digest]:
+        """Everything that is kept."""
+        for path in self._root.glob("??/*"):
+            if _DIGEST.match(path.name):
+                yield Digest(path.name)
+
+    def remove_temporaries(self) -> None:
+        """Clear what an interrupted `put` left behind. Only while nothing writes."""
+        for path in self._root.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+    def _existing(self, digest: Digest) -> Path:
+        path = self.path(digest)
+        if not path.is_file():
+            raise LocalError(f"artifact {digest} is not in {self._root}")
+        return path
+
+    def _adopt(self, file: Path, target: Path) -> None:
+        if not target.parent.is_dir():
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            sync_folder(self._root)
+        file.replace(target)
+        sync_folder(target.parent)
+
+
+class PartialUpload:
+    """One upload's bytes so far. Holds an open file; `close` it."""
+
+    def __init__(self, path: Path, file_descriptor: int, received_bytes: int) -> None:
+        self._path = path
+        self._file_descriptor = file_descriptor
+        self._lock = threading.Lock()  # a cancelled call closes while its last write may still be on its way
+        self.received_bytes = received_bytes
+
+    def prefix(self) -> Iterator[bytes]:
+        """The bytes that are here already, in pieces: a resumed upload hashes them first."""
+        offset = 0
+        while offset < self.received_bytes:
+            piece = os.pread(self._file_descriptor, min(_COPY_BYTES, self.received_bytes - offset), offset)
+            if not piece:
+                raise LocalError(f"{self._path} shrank while it was read")
+            offset += len(piece)
+            yield piece
+
+    def write(self, piece: bytes) -> None:
+        """Append; not durable until `sync`."""
+        view = memoryview(piece)
+        with self._lock:
+            if self._file_descriptor < 0:
+                raise LocalError(f"{self._path} was closed")
+            while view:
+                written = os.pwrite(self._file_descriptor, view, self.received_bytes)
+                self.received_bytes += written
+                view = view[written:]
+
+    def sync(self) -> None:
+        """Make what was written durable."""
+        os.fsync(self._file_descriptor)
+
+    def close(self) -> None:
+        """Release the file; its bytes stay for the next attempt."""
+        with self._lock:
+            if self._file_descriptor >= 0:
+                os.close(self._file_descriptor)
+                self._file_descriptor = -1
+
+
+class ArtifactStore:
+    """The artifacts folder of one run."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.blocks = ContentStore(root / "blocks")
+        self.payloads = ContentStore(root / "payloads")
+        self._uploads = root / "uploads"
+        self._uploads.mkdir(mode=0o700, exist_ok=True)
+
+    def upload_offset(self, lease_id: LeaseId, digest: Digest) -> int:
+        """Bytes of this submission that are on disk but not whole."""
+        with contextlib.suppress(FileNotFoundError):
+            return self._upload_path(lease_id, digest).stat().st_size
+        return 0
+
+    def open_upload(self, lease_id: LeaseId, digest: Digest, offset: int) -> PartialUpload:
+        """Go on at `offset`, which may be less than what is here (the rest is cut off), never more."""
+        path = self._upload_path(lease_id, digest)
+        file_descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        have = os.fstat(file_descriptor).st_size
+        if offset > have:
+            os.close(file_descriptor)
+            raise MalformedMessage(
+                f"upload for lease {lease_id} begins at byte {offset}, but only {have} are here; "
+                "commit again to learn the offset"
+            )
+        os.ftruncate(file_descriptor, offset)
+        return PartialUpload(path, file_descriptor, offset)
+
+    def finish_upload(self, lease_id: LeaseId, upload: PartialUpload, digest: Digest) -> None:
+        """The caller has checked the digest: make the payload durable under its name."""
+        upload.sync()
+        upload.close()
+        self.payloads.adopt(self._upload_path(lease_id, digest), digest)
+
+    def drop_upload(self, lease_id: LeaseId, digest: Digest) -> None:
+        """Forget a partial upload whose bytes are not what was promised."""
+        self._upload_path(lease_id, digest).unlink(missing_ok=True)
+
+    def drop_payload(self, digest: Digest) -> None:
+        """Forget a submission, whole or in part."""
+        self.payloads.delete(digest)
+        for path in self._uploads.glob(f"*.{digest[:_DIGEST_PREFIX]}.part"):
+            path.unlink(missing_ok=True)
+
+    def keep_submissions(self, wanted: Iterable[tuple[LeaseId, Digest]]) -> int:
+        """Delete every other submission, whole or partial; returns how many. Only while nothing uploads."""
+        pairs = list(wanted)
+        digests = {digest for _, digest in pairs}
+        uploads = {self._upload_path(lease_id, digest) for lease_id, digest in pairs}
+        stale = [self.payloads.path(digest) for digest in self.payloads.digests() if digest not in digests]
+        stale += [path for path in self._uploads.glob("*.part") if path not in uploads]
+        for path in stale:
+            path.unlink(missing_ok=True)
+        return len(stale)
+
+    def collect(self, keep: Iterable[Digest]) -> int:
+        """Delete every block that is not in `keep`; returns how many. Only while nobody writes blocks."""
+        kept = set(keep)
+        garbage = [digest for digest in self.blocks.digests() if digest not in kept]
+        for digest in garbage:
+            self.blocks.delete(digest)
+        return len(garbage)
+
+    def _upload_path(self, lease_id: LeaseId, digest: Digest) -> Path:
+        # The digest is part of the name: bytes of two different submissions for one lease never mix.
+        if _LEASE_FILE.match(lease_id) is None:
+            raise MalformedMessage(f"not a lease id: {lease_id[:80]!r}")
+        return self._uploads / f"{lease_id}.{digest[:_DIGEST_PREFIX]}.part"
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    file_descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(file_descriptor)
+    finally:
+        os.close(file_descriptor)

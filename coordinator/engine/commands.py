@@ -1,0 +1,134 @@
+"""What the engine asks the outside to do. Imperatives, frozen; slow ones have an id and end in an event.
+
+A command with an id stays in the state's `pending` until its result event arrives and is safe to repeat: its result is
+content-addressed or idempotent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coordinator.engine.lease import Lease
+from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """Base of all commands."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantLease(Command):
+    """Hand this lease to its worker (answer its waiting call)."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelLease(Command):
+    """Tell the worker, at its next heartbeat, that the lease is worth nothing any more."""
+
+    worker: WorkerId
+    lease_id: LeaseId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnounceVerdict(Command):
+    """Tell the worker what became of its submission."""
+
+    worker: WorkerId
+    lease_id: LeaseId
+    accepted: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndRun(Command):
+    """Answer every waiting call with `RunOver`."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropPayload(Command):
+    """A submission's bytes are needed no more."""
+
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlowCommand(Command):
+    """Base of commands that end in an event naming `command_id`. The id is deterministic, e.g. `measure:r3.7`."""
+
+    command_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureSubmission(SlowCommand):
+    """Decode, check and measure one submission. Ends in `SubmissionMeasured`."""
+
+    lease: Lease
+    digest: Digest
+    payload_bytes: int
+    codec: str
+    heldout_seed: int
+    """Secret draw: which held-out sequences the gain is measured on."""
+    measure_gain: bool
+    """False while screening is off: decode and norms only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contribution:
+    """One accepted submission, as it enters aggregation."""
+
+    lease_id: LeaseId
+    digest: Digest
+    codec: str
+    columns: tuple[int, ...]
+    base_version: Version
+    step_scale: float
+    """Multiply the pseudo-gradient by this to bring it to the round's common number of inner steps."""
+    weight: float
+    """From sequences that the coordinator assigned, capped, times the staleness discount."""
+    include_trunk: bool = True
+    """False for the second lease of one worker in a round: nobody votes twice on the trunk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockClip:
+    """Norm (after step scaling) to which contributions of one block are clipped; infinite where none is."""
+
+    block: BlockId
+    max_norm_l2: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregateRound(SlowCommand):
+    """Aggregate, take the outer step, write new blocks, momenta and a signed manifest. Ends in `RoundAggregated`."""
+
+    round: RoundNumber
+    parent_version: Version
+    parent_manifest: Digest
+    version: Version
+    contributions: tuple[Contribution, ...]
+    clips: tuple[BlockClip, ...]
+    rule: str
+    outer_learning_rate: float
+    outer_momentum: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidateVersion(SlowCommand):
+    """Held-out loss of a published version. Ends in `VersionValidated`."""
+
+    version: Version
+    manifest: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteCheckpoint(SlowCommand):
+    """Export a published version as a Hugging Face folder. Ends in `CheckpointWritten`."""
+
+    version: Version
+    manifest: Digest

@@ -1,0 +1,137 @@
+"""What an operator may set about rounds, leases, quorum and screening: one frozen model, validated once.
+
+Times are seconds, lengths are sequences or inner steps. Nothing here is read from the environment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocol.errors import ConfigError
+from protocol.ids import RunId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InnerRecipe:
+    """Inner optimizer (AdamW, fresh moments each lease) as every lease of the run names it."""
+
+    inner_steps: int = 30
+    batch_sequences: int = 16
+    learning_rate: float = 4e-3
+    final_lr_share: float = 0.1
+    """Cosine schedule over the run's rounds from `learning_rate` down to this share of it."""
+    router_lr_scale: float = 0.1
+    warmup_steps: int = 3
+    weight_decay: float = 0.01
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.99
+    adam_eps: float = 1e-8
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScreeningConfig:
+    """Thresholds of the cheap checks. `enabled=False` is for experiments that show what screening is worth."""
+
+    enabled: bool = True
+    max_norm_factor: float = 3.0
+    """Refused when the norm, scaled to common steps, is over this many times the running median."""
+    min_norm_factor: float = 0.1
+    """Refused when it is under this share of the running median: nothing was trained."""
+    min_heldout_gain: float = 0.0
+    """Refused when half a step along the submission lowers held-out loss by less than this (nats a token)."""
+    gain_error_margin: float = 2.0
+    """Standard errors of the gain that speak for the worker: late in a run an honest gain is within its noise."""
+    max_base_factor: float = 10.0
+    """Refused when a block would move by over this many times the length of its own weights; needs no history."""
+    min_heldout_gain_share: float = 0.1
+    """Refused, too, when the gain is under this share of the round's running median gain."""
+    max_column_norm_factor: float = 9.0
+    """The same for a single expert column, whose honest norms differ more (clipping takes care of the rest)."""
+    norm_history: int = 64
+    """Accepted submissions that the running median remembers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Everything that decides how rounds go. Constant for a run; part of the journal's first event."""
+
+    run_id: RunId
+    columns: int
+    train_sequences: int
+    """Sequences in the dataset's training part; a lease names positions below this number."""
+    max_rounds: int = 20
+    min_columns: int = 1
+    """Fewest columns a lease may hold (the router's top-k where absent experts are left out of the shard)."""
+    replicas: int = 3
+    """Wanted submissions a column; with fewer workers, visibly fewer."""
+    quorum: int = 2
+    """Accepted submissions that close a column, lowered to what was leased when fewer workers are there."""
+    redraw: int = 1
+    """Members of each column's replica set that are drawn anew each round."""
+    min_workers: int = 1
+    """Workers that must be waiting before the run's first lease is granted."""
+    gather_s: float = 2.0
+    """How long the first round waits for more workers than `min_workers`, and a later one, at most, for that many."""
+    heartbeat_interval_s: float = 10.0
+    heartbeat_misses: float = 3.0
+    """A lease expires when its worker was silent for this many intervals."""
+    lease_ttl_s: float = 900.0
+    """Longest a lease may run; the real deadline follows measured speed."""
+    lease_slack: float = 3.0
+    """Deadline = slack x expected duration, within [min_lease_s, lease_ttl_s]."""
+    min_lease_s: float = 30.0
+    round_deadline_s: float = 3600.0
+    grace_share: float = 0.5
+    """After quorum, wait for stragglers this share of the median time that the round's submissions took."""
+    min_grace_s: float = 1.0
+    pace_tolerance: float = 0.25
+    """Workers up to this much slower than the median get as many inner steps as everybody."""
+    quarantine_after: int = 3
+    """Submissions refused by screening in a row before a worker is set aside."""
+    quarantine_rounds: int = 5
+    """A quarantined worker gets no lease for this many rounds ..."""
+    quarantine_s: float = 900.0
+    """... or this long, whichever ends first: a run whose every worker is set aside must not stand still for ever."""
+    max_staleness: int = 1
+    """Rounds after its own in which a submission that was committed in time still counts."""
+    staleness_discount: float = 0.5
+    """Weight of a submission that is one round late: discount ** staleness."""
+    max_weight_ratio: float = 2.0
+    """A submission's weight is capped at this many times the median weight."""
+    inner: InnerRecipe = InnerRecipe()
+    screening: ScreeningConfig = ScreeningConfig()
+    rule: str = "trimmed_mean"
+    """`mean`, `median` or `trimmed_mean`."""
+    clip_to_median: bool = True
+    """Clip each submission's block to the median norm, after scaling to common steps."""
+    outer_learning_rate: float = 1.0
+    outer_momentum: float = 0.0
+    """0 is plain averaging; otherwise SGD with Nesterov momentum, by block."""
+    validate_every: int = 1
+    checkpoint_every: int = 5
+
+
+def check_config(config: EngineConfig) -> None:
+    """Refuse a configuration under which no round could ever go well."""
+    sequences = config.inner.inner_steps * config.inner.batch_sequences
+    problems = [
+        (config.columns >= 1, f"a run needs 1 expert column or more, got {config.columns}"),
+        (config.max_rounds >= 1, f"max_rounds must be 1 or more, got {config.max_rounds}"),
+        (config.replicas >= 1 and config.quorum >= 1, "replicas and quorum must be 1 or more"),
+        (sequences >= 1, "inner_steps and batch_sequences must be 1 or more"),
+        (config.inner.learning_rate > 0, f"learning_rate must be above 0, got {config.inner.learning_rate}"),
+        (config.inner.final_lr_share > 0, f"final_lr_share must be above 0, got {config.inner.final_lr_share}"),
+        (
+            config.heartbeat_interval_s * config.heartbeat_misses > 0,
+            "heartbeat_interval_s and heartbeat_misses must be above 0",
+        ),
+        (
+            config.train_sequences >= sequences,
+            f"one lease needs {sequences} training sequences, the dataset has {config.train_sequences}: "
+            "use more data, shorter sequences, fewer inner_steps or a smaller batch_sequences",
+        ),
+    ]
+    for holds, message in problems:
+        if not holds:
+            raise ConfigError(message)

@@ -1,0 +1,351 @@
+"""The round engine: `handle(event) -> commands`, and nothing else happens.
+
+Decides, through the modules beside it, everything about rounds, leases and verdicts. Knows no clock, file, socket or
+tensor. Holds always: an illegal event raises `IllegalEvent` and leaves the state as it was; the state is a pure
+function of the run's secret and the journalled events, in order; time never goes back. See docs/engine.md for the
+contract with the pump.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from coordinator.engine import explain, leases, records, results, rounds
+from coordinator.engine.commands import Command, EndRun, SlowCommand, ValidateVersion
+from coordinator.engine.config import check_config
+from coordinator.engine.draws import Draws
+from coordinator.engine.events import (
+    CapabilityChanged,
+    CheckpointWritten,
+    CommandFailed,
+    CoordinatorResumed,
+    Event,
+    LeaseRequested,
+    LeaseReturned,
+    RoundAggregated,
+    RunCreated,
+    RunStopped,
+    SubmissionCommitted,
+    SubmissionMeasured,
+    SubmissionUploaded,
+    Ticked,
+    VersionValidated,
+    WorkerEnrolled,
+    WorkerSeen,
+    WorkerSilent,
+)
+from coordinator.engine.explain import Wait
+from coordinator.engine.phases import LeaseStatus, Phase
+from coordinator.engine.presence import Presence, silence_limit_s
+from coordinator.engine.state import EngineState, LeaseRecord, RoundState, WorkerRecord
+from coordinator.engine.turn import Turn
+from coordinator.engine.version import ENGINE_VERSION
+from protocol.errors import ConfigError, IllegalEvent
+from protocol.ids import Digest, LeaseId, RoundNumber, Version, WorkerId
+
+_EVERYWHERE = frozenset(Phase)
+_BEFORE_THE_END = _EVERYWHERE - {Phase.OVER}
+
+LEGAL_EVENTS: Mapping[type[Event], frozenset[Phase]] = {
+    WorkerEnrolled: _EVERYWHERE,
+    CapabilityChanged: _EVERYWHERE,
+    WorkerSeen: _EVERYWHERE,
+    WorkerSilent: _EVERYWHERE,
+    CoordinatorResumed: _EVERYWHERE,
+    LeaseRequested: _EVERYWHERE,
+    LeaseReturned: _EVERYWHERE,
+    SubmissionCommitted: _BEFORE_THE_END,
+    SubmissionUploaded: _BEFORE_THE_END,
+    SubmissionMeasured: _EVERYWHERE,
+    RoundAggregated: frozenset({Phase.AGGREGATING}),
+    VersionValidated: _BEFORE_THE_END,
+    CheckpointWritten: _BEFORE_THE_END,
+    CommandFailed: _BEFORE_THE_END,
+    Ticked: _EVERYWHERE,
+    RunStopped: _BEFORE_THE_END,
+}
+"""Which events each phase takes at all; `RunCreated` only ever creates an engine."""
+
+
+class Engine:
+    """One run. Everything but heartbeats is in `state`."""
+
+    def __init__(self, state: EngineState, secret: bytes) -> None:
+        self._state = state
+        self._draws = Draws(secret)
+        self._presence = Presence()
+        self._greeted = False
+        """Whether this process has proposed `CoordinatorResumed` yet."""
+
+    @classmethod
+    def create(cls, event: RunCreated, secret: bytes) -> tuple[Engine, list[Command]]:
+        """A run's first moment."""
+        if event.engine_version != ENGINE_VERSION:
+            raise ConfigError(f"the journal is of engine version {event.engine_version}, this is {ENGINE_VERSION}")
+        check_config(event.config)
+        state = EngineState(
+            engine_version=event.engine_version,
+            config=event.config,
+            now_s=event.at_s,
+            phase=Phase.GATHERING,
+            version=Version(0),
+            manifest=event.base_manifest,
+            round=RoundState(round=RoundNumber(1), base_version=Version(0), opened_at_s=event.at_s),
+        )
+        turn = Turn(state=state, draws=Draws(secret))
+        if event.config.validate_every:
+            turn.emit(ValidateVersion(command_id="validate:v0", version=Version(0), manifest=event.base_manifest))
+        return cls(state, secret), turn.commands
+
+    def handle(self, event: Event) -> list[Command]:
+        """Apply one event. All that follows from it, and from time having passed, comes back as commands."""
+        self._check_legal(event)
+        if isinstance(event, WorkerSeen):
+            self._worker(event.worker)
+            self._presence.note(event)
+            return []
+        draft = self._state.copy()
+        draft.now_s = max(draft.now_s, event.at_s)
+        turn = Turn(state=draft, draws=self._draws)
+        self._HANDLERS[type(event)](self, turn, event)
+        rounds.advance(turn)
+        self._state = draft
+        return turn.commands
+
+    # ---- what the pump asks ------------------------------------------------------------------------
+
+    def due(self, now_s: float) -> list[Event]:
+        """Events that time calls for by `now_s`: to be journalled and handled like any other.
+
+        The first call in a process proposes `CoordinatorResumed`: heartbeats of before are not in the journal. Then
+        come `WorkerSilent` for everybody over the silence limit, and one `Ticked` where a timer has run out.
+        """
+        if not self._greeted:
+            self._greeted = True
+            if self._state.workers and self._state.phase is not Phase.OVER:
+                return [CoordinatorResumed(at_s=now_s)]
+        events: list[Event] = [
+            WorkerSilent(at_s=now_s, worker=silence.worker, last_seen_at_s=silence.last_seen_at_s)
+            for silence in self._presence.silent(self._state, now_s)
+        ]
+        if any(moment <= now_s for moment in rounds.timers_s(self._state)):
+            events.append(Ticked(at_s=now_s))
+        return events
+
+    def next_wakeup_s(self) -> float | None:
+        """When `due` will next have something; None while only an event from outside can change anything."""
+        if not self._greeted:
+            return self._state.now_s
+        silence_s = self._presence.next_silence_s(self._state)
+        moments = [*rounds.timers_s(self._state), *([] if silence_s is None else [silence_s])]
+        return min(moments, default=None)
+
+    @property
+    def pending(self) -> tuple[SlowCommand, ...]:
+        """Commands whose results have not come yet, oldest first: to be issued again after a restart."""
+        return tuple(self._state.pending.values())
+
+    # ---- what people and edges ask ------------------------------------------------------------------
+
+    @property
+    def state(self) -> EngineState:
+        """The present state, for reading. `handle` puts another in its place and leaves this one as it is."""
+        return self._state
+
+    @property
+    def last_seen(self) -> Mapping[WorkerId, WorkerSeen]:
+        """The latest heartbeat of each worker heard by this process, for people to look at."""
+        return self._presence.latest
+
+    def explain(self, now_s: float | None = None) -> tuple[Wait, ...]:
+        """Why the round is not closed, as of `now_s` (the last event's time by default)."""
+        return explain.waits(self._state, self._state.now_s if now_s is None else now_s)
+
+    def wait_reason(self, worker: WorkerId) -> str:
+        """Why `worker` has no new lease."""
+        return explain.wait_reason(self._state, self._worker(worker))
+
+    def lease_ended(self, worker: WorkerId, lease_id: LeaseId) -> str | None:
+        """Why going on with this lease is worth nothing; None while it is not. For replies to heartbeats."""
+        record = self._state.leases.get(lease_id)
+        if record is None or record.lease.worker != worker:
+            return f"lease {lease_id} is not known any more"
+        if record.status in {LeaseStatus.EXPIRED, LeaseStatus.RETURNED}:
+            return record.ended
+        return record.verdict.reason if record.status is LeaseStatus.REJECTED and record.verdict else None
+
+    def snapshot(self) -> dict[str, Any]:
+        """The state as JSON values."""
+        snapshot = records.to_plain(self._state, EngineState)
+        assert isinstance(snapshot, dict)
+        return snapshot
+
+    @classmethod
+    def restore(cls, snapshot: dict[str, Any], secret: bytes) -> Engine:
+        """The engine that `snapshot` was taken of; it knows of no heartbeats."""
+        state = records.from_plain(snapshot, EngineState)
+        if state.engine_version != ENGINE_VERSION:
+            raise ConfigError(f"the snapshot is of engine version {state.engine_version}, this is {ENGINE_VERSION}")
+        return cls(state, secret)
+
+    # ---- events ---------------------------------------------------------------------------------------
+
+    def on_worker_enrolled(self, turn: Turn, event: WorkerEnrolled) -> None:
+        """A new worker; it is asked for nothing until it asks for a lease."""
+        if event.worker in turn.state.workers:
+            raise IllegalEvent(f"worker {event.worker} is enrolled already")
+        turn.state.workers[event.worker] = WorkerRecord(
+            worker=event.worker,
+            name=event.name,
+            trusted=event.trusted,
+            max_columns=event.max_columns,
+            tokens_per_s=event.tokens_per_s,
+            heard_at_s=turn.state.now_s,
+        )
+
+    def on_capability_changed(self, turn: Turn, event: CapabilityChanged) -> None:
+        """Counts from the next lease on."""
+        self._worker(event.worker)
+        turn.hear(event.worker)
+        turn.state.update_worker(event.worker, max_columns=event.max_columns, tokens_per_s=event.tokens_per_s)
+
+    def on_worker_silent(self, turn: Turn, event: WorkerSilent) -> None:
+        """Its open lease is lost; what it has committed to may still arrive."""
+        state = turn.state
+        if self._worker(event.worker).heard_at_s > event.last_seen_at_s:
+            return  # it spoke while the finding was on its way to the journal
+        state.update_worker(event.worker, present=False, waiting_since_s=None, waits_until_s=None)
+        record = state.open_lease_of(event.worker)
+        if record is not None:
+            limit_s, silent_s = silence_limit_s(state.config), state.now_s - event.last_seen_at_s
+            leases.expire(turn, record.lease.lease_id, f"silent for {silent_s:.0f} s (at most {limit_s:.0f} s)")
+
+    def on_coordinator_resumed(self, turn: Turn, event: CoordinatorResumed) -> None:
+        """Whoever was there has one silence limit to speak, and to deliver what ran out meanwhile."""
+        state, until_s = turn.state, turn.state.now_s + silence_limit_s(turn.state.config)
+        for record in list(state.workers.values()):
+            if record.present:
+                state.update_worker(record.worker, heard_at_s=state.now_s, waiting_since_s=None, waits_until_s=None)
+        for lease_id, held in list(state.leases.items()):
+            if held.status is LeaseStatus.GRANTED and held.lease.deadline_s < until_s:
+                state.update_lease(lease_id, lease=replace(held.lease, deadline_s=until_s))
+        grace_s = state.round.grace_until_s
+        if grace_s is not None:
+            state.update_round(grace_until_s=max(grace_s, until_s))
+
+    def on_lease_requested(self, turn: Turn, event: LeaseRequested) -> None:
+        """The worker is idle: it gets its open lease again, or a new one as soon as there is one for it."""
+        state = turn.state
+        self._worker(event.worker)
+        turn.hear(event.worker)
+        if state.phase is Phase.OVER:
+            turn.emit(EndRun(reason=state.end_reason or "the run is over"))
+            return
+        waits_until_s = None if event.wait_s is None else state.now_s + event.wait_s
+        since_s = state.workers[event.worker].waiting_since_s
+        state.update_worker(
+            event.worker, waiting_since_s=state.now_s if since_s is None else since_s, waits_until_s=waits_until_s
+        )
+        record = state.open_lease_of(event.worker)
+        if record is None:
+            return
+        hopeless = leases.why_not_again(turn, record)
+        if hopeless is None:
+            leases.grant_again(turn, record)
+        else:
+            leases.expire(turn, record.lease.lease_id, hopeless)
+
+    def on_lease_returned(self, turn: Turn, event: LeaseReturned) -> None:
+        """Said twice, or after the lease was lost, it changes nothing."""
+        record = self._lease(event.worker, event.lease_id)
+        turn.hear(event.worker)
+        if record.status in {LeaseStatus.GRANTED, LeaseStatus.COMMITTED}:
+            leases.hand_back(turn, record, event.reason)
+
+    def on_submission_committed(self, turn: Turn, event: SubmissionCommitted) -> None:
+        """A first commit is taken or refused; the same again is answered the same; another digest is illegal."""
+        record = self._lease(event.worker, event.lease_id)
+        turn.hear(event.worker)
+        if record.status is LeaseStatus.RETURNED:
+            raise IllegalEvent(f"lease {event.lease_id} was handed back by {event.worker}; it takes no submission")
+        undecided = record.status is LeaseStatus.EXPIRED and record.digest is None
+        if record.status is LeaseStatus.GRANTED or undecided:
+            leases.commit(turn, record, event)
+            return
+        if record.digest is not None:
+            self._check_digest(record, event.digest)
+        results.repeat_verdict(turn, record)
+
+    def on_submission_uploaded(self, turn: Turn, event: SubmissionUploaded) -> None:
+        """Bytes of a commit; twice changes nothing, without one is illegal."""
+        record = self._lease(event.worker, event.lease_id)
+        turn.hear(event.worker)
+        if record.digest is None:
+            raise IllegalEvent(f"lease {event.lease_id} of {event.worker} is {record.status}: nothing was committed")
+        self._check_digest(record, event.digest)
+        if record.status is LeaseStatus.COMMITTED:
+            leases.upload(turn, record)
+        elif record.status is LeaseStatus.EXPIRED:
+            results.refuse_lost_upload(turn, record)
+        else:
+            results.repeat_verdict(turn, record)
+
+    def on_ticked(self, turn: Turn, event: Ticked) -> None:
+        """Time passed; what it brings about is the same after every event."""
+
+    def on_run_stopped(self, turn: Turn, event: RunStopped) -> None:
+        """Said twice it changes nothing."""
+        if turn.state.stop_reason is None and turn.state.phase is not Phase.FINISHING:
+            rounds.stop(turn, event.reason)
+
+    # ---- legality -------------------------------------------------------------------------------------
+
+    def _check_legal(self, event: Event) -> None:
+        phases = LEGAL_EVENTS.get(type(event), frozenset())
+        kind = type(event).__name__
+        if self._state.phase not in phases:
+            allowed = ", ".join(sorted(phases)) or "creation only"
+            raise IllegalEvent(f"{kind} while the run is {self._state.phase}; allowed in: {allowed}")
+        if not math.isfinite(event.at_s):
+            raise IllegalEvent(f"{kind} with a time of {event.at_s}")
+
+    def _worker(self, worker: WorkerId) -> WorkerRecord:
+        if worker not in self._state.workers:
+            raise IllegalEvent(f"worker {worker} is not enrolled in run {self._state.config.run_id}")
+        return self._state.workers[worker]
+
+    def _lease(self, worker: WorkerId, lease_id: LeaseId) -> LeaseRecord:
+        self._worker(worker)
+        record = self._state.leases.get(lease_id)
+        if record is None:
+            raise IllegalEvent(f"lease {lease_id} is not known: never granted, or too many rounds ago")
+        if record.lease.worker != worker:
+            raise IllegalEvent(f"lease {lease_id} belongs to {record.lease.worker}, not to {worker}")
+        return record
+
+    @staticmethod
+    def _check_digest(record: LeaseRecord, digest: Digest) -> None:
+        if record.digest != digest:
+            lease = record.lease
+            raise IllegalEvent(f"{lease.worker} committed {lease.lease_id} to {record.digest} and now brings {digest}")
+
+    _HANDLERS: ClassVar[dict[type[Event], Callable[[Engine, Turn, Any], None]]] = {
+        WorkerEnrolled: on_worker_enrolled,
+        CapabilityChanged: on_capability_changed,
+        WorkerSilent: on_worker_silent,
+        CoordinatorResumed: on_coordinator_resumed,
+        LeaseRequested: on_lease_requested,
+        LeaseReturned: on_lease_returned,
+        SubmissionCommitted: on_submission_committed,
+        SubmissionUploaded: on_submission_uploaded,
+        SubmissionMeasured: lambda _, turn, event: results.on_submission_measured(turn, event),
+        RoundAggregated: lambda _, turn, event: results.on_round_aggregated(turn, event),
+        VersionValidated: lambda _, turn, event: results.on_version_validated(turn, event),
+        CheckpointWritten: lambda _, turn, event: results.on_checkpoint_written(turn, event),
+        CommandFailed: lambda _, turn, event: results.on_command_failed(turn, event),
+        Ticked: on_ticked,
+        RunStopped: on_run_stopped,
+    }

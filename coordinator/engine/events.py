@@ -1,0 +1,200 @@
+"""Everything that can happen to a run. Events are facts in the past tense, frozen, and carry their own time.
+
+All but `WorkerSeen` are journalled before they are applied (coordinator/pump.py). Time is monotone: the engine uses
+max(last, event's). Nothing here knows where an event came from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coordinator.engine.config import EngineConfig
+from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Base of all events; `at_s` is seconds since the epoch, by the coordinator's clock."""
+
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCreated(Event):
+    """First event of every journal."""
+
+    engine_version: int
+    config: EngineConfig
+    base_manifest: Digest
+    """Digest of the manifest of version 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerEnrolled(Event):
+    """A key redeemed an invite."""
+
+    worker: WorkerId
+    name: str
+    trusted: bool
+    max_columns: int
+    tokens_per_s: float
+    """Probed speed; 0 where unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapabilityChanged(Event):
+    """An enrolled worker opened a session and offers something else than before."""
+
+    worker: WorkerId
+    max_columns: int
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSeen(Event):
+    """A sign of life (a heartbeat, or any signed call). Never journalled, and never part of the engine's state.
+
+    What follows from silence is journalled instead, as `WorkerSilent`: see `Engine.overdue`.
+    """
+
+    worker: WorkerId
+    lease_id: LeaseId | None = None
+    inner_step: int = 0
+    train_loss: float | None = None
+    tokens_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSilent(Event):
+    """The pump's finding, proposed by `Engine.overdue`, that a worker was not heard for the silence limit.
+
+    Heartbeats are not journalled, so this is: a replay then expires the very same leases.
+    """
+
+    worker: WorkerId
+    last_seen_at_s: float
+    """Ignored when the state has heard from the worker after this: the finding was overtaken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorResumed(Event):
+    """The coordinator has read its journal again after a restart: everybody gets one full silence limit to speak."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRequested(Event):
+    """A worker is idle and wants work. A worker that already holds an open lease is given that same lease again."""
+
+    worker: WorkerId
+    wait_s: float | None = None
+    """How long its call stays open for a `GrantLease`; None: until the worker is heard to do something else."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseReturned(Event):
+    """The worker handed a lease back (it is leaving, or cannot do it)."""
+
+    worker: WorkerId
+    lease_id: LeaseId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmissionCommitted(Event):
+    """The worker committed to a digest; counts in its round if this is before the lease's deadline."""
+
+    worker: WorkerId
+    lease_id: LeaseId
+    digest: Digest
+    payload_bytes: int
+    codec: str
+    inner_steps_done: int
+    train_loss_first: float
+    train_loss_last: float
+    train_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmissionUploaded(Event):
+    """All bytes of a committed submission are durable in the artifact store."""
+
+    worker: WorkerId
+    lease_id: LeaseId
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockNorm:
+    """L2 norm of one block of a submission's pseudo-gradient, as sent."""
+
+    block: BlockId
+    norm_l2: float
+    base_l2: float = 0.0
+    """Norm of that block's weights in the base version; 0 where unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmissionMeasured(Event):
+    """Result of `MeasureSubmission`: facts only; the engine judges."""
+
+    command_id: str
+    lease_id: LeaseId
+    malformed: str
+    """Empty, or why the payload does not decode to what was leased (schema, size, dtype, non-finite)."""
+    norms: tuple[BlockNorm, ...] = ()
+    heldout_gain: float = 0.0
+    """Held-out loss before minus after half a step along the submission, nats a token."""
+    heldout_gain_se: float = 0.0
+    """Standard error of that gain, sequences paired."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundAggregated(Event):
+    """Result of `AggregateRound`: a new manifest is durable in the artifact store, not yet the run's."""
+
+    command_id: str
+    round: RoundNumber
+    version: Version
+    parent_version: Version
+    manifest: Digest
+    update_norm_l2: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionValidated(Event):
+    """Result of `ValidateVersion`."""
+
+    command_id: str
+    version: Version
+    val_loss: float
+    """Held-out loss, nats a token, without the balance loss."""
+    val_loss_se: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointWritten(Event):
+    """Result of `WriteCheckpoint`."""
+
+    command_id: str
+    version: Version
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandFailed(Event):
+    """A command could not be carried out (disk full, say). It stays pending and is tried again by the pump."""
+
+    command_id: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticked(Event):
+    """Time passed. The pump sends one when `Engine.next_wakeup_s()` is reached."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStopped(Event):
+    """The operator ended the run."""
+
+    reason: str

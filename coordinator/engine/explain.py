@@ -1,0 +1,154 @@
+"""Why things stand as they stand, in words with numbers, from the state alone. Decides nothing.
+
+`waits` says why the round is not closed, `wait_reason` why one worker has no lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from coordinator.engine import dispatch, pacing, quorum, rounds
+from coordinator.engine.commands import AggregateRound, MeasureSubmission, SlowCommand, ValidateVersion
+from coordinator.engine.phases import Phase
+from coordinator.engine.quorum import ColumnStanding, Outlook
+from coordinator.engine.state import EngineState, LeaseRecord, WorkerRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """What is waited for, and why."""
+
+    subject: str
+    reason: str
+
+
+def waits(state: EngineState, now_s: float) -> tuple[Wait, ...]:
+    """Everything that keeps the present round from closing (or the run from ending), as of `now_s`."""
+    at = state.copy()
+    at.now_s = max(state.now_s, now_s)
+    if at.phase is Phase.OVER:
+        return ()
+    if at.phase is Phase.GATHERING:
+        return (_gathering(at),)
+    if at.phase in rounds.RUNNING_PHASES:
+        outlook = quorum.outlook_of(at)
+        awaited = (*outlook.awaited, *quorum.absent_commits(at))
+        return (*_columns(at, outlook), *_leases(at, awaited), *map(_measuring, outlook.measuring))
+    wanted = AggregateRound if at.phase is Phase.AGGREGATING else SlowCommand
+    return tuple(_command(at, command) for command in at.pending.values() if isinstance(command, wanted))
+
+
+def wait_reason(state: EngineState, record: WorkerRecord) -> str:
+    """Why this worker has no new lease."""
+    standing = dispatch.standing_reason(state, record)
+    if standing is not None:
+        return standing
+    if state.phase is Phase.OVER:
+        return f"the run is over: {state.end_reason}"
+    if state.phase is Phase.GATHERING:
+        return _gathering(state).reason
+    if state.phase is Phase.AGGREGATING:
+        return f"round {state.round.round} is being aggregated; the next round opens soon"
+    if state.phase is Phase.FINISHING:
+        return "the run took its last step; it is being validated and exported"
+    open_lease = state.open_lease_of(record.worker)
+    if open_lease is not None:
+        return f"it holds lease {open_lease.lease.lease_id}"
+    refusal = dispatch.refusal_now(state, quorum.standings_of(state), pacing.pace_of(state), record)
+    return refusal or f"round {state.round.round} has a lease for it as soon as it asks"
+
+
+def _gathering(state: EngineState) -> Wait:
+    subject, config = f"round {state.round.round}", state.config
+    ready, wanted = len(dispatch.ready_workers(state)), rounds.workers_wanted(state)
+    if ready >= wanted:
+        left_s = rounds.gathering_left_s(state)
+        return Wait(subject=subject, reason=f"{ready} workers are waiting; {left_s:.1f} s left for more to come")
+    workers = state.workers.values()
+    aside = sum(1 for record in workers if record.quarantine is not None)
+    cooling = sum(
+        1 for record in workers if dispatch.is_waiting(state, record) and record.cooling_until_s > state.now_s
+    )
+    details = [f"{len(state.workers)} enrolled", f"{sum(record.present for record in workers)} here"]
+    details += [f"{aside} set aside"] if aside else []
+    details += [f"{cooling} leased again within {config.min_lease_s:.0f} s of losing a lease"] if cooling else []
+    return Wait(subject=subject, reason=f"{ready} of {wanted} workers are waiting for a lease ({', '.join(details)})")
+
+
+def _columns(state: EngineState, outlook: Outlook) -> list[Wait]:
+    """One line for each group of columns that stand alike."""
+    by_reason: dict[str, list[int]] = {}
+    for standing in outlook.standings.columns:
+        reason = _column_reason(state, outlook, standing)
+        if reason:
+            by_reason.setdefault(reason, []).append(standing.column)
+    return [Wait(subject=_subject(columns), reason=reason) for reason, columns in by_reason.items()]
+
+
+def _column_reason(state: EngineState, outlook: Outlook, standing: ColumnStanding) -> str:
+    quorum_size = outlook.standings.quorum
+    lost = f", {standing.gone} lost or refused" if standing.gone else ""
+    reported = f"{standing.accepted} of {standing.leased} replicas reported{lost}"
+    if standing.leased == 0:
+        return "nobody here holds it this round"
+    if standing.in_flight == 0:
+        if standing.accepted >= quorum_size:
+            return ""
+        wait_s = state.round.spare_wait_until_s
+        if not outlook.awaited and wait_s is not None and wait_s > state.now_s:
+            return f"{reported}, quorum {quorum_size}: {wait_s - state.now_s:.1f} s left for a spare to be found"
+        return f"{reported}, quorum {quorum_size} cannot be reached: nobody idle can serve it"
+    if standing.accepted < quorum_size:
+        return f"{reported}, quorum {quorum_size}; {standing.in_flight} on the way"
+    until_s = state.round.grace_until_s
+    if until_s is None:
+        return f"{reported}, quorum reached; other columns are not there yet"
+    return f"{reported}, {max(0.0, until_s - state.now_s):.0f} s of grace left"
+
+
+def _leases(state: EngineState, awaited: Iterable[LeaseRecord]) -> list[Wait]:
+    return [Wait(subject=f"lease {record.lease.lease_id}", reason=_lease_reason(state, record)) for record in awaited]
+
+
+def _lease_reason(state: EngineState, record: LeaseRecord) -> str:
+    worker = state.workers[record.lease.worker]
+    name = worker.name or worker.worker
+    if record.committed_at_s is not None:
+        doing = "is uploading" if worker.present else "fell silent; nothing else came, so it is waited for"
+        return f"{name} committed {state.now_s - record.committed_at_s:.0f} s ago and {doing}"
+    held_s, left_s = state.now_s - record.lease.granted_at_s, record.lease.deadline_s - state.now_s
+    return f"{name} trains {record.lease.inner_steps} steps since {held_s:.0f} s; {left_s:.0f} s to its deadline"
+
+
+def _measuring(record: LeaseRecord) -> Wait:
+    return Wait(
+        subject=f"lease {record.lease.lease_id}", reason=f"{record.payload_bytes} bytes arrived; being screened"
+    )
+
+
+def _command(state: EngineState, command: SlowCommand) -> Wait:
+    failure = state.failures.get(command.command_id)
+    tried = f"; failed {failure.count} times so far ({failure.error}), to be tried again" if failure else ""
+    return Wait(subject=command.command_id, reason=_doing(command) + tried)
+
+
+def _doing(command: SlowCommand) -> str:
+    if isinstance(command, AggregateRound):
+        return f"aggregating {len(command.contributions)} submissions into version {command.version}"
+    if isinstance(command, MeasureSubmission):
+        return f"screening lease {command.lease.lease_id}"
+    kind = "validating" if isinstance(command, ValidateVersion) else "exporting"
+    return f"{kind} version {getattr(command, 'version', '?')}"
+
+
+def _subject(columns: list[int]) -> str:
+    """`column 5`, `columns 0-3, 7`."""
+    runs: list[list[int]] = []
+    for column in columns:
+        if runs and column == runs[-1][1] + 1:
+            runs[-1][1] = column
+        else:
+            runs.append([column, column])
+    text = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    return f"column {text}" if len(columns) == 1 else f"columns {text}"

@@ -1,0 +1,284 @@
+"""The life of one lease: granted, granted again, committed, uploaded, judged, handed back, expired.
+
+Decides a lease's contents (with pacing and placement) and whether a commit still counts. Holds always: a worker has
+at most one open lease; a position of the training data is named by one lease only within an epoch; dropping out never
+counts against a worker, a submission that screening refused does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from coordinator.engine import pacing
+from coordinator.engine.commands import AnnounceVerdict, CancelLease, DropPayload, GrantLease, MeasureSubmission
+from coordinator.engine.events import SubmissionCommitted
+from coordinator.engine.lease import DataRange, Lease
+from coordinator.engine.phases import OPEN_PHASES, LeaseStatus, Phase
+from coordinator.engine.screening import BLAMED_KEYS, DUPLICATE, INCOMPLETE, LATE, rejected
+from coordinator.engine.state import LeaseRecord, Quarantine, Verdict
+from coordinator.engine.turn import Turn
+from protocol.ids import LeaseId, RoundNumber, WorkerId
+
+
+def grant(
+    turn: Turn, worker: WorkerId, columns: tuple[int, ...], eighths: int, pace: pacing.Pace, *, spare: bool
+) -> Lease:
+    """Write a new lease and hand it to its worker."""
+    state, config = turn.state, turn.state.config
+    current, inner = state.round, state.config.inner
+    steps = pacing.steps_of(config, eighths)
+    lease_id = LeaseId(f"r{current.round}.{current.next_lease}")
+    ttl_s = pacing.time_to_live_s(config, state.workers[worker], pace, steps)
+    lease = Lease(
+        lease_id=lease_id,
+        round=current.round,
+        worker=worker,
+        base_version=current.base_version,
+        columns=columns,
+        data=_take_data(turn, steps * inner.batch_sequences),
+        seed=turn.draws.seed(current.round, "lease", lease_id),
+        inner_steps=steps,
+        batch_sequences=inner.batch_sequences,
+        learning_rate=pacing.learning_rate(config, current.round),
+        router_lr_scale=inner.router_lr_scale,
+        warmup_steps=min(inner.warmup_steps, steps),
+        weight_decay=inner.weight_decay,
+        adam_beta1=inner.adam_beta1,
+        adam_beta2=inner.adam_beta2,
+        adam_eps=inner.adam_eps,
+        clip_norm=inner.clip_norm,
+        granted_at_s=state.now_s,
+        deadline_s=state.now_s + ttl_s,
+        spare=spare,
+    )
+    state.leases[lease_id] = LeaseRecord(lease=lease)
+    first = state.now_s if current.first_lease_at_s is None else current.first_lease_at_s
+    state.update_round(next_lease=current.next_lease + 1, first_lease_at_s=first, spare_wait_until_s=None)
+    granted = state.workers[worker].leases_granted + 1
+    state.update_worker(
+        worker,
+        waiting_since_s=None,
+        waits_until_s=None,
+        held_round=current.round,
+        held_columns=columns,
+        leases_granted=granted,
+    )
+    totals = state.totals
+    state.totals = replace(totals, leases_granted=totals.leases_granted + 1, spares=totals.spares + spare)
+    turn.emit(GrantLease(lease=lease))
+    return lease
+
+
+def grant_again(turn: Turn, record: LeaseRecord) -> None:
+    """The worker lost our answer or was restarted: the same lease, with time to do it, twice at most."""
+    state, lease = turn.state, record.lease
+    ttl_s = pacing.time_to_live_s(state.config, state.workers[lease.worker], pacing.pace_of(state), lease.inner_steps)
+    if record.regrants < pacing.MOST_REGRANTS:
+        lease = replace(lease, deadline_s=max(lease.deadline_s, state.now_s + ttl_s))
+    state.update_lease(lease.lease_id, lease=lease, regrants=record.regrants + 1)
+    state.update_worker(lease.worker, waiting_since_s=None, waits_until_s=None)
+    turn.emit(GrantLease(lease=lease))
+
+
+def why_not_again(turn: Turn, record: LeaseRecord) -> str | None:
+    """Why a worker that starts over is better off with a new lease; None where the same one still makes sense."""
+    state, lease = turn.state, record.lease
+    if lease.round != state.round.round or state.phase not in OPEN_PHASES:
+        return f"its worker asked for work anew after round {lease.round} closed"
+    if state.now_s >= lease.deadline_s:
+        return "its worker asked for work anew after the deadline"
+    needed_s = pacing.expected_s(state.workers[lease.worker], pacing.pace_of(state), lease.inner_steps)
+    until_s = state.round.grace_until_s
+    if needed_s is not None and until_s is not None and state.now_s + needed_s > until_s:
+        left_s = max(0.0, until_s - state.now_s)
+        return f"its worker starts over and needs {needed_s:.0f} s; {left_s:.0f} s of grace are left"
+    return None
+
+
+def expire(turn: Turn, lease_id: LeaseId, reason: str) -> None:
+    """The lease came to nothing; costs its worker nothing but the lease."""
+    record = turn.state.set_status(lease_id, LeaseStatus.EXPIRED)
+    turn.state.update_lease(lease_id, ended=reason)
+    state, worker = turn.state, record.lease.worker
+    state.update_worker(worker, leases_expired=state.workers[worker].leases_expired + 1)
+    state.totals = replace(state.totals, leases_expired=state.totals.leases_expired + 1)
+    if record.lease.round == state.round.round:
+        state.update_round(expired=state.round.expired + 1)
+        _cool(turn, worker)
+    turn.emit(CancelLease(worker=worker, lease_id=lease_id, reason=reason))
+
+
+def hand_back(turn: Turn, record: LeaseRecord, reason: str) -> None:
+    """The worker gives the lease back."""
+    lease_id, worker, state = record.lease.lease_id, record.lease.worker, turn.state
+    state.set_status(lease_id, LeaseStatus.RETURNED)
+    state.update_lease(lease_id, ended=f"handed back: {reason}")
+    state.update_worker(
+        worker,
+        leases_returned=state.workers[worker].leases_returned + 1,
+        waiting_since_s=None,
+        waits_until_s=None,
+    )
+    state.totals = replace(state.totals, leases_returned=state.totals.leases_returned + 1)
+    if record.lease.round == state.round.round:
+        state.update_round(returned=state.round.returned + 1)
+        _cool(turn, worker)
+
+
+def commit(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> None:
+    """Take a digest, or refuse it at once with the reason. The lease is granted, or expired by silence."""
+    state, lease_id = turn.state, record.lease.lease_id
+    report = pacing.report_of(record, state.now_s, event.train_s, max(1, event.inner_steps_done))
+    reports = pacing.with_report(state.workers[event.worker].reports, report)
+    state.update_worker(event.worker, reports=reports)
+    refusal = _refusal(turn, record, event)
+    if refusal is not None:
+        if record.status is LeaseStatus.GRANTED and refusal.key == LATE:
+            expire(turn, lease_id, refusal.reason)
+        reject(turn, lease_id, refusal)
+        return
+    state.set_status(lease_id, LeaseStatus.COMMITTED)
+    state.update_lease(
+        lease_id,
+        digest=event.digest,
+        payload_bytes=event.payload_bytes,
+        codec=event.codec,
+        committed_at_s=state.now_s,
+        train_loss_first=event.train_loss_first,
+        train_loss_last=event.train_loss_last,
+        ended="",
+    )
+
+
+def upload(turn: Turn, record: LeaseRecord) -> None:
+    """All bytes are here: have them measured, unless the submission comes too many rounds late to count."""
+    state, lease = turn.state, record.lease
+    staleness = state.staleness_of(lease)
+    if staleness > state.config.max_staleness:
+        reject(turn, lease.lease_id, rejected(LATE, f"committed in time, but its bytes came {staleness} rounds late"))
+        return
+    state.set_status(lease.lease_id, LeaseStatus.UPLOADED)
+    assert record.digest is not None
+    turn.emit(
+        MeasureSubmission(
+            command_id=measure_id(lease.lease_id),
+            lease=lease,
+            digest=record.digest,
+            payload_bytes=record.payload_bytes,
+            codec=record.codec,
+            # one draw for the whole round, so that its gains can be compared
+            heldout_seed=turn.draws.seed(lease.round, "heldout"),
+            measure_gain=state.config.screening.enabled,
+        )
+    )
+
+
+def measure_id(lease_id: LeaseId) -> str:
+    """Id of the command that measures a lease's submission."""
+    return f"measure:{lease_id}"
+
+
+def accept(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
+    """The submission passed screening and waits for its round to close."""
+    state = turn.state
+    record = state.set_status(lease_id, LeaseStatus.ACCEPTED)
+    state.update_lease(lease_id, verdict=verdict)
+    worker = state.workers[record.lease.worker]
+    state.update_worker(worker.worker, accepted=worker.accepted + 1, rejected_in_row=0)
+    state.totals = replace(state.totals, submissions_accepted=state.totals.submissions_accepted + 1)
+    if record.lease.round == state.round.round:
+        gains = (*state.round.gains, record.heldout_gain)
+        state.update_round(accepted=state.round.accepted + 1, gains=gains)
+    turn.emit(AnnounceVerdict(worker=worker.worker, lease_id=lease_id, accepted=True, reason=verdict.reason))
+
+
+def withdraw(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
+    """An acceptance does not stand: the books are as if it had never been, and the submission is refused."""
+    state = turn.state
+    worker = state.workers[state.leases[lease_id].lease.worker]
+    state.update_worker(worker.worker, accepted=worker.accepted - 1)
+    state.totals = replace(state.totals, submissions_accepted=state.totals.submissions_accepted - 1)
+    state.update_round(accepted=state.round.accepted - 1)
+    reject(turn, lease_id, verdict)
+
+
+def reject(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
+    """The submission does not count; after several refusals by screening in a row its worker is set aside."""
+    state = turn.state
+    record = state.set_status(lease_id, LeaseStatus.REJECTED)
+    state.update_lease(lease_id, verdict=verdict)
+    worker = state.workers[record.lease.worker]
+    in_row = worker.rejected_in_row + (verdict.key in BLAMED_KEYS)
+    counts = {**worker.rejected, verdict.key: worker.rejected.get(verdict.key, 0) + 1}
+    state.update_worker(worker.worker, rejected=counts, rejected_in_row=in_row)
+    by_reason = state.totals.submissions_rejected
+    state.totals = replace(
+        state.totals, submissions_rejected={**by_reason, verdict.key: by_reason.get(verdict.key, 0) + 1}
+    )
+    if record.lease.round == state.round.round:
+        state.update_round(rejected=state.round.rejected + 1)
+    if verdict.key in BLAMED_KEYS and in_row >= state.config.quarantine_after:
+        _quarantine(turn, worker.worker, in_row, verdict)
+    turn.emit(AnnounceVerdict(worker=worker.worker, lease_id=lease_id, accepted=False, reason=verdict.reason))
+    drop_payload(turn, state.leases[lease_id])
+
+
+def drop_payload(turn: Turn, record: LeaseRecord) -> None:
+    """The bytes are needed no more, unless another live lease rests on the very same."""
+    digest = record.digest
+    if digest is not None and not turn.state.digest_in_use(digest, besides=record.lease.lease_id):
+        turn.emit(DropPayload(digest=digest))
+
+
+def _refusal(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> Verdict | None:
+    state, lease = turn.state, record.lease
+    if state.phase is Phase.FINISHING:
+        return rejected(LATE, "the run took its last step")
+    if state.now_s >= lease.deadline_s:
+        return rejected(LATE, f"committed {state.now_s - lease.deadline_s:.1f} s after the lease's deadline")
+    staleness = state.staleness_of(lease)
+    if staleness > state.config.max_staleness:
+        most = state.config.max_staleness
+        return rejected(LATE, f"committed {staleness} rounds after its own; at most {most} late counts")
+    own = [other.lease.lease_id for other in state.leases.values() if other.lease.worker == lease.worker]
+    if own[-1] != lease.lease_id:
+        return rejected(LATE, f"the worker was silent, then asked anew and was given lease {own[-1]} instead")
+    if event.inner_steps_done < lease.inner_steps:
+        return rejected(INCOMPLETE, f"{event.inner_steps_done} of {lease.inner_steps} inner steps were done")
+    if state.digest_in_use(event.digest, besides=lease.lease_id):
+        return rejected(DUPLICATE, "another lease already rests on exactly these bytes")
+    return None
+
+
+def _take_data(turn: Turn, count: int) -> DataRange:
+    """The next `count` positions of this epoch's permutation; a new epoch where they do not fit."""
+    state = turn.state
+    if state.next_sequence + count > state.config.train_sequences:
+        state.data_epoch += 1
+        state.next_sequence = 0
+    data = DataRange(seed=turn.draws.seed(0, "data", state.data_epoch), start=state.next_sequence, count=count)
+    state.next_sequence += count
+    return data
+
+
+def _cool(turn: Turn, worker: WorkerId) -> None:
+    """A worker that lost more than one lease this round waits a little before the next."""
+    state = turn.state
+    lost = sum(
+        1
+        for record in state.leases_of_round()
+        if record.lease.worker == worker and record.status in {LeaseStatus.EXPIRED, LeaseStatus.RETURNED}
+    )
+    if lost > 1:
+        state.update_worker(worker, cooling_until_s=state.now_s + state.config.min_lease_s)
+
+
+def _quarantine(turn: Turn, worker: WorkerId, in_row: int, verdict: Verdict) -> None:
+    config, state = turn.state.config, turn.state
+    until_round = RoundNumber(state.round.round + config.quarantine_rounds + 1)
+    reason = (
+        f"{in_row} submissions refused in a row (the last: {verdict.key}); no leases for {config.quarantine_rounds} "
+        f"rounds or {config.quarantine_s:.0f} s, whichever ends first"
+    )
+    quarantine = Quarantine(until_round=until_round, until_s=state.now_s + config.quarantine_s, reason=reason)
+    state.update_worker(worker, quarantine=quarantine, rejected_in_row=0)

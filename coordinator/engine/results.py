@@ -1,0 +1,157 @@
+"""Results of slow work, coming back as events: measured, aggregated, validated, exported, or failed.
+
+Decides what a result means for its lease or round. Holds always: a result counts once, for a command that is pending;
+a new version is taken only on top of its parent (compare-and-set); what we fail to measure is never held against a
+worker.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+from coordinator.engine import leases, pacing, rounds, screening
+from coordinator.engine.commands import (
+    AggregateRound,
+    AnnounceVerdict,
+    MeasureSubmission,
+    SlowCommand,
+    ValidateVersion,
+    WriteCheckpoint,
+)
+from coordinator.engine.events import (
+    CheckpointWritten,
+    CommandFailed,
+    RoundAggregated,
+    SubmissionMeasured,
+    VersionValidated,
+)
+from coordinator.engine.phases import LeaseStatus, Phase
+from coordinator.engine.screening import LATE, UNMEASURABLE, rejected
+from coordinator.engine.state import Checkpoint, Failure, LeaseRecord, Validation
+from coordinator.engine.turn import Turn
+from protocol.errors import IllegalEvent
+
+C = TypeVar("C", bound=SlowCommand)
+
+MOST_TRIES = 3
+"""After so many failures a measurement is given up, and so is a validation or export; aggregation never by itself."""
+
+
+def on_submission_measured(turn: Turn, event: SubmissionMeasured) -> None:
+    """Judge the submission; a repeated measurement changes nothing."""
+    state = turn.state
+    record = state.leases.get(event.lease_id)
+    if record is None or event.command_id != leases.measure_id(event.lease_id):
+        raise IllegalEvent(f"{event.command_id} does not measure a known lease ({event.lease_id})")
+    if record.status is not LeaseStatus.UPLOADED:
+        if record.status in {LeaseStatus.ACCEPTED, LeaseStatus.REJECTED}:
+            return  # judged, or given up, already
+        raise IllegalEvent(f"lease {event.lease_id} is {record.status}: its submission was not to be measured")
+    lease = record.lease
+    missing = set(lease.blocks) ^ {norm.block for norm in event.norms}
+    if not event.malformed and missing:
+        raise IllegalEvent(f"{event.command_id} must give one norm for each leased block; differs in {sorted(missing)}")
+    turn.settle(event.command_id)
+    staleness = state.staleness_of(lease)
+    if staleness > state.config.max_staleness:
+        leases.reject(turn, lease.lease_id, rejected(LATE, f"judged {staleness} rounds after its own"))
+        return
+    norms = screening.scaled_norms(event, pacing.recipe_scale(state.config, lease))
+    verdict = screening.judge(
+        state.config.screening,
+        event,
+        norms=norms,
+        history=state.norm_history,
+        gains=state.round.gains,
+        steps_share=lease.inner_steps / state.config.inner.inner_steps,
+    )
+    state.update_lease(
+        lease.lease_id, norms=norms, heldout_gain=event.heldout_gain, heldout_gain_se=event.heldout_gain_se
+    )
+    if not verdict.accepted:
+        leases.reject(turn, lease.lease_id, verdict)
+        return
+    state.norm_history = screening.remember(state.norm_history, norms, state.config.screening.norm_history)
+    leases.accept(turn, lease.lease_id, verdict)
+
+
+def on_round_aggregated(turn: Turn, event: RoundAggregated) -> None:
+    """Publish, if this is the version that was asked for, on top of the one that is the run's."""
+    command = _pending(turn, event.command_id, AggregateRound)
+    expected = (command.round, command.version, turn.state.version)
+    got = (event.round, event.version, event.parent_version)
+    if got != expected:
+        raise IllegalEvent(f"{event.command_id} must give (round, version, parent) {expected}, got {got}")
+    rounds.publish(turn, event, command)
+
+
+def on_version_validated(turn: Turn, event: VersionValidated) -> None:
+    """Note the held-out loss, with the round that made the version."""
+    state = turn.state
+    command = _pending(turn, event.command_id, ValidateVersion)
+    if command.version != event.version:
+        raise IllegalEvent(f"{event.command_id} is about version {command.version}, got {event.version}")
+    turn.settle(event.command_id)
+    validation = Validation(version=event.version, val_loss=event.val_loss, val_loss_se=event.val_loss_se)
+    state.validations = (*state.validations, validation)
+    state.history = tuple(
+        replace(row, val_loss=event.val_loss, val_loss_se=event.val_loss_se) if row.version == event.version else row
+        for row in state.history
+    )
+
+
+def on_checkpoint_written(turn: Turn, event: CheckpointWritten) -> None:
+    """Note where the export is."""
+    command = _pending(turn, event.command_id, WriteCheckpoint)
+    if command.version != event.version:
+        raise IllegalEvent(f"{event.command_id} is about version {command.version}, got {event.version}")
+    turn.settle(event.command_id)
+    turn.state.checkpoints = (*turn.state.checkpoints, Checkpoint(version=event.version, path=event.path))
+
+
+def on_command_failed(turn: Turn, event: CommandFailed) -> None:
+    """It stays pending, to be tried again, until trying has no more point."""
+    state = turn.state
+    command = _pending(turn, event.command_id, SlowCommand)
+    before = state.failures.get(event.command_id)
+    failure = Failure(count=1 + (before.count if before else 0), error=event.error)
+    state.failures[event.command_id] = failure
+    if failure.count < MOST_TRIES:
+        return
+    if isinstance(command, MeasureSubmission):
+        turn.settle(event.command_id)
+        reason = (
+            f"set aside: we could not measure it in {failure.count} tries ({failure.error}); no fault of the worker"
+        )
+        leases.reject(turn, command.lease.lease_id, rejected(UNMEASURABLE, reason))
+    elif not isinstance(command, AggregateRound):
+        turn.settle(event.command_id)
+    elif state.stop_reason is not None and state.phase is Phase.AGGREGATING:
+        turn.settle(event.command_id)
+        rounds.finish(turn)
+
+
+def repeat_verdict(turn: Turn, record: LeaseRecord) -> None:
+    """The worker asks again: the same answer, where there is one yet."""
+    if record.verdict is not None:
+        turn.emit(
+            AnnounceVerdict(
+                worker=record.lease.worker,
+                lease_id=record.lease.lease_id,
+                accepted=record.verdict.accepted,
+                reason=record.verdict.reason,
+            )
+        )
+
+
+def refuse_lost_upload(turn: Turn, record: LeaseRecord) -> None:
+    """Bytes of a commit that has been given up meanwhile."""
+    leases.reject(turn, record.lease.lease_id, rejected(LATE, f"committed in time, but {record.ended}"))
+
+
+def _pending(turn: Turn, command_id: str, kind: type[C]) -> C:
+    command = turn.state.pending.get(command_id)
+    if not isinstance(command, kind):
+        raise IllegalEvent(f"{command_id} is not a pending {kind.__name__}")
+    return command

@@ -1,0 +1,337 @@
+"""The course of a round: gather, lease, wait, close, publish, open the next; and how the run ends.
+
+Decides every move between phases, after each event, from the state alone. Holds always: a version is published only
+for a round that something acceptable came of, and only on top of the version it was computed from; a round that
+nobody could serve stays open; when `advance` returns, nothing more can be done before the next event or the next
+timer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from coordinator.engine import contributions as votes
+from coordinator.engine import leases, placement, quorum, screening
+from coordinator.engine.commands import AggregateRound, EndRun, MeasureSubmission, ValidateVersion, WriteCheckpoint
+from coordinator.engine.dispatch import dispatch, is_waiting, ready_workers
+from coordinator.engine.draws import Draws
+from coordinator.engine.events import RoundAggregated
+from coordinator.engine.phases import LIVE_STATUSES, OPEN_PHASES, LeaseStatus, Phase
+from coordinator.engine.quorum import Outlook
+from coordinator.engine.screening import LATE, rejected
+from coordinator.engine.state import EngineState, RoundRecord, RoundState
+from coordinator.engine.turn import Turn
+from protocol.ids import RoundNumber, Version
+
+RUNNING_PHASES = frozenset({Phase.TRAINING, Phase.GRACE})
+_MOST_MOVES = 8
+"""A round cannot move further than this without an event; more would be a circle, which is a bug of ours."""
+
+
+def new_round(state: EngineState, draws: Draws, number: RoundNumber) -> RoundState:
+    """A round that is open, with its replicas to be redrawn."""
+    sticky = placement.sticky_columns(state.workers.values(), number)
+    return RoundState(
+        round=number,
+        base_version=state.version,
+        opened_at_s=state.now_s,
+        sticky=sticky,
+        redrawn=placement.redrawn_holders(state.config, draws, number, sticky),
+    )
+
+
+def advance(turn: Turn) -> None:
+    """Do everything that the state, at its present time, calls for."""
+    _expire_due(turn)
+    _lift_quarantines(turn)
+    for _ in range(_MOST_MOVES):
+        before = (turn.state.phase, turn.state.round.round)
+        _step(turn)
+        if before == (turn.state.phase, turn.state.round.round):
+            return
+    raise AssertionError(f"round {turn.state.round.round} moves in a circle at {turn.state.phase}")
+
+
+def timers_s(state: EngineState) -> Iterator[float]:
+    """Moments at which time alone changes something; those that have passed have been dealt with."""
+    current = state.round
+    moments = [record.lease.deadline_s for record in state.leases.values() if record.status is LeaseStatus.GRANTED]
+    if state.phase is Phase.GATHERING and current.gathered_at_s is not None:
+        moments.append(_gathered_until_s(state))
+    if state.phase in RUNNING_PHASES:
+        limits = (quorum.deadline_s(state), current.grace_until_s, current.spare_wait_until_s)
+        moments += [limit for limit in limits if limit is not None]
+    if state.phase in OPEN_PHASES:
+        for record in state.workers.values():
+            if record.quarantine is not None:
+                moments.append(record.quarantine.until_s)
+            if is_waiting(state, record):
+                moments.append(record.cooling_until_s)
+    return (moment for moment in moments if moment > state.now_s)
+
+
+def workers_wanted(state: EngineState) -> int:
+    """Idle workers without which the round does not begin; a run once begun goes on with whoever is there."""
+    return max(1, state.config.min_workers) if state.totals.leases_granted == 0 else 1
+
+
+def gathering_left_s(state: EngineState) -> float:
+    """How long the first round still waits for more workers."""
+    return max(0.0, _gathered_until_s(state) - state.now_s)
+
+
+def stop(turn: Turn, reason: str) -> None:
+    """The operator ends the run: what is being aggregated is published, everything else is dropped."""
+    turn.state.stop_reason = reason
+    if turn.state.phase in OPEN_PHASES:
+        finish(turn)
+
+
+def publish(turn: Turn, event: RoundAggregated, command: AggregateRound) -> None:
+    """The new version is the run's: compare-and-set on the parent has held."""
+    state = turn.state
+    state.version, state.manifest = event.version, event.manifest
+    turn.settle(event.command_id)
+    used = [state.leases[c.lease_id] for c in command.contributions]
+    late = sum(1 for record in used if record.lease.round < state.round.round)
+    for record in used:
+        state.update_lease(record.lease.lease_id, counted_in=state.round.round)
+    _record_round(turn, version=event.version, late_used=late, update_norm_l2=event.update_norm_l2)
+    for record in used:
+        # its status stays `accepted`: asked only whether another, uncounted lease rests on the bytes
+        leases.drop_payload(turn, record)
+    every_validation, every_checkpoint = state.config.validate_every, state.config.checkpoint_every
+    if every_validation and event.version % every_validation == 0:
+        _validate(turn)
+    if every_checkpoint and event.version % every_checkpoint == 0:
+        _write_checkpoint(turn)
+    next_round_or_finish(turn)
+
+
+def next_round_or_finish(turn: Turn) -> None:
+    """Open the next round, unless the run is to end."""
+    state = turn.state
+    if state.stop_reason is not None or state.round.round >= state.config.max_rounds:
+        finish(turn)
+        return
+    state.round = new_round(state, turn.draws, RoundNumber(state.round.round + 1))
+    if state.phase is not Phase.GATHERING:
+        state.move_to(Phase.GATHERING)
+    _end_stale_leases(turn)
+    _forget_old_leases(state)
+    _lift_quarantines(turn)
+
+
+def finish(turn: Turn) -> None:
+    """No more rounds: cancel what is out, validate and export the last version."""
+    state = turn.state
+    state.move_to(Phase.FINISHING)
+    reason = "the run is over" if state.stop_reason is None else f"the operator stopped the run: {state.stop_reason}"
+    for lease_id, record in list(state.leases.items()):
+        if record.status in {LeaseStatus.GRANTED, LeaseStatus.COMMITTED}:
+            leases.expire(turn, lease_id, reason)
+        elif record.status is LeaseStatus.UPLOADED:
+            leases.reject(turn, lease_id, rejected(LATE, f"not judged any more: {reason}"))
+    for command in list(state.pending.values()):
+        if isinstance(command, MeasureSubmission):
+            turn.settle(command.command_id)
+    _validate(turn)
+    _write_checkpoint(turn)
+
+
+def _step(turn: Turn) -> None:
+    state = turn.state
+    if state.phase is Phase.GATHERING:
+        _gather(turn)
+    elif state.phase in RUNNING_PHASES:
+        dispatch(turn)
+        _review(turn)
+    elif state.phase is Phase.FINISHING and not state.pending:
+        state.move_to(Phase.OVER)
+        done = f"all {state.config.max_rounds} rounds are done"
+        state.end_reason = done if state.stop_reason is None else f"the operator stopped the run: {state.stop_reason}"
+        turn.emit(EndRun(reason=state.end_reason))
+
+
+def _gather(turn: Turn) -> None:
+    state = turn.state
+    if any(record.status in LIVE_STATUSES for record in state.leases_of_round()):
+        # all was lost and one came back before anybody else was leased
+        state.update_round(first_lease_at_s=state.now_s)
+        state.move_to(Phase.TRAINING)
+        return
+    if len(ready_workers(state)) < workers_wanted(state):
+        state.update_round(gathered_at_s=None)
+        return
+    if state.round.gathered_at_s is None:
+        state.update_round(gathered_at_s=state.now_s)
+    if state.now_s < _gathered_until_s(state):
+        return
+    state.update_round(first_lease_at_s=state.now_s)
+    state.move_to(Phase.TRAINING)
+
+
+def _gathered_until_s(state: EngineState) -> float:
+    since = state.now_s if state.round.gathered_at_s is None else state.round.gathered_at_s
+    all_here = state.totals.leases_granted > 0 and len(ready_workers(state)) >= state.config.min_workers
+    return since if all_here else since + state.config.gather_s
+
+
+def _review(turn: Turn) -> None:
+    state = turn.state
+    outlook = quorum.outlook_of(state)
+    _set_spare_wait(state, outlook)
+    reason = quorum.why_close(state, outlook)
+    if reason is None:
+        _follow_grace(state, outlook)
+        reason = quorum.why_close(state, outlook)  # a grace of nothing is over at once
+    if reason is None:
+        return
+    if _is_deserted(state):
+        _reopen(state)
+    else:
+        _close(turn, reason)
+
+
+def _set_spare_wait(state: EngineState, outlook: Outlook) -> None:
+    if outlook.awaited or outlook.measuring or state.round.spare_wait_until_s is not None:
+        return
+    if outlook.standings.at_risk() and quorum.spare_candidates(state, outlook.standings):
+        state.update_round(spare_wait_until_s=state.now_s + state.config.min_grace_s)
+
+
+def _follow_grace(state: EngineState, outlook: Outlook) -> None:
+    if outlook.settled and state.phase is Phase.TRAINING and (outlook.awaited or outlook.measuring):
+        until_s = state.now_s + quorum.grace_s(state)
+        state.update_round(settled_at_s=state.now_s, grace_until_s=until_s)
+        state.move_to(Phase.GRACE)
+    elif not outlook.settled and state.phase is Phase.GRACE:
+        state.update_round(settled_at_s=None, grace_until_s=None)
+        state.move_to(Phase.TRAINING)
+
+
+def _is_deserted(state: EngineState) -> bool:
+    """Nothing came, and not for anybody's fault: the round is still there for whoever comes."""
+    return all(quorum.was_lost(record) for record in state.leases_of_round())
+
+
+def _reopen(state: EngineState) -> None:
+    state.update_round(
+        gathered_at_s=None, first_lease_at_s=None, settled_at_s=None, grace_until_s=None, spare_wait_until_s=None
+    )
+    state.move_to(Phase.GATHERING)
+
+
+def _look_again(turn: Turn) -> None:
+    """Refuse what was accepted before there were peers to compare it with, and falls short of them."""
+    state = turn.state
+    for record in votes.countable(state):
+        if record.lease.round != state.round.round:
+            continue
+        share = record.lease.inner_steps / state.config.inner.inner_steps
+        verdict = screening.review(
+            state.config.screening, record.heldout_gain, record.heldout_gain_se, state.round.gains, share
+        )
+        if verdict is not None:
+            leases.withdraw(turn, record.lease.lease_id, verdict)
+
+
+def _close(turn: Turn, reason: str) -> None:
+    state = turn.state
+    _look_again(turn)
+    records, superseded = votes.one_vote_each(votes.countable(state))
+    for record in superseded:
+        state.update_lease(record.lease.lease_id, counted_in=state.round.round, ended="its worker's newer one counts")
+        leases.drop_payload(turn, record)
+    if not records:
+        state.update_round(close_reason=f"nobody returned anything acceptable; {reason}")
+        _record_round(turn, version=None, late_used=0, update_norm_l2=None)
+        next_round_or_finish(turn)
+        return
+    state.update_round(close_reason=reason)
+    contributions = votes.contributions_of(state, records)
+    state.move_to(Phase.AGGREGATING)
+    turn.emit(
+        AggregateRound(
+            command_id=f"aggregate:r{state.round.round}",
+            round=state.round.round,
+            parent_version=state.version,
+            parent_manifest=state.manifest,
+            version=Version(state.version + 1),
+            contributions=contributions,
+            clips=votes.clips_of(state, records, contributions),
+            rule=state.config.rule,
+            outer_learning_rate=state.config.outer_learning_rate,
+            outer_momentum=state.config.outer_momentum,
+        )
+    )
+
+
+def _record_round(turn: Turn, *, version: Version | None, late_used: int, update_norm_l2: float | None) -> None:
+    state, current = turn.state, turn.state.round
+    row = RoundRecord(
+        round=current.round,
+        base_version=current.base_version,
+        version=version,
+        opened_at_s=current.opened_at_s,
+        closed_at_s=state.now_s,
+        accepted=current.accepted,
+        rejected=current.rejected,
+        expired=current.expired,
+        returned=current.returned,
+        late_used=late_used,
+        update_norm_l2=update_norm_l2,
+        val_loss=None,
+        val_loss_se=None,
+        close_reason=current.close_reason,
+    )
+    state.history = (*state.history, row)
+
+
+def _validate(turn: Turn) -> None:
+    state, command_id = turn.state, f"validate:v{turn.state.version}"
+    known = any(validation.version == state.version for validation in state.validations)
+    if not known and command_id not in state.pending:
+        turn.emit(ValidateVersion(command_id=command_id, version=state.version, manifest=state.manifest))
+
+
+def _write_checkpoint(turn: Turn) -> None:
+    state, command_id = turn.state, f"checkpoint:v{turn.state.version}"
+    known = any(checkpoint.version == state.version for checkpoint in state.checkpoints)
+    if not known and command_id not in state.pending:
+        turn.emit(WriteCheckpoint(command_id=command_id, version=state.version, manifest=state.manifest))
+
+
+def _expire_due(turn: Turn) -> None:
+    state = turn.state
+    for lease_id, record in list(state.leases.items()):
+        if record.status is LeaseStatus.GRANTED and state.now_s >= record.lease.deadline_s:
+            given_s = record.lease.deadline_s - record.lease.granted_at_s
+            leases.expire(turn, lease_id, f"no submission within {given_s:.0f} s, the lease's deadline")
+
+
+def _end_stale_leases(turn: Turn) -> None:
+    state, most = turn.state, turn.state.config.max_staleness
+    for lease_id, record in list(state.leases.items()):
+        if record.status in {LeaseStatus.GRANTED, LeaseStatus.COMMITTED} and state.staleness_of(record.lease) > most:
+            reason = f"round {record.lease.round} closed without it, and at most {most} rounds late still counts"
+            leases.expire(turn, lease_id, reason)
+
+
+def _forget_old_leases(state: EngineState) -> None:
+    """Resolved leases are kept a little longer than they can matter, to answer a worker that asks again."""
+    oldest = state.round.round - state.config.max_staleness - 2
+    open_statuses = {LeaseStatus.GRANTED, LeaseStatus.COMMITTED, LeaseStatus.UPLOADED}
+    state.leases = {
+        lease_id: record
+        for lease_id, record in state.leases.items()
+        if record.lease.round >= oldest or record.status in open_statuses
+    }
+
+
+def _lift_quarantines(turn: Turn) -> None:
+    state = turn.state
+    for record in list(state.workers.values()):
+        kept = record.quarantine
+        if kept is not None and (state.round.round >= kept.until_round or state.now_s >= kept.until_s):
+            state.update_worker(record.worker, quarantine=None)

@@ -1,0 +1,159 @@
+"""Judges what was measured of a submission. Facts come in, a verdict with a stable key and words with numbers goes out.
+
+Decides accepted or rejected, from the measurement, the run's running medians of norms and the round's running median of
+gains. Holds always: a submission that is malformed or not finite is refused, with screening switched off too. Norms
+are compared at a common number of steps. A column's norm is held against the larger of its own median and the median
+over all columns, since an expert that few tokens reach has small norms until it has large ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import median
+
+from coordinator.engine.config import ScreeningConfig
+from coordinator.engine.events import BlockNorm, SubmissionMeasured
+from coordinator.engine.state import Verdict
+from protocol.ids import TRUNK, BlockId
+
+MALFORMED = "malformed"
+NON_FINITE = "non_finite"
+NORM_TOO_LARGE = "norm_too_large"
+NORM_TOO_SMALL = "norm_too_small"
+HELDOUT_LOSS_ROSE = "heldout_loss_rose"
+HELDOUT_GAIN_TOO_SMALL = "heldout_gain_too_small"
+LATE = "late"
+INCOMPLETE = "incomplete"
+DUPLICATE = "duplicate"
+UNMEASURABLE = "unmeasurable"
+
+BLAMED_KEYS = frozenset(
+    {MALFORMED, NON_FINITE, NORM_TOO_LARGE, NORM_TOO_SMALL, HELDOUT_LOSS_ROSE, HELDOUT_GAIN_TOO_SMALL, DUPLICATE}
+)
+"""Reasons that count towards quarantine. Being late, slow or gone never does, nor does a failure of ours."""
+
+MIN_NORMS = 3
+"""Norms to compare with before the median of them says anything."""
+MIN_GAINS = 2
+
+NormHistory = Mapping[BlockId, tuple[float, ...]]
+
+
+def rejected(key: str, reason: str) -> Verdict:
+    """A refusal."""
+    return Verdict(accepted=False, key=key, reason=reason)
+
+
+def scaled_norms(event: SubmissionMeasured, scale: float) -> tuple[BlockNorm, ...]:
+    """Norms at a common number of steps."""
+    return tuple(BlockNorm(block=norm.block, norm_l2=norm.norm_l2 * scale) for norm in event.norms)
+
+
+def judge(
+    config: ScreeningConfig,
+    event: SubmissionMeasured,
+    *,
+    norms: tuple[BlockNorm, ...],
+    history: NormHistory,
+    gains: tuple[float, ...],
+    steps_share: float,
+) -> Verdict:
+    """The verdict on one submission. `norms` are scaled; `gains` were accepted in the same round."""
+    if event.malformed:
+        return rejected(MALFORMED, f"the payload is not what was leased: {event.malformed}")
+    for norm in event.norms:
+        if not math.isfinite(norm.norm_l2):
+            return rejected(NON_FINITE, f"{norm.block} holds values that are not finite (norm {norm.norm_l2})")
+    if not config.enabled:
+        return Verdict(accepted=True, key="", reason="accepted unscreened: screening is off")
+    against = (
+        _judge_lengths(config, event.norms)
+        or _judge_norms(config, norms, history)
+        or _judge_gain(config, event.heldout_gain, event.heldout_gain_se, gains, steps_share)
+    )
+    if against is not None:
+        return against
+    return Verdict(
+        accepted=True,
+        key="",
+        reason=f"accepted: half a step along it lowers held-out loss by {event.heldout_gain:.4g} nats a token",
+    )
+
+
+def remember(history: NormHistory, norms: tuple[BlockNorm, ...], kept: int) -> dict[BlockId, tuple[float, ...]]:
+    """The history with an accepted submission's norms added."""
+    added = {norm.block: (*history.get(norm.block, ()), norm.norm_l2)[-kept:] for norm in norms}
+    return {**history, **added}
+
+
+def _judge_lengths(config: ScreeningConfig, norms: tuple[BlockNorm, ...]) -> Verdict | None:
+    """Against the weights themselves: the only check that the run's very first submissions can be held to."""
+    for norm in norms:
+        if 0.0 < norm.base_l2 * config.max_base_factor < norm.norm_l2:
+            return rejected(
+                NORM_TOO_LARGE,
+                f"norm {norm.norm_l2:.4g} of {norm.block} is over {config.max_base_factor:g} times that of the weights "
+                f"it would change ({norm.base_l2:.4g})",
+            )
+    return None
+
+
+def _judge_norms(config: ScreeningConfig, norms: tuple[BlockNorm, ...], history: NormHistory) -> Verdict | None:
+    column_norms = [value for block, values in history.items() if block != TRUNK for value in values]
+    all_columns = median(column_norms) if len(column_norms) >= MIN_NORMS else None
+    for norm in norms:
+        own = history.get(norm.block, ())
+        middle = median(own) if len(own) >= MIN_NORMS else None
+        most = config.max_norm_factor
+        if norm.block != TRUNK:
+            middle = max((m for m in (middle, all_columns) if m is not None), default=None)
+            most = config.max_column_norm_factor
+        if middle is None or middle <= 0.0:
+            continue
+        ratio = norm.norm_l2 / middle
+        compared = f"norm {norm.norm_l2:.4g} of {norm.block}, at common steps, is {ratio:.3g} times the running"
+        if ratio > most:
+            return rejected(NORM_TOO_LARGE, f"{compared} median {middle:.4g} (at most {most:g})")
+        # An expert that no token reached has an honest norm of 0; the trunk is always trained.
+        if norm.block == TRUNK and ratio < config.min_norm_factor:
+            return rejected(NORM_TOO_SMALL, f"{compared} median {middle:.4g} (at least {config.min_norm_factor:g})")
+    return None
+
+
+def review(
+    config: ScreeningConfig, gain: float, gain_se: float, gains: tuple[float, ...], steps_share: float
+) -> Verdict | None:
+    """A second look when the round closes: the first to be judged had no peers to be compared with."""
+    if not config.enabled:
+        return None
+    return _judge_gain(config, gain, gain_se, gains, steps_share)
+
+
+def _judge_gain(
+    config: ScreeningConfig, gain: float, gain_se: float, gains: tuple[float, ...], steps_share: float
+) -> Verdict | None:
+    if not math.isfinite(gain):
+        return rejected(HELDOUT_LOSS_ROSE, f"half a step along it takes held-out loss to {gain}")
+    doubt = config.gain_error_margin * gain_se if math.isfinite(gain_se) else 0.0
+    measured = f"{abs(gain):.4g} ± {gain_se:.2g} nats a token"
+    if gain + doubt < config.min_heldout_gain:
+        direction = "raises" if gain < 0 else "lowers"
+        key = HELDOUT_LOSS_ROSE if gain < 0 else HELDOUT_GAIN_TOO_SMALL
+        return rejected(
+            key,
+            f"half a step along it {direction} held-out loss by {measured}; "
+            f"it must be lowered by at least {config.min_heldout_gain:g}",
+        )
+    if len(gains) < MIN_GAINS:
+        return None
+    middle = median(gains)
+    least = config.min_heldout_gain_share * middle * min(1.0, steps_share)
+    if gain + doubt < least:
+        direction = "raises" if gain < 0 else "lowers"
+        return rejected(
+            HELDOUT_GAIN_TOO_SMALL,
+            f"half a step along it {direction} held-out loss by {measured}; it must be lowered by {least:.4g}, which "
+            f"is {config.min_heldout_gain_share:g} of the round's median {middle:.4g} for its share of the steps",
+        )
+    return None

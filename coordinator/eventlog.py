@@ -1,0 +1,105 @@
+"""What happened, for people and tools: one JSON line for each event and command, and a log line for those that matter.
+
+Decides nothing and is never read back: the journal is the truth, this may lose its last lines with the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from coordinator.engine.commands import AnnounceVerdict, CancelLease, Command, EndRun, GrantLease
+from coordinator.engine.events import (
+    CheckpointWritten,
+    CommandFailed,
+    Event,
+    LeaseReturned,
+    RoundAggregated,
+    RunStopped,
+    VersionValidated,
+    WorkerEnrolled,
+    WorkerSilent,
+)
+from coordinator.engine.records import command_to_json, event_to_json
+
+_log = structlog.get_logger("coordinator")
+
+_TOLD: dict[type[Event], tuple[str, tuple[str, ...]]] = {
+    WorkerEnrolled: ("worker_enrolled", ("worker", "name", "trusted", "max_columns")),
+    WorkerSilent: ("worker_silent", ("worker",)),
+    LeaseReturned: ("lease_returned", ("worker", "lease_id", "reason")),
+    RoundAggregated: ("round_aggregated", ("round", "version", "update_norm_l2")),
+    VersionValidated: ("version_validated", ("version", "val_loss", "val_loss_se")),
+    CheckpointWritten: ("checkpoint_written", ("version", "path")),
+    CommandFailed: ("command_failed", ("command_id", "error")),
+    RunStopped: ("run_stopped", ("reason",)),
+}
+
+
+class EventLog:
+    """Appends to `events.jsonl`. One process, one thread."""
+
+    def __init__(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._file = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
+
+    def event(self, event: Event) -> None:
+        """`event` was applied."""
+        self._write("event", type(event).__name__, event.at_s, event_to_json(event))
+        told = _TOLD.get(type(event))
+        if told is not None:
+            _log.info(told[0], **{name: getattr(event, name) for name in told[1]})
+
+    def command(self, command: Command, at_s: float) -> None:
+        """`command` follows from an event."""
+        self._write("command", type(command).__name__, at_s, command_to_json(command))
+        match command:
+            case GrantLease(lease=lease):
+                _log.info(
+                    "lease_granted", lease_id=lease.lease_id, worker=lease.worker, columns=list(lease.columns),
+                    inner_steps=lease.inner_steps, spare=lease.spare,
+                )  # fmt: skip
+            case AnnounceVerdict():
+                _log.info("verdict", lease_id=command.lease_id, accepted=command.accepted, reason=command.reason)
+            case CancelLease():
+                _log.info("lease_cancelled", lease_id=command.lease_id, reason=command.reason)
+            case EndRun():
+                _log.info("run_over", reason=command.reason)
+            case _:
+                pass
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        self._file.close()
+
+    def _write(self, kind: str, name: str, at_s: float, record: str) -> None:
+        line: dict[str, Any] = {"at_s": at_s, "kind": kind, "name": name, "data": _without_type(record)}
+        self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+
+
+def _without_type(record: str) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(record)
+    data.pop("type", None)  # the line says it as `name`
+    return data
+
+
+def configure_logging() -> None:
+    """Structured log lines to stderr, unless whoever embeds the coordinator has set logging up already."""
+    if structlog.is_configured():
+        return
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )

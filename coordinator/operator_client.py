@@ -1,0 +1,128 @@
+"""The operator's side of the wire, for the command line: status, invites, stop.
+
+Decides nothing. Reads the run folder for address, CA and the operator's key, so it works on the coordinator's machine;
+the calls themselves are the same signed gRPC calls as everybody's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from coordinator.invites import DEFAULT_INVITE_LIFE_S
+from coordinator.runfolder import RunFolder
+from coordinator.status import RunStatus
+from protocol.errors import Refused, RemoteError, Unauthenticated, Unavailable
+from protocol.limits import CALL_TIMEOUT_S, PROTOCOL_VERSION, channel_options
+from protocol.signing import CallSigner
+from protocol.tls import COORDINATOR_NAME
+from protocol.v1 import barnraise_pb2 as pb
+
+Reply = TypeVar("Reply", bound=Message)
+Result = TypeVar("Result")
+
+_OPEN_SESSION = "/barnraise.protocol.v1.Coordinator/OpenSession"
+_OPERATOR = "/barnraise.protocol.v1.Operator/"
+
+
+class OperatorClient:
+    """One operator's session. `async with OperatorClient(run) as client`."""
+
+    def __init__(self, run_folder: RunFolder) -> None:
+        self._folder = run_folder
+        self._identity = run_folder.operator_identity()
+        authority = run_folder.authority()
+        self._audience = bytes.fromhex(authority.fingerprint)
+        self._credentials = grpc.ssl_channel_credentials(root_certificates=authority.cert_pem)
+        self._signer = CallSigner(self._identity, audience=self._audience)
+
+    async def __aenter__(self) -> OperatorClient:
+        try:
+            endpoint = json.loads(self._folder.endpoint_path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise Unavailable(
+                f"the coordinator of {self._folder.root} is not running; start it with `barnraise coordinator run`"
+            ) from error
+        host = f"[{endpoint['host']}]" if ":" in endpoint["host"] else endpoint["host"]
+        options = [*channel_options(), ("grpc.ssl_target_name_override", COORDINATOR_NAME)]
+        self._channel: Any = grpc.aio.secure_channel(f"{host}:{endpoint['port']}", self._credentials, options=options)
+        try:
+            request = pb.OpenSessionRequest(
+                protocol_version=PROTOCOL_VERSION, public_key=self._identity.public_key, nonce=secrets.token_bytes(16)
+            )
+            opened = await self._call(_OPEN_SESSION, request, pb.OpenSessionReply)
+        except BaseException:
+            await self._channel.close(None)
+            raise
+        self._signer = CallSigner(self._identity, opened.session_id, audience=self._audience)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._channel.close(None)
+
+    async def status(self) -> RunStatus:
+        """The run at this moment."""
+        reply = await self._call(_OPERATOR + "GetStatus", pb.GetStatusRequest(), pb.GetStatusReply)
+        return RunStatus.model_validate_json(reply.status_json)
+
+    async def create_invites(self, *, count: int, trusted: bool, expires_in_s: float) -> list[str]:
+        """New join links."""
+        request = pb.CreateInviteRequest(trusted=trusted, expires_in_s=expires_in_s, count=count)
+        reply = await self._call(_OPERATOR + "CreateInvite", request, pb.CreateInviteReply)
+        return list(reply.join_links)
+
+    async def stop_run(self, reason: str) -> None:
+        """End the run."""
+        await self._call(_OPERATOR + "StopRun", pb.StopRunRequest(reason=reason), pb.StopRunReply)
+
+    async def _call(self, method: str, request: Message, kind: type[Reply]) -> Reply:
+        body = request.SerializeToString()
+        try:
+            reply = await self._channel.unary_unary(method)(
+                body, timeout=CALL_TIMEOUT_S, metadata=self._signer.metadata(method, body)
+            )
+        except grpc.aio.AioRpcError as error:
+            raise _error_of(error, self._folder) from None
+        return kind.FromString(reply)
+
+
+def fetch_status(run_folder: RunFolder) -> RunStatus:
+    """The status of a running coordinator."""
+    return _with_client(run_folder, lambda client: client.status())
+
+
+def create_invites(
+    run_folder: RunFolder, *, count: int = 1, trusted: bool = False, expires_in_s: float = DEFAULT_INVITE_LIFE_S
+) -> list[str]:
+    """Join links from a running coordinator."""
+    return _with_client(
+        run_folder, lambda client: client.create_invites(count=count, trusted=trusted, expires_in_s=expires_in_s)
+    )
+
+
+def stop_run(run_folder: RunFolder, *, reason: str = "stopped by the operator") -> None:
+    """End the run: its last version is validated and exported, then the coordinator is done."""
+    _with_client(run_folder, lambda client: client.stop_run(reason))
+
+
+def _with_client(run_folder: RunFolder, use: Callable[[OperatorClient], Awaitable[Result]]) -> Result:
+    async def call() -> Result:
+        async with OperatorClient(run_folder) as client:
+            return await use(client)
+
+    return asyncio.run(call())
+
+
+def _error_of(error: grpc.aio.AioRpcError, folder: RunFolder) -> RemoteError:
+    details = error.details() or error.code().name
+    if error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
+        return Unavailable(f"the coordinator of {folder.root} does not answer ({details}); is it running?")
+    if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+        return Unauthenticated(details)
+    return Refused(details)

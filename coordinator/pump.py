@@ -1,0 +1,296 @@
+"""The pump: the only writer of a run's state.
+
+Decides the order journal, apply, execute, answer. Always: an event is durable before the engine sees it, the engine has
+seen it before a command is carried out, and the caller of `submit` is answered last; whatever queued up while a commit
+was on its way shares the next one. Heartbeats alone are applied without a record.
+
+An event that the engine finds illegal is in the journal by then, and is skipped: the engine raises and leaves its state
+as it was, and does so again on every replay, so both sides of a restart agree. The submitter gets the `IllegalEvent`.
+Any other exception from the engine may have left it half changed: the pump stops, and a restart reads the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from coordinator.engine.commands import (
+    AggregateRound,
+    AnnounceVerdict,
+    Command,
+    MeasureSubmission,
+    SlowCommand,
+    ValidateVersion,
+)
+from coordinator.engine.engine import Engine
+from coordinator.engine.events import CommandFailed, Event, RunCreated, WorkerSeen
+from coordinator.engine.records import event_from_json, event_to_json
+from coordinator.engine.version import ENGINE_VERSION
+from coordinator.journal import Journal, Snapshot
+from protocol.errors import BarnraiseError, ConfigError, IllegalEvent, LocalError, Unavailable
+
+SNAPSHOT_EVERY = 2000
+"""Events between snapshots: a replay of that many takes well under a second, a snapshot a few milliseconds."""
+MAX_BATCH = 256
+"""Events in one commit: a bound on how long a reply waits behind others."""
+RETRY_FIRST_S = 1.0
+RETRY_MOST_S = 60.0
+
+_log = structlog.get_logger(__name__)
+
+# Lower goes first: what the round waits for, then what only informs.
+_PRIORITIES: dict[type[SlowCommand], int] = {AggregateRound: 0, MeasureSubmission: 1, ValidateVersion: 2}
+_LAST_PRIORITY = 3
+
+
+class Observer(Protocol):
+    """Told of each event after its commit and each command before it is carried out."""
+
+    def event(self, event: Event) -> None:
+        """`event` was applied."""
+
+    def command(self, command: Command, at_s: float) -> None:
+        """`command` follows from it."""
+
+
+@dataclass(slots=True)
+class _Queued:
+    event: Event
+    done: asyncio.Future[list[Command]] | None
+
+
+def load_engine(journal: Journal, secret: bytes) -> tuple[Engine, list[AnnounceVerdict]]:
+    """The engine as the journal leaves it, and the verdicts since the last snapshot."""
+    if journal.engine_version != ENGINE_VERSION:
+        raise ConfigError(
+            f"this run was begun by engine version {journal.engine_version}, this program has {ENGINE_VERSION}: "
+            "finish it with the release that began it, or start a new run from its checkpoint"
+        )
+    snapshot = journal.latest_snapshot()
+    records = journal.read(snapshot.position if snapshot else 0)
+    verdicts: list[AnnounceVerdict] = []
+    if snapshot is not None:
+        engine = Engine.restore(json.loads(snapshot.state), secret)
+    else:
+        first = next(records, None)
+        created = event_from_json(first[1]) if first else None
+        if not isinstance(created, RunCreated):
+            raise ConfigError("the journal does not begin with the run's creation; it was cut or is another program's")
+        engine, _ = Engine.create(created, secret)
+    for _, record in records:
+        with contextlib.suppress(IllegalEvent):
+            commands = engine.handle(event_from_json(record))
+            verdicts += [command for command in commands if isinstance(command, AnnounceVerdict)]
+    return engine, verdicts
+
+
+class Pump:
+    """Drives one engine. `start` once, `stop` once."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        journal: Journal,
+        *,
+        execute: Callable[[SlowCommand], Event],
+        dispatch: Callable[[Command], None],
+        observer: Observer,
+        clock: Callable[[], float],
+    ) -> None:
+        self.engine = engine
+        self._journal = journal
+        self._execute = execute
+        self._dispatch = dispatch
+        self._observer = observer
+        self._clock = clock
+        self._queue: list[_Queued] = []
+        self._wake = asyncio.Event()
+        self._slow_wake = asyncio.Event()
+        self._slow: list[tuple[int, int, SlowCommand]] = []
+        self._slow_known: set[str] = set()
+        self._attempts: dict[str, int] = {}
+        self._order = itertools.count()
+        self._since_snapshot = 0
+        self._stopping = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._retries: set[asyncio.TimerHandle] = set()
+        self._writer = ThreadPoolExecutor(1, "journal")
+        self._executor = ThreadPoolExecutor(1, "executor")
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def start(self) -> None:
+        """Begin, with what an earlier process left unfinished."""
+        for command in self.engine.pending:
+            self._push_slow(command)
+        self._tasks = [
+            asyncio.create_task(self._run(self._write_loop())),
+            asyncio.create_task(self._run(self._slow_loop())),
+        ]
+
+    async def stop(self) -> None:
+        """Commit what is queued, let the running command end, snapshot, and leave the rest to the next start."""
+        self._stopping = True
+        self._wake.set()
+        self._slow_wake.set()
+        for retry in self._retries:
+            retry.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if not self.failed.done():
+            self.failed.cancel()
+            await self._snapshot()
+        self._writer.shutdown()
+        self._executor.shutdown()
+
+    async def submit(self, event: Event) -> list[Command]:
+        """Record and apply `event`; the answer means that it is durable. Raises IllegalEvent where it is one."""
+        if self._stopping:
+            raise Unavailable("the coordinator is stopping; try again when it is back")
+        done: asyncio.Future[list[Command]] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Queued(event, done))
+        self._wake.set()
+        # A caller that goes away (its connection broke) must not take the event with it.
+        return await asyncio.shield(done)
+
+    def seen(self, event: WorkerSeen) -> None:
+        """Apply a heartbeat; nothing is recorded."""
+        if self._stopping:
+            return
+        try:
+            commands = self.engine.handle(event)
+        except IllegalEvent as error:
+            _log.warning("heartbeat_ignored", worker=event.worker, error=str(error))
+            return
+        if commands:
+            raise LocalError(f"a heartbeat is not journalled and may cause nothing, got {commands}")
+
+    async def _run(self, loop: Awaitable[None]) -> None:
+        try:
+            await loop
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            _log.error("pump_failed", error=repr(error))
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._stopping = True
+        if not self.failed.done():
+            self.failed.set_exception(error)
+        _refuse(self._queue, LocalError(f"the coordinator stopped: {error!r}"))
+        self._queue.clear()
+        self._wake.set()
+        self._slow_wake.set()
+
+    async def _write_loop(self) -> None:
+        while True:
+            await self._wait_for_work()
+            batch, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
+            if not self._stopping:
+                batch += [_Queued(event, None) for event in self.engine.due(self._clock())]
+            if not batch and self._stopping:
+                return
+            await self._commit(batch)
+
+    async def _wait_for_work(self) -> None:
+        if self._queue or self._stopping:
+            return
+        self._wake.clear()
+        wakeup_s = self.engine.next_wakeup_s()
+        delay_s = None if wakeup_s is None else max(0.0, wakeup_s - self._clock())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), delay_s)
+
+    async def _commit(self, batch: Sequence[_Queued]) -> None:
+        if not batch:
+            return
+        try:
+            records = [event_to_json(queued.event) for queued in batch]
+            await asyncio.get_running_loop().run_in_executor(self._writer, self._journal.append, records)
+            for queued in batch:
+                self._apply(queued)
+        except BaseException as error:
+            _refuse(batch, LocalError(f"the coordinator stopped: {error!r}"))
+            raise
+        self._since_snapshot += len(batch)
+        if self._since_snapshot >= SNAPSHOT_EVERY:
+            await self._snapshot()
+
+    def _apply(self, queued: _Queued) -> None:
+        try:
+            commands = self.engine.handle(queued.event)
+        except IllegalEvent as error:
+            _log.warning("event_refused", event_kind=type(queued.event).__name__, error=str(error))
+            _refuse([queued], error)
+            return
+        self._observer.event(queued.event)
+        for command in commands:
+            self._observer.command(command, queued.event.at_s)
+            if isinstance(command, SlowCommand):
+                self._push_slow(command)
+            else:
+                self._dispatch(command)
+        if queued.done is not None and not queued.done.done():
+            queued.done.set_result(commands)
+
+    async def _snapshot(self) -> None:
+        state = json.dumps(self.engine.snapshot(), separators=(",", ":"), allow_nan=True)
+        snapshot = Snapshot(position=self._journal.last_position, engine_version=ENGINE_VERSION, state=state)
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._journal.save_snapshot, snapshot)
+        self._since_snapshot = 0
+
+    def _push_slow(self, command: SlowCommand) -> None:
+        if command.command_id in self._slow_known or self._stopping:
+            return
+        self._slow_known.add(command.command_id)
+        priority = _PRIORITIES.get(type(command), _LAST_PRIORITY)
+        heapq.heappush(self._slow, (priority, next(self._order), command))
+        self._slow_wake.set()
+
+    async def _slow_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._stopping:
+            if not self._slow:
+                self._slow_wake.clear()
+                await self._slow_wake.wait()
+                continue
+            _, _, command = heapq.heappop(self._slow)
+            self._slow_known.discard(command.command_id)
+            if all(pending.command_id != command.command_id for pending in self.engine.pending):
+                continue  # the engine has lost interest, e.g. the run was stopped
+            try:
+                result = await loop.run_in_executor(self._executor, self._execute, command)
+            except (BarnraiseError, OSError, RuntimeError, MemoryError, ValueError) as error:
+                result = self._on_failure(command, error)
+            else:
+                self._attempts.pop(command.command_id, None)
+            await self._report(result)
+
+    async def _report(self, result: Event) -> None:
+        if self._stopping:
+            return  # it stays pending and is done again after the restart
+        with contextlib.suppress(IllegalEvent, LocalError, Unavailable):  # the submitter of a result has nobody to tell
+            await self.submit(result)
+
+    def _on_failure(self, command: SlowCommand, error: BaseException) -> CommandFailed:
+        attempt = self._attempts.get(command.command_id, 0)
+        self._attempts[command.command_id] = attempt + 1
+        delay_s = min(RETRY_MOST_S, RETRY_FIRST_S * 2**attempt)
+        _log.error("command_failed", command=command.command_id, retry_in_s=delay_s, error=repr(error), exc_info=error)
+        handle = asyncio.get_running_loop().call_later(delay_s, self._push_slow, command)
+        self._retries.add(handle)
+        return CommandFailed(at_s=self._clock(), command_id=command.command_id, error=str(error) or repr(error))
+
+
+def _refuse(batch: Sequence[_Queued], error: BarnraiseError) -> None:
+    for queued in batch:
+        if queued.done is not None and not queued.done.done():
+            queued.done.set_exception(error)

@@ -1,0 +1,49 @@
+"""What the edges of one running coordinator share: settings and facts that never change, and the stores.
+
+Decides nothing. Built by `coordinator/server.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from coordinator.artifacts import ArtifactStore
+from coordinator.datasets import Dataset
+from coordinator.invites import Registry
+from coordinator.mailboxes import Mailboxes
+from coordinator.pump import Pump
+from coordinator.sessions import SessionTable
+from coordinator.settings import RunSettings
+from coordinator.versions import Versions
+from moe.layout import Layout, block_tensor_specs
+from protocol.codecs import FP32
+from protocol.identity import PrivateIdentity
+from protocol.ids import RunId
+from protocol.tensors import payload_size
+from protocol.tls import CertificateAuthority
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunContext:
+    """One open run."""
+
+    run_id: RunId
+    settings: RunSettings
+    layout: Layout
+    dataset: Dataset
+    store: ArtifactStore
+    versions: Versions
+    registry: Registry
+    sessions: SessionTable
+    mailboxes: Mailboxes
+    pump: Pump
+    authority: CertificateAuthority
+    manifest_identity: PrivateIdentity
+    operator_key: bytes
+    clock: Callable[[], float]
+
+    @property
+    def max_block_bytes(self) -> int:
+        """The largest block's payload, as workers download it."""
+        return max(payload_size(block_tensor_specs(self.layout, block), FP32) for block in self.layout.blocks)

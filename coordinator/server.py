@@ -1,0 +1,313 @@
+"""The coordinator as one process: opens a run folder, serves it, and puts it away again.
+
+Decides the order of starting and stopping, and who is told what the engine commands. Always: workers are served only
+after the journal has been read; at a stop, calls end first, then the pump commits what is queued.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import structlog
+import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
+
+from coordinator.auth import Authenticator
+from coordinator.engine.commands import AnnounceVerdict, CancelLease, Command, DropPayload, EndRun, GrantLease
+from coordinator.engine.engine import Engine
+from coordinator.engine.phases import LIVE_STATUSES, Phase
+from coordinator.eventlog import EventLog, configure_logging
+from coordinator.executor import Executor
+from coordinator.invites import DEFAULT_INVITE_LIFE_S
+from coordinator.journal import Journal
+from coordinator.mailboxes import Mailboxes
+from coordinator.membership import Membership
+from coordinator.operator_service import OperatorService
+from coordinator.pump import Pump, load_engine
+from coordinator.rpc import Endpoint
+from coordinator.run import RunContext
+from coordinator.runfolder import RunFolder
+from coordinator.service import WorkerService
+from coordinator.sessions import SessionTable
+from coordinator.settings import RunSettings
+from coordinator.status import RunStatus, run_status
+from coordinator.traffic import Traffic
+from coordinator.transfers import Transfers
+from coordinator.versions import Versions
+from protocol.errors import ConfigError, LocalError
+from protocol.ids import LeaseId
+from protocol.limits import MAX_CONCURRENT_RPCS, server_options
+from protocol.private_files import write_private
+from protocol.v1 import barnraise_pb2 as pb
+
+COORDINATOR_SERVICE = "barnraise.protocol.v1.Coordinator"
+OPERATOR_SERVICE = "barnraise.protocol.v1.Operator"
+
+GOODBYE_S = 5.0
+"""After the run's end, workers that are there get this long to ask once more and hear that it is over."""
+_TRAFFIC = "traffic"
+
+_log = structlog.get_logger("coordinator")
+
+
+class CoordinatorServer:
+    """One run, served. `start` once, `stop` once."""
+
+    def __init__(self, run_folder: RunFolder | Path, *, clock: Callable[[], float] = time.time) -> None:
+        self._folder = run_folder if isinstance(run_folder, RunFolder) else RunFolder.open(run_folder)
+        self._clock = clock
+        self._run: RunContext | None = None
+        self._parts: _Parts | None = None
+        self.port = 0
+
+    async def start(self) -> int:
+        """Read the journal, listen, and answer with the port."""
+        configure_logging()
+        # Reading settings, keys, data and journal blocks; nothing else runs in this loop yet.
+        parts = self._parts = await asyncio.to_thread(_Parts.open, self._folder, self._clock)
+        self._run = run = self._assemble(parts)
+        if run.pump.engine.state.phase is Phase.OVER:
+            run.mailboxes.ended.set()
+        run.pump.start()
+        self._grpc = grpc.aio.server(options=server_options(), maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS)
+        await self._add_services(self._grpc, run, parts.traffic)
+        self.port = self._listen(run.settings)
+        await self._grpc.start()
+        endpoint = {"host": run.settings.join_host(), "port": self.port, "pid": os.getpid()}
+        await asyncio.to_thread(write_private, self._folder.endpoint_path, json.dumps(endpoint).encode())
+        _log.info("coordinator_started", run_id=run.run_id, port=self.port, round=run.pump.engine.state.round.round)
+        return self.port
+
+    async def stop(self, grace: float | None = 1.0) -> None:
+        """End calls (those under way get `grace` seconds), commit what is queued, close everything."""
+        run, parts = self._run, self._parts
+        if run is None or parts is None:
+            return
+        self._run = self._parts = None
+        run.sessions.close_all()  # answers the long polls, which would otherwise use up the whole grace
+        await self._grpc.stop(grace)
+        await run.pump.stop()
+        await asyncio.to_thread(parts.close)
+        _log.info("coordinator_stopped", run_id=run.run_id)
+
+    async def finished(self) -> None:
+        """Wait for the run's end, and until the workers that are there have heard of it; raises what broke the pump."""
+        run = self._opened()
+        ended = asyncio.ensure_future(run.mailboxes.ended.wait())
+        try:
+            waiting: set[asyncio.Future[Any]] = {ended, run.pump.failed}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if run.pump.failed.done() and not run.pump.failed.cancelled():
+                run.pump.failed.result()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._everybody_told(run), GOODBYE_S)
+        finally:
+            ended.cancel()
+
+    def status(self) -> RunStatus:
+        """The run at this moment."""
+        assert self._parts is not None
+        return run_status(self._opened(), self._parts.traffic)
+
+    async def create_invites(
+        self, *, count: int = 1, trusted: bool = False, expires_in_s: float = DEFAULT_INVITE_LIFE_S
+    ) -> list[str]:
+        """Join links, for whoever runs the coordinator in their own process."""
+        self._opened()
+        return await asyncio.to_thread(self._operator.make_links, count=count, trusted=trusted, life_s=expires_in_s)
+
+    def _opened(self) -> RunContext:
+        if self._run is None:
+            raise LocalError("the coordinator is not running: call start() first")
+        return self._run
+
+    def _assemble(self, parts: _Parts) -> RunContext:
+        mailboxes = Mailboxes()
+        engine = parts.engine
+        for verdict in parts.verdicts:
+            mailboxes.of(verdict.worker).verdicts.append(verdict)
+        dispatch = partial(_dispatch, mailboxes, parts)
+        pump = Pump(
+            engine,
+            parts.journal,
+            execute=parts.executor.execute,
+            dispatch=dispatch,
+            observer=parts.event_log,
+            clock=self._clock,
+        )
+        folder = self._folder
+        return RunContext(
+            run_id=folder.run_id,
+            settings=parts.settings,
+            layout=parts.layout,
+            dataset=parts.dataset,
+            store=parts.store,
+            versions=parts.versions,
+            registry=parts.registry,
+            sessions=SessionTable(),
+            mailboxes=mailboxes,
+            pump=pump,
+            authority=folder.authority(),
+            manifest_identity=folder.manifest_identity(),
+            operator_key=folder.operator_identity().public_key,
+            clock=self._clock,
+        )
+
+    async def _add_services(self, server: Any, run: RunContext, traffic: Traffic) -> None:
+        auth = Authenticator(run.sessions, bytes.fromhex(run.authority.fingerprint))
+        self._service = service = WorkerService(run)
+        self._operator = operator = OperatorService(run, lambda: self.port, self.status)
+        membership, transfers = Membership(run, auth), Transfers(run, service)
+        worker_calls = Endpoint(COORDINATOR_SERVICE, auth, traffic, service.on_alive)
+        operator_calls = Endpoint(OPERATOR_SERVICE, auth, traffic, service.on_alive)
+        handlers = {
+            COORDINATOR_SERVICE: dict(
+                [
+                    worker_calls.keyed("Enrol", pb.EnrolRequest, membership.enrol),
+                    worker_calls.keyed("OpenSession", pb.OpenSessionRequest, membership.open_session),
+                    worker_calls.unary("AcquireLease", pb.AcquireLeaseRequest, service.acquire_lease),
+                    worker_calls.unary("ReturnLease", pb.ReturnLeaseRequest, service.return_lease),
+                    worker_calls.unary("Heartbeat", pb.HeartbeatRequest, service.heartbeat),
+                    worker_calls.unary("CommitSubmission", pb.CommitSubmissionRequest, service.commit_submission),
+                    worker_calls.unary("GetManifest", pb.GetManifestRequest, service.get_manifest),
+                    worker_calls.upload("Upload", pb.UploadHeader, transfers.upload),
+                    worker_calls.download("Download", pb.DownloadRequest, transfers.download),
+                ]
+            ),
+            OPERATOR_SERVICE: dict(
+                [
+                    operator_calls.unary(
+                        "CreateInvite", pb.CreateInviteRequest, operator.create_invite, operator=True, remember=True
+                    ),
+                    operator_calls.unary("GetStatus", pb.GetStatusRequest, operator.get_status, operator=True),
+                    operator_calls.unary("StopRun", pb.StopRunRequest, operator.stop_run, operator=True),
+                ]
+            ),
+        }
+        for name, methods in handlers.items():
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))
+        checks = health_aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+        for name in ("", *handlers):
+            await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    def _listen(self, settings: RunSettings) -> int:
+        chain, key = self._folder.leaf()
+        credentials = grpc.ssl_server_credentials([(key, chain)])
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        wanted = settings.port or self._last_port()
+        for port in dict.fromkeys((wanted, settings.port)):
+            try:
+                return int(self._grpc.add_secure_port(f"{host}:{port}", credentials))
+            except RuntimeError as error:
+                failure = error
+        raise ConfigError(f"cannot listen on {host}:{wanted}: {failure}; is another coordinator running there?")
+
+    def _last_port(self) -> int:
+        """The port that an earlier start was given: workers come back to it."""
+        try:
+            return int(json.loads(self._folder.endpoint_path.read_bytes())["port"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+
+    async def _everybody_told(self, run: RunContext) -> None:
+        while True:
+            there = {
+                w.worker for w in run.pump.engine.state.workers.values() if w.present and run.sessions.has(w.worker)
+            }
+            if there <= self._service.told_over:
+                return
+            await asyncio.sleep(0.05)
+
+
+class _Parts:
+    """What is opened from disk and must be closed again."""
+
+    def __init__(self, folder: RunFolder, clock: Callable[[], float]) -> None:
+        self.settings = folder.settings()
+        self.layout = folder.layout()
+        self.dataset = folder.dataset()
+        self.store = folder.artifacts()
+        self.versions = Versions(folder.root / "versions", self.store, self.layout)
+        self.registry = folder.registry()
+        self.journal = Journal.open(folder.journal_path)
+        self.engine, self.verdicts = load_engine(self.journal, folder.draw_secret())
+        self.traffic = Traffic.from_json(self.journal.meta(_TRAFFIC))
+        self.event_log = EventLog(folder.events_path)
+        torch.set_num_threads(self.settings.executor_threads)
+        self.executor = Executor(
+            settings=self.settings,
+            layout=self.layout,
+            store=self.store,
+            versions=self.versions,
+            dataset=self.dataset,
+            checkpoints=folder.checkpoints,
+            clock=clock,
+            tokens_of=self._tokens_of,
+            oldest_needed=self._oldest_needed,
+        )
+
+    @classmethod
+    def open(cls, folder: RunFolder, clock: Callable[[], float]) -> _Parts:
+        """Open everything, and clear away what an interrupted process left half done."""
+        parts = cls(folder, clock)
+        parts.store.blocks.remove_temporaries()
+        parts.store.payloads.remove_temporaries()
+        parts.store.keep_submissions(
+            (record.lease.lease_id, record.digest)
+            for record in parts.engine.state.leases.values()
+            if record.digest is not None and record.status in LIVE_STATUSES
+        )
+        return parts
+
+    def close(self) -> None:
+        """Close files. What was counted is kept."""
+        self.journal.set_meta(_TRAFFIC, self.traffic.to_json())
+        self.journal.close()
+        self.registry.close()
+        self.event_log.close()
+
+    def _tokens_of(self, lease_id: LeaseId) -> int:
+        record = self.engine.state.leases.get(lease_id)
+        return 0 if record is None else record.lease.sequences * self.settings.sequence_length
+
+    def _oldest_needed(self) -> int:
+        """The oldest version that a lease or a pending command still needs."""
+        return oldest_version_needed(self.engine)
+
+
+def oldest_version_needed(engine: Engine) -> int:
+    """The oldest version that the engine may still speak of."""
+    state = engine.state
+    needed = [int(state.version)]
+    needed += [record.lease.base_version for record in state.leases.values() if record.status in LIVE_STATUSES]
+    for command in engine.pending:
+        for name in ("version", "parent_version"):
+            needed += [getattr(command, name)] if hasattr(command, name) else []
+    return min(needed)
+
+
+def _dispatch(mailboxes: Mailboxes, parts: _Parts, command: Command) -> None:
+    match command:
+        case GrantLease(lease=lease):
+            mailboxes.of(lease.worker).deliver(lease)
+        case CancelLease():
+            pass  # the worker hears it at its next heartbeat, from the engine's state
+        case AnnounceVerdict():
+            mailboxes.of(command.worker).verdicts.append(command)
+        case DropPayload(digest=digest):
+            parts.store.drop_payload(digest)
+        case EndRun():
+            mailboxes.ended.set()
+        case _:
+            raise LocalError(f"the server does not know what to do with {type(command).__name__}")

@@ -1,0 +1,169 @@
+"""What an operator sets when a run is made: one frozen model, validated once, kept as `settings.toml`.
+
+Decides nothing about rounds itself: the `[engine]` table overrides fields of `coordinator.engine.config.EngineConfig`.
+Touches no file; `coordinator/runfolder.py` reads and writes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+
+from coordinator.engine.config import EngineConfig, InnerRecipe, ScreeningConfig
+from protocol.errors import ConfigError
+from protocol.ids import RunId
+
+DEFAULT_PORT = 7465
+"""No service is registered there with IANA; the digits stand for nothing."""
+
+RULES = ("mean", "median", "trimmed_mean")
+"""As aggregation.rules.RULES (a test compares them); importing that would load torch to read a file."""
+
+_DERIVED = frozenset({"run_id", "columns", "train_sequences"})
+_NESTED: Mapping[str, type] = {"inner": InnerRecipe, "screening": ScreeningConfig}
+_ENGINE = TypeAdapter(EngineConfig)
+
+
+class RunSettings(BaseModel):
+    """One run's settings. `preset` or `checkpoint` names the model that training starts from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(default="barnraise run", min_length=1, max_length=64)
+    preset: str | None = None
+    checkpoint: str | None = None
+    """A Hugging Face folder on disk."""
+    data: str = "stdlib"
+    """A folder made by `barnraise data prepare`, or a source to prepare: file, folder, `stdlib`, `datasets:NAME`."""
+    residency: Literal["frozen", "absent"] = "frozen"
+    codec: Literal["fp32", "bf16"] = "bf16"
+    """What a submission is encoded in."""
+    sequence_length: int = Field(default=128, ge=8, le=131_072)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every interface."""
+    port: int = Field(default=DEFAULT_PORT, ge=0, le=65_535)
+    """0 takes a free port at the first start and keeps it."""
+    advertised_hosts: tuple[str, ...] = ()
+    """Names and addresses by which workers reach this machine; the first goes into join links."""
+    heldout_limit: int = Field(default=128, ge=1)
+    """Held-out sequences that a version is validated on."""
+    screening_sequences: int = Field(default=64, ge=2)
+    """Held-out sequences, drawn anew in secret, that a submission's gain is measured on."""
+    evaluation_batch: int = Field(default=32, ge=1)
+    """Sequences evaluated at a time."""
+    keep_checkpoints: int = Field(default=3, ge=1)
+    executor_threads: int = Field(default=1, ge=1)
+    """torch threads for screening and aggregation."""
+    sim_secret_from_seed: bool = False
+    """For simulations: the secret behind placement and held-out draws follows from `seed`. Never for a real run."""
+    engine: dict[str, Any] = Field(default_factory=dict)
+    """Overrides of EngineConfig's fields, with tables `inner` and `screening`."""
+
+    @field_validator("engine")
+    @classmethod
+    def _engine_is_known(cls, value: dict[str, Any]) -> dict[str, Any]:
+        _check_engine(value)
+        return value
+
+    @model_validator(mode="after")
+    def _one_model(self) -> RunSettings:
+        if (self.preset is None) == (self.checkpoint is None):
+            raise ValueError("set exactly one of `preset` (a name) and `checkpoint` (a folder)")
+        return self
+
+    def engine_config(self, *, run_id: RunId, columns: int, train_sequences: int) -> EngineConfig:
+        """The engine's configuration, with what only the model and the data tell."""
+        derived = {"run_id": run_id, "columns": columns, "train_sequences": train_sequences}
+        return _ENGINE.validate_python({**self.engine, **derived})
+
+    def join_host(self) -> str:
+        """The address that goes into join links."""
+        if self.advertised_hosts:
+            return self.advertised_hosts[0]
+        return "127.0.0.1" if self.host in {"0.0.0.0", "::", ""} else self.host  # noqa: S104 - compared, not bound
+
+    def certificate_hosts(self) -> tuple[str, ...]:
+        """Every name that the server's certificate holds for."""
+        wildcard = {"0.0.0.0", "::", ""}  # noqa: S104 - compared, not bound
+        hosts = [*self.advertised_hosts, self.host, "localhost", "127.0.0.1", "::1"]
+        return tuple(dict.fromkeys(host for host in hosts if host not in wildcard))
+
+    def to_toml(self) -> str:
+        """As `settings.toml`; `from_toml` of it is equal."""
+        return _toml_of(self.model_dump(mode="json", exclude_none=True))
+
+    @classmethod
+    def from_toml(cls, text: str, source: str) -> RunSettings:
+        """Parse; `source` names the file in errors."""
+        try:
+            return cls.model_validate(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{source} is not TOML: {error}") from error
+        except ValidationError as error:
+            raise ConfigError(f"{source}: {describe(error)}") from error
+
+
+def describe(error: ValidationError) -> str:
+    """A validation error as one sentence a person can act on."""
+    return "; ".join(f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}" for item in error.errors())
+
+
+def _check_engine(table: Mapping[str, Any]) -> None:
+    known = {field.name for field in dataclasses.fields(EngineConfig)}
+    for key in table:
+        if key in _DERIVED:
+            raise ValueError(f"`{key}` follows from the model and the data and cannot be set")
+        if key not in known:
+            raise ValueError(f"unknown engine setting `{key}`; known are {', '.join(sorted(known - _DERIVED))}")
+    for name, kind in _NESTED.items():
+        inner = table.get(name, {})
+        names = {field.name for field in dataclasses.fields(kind)}
+        unknown = sorted(set(inner) - names) if isinstance(inner, Mapping) else []
+        if unknown:
+            raise ValueError(f"unknown setting `{name}.{unknown[0]}`; known are {', '.join(sorted(names))}")
+    config = _ENGINE.validate_python({**table, "run_id": "run", "columns": 1, "train_sequences": 1})
+    for path, value in _numbers("", dataclasses.asdict(config)):
+        if not math.isfinite(value) or (value < 0 and not path.endswith("min_heldout_gain")):
+            raise ValueError(f"`{path}` must be a finite number of 0 or more, got {value}")
+    for name in ("max_rounds", "replicas", "quorum", "min_workers"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"`{name}` must be 1 or more, got {getattr(config, name)}")
+    if config.rule not in RULES:
+        raise ValueError(f"`rule` must be one of {', '.join(RULES)}, got {config.rule!r}")
+
+
+def _numbers(prefix: str, table: Mapping[str, Any]) -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found += _numbers(f"{prefix}{key}.", value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found.append((prefix + key, float(value)))
+    return found
+
+
+def _toml_of(table: Mapping[str, Any], prefix: str = "") -> str:
+    """TOML of nested tables of scalars and lists, which is all that settings are; tomllib only reads."""
+    lines = [f"{key} = {_toml_value(value)}" for key, value in table.items() if not isinstance(value, Mapping)]
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            lines += ["", f"[{prefix}{key}]", _toml_of(value, f"{prefix}{key}.").rstrip("\n")]
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, str):
+        # A JSON string is a TOML basic string, but for the one control character that JSON lets through.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml_value(item) for item in value)}]"
+    return repr(value)

@@ -1,0 +1,257 @@
+"""What an operator sees: one run at one moment, every state with its reason, as data that goes over the wire as JSON.
+
+Decides nothing: it reads the engine's state. `RunStatus` is the schema of GetStatusReply.status_json.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from coordinator.engine.engine import Engine
+from coordinator.engine.phases import LeaseStatus, Phase
+from coordinator.engine.state import LeaseRecord, WorkerRecord
+from coordinator.traffic import Traffic
+from protocol.ids import WorkerId
+
+if TYPE_CHECKING:
+    from coordinator.run import RunContext  # brings torch; the command that prints a status must not wait for it
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class WaitStatus(_Data):
+    """One reason why the round is not closed."""
+
+    subject: str
+    reason: str
+
+
+class WorkerStatus(_Data):
+    """One worker: what it is doing, and why."""
+
+    worker: str
+    name: str
+    trusted: bool
+    state: str
+    """training, uploading, measuring, accepted, rejected, waiting, quarantined, absent or idle."""
+    why: str
+    connected: bool
+    max_columns: int
+    columns: tuple[int, ...]
+    lease_id: str | None
+    inner_step: int
+    inner_steps: int
+    train_loss: float | None
+    tokens_per_s: float
+    silent_s: float | None
+    leases_granted: int
+    leases_expired: int
+    leases_returned: int
+    accepted: int
+    rejected: dict[str, int]
+
+
+class RoundStatus(_Data):
+    """One closed round."""
+
+    round: int
+    version: int | None
+    opened_at_s: float
+    closed_at_s: float
+    accepted: int
+    rejected: int
+    expired: int
+    returned: int
+    late_used: int
+    update_norm_l2: float | None
+    val_loss: float | None
+    val_loss_se: float | None
+    close_reason: str
+
+
+class ValidationStatus(_Data):
+    """Held-out loss of one version, nats a token."""
+
+    version: int
+    val_loss: float
+    val_loss_se: float
+
+
+class CheckpointStatus(_Data):
+    """An exported version."""
+
+    version: int
+    path: str
+
+
+class RunStatus(_Data):
+    """A run at one moment."""
+
+    run_id: str
+    name: str
+    at_s: float
+    started_at_s: float | None
+    round: int
+    max_rounds: int
+    version: int
+    phase: str
+    over: bool
+    end_reason: str | None
+    waits: tuple[WaitStatus, ...]
+    workers: tuple[WorkerStatus, ...]
+    history: tuple[RoundStatus, ...]
+    validations: tuple[ValidationStatus, ...]
+    checkpoints: tuple[CheckpointStatus, ...]
+    working_on: tuple[str, ...]
+    """Slow commands that are pending, e.g. `aggregate:r3`, with an error where one failed."""
+    leases_granted: int
+    leases_expired: int
+    leases_returned: int
+    submissions_accepted: int
+    submissions_rejected: dict[str, int]
+    rejected_by_worker: dict[str, int]
+    bytes_up: int
+    bytes_down: int
+    calls: int
+    refused_calls: int
+
+
+def run_status(run: RunContext, traffic: Traffic) -> RunStatus:
+    """The present moment."""
+    engine = run.pump.engine
+    state, now_s = engine.state, run.clock()
+    totals = state.totals
+    return RunStatus(
+        run_id=run.run_id,
+        name=run.settings.name,
+        at_s=now_s,
+        started_at_s=state.history[0].opened_at_s if state.history else state.round.opened_at_s,
+        round=state.round.round,
+        max_rounds=state.config.max_rounds,
+        version=state.version,
+        phase=state.phase,
+        over=state.phase is Phase.OVER,
+        end_reason=state.end_reason,
+        waits=tuple(WaitStatus(subject=wait.subject, reason=wait.reason) for wait in engine.explain(now_s)),
+        workers=tuple(_worker(engine, record, run, now_s) for record in state.workers.values()),
+        history=tuple(
+            RoundStatus(**{name: getattr(record, name) for name in RoundStatus.model_fields})
+            for record in state.history
+        ),
+        validations=tuple(
+            ValidationStatus(version=v.version, val_loss=v.val_loss, val_loss_se=v.val_loss_se)
+            for v in state.validations
+        ),
+        checkpoints=tuple(CheckpointStatus(version=c.version, path=c.path) for c in state.checkpoints),
+        working_on=tuple(_pending(engine)),
+        leases_granted=totals.leases_granted,
+        leases_expired=totals.leases_expired,
+        leases_returned=totals.leases_returned,
+        submissions_accepted=totals.submissions_accepted,
+        submissions_rejected=dict(totals.submissions_rejected),
+        rejected_by_worker={
+            worker: sum(record.rejected.values()) for worker, record in state.workers.items() if record.rejected
+        },
+        bytes_up=traffic.bytes_up,
+        bytes_down=traffic.bytes_down,
+        calls=traffic.calls,
+        refused_calls=traffic.refused_calls,
+    )
+
+
+def one_line(status: RunStatus) -> str:
+    """A status for a log line or a terminal without colours."""
+    states = Counter(worker.state for worker in status.workers)
+    who = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no workers"
+    loss = f", loss {status.validations[-1].val_loss:.3f}" if status.validations else ""
+    return f"round {status.round} of {status.max_rounds} {status.phase}: {who}{loss}"
+
+
+def _pending(engine: Engine) -> list[str]:
+    failures = engine.state.failures
+    lines = []
+    for command in engine.pending:
+        failure = failures.get(command.command_id)
+        lines.append(command.command_id + (f" (failed {failure.count} times: {failure.error})" if failure else ""))
+    return lines
+
+
+def _worker(engine: Engine, record: WorkerRecord, run: RunContext, now_s: float) -> WorkerStatus:
+    beat = engine.last_seen.get(record.worker)
+    lease = _current_lease(engine, record.worker)
+    training = lease is not None and lease.status is LeaseStatus.GRANTED
+    fresh = beat if beat is not None and lease is not None and beat.lease_id == lease.lease.lease_id else None
+    heard_at_s = max(record.heard_at_s, beat.at_s) if beat else record.heard_at_s
+    return WorkerStatus(
+        worker=record.worker,
+        name=record.name,
+        trusted=record.trusted,
+        state=_state(record, lease),
+        why=_why(engine, record, lease, fresh.inner_step if fresh else 0, now_s),
+        connected=run.sessions.has(record.worker) and record.present,
+        max_columns=record.max_columns,
+        columns=lease.lease.columns if lease else (),
+        lease_id=lease.lease.lease_id if lease else None,
+        inner_step=fresh.inner_step if fresh and training else 0,
+        inner_steps=lease.lease.inner_steps if lease else 0,
+        train_loss=fresh.train_loss if fresh else None,
+        tokens_per_s=fresh.tokens_per_s if fresh else record.tokens_per_s,
+        silent_s=max(0.0, now_s - heard_at_s),
+        leases_granted=record.leases_granted,
+        leases_expired=record.leases_expired,
+        leases_returned=record.leases_returned,
+        accepted=record.accepted,
+        rejected=dict(record.rejected),
+    )
+
+
+def _why(engine: Engine, record: WorkerRecord, lease: LeaseRecord | None, inner_step: int, now_s: float) -> str:
+    if lease is None or not record.present:
+        return engine.wait_reason(record.worker)
+    name, columns = lease.lease.lease_id, ", ".join(map(str, lease.lease.columns))
+    if lease.status is LeaseStatus.GRANTED:
+        left_s = max(0.0, lease.lease.deadline_s - now_s)
+        steps = f"{inner_step} of {lease.lease.inner_steps} inner steps"
+        return f"lease {name}, columns {columns}: {steps}, {left_s:.0f} s left"
+    if lease.status is LeaseStatus.COMMITTED:
+        return f"lease {name}: committed, {lease.payload_bytes} bytes are on their way"
+    if lease.status is LeaseStatus.UPLOADED:
+        return f"lease {name}: its submission is being measured"
+    if lease.verdict is not None:
+        return f"lease {name}: {lease.verdict.reason}; {engine.wait_reason(record.worker)}"
+    return engine.wait_reason(record.worker)
+
+
+_STATES = {
+    LeaseStatus.GRANTED: "training",
+    LeaseStatus.COMMITTED: "uploading",
+    LeaseStatus.UPLOADED: "measuring",
+    LeaseStatus.ACCEPTED: "accepted",
+    LeaseStatus.REJECTED: "rejected",
+}
+
+
+def _state(record: WorkerRecord, lease: LeaseRecord | None) -> str:
+    if not record.present:
+        return "absent"
+    if lease is not None and lease.status in {LeaseStatus.GRANTED, LeaseStatus.COMMITTED, LeaseStatus.UPLOADED}:
+        return _STATES[lease.status]
+    if record.quarantine is not None:
+        return "quarantined"
+    if lease is not None and lease.status in _STATES:
+        return _STATES[lease.status]
+    return "waiting" if record.waiting_since_s is not None else "idle"
+
+
+def _current_lease(engine: Engine, worker: WorkerId) -> LeaseRecord | None:
+    """The worker's latest lease of the present round, or one that is still on its way."""
+    state = engine.state
+    mine = [record for record in state.leases.values() if record.lease.worker == worker]
+    live = {LeaseStatus.GRANTED, LeaseStatus.COMMITTED, LeaseStatus.UPLOADED}
+    current = [r for r in mine if r.lease.round == state.round.round or r.status in live]
+    return max(current, key=lambda r: (r.status in live, r.lease.granted_at_s), default=None)

@@ -1,0 +1,75 @@
+"""What a researcher chooses about a simulated swarm: one frozen model, validated once, everything else follows from it.
+
+Touches nothing. The recipe's numbers are the small CPU swarm's; `barnraise demo` has its own in `simulator/demo.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from coordinator.engine.config import InnerRecipe
+from protocol.errors import ConfigError
+
+ATTACKS = ("sign-flip", "scale", "noise", "label-flip", "nan", "free-ride")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulationOptions:
+    """One simulation. Placement, data order, dropouts and attackers are functions of `seed`."""
+
+    out: Path
+    workers: int = 4
+    rounds: int = 5
+    dropout: float = 0.0
+    """Probability that a worker is killed in mid-lease in a round."""
+    byzantine: int = 0
+    attack: str = "sign-flip"
+    attack_strength: float | None = None
+    """None: the attack's own default (simulator/adversary.py)."""
+    seed: int = 0
+    lone: bool = False
+    undefended: bool = False
+    """Plain mean, no screening, no clipping: what the attackers would do to a trusting system."""
+
+    preset: str = "tiny"
+    data: str = "stdlib"
+    residency: str = "frozen"
+    codec: str = "bf16"
+    sequence_length: int = 128
+    columns_per_worker: int | None = None
+    """None: as many as fit, which for a small model is all of them."""
+    inner: InnerRecipe = field(default_factory=lambda: InnerRecipe(inner_steps=20, learning_rate=2e-3))
+    rule: str = "trimmed_mean"
+    replicas: int = 3
+    quorum: int = 2
+    outer_learning_rate: float = 1.0
+    outer_momentum: float = 0.0
+    heldout_sequences: int = 128
+    validate_every: int = 1
+    checkpoint_every: int = 5
+
+    heartbeat_interval_s: float = 1.0
+    min_lease_s: float = 20.0
+    lease_ttl_s: float = 300.0
+    round_deadline_s: float = 300.0
+    time_limit_s: float = 3600.0
+    """The simulation gives up after this long and reports what it has."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be simulated, with the reason."""
+        if self.workers < 1:
+            raise ConfigError(f"a swarm needs at least 1 worker, got {self.workers}")
+        if self.rounds < 1:
+            raise ConfigError(f"a simulation needs at least 1 round, got {self.rounds}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"--dropout is a probability below 1, got {self.dropout}")
+        if not 0 <= self.byzantine <= self.workers:
+            raise ConfigError(f"{self.byzantine} Byzantine workers of {self.workers}: at most all of them can lie")
+        if self.attack not in ATTACKS:
+            raise ConfigError(f"unknown attack {self.attack!r}; known: {', '.join(ATTACKS)}")
+
+    @property
+    def work(self) -> Path:
+        """Where the run folder, the workers' homes and their logs lie."""
+        return self.out / "work"

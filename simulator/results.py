@@ -1,0 +1,133 @@
+"""Leaves a simulation's results in its folder: report.json, loss.png, checkpoint/, events.jsonl.
+
+Decides what is copied from the run's folder; works on whatever is there, since it also runs after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from simulator.chart import draw_loss
+from simulator.crew import Crew
+from simulator.observer import Observation
+from simulator.options import SimulationOptions
+from simulator.report import SimulationReport
+from simulator.versions import installed_versions
+
+CHECKPOINT = "checkpoint"
+
+
+def write_results(
+    options: SimulationOptions,
+    seen: Observation,
+    crew: Crew,
+    *,
+    outcome: str,
+    why: str,
+    lone: Mapping[str, float] | None,
+    wall_s: float,
+) -> SimulationReport:
+    """Write everything; returns the report."""
+    run = options.work / "run"
+    report = _report(
+        options,
+        seen,
+        crew,
+        outcome=outcome,
+        why=why,
+        lone=lone or {},
+        wall_s=wall_s,
+        checkpoint=CHECKPOINT if keep_checkpoint(run / "checkpoints", options.out / CHECKPOINT) else None,
+    )
+    merge_events(run / "events.jsonl", options.work / "vanishings", options.out / "events.jsonl")
+    report.write(options.out)
+    draw_loss(report, options.out / "loss.png")
+    return report
+
+
+def _report(
+    options: SimulationOptions,
+    seen: Observation,
+    crew: Crew,
+    *,
+    outcome: str,
+    why: str,
+    lone: Mapping[str, float],
+    wall_s: float,
+    checkpoint: str | None,
+) -> SimulationReport:
+    losses, liars = seen.val_loss, set(crew.byzantine_names)
+    last, alone = (losses[-1] if losses else None), lone.get("loss")
+    return SimulationReport(
+        outcome=outcome,
+        why=why,
+        workers=options.workers,
+        byzantine=options.byzantine,
+        byzantine_workers=crew.byzantine_names,
+        attack=options.attack if options.byzantine else None,
+        attack_strength=crew.attack_strength,
+        undefended=options.undefended,
+        dropout=options.dropout,
+        dropouts=crew.dropouts,
+        seed=options.seed,
+        rounds_planned=options.rounds,
+        rounds_closed=len(seen.rounds),
+        inner_steps=options.inner.inner_steps,
+        batch_sequences=options.inner.batch_sequences,
+        sequence_length=options.sequence_length,
+        val_loss=losses,
+        val_loss_first=losses[0] if losses else None,
+        val_loss_last=last,
+        lone_val_loss=alone,
+        lone_margin=None if alone is None or last is None else alone - last,
+        leases_granted=seen.counter("leases_granted"),
+        leases_expired=seen.counter("leases_expired"),
+        leases_returned=seen.counter("leases_returned"),
+        submissions_accepted=seen.counter("submissions_accepted"),
+        submissions_rejected=seen.rejections,
+        byzantine_accepted=sum(one.accepted for one in seen.workers if one.name in liars),
+        byzantine_rejected=sum(one.rejected for one in seen.workers if one.name in liars),
+        honest_rejected=sum(one.rejected for one in seen.workers if one.name not in liars),
+        bytes_up=seen.bytes_up,
+        bytes_down=seen.bytes_down,
+        wall_s=round(wall_s, 3),
+        lone_wall_s=lone.get("wall_s"),
+        train_wall_s=seen.train_wall_s,
+        checkpoint=checkpoint,
+        rounds=seen.rounds,
+        versions=installed_versions(),
+    )
+
+
+def keep_checkpoint(checkpoints: Path, target: Path) -> bool:
+    """Copy the newest of `checkpoints` to `target`; whether there was one."""
+    found = sorted(path for path in checkpoints.glob("version-*") if path.is_dir())
+    if not found:
+        return False
+    shutil.copytree(found[-1], target, dirs_exist_ok=True)
+    return True
+
+
+def merge_events(coordinator: Path, vanishings: Path, target: Path) -> None:
+    """One line for each event and command of the coordinator, and for each worker that vanished, by time."""
+    lines = [(float(json.loads(line)["at_s"]), line) for line in _lines(coordinator)]
+    for notes in sorted(vanishings.glob("*.jsonl")):
+        for line in _lines(notes):
+            data = json.loads(line)
+            at_s = float(data.pop("at_s"))
+            note = {"at_s": at_s, "kind": "simulator", "name": "WorkerVanished", "data": {"name": notes.stem, **data}}
+            lines.append((at_s, json.dumps(note, separators=(",", ":")) + "\n"))
+    lines.sort(key=lambda entry: entry[0])  # stable: what happened at one moment stays in its order
+    with target.open("w", encoding="utf-8") as file:
+        file.writelines(line for _, line in lines)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Whole lines of a file; nothing where there is none, and no half line that a killed process left."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        yield from (line for line in file if line.endswith("\n"))

@@ -1,0 +1,287 @@
+"""A swarm of names and a hand-wound clock: what the engine's tests speak in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import pytest
+
+from coordinator.engine import events as ev
+from coordinator.engine.commands import (
+    AggregateRound,
+    Command,
+    MeasureSubmission,
+    ValidateVersion,
+    WriteCheckpoint,
+)
+from coordinator.engine.config import EngineConfig, InnerRecipe, ScreeningConfig
+from coordinator.engine.engine import Engine
+from coordinator.engine.lease import Lease
+from coordinator.engine.phases import Phase
+from coordinator.engine.state import LeaseRecord
+from coordinator.engine.version import ENGINE_VERSION
+from protocol.errors import IllegalEvent
+from protocol.ids import Digest, LeaseId, RunId, WorkerId, digest_of
+
+C = TypeVar("C")
+SECRET = b"a secret of the tests"
+
+
+def small_config(**changes: Any) -> EngineConfig:
+    """Four columns, recipes of 8 steps, no gathering, everything quick to reach by hand."""
+    inner = changes.pop("inner", InnerRecipe(inner_steps=8, batch_sequences=4))
+    screening = changes.pop("screening", ScreeningConfig())
+    base = EngineConfig(
+        run_id=RunId("run"),
+        columns=4,
+        train_sequences=10_000,
+        max_rounds=3,
+        gather_s=0.0,
+        round_deadline_s=600.0,
+        lease_ttl_s=120.0,
+        min_lease_s=10.0,
+        checkpoint_every=2,
+        inner=inner,
+        screening=screening,
+    )
+    return replace(base, **changes)
+
+
+class Swarm:
+    """Drives one engine with a virtual clock, and keeps the journal that a pump would have kept."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.now_s = 0.0
+        self.created = ev.RunCreated(
+            at_s=0.0, engine_version=ENGINE_VERSION, config=config, base_manifest=digest_of(b"v0")
+        )
+        self.engine, commands = Engine.create(self.created, SECRET)
+        assert self.engine.due(0.0) == []  # the first question of a process; nobody is there to be greeted
+        self.journal: list[ev.Event] = []
+        self.log: list[Command] = list(commands)
+
+    # ---- plumbing
+
+    def handle(self, event: ev.Event) -> list[Command]:
+        if not isinstance(event, ev.WorkerSeen):
+            self.journal.append(event)
+        before = self.engine.snapshot()
+        try:
+            commands = self.engine.handle(event)
+        except IllegalEvent:
+            assert self.engine.snapshot() == before, "an illegal event changed the state"
+            raise
+        self.log += commands
+        return commands
+
+    def at(self, now_s: float) -> Swarm:
+        """Move the clock, letting the pump's part happen on the way."""
+        while (wakeup_s := self.engine.next_wakeup_s()) is not None and wakeup_s <= now_s:
+            self.now_s = max(self.now_s, wakeup_s)
+            for event in self.engine.due(self.now_s):
+                self.handle(event)
+        self.now_s = max(self.now_s, now_s)
+        return self
+
+    def after(self, seconds: float) -> Swarm:
+        return self.at(self.now_s + seconds)
+
+    def replayed(self) -> Engine:
+        """What a restart would read from the journal."""
+        engine, _ = Engine.create(self.created, SECRET)
+        for event in self.journal:
+            try:
+                engine.handle(event)
+            except IllegalEvent:
+                continue
+        return engine
+
+    # ---- workers
+
+    def enrol(self, *names: str, columns: int = 0, speed: float = 0.0) -> None:
+        for name in names:
+            self.handle(
+                ev.WorkerEnrolled(
+                    at_s=self.now_s,
+                    worker=WorkerId(name),
+                    name=name,
+                    trusted=False,
+                    max_columns=columns,
+                    tokens_per_s=speed,
+                )
+            )
+
+    def ask(self, *names: str, wait_s: float | None = None) -> list[Command]:
+        found: list[Command] = []
+        for name in names:
+            found += self.handle(ev.LeaseRequested(at_s=self.now_s, worker=WorkerId(name), wait_s=wait_s))
+        return found
+
+    def join(self, *names: str, columns: int = 0) -> None:
+        self.enrol(*names, columns=columns)
+        self.ask(*names)
+
+    def beat(self, *names: str) -> None:
+        for name in names:
+            assert self.handle(ev.WorkerSeen(at_s=self.now_s, worker=WorkerId(name))) == []
+
+    def silent(self, name: str) -> list[Command]:
+        """As if the worker had not been heard since its last journalled event, for as long as it takes."""
+        worker = WorkerId(name)
+        last_s = self.engine.state.workers[worker].heard_at_s
+        return self.handle(ev.WorkerSilent(at_s=self.now_s, worker=worker, last_seen_at_s=last_s))
+
+    def give_back(self, name: str, reason: str = "leaving") -> list[Command]:
+        lease_id = self.lease(name).lease_id
+        return self.handle(ev.LeaseReturned(at_s=self.now_s, worker=WorkerId(name), lease_id=lease_id, reason=reason))
+
+    def commit(self, name: str, lease: Lease | None = None, **changes: Any) -> list[Command]:
+        lease = lease or self.lease(name)
+        fields: dict[str, Any] = {
+            "digest": self.digest(lease.lease_id),
+            "payload_bytes": 1000,
+            "codec": "fp32",
+            "inner_steps_done": lease.inner_steps,
+            "train_loss_first": 5.0,
+            "train_loss_last": 4.0,
+            "train_s": max(0.1, self.now_s - lease.granted_at_s),
+        }
+        return self.handle(
+            ev.SubmissionCommitted(
+                at_s=self.now_s, worker=WorkerId(name), lease_id=lease.lease_id, **{**fields, **changes}
+            )
+        )
+
+    def upload(self, name: str, lease: Lease | None = None, digest: Digest | None = None) -> list[Command]:
+        lease = lease or self.lease(name)
+        digest = digest or self.digest(lease.lease_id)
+        return self.handle(
+            ev.SubmissionUploaded(at_s=self.now_s, worker=WorkerId(name), lease_id=lease.lease_id, digest=digest)
+        )
+
+    def submit(self, *names: str, **measured: Any) -> list[Command]:
+        """Commit, upload and have measured."""
+        found: list[Command] = []
+        for name in names:
+            lease = self.lease(name)
+            found += self.commit(name, lease) + self.upload(name, lease) + self.measured(lease.lease_id, **measured)
+        return found
+
+    # ---- results of slow work
+
+    def measured(
+        self, lease_id: str, *, gain: float = 0.05, norm: float = 1.0, malformed: str = "", **norms: float
+    ) -> list[Command]:
+        lease = self.record(lease_id).lease
+        return self.handle(
+            ev.SubmissionMeasured(
+                at_s=self.now_s,
+                command_id=f"measure:{lease_id}",
+                lease_id=LeaseId(lease_id),
+                malformed=malformed,
+                norms=()
+                if malformed
+                else tuple(ev.BlockNorm(block=b, norm_l2=norms.get(b, norm)) for b in lease.blocks),
+                heldout_gain=gain,
+            )
+        )
+
+    def aggregated(self) -> list[Command]:
+        command = self.waiting_for(AggregateRound)
+        return self.handle(
+            ev.RoundAggregated(
+                at_s=self.now_s,
+                command_id=command.command_id,
+                round=command.round,
+                version=command.version,
+                parent_version=command.parent_version,
+                manifest=digest_of(f"v{command.version}".encode()),
+                update_norm_l2=1.5,
+            )
+        )
+
+    def validated(self) -> list[Command]:
+        command = self.waiting_for(ValidateVersion)
+        return self.handle(
+            ev.VersionValidated(
+                at_s=self.now_s, command_id=command.command_id, version=command.version, val_loss=3.0, val_loss_se=0.01
+            )
+        )
+
+    def exported(self) -> list[Command]:
+        command = self.waiting_for(WriteCheckpoint)
+        return self.handle(
+            ev.CheckpointWritten(
+                at_s=self.now_s, command_id=command.command_id, version=command.version, path=f"v{command.version}"
+            )
+        )
+
+    def failed(self, command_id: str, error: str = "disk full") -> list[Command]:
+        return self.handle(ev.CommandFailed(at_s=self.now_s, command_id=command_id, error=error))
+
+    def tick(self) -> list[Command]:
+        return self.handle(ev.Ticked(at_s=self.now_s))
+
+    def stop(self, reason: str = "enough") -> list[Command]:
+        return self.handle(ev.RunStopped(at_s=self.now_s, reason=reason))
+
+    def do_slow_work(self) -> None:
+        """Carry out everything that is pending, well."""
+        while self.engine.pending:
+            command = self.engine.pending[0]
+            if isinstance(command, MeasureSubmission):
+                self.measured(command.lease.lease_id)
+            elif isinstance(command, AggregateRound):
+                self.aggregated()
+            elif isinstance(command, ValidateVersion):
+                self.validated()
+            else:
+                self.exported()
+
+    # ---- looking
+
+    @property
+    def phase(self) -> Phase:
+        return self.engine.state.phase
+
+    @property
+    def round(self) -> int:
+        return self.engine.state.round.round
+
+    def record(self, lease_id: str) -> LeaseRecord:
+        return self.engine.state.leases[LeaseId(lease_id)]
+
+    def leases(self, name: str) -> list[LeaseRecord]:
+        return [r for r in self.engine.state.leases.values() if r.lease.worker == name]
+
+    def lease(self, name: str) -> Lease:
+        """The latest lease of a worker."""
+        return self.leases(name)[-1].lease
+
+    def waiting_for(self, kind: type[C]) -> C:
+        return next(command for command in self.engine.pending if isinstance(command, kind))
+
+    def reasons(self) -> dict[str, str]:
+        return {wait.subject: wait.reason for wait in self.engine.explain(self.now_s)}
+
+    @staticmethod
+    def digest(lease_id: str) -> Digest:
+        return digest_of(f"payload of {lease_id}".encode())
+
+
+def of(kind: type, commands: Sequence[Command]) -> list[Any]:
+    return [command for command in commands if isinstance(command, kind)]
+
+
+@pytest.fixture
+def swarm() -> Callable[..., Swarm]:
+    return lambda **changes: Swarm(small_config(**changes))
+
+
+@pytest.fixture
+def pick() -> Callable[[type, Sequence[Command]], list[Any]]:
+    """Commands of one kind."""
+    return of

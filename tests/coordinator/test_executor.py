@@ -1,0 +1,282 @@
+"""The executor against arithmetic done by hand: measures, aggregation, outer step, validation, checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from coordinator.engine.commands import (
+    AggregateRound,
+    BlockClip,
+    Contribution,
+    MeasureSubmission,
+    ValidateVersion,
+    WriteCheckpoint,
+)
+from coordinator.engine.events import CheckpointWritten, RoundAggregated, SubmissionMeasured, VersionValidated
+from coordinator.engine.lease import DataRange, Lease
+from coordinator.executor import Executor
+from coordinator.runfolder import RunFolder
+from coordinator.versions import Versions
+from moe.full import evaluate_loss, full_model
+from moe.layout import submission_specs
+from protocol.codecs import codec_named
+from protocol.ids import TRUNK, BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId, column_block
+from protocol.tensors import encode_tensors
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Bench:
+    """An executor over a fresh run, and helpers that make submissions."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run, self.layout, self.store = run, run.layout(), run.artifacts()
+        self.versions = Versions(run.root / "versions", self.store, self.layout)
+        self.dataset = run.dataset()
+        self.settings = run.settings().model_copy(update={"keep_checkpoints": 2})
+        self.oldest = 0
+        self.executor = Executor(
+            settings=self.settings,
+            layout=self.layout,
+            store=self.store,
+            versions=self.versions,
+            dataset=self.dataset,
+            checkpoints=run.checkpoints,
+            clock=lambda: 1000.0,
+            tokens_of=lambda _: 100,
+            oldest_needed=lambda: self.oldest,
+        )
+        digest = self.versions.manifest_digest(0)
+        assert digest is not None
+        self.base_manifest: Digest = digest
+        self.base = self.versions.load_blocks(self.versions.manifest(digest))
+
+    def lease(self, number: int, columns: tuple[int, ...]) -> Lease:
+        return Lease(
+            lease_id=LeaseId(f"r1.{number}"), round=RoundNumber(1), worker=WorkerId(f"{number:032x}"),
+            base_version=Version(0), columns=columns, data=DataRange(seed=1, start=0, count=4), seed=1, inner_steps=2,
+            batch_sequences=2, learning_rate=1e-3, router_lr_scale=0.1, warmup_steps=0, weight_decay=0.0,
+            adam_beta1=0.9, adam_beta2=0.99, adam_eps=1e-8, clip_norm=1.0, granted_at_s=0.0, deadline_s=1e9,
+        )  # fmt: skip
+
+    def submit(self, columns: tuple[int, ...], value: Callable[[str, tuple[int, ...]], torch.Tensor]) -> Digest:
+        specs = submission_specs(self.layout, columns)
+        tensors = {spec.name: value(spec.name, spec.shape) for spec in specs}
+        return self.store.payloads.put(encode_tensors(tensors, codec_named("fp32")))
+
+    def measure(self, digest: Digest, columns: tuple[int, ...], *, gain: bool = False) -> SubmissionMeasured:
+        command = MeasureSubmission(
+            command_id="measure:r1.1", lease=self.lease(1, columns), digest=digest,
+            payload_bytes=self.store.payloads.size(digest), codec="fp32", heldout_seed=7, measure_gain=gain,
+        )  # fmt: skip
+        event = self.executor.execute(command)
+        assert isinstance(event, SubmissionMeasured)
+        return event
+
+    def aggregate(self, contributions: tuple[Contribution, ...], **changes: Any) -> RoundAggregated:
+        command = AggregateRound(
+            command_id="aggregate:r1", round=RoundNumber(1), parent_version=Version(0),
+            parent_manifest=self.base_manifest, version=Version(1), contributions=contributions, clips=(),
+            rule="mean", outer_learning_rate=1.0, outer_momentum=0.0,
+        )  # fmt: skip
+        event = self.executor.execute(dataclasses.replace(command, **changes))
+        assert isinstance(event, RoundAggregated)
+        return event
+
+    def blocks_of(self, event: RoundAggregated) -> dict[BlockId, Tensors]:
+        return self.versions.load_blocks(self.versions.manifest(event.manifest))
+
+
+@pytest.fixture
+def bench(run: RunFolder) -> Bench:
+    return Bench(run)
+
+
+def contribution(number: int, digest: Digest, columns: tuple[int, ...], **changes: Any) -> Contribution:
+    plain = Contribution(
+        lease_id=LeaseId(f"r1.{number}"), digest=digest, codec="fp32", columns=columns, base_version=Version(0),
+        step_scale=1.0, weight=1.0,
+    )  # fmt: skip
+    return dataclasses.replace(plain, **changes)
+
+
+def constant(value: float) -> Callable[[str, tuple[int, ...]], torch.Tensor]:
+    return lambda _, shape: torch.full(shape, value)
+
+
+def test_norms_are_those_of_each_block_held(bench: Bench) -> None:
+    event = bench.measure(bench.submit((1, 4), constant(0.5)), (1, 4))
+    assert event.malformed == ""
+    norms = {norm.block: norm.norm_l2 for norm in event.norms}
+    assert set(norms) == {TRUNK, column_block(1), column_block(4)}
+    for block, norm_l2 in norms.items():
+        elements = sum(math.prod(spec.shape) for spec in bench.layout.block_specs(block))
+        assert norm_l2 == pytest.approx(0.5 * math.sqrt(elements))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_value_that_is_not_finite_is_malformed(bench: Bench, value: float) -> None:
+    def nearly_all_fine(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        tensor = torch.zeros(shape)
+        if name.startswith("column.1/"):
+            tensor.view(-1)[-1] = value
+        return tensor
+
+    event = bench.measure(bench.submit((1,), nearly_all_fine), (1,))
+    assert "column.1" in event.malformed
+    assert "not finite" in event.malformed
+    assert event.norms == ()
+
+
+def test_other_columns_than_leased_are_malformed(bench: Bench) -> None:
+    event = bench.measure(bench.submit((2,), constant(0.0)), (1,))
+    assert "column.1" in event.malformed or "bytes" in event.malformed
+
+
+def test_gain_is_positive_downhill_negative_uphill_and_zero_for_nothing(bench: Bench) -> None:
+    columns = tuple(range(bench.layout.columns))
+    model = full_model(bench.layout, bench.base)
+    tokens = torch.from_numpy(bench.dataset.sequences(3, 0, 16, 32).astype(np.int64))
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()  # type: ignore[no-untyped-call]
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    def along(sign: float) -> Callable[[str, tuple[int, ...]], torch.Tensor]:
+        def value(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+            block, _, parameter = name.partition("/")
+            gradient = gradients[parameter]
+            assert gradient is not None
+            row = gradient if block == TRUNK else gradient[int(block.removeprefix("column."))]
+            return sign * 0.2 * row
+
+        return value
+
+    downhill = bench.measure(bench.submit(columns, along(1.0)), columns, gain=True).heldout_gain
+    uphill = bench.measure(bench.submit(columns, along(-1.0)), columns, gain=True).heldout_gain
+    nothing = bench.measure(bench.submit(columns, constant(0.0)), columns, gain=True).heldout_gain
+    assert uphill < 0.0 < downhill
+    assert nothing == 0.0
+
+
+def test_a_loss_that_is_not_finite_is_a_finite_terrible_gain(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([torch.full((4,), 5.0), torch.full((4,), math.nan)])
+    monkeypatch.setattr("coordinator.executor.sequence_losses", lambda *_: next(losses))
+    event = bench.measure(bench.submit((0,), constant(1.0)), (0,), gain=True)
+    assert event.malformed == ""
+    assert event.heldout_gain == -1e9
+
+
+def test_a_mean_by_block_leaves_what_nobody_held(bench: Bench) -> None:
+    one, two = bench.submit((0, 1), constant(1.0)), bench.submit((1, 2), constant(3.0))
+    event = bench.aggregate((contribution(1, one, (0, 1)), contribution(2, two, (1, 2))))
+    new, base = bench.blocks_of(event), bench.base
+    for block, step in ((TRUNK, 2.0), (column_block(0), 1.0), (column_block(1), 2.0), (column_block(2), 3.0)):
+        for name, tensor in new[block].items():
+            torch.testing.assert_close(tensor, base[block][name] - step)
+    parent, child = bench.versions.manifest(bench.base_manifest), bench.versions.manifest(event.manifest)
+    assert child.blocks[column_block(5)] == parent.blocks[column_block(5)]
+    assert child.tokens_trained == 200
+    assert (child.version, child.parent_version, child.momenta) == (1, 0, {})
+    moved = [new[b][n] - base[b][n] for b in new for n in new[b]]
+    expected = math.sqrt(sum(float(delta.double().square().sum()) for delta in moved))
+    assert event.update_norm_l2 == pytest.approx(expected, rel=1e-4)
+
+
+def test_step_scale_weight_clip_and_trunk_share(bench: Bench) -> None:
+    one, two = bench.submit((0,), constant(1.0)), bench.submit((0,), constant(5.0))
+    trunk_elements = sum(math.prod(spec.shape) for spec in bench.layout.block_specs(TRUNK))
+    clip = BlockClip(block=TRUNK, max_norm_l2=2.0 * math.sqrt(trunk_elements))
+    event = bench.aggregate(
+        (contribution(1, one, (0,), step_scale=2.0), contribution(2, two, (0,), weight=3.0)), clips=(clip,)
+    )
+    new = bench.blocks_of(event)
+    name = next(iter(new[TRUNK]))
+    torch.testing.assert_close(new[TRUNK][name], bench.base[TRUNK][name] - 2.0)  # both clipped to or at 2
+    column = column_block(0)
+    name = next(iter(new[column]))
+    torch.testing.assert_close(new[column][name], bench.base[column][name] - (2.0 + 3 * 5.0) / 4)
+    once = bench.aggregate(
+        (contribution(1, one, (0,)), contribution(2, two, (0,), include_trunk=False)), version=Version(2)
+    )
+    name = next(iter(new[TRUNK]))
+    torch.testing.assert_close(bench.blocks_of(once)[TRUNK][name], bench.base[TRUNK][name] - 1.0)
+
+
+def test_momentum_is_kept_by_block(bench: Bench) -> None:
+    digest = bench.submit((0,), constant(1.0))
+    settings = {"outer_momentum": 0.5, "outer_learning_rate": 0.1}
+    first = bench.aggregate((contribution(1, digest, (0,)),), **settings)
+    manifest = bench.versions.manifest(first.manifest)
+    assert set(manifest.momenta) == {TRUNK, column_block(0)}
+    only_trunk = contribution(1, digest, ())
+    second = bench.aggregate(
+        (only_trunk,), parent_version=Version(1), parent_manifest=first.manifest, version=Version(2), **settings
+    )
+    after = bench.versions.manifest(second.manifest)
+    assert after.momenta[column_block(0)] == manifest.momenta[column_block(0)]
+    assert after.blocks[column_block(0)] == manifest.blocks[column_block(0)]
+    momentum = bench.versions.load_block(TRUNK, after.momenta[TRUNK])
+    assert float(next(iter(momentum.values())).flatten()[0]) == pytest.approx(1.5)  # 0.5 * 1 + 1
+
+
+def test_repeating_an_aggregation_answers_with_what_is_there(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = bench.submit((0,), constant(1.0)), bench.submit((0,), constant(2.0))
+    first = bench.aggregate((contribution(1, one, (0,)),))
+    again = Bench(bench.run)  # another process
+    monkeypatch.setattr("coordinator.outer.aggregate_block", None)  # would fail if it were computed anew
+    repeated = again.aggregate((contribution(1, one, (0,)),))
+    assert repeated.manifest == first.manifest
+    assert repeated.update_norm_l2 == pytest.approx(first.update_norm_l2)
+    monkeypatch.undo()
+    assert again.aggregate((contribution(2, two, (0,)),)).manifest != first.manifest
+
+
+def test_old_versions_are_swept_but_not_what_is_still_needed(bench: Bench) -> None:
+    digest = bench.submit((0,), constant(0.1))
+    manifests = [bench.base_manifest]
+    for version in range(1, 5):
+        bench.oldest = 2 if version == 4 else 0
+        event = bench.aggregate(
+            (contribution(1, digest, (0,)),),
+            parent_version=Version(version - 1),
+            parent_manifest=manifests[-1],
+            version=Version(version),
+        )
+        manifests.append(event.manifest)
+    kept = [version for version in range(5) if bench.versions.manifest_digest(version)]
+    assert kept == [0, 2, 3, 4]
+    for version in kept:
+        bench.versions.load_blocks(bench.versions.manifest(manifests[version]))
+    assert not bench.store.blocks.has(manifests[1])
+
+
+def test_validation_is_the_full_models_heldout_loss(bench: Bench) -> None:
+    command = ValidateVersion(command_id="validate:v0", version=Version(0), manifest=bench.base_manifest)
+    event = bench.executor.execute(command)
+    assert isinstance(event, VersionValidated)
+    tokens = torch.from_numpy(bench.dataset.heldout_all(32, 4).astype(np.int64))
+    expected, _ = evaluate_loss(full_model(bench.layout, bench.base), tokens, 4)
+    assert event.val_loss == pytest.approx(expected)
+    assert 4.0 < event.val_loss < 7.0
+
+
+def test_checkpoints_rotate(bench: Bench) -> None:
+    for version in (1, 2, 3):
+        command = WriteCheckpoint(
+            command_id=f"checkpoint:v{version}", version=Version(version), manifest=bench.base_manifest
+        )
+        event = bench.executor.execute(command)
+        assert isinstance(event, CheckpointWritten)
+        assert (Path(event.path) / "model.safetensors").is_file()
+        assert (Path(event.path) / "tokenizer.json").is_file()
+    assert sorted(path.name for path in bench.run.checkpoints.iterdir()) == ["version-000002", "version-000003"]

@@ -1,0 +1,57 @@
+"""Invites: single use, bound to the first key, and only their hash on disk."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from coordinator.invites import Registry
+from protocol.errors import Refused, Unauthenticated
+from protocol.identity import PrivateIdentity
+
+ANNA, BEN = PrivateIdentity.generate().public_key, PrivateIdentity.generate().public_key
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry.open(tmp_path / "registry.sqlite")
+
+
+def test_the_same_key_gets_the_same_answer_and_another_none(registry: Registry) -> None:
+    invite = registry.create_invite(trusted=True, expires_at_s=100.0)
+    member = registry.redeem(invite, ANNA, "anna", now_s=1.0)
+    assert member.trusted
+    assert registry.redeem(invite, ANNA, "other name", now_s=1e9) == member
+    with pytest.raises(Refused, match="another key"):
+        registry.redeem(invite, BEN, "ben", now_s=2.0)
+    assert registry.find(BEN) is None
+    assert registry.find(ANNA) == member
+
+
+def test_expired_and_unknown_invites(registry: Registry) -> None:
+    invite = registry.create_invite(trusted=False, expires_at_s=100.0)
+    with pytest.raises(Refused, match="expired"):
+        registry.redeem(invite, ANNA, "anna", now_s=101.0)
+    with pytest.raises(Unauthenticated, match="not one of this run's"):
+        registry.redeem("nothing", ANNA, "anna", now_s=1.0)
+    assert registry.redeem(invite, ANNA, "anna", now_s=99.0).name == "anna"
+
+
+def test_a_second_invite_can_add_trust_and_never_take_it(registry: Registry) -> None:
+    for trusted, expected in ((False, False), (True, True), (False, True)):
+        invite = registry.create_invite(trusted=trusted, expires_at_s=100.0)
+        assert registry.redeem(invite, ANNA, "anna", now_s=1.0).trusted is expected
+    assert len(registry.members()) == 1
+
+
+def test_the_file_is_private_and_holds_no_invite(registry: Registry, tmp_path: Path) -> None:
+    invite = registry.create_invite(trusted=False, expires_at_s=100.0)
+    path = tmp_path / "registry.sqlite"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    registry.close()
+    assert invite.encode() not in path.read_bytes()
+    other = Registry.open(path)  # another process sees it
+    assert other.redeem(invite, BEN, "ben", now_s=1.0).name == "ben"
+    other.close()

@@ -1,0 +1,55 @@
+"""The operator's client against a real server: status, invites, stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from coordinator.operator_client import OperatorClient, create_invites, fetch_status, stop_run
+from coordinator.runfolder import RunFolder
+from coordinator.server import CoordinatorServer
+from coordinator.status import RunStatus, one_line
+from protocol.errors import Refused, Unavailable
+from protocol.joinlink import JoinLink
+
+
+async def test_status_invites_and_stop(run: RunFolder, server: CoordinatorServer, join: Callable[..., Any]) -> None:
+    client = await join()
+    lease = (await client.acquire()).lease
+    status = await asyncio.to_thread(fetch_status, run)
+    assert isinstance(status, RunStatus)
+    (worker,) = status.workers
+    assert (worker.state, worker.lease_id, worker.connected) == ("training", lease.lease_id, True)
+    assert "0 of 2 inner steps" in worker.why
+    assert status.waits
+    assert "1 training" in one_line(status)
+    links = await asyncio.to_thread(create_invites, run, count=2, trusted=True)
+    assert len({JoinLink.parse(link).invite for link in links}) == 2
+    await asyncio.to_thread(stop_run, run, reason="enough")
+    over = await client.acquire(wait_s=20.0)
+    assert over.over.reason
+    await asyncio.wait_for(server.finished(), 10.0)
+    assert (await asyncio.to_thread(fetch_status, run)).over
+    await asyncio.to_thread(stop_run, run)  # again is fine
+
+
+async def test_too_many_invites_are_refused(run: RunFolder, server: CoordinatorServer) -> None:
+    async with OperatorClient(run) as operator:
+        with pytest.raises(Refused, match="at most 1000"):
+            await operator.create_invites(count=1001, trusted=False, expires_in_s=1.0)
+
+
+def test_without_a_coordinator_the_error_says_what_to_do(run: RunFolder) -> None:
+    with pytest.raises(Unavailable, match="coordinator run"):
+        fetch_status(run)
+
+
+async def test_with_a_stopped_coordinator_too(run: RunFolder) -> None:
+    server = CoordinatorServer(run)
+    await server.start()
+    await server.stop(0.0)
+    with pytest.raises(Unavailable, match="is it running"):
+        await asyncio.to_thread(fetch_status, run)

@@ -1,0 +1,326 @@
+"""The pump: durable before applied, applied before executed, answered last; restarts; failures. Virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator import pump as pump_module
+from coordinator.engine.commands import Command, GrantLease, SlowCommand, ValidateVersion
+from coordinator.engine.config import EngineConfig, InnerRecipe
+from coordinator.engine.engine import Engine
+from coordinator.engine.events import (
+    CommandFailed,
+    CoordinatorResumed,
+    Event,
+    LeaseRequested,
+    RunCreated,
+    VersionValidated,
+    WorkerEnrolled,
+    WorkerSeen,
+    WorkerSilent,
+)
+from coordinator.engine.records import event_from_json, event_to_json
+from coordinator.engine.version import ENGINE_VERSION
+from coordinator.journal import Journal
+from coordinator.pump import Pump, load_engine
+from protocol.errors import ConfigError, IllegalEvent, LocalError, Unavailable
+from protocol.ids import Digest, RunId, WorkerId
+
+SECRET = b"s" * 32
+ANNA = WorkerId("a" * 32)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Recorder:
+    """Observer, dispatcher and executor at once; remembers the order of everything."""
+
+    def __init__(self, journal_path: Path) -> None:
+        self._path = journal_path
+        self.log: list[str] = []
+        self.durable_when_applied: list[bool] = []
+        self.executed: list[str] = []
+        self.fail_times = 0
+
+    def event(self, event: Event) -> None:
+        journal = Journal.open(self._path)  # what another process would find after a crash right now
+        self.durable_when_applied.append(event_to_json(event) in {record for _, record in journal.read()})
+        journal.close()
+        self.log.append(type(event).__name__)
+
+    def command(self, command: Command, at_s: float) -> None:
+        self.log.append(f"-> {type(command).__name__}")
+
+    def dispatch(self, command: Command) -> None:
+        self.log.append(f"do {type(command).__name__}")
+
+    def execute(self, command: SlowCommand) -> Event:
+        self.executed.append(command.command_id)
+        if self.fail_times > 0:
+            self.fail_times -= 1
+            raise OSError(28, "No space left on device")
+        assert isinstance(command, ValidateVersion)
+        return VersionValidated(
+            at_s=1000.0, command_id=command.command_id, version=command.version, val_loss=5.5, val_loss_se=0.1
+        )
+
+
+def enrolled(worker: WorkerId = ANNA) -> WorkerEnrolled:
+    return WorkerEnrolled(at_s=1000.0, worker=worker, name="anna", trusted=False, max_columns=2, tokens_per_s=0.0)
+
+
+class Setup:
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "journal.sqlite"
+        self.clock = Clock()
+        journal = Journal.create(self.path, engine_version=ENGINE_VERSION)
+        config = EngineConfig(
+            run_id=RunId("run"), columns=2, train_sequences=1000, gather_s=0.0,
+            inner=InnerRecipe(inner_steps=2, batch_sequences=2),
+        )  # fmt: skip
+        created = RunCreated(at_s=1000.0, engine_version=ENGINE_VERSION, config=config, base_manifest=Digest("0" * 64))
+        journal.append([event_to_json(created)])
+        journal.close()
+
+    def open(self) -> tuple[Pump, Recorder, Journal]:
+        journal = Journal.open(self.path)
+        engine, _ = load_engine(journal, SECRET)
+        recorder = Recorder(self.path)
+        pump = Pump(
+            engine,
+            journal,
+            execute=recorder.execute,
+            dispatch=recorder.dispatch,
+            observer=recorder,
+            clock=self.clock,
+        )
+        pump.start()
+        return pump, recorder, journal
+
+    def events(self) -> list[Event]:
+        journal = Journal.open(self.path)
+        events = [event_from_json(record) for _, record in journal.read()]
+        journal.close()
+        return events
+
+
+@pytest.fixture
+def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
+    monkeypatch.setattr(Pump, "_snapshot", no_snapshot)
+    return Setup(tmp_path)
+
+
+async def no_snapshot(_: Pump) -> None:
+    """Keeps the journal whole, so that a test can read it."""
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():
+            await asyncio.sleep(0)
+
+
+def kinds(events: Iterable[Any]) -> list[str]:
+    return [type(event).__name__ for event in events]
+
+
+async def test_durable_before_applied_applied_before_executed_answered_last(setup: Setup) -> None:
+    pump, recorder, journal = setup.open()
+    await pump.submit(enrolled())
+    commands = await pump.submit(LeaseRequested(at_s=1000.0, worker=ANNA))
+    assert kinds(commands) == ["GrantLease"]
+    mine = [line for line in recorder.log if "Validat" not in line]
+    assert mine == ["WorkerEnrolled", "LeaseRequested", "-> GrantLease", "do GrantLease"]
+    assert all(recorder.durable_when_applied)
+    await pump.stop()
+    journal.close()
+
+
+async def test_what_queued_up_shares_one_commit(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    pump, _, journal = setup.open()
+    sizes: list[int] = []
+    append = journal.append
+
+    def counting(records: list[str]) -> int:
+        sizes.append(len(records))
+        return append(records)
+
+    monkeypatch.setattr(journal, "append", counting)
+    workers = [WorkerId(f"{number:032x}") for number in range(50)]
+    await asyncio.gather(*(pump.submit(enrolled(worker)) for worker in workers))
+    assert sum(sizes) >= 50
+    assert len(sizes) <= 4
+    await pump.stop()
+    journal.close()
+
+
+async def test_an_illegal_event_is_refused_and_skipped_alike_by_every_replay(setup: Setup) -> None:
+    pump, recorder, journal = setup.open()
+    await pump.submit(enrolled())
+    with pytest.raises(IllegalEvent, match="enrolled already"):
+        await pump.submit(enrolled())
+    await pump.submit(LeaseRequested(at_s=1000.0, worker=ANNA))
+    assert "WorkerEnrolled" in recorder.log
+    before = pump.engine.snapshot()
+    await pump.stop()
+    journal.close()
+    again = Journal.open(setup.path)
+    engine, _ = load_engine(again, SECRET)
+    assert engine.snapshot() == before
+    again.close()
+
+
+async def test_heartbeats_leave_no_record(setup: Setup) -> None:
+    pump, _, journal = setup.open()
+    await pump.submit(enrolled())
+    position = journal.last_position
+    pump.seen(WorkerSeen(at_s=1001.0, worker=ANNA, inner_step=3))
+    pump.seen(WorkerSeen(at_s=1001.0, worker=WorkerId("f" * 32)))  # nobody we know: noted in the log only
+    assert pump.engine.last_seen[ANNA].inner_step == 3
+    await pump.submit(LeaseRequested(at_s=1001.0, worker=ANNA))
+    assert not [event for event in setup.events()[position:] if isinstance(event, WorkerSeen)]
+    await pump.stop()
+    journal.close()
+
+
+async def test_silence_is_found_and_journalled(setup: Setup) -> None:
+    pump, _, journal = setup.open()
+    await pump.submit(enrolled())
+    await pump.submit(LeaseRequested(at_s=1000.0, worker=ANNA))
+    setup.clock.now_s += 1e4
+    other = WorkerId("b" * 32)
+    await pump.submit(enrolled(other))  # any event makes the pump look at the clock
+    await until(lambda: any(isinstance(event, WorkerSilent) for event in setup.events()))
+    (record,) = pump.engine.state.leases.values()
+    assert record.status == "expired"
+    await pump.stop()
+    journal.close()
+
+
+async def test_pending_commands_are_done_again_after_a_restart_and_everybody_is_greeted(setup: Setup) -> None:
+    pump, first, journal = setup.open()
+    await pump.submit(enrolled())
+    await until(lambda: not pump.engine.pending)
+    assert first.executed == ["validate:v0"]
+    await pump.stop()
+    journal.close()
+    # Cut the result out: the process died after the command, before its event.
+    journal = Journal.open(setup.path)
+    records = [record for _, record in journal.read() if "VersionValidated" not in record]
+    journal._connection.execute("DELETE FROM events")
+    journal._last_position = 0
+    journal.append(records)
+    journal.close()
+    pump, second, journal = setup.open()
+    await until(lambda: not pump.engine.pending)
+    assert second.executed == ["validate:v0"]
+    await until(lambda: any(isinstance(event, CoordinatorResumed) for event in setup.events()))
+    await pump.stop()
+    journal.close()
+
+
+async def test_a_failed_command_is_told_and_tried_again(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump_module, "RETRY_FIRST_S", 0.0)
+    original = Recorder.__init__
+
+    def failing(self: Recorder, path: Path) -> None:
+        original(self, path)
+        self.fail_times = 2
+
+    monkeypatch.setattr(Recorder, "__init__", failing)
+    pump, recorder, journal = setup.open()
+    await until(lambda: not pump.engine.pending)
+    assert recorder.executed == ["validate:v0"] * 3
+    failures = [event for event in setup.events() if isinstance(event, CommandFailed)]
+    assert len(failures) == 2
+    assert "No space left" in failures[0].error
+    await pump.stop()
+    journal.close()
+
+
+async def test_a_bug_in_the_engine_stops_the_pump_and_everybody_hears(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pump, _, journal = setup.open()
+    await until(lambda: not pump.engine.pending)
+
+    def broken(_: Engine, __: Event) -> list[Command]:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(Engine, "handle", broken)
+    with pytest.raises(LocalError, match="a bug"):
+        await pump.submit(enrolled())
+    with pytest.raises(KeyError):
+        await pump.failed
+    with pytest.raises(Unavailable):
+        await pump.submit(enrolled())
+    await pump.stop()
+    journal.close()
+
+
+async def test_a_full_disk_refuses_instead_of_promising(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    pump, _, journal = setup.open()
+    await until(lambda: not pump.engine.pending)
+
+    def full(_: list[str]) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(journal, "append", full)
+    with pytest.raises(LocalError, match="No space left"):
+        await pump.submit(enrolled())
+    assert ANNA not in pump.engine.state.workers
+    with pytest.raises(OSError, match="No space"):
+        await pump.failed
+    await pump.stop()
+    journal.close()
+
+
+async def test_a_submitter_that_goes_away_does_not_take_its_event_along(setup: Setup) -> None:
+    pump, _, journal = setup.open()
+    task = asyncio.ensure_future(pump.submit(enrolled()))
+    await asyncio.sleep(0)
+    task.cancel()
+    await until(lambda: ANNA in pump.engine.state.workers)
+    await pump.stop()
+    journal.close()
+
+
+async def test_a_snapshot_replaces_the_events_it_covers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump_module, "SNAPSHOT_EVERY", 3)
+    setup = Setup(tmp_path)
+    pump, _, journal = setup.open()
+    for number in range(7):
+        await pump.submit(enrolled(WorkerId(f"{number:032x}")))
+    assert journal.latest_snapshot() is not None
+    state = pump.engine.snapshot()
+    await pump.stop()
+    assert list(journal.read()) == []  # a clean stop leaves a snapshot and nothing to replay
+    journal.close()
+    pump, _, journal = setup.open()
+    assert pump.engine.snapshot() == state
+    granted = await pump.submit(LeaseRequested(at_s=1000.0, worker=WorkerId(f"{0:032x}")))
+    assert any(isinstance(command, GrantLease) for command in granted)
+    await pump.stop()
+    journal.close()
+
+
+async def test_a_journal_of_another_engine_is_not_replayed(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "journal.sqlite", engine_version=ENGINE_VERSION + 1)
+    with pytest.raises(ConfigError, match="engine version"):
+        load_engine(journal, SECRET)
+    journal.close()
+    journal = Journal.create(tmp_path / "empty.sqlite", engine_version=ENGINE_VERSION)
+    with pytest.raises(ConfigError, match="does not begin"):
+        load_engine(journal, SECRET)
+    journal.close()

@@ -1,0 +1,62 @@
+"""report.json has the promised keys, is plain JSON, and loss.png is a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from protocol.errors import ConfigError
+from simulator.chart import draw_loss
+from simulator.report import RoundRecord, SimulationReport, read_report
+
+PROMISED = {
+    "workers", "rounds_closed", "val_loss_first", "val_loss_last", "val_loss", "lone_val_loss", "leases_granted",
+    "leases_expired", "submissions_accepted", "submissions_rejected", "byzantine_accepted", "byzantine_rejected",
+    "bytes_up", "bytes_down", "wall_s", "seed", "versions",
+}  # fmt: skip
+
+
+def example(losses: tuple[float, ...] = (5.56, 3.2, 2.6, 2.3, 2.1)) -> SimulationReport:
+    rounds = tuple(
+        RoundRecord(round=n, val_loss=loss, accepted=5, rejected=2, expired=n % 3, duration_s=4.0, why_closed="quorum")
+        for n, loss in enumerate(losses[1:], start=1)
+    )
+    return SimulationReport(
+        outcome="finished", why="", workers=8, byzantine=2, byzantine_workers=("worker-3", "worker-6"),
+        attack="sign-flip", attack_strength=2.0, undefended=False, dropout=0.2, dropouts=4,
+        seed=1, rounds_planned=4, rounds_closed=4,
+        inner_steps=20, batch_sequences=16, sequence_length=128, val_loss=losses,
+        val_loss_first=losses[0] if losses else None, val_loss_last=losses[-1] if losses else None,
+        lone_val_loss=2.4, lone_margin=0.3, leases_granted=30, leases_expired=4, leases_returned=0,
+        submissions_accepted=20,
+        submissions_rejected={"heldout_loss_rose": 8}, byzantine_accepted=0, byzantine_rejected=8, honest_rejected=0,
+        bytes_up=1, bytes_down=2, wall_s=10.0, lone_wall_s=2.0, train_wall_s=8.0, checkpoint="checkpoint",
+        rounds=rounds,
+        versions={"barnraise": "0.1.0"},
+    )  # fmt: skip
+
+
+def test_the_promised_keys_are_there(tmp_path: Path) -> None:
+    path = example().write(tmp_path)
+    assert set(json.loads(path.read_text())) >= PROMISED
+    assert read_report(tmp_path)["byzantine_rejected"] == 8
+    assert [one.name for one in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_report_that_is_not_one_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"report\.json"):
+        read_report(tmp_path)
+    (tmp_path / "report.json").write_text("[]")
+    with pytest.raises(ConfigError, match="expected an object"):
+        read_report(tmp_path)
+
+
+@pytest.mark.parametrize("losses", [(5.56, 3.2, 2.6), (5.5,), ()])
+def test_the_picture_is_drawn_even_when_nothing_closed(tmp_path: Path, losses: tuple[float, ...]) -> None:
+    path = tmp_path / "loss.png"
+    draw_loss(dataclasses.replace(example(losses), lone_val_loss=None if not losses else 2.4), path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.stat().st_size > 10_000

@@ -1,0 +1,201 @@
+"""A small model, leases for it, and a real coordinator in this process for the worker to talk to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from coordinator.runfolder import RunFolder, init_run
+from coordinator.server import CoordinatorServer
+from coordinator.settings import RunSettings
+from moe.config import config_from_json, config_to_json
+from moe.full import initial_blocks
+from moe.layout import Layout, layout
+from moe.presets import preset
+from protocol.ids import BlockId, LeaseId, RoundNumber, Version
+from protocol.joinlink import JoinLink
+from worker.agent import Agent
+from worker.home import open_home
+from worker.joining import Joining
+from worker.lease import Lease
+from worker.options import WorkerOptions
+from worker.probe import Machine
+
+torch.set_num_threads(1)
+
+MACHINE = Machine(device="cpu", device_name="test", memory_bytes=1 << 30, threads=1, bf16=False)
+Blocks = dict[BlockId, dict[str, torch.Tensor]]
+
+
+def small_values() -> dict[str, Any]:
+    values = config_to_json(preset("tiny"))
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_experts": 4}
+    return {**values, **sizes, "num_attention_heads": 2, "num_key_value_heads": 2}
+
+
+@pytest.fixture(params=["frozen", "absent"])
+def small_layout(request: pytest.FixtureRequest) -> Layout:
+    return layout(config_from_json(small_values()), request.param)
+
+
+@pytest.fixture
+def frozen_layout() -> Layout:
+    return layout(config_from_json(small_values()), "frozen")
+
+
+@pytest.fixture
+def blocks_of() -> Callable[[Layout], Blocks]:
+    return lambda model_layout: initial_blocks(config_from_json(small_values()), model_layout, seed=1)
+
+
+@pytest.fixture
+def make_lease() -> Callable[..., Lease]:
+    base = Lease(
+        lease_id=LeaseId("r1.1"),
+        round=RoundNumber(1),
+        base_version=Version(0),
+        columns=(0, 2),
+        data_seed=1,
+        data_start=0,
+        data_count=20,
+        seed=3,
+        inner_steps=5,
+        batch_sequences=4,
+        learning_rate=1e-2,
+        router_lr_scale=0.1,
+        warmup_steps=1,
+        weight_decay=0.01,
+        adam_beta1=0.9,
+        adam_beta2=0.99,
+        adam_eps=1e-8,
+        clip_norm=1.0,
+        ttl_s=60.0,
+    )
+    return lambda **changes: dataclasses.replace(base, **changes)
+
+
+@pytest.fixture
+def sequences() -> NDArray[np.int64]:
+    return np.random.default_rng(0).integers(0, 256, (20, 17))
+
+
+class Recorder:
+    """A reporter that remembers, and lets a test wait for an event."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+        self.steps: list[int] = []
+        self._changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def say(self, event: str, text: str, **fields: object) -> None:
+        self.events.append((event, text))
+        self._loop.call_soon_threadsafe(self._changed.set)
+
+    def step(self, done: int, total: int, loss: float | None, tokens_per_s: float) -> None:
+        self.steps.append(done)
+
+    def close(self) -> None:
+        pass
+
+    def texts(self, event: str) -> list[str]:
+        return [text for name, text in self.events if name == event]
+
+    async def saw(self, event: str, count: int = 1) -> str:
+        async with asyncio.timeout(20):
+            while len(self.texts(event)) < count:
+                self._changed.clear()
+                await self._changed.wait()
+        return self.texts(event)[count - 1]
+
+
+class Swarm:
+    """A run folder, its coordinator, and agents in this process."""
+
+    def __init__(self, folder: RunFolder, root: Path) -> None:
+        self.folder = folder
+        self.root = root
+        self.server: CoordinatorServer | None = None
+        self.link = ""
+        self.tasks: list[asyncio.Task[Any]] = []
+
+    async def start(self) -> None:
+        self.server = CoordinatorServer(self.folder)
+        await self.server.start()
+        if not self.link:
+            (self.link,) = await self.server.create_invites()
+
+    async def stop(self) -> None:
+        if self.server is not None:
+            await self.server.stop(grace=0.2)
+            self.server = None
+
+    def agent(self, home: str = "home", **changes: Any) -> tuple[Agent, Recorder, asyncio.Task[Any]]:
+        options = WorkerOptions(
+            link=self.link,
+            home=self.root / home,
+            measure_speed=False,
+            first_backoff_s=0.05,
+            max_backoff_s=0.2,
+            **changes,
+        )
+        recorder = Recorder()
+        run_home = open_home(options.home, JoinLink.parse(options.link).fingerprint)
+        joining = Joining(options, JoinLink.parse(options.link), run_home, recorder)
+        agent = Agent(options, MACHINE, joining, run_home.outbox, recorder)
+        task = asyncio.create_task(agent.run())
+        self.tasks.append(task)
+        return agent, recorder, task
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    for number in range(40):
+        lines = [f"def function_{number}_{line}(x):\n    return x + {line * number}\n" for line in range(40)]
+        (folder / f"module_{number}.py").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture
+async def swarm(tmp_path: Path, corpus: Path) -> AsyncIterator[Swarm]:
+    settings = RunSettings(
+        preset="tiny",
+        data=str(corpus),
+        port=0,
+        sequence_length=32,
+        codec="fp32",
+        heldout_limit=4,
+        screening_sequences=4,
+        engine={
+            "max_rounds": 1,
+            "gather_s": 0.0,
+            "heartbeat_interval_s": 0.1,
+            "heartbeat_misses": 100.0,
+            "inner": {"inner_steps": 2, "batch_sequences": 2},
+            "screening": {"enabled": False},
+        },
+    )
+    folder = await asyncio.to_thread(init_run, tmp_path / "run", settings)
+    made = Swarm(folder, tmp_path)
+    await made.start()
+    try:
+        yield made
+    finally:
+        for task in made.tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await made.stop()

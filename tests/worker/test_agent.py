@@ -1,0 +1,248 @@
+"""A worker against a real coordinator over loopback TLS: the whole way, broken lines, restarts, leaving."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+import worker.client
+from protocol.errors import Unavailable
+from protocol.framing import frames_of
+from protocol.limits import FRAME_BYTES
+from protocol.v1 import barnraise_pb2 as pb
+from worker.client import CoordinatorClient
+from worker.session import EXIT_OK, EXIT_REFUSED
+
+
+async def finish(task: asyncio.Task[Any]) -> Any:
+    async with asyncio.timeout(30):
+        return await task
+
+
+class Gate:
+    """Holds training still, between fetching and the first step, until it is opened."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+    def __call__(self, lease: Any, sequences: Any) -> Any:
+        self.reached.set()
+        assert self.opened.wait(30)
+        return sequences
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    made = Gate()
+    yield made
+    made.opened.set()
+
+
+async def test_joins_trains_and_ends_with_the_run(swarm: Any) -> None:
+    _, recorder, task = swarm.agent()
+    assert (await finish(task)).exit_code == EXIT_OK
+    assert "accepted" in recorder.texts("submission_accepted")[0]
+    assert recorder.steps == [1, 2]
+    assert not list((swarm.root / "home").rglob("submission.json"))
+
+
+async def test_a_second_start_is_enrolled_already(swarm: Any, gate: Gate) -> None:
+    agent, recorder, task = swarm.agent(batch_hook=gate)
+    await recorder.saw("fetched")
+    agent.leave("SIGTERM received")
+    await finish(task)
+    gate.opened.set()
+    _, second, task = swarm.agent()
+    assert (await finish(task)).exit_code == EXIT_OK
+    assert second.texts("enrolled") == []
+
+
+async def test_a_used_invite_is_refused_with_the_reason(swarm: Any) -> None:
+    _, recorder, _ = swarm.agent("first")
+    await recorder.saw("enrolled")
+    _, _, task = swarm.agent("second")
+    ended = await finish(task)
+    assert ended.exit_code == EXIT_REFUSED
+    assert "invite" in ended.reason
+
+
+async def test_training_goes_on_across_a_coordinator_restart(swarm: Any, gate: Gate) -> None:
+    _, recorder, task = swarm.agent(batch_hook=gate)
+    first = await recorder.saw("lease_granted")
+    await asyncio.to_thread(gate.reached.wait, 20)
+    await swarm.stop()
+    await swarm.start()
+    assert await recorder.saw("lease_granted", 2) == first
+    gate.opened.set()
+    assert (await finish(task)).exit_code == EXIT_OK
+    assert len(recorder.texts("session_opened")) == 2
+    assert len(recorder.texts("fetched")) == 1, "the shard was there already"
+    assert len(recorder.texts("submission_accepted")) == 1
+
+
+async def test_unsent_work_is_sent_by_the_next_process(swarm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_line(*_: Any) -> Any:
+        raise Unavailable("no line")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CoordinatorClient, "upload", no_line)
+        agent, recorder, task = swarm.agent()
+        await recorder.saw("upload_broken")
+        agent.leave("SIGTERM received")
+        assert "kept on disk" in (await finish(task)).reason
+    _, recorder, task = swarm.agent()
+    assert (await finish(task)).exit_code == EXIT_OK
+    assert recorder.texts("trained") == []
+    assert len(recorder.texts("uploaded")) == 1
+    assert len(recorder.texts("submission_accepted")) == 1
+
+
+@pytest.mark.parametrize("how", ["ends early", "cannot be read"])
+async def test_a_broken_upload_resumes_at_its_offset(swarm: Any, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setattr("worker.agent.UPLOAD_PAUSE_S", 0.01)
+    offsets: list[int] = []
+
+    def breaking(read: Any, size: int, offset: int = 0) -> Iterator[bytes]:
+        offsets.append(offset)
+        for frame in frames_of(read, size, offset):
+            yield frame
+            if len(offsets) == 1:
+                if how == "cannot be read":
+                    raise OSError("the disk went away")
+                return
+
+    monkeypatch.setattr(worker.client, "frames_of", breaking)
+    _, recorder, task = swarm.agent()
+    assert (await finish(task)).exit_code == EXIT_OK
+    assert len(offsets) == 2
+    if how == "ends early":
+        assert offsets == [0, FRAME_BYTES]
+    assert len(recorder.texts("submission_accepted")) == 1
+
+
+async def test_leaving_hands_the_lease_back_even_in_mid_step(swarm: Any, gate: Gate) -> None:
+    agent, _, task = swarm.agent(batch_hook=gate)
+    await asyncio.to_thread(gate.reached.wait, 20)
+    agent.leave("SIGTERM received")
+    async with asyncio.timeout(2):
+        ended = await task
+    assert ended.exit_code == EXIT_OK
+    assert not agent.wait_for_thread(0.0), "the step was still going on"
+    assert ended.reason == "the lease is handed back"
+
+
+async def test_leaving_while_the_coordinator_is_away_takes_no_longer(swarm: Any, gate: Gate) -> None:
+    agent, _, task = swarm.agent(batch_hook=gate)
+    await asyncio.to_thread(gate.reached.wait, 20)
+    await swarm.stop()
+    agent.leave("SIGTERM received")
+    async with asyncio.timeout(2):
+        assert (await task).exit_code == EXIT_OK
+
+
+async def test_a_damaged_block_is_refused_and_told(swarm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = CoordinatorClient._frames
+
+    async def flipped(self: Any, request: Any, size: int) -> AsyncIterator[bytes]:
+        async for frame in real(self, request, size):
+            yield frame[:-1] + bytes([frame[-1] ^ 1]) if request.WhichOneof("resource") == "block_digest" else frame
+
+    monkeypatch.setattr(CoordinatorClient, "_frames", flipped)
+    _, recorder, _ = swarm.agent()
+    assert "digest" in await recorder.saw("note")
+    kept = [path for path in (swarm.root / "home").rglob("blocks/*") if path.suffix != ".part"]
+    assert kept == [], "nothing of it became a block"
+
+
+async def test_a_broken_download_resumes(swarm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = CoordinatorClient._frames
+    offsets: list[int] = []
+
+    async def breaking(self: Any, request: Any, size: int) -> AsyncIterator[bytes]:
+        if request.WhichOneof("resource") == "block_digest":
+            offsets.append(request.offset)
+        async for frame in real(self, request, size):
+            yield frame
+            if len(offsets) == 1 and request.WhichOneof("resource") == "block_digest":
+                raise Unavailable("the line broke")
+
+    monkeypatch.setattr(CoordinatorClient, "_frames", breaking)
+    monkeypatch.setattr("protocol.framing.FRAME_BYTES", 16 * 1024)
+    monkeypatch.setattr("worker.fetch.PARALLEL_DOWNLOADS", 1)
+    _, recorder, task = swarm.agent()
+    assert (await finish(task)).exit_code == EXIT_OK
+    assert offsets[0] == 0
+    assert offsets[1] == 16 * 1024
+    assert "the line broke" in recorder.texts("unavailable")[0]
+
+
+async def test_the_coordinators_reason_to_wait_is_shown(swarm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = CoordinatorClient.acquire_lease
+    asked: list[float] = []
+
+    async def waiting_once(self: Any, wait_s: float) -> Any:
+        asked.append(wait_s)
+        if len(asked) == 1:
+            return pb.AcquireLeaseReply(wait=pb.Wait(reason="column 5: 2 of 3\nreplicas", retry_after_s=0.01))
+        return await real(self, wait_s)
+
+    monkeypatch.setattr(CoordinatorClient, "acquire_lease", waiting_once)
+    _, recorder, task = swarm.agent()
+    assert (await finish(task)).exit_code == EXIT_OK
+    assert recorder.texts("waiting")[0] == "waiting: column 5: 2 of 3 replicas"
+    assert asked[0] > 0, "a long poll"
+
+
+async def test_a_cancelled_lease_stops_at_the_next_heartbeat(swarm: Any, gate: Gate, monkeypatch: Any) -> None:
+    real = CoordinatorClient.heartbeat
+    cancelled: list[str] = []
+
+    async def cancelling(self: Any, request: pb.HeartbeatRequest, timeout_s: float) -> pb.HeartbeatReply:
+        reply = await real(self, request, timeout_s)
+        if request.lease_id and gate.reached.is_set() and not cancelled:
+            cancelled.append(request.lease_id)
+            reply.cancelled.add(lease_id=request.lease_id, reason="the round closed without it")
+        return reply
+
+    monkeypatch.setattr(CoordinatorClient, "heartbeat", cancelling)
+    _, recorder, task = swarm.agent(batch_hook=gate)
+    assert "the round closed without it" in await recorder.saw("note")
+    await recorder.saw("lease_granted", 2)
+    gate.opened.set()
+    assert (await finish(task)).exit_code == EXIT_OK
+    assert len(recorder.texts("trained")) == 1, "the stopped training left nothing behind"
+
+
+async def test_a_lease_whose_deadline_passed_is_not_trained_on(swarm: Any, gate: Gate, monkeypatch: Any) -> None:
+    real = CoordinatorClient.acquire_lease
+
+    async def short(self: Any, wait_s: float) -> Any:
+        reply = await real(self, wait_s)
+        if not gate.opened.is_set():
+            reply.lease.ttl_s = 0.5
+        return reply
+
+    monkeypatch.setattr(CoordinatorClient, "acquire_lease", short)
+    _, recorder, _ = swarm.agent(batch_hook=gate)
+    assert "deadline passed" in await recorder.saw("note")
+
+
+async def test_a_hostile_lease_ends_the_worker_and_says_why(swarm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = CoordinatorClient.acquire_lease
+
+    async def absurd(self: Any, wait_s: float) -> Any:
+        reply = await real(self, wait_s)
+        if reply.HasField("lease"):
+            reply.lease.inner_steps = 2**31
+        return reply
+
+    monkeypatch.setattr(CoordinatorClient, "acquire_lease", absurd)
+    _, _, task = swarm.agent()
+    ended = await finish(task)
+    assert ended.exit_code == EXIT_REFUSED
+    assert "inner_steps" in ended.reason

@@ -1,0 +1,148 @@
+"""What must outlive a worker's process, and what must not be believed when it is found again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from protocol.errors import ConfigError
+from protocol.ids import LeaseId, RunId, WorkerId, digest_of
+from protocol.tls import CertificateAuthority, manifest_key_message
+from worker.blocks import BlockCache
+from worker.disk import FolderLock
+from worker.home import Enrolment, open_home
+from worker.outbox import RECORD, Outbox, Submission
+
+
+def submission(payload: bytes, lease: str = "r1.1") -> Submission:
+    return Submission(
+        lease_id=LeaseId(lease),
+        digest=digest_of(payload),
+        payload_bytes=len(payload),
+        codec="bf16",
+        inner_steps_done=5,
+        tokens=100,
+        train_loss_first=5.5,
+        train_loss_last=4.5,
+        train_s=1.0,
+    )
+
+
+def test_the_outbox_gives_back_what_was_stored(tmp_path: Path) -> None:
+    stored = submission(b"gradient")
+    Outbox(tmp_path).save(stored, b"gradient")
+    outbox = Outbox(tmp_path)
+    assert outbox.load() == stored
+    assert outbox.payload_path(stored).read_bytes() == b"gradient"
+    assert all(path.stat().st_mode & 0o077 == 0 for path in tmp_path.iterdir())
+
+
+def test_the_outbox_holds_one_submission(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    outbox.save(submission(b"first"), b"first")
+    outbox.save(submission(b"second", "r2.1"), b"second")
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+    outbox.drop(LeaseId("r1.1"))
+    assert outbox.load() is not None, "another lease's submission is not dropped"
+    outbox.drop(LeaseId("r2.1"))
+    assert outbox.load() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncated payload", "other payload", "no payload", "record", "record of another make"]
+)
+def test_the_outbox_drops_what_is_not_whole(tmp_path: Path, damage: str) -> None:
+    outbox, stored = Outbox(tmp_path), submission(b"gradient")
+    outbox.save(stored, b"gradient")
+    path = outbox.payload_path(stored)
+    match damage:
+        case "truncated payload":
+            path.write_bytes(b"grad")
+        case "other payload":
+            path.write_bytes(b"Gradient")
+        case "no payload":
+            path.unlink()
+        case "record":
+            (tmp_path / RECORD).write_bytes(b'{"lease_id": ')
+        case _:
+            (tmp_path / RECORD).write_bytes(b'{"lease_id": "r1.1"}')
+    assert Outbox(tmp_path).load() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_crash_between_payload_and_record_leaves_nothing(tmp_path: Path) -> None:
+    outbox, stored = Outbox(tmp_path), submission(b"gradient")
+    outbox.payload_path(stored).write_bytes(b"gradient")
+    assert outbox.load() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def put(cache: BlockCache, content: bytes) -> str:
+    digest = digest_of(content)
+    cache.partial(digest).write_bytes(content)
+    cache.adopt(digest)
+    return digest
+
+
+def test_a_block_that_rotted_on_disk_is_not_used(tmp_path: Path) -> None:
+    digest = digest_of(b"block")
+    put(BlockCache(tmp_path), b"block")
+    assert BlockCache(tmp_path).has(digest, 5)
+    BlockCache(tmp_path).path(digest).write_bytes(b"blocc")
+    assert not BlockCache(tmp_path).has(digest, 5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_cache_is_bounded_and_keeps_what_the_lease_needs(tmp_path: Path) -> None:
+    cache = BlockCache(tmp_path, max_bytes=10)
+    digests = [put(cache, bytes([number]) * 4) for number in range(4)]
+    for age, digest in enumerate(digests):
+        os.utime(cache.path(digest), (age, age))
+    cache.trim(keep={digests[0]})
+    assert [cache.path(digest).exists() for digest in digests] == [True, False, False, True]
+
+
+def test_one_worker_a_folder(tmp_path: Path) -> None:
+    first, second = FolderLock(tmp_path / "lock"), FolderLock(tmp_path / "lock")
+    first.acquire()
+    with pytest.raises(ConfigError, match="--home"):
+        second.acquire()
+    first.release()
+    second.acquire()
+    second.release()
+
+
+def test_each_run_has_a_key_of_its_own(tmp_path: Path) -> None:
+    one, other = open_home(tmp_path, "a" * 64), open_home(tmp_path, "b" * 64)
+    assert one.identity().public_key != other.identity().public_key
+    assert one.identity().public_key == open_home(tmp_path, "a" * 64).identity().public_key
+
+
+def test_an_enrolment_counts_only_if_the_links_authority_vouches_for_it(tmp_path: Path) -> None:
+    authority, stranger = CertificateAuthority.create(RunId("run")), CertificateAuthority.create(RunId("run"))
+
+    def enrolment(signer: CertificateAuthority, run: str = "run") -> Enrolment:
+        vouch = signer.sign(manifest_key_message(RunId("run"), b"k" * 32))
+        return Enrolment(
+            worker_id=WorkerId("w"),
+            run_id=RunId(run),
+            ca_pem=authority.cert_pem.decode(),
+            manifest_public_key_hex=(b"k" * 32).hex(),
+            manifest_key_vouch_hex=vouch.hex(),
+            trusted=False,
+        )
+
+    home = open_home(tmp_path, authority.fingerprint)
+    assert home.enrolment() is None
+    home.save_enrolment(enrolment(authority))
+    assert home.enrolment() is not None
+    home.save_enrolment(enrolment(stranger))
+    assert home.enrolment() is None
+    home.save_enrolment(enrolment(authority, run="another"))
+    assert home.enrolment() is None
+    other = open_home(tmp_path, stranger.fingerprint)
+    other.save_enrolment(enrolment(authority))
+    assert other.enrolment() is None

@@ -1,0 +1,168 @@
+"""A block is believed only under a manifest that the right key signed for the right run, version and model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moe.layout import Layout, block_tensor_specs
+from protocol.codecs import FP32
+from protocol.errors import ConfigError, MalformedMessage, RemoteError, Unauthenticated
+from protocol.identity import PrivateIdentity
+from protocol.ids import Digest, RoundNumber, RunId, Version, WorkerId, digest_of
+from protocol.manifest import BlockRef, Manifest, sign_manifest
+from protocol.tensors import encode_tensors, payload_size
+from protocol.v1 import barnraise_pb2 as pb
+from worker.background import Background
+from worker.blocks import BlockCache
+from worker.fetch import Fetcher, Run, understand_run
+from worker.home import Enrolment
+from worker.lease import RunDescription
+
+KEY = PrivateIdentity.from_seed(b"m" * 32)
+
+
+def description(model_layout: Layout, **changes: Any) -> RunDescription:
+    base = RunDescription(
+        run_id=RunId("run"),
+        name="run",
+        model_json=json.dumps(dict(model_layout.config_json)),
+        residency=model_layout.residency,
+        codec="bf16",
+        sequence_length=16,
+        dataset_digest=Digest("a" * 64),
+        max_block_bytes=1 << 24,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+class FakeClient:
+    """Serves what a test gives it."""
+
+    def __init__(self, manifest: bytes, signature: bytes, blocks: dict[str, bytes], data: bytes) -> None:
+        self.manifest, self.signature, self.blocks, self.data = manifest, signature, blocks, data
+        self.downloaded: list[str] = []
+
+    async def get_manifest(self, version: int) -> pb.GetManifestReply:
+        return pb.GetManifestReply(manifest_json=self.manifest, signature=self.signature)
+
+    async def download_block(self, digest: str, payload_bytes: int, target: Path, on_bytes: Any) -> None:
+        self.downloaded.append(digest)
+        target.write_bytes(self.blocks[digest])
+
+    async def download_lease_data(self, lease_id: str, max_bytes: int, on_bytes: Any) -> bytes:
+        return self.data
+
+
+class World:
+    """One honest version and a fetcher for it; tests bend a part of it."""
+
+    def __init__(self, model_layout: Layout, blocks: Any, sequences: Any, cache: Path) -> None:
+        from protocol.sequences import encode_sequences
+
+        payloads = {block: encode_tensors(tensors, FP32) for block, tensors in blocks.items()}
+        self.manifest = Manifest(
+            run_id=RunId("run"),
+            version=Version(0),
+            parent_version=None,
+            round=RoundNumber(0),
+            created_at_s=0.0,
+            model=dict(model_layout.config_json),
+            residency=model_layout.residency,
+            blocks={
+                block: BlockRef(digest=digest_of(payload), payload_bytes=len(payload))
+                for block, payload in payloads.items()
+            },
+            momenta={},
+            val_loss=None,
+            tokens_trained=0,
+        )
+        self.by_digest = {digest_of(payload): payload for payload in payloads.values()}
+        self.data = encode_sequences(sequences.astype("uint16"))
+        self.run = Run(description=description(model_layout), layout=model_layout)
+        self.cache = BlockCache(cache)
+        self.client: FakeClient | None = None
+
+    async def fetch(self, lease: Any, signer: PrivateIdentity = KEY) -> Any:
+        content = self.manifest.to_json()
+        self.client = FakeClient(content, sign_manifest(signer, content), dict(self.by_digest), self.data)
+        enrolment = Enrolment(
+            worker_id=WorkerId("w"),
+            run_id=RunId("run"),
+            ca_pem="",
+            manifest_public_key_hex=KEY.public_key.hex(),
+            manifest_key_vouch_hex="",
+            trusted=False,
+        )
+        fetcher = Fetcher(self.client, self.cache, enrolment, Background())  # type: ignore[arg-type]
+        return await fetcher.fetch(lease, self.run, lambda _count: None)
+
+
+@pytest.fixture
+def world(small_layout: Layout, blocks_of: Any, sequences: Any, tmp_path: Path) -> World:
+    return World(small_layout, blocks_of(small_layout), sequences, tmp_path)
+
+
+async def test_fetches_what_the_residency_needs_and_only_what_is_missing(world: World, make_lease: Any) -> None:
+    fetched = await world.fetch(make_lease())
+    assert set(fetched.digests) == set(world.run.layout.needed_blocks((0, 2)))
+    assert fetched.sequences.shape == (20, 17)
+    assert world.client is not None
+    assert len(world.client.downloaded) == len(fetched.digests)
+    await world.fetch(make_lease())
+    assert world.client.downloaded == []
+
+
+async def test_another_keys_signature_is_refused(world: World, make_lease: Any) -> None:
+    with pytest.raises(Unauthenticated):
+        await world.fetch(make_lease(), PrivateIdentity.from_seed(b"x" * 32))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"run_id": RunId("other")},
+        {"version": Version(1), "parent_version": Version(0)},
+        {"model": {"model_type": "olmoe"}},
+    ],
+)
+async def test_a_manifest_of_something_else_is_refused(world: World, make_lease: Any, change: Any) -> None:
+    world.manifest = dataclasses.replace(world.manifest, **change)
+    with pytest.raises(MalformedMessage):
+        await world.fetch(make_lease())
+
+
+async def test_a_block_of_the_wrong_size_is_refused_before_it_is_fetched(world: World, make_lease: Any) -> None:
+    huge = BlockRef(digest=Digest("0" * 64), payload_bytes=1 << 45)
+    blocks = {**world.manifest.blocks, "trunk": huge}
+    world.manifest = dataclasses.replace(world.manifest, blocks=blocks)
+    with pytest.raises(MalformedMessage, match="trunk"):
+        await world.fetch(make_lease())
+    assert world.client is not None
+    assert world.client.downloaded == []
+
+
+async def test_tokens_outside_the_vocabulary_are_refused(world: World, make_lease: Any) -> None:
+    world.data = world.data[:-2] + b"\xff\xff"
+    with pytest.raises(RemoteError, match="vocabulary"):
+        await world.fetch(make_lease())
+
+
+def test_the_sizes_checked_against_are_this_workers_own(world: World) -> None:
+    for block, ref in world.manifest.blocks.items():
+        assert ref.payload_bytes == payload_size(block_tensor_specs(world.run.layout, block), FP32)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", '{"model_type": "exec"}', "[" * 50_000])
+def test_a_model_outside_the_closed_configuration_is_refused(frozen_layout: Layout, text: str) -> None:
+    with pytest.raises((MalformedMessage, ConfigError)):
+        understand_run(description(frozen_layout, model_json=text))
+
+
+def test_an_unknown_codec_is_refused_before_anything_is_trained(frozen_layout: Layout) -> None:
+    with pytest.raises(MalformedMessage, match="codec"):
+        understand_run(description(frozen_layout, codec="zip-bomb"))

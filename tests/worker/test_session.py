@@ -1,0 +1,386 @@
+"""The session driven without any I/O: every state, every event in every state, and the stories in between."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import TypeVar
+
+import pytest
+
+from protocol.errors import IllegalEvent
+from protocol.ids import LeaseId, RoundNumber, Version
+from worker import messages as m
+from worker.lease import Lease
+from worker.session import ALLOWED, EXIT_FAILED, EXIT_OK, EXIT_REFUSED, LEGAL_MOVES, MAX_FAILURES, Session, State
+
+
+def make_lease(lease_id: str = "r1.1") -> Lease:
+    return Lease(
+        lease_id=LeaseId(lease_id),
+        round=RoundNumber(1),
+        base_version=Version(0),
+        columns=(0, 2),
+        data_seed=1,
+        data_start=0,
+        data_count=8,
+        seed=3,
+        inner_steps=4,
+        batch_sequences=2,
+        learning_rate=1e-3,
+        router_lr_scale=0.1,
+        warmup_steps=1,
+        weight_decay=0.0,
+        adam_beta1=0.9,
+        adam_beta2=0.99,
+        adam_eps=1e-8,
+        clip_norm=1.0,
+        ttl_s=60.0,
+    )
+
+
+Kind = TypeVar("Kind", bound=m.Command)
+
+
+class Driver:
+    """Feeds a session and remembers its commands."""
+
+    def __init__(self) -> None:
+        self.session = Session()
+        self.commands: list[m.Command] = []
+
+    def feed(self, event: m.Event) -> list[m.Command]:
+        self.commands = self.session.handle(event)
+        return self.commands
+
+    def reply(self, kind: type[m.Reply], **fields: object) -> list[m.Command]:
+        return self.feed(kind(ticket=self.session._ticket, **fields))  # type: ignore[arg-type]
+
+    def the(self, kind: type[Kind]) -> Kind:
+        found = [command for command in self.commands if isinstance(command, kind)]
+        assert len(found) == 1, self.commands
+        return found[0]
+
+
+def disconnected() -> Driver:
+    return Driver()
+
+
+def enrolling() -> Driver:
+    driver = Driver()
+    driver.feed(m.Started(enrolled=False))
+    return driver
+
+
+def opening() -> Driver:
+    driver = enrolling()
+    driver.reply(m.Enrolled)
+    return driver
+
+
+def idle() -> Driver:
+    driver = opening()
+    driver.reply(m.Opened)
+    return driver
+
+
+def fetching() -> Driver:
+    driver = idle()
+    driver.reply(m.LeaseGranted, lease=make_lease())
+    return driver
+
+
+def training() -> Driver:
+    driver = fetching()
+    driver.reply(m.Fetched)
+    return driver
+
+
+def resuming() -> Driver:
+    driver = training()
+    driver.feed(m.SessionLost(session=1, reason="restart"))
+    driver.reply(m.Opened)
+    return driver
+
+
+def committing() -> Driver:
+    driver = training()
+    driver.feed(m.Trained(training=1))
+    return driver
+
+
+def uploading() -> Driver:
+    driver = committing()
+    driver.reply(m.Committed, offset=0, settled=False)
+    return driver
+
+
+def returning() -> Driver:
+    driver = training()
+    driver.feed(m.TrainingFailed(training=1, reason="out of memory"))
+    return driver
+
+
+def leaving() -> Driver:
+    driver = training()
+    driver.feed(m.LeaveRequested(reason="SIGTERM"))
+    return driver
+
+
+def over() -> Driver:
+    driver = idle()
+    driver.reply(m.RunEnded, reason="done")
+    return driver
+
+
+AT: dict[State, Callable[[], Driver]] = {
+    State.DISCONNECTED: disconnected,
+    State.ENROLLING: enrolling,
+    State.OPENING: opening,
+    State.IDLE: idle,
+    State.FETCHING: fetching,
+    State.TRAINING: training,
+    State.RESUMING: resuming,
+    State.COMMITTING: committing,
+    State.UPLOADING: uploading,
+    State.RETURNING: returning,
+    State.LEAVING: leaving,
+    State.OVER: over,
+}
+
+
+def live_events(driver: Driver) -> list[m.Event]:
+    """One of each event, as live as it can be in the driver's state."""
+    session = driver.session
+    ticket, number = session._ticket, session._training
+    return [
+        m.Started(enrolled=True),
+        m.Enrolled(ticket=ticket),
+        m.Opened(ticket=ticket),
+        m.LeaseGranted(ticket=ticket, lease=make_lease("r1.9")),
+        m.ToldToWait(ticket=ticket, reason="none", retry_after_s=1.0),
+        m.RunEnded(ticket=ticket, reason="done"),
+        m.Fetched(ticket=ticket),
+        m.FetchFailed(ticket=ticket, reason="digest"),
+        m.Committed(ticket=ticket, offset=0, settled=False),
+        m.Uploaded(ticket=ticket),
+        m.UploadBroken(ticket=ticket),
+        m.Returned(ticket=ticket),
+        m.CallRefused(ticket=ticket, reason="no"),
+        m.SessionLost(session=session.session, reason="restart"),
+        m.Trained(training=number),
+        m.TrainingFailed(training=number, reason="nan"),
+        m.LeaseCancelled(lease_id=session.lease_id or LeaseId("none"), reason="expired"),
+        m.LeaveRequested(reason="SIGTERM"),
+        m.LeaveTimedOut(),
+    ]
+
+
+def test_every_state_can_be_reached_and_is_what_it_says() -> None:
+    assert set(AT) == set(State)
+    for state, make in AT.items():
+        assert make().session.state is state
+
+
+def test_every_event_is_in_the_table_and_driven() -> None:
+    assert {type(event) for event in live_events(idle())} == set(ALLOWED)
+
+
+@pytest.mark.parametrize(("state", "index"), list(itertools.product(State, range(len(ALLOWED)))), ids=str)
+def test_an_event_moves_along_the_table_or_is_refused_and_changes_nothing(state: State, index: int) -> None:
+    driver = AT[state]()
+    event = live_events(driver)[index]
+    before = copy.deepcopy(vars(driver.session))
+    old_news = driver.session._is_old_news(event)
+    if old_news:
+        assert driver.feed(event) == []
+        assert vars(driver.session) == before
+    elif state in ALLOWED[type(event)]:
+        driver.feed(event)
+        after = driver.session.state
+        assert after is state or after in LEGAL_MOVES[state]
+    else:
+        with pytest.raises(IllegalEvent):
+            driver.feed(event)
+        assert vars(driver.session) == before
+
+
+def test_answers_to_calls_never_made_are_illegal() -> None:
+    for state, make in AT.items():
+        driver = make()
+        for event in live_events(driver):
+            if isinstance(event, m.Reply):
+                with pytest.raises(IllegalEvent):
+                    driver.feed(dataclasses.replace(event, ticket=driver.session._ticket + 1))
+        with pytest.raises(IllegalEvent):
+            driver.feed(m.Trained(training=99))
+        with pytest.raises(IllegalEvent):
+            driver.feed(m.SessionLost(session=99, reason=""))
+        assert driver.session.state is state
+
+
+def test_answers_to_replaced_calls_are_ignored() -> None:
+    driver = uploading()
+    assert driver.feed(m.RunEnded(ticket=1, reason="late")) == []
+    assert driver.session.state is State.UPLOADING
+
+
+def test_the_whole_way_of_one_lease() -> None:
+    driver = Driver()
+    driver.feed(m.Started(enrolled=False))
+    driver.the(m.Enrol)
+    driver.reply(m.Enrolled)
+    assert driver.the(m.OpenSession).session == 1
+    driver.reply(m.Opened)
+    assert driver.the(m.AcquireLease).may_wait
+    driver.reply(m.ToldToWait, reason="no round open", retry_after_s=2.5)
+    assert driver.the(m.AcquireLease).after_s == 2.5
+    driver.reply(m.LeaseGranted, lease=make_lease())
+    assert driver.the(m.FetchShard).lease.lease_id == "r1.1"
+    driver.reply(m.Fetched)
+    assert driver.the(m.StartTraining).lease == make_lease()
+    driver.feed(m.Trained(training=1))
+    assert driver.the(m.CommitSubmission).lease_id == "r1.1"
+    driver.reply(m.Committed, offset=100, settled=False)
+    assert driver.the(m.UploadSubmission).offset == 100
+    driver.reply(m.Uploaded)
+    assert driver.the(m.DropSubmission).lease_id == "r1.1"
+    assert driver.the(m.AcquireLease)
+    driver.reply(m.RunEnded, reason="20 rounds")
+    assert driver.the(m.Finish).exit_code == EXIT_OK
+
+
+def test_unsent_work_of_an_earlier_process_goes_first() -> None:
+    driver = Driver()
+    driver.feed(m.Started(enrolled=True, unsent=LeaseId("r7.2")))
+    driver.the(m.OpenSession)
+    driver.reply(m.Opened)
+    assert driver.the(m.CommitSubmission).lease_id == "r7.2"
+    assert driver.session.lease_id == "r7.2"
+    driver.reply(m.Committed, offset=10, settled=True)
+    assert driver.the(m.DropSubmission).lease_id == "r7.2"
+    assert driver.session.state is State.IDLE
+
+
+def test_training_goes_on_across_a_coordinator_restart() -> None:
+    driver = training()
+    driver.feed(m.SessionLost(session=1, reason="unknown session"))
+    assert driver.the(m.OpenSession).session == 2
+    driver.reply(m.Opened)
+    assert driver.session.state is State.RESUMING
+    assert not driver.the(m.AcquireLease).may_wait
+    assert driver.reply(m.LeaseGranted, lease=make_lease()) == []
+    assert driver.session.state is State.TRAINING
+    driver.feed(m.Trained(training=1))
+    assert driver.the(m.CommitSubmission).lease_id == "r1.1"
+
+
+def test_training_that_ends_while_the_coordinator_is_away_is_committed_first() -> None:
+    driver = training()
+    driver.feed(m.SessionLost(session=1, reason="gone"))
+    assert driver.feed(m.Trained(training=1)) == []
+    driver.reply(m.Opened)
+    assert driver.the(m.CommitSubmission).lease_id == "r1.1"
+
+
+@pytest.mark.parametrize("other", ["another lease", "wait"])
+def test_a_lease_that_did_not_outlive_the_restart_is_stopped(other: str) -> None:
+    driver = resuming()
+    if other == "wait":
+        driver.reply(m.ToldToWait, reason="round closed", retry_after_s=0.0)
+        assert driver.session.state is State.IDLE
+    else:
+        driver.reply(m.LeaseGranted, lease=make_lease("r2.1"))
+        assert driver.session.state is State.FETCHING
+    driver.the(m.StopTraining)
+    assert driver.feed(m.Trained(training=1)) == []
+
+
+@pytest.mark.parametrize("make", [committing, uploading])
+def test_a_trained_submission_survives_a_lost_session(make: Callable[[], Driver]) -> None:
+    driver = make()
+    driver.feed(m.SessionLost(session=1, reason="gone"))
+    driver.reply(m.Opened)
+    assert driver.the(m.CommitSubmission).lease_id == "r1.1"
+
+
+def test_a_broken_upload_asks_again_where_to_go_on() -> None:
+    driver = uploading()
+    driver.reply(m.UploadBroken)
+    driver.the(m.CommitSubmission)
+    driver.reply(m.Committed, offset=4096, settled=False)
+    assert driver.the(m.UploadSubmission).offset == 4096
+
+
+@pytest.mark.parametrize("state", [State.FETCHING, State.TRAINING, State.RESUMING, State.COMMITTING, State.UPLOADING])
+def test_a_cancelled_lease_is_left_at_once(state: State) -> None:
+    driver = AT[state]()
+    driver.feed(m.LeaseCancelled(lease_id=LeaseId("r1.1"), reason="the round closed"))
+    driver.the(m.AcquireLease)
+    assert "the round closed" in driver.the(m.Tell).text
+    assert driver.session.lease_id is None
+    stops = [command for command in driver.commands if isinstance(command, m.StopTraining)]
+    drops = [command for command in driver.commands if isinstance(command, m.DropSubmission)]
+    assert len(stops) == (state in (State.TRAINING, State.RESUMING))
+    assert len(drops) == (state in (State.COMMITTING, State.UPLOADING))
+
+
+def test_a_cancellation_of_another_lease_is_old_news() -> None:
+    driver = training()
+    assert driver.feed(m.LeaseCancelled(lease_id=LeaseId("r0.1"), reason="")) == []
+
+
+@pytest.mark.parametrize("state", [State.FETCHING, State.TRAINING, State.RESUMING])
+def test_leaving_hands_the_lease_back(state: State) -> None:
+    driver = AT[state]()
+    driver.feed(m.LeaveRequested(reason="SIGTERM"))
+    assert driver.the(m.ReturnLease).lease_id == "r1.1"
+    driver.reply(m.Returned)
+    assert driver.the(m.Finish).exit_code == EXIT_OK
+
+
+@pytest.mark.parametrize("state", [State.COMMITTING, State.UPLOADING])
+def test_leaving_keeps_finished_work(state: State) -> None:
+    driver = AT[state]()
+    driver.feed(m.LeaveRequested(reason="SIGTERM"))
+    assert "kept" in driver.the(m.Finish).reason
+    assert not any(isinstance(command, m.DropSubmission) for command in driver.commands)
+
+
+def test_leaving_does_not_wait_for_a_coordinator_that_is_away() -> None:
+    driver = leaving()
+    driver.feed(m.LeaveTimedOut())
+    driver.the(m.Finish)
+    assert driver.feed(m.LeaveRequested(reason="again")) == []
+
+
+def test_failures_are_paused_between_and_end_in_leaving() -> None:
+    driver = fetching()
+    for failure in range(1, MAX_FAILURES + 1):
+        driver.reply(m.FetchFailed, reason="digest")
+        assert "digest" in driver.the(m.ReturnLease).reason
+        driver.reply(m.Returned)
+        if failure < MAX_FAILURES:
+            assert driver.the(m.AcquireLease).after_s > 0
+            driver.reply(m.LeaseGranted, lease=make_lease(f"r1.{failure + 1}"))
+    assert driver.the(m.Finish).exit_code == EXIT_FAILED
+
+
+@pytest.mark.parametrize("state", [State.ENROLLING, State.OPENING, State.IDLE])
+def test_a_refusal_on_the_way_in_ends_the_worker(state: State) -> None:
+    driver = AT[state]()
+    driver.reply(m.CallRefused, reason="the invite was used by another key")
+    finish = driver.the(m.Finish)
+    assert finish.exit_code == EXIT_REFUSED
+    assert "invite" in finish.reason
+
+
+@pytest.mark.parametrize("state", [State.COMMITTING, State.UPLOADING])
+def test_a_refused_submission_is_dropped_and_the_reason_shown(state: State) -> None:
+    driver = AT[state]()
+    driver.reply(m.CallRefused, reason="committed 3 s after the deadline")
+    assert driver.the(m.DropSubmission).lease_id == "r1.1"
+    assert "3 s after" in driver.the(m.Tell).text
+    assert driver.session.state is State.IDLE

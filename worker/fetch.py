@@ -1,0 +1,136 @@
+"""Bringing a lease's blocks and sequences to this machine, believing nothing that a signature or digest does not cover.
+
+Decides what is fetched: only blocks that the cache lacks, and exactly the leased sequences. Holds always: a manifest
+counts only if the run's manifest key signed it for this run and version; a block only at the size that this worker
+computed itself, under the digest in that manifest. Touches the network through the client, and the block cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe.config import config_from_json
+from moe.layout import Layout, block_tensor_specs, layout
+from protocol.codecs import FP32, codec_named
+from protocol.errors import MalformedMessage
+from protocol.ids import BlockId, Digest
+from protocol.manifest import BlockRef, Manifest, verify_manifest
+from protocol.sequences import decode_sequences, max_payload_bytes
+from protocol.tensors import payload_size
+from worker.background import Background
+from worker.blocks import BlockCache
+from worker.client import CoordinatorClient
+from worker.home import Enrolment
+from worker.lease import Lease, RunDescription
+
+PARALLEL_DOWNLOADS = 4  # hides the round trip of small blocks; more would only share the same line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run that this worker has understood: its description, and the model's layout made from it."""
+
+    description: RunDescription
+    layout: Layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchedLease:
+    """Everything training needs, checked and on this machine."""
+
+    lease: Lease
+    run: Run
+    digests: dict[BlockId, Digest]
+    sequences: NDArray[np.int64]
+    """[N, L]: the lease's sequences in order."""
+
+
+def understand_run(description: RunDescription) -> Run:
+    """The run's layout, from its closed configuration; MalformedMessage or ConfigError with the reason."""
+    try:
+        values = json.loads(description.model_json)
+    except (ValueError, RecursionError) as error:
+        raise MalformedMessage("the run's model configuration is not JSON") from error
+    if not isinstance(values, dict):
+        raise MalformedMessage("the run's model configuration is not a JSON object")
+    codec_named(description.codec)
+    return Run(description=description, layout=layout(config_from_json(values), description.residency))
+
+
+class Fetcher:
+    """Fetches for one enrolment."""
+
+    def __init__(
+        self, client: CoordinatorClient, cache: BlockCache, enrolment: Enrolment, background: Background
+    ) -> None:
+        self._background = background
+        self._client = client
+        self._cache = cache
+        self._enrolment = enrolment
+
+    async def fetch(self, lease: Lease, run: Run, on_bytes: Callable[[int], None]) -> FetchedLease:
+        """Blocks into the cache, sequences into memory."""
+        manifest = await self._manifest(lease, run)
+        needed = {block: checked_ref(manifest, block, run, lease) for block in run.layout.needed_blocks(lease.columns)}
+        await self._download_missing(needed, on_bytes)
+        digests = {block: ref.digest for block, ref in needed.items()}
+        self._cache.trim(keep=set(digests.values()))
+        sequences_NL = await self._sequences(lease, run, on_bytes)
+        return FetchedLease(lease=lease, run=run, digests=digests, sequences=sequences_NL)
+
+    async def _manifest(self, lease: Lease, run: Run) -> Manifest:
+        reply = await self._client.get_manifest(lease.base_version)
+        verify_manifest(self._enrolment.manifest_public_key, reply.manifest_json, reply.signature)
+        manifest = Manifest.from_json(reply.manifest_json)
+        expected = (self._enrolment.run_id, lease.base_version, run.description.residency)
+        got = (manifest.run_id, manifest.version, manifest.residency)
+        if got != expected:
+            raise MalformedMessage(f"manifest: expected run, version, residency {expected}, got {got}")
+        if dict(manifest.model) != dict(run.layout.config_json):
+            raise MalformedMessage(f"manifest of version {manifest.version} describes another model than the run")
+        return manifest
+
+    async def _download_missing(self, needed: dict[BlockId, BlockRef], on_bytes: Callable[[int], None]) -> None:
+        missing = await self._background.run(self._missing, needed)
+        free = asyncio.Semaphore(PARALLEL_DOWNLOADS)
+
+        async def download(ref: BlockRef) -> None:
+            async with free:
+                target = self._cache.partial(ref.digest)
+                await self._client.download_block(ref.digest, ref.payload_bytes, target, on_bytes)
+                self._cache.adopt(ref.digest)
+
+        tasks = [asyncio.create_task(download(ref)) for ref in missing.values()]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def _missing(self, needed: dict[BlockId, BlockRef]) -> dict[Digest, BlockRef]:
+        # Hashes what an earlier process left: seconds for a large model, so not on the event loop.
+        return {ref.digest: ref for ref in needed.values() if not self._cache.has(ref.digest, ref.payload_bytes)}
+
+    async def _sequences(self, lease: Lease, run: Run, on_bytes: Callable[[int], None]) -> NDArray[np.int64]:
+        length = run.description.sequence_length + 1
+        bound = max_payload_bytes(lease.data_count, length)
+        payload = await self._client.download_lease_data(lease.lease_id, bound, on_bytes)
+        return decode_sequences(payload, lease.data_count, length, int(run.layout.config_json["vocab_size"]))
+
+
+def checked_ref(manifest: Manifest, block: BlockId, run: Run, lease: Lease) -> BlockRef:
+    """What `manifest` says of `block`, if its size is the one that this worker computes from the layout."""
+    ref = manifest.blocks.get(block)
+    if ref is None:
+        raise MalformedMessage(f"lease {lease.lease_id}: manifest {manifest.version} lacks block {block}")
+    expected = payload_size(block_tensor_specs(run.layout, block), FP32)
+    if ref.payload_bytes != expected or expected > run.description.max_block_bytes:
+        bound = run.description.max_block_bytes
+        raise MalformedMessage(f"block {block}: expected {expected} bytes (at most {bound}), got {ref.payload_bytes}")
+    return ref

@@ -1,0 +1,213 @@
+"""How a worker becomes part of a run: trust the CA by its fingerprint, enrol once, open a session, understand the run.
+
+Decides what is offered to the run: columns by the planner, speed by a short measurement, both remembered for the next
+start. Touches the network, the run's folder, and the device while measuring.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from protocol.errors import LocalError, MalformedMessage
+from protocol.identity import PrivateIdentity
+from protocol.ids import Digest, RunId, WorkerId, digest_of
+from protocol.joinlink import JoinLink
+from protocol.limits import MAX_NAME_CHARACTERS, PROTOCOL_VERSION
+from protocol.private_files import write_private
+from protocol.tls import fetch_ca
+from protocol.v1 import barnraise_pb2 as pb
+from worker.background import Background
+from worker.client import CoordinatorClient
+from worker.fetch import Run, understand_run
+from worker.home import Enrolment, RunHome
+from worker.lease import description_from_message, printable
+from worker.options import WorkerOptions
+from worker.probe import Machine, columns_that_fit, measure_speed, software_versions
+from worker.progress import Reporter
+
+Value = TypeVar("Value")
+
+BOOTSTRAP_TIMEOUT_S = 10.0
+SPEED_FILE = "speed.json"
+
+
+class Speed(BaseModel):
+    """What a measurement gave, and for which model on which machine it holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    basis: Digest
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What this machine offers to the run."""
+
+    columns: int
+    tokens_per_s: float
+
+
+class Joining:
+    """One worker's membership of one run."""
+
+    def __init__(self, options: WorkerOptions, link: JoinLink, home: RunHome, reporter: Reporter) -> None:
+        self.home = home
+        self._options = options
+        self._link = link
+        self._reporter = reporter
+        self._identity: PrivateIdentity = home.identity()
+        self._enrolment = home.enrolment()
+        self._background = Background()
+        self._client: CoordinatorClient | None = None
+        self._run: Run | None = None
+        self._offer: Offer | None = None
+
+    @property
+    def is_enrolled(self) -> bool:
+        """Whether the run knows this worker's key."""
+        return self._enrolment is not None
+
+    @property
+    def enrolment(self) -> Enrolment:
+        """The enrolment; there is one once a session is open."""
+        return _present(self._enrolment, "enrolment")
+
+    @property
+    def client(self) -> CoordinatorClient:
+        """The client; there is one once enrolling or opening has begun."""
+        return _present(self._client, "client")
+
+    @property
+    def run(self) -> Run:
+        """The run; known once a session is open."""
+        return _present(self._run, "run")
+
+    @property
+    def columns(self) -> int:
+        """Columns this worker offered to hold."""
+        return _present(self._offer, "offer").columns
+
+    @property
+    def background(self) -> Background:
+        """Where this worker's blocking work runs."""
+        return self._background
+
+    async def close(self) -> None:
+        """Hang up."""
+        if self._client is not None:
+            await self._client.close()
+
+    async def enrol(self, machine: Machine) -> Enrolment:
+        """Redeem the invite and remember what came of it."""
+        ca_pem = await self._connect()
+        name = (self._options.name or socket.gethostname())[:MAX_NAME_CHARACTERS]
+        request = pb.EnrolRequest(
+            protocol_version=PROTOCOL_VERSION,
+            public_key=self._identity.public_key,
+            invite=self._link.invite,
+            name=printable(name, MAX_NAME_CHARACTERS),
+            capability=self._capability(machine),
+        )
+        reply = await self.client.enrol(request)
+        if reply.worker_id != self._identity.worker_id:
+            raise MalformedMessage(f"enrolled as {printable(reply.worker_id, 40)}, which is not this worker's key")
+        enrolment = Enrolment(
+            worker_id=WorkerId(reply.worker_id),
+            run_id=RunId(reply.run_id),
+            ca_pem=ca_pem.decode("ascii"),
+            manifest_public_key_hex=reply.manifest_public_key.hex(),
+            manifest_key_vouch_hex=reply.manifest_key_vouch.hex(),
+            trusted=reply.trusted,
+        )
+        enrolment.check(self._link.fingerprint)
+        self.home.save_enrolment(enrolment)
+        self._enrolment = enrolment
+        return enrolment
+
+    async def open(self, machine: Machine) -> float:
+        """Open a session; returns the heartbeat interval in seconds. The first time, the run is measured first."""
+        await self._connect()
+        reply = await self.client.open_session(self._capability(machine))
+        description = description_from_message(reply.run)
+        if description.run_id != self.enrolment.run_id:
+            raise MalformedMessage(f"session of run {description.run_id}, but enrolled in {self.enrolment.run_id}")
+        if self._run is None or self._run.description != description:
+            self._run = await self._background.run(understand_run, description)
+        if self._offer is None:
+            before = self._capability(machine)
+            self._offer = await self._worked_out(machine)
+            if self._capability(machine) != before:
+                reply = await self.client.open_session(self._capability(machine))
+        return reply.heartbeat_interval_s
+
+    async def _connect(self) -> bytes:
+        if self._enrolment is not None:
+            ca_pem = self._enrolment.ca_pem.encode()
+        else:
+            ca_pem = await self._bootstrap()
+        if self._client is None:
+            self._client = self._new_client(ca_pem)
+            self._client.connect()
+        return ca_pem
+
+    async def _bootstrap(self) -> bytes:
+        link = self._link
+        retrying = self._new_client(b"").retrying()
+        return await retrying(
+            self._background.run, fetch_ca, link.host, link.port, link.fingerprint, BOOTSTRAP_TIMEOUT_S
+        )
+
+    def _new_client(self, ca_pem: bytes) -> CoordinatorClient:
+        return CoordinatorClient(
+            self._link,
+            ca_pem,
+            self._identity,
+            on_trouble=lambda text: self._reporter.say("unavailable", text),
+            first_backoff_s=self._options.first_backoff_s,
+            max_backoff_s=self._options.max_backoff_s,
+        )
+
+    def _capability(self, machine: Machine) -> pb.Capability:
+        return pb.Capability(
+            device=machine.kind,
+            device_name=printable(machine.device_name, 100),
+            memory_bytes=machine.memory_bytes,
+            max_columns=self._offer.columns if self._offer else self._options.max_columns or 0,
+            tokens_per_s=self._offer.tokens_per_s if self._offer else 0.0,
+            software=software_versions(),
+        )
+
+    async def _worked_out(self, machine: Machine) -> Offer:
+        run, length = self.run, self.run.description.sequence_length
+        fitting = columns_that_fit(run.layout, machine, length, self._options.max_columns)
+        columns = min(fitting.columns, self._options.max_columns or fitting.columns)
+        self._reporter.say("planned", fitting.reason, columns=columns)
+        if not self._options.measure_speed:
+            return Offer(columns=columns, tokens_per_s=0.0)
+        basis = digest_of(f"{run.description} {machine.device_name} {machine.threads} {columns}".encode())
+        speed = self._remembered(basis)
+        if speed is None:
+            tokens_per_s = await self._background.run(measure_speed, run.layout, machine, columns, length)
+            speed = Speed(basis=basis, tokens_per_s=tokens_per_s)
+            write_private(self.home.folder / SPEED_FILE, speed.model_dump_json().encode())
+            text = f"speed: {tokens_per_s:,.0f} tokens/s"
+            self._reporter.say("measured", text, tokens_per_s=round(tokens_per_s, 1))
+        return Offer(columns=columns, tokens_per_s=speed.tokens_per_s)
+
+    def _remembered(self, basis: Digest) -> Speed | None:
+        try:
+            speed = Speed.model_validate_json((self.home.folder / SPEED_FILE).read_bytes())
+        except (OSError, ValidationError):
+            return None
+        return speed if speed.basis == basis else None
+
+
+def _present(value: Value | None, what: str) -> Value:
+    if value is None:
+        raise LocalError(f"no {what} yet: the session is not open")
+    return value

@@ -1,0 +1,249 @@
+"""Events that reach a worker's session and commands that leave it: frozen data, no behaviour.
+
+Every command that goes over the network carries a `ticket`, and the event that answers it repeats that ticket. Only the
+latest ticket is live; an answer to an older one is old news. The same holds for training and its own counter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocol.ids import LeaseId
+from worker.lease import Lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Base of everything that can happen to a session."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started(Event):
+    """The process is up. `unsent` names a submission that an earlier process left on disk."""
+
+    enrolled: bool
+    unsent: LeaseId | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply(Event):
+    """Base of answers to a command over the network."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolled(Reply):
+    """The key is registered with the run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened(Reply):
+    """A session is open; until it is lost, every call may be made."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseGranted(Reply):
+    """Work. The same lease again, when the coordinator still holds one open for this worker."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToldToWait(Reply):
+    """No work just now."""
+
+    reason: str
+    retry_after_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnded(Reply):
+    """The run is over."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched(Reply):
+    """Blocks and sequences of the lease are on this machine and checked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed(Reply):
+    """The coordinator knows the digest and has this many of the bytes. `settled`: it needs none."""
+
+    offset: int
+    settled: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uploaded(Reply):
+    """The coordinator has every byte."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadBroken(Reply):
+    """The upload ended early; committing again tells where to go on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Returned(Reply):
+    """The lease is back with the coordinator."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRefused(Reply):
+    """The coordinator understood the call and said no; asking again changes nothing."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchFailed(Reply):
+    """What came is not what was promised, or does not fit this machine."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionLost(Event):
+    """The coordinator does not know session number `session` any more (it was restarted, say)."""
+
+    session: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained(Event):
+    """Training number `training` ended well, and its submission is on disk."""
+
+    training: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingFailed(Event):
+    """Training number `training` ended without a submission."""
+
+    training: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseCancelled(Event):
+    """The lease is worth nothing any more: the coordinator said so, or its deadline passed here."""
+
+    lease_id: LeaseId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaveRequested(Event):
+    """The volunteer wants their machine back."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaveTimedOut(Event):
+    """The coordinator did not take the lease back in time; it will find out by silence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """Base of everything a session asks for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call(Command):
+    """Base of commands over the network. A new one replaces any that is still going on."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrol(Call):
+    """Redeem the invite. Ends in `Enrolled` or `CallRefused`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenSession(Call):
+    """Prove the key, learn the run. It is number `session`. Ends in `Opened` or `CallRefused`."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcquireLease(Call):
+    """Ask for work after `after_s`. Ends in `LeaseGranted`, `ToldToWait` or `RunEnded`."""
+
+    after_s: float
+    may_wait: bool
+    """False: answer at once, no long poll."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchShard(Call):
+    """Bring blocks and sequences here. Ends in `Fetched` or `FetchFailed`."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitSubmission(Call):
+    """Commit to the digest of the submission on disk. Ends in `Committed` or `CallRefused`."""
+
+    lease_id: LeaseId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadSubmission(Call):
+    """Send the submission's bytes from `offset`. Ends in `Uploaded`, `UploadBroken` or `CallRefused`."""
+
+    lease_id: LeaseId
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReturnLease(Call):
+    """Hand the lease back. Ends in `Returned` or `CallRefused`."""
+
+    lease_id: LeaseId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartTraining(Command):
+    """Train. Ends in `Trained` or `TrainingFailed` with the same number, unless it is stopped."""
+
+    training: int
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopTraining(Command):
+    """Stop as soon as a micro-step ends; no event follows."""
+
+    training: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropSubmission(Command):
+    """The submission on disk is needed no more."""
+
+    lease_id: LeaseId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tell(Command):
+    """Show this to the volunteer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish(Command):
+    """Nothing follows; the process leaves with `exit_code`."""
+
+    exit_code: int
+    reason: str

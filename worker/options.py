@@ -1,0 +1,58 @@
+"""What a volunteer may decide about their machine: one frozen model, validated once. Touches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from protocol.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from worker.lease import Lease
+    from worker.trainer import LeaseResult
+
+Output = Literal["auto", "plain", "json", "quiet"]
+DEVICES = ("cpu", "cuda")
+MAX_THREADS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """How to join a run. Only `link` is needed."""
+
+    link: str
+    home: Path | None = None
+    """Folder for key, enrolment, unsent work and blocks; None: the platform's place for user data."""
+    name: str = ""
+    """Shown to the operator; empty: this machine's host name."""
+    device: str | None = None
+    """`cpu`, `cuda` or `cuda:N`; None: a GPU where there is one."""
+    max_columns: int | None = None
+    memory_bytes: int | None = None
+    threads: int | None = None
+    """torch threads; None: as many as cores."""
+    output: Output = "auto"
+    measure_speed: bool = True
+    """False: say nothing about speed; the coordinator finds out from heartbeats."""
+    first_backoff_s: float = 0.5
+    max_backoff_s: float = 30.0
+    trainer_hook: Callable[[Lease, LeaseResult], LeaseResult] | None = None
+    """Changes the result before it is encoded: how the simulator makes adversaries. Not reachable from the command."""
+    batch_hook: Callable[[Lease, NDArray[np.int64]], NDArray[np.int64]] | None = None
+    """Changes the sequences before training, likewise."""
+
+    def __post_init__(self) -> None:
+        if self.device is not None and self.device.partition(":")[0] not in DEVICES:
+            raise ConfigError(f"device: expected cpu, cuda or cuda:N, got {self.device!r}")
+        for field, value in (("max_columns", self.max_columns), ("memory_bytes", self.memory_bytes)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{field} must be 1 or more, got {value}")
+        if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
+            raise ConfigError(f"threads must be 1 to {MAX_THREADS}, got {self.threads}")
+        if self.output not in ("auto", "plain", "json", "quiet"):
+            raise ConfigError(f"output: expected auto, plain, json or quiet, got {self.output!r}")

@@ -1,0 +1,112 @@
+"""The one submission that is trained and not yet settled, on disk until the coordinator has it.
+
+Decides what counts as a whole submission: a record naming digest and size, and a payload that matches both. The payload
+is durable before the record that names it, so a crash leaves either nothing or everything. Touches its own folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from protocol.ids import Digest, LeaseId, digest_of
+from protocol.private_files import write_private
+from worker.disk import private_folder, sync_folder
+
+RECORD = "submission.json"
+_CHUNK_BYTES = 1 << 20
+
+log = structlog.get_logger()
+
+
+class Submission(BaseModel):
+    """What is committed to; the payload lies beside it under its digest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lease_id: LeaseId = Field(min_length=1, max_length=64)
+    digest: Digest = Field(pattern=r"^[0-9a-f]{64}$")
+    payload_bytes: int = Field(ge=0)
+    codec: str
+    inner_steps_done: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    train_loss_first: float
+    train_loss_last: float
+    train_s: float
+
+
+class Outbox:
+    """Holds at most one submission."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = private_folder(folder)
+        self._verified: Digest | None = None
+        """Digest of the payload that this process wrote or has checked: hashing gigabytes once is enough."""
+
+    def payload_path(self, submission: Submission) -> Path:
+        """Where the bytes of `submission` lie."""
+        return self._folder / f"{submission.digest}.safetensors"
+
+    def save(self, submission: Submission, payload: bytes) -> None:
+        """Make `submission` durable; replaces the one before."""
+        assert digest_of(payload) == submission.digest
+        assert len(payload) == submission.payload_bytes
+        write_private(self.payload_path(submission), payload)
+        write_private(self._folder / RECORD, submission.model_dump_json().encode())
+        self._verified = submission.digest
+        self._remove_payloads(keep=self.payload_path(submission))
+
+    def load(self) -> Submission | None:
+        """The submission on disk; None where there is none, or what is there is not whole (it is then removed)."""
+        record = self._folder / RECORD
+        if not record.exists():
+            self._remove_payloads(keep=None)
+            return None
+        try:
+            submission = Submission.model_validate_json(record.read_bytes())
+        except ValidationError as error:
+            log.warning("outbox_dropped", reason="unreadable record", detail=str(error.errors()[0]["msg"]))
+            self.clear()
+            return None
+        if not self._is_whole(submission):
+            log.warning("outbox_dropped", reason="payload is not what the record promises", lease=submission.lease_id)
+            self.clear()
+            return None
+        return submission
+
+    def drop(self, lease_id: LeaseId) -> None:
+        """Forget the submission for `lease_id`, if that is what is here."""
+        submission = self.load()
+        if submission is not None and submission.lease_id == lease_id:
+            self.clear()
+
+    def clear(self) -> None:
+        """Empty the folder; the record goes first, so that no record ever names a missing payload."""
+        (self._folder / RECORD).unlink(missing_ok=True)
+        sync_folder(self._folder)
+        self._remove_payloads(keep=None)
+
+    def _is_whole(self, submission: Submission) -> bool:
+        path = self.payload_path(submission)
+        if not path.is_file() or path.stat().st_size != submission.payload_bytes:
+            return False
+        if self._verified != submission.digest and file_digest(path) == submission.digest:
+            self._verified = submission.digest
+        return self._verified == submission.digest
+
+    def _remove_payloads(self, keep: Path | None) -> None:
+        for path in [*self._folder.glob("*.safetensors"), *self._folder.glob(".*.safetensors.*")]:
+            if path != keep:
+                path.unlink(missing_ok=True)
+
+
+def file_digest(path: Path) -> Digest:
+    """SHA-256 of a file, a megabyte at a time."""
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            hasher.update(chunk)
+    return Digest(hasher.hexdigest())

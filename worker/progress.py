@@ -1,0 +1,148 @@
+"""What the volunteer sees: one line for each thing that happened, and how far the present lease is.
+
+Decides the form only: a live bar on a terminal, plain lines elsewhere, JSON lines for programs, or nothing. Each thing
+has a stable name and fields beside its sentence. Writes to standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from worker.options import Output
+
+PLAIN_STEP_EVERY_S = 15.0
+Field = str | int | float | bool | None | list[int]
+
+
+class Reporter(Protocol):
+    """Where a worker's news goes."""
+
+    def say(self, event: str, text: str, **fields: Field) -> None:
+        """Something happened."""
+
+    def step(self, done: int, total: int, loss: float | None, tokens_per_s: float) -> None:
+        """An inner step ended. Called from the training thread."""
+
+    def close(self) -> None:
+        """Nothing follows."""
+
+
+class QuietReporter:
+    """Says nothing."""
+
+    def say(self, event: str, text: str, **fields: Field) -> None:
+        """Nothing."""
+
+    def step(self, done: int, total: int, loss: float | None, tokens_per_s: float) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class PlainReporter:
+    """Lines for a log: time and sentence; steps only every so often."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._last_step_s = 0.0
+
+    def say(self, event: str, text: str, **fields: Field) -> None:
+        """One line."""
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=self._stream, flush=True)
+
+    def step(self, done: int, total: int, loss: float | None, tokens_per_s: float) -> None:
+        """A line, if the last one is long ago."""
+        now_s = time.monotonic()
+        if now_s - self._last_step_s >= PLAIN_STEP_EVERY_S:
+            self._last_step_s = now_s
+            self.say("step", _step_text(done, total, loss, tokens_per_s))
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class JsonReporter:
+    """One JSON object a line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def say(self, event: str, text: str, **fields: Field) -> None:
+        """One object."""
+        line = json.dumps({"at_s": round(time.time(), 3), "event": event, "text": text, **fields})
+        print(line, file=self._stream, flush=True)
+
+    def step(self, done: int, total: int, loss: float | None, tokens_per_s: float) -> None:
+        """An object for each step whose loss was read."""
+        if loss is not None:
+            text = _step_text(done, total, loss, tokens_per_s)
+            self.say("step", text, done=done, total=total, loss=loss, tokens_per_s=round(tokens_per_s, 1))
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class LiveReporter:
+    """Lines, with a bar for the present lease below them."""
+
+    def __init__(self) -> None:
+        self._console = Console()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._loss = "loss …"
+
+    def say(self, event: str, text: str, **fields: Field) -> None:
+        """One line above the bar."""
+        self._console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim]", end=" ")
+        self._console.print(text, markup=False, highlight=False)
+
+    def step(self, done: int, total: int, loss: float | None, tokens_per_s: float) -> None:
+        """Move the bar; it goes away with the last step."""
+        if loss is not None:
+            self._loss = f"loss {loss:.3f}"
+        if self._task is None:
+            self._progress.start()
+            self._task = self._progress.add_task("", total=total)
+        self._progress.update(
+            self._task, completed=done, total=total, description=f"{self._loss}  {tokens_per_s:,.0f} tokens/s"
+        )
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
+        self._progress.stop()
+
+
+def make_reporter(output: Output, stream: TextIO | None = None) -> Reporter:
+    """The reporter for `output`; `auto` is live on a terminal and plain elsewhere."""
+    target = stream or sys.stdout
+    if output == "quiet":
+        return QuietReporter()
+    if output == "json":
+        return JsonReporter(target)
+    if output == "auto" and target.isatty():
+        return LiveReporter()
+    return PlainReporter(target)
+
+
+def _step_text(done: int, total: int, loss: float | None, tokens_per_s: float) -> str:
+    shown = "" if loss is None else f", loss {loss:.3f}"
+    return f"step {done} of {total}{shown}, {tokens_per_s:,.0f} tokens/s"

@@ -1,0 +1,348 @@
+"""A worker's life as a state machine without I/O: events in, commands out.
+
+Decides what a worker does next: enrol, open a session, ask for a lease, fetch, train, commit, upload, leave. Knows no
+clock, network, file or tensor (worker/agent.py has those). What holds always: moves follow `LEGAL_MOVES`; an event the
+present state does not allow raises `IllegalEvent` and changes nothing; an answer to a call that was replaced, or about
+a lease that is gone, is old news and ignored; a trained submission is never forgotten before it is settled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+from protocol.errors import IllegalEvent
+from protocol.ids import LeaseId
+from worker import messages as m
+from worker.lease import Lease
+
+MAX_FAILURES = 3  # in a row; a machine that fails three leases fails the fourth, and each one costs the run a replica
+FAILURE_PAUSE_S = 5.0
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_REFUSED = 2
+
+
+class State(Enum):
+    """Where a worker stands."""
+
+    DISCONNECTED = "disconnected"
+    ENROLLING = "enrolling"
+    OPENING = "opening"
+    IDLE = "idle"
+    FETCHING = "fetching"
+    TRAINING = "training"
+    RESUMING = "resuming"
+    """Training goes on while a new session asks whether the lease still stands."""
+    COMMITTING = "committing"
+    UPLOADING = "uploading"
+    RETURNING = "returning"
+    """Handing back a lease that cannot be done, to go on with another."""
+    LEAVING = "leaving"
+    OVER = "over"
+
+
+S = State
+_LOST_OR_LEFT = {S.OPENING, S.LEAVING, S.OVER}
+LEGAL_MOVES: dict[State, frozenset[State]] = {
+    S.DISCONNECTED: frozenset({S.ENROLLING, S.OPENING, S.OVER}),
+    S.ENROLLING: frozenset({S.OPENING, S.OVER}),
+    S.OPENING: frozenset({S.IDLE, S.RESUMING, S.COMMITTING, S.OVER}),
+    S.IDLE: frozenset({S.FETCHING, S.OPENING, S.OVER}),
+    S.FETCHING: frozenset({S.TRAINING, S.RETURNING, S.IDLE, *_LOST_OR_LEFT}),
+    S.TRAINING: frozenset({S.COMMITTING, S.RETURNING, S.IDLE, *_LOST_OR_LEFT}),
+    S.RESUMING: frozenset({S.TRAINING, S.FETCHING, S.COMMITTING, S.RETURNING, S.IDLE, *_LOST_OR_LEFT}),
+    S.COMMITTING: frozenset({S.UPLOADING, S.IDLE, S.OPENING, S.OVER}),
+    S.UPLOADING: frozenset({S.COMMITTING, S.IDLE, S.OPENING, S.OVER}),
+    S.RETURNING: frozenset({S.IDLE, *_LOST_OR_LEFT}),
+    S.LEAVING: frozenset({S.OVER}),
+    S.OVER: frozenset(),
+}
+
+IN_SESSION = frozenset(S) - {S.DISCONNECTED, S.ENROLLING, S.OPENING, S.OVER}
+HOLDING = frozenset({S.FETCHING, S.TRAINING, S.RESUMING, S.OPENING, S.COMMITTING, S.UPLOADING, S.RETURNING})
+WHILE_TRAINING = frozenset({S.TRAINING, S.RESUMING, S.OPENING})
+ASKING = frozenset({S.IDLE, S.RESUMING})
+
+ALLOWED: dict[type[m.Event], frozenset[State]] = {
+    m.Started: frozenset({S.DISCONNECTED}),
+    m.Enrolled: frozenset({S.ENROLLING}),
+    m.Opened: frozenset({S.OPENING}),
+    m.LeaseGranted: ASKING,
+    m.ToldToWait: ASKING,
+    m.RunEnded: ASKING,
+    m.Fetched: frozenset({S.FETCHING}),
+    m.FetchFailed: frozenset({S.FETCHING}),
+    m.Committed: frozenset({S.COMMITTING}),
+    m.Uploaded: frozenset({S.UPLOADING}),
+    m.UploadBroken: frozenset({S.UPLOADING}),
+    m.Returned: frozenset({S.RETURNING, S.LEAVING}),
+    m.CallRefused: frozenset(S) - {S.DISCONNECTED, S.TRAINING, S.OVER},
+    m.SessionLost: IN_SESSION,
+    m.Trained: WHILE_TRAINING,
+    m.TrainingFailed: WHILE_TRAINING,
+    m.LeaseCancelled: HOLDING,
+    m.LeaveRequested: frozenset(S),
+    m.LeaveTimedOut: frozenset({S.LEAVING, S.OVER}),
+}
+"""Which states allow which (live) event."""
+
+
+class Session:
+    """One worker's state. `handle` is its only way to change."""
+
+    def __init__(self) -> None:
+        self.state = State.DISCONNECTED
+        self.lease: Lease | None = None
+        self.session = 0
+        """Number of the newest session; 0 before the first."""
+        self._ticket = 0
+        self._training = 0
+        self._is_training = False
+        self._unsent: LeaseId | None = None
+        self._failures = 0
+
+    @property
+    def lease_id(self) -> LeaseId | None:
+        """The lease that heartbeats speak for: held, or trained and not yet settled."""
+        return self._unsent or (self.lease.lease_id if self.lease else None)
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether a trained submission waits on disk."""
+        return self._unsent is not None
+
+    def handle(self, event: m.Event) -> list[m.Command]:
+        """Apply one event and say what to do."""
+        if self._is_old_news(event):
+            return []
+        if self.state not in ALLOWED.get(type(event), frozenset()):
+            raise IllegalEvent(f"{type(event).__name__} in state {self.state.value}")
+        return _HANDLERS[type(event)](self, event)
+
+    def _is_old_news(self, event: m.Event) -> bool:
+        match event:
+            case m.Reply(ticket=ticket):
+                if ticket > self._ticket:
+                    raise IllegalEvent(f"{type(event).__name__} answers call {ticket}; only {self._ticket} were made")
+                return ticket < self._ticket
+            case m.Trained(training=number) | m.TrainingFailed(training=number):
+                if number > self._training:
+                    raise IllegalEvent(f"{type(event).__name__} {number}; only {self._training} were started")
+                return number < self._training or not self._is_training
+            case m.SessionLost(session=number):
+                if number > self.session:
+                    raise IllegalEvent(f"SessionLost {number}; only {self.session} were opened")
+                return number < self.session or self.state in (State.OPENING, State.OVER)
+            case m.LeaseCancelled(lease_id=lease_id):
+                return lease_id != self.lease_id or self.state in (State.LEAVING, State.OVER)
+        return False
+
+    # ---- the way in ---------------------------------------------------------------------------------------------
+
+    def _on_started(self, event: m.Started) -> list[m.Command]:
+        self._unsent = event.unsent
+        if event.enrolled:
+            return self._open()
+        self._move(State.ENROLLING)
+        return [m.Enrol(ticket=self._next_ticket())]
+
+    def _on_enrolled(self, _: m.Enrolled) -> list[m.Command]:
+        return self._open()
+
+    def _on_opened(self, _: m.Opened) -> list[m.Command]:
+        if self._unsent is not None:
+            return self._commit()
+        if self._is_training:
+            self._move(State.RESUMING)
+            return [m.AcquireLease(ticket=self._next_ticket(), after_s=0.0, may_wait=False)]
+        return self._ask()
+
+    def _on_session_lost(self, event: m.SessionLost) -> list[m.Command]:
+        if self.state is State.LEAVING:
+            return self._finish(EXIT_OK, "left; the session had ended")
+        if not self._is_training and self._unsent is None:
+            self.lease = None  # the new session asks again and is given the same lease
+        return [m.Tell(text=f"session ended ({event.reason}); opening another"), *self._open()]
+
+    # ---- a lease ------------------------------------------------------------------------------------------------
+
+    def _on_lease_granted(self, event: m.LeaseGranted) -> list[m.Command]:
+        if self._is_training and self.lease is not None and event.lease.lease_id == self.lease.lease_id:
+            self.lease = event.lease
+            self._move(State.TRAINING)
+            return []
+        stopped = self._stop_training()
+        self.lease = event.lease
+        self._move(State.FETCHING)
+        return [*stopped, m.FetchShard(ticket=self._next_ticket(), lease=event.lease)]
+
+    def _on_told_to_wait(self, event: m.ToldToWait) -> list[m.Command]:
+        stopped = self._stop_training()
+        self.lease = None
+        return [*stopped, *self._ask(after_s=event.retry_after_s)]
+
+    def _on_run_ended(self, event: m.RunEnded) -> list[m.Command]:
+        return [*self._stop_training(), *self._finish(EXIT_OK, f"the run is over: {event.reason}")]
+
+    def _on_fetched(self, _: m.Fetched) -> list[m.Command]:
+        assert self.lease is not None
+        self._training += 1
+        self._is_training = True
+        self._move(State.TRAINING)
+        return [m.StartTraining(training=self._training, lease=self.lease)]
+
+    def _on_fetch_failed(self, event: m.FetchFailed) -> list[m.Command]:
+        return self._give_up(event.reason)
+
+    def _on_trained(self, _: m.Trained) -> list[m.Command]:
+        assert self.lease is not None
+        self._is_training = False
+        self._unsent = self.lease.lease_id
+        return [] if self.state is State.OPENING else self._commit()
+
+    def _on_training_failed(self, event: m.TrainingFailed) -> list[m.Command]:
+        self._is_training = False
+        if self.state is State.OPENING:
+            self.lease = None
+            self._failures += 1
+            return [m.Tell(text=f"training failed: {event.reason}")]
+        return self._give_up(event.reason)
+
+    def _on_lease_cancelled(self, event: m.LeaseCancelled) -> list[m.Command]:
+        commands = [m.Tell(text=f"lease {event.lease_id} ended: {event.reason}"), *self._stop_training()]
+        if self._unsent is not None:
+            commands.append(m.DropSubmission(lease_id=self._unsent))
+            self._unsent = None
+        self.lease = None
+        return commands if self.state is State.OPENING else [*commands, *self._ask()]
+
+    # ---- a submission -------------------------------------------------------------------------------------------
+
+    def _on_committed(self, event: m.Committed) -> list[m.Command]:
+        assert self._unsent is not None
+        if event.settled:
+            return self._settle()
+        self._move(State.UPLOADING)
+        return [m.UploadSubmission(ticket=self._next_ticket(), lease_id=self._unsent, offset=event.offset)]
+
+    def _on_uploaded(self, _: m.Uploaded) -> list[m.Command]:
+        return self._settle()
+
+    def _on_upload_broken(self, _: m.UploadBroken) -> list[m.Command]:
+        return self._commit()
+
+    def _on_returned(self, _: m.Returned) -> list[m.Command]:
+        if self.state is State.LEAVING:
+            return self._finish(EXIT_OK, "the lease is handed back")
+        return self._ask(after_s=FAILURE_PAUSE_S * self._failures)
+
+    def _on_call_refused(self, event: m.CallRefused) -> list[m.Command]:
+        match self.state:
+            case State.FETCHING:
+                return self._give_up(event.reason)
+            case State.COMMITTING | State.UPLOADING:
+                return [m.Tell(text=f"submission refused: {event.reason}"), *self._settle()]
+            case State.RETURNING:
+                return self._ask(after_s=FAILURE_PAUSE_S * self._failures)
+            case State.LEAVING:
+                return self._finish(EXIT_OK, event.reason)
+        return [*self._stop_training(), *self._finish(EXIT_REFUSED, event.reason)]
+
+    # ---- the way out --------------------------------------------------------------------------------------------
+
+    def _on_leave_requested(self, event: m.LeaveRequested) -> list[m.Command]:
+        if self.state in (State.LEAVING, State.OVER):
+            return []
+        stopped = self._stop_training()
+        match self.state:
+            case State.FETCHING | State.TRAINING | State.RESUMING if self.lease is not None:
+                self._move(State.LEAVING)
+                lease_id = self.lease.lease_id
+                return [*stopped, m.ReturnLease(ticket=self._next_ticket(), lease_id=lease_id, reason=event.reason)]
+            case State.RETURNING:
+                self._move(State.LEAVING)
+                return []
+        kept = "; finished work is kept on disk and sent next time" if self._unsent else ""
+        return [*stopped, *self._finish(EXIT_OK, event.reason + kept)]
+
+    def _on_leave_timed_out(self, _: m.LeaveTimedOut) -> list[m.Command]:
+        return [] if self.state is State.OVER else self._finish(EXIT_OK, "left without the coordinator's answer")
+
+    # ---- moves --------------------------------------------------------------------------------------------------
+
+    def _open(self) -> list[m.Command]:
+        self.session += 1
+        self._move(State.OPENING)
+        return [m.OpenSession(ticket=self._next_ticket(), session=self.session)]
+
+    def _ask(self, after_s: float = 0.0) -> list[m.Command]:
+        if self._failures >= MAX_FAILURES:
+            return self._finish(EXIT_FAILED, f"{self._failures} leases in a row failed on this machine")
+        self.lease = None
+        self._move(State.IDLE)
+        return [m.AcquireLease(ticket=self._next_ticket(), after_s=after_s, may_wait=True)]
+
+    def _commit(self) -> list[m.Command]:
+        assert self._unsent is not None
+        self._move(State.COMMITTING)
+        return [m.CommitSubmission(ticket=self._next_ticket(), lease_id=self._unsent)]
+
+    def _settle(self) -> list[m.Command]:
+        assert self._unsent is not None
+        drop = m.DropSubmission(lease_id=self._unsent)
+        self._unsent = None
+        self._failures = 0
+        return [drop, *self._ask()]
+
+    def _give_up(self, reason: str) -> list[m.Command]:
+        assert self.lease is not None
+        self._failures += 1
+        self._move(State.RETURNING)
+        back = m.ReturnLease(ticket=self._next_ticket(), lease_id=self.lease.lease_id, reason=reason)
+        return [m.Tell(text=f"lease {self.lease.lease_id} cannot be done: {reason}"), back]
+
+    def _stop_training(self) -> list[m.Command]:
+        if not self._is_training:
+            return []
+        self._is_training = False
+        return [m.StopTraining(training=self._training)]
+
+    def _finish(self, exit_code: int, reason: str) -> list[m.Command]:
+        self._move(State.OVER)
+        self._next_ticket()  # whatever is still on its way is old news
+        return [m.Finish(exit_code=exit_code, reason=reason)]
+
+    def _next_ticket(self) -> int:
+        self._ticket += 1
+        return self._ticket
+
+    def _move(self, state: State) -> None:
+        if state is not self.state and state not in LEGAL_MOVES[self.state]:
+            raise IllegalEvent(f"a worker cannot go from {self.state.value} to {state.value}")
+        self.state = state
+
+
+_HANDLERS: dict[type[m.Event], Callable[[Session, Any], list[m.Command]]] = {
+    m.Started: Session._on_started,
+    m.Enrolled: Session._on_enrolled,
+    m.Opened: Session._on_opened,
+    m.LeaseGranted: Session._on_lease_granted,
+    m.ToldToWait: Session._on_told_to_wait,
+    m.RunEnded: Session._on_run_ended,
+    m.Fetched: Session._on_fetched,
+    m.FetchFailed: Session._on_fetch_failed,
+    m.Committed: Session._on_committed,
+    m.Uploaded: Session._on_uploaded,
+    m.UploadBroken: Session._on_upload_broken,
+    m.Returned: Session._on_returned,
+    m.CallRefused: Session._on_call_refused,
+    m.SessionLost: Session._on_session_lost,
+    m.Trained: Session._on_trained,
+    m.TrainingFailed: Session._on_training_failed,
+    m.LeaseCancelled: Session._on_lease_cancelled,
+    m.LeaveRequested: Session._on_leave_requested,
+    m.LeaveTimedOut: Session._on_leave_timed_out,
+}

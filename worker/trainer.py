@@ -1,0 +1,225 @@
+"""The inner loop: AdamW on what a lease holds, and nothing else, exactly as the lease says.
+
+Decides nothing that the lease does not name, except how a batch is cut into micro-batches that fit the machine. Data
+order is the lease's sequences in order: step s trains rows [s*B, (s+1)*B). Moments start fresh, the rate warms up
+linearly. Losses stay on the device and are read at most once a second: a read makes the host wait for a GPU.
+Touches no file and no network.
+
+Shapes: N sequences of a lease, B sequences a step, L tokens a stored sequence (one more than it trains on).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from protocol.errors import BarnraiseError, LocalError
+from protocol.ids import BlockId
+from worker.lease import Lease
+
+LOSS_READ_EVERY_S = 1.0
+
+Blocks = Mapping[BlockId, Mapping[str, Tensor]]
+OnStep = Callable[[int, float | None], None]
+"""Called after each inner step with the number of steps done, and the training loss where it was read anew."""
+
+
+class TrainingStopped(BarnraiseError):
+    """`should_stop` said so; nothing was lost but the lease."""
+
+
+class TrainingFailedError(BarnraiseError):
+    """This machine cannot finish the lease: the loss left the finite numbers, or one sequence does not fit."""
+
+
+class LossTerms(Protocol):
+    """What `TrainableShard.loss` gives: the sum that is trained on, and next-token loss in nats alone."""
+
+    @property
+    def total(self) -> Tensor:
+        """What gradients are taken of."""
+
+    @property
+    def nll(self) -> Tensor:
+        """Mean next-token loss, nats a token."""
+
+
+class TrainableShard(Protocol):
+    """What the loop needs of `moe.shard.ShardModel`."""
+
+    def parameter_groups(self, *, lr: float, router_lr_scale: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimizer groups over held parameters only."""
+
+    def loss(self, tokens_BL: Tensor, /) -> LossTerms:
+        """Loss on sequences whose last token is only a target."""
+
+    def train(self) -> object:
+        """Enter training mode."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainMetrics:
+    """What training measured."""
+
+    inner_steps_done: int
+    tokens: int
+    loss_first: float
+    loss_last: float
+    """Mean of the last steps (at most five), nats a token, without the balance loss."""
+    train_s: float
+    micro_batch: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Speed over the whole lease."""
+        return self.tokens / self.train_s if self.train_s > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseResult:
+    """θ_start − θ_local of every held block, fp32 on the CPU."""
+
+    pseudo_gradient: dict[BlockId, dict[str, Tensor]]
+    metrics: TrainMetrics
+
+
+def warmup_factor(step: int, warmup_steps: int) -> float:
+    """Share of the learning rate at `step` (0-based): (step + 1) / (warmup + 1) until it is 1."""
+    return min(1.0, (step + 1) / (warmup_steps + 1))
+
+
+def train_shard(
+    shard: TrainableShard,
+    lease: Lease,
+    sequences_NL: NDArray[np.int64],
+    *,
+    device: str = "cpu",
+    micro_batch: int | None = None,
+    on_step: OnStep = lambda _step, _loss: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainMetrics:
+    """Run the lease's inner steps on `shard`, in place."""
+    if sequences_NL.shape[0] != lease.data_count:
+        raise LocalError(f"lease {lease.lease_id}: {lease.data_count} sequences leased, {sequences_NL.shape[0]} given")
+    loop = _InnerLoop(shard, lease, device, micro_batch or lease.batch_sequences, should_stop)
+    started_s = time.perf_counter()
+    read_s = started_s
+    for step in range(lease.inner_steps):
+        rows = slice(step * lease.batch_sequences, (step + 1) * lease.batch_sequences)
+        loop.step(step, torch.from_numpy(sequences_NL[rows]))
+        now_s = time.perf_counter()
+        loss = None
+        if now_s - read_s >= LOSS_READ_EVERY_S or step == 0:
+            loss, read_s = loop.read_loss(step), now_s
+        on_step(step + 1, loss)
+    loss_first, loss_last = loop.finite_losses()
+    tokens = lease.data_count * (sequences_NL.shape[1] - 1)
+    return TrainMetrics(
+        inner_steps_done=lease.inner_steps,
+        tokens=tokens,
+        loss_first=loss_first,
+        loss_last=loss_last,
+        train_s=time.perf_counter() - started_s,
+        micro_batch=loop.micro_batch,
+    )
+
+
+class _InnerLoop:
+    """Optimizer and losses of one lease."""
+
+    def __init__(
+        self, shard: TrainableShard, lease: Lease, device: str, micro_batch: int, should_stop: Callable[[], bool]
+    ) -> None:
+        groups = shard.parameter_groups(
+            lr=lease.learning_rate, router_lr_scale=lease.router_lr_scale, weight_decay=lease.weight_decay
+        )
+        self._parameters: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
+        self._optimizer = torch.optim.AdamW(
+            groups, lr=lease.learning_rate, betas=(lease.adam_beta1, lease.adam_beta2), eps=lease.adam_eps, fused=True
+        )
+        self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
+        self._shard = shard
+        self._lease = lease
+        self._device = device
+        self._should_stop = should_stop
+        self._losses: list[Tensor] = []
+        self.micro_batch = min(micro_batch, lease.batch_sequences)
+        torch.manual_seed(lease.seed)
+        shard.train()
+
+    def step(self, step: int, tokens_BL: Tensor) -> None:
+        factor = warmup_factor(step, self._lease.warmup_steps)
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        tokens_BL = tokens_BL.to(self._device, non_blocking=True)
+        self._losses.append(self._gradients(tokens_BL))
+        torch.nn.utils.clip_grad_norm_(self._parameters, self._lease.clip_norm, foreach=True)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _gradients(self, tokens_BL: Tensor) -> Tensor:
+        while True:
+            try:
+                return self._accumulate(tokens_BL)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if self.micro_batch == 1:
+                    raise TrainingFailedError("one sequence does not fit in this machine's memory") from error
+            self.micro_batch = (self.micro_batch + 1) // 2
+            self._optimizer.zero_grad(set_to_none=True)
+            if self._device.startswith("cuda"):
+                torch.cuda.empty_cache()
+
+    def _accumulate(self, tokens_BL: Tensor) -> Tensor:
+        batch = tokens_BL.shape[0]
+        mean_nll: Tensor | None = None
+        for start in range(0, batch, self.micro_batch):
+            if self._should_stop():
+                raise TrainingStopped(f"lease {self._lease.lease_id} was stopped")
+            micro_ML = tokens_BL[start : start + self.micro_batch]
+            parts = self._shard.loss(micro_ML)
+            share = micro_ML.shape[0] / batch
+            (parts.total if share == 1.0 else parts.total * share).backward()  # type: ignore[no-untyped-call]
+            nll = parts.nll.detach() * share
+            mean_nll = nll if mean_nll is None else mean_nll + nll
+        assert mean_nll is not None
+        return mean_nll
+
+    def read_loss(self, step: int) -> float:
+        loss = float(self._losses[step])
+        if not math.isfinite(loss):
+            raise TrainingFailedError(f"training loss is {loss} at step {step + 1} of {self._lease.inner_steps}")
+        return loss
+
+    def finite_losses(self) -> tuple[float, float]:
+        losses = torch.stack(self._losses).float().cpu()
+        bad = (~torch.isfinite(losses)).nonzero()
+        if bad.numel():
+            raise TrainingFailedError(f"training loss is not finite from step {int(bad[0]) + 1} on")
+        return float(losses[0]), float(losses[-5:].mean())
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # The CPU allocator raises a plain RuntimeError; only its text tells.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def pseudo_gradient_of(start: Blocks, local: Blocks) -> dict[BlockId, dict[str, Tensor]]:
+    """θ_start − θ_local for every block of `local`, fp32; TrainingFailedError when something is not finite."""
+    gradient: dict[BlockId, dict[str, Tensor]] = {}
+    for block, tensors in local.items():
+        gradient[block] = {name: start[block][name].float() - tensor.float() for name, tensor in tensors.items()}
+        # One norm over the block sees a NaN or an infinity anywhere in it, at a fraction of isfinite's memory.
+        norms = torch.stack([torch.linalg.vector_norm(tensor) for tensor in gradient[block].values()])
+        if not bool(torch.isfinite(norms).all()):
+            raise TrainingFailedError(f"the trained {block} holds values that are not finite")
+    return gradient
