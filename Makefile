@@ -1,5 +1,6 @@
 # make demo   eight workers train one model on this machine, some vanish, two lie
 # make test   the tests
+# make soak   the long proofs: hundreds of kills, many seeds, millions of inputs
 # make check  lint, types, import directions, generated code, tests
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint check format generate clean
+.PHONY: setup demo test soak lint check format generate clean
 .DEFAULT_GOAL := check
 
 setup: $(READY)
@@ -27,6 +28,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2
+
+soak: $(READY)
+	$(BIN)/python -m pytest -m soak -s
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -16,8 +16,13 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from protocol.errors import LocalError, MalformedMessage
+import structlog
+
+from protocol.errors import LocalError, MalformedMessage, Unavailable
 from protocol.ids import Digest, LeaseId, digest_of
+from protocol.storage import is_storage_trouble, telling_storage_trouble
+
+_log = structlog.get_logger(__name__)
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _LEASE_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
@@ -60,17 +65,19 @@ class ContentStore:
         """Keep `content`; durable when this returns. Putting it again costs one hash."""
         digest = digest_of(content)
         target = self.path(digest)
-        if target.is_file():
+        if target.is_file() and target.stat().st_size == len(content):
             return digest
         temporary = self._root / f".{secrets.token_hex(8)}.tmp"
         try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            self._adopt(temporary, target)
+            with telling_storage_trouble(self._root):
+                with temporary.open("xb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                self._adopt(temporary, target)
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
         return digest
 
     def adopt(self, file: Path, digest: Digest) -> None:
@@ -79,7 +86,8 @@ class ContentStore:
 
     def delete(self, digest: Digest) -> None:
         """Forget the content; fine when it is not here."""
-        self.path(digest).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what a read-only disk keeps, the next start clears away
+            self.path(digest).unlink(missing_ok=True)
 
     def digests(self) -> Iterator[Digest]:
         """Everything that is kept."""
@@ -132,13 +140,15 @@ class PartialUpload:
             if self._file_descriptor < 0:
                 raise LocalError(f"{self._path} was closed")
             while view:
-                written = os.pwrite(self._file_descriptor, view, self.received_bytes)
+                with _later_again():
+                    written = os.pwrite(self._file_descriptor, view, self.received_bytes)
                 self.received_bytes += written
                 view = view[written:]
 
     def sync(self) -> None:
         """Make what was written durable."""
-        os.fsync(self._file_descriptor)
+        with _later_again():
+            os.fsync(self._file_descriptor)
 
     def close(self) -> None:
         """Release the file; its bytes stay for the next attempt."""
@@ -167,11 +177,13 @@ class ArtifactStore:
     def open_upload(self, lease_id: LeaseId, digest: Digest, offset: int) -> PartialUpload:
         """Go on at `offset`, which may be less than what is here (the rest is cut off), never more."""
         path = self._upload_path(lease_id, digest)
-        file_descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        with _later_again():
+            file_descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         have = os.fstat(file_descriptor).st_size
         if offset > have:
             os.close(file_descriptor)
-            raise MalformedMessage(
+            # no fault of the worker: an older stream that came late, or a power loss, took bytes away again
+            raise Unavailable(
                 f"upload for lease {lease_id} begins at byte {offset}, but only {have} are here; "
                 "commit again to learn the offset"
             )
@@ -182,7 +194,8 @@ class ArtifactStore:
         """The caller has checked the digest: make the payload durable under its name."""
         upload.sync()
         upload.close()
-        self.payloads.adopt(self._upload_path(lease_id, digest), digest)
+        with _later_again():
+            self.payloads.adopt(self._upload_path(lease_id, digest), digest)
 
     def drop_upload(self, lease_id: LeaseId, digest: Digest) -> None:
         """Forget a partial upload whose bytes are not what was promised."""
@@ -218,6 +231,20 @@ class ArtifactStore:
         if _LEASE_FILE.match(lease_id) is None:
             raise MalformedMessage(f"not a lease id: {lease_id[:80]!r}")
         return self._uploads / f"{lease_id}.{digest[:_DIGEST_PREFIX]}.part"
+
+
+@contextlib.contextmanager
+def _later_again() -> Iterator[None]:
+    """Inside, a disk that refuses becomes something that the worker is told to try again: its bytes are not lost."""
+    try:
+        yield
+    except OSError as error:
+        if not is_storage_trouble(error):
+            raise
+        _log.error("upload_stalled", error=str(error))
+        raise Unavailable(
+            f"the coordinator cannot store uploads now ({error.strerror}); keep the submission and send it later"
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -5,6 +5,7 @@ Decides nothing and is never read back: the journal is the truth, this may lose 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -45,8 +46,7 @@ class EventLog:
     """Appends to `events.jsonl`. One process, one thread."""
 
     def __init__(self, path: Path) -> None:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self._file = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def event(self, event: Event) -> None:
         """`event` was applied."""
@@ -74,12 +74,13 @@ class EventLog:
                 pass
 
     def close(self) -> None:
-        """Write out what is buffered."""
-        self._file.close()
+        """Release the file."""
+        os.close(self._descriptor)
 
     def _write(self, kind: str, name: str, at_s: float, record: str) -> None:
         line: dict[str, Any] = {"at_s": at_s, "kind": kind, "name": name, "data": _without_type(record)}
-        self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+        with contextlib.suppress(OSError):  # a full disk costs lines of this file, never the run
+            os.write(self._descriptor, (json.dumps(line, separators=(",", ":")) + "\n").encode())
 
 
 def _without_type(record: str) -> dict[str, Any]:

@@ -17,8 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from coordinator.journal_file import connect, telling, transaction
 from protocol.errors import ConfigError, Refused, Unauthenticated
 from protocol.ids import WorkerId, worker_id_of
+from protocol.storage import telling_storage_trouble
 
 INVITE_BYTES = 16
 """128 random bits: nobody guesses one, and a join link still fits on a line."""
@@ -50,8 +52,9 @@ class Member:
 class Registry:
     """Invites and members of one run."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection = connection
+        self._path = path
         self._lock = threading.Lock()
 
     @classmethod
@@ -59,12 +62,12 @@ class Registry:
         """The registry at `path`; made when it is not there."""
         if not path.parent.is_dir():
             raise ConfigError(f"{path.parent} is not a run folder")
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.executescript(_SCHEMA)
-        return cls(connection)
+        with telling_storage_trouble(path):
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        with telling(path, "open"):
+            connection = connect(path)
+            connection.executescript(_SCHEMA)
+        return cls(connection, path)
 
     def create_invite(self, *, trusted: bool, expires_at_s: float) -> str:
         """A new single-use invite."""
@@ -129,14 +132,8 @@ class Registry:
 
     @contextlib.contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
+        with self._lock, telling(self._path), transaction(self._connection):
+            yield self._connection
 
 
 def _digest(invite: str) -> bytes:

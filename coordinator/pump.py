@@ -7,6 +7,9 @@ was on its way shares the next one. Heartbeats alone are applied without a recor
 An event that the engine finds illegal is in the journal by then, and is skipped: the engine raises and leaves its state
 as it was, and does so again on every replay, so both sides of a restart agree. The submitter gets the `IllegalEvent`.
 Any other exception from the engine may have left it half changed: the pump stops, and a restart reads the journal.
+
+A disk that takes no writes stops nothing and loses nothing: what could not be recorded was not applied either, its
+submitter hears so and comes again, what the pump itself owes the journal is kept and tried again.
 """
 
 from __future__ import annotations
@@ -35,8 +38,9 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.events import CommandFailed, Event, RunCreated, WorkerSeen
 from coordinator.engine.records import event_from_json, event_to_json
 from coordinator.engine.version import ENGINE_VERSION
-from coordinator.journal import Journal, Snapshot
-from protocol.errors import BarnraiseError, ConfigError, IllegalEvent, LocalError, Unavailable
+from coordinator.engine_migrations import MIGRATIONS, Migrations, migrate_journal
+from coordinator.journal import Journal, JournalObserver, Moment, Snapshot, unobserved
+from protocol.errors import BarnraiseError, ConfigError, IllegalEvent, LocalError, StorageTrouble, Unavailable
 
 SNAPSHOT_EVERY = 2000
 """Events between snapshots: a replay of that many takes well under a second, a snapshot a few milliseconds."""
@@ -44,6 +48,8 @@ MAX_BATCH = 256
 """Events in one commit: a bound on how long a reply waits behind others."""
 RETRY_FIRST_S = 1.0
 RETRY_MOST_S = 60.0
+STALL_RETRY_S = 5.0
+"""How soon a disk that took no writes is tried again where nobody asks: an operator who makes room sees it go on."""
 
 _log = structlog.get_logger(__name__)
 
@@ -68,13 +74,12 @@ class _Queued:
     done: asyncio.Future[list[Command]] | None
 
 
-def load_engine(journal: Journal, secret: bytes) -> tuple[Engine, list[AnnounceVerdict]]:
+def load_engine(
+    journal: Journal, secret: bytes, migrations: Migrations = MIGRATIONS
+) -> tuple[Engine, list[AnnounceVerdict]]:
     """The engine as the journal leaves it, and the verdicts since the last snapshot."""
     if journal.engine_version != ENGINE_VERSION:
-        raise ConfigError(
-            f"this run was begun by engine version {journal.engine_version}, this program has {ENGINE_VERSION}: "
-            "finish it with the release that began it, or start a new run from its checkpoint"
-        )
+        migrate_journal(journal, ENGINE_VERSION, migrations)
     snapshot = journal.latest_snapshot()
     records = journal.read(snapshot.position if snapshot else 0)
     verdicts: list[AnnounceVerdict] = []
@@ -105,6 +110,7 @@ class Pump:
         dispatch: Callable[[Command], None],
         observer: Observer,
         clock: Callable[[], float],
+        journal_observer: JournalObserver = unobserved,
     ) -> None:
         self.engine = engine
         self._journal = journal
@@ -112,6 +118,12 @@ class Pump:
         self._dispatch = dispatch
         self._observer = observer
         self._clock = clock
+        self._at = journal_observer
+        self.stalled: str | None = None
+        """Why nothing can be recorded at present; None while all is well."""
+        self._owed: list[_Queued] = []
+        """What the pump itself could not record yet."""
+        self._stop_asked = asyncio.Event()
         self._queue: list[_Queued] = []
         self._wake = asyncio.Event()
         self._slow_wake = asyncio.Event()
@@ -139,6 +151,7 @@ class Pump:
     async def stop(self) -> None:
         """Commit what is queued, let the running command end, snapshot, and leave the rest to the next start."""
         self._stopping = True
+        self._stop_asked.set()
         self._wake.set()
         self._slow_wake.set()
         for retry in self._retries:
@@ -183,6 +196,7 @@ class Pump:
 
     def _fail(self, error: BaseException) -> None:
         self._stopping = True
+        self._stop_asked.set()
         if not self.failed.done():
             self.failed.set_exception(error)
         _refuse(self._queue, LocalError(f"the coordinator stopped: {error!r}"))
@@ -195,10 +209,14 @@ class Pump:
             await self._wait_for_work()
             batch, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
             if not self._stopping:
-                batch += [_Queued(event, None) for event in self.engine.due(self._clock())]
+                batch = [*self._owed, *batch, *self._proposals()]
             if not batch and self._stopping:
                 return
             await self._commit(batch)
+
+    def _proposals(self) -> list[_Queued]:
+        """What time calls for; nothing new while earlier proposals are owed to the journal."""
+        return [] if self._owed else [_Queued(event, None) for event in self.engine.due(self._clock())]
 
     async def _wait_for_work(self) -> None:
         if self._queue or self._stopping:
@@ -206,6 +224,8 @@ class Pump:
         self._wake.clear()
         wakeup_s = self.engine.next_wakeup_s()
         delay_s = None if wakeup_s is None else max(0.0, wakeup_s - self._clock())
+        if self._owed:
+            delay_s = STALL_RETRY_S
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), delay_s)
 
@@ -214,17 +234,38 @@ class Pump:
             return
         try:
             records = [event_to_json(queued.event) for queued in batch]
-            await asyncio.get_running_loop().run_in_executor(self._writer, self._journal.append, records)
-            for queued in batch:
-                self._apply(queued)
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._writer, self._journal.append, records)
+            except StorageTrouble as error:
+                self._stall(batch, error)
+                return
+            self._go_on()
+            for queued, record in zip(batch, records, strict=True):
+                self._at(Moment.APPLYING, (record,))
+                self._apply(queued, record)
         except BaseException as error:
             _refuse(batch, LocalError(f"the coordinator stopped: {error!r}"))
             raise
         self._since_snapshot += len(batch)
-        if self._since_snapshot >= SNAPSHOT_EVERY:
+        # a snapshot costs what the state holds: of a large one it comes after more events
+        if self._since_snapshot >= max(SNAPSHOT_EVERY, self.engine.state.records // 4):
             await self._snapshot()
 
-    def _apply(self, queued: _Queued) -> None:
+    def _stall(self, batch: Sequence[_Queued], error: StorageTrouble) -> None:
+        """Nothing of `batch` is recorded, so nothing of it has happened: whoever sent it is told to send it again."""
+        if self.stalled is None:
+            _log.error("journal_stalled", reason=str(error))
+        self.stalled = str(error)
+        self._owed = [queued for queued in batch if queued.done is None]
+        told = f"the coordinator cannot record anything now ({error}); what it has accepted is safe, try again later"
+        _refuse(batch, Unavailable(told))
+
+    def _go_on(self) -> None:
+        if self.stalled is not None:
+            _log.info("journal_goes_on", after=self.stalled)
+        self.stalled, self._owed = None, []
+
+    def _apply(self, queued: _Queued, record: str) -> None:
         try:
             commands = self.engine.handle(queued.event)
         except IllegalEvent as error:
@@ -238,14 +279,19 @@ class Pump:
                 self._push_slow(command)
             else:
                 self._dispatch(command)
+        self._at(Moment.APPLIED, (record,))
         if queued.done is not None and not queued.done.done():
             queued.done.set_result(commands)
 
     async def _snapshot(self) -> None:
         state = json.dumps(self.engine.snapshot(), separators=(",", ":"), allow_nan=True)
         snapshot = Snapshot(position=self._journal.last_position, engine_version=ENGINE_VERSION, state=state)
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._journal.save_snapshot, snapshot)
         self._since_snapshot = 0
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._writer, self._journal.save_snapshot, snapshot)
+        except StorageTrouble as error:
+            # The events are all there; only the next start reads more of them. Tried again after as many more.
+            _log.warning("snapshot_put_off", reason=str(error))
 
     def _push_slow(self, command: SlowCommand) -> None:
         if command.command_id in self._slow_known or self._stopping:
@@ -264,7 +310,7 @@ class Pump:
                 continue
             _, _, command = heapq.heappop(self._slow)
             self._slow_known.discard(command.command_id)
-            if all(pending.command_id != command.command_id for pending in self.engine.pending):
+            if not self.engine.is_pending(command.command_id):
                 continue  # the engine has lost interest, e.g. the run was stopped
             try:
                 result = await loop.run_in_executor(self._executor, self._execute, command)
@@ -275,10 +321,17 @@ class Pump:
             await self._report(result)
 
     async def _report(self, result: Event) -> None:
-        if self._stopping:
-            return  # it stays pending and is done again after the restart
-        with contextlib.suppress(IllegalEvent, LocalError, Unavailable):  # the submitter of a result has nobody to tell
-            await self.submit(result)
+        """Submit a result; where it cannot be recorded, again and again: the work is done and must not be lost."""
+        while not self._stopping:  # at a stop it stays pending and is done again after the restart
+            try:
+                await self.submit(result)
+            except Unavailable:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stop_asked.wait(), STALL_RETRY_S)
+            except (IllegalEvent, LocalError):
+                return  # the submitter of a result has nobody to tell
+            else:
+                return
 
     def _on_failure(self, command: SlowCommand, error: BaseException) -> CommandFailed:
         attempt = self._attempts.get(command.command_id, 0)

@@ -3,7 +3,7 @@
     settings.toml         what the operator set
     run.json              run id, dataset digest and place: public facts that never change
     secret/               CA, leaf, keys and the secret of all draws; folder 0700, files 0600
-    journal.sqlite        what happened (coordinator/journal.py)
+    journal.sqlite        what happened (coordinator/journal.py), and beside it the mark of its newest commit
     registry.sqlite       invites and members (coordinator/invites.py)
     artifacts/            blocks, payloads, partial uploads
     versions/             which version has which manifest
@@ -11,6 +11,7 @@
     checkpoints/          Hugging Face folders
     events.jsonl          one line for each event and command, for people and tools; never read back
     endpoint.json         where the coordinator listens, while it runs
+    coordinator.lock      held by the process that serves the run
 
 Always: a run folder is there whole or not at all; it is built under a temporary name beside its place.
 """
@@ -138,6 +139,16 @@ class RunFolder:
     def registry(self) -> Registry:
         """Invites and members."""
         return Registry.open(self.registry_path)
+
+    def published_version(self) -> int:
+        """The newest version that the journal has published: what was only written is not the run's."""
+        from coordinator.pump import load_engine
+
+        journal = Journal.open(self.journal_path, writable=False)
+        try:
+            return int(load_engine(journal, self.draw_secret())[0].state.version)
+        finally:
+            journal.close()
 
     def layout(self) -> Layout:
         """How the model is cut."""

@@ -18,22 +18,19 @@ from typing import Any
 
 import grpc
 import structlog
-import torch
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
+from grpc_health.v1 import health_pb2
 
 from coordinator.auth import Authenticator
 from coordinator.engine.commands import AnnounceVerdict, CancelLease, Command, DropPayload, EndRun, GrantLease
-from coordinator.engine.engine import Engine
-from coordinator.engine.phases import LIVE_STATUSES, Phase
-from coordinator.eventlog import EventLog, configure_logging
-from coordinator.executor import Executor
+from coordinator.engine.phases import Phase
+from coordinator.eventlog import configure_logging
 from coordinator.invites import DEFAULT_INVITE_LIFE_S
-from coordinator.journal import Journal
+from coordinator.journal import JournalObserver, unobserved
 from coordinator.mailboxes import Mailboxes
 from coordinator.membership import Membership
+from coordinator.opened import OpenedRun
 from coordinator.operator_service import OperatorService
-from coordinator.pump import Pump, load_engine
+from coordinator.pump import Pump
 from coordinator.rpc import Endpoint
 from coordinator.run import RunContext
 from coordinator.runfolder import RunFolder
@@ -41,21 +38,20 @@ from coordinator.service import WorkerService
 from coordinator.sessions import SessionTable
 from coordinator.settings import RunSettings
 from coordinator.status import RunStatus, run_status
+from coordinator.throttle import Throttle
 from coordinator.traffic import Traffic
 from coordinator.transfers import Transfers
-from coordinator.versions import Versions
 from protocol.errors import ConfigError, LocalError
-from protocol.ids import LeaseId
 from protocol.limits import MAX_CONCURRENT_RPCS, server_options
 from protocol.private_files import write_private
 from protocol.v1 import barnraise_pb2 as pb
 
 COORDINATOR_SERVICE = "barnraise.protocol.v1.Coordinator"
 OPERATOR_SERVICE = "barnraise.protocol.v1.Operator"
+HEALTH_SERVICE = "grpc.health.v1.Health"
 
 GOODBYE_S = 5.0
 """After the run's end, workers that are there get this long to ask once more and hear that it is over."""
-_TRAFFIC = "traffic"
 
 _log = structlog.get_logger("coordinator")
 
@@ -63,24 +59,42 @@ _log = structlog.get_logger("coordinator")
 class CoordinatorServer:
     """One run, served. `start` once, `stop` once."""
 
-    def __init__(self, run_folder: RunFolder | Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        run_folder: RunFolder | Path,
+        *,
+        clock: Callable[[], float] = time.time,
+        throttle: Throttle | None = None,
+        journal_observer: JournalObserver = unobserved,
+    ) -> None:
         self._folder = run_folder if isinstance(run_folder, RunFolder) else RunFolder.open(run_folder)
         self._clock = clock
+        self._throttle = throttle or Throttle()
+        self._journal_observer = journal_observer
         self._run: RunContext | None = None
-        self._parts: _Parts | None = None
+        self._parts: OpenedRun | None = None
+        self._grpc: Any = None
         self.port = 0
 
     async def start(self) -> int:
         """Read the journal, listen, and answer with the port."""
         configure_logging()
         # Reading settings, keys, data and journal blocks; nothing else runs in this loop yet.
-        parts = self._parts = await asyncio.to_thread(_Parts.open, self._folder, self._clock)
-        self._run = run = self._assemble(parts)
+        parts = await asyncio.to_thread(OpenedRun.open, self._folder, self._clock, self._journal_observer)
+        try:
+            self._parts, self._run = parts, self._assemble(parts)
+            return await self._serve(parts, self._run)
+        except BaseException:
+            # The folder is let go of however far this came: the next start must find it free.
+            await self.stop(0.0) if self._run is not None else parts.close()
+            raise
+
+    async def _serve(self, parts: OpenedRun, run: RunContext) -> int:
         if run.pump.engine.state.phase is Phase.OVER:
             run.mailboxes.ended.set()
         run.pump.start()
         self._grpc = grpc.aio.server(options=server_options(), maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS)
-        await self._add_services(self._grpc, run, parts.traffic)
+        self._add_services(self._grpc, run, parts.traffic)
         self.port = self._listen(run.settings)
         await self._grpc.start()
         endpoint = {"host": run.settings.join_host(), "port": self.port, "pid": os.getpid()}
@@ -95,7 +109,8 @@ class CoordinatorServer:
             return
         self._run = self._parts = None
         run.sessions.close_all()  # answers the long polls, which would otherwise use up the whole grace
-        await self._grpc.stop(grace)
+        if self._grpc is not None:
+            await self._grpc.stop(grace)
         await run.pump.stop()
         await asyncio.to_thread(parts.close)
         _log.info("coordinator_stopped", run_id=run.run_id)
@@ -131,7 +146,7 @@ class CoordinatorServer:
             raise LocalError("the coordinator is not running: call start() first")
         return self._run
 
-    def _assemble(self, parts: _Parts) -> RunContext:
+    def _assemble(self, parts: OpenedRun) -> RunContext:
         mailboxes = Mailboxes()
         engine = parts.engine
         for verdict in parts.verdicts:
@@ -144,6 +159,7 @@ class CoordinatorServer:
             dispatch=dispatch,
             observer=parts.event_log,
             clock=self._clock,
+            journal_observer=self._journal_observer,
         )
         folder = self._folder
         return RunContext(
@@ -163,13 +179,14 @@ class CoordinatorServer:
             clock=self._clock,
         )
 
-    async def _add_services(self, server: Any, run: RunContext, traffic: Traffic) -> None:
+    def _add_services(self, server: Any, run: RunContext, traffic: Traffic) -> None:
         auth = Authenticator(run.sessions, bytes.fromhex(run.authority.fingerprint))
         self._service = service = WorkerService(run)
         self._operator = operator = OperatorService(run, lambda: self.port, self.status)
         membership, transfers = Membership(run, auth), Transfers(run, service)
-        worker_calls = Endpoint(COORDINATOR_SERVICE, auth, traffic, service.on_alive)
-        operator_calls = Endpoint(OPERATOR_SERVICE, auth, traffic, service.on_alive)
+        worker_calls = Endpoint(COORDINATOR_SERVICE, auth, traffic, self._throttle, service.on_alive)
+        operator_calls = Endpoint(OPERATOR_SERVICE, auth, traffic, self._throttle)
+        health_calls = Endpoint(HEALTH_SERVICE, auth, traffic, self._throttle)
         handlers = {
             COORDINATOR_SERVICE: dict(
                 [
@@ -193,13 +210,11 @@ class CoordinatorServer:
                     operator_calls.unary("StopRun", pb.StopRunRequest, operator.stop_run, operator=True),
                 ]
             ),
+            # Check alone: Watch is a stream that a stranger could hold for ever.
+            HEALTH_SERVICE: dict([health_calls.anonymous("Check", health_pb2.HealthCheckRequest, _check_health)]),
         }
         for name, methods in handlers.items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))
-        checks = health_aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-        for name in ("", *handlers):
-            await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     def _listen(self, settings: RunSettings) -> int:
         chain, key = self._folder.leaf()
@@ -230,74 +245,13 @@ class CoordinatorServer:
             await asyncio.sleep(0.05)
 
 
-class _Parts:
-    """What is opened from disk and must be closed again."""
-
-    def __init__(self, folder: RunFolder, clock: Callable[[], float]) -> None:
-        self.settings = folder.settings()
-        self.layout = folder.layout()
-        self.dataset = folder.dataset()
-        self.store = folder.artifacts()
-        self.versions = Versions(folder.root / "versions", self.store, self.layout)
-        self.registry = folder.registry()
-        self.journal = Journal.open(folder.journal_path)
-        self.engine, self.verdicts = load_engine(self.journal, folder.draw_secret())
-        self.traffic = Traffic.from_json(self.journal.meta(_TRAFFIC))
-        self.event_log = EventLog(folder.events_path)
-        torch.set_num_threads(self.settings.executor_threads)
-        self.executor = Executor(
-            settings=self.settings,
-            layout=self.layout,
-            store=self.store,
-            versions=self.versions,
-            dataset=self.dataset,
-            checkpoints=folder.checkpoints,
-            clock=clock,
-            tokens_of=self._tokens_of,
-            oldest_needed=self._oldest_needed,
-        )
-
-    @classmethod
-    def open(cls, folder: RunFolder, clock: Callable[[], float]) -> _Parts:
-        """Open everything, and clear away what an interrupted process left half done."""
-        parts = cls(folder, clock)
-        parts.store.blocks.remove_temporaries()
-        parts.store.payloads.remove_temporaries()
-        parts.store.keep_submissions(
-            (record.lease.lease_id, record.digest)
-            for record in parts.engine.state.leases.values()
-            if record.digest is not None and record.status in LIVE_STATUSES
-        )
-        return parts
-
-    def close(self) -> None:
-        """Close files. What was counted is kept."""
-        self.journal.set_meta(_TRAFFIC, self.traffic.to_json())
-        self.journal.close()
-        self.registry.close()
-        self.event_log.close()
-
-    def _tokens_of(self, lease_id: LeaseId) -> int:
-        record = self.engine.state.leases.get(lease_id)
-        return 0 if record is None else record.lease.sequences * self.settings.sequence_length
-
-    def _oldest_needed(self) -> int:
-        """The oldest version that a lease or a pending command still needs."""
-        return oldest_version_needed(self.engine)
+async def _check_health(request: Any) -> Any:
+    if request.service not in ("", COORDINATOR_SERVICE, OPERATOR_SERVICE):
+        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+    return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 
 
-def oldest_version_needed(engine: Engine) -> int:
-    """The oldest version that the engine may still speak of."""
-    state = engine.state
-    needed = [int(state.version)]
-    needed += [record.lease.base_version for record in state.leases.values() if record.status in LIVE_STATUSES]
-    for command in engine.pending:
-        for name in ("version", "parent_version"):
-            needed += [getattr(command, name)] if hasattr(command, name) else []
-    return min(needed)
-
-
-def _dispatch(mailboxes: Mailboxes, parts: _Parts, command: Command) -> None:
+def _dispatch(mailboxes: Mailboxes, parts: OpenedRun, command: Command) -> None:
     match command:
         case GrantLease(lease=lease):
             mailboxes.of(lease.worker).deliver(lease)

@@ -151,10 +151,13 @@ class WorkerService:
             outcome = pb.Verdict.ACCEPTED if record.verdict.accepted else pb.Verdict.REJECTED
             verdict = pb.Verdict(lease_id=lease_id, outcome=outcome, reason=record.verdict.reason)
             return pb.CommitSubmissionReply(upload_offset=payload_bytes, verdict=verdict)
-        if record.digest != digest:
+        if record.digest != digest or record.status is LeaseStatus.EXPIRED:
             raise Refused(f"lease {lease_id} is {record.status} and takes no submission: {record.ended or 'too late'}")
         if record.status is LeaseStatus.COMMITTED:
-            return pb.CommitSubmissionReply(upload_offset=self._run.store.upload_offset(lease_id, digest))
+            # Never all of it: bytes that are here but not in place (the process ended between the two) count for
+            # nothing until an upload finishes them, and a worker with nothing left to send forgets its submission.
+            here = self._run.store.upload_offset(lease_id, digest)
+            return pb.CommitSubmissionReply(upload_offset=min(here, payload_bytes - 1))
         return pb.CommitSubmissionReply(upload_offset=payload_bytes)
 
     def _committed(

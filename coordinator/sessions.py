@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from protocol.errors import Unauthenticated
@@ -18,6 +18,8 @@ from protocol.signing import CounterWindow
 SESSION_ID_BYTES = 16
 REMEMBERED_REPLIES = 32
 """Replies kept for a repeated request id: a client has a handful of calls under way at most."""
+OPERATOR_SESSIONS = 64
+"""The operator's commands each open one and none closes it: the oldest makes room."""
 
 
 @dataclass(slots=True)
@@ -46,6 +48,7 @@ class SessionTable:
     def __init__(self) -> None:
         self._by_id: dict[bytes, Session] = {}
         self._by_worker: dict[WorkerId, Session] = {}
+        self._operators: deque[Session] = deque()
 
     def open(self, public_key: bytes, worker: WorkerId, *, is_operator: bool) -> Session:
         """A new session; the key's earlier one ends. The operator may have several (a status watch, a command)."""
@@ -53,6 +56,10 @@ class SessionTable:
         if not is_operator:
             self.close(self._by_worker.get(worker))
             self._by_worker[worker] = session
+        else:
+            self._operators.append(session)
+            if len(self._operators) > OPERATOR_SESSIONS:
+                self.close(self._operators.popleft())
         self._by_id[session.session_id] = session
         return session
 

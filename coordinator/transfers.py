@@ -18,6 +18,7 @@ import structlog
 from coordinator.artifacts import PartialUpload
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus
 from coordinator.engine.state import LeaseRecord
+from coordinator.pace import Pace
 from coordinator.run import RunContext
 from coordinator.service import WorkerService, digest_from
 from coordinator.sessions import Session
@@ -27,8 +28,6 @@ from protocol.ids import Digest, LeaseId
 from protocol.sequences import encode_sequences
 from protocol.v1 import barnraise_pb2 as pb
 
-FRAME_TIMEOUT_S = 60.0
-"""A sender that is silent for this long has lost its connection: half a megabyte takes 9 s at 64 KiB/s."""
 ALIVE_EVERY_S = 1.0
 """An upload counts as a sign of life this often: a slow uplink may have no room for heartbeats beside it."""
 CACHED_LEASE_DATA = 16
@@ -76,14 +75,16 @@ class Transfers:
         self._uploading: dict[LeaseId, _Slot] = {}
         self._lease_data: OrderedDict[LeaseId, bytes] = OrderedDict()
 
-    async def upload(self, session: Session, header: pb.UploadHeader, frames: AsyncIterator[bytes]) -> pb.UploadReply:
+    async def upload(
+        self, session: Session, header: pb.UploadHeader, frames: AsyncIterator[bytes], pace: Pace
+    ) -> pb.UploadReply:
         """Take the bytes of a committed submission."""
         record = self._committed_record(session, header)
         lease_id, digest = record.lease.lease_id, digest_from(header.digest)
         if record.status is not LeaseStatus.COMMITTED:
             return pb.UploadReply(received_bytes=header.payload_bytes, complete=True)
         if not self._run.store.payloads.has(digest):
-            reader = await self._take(session, header, lease_id, digest, frames)
+            reader = await self._take(session, header, lease_id, digest, frames, pace)
             if not reader.complete:
                 return pb.UploadReply(received_bytes=reader.offset, complete=False)
         await self._service.uploaded(session, lease_id, digest)
@@ -96,6 +97,7 @@ class Transfers:
         lease_id: LeaseId,
         digest: Digest,
         frames: AsyncIterator[bytes],
+        pace: Pace,
     ) -> FrameReader:
         """Write frames until the payload is whole and kept, or the stream ends."""
         slot = await self._take_over(lease_id)
@@ -103,7 +105,7 @@ class Transfers:
             upload = await asyncio.to_thread(self._run.store.open_upload, lease_id, digest, header.offset)
             try:
                 reader = await asyncio.to_thread(_reader, upload, header.payload_bytes, digest)
-                await slot.run(self._receive(session, lease_id, reader, upload, frames))
+                await slot.run(self._receive(session, lease_id, reader, upload, frames, pace))
                 if reader.complete:
                     await asyncio.to_thread(self._finish, lease_id, reader, upload, digest)
                 else:
@@ -131,15 +133,14 @@ class Transfers:
         reader: FrameReader,
         upload: PartialUpload,
         frames: AsyncIterator[bytes],
+        pace: Pace,
     ) -> None:
         alive_at_s = self._run.clock()
         while not reader.complete:
-            try:
-                frame = await asyncio.wait_for(anext(frames, None), FRAME_TIMEOUT_S)
-            except TimeoutError as error:
-                raise Unavailable(f"upload for lease {lease_id}: nothing came for {FRAME_TIMEOUT_S:g} s") from error
+            frame = await pace.wait(anext(frames, None))
             if frame is None:
                 return
+            pace.moved(len(frame))
             if session.closed.is_set():
                 raise Unavailable(f"upload for lease {lease_id}: the session was replaced; commit to learn the offset")
             await asyncio.to_thread(_write, upload, reader, frame)
@@ -161,6 +162,9 @@ class Transfers:
             raise Refused(f"lease {header.lease_id[:64]!r} is not one of this worker's; nothing to upload")
         if record.digest != digest_from(header.digest) or record.payload_bytes != header.payload_bytes:
             raise Refused(f"lease {record.lease.lease_id}: commit to this digest and size before the upload")
+        if header.offset > header.payload_bytes:
+            size = header.payload_bytes
+            raise MalformedMessage(f"upload for lease {header.lease_id} begins at byte {header.offset} of {size}")
         if record.status in {LeaseStatus.EXPIRED, LeaseStatus.RETURNED, LeaseStatus.GRANTED}:
             raise Refused(
                 f"lease {record.lease.lease_id} is {record.status}: {record.ended or 'nothing was committed'}"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from coordinator.artifacts import ArtifactStore
 from moe.layout import Layout, block_tensor_specs
 from protocol.codecs import FP32
-from protocol.errors import LocalError
+from protocol.errors import ConfigError, LocalError
 from protocol.ids import BlockId, Digest, Version
 from protocol.manifest import BlockRef, Manifest
 from protocol.private_files import write_private
@@ -85,6 +85,19 @@ class Versions:
         write_private(self._path(manifest.version), entry.encode())
         return digest
 
+    def restore_entry(self, version: int, manifest: Digest) -> None:
+        """Name `manifest` as that of `version` where the index does not: the index follows the journal."""
+        try:
+            entry = self._entry(version)
+        except ConfigError:
+            entry = None
+        if entry is None or entry["manifest"] != manifest:
+            write_private(self._path(version), json.dumps({"manifest": manifest, "cause": "journal"}).encode())
+
+    def kept(self) -> list[int]:
+        """Versions that the index names, oldest first."""
+        return sorted(int(path.stem) for path in self._folder.glob("*.json"))
+
     def named_by(self, manifest: Digest) -> Iterable[Digest]:
         """Everything that a manifest keeps alive."""
         parsed = self.manifest(manifest)
@@ -97,10 +110,9 @@ class Versions:
         Version 0 stays: it is what a run, or an audit of it, starts from.
         """
         keep: set[Digest] = set()
-        for path in sorted(self._folder.glob("*.json")):
-            version = int(path.stem)
+        for version in self.kept():
             if 0 < version < oldest:
-                path.unlink(missing_ok=True)
+                self._path(version).unlink(missing_ok=True)
                 continue
             digest = self.manifest_digest(version)
             if digest is not None and self._store.blocks.has(digest):
@@ -110,9 +122,14 @@ class Versions:
     def _entry(self, version: int) -> dict[str, str] | None:
         try:
             entry = json.loads(self._path(version).read_bytes())
+            return {"manifest": str(entry["manifest"]), "cause": str(entry["cause"])}
         except FileNotFoundError:
             return None
-        return {"manifest": str(entry["manifest"]), "cause": str(entry["cause"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{self._path(version)} does not name a manifest: "
+                "put back a backup with `barnraise coordinator restore`"
+            ) from error
 
     def _path(self, version: int) -> Path:
         return self._folder / f"{version:08d}.json"

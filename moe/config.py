@@ -59,6 +59,9 @@ class _Rule:
         return None
 
 
+MAX_EXPERTS_IN_ALL: Final = 1 << 17
+"""Layers times experts: eight times the largest published model's. A million of them took 8 s just to be laid out."""
+
 # Widths are multiples of 8: torch's grouped_mm wants every bf16 row to start on a 16-byte boundary.
 _WIDTH = _Rule(kind=int, low=8, high=1 << 16, multiple_of=8)
 # Upper ends lie above every published model of these architectures and keep a hostile number from building for hours.
@@ -157,6 +160,9 @@ def _relation_problem(values: Mapping[str, Any]) -> str | None:
         return f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
     if values["num_experts_per_tok"] > values["num_experts"]:
         return f"num_experts_per_tok {values['num_experts_per_tok']} exceeds num_experts {values['num_experts']}"
+    experts = values["num_experts"] * values["num_hidden_layers"]
+    if experts > MAX_EXPERTS_IN_ALL:
+        return f"{experts} experts in all layers, at most {MAX_EXPERTS_IN_ALL} are allowed"
     if not isinstance(values.get("mlp_only_layers", []), list):
         return "mlp_only_layers must be a list"
     if not moe_layers(values):

@@ -7,7 +7,10 @@
     │   ├── Unauthenticated    a signature, session, counter or invite that does not hold
     │   ├── Refused            the other side understood and said no
     │   └── Unavailable        no connection, a deadline passed, or the other side is overloaded: try again
+    │       ├── RateLimited    asked more often, or for more at once, than one caller may
+    │       └── TooSlow        bytes came or were taken too slowly to go on waiting
     ├── ConfigError            a setting, path or file that the person at the keyboard can correct
+    │   └── StorageTrouble     the disk is full, read-only or failing: nothing was half done, and going on works later
     └── LocalError             a broken promise inside this program: our bug
         └── IllegalEvent       an event that the present state does not allow
 
@@ -45,8 +48,20 @@ class Unavailable(RemoteError):
     """No answer in time; the same request may be sent again."""
 
 
+class RateLimited(Unavailable):
+    """Asked more often, or for more at once, than one caller may; later the same request is fine."""
+
+
+class TooSlow(Unavailable):
+    """Bytes came or were taken too slowly; a transfer can be taken up again where it broke."""
+
+
 class ConfigError(BarnraiseError):
     """A setting, path or file that the person at the keyboard can correct."""
+
+
+class StorageTrouble(ConfigError):
+    """The disk takes no writes now (full, over quota, read-only, failing); nothing was half done: try again later."""
 
 
 class LocalError(BarnraiseError):

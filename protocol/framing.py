@@ -1,7 +1,7 @@
 """Raw frames: how a long payload travels on a gRPC stream with an identity serializer.
 
 A frame is 16 bytes of header (magic `BNR1`, u32 payload length, u64 offset, all big endian) and the payload. Frames
-come in order, none is empty, none is over FRAME_BYTES, and the whole must have the SHA-256 under which it was
+come in order, none is empty, all but the last hold FRAME_BYTES, and the whole must have the SHA-256 under which it was
 promised. A transfer that broke goes on in a new stream from the first missing byte. Knows neither gRPC nor files.
 """
 
@@ -69,6 +69,7 @@ class FrameReader:
         """First byte that is still missing."""
         self._hasher: Hasher = hashlib.sha256() if hasher is None else hasher
         self._hashed_bytes = 0 if hasher is None else offset
+        self._ended = False
 
     @property
     def complete(self) -> bool:
@@ -100,10 +101,16 @@ class FrameReader:
             raise MalformedMessage(f"frame for byte {offset} came, expected byte {self.offset}")
         if offset + length > self.expected_size:
             raise MalformedMessage(f"frame ends at byte {offset + length} of a payload of {self.expected_size} bytes")
+        if self._ended:
+            # Millions of frames of one byte would cost a thousand times what their bytes do.
+            raise MalformedMessage(
+                f"frame at byte {offset} follows a short one: all but the last hold {FRAME_BYTES} bytes"
+            )
         payload = frame[FRAME_HEADER_BYTES:]
         self._hasher.update(payload)
         self._hashed_bytes += length
         self.offset += length
+        self._ended = length < FRAME_BYTES
         return payload
 
     def finish(self) -> None:

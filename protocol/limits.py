@@ -25,11 +25,24 @@ MAX_CONCURRENT_STREAMS = 32
 refuses what is over the limit with UNAVAILABLE instead of letting it wait."""
 MAX_CONCURRENT_RPCS = 4096
 """Calls at once on a coordinator: a thousand workers with four each; above it gRPC answers RESOURCE_EXHAUSTED."""
+MAX_CONNECTIONS = 4096
+"""Connections at once: a worker has one. Above it new ones are closed, those that stand go on."""
 MAX_WAIT_S = 30.0
 """Longest that AcquireLease is held open: under the idle limit of common home routers and proxies (60 s and up)."""
 
 CALL_TIMEOUT_S = 20.0
 """Deadline of a small unary call (not of AcquireLease, which adds its wait)."""
+MAX_CALL_S = 120.0
+"""Longest deadline of a unary call: a long poll's wait and more. gRPC itself ends a call at its deadline, on both
+sides; a call without one could be kept for ever by a caller that does not take its answer."""
+STALL_TIMEOUT_S = 60.0
+"""A stream on which nothing moves for this long has lost its peer: one frame takes 9 s at 64 KiB/s."""
+MIN_TRANSFER_BYTES_PER_S = 16 * 1024
+"""A transfer slower than this is broken off, to be resumed: the slowest DSL uplinks give 60 KiB/s."""
+TRANSFER_GRACE_S = 60.0
+"""Before the rate counts: a line that is shared comes and goes."""
+MAX_TRANSFER_S = 3600.0
+"""One stream lasts no longer; what is not through by then goes on in the next one, at the byte where it broke."""
 KEEPALIVE_TIME_MS = 30_000
 """Ping after this much silence: home NAT tables forget a quiet TCP flow after one to five minutes."""
 KEEPALIVE_TIMEOUT_MS = 15_000
@@ -40,6 +53,12 @@ HANDSHAKE_TIMEOUT_MS = 10_000
 """A peer that connects and does not finish TLS holds a socket no longer than this (gRPC's default is 120 s)."""
 MAX_IDLE_CONNECTION_MS = 10 * 60_000
 """A connection without calls for this long is closed; a live worker has a heartbeat every few seconds."""
+MAX_CONNECTION_AGE_MS = 3_600_000
+"""Every connection is replaced after so long (gRPC jitters it): new calls go over a new one, running ones end first."""
+MAX_CONNECTION_AGE_GRACE_MS = 3_600_000
+"""Then it is cut: as long as the longest stream, so that no honest transfer is."""
+MAX_PING_STRIKES = 2
+"""Pings that come too early before the server hangs up."""
 MAX_RECONNECT_BACKOFF_MS = 30_000
 """Longest pause between dials, jittered by gRPC: a restarted coordinator is found again within half a minute."""
 
@@ -65,9 +84,13 @@ def server_options() -> GrpcOptions:
         *_BOTH_SIDES,
         ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
+        ("grpc.http2.max_ping_strikes", MAX_PING_STRIKES),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         ("grpc.max_connection_idle_ms", MAX_IDLE_CONNECTION_MS),
+        ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE_MS),
+        ("grpc.max_connection_age_grace_ms", MAX_CONNECTION_AGE_GRACE_MS),
+        ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
         ("grpc.so_reuseport", 0),  # a second coordinator on the same port must fail, not share the workers
     )
 

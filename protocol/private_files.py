@@ -5,11 +5,13 @@ Touches the file that it is given and that file's folder.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
 
 from protocol.errors import ConfigError
+from protocol.storage import is_storage_trouble, storage_trouble
 
 
 def write_private(path: Path, content: bytes) -> None:
@@ -20,7 +22,10 @@ def write_private(path: Path, content: bytes) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if is_storage_trouble(error):
+            raise storage_trouble(error.errno or 0, path) from error
         raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
 
 

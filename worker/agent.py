@@ -14,9 +14,11 @@ from typing import Any
 
 from protocol.errors import BarnraiseError, Refused, RemoteError, Unavailable
 from protocol.ids import LeaseId
+from protocol.storage import is_storage_trouble, storage_trouble
 from protocol.v1 import barnraise_pb2 as pb
 from worker import messages as m
 from worker.client import CoordinatorClient, SessionEnded
+from worker.disk import DISK_RETRY_S
 from worker.fetch import FetchedLease, Fetcher, Run
 from worker.joining import Joining
 from worker.lease import Lease, lease_from_message, printable
@@ -29,6 +31,8 @@ from worker.training import TrainingRoom
 
 LONG_POLL_S = 20.0
 MAX_RETRY_AFTER_S = 300.0
+MIN_RETRY_AFTER_S = 0.1  # told to wait, this worker does not ask again at once, whatever it was told
+MAX_VERDICTS = 64  # told at a time: as many as a coordinator keeps for a worker that was away
 LEAVE_TIMEOUT_S = 1.2  # of the 2 s in which a worker leaves; the rest is for the training thread and the interpreter
 MIN_HEARTBEAT_S = 0.05
 MAX_HEARTBEAT_S = 300.0
@@ -46,7 +50,8 @@ class Agent:
         self._joining = joining
         self._outbox = outbox
         self._reporter = reporter
-        self._room = TrainingRoom(options, machine, joining.home.blocks, outbox, reporter)
+        home = joining.home
+        self._room = TrainingRoom(options, machine, home.blocks, outbox, home.progress, reporter)
         self._session = Session()
         self._events: asyncio.Queue[m.Event | Exception] = asyncio.Queue()
         self._call: asyncio.Task[None] | None = None
@@ -187,7 +192,7 @@ class Agent:
             # Jittered, so that workers that were told the same pause do not come back in step.
             await asyncio.sleep(min(call.after_s, MAX_RETRY_AFTER_S) * random.uniform(0.8, 1.2))
         reply = await self._client.acquire_lease(LONG_POLL_S if call.may_wait else 0.0)
-        for verdict in reply.verdicts:
+        for verdict in reply.verdicts[:MAX_VERDICTS]:
             self._tell_verdict(verdict)
         match reply.WhichOneof("outcome"):
             case "lease":
@@ -197,7 +202,8 @@ class Agent:
         reason = printable(reply.wait.reason) or "the coordinator has no work now"
         self._reporter.say("waiting", f"waiting: {reason}", reason=reason)
         retry_s = reply.wait.retry_after_s
-        return m.ToldToWait(ticket=call.ticket, reason=reason, retry_after_s=retry_s if retry_s > 0 else 0.0)
+        retry_s = retry_s if retry_s > MIN_RETRY_AFTER_S else MIN_RETRY_AFTER_S  # false for NaN too
+        return m.ToldToWait(ticket=call.ticket, reason=reason, retry_after_s=retry_s)
 
     def _granted(self, ticket: int, message: pb.Lease) -> m.Event:
         lease = lease_from_message(
@@ -230,9 +236,21 @@ class Agent:
             nonlocal got_bytes
             got_bytes += count
 
-        self._fetched = await fetcher.fetch(call.lease, self._run, on_bytes)
+        self._fetched = await self._with_room(lambda: fetcher.fetch(call.lease, self._run, on_bytes))
         self._reporter.say("fetched", f"fetched {_mib(got_bytes)}", lease=call.lease.lease_id, bytes=got_bytes)
         return m.Fetched(ticket=call.ticket)
+
+    async def _with_room(self, fetch: Callable[[], Awaitable[FetchedLease]]) -> FetchedLease:
+        """`fetch`, as often as it takes: a full disk is no reason to give a lease back before its deadline."""
+        while True:
+            try:
+                return await fetch()
+            except OSError as error:
+                if not is_storage_trouble(error):
+                    raise
+                reason = str(storage_trouble(error.errno or 0, self._joining.home.folder))
+            self._reporter.say("paused", f"paused: {reason}", reason=reason)
+            await asyncio.sleep(DISK_RETRY_S)
 
     async def _commit(self, call: m.CommitSubmission) -> m.Event:
         submission = self._outbox.load()

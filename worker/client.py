@@ -24,7 +24,15 @@ from protocol.framing import FrameReader, frames_of
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest
 from protocol.joinlink import JoinLink
-from protocol.limits import CALL_TIMEOUT_S, MAX_WAIT_S, PROTOCOL_VERSION, channel_options
+from protocol.limits import (
+    CALL_TIMEOUT_S,
+    MAX_TRANSFER_S,
+    MAX_WAIT_S,
+    MIN_TRANSFER_BYTES_PER_S,
+    PROTOCOL_VERSION,
+    STALL_TIMEOUT_S,
+    channel_options,
+)
 from protocol.signing import SESSION_ID_BYTES, CallSigner, new_request_id
 from protocol.tls import COORDINATOR_NAME
 from protocol.v1 import barnraise_pb2 as pb
@@ -38,7 +46,6 @@ class SessionEnded(Unauthenticated):
 SERVICE = "/barnraise.protocol.v1.Coordinator/"
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
-MIN_TRANSFER_BYTES_PER_S = 16 * 1024  # a transfer slower than this is broken off and resumed; DSL uplinks give 60 KiB/s
 _READ_BYTES = 1 << 20
 
 log = structlog.get_logger()
@@ -76,11 +83,13 @@ class CoordinatorClient:
         on_trouble: Callable[[str], None] = lambda _text: None,
         first_backoff_s: float = FIRST_BACKOFF_S,
         max_backoff_s: float = MAX_BACKOFF_S,
+        stall_s: float = STALL_TIMEOUT_S,
     ) -> None:
         self._link = link
         self._ca_pem = ca_pem
         self._identity = identity
         self._on_trouble = on_trouble
+        self._stall_s = stall_s
         self._wait = wait_random_exponential(multiplier=first_backoff_s, max=max_backoff_s)
         self._audience = bytes.fromhex(link.fingerprint)
         self._signer = CallSigner(identity, audience=self._audience)
@@ -204,6 +213,7 @@ class CoordinatorClient:
     async def upload(self, header: pb.UploadHeader, payload: Path, on_bytes: Callable[[int], None]) -> pb.UploadReply:
         """Send the bytes of `payload` from the header's offset on. Tried once: a resume starts by committing again."""
         body = header.SerializeToString()
+        frames_sent = 0
 
         async def messages() -> AsyncIterator[bytes]:
             yield body
@@ -215,13 +225,16 @@ class CoordinatorClient:
 
                 for frame in frames_of(read, header.payload_bytes, header.offset):
                     yield frame
+                    nonlocal frames_sent
+                    frames_sent += 1
                     on_bytes(len(frame))
 
         call = self._connected().stream_unary(SERVICE + "Upload", None, None)
         metadata = self._signer.metadata(SERVICE + "Upload", body)
         timeout_s = _transfer_timeout_s(header.payload_bytes - header.offset)
         try:
-            return pb.UploadReply.FromString(await call(messages(), timeout=timeout_s, metadata=metadata))
+            sending = call(messages(), timeout=timeout_s, metadata=metadata)
+            return pb.UploadReply.FromString(await self._unless_stalled(sending, lambda: frames_sent))
         except asyncio.CancelledError:
             # gRPC cancels the call, and so whoever awaits it, when the message iterator raises (the file is gone, say).
             task = asyncio.current_task()
@@ -232,6 +245,25 @@ class CoordinatorClient:
             raise error_of("Upload", error) from None
         except DecodeError as error:
             raise MalformedMessage("Upload: the reply is not an UploadReply") from error
+
+    async def _unless_stalled(self, sending: Any, frames_sent: Callable[[], int]) -> bytes:
+        """The answer to an upload, as long as frames leave, or the last has left only just now."""
+
+        async def answered() -> bytes:
+            return bytes(await sending)
+
+        # Watched from beside it: the iterator that gRPC takes frames from cannot tell that it takes none.
+        answer = asyncio.ensure_future(answered())
+        try:
+            while True:
+                before = frames_sent()
+                done, _ = await asyncio.wait({answer}, timeout=self._stall_s)
+                if done:
+                    return answer.result()
+                if frames_sent() == before:
+                    raise Unavailable(f"Upload: nothing was taken for {self._stall_s:g} s")
+        finally:
+            sending.cancel()
 
     async def download_block(
         self, digest: Digest, payload_bytes: int, target: Path, on_bytes: Callable[[int], None]
@@ -277,15 +309,20 @@ class CoordinatorClient:
         body = request.SerializeToString()
         call = self._connected().unary_stream(SERVICE + "Download", None, None)
         metadata = self._signer.metadata(SERVICE + "Download", body)
+        frames = call(body, timeout=_transfer_timeout_s(expected_bytes), metadata=metadata)
         try:
-            async for frame in call(body, timeout=_transfer_timeout_s(expected_bytes), metadata=metadata):
+            while (frame := await asyncio.wait_for(frames.read(), self._stall_s)) is not grpc.aio.EOF:
                 yield frame
+        except TimeoutError:
+            raise Unavailable(f"Download: nothing came for {self._stall_s:g} s") from None
         except grpc.aio.AioRpcError as error:
             raise error_of("Download", error) from None
+        finally:
+            frames.cancel()  # whoever stops reading early, over a bad frame say, must not go on being sent to
 
 
 def _transfer_timeout_s(size_bytes: int) -> float:
-    return CALL_TIMEOUT_S + size_bytes / MIN_TRANSFER_BYTES_PER_S
+    return min(MAX_TRANSFER_S, CALL_TIMEOUT_S + size_bytes / MIN_TRANSFER_BYTES_PER_S)
 
 
 def _hash_prefix(path: Path, limit_bytes: int) -> tuple[Any, int]:

@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 from protocol.errors import ConfigError
+from protocol.storage import telling_storage_trouble
+
+DISK_RETRY_S = 5.0
+"""How often a disk that took no writes is tried again: a volunteer who makes room sees work go on at once."""
 
 
 def private_folder(path: Path) -> Path:
@@ -38,7 +42,8 @@ class FolderLock:
 
     def acquire(self) -> None:
         """Take the lock, or ConfigError when another process has it."""
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        with telling_storage_trouble(self._path):
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             _lock(descriptor)
         except OSError as error:

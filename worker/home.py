@@ -18,6 +18,7 @@ from protocol.private_files import write_private
 from protocol.tls import fingerprint_of, manifest_key_message, verify_vouch
 from worker.blocks import BlockCache
 from worker.disk import FolderLock, private_folder
+from worker.lease_state import LeaseStates
 from worker.outbox import Outbox
 
 
@@ -56,6 +57,7 @@ class RunHome:
         self._lock = FolderLock(self.folder / "lock")
         self.outbox = Outbox(self.folder / "outbox")
         self.blocks = BlockCache(self.folder / "blocks")
+        self.progress = LeaseStates(self.folder / "progress")
 
     def lock(self) -> None:
         """Keep other workers out; ConfigError when one is in."""

@@ -116,6 +116,8 @@ class Joining:
         reply = await self.client.enrol(request)
         if reply.worker_id != self._identity.worker_id:
             raise MalformedMessage(f"enrolled as {printable(reply.worker_id, 40)}, which is not this worker's key")
+        if not (0 < len(reply.run_id) <= 128 and reply.run_id.isprintable()):
+            raise MalformedMessage("enrolled in a run whose id is not 1 to 128 printable characters")
         enrolment = Enrolment(
             worker_id=WorkerId(reply.worker_id),
             run_id=RunId(reply.run_id),
@@ -170,6 +172,7 @@ class Joining:
             on_trouble=lambda text: self._reporter.say("unavailable", text),
             first_backoff_s=self._options.first_backoff_s,
             max_backoff_s=self._options.max_backoff_s,
+            stall_s=self._options.stall_s,
         )
 
     def _capability(self, machine: Machine) -> pb.Capability:

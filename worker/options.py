@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from protocol.errors import ConfigError
+from protocol.limits import STALL_TIMEOUT_S
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,8 +40,12 @@ class WorkerOptions:
     output: Output = "auto"
     measure_speed: bool = True
     """False: say nothing about speed; the coordinator finds out from heartbeats."""
+    keep_progress_every_s: float = 30.0
+    """A lease's progress is written to disk this often, for the case that the process is killed; 0: after each step."""
     first_backoff_s: float = 0.5
     max_backoff_s: float = 30.0
+    stall_s: float = STALL_TIMEOUT_S
+    """A transfer on which nothing moves for so long is broken off and taken up again."""
     trainer_hook: Callable[[Lease, LeaseResult], LeaseResult] | None = None
     """Changes the result before it is encoded: how the simulator makes adversaries. Not reachable from the command."""
     batch_hook: Callable[[Lease, NDArray[np.int64]], NDArray[np.int64]] | None = None

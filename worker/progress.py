@@ -14,9 +14,11 @@ from typing import Protocol, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from worker.lease import printable
 from worker.options import Output
 
 PLAIN_STEP_EVERY_S = 15.0
+MAX_LINE_CHARACTERS = 2000  # whatever a coordinator makes us say, it is one line, and it cannot steer a terminal
 Field = str | int | float | bool | None | list[int]
 
 
@@ -55,7 +57,7 @@ class PlainReporter:
 
     def say(self, event: str, text: str, **fields: Field) -> None:
         """One line."""
-        print(f"{time.strftime('%H:%M:%S')} {text}", file=self._stream, flush=True)
+        print(f"{time.strftime('%H:%M:%S')} {printable(text, MAX_LINE_CHARACTERS)}", file=self._stream, flush=True)
 
     def step(self, done: int, total: int, loss: float | None, tokens_per_s: float) -> None:
         """A line, if the last one is long ago."""
@@ -108,7 +110,7 @@ class LiveReporter:
     def say(self, event: str, text: str, **fields: Field) -> None:
         """One line above the bar."""
         self._console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim]", end=" ")
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(printable(text, MAX_LINE_CHARACTERS), markup=False, highlight=False)
 
     def step(self, done: int, total: int, loss: float | None, tokens_per_s: float) -> None:
         """Move the bar; it goes away with the last step."""

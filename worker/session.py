@@ -212,10 +212,10 @@ class Session:
         return self._give_up(event.reason)
 
     def _on_lease_cancelled(self, event: m.LeaseCancelled) -> list[m.Command]:
-        commands = [m.Tell(text=f"lease {event.lease_id} ended: {event.reason}"), *self._stop_training()]
         if self._unsent is not None:
-            commands.append(m.DropSubmission(lease_id=self._unsent))
-            self._unsent = None
+            # This news may have crossed a commit that brings the lease back: only a commit's own answer settles it.
+            return self._commit() if self.state is State.UPLOADING else []
+        commands = [m.Tell(text=f"lease {event.lease_id} ended: {event.reason}"), *self._stop_training()]
         self.lease = None
         return commands if self.state is State.OPENING else [*commands, *self._ask()]
 

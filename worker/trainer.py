@@ -3,6 +3,7 @@
 Decides nothing that the lease does not name, except how a batch is cut into micro-batches that fit the machine. Data
 order is the lease's sequences in order: step s trains rows [s*B, (s+1)*B). Moments start fresh, the rate warms up
 linearly. Losses stay on the device and are read at most once a second: a read makes the host wait for a GPU.
+Everything that a step depends on can be taken out between two steps and put back in another process (`LocalState`).
 Touches no file and no network.
 
 Shapes: N sequences of a lease, B sequences a step, L tokens a stored sequence (one more than it trains on).
@@ -24,6 +25,7 @@ from torch import Tensor
 from protocol.errors import BarnraiseError, LocalError
 from protocol.ids import BlockId
 from worker.lease import Lease
+from worker.lease_state import LocalState
 
 LOSS_READ_EVERY_S = 1.0
 
@@ -63,6 +65,19 @@ class TrainableShard(Protocol):
 
     def train(self) -> object:
         """Enter training mode."""
+
+
+class Keeper(Protocol):
+    """Keeps the loop's state beyond the process: `worker.lease_state.LeaseKeeper`."""
+
+    def load(self) -> LocalState | None:
+        """Where an earlier process left this lease."""
+
+    def due(self) -> bool:
+        """Whether it is time to save."""
+
+    def save(self, state: LocalState) -> None:
+        """Keep `state` instead of the one before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,21 +120,26 @@ def train_shard(
     micro_batch: int | None = None,
     on_step: OnStep = lambda _step, _loss: None,
     should_stop: Callable[[], bool] = lambda: False,
+    keeper: Keeper | None = None,
 ) -> TrainMetrics:
-    """Run the lease's inner steps on `shard`, in place."""
+    """Run the lease's inner steps on `shard`, in place, from where `keeper` says that an earlier process came."""
     if sequences_NL.shape[0] != lease.data_count:
         raise LocalError(f"lease {lease.lease_id}: {lease.data_count} sequences leased, {sequences_NL.shape[0]} given")
     loop = _InnerLoop(shard, lease, device, micro_batch or lease.batch_sequences, should_stop)
-    started_s = time.perf_counter()
-    read_s = started_s
-    for step in range(lease.inner_steps):
+    kept = keeper.load() if keeper is not None else None
+    first = 0 if kept is None else loop.take_up(kept)
+    started_s = time.perf_counter() - (0.0 if kept is None else kept.train_s)
+    read_s = time.perf_counter()
+    for step in range(first, lease.inner_steps):
         rows = slice(step * lease.batch_sequences, (step + 1) * lease.batch_sequences)
         loop.step(step, torch.from_numpy(sequences_NL[rows]))
         now_s = time.perf_counter()
         loss = None
-        if now_s - read_s >= LOSS_READ_EVERY_S or step == 0:
+        if now_s - read_s >= LOSS_READ_EVERY_S or step == first:
             loss, read_s = loop.read_loss(step), now_s
         on_step(step + 1, loss)
+        if keeper is not None and step + 1 < lease.inner_steps and keeper.due():
+            keeper.save(loop.state(step + 1, time.perf_counter() - started_s))
     loss_first, loss_last = loop.finite_losses()
     tokens = lease.data_count * (sequences_NL.shape[1] - 1)
     return TrainMetrics(
@@ -193,6 +213,30 @@ class _InnerLoop:
             mean_nll = nll if mean_nll is None else mean_nll + nll
         assert mean_nll is not None
         return mean_nll
+
+    def state(self, done: int, train_s: float) -> LocalState:
+        """Everything that the steps after the first `done` depend on."""
+        tensors = {"losses": torch.stack(self._losses), "rng": torch.get_rng_state()}
+        for number, parameter in enumerate(self._parameters):
+            tensors[f"parameter.{number}"] = parameter.detach()
+            for name, value in self._optimizer.state.get(parameter, {}).items():
+                tensors[f"{name}.{number}"] = value
+        return LocalState(step=done, micro_batch=self.micro_batch, train_s=train_s, tensors=tensors)
+
+    @torch.no_grad()
+    def take_up(self, state: LocalState) -> int:
+        """Become what `state` was taken of; the number of steps done."""
+        for number, parameter in enumerate(self._parameters):
+            parameter.copy_(state.tensors[f"parameter.{number}"])
+        for key, value in state.tensors.items():
+            name, _, number_text = key.partition(".")
+            if number_text and name != "parameter":
+                parameter = self._parameters[int(number_text)]
+                self._optimizer.state[parameter][name] = value.to(parameter.device)
+        self._losses = list(state.tensors["losses"].to(self._device).unbind())
+        torch.set_rng_state(state.tensors["rng"])
+        self.micro_batch = state.micro_batch
+        return state.step
 
     def read_loss(self, step: int) -> float:
         loss = float(self._losses[step])

@@ -2,7 +2,7 @@
 
 Decides the order: build, train, subtract, encode, store. One lease at a time: a new one waits until the stopped one has
 left its last micro-step. The shard of the last lease is kept and loaded anew while the columns stay the same.
-Touches the block cache (reading), the outbox (writing) and the device.
+Touches the block cache (reading), the lease's progress and the outbox (writing) and the device.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from torch import Tensor
 from moe.layout import block_tensor_specs
 from moe.shard import ShardModel, build_shard
 from protocol.codecs import FP32, codec_named
+from protocol.errors import StorageTrouble
 from protocol.ids import BlockId, digest_of
 from protocol.tensors import decode_tensors, encode_tensors
 from worker.blocks import BlockCache
+from worker.disk import DISK_RETRY_S
 from worker.fetch import FetchedLease
+from worker.lease_state import LeaseKeeper, LeaseStates, computation_of
 from worker.options import WorkerOptions
 from worker.outbox import Outbox, Submission
 from worker.probe import Machine, micro_batch_that_fits
@@ -56,12 +59,19 @@ class TrainingRoom:
     """Owns the device. `start` and `stop` return at once; results come through callbacks, from the thread."""
 
     def __init__(
-        self, options: WorkerOptions, machine: Machine, cache: BlockCache, outbox: Outbox, reporter: Reporter
+        self,
+        options: WorkerOptions,
+        machine: Machine,
+        cache: BlockCache,
+        outbox: Outbox,
+        states: LeaseStates,
+        reporter: Reporter,
     ) -> None:
         self._options = options
         self._machine = machine
         self._cache = cache
         self._outbox = outbox
+        self._states = states
         self._reporter = reporter
         self._job: _Job | None = None
         self._shard: ShardModel | None = None
@@ -130,6 +140,7 @@ class TrainingRoom:
             micro_batch=micro_batch_that_fits(run.layout, held, self._machine, lease.batch_sequences, length),
             on_step=self._on_step(job, lease.batch_sequences * length, lease.inner_steps),
             should_stop=job.stop.is_set,
+            keeper=self._keeper(job),
         )
         result = LeaseResult(pseudo_gradient=pseudo_gradient_of(start, shard.held_blocks()), metrics=metrics)
         if self._options.trainer_hook is not None:
@@ -152,13 +163,27 @@ class TrainingRoom:
             )
         return self._shard
 
+    def _keeper(self, job: _Job) -> LeaseKeeper:
+        computation = computation_of(job.fetched.lease, job.fetched.digests, self._machine.device)
+
+        def told(reason: str) -> None:
+            self._reporter.say("progress_not_kept", reason, reason=reason)
+
+        return LeaseKeeper(self._states, computation, every_s=self._options.keep_progress_every_s, told=told)
+
     def _on_step(self, job: _Job, tokens_a_step: int, total: int) -> Callable[[int, float | None], None]:
         started_s = time.perf_counter()
+        taken_up: int | None = None
 
         def on_step(done: int, loss: float | None) -> None:
+            nonlocal taken_up
+            if taken_up is None:
+                taken_up = done - 1  # what an earlier process did says nothing about this one's speed
+                if taken_up:
+                    self._reporter.say("taken_up", f"goes on after step {taken_up} of {total}", step=taken_up)
             progress = job.progress
             progress.inner_step = done
-            progress.tokens_per_s = done * tokens_a_step / max(time.perf_counter() - started_s, 1e-9)
+            progress.tokens_per_s = (done - taken_up) * tokens_a_step / max(time.perf_counter() - started_s, 1e-9)
             if loss is not None:
                 progress.train_loss = loss
             self._reporter.step(done, total, loss, progress.tokens_per_s)
@@ -186,5 +211,23 @@ class TrainingRoom:
         )
         if job.stop.is_set():
             raise TrainingStopped("stopped before its submission was stored")
-        self._outbox.save(submission, payload)
+        self._keep(job, submission, payload)
+        self._states.clear()
         return submission
+
+    def _keep(self, job: _Job, submission: Submission, payload: bytes) -> None:
+        """Store the finished work; a disk that takes no writes only makes it wait, for as long as the lease lives."""
+        paused = False
+        while True:
+            try:
+                self._outbox.save(submission, payload)
+            except StorageTrouble as error:
+                if not paused:
+                    self._reporter.say("paused", f"paused: {error}", reason=str(error))
+                paused = True
+                if job.stop.wait(DISK_RETRY_S):
+                    raise TrainingStopped("stopped while it waited for room on the disk") from error
+                continue
+            if paused:
+                self._reporter.say("unpaused", "the disk takes writes again; going on")
+            return

@@ -6,6 +6,7 @@ with the key that `init` wrote into the run folder.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -123,11 +124,12 @@ def export(
 
     run = RunFolder.open(folder)
     layout = run.layout()
-    kept = sorted(int(path.stem) for path in (run.root / "versions").glob("*.json"))
-    chosen = kept[-1] if version is None else version
     versions = Versions(run.root / "versions", run.artifacts(), layout)
+    newest = run.published_version()
+    kept = [number for number in versions.kept() if number <= newest]
+    chosen = newest if version is None else version
     manifest = versions.manifest_digest(chosen)
-    if manifest is None:
+    if manifest is None or chosen not in kept:
         raise ConfigError(f"version {chosen} is not kept; these are: {', '.join(map(str, kept))}")
     blocks = versions.load_blocks(versions.manifest(manifest))
     export_checkpoint(blocks, layout, out, tokenizer_json=run.dataset().tokenizer_json)
@@ -135,6 +137,58 @@ def export(
         print_json({"version": chosen, "checkpoint": str(out)})
     else:
         print(f"version {chosen} is in {out}")
+
+
+@app.command()
+def backup(
+    folder: Run,
+    out: Annotated[Path, typer.Argument(help="New folder for the backup; as private as the run itself.")],
+    as_json: Json = False,
+) -> None:
+    """Copy a run, while it is served or not, into a folder that `restore` makes a run of again."""
+    from coordinator.backup import back_up
+    from coordinator.runfolder import RunFolder
+
+    facts = back_up(RunFolder.open(folder), out)
+    if as_json:
+        print_json({"backup": str(out), **dataclasses.asdict(facts)})
+        return
+    size = f"{facts.total_bytes / 2**20:.1f} MiB in {facts.files} files"
+    print(f"run {facts.run_id} at version {facts.version} (event {facts.position}) is in {out}: {size}")
+
+
+@app.command()
+def restore(
+    backup_folder: Annotated[Path, typer.Argument(metavar="BACKUP", help="What `backup` wrote.")],
+    folder: Annotated[Path, typer.Argument(help="New folder for the run.")],
+    as_json: Json = False,
+) -> None:
+    """Make a run folder from a backup. Serve it only where the original is served no more."""
+    from coordinator.backup import restore as restore_backup
+
+    facts = restore_backup(backup_folder, folder)
+    if as_json:
+        print_json({"folder": str(folder), **dataclasses.asdict(facts)})
+        return
+    print(f"run {facts.run_id} at version {facts.version} (event {facts.position}) is in {folder}")
+    print(f"serve it:   barnraise coordinator run {folder}")
+
+
+@app.command()
+def verify(folder: Run, as_json: Json = False) -> int:
+    """Check journal, registry, keys, versions and submissions; exit code 1 where something is wrong."""
+    from coordinator.runfolder import RunFolder
+    from coordinator.verify import verify_run
+
+    checks = verify_run(RunFolder.open(folder))
+    if as_json:
+        print_json([dataclasses.asdict(check) for check in checks])
+    else:
+        for check in checks:
+            print(f"{check.name:<20} {'ok' if not check.problems else 'DAMAGED'}  ({check.checked} checked)")
+            for problem in check.problems:
+                print(f"  {problem}")
+    return 1 if any(check.problems for check in checks) else 0
 
 
 @app.command()

@@ -7,7 +7,9 @@ This is for machines that share a disk or a volume (containers, clusters); peopl
 from __future__ import annotations
 
 import os
+import re
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from protocol.errors import ConfigError
 
 LINK_SUFFIX = ".link"
 POLL_S = 0.5
+MAX_LINK_CHARACTERS = 2048
 
 
 def write_links(folder: Path, links: Sequence[str]) -> list[Path]:
@@ -35,7 +38,7 @@ def write_links(folder: Path, links: Sequence[str]) -> list[Path]:
 
 def claim_link(folder: Path, *, claimant: str | None = None, wait_s: float = 600.0) -> str:
     """This worker's link: the one that it claimed before, or the first free one, waiting until there is one."""
-    claimant = claimant or socket.gethostname()
+    claimant = re.sub(r"[^A-Za-z0-9_.-]", "_", claimant or socket.gethostname())  # it becomes a file's name
     deadline_s = time.monotonic() + wait_s
     mine = folder / f"taken-by-{claimant}"
     while not mine.exists():
@@ -50,3 +53,18 @@ def claim_link(folder: Path, *, claimant: str | None = None, wait_s: float = 600
                 raise ConfigError(f"no free join link appeared in {folder} within {wait_s:.0f} s")
             time.sleep(POLL_S)
     return mine.read_text(encoding="ascii").strip()
+
+
+def read_link(source: Path) -> str:
+    """The join link in a file, or on standard input where `source` is `-`: no other user of the machine sees it."""
+    if str(source) == "-":
+        text = sys.stdin.readline(MAX_LINK_CHARACTERS)
+    else:
+        try:
+            with source.open(encoding="ascii") as file:
+                text = file.read(MAX_LINK_CHARACTERS)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read a join link from {source}: {error}") from error
+    if not text.strip():
+        raise ConfigError(f"{'standard input' if str(source) == '-' else source} holds no join link")
+    return text.strip()

@@ -14,7 +14,9 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 def say_error(sentence: str) -> None:
     """One line on standard error."""
-    print(f"barnraise: {' '.join(sentence.split())}", file=sys.stderr)
+    # It may quote what a stranger sent: nothing in it may steer the terminal.
+    shown = "".join(character if character.isprintable() else " " for character in sentence)
+    print(f"barnraise: {' '.join(shown.split())}", file=sys.stderr)
 
 
 def print_json(value: object) -> None:

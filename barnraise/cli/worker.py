@@ -1,6 +1,7 @@
 """The volunteer's commands: join a run, and see what this machine would offer.
 
-Decides nothing about training; `worker/` does. Reads join links from the command line or from a shared folder.
+Decides nothing about training; `worker/` does. Reads join links from the command line, a file, standard input or a
+shared folder.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 @app.command()
 def join(
-    link: Annotated[str | None, typer.Argument(help="The join link that the operator sent: barnraise://...")] = None,
+    link: Annotated[
+        str | None,
+        typer.Argument(
+            help="The join link that the operator sent: barnraise://... Other users of this machine can see arguments:"
+            " where there are any, write - to paste it on standard input, or use --link-file."
+        ),
+    ] = None,
+    link_file: Annotated[
+        Path | None, typer.Option(help="Read the join link from this file; - is standard input.")
+    ] = None,
     links_from: Annotated[
         Path | None, typer.Option(help="Take the first free link in this folder, waiting for one to appear.")
     ] = None,
@@ -35,12 +45,19 @@ def join(
     """Join a run and train until it is over. Ctrl-C hands the work back and leaves."""
     from protocol.errors import ConfigError
 
-    if (link is None) == (links_from is None):
-        raise ConfigError("give either a join link or --links-from FOLDER")
-    from barnraise.cli.links import claim_link
+    if sum(source is not None for source in (link, link_file, links_from)) != 1:
+        raise ConfigError("give a join link, --link-file FILE or --links-from FOLDER, and only one of them")
+    from barnraise.cli.links import claim_link, read_link
     from worker.join import WorkerOptions, run_worker
 
-    chosen = link if link is not None else claim_link(links_from, claimant=name or None)  # type: ignore[arg-type]
+    if link == "-":
+        link, link_file = None, Path("-")
+    if link_file is not None:
+        chosen = read_link(link_file)
+    elif links_from is not None:
+        chosen = claim_link(links_from, claimant=name or None)
+    else:
+        chosen = str(link)
     options = WorkerOptions(
         link=chosen,
         home=home,

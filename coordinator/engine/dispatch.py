@@ -8,9 +8,13 @@ hold, when nobody fresh is there (its second vote on the trunk is left out at ag
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+from itertools import islice
+
 from coordinator.engine import leases, pacing, placement, quorum
+from coordinator.engine.index import offers_enough
 from coordinator.engine.pacing import Pace
-from coordinator.engine.phases import LeaseStatus, Phase
+from coordinator.engine.phases import Phase
 from coordinator.engine.quorum import Standings
 from coordinator.engine.state import EngineState, WorkerRecord
 from coordinator.engine.turn import Turn
@@ -29,7 +33,7 @@ def standing_reason(state: EngineState, record: WorkerRecord) -> str | None:
     config = state.config
     if record.quarantine is not None:
         return f"set aside: {record.quarantine.reason}"
-    if placement.capacity(config, record.max_columns) < config.min_columns:
+    if not offers_enough(config, record):
         return f"it offers {record.max_columns} columns, and this run needs {config.min_columns} a worker"
     if state.now_s < record.cooling_until_s:
         left_s = record.cooling_until_s - state.now_s
@@ -37,36 +41,45 @@ def standing_reason(state: EngineState, record: WorkerRecord) -> str | None:
     return None
 
 
-def ready_workers(state: EngineState) -> list[WorkerRecord]:
+def ready_workers(state: EngineState, among: Iterable[WorkerId] | None = None) -> list[WorkerRecord]:
     """Idle workers that may be leased, first come first."""
-    waiting = [r for r in state.workers.values() if is_waiting(state, r) and standing_reason(state, r) is None]
-    return sorted(waiting, key=lambda record: (record.waiting_since_s or 0.0, record.worker))
+    workers = state.index.idle if among is None else among
+    ready = [record for record in map(state.workers.__getitem__, workers) if _is_ready(state, record)]
+    return sorted(ready, key=lambda record: (record.waiting_since_s or 0.0, record.worker))
+
+
+def are_ready(state: EngineState, wanted: int) -> bool:
+    """Whether so many idle workers may be leased."""
+    if len(state.index.idle) < wanted:
+        return False
+    ready = (worker for worker in state.index.idle if _is_ready(state, state.workers[worker]))
+    return sum(1 for _ in islice(ready, wanted)) >= wanted
 
 
 def dispatch(turn: Turn) -> None:
     """Grant what there is to grant."""
-    state = turn.state
-    ready = ready_workers(state)
-    if not ready:
+    state, index = turn.state, turn.state.index
+    if not index.idle:
         return
-    standings = quorum.standings_of(state)
-    pace = pacing.pace_of(state)
-    fresh = [record for record in ready if record.worker not in standings.held]
-    submitted = [record for record in ready if record.worker in standings.held]
-    for record in fresh:
-        _offer(turn, standings, pace, record, others=_leasable(state, standings, record.worker))
-    for record in submitted:
-        _offer(turn, standings, pace, record, others=set())
+    standings, pace = Standings(state), pacing.pace_of(state)
+    submitted = index.idle - index.idle_fresh if standings.replaceable() else set[WorkerId]()
+    if index.idle_fresh and _may_lease_fresh(state, standings, pace):
+        for record in ready_workers(state, index.idle_fresh):
+            _offer(turn, standings, pace, record)
+    for record in ready_workers(state, submitted):
+        if len(standings.replaceable()) < state.config.min_columns:
+            return
+        _offer(turn, standings, pace, record)
 
 
 def refusal_now(state: EngineState, standings: Standings, pace: Pace, record: WorkerRecord) -> str | None:
     """Why an idle worker gets no lease from the present round at this moment; None where it does."""
     current = state.round
-    if record.worker in standings.refused:
+    if standings.is_refused(record.worker):
         return f"its submission to round {current.round} was refused; it may take part in the next"
     if quorum.is_past_deadline(state):
         return f"the deadline of round {current.round} has passed; the next round opens soon"
-    if record.worker in standings.held:
+    if standings.is_holder(record.worker):
         if len(standings.to_replace(record.worker)) >= state.config.min_columns:
             return None
         return f"it has done its part of round {current.round}; the next round opens when this one closes"
@@ -79,21 +92,33 @@ def refusal_now(state: EngineState, standings: Standings, pace: Pace, record: Wo
     return None
 
 
-def _offer(turn: Turn, standings: Standings, pace: Pace, record: WorkerRecord, *, others: set[WorkerId]) -> None:
+def _may_lease_fresh(state: EngineState, standings: Standings, pace: Pace) -> bool:
+    """Whether anybody without a lease of this round could be given one: what `refusal_now` says of the fastest."""
+    if quorum.is_past_deadline(state):
+        return False
+    if standings.at_risk():
+        return True
+    return state.phase is not Phase.GRACE and pacing.eighths_for_the_fastest(state, pace) >= 1
+
+
+def _offer(turn: Turn, standings: Standings, pace: Pace, record: WorkerRecord) -> None:
     state = turn.state
     if refusal_now(state, standings, pace, record) is not None:
         return
     at_risk = set(standings.at_risk())
-    again = record.worker in standings.held
-    allowed = standings.to_replace(record.worker) if again else set(range(state.config.columns))
+    again = standings.is_holder(record.worker)
     columns = placement.choose_columns(
-        state, turn.draws, record, allowed=allowed, coverage=standings.coverage, others=others
+        state,
+        turn.draws,
+        record,
+        allowed=standings.to_replace(record.worker) if again else range(state.config.columns),
+        coverage=standings.coverage,
+        others=lambda besides: 0 if again else _leasable(state, besides),
     )
     mid_round = state.round.expired + state.round.returned + state.round.rejected > 0
     spare = again or (mid_round and bool(at_risk.intersection(columns)))
     eighths = _eighths(state, pace, record.worker, at_risk=bool(at_risk))
     leases.grant(turn, record.worker, columns, eighths, pace, spare=spare)
-    standings.add_lease(record.worker, columns)
 
 
 def _eighths(state: EngineState, pace: Pace, worker: WorkerId, *, at_risk: bool) -> int:
@@ -103,15 +128,12 @@ def _eighths(state: EngineState, pace: Pace, worker: WorkerId, *, at_risk: bool)
     return max(1, min(pacing.eighths_by_speed(state.config, pace, worker), left))
 
 
-def _leasable(state: EngineState, standings: Standings, besides: WorkerId) -> set[WorkerId]:
-    """Workers that are here and could still take a lease of this round."""
-    busy = {record.lease.worker for record in state.leases.values() if record.status is LeaseStatus.GRANTED}
-    return {
-        record.worker
-        for record in state.workers.values()
-        if record.present
-        and record.worker != besides
-        and record.worker not in busy
-        and record.worker not in standings.held
-        and standing_reason(state, record) is None
-    }
+def _leasable(state: EngineState, besides: Collection[WorkerId]) -> int:
+    """Workers that are here and could still take a first lease of this round, but for a few."""
+    free, cooling = state.index.free, state.index.cooling
+    not_now = {worker for worker in cooling if cooling.moment_s(worker) > state.now_s}
+    return len(free) - len(free.intersection(not_now.union(besides)))
+
+
+def _is_ready(state: EngineState, record: WorkerRecord) -> bool:
+    return is_waiting(state, record) and standing_reason(state, record) is None

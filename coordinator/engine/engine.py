@@ -76,7 +76,7 @@ class Engine:
     def __init__(self, state: EngineState, secret: bytes) -> None:
         self._state = state
         self._draws = Draws(secret)
-        self._presence = Presence()
+        self._presence = Presence(state)
         self._greeted = False
         """Whether this process has proposed `CoordinatorResumed` yet."""
 
@@ -107,12 +107,19 @@ class Engine:
             self._worker(event.worker)
             self._presence.note(event)
             return []
-        draft = self._state.copy()
-        draft.now_s = max(draft.now_s, event.at_s)
-        turn = Turn(state=draft, draws=self._draws)
-        self._HANDLERS[type(event)](self, turn, event)
-        rounds.advance(turn)
-        self._state = draft
+        state = self._state
+        undo = state.begin()
+        turn = Turn(state=state, draws=self._draws)
+        try:
+            state.now_s = max(state.now_s, event.at_s)
+            self._HANDLERS[type(event)](self, turn, event)
+            rounds.advance(turn)
+        except BaseException:
+            state.take_back()
+            raise
+        state.end()
+        for worker in undo.changed(state.workers):
+            self._presence.watch(state.workers[worker])
         return turn.commands
 
     # ---- what the pump asks ------------------------------------------------------------------------
@@ -129,7 +136,7 @@ class Engine:
                 return [CoordinatorResumed(at_s=now_s)]
         events: list[Event] = [
             WorkerSilent(at_s=now_s, worker=silence.worker, last_seen_at_s=silence.last_seen_at_s)
-            for silence in self._presence.silent(self._state, now_s)
+            for silence in self._presence.silent(now_s)
         ]
         if any(moment <= now_s for moment in rounds.timers_s(self._state)):
             events.append(Ticked(at_s=now_s))
@@ -139,7 +146,7 @@ class Engine:
         """When `due` will next have something; None while only an event from outside can change anything."""
         if not self._greeted:
             return self._state.now_s
-        silence_s = self._presence.next_silence_s(self._state)
+        silence_s = self._presence.next_silence_s()
         moments = [*rounds.timers_s(self._state), *([] if silence_s is None else [silence_s])]
         return min(moments, default=None)
 
@@ -148,11 +155,15 @@ class Engine:
         """Commands whose results have not come yet, oldest first: to be issued again after a restart."""
         return tuple(self._state.pending.values())
 
+    def is_pending(self, command_id: str) -> bool:
+        """Whether a result of this command is still wanted."""
+        return command_id in self._state.pending
+
     # ---- what people and edges ask ------------------------------------------------------------------
 
     @property
     def state(self) -> EngineState:
-        """The present state, for reading. `handle` puts another in its place and leaves this one as it is."""
+        """The present state, for reading. `handle` changes it: keep a `copy` to look at it later."""
         return self._state
 
     @property
@@ -170,12 +181,7 @@ class Engine:
 
     def lease_ended(self, worker: WorkerId, lease_id: LeaseId) -> str | None:
         """Why going on with this lease is worth nothing; None while it is not. For replies to heartbeats."""
-        record = self._state.leases.get(lease_id)
-        if record is None or record.lease.worker != worker:
-            return f"lease {lease_id} is not known any more"
-        if record.status in {LeaseStatus.EXPIRED, LeaseStatus.RETURNED}:
-            return record.ended
-        return record.verdict.reason if record.status is LeaseStatus.REJECTED and record.verdict else None
+        return explain.lease_ended(self._state, worker, lease_id)
 
     def snapshot(self) -> dict[str, Any]:
         """The state as JSON values."""
@@ -197,13 +203,15 @@ class Engine:
         """A new worker; it is asked for nothing until it asks for a lease."""
         if event.worker in turn.state.workers:
             raise IllegalEvent(f"worker {event.worker} is enrolled already")
-        turn.state.workers[event.worker] = WorkerRecord(
-            worker=event.worker,
-            name=event.name,
-            trusted=event.trusted,
-            max_columns=event.max_columns,
-            tokens_per_s=event.tokens_per_s,
-            heard_at_s=turn.state.now_s,
+        turn.state.put_worker(
+            WorkerRecord(
+                worker=event.worker,
+                name=event.name,
+                trusted=event.trusted,
+                max_columns=event.max_columns,
+                tokens_per_s=event.tokens_per_s,
+                heard_at_s=turn.state.now_s,
+            )
         )
 
     def on_capability_changed(self, turn: Turn, event: CapabilityChanged) -> None:
@@ -268,24 +276,25 @@ class Engine:
     def on_submission_committed(self, turn: Turn, event: SubmissionCommitted) -> None:
         """A first commit is taken or refused; the same again is answered the same; another digest is illegal."""
         record = self._lease(event.worker, event.lease_id)
-        turn.hear(event.worker)
         if record.status is LeaseStatus.RETURNED:
             raise IllegalEvent(f"lease {event.lease_id} was handed back by {event.worker}; it takes no submission")
         undecided = record.status is LeaseStatus.EXPIRED and record.digest is None
         if record.status is LeaseStatus.GRANTED or undecided:
+            turn.hear(event.worker)
             leases.commit(turn, record, event)
             return
         if record.digest is not None:
             self._check_digest(record, event.digest)
+        turn.hear(event.worker)
         results.repeat_verdict(turn, record)
 
     def on_submission_uploaded(self, turn: Turn, event: SubmissionUploaded) -> None:
         """Bytes of a commit; twice changes nothing, without one is illegal."""
         record = self._lease(event.worker, event.lease_id)
-        turn.hear(event.worker)
         if record.digest is None:
             raise IllegalEvent(f"lease {event.lease_id} of {event.worker} is {record.status}: nothing was committed")
         self._check_digest(record, event.digest)
+        turn.hear(event.worker)
         if record.status is LeaseStatus.COMMITTED:
             leases.upload(turn, record)
         elif record.status is LeaseStatus.EXPIRED:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from coordinator.engine import dispatch, pacing, quorum, rounds
 from coordinator.engine.commands import AggregateRound, MeasureSubmission, SlowCommand, ValidateVersion
-from coordinator.engine.phases import Phase
+from coordinator.engine.phases import LOST_STATUSES, LeaseStatus, Phase
 from coordinator.engine.quorum import ColumnStanding, Outlook
 from coordinator.engine.state import EngineState, LeaseRecord, WorkerRecord
+from protocol.ids import LeaseId, WorkerId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,16 +26,18 @@ class Wait:
 
 def waits(state: EngineState, now_s: float) -> tuple[Wait, ...]:
     """Everything that keeps the present round from closing (or the run from ending), as of `now_s`."""
-    at = state.copy()
-    at.now_s = max(state.now_s, now_s)
+    at = state.seen_at(max(state.now_s, now_s))
     if at.phase is Phase.OVER:
         return ()
     if at.phase is Phase.GATHERING:
         return (_gathering(at),)
     if at.phase in rounds.RUNNING_PHASES:
         outlook = quorum.outlook_of(at)
-        awaited = (*outlook.awaited, *quorum.absent_commits(at))
-        return (*_columns(at, outlook), *_leases(at, awaited), *map(_measuring, outlook.measuring))
+        expected = [record for record in at.leases.values() if at.is_awaited(record)]
+        measuring = [record for record in expected if record.status is LeaseStatus.UPLOADED]
+        awaited = [record for record in expected if record.status is not LeaseStatus.UPLOADED]
+        awaited += quorum.absent_commits(at)
+        return (*_columns(at, outlook), *_leases(at, awaited), *map(_measuring, measuring))
     wanted = AggregateRound if at.phase is Phase.AGGREGATING else SlowCommand
     return tuple(_command(at, command) for command in at.pending.values() if isinstance(command, wanted))
 
@@ -55,8 +58,18 @@ def wait_reason(state: EngineState, record: WorkerRecord) -> str:
     open_lease = state.open_lease_of(record.worker)
     if open_lease is not None:
         return f"it holds lease {open_lease.lease.lease_id}"
-    refusal = dispatch.refusal_now(state, quorum.standings_of(state), pacing.pace_of(state), record)
+    refusal = dispatch.refusal_now(state, quorum.Standings(state), pacing.pace_of(state), record)
     return refusal or f"round {state.round.round} has a lease for it as soon as it asks"
+
+
+def lease_ended(state: EngineState, worker: WorkerId, lease_id: LeaseId) -> str | None:
+    """Why going on with this lease is worth nothing; None while it is not."""
+    record = state.leases.get(lease_id)
+    if record is None or record.lease.worker != worker:
+        return f"lease {lease_id} is not known any more"
+    if record.status in LOST_STATUSES:
+        return record.ended
+    return record.verdict.reason if record.status is LeaseStatus.REJECTED and record.verdict else None
 
 
 def _gathering(state: EngineState) -> Wait:

@@ -51,6 +51,11 @@ class Lease:
         return self.inner_steps * self.batch_sequences
 
     @property
+    def order(self) -> tuple[int, int, str]:
+        """Leases sorted by this are in the order in which they were granted (see `leases.grant`: `r3.9`, `r3.10`)."""
+        return self.round, len(self.lease_id), self.lease_id
+
+    @property
     def blocks(self) -> tuple[BlockId, ...]:
         """Blocks that a submission for this lease must hold: the trunk, then its columns."""
         return (TRUNK, *(column_block(column) for column in self.columns))

@@ -13,8 +13,9 @@ from coordinator.engine import pacing
 from coordinator.engine.commands import AnnounceVerdict, CancelLease, DropPayload, GrantLease, MeasureSubmission
 from coordinator.engine.events import SubmissionCommitted
 from coordinator.engine.lease import DataRange, Lease
-from coordinator.engine.phases import OPEN_PHASES, LeaseStatus, Phase
-from coordinator.engine.screening import BLAMED_KEYS, DUPLICATE, INCOMPLETE, LATE, rejected
+from coordinator.engine.phases import LOST_STATUSES, OPEN_PHASES, LeaseStatus, Phase
+from coordinator.engine.reasons import BLAMED_KEYS, DUPLICATE, INCOMPLETE, LATE
+from coordinator.engine.screening import rejected
 from coordinator.engine.state import LeaseRecord, Quarantine, Verdict
 from coordinator.engine.turn import Turn
 from protocol.ids import LeaseId, RoundNumber, WorkerId
@@ -51,7 +52,7 @@ def grant(
         deadline_s=state.now_s + ttl_s,
         spare=spare,
     )
-    state.leases[lease_id] = LeaseRecord(lease=lease)
+    state.put_lease(LeaseRecord(lease=lease))
     first = state.now_s if current.first_lease_at_s is None else current.first_lease_at_s
     state.update_round(next_lease=current.next_lease + 1, first_lease_at_s=first, spare_wait_until_s=None)
     granted = state.workers[worker].leases_granted + 1
@@ -187,18 +188,20 @@ def accept(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
     state.update_worker(worker.worker, accepted=worker.accepted + 1, rejected_in_row=0)
     state.totals = replace(state.totals, submissions_accepted=state.totals.submissions_accepted + 1)
     if record.lease.round == state.round.round:
-        gains = (*state.round.gains, record.heldout_gain)
-        state.update_round(accepted=state.round.accepted + 1, gains=gains)
+        state.update_round(accepted=state.round.accepted + 1)
+        state.add_gain(record.heldout_gain)
     turn.emit(AnnounceVerdict(worker=worker.worker, lease_id=lease_id, accepted=True, reason=verdict.reason))
 
 
 def withdraw(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
     """An acceptance does not stand: the books are as if it had never been, and the submission is refused."""
     state = turn.state
-    worker = state.workers[state.leases[lease_id].lease.worker]
+    lease = state.leases[lease_id].lease
+    worker = state.workers[lease.worker]
     state.update_worker(worker.worker, accepted=worker.accepted - 1)
     state.totals = replace(state.totals, submissions_accepted=state.totals.submissions_accepted - 1)
-    state.update_round(accepted=state.round.accepted - 1)
+    if lease.round == state.round.round:
+        state.update_round(accepted=state.round.accepted - 1)
     reject(turn, lease_id, verdict)
 
 
@@ -240,7 +243,7 @@ def _refusal(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> Ver
     if staleness > state.config.max_staleness:
         most = state.config.max_staleness
         return rejected(LATE, f"committed {staleness} rounds after its own; at most {most} late counts")
-    own = [other.lease.lease_id for other in state.leases.values() if other.lease.worker == lease.worker]
+    own = [other.lease.lease_id for other in state.leases_of(lease.worker)]
     if own[-1] != lease.lease_id:
         return rejected(LATE, f"the worker was silent, then asked anew and was given lease {own[-1]} instead")
     if event.inner_steps_done < lease.inner_steps:
@@ -266,8 +269,8 @@ def _cool(turn: Turn, worker: WorkerId) -> None:
     state = turn.state
     lost = sum(
         1
-        for record in state.leases_of_round()
-        if record.lease.worker == worker and record.status in {LeaseStatus.EXPIRED, LeaseStatus.RETURNED}
+        for record in state.leases_of(worker)
+        if record.lease.round == state.round.round and record.status in LOST_STATUSES
     )
     if lost > 1:
         state.update_worker(worker, cooling_until_s=state.now_s + state.config.min_lease_s)

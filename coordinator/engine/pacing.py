@@ -15,6 +15,7 @@ from statistics import median
 
 from coordinator.engine.config import EngineConfig
 from coordinator.engine.lease import Lease
+from coordinator.engine.speeds import Speeds
 from coordinator.engine.state import EngineState, LeaseRecord, SpeedReport, WorkerRecord
 from protocol.ids import RoundNumber, WorkerId
 
@@ -41,11 +42,6 @@ def with_report(reports: tuple[SpeedReport, ...], report: SpeedReport) -> tuple[
     return (*reports, report)[-KEPT_REPORTS:]
 
 
-def step_s(record: WorkerRecord) -> float | None:
-    """Seconds an inner step takes this worker; None where it has not submitted yet."""
-    return median(report.train_s / report.steps for report in record.reports) if record.reports else None
-
-
 def overhead_s(record: WorkerRecord) -> float:
     """Seconds of a lease that are not training: fetching, and looking for work."""
     return median(report.wall_s - report.train_s for report in record.reports) if record.reports else 0.0
@@ -53,48 +49,53 @@ def overhead_s(record: WorkerRecord) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """Speeds of the swarm at one moment."""
+    """Speeds of the swarm at one moment: a view, good until the next event."""
 
-    step_s: dict[WorkerId, float]
-    """Seconds an inner step takes each worker: measured, or its probe in proportion to others' probes and measures."""
+    speeds: Speeds
     reference_step_s: float | None
     """Median over present workers; None while nobody has submitted."""
-    relative: dict[WorkerId, float]
-    """Speed over the median speed."""
+
+    def step_s(self, worker: WorkerId) -> float | None:
+        """Seconds an inner step takes this worker, by its own measure or its probe; else the median."""
+        own = self.speeds.step_s(worker) if self.speeds.any_measured else None
+        return self.reference_step_s if own is None else own
+
+    def relative(self, worker: WorkerId) -> float:
+        """Speed over the median speed; 1 where unknown."""
+        own, middle = self.speeds.step_s(worker), self.speeds.reference_step_s
+        ratio = middle / own if own and middle else 1.0
+        return ratio if math.isfinite(ratio) else 1.0
 
 
 def pace_of(state: EngineState) -> Pace:
     """Speeds of all workers, from their own reports where there are any, from probes otherwise."""
-    workers = state.workers.values()
-    measured = {record.worker: known for record in workers if (known := step_s(record)) is not None}
-    probes = {record.worker: record.tokens_per_s for record in workers if record.tokens_per_s > 0}
-    # tokens in a step, as the workers with both a probe and a measure tell; without any, probes only give ratios
-    both = [measured[worker] * probes[worker] for worker in measured if worker in probes]
-    tokens_a_step = median(both) if both else 1.0
-    probed = {worker: tokens_a_step / speed for worker, speed in probes.items() if both or not measured}
-    speeds = {**probed, **measured}
-    present = [speeds[record.worker] for record in workers if record.present and record.worker in speeds]
-    middle = median(present) if present else None
-    relative = {worker: middle / own for worker, own in speeds.items()} if middle else {}
-    absolute = bool(measured)
-    return Pace(step_s=speeds if absolute else {}, reference_step_s=middle if absolute else None, relative=relative)
+    speeds = state.index.speeds
+    return Pace(speeds=speeds, reference_step_s=speeds.reference_step_s if speeds.any_measured else None)
 
 
 def eighths_by_speed(config: EngineConfig, pace: Pace, worker: WorkerId) -> int:
     """Share of the recipe's steps, in eighths, by speed alone."""
-    relative = pace.relative.get(worker, 1.0)
+    relative = min(float(EIGHTHS), pace.relative(worker))
     return max(1, min(EIGHTHS, math.floor(EIGHTHS * relative * (1.0 + config.pace_tolerance))))
 
 
 def eighths_by_time_left(state: EngineState, pace: Pace, worker: WorkerId) -> int:
     """Share of the recipe's steps that still fits into the round, in eighths; 0 where none does."""
+    return _eighths_that_fit(state, pace, pace.step_s(worker))
+
+
+def eighths_for_the_fastest(state: EngineState, pace: Pace) -> int:
+    """The same for the fastest worker that is here."""
+    return _eighths_that_fit(state, pace, pace.speeds.least_step_s)
+
+
+def _eighths_that_fit(state: EngineState, pace: Pace, own_step_s: float | None) -> int:
     started_s = state.round.first_lease_at_s
-    if started_s is None or pace.reference_step_s is None:
+    if started_s is None or pace.reference_step_s is None or own_step_s is None:
         return EIGHTHS
-    own = pace.step_s.get(worker, pace.reference_step_s)
     steps = state.config.inner.inner_steps
     left_s = steps * pace.reference_step_s - (state.now_s - started_s)
-    fits = EIGHTHS * left_s / (steps * own)
+    fits = EIGHTHS * left_s / (steps * own_step_s)
     return max(0, min(EIGHTHS, math.floor(fits * (1.0 + state.config.pace_tolerance))))
 
 
@@ -105,7 +106,7 @@ def steps_of(config: EngineConfig, eighths: int) -> int:
 
 def expected_s(record: WorkerRecord, pace: Pace, inner_steps: int) -> float | None:
     """How long this lease should take, grant to commit; None where nobody has been measured."""
-    own = pace.step_s.get(record.worker, pace.reference_step_s)
+    own = pace.step_s(record.worker)
     return None if own is None else inner_steps * own + overhead_s(record)
 
 

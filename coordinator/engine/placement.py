@@ -7,7 +7,7 @@ granted one at a time as workers ask, so the choice can only look at what was le
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from coordinator.engine.config import EngineConfig
 from coordinator.engine.draws import Draws
@@ -29,11 +29,14 @@ def redrawn_holders(
     config: EngineConfig, draws: Draws, round_number: RoundNumber, held: Mapping[WorkerId, tuple[int, ...]]
 ) -> dict[int, tuple[WorkerId, ...]]:
     """For each column, `redraw` of its last holders, drawn in secret: they are to make room for others this round."""
+    holders: dict[int, list[WorkerId]] = {}
+    for worker, columns in held.items():
+        for column in columns:
+            holders.setdefault(column, []).append(worker)
     leaving: dict[int, tuple[WorkerId, ...]] = {}
     for column in range(config.columns):
-        holders = sorted(worker for worker, columns in held.items() if column in columns)
-        if holders:
-            mixed = draws.stream(round_number, "redraw", column).shuffled(holders)
+        if column in holders:
+            mixed = draws.stream(round_number, "redraw", column).shuffled(sorted(holders[column]))
             leaving[column] = tuple(mixed[: config.redraw])
     return leaving
 
@@ -45,9 +48,9 @@ def choose_columns(
     *,
     allowed: Collection[int],
     coverage: Mapping[int, int],
-    others: Collection[WorkerId],
+    others: Callable[[Collection[WorkerId]], int],
 ) -> tuple[int, ...]:
-    """Columns for one lease, ascending. `others` are further workers that could still be leased this round."""
+    """Columns for one lease, ascending. `others(besides)` counts workers that could still be leased this round."""
     config, current = state.config, state.round
     count = capacity(config, worker.max_columns)
     if count >= len(allowed):
@@ -55,8 +58,7 @@ def choose_columns(
     drawn = draws.stream(current.round, "placement", worker.worker).shuffled(range(config.columns))
     order = {column: place for place, column in enumerate(drawn)}
     sticky = current.sticky.get(worker.worker, ())
-
-    served = {column for columns in current.sticky.values() for column in columns}
+    served = state.index.served_columns(current.sticky)
 
     def rank(column: int) -> tuple[bool, int, bool, bool, int]:
         makes_room = _makes_room(state, worker.worker, column, coverage.get(column, 0), others)
@@ -66,10 +68,11 @@ def choose_columns(
     return tuple(sorted(sorted(allowed, key=rank)[:count]))
 
 
-def _makes_room(state: EngineState, worker: WorkerId, column: int, covered: int, others: Collection[WorkerId]) -> bool:
+def _makes_room(
+    state: EngineState, worker: WorkerId, column: int, covered: int, others: Callable[[Collection[WorkerId]], int]
+) -> bool:
     """Whether this worker leaves the column to others this round: only where there are enough of them."""
     leaving = state.round.redrawn.get(column, ())
     if worker not in leaving:
         return False
-    available = sum(1 for other in others if other not in leaving)
-    return available >= state.config.replicas - covered
+    return others(leaving) >= state.config.replicas - covered

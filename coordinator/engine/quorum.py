@@ -8,16 +8,17 @@ more, except our own measuring of what has arrived.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from operator import add
 from statistics import median
 
-from coordinator.engine.phases import LOST_STATUSES, LeaseStatus, Phase
-from coordinator.engine.screening import BLAMED_KEYS
+from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.state import EngineState, LeaseRecord
+from coordinator.engine.tally import was_lost
 from protocol.ids import WorkerId
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnStanding:
     """Leases of one column in the present round."""
 
@@ -29,78 +30,61 @@ class ColumnStanding:
     """Leases that were lost, and submissions that were refused."""
 
 
-@dataclass(slots=True, kw_only=True)
 class Standings:
-    """All columns of the present round, and what each worker holds in it."""
+    """All columns of the present round, and what each worker holds in it: a view that changes as leases do."""
 
-    quorum: int
-    columns: list[ColumnStanding]
-    held: dict[WorkerId, set[int]] = field(default_factory=dict)
-    refused: set[WorkerId] = field(default_factory=set)
-    """Workers whose submission screening refused this round: they get no second try in it."""
+    def __init__(self, state: EngineState) -> None:
+        self._state = state
+        self._tally = state.index.tally
+        self.quorum = min(state.config.quorum, state.config.replicas)
+
+    @property
+    def columns(self) -> list[ColumnStanding]:
+        """Each column's counts now."""
+        tally = self._tally
+        rows = zip(tally.leased, tally.accepted, tally.in_flight, tally.gone, strict=True)
+        return [
+            ColumnStanding(column=column, leased=leased, accepted=accepted, in_flight=in_flight, gone=gone)
+            for column, (leased, accepted, in_flight, gone) in enumerate(rows)
+        ]
 
     @property
     def coverage(self) -> dict[int, int]:
         """Replicas that have reported or may still report."""
-        return {standing.column: standing.accepted + standing.in_flight for standing in self.columns}
+        return dict(enumerate(map(add, self._tally.accepted, self._tally.in_flight)))
+
+    def is_holder(self, worker: WorkerId) -> bool:
+        """Whether the worker has a lease of this round that was not lost."""
+        return worker in self._tally.holders
+
+    def is_refused(self, worker: WorkerId) -> bool:
+        """Whether screening refused its submission this round: it gets no second try in it."""
+        return worker in self._tally.refused
+
+    def held(self, worker: WorkerId) -> set[int]:
+        """Columns of a worker's leases that were not lost."""
+        current = self._state.round.round
+        records = (r for r in self._state.leases_of(worker) if r.lease.round == current and not was_lost(r))
+        return {column for record in records for column in record.lease.columns}
 
     def at_risk(self) -> list[int]:
         """Columns that cannot reach the quorum with what is out."""
-        return [s.column for s in self.columns if s.accepted + s.in_flight < self.quorum]
+        replicas = map(add, self._tally.accepted, self._tally.in_flight)
+        return [column for column, count in enumerate(replicas) if count < self.quorum]
+
+    def replaceable(self) -> list[int]:
+        """Columns at risk because something was lost or refused."""
+        return [column for column in self.at_risk() if self._tally.gone[column]]
 
     def to_replace(self, worker: WorkerId) -> set[int]:
-        """Columns at risk because something was lost or refused, and that this worker has not held this round."""
-        held = self.held.get(worker, set())
-        return {column for column in self.at_risk() if self.columns[column].gone and column not in held}
+        """Of those, the ones that this worker has not held this round."""
+        found = self.replaceable()
+        return set(found) - self.held(worker) if found else set()
 
-    def unsettled(self) -> list[ColumnStanding]:
-        """Columns below quorum that something is on its way for."""
-        return [s for s in self.columns if s.accepted < self.quorum and s.in_flight > 0]
-
-    def add_lease(self, worker: WorkerId, columns: tuple[int, ...]) -> None:
-        """Count one more granted lease."""
-        self.held.setdefault(worker, set()).update(columns)
-        for column in columns:
-            self.columns[column].leased += 1
-            self.columns[column].in_flight += 1
-
-
-def was_lost(record: LeaseRecord) -> bool:
-    """Whether nothing came of a lease without its worker being to blame: its columns may be leased to it again."""
-    late = record.verdict is not None and not record.verdict.accepted and record.verdict.key not in BLAMED_KEYS
-    return record.status in LOST_STATUSES or late
-
-
-def standings_of(state: EngineState) -> Standings:
-    """Count the present round's leases."""
-    config = state.config
-    leased, accepted, in_flight, gone = ([0] * config.columns for _ in range(4))
-    held: dict[WorkerId, set[int]] = {}
-    refused: set[WorkerId] = set()
-    for record in state.leases_of_round():
-        worker, columns = record.lease.worker, record.lease.columns
-        tallies = [leased]
-        if was_lost(record):
-            tallies.append(gone)
-        else:
-            held.setdefault(worker, set()).update(columns)
-            if record.status is LeaseStatus.REJECTED:
-                refused.add(worker)
-                tallies.append(gone)
-            elif record.status is LeaseStatus.ACCEPTED:
-                tallies.append(accepted)
-            elif state.is_awaited(record):
-                tallies.append(in_flight)
-        for tally in tallies:
-            for column in columns:
-                tally[column] += 1
-    rows = enumerate(zip(leased, accepted, in_flight, gone, strict=True))
-    return Standings(
-        quorum=min(config.quorum, config.replicas),
-        columns=[ColumnStanding(column=c, leased=n, accepted=a, in_flight=f, gone=g) for c, (n, a, f, g) in rows],
-        held=held,
-        refused=refused,
-    )
+    def is_settled(self) -> bool:
+        """Whether every column has its quorum, or nothing more on its way."""
+        counts = zip(self._tally.accepted, self._tally.in_flight, strict=True)
+        return not any(in_flight and accepted < self.quorum for accepted, in_flight in counts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,24 +92,22 @@ class Outlook:
     """What the round still waits for."""
 
     standings: Standings
-    awaited: tuple[LeaseRecord, ...]
+    awaited: int
     """Leases that workers have yet to deliver."""
-    measuring: tuple[LeaseRecord, ...]
+    measuring: int
     """Submissions that we have yet to judge."""
-
-    @property
-    def settled(self) -> bool:
-        """Every column has its quorum, or nothing more on its way."""
-        return not self.standings.unsettled()
+    settled: bool
+    """Every column has its quorum, or nothing more on its way."""
 
 
 def outlook_of(state: EngineState) -> Outlook:
     """Look at the present round."""
-    awaited = [record for record in state.leases.values() if state.is_awaited(record)]
+    standings = Standings(state)
     return Outlook(
-        standings=standings_of(state),
-        awaited=tuple(record for record in awaited if record.status is not LeaseStatus.UPLOADED),
-        measuring=tuple(record for record in awaited if record.status is LeaseStatus.UPLOADED),
+        standings=standings,
+        awaited=state.index.tally.awaited,
+        measuring=state.index.measuring,
+        settled=standings.is_settled(),
     )
 
 
@@ -152,21 +134,17 @@ def grace_s(state: EngineState) -> float:
     return max(state.config.min_grace_s, share)
 
 
-def spare_candidates(state: EngineState, standings: Standings) -> list[WorkerId]:
-    """Workers that are here and could take a column at risk, but have not asked for a lease yet."""
-    at_risk = bool(standings.at_risk())
-    busy = {record.lease.worker for record in state.leases.values() if record.status is LeaseStatus.GRANTED}
-    return [
-        record.worker
-        for record in state.workers.values()
-        if record.present
-        and record.quarantine is None
+def has_spare_candidates(state: EngineState, standings: Standings) -> bool:
+    """Whether somebody is here who could take a column at risk, but has not asked for a lease yet."""
+    return bool(standings.at_risk()) and any(
+        record.quarantine is None
         and record.cooling_until_s <= state.now_s
-        and record.worker not in busy
+        and record.worker not in state.index.open_leases
         and record.waiting_since_s is None
-        and record.worker not in standings.refused
-        and (at_risk if record.worker not in standings.held else standings.to_replace(record.worker))
-    ]
+        and not standings.is_refused(record.worker)
+        and (not standings.is_holder(record.worker) or standings.to_replace(record.worker))
+        for record in map(state.workers.__getitem__, state.index.present)
+    )
 
 
 def why_close(state: EngineState, outlook: Outlook) -> str | None:
@@ -174,12 +152,12 @@ def why_close(state: EngineState, outlook: Outlook) -> str | None:
     if state.phase not in {Phase.TRAINING, Phase.GRACE} or outlook.measuring:
         return None
     if is_past_deadline(state):
-        lacking = f", {len(outlook.awaited)} still out" if outlook.awaited else ""
+        lacking = f", {outlook.awaited} still out" if outlook.awaited else ""
         return f"the round's deadline of {state.config.round_deadline_s:.0f} s has passed{lacking}"
     if not outlook.settled:
         return None
     if not outlook.awaited:
-        if absent_commits(state):
+        if waits_for_absent(state):
             return None
         short = outlook.standings.at_risk()
         waits_until = state.round.spare_wait_until_s
@@ -190,13 +168,18 @@ def why_close(state: EngineState, outlook: Outlook) -> str | None:
         return "every lease is resolved and every column has its quorum"
     until = state.round.grace_until_s
     if until is not None and state.now_s >= until:
-        return f"every column is settled and the grace for {len(outlook.awaited)} stragglers is over"
+        return f"every column is settled and the grace for {outlook.awaited} stragglers is over"
     return None
 
 
+def waits_for_absent(state: EngineState) -> bool:
+    """Whether nothing is accepted and somebody who fell silent has committed: worth waiting for until the deadline."""
+    tally = state.index.tally
+    return tally.absent_commits > 0 and not tally.accepted_leases
+
+
 def absent_commits(state: EngineState) -> list[LeaseRecord]:
-    """Where nothing is accepted: commits of workers that fell silent, worth waiting for until the round's deadline."""
-    records = list(state.leases_of_round())
-    if any(record.status is LeaseStatus.ACCEPTED for record in records):
+    """The commits that `waits_for_absent` means."""
+    if not waits_for_absent(state):
         return []
-    return [record for record in records if record.status is LeaseStatus.COMMITTED and not state.is_awaited(record)]
+    return [r for r in state.leases_of_round() if r.status is LeaseStatus.COMMITTED and not state.is_awaited(r)]

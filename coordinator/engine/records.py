@@ -48,7 +48,7 @@ def event_to_json(event: Event) -> str:
 
 def event_from_json(text: str) -> Event:
     """The event that `text` was made of."""
-    return from_plain(json.loads(text), Event)
+    return from_plain(_parsed(text), Event)
 
 
 def command_to_json(command: Command) -> str:
@@ -58,7 +58,7 @@ def command_to_json(command: Command) -> str:
 
 def command_from_json(text: str) -> Command:
     """The command that `text` was made of."""
-    return from_plain(json.loads(text), Command)
+    return from_plain(_parsed(text), Command)
 
 
 def to_plain(value: Any, declared: Any) -> Any:
@@ -70,9 +70,16 @@ def from_plain(plain: Any, declared: type[T]) -> T:
     """The value that `plain` was made of. Raises LocalError where it is no such thing."""
     try:
         value: T = _codec(declared)[1](plain)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise LocalError(f"not a record of {declared.__name__}: {error!r}") from error
     return value
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise LocalError(f"not a record: {error}") from error
 
 
 Codec = tuple[Callable[[Any], Any], Callable[[Any], Any]]
@@ -119,7 +126,8 @@ def _tagged(declared: type, kinds: dict[str, type]) -> Codec:
 
 def _dataclass(declared: Any) -> Codec:
     hints = typing.get_type_hints(declared)
-    codecs = {field.name: _codec(hints[field.name]) for field in dataclasses.fields(declared)}
+    # what is not given to the constructor follows from the rest
+    codecs = {field.name: _codec(hints[field.name]) for field in dataclasses.fields(declared) if field.init}
 
     def encode(value: Any) -> Any:
         return {name: codec[0](getattr(value, name)) for name, codec in codecs.items()}

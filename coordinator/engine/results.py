@@ -26,9 +26,11 @@ from coordinator.engine.events import (
     SubmissionMeasured,
     VersionValidated,
 )
+from coordinator.engine.history import Checkpoint, Failure, Validation, remembered
 from coordinator.engine.phases import LeaseStatus, Phase
-from coordinator.engine.screening import LATE, UNMEASURABLE, rejected
-from coordinator.engine.state import Checkpoint, Failure, LeaseRecord, Validation
+from coordinator.engine.reasons import LATE, UNMEASURABLE
+from coordinator.engine.screening import rejected
+from coordinator.engine.state import LeaseRecord
 from coordinator.engine.turn import Turn
 from protocol.errors import IllegalEvent
 
@@ -63,7 +65,8 @@ def on_submission_measured(turn: Turn, event: SubmissionMeasured) -> None:
         event,
         norms=norms,
         history=state.norm_history,
-        gains=state.round.gains,
+        columns_median=state.index.column_norms.median(state.norm_history, screening.MIN_NORMS),
+        gains_median=state.index.gains.median(state.round.gains, screening.MIN_GAINS),
         steps_share=lease.inner_steps / state.config.inner.inner_steps,
     )
     state.update_lease(
@@ -72,7 +75,7 @@ def on_submission_measured(turn: Turn, event: SubmissionMeasured) -> None:
     if not verdict.accepted:
         leases.reject(turn, lease.lease_id, verdict)
         return
-    state.norm_history = screening.remember(state.norm_history, norms, state.config.screening.norm_history)
+    state.remember_norms(screening.remember(state.norm_history, norms, state.config.screening.norm_history))
     leases.accept(turn, lease.lease_id, verdict)
 
 
@@ -94,7 +97,7 @@ def on_version_validated(turn: Turn, event: VersionValidated) -> None:
         raise IllegalEvent(f"{event.command_id} is about version {command.version}, got {event.version}")
     turn.settle(event.command_id)
     validation = Validation(version=event.version, val_loss=event.val_loss, val_loss_se=event.val_loss_se)
-    state.validations = (*state.validations, validation)
+    state.validations = remembered(state.validations, validation)
     state.history = tuple(
         replace(row, val_loss=event.val_loss, val_loss_se=event.val_loss_se) if row.version == event.version else row
         for row in state.history
@@ -107,7 +110,8 @@ def on_checkpoint_written(turn: Turn, event: CheckpointWritten) -> None:
     if command.version != event.version:
         raise IllegalEvent(f"{event.command_id} is about version {command.version}, got {event.version}")
     turn.settle(event.command_id)
-    turn.state.checkpoints = (*turn.state.checkpoints, Checkpoint(version=event.version, path=event.path))
+    checkpoint = Checkpoint(version=event.version, path=event.path)
+    turn.state.checkpoints = remembered(turn.state.checkpoints, checkpoint)
 
 
 def on_command_failed(turn: Turn, event: CommandFailed) -> None:
@@ -116,7 +120,7 @@ def on_command_failed(turn: Turn, event: CommandFailed) -> None:
     command = _pending(turn, event.command_id, SlowCommand)
     before = state.failures.get(event.command_id)
     failure = Failure(count=1 + (before.count if before else 0), error=event.error)
-    state.failures[event.command_id] = failure
+    state.put_failure(event.command_id, failure)
     if failure.count < MOST_TRIES:
         return
     if isinstance(command, MeasureSubmission):

@@ -8,20 +8,22 @@ timer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from coordinator.engine import contributions as votes
 from coordinator.engine import leases, placement, quorum, screening
 from coordinator.engine.commands import AggregateRound, EndRun, MeasureSubmission, ValidateVersion, WriteCheckpoint
-from coordinator.engine.dispatch import dispatch, is_waiting, ready_workers
+from coordinator.engine.dispatch import are_ready, dispatch, is_waiting
 from coordinator.engine.draws import Draws
 from coordinator.engine.events import RoundAggregated
-from coordinator.engine.phases import LIVE_STATUSES, OPEN_PHASES, LeaseStatus, Phase
+from coordinator.engine.history import RoundRecord, remembered
+from coordinator.engine.phases import OPEN_PHASES, LeaseStatus, Phase
 from coordinator.engine.quorum import Outlook
-from coordinator.engine.screening import LATE, rejected
-from coordinator.engine.state import EngineState, RoundRecord, RoundState
+from coordinator.engine.reasons import LATE
+from coordinator.engine.screening import rejected
+from coordinator.engine.state import EngineState, RoundState
 from coordinator.engine.turn import Turn
-from protocol.ids import RoundNumber, Version
+from protocol.ids import RoundNumber, Version, WorkerId
 
 RUNNING_PHASES = frozenset({Phase.TRAINING, Phase.GRACE})
 _MOST_MOVES = 8
@@ -42,8 +44,9 @@ def new_round(state: EngineState, draws: Draws, number: RoundNumber) -> RoundSta
 
 def advance(turn: Turn) -> None:
     """Do everything that the state, at its present time, calls for."""
+    state = turn.state
     _expire_due(turn)
-    _lift_quarantines(turn)
+    _lift_quarantines(turn, state.index.quarantines.due(state.now_s))
     for _ in range(_MOST_MOVES):
         before = (turn.state.phase, turn.state.round.round)
         _step(turn)
@@ -55,19 +58,17 @@ def advance(turn: Turn) -> None:
 def timers_s(state: EngineState) -> Iterator[float]:
     """Moments at which time alone changes something; those that have passed have been dealt with."""
     current = state.round
-    moments = [record.lease.deadline_s for record in state.leases.values() if record.status is LeaseStatus.GRANTED]
+    moments = [state.index.deadlines.first_after(state.now_s)]
     if state.phase is Phase.GATHERING and current.gathered_at_s is not None:
         moments.append(_gathered_until_s(state))
     if state.phase in RUNNING_PHASES:
         limits = (quorum.deadline_s(state), current.grace_until_s, current.spare_wait_until_s)
-        moments += [limit for limit in limits if limit is not None]
+        moments += limits
     if state.phase in OPEN_PHASES:
-        for record in state.workers.values():
-            if record.quarantine is not None:
-                moments.append(record.quarantine.until_s)
-            if is_waiting(state, record):
-                moments.append(record.cooling_until_s)
-    return (moment for moment in moments if moment > state.now_s)
+        moments.append(state.index.quarantines.first_after(state.now_s))
+        cooling = (state.workers[worker] for worker in state.index.cooling)
+        moments += [record.cooling_until_s for record in cooling if is_waiting(state, record)]
+    return (moment for moment in moments if moment is not None and moment > state.now_s)
 
 
 def workers_wanted(state: EngineState) -> int:
@@ -114,12 +115,12 @@ def next_round_or_finish(turn: Turn) -> None:
     if state.stop_reason is not None or state.round.round >= state.config.max_rounds:
         finish(turn)
         return
-    state.round = new_round(state, turn.draws, RoundNumber(state.round.round + 1))
+    state.open_round(new_round(state, turn.draws, RoundNumber(state.round.round + 1)))
     if state.phase is not Phase.GATHERING:
         state.move_to(Phase.GATHERING)
     _end_stale_leases(turn)
     _forget_old_leases(state)
-    _lift_quarantines(turn)
+    _lift_quarantines(turn, list(state.index.quarantines))
 
 
 def finish(turn: Turn) -> None:
@@ -132,6 +133,9 @@ def finish(turn: Turn) -> None:
             leases.expire(turn, lease_id, reason)
         elif record.status is LeaseStatus.UPLOADED:
             leases.reject(turn, lease_id, rejected(LATE, f"not judged any more: {reason}"))
+        elif record.status is LeaseStatus.ACCEPTED and record.counted_in is None:
+            # whoever was told that it is safe is told, too, that no outer step will take it
+            leases.withdraw(turn, lease_id, rejected(LATE, f"accepted, but no round takes it any more: {reason}"))
     for command in list(state.pending.values()):
         if isinstance(command, MeasureSubmission):
             turn.settle(command.command_id)
@@ -155,12 +159,12 @@ def _step(turn: Turn) -> None:
 
 def _gather(turn: Turn) -> None:
     state = turn.state
-    if any(record.status in LIVE_STATUSES for record in state.leases_of_round()):
+    if state.index.tally.live:
         # all was lost and one came back before anybody else was leased
         state.update_round(first_lease_at_s=state.now_s)
         state.move_to(Phase.TRAINING)
         return
-    if len(ready_workers(state)) < workers_wanted(state):
+    if not are_ready(state, workers_wanted(state)):
         state.update_round(gathered_at_s=None)
         return
     if state.round.gathered_at_s is None:
@@ -173,7 +177,7 @@ def _gather(turn: Turn) -> None:
 
 def _gathered_until_s(state: EngineState) -> float:
     since = state.now_s if state.round.gathered_at_s is None else state.round.gathered_at_s
-    all_here = state.totals.leases_granted > 0 and len(ready_workers(state)) >= state.config.min_workers
+    all_here = state.totals.leases_granted > 0 and are_ready(state, state.config.min_workers)
     return since if all_here else since + state.config.gather_s
 
 
@@ -196,7 +200,7 @@ def _review(turn: Turn) -> None:
 def _set_spare_wait(state: EngineState, outlook: Outlook) -> None:
     if outlook.awaited or outlook.measuring or state.round.spare_wait_until_s is not None:
         return
-    if outlook.standings.at_risk() and quorum.spare_candidates(state, outlook.standings):
+    if outlook.standings.at_risk() and quorum.has_spare_candidates(state, outlook.standings):
         state.update_round(spare_wait_until_s=state.now_s + state.config.min_grace_s)
 
 
@@ -212,7 +216,7 @@ def _follow_grace(state: EngineState, outlook: Outlook) -> None:
 
 def _is_deserted(state: EngineState) -> bool:
     """Nothing came, and not for anybody's fault: the round is still there for whoever comes."""
-    return all(quorum.was_lost(record) for record in state.leases_of_round())
+    return state.index.tally.lost == len(state.index.tally.leases)
 
 
 def _reopen(state: EngineState) -> None:
@@ -225,13 +229,12 @@ def _reopen(state: EngineState) -> None:
 def _look_again(turn: Turn) -> None:
     """Refuse what was accepted before there were peers to compare it with, and falls short of them."""
     state = turn.state
+    middle = state.index.gains.median(state.round.gains, screening.MIN_GAINS)
     for record in votes.countable(state):
         if record.lease.round != state.round.round:
             continue
         share = record.lease.inner_steps / state.config.inner.inner_steps
-        verdict = screening.review(
-            state.config.screening, record.heldout_gain, record.heldout_gain_se, state.round.gains, share
-        )
+        verdict = screening.review(state.config.screening, record.heldout_gain, record.heldout_gain_se, middle, share)
         if verdict is not None:
             leases.withdraw(turn, record.lease.lease_id, verdict)
 
@@ -285,7 +288,7 @@ def _record_round(turn: Turn, *, version: Version | None, late_used: int, update
         val_loss_se=None,
         close_reason=current.close_reason,
     )
-    state.history = (*state.history, row)
+    state.history = remembered(state.history, row)
 
 
 def _validate(turn: Turn) -> None:
@@ -304,10 +307,10 @@ def _write_checkpoint(turn: Turn) -> None:
 
 def _expire_due(turn: Turn) -> None:
     state = turn.state
-    for lease_id, record in list(state.leases.items()):
-        if record.status is LeaseStatus.GRANTED and state.now_s >= record.lease.deadline_s:
-            given_s = record.lease.deadline_s - record.lease.granted_at_s
-            leases.expire(turn, lease_id, f"no submission within {given_s:.0f} s, the lease's deadline")
+    overdue = (state.leases[lease_id].lease for lease_id in state.index.deadlines.due(state.now_s))
+    for lease in sorted(overdue, key=lambda lease: lease.order):
+        given_s = lease.deadline_s - lease.granted_at_s
+        leases.expire(turn, lease.lease_id, f"no submission within {given_s:.0f} s, the lease's deadline")
 
 
 def _end_stale_leases(turn: Turn) -> None:
@@ -322,16 +325,18 @@ def _forget_old_leases(state: EngineState) -> None:
     """Resolved leases are kept a little longer than they can matter, to answer a worker that asks again."""
     oldest = state.round.round - state.config.max_staleness - 2
     open_statuses = {LeaseStatus.GRANTED, LeaseStatus.COMMITTED, LeaseStatus.UPLOADED}
-    state.leases = {
-        lease_id: record
-        for lease_id, record in state.leases.items()
-        if record.lease.round >= oldest or record.status in open_statuses
-    }
+    state.keep_leases(
+        {
+            lease_id: record
+            for lease_id, record in state.leases.items()
+            if record.lease.round >= oldest or record.status in open_statuses
+        }
+    )
 
 
-def _lift_quarantines(turn: Turn) -> None:
+def _lift_quarantines(turn: Turn, workers: Iterable[WorkerId]) -> None:
     state = turn.state
-    for record in list(state.workers.values()):
-        kept = record.quarantine
+    for worker in workers:
+        kept = state.workers[worker].quarantine
         if kept is not None and (state.round.round >= kept.until_round or state.now_s >= kept.until_s):
-            state.update_worker(record.worker, quarantine=None)
+            state.update_worker(worker, quarantine=None)

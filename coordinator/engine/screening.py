@@ -9,35 +9,25 @@ over all columns, since an expert that few tokens reach has small norms until it
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from statistics import median
 
 from coordinator.engine.config import ScreeningConfig
 from coordinator.engine.events import BlockNorm, SubmissionMeasured
+from coordinator.engine.medians import NormHistory
+from coordinator.engine.reasons import (
+    HELDOUT_GAIN_TOO_SMALL,
+    HELDOUT_LOSS_ROSE,
+    MALFORMED,
+    NON_FINITE,
+    NORM_TOO_LARGE,
+    NORM_TOO_SMALL,
+)
 from coordinator.engine.state import Verdict
 from protocol.ids import TRUNK, BlockId
-
-MALFORMED = "malformed"
-NON_FINITE = "non_finite"
-NORM_TOO_LARGE = "norm_too_large"
-NORM_TOO_SMALL = "norm_too_small"
-HELDOUT_LOSS_ROSE = "heldout_loss_rose"
-HELDOUT_GAIN_TOO_SMALL = "heldout_gain_too_small"
-LATE = "late"
-INCOMPLETE = "incomplete"
-DUPLICATE = "duplicate"
-UNMEASURABLE = "unmeasurable"
-
-BLAMED_KEYS = frozenset(
-    {MALFORMED, NON_FINITE, NORM_TOO_LARGE, NORM_TOO_SMALL, HELDOUT_LOSS_ROSE, HELDOUT_GAIN_TOO_SMALL, DUPLICATE}
-)
-"""Reasons that count towards quarantine. Being late, slow or gone never does, nor does a failure of ours."""
 
 MIN_NORMS = 3
 """Norms to compare with before the median of them says anything."""
 MIN_GAINS = 2
-
-NormHistory = Mapping[BlockId, tuple[float, ...]]
 
 
 def rejected(key: str, reason: str) -> Verdict:
@@ -56,10 +46,15 @@ def judge(
     *,
     norms: tuple[BlockNorm, ...],
     history: NormHistory,
-    gains: tuple[float, ...],
+    columns_median: float | None,
+    gains_median: float | None,
     steps_share: float,
 ) -> Verdict:
-    """The verdict on one submission. `norms` are scaled; `gains` were accepted in the same round."""
+    """The verdict on one submission.
+
+    `norms` are scaled. The medians are of all columns in `history`, and of the gains accepted in the same round; None
+    where there are too few (`MIN_NORMS`, `MIN_GAINS`).
+    """
     if event.malformed:
         return rejected(MALFORMED, f"the payload is not what was leased: {event.malformed}")
     for norm in event.norms:
@@ -69,8 +64,8 @@ def judge(
         return Verdict(accepted=True, key="", reason="accepted unscreened: screening is off")
     against = (
         _judge_lengths(config, event.norms)
-        or _judge_norms(config, norms, history)
-        or _judge_gain(config, event.heldout_gain, event.heldout_gain_se, gains, steps_share)
+        or _judge_norms(config, norms, history, columns_median)
+        or _judge_gain(config, event.heldout_gain, event.heldout_gain_se, gains_median, steps_share)
     )
     if against is not None:
         return against
@@ -99,15 +94,15 @@ def _judge_lengths(config: ScreeningConfig, norms: tuple[BlockNorm, ...]) -> Ver
     return None
 
 
-def _judge_norms(config: ScreeningConfig, norms: tuple[BlockNorm, ...], history: NormHistory) -> Verdict | None:
-    column_norms = [value for block, values in history.items() if block != TRUNK for value in values]
-    all_columns = median(column_norms) if len(column_norms) >= MIN_NORMS else None
+def _judge_norms(
+    config: ScreeningConfig, norms: tuple[BlockNorm, ...], history: NormHistory, columns_median: float | None
+) -> Verdict | None:
     for norm in norms:
         own = history.get(norm.block, ())
         middle = median(own) if len(own) >= MIN_NORMS else None
         most = config.max_norm_factor
         if norm.block != TRUNK:
-            middle = max((m for m in (middle, all_columns) if m is not None), default=None)
+            middle = max((m for m in (middle, columns_median) if m is not None), default=None)
             most = config.max_column_norm_factor
         if middle is None or middle <= 0.0:
             continue
@@ -122,16 +117,16 @@ def _judge_norms(config: ScreeningConfig, norms: tuple[BlockNorm, ...], history:
 
 
 def review(
-    config: ScreeningConfig, gain: float, gain_se: float, gains: tuple[float, ...], steps_share: float
+    config: ScreeningConfig, gain: float, gain_se: float, gains_median: float | None, steps_share: float
 ) -> Verdict | None:
     """A second look when the round closes: the first to be judged had no peers to be compared with."""
     if not config.enabled:
         return None
-    return _judge_gain(config, gain, gain_se, gains, steps_share)
+    return _judge_gain(config, gain, gain_se, gains_median, steps_share)
 
 
 def _judge_gain(
-    config: ScreeningConfig, gain: float, gain_se: float, gains: tuple[float, ...], steps_share: float
+    config: ScreeningConfig, gain: float, gain_se: float, gains_median: float | None, steps_share: float
 ) -> Verdict | None:
     if not math.isfinite(gain):
         return rejected(HELDOUT_LOSS_ROSE, f"half a step along it takes held-out loss to {gain}")
@@ -145,15 +140,14 @@ def _judge_gain(
             f"half a step along it {direction} held-out loss by {measured}; "
             f"it must be lowered by at least {config.min_heldout_gain:g}",
         )
-    if len(gains) < MIN_GAINS:
+    if gains_median is None:
         return None
-    middle = median(gains)
-    least = config.min_heldout_gain_share * middle * min(1.0, steps_share)
+    least = config.min_heldout_gain_share * gains_median * min(1.0, steps_share)
     if gain + doubt < least:
         direction = "raises" if gain < 0 else "lowers"
         return rejected(
             HELDOUT_GAIN_TOO_SMALL,
             f"half a step along it {direction} held-out loss by {measured}; it must be lowered by {least:.4g}, which "
-            f"is {config.min_heldout_gain_share:g} of the round's median {middle:.4g} for its share of the steps",
+            f"is {config.min_heldout_gain_share:g} of the round's median {gains_median:.4g} for its share of the steps",
         )
     return None

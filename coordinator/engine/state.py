@@ -1,7 +1,7 @@
 """What the engine knows: frozen records in a few dictionaries, and nothing that a replay of the journal would not give.
 
-Records are replaced, never changed, so `EngineState.copy` is shallow and an event is applied to a copy that takes the
-state's place only when nothing was raised. Heartbeats live elsewhere (presence.py) on purpose.
+Records are replaced, never changed, and only through the methods below, which note what was there before (undo.py) and
+keep the index (index.py) in step. Heartbeats live elsewhere (presence.py) on purpose.
 """
 
 from __future__ import annotations
@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from coordinator.engine.commands import SlowCommand
 from coordinator.engine.config import EngineConfig
 from coordinator.engine.events import BlockNorm
+from coordinator.engine.history import Checkpoint, Failure, RoundRecord, Totals, Validation
+from coordinator.engine.index import Index
 from coordinator.engine.lease import Lease
-from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus, Phase, move_lease, move_phase
+from coordinator.engine.phases import LeaseStatus, Phase, move_lease, move_phase
+from coordinator.engine.undo import Undo
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId
 
 
@@ -130,66 +134,6 @@ class RoundState:
     close_reason: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundRecord:
-    """A closed round."""
-
-    round: RoundNumber
-    base_version: Version
-    version: Version | None
-    """None: nothing acceptable came, the blocks are unchanged."""
-    opened_at_s: float
-    closed_at_s: float
-    accepted: int
-    rejected: int
-    expired: int
-    returned: int
-    late_used: int
-    """Accepted submissions of earlier rounds that counted here."""
-    update_norm_l2: float | None
-    val_loss: float | None
-    val_loss_se: float | None
-    close_reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Validation:
-    """Held-out loss of one version."""
-
-    version: Version
-    val_loss: float
-    val_loss_se: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
-    """An exported version."""
-
-    version: Version
-    path: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """A pending command that could not be carried out so far."""
-
-    count: int
-    error: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Totals:
-    """Counters over the whole run."""
-
-    leases_granted: int = 0
-    leases_expired: int = 0
-    leases_returned: int = 0
-    spares: int = 0
-    submissions_accepted: int = 0
-    submissions_rejected: dict[str, int] = field(default_factory=dict)
-    """Reason key to count."""
-
-
 @dataclass(slots=True, kw_only=True)
 class EngineState:
     """Everything that a journal's replay gives."""
@@ -216,48 +160,151 @@ class EngineState:
     stop_reason: str | None = None
     end_reason: str | None = None
 
+    index: Index = field(init=False, repr=False, compare=False)
+    """Follows from the above; in no snapshot."""
+    _undo: Undo | None = field(init=False, repr=False, compare=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.index = Index(self)
+
+    # ---- one event, whole or not at all ---------------------------------------------------------------
+
+    def begin(self) -> Undo:
+        """An event is about to be applied."""
+        self._undo = Undo({name: getattr(self, name) for name in _RECORDED})
+        return self._undo
+
+    def end(self) -> None:
+        """The event is applied."""
+        self._undo = None
+        self.index.forget_cooled(self.now_s)
+
+    def take_back(self) -> None:
+        """The event cannot be applied: everything is as it was before."""
+        assert self._undo is not None
+        undo, round_before = self._undo, self.round
+        for name, value in undo.take_back().items():
+            setattr(self, name, value)
+        self._undo = None
+        if not undo.is_empty or self.round is not round_before:
+            self.index = Index(self)
+
     def copy(self) -> EngineState:
-        """A state that can be changed without this one noticing."""
+        """The state as it is now, to keep."""
+        values = {name: getattr(self, name) for name in _RECORDED}
+        tables: dict[str, Any] = {name: dict(value) for name, value in values.items() if isinstance(value, dict)}
+        return replace(self, **tables)
+
+    def seen_at(self, now_s: float) -> EngineState:
+        """This very state as of another moment: for reading, and at once."""
         twin = copy(self)
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if isinstance(value, dict):
-                setattr(twin, entry.name, dict(value))
+        twin.now_s = now_s
         return twin
+
+    # ---- records --------------------------------------------------------------------------------------
 
     def move_to(self, phase: Phase) -> None:
         """Change the phase, by the table."""
         self.phase = move_phase(self.phase, phase)
 
+    def put_worker(self, record: WorkerRecord) -> WorkerRecord:
+        """Add or replace a worker's record."""
+        old = self.workers.get(record.worker)
+        if self._undo is not None:
+            self._undo.note(self.workers, record.worker)
+        self.workers[record.worker] = record
+        self.index.put_worker(old, record)
+        return record
+
+    def put_lease(self, record: LeaseRecord) -> LeaseRecord:
+        """Add or replace a lease's record."""
+        lease_id = record.lease.lease_id
+        old = self.leases.get(lease_id)
+        if self._undo is not None:
+            self._undo.note(self.leases, lease_id)
+        self.leases[lease_id] = record
+        self.index.put_lease(old, record)
+        return record
+
+    def keep_leases(self, kept: dict[LeaseId, LeaseRecord]) -> None:
+        """Forget all leases but `kept`."""
+        forgotten = [record for lease_id, record in self.leases.items() if lease_id not in kept]
+        self.leases = kept
+        for record in forgotten:
+            self.index.put_lease(record, None)
+
+    def put_pending(self, command: SlowCommand) -> None:
+        """A command is to be carried out."""
+        if self._undo is not None:
+            self._undo.note_whole(self.pending)
+        self.pending[command.command_id] = command
+
+    def put_failure(self, command_id: str, failure: Failure) -> None:
+        """A pending command was tried in vain."""
+        if self._undo is not None:
+            self._undo.note_whole(self.failures)
+        self.failures[command_id] = failure
+
+    def drop_pending(self, command_id: str) -> None:
+        """A command is done, or no longer wanted."""
+        if self._undo is not None:
+            self._undo.note_whole(self.pending)
+            self._undo.note_whole(self.failures)
+        self.pending.pop(command_id, None)
+        self.failures.pop(command_id, None)
+
+    def open_round(self, current: RoundState) -> None:
+        """Another round takes the place of the present one."""
+        self.round = current
+        self.index.turn_to(current)
+
     def set_status(self, lease_id: LeaseId, status: LeaseStatus) -> LeaseRecord:
         """Change a lease's status, by the table."""
         record = self.leases[lease_id]
-        self.leases[lease_id] = replace(record, status=move_lease(lease_id, record.status, status))
-        return self.leases[lease_id]
-
-    def leases_of_round(self) -> Iterator[LeaseRecord]:
-        """Leases of the present round."""
-        return (record for record in self.leases.values() if record.lease.round == self.round.round)
+        return self.put_lease(replace(record, status=move_lease(lease_id, record.status, status)))
 
     def update_worker(self, worker: WorkerId, **changes: object) -> WorkerRecord:
         """Replace fields of a worker's record."""
-        self.workers[worker] = replace(self.workers[worker], **changes)  # type: ignore[arg-type]
-        return self.workers[worker]
+        return self.put_worker(replace(self.workers[worker], **changes))  # type: ignore[arg-type]
 
     def update_lease(self, lease_id: LeaseId, **changes: object) -> LeaseRecord:
         """Replace fields of a lease's record; its status moves through `set_status` only."""
-        self.leases[lease_id] = replace(self.leases[lease_id], **changes)  # type: ignore[arg-type]
-        return self.leases[lease_id]
+        return self.put_lease(replace(self.leases[lease_id], **changes))  # type: ignore[arg-type]
 
     def update_round(self, **changes: object) -> RoundState:
         """Replace fields of the present round."""
         self.round = replace(self.round, **changes)  # type: ignore[arg-type]
         return self.round
 
+    def add_gain(self, gain: float) -> None:
+        """One more submission of the present round was accepted, with this held-out gain."""
+        before = self.round.gains
+        self.index.gains.follow(before, self.update_round(gains=(*before, gain)).gains)
+
+    def remember_norms(self, history: dict[BlockId, tuple[float, ...]]) -> None:
+        """`history` is the present one with one submission's norms added."""
+        self.index.column_norms.follow(self.norm_history, history)
+        self.norm_history = history
+
+    # ---- looking --------------------------------------------------------------------------------------
+
+    @property
+    def records(self) -> int:
+        """How many workers and leases a snapshot would hold."""
+        return len(self.workers) + len(self.leases)
+
+    def leases_of_round(self) -> Iterator[LeaseRecord]:
+        """Leases of the present round."""
+        return (self.leases[lease_id] for lease_id in self.index.tally.leases)
+
+    def leases_of(self, worker: WorkerId) -> Iterator[LeaseRecord]:
+        """All known leases of a worker, oldest first."""
+        return (self.leases[lease_id] for lease_id in self.index.leases_of(worker))
+
     def open_lease_of(self, worker: WorkerId) -> LeaseRecord | None:
         """The granted, not yet committed lease of a worker: at most one."""
-        records = self.leases.values()
-        return next((r for r in records if r.lease.worker == worker and r.status is LeaseStatus.GRANTED), None)
+        lease_id = self.index.open_leases.get(worker)
+        return None if lease_id is None else self.leases[lease_id]
 
     def is_awaited(self, record: LeaseRecord) -> bool:
         """Whether the present round still waits for something to come of this lease."""
@@ -271,13 +318,13 @@ class EngineState:
 
     def digest_in_use(self, digest: Digest, *, besides: LeaseId) -> bool:
         """Whether a lease other than `besides`, live and not counted yet, rests on these bytes."""
-        return any(
-            record.digest == digest and record.status in LIVE_STATUSES and record.counted_in is None
-            for lease_id, record in self.leases.items()
-            if lease_id != besides
-        )
+        return any(lease_id != besides for lease_id in self.index.resting_on(digest))
 
     def staleness_of(self, lease: Lease) -> int:
         """Rounds between a lease's own and the one in which its submission would count now."""
         counts_in = self.round.round + (self.phase is Phase.AGGREGATING)
         return counts_in - lease.round
+
+
+_RECORDED = tuple(entry.name for entry in fields(EngineState) if entry.init)
+"""What a snapshot holds."""

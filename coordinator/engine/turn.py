@@ -1,6 +1,6 @@
-"""One event being applied: the draft of the next state, the run's draws, and the commands that follow.
+"""One event being applied: the state, the run's draws, and the commands that follow.
 
-Decides nothing. Holds always: a slow command that is emitted is also in the draft's `pending`, and stays there until
+Decides nothing. Holds always: a slow command that is emitted is also in the state's `pending`, and stays there until
 its result arrives.
 """
 
@@ -26,12 +26,11 @@ class Turn:
         """Have `command` carried out."""
         self.commands.append(command)
         if isinstance(command, SlowCommand):
-            self.state.pending[command.command_id] = command
+            self.state.put_pending(command)
 
     def settle(self, command_id: str) -> None:
         """A slow command is done, or no longer wanted."""
-        self.state.pending.pop(command_id, None)
-        self.state.failures.pop(command_id, None)
+        self.state.drop_pending(command_id)
 
     def hear(self, worker: WorkerId) -> None:
         """A journalled event came from this worker."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.artifacts import ArtifactStore
-from protocol.errors import LocalError, MalformedMessage
+from protocol.errors import LocalError, MalformedMessage, StorageTrouble, Unavailable
 from protocol.ids import Digest, LeaseId, digest_of
 
 LEASE = LeaseId("r1.1")
@@ -35,7 +35,7 @@ def test_a_failed_write_leaves_nothing(store: ArtifactStore, monkeypatch: pytest
 
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(StorageTrouble, match="disk is full: make room"):
             store.blocks.put(b"content")
     assert not store.blocks.has(digest_of(b"content"))
     assert list(store.blocks.digests()) == []
@@ -69,7 +69,7 @@ def test_an_upload_resumes_from_what_is_there_or_from_less_never_from_more(store
     with pytest.raises(LocalError, match="closed"):
         upload.write(b"late")  # a cancelled call's last write
     assert store.upload_offset(LEASE, digest) == 5
-    with pytest.raises(MalformedMessage, match="only 5 are here"):
+    with pytest.raises(Unavailable, match="only 5 are here"):
         store.open_upload(LEASE, digest, 6)
     upload = store.open_upload(LEASE, digest, 3)
     assert b"".join(upload.prefix()) == b"012"

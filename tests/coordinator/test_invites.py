@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.invites import Registry
-from protocol.errors import Refused, Unauthenticated
+from protocol.errors import Refused, StorageTrouble, Unauthenticated
 from protocol.identity import PrivateIdentity
 
 ANNA, BEN = PrivateIdentity.generate().public_key, PrivateIdentity.generate().public_key
@@ -55,3 +55,14 @@ def test_the_file_is_private_and_holds_no_invite(registry: Registry, tmp_path: P
     other = Registry.open(path)  # another process sees it
     assert other.redeem(invite, BEN, "ben", now_s=1.0).name == "ben"
     other.close()
+
+
+def test_a_disk_that_takes_no_writes_is_told_and_the_invite_is_not_spent(tmp_path: Path) -> None:
+    registry = Registry.open(tmp_path / "registry.sqlite")
+    invite = registry.create_invite(trusted=False, expires_at_s=1e12)
+    registry._connection.execute("PRAGMA query_only=ON")
+    with pytest.raises(StorageTrouble, match="mount it for writing"):
+        registry.redeem(invite, b"k" * 32, "anna", 1.0)
+    registry._connection.execute("PRAGMA query_only=OFF")
+    assert registry.redeem(invite, b"k" * 32, "anna", 1.0).name == "anna"
+    registry.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from coordinator import pump as pump_module
+from coordinator.engine import engine as engine_module
 from coordinator.engine.commands import Command, GrantLease, SlowCommand, ValidateVersion
 from coordinator.engine.config import EngineConfig, InnerRecipe
 from coordinator.engine.engine import Engine
@@ -26,10 +28,11 @@ from coordinator.engine.events import (
 )
 from coordinator.engine.records import event_from_json, event_to_json
 from coordinator.engine.version import ENGINE_VERSION
-from coordinator.journal import Journal
+from coordinator.journal import Journal, Snapshot
 from coordinator.pump import Pump, load_engine
 from protocol.errors import ConfigError, IllegalEvent, LocalError, Unavailable
 from protocol.ids import Digest, RunId, WorkerId
+from protocol.storage import storage_trouble
 
 SECRET = b"s" * 32
 ANNA = WorkerId("a" * 32)
@@ -54,7 +57,7 @@ class Recorder:
         self.fail_times = 0
 
     def event(self, event: Event) -> None:
-        journal = Journal.open(self._path)  # what another process would find after a crash right now
+        journal = Journal.open(self._path, writable=False)  # what another process would find after a crash right now
         self.durable_when_applied.append(event_to_json(event) in {record for _, record in journal.read()})
         journal.close()
         self.log.append(type(event).__name__)
@@ -109,7 +112,7 @@ class Setup:
         return pump, recorder, journal
 
     def events(self) -> list[Event]:
-        journal = Journal.open(self.path)
+        journal = Journal.open(self.path, writable=False)
         events = [event_from_json(record) for _, record in journal.read()]
         journal.close()
         return events
@@ -218,8 +221,10 @@ async def test_pending_commands_are_done_again_after_a_restart_and_everybody_is_
     # Cut the result out: the process died after the command, before its event.
     journal = Journal.open(setup.path)
     records = [record for _, record in journal.read() if "VersionValidated" not in record]
-    journal._connection.execute("DELETE FROM events")
-    journal._last_position = 0
+    journal.close()
+    for path in tuple(setup.path.parent.glob("journal.sqlite*")):
+        path.unlink()
+    journal = Journal.create(setup.path, engine_version=ENGINE_VERSION)
     journal.append(records)
     journal.close()
     pump, second, journal = setup.open()
@@ -269,20 +274,91 @@ async def test_a_bug_in_the_engine_stops_the_pump_and_everybody_hears(
     journal.close()
 
 
-async def test_a_full_disk_refuses_instead_of_promising(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    pump, _, journal = setup.open()
+class FullDisk:
+    """Stands before a journal's `append` and lets nothing through until there is room."""
+
+    def __init__(self, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full = True
+        self.refused = 0
+        self._append = journal.append
+        monkeypatch.setattr(journal, "append", self._try)
+
+    def _try(self, records: list[str]) -> int:
+        if self.full:
+            self.refused += 1
+            raise storage_trouble(errno.ENOSPC, Path("journal.sqlite"))
+        return self._append(records)
+
+
+async def test_a_full_disk_refuses_instead_of_promising_and_goes_on_when_there_is_room(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pump, recorder, journal = setup.open()
     await until(lambda: not pump.engine.pending)
-
-    def full(_: list[str]) -> int:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(journal, "append", full)
-    with pytest.raises(LocalError, match="No space left"):
+    disk = FullDisk(journal, monkeypatch)
+    with pytest.raises(Unavailable, match="disk is full: make room"):
         await pump.submit(enrolled())
     assert ANNA not in pump.engine.state.workers
-    with pytest.raises(OSError, match="No space"):
-        await pump.failed
+    assert "WorkerEnrolled" not in recorder.log
+    assert pump.stalled is not None
+    disk.full = False
+    await pump.submit(enrolled())
+    assert ANNA in pump.engine.state.workers
+    assert pump.stalled is None
     await pump.stop()
+    journal.close()
+
+
+async def test_what_the_pump_itself_owes_the_journal_is_recorded_once_there_is_room(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pump_module, "STALL_RETRY_S", 0.0)
+    pump, _, journal = setup.open()
+    await pump.submit(enrolled())
+    await until(lambda: not pump.engine.pending)
+    await pump.stop()
+    journal.close()
+    pump, _, journal = setup.open()  # the greeting is due, and proposed once only
+    disk = FullDisk(journal, monkeypatch)
+    await until(lambda: disk.refused >= 2)
+    disk.full = False
+    await until(lambda: any(isinstance(event, CoordinatorResumed) for event in setup.events()))
+    assert sum(isinstance(event, CoordinatorResumed) for event in setup.events()) == 1
+    await pump.stop()
+    journal.close()
+
+
+async def test_the_result_of_slow_work_outlives_a_full_disk(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump_module, "STALL_RETRY_S", 0.0)
+    pump, recorder, journal = setup.open()
+    disk = FullDisk(journal, monkeypatch)
+    await until(lambda: disk.refused >= 2)
+    disk.full = False
+    await until(lambda: not pump.engine.pending)
+    assert recorder.executed == ["validate:v0"], "done once: only its report was tried again"
+    await pump.stop()
+    journal.close()
+
+
+async def test_a_snapshot_that_does_not_fit_is_put_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump_module, "SNAPSHOT_EVERY", 2)
+    setup = Setup(tmp_path)
+    pump, _, journal = setup.open()
+
+    def full(_: Snapshot) -> None:
+        raise storage_trouble(errno.ENOSPC, setup.path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "save_snapshot", full)
+        for number in range(5):
+            await pump.submit(enrolled(WorkerId(f"{number:032x}")))
+        await until(lambda: not pump.engine.pending)
+        state = pump.engine.snapshot()
+        await pump.stop()
+    journal.close()
+    journal = Journal.open(setup.path)
+    assert journal.latest_snapshot() is None
+    assert load_engine(journal, SECRET)[0].snapshot() == state
     journal.close()
 
 
@@ -323,4 +399,47 @@ async def test_a_journal_of_another_engine_is_not_replayed(tmp_path: Path) -> No
     journal = Journal.create(tmp_path / "empty.sqlite", engine_version=ENGINE_VERSION)
     with pytest.raises(ConfigError, match="does not begin"):
         load_engine(journal, SECRET)
+    journal.close()
+
+
+async def stopped_run(folder: Path) -> Setup:
+    setup = Setup(folder)
+    pump, _, journal = setup.open()
+    await pump.submit(enrolled())
+    await until(lambda: not pump.engine.pending)
+    await pump.stop()
+    journal.close()
+    return setup
+
+
+async def test_a_run_of_an_older_engine_goes_on_if_it_was_stopped_cleanly_and_the_step_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = await stopped_run(tmp_path)
+    newer = ENGINE_VERSION + 1
+    for module in (pump_module, engine_module):
+        monkeypatch.setattr(module, "ENGINE_VERSION", newer)
+
+    def rename(state: dict[str, Any]) -> dict[str, Any]:
+        state["workers"][ANNA]["name"] = "migrated"
+        return state
+
+    journal = Journal.open(setup.path)
+    with pytest.raises(ConfigError, match="release that began it"):
+        load_engine(journal, SECRET, {})
+    engine, _ = load_engine(journal, SECRET, {ENGINE_VERSION: rename})
+    assert engine.state.workers[ANNA].name == "migrated"
+    assert journal.engine_version == newer
+    load_engine(journal, SECRET, {})  # once is enough: what was written is the new engine's
+    journal.close()
+
+
+async def test_events_of_an_older_engine_are_never_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = await stopped_run(tmp_path)
+    journal = Journal.open(setup.path)
+    journal.append([event_to_json(LeaseRequested(at_s=1001.0, worker=ANNA))])  # after the snapshot: it was killed
+    for module in (pump_module, engine_module):
+        monkeypatch.setattr(module, "ENGINE_VERSION", ENGINE_VERSION + 1)
+    with pytest.raises(ConfigError, match="not stopped cleanly"):
+        load_engine(journal, SECRET, {ENGINE_VERSION: lambda state: state})
     journal.close()

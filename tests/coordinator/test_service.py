@@ -305,7 +305,7 @@ async def test_an_upload_breaks_and_resumes_where_it_broke(
     offset = (await client.commit(lease, payload)).upload_offset
     assert offset == half
     beyond = client.upload(lease, payload, offset=offset + 1)
-    await Refusal(Code.INVALID_ARGUMENT, "commit again").of(beyond)
+    await Refusal(Code.UNAVAILABLE, "commit again").of(beyond)
     assert (await client.upload(lease, payload, offset=offset)).complete
     assert (await client.upload(lease, payload, offset=0)).complete
     assert (await client.commit(lease, payload)).upload_offset == len(payload)

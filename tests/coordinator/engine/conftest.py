@@ -18,9 +18,11 @@ from coordinator.engine.commands import (
 )
 from coordinator.engine.config import EngineConfig, InnerRecipe, ScreeningConfig
 from coordinator.engine.engine import Engine
+from coordinator.engine.index import Index
 from coordinator.engine.lease import Lease
 from coordinator.engine.phases import Phase
 from coordinator.engine.state import LeaseRecord
+from coordinator.engine.tally import RoundTally
 from coordinator.engine.version import ENGINE_VERSION
 from protocol.errors import IllegalEvent
 from protocol.ids import Digest, LeaseId, RunId, WorkerId, digest_of
@@ -73,9 +75,17 @@ class Swarm:
             commands = self.engine.handle(event)
         except IllegalEvent:
             assert self.engine.snapshot() == before, "an illegal event changed the state"
+            self.check_index()
             raise
+        self.check_index()
         self.log += commands
         return commands
+
+    def check_index(self) -> None:
+        """What the engine kept up to date is what looking at the whole state anew gives."""
+        state = self.engine.state
+        kept, anew = described(state.index, state.now_s), described(Index(state), state.now_s)
+        assert kept == anew
 
     def at(self, now_s: float) -> Swarm:
         """Move the clock, letting the pump's part happen on the way."""
@@ -270,6 +280,26 @@ class Swarm:
     @staticmethod
     def digest(lease_id: str) -> Digest:
         return digest_of(f"payload of {lease_id}".encode())
+
+
+def described(index: Index, now_s: float) -> dict[str, Any]:
+    """An index as plain values, to compare two."""
+    speeds, tally = index.speeds, index.tally
+    return {
+        "tally": {name: getattr(tally, name) for name in RoundTally.__slots__},
+        "in order": list(tally.leases),
+        "leases of": {worker: list(index.leases_of(worker)) for worker in index.places},
+        "resting": index._resting_on,
+        "open": index.open_leases,
+        "deadlines": {key: index.deadlines.moment_s(key) for key in index.deadlines},
+        "next deadline": index.deadlines.earliest() and index.deadlines.earliest()[0],
+        "quarantines": {key: index.quarantines.moment_s(key) for key in index.quarantines},
+        "cooling": {key for key in index.cooling if index.cooling.moment_s(key) > now_s},
+        "sets": (index.present, index.idle, index.idle_fresh, index.free, index.measuring, index.places),
+        "speeds": {name: getattr(speeds, name) for name in ("_measured", "_probes", "_both", "_present_measured")},
+        "probes": speeds._present_probes,
+        "reference": (speeds.reference_step_s, speeds.least_step_s),
+    }
 
 
 def of(kind: type, commands: Sequence[Command]) -> list[Any]:

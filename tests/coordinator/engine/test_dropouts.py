@@ -210,3 +210,15 @@ def test_the_whole_swarm_restored_from_a_snapshot(swarm):
     s.engine = Engine.restore(json.loads(json.dumps(s.engine.snapshot())), b"a secret of the tests")
     s.submit("b", "c")
     assert s.phase is Phase.AGGREGATING
+
+
+def test_a_commit_of_somebody_who_fell_silent_is_a_sign_of_life(swarm):
+    s = swarm(heartbeat_interval_s=5.0)
+    s.join("a", "b")
+    s.after(3)
+    s.silent("a")
+    assert not s.engine.state.workers["a"].present
+    s.after(1)
+    s.commit("a")
+    record = s.engine.state.workers["a"]
+    assert (record.present, record.heard_at_s) == (True, s.now_s)

@@ -56,7 +56,7 @@ class EngineMachine(RuleBasedStateMachine):
         if not enabled:
             config = replace(config, screening=replace(config.screening, enabled=False))
             self.swarm = type(self.swarm)(config)
-        self.previous = self.swarm.engine.state
+        self.previous = self.swarm.engine.state.copy()
 
     def do(self, event: ev.Event) -> None:
         with contextlib.suppress(IllegalEvent):
@@ -172,7 +172,7 @@ class EngineMachine(RuleBasedStateMachine):
         if self.previous.phase is Phase.OVER:
             assert state.phase is Phase.OVER
         assert any(state.phase in pair for pair in PHASE_MOVES)
-        self.previous = state
+        self.previous = state.copy()
 
     @invariant()
     def nobody_votes_twice(self):

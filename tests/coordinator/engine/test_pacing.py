@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from coordinator.engine import pacing
+from coordinator.engine import pacing, speeds
 from coordinator.engine.lease import Lease
 from coordinator.engine.state import LeaseRecord, SpeedReport
 from protocol.ids import RoundNumber, WorkerId
@@ -72,7 +72,7 @@ def test_one_odd_lease_does_not_move_the_median(swarm):
     s.enrol("a")
     record = s.engine.state.update_worker(WorkerId("a"), reports=reports)
     assert len(reports) == pacing.KEPT_REPORTS
-    assert pacing.step_s(record) == 1.0
+    assert speeds.step_s(record) == 1.0
     assert pacing.overhead_s(record) == pytest.approx(2.0)
 
 

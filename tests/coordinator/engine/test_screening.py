@@ -9,6 +9,7 @@ import pytest
 from coordinator.engine import screening
 from coordinator.engine.config import ScreeningConfig
 from coordinator.engine.events import BlockNorm, SubmissionMeasured
+from coordinator.engine.medians import ColumnNormMedian, GainMedian
 from coordinator.engine.phases import Phase
 from protocol.ids import TRUNK, WorkerId, column_block
 
@@ -35,7 +36,13 @@ def verdict_on(
         heldout_gain_se=gain_se,
     )
     return screening.judge(
-        ScreeningConfig(enabled=enabled), event, norms=given, history=history, gains=gains, steps_share=steps_share
+        ScreeningConfig(enabled=enabled),
+        event,
+        norms=given,
+        history=history,
+        columns_median=ColumnNormMedian().median(history, screening.MIN_NORMS),
+        gains_median=GainMedian().median(gains, screening.MIN_GAINS),
+        steps_share=steps_share,
     )
 
 

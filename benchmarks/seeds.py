@@ -1,0 +1,142 @@
+"""Seeds a second of the deterministic simulation, and whether any of them breaks a promise.
+
+    python -m benchmarks.seeds [--seeds N] [--first N] [--jobs N] [--quick] [--json FILE]
+    python -m benchmarks.seeds --seed N [--trace]     one seed again, and what happened in it
+    python -m benchmarks.seeds --planted              seeds needed to find each planted bug
+
+A seed is one whole run under virtual time: workers, network, faults and restarts are drawn from it.
+Leaves with 1 where an invariant broke, and names the first seeds that did it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks import report
+from simulator.deterministic.planted import PLANTED
+from simulator.deterministic.world import Outcome, run_seed
+
+QUICK_SEEDS = 500
+SEEDS = 2000
+MOST_SEEDS_FOR_A_BUG = 1000
+CHUNK = 50
+SHOWN_FAILURES = 5
+
+
+def main() -> int:
+    """Run what was asked for; 1 where an invariant broke."""
+    options = _options()
+    if options.seed is not None:
+        return show(options.seed, trace=options.trace)
+    print(report.machine())
+    rows = planted_rows() if options.planted else [seeds_row(options)]
+    report.print_rows(rows)
+    if options.json is not None:
+        report.write_json(options.json, rows)
+    return int(any(row["violations"] != row["expected"] for row in rows))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_SEEDS} seeds")
+    parser.add_argument("--json", type=Path, metavar="FILE", default=None, help="write the rows to FILE, too")
+    parser.add_argument("--seeds", type=int, default=None, help=f"how many (default {SEEDS})")
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--seed", type=int, default=None, help="this one only")
+    parser.add_argument("--trace", action="store_true", help="with --seed: print everything that happened")
+    parser.add_argument("--planted", action="store_true", help="find the planted bugs instead")
+    options: argparse.Namespace = parser.parse_args()
+    return options
+
+
+def show(seed: int, *, trace: bool) -> int:
+    """One seed again."""
+    outcome = run_seed(seed, trace=trace)
+    for line in outcome.trace:
+        print(line)
+    print(
+        f"seed {seed}: {outcome.violation or 'no violation'} ({outcome.events} events, {outcome.versions} versions, "
+        f"{outcome.virtual_s:.0f} virtual seconds, history {outcome.history[:16]})"
+    )
+    return int(outcome.violation is not None)
+
+
+def seeds_row(options: argparse.Namespace) -> report.Row:
+    """All seeds, in as many processes as asked."""
+    count = options.seeds or (QUICK_SEEDS if options.quick else SEEDS)
+    begin = time.perf_counter()
+    outcomes = list(_outcomes(options.first, count, options.jobs))
+    wall_s = time.perf_counter() - begin
+    broken = [outcome for outcome in outcomes if outcome.violation is not None]
+    for outcome in broken[:SHOWN_FAILURES]:
+        print(f"seed {outcome.seed}: {outcome.violation}\n  python -m benchmarks.seeds --seed {outcome.seed} --trace")
+    return {
+        "seeds": count,
+        "first": options.first,
+        "jobs": options.jobs,
+        "violations": len(broken),
+        "expected": 0,
+        "seeds_per_s": count / wall_s,
+        "wall_s": wall_s,
+        "events": sum(outcome.events for outcome in outcomes),
+        "outer_steps": sum(outcome.versions for outcome in outcomes),
+        "acknowledged": sum(outcome.acknowledged for outcome in outcomes),
+        "coordinator_kills": sum(outcome.coordinator_kills for outcome in outcomes),
+        "worker_kills": sum(outcome.worker_kills for outcome in outcomes),
+        "virtual_hours": sum(outcome.virtual_s for outcome in outcomes) / 3600,
+    }
+
+
+def _outcomes(first: int, count: int, jobs: int) -> Iterator[Outcome]:
+    chunks = [range(start, min(start + CHUNK, first + count)) for start in range(first, first + count, CHUNK)]
+    if jobs <= 1:
+        for chunk in chunks:
+            yield from _run_chunk(chunk)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        for outcomes in pool.imap(_run_chunk, chunks):
+            yield from outcomes
+
+
+def _run_chunk(seeds: Sequence[int]) -> list[Outcome]:
+    outcomes = [run_seed(seed) for seed in seeds]
+    gc.collect()  # no seed collects while it runs
+    return outcomes
+
+
+def planted_rows() -> list[report.Row]:
+    """For each planted bug, the first seed that finds it."""
+    return [find(bug.name) for bug in PLANTED]
+
+
+def find(name: str, most_seeds: int = MOST_SEEDS_FOR_A_BUG) -> report.Row:
+    """The first seed that finds one planted bug."""
+    bug = next(bug for bug in PLANTED if bug.name == name)
+    begin = time.perf_counter()
+    found: Outcome | None = None
+    with bug.plant():
+        for seed in range(most_seeds):
+            outcome = run_seed(seed)
+            if outcome.violation is not None:
+                found = outcome
+                break
+    return {
+        "planted": name,
+        "what": bug.what,
+        "violations": int(found is not None),
+        "expected": 1,
+        "seeds_needed": None if found is None else found.seed + 1,
+        "wall_s": time.perf_counter() - begin,
+        "told": None if found is None or found.violation is None else found.violation[:80],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

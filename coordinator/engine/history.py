@@ -1,0 +1,82 @@
+"""What a run remembers of what is over: closed rounds, validations, exports, failures and counters over the whole run.
+
+Decides how much of it: the first row and the latest, so that a run of any length fits into memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from protocol.ids import RoundNumber, Version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRecord:
+    """A closed round."""
+
+    round: RoundNumber
+    base_version: Version
+    version: Version | None
+    """None: nothing acceptable came, the blocks are unchanged."""
+    opened_at_s: float
+    closed_at_s: float
+    accepted: int
+    rejected: int
+    expired: int
+    returned: int
+    late_used: int
+    """Accepted submissions of earlier rounds that counted here."""
+    update_norm_l2: float | None
+    val_loss: float | None
+    val_loss_se: float | None
+    close_reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """Held-out loss of one version."""
+
+    version: Version
+    val_loss: float
+    val_loss_se: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """An exported version."""
+
+    version: Version
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A pending command that could not be carried out so far."""
+
+    count: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Counters over the whole run."""
+
+    leases_granted: int = 0
+    leases_expired: int = 0
+    leases_returned: int = 0
+    spares: int = 0
+    submissions_accepted: int = 0
+    submissions_rejected: dict[str, int] = field(default_factory=dict)
+    """Reason key to count."""
+
+
+KEPT_ROWS = 1000
+"""Closed rounds, validations and checkpoints that are remembered: more would only be looked up in the event log."""
+
+Row = TypeVar("Row")
+
+
+def remembered(rows: tuple[Row, ...], row: Row) -> tuple[Row, ...]:
+    """`rows` and a new one: the first, which tells where all began, and the latest."""
+    return (*rows, row) if len(rows) < KEPT_ROWS else (rows[0], *rows[2:], row)

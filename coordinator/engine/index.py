@@ -1,0 +1,217 @@
+"""What the engine would otherwise look for among all workers and leases after each event. Derived, never recorded.
+
+Decides nothing. Holds always: everything here follows from the state's workers, leases and round alone, so a snapshot
+leaves it out, and an index that is built anew from a state equals the one that was kept up to date with it
+(`tests/coordinator/engine/test_index.py` compares the two after every event).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from coordinator.engine.medians import ColumnNormMedian, GainMedian
+from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus
+from coordinator.engine.speeds import Speeds
+from coordinator.engine.tally import RoundTally
+from coordinator.engine.timetable import Timetable
+from protocol.ids import Digest, LeaseId, RoundNumber, WorkerId
+
+if TYPE_CHECKING:
+    from coordinator.engine.config import EngineConfig
+    from coordinator.engine.state import EngineState, LeaseRecord, RoundState, WorkerRecord
+
+_NO_LEASES: dict[LeaseId, None] = {}
+
+
+class Index:
+    """Kept by `EngineState`, which reports every record that it replaces."""
+
+    def __init__(self, state: EngineState) -> None:
+        self._state = state
+        self._columns = state.config.columns
+        self._round = state.round.round
+        self.present: set[WorkerId] = set()
+        self._tallies: dict[RoundNumber, RoundTally] = {}
+        self._leases_of: dict[WorkerId, dict[LeaseId, None]] = {}
+        self._resting_on: dict[Digest, set[LeaseId]] = {}
+        self._served: tuple[object, frozenset[int]] = (None, frozenset())
+        self.open_leases: dict[WorkerId, LeaseId] = {}
+        """The granted, not yet committed lease of each worker that has one."""
+        self.deadlines: Timetable[LeaseId] = Timetable()
+        """Of granted leases."""
+        self.measuring = 0
+        """Submissions, of whatever round, that we have yet to judge."""
+        self.places: dict[WorkerId, int] = {}
+        """Enrolment order."""
+        self.idle: set[WorkerId] = set()
+        """Here, and waiting for a lease."""
+        self.idle_fresh: set[WorkerId] = set()
+        """Of those, the ones without a lease in the present round."""
+        self.free: set[WorkerId] = set()
+        """Here and without a lease, waiting or not, and not set aside: could be leased, when not cooling."""
+        self.cooling: Timetable[WorkerId] = Timetable()
+        """Workers that are leased again only later."""
+        self.quarantines: Timetable[WorkerId] = Timetable()
+        """By the time at which they end at the latest."""
+        self.speeds = Speeds()
+        self.gains = GainMedian()
+        self.column_norms = ColumnNormMedian()
+        for worker in state.workers.values():
+            self.put_worker(None, worker)
+        for lease in state.leases.values():
+            self.put_lease(None, lease)
+
+    # ---- keeping up ---------------------------------------------------------------------------------
+
+    def put_worker(self, old: WorkerRecord | None, new: WorkerRecord) -> None:
+        """`new` takes the place of `old`."""
+        worker = new.worker
+        if old is None:
+            self.places[worker] = len(self.places)
+        if (worker in self.present) != new.present:
+            self._set_present(worker, new.present)
+        _put(self.idle, worker, new.present and new.waiting_since_s is not None)
+        if new.cooling_until_s > 0 and (old is None or old.cooling_until_s != new.cooling_until_s):
+            self.cooling.set(worker, new.cooling_until_s)
+        if new.quarantine is not None:
+            self.quarantines.set(worker, new.quarantine.until_s)
+        else:
+            self.quarantines.discard(worker)
+        self.speeds.put(old, new)
+        self._place(new)
+
+    def put_lease(self, old: LeaseRecord | None, new: LeaseRecord | None) -> None:
+        """`new` takes the place of `old`; None: there was, or is, no such lease."""
+        record = new or old
+        assert record is not None
+        lease = record.lease
+        worker, lease_id = lease.worker, lease.lease_id
+        self._count(old, new)
+        if new is None:
+            self._forget(worker, lease_id)
+        elif old is None:
+            self._leases_of.setdefault(worker, {})[lease_id] = None
+        if new is not None and new.status is LeaseStatus.GRANTED:
+            self.open_leases[worker] = lease_id
+            self.deadlines.set(lease_id, new.lease.deadline_s)
+        elif old is not None and old.status is LeaseStatus.GRANTED:
+            self.open_leases.pop(worker, None)
+            self.deadlines.discard(lease_id)
+        self._rest_on(old, new)
+        self._place(self._state.workers[worker])
+
+    def turn_to(self, current: RoundState) -> None:
+        """Another round is the present one."""
+        self._round = current.round
+        for lease_round in [number for number, tally in self._tallies.items() if not tally.leases]:
+            del self._tallies[lease_round]
+        for record in self._state.workers.values():
+            self._place(record)
+
+    def forget_cooled(self, now_s: float) -> None:
+        """Who has cooled by now needs no looking at any more."""
+        for worker in self.cooling.due(now_s):
+            self.cooling.discard(worker)
+
+    # ---- looking ------------------------------------------------------------------------------------
+
+    @property
+    def tally(self) -> RoundTally:
+        """Counts of the present round."""
+        return self._tally(self._round)
+
+    def leases_of(self, worker: WorkerId) -> Iterable[LeaseId]:
+        """All known leases of a worker, oldest first."""
+        return self._leases_of.get(worker, _NO_LEASES)
+
+    def resting_on(self, digest: Digest) -> Iterable[LeaseId]:
+        """Leases, live and not counted yet, whose submission is these bytes."""
+        return self._resting_on.get(digest, ())
+
+    def served_columns(self, sticky: dict[WorkerId, tuple[int, ...]]) -> frozenset[int]:
+        """All columns that somebody held in the round before."""
+        if self._served[0] is not sticky:
+            self._served = (sticky, frozenset(column for columns in sticky.values() for column in columns))
+        return self._served[1]
+
+    # ---- parts --------------------------------------------------------------------------------------
+
+    def _tally(self, number: RoundNumber) -> RoundTally:
+        if number not in self._tallies:
+            self._tallies[number] = RoundTally(self._columns)
+        return self._tallies[number]
+
+    def _count(self, old: LeaseRecord | None, new: LeaseRecord | None) -> None:
+        record = new or old
+        assert record is not None
+        if old is not None and new is not None and old.status is new.status and old.verdict is new.verdict:
+            return
+        present = record.lease.worker in self.present
+        tally = self._tally(record.lease.round)
+        if old is not None:
+            tally.count(old, present=present, by=-1)
+            self.measuring -= old.status is LeaseStatus.UPLOADED
+        if new is None:
+            tally.leases.pop(record.lease.lease_id, None)
+            return
+        tally.count(new, present=present, by=1)
+        tally.leases[new.lease.lease_id] = None
+        self.measuring += new.status is LeaseStatus.UPLOADED
+
+    def _forget(self, worker: WorkerId, lease_id: LeaseId) -> None:
+        left = self._leases_of[worker]
+        del left[lease_id]
+        if not left:
+            del self._leases_of[worker]
+
+    def _rest_on(self, old: LeaseRecord | None, new: LeaseRecord | None) -> None:
+        before, after = _live_digest(old), _live_digest(new)
+        if before == after:
+            return
+        record = new or old
+        assert record is not None
+        if before is not None:
+            self._resting_on[before].discard(record.lease.lease_id)
+            if not self._resting_on[before]:
+                del self._resting_on[before]
+        if after is not None:
+            self._resting_on.setdefault(after, set()).add(record.lease.lease_id)
+
+    def _set_present(self, worker: WorkerId, present: bool) -> None:
+        """A commit of somebody who is gone is no longer waited for; see `RoundTally.count`."""
+        records = (self._state.leases[lease_id] for lease_id in self.leases_of(worker))
+        commits = [record for record in records if record.status is LeaseStatus.COMMITTED]
+        for record in commits:
+            self._tally(record.lease.round).count(record, present=not present, by=-1)
+            self._tally(record.lease.round).count(record, present=present, by=1)
+        if present:
+            self.present.add(worker)
+        else:
+            self.present.discard(worker)
+
+    def _place(self, record: WorkerRecord) -> None:
+        """Put a worker into the sets where it belongs now."""
+        worker, holds = record.worker, record.worker in self.tally.holders
+        _put(self.idle_fresh, worker, worker in self.idle and not holds)
+        eligible = record.present and record.quarantine is None and offers_enough(self._state.config, record)
+        _put(self.free, worker, eligible and not holds and worker not in self.open_leases)
+
+
+def offers_enough(config: EngineConfig, record: WorkerRecord) -> bool:
+    """Whether a worker may hold as many columns as a lease needs; an offer of 0 means all."""
+    offered = config.columns if record.max_columns <= 0 else min(record.max_columns, config.columns)
+    return offered >= config.min_columns
+
+
+def _put(workers: set[WorkerId], worker: WorkerId, belongs: bool) -> None:
+    if belongs:
+        workers.add(worker)
+    else:
+        workers.discard(worker)
+
+
+def _live_digest(record: LeaseRecord | None) -> Digest | None:
+    if record is None or record.status not in LIVE_STATUSES or record.counted_in is not None:
+        return None
+    return record.digest

@@ -1,0 +1,94 @@
+"""One round's leases, counted by column, by worker and by what became of them, as their records change.
+
+Decides what a lease counts as while its own round is open: on its way, accepted, or gone. Holds always: the counts
+are what counting all of the round's leases anew would give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, TypeVar
+
+from coordinator.engine.phases import LIVE_STATUSES, LOST_STATUSES, LeaseStatus
+from coordinator.engine.reasons import BLAMED_KEYS
+from protocol.ids import LeaseId, WorkerId
+
+if TYPE_CHECKING:
+    from coordinator.engine.state import LeaseRecord
+
+K = TypeVar("K", bound=Hashable)
+
+
+def was_lost(record: LeaseRecord) -> bool:
+    """Whether nothing came of a lease without its worker being to blame: its columns may be leased to it again."""
+    late = record.verdict is not None and not record.verdict.accepted and record.verdict.key not in BLAMED_KEYS
+    return record.status in LOST_STATUSES or late
+
+
+class RoundTally:
+    """Counts of one round."""
+
+    __slots__ = (
+        "absent_commits",
+        "accepted",
+        "accepted_leases",
+        "awaited",
+        "gone",
+        "holders",
+        "in_flight",
+        "leased",
+        "leases",
+        "live",
+        "lost",
+        "refused",
+    )
+
+    def __init__(self, columns: int) -> None:
+        self.leases: dict[LeaseId, None] = {}
+        """In the order in which they were granted."""
+        self.leased, self.accepted, self.in_flight, self.gone = ([0] * columns for _ in range(4))
+        """By column. Gone: leases that were lost, and submissions that were refused."""
+        self.holders: dict[WorkerId, int] = {}
+        """Leases of each worker that were not lost."""
+        self.refused: dict[WorkerId, int] = {}
+        """Submissions of each worker that screening refused."""
+        self.lost = 0
+        self.live = 0
+        self.accepted_leases = 0
+        self.awaited = 0
+        """Leases that workers have yet to deliver."""
+        self.absent_commits = 0
+        """Commits of workers that fell silent."""
+
+    def count(self, record: LeaseRecord, *, present: bool, by: int) -> None:
+        """Count a lease whose worker is `present` or not in (`by` 1) or out again (`by` -1)."""
+        status, worker = record.status, record.lease.worker
+        tallies = [self.leased]
+        self.live += by * (status in LIVE_STATUSES)
+        if was_lost(record):
+            self.lost += by
+            tallies.append(self.gone)
+        else:
+            _add(self.holders, worker, by)
+            if status is LeaseStatus.REJECTED:
+                _add(self.refused, worker, by)
+                tallies.append(self.gone)
+            elif status is LeaseStatus.ACCEPTED:
+                self.accepted_leases += by
+                tallies.append(self.accepted)
+            elif status is LeaseStatus.COMMITTED and not present:
+                self.absent_commits += by
+            else:
+                self.awaited += by * (status is not LeaseStatus.UPLOADED)
+                tallies.append(self.in_flight)
+        for tally in tallies:
+            for column in record.lease.columns:
+                tally[column] += by
+
+
+def _add(counts: dict[K, int], key: K, by: int) -> None:
+    left = counts.get(key, 0) + by
+    if left:
+        counts[key] = left
+    else:
+        counts.pop(key, None)

@@ -1,0 +1,59 @@
+"""One coordinator a run folder: two would each answer workers from a state of their own.
+
+Decides who may write a run folder. The system lets go of the lock when the process ends, however it ends, so a killed
+coordinator leaves nothing to clear away. Touches the lock file only; the number in it is for the message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+from protocol.errors import ConfigError
+from protocol.storage import telling_storage_trouble
+
+LOCK_FILE = "coordinator.lock"
+
+
+class FolderLock:
+    """The lock of one run folder. Held by one process, from `acquire` to `release`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LOCK_FILE
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock; ConfigError when another process has it."""
+        with telling_storage_trouble(self._path):
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            _lock(descriptor)
+        except OSError as error:
+            holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(descriptor)
+            raise ConfigError(
+                f"another coordinator (process {holder}) serves {self._path.parent}: stop that one first, or serve a "
+                "run folder of its own"
+            ) from error
+        self._descriptor = descriptor
+        with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
+            os.pwrite(descriptor, f"{os.getpid():<20d}".encode(), 0)
+
+    def release(self) -> None:
+        """Let others in."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _lock(descriptor: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

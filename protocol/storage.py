@@ -1,0 +1,45 @@
+"""What a disk that refuses means, in one sentence that says what to do.
+
+Decides which system errors are the disk's (and not a bug of ours), and how they are told. Touches nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+from protocol.errors import StorageTrouble
+
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full: make room",
+    errno.EDQUOT: "the disk quota is used up: make room, or have it raised",
+    errno.EFBIG: "the file has reached the largest size allowed here: raise the limit",
+    errno.EROFS: "the file system is read-only: mount it for writing",
+    errno.EACCES: "this user may not write there: correct owner and permissions",
+    errno.EPERM: "this user may not write there: correct owner and permissions",
+    errno.EIO: "the disk reports an input/output error: check it, and restore from a backup if files are damaged",
+}
+
+
+def is_storage_trouble(error: BaseException) -> bool:
+    """Whether `error` says that the disk takes no writes."""
+    return isinstance(error, StorageTrouble) or (isinstance(error, OSError) and error.errno in _REMEDIES)
+
+
+def storage_trouble(number: int, path: Path, doing: str = "write") -> StorageTrouble:
+    """The error for errno `number` at `path`."""
+    remedy = _REMEDIES.get(number, f"system error {number}")
+    return StorageTrouble(f"cannot {doing} {path}: {remedy}; nothing was lost, and it goes on from here")
+
+
+@contextlib.contextmanager
+def telling_storage_trouble(path: Path, doing: str = "write") -> Iterator[None]:
+    """Inside, an `OSError` of the disk becomes a `StorageTrouble` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REMEDIES:
+            raise
+        raise storage_trouble(error.errno, path, doing) from error

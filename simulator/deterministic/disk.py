@@ -1,0 +1,225 @@
+"""The coordinator's disk, in memory: what survives a crash, and what only seemed to be written.
+
+Decides what a restart finds. Always: the disk outlives processes, and a dead process cannot write to it any more; an
+append is durable when it returns, whole or not at all; bytes of an upload that were not synced may be lost with the
+power. Offers what the pump, the transfers and the executor ask of `Journal`, `ArtifactStore` and `Versions`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from coordinator.engine.version import ENGINE_VERSION
+from coordinator.journal import Snapshot
+from protocol.errors import LocalError, Unavailable
+from protocol.ids import BlockId, Digest, LeaseId
+from simulator.deterministic.loop import Process
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One block's content: what it was made of, in place of tensors."""
+
+    parent: Digest | None
+    cause: str
+
+    @property
+    def digest(self) -> Digest:
+        """Its content address."""
+        return Digest(hashlib.sha256(f"{self.parent}\x1f{self.cause}".encode()).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class VersionEntry:
+    """One version: its manifest, and the command that it was made by."""
+
+    manifest: Digest
+    cause: str
+
+
+@dataclass(slots=True)
+class Disk:
+    """Everything that a machine keeps without its processes."""
+
+    records: list[tuple[int, str]] = field(default_factory=list)
+    unsynced_records: list[tuple[int, str]] = field(default_factory=list)
+    """Appended by a journal that does not sync: gone with the power. The real journal leaves none."""
+    last_position: int = 0
+    snapshot: Snapshot | None = None
+    payloads: dict[Digest, bytes] = field(default_factory=dict)
+    unsynced_payloads: dict[Digest, bytes] = field(default_factory=dict)
+    uploads: dict[tuple[LeaseId, Digest], bytearray] = field(default_factory=dict)
+    synced_bytes: dict[tuple[LeaseId, Digest], int] = field(default_factory=dict)
+    blocks: dict[Digest, Block] = field(default_factory=dict)
+    manifests: dict[Digest, dict[BlockId, Digest]] = field(default_factory=dict)
+    versions: dict[int, VersionEntry] = field(default_factory=dict)
+    appended: hashlib._Hash = field(default_factory=hashlib.sha256)
+    """Over every record that ever became durable: two runs with the same digest had the same history."""
+
+    def lose_power(self, keep_share: float) -> None:
+        """What was not synced is lost; of an upload, `keep_share` of the unsynced bytes happen to be there."""
+        self.records = [entry for entry in self.records if entry not in self.unsynced_records]
+        self.unsynced_records.clear()
+        self.last_position = self.records[-1][0] if self.records else (self.snapshot.position if self.snapshot else 0)
+        for digest in self.unsynced_payloads:
+            self.payloads.pop(digest, None)
+        self.unsynced_payloads.clear()
+        for key, content in self.uploads.items():
+            synced = min(self.synced_bytes.get(key, 0), len(content))
+            del content[synced + int((len(content) - synced) * keep_share) :]
+
+
+class MemoryJournal:
+    """One process's handle on the journal."""
+
+    def __init__(self, disk: Disk, process: Process, on_append: Callable[[int, bool], None]) -> None:
+        self._disk = disk
+        self._process = process
+        self._on_append = on_append
+        self.engine_version = ENGINE_VERSION
+
+    @property
+    def last_position(self) -> int:
+        """Position of the newest event."""
+        return self._disk.last_position
+
+    def append(self, records: Sequence[str]) -> int:
+        """One durable commit. The process may die just before or just after it reaches the disk."""
+        disk = self._disk
+        if not records or not self._process.alive:
+            return disk.last_position
+        last = disk.last_position + len(records)
+        self._on_append(last, False)
+        if self._process.alive:
+            self._write(records)
+            self._on_append(last, True)
+        return disk.last_position
+
+    def _write(self, records: Sequence[str]) -> None:
+        disk = self._disk
+        disk.records += enumerate(records, start=disk.last_position + 1)
+        disk.last_position += len(records)
+        for record in records:
+            disk.appended.update(record.encode())
+
+    def read(self, after: int = 0) -> Iterator[tuple[int, str]]:
+        """Events above `after`."""
+        return iter([entry for entry in self._disk.records if entry[0] > after])
+
+    def save_snapshot(self, snapshot: Snapshot) -> None:
+        """Keep it, and cut what it covers."""
+        if not self._process.alive:
+            return
+        if snapshot.position > self._disk.last_position:
+            raise LocalError(f"snapshot at {snapshot.position} is ahead of {self._disk.last_position}")
+        self._disk.snapshot = snapshot
+        self._disk.records = [entry for entry in self._disk.records if entry[0] > snapshot.position]
+
+    def latest_snapshot(self) -> Snapshot | None:
+        """The newest."""
+        return self._disk.snapshot
+
+
+class MemoryPayloads:
+    """Whole submissions."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+
+    def has(self, digest: Digest) -> bool:
+        """Whether it is here."""
+        return digest in self._disk.payloads
+
+    def keep(self, digest: Digest, content: bytes) -> None:
+        """Durable when this returns."""
+        self._disk.payloads[digest] = content
+
+
+class MemoryUpload:
+    """One upload's bytes so far."""
+
+    def __init__(self, disk: Disk, process: Process, key: tuple[LeaseId, Digest], received_bytes: int) -> None:
+        self._disk, self._process, self._key = disk, process, key
+        self._closed = False
+        self.received_bytes = received_bytes
+
+    def prefix(self) -> Iterator[bytes]:
+        """The bytes that are here already."""
+        if self.received_bytes:
+            yield bytes(self._disk.uploads[self._key][: self.received_bytes])
+
+    def write(self, piece: bytes) -> None:
+        """Append; not durable until `sync`."""
+        if self._closed:  # a cancelled call closes while its last write may still be on its way
+            raise LocalError(f"the upload for {self._key[0]} was closed")
+        if self._process.alive:
+            content = self._disk.uploads.setdefault(self._key, bytearray())
+            content[self.received_bytes : self.received_bytes + len(piece)] = piece
+            self.received_bytes += len(piece)
+
+    def sync(self) -> None:
+        """Durable."""
+        if self._process.alive:
+            self._disk.synced_bytes[self._key] = self.received_bytes
+
+    def close(self) -> None:
+        """No more writes."""
+        self._closed = True
+
+
+class MemoryStore:
+    """One process's handle on the artifacts."""
+
+    def __init__(self, disk: Disk, process: Process) -> None:
+        self._disk, self._process = disk, process
+        self.payloads = MemoryPayloads(disk)
+
+    def upload_offset(self, lease_id: LeaseId, digest: Digest) -> int:
+        """Bytes of this submission that are here but not whole."""
+        return len(self._disk.uploads.get((lease_id, digest), b""))
+
+    def open_upload(self, lease_id: LeaseId, digest: Digest, offset: int) -> MemoryUpload:
+        """Go on at `offset`; more than what is here is refused."""
+        key = (lease_id, digest)
+        content = self._disk.uploads.setdefault(key, bytearray())
+        if offset > len(content):
+            raise Unavailable(f"upload for lease {lease_id} begins at byte {offset}, have {len(content)}")
+        if self._process.alive:
+            del content[offset:]
+            self._disk.synced_bytes[key] = min(self._disk.synced_bytes.get(key, 0), offset)
+        return MemoryUpload(self._disk, self._process, key, offset)
+
+    def finish_upload(self, lease_id: LeaseId, upload: MemoryUpload, digest: Digest) -> None:
+        """Sync, then name it as whole."""
+        upload.sync()
+        if self._process.alive:
+            content = self._disk.uploads.pop((lease_id, digest))
+            self._disk.synced_bytes.pop((lease_id, digest), None)
+            self.payloads.keep(digest, bytes(content))
+
+    def drop_upload(self, lease_id: LeaseId, digest: Digest) -> None:
+        """Forget a partial upload."""
+        if self._process.alive:
+            self._disk.uploads.pop((lease_id, digest), None)
+            self._disk.synced_bytes.pop((lease_id, digest), None)
+
+    def drop_payload(self, digest: Digest) -> None:
+        """Forget a submission, whole or in part."""
+        if self._process.alive:
+            self._disk.payloads.pop(digest, None)
+            self._disk.unsynced_payloads.pop(digest, None)
+            for key in [key for key in self._disk.uploads if key[1] == digest]:
+                del self._disk.uploads[key]
+                self._disk.synced_bytes.pop(key, None)
+
+    def keep_submissions(self, wanted: Iterable[tuple[LeaseId, Digest]]) -> None:
+        """Drop all others; what the server does at its start."""
+        pairs = set(wanted)
+        digests = {digest for _, digest in pairs}
+        for digest in [digest for digest in self._disk.payloads if digest not in digests]:
+            del self._disk.payloads[digest]
+        for key in [key for key in self._disk.uploads if key not in pairs]:
+            del self._disk.uploads[key]
+            self._disk.synced_bytes.pop(key, None)

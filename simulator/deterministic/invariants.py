@@ -1,0 +1,235 @@
+"""What must hold after every event of a simulated run, whatever went wrong before.
+
+Decides nothing about the run. It keeps its own book of what was promised (leases granted, submissions acknowledged,
+versions published) outside of every simulated process, so no crash can make it forget, and holds the engine's state
+against that book.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NoReturn
+
+from coordinator.engine.commands import AggregateRound, Command, GrantLease
+from coordinator.engine.engine import Engine
+from coordinator.engine.events import Event, RoundAggregated
+from coordinator.engine.lease import Lease
+from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus, Phase
+from coordinator.engine.records import event_from_json
+from coordinator.engine.state import EngineState, LeaseRecord
+from protocol.errors import IllegalEvent
+from protocol.ids import Digest, LeaseId, WorkerId
+from simulator.deterministic.disk import Disk
+
+EXPLAIN_EVERY = 8
+"""Asking why the round is not closed costs as much as an event; every eighth is enough over thousands of seeds."""
+KEPT_ROUNDS = 5
+"""Rounds whose leases the state may hold: the present one, two that may still count, two to answer from."""
+
+
+class InvariantBroken(Exception):
+    """A promise that the system makes does not hold."""
+
+
+class Book:
+    """Everything that was ever promised in one simulated run."""
+
+    def __init__(self, disk: Disk, note: Callable[[str], None]) -> None:
+        self._disk = disk
+        self._note = note
+        self._leases: dict[LeaseId, Lease] = {}
+        self._positions: dict[tuple[int, int], LeaseId] = {}
+        """(seed of the epoch, position) to the lease that names it."""
+        self._open_acks: dict[LeaseId, Digest] = {}
+        self._fates: dict[LeaseId, str] = {}
+        self._counted: dict[LeaseId, int] = {}
+        self._published: dict[int, Digest] = {}
+        self._version = 0
+        self._events = 0
+        self._aggregations: dict[str, AggregateRound] = {}
+        self.last: tuple[Engine, int] | None = None
+        """The engine of the process that died last, and the journal position that it had applied."""
+
+    @property
+    def acknowledged(self) -> int:
+        """Submissions that a worker was told are safe."""
+        return len(self._open_acks) + len(self._fates)
+
+    @property
+    def published(self) -> int:
+        """Outer steps taken."""
+        return len(self._published)
+
+    # ---- what the simulation reports -----------------------------------------------------------------------------
+
+    def acknowledge(self, lease_id: LeaseId, digest: Digest) -> None:
+        """A worker was told that its submission is safe, and forgot it."""
+        if lease_id not in self._fates:
+            self._open_acks.setdefault(lease_id, digest)
+
+    def forgotten(self, lease_id: LeaseId, state: EngineState) -> None:
+        """A worker threw its submission away: only when it was told that it is safe, or of no use any more."""
+        record = state.leases.get(lease_id)
+        awaited = record is not None and record.status is LeaseStatus.COMMITTED
+        if awaited and lease_id not in self._open_acks and lease_id not in self._fates:
+            _broken(f"the worker of lease {lease_id} forgot its submission, which nobody has the bytes of")
+
+    def aggregated(self, command: AggregateRound, manifest: Digest) -> None:
+        """An outer step was computed; it is not the run's before its event."""
+        self._aggregations[command.command_id] = command
+        parent, child = self._disk.manifests[command.parent_manifest], self._disk.manifests[manifest]
+        for block, digest in child.items():
+            if digest != parent[block] and self._disk.blocks[digest].parent != parent[block]:
+                _broken(f"version {command.version}: {block} does not descend from version {command.parent_version}'s")
+
+    def restarted(self, engine: Engine, journal_position: int) -> None:
+        """A new process has read the journal: it must know at least what the dead one knew, and agree with it."""
+        if self.last is not None:
+            dead, applied = self.last
+            if journal_position < applied:
+                _broken(f"events {journal_position + 1} to {applied} were acted on and are not in the journal")
+            self._catch_up(dead, applied)
+            before, after = dead.snapshot(), engine.snapshot()
+            if before != after:
+                differing = ", ".join(name for name in before if before[name] != after.get(name))
+                _broken(f"the journal's replay does not give the state that was acted on: {differing} differ")
+            self.last = None
+        self._check(engine.state)
+        for lease_id, record in engine.state.leases.items():
+            if record.status is LeaseStatus.UPLOADED and record.digest not in self._disk.payloads:
+                _broken(f"lease {lease_id} is uploaded, but its bytes are not on disk after the restart")
+
+    def _catch_up(self, dead: Engine, applied: int) -> None:
+        """What was durable and not applied yet when the process died happened nonetheless."""
+        for position, record in self._disk.records:
+            if position > applied:
+                event = event_from_json(record)
+                try:
+                    commands = dead.handle(event)
+                except IllegalEvent:
+                    continue
+                self.applied(event, dead)
+                for command in commands:
+                    self.commanded(command)
+
+    def applied(self, event: Event, engine: Engine) -> None:
+        """`event` was journalled and handled."""
+        state = engine.state
+        if isinstance(event, RoundAggregated):
+            self._on_published(event, state)
+        self._check(state)
+        self._events += 1
+        if self._events % EXPLAIN_EVERY == 0 and state.phase is not Phase.OVER and not engine.explain():
+            _broken(f"round {state.round.round} is {state.phase} and does not say why it is not closed")
+
+    def commanded(self, command: Command) -> None:
+        """`command` follows from an event."""
+        if isinstance(command, GrantLease):
+            self._on_granted(command.lease)
+
+    def over(self, engine: Engine) -> None:
+        """The run ended: nothing that was acknowledged may still be open."""
+        for lease_id in self._open_acks:
+            record = engine.state.leases.get(lease_id)
+            shown = "is not known" if record is None else f"is {record.status}, counted in {record.counted_in}"
+            _broken(f"the run is over, and acknowledged lease {lease_id} {shown}: neither counted nor refused")
+
+    # ---- checks --------------------------------------------------------------------------------------------------
+
+    def _check(self, state: EngineState) -> None:
+        if state.version < self._version:
+            _broken(f"the version went back from {self._version} to {state.version}")
+        if state.version > self._version + 1:
+            _broken(f"the version went from {self._version} to {state.version} at once")
+        self._version = state.version
+        if state.version in self._published and self._published[state.version] != state.manifest:
+            _broken(f"version {state.version} has another manifest than when it was published")
+        self._check_acks(state)
+        self._check_shares(state)
+        self._check_memory(state)
+
+    def _check_acks(self, state: EngineState) -> None:
+        for lease_id, digest in list(self._open_acks.items()):
+            record = state.leases.get(lease_id)
+            if record is None:
+                _broken(f"acknowledged lease {lease_id} was forgotten without having been counted or refused")
+            fate = self._fate(record, digest)
+            if fate is not None:
+                self._fates[lease_id] = fate
+                del self._open_acks[lease_id]
+
+    def _fate(self, record: LeaseRecord, digest: Digest) -> str | None:
+        lease_id = record.lease.lease_id
+        if record.status is LeaseStatus.REJECTED:
+            if record.verdict is None or not record.verdict.reason:
+                _broken(f"lease {lease_id} was refused without a reason")
+            return f"refused: {record.verdict.key}"
+        if record.digest != digest:
+            _broken(f"lease {lease_id} was acknowledged with {digest[:12]}, the state has {record.digest}")
+        if record.status not in {LeaseStatus.UPLOADED, LeaseStatus.ACCEPTED}:
+            _broken(f"lease {lease_id} was acknowledged and is now {record.status}: {record.ended or 'no reason'}")
+        if record.counted_in is None:
+            return None
+        if lease_id not in self._counted and not record.ended:
+            _broken(f"lease {lease_id} is said to count in round {record.counted_in}, but entered no outer step")
+        return f"counted in round {record.counted_in}"
+
+    def _check_shares(self, state: EngineState) -> None:
+        held: dict[WorkerId, set[int]] = {}
+        for record in state.leases_of_round():
+            if record.status not in LIVE_STATUSES:
+                continue
+            mine = held.setdefault(record.lease.worker, set())
+            twice = mine.intersection(record.lease.columns)
+            if twice:
+                _broken(
+                    f"worker {record.lease.worker[:8]} holds column {min(twice)} twice in round {state.round.round}"
+                )
+            mine.update(record.lease.columns)
+
+    def _check_memory(self, state: EngineState) -> None:
+        most_leases = (KEPT_ROUNDS + 1) * (4 * len(state.workers) + 4)
+        if len(state.leases) > most_leases:
+            _broken(f"the state holds {len(state.leases)} leases, at most {most_leases} are needed")
+        if len(state.pending) > len(state.leases) + 2 * (len(state.history) + 2):
+            _broken(f"{len(state.pending)} commands are pending")
+        if len(state.failures) > len(state.pending):
+            _broken(f"{len(state.failures)} failures are remembered for {len(state.pending)} pending commands")
+        if len(self._disk.payloads) > len(state.leases):
+            _broken(f"{len(self._disk.payloads)} payloads are kept for {len(state.leases)} leases")
+
+    def _on_granted(self, lease: Lease) -> None:
+        before = self._leases.get(lease.lease_id)
+        if before is not None:
+            if _identity(before) != _identity(lease):
+                _broken(f"lease {lease.lease_id} was granted again with other contents")
+            return
+        self._leases[lease.lease_id] = lease
+        for position in range(lease.data.start, lease.data.start + lease.data.count):
+            other = self._positions.setdefault((lease.data.seed, position), lease.lease_id)
+            if other != lease.lease_id:
+                _broken(f"leases {other} and {lease.lease_id} name the same training sequence {position}")
+
+    def _on_published(self, event: RoundAggregated, state: EngineState) -> None:
+        if event.version in self._published:
+            _broken(f"version {event.version} was published twice")
+        if event.version != state.version or event.manifest != state.manifest:
+            _broken(f"version {event.version} was taken, but the state has {state.version}")
+        rounds = [row.round for row in state.history]
+        if len(set(rounds)) != len(rounds):
+            _broken(f"round {event.round} took its outer step twice")
+        if event.manifest not in self._disk.manifests:
+            _broken(f"version {event.version} was published before its manifest was on disk")
+        self._published[event.version] = event.manifest
+        for one in self._aggregations[event.command_id].contributions:
+            if one.lease_id in self._counted:
+                _broken(f"lease {one.lease_id} counts in version {event.version} and in {self._counted[one.lease_id]}")
+            self._counted[one.lease_id] = event.version
+
+
+def _identity(lease: Lease) -> tuple[object, ...]:
+    return (lease.worker, lease.round, lease.columns, lease.base_version, lease.data, lease.seed, lease.inner_steps)
+
+
+def _broken(what: str) -> NoReturn:
+    raise InvariantBroken(what)

@@ -1,0 +1,307 @@
+"""The simulated coordinator's machine: one process at a time, which can die and be started again.
+
+Decides nothing about rounds: engine, pump, calls and transfers are the real ones, put together as
+`coordinator/server.py` does it, on a disk in memory. Signatures and TLS are left out: a call names its session.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import itertools
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
+
+from coordinator.engine.commands import AnnounceVerdict, Command, DropPayload, EndRun, GrantLease, SlowCommand
+from coordinator.engine.engine import Engine
+from coordinator.engine.events import CapabilityChanged, Event, RunCreated, RunStopped, WorkerEnrolled, WorkerSeen
+from coordinator.engine.phases import LIVE_STATUSES, Phase
+from coordinator.engine.records import event_to_json
+from coordinator.engine.version import ENGINE_VERSION
+from coordinator.mailboxes import Mailboxes
+from coordinator.opened import oldest_version_needed
+from coordinator.pace import Pace
+from coordinator.pump import Pump, load_engine
+from coordinator.run import RunContext
+from coordinator.service import WorkerService
+from coordinator.sessions import SessionTable
+from coordinator.throttle import EdgeLimits
+from coordinator.transfers import Transfers
+from moe.layout import FROZEN, Layout, ParamSpec
+from protocol.errors import Refused, Unauthenticated, Unavailable
+from protocol.ids import WorkerId, worker_id_of
+from protocol.v1 import barnraise_pb2 as pb
+from simulator.deterministic.disk import Disk, MemoryJournal, MemoryStore
+from simulator.deterministic.invariants import Book
+from simulator.deterministic.loop import PROCESS, Process, VirtualLoop
+from simulator.deterministic.scenario import Scenario
+from simulator.deterministic.work import CheapExecutor, first_version
+
+CODEC = "fp32"
+_RESTART_AFTER_FAILURE_S = 5.0
+
+
+class Settings:
+    """What the calls read of a run's settings."""
+
+    codec = CODEC
+    sequence_length = 8
+
+
+def small_layout(columns: int) -> Layout:
+    """Blocks of two numbers each."""
+    spec = (ParamSpec(name="w", shape=(2,)),)
+    return Layout(config_json={}, residency=FROZEN, trunk=spec, column=spec, columns=columns, top_k=1, tied=())
+
+
+class CoordinatorNode:
+    """The machine. `boot` starts a process on it, `crash` ends it."""
+
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        scenario: Scenario,
+        secret: bytes,
+        book: Book,
+        disk: Disk,
+        *,
+        on_append: Callable[[int, bool], None],
+        on_execute: Callable[[SlowCommand], bool],
+        on_executed: Callable[[SlowCommand], None],
+        on_died: Callable[[BaseException | None], None],
+        note: Callable[[str], None],
+    ) -> None:
+        self.disk = disk
+        self.layout = small_layout(scenario.config.columns)
+        self.process: Process | None = None
+        self.boots = 0
+        self._loop, self._scenario, self._secret, self._book, self._note = loop, scenario, secret, book, note
+        self._on_append, self._on_execute, self._on_executed, self._on_died = (
+            on_append,
+            on_execute,
+            on_executed,
+            on_died,
+        )
+        manifest = first_version(disk, scenario.config.columns)
+        created = RunCreated(
+            at_s=loop.now_s, engine_version=ENGINE_VERSION, config=scenario.config, base_manifest=manifest
+        )
+        disk.records.append((1, event_to_json(created)))
+        disk.last_position = 1
+
+    @property
+    def is_up(self) -> bool:
+        """Whether a process answers."""
+        return self.process is not None
+
+    @property
+    def engine(self) -> Engine | None:
+        """The running process's engine."""
+        return self._pump.engine if self.is_up else None
+
+    def boot(self) -> None:
+        """Start a process, which reads the journal."""
+        if self.process is not None:
+            return
+        self.boots += 1
+        self.process = Process(f"coordinator {self.boots}")
+        self.context = contextvars.copy_context()
+        try:
+            self.context.run(self._start, self.process)
+        except BaseException:
+            self.process = None  # what it read from the journal is not fit to run with
+            raise
+
+    def _start(self, process: Process) -> None:
+        PROCESS.set(process)
+        journal: Any = MemoryJournal(self.disk, process, self._on_append)
+        engine, verdicts = load_engine(journal, self._secret)
+        self._book.restarted(engine, self.disk.last_position)
+        self._store: Any = MemoryStore(self.disk, process)
+        self._store.keep_submissions(
+            (record.lease.lease_id, record.digest)
+            for record in engine.state.leases.values()
+            if record.digest is not None and record.status in LIVE_STATUSES
+        )
+        self._count_applied(engine)
+        self._mailboxes, self.sessions = Mailboxes(), SessionTable()
+        for verdict in verdicts:
+            self._mailboxes.of(verdict.worker).verdicts.append(verdict)
+        if engine.state.phase is Phase.OVER:
+            self._mailboxes.ended.set()
+        executor = CheapExecutor(
+            self.disk,
+            self._loop.time,
+            lambda: oldest_version_needed(engine),
+            lambda command: command.command_id in engine.state.pending,
+            self._on_execute,
+            self._book.aggregated,
+        )
+        self._pump = pump = Pump(
+            engine,
+            journal,
+            execute=lambda command: self._executed(command, executor.execute(command)),
+            dispatch=self._dispatch,
+            observer=self,
+            clock=self._loop.time,
+        )
+        pump.failed.add_done_callback(lambda failed: self._on_failed(process, failed))
+        self._service = WorkerService(self._context())
+        self._transfers = Transfers(self._context(), self._service)
+        pump.start()
+
+    def _context(self) -> RunContext:
+        parts: Any = dict.fromkeys(("dataset", "versions", "registry", "authority", "manifest_identity"))
+        return RunContext(
+            run_id=self._scenario.config.run_id,
+            settings=cast(Any, Settings()),
+            layout=self.layout,
+            store=self._store,
+            sessions=self.sessions,
+            mailboxes=self._mailboxes,
+            pump=self._pump,
+            operator_key=b"",
+            clock=self._loop.time,
+            **parts,
+        )
+
+    def _count_applied(self, engine: Engine) -> None:
+        """Know which position the process has applied: a crash may come between the commit and that."""
+        handle, self._applied = engine.handle, itertools.count(self.disk.last_position + 1)
+        self.applied_position = self.disk.last_position
+
+        def counted(event: Event) -> list[Command]:
+            if not isinstance(event, WorkerSeen):
+                self.applied_position = next(self._applied)
+            return handle(event)
+
+        vars(engine)["handle"] = counted
+
+    def crash(self, *, power_loss: bool, keep_share: float) -> None:
+        """The process is gone; with the power, what was not synced is gone too."""
+        process, self.process = self.process, None
+        if process is None:
+            return
+        engine = self._pump.engine
+        vars(engine).pop("handle")
+        if self._book.last is None:
+            self._book.last = (engine, self.applied_position)
+        process.kill()
+        if power_loss:
+            self.disk.lose_power(keep_share)
+
+    def _on_failed(self, process: Process, failed: Any) -> None:
+        if failed.cancelled() or not process.alive:
+            return
+        self._on_died(failed.exception())
+
+    async def shut_down(self) -> None:
+        """What SIGTERM does: answer who waits, commit what is queued, snapshot."""
+        process = self.process
+        self.sessions.close_all()
+        await self._pump.stop()
+        if self.process is process:
+            self.crash(power_loss=False, keep_share=1.0)
+
+    async def stop_run(self, reason: str) -> None:
+        """The operator ends the run."""
+        await self._pump.submit(RunStopped(at_s=self._loop.now_s, reason=reason))
+
+    # ---- the pump's surroundings ---------------------------------------------------------------------------------
+
+    def event(self, event: Event) -> None:
+        """The pump's observer."""
+        self._note(f"applied {event}")
+        self._book.applied(event, self._pump.engine)
+
+    def command(self, command: Command, at_s: float) -> None:
+        """The pump's observer."""
+        self._note(f"  -> {command}")
+        self._book.commanded(command)
+
+    def _executed(self, command: SlowCommand, result: Event) -> Event:
+        self._on_executed(command)
+        return result
+
+    async def submit_result(self, command: SlowCommand) -> None:
+        """The result of `command` once more, as of an executor that was slow to notice that it is not needed."""
+
+        def never(_: SlowCommand) -> bool:
+            return False
+
+        executor = CheapExecutor(self.disk, self._loop.time, lambda: 0, never, never, lambda *_: None)
+        await self._pump.submit(executor.execute(command))
+
+    def _dispatch(self, command: Command) -> None:
+        match command:
+            case GrantLease(lease=lease):
+                self._mailboxes.of(lease.worker).deliver(lease)
+            case AnnounceVerdict():
+                self._mailboxes.of(command.worker).verdicts.append(command)
+            case DropPayload(digest=digest):
+                self._store.drop_payload(digest)
+            case EndRun():
+                self._mailboxes.ended.set()
+
+    # ---- calls ---------------------------------------------------------------------------------------------------
+
+    async def answer(self, call: str, key: bytes, session_id: bytes, request: Any) -> Any:
+        """What the process answers to one call."""
+        if call in {"Enrol", "OpenSession"}:
+            await self._make_known(key, *request)
+            if call == "Enrol":
+                return None
+            return self.sessions.open(key, worker_id_of(key), is_operator=False).session_id
+        session = self.sessions.find(session_id)
+        if session.public_key != key:
+            raise Unauthenticated("this session is another key's")
+        self._service.on_alive(session)
+        match call:
+            case "Heartbeat":
+                return await self._service.heartbeat(session, request)
+            case "AcquireLease":
+                return await self._service.acquire_lease(session, request)
+            case "CommitSubmission":
+                return await self._service.commit_submission(session, request)
+            case "ReturnLease":
+                return await self._service.return_lease(session, request)
+            case "Fetch":
+                return self._fetch(session.worker, request)
+        raise Refused(f"no such call: {call}")
+
+    async def receive(
+        self, key: bytes, session_id: bytes, header: pb.UploadHeader, frames: AsyncIterator[bytes]
+    ) -> Any:
+        """One upload."""
+        session = self.sessions.find(session_id)
+        if session.public_key != key:
+            raise Unauthenticated("this session is another key's")
+        self._service.on_alive(session)
+        return await self._transfers.upload(session, header, frames, Pace("Upload", EdgeLimits(), self._loop.time))
+
+    async def _make_known(self, key: bytes, name: str, max_columns: int, tokens_per_s: float) -> None:
+        worker = worker_id_of(key)
+        known = self._pump.engine.state.workers.get(worker)
+        at_s = self._loop.now_s
+        if known is None:
+            event: Event = WorkerEnrolled(
+                at_s=at_s, worker=worker, name=name, trusted=False, max_columns=max_columns, tokens_per_s=tokens_per_s
+            )
+        elif known.max_columns != max_columns:
+            event = CapabilityChanged(at_s=at_s, worker=worker, max_columns=max_columns, tokens_per_s=tokens_per_s)
+        else:
+            return
+        await self._pump.submit(event)
+
+    def _fetch(self, worker: WorkerId, lease_id: str) -> Any:
+        """The base blocks of a lease of one's own."""
+        record = self._pump.engine.state.leases.get(cast(Any, lease_id))
+        if record is None or record.lease.worker != worker:
+            raise Refused(f"lease {lease_id} is not one of this worker's")
+        if record.lease.base_version not in self.disk.versions:
+            raise Refused(f"version {record.lease.base_version} is not kept here")
+        return self.disk.manifests[self.disk.versions[record.lease.base_version].manifest]
+
+
+def unavailable(why: str) -> Unavailable:
+    """What a caller sees of a process that is not there."""
+    return Unavailable(f"the coordinator {why}")

@@ -1,0 +1,145 @@
+"""What one seed stands for: a swarm, its run's settings, how bad its network is, and which faults strike where.
+
+Decides all of it from the seed alone. Noise and faults end at `calm_s`; after that every process is up and every
+message arrives, so a run that still does not end has no excuse.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from coordinator.engine.config import EngineConfig, InnerRecipe
+from protocol.ids import RunId
+from simulator import faults as f
+from simulator.faults import Fault
+from simulator.seeds import derived_stream
+
+START_S = 1000.0
+CALLS = ("Enrol", "OpenSession", "AcquireLease", "Fetch", "CommitSubmission", "Upload", "ReturnLease", "Heartbeat")
+SLOW_WORK = ("MeasureSubmission", "AggregateRound", "ValidateVersion", "WriteCheckpoint")
+WORKER_STATES = ("opening", "idle", "fetching", "training", "resuming", "committing", "uploading")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolunteerSpec:
+    """One simulated volunteer."""
+
+    max_columns: int
+    step_s: float
+    """Seconds for one inner step."""
+    arrives_s: float
+    liar: bool
+    """Sends bytes that are not what training gives."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """One seed's whole world."""
+
+    seed: int
+    config: EngineConfig
+    volunteers: tuple[VolunteerSpec, ...]
+    faults: tuple[Fault, ...]
+    drop_share: float
+    duplicate_share: float
+    late_share: float
+    late_s: float
+    commit_s: float
+    """Usual time of a commit on the coordinator's disk."""
+    snapshot_every: int
+    calm_s: float
+    limit_s: float
+    stop_after_s: float | None
+    """When the operator stops the run."""
+
+
+def scenario_of(seed: int) -> Scenario:
+    """The world of `seed`."""
+    draw = derived_stream(seed, "scenario")
+    volunteers = draw.randint(1, 5)
+    config = _config(draw, volunteers)
+    calm_s = START_S + draw.uniform(60.0, 400.0)
+    rough = draw.random() < 0.7
+    return Scenario(
+        seed=seed,
+        config=config,
+        volunteers=tuple(_volunteer(draw, config) for _ in range(volunteers)),
+        faults=tuple(_fault(draw, volunteers) for _ in range(draw.choice((0, 1, 2, 4, 6, 9)))),
+        drop_share=draw.choice((0.0, 0.02, 0.1)) if rough else 0.0,
+        duplicate_share=draw.choice((0.0, 0.05, 0.2)) if rough else 0.0,
+        late_share=draw.choice((0.0, 0.05, 0.2)) if rough else 0.0,
+        late_s=draw.choice((2.0, 15.0, 60.0)),
+        commit_s=draw.choice((0.001, 0.02, 0.5)),
+        snapshot_every=draw.choice((4, 10, 30, 2000)),
+        calm_s=calm_s,
+        limit_s=calm_s + 6 * 3600.0,
+        stop_after_s=draw.uniform(30.0, 300.0) if draw.random() < 0.1 else None,
+    )
+
+
+def _config(draw: random.Random, volunteers: int) -> EngineConfig:
+    columns = draw.randint(2, 4)
+    return EngineConfig(
+        run_id=RunId("simulated"),
+        columns=columns,
+        train_sequences=draw.choice((40, 500, 10_000)),
+        max_rounds=draw.randint(1, 3),
+        replicas=draw.randint(1, 3),
+        quorum=draw.randint(1, 2),
+        min_workers=draw.randint(1, volunteers),
+        gather_s=draw.choice((0.0, 5.0)),
+        min_lease_s=draw.choice((10.0, 30.0)),
+        lease_ttl_s=120.0,
+        round_deadline_s=draw.choice((120.0, 600.0)),
+        max_staleness=draw.randint(0, 2),
+        quarantine_s=120.0,
+        checkpoint_every=draw.randint(0, 2),
+        validate_every=draw.randint(0, 1),
+        inner=InnerRecipe(inner_steps=8, batch_sequences=draw.choice((1, 2))),
+    )
+
+
+def _volunteer(draw: random.Random, config: EngineConfig) -> VolunteerSpec:
+    return VolunteerSpec(
+        max_columns=draw.randint(1, config.columns),
+        step_s=draw.choice((0.5, 1.0, 1.0, 2.0, 6.0)),
+        arrives_s=START_S + draw.choice((0.0, 1.0, 30.0)) * draw.random(),
+        liar=draw.random() < 0.08,
+    )
+
+
+def _fault(draw: random.Random, volunteers: int) -> Fault:
+    """One fault with an address that such a run is likely to come by."""
+    worker, makers = draw.randrange(volunteers), _makers(draw)
+    weights = [weight for weight, _ in makers]
+    make = draw.choices([make for _, make in makers], weights)[0]
+    return make(worker)
+
+
+def _makers(draw: random.Random) -> list[tuple[int, Callable[[int], Fault]]]:
+    nth = draw.randint(1, 3)
+    call, work = draw.choice(CALLS), draw.choice(SLOW_WORK)
+    back_s, position = draw.choice((0.5, 5.0, 60.0)), draw.randint(2, 60)
+    after_s = START_S + draw.uniform(0.0, 150.0)
+    here = {"durable": draw.random() < 0.5, "power_loss": draw.random() < 0.5}
+    state = draw.choice(WORKER_STATES)
+    return [
+        (6, lambda _: f.kill(back_s, worker=f.COORDINATOR, journal_position=position, **here)),
+        (2, lambda _: f.kill(back_s, worker=f.COORDINATOR, after_s=after_s, **here)),
+        (4, lambda _: f.kill(back_s, worker=f.COORDINATOR, call=f"execute:{work}", nth=nth, **here)),
+        (4, lambda worker: f.kill(back_s, worker=worker, call=f"state:{state}", nth=nth)),
+        (2, lambda worker: f.kill(back_s, worker=worker, after_s=after_s)),
+        (1, lambda _: f.fail_at(worker=f.COORDINATOR, journal_position=position)),
+        (2, lambda _: f.fail_at(call=f"execute:{work}", nth=nth, times=draw.randint(1, 4))),
+        (2, lambda _: f.duplicate(call=f"execute:{work}", nth=nth)),
+        (2, lambda worker: f.delay(draw.choice((3.0, 40.0, 90.0)), worker=worker, call=call, nth=nth)),
+        (2, lambda worker: f.drop(worker=worker, call=call, nth=nth, times=draw.randint(1, 3))),
+        (2, lambda worker: f.duplicate(worker=worker, call=call, nth=nth)),
+        (2, lambda worker: f.reorder(worker=worker, call=call, nth=nth)),
+        (2, lambda worker: f.truncate(draw.random(), worker=worker, call="Upload", nth=1)),
+        (2, lambda worker: f.stall(draw.choice((5.0, 45.0, 200.0)), worker=worker, after_s=after_s)),
+        (2, lambda worker: f.partition(draw.choice((5.0, 45.0, 200.0)), worker=worker, after_s=after_s)),
+        (1, lambda _: f.stall(draw.choice((5.0, 45.0)), worker=f.COORDINATOR, after_s=after_s)),
+    ]

@@ -1,0 +1,200 @@
+"""Training, measuring and outer steps, each replaced by a hash of exactly what the real one depends on.
+
+Decides what a submission and a block "contain". A payload is the hash of its lease and of the base blocks it was
+trained from, so one that was trained from anything else, or mixed with another's bytes, is found when it is measured. A
+block is named by its parent's digest and the contributions that changed it, so descent can be followed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from coordinator.engine.commands import (
+    AggregateRound,
+    MeasureSubmission,
+    SlowCommand,
+    ValidateVersion,
+    WriteCheckpoint,
+)
+from coordinator.engine.events import (
+    BlockNorm,
+    CheckpointWritten,
+    Event,
+    RoundAggregated,
+    SubmissionMeasured,
+    VersionValidated,
+)
+from protocol.errors import LocalError
+from protocol.ids import TRUNK, BlockId, Digest, Version, column_block
+from simulator.deterministic.disk import Block, Disk, VersionEntry
+
+DISK_FULL = OSError(28, "No space left on device")
+
+
+class MissingContent(Exception):
+    """Content that an event or command relies on is not there: never excusable, so the simulation stops."""
+
+
+class LeaseLike(Protocol):
+    """What training depends on, by the names that both sides of the wire use."""
+
+    @property
+    def lease_id(self) -> str: ...  # noqa: D102
+    @property
+    def columns(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def inner_steps(self) -> int: ...  # noqa: D102
+
+
+def first_version(disk: Disk, columns: int) -> Digest:
+    """Write version 0; its manifest."""
+    blocks = (TRUNK, *(column_block(column) for column in range(columns)))
+    return _write_version(disk, 0, {name: Block(None, name) for name in blocks}, "created")
+
+
+def trained_payload(lease: LeaseLike, base: Mapping[BlockId, Digest], data_start: int, size_bytes: int) -> bytes:
+    """The one right submission for a lease."""
+    held = (TRUNK, *(column_block(column) for column in lease.columns))
+    made_of = [lease.lease_id, lease.seed, lease.inner_steps, data_start, *(base[block] for block in held)]
+    return stretched("\x1f".join(map(str, made_of)), size_bytes)
+
+
+def stretched(text: str, size_bytes: int) -> bytes:
+    """`size_bytes` bytes that depend on all of `text`."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return (digest * (size_bytes // len(digest) + 1))[:size_bytes]
+
+
+class CheapExecutor:
+    """What `coordinator.executor.Executor` is to the pump, on hashes."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        clock: Callable[[], float],
+        oldest_needed: Callable[[], int],
+        is_wanted: Callable[[SlowCommand], bool],
+        fails: Callable[[SlowCommand], bool],
+        on_aggregated: Callable[[AggregateRound, Digest], None],
+    ) -> None:
+        self._disk = disk
+        self._clock = clock
+        self._oldest_needed = oldest_needed
+        self._is_wanted = is_wanted
+        self._fails = fails
+        self._on_aggregated = on_aggregated
+
+    def execute(self, command: SlowCommand) -> Event:
+        """Carry out `command`, or fail as a full disk does."""
+        if self._fails(command):
+            raise DISK_FULL
+        try:
+            return self._carry_out(command)
+        except MissingContent as error:
+            if self._is_wanted(command):
+                raise
+            raise LocalError(str(error)) from error  # given up meanwhile, and its content swept away
+
+    def _carry_out(self, command: SlowCommand) -> Event:
+        at_s, command_id = self._clock(), command.command_id
+        match command:
+            case MeasureSubmission():
+                return self._measure(command, at_s)
+            case AggregateRound():
+                return self._aggregate(command, at_s)
+            case ValidateVersion(version=version, manifest=manifest):
+                self._blocks_of(manifest)
+                loss = 5.5 / (1 + version)
+                return VersionValidated(
+                    at_s=at_s, command_id=command_id, version=version, val_loss=loss, val_loss_se=0.01
+                )
+            case WriteCheckpoint(version=version, manifest=manifest):
+                self._blocks_of(manifest)
+                return CheckpointWritten(at_s=at_s, command_id=command_id, version=version, path=f"version-{version}")
+        raise MissingContent(f"no such work: {command}")
+
+    def _measure(self, command: MeasureSubmission, at_s: float) -> SubmissionMeasured:
+        lease, got = command.lease, self._payload(command.digest, f"{command.command_id}")
+        if hashlib.sha256(got).hexdigest() != command.digest:
+            raise MissingContent(f"{command.command_id}: the payload is not what its digest says")
+        base = self._blocks_of(self._version(lease.base_version).manifest)
+        honest = got == trained_payload(lease, base, lease.data.start, len(got))
+        spread = got[0] / 1024  # honest norms differ a little
+        return SubmissionMeasured(
+            at_s=at_s,
+            command_id=command.command_id,
+            lease_id=lease.lease_id,
+            malformed="" if honest else "not what training this lease gives",
+            norms=tuple(BlockNorm(block=block, norm_l2=1.0 + spread, base_l2=50.0) for block in lease.blocks),
+            heldout_gain=0.1 + spread / 10,
+            heldout_gain_se=0.02,
+        )
+
+    def _aggregate(self, command: AggregateRound, at_s: float) -> RoundAggregated:
+        parent = self._blocks_of(command.parent_manifest)
+        cause = hashlib.sha256(repr(command).encode()).hexdigest()
+        done = self._disk.versions.get(command.version)
+        if done is not None and done.cause == cause:
+            manifest = done.manifest
+        else:
+            manifest = _write_version(self._disk, command.version, self._stepped(command, parent), cause)
+        self._on_aggregated(command, manifest)
+        self._keep_from(min(command.parent_version, self._oldest_needed()))
+        return RoundAggregated(
+            at_s=at_s,
+            command_id=command.command_id,
+            round=command.round,
+            version=command.version,
+            parent_version=command.parent_version,
+            manifest=manifest,
+            update_norm_l2=1.0,
+        )
+
+    def _stepped(self, command: AggregateRound, parent: Mapping[BlockId, Digest]) -> dict[BlockId, Block]:
+        blocks: dict[BlockId, Block] = {}
+        for name, digest in parent.items():
+            entering = [
+                f"{one.digest}*{one.weight:.6g}"
+                for one in command.contributions
+                if (one.include_trunk if name == TRUNK else name in set(map(column_block, one.columns)))
+            ]
+            kept = self._disk.blocks[digest]
+            blocks[name] = Block(digest, f"r{command.round}:" + ",".join(entering)) if entering else kept
+        for one in command.contributions:
+            self._payload(one.digest, command.command_id)
+        return blocks
+
+    def _payload(self, digest: Digest, wanted_by: str) -> bytes:
+        content = self._disk.payloads.get(digest)
+        if content is None:
+            raise MissingContent(f"{wanted_by} needs payload {digest[:12]}, which is not on disk")
+        return content
+
+    def _version(self, version: int) -> VersionEntry:
+        if version not in self._disk.versions:
+            raise MissingContent(f"version {version} is needed and was dropped; kept: {sorted(self._disk.versions)}")
+        return self._disk.versions[version]
+
+    def _blocks_of(self, manifest: Digest) -> Mapping[BlockId, Digest]:
+        if manifest not in self._disk.manifests:
+            raise MissingContent(f"manifest {manifest[:12]} is needed and not on disk")
+        return self._disk.manifests[manifest]
+
+    def _keep_from(self, oldest: int) -> None:
+        for version in [v for v in self._disk.versions if 0 < v < oldest]:
+            entry = self._disk.versions.pop(version)
+            self._disk.manifests.pop(entry.manifest, None)
+
+
+def _write_version(disk: Disk, version: int, blocks: Mapping[BlockId, Block], cause: str) -> Digest:
+    digests = {name: block.digest for name, block in blocks.items()}
+    disk.blocks.update({block.digest: block for block in blocks.values()})
+    text = "\x1f".join([str(version), cause, *(f"{name}={digest}" for name, digest in digests.items())])
+    manifest = Digest(hashlib.sha256(text.encode()).hexdigest())
+    disk.manifests[manifest] = digests
+    disk.versions[Version(version)] = VersionEntry(manifest, cause)
+    return manifest

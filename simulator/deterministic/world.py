@@ -1,0 +1,335 @@
+"""Runs one seed from its scenario to the run's end, and says what was broken on the way.
+
+Decides when faults strike processes. Always: everything that happens is a function of the seed (and of the planted
+bug, where there is one), so a seed that fails can be run again with its trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from coordinator import pump as pump_module
+from coordinator.engine.commands import SlowCommand
+from coordinator.engine.phases import Phase
+from protocol import framing
+from protocol.errors import BarnraiseError, StorageTrouble
+from protocol.ids import LeaseId
+from simulator.deterministic.disk import Disk
+from simulator.deterministic.invariants import Book, InvariantBroken
+from simulator.deterministic.loop import VirtualLoop
+from simulator.deterministic.network import Network
+from simulator.deterministic.node import CoordinatorNode
+from simulator.deterministic.scenario import START_S, Scenario, scenario_of
+from simulator.deterministic.volunteer import Volunteer
+from simulator.faults import COORDINATOR, Fault, FaultKind, FaultPlan, Point
+from simulator.seeds import derived_stream
+from worker.session import State
+
+RESTART_AFTER_FAILURE_S = 5.0
+WATCH_EVERY_S = 5.0
+FRAME_BYTES = 128
+"""Two to four frames for a submission of a few hundred bytes."""
+GOODBYE_S = 200.0
+"""Virtual seconds in which every volunteer has heard that the run is over."""
+_KILL = frozenset({FaultKind.KILL})
+_FAIL = frozenset({FaultKind.FAIL})
+_TIMED = frozenset({FaultKind.KILL, FaultKind.STALL, FaultKind.PARTITION})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of one seed."""
+
+    seed: int
+    violation: str | None
+    history: str
+    """Digest of everything that was journalled: the same for the same seed, on every machine."""
+    events: int
+    acknowledged: int
+    versions: int
+    coordinator_kills: int
+    worker_kills: int
+    virtual_s: float
+    trace: tuple[str, ...] = ()
+
+
+def run_seed(seed: int, *, trace: bool = False) -> Outcome:
+    """One seed, from the first event to the run's end or the first broken invariant."""
+    with _quiet():
+        return World(scenario_of(seed), trace=trace).run()
+
+
+class World:
+    """One simulated run. `run` once."""
+
+    def __init__(self, scenario: Scenario, *, trace: bool = False) -> None:
+        self._scenario = scenario
+        self._trace: list[str] | None = [f"scenario {scenario}"] if trace else None
+        self._draw = derived_stream(scenario.seed, "world")
+        self._plan = FaultPlan(scenario.faults)
+        self._violation: str | None = None
+        self._kills = {"coordinator": 0, "worker": 0}
+        self._executions: dict[str, int] = {}
+        self._states: dict[tuple[int, str], int] = {}
+        self._over_since_s: float | None = None
+        self._loop = VirtualLoop(START_S, self._work_latency)  # type: ignore[abstract]
+        self._disk = Disk()
+        note = self._note if trace else _silent
+        self._book = Book(self._disk, note)
+        secret = hashlib.sha256(f"secret {scenario.seed}".encode()).digest()
+        self._node = CoordinatorNode(
+            self._loop,
+            scenario,
+            secret,
+            self._book,
+            self._disk,
+            on_append=self._on_append,
+            on_execute=self._on_execute,
+            on_executed=self._on_executed,
+            on_died=self._on_pump_failed,
+            note=note,
+        )
+        self._network = Network(self._loop, scenario, self._node, self._plan, self._draw, note)
+        self._volunteers = [
+            Volunteer(
+                index,
+                spec,
+                self._loop,
+                scenario,
+                self._network,
+                self._node.layout,
+                self._draw,
+                acknowledged=self._book.acknowledge,
+                forgotten=self._on_forgotten,
+                on_state=self._on_state,
+                note=note,
+            )
+            for index, spec in enumerate(scenario.volunteers)
+        ]
+
+    def run(self) -> Outcome:
+        """To the end."""
+        scenario = self._scenario
+        with _small(scenario.snapshot_every):
+            self._loop.call_soon(self._node.boot)
+            for volunteer in self._volunteers:
+                self._loop.call_at(volunteer.spec.arrives_s, volunteer.boot)
+            if scenario.stop_after_s is not None:
+                self._loop.call_at(START_S + scenario.stop_after_s, self._stop_run)
+            self._loop.call_later(WATCH_EVERY_S, self._watch)
+            ended = self._loop.run(self._has_ended, scenario.limit_s)
+            self._conclude(ended)
+            self._end_processes()
+        return self._outcome()
+
+    def _conclude(self, ended: bool) -> None:
+        error = self._loop.error
+        if self._violation is None and isinstance(error, InvariantBroken):
+            self._violation = str(error)
+        elif self._violation is None and error is not None:
+            self._violation = f"unexpected {error!r}"
+        elif self._violation is None and not ended:
+            engine = self._node.engine
+            shown = "it is down" if engine is None else "; ".join(f"{w.subject}: {w.reason}" for w in engine.explain())
+            self._violation = f"the run did not end: {shown or 'and does not say why'}"
+        if self._violation is not None:
+            self._note(f"VIOLATION {self._violation}")
+
+    def _end_processes(self) -> None:
+        """Let every task end: one that is merely forgotten complains later."""
+        self._node.crash(power_loss=False, keep_share=1.0)
+        for volunteer in self._volunteers:
+            volunteer.kill()
+        self._loop.error = None
+        self._loop.run(lambda: True, self._loop.now_s)
+
+    def _outcome(self) -> Outcome:
+        return Outcome(
+            seed=self._scenario.seed,
+            violation=self._violation,
+            history=self._disk.appended.hexdigest(),
+            events=self._disk.last_position,
+            acknowledged=self._book.acknowledged,
+            versions=self._book.published,
+            coordinator_kills=self._kills["coordinator"],
+            worker_kills=self._kills["worker"],
+            virtual_s=self._loop.now_s - START_S,
+            trace=tuple(self._trace or ()),
+        )
+
+    def _note(self, text: str) -> None:
+        if self._trace is not None:
+            self._trace.append(f"{self._loop.now_s - START_S:10.3f} {text}")
+
+    # ---- the end -------------------------------------------------------------------------------------------------
+
+    def _has_ended(self) -> bool:
+        if self._violation is not None:
+            return True
+        engine = self._node.engine
+        if engine is None or engine.state.phase is not Phase.OVER:
+            return False
+        if self._over_since_s is None:
+            self._over_since_s = self._loop.now_s
+            try:
+                self._book.over(engine)
+            except InvariantBroken as broken:
+                self._violation = str(broken)
+                return True
+        told = all(volunteer.told_over for volunteer in self._volunteers)
+        return told or self._loop.now_s > self._over_since_s + GOODBYE_S
+
+    def _stop_run(self) -> None:
+        if self._node.is_up:
+            self._loop.create_task(self._quietly(self._node.stop_run("enough")), context=self._node.context)
+
+    # ---- faults --------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Faults that are addressed to a time."""
+        now_s = self._loop.now_s
+        if now_s >= self._scenario.calm_s:
+            return
+        self._loop.call_later(WATCH_EVERY_S, self._watch)
+        for worker in (COORDINATOR, *range(len(self._volunteers))):
+            point = Point(worker=worker, call="watch", now_s=now_s)
+            for fault in self._plan.take(point, _TIMED):
+                self._strike(worker, fault)
+
+    def _strike(self, worker: int, fault: Fault) -> None:
+        self._note(f"FAULT {fault}")
+        if fault.kind is FaultKind.KILL:
+            self._kill(worker, fault)
+        elif fault.kind is FaultKind.PARTITION:
+            self._network.partition(worker, fault.seconds)
+        elif worker == COORDINATOR:
+            self._network.freeze(fault.seconds)
+        else:
+            self._volunteers[worker].stall(fault.seconds)
+
+    def _kill(self, worker: int, fault: Fault) -> None:
+        if worker == COORDINATOR:
+            self._crash(back_after_s=fault.seconds, power_loss=fault.power_loss)
+            return
+        self._kills["worker"] += 1
+        volunteer = self._volunteers[worker]
+        volunteer.kill()
+        self._loop.call_later(fault.seconds, volunteer.boot)
+
+    def _crash(self, *, back_after_s: float, power_loss: bool) -> None:
+        if not self._node.is_up:
+            return
+        self._note(f"coordinator dies, power_loss={power_loss}")
+        self._kills["coordinator"] += 1
+        self._node.crash(power_loss=power_loss, keep_share=self._draw.random())
+        self._network.break_connections()
+        self._loop.call_later(back_after_s, self._node.boot)
+
+    def _on_append(self, position: int, is_durable: bool) -> None:
+        if self._loop.now_s >= self._scenario.calm_s:
+            return
+        point = Point(worker=COORDINATOR, call="append", journal_position=position, now_s=self._loop.now_s)
+        if is_durable:
+            for fault in self._plan.take(Point(worker=COORDINATOR, call="appended", now_s=point.now_s), _KILL):
+                self._strike(COORDINATOR, fault)
+            return
+        if self._plan.take(point, _FAIL):
+            self._note(f"FAULT the disk is full at journal position {position}")
+            raise StorageTrouble("the journal: no space left on device")
+        for fault in self._plan.take(point, _KILL):
+            if fault.durable:
+                self._loop.call_later(0.0, self._strike, COORDINATOR, fault)
+            else:
+                self._strike(COORDINATOR, fault)
+
+    def _on_execute(self, command: SlowCommand) -> bool:
+        name = f"execute:{type(command).__name__}"
+        self._executions[name] = self._executions.get(name, 0) + 1
+        return self._loop.now_s < self._scenario.calm_s and bool(self._plan.take(self._execution_point(name), _FAIL))
+
+    def _on_executed(self, command: SlowCommand) -> None:
+        name = f"execute:{type(command).__name__}"
+        if self._loop.now_s >= self._scenario.calm_s:
+            return
+        if self._plan.take(self._execution_point(name), frozenset({FaultKind.DUPLICATE})):
+            self._note(f"FAULT the result of {command.command_id} comes twice")
+            for delay_s in (0.0, 10.0):
+                self._loop.call_later(delay_s, self._result_again, command)
+        for fault in self._plan.take(self._execution_point(name), _KILL):
+            self._strike(COORDINATOR, fault)
+
+    def _execution_point(self, name: str) -> Point:
+        return Point(worker=COORDINATOR, call=name, nth=self._executions.get(name), now_s=self._loop.now_s)
+
+    def _result_again(self, command: SlowCommand) -> None:
+        if self._node.is_up:
+            self._loop.create_task(self._quietly(self._node.submit_result(command)), context=self._node.context)
+
+    async def _quietly(self, work: object) -> None:
+        with contextlib.suppress(BarnraiseError):
+            await work  # type: ignore[misc]
+
+    def _on_pump_failed(self, error: BaseException | None) -> None:
+        """The process says why and leaves; its operator starts it again."""
+        self._note(f"the pump failed: {error!r}")
+        what = str(error) if isinstance(error, InvariantBroken) else f"the pump failed: {error!r}"
+        self._violation = self._violation or what
+        self._crash(back_after_s=RESTART_AFTER_FAILURE_S, power_loss=False)
+
+    def _on_forgotten(self, lease_id: LeaseId) -> None:
+        if self._node.engine is not None:
+            self._book.forgotten(lease_id, self._node.engine.state)
+
+    def _on_state(self, worker: int, state: State) -> None:
+        name = f"state:{state.value}"
+        nth = self._states[worker, name] = self._states.get((worker, name), 0) + 1
+        now_s = self._loop.now_s
+        if now_s < self._scenario.calm_s:
+            for fault in self._plan.take(Point(worker=worker, call=name, nth=nth, now_s=now_s), _KILL):
+                self._strike(worker, fault)
+
+    def _work_latency(self, pool: str) -> tuple[float, float]:
+        draw = self._draw
+        if pool.startswith("journal"):
+            return draw.uniform(0.2, 2.0) * self._scenario.commit_s, draw.uniform(0.0, 0.002)
+        if pool.startswith("executor"):
+            return draw.uniform(0.1, 4.0), draw.uniform(0.0, 0.1)
+        return draw.uniform(0.0, 0.01), draw.uniform(0.0, 0.002)
+
+
+def _silent(_: str) -> None:
+    return None
+
+
+@contextlib.contextmanager
+def _small(snapshot_every: int) -> Iterator[None]:
+    """Snapshots and frames as often as a run of thousands of events and of gigabytes has them."""
+    wire: Any = framing
+    kept = pump_module.SNAPSHOT_EVERY, wire.FRAME_BYTES
+    pump_module.SNAPSHOT_EVERY, wire.FRAME_BYTES = snapshot_every, FRAME_BYTES
+    try:
+        yield
+    finally:
+        pump_module.SNAPSHOT_EVERY, wire.FRAME_BYTES = kept
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No log lines, which a run under faults has many of, and no garbage collection while a seed runs."""
+    kept, collecting = structlog.get_config(), gc.isenabled()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    gc.disable()
+    try:
+        yield
+    finally:
+        structlog.configure(**kept)
+        if collecting:
+            gc.enable()

@@ -1,0 +1,125 @@
+"""The heap of moments against a plain dictionary; sorted medians against `statistics`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import median
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coordinator.engine.events import BlockNorm
+from coordinator.engine.medians import ColumnNormMedian, GainMedian
+from coordinator.engine.screening import remember
+from coordinator.engine.speeds import Speeds, step_s
+from coordinator.engine.state import SpeedReport, WorkerRecord
+from coordinator.engine.timetable import Timetable
+from protocol.ids import TRUNK, WorkerId, column_block
+
+quick = settings(max_examples=60, deadline=None, derandomize=True)
+moments = st.sampled_from([0.0, 1.0, 1.5, 2.0, 7.0])
+
+
+@quick
+@given(st.lists(st.tuples(st.integers(0, 4), st.one_of(st.none(), moments)), max_size=60), moments)
+def test_a_timetable_is_a_dictionary_with_an_earliest_entry(changes, now_s):
+    table: Timetable[int] = Timetable()
+    plain: dict[int, float] = {}
+    for key, moment_s in changes:
+        if moment_s is None:
+            table.discard(key)
+            plain.pop(key, None)
+        else:
+            table.set(key, moment_s)
+            plain[key] = moment_s
+        first = table.earliest()
+        assert (None if first is None else first[0]) == min(plain.values(), default=None)
+        assert sorted(table.due(now_s)) == sorted(key for key, moment in plain.items() if moment <= now_s)
+        assert table.first_after(now_s) == min((moment for moment in plain.values() if moment > now_s), default=None)
+        assert {key: table.moment_s(key) for key in table} == plain
+        assert len(table) == len(plain)
+
+
+def test_moving_one_moment_for_ever_costs_no_memory():
+    table: Timetable[str] = Timetable()
+    for number in range(10_000):
+        table.set("a", float(number))
+    assert len(table._heap) < 100
+    assert table.earliest() == (9999.0, "a")
+
+
+reports = st.lists(
+    st.builds(SpeedReport, steps=st.just(8), train_s=st.sampled_from([4.0, 8.0, 9.0, 80.0]), wall_s=st.just(90.0)),
+    max_size=3,
+).map(tuple)
+records = st.builds(
+    lambda number, present, probe, found: WorkerRecord(
+        worker=WorkerId(f"w{number}"),
+        name="",
+        trusted=False,
+        max_columns=0,
+        tokens_per_s=probe,
+        heard_at_s=0.0,
+        present=present,
+        reports=found,
+    ),
+    st.integers(0, 5),
+    st.booleans(),
+    st.sampled_from([0.0, 100.0, 250.0, 1000.0, float("inf"), float("nan")]),
+    reports,
+)
+
+
+def speeds_anew(known: dict[str, WorkerRecord]) -> tuple[dict[str, float], float | None]:
+    """Speeds and the median of those present, by looking at everybody."""
+    measured = {w: s for w, r in known.items() if (s := step_s(r)) is not None}
+    probes = {w: r.tokens_per_s for w, r in known.items() if 0 < r.tokens_per_s < float("inf")}
+    both = [measured[w] * probes[w] for w in measured if w in probes]
+    tokens = median(both) if both else 1.0
+    speeds = {w: tokens / probe for w, probe in probes.items() if both or not measured} | measured
+    present = [speeds[w] for w, r in known.items() if r.present and w in speeds]
+    return speeds, median(present) if present else None
+
+
+@quick
+@given(st.lists(records, max_size=30))
+def test_speeds_are_those_of_looking_at_everybody_anew(changes):
+    kept, known = Speeds(), {}
+    for record in changes:
+        kept.put(known.get(record.worker), record)
+        known[record.worker] = record
+        speeds, middle = speeds_anew(known)
+        assert {worker: kept.step_s(worker) for worker in known} == {worker: speeds.get(worker) for worker in known}
+        assert kept.reference_step_s == middle
+
+
+def test_a_report_of_no_time_at_all_is_no_divisor_of_zero():
+    record = WorkerRecord(worker=WorkerId("w"), name="", trusted=False, max_columns=0, tokens_per_s=0.0, heard_at_s=0.0)
+    assert step_s(replace(record, reports=(SpeedReport(steps=2**31, train_s=5e-324, wall_s=1.0),))) == 1e-9
+
+
+@quick
+@given(st.lists(st.sampled_from([0.1, 0.2, 0.3, 5.0]), max_size=20))
+def test_the_median_gain_follows_each_gain(gains):
+    kept, known = GainMedian(), ()
+    for gain in gains:
+        after = (*known, gain)
+        kept.follow(known, after)
+        known = after
+        assert kept.median(known, 1) == median(known)
+    assert kept.median((), 1) is None
+
+
+@quick
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([1.0, 2.0, 3.0])), max_size=30))
+def test_the_median_of_all_columns_follows_what_is_remembered(changes):
+    kept, history = ColumnNormMedian(), {}
+    kept.median(history, 1)
+    for column, norm in changes:
+        norms = (BlockNorm(block=TRUNK, norm_l2=9.0), BlockNorm(block=column_block(column), norm_l2=norm))
+        after = remember(history, norms, 4)
+        kept.follow(history, after)
+        history = after
+        assert kept.median(history, 1) == median(
+            v for block, values in history.items() if block != TRUNK for v in values
+        )

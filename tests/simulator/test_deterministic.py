@@ -1,0 +1,88 @@
+"""The deterministic simulation: seeds hold, replay exactly, and find what is planted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from simulator.deterministic.planted import PLANTED, PlantedBug
+from simulator.deterministic.world import Outcome, run_seed
+
+SEEDS_EACH_TIME = 150
+SOAK_SEEDS = 20_000
+MOST_SEEDS = 1000
+
+
+def first_failure(seeds: range) -> Outcome | None:
+    return next((outcome for outcome in map(run_seed, seeds) if outcome.violation is not None), None)
+
+
+def test_no_seed_breaks_a_promise_and_the_seeds_are_worth_something() -> None:
+    outcomes = [run_seed(seed) for seed in range(SEEDS_EACH_TIME)]
+    assert [(outcome.seed, outcome.violation) for outcome in outcomes if outcome.violation] == []
+    totals = Counter[str]()
+    for outcome in outcomes:
+        totals["acknowledged"] += outcome.acknowledged
+        totals["versions"] += outcome.versions
+        totals["coordinator_kills"] += outcome.coordinator_kills
+        totals["worker_kills"] += outcome.worker_kills
+    assert totals["versions"] > SEEDS_EACH_TIME
+    assert totals["acknowledged"] > 2 * SEEDS_EACH_TIME
+    assert totals["coordinator_kills"] > SEEDS_EACH_TIME / 4
+    assert totals["worker_kills"] > SEEDS_EACH_TIME / 8
+
+
+@pytest.mark.parametrize("seed", [4, 24, 105, 189])
+def test_a_seed_replays_exactly_with_and_without_its_trace(seed: int) -> None:
+    first, second = run_seed(seed), run_seed(seed, trace=True)
+    assert (first.history, first.events, first.virtual_s) == (second.history, second.events, second.virtual_s)
+    assert first.trace == ()
+    assert second.trace
+    assert second.trace == run_seed(seed, trace=True).trace
+
+
+@pytest.mark.soak
+def test_a_seed_replays_exactly_in_another_process_with_other_hashes() -> None:
+    told = set()
+    for hash_seed in ("1", "2"):
+        command = [sys.executable, "-m", "benchmarks.seeds", "--seed", "105", "--trace"]
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        told.add(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+    assert len(told) == 1
+
+
+FOUND_EACH_TIME = ("reply-before-commit", "counted-again", "snapshot-one-behind", "payload-without-sync")
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [pytest.param(bug, id=bug.name, marks=[] if bug.name in FOUND_EACH_TIME else pytest.mark.soak) for bug in PLANTED],
+)
+def test_a_planted_bug_is_found_within_a_thousand_seeds(bug: PlantedBug) -> None:
+    with bug.plant():
+        found = first_failure(range(MOST_SEEDS))
+    assert found is not None
+    assert run_seed(found.seed).violation is None  # it is the bug that was found
+
+
+def test_there_are_at_least_ten_planted_bugs() -> None:
+    assert len({bug.name for bug in PLANTED}) >= 10
+
+
+def test_a_failing_seed_prints_its_trace() -> None:
+    with PLANTED[0].plant():
+        found = first_failure(range(MOST_SEEDS))
+        assert found is not None
+        again = run_seed(found.seed, trace=True)
+    assert again.violation == found.violation
+    assert again.trace[0].startswith("scenario ")
+    assert f"VIOLATION {found.violation}" in again.trace[-1]
+
+
+@pytest.mark.soak
+def test_many_seeds_hold() -> None:
+    assert first_failure(range(SEEDS_EACH_TIME, SOAK_SEEDS)) is None

@@ -1,0 +1,85 @@
+"""Finished work on a full disk: kept in memory, told, and stored as soon as there is room."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from protocol.errors import StorageTrouble
+from protocol.ids import LeaseId, digest_of
+from protocol.storage import storage_trouble
+from worker import training
+from worker.outbox import Outbox, Submission
+from worker.trainer import TrainingStopped
+from worker.training import TrainingRoom
+
+
+def submission(payload: bytes) -> Submission:
+    return Submission(
+        lease_id=LeaseId("r1.1"), digest=digest_of(payload), payload_bytes=len(payload), codec="bf16",
+        inner_steps_done=1, tokens=1, train_loss_first=5.0, train_loss_last=4.0, train_s=1.0,
+    )  # fmt: skip
+
+
+class FullFor:
+    """An outbox whose disk is full for the first `times` attempts."""
+
+    def __init__(self, folder: Path, times: int) -> None:
+        self.outbox = Outbox(folder)
+        self.times = times
+
+    def save(self, one: Submission, payload: bytes) -> None:
+        if self.times:
+            self.times -= 1
+            raise storage_trouble(errno.ENOSPC, Path("outbox"))
+        self.outbox.save(one, payload)
+
+
+class Said:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, _event: str, text: str, **_fields: Any) -> None:
+        self.lines.append(text)
+
+
+class Job:
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+
+
+def room(outbox: Any, reporter: Any) -> TrainingRoom:
+    nothing = cast("Any", None)
+    return TrainingRoom(nothing, nothing, nothing, outbox, nothing, reporter)
+
+
+def test_finished_work_waits_for_room_and_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "DISK_RETRY_S", 0.0)
+    outbox, said = FullFor(tmp_path, 3), Said()
+    room(outbox, said)._keep(cast("Any", Job()), submission(b"gradient"), b"gradient")
+    assert outbox.outbox.load() == submission(b"gradient")
+    first, second = said.lines
+    assert "the disk is full: make room" in first
+    assert "going on" in second
+
+
+def test_a_lease_that_ends_meanwhile_ends_the_waiting(tmp_path: Path) -> None:
+    job = Job()
+    job.stop.set()
+    with pytest.raises(TrainingStopped, match="room on the disk"):
+        room(FullFor(tmp_path, 3), Said())._keep(cast("Any", job), submission(b"gradient"), b"gradient")
+
+
+def test_an_outbox_on_a_read_only_folder_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox = Outbox(tmp_path)
+
+    def read_only(*_: Any, **__: Any) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("protocol.private_files.os.open", read_only)
+    with pytest.raises(StorageTrouble, match="mount it for writing"):
+        outbox.save(submission(b"gradient"), b"gradient")

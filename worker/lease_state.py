@@ -1,0 +1,201 @@
+"""How far a lease has come, on disk, so that a killed worker goes on at its last local step.
+
+Decides when progress is written and what may be taken up again: only the state of the very same computation (lease,
+base blocks, device kind, torch release), and only if every byte is what was written. A lease is a pure function, so the
+result of an interrupted one is the same, on a CPU to the last bit. Always: the tensors are durable before the record
+that names them; a torn or foreign file is removed, never loaded; a full disk costs the progress, not the lease.
+Touches its own folder; knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from protocol.errors import StorageTrouble
+from protocol.ids import BlockId, Digest
+from protocol.private_files import write_private
+from protocol.storage import telling_storage_trouble
+from worker.disk import private_folder, sync_folder
+from worker.lease import Lease
+from worker.outbox import file_digest
+
+FORMAT = 1
+DEFAULT_EVERY_S = 30.0
+"""At most this much work is done again after a kill, where the disk is fast enough."""
+MOST_SHARE_OF_TIME = 0.02
+"""Writing may take this share of the training time: on a slow disk progress is written less often."""
+RECORD = "progress.json"
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalState:
+    """The inner loop between two steps: weights, moments and everything else that the next step depends on."""
+
+    step: int
+    """Steps done."""
+    micro_batch: int
+    train_s: float
+    tensors: Mapping[str, Tensor]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    computation: str
+    digest: Digest = Field(pattern=r"^[0-9a-f]{64}$")
+    payload_bytes: int = Field(ge=0)
+    step: int = Field(ge=1)
+    micro_batch: int = Field(ge=1)
+    train_s: float = Field(ge=0.0, allow_inf_nan=False)
+
+
+def computation_of(lease: Lease, digests: Mapping[BlockId, Digest], device: str) -> str:
+    """Names what is computed: progress is taken up only where this is the same. The deadline is no part of it."""
+    fields = {name: value for name, value in dataclasses.asdict(lease).items() if name != "ttl_s"}
+    parts = [FORMAT, fields, sorted(digests.items()), device.partition(":")[0], torch.__version__]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+class LeaseStates:
+    """Holds the progress of at most one lease."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = private_folder(folder)
+
+    def save(self, computation: str, state: LocalState) -> None:
+        """Replace what is here by `state`, durably; StorageTrouble where the disk does not take it."""
+        temporary = self._folder / ".progress.tmp"
+        try:
+            with telling_storage_trouble(self._folder):
+                _write(temporary, state)
+                digest, payload_bytes = file_digest(temporary), temporary.stat().st_size
+                temporary.replace(self._payload(digest))
+                sync_folder(self._folder)
+            record = _Record(
+                computation=computation,
+                digest=digest,
+                payload_bytes=payload_bytes,
+                step=state.step,
+                micro_batch=state.micro_batch,
+                train_s=state.train_s,
+            )
+            write_private(self._folder / RECORD, record.model_dump_json().encode())
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        self._remove_payloads(keep=self._payload(digest))
+
+    def load(self, computation: str) -> LocalState | None:
+        """The progress of `computation`; None where there is none. Anything else that lies here is removed."""
+        try:
+            record = _Record.model_validate_json((self._folder / RECORD).read_bytes())
+            state = self._state_of(record) if record.computation == computation else None
+        except FileNotFoundError:
+            state = None
+        except (ValidationError, ValueError, SafetensorError, OSError) as error:
+            log.warning("lease_progress_dropped", reason=str(error)[:200])
+            state = None
+        if state is None:
+            self.clear()
+        return state
+
+    def clear(self) -> None:
+        """Forget what is here; the record goes first."""
+        with contextlib.suppress(OSError):  # what cannot be deleted is not loaded either: see `computation_of`
+            (self._folder / RECORD).unlink(missing_ok=True)
+            self._remove_payloads(keep=None)
+
+    def _state_of(self, record: _Record) -> LocalState:
+        path = self._payload(record.digest)
+        if path.stat().st_size != record.payload_bytes or file_digest(path) != record.digest:
+            raise ValueError("the tensors are not what the record promises")
+        tensors = load_file(path)
+        return LocalState(step=record.step, micro_batch=record.micro_batch, train_s=record.train_s, tensors=tensors)
+
+    def _payload(self, digest: Digest) -> Path:
+        return self._folder / f"{digest}.safetensors"
+
+    def _remove_payloads(self, keep: Path | None) -> None:
+        for path in [*self._folder.glob("*.safetensors"), *self._folder.glob(".*")]:
+            if path != keep:
+                path.unlink(missing_ok=True)
+
+
+class LeaseKeeper:
+    """Progress of one lease: says when it is due to be written, and writes it."""
+
+    def __init__(
+        self,
+        states: LeaseStates,
+        computation: str,
+        *,
+        every_s: float = DEFAULT_EVERY_S,
+        told: Callable[[str], None] = lambda _reason: None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._states = states
+        self._computation = computation
+        self._every_s = every_s
+        self._told = told
+        self._clock = clock
+        self._next_s = clock() + every_s
+        self._refused = False
+
+    def load(self) -> LocalState | None:
+        """Where an earlier process left this very lease."""
+        return self._states.load(self._computation)
+
+    def due(self) -> bool:
+        """Whether the next step should wait for progress to be written."""
+        return self._clock() >= self._next_s
+
+    def save(self, state: LocalState) -> None:
+        """Write it. A disk that refuses is told once; the lease goes on without."""
+        started_s = self._clock()
+        try:
+            self._states.save(self._computation, state)
+        except StorageTrouble as error:
+            if not self._refused:
+                self._told(f"progress is not kept: {error}")
+            self._refused = True
+        took_s = self._clock() - started_s
+        self._next_s = self._clock() + max(self._every_s, took_s / MOST_SHARE_OF_TIME if self._every_s else 0.0)
+
+
+def _write(path: Path, state: LocalState) -> None:
+    path.unlink(missing_ok=True)
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in state.tensors.items()}, path)
+    except SafetensorError as error:
+        raise _os_error_of(error) from error
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _os_error_of(error: SafetensorError) -> OSError:
+    """The library reports a full disk as text only: `I/O error: No space left on device (os error 28)`."""
+    _, _, rest = str(error).rpartition("os error ")
+    number = rest.partition(")")[0]
+    return OSError(int(number), str(error)) if number.isdecimal() else OSError(str(error))
