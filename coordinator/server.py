@@ -20,7 +20,7 @@ import grpc
 import structlog
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
+from grpc_health.v1.health import aio as health_aio
 
 from coordinator.auth import Authenticator
 from coordinator.engine.commands import AnnounceVerdict, CancelLease, Command, DropPayload, EndRun, GrantLease
