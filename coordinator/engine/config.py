@@ -44,7 +44,7 @@ class ScreeningConfig:
     """Standard errors of the gain that speak for the worker: late in a run an honest gain is within its noise."""
     max_base_factor: float = 10.0
     """Refused when a block would move by over this many times the length of its own weights; needs no history."""
-    min_heldout_gain_share: float = 0.1
+    min_heldout_gain_share: float = 0.25
     """Refused, too, when the gain is under this share of the round's running median gain."""
     max_column_norm_factor: float = 9.0
     """The same for a single expert column, whose honest norms differ more (clipping takes care of the rest)."""

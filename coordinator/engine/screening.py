@@ -61,7 +61,7 @@ def judge(
         if not math.isfinite(norm.norm_l2):
             return rejected(NON_FINITE, f"{norm.block} holds values that are not finite (norm {norm.norm_l2})")
     if not config.enabled:
-        return Verdict(accepted=True, key="", reason="accepted unscreened: screening is off")
+        return Verdict(accepted=True, key="", reason="screening is off")
     against = (
         _judge_lengths(config, event.norms)
         or _judge_norms(config, norms, history, columns_median)
@@ -72,7 +72,7 @@ def judge(
     return Verdict(
         accepted=True,
         key="",
-        reason=f"accepted: half a step along it lowers held-out loss by {event.heldout_gain:.4g} nats a token",
+        reason=f"half a step along it lowers held-out loss by {event.heldout_gain:.4g} nats a token",
     )
 
 

@@ -49,8 +49,8 @@ def verdict_on(
 def test_the_noise_of_the_measurement_speaks_for_the_worker():
     assert verdict_on(gain=-0.004, gain_se=0.003).accepted
     assert verdict_on(gain=-0.007, gain_se=0.003).key == "heldout_loss_rose"
-    assert verdict_on(gain=0.001, gain_se=0.003, gains=(0.06, 0.06, 0.06)).accepted
-    assert verdict_on(gain=0.001, gain_se=0.001, gains=(0.06, 0.06, 0.06)).key == "heldout_gain_too_small"
+    assert verdict_on(gain=0.009, gain_se=0.004, gains=(0.06, 0.06, 0.06)).accepted
+    assert verdict_on(gain=0.009, gain_se=0.002, gains=(0.06, 0.06, 0.06)).key == "heldout_gain_too_small"
     assert verdict_on(gain=-0.004, gain_se=math.nan).key == "heldout_loss_rose"
 
 
@@ -82,9 +82,9 @@ def test_a_first_submission_is_held_against_the_weights_themselves():
         ({"gain": -0.001}, "heldout_loss_rose"),
         ({"gain": float("nan")}, "heldout_loss_rose"),
         ({"gain": float("-inf")}, "heldout_loss_rose"),
-        ({"gain": 0.006, "gains": (0.05, 0.06)}, ""),
-        ({"gain": 0.005, "gains": (0.05, 0.06)}, "heldout_gain_too_small"),
-        ({"gain": 0.005, "gains": (0.05, 0.06), "steps_share": 0.25}, ""),
+        ({"gain": 0.014, "gains": (0.05, 0.06)}, ""),
+        ({"gain": 0.013, "gains": (0.05, 0.06)}, "heldout_gain_too_small"),
+        ({"gain": 0.004, "gains": (0.05, 0.06), "steps_share": 0.25}, ""),
         ({"gain": 0.002, "gains": (0.05,)}, ""),  # one other says nothing yet
         ({"trunk": 99.0, "history": {}}, ""),  # nor does an empty history
         ({"trunk": 99.0, "gain": -1.0, "enabled": False}, ""),

@@ -216,7 +216,7 @@ def test_the_first_to_be_judged_is_looked_at_again_when_the_round_is_known(swarm
     commands = s.submit("d", gain=3.0)
     (again,) = [verdict for verdict in pick(AnnounceVerdict, commands) if verdict.worker == s.lease("liar").worker]
     assert not again.accepted
-    assert "0.1 of the round's median" in again.reason
+    assert "0.25 of the round's median" in again.reason
     command = s.waiting_for(AggregateRound)
     assert s.lease("liar").lease_id not in {contribution.lease_id for contribution in command.contributions}
     assert len(command.contributions) == 3
