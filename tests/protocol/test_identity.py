@@ -88,7 +88,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ConfigError, match=r"cannot write .*secret: No space left"):
+    with pytest.raises(ConfigError, match=r"cannot write .*secret: the disk is full"):
         write_private(path, b"new")
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["secret"]
