@@ -75,7 +75,6 @@ def on_submission_measured(turn: Turn, event: SubmissionMeasured) -> None:
     if not verdict.accepted:
         leases.reject(turn, lease.lease_id, verdict)
         return
-    state.remember_norms(screening.remember(state.norm_history, norms, state.config.screening.norm_history))
     leases.accept(turn, lease.lease_id, verdict)
 
 

@@ -21,7 +21,7 @@ from coordinator.engine.phases import OPEN_PHASES, LeaseStatus, Phase
 from coordinator.engine.quorum import Outlook
 from coordinator.engine.reasons import LATE
 from coordinator.engine.screening import rejected
-from coordinator.engine.state import EngineState, RoundState
+from coordinator.engine.state import EngineState, LeaseRecord, RoundState
 from coordinator.engine.turn import Turn
 from protocol.ids import RoundNumber, Version, WorkerId
 
@@ -227,16 +227,26 @@ def _reopen(state: EngineState) -> None:
 
 
 def _look_again(turn: Turn) -> None:
-    """Refuse what was accepted before there were peers to compare it with, and falls short of them."""
-    state = turn.state
+    """Refuse what was accepted before there were peers to compare it with, and falls short of them or outgrows them."""
+    state, config = turn.state, turn.state.config.screening
     middle = state.index.gains.median(state.round.gains, screening.MIN_GAINS)
-    for record in votes.countable(state):
-        if record.lease.round != state.round.round:
-            continue
+    for record in _fresh(state):
         share = record.lease.inner_steps / state.config.inner.inner_steps
-        verdict = screening.review(state.config.screening, record.heldout_gain, record.heldout_gain_se, middle, share)
+        verdict = screening.review_gain(config, record.heldout_gain, record.heldout_gain_se, middle, share)
         if verdict is not None:
             leases.withdraw(turn, record.lease.lease_id, verdict)
+    history = dict(state.norm_history)
+    for record in _fresh(state):
+        history = screening.remember(history, record.norms, config.norm_history)
+    for record in _fresh(state):
+        verdict = screening.review_norms(config, record.norms, history)
+        if verdict is not None:
+            leases.withdraw(turn, record.lease.lease_id, verdict)
+
+
+def _fresh(state: EngineState) -> list[LeaseRecord]:
+    """Accepted submissions of the open round itself."""
+    return [record for record in votes.countable(state) if record.lease.round == state.round.round]
 
 
 def _close(turn: Turn, reason: str) -> None:
@@ -252,6 +262,10 @@ def _close(turn: Turn, reason: str) -> None:
         next_round_or_finish(turn)
         return
     state.update_round(close_reason=reason)
+    # Only now, when they count: free riders are the first to submit, and must not become what others are measured by.
+    for record in records:
+        kept = state.config.screening.norm_history
+        state.remember_norms(screening.remember(state.norm_history, record.norms, kept))
     contributions = votes.contributions_of(state, records)
     state.move_to(Phase.AGGREGATING)
     turn.emit(

@@ -116,13 +116,19 @@ def _judge_norms(
     return None
 
 
-def review(
+def review_gain(
     config: ScreeningConfig, gain: float, gain_se: float, gains_median: float | None, steps_share: float
 ) -> Verdict | None:
     """A second look when the round closes: the first to be judged had no peers to be compared with."""
+    return _judge_gain(config, gain, gain_se, gains_median, steps_share) if config.enabled else None
+
+
+def review_norms(config: ScreeningConfig, norms: tuple[BlockNorm, ...], history: NormHistory) -> Verdict | None:
+    """The same for norms; `history` holds this round's, too."""
     if not config.enabled:
         return None
-    return _judge_gain(config, gain, gain_se, gains_median, steps_share)
+    columns = [norm for block, known in history.items() if block != TRUNK for norm in known]
+    return _judge_norms(config, norms, history, median(columns) if len(columns) >= MIN_NORMS else None)
 
 
 def _judge_gain(

@@ -223,3 +223,17 @@ def test_the_first_to_be_judged_is_looked_at_again_when_the_round_is_known(swarm
     state = s.engine.state
     assert (state.totals.submissions_accepted, state.totals.submissions_rejected) == (3, {"heldout_gain_too_small": 1})
     assert s.record(s.lease("liar").lease_id).status is LeaseStatus.REJECTED
+
+
+def test_those_who_did_nothing_and_came_first_are_not_what_others_are_measured_by(swarm, pick):
+    s = swarm()
+    s.join("idle1", "idle2", "idle3", "b", "c", "d", "e")
+    s.at(10)
+    s.submit("idle1", "idle2", "idle3", gain=0.0, norm=0.01)
+    commands = [*s.submit("b", gain=2.9), *s.submit("c", gain=2.8), *s.submit("d", gain=3.0), *s.submit("e", gain=2.9)]
+    verdicts = {verdict.worker: verdict for verdict in pick(AnnounceVerdict, commands)}
+    honest = {s.lease(name).worker for name in "bcde"}
+    assert {worker for worker, verdict in verdicts.items() if verdict.accepted} == honest
+    command = s.waiting_for(AggregateRound)
+    assert {contribution.lease_id for contribution in command.contributions} == {s.lease(n).lease_id for n in "bcde"}
+    assert all(norm == 1.0 for norms in s.engine.state.norm_history.values() for norm in norms)
