@@ -125,7 +125,7 @@ def run_status(run: RunContext, traffic: Traffic) -> RunStatus:
     """The present moment."""
     engine = run.pump.engine
     state, now_s = engine.state, run.clock()
-    totals = state.totals
+    totals, current = state.totals, _current_leases(engine)
     return RunStatus(
         run_id=run.run_id,
         name=run.settings.name,
@@ -138,7 +138,9 @@ def run_status(run: RunContext, traffic: Traffic) -> RunStatus:
         over=state.phase is Phase.OVER,
         end_reason=state.end_reason,
         waits=tuple(WaitStatus(subject=wait.subject, reason=wait.reason) for wait in engine.explain(now_s)),
-        workers=tuple(_worker(engine, record, run, now_s) for record in state.workers.values()),
+        workers=tuple(
+            _worker(engine, record, current.get(record.worker), run, now_s) for record in state.workers.values()
+        ),
         history=tuple(
             RoundStatus(**{name: getattr(record, name) for name in RoundStatus.model_fields})
             for record in state.history
@@ -181,9 +183,10 @@ def _pending(engine: Engine) -> list[str]:
     return lines
 
 
-def _worker(engine: Engine, record: WorkerRecord, run: RunContext, now_s: float) -> WorkerStatus:
+def _worker(
+    engine: Engine, record: WorkerRecord, lease: LeaseRecord | None, run: RunContext, now_s: float
+) -> WorkerStatus:
     beat = engine.last_seen.get(record.worker)
-    lease = _current_lease(engine, record.worker)
     training = lease is not None and lease.status is LeaseStatus.GRANTED
     fresh = beat if beat is not None and lease is not None and beat.lease_id == lease.lease.lease_id else None
     heard_at_s = max(record.heard_at_s, beat.at_s) if beat else record.heard_at_s
@@ -248,10 +251,16 @@ def _state(record: WorkerRecord, lease: LeaseRecord | None) -> str:
     return "waiting" if record.waiting_since_s is not None else "idle"
 
 
-def _current_lease(engine: Engine, worker: WorkerId) -> LeaseRecord | None:
-    """The worker's latest lease of the present round, or one that is still on its way."""
+def _current_leases(engine: Engine) -> dict[WorkerId, LeaseRecord]:
+    """Each worker's latest lease of the present round, or one that is still on its way; all leases are read once."""
     state = engine.state
-    mine = [record for record in state.leases.values() if record.lease.worker == worker]
     live = {LeaseStatus.GRANTED, LeaseStatus.COMMITTED, LeaseStatus.UPLOADED}
-    current = [r for r in mine if r.lease.round == state.round.round or r.status in live]
-    return max(current, key=lambda r: (r.status in live, r.lease.granted_at_s), default=None)
+    current: dict[WorkerId, LeaseRecord] = {}
+    for record in state.leases.values():
+        if record.lease.round != state.round.round and record.status not in live:
+            continue
+        other = current.get(record.lease.worker)
+        rank = (record.status in live, record.lease.granted_at_s)
+        if other is None or rank > (other.status in live, other.lease.granted_at_s):
+            current[record.lease.worker] = record
+    return current
