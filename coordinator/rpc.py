@@ -33,6 +33,7 @@ from protocol.errors import (
     Unauthenticated,
     Unavailable,
 )
+from protocol.text import printable
 
 MAX_DETAIL_CHARACTERS = 600
 """A status travels in metadata, whose size is bounded; percent-encoding can triple it."""
@@ -230,7 +231,7 @@ class Endpoint:
         internal = status is grpc.StatusCode.INTERNAL
         if not internal and not self._throttle.may_log():
             return
-        fields = {"method": method, "status": status.name, "address": address, "error": clean(str(error))}
+        fields = {"method": method, "status": status.name, "address": address, "error": printable(str(error))}
         if self._throttle.suppressed_lines:
             fields["not_logged_before"] = str(self._throttle.suppressed_lines)
             self._throttle.suppressed_lines = 0
@@ -304,11 +305,6 @@ async def _abort(context: Context, status: grpc.StatusCode, sentence: str) -> No
     except TimeoutError:
         # It does not read, so it does not hear this either. gRPC frees the call at its deadline.
         raise asyncio.CancelledError from None
-
-
-def clean(text: str) -> str:
-    """Text that may hold what a stranger sent, fit for a log line."""
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def parse(kind: type[Request], body: bytes) -> Request:

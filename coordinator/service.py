@@ -31,6 +31,7 @@ from protocol.ids import Digest, LeaseId, WorkerId
 from protocol.limits import MAX_WAIT_S
 from protocol.manifest import sign_manifest
 from protocol.tensors import payload_size
+from protocol.text import printable
 from protocol.v1 import barnraise_pb2 as pb
 
 RETRY_AFTER_S = 0.2
@@ -253,6 +254,4 @@ def digest_from(digest: bytes) -> Digest:
 
 def clean_reason(reason: str) -> str:
     """A reason somebody else wrote, fit for logs and terminals."""
-    return (
-        "".join(ch if ch.isprintable() else " " for ch in reason[:MAX_REASON_CHARACTERS]).strip() or "no reason given"
-    )
+    return printable(reason[:MAX_REASON_CHARACTERS]).strip() or "no reason given"

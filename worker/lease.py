@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from protocol.errors import MalformedMessage
 from protocol.ids import TRUNK, BlockId, Digest, LeaseId, RoundNumber, RunId, Version, column_block
+from protocol.text import printable as text_printable
 
 if TYPE_CHECKING:
     from protocol.v1 import barnraise_pb2 as pb
@@ -75,7 +76,7 @@ class RunDescription:
 
 def printable(text: str, limit: int = 400) -> str:
     """`text` from the network as it may be shown on a terminal: one line, no control characters, bounded."""
-    cleaned = "".join(character if character.isprintable() else " " for character in text[: limit + 1])
+    cleaned = text_printable(text[: limit + 1])
     return cleaned if len(cleaned) <= limit else cleaned[:limit] + "…"
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from barnraise.cli.output import human_bytes, parse_bytes, print_json, print_pairs, print_table
+from barnraise.cli.output import human_bytes, parse_bytes, print_json, print_pairs, print_sample, print_table
 
 
 def version(as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
@@ -35,7 +35,7 @@ def sample(
         raise ConfigError(f"{checkpoint} holds no checkpoint: there is no config.json in it")
     from moe.export import sample as write_sample
 
-    print(prompt + write_sample(checkpoint, prompt, tokens, seed))
+    print_sample(prompt + write_sample(checkpoint, prompt, tokens, seed))
 
 
 def plan(

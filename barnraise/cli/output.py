@@ -9,14 +9,20 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 
+from protocol.text import printable
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def say_error(sentence: str) -> None:
     """One line on standard error."""
     # It may quote what a stranger sent: nothing in it may steer the terminal.
-    shown = "".join(character if character.isprintable() else " " for character in sentence)
-    print(f"barnraise: {' '.join(shown.split())}", file=sys.stderr)
+    print(f"barnraise: {' '.join(printable(sentence).split())}", file=sys.stderr)
+
+
+def print_sample(text: str) -> None:
+    """What a model wrote, which may be anything: lines and tabs stay, nothing else steers the terminal."""
+    print(printable(text, keep="\n\t"))
 
 
 def print_json(value: object) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from barnraise.cli.output import human_bytes, print_json, print_pairs
+from barnraise.cli.output import human_bytes, print_json, print_pairs, print_sample
 
 if TYPE_CHECKING:
     from simulator.options import SimulationOptions
@@ -96,7 +96,7 @@ def demo(
         from moe.export import sample
 
         print(f"\nA sample that the model wrote after {PROMPT!r}:\n")
-        print(PROMPT + sample(out / report.checkpoint, PROMPT, SAMPLE_TOKENS, seed))
+        print_sample(PROMPT + sample(out / report.checkpoint, PROMPT, SAMPLE_TOKENS, seed))
     return _exit_code(report)
 
 
