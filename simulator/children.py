@@ -166,7 +166,7 @@ def lone_process(run_folder: Path, pipe: Connection) -> None:
     """One honest worker alone, after the swarm; one torch thread, as each of the swarm's workers has."""
     import torch
 
-    from simulator.lone import train_lone
+    from simulator.central import train_lone
 
     torch.set_num_threads(1)
 

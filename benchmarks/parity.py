@@ -1,0 +1,331 @@
+"""What a swarm's training is worth beside central training: same model, data, tokens and evaluation.
+
+    python -m benchmarks.parity [--quick] [--jobs N] [--seeds 11,12,13] [--rows NAME,...] [--set KEY=VALUE ...]
+                                [--out DIR] [--json FILE]
+
+Every row is trained from the same first weights on equal tokens: centrally (the batch of all workers at each step), by
+one worker alone, and by swarms of the real engine, executor and trainer under a virtual clock (simulator/virtual.py):
+whole models (`diloco`), half of the columns with the others frozen or absent, with dropouts, uneven speeds, and AdamW
+moments that are kept between leases. Losses are held-out, nats a token; `val_loss_se` is the standard error over the
+seeds; `over` is the distance to the row that it is compared with, in percent, paired by seed. `--set` changes the
+recipe (any of the engine's settings, or `central.learning_rate`), for a search; report other seeds than were searched
+with. Results are kept in DIR as they come, and not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import Cell, machine, print_rows, write_json
+
+REPORT_SEEDS = (11, 12, 13)
+WORKERS = 6
+SEQUENCE_LENGTH = 128
+HELDOUT_SEQUENCES = 512
+STEPS = 400
+"""Inner steps of each worker, and steps of central training: those of the demo."""
+CENTRAL_LEARNING_RATE = 8e-3
+"""The best of those tried with other seeds; see docs/log.md."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One row of the table."""
+
+    name: str
+    setting: str
+    """`central`, `lone`, `diloco`, `half_frozen` or `half_absent`."""
+    against: str
+    """The row that it is compared with."""
+    dropout: float = 0.0
+    moments: str = "fresh"
+    slowest: float = 1.0
+    """How many times longer the slowest worker's steps take than the fastest's; the others lie between."""
+    engine: Mapping[str, Any] | None = None
+    """Settings that this row alone has."""
+
+
+CASES = (
+    Case(name="central", setting="central", against="central"),
+    Case(name="lone", setting="lone", against="central"),
+    Case(name="diloco", setting="diloco", against="central"),
+    Case(name="diloco kept moments", setting="diloco", against="diloco", moments="kept"),
+    Case(name="diloco dropout", setting="diloco", against="diloco", dropout=0.3),
+    Case(name="diloco uneven", setting="diloco", against="diloco", slowest=4.0),
+    Case(name="half frozen", setting="half_frozen", against="diloco"),
+    Case(name="half frozen dropout", setting="half_frozen", against="half frozen", dropout=0.3),
+    Case(name="half absent", setting="half_absent", against="diloco"),
+    Case(name="half absent dropout", setting="half_absent", against="half absent", dropout=0.3),
+)
+
+
+def run_case(case: Case, seed: int, steps: int, changes: Mapping[str, str], data: str) -> dict[str, Any]:
+    """Train one row with one seed; its held-out loss and what it took. Runs in a process of its own."""
+    import torch
+
+    from coordinator.runfolder import RunFolder, init_run
+    from simulator.seeds import derived_seed
+
+    torch.set_num_threads(1)
+    started_s = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="barnraise-parity-") as folder:
+        settings = _settings(case, derived_seed(seed, "parity"), steps, changes, data)
+        init_run(Path(folder) / "run", settings)
+        run = RunFolder.open(Path(folder) / "run")
+        if case.setting in {"central", "lone"}:
+            result = _centrally(run, case, steps, _central_rate(changes))
+        else:
+            result = _by_swarm(run, case, derived_seed(seed, "volunteers"))
+    return {"row": case.name, "seed": seed, **result, "wall_s": time.perf_counter() - started_s}
+
+
+def _settings(case: Case, seed: int, steps: int, changes: Mapping[str, str], data: str) -> Any:
+    from coordinator.engine.config import InnerRecipe
+    from coordinator.settings import RunSettings
+
+    table: dict[str, Any] = dict(case.engine or {})
+    for key, text in changes.items():
+        if key.startswith("central."):
+            continue
+        place, _, leaf = key.rpartition(".")
+        (table.setdefault(place, {}) if place else table)[leaf] = json.loads(text)
+    inner_steps = int(table.get("inner", {}).get("inner_steps", InnerRecipe().inner_steps))
+    table |= {
+        "max_rounds": max(1, round(steps / inner_steps)),
+        "min_workers": WORKERS,
+        "gather_s": 0.0,
+        "heartbeat_interval_s": 5.0,
+        "validate_every": 0,
+        "checkpoint_every": 0,
+    }
+    return RunSettings(
+        name=f"parity {case.name}",
+        preset="tiny",
+        data=data,
+        residency="absent" if case.setting == "half_absent" else "frozen",
+        sequence_length=SEQUENCE_LENGTH,
+        seed=seed,
+        heldout_limit=HELDOUT_SEQUENCES,
+        sim_secret_from_seed=True,
+        engine=table,
+    )
+
+
+def _centrally(run: Any, case: Case, steps: int, learning_rate: float) -> dict[str, Any]:
+    import torch
+
+    from moe.full import evaluate_loss, full_model
+    from simulator.central import CentralPlan, CentralTraining, cosine, first_shard
+
+    settings, dataset = run.settings(), run.dataset()
+    recipe = settings.engine_config(run_id=run.run_id, columns=8, train_sequences=10**9).inner
+    batch = recipe.batch_sequences * (WORKERS if case.setting == "central" else 1)
+    plan = CentralPlan(
+        recipe=recipe,
+        steps=steps,
+        batch_sequences=batch,
+        sequence_length=settings.sequence_length,
+        data_seed=settings.seed,
+        rate_at=cosine(learning_rate, recipe.final_lr_share, steps),
+    )
+    training = CentralTraining(first_shard(run), plan, dataset)
+    while not training.is_done:
+        training.advance()
+    tokens = torch.from_numpy(dataset.heldout_all(settings.sequence_length, HELDOUT_SEQUENCES).astype("int64"))
+    model = full_model(run.layout(), training.shard.held_blocks())
+    loss, _ = evaluate_loss(model, tokens, settings.evaluation_batch)
+    return {"val_loss": loss, "sequences": steps * batch}
+
+
+def _by_swarm(run: Any, case: Case, seed: int) -> dict[str, Any]:
+    from coordinator.opened import OpenedRun
+    from simulator.inner import KeptMoments, PureLeases, Shards
+    from simulator.virtual import VirtualSwarm
+
+    opened = OpenedRun.open(run, lambda: 0.0)  # the engine's time is the latest of all events
+    try:
+        training = (KeptMoments if case.moments == "kept" else PureLeases)(Shards(opened.layout))
+        swarm = VirtualSwarm(opened, list(volunteers(case, opened.layout.columns)), training, seed=seed)
+        swarm.play()
+        state = opened.engine.state
+        return {
+            "val_loss": state.validations[-1].val_loss,
+            "sequences": swarm.trained_sequences,
+            "rounds": len(state.history),
+            "accepted": state.totals.submissions_accepted,
+            "rejected": sum(state.totals.submissions_rejected.values()),
+            "expired": state.totals.leases_expired,
+        }
+    finally:
+        opened.close()
+
+
+def volunteers(case: Case, columns: int) -> Iterator[Any]:
+    """The row's workers: speeds spread evenly on a logarithmic scale from 1 to `slowest`."""
+    from simulator.virtual import Volunteer
+
+    held = columns if case.setting == "diloco" else columns // 2
+    for number in range(WORKERS):
+        slower = case.slowest ** (number / (WORKERS - 1))
+        yield Volunteer(name=str(number), step_s=slower, max_columns=held, dropout=case.dropout)
+
+
+def main() -> None:
+    """Measure and print."""
+    args = _arguments()
+    changes = dict(change.split("=", 1) for change in args.set)
+    cases = [case for case in CASES if not args.rows or case.name in args.rows.split(",")]
+    steps = args.steps or (60 if args.quick else STEPS)
+    seeds = (
+        [int(seed) for seed in args.seeds.split(",")] if args.seeds else list(REPORT_SEEDS[: 1 if args.quick else 3])
+    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    data = _prepared(args.out)
+    results = _run_all(cases, seeds, steps, changes, data, args.out, args.jobs)
+    rows = table(cases, results)
+    print(
+        f"{machine()}; {WORKERS} workers, {steps} inner steps, seeds {','.join(map(str, seeds))} {' '.join(args.set)}"
+    )
+    print_rows(rows)
+    if args.json is not None:
+        write_json(args.json, rows)
+
+
+def table(cases: Sequence[Case], results: Sequence[Mapping[str, Any]]) -> list[dict[str, Cell]]:
+    """One row for each case: mean over seeds, its standard error, and the paired distance to what it is against."""
+    by_row: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for result in results:
+        by_row.setdefault(result["row"], {})[result["seed"]] = result
+    rows: list[dict[str, Cell]] = []
+    for case in cases:
+        own, other = by_row.get(case.name, {}), by_row.get(case.against, {})
+        losses = [result["val_loss"] for result in own.values()]
+        over = [100.0 * (own[seed]["val_loss"] / other[seed]["val_loss"] - 1.0) for seed in own if seed in other]
+        mean, error = mean_and_se(losses)
+        over_mean, over_error = mean_and_se(over)
+        rows.append(
+            {
+                "row": case.name,
+                "setting": case.setting,
+                "dropout": case.dropout,
+                "moments": case.moments,
+                "slowest": case.slowest,
+                "seeds": len(losses),
+                "val_loss": mean,
+                "val_loss_se": error,
+                "over_percent": over_mean,
+                "over_se": over_error,
+                "against": case.against,
+                "rejected": _mean_of(own, "rejected"),
+                "expired": _mean_of(own, "expired"),
+                "sequences": _mean_of(own, "sequences"),
+                "cpu_s": _mean_of(own, "wall_s"),
+            }
+        )
+    return rows
+
+
+def mean_and_se(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and its standard error; None where there is too little for it."""
+    if not values:
+        return None, None
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return statistics.fmean(values), error
+
+
+def _mean_of(results: Mapping[int, Mapping[str, Any]], key: str) -> float | None:
+    values = [float(result[key]) for result in results.values() if key in result]
+    return statistics.fmean(values) if values else None
+
+
+def _run_all(
+    cases: Sequence[Case],
+    seeds: Sequence[int],
+    steps: int,
+    changes: Mapping[str, str],
+    data: str,
+    out: Path,
+    jobs: int,
+) -> list[dict[str, Any]]:
+    """Whatever is not in `out` yet, `jobs` at a time; each result is kept as soon as it is there."""
+    done: list[dict[str, Any]] = []
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        waiting = {}
+        for seed in seeds:
+            for case in cases:
+                path = out / f"{_key(case, seed, steps, changes)}.json"
+                if path.is_file():
+                    done.append(json.loads(path.read_text()))
+                else:
+                    waiting[pool.submit(run_case, case, seed, steps, changes, data)] = path
+        for number, future in enumerate(as_completed(waiting), start=1):
+            result = future.result()
+            waiting[future].write_text(json.dumps(result))
+            done.append(result)
+            shown = f"{result['row']}, seed {result['seed']}: {result['val_loss']:.4f} ({result['wall_s']:.0f} s)"
+            print(f"{number}/{len(waiting)} {shown}", flush=True)
+    return done
+
+
+def _key(case: Case, seed: int, steps: int, changes: Mapping[str, str]) -> str:
+    """A file name that differs wherever the training does."""
+    from protocol.ids import RunId
+
+    settings = _settings(case, seed, steps, changes, data="")
+    config = settings.engine_config(run_id=RunId(""), columns=1, train_sequences=1)
+    alone = case.setting in {"central", "lone"}
+    recipe = (config.inner, _central_rate(changes)) if alone else config
+    text = repr((case, seed, steps, recipe, WORKERS, SEQUENCE_LENGTH, HELDOUT_SEQUENCES))
+    return f"{case.name.replace(' ', '-')}-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _central_rate(changes: Mapping[str, str]) -> float:
+    return float(changes.get("central.learning_rate", CENTRAL_LEARNING_RATE))
+
+
+def _prepared(out: Path) -> str:
+    """The standard library's source as tokens, prepared once."""
+    from coordinator.datasets import prepare
+
+    target = out / "data"
+    if not target.exists():
+        partial = out / f".data.{os.getpid()}"
+        try:
+            prepare(["stdlib"], partial)
+            partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return str(target)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="60 steps, one seed: the same columns in a few minutes")
+    parser.add_argument("--jobs", type=int, default=2, help="rows trained at a time, one thread each")
+    parser.add_argument("--seeds", default="", help="comma-separated; the report's by default")
+    parser.add_argument("--rows", default="", help="names of rows, comma-separated; all by default")
+    parser.add_argument("--steps", type=int, default=0, help=f"inner steps of each worker; {STEPS} by default")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a change to the recipe")
+    parser.add_argument("--out", type=Path, default=Path("parity-results"), help="where results are kept")
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the rows to FILE, too")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main()

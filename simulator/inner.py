@@ -1,0 +1,114 @@
+"""Ways to train a lease in this process: as the product does, and a variant that experiments compare it with.
+
+Decides nothing that a lease does not name. `PureLeases` is the worker's own trainer. `KeptMoments` is what a lease that
+is not pure would be: each worker's AdamW moments live on from one lease to the next. Both keep one shard for each set
+of columns, because building it costs more than loading it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from moe.layout import Layout
+from moe.shard import ShardModel, build_shard
+from protocol.errors import LocalError
+from protocol.ids import WorkerId
+from simulator.virtual import Blocks
+from worker.lease import Lease
+from worker.trainer import LeaseResult, TrainMetrics, pseudo_gradient_of, train_shard, warmup_factor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MOST_SHARDS = 8
+"""Shards kept in memory: a swarm of half-column workers has few sets of columns at a time."""
+
+
+class Shards:
+    """Built shards by their columns; the oldest goes when there are too many."""
+
+    def __init__(self, layout: Layout, *, device: str = "cpu", compute_dtype: torch.dtype | None = None) -> None:
+        self.layout = layout
+        self.device = device
+        self._compute_dtype = compute_dtype
+        self._built: dict[tuple[int, ...], ShardModel] = {}
+
+    def loaded(self, columns: tuple[int, ...], start: Blocks, seed: int) -> ShardModel:
+        """The shard of `columns`, holding `start`."""
+        shard = self._built.pop(columns, None)
+        if shard is None:
+            shard = build_shard(
+                self.layout, columns, start, device=self.device, compute_dtype=self._compute_dtype, seed=seed
+            )
+        else:
+            shard.load(start)
+        self._built[columns] = shard
+        if len(self._built) > MOST_SHARDS:
+            del self._built[next(iter(self._built))]
+        return shard
+
+
+class PureLeases:
+    """What a worker does: fresh moments, everything from the lease."""
+
+    def __init__(self, shards: Shards, *, micro_batch: int | None = None) -> None:
+        self._shards = shards
+        self._micro_batch = micro_batch
+
+    def __call__(self, worker: WorkerId, lease: Lease, start: Blocks, sequences_NL: NDArray[Any], /) -> LeaseResult:
+        """Train `lease`; see `worker.trainer.train_shard`."""
+        shard = self._shards.loaded(lease.columns, start, lease.seed)
+        metrics = train_shard(shard, lease, sequences_NL, device=self._shards.device, micro_batch=self._micro_batch)
+        return LeaseResult(pseudo_gradient=pseudo_gradient_of(start, shard.held_blocks()), metrics=metrics)
+
+
+class KeptMoments:
+    """Each worker keeps its optimizer from lease to lease. Only for workers whose columns stay the same."""
+
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
+        self._own: dict[WorkerId, tuple[ShardModel, torch.optim.AdamW]] = {}
+
+    def __call__(self, worker: WorkerId, lease: Lease, start: Blocks, sequences_NL: NDArray[Any], /) -> LeaseResult:
+        """Train `lease` from `start`, with the moments that the worker's last lease left."""
+        first = worker not in self._own
+        shard, optimizer = self._own.get(worker) or self._begin(worker, lease, start)
+        if shard.columns != lease.columns:
+            raise LocalError(f"kept moments are those of columns {shard.columns}, the lease has {lease.columns}")
+        shard.load(start)
+        started_s, losses = time.perf_counter(), []
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for step in range(lease.inner_steps):
+            # moments that are warm need no warm-up; the very first lease's do
+            factor = warmup_factor(step, lease.warmup_steps) if first else 1.0
+            for group in optimizer.param_groups:
+                scale = lease.router_lr_scale if group["name"] == "routers" else 1.0
+                group["lr"] = lease.learning_rate * scale * factor
+            rows = slice(step * lease.batch_sequences, (step + 1) * lease.batch_sequences)
+            parts = shard.loss(torch.from_numpy(sequences_NL[rows]))
+            parts.total.backward()  # type: ignore[no-untyped-call]
+            losses.append(float(parts.nll.detach()))
+            torch.nn.utils.clip_grad_norm_(parameters, lease.clip_norm, foreach=True)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        metrics = TrainMetrics(
+            inner_steps_done=lease.inner_steps,
+            tokens=lease.data_count * (sequences_NL.shape[1] - 1),
+            loss_first=losses[0],
+            loss_last=sum(losses[-5:]) / len(losses[-5:]),
+            train_s=time.perf_counter() - started_s,
+            micro_batch=lease.batch_sequences,
+        )
+        return LeaseResult(pseudo_gradient=pseudo_gradient_of(start, shard.held_blocks()), metrics=metrics)
+
+    def _begin(self, worker: WorkerId, lease: Lease, start: Blocks) -> tuple[ShardModel, torch.optim.AdamW]:
+        shards = self._shards
+        shard = build_shard(shards.layout, lease.columns, start, device=shards.device, seed=lease.seed)
+        groups = shard.parameter_groups(lease.learning_rate, lease.router_lr_scale, lease.weight_decay)
+        betas = (lease.adam_beta1, lease.adam_beta2)
+        optimizer = torch.optim.AdamW(groups, betas=betas, eps=lease.adam_eps, fused=True)
+        self._own[worker] = shard, optimizer
+        return shard, optimizer
