@@ -208,6 +208,7 @@ class Executor:
         """The one full model, holding `blocks`: building it costs far more than copying into it."""
         if self._model is None:
             self._model = full_model(self._layout, blocks)
+            self._model.to(self._settings.evaluation_device)
         else:
             load_blocks(self._model, self._layout, blocks)
         return self._model

@@ -58,6 +58,8 @@ class RunSettings(BaseModel):
     """Held-out sequences, drawn anew in secret, that a submission's gain is measured on."""
     evaluation_batch: int = Field(default=32, ge=1)
     """Sequences evaluated at a time."""
+    evaluation_device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    """Where screening and validation compute their losses."""
     keep_checkpoints: int = Field(default=3, ge=1)
     executor_threads: int = Field(default=1, ge=1)
     """torch threads for screening and aggregation."""

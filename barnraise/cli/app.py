@@ -10,7 +10,7 @@ import sys
 import typer
 
 import barnraise.cli.coordinator as coordinator_commands
-from barnraise.cli import data, model, simulate, worker
+from barnraise.cli import data, model, pretrain, simulate, worker
 from barnraise.cli.output import say_error
 from protocol.errors import BarnraiseError
 
@@ -29,6 +29,7 @@ app.add_typer(worker.app, name="worker", rich_help_panel="Volunteer")
 app.add_typer(coordinator_commands.app, name="coordinator", rich_help_panel="Operator")
 app.command("status", rich_help_panel="Operator")(coordinator_commands.status)
 app.add_typer(data.app, name="data", rich_help_panel="Operator")
+app.command("pretrain", rich_help_panel="Operator")(pretrain.pretrain)
 app.command("plan", rich_help_panel="Operator")(model.plan)
 app.command("simulate", rich_help_panel="Researcher")(simulate.simulate)
 app.command("demo", rich_help_panel="Researcher")(simulate.demo)

@@ -1,0 +1,96 @@
+"""The command that pre-trains a model on this machine: the warm start of a run.
+
+Decides nothing; `simulator/warm_start.py` does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from barnraise.cli.output import print_json, print_pairs
+
+REPORT_EVERY_S = 1.0
+
+
+def pretrain(
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint; it must not exist.")],
+    data: Annotated[str, typer.Option(help="A prepared dataset, or a source: folder, file, stdlib, datasets:NAME.")],
+    preset: Annotated[str, typer.Option(help="tiny, 100m or olmoe-7b.")] = "tiny",
+    checkpoint: Annotated[Path | None, typer.Option(help="A Hugging Face folder to go on with.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 200,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences a step.")] = 64,
+    micro_batch: Annotated[int | None, typer.Option(min=1, help="Sequences in memory at a time.")] = None,
+    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens a sequence.")] = 128,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak; a cosine lowers it.")] = 4e-3,
+    seed: Annotated[int, typer.Option(help="Of first weights and data order.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> int | None:
+    """Pre-train a model on this machine, as the start of a run. Stopped, the same command goes on."""
+    import torch
+
+    from coordinator.datasets import Dataset, prepare
+    from coordinator.datasets.card import CARD_FILE
+    from simulator.shutdown import StopRequest
+    from simulator.warm_start import Interrupted, WarmStart, warm_start
+
+    wanted = WarmStart(
+        preset=preset,
+        checkpoint=None if checkpoint is None else str(checkpoint),
+        steps=steps,
+        batch_sequences=batch,
+        micro_batch=micro_batch,
+        sequence_length=sequence_length,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    with StopRequest() as stop, tempfile.TemporaryDirectory(prefix="barnraise-pretrain-") as scratch:
+        given = Path(data).expanduser()
+        prepared = (given / CARD_FILE).is_file() or (given.is_dir() and any(given.glob(f"[!.]*/{CARD_FILE}")))
+        dataset = Dataset.open(given) if prepared else prepare([data], Path(scratch) / "data")
+        progress = _Progress(steps, quiet=as_json)
+        try:
+            done = warm_start(
+                wanted, dataset, out, device=where, on_step=progress.step, should_stop=lambda: stop.requested
+            )
+        except Interrupted:
+            print(f"\nstopped; the same command goes on from {out}.partial", file=sys.stderr)
+            return 130
+    if as_json:
+        print_json(dataclasses.asdict(done))
+        return None
+    print_pairs(
+        (
+            ("checkpoint", done.checkpoint),
+            ("trained", f"{done.steps} steps, {done.tokens:,} tokens"),
+            ("held-out loss", f"{done.val_loss:.4f} ± {done.val_loss_se:.4f} nats a token"),
+            ("begin a run", f"barnraise coordinator init FOLDER --checkpoint {done.checkpoint} --data {data}"),
+        )
+    )
+    return None
+
+
+class _Progress:
+    """A line on standard error, once a second."""
+
+    def __init__(self, steps: int, *, quiet: bool) -> None:
+        self._steps = steps
+        self._quiet = quiet
+        self._told_s = 0.0
+
+    def step(self, step: int, loss: float) -> None:
+        now_s = time.monotonic()
+        if self._quiet or (now_s - self._told_s < REPORT_EVERY_S and step != self._steps):
+            return
+        self._told_s = now_s
+        end = "\n" if step == self._steps or not sys.stderr.isatty() else ""
+        start = "\r" if sys.stderr.isatty() else ""
+        print(f"{start}step {step} of {self._steps}, training loss {loss:.4f}", end=end, file=sys.stderr, flush=True)

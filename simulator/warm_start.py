@@ -1,0 +1,154 @@
+"""A warm start: pre-train a model on this machine, as a checkpoint that a run can begin with.
+
+Decides where the work stands between two processes: in `OUT.partial/`, saved now and then and on Ctrl-C, so that the
+same command goes on where it was stopped. Always: the checkpoint appears whole or not at all, and what was saved for
+other settings is refused, not mixed in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from coordinator.engine.config import InnerRecipe
+from moe.export import export_checkpoint, import_checkpoint
+from moe.full import evaluate_loss, full_model, initial_blocks
+from moe.layout import FROZEN, layout
+from moe.presets import preset
+from moe.shard import build_shard
+from protocol.errors import ConfigError
+from simulator.central import CentralPlan, CentralTraining, cosine
+
+if TYPE_CHECKING:
+    from coordinator.datasets import Dataset
+
+SAVE_EVERY_S = 60.0
+HELDOUT_SEQUENCES = 128
+_STATE, _SETTINGS = "state.pt", "settings.json"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WarmStart:
+    """What to train: a preset, or a checkpoint to go on with."""
+
+    preset: str = "tiny"
+    checkpoint: str | None = None
+    steps: int = 200
+    batch_sequences: int = 64
+    sequence_length: int = 128
+    learning_rate: float = 4e-3
+    seed: int = 0
+    micro_batch: int | None = None
+    """Sequences that are in memory at a time; None: all of a batch."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WarmStarted:
+    """What came of it."""
+
+    checkpoint: str
+    steps: int
+    tokens: int
+    val_loss: float
+    """Held-out loss, nats a token."""
+    val_loss_se: float
+
+
+class Interrupted(Exception):
+    """Ctrl-C: everything done so far is saved."""
+
+
+def warm_start(
+    wanted: WarmStart,
+    dataset: Dataset,
+    out: Path,
+    *,
+    device: str = "cpu",
+    on_step: Callable[[int, float], None] = lambda _step, _loss: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> WarmStarted:
+    """Train and export into the folder `out`. ConfigError where it exists already; `Interrupted` when stopped."""
+    if out.exists():
+        raise ConfigError(f"{out} exists already: choose another folder for the checkpoint")
+    kept = _Kept(out, wanted, dataset.digest)
+    config = preset(wanted.preset) if wanted.checkpoint is None else import_checkpoint(Path(wanted.checkpoint))[0]
+    cut = layout(config, FROZEN)
+    vocab_size = int(cut.config_json["vocab_size"])
+    if dataset.vocab_size > vocab_size:
+        raise ConfigError(f"the dataset's tokenizer has {dataset.vocab_size} tokens, the model only {vocab_size}")
+    if wanted.checkpoint is None:
+        blocks = initial_blocks(config, cut, wanted.seed)
+    else:
+        blocks = import_checkpoint(Path(wanted.checkpoint))[1]
+    shard = build_shard(cut, range(cut.columns), blocks, device=device, seed=wanted.seed)
+    recipe = InnerRecipe()
+    plan = CentralPlan(
+        recipe=recipe,
+        steps=wanted.steps,
+        batch_sequences=wanted.batch_sequences,
+        sequence_length=wanted.sequence_length,
+        data_seed=wanted.seed,
+        rate_at=cosine(wanted.learning_rate, recipe.final_lr_share, wanted.steps),
+    )
+    training = CentralTraining(shard, plan, dataset, micro_batch=wanted.micro_batch)
+    kept.take_up(training)
+    while not training.is_done:
+        if should_stop():
+            kept.save(training)
+            raise Interrupted
+        on_step(training.step + 1, training.advance())
+        if kept.is_due():
+            kept.save(training)
+    trained = training.shard.held_blocks()
+    tokens_NT1 = torch.from_numpy(dataset.heldout_all(wanted.sequence_length, HELDOUT_SEQUENCES).astype("int64"))
+    loss, loss_se = evaluate_loss(full_model(cut, trained), tokens_NT1, 32)
+    export_checkpoint(trained, cut, out, tokenizer_json=dataset.tokenizer_json)
+    kept.remove()
+    tokens = wanted.steps * wanted.batch_sequences * wanted.sequence_length
+    return WarmStarted(checkpoint=str(out), steps=wanted.steps, tokens=tokens, val_loss=loss, val_loss_se=loss_se)
+
+
+class _Kept:
+    """The work's place on disk until it is done."""
+
+    def __init__(self, out: Path, wanted: WarmStart, dataset: str) -> None:
+        self._folder = out.with_name(f"{out.name}.partial")
+        self._settings = json.dumps({**dataclasses.asdict(wanted), "dataset": dataset}, sort_keys=True)
+        self._saved_s = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether it is time to save."""
+        return time.monotonic() - self._saved_s >= SAVE_EVERY_S
+
+    def take_up(self, training: CentralTraining) -> None:
+        """Go on where an earlier process stopped, if one did."""
+        state = self._folder / _STATE
+        if not state.is_file():
+            return
+        if (self._folder / _SETTINGS).read_text("utf-8") != self._settings:
+            raise ConfigError(f"{self._folder} holds a training of other settings: delete it, or choose another folder")
+        training.take_up(torch.load(state, weights_only=True))
+
+    def save(self, training: CentralTraining) -> None:
+        """Keep the state; a torn file never takes the place of a whole one."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / _SETTINGS).write_text(self._settings, "utf-8")
+        temporary = self._folder / f"{_STATE}.new"
+        with temporary.open("wb") as file:
+            torch.save(training.state(), file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._folder / _STATE)
+        self._saved_s = time.monotonic()
+
+    def remove(self) -> None:
+        """All is in the checkpoint now."""
+        shutil.rmtree(self._folder, ignore_errors=True)
