@@ -1,0 +1,134 @@
+"""The swarm in one process: it ends, repeats itself, goes on after an interruption, and lives with dropouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from coordinator.datasets import prepare
+from coordinator.opened import OpenedRun
+from coordinator.runfolder import RunFolder, init_run
+from coordinator.settings import RunSettings
+from protocol.ids import BlockId
+from simulator.inner import KeptMoments, PureLeases, Shards
+from simulator.virtual import VirtualSwarm, Volunteer, worker_lease
+
+ROUNDS, STEPS = 3, 2
+CREW = tuple(Volunteer(name=str(number), max_columns=4) for number in range(3))
+
+
+@pytest.fixture(scope="module")
+def data(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "prepared"
+    prepare([str(corpus)], folder)
+    return folder
+
+
+def made(folder: Path, data: Path, **engine: Any) -> RunFolder:
+    settings = RunSettings(
+        preset="tiny",
+        data=str(data),
+        sequence_length=16,
+        heldout_limit=4,
+        screening_sequences=2,
+        sim_secret_from_seed=True,
+        engine={
+            "max_rounds": ROUNDS,
+            "min_workers": len(CREW),
+            "gather_s": 0.0,
+            "heartbeat_interval_s": 1.0,
+            "checkpoint_every": 0,
+            # two steps of two short sequences teach nothing that a held-out batch could tell from noise
+            "screening": {"enabled": False},
+            "inner": {"inner_steps": STEPS, "batch_sequences": 2},
+            **engine,
+        },
+    )
+    return init_run(folder, settings)
+
+
+def opened(run: RunFolder) -> OpenedRun:
+    return OpenedRun.open(run, lambda: 0.0)
+
+
+def weights(run: OpenedRun) -> Mapping[BlockId, str]:
+    manifest = run.versions.manifest(run.engine.state.manifest)
+    return {block: ref.digest for block, ref in manifest.blocks.items()}
+
+
+def played(run: RunFolder, crew: Sequence[Volunteer] = CREW, seed: int = 0) -> tuple[Mapping[BlockId, str], OpenedRun]:
+    parts = opened(run)
+    VirtualSwarm(parts, crew, PureLeases(Shards(parts.layout)), seed=seed).play()
+    found = weights(parts)
+    parts.close()
+    return found, parts
+
+
+def test_a_run_is_played_to_its_end_and_again_to_the_same_bits(tmp_path: Path, data: Path) -> None:
+    first, run = played(made(tmp_path / "a", data))
+    second, _ = played(made(tmp_path / "b", data))
+    assert run.engine.state.version == ROUNDS
+    assert run.engine.state.totals.submissions_accepted == ROUNDS * len(CREW)
+    assert first == second
+
+
+@pytest.mark.parametrize("cut", [3, 12, 25, 40])
+def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path: Path, data: Path, cut: int) -> None:
+    whole, _ = played(made(tmp_path / "whole", data))
+    folder = made(tmp_path / "cut", data)
+    parts = opened(folder)
+    swarm = VirtualSwarm(parts, CREW, PureLeases(Shards(parts.layout)), seed=0)
+    for _ in range(cut):
+        swarm.advance()
+    assert not swarm.is_over
+    parts.close()
+    resumed, run = played(folder)
+    assert run.engine.state.version == ROUNDS
+    assert resumed == whole
+
+
+def test_vanished_volunteers_come_back_and_the_run_ends(tmp_path: Path, data: Path) -> None:
+    crew = [Volunteer(name=str(number), max_columns=4, dropout=0.5) for number in range(3)]
+    _, run = played(made(tmp_path / "run", data, max_rounds=4), crew)
+    totals = run.engine.state.totals
+    assert run.engine.state.version >= 3  # a round that nobody came back for is opened again, or publishes nothing
+    assert totals.leases_expired > 0
+    assert totals.submissions_accepted > 0
+
+
+def test_slow_volunteers_do_fewer_steps(tmp_path: Path, data: Path) -> None:
+    crew = [Volunteer(name="fast"), Volunteer(name="middle"), Volunteer(name="slow", step_s=4.0)]
+    parts = opened(made(tmp_path / "run", data, inner={"inner_steps": 8, "batch_sequences": 1}))
+    VirtualSwarm(parts, crew, PureLeases(Shards(parts.layout)), seed=0).play()
+    by_worker: dict[str, set[int]] = {}
+    for record in parts.engine.state.leases.values():
+        by_worker.setdefault(record.lease.worker, set()).add(record.lease.inner_steps)
+    assert by_worker[crew[0].worker] == {8}
+    assert max(by_worker[crew[2].worker]) <= 4
+    parts.close()
+
+
+def test_kept_moments_begin_as_fresh_ones_and_then_differ(tmp_path: Path, data: Path) -> None:
+    parts = opened(made(tmp_path / "run", data))
+    base = parts.versions.load_blocks(parts.versions.manifest(parts.engine.state.manifest))
+    fresh, kept = PureLeases(Shards(parts.layout)), KeptMoments(Shards(parts.layout))
+    swarm = VirtualSwarm(parts, CREW, fresh, seed=0)
+    while not parts.engine.state.leases:
+        swarm.advance()
+    lease = worker_lease(next(iter(parts.engine.state.leases.values())).lease)
+    tokens = parts.dataset.sequences(lease.data_seed, lease.data_start, lease.data_count, 16).astype("int64")
+    worker = CREW[0].worker
+    firsts = [training(worker, lease, base, tokens).pseudo_gradient for training in (fresh, kept)]
+    seconds = [training(worker, lease, base, tokens).pseudo_gradient for training in (fresh, kept)]
+    assert _equal(*firsts)
+    assert _equal(firsts[0], seconds[0])
+    assert not _equal(*seconds)
+    parts.close()
+
+
+def _equal(one: Mapping[BlockId, Any], other: Mapping[BlockId, Any]) -> bool:
+    return all(torch.equal(one[block][name], other[block][name]) for block in one for name in one[block])
