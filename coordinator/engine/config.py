@@ -1,14 +1,20 @@
 """What an operator may set about rounds, leases, quorum and screening: one frozen model, validated once.
 
-Times are seconds, lengths are sequences or inner steps. Nothing here is read from the environment.
+Times are seconds, lengths are sequences or inner steps. Nothing here is read from the environment. What the schedules
+mean in each round is in `schedules.py`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from coordinator.engine.schedules import SCHEDULES, most_recipe_steps
 from protocol.errors import ConfigError
 from protocol.ids import RunId
+
+MAX_INNER_STEPS = 100_000
+"""Workers take no lease with more (worker/lease.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,10 +22,18 @@ class InnerRecipe:
     """Inner optimizer (AdamW, fresh moments each lease) as every lease of the run names it."""
 
     inner_steps: int = 30
+    final_inner_steps: int | None = None
+    """The last round's number, moved to by equal ratios from round to round; None: `inner_steps` in every round."""
     batch_sequences: int = 16
     learning_rate: float = 4e-3
+    schedule: str = "cosine"
+    """How the learning rate falls over the run's rounds: `cosine`, `linear` or `constant` (not at all)."""
     final_lr_share: float = 0.1
-    """Cosine schedule over the run's rounds from `learning_rate` down to this share of it."""
+    """The last round's rate, as a share of `learning_rate`."""
+    decay_share: float = 1.0
+    """Share of the rounds (after the warm-up), at the end, over which it falls; before them it is `learning_rate`."""
+    warmup_rounds: int = 0
+    """First rounds over which it rises to `learning_rate`: what training on from a checkpoint wants."""
     router_lr_scale: float = 0.1
     warmup_steps: int = 3
     weight_decay: float = 0.01
@@ -83,10 +97,12 @@ class EngineConfig:
     min_lease_s: float = 30.0
     round_deadline_s: float = 3600.0
     grace_share: float = 0.5
-    """After quorum, wait for stragglers this share of the median time that the round's submissions took."""
+    """After quorum, wait for stragglers this share of the round's median lease, from grant to upload."""
     min_grace_s: float = 1.0
     pace_tolerance: float = 0.25
-    """Workers up to this much slower than the median get as many inner steps as everybody."""
+    """Workers that would end up to this much later than the median one do as many inner steps as everybody."""
+    most_steps_share: float = 1.0
+    """Fast workers do up to so many times the recipe's steps, 1 to 2 (docs/decisions/0005: why 1)."""
     quarantine_after: int = 3
     """Submissions refused by screening in a row before a worker is set aside."""
     quarantine_rounds: int = 5
@@ -114,14 +130,38 @@ class EngineConfig:
 
 def check_config(config: EngineConfig) -> None:
     """Refuse a configuration under which no round could ever go well."""
-    sequences = config.inner.inner_steps * config.inner.batch_sequences
+    inner = config.inner
+    share = config.most_steps_share if 1 <= config.most_steps_share <= 2 else 1.0  # refused below
+    steps = math.ceil(most_recipe_steps(config) * share)
+    sequences = steps * inner.batch_sequences
     problems = [
         (config.columns >= 1, f"a run needs 1 expert column or more, got {config.columns}"),
         (config.max_rounds >= 1, f"max_rounds must be 1 or more, got {config.max_rounds}"),
         (config.replicas >= 1 and config.quorum >= 1, "replicas and quorum must be 1 or more"),
-        (sequences >= 1, "inner_steps and batch_sequences must be 1 or more"),
-        (config.inner.learning_rate > 0, f"learning_rate must be above 0, got {config.inner.learning_rate}"),
-        (config.inner.final_lr_share > 0, f"final_lr_share must be above 0, got {config.inner.final_lr_share}"),
+        (inner.inner_steps >= 1 and inner.batch_sequences >= 1, "inner_steps and batch_sequences must be 1 or more"),
+        (
+            inner.final_inner_steps is None or inner.final_inner_steps >= 1,
+            f"final_inner_steps must be 1 or more, got {inner.final_inner_steps}: leave it out for a constant number",
+        ),
+        (steps <= MAX_INNER_STEPS, f"a lease has at most {MAX_INNER_STEPS} inner steps, got {steps}"),
+        (
+            1 <= config.most_steps_share <= 2,
+            f"most_steps_share must be 1 to 2, got {config.most_steps_share}: weights and scales are capped at 2",
+        ),
+        (inner.learning_rate > 0, f"learning_rate must be above 0, got {inner.learning_rate}"),
+        (inner.schedule in SCHEDULES, f"schedule must be one of {', '.join(SCHEDULES)}, got {inner.schedule!r}"),
+        (
+            0 < inner.final_lr_share <= 1,
+            f"final_lr_share must be above 0 and at most 1, got {inner.final_lr_share}: the rate falls, or stays",
+        ),
+        (
+            0 < inner.decay_share <= 1,
+            f"decay_share must be above 0 and at most 1, got {inner.decay_share}; `constant` never falls",
+        ),
+        (
+            0 <= inner.warmup_rounds < config.max_rounds,
+            f"warmup_rounds must be below max_rounds ({config.max_rounds}), got {inner.warmup_rounds}",
+        ),
         (
             config.heartbeat_interval_s * config.heartbeat_misses > 0,
             "heartbeat_interval_s and heartbeat_misses must be above 0",
@@ -129,7 +169,7 @@ def check_config(config: EngineConfig) -> None:
         (
             config.train_sequences >= sequences,
             f"one lease needs {sequences} training sequences, the dataset has {config.train_sequences}: "
-            "use more data, shorter sequences, fewer inner_steps or a smaller batch_sequences",
+            "use more data, shorter sequences, fewer inner steps or a smaller batch_sequences",
         ),
     ]
     for holds, message in problems:

@@ -225,6 +225,7 @@ class Engine:
         state = turn.state
         if self._worker(event.worker).heard_at_s > event.last_seen_at_s:
             return  # it spoke while the finding was on its way to the journal
+        leases.break_uploads(turn, event.worker)
         state.update_worker(event.worker, present=False, waiting_since_s=None, waits_until_s=None)
         record = state.open_lease_of(event.worker)
         if record is not None:
@@ -235,6 +236,7 @@ class Engine:
         """Whoever was there has one silence limit to speak, and to deliver what ran out meanwhile."""
         state, until_s = turn.state, turn.state.now_s + silence_limit_s(turn.state.config)
         for record in list(state.workers.values()):
+            leases.break_uploads(turn, record.worker)
             if record.present:
                 state.update_worker(record.worker, heard_at_s=state.now_s, waiting_since_s=None, waits_until_s=None)
         for lease_id, held in list(state.leases.items()):
@@ -253,6 +255,7 @@ class Engine:
             turn.emit(EndRun(reason=state.end_reason or "the run is over"))
             return
         waits_until_s = None if event.wait_s is None else state.now_s + event.wait_s
+        leases.break_uploads(turn, event.worker)  # whoever is idle sends nothing
         since_s = state.workers[event.worker].waiting_since_s
         state.update_worker(
             event.worker, waiting_since_s=state.now_s if since_s is None else since_s, waits_until_s=waits_until_s
@@ -286,6 +289,7 @@ class Engine:
         if record.digest is not None:
             self._check_digest(record, event.digest)
         turn.hear(event.worker)
+        leases.break_uploads(turn, event.worker)  # it asks from which byte to go on
         results.repeat_verdict(turn, record)
 
     def on_submission_uploaded(self, turn: Turn, event: SubmissionUploaded) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from coordinator.engine.medians import ColumnNormMedian, GainMedian
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus
+from coordinator.engine.schedules import recipe_steps
 from coordinator.engine.speeds import Speeds
 from coordinator.engine.tally import RoundTally
 from coordinator.engine.timetable import Timetable
@@ -54,7 +55,7 @@ class Index:
         """Workers that are leased again only later."""
         self.quarantines: Timetable[WorkerId] = Timetable()
         """By the time at which they end at the latest."""
-        self.speeds = Speeds()
+        self.speeds = Speeds(recipe_steps(state.config, self._round))
         self.gains = GainMedian()
         self.column_norms = ColumnNormMedian()
         for worker in state.workers.values():
@@ -104,6 +105,7 @@ class Index:
     def turn_to(self, current: RoundState) -> None:
         """Another round is the present one."""
         self._round = current.round
+        self.speeds.turn_to(recipe_steps(self._state.config, self._round))
         for lease_round in [number for number, tally in self._tallies.items() if not tally.leases]:
             del self._tallies[lease_round]
         for record in self._state.workers.values():

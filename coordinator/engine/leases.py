@@ -16,7 +16,7 @@ from coordinator.engine.lease import DataRange, Lease
 from coordinator.engine.phases import LOST_STATUSES, OPEN_PHASES, LeaseStatus, Phase
 from coordinator.engine.reasons import BLAMED_KEYS, DUPLICATE, INCOMPLETE, LATE
 from coordinator.engine.screening import rejected
-from coordinator.engine.state import LeaseRecord, Quarantine, Verdict
+from coordinator.engine.state import LeaseRecord, Quarantine, UploadReport, Verdict
 from coordinator.engine.turn import Turn
 from protocol.ids import LeaseId, RoundNumber, WorkerId
 
@@ -27,7 +27,7 @@ def grant(
     """Write a new lease and hand it to its worker."""
     state, config = turn.state, turn.state.config
     current, inner = state.round, state.config.inner
-    steps = pacing.steps_of(config, eighths)
+    steps = pacing.steps_of(config, current.round, eighths)
     lease_id = LeaseId(f"r{current.round}.{current.next_lease}")
     ttl_s = pacing.time_to_live_s(config, state.workers[worker], pace, steps)
     lease = Lease(
@@ -88,7 +88,7 @@ def why_not_again(turn: Turn, record: LeaseRecord) -> str | None:
         return f"its worker asked for work anew after round {lease.round} closed"
     if state.now_s >= lease.deadline_s:
         return "its worker asked for work anew after the deadline"
-    needed_s = pacing.expected_s(state.workers[lease.worker], pacing.pace_of(state), lease.inner_steps)
+    needed_s = pacing.expected_end_s(state.workers[lease.worker], pacing.pace_of(state), lease.inner_steps)
     until_s = state.round.grace_until_s
     if needed_s is not None and until_s is not None and state.now_s + needed_s > until_s:
         left_s = max(0.0, until_s - state.now_s)
@@ -98,6 +98,7 @@ def why_not_again(turn: Turn, record: LeaseRecord) -> str | None:
 
 def expire(turn: Turn, lease_id: LeaseId, reason: str) -> None:
     """The lease came to nothing; costs its worker nothing but the lease."""
+    _note_upload(turn, turn.state.leases[lease_id])
     record = turn.state.set_status(lease_id, LeaseStatus.EXPIRED)
     turn.state.update_lease(lease_id, ended=reason)
     state, worker = turn.state, record.lease.worker
@@ -130,7 +131,7 @@ def commit(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> None:
     """Take a digest, or refuse it at once with the reason. The lease is granted, or expired by silence."""
     state, lease_id = turn.state, record.lease.lease_id
     report = pacing.report_of(record, state.now_s, event.train_s, max(1, event.inner_steps_done))
-    reports = pacing.with_report(state.workers[event.worker].reports, report)
+    reports = pacing.last_few(state.workers[event.worker].reports, report)
     state.update_worker(event.worker, reports=reports)
     refusal = _refusal(turn, record, event)
     if refusal is not None:
@@ -154,6 +155,8 @@ def commit(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> None:
 def upload(turn: Turn, record: LeaseRecord) -> None:
     """All bytes are here: have them measured, unless the submission comes too many rounds late to count."""
     state, lease = turn.state, record.lease
+    _note_upload(turn, record)
+    state.update_lease(lease.lease_id, uploaded_at_s=state.now_s)
     staleness = state.staleness_of(lease)
     if staleness > state.config.max_staleness:
         reject(turn, lease.lease_id, rejected(LATE, f"committed in time, but its bytes came {staleness} rounds late"))
@@ -172,6 +175,13 @@ def upload(turn: Turn, record: LeaseRecord) -> None:
             measure_gain=state.config.screening.enabled,
         )
     )
+
+
+def break_uploads(turn: Turn, worker: WorkerId) -> None:
+    """Something came between a worker and its uploads: what they take from here on is not its uplink's doing."""
+    for record in list(turn.state.leases_of(worker)):
+        if record.status is LeaseStatus.COMMITTED and not record.upload_broken:
+            turn.state.update_lease(record.lease.lease_id, upload_broken=True)
 
 
 def measure_id(lease_id: LeaseId) -> str:
@@ -231,6 +241,16 @@ def drop_payload(turn: Turn, record: LeaseRecord) -> None:
     digest = record.digest
     if digest is not None and not turn.state.digest_in_use(digest, besides=record.lease.lease_id):
         turn.emit(DropPayload(digest=digest))
+
+
+def _note_upload(turn: Turn, record: LeaseRecord) -> None:
+    """Remember how long a commit's bytes took, or have not arrived for, where nothing came between."""
+    state, since_s = turn.state, record.committed_at_s
+    if record.status is not LeaseStatus.COMMITTED or record.upload_broken or since_s is None:
+        return
+    worker = state.workers[record.lease.worker]
+    report = UploadReport(payload_bytes=max(1, record.payload_bytes), upload_s=state.now_s - since_s)
+    state.update_worker(worker.worker, uploads=pacing.last_few(worker.uploads, report))
 
 
 def _refusal(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> Verdict | None:

@@ -1,9 +1,10 @@
-"""How much, how long, how fast: inner steps, lease deadlines, learning rates, weights and scales.
+"""How much, how long, how fast: inner steps, lease deadlines, weights and scales. Rates are in `schedules.py`.
 
 Decides from journalled facts alone (probes at enrolment, durations of earlier submissions), never from heartbeats. A
-worker at or near the median speed, or faster, does the recipe's steps; a slower one does fewer, in eighths, so that all
-finish near the same time and near-equal speeds give equal steps. Speeds are medians of the last reports, so one odd
-lease changes little, and a worker cannot claim a shorter time than it took.
+lease ends when its upload does: overhead + steps x time of a step + upload. Whoever would end the recipe's steps near
+the median worker's end, or sooner, does them; whoever would end later does fewer, in eighths, so that all end near the
+same time and near-equal machines do equal steps (docs/decisions/0005: why none does more). Times are medians of the
+last reports, so one odd lease changes little, and a worker cannot claim a shorter time than it took.
 """
 
 from __future__ import annotations
@@ -12,12 +13,17 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TypeVar
 
 from coordinator.engine.config import EngineConfig
 from coordinator.engine.lease import Lease
-from coordinator.engine.speeds import Speeds
+from coordinator.engine.schedules import learning_rate as learning_rate  # noqa: PLC0414 - asked for here, too
+from coordinator.engine.schedules import recipe_steps
+from coordinator.engine.speeds import Speeds, overhead_s, upload_s
 from coordinator.engine.state import EngineState, LeaseRecord, SpeedReport, WorkerRecord
 from protocol.ids import RoundNumber, WorkerId
+
+T = TypeVar("T")
 
 EIGHTHS = 8
 KEPT_REPORTS = 5
@@ -26,6 +32,8 @@ SPARE_EIGHTHS = 2
 """A spare does at least a quarter of the steps: less teaches nothing, more keeps everybody waiting."""
 MAX_STEP_SCALE = 2.0
 """A few warm-up steps say little about where many would lead; scaled by 4 they raised the loss by a quarter."""
+_ROUNDING = 1e-9
+"""Equal machines are equal in spite of it."""
 MOST_REGRANTS = 2
 """Times that an unfinished lease's deadline is moved for a worker that starts it again."""
 
@@ -37,14 +45,9 @@ def report_of(record: LeaseRecord, committed_at_s: float, train_s: float, inner_
     return SpeedReport(steps=inner_steps, train_s=train_s if credible else wall_s, wall_s=wall_s)
 
 
-def with_report(reports: tuple[SpeedReport, ...], report: SpeedReport) -> tuple[SpeedReport, ...]:
-    """The last few reports."""
+def last_few(reports: tuple[T, ...], report: T) -> tuple[T, ...]:
+    """The last few reports, with one more."""
     return (*reports, report)[-KEPT_REPORTS:]
-
-
-def overhead_s(record: WorkerRecord) -> float:
-    """Seconds of a lease that are not training: fetching, and looking for work."""
-    return median(report.wall_s - report.train_s for report in record.reports) if record.reports else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,56 +55,80 @@ class Pace:
     """Speeds of the swarm at one moment: a view, good until the next event."""
 
     speeds: Speeds
-    reference_step_s: float | None
-    """Median over present workers; None while nobody has submitted."""
+    recipe_steps: int
+    """Inner steps of a whole lease in the present round."""
+
+    @property
+    def reference_end_s(self) -> float | None:
+        """When the median worker ends a whole lease, uploaded; None while nobody has submitted."""
+        return self.speeds.reference_end_s if self.speeds.any_measured else None
 
     def step_s(self, worker: WorkerId) -> float | None:
-        """Seconds an inner step takes this worker, by its own measure or its probe; else the median."""
-        own = self.speeds.step_s(worker) if self.speeds.any_measured else None
-        return self.reference_step_s if own is None else own
+        """Seconds an inner step takes this worker, by its own measure or its probe; else the median; None as above."""
+        if not self.speeds.any_measured:
+            return None
+        own = self.speeds.step_s(worker)
+        return self.speeds.reference_step_s if own is None else own
 
-    def relative(self, worker: WorkerId) -> float:
-        """Speed over the median speed; 1 where unknown."""
-        own, middle = self.speeds.step_s(worker), self.speeds.reference_step_s
-        ratio = middle / own if own and middle else 1.0
-        return ratio if math.isfinite(ratio) else 1.0
+    def eighths_until(self, until_s: float, step_s: float, fixed_s: float, most: int = EIGHTHS) -> int:
+        """Eighths of a whole lease that such a worker has trained and uploaded within `until_s`, 0 to `most`."""
+        whole_s = self.recipe_steps * step_s
+        share = (until_s - fixed_s) / whole_s if whole_s > 0.0 else math.nan
+        if math.isnan(share):
+            return EIGHTHS  # speeds that cannot be compared are taken as equal
+        return math.floor(max(0.0, min(most, share * EIGHTHS)) + _ROUNDING)
 
 
 def pace_of(state: EngineState) -> Pace:
     """Speeds of all workers, from their own reports where there are any, from probes otherwise."""
-    speeds = state.index.speeds
-    return Pace(speeds=speeds, reference_step_s=speeds.reference_step_s if speeds.any_measured else None)
+    return Pace(speeds=state.index.speeds, recipe_steps=recipe_steps(state.config, state.round.round))
 
 
 def eighths_by_speed(config: EngineConfig, pace: Pace, worker: WorkerId) -> int:
-    """Share of the recipe's steps, in eighths, by speed alone."""
-    relative = min(float(EIGHTHS), pace.relative(worker))
-    return max(1, min(EIGHTHS, math.floor(EIGHTHS * relative * (1.0 + config.pace_tolerance))))
+    """Share of the recipe's steps, in eighths, with which the worker ends near the median one's whole lease."""
+    own, end_s = pace.speeds.step_s(worker), pace.speeds.reference_end_s
+    if own is None or end_s is None:
+        return EIGHTHS
+    fixed_s, most = pace.speeds.fixed_s(worker), _most_eighths(config)
+    recipe_at_most = pace.eighths_until(end_s * (1.0 + config.pace_tolerance), own, fixed_s)
+    # tolerance is for those who would do less: nobody near the median does more than it
+    return max(1, recipe_at_most, pace.eighths_until(end_s, own, fixed_s, most))
 
 
 def eighths_by_time_left(state: EngineState, pace: Pace, worker: WorkerId) -> int:
     """Share of the recipe's steps that still fits into the round, in eighths; 0 where none does."""
-    return _eighths_that_fit(state, pace, pace.step_s(worker))
+    return _eighths_that_fit(state, pace, pace.step_s(worker), pace.speeds.fixed_s(worker))
 
 
 def eighths_for_the_fastest(state: EngineState, pace: Pace) -> int:
-    """The same for the fastest worker that is here."""
-    return _eighths_that_fit(state, pace, pace.speeds.least_step_s)
+    """At least the same for whoever is here."""
+    return _eighths_that_fit(state, pace, pace.speeds.least_step_s, pace.speeds.least_fixed_s)
 
 
-def _eighths_that_fit(state: EngineState, pace: Pace, own_step_s: float | None) -> int:
-    started_s = state.round.first_lease_at_s
-    if started_s is None or pace.reference_step_s is None or own_step_s is None:
+def _eighths_that_fit(state: EngineState, pace: Pace, own_step_s: float | None, fixed_s: float) -> int:
+    started_s, end_s = state.round.first_lease_at_s, pace.reference_end_s
+    if started_s is None or end_s is None or own_step_s is None:
         return EIGHTHS
-    steps = state.config.inner.inner_steps
-    left_s = steps * pace.reference_step_s - (state.now_s - started_s)
-    fits = EIGHTHS * left_s / (steps * own_step_s)
-    return max(0, min(EIGHTHS, math.floor(fits * (1.0 + state.config.pace_tolerance))))
+    gone_s = state.now_s - started_s
+    left_s = (end_s - gone_s) * (1.0 + state.config.pace_tolerance)
+    fits = pace.eighths_until(left_s, own_step_s, fixed_s, _most_eighths(state.config))
+    # who fits into no round at all is leased in its first wave, or never would be
+    first_wave = gone_s <= state.config.pace_tolerance * end_s
+    return max(1, fits) if first_wave else fits
 
 
-def steps_of(config: EngineConfig, eighths: int) -> int:
-    """Inner steps for a share of the recipe."""
-    return max(1, round(config.inner.inner_steps * eighths / EIGHTHS))
+def _most_eighths(config: EngineConfig) -> int:
+    return math.floor(EIGHTHS * config.most_steps_share)
+
+
+def steps_of(config: EngineConfig, round_number: RoundNumber, eighths: int) -> int:
+    """Inner steps for a share of the round's recipe."""
+    return max(1, round(recipe_steps(config, round_number) * eighths / EIGHTHS))
+
+
+def steps_share(state: EngineState, lease: Lease) -> float:
+    """A lease's steps over the recipe's in the present round, whose gains its own is compared with."""
+    return lease.inner_steps / recipe_steps(state.config, state.round.round)
 
 
 def expected_s(record: WorkerRecord, pace: Pace, inner_steps: int) -> float | None:
@@ -110,23 +137,26 @@ def expected_s(record: WorkerRecord, pace: Pace, inner_steps: int) -> float | No
     return None if own is None else inner_steps * own + overhead_s(record)
 
 
+def expected_end_s(record: WorkerRecord, pace: Pace, inner_steps: int) -> float | None:
+    """The same, from grant to the last byte of its upload."""
+    until_commit_s = expected_s(record, pace, inner_steps)
+    return None if until_commit_s is None else until_commit_s + upload_s(record)
+
+
 def time_to_live_s(config: EngineConfig, record: WorkerRecord, pace: Pace, inner_steps: int) -> float:
-    """From grant to deadline: a few times the expected duration, within limits."""
+    """From grant to deadline, which is about the commit: a few times the expected duration, within limits."""
     expected = expected_s(record, pace, inner_steps)
     if expected is None:
         return config.lease_ttl_s
     return min(config.lease_ttl_s, max(config.min_lease_s, config.lease_slack * expected))
 
 
-def learning_rate(config: EngineConfig, round_number: RoundNumber) -> float:
-    """Cosine from the recipe's rate in the first round to `final_lr_share` of it in the last."""
-    peak, share = config.inner.learning_rate, config.inner.final_lr_share
-    progress = min(1.0, (round_number - 1) / max(1, config.max_rounds - 1))
-    return peak * (share + (1.0 - share) * 0.5 * (1.0 + math.cos(math.pi * progress)))
-
-
 def recipe_scale(config: EngineConfig, lease: Lease) -> float:
-    """Brings a norm to the recipe's number of steps, so that norms of all rounds can be compared."""
+    """Brings a norm to the first round's number of steps, so that norms of all rounds can be compared.
+
+    Not to its own round's number: where a schedule raises that fourfold, honest norms would outgrow the running median,
+    which remembers many rounds.
+    """
     return config.inner.inner_steps / lease.inner_steps
 
 

@@ -124,11 +124,11 @@ def is_past_deadline(state: EngineState) -> bool:
 
 
 def grace_s(state: EngineState) -> float:
-    """How long stragglers are waited for once every column is settled: a share of the round's median lease."""
+    """How long stragglers are waited for once every column is settled: a share of the median time, grant to upload."""
     durations = [
-        record.committed_at_s - record.lease.granted_at_s
+        record.uploaded_at_s - record.lease.granted_at_s
         for record in state.leases_of_round()
-        if record.committed_at_s is not None and record.status is LeaseStatus.ACCEPTED
+        if record.uploaded_at_s is not None and record.status is LeaseStatus.ACCEPTED
     ]
     share = state.config.grace_share * median(durations) if durations else 0.0
     return max(state.config.min_grace_s, share)

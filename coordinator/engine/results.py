@@ -67,7 +67,7 @@ def on_submission_measured(turn: Turn, event: SubmissionMeasured) -> None:
         history=state.norm_history,
         columns_median=state.index.column_norms.median(state.norm_history, screening.MIN_NORMS),
         gains_median=state.index.gains.median(state.round.gains, screening.MIN_GAINS),
-        steps_share=lease.inner_steps / state.config.inner.inner_steps,
+        steps_share=pacing.steps_share(state, lease),
     )
     state.update_lease(
         lease.lease_id, norms=norms, heldout_gain=event.heldout_gain, heldout_gain_se=event.heldout_gain_se

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from coordinator.engine import contributions as votes
-from coordinator.engine import leases, placement, quorum, screening
+from coordinator.engine import leases, pacing, placement, quorum, screening
 from coordinator.engine.commands import AggregateRound, EndRun, MeasureSubmission, ValidateVersion, WriteCheckpoint
 from coordinator.engine.dispatch import are_ready, dispatch, is_waiting
 from coordinator.engine.draws import Draws
@@ -231,7 +231,7 @@ def _look_again(turn: Turn) -> None:
     state, config = turn.state, turn.state.config.screening
     middle = state.index.gains.median(state.round.gains, screening.MIN_GAINS)
     for record in _fresh(state):
-        share = record.lease.inner_steps / state.config.inner.inner_steps
+        share = pacing.steps_share(state, record.lease)
         verdict = screening.review_gain(config, record.heldout_gain, record.heldout_gain_se, middle, share)
         if verdict is not None:
             leases.withdraw(turn, record.lease.lease_id, verdict)

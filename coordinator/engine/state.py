@@ -34,6 +34,15 @@ class SpeedReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UploadReport:
+    """How long the bytes of one submission took, by the coordinator's clock alone."""
+
+    payload_bytes: int
+    upload_s: float
+    """From commit to all bytes; to the end of the lease where they had not come by then, which is at most the truth."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quarantine:
     """Set aside until the earlier of the two ends."""
 
@@ -58,6 +67,7 @@ class WorkerRecord:
     waits_until_s: float | None = None
     """None while waiting: until it does something else."""
     reports: tuple[SpeedReport, ...] = ()
+    uploads: tuple[UploadReport, ...] = ()
     held_round: RoundNumber | None = None
     held_columns: tuple[int, ...] = ()
     """Columns of its latest lease, and that lease's round."""
@@ -93,6 +103,9 @@ class LeaseRecord:
     payload_bytes: int = 0
     codec: str = ""
     committed_at_s: float | None = None
+    upload_broken: bool = False
+    """Since the commit something came between: how long the bytes take tells nothing about the uplink."""
+    uploaded_at_s: float | None = None
     train_loss_first: float = 0.0
     train_loss_last: float = 0.0
     norms: tuple[BlockNorm, ...] = ()

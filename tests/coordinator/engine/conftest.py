@@ -296,9 +296,8 @@ def described(index: Index, now_s: float) -> dict[str, Any]:
         "quarantines": {key: index.quarantines.moment_s(key) for key in index.quarantines},
         "cooling": {key for key in index.cooling if index.cooling.moment_s(key) > now_s},
         "sets": (index.present, index.idle, index.idle_fresh, index.free, index.measuring, index.places),
-        "speeds": {name: getattr(speeds, name) for name in ("_measured", "_probes", "_both", "_present_measured")},
-        "probes": speeds._present_probes,
-        "reference": (speeds.reference_step_s, speeds.least_step_s),
+        "speeds": {name: getattr(speeds, name) for name in speeds.__slots__ if not name.startswith("_reference")},
+        "reference": (speeds.reference_step_s, speeds.reference_end_s, speeds.least_step_s),
     }
 
 

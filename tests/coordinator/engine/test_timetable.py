@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from coordinator.engine.events import BlockNorm
 from coordinator.engine.medians import ColumnNormMedian, GainMedian
 from coordinator.engine.screening import remember
-from coordinator.engine.speeds import Speeds, step_s
-from coordinator.engine.state import SpeedReport, WorkerRecord
+from coordinator.engine.speeds import Speeds, overhead_s, step_s, upload_s
+from coordinator.engine.state import SpeedReport, UploadReport, WorkerRecord
 from coordinator.engine.timetable import Timetable
 from protocol.ids import TRUNK, WorkerId, column_block
 
@@ -52,8 +52,12 @@ reports = st.lists(
     st.builds(SpeedReport, steps=st.just(8), train_s=st.sampled_from([4.0, 8.0, 9.0, 80.0]), wall_s=st.just(90.0)),
     max_size=3,
 ).map(tuple)
+uploads = st.lists(
+    st.builds(UploadReport, payload_bytes=st.sampled_from([1, 1000]), upload_s=st.sampled_from([0.0, 5.0, 70.0])),
+    max_size=3,
+).map(tuple)
 records = st.builds(
-    lambda number, present, probe, found: WorkerRecord(
+    lambda number, present, probe, found, sent: WorkerRecord(
         worker=WorkerId(f"w{number}"),
         name="",
         trusted=False,
@@ -62,11 +66,13 @@ records = st.builds(
         heard_at_s=0.0,
         present=present,
         reports=found,
+        uploads=sent,
     ),
     st.integers(0, 5),
     st.booleans(),
     st.sampled_from([0.0, 100.0, 250.0, 1000.0, float("inf"), float("nan")]),
     reports,
+    uploads,
 )
 
 
@@ -81,16 +87,31 @@ def speeds_anew(known: dict[str, WorkerRecord]) -> tuple[dict[str, float], float
     return speeds, median(present) if present else None
 
 
+def ends_anew(known: dict[str, WorkerRecord], steps: int) -> float | None:
+    """The median end of a whole lease, the same way; those never measured need besides training what is usual."""
+    speeds, _ = speeds_anew(known)
+    fixed = {w: overhead_s(r) + upload_s(r) for w, r in known.items() if r.reports}
+    here = [fixed[w] for w, r in known.items() if r.present and w in fixed]
+    usual = median(here) if here else 0.0
+    ends = [steps * speeds[w] + fixed.get(w, usual) for w, r in known.items() if r.present and w in speeds]
+    return median(ends) if ends else None
+
+
 @quick
-@given(st.lists(records, max_size=30))
+@given(st.lists(st.one_of(records, st.sampled_from([4, 8, 32])), max_size=30))
 def test_speeds_are_those_of_looking_at_everybody_anew(changes):
-    kept, known = Speeds(), {}
+    kept, known, steps = Speeds(8), {}, 8
     for record in changes:
+        if isinstance(record, int):
+            steps = record
+            kept.turn_to(steps)
+            continue
         kept.put(known.get(record.worker), record)
         known[record.worker] = record
         speeds, middle = speeds_anew(known)
         assert {worker: kept.step_s(worker) for worker in known} == {worker: speeds.get(worker) for worker in known}
         assert kept.reference_step_s == middle
+        assert kept.reference_end_s == ends_anew(known, steps)
 
 
 def test_a_report_of_no_time_at_all_is_no_divisor_of_zero():

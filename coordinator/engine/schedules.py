@@ -1,0 +1,47 @@
+"""What a round's number decides: the learning rate, and how many inner steps the recipe asks for.
+
+Pure functions of the configuration and the round. Hold always: with no warm-up the first round has the recipe's first
+value; the last round has the final value exactly; in between both move one way only (after the warm-up, for the rate).
+A constant rate that decays over the last rounds alone is the warmup-stable-decay schedule (arXiv:2404.06395).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from protocol.ids import RoundNumber
+
+if TYPE_CHECKING:
+    from coordinator.engine.config import EngineConfig
+
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+def learning_rate(config: EngineConfig, round_number: RoundNumber) -> float:
+    """A round's rate: a linear ramp over `warmup_rounds`, then `learning_rate`, then down to `final_lr_share` of it."""
+    inner = config.inner
+    if round_number <= inner.warmup_rounds:
+        return inner.learning_rate * round_number / (inner.warmup_rounds + 1)
+    if inner.schedule == "constant":
+        return inner.learning_rate
+    decaying = inner.decay_share * (config.max_rounds - 1 - inner.warmup_rounds)
+    left = max(0, config.max_rounds - round_number) / decaying if decaying > 0 else 1.0
+    if left >= 1.0:
+        return inner.learning_rate
+    kept = left if inner.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * (1.0 - left)))
+    return inner.learning_rate * (inner.final_lr_share + (1.0 - inner.final_lr_share) * kept)
+
+
+def recipe_steps(config: EngineConfig, round_number: RoundNumber) -> int:
+    """Inner steps of a whole lease in this round: from `inner_steps` to `final_inner_steps`, by equal ratios."""
+    first, final = config.inner.inner_steps, config.inner.final_inner_steps
+    if final is None or config.max_rounds == 1:
+        return first
+    progress = min(1.0, (round_number - 1) / (config.max_rounds - 1))
+    return max(1, round(first * math.pow(final / first, progress)))
+
+
+def most_recipe_steps(config: EngineConfig) -> int:
+    """The recipe's steps in the round that has most of them."""
+    return max(config.inner.inner_steps, config.inner.final_inner_steps or 0)
