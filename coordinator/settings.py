@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from coordinator.engine.config import EngineConfig, InnerRecipe, ScreeningConfig
+from coordinator.engine.config import EngineConfig, InnerRecipe, ScreeningConfig, check_config
 from protocol.errors import ConfigError
 from protocol.ids import RunId
 
@@ -71,8 +72,9 @@ class RunSettings(BaseModel):
     @field_validator("engine")
     @classmethod
     def _engine_is_known(cls, value: dict[str, Any]) -> dict[str, Any]:
-        _check_engine(value)
-        return value
+        table = _without_none(value)
+        _check_engine(table)
+        return table
 
     @model_validator(mode="after")
     def _one_model(self) -> RunSettings:
@@ -114,7 +116,51 @@ class RunSettings(BaseModel):
 
 def describe(error: ValidationError) -> str:
     """A validation error as one sentence a person can act on."""
-    return "; ".join(f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}" for item in error.errors())
+    told = (
+        (".".join(map(str, item["loc"])) or "settings", item["msg"].removeprefix("Value error, "))
+        for item in error.errors()
+    )
+    return "; ".join(f"{where}: {what}" for where, what in told)
+
+
+def engine_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """The engine table that `KEY=VALUE` texts set: values as in TOML (or bare words), keys as `inner.learning_rate`.
+
+    Whether there is such a setting, and such a value for it, is for `RunSettings` to say. Raises ConfigError.
+    """
+    table: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        *path, name = key.strip().split(".")
+        if not equals or not name or len(path) > 1 or (path and path[0] not in _NESTED):
+            raise ConfigError(f"--set takes an engine setting, as inner.learning_rate=3e-3 or quorum=2, got {text!r}")
+        inner = table.setdefault(path[0], {}) if path else table
+        if not path and name in _NESTED:
+            raise ConfigError(f"--set {name}: name one of its settings, as {name}.{_first_field(_NESTED[name])}=...")
+        inner[name] = _value_of(value.strip())
+    return table
+
+
+def merged(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """An engine table with `overrides` in it, setting by setting."""
+    whole = {**table, **overrides}
+    for name in _NESTED.keys() & table.keys() & overrides.keys():
+        if isinstance(table[name], Mapping) and isinstance(overrides[name], Mapping):
+            whole[name] = {**table[name], **overrides[name]}
+    return whole
+
+
+def _first_field(kind: type) -> str:
+    return dataclasses.fields(kind)[0].name
+
+
+def _value_of(text: str) -> Any:
+    """What TOML makes of `text`; text that is no TOML value stands for itself."""
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return found["value"] if found.keys() == {"value"} else text
 
 
 def _check_engine(table: Mapping[str, Any]) -> None:
@@ -130,15 +176,28 @@ def _check_engine(table: Mapping[str, Any]) -> None:
         unknown = sorted(set(inner) - names) if isinstance(inner, Mapping) else []
         if unknown:
             raise ValueError(f"unknown setting `{name}.{unknown[0]}`; known are {', '.join(sorted(names))}")
-    config = _ENGINE.validate_python({**table, "run_id": "run", "columns": 1, "train_sequences": 1})
+    try:
+        config = _ENGINE.validate_python({**table, "run_id": "run", "columns": 1, "train_sequences": 1})
+    except ValidationError as error:
+        raise ValueError(describe(error)) from error
     for path, value in _numbers("", dataclasses.asdict(config)):
         if not math.isfinite(value) or (value < 0 and not path.endswith("min_heldout_gain")):
             raise ValueError(f"`{path}` must be a finite number of 0 or more, got {value}")
     for name in ("max_rounds", "replicas", "quorum", "min_workers"):
         if getattr(config, name) < 1:
             raise ValueError(f"`{name}` must be 1 or more, got {getattr(config, name)}")
+    try:
+        check_config(dataclasses.replace(config, train_sequences=sys.maxsize))
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
     if config.rule not in RULES:
         raise ValueError(f"`rule` must be one of {', '.join(RULES)}, got {config.rule!r}")
+
+
+def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A setting of None is one that is not set: TOML has no word for it."""
+    given = {key: value for key, value in table.items() if value is not None}
+    return {key: _without_none(value) if isinstance(value, Mapping) else value for key, value in given.items()}
 
 
 def _numbers(prefix: str, table: Mapping[str, Any]) -> list[tuple[str, float]]:

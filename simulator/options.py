@@ -5,8 +5,10 @@ Touches nothing. The recipe's numbers are the small CPU swarm's; `barnraise demo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from coordinator.engine.config import InnerRecipe
 from protocol.errors import ConfigError
@@ -49,6 +51,9 @@ class SimulationOptions:
     validate_every: int = 1
     checkpoint_every: int = 5
 
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    """Any other setting of the engine, as in a run's settings; stands above all of the above."""
+
     heartbeat_interval_s: float = 1.0
     min_lease_s: float = 20.0
     lease_ttl_s: float = 300.0
@@ -62,6 +67,8 @@ class SimulationOptions:
             raise ConfigError(f"a swarm needs at least 1 worker, got {self.workers}")
         if self.rounds < 1:
             raise ConfigError(f"a simulation needs at least 1 round, got {self.rounds}")
+        if "max_rounds" in self.engine:
+            raise ConfigError("--set max_rounds: a simulation's rounds are planned with --rounds")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"--dropout is a probability below 1, got {self.dropout}")
         if not 0 <= self.byzantine <= self.workers:

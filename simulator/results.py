@@ -15,6 +15,7 @@ from simulator.crew import Crew
 from simulator.observer import Observation
 from simulator.options import SimulationOptions
 from simulator.report import SimulationReport
+from simulator.setup import recipe_of
 from simulator.versions import installed_versions
 
 CHECKPOINT = "checkpoint"
@@ -59,6 +60,7 @@ def _report(
     wall_s: float,
     checkpoint: str | None,
 ) -> SimulationReport:
+    recipe = recipe_of(options)
     losses, liars = seen.val_loss, set(crew.byzantine_names)
     last, alone = (losses[-1] if losses else None), lone.get("loss")
     return SimulationReport(
@@ -75,8 +77,8 @@ def _report(
         seed=options.seed,
         rounds_planned=options.rounds,
         rounds_closed=len(seen.rounds),
-        inner_steps=options.inner.inner_steps,
-        batch_sequences=options.inner.batch_sequences,
+        inner_steps=recipe.inner_steps,
+        batch_sequences=recipe.batch_sequences,
         sequence_length=options.sequence_length,
         val_loss=losses,
         val_loss_first=losses[0] if losses else None,

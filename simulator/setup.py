@@ -10,8 +10,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from coordinator.settings import RunSettings
+from pydantic import ValidationError
+
+from coordinator.engine.config import InnerRecipe
+from coordinator.settings import RunSettings, describe, merged
 from protocol.errors import ConfigError
+from protocol.ids import RunId
 from simulator.options import SimulationOptions
 from simulator.seeds import derived_seed
 
@@ -20,21 +24,30 @@ RESULTS = ("report.json", "loss.png", "events.jsonl", "checkpoint")
 
 
 def run_settings(options: SimulationOptions) -> RunSettings:
-    """Settings of the run that a simulation with these options makes."""
-    return RunSettings(
-        name=f"simulation {options.seed}",
-        preset=options.preset,
-        data=options.data,
-        residency=options.residency,  # type: ignore[arg-type]  # pydantic checks it
-        codec=options.codec,  # type: ignore[arg-type]
-        sequence_length=options.sequence_length,
-        seed=derived_seed(options.seed, "run"),
-        port=0,
-        heldout_limit=options.heldout_sequences,
-        keep_checkpoints=1,
-        sim_secret_from_seed=True,
-        engine=engine_table(options),
-    )
+    """Settings of the run that a simulation with these options makes. Raises ConfigError naming what is wrong."""
+    try:
+        return RunSettings(
+            name=f"simulation {options.seed}",
+            preset=options.preset,
+            data=options.data,
+            residency=options.residency,  # type: ignore[arg-type]  # pydantic checks it
+            codec=options.codec,  # type: ignore[arg-type]
+            sequence_length=options.sequence_length,
+            seed=derived_seed(options.seed, "run"),
+            port=0,
+            heldout_limit=options.heldout_sequences,
+            keep_checkpoints=1,
+            sim_secret_from_seed=True,
+            engine=engine_table(options),
+        )
+    except ValidationError as error:
+        raise ConfigError(describe(error)) from error
+
+
+def recipe_of(options: SimulationOptions) -> InnerRecipe:
+    """The inner recipe that the run will have, whatever set it."""
+    settings = run_settings(options)
+    return settings.engine_config(run_id=RunId("simulation"), columns=1, train_sequences=1).inner
 
 
 def engine_table(options: SimulationOptions) -> dict[str, Any]:
@@ -59,7 +72,7 @@ def engine_table(options: SimulationOptions) -> dict[str, Any]:
     }
     if options.undefended:
         table |= {"rule": "mean", "clip_to_median": False, "screening": {"enabled": False}}
-    return table
+    return merged(table, options.engine)
 
 
 def clean_folder(out: Path) -> None:

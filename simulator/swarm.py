@@ -20,7 +20,7 @@ from simulator.options import SimulationOptions
 from simulator.processes import ProcessGroup, wait_for_exit
 from simulator.report import SimulationReport
 from simulator.results import write_results
-from simulator.setup import clean_folder
+from simulator.setup import clean_folder, run_settings
 from simulator.shutdown import StopRequest
 
 POLL_S = 0.1
@@ -37,6 +37,7 @@ class SimulationFailed(BarnraiseError):
 
 def run_simulation(options: SimulationOptions, display: Display) -> SimulationReport:
     """Run a whole simulation; writes everything into `options.out` and returns the report."""
+    run_settings(options)  # what is wrong with them is said before anything is touched
     clean_folder(options.out)
     with StopRequest() as stop:
         return Swarm(options, display, stop).run()

@@ -7,11 +7,13 @@ with the key that `init` wrote into the run folder.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from barnraise.cli.options import Settings
 from barnraise.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ def init(
     advertise: Annotated[
         list[str] | None, typer.Option(help="Name or address by which workers reach this machine; may be repeated.")
     ] = None,
+    set_: Settings = None,
     if_missing: Annotated[bool, typer.Option("--if-missing", help="Do nothing where a run is there already.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -70,7 +73,7 @@ def init(
         }
         engine = {"max_rounds": rounds, "replicas": replicas, "quorum": quorum}
         inner = {"inner_steps": inner_steps, "batch_sequences": batch, "learning_rate": learning_rate}
-        run = init_run(folder, _settings(settings, given, engine, inner))
+        run = init_run(folder, _settings(settings, given, {**engine, "inner": inner}, set_ or ()))
     if as_json:
         print_json({"run_id": run.run_id, "folder": str(run.root)})
         return
@@ -79,24 +82,24 @@ def init(
     print(f"invite:     barnraise coordinator invite {folder}")
 
 
-def _settings(file: Path | None, given: dict[str, Any], engine: dict[str, Any], inner: dict[str, Any]) -> RunSettings:
-    """Settings from the file, then from the options that were given, then defaults."""
+def _settings(
+    file: Path | None, given: dict[str, Any], engine: dict[str, Any], assignments: Iterable[str]
+) -> RunSettings:
+    """Settings from `--set`, then from the options that were given, then from the file, then defaults."""
     import tomllib
 
     from pydantic import ValidationError
 
-    from coordinator.settings import RunSettings, describe
+    from coordinator.settings import RunSettings, describe, engine_overrides, merged
     from protocol.errors import ConfigError
 
     try:
         table: dict[str, Any] = {} if file is None else tomllib.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read settings from {file}: {error}") from error
-    engine_table = dict(table.get("engine", {})) | _present(engine)
-    inner_table = dict(engine_table.get("inner", {})) | _present(inner)
-    if inner_table:
-        engine_table["inner"] = inner_table
-    table |= _present(given) | {"engine": engine_table}
+    options = _present({**engine, "inner": _present(engine["inner"]) or None})
+    table |= _present(given)
+    table["engine"] = merged(merged(table.get("engine", {}), options), engine_overrides(assignments))
     if "preset" not in table and "checkpoint" not in table:
         table["preset"] = "tiny"
     try:

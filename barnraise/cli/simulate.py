@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from barnraise.cli.options import Settings
 from barnraise.cli.output import human_bytes, print_json, print_pairs, print_sample
 
 if TYPE_CHECKING:
@@ -42,10 +43,12 @@ def simulate(
     learning_rate: Annotated[float, typer.Option(help="Of the inner optimizer.")] = 4e-3,
     sequence_length: Annotated[int, typer.Option(min=8, help="Tokens a sequence.")] = 128,
     rule: Annotated[str, typer.Option(help="mean, median or trimmed_mean.")] = "trimmed_mean",
+    settings: Settings = None,
     as_json: Json = False,
 ) -> int:
     """Train one model with real workers over real gRPC, while some vanish and some lie."""
     from coordinator.engine.config import InnerRecipe
+    from coordinator.settings import engine_overrides
     from simulator.options import SimulationOptions
 
     options = SimulationOptions(
@@ -67,6 +70,7 @@ def simulate(
         sequence_length=sequence_length,
         rule=rule,
         inner=InnerRecipe(inner_steps=inner_steps, batch_sequences=batch, learning_rate=learning_rate),
+        engine=engine_overrides(settings or ()),
     )
     report = _run(options, as_json=as_json)
     if as_json:

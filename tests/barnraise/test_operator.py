@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -62,9 +63,13 @@ def test_a_run_from_init_to_export(tmp_path: Path, start: Start, answer: Callabl
     run, links = tmp_path / "run", tmp_path / "links"
     options = ["--data", corpus_in(tmp_path / "text"), "--rounds", "100000", "--sequence-length", "32", "--port", "0"]
     lease = ["--inner-steps", "2", "--batch", "2", "--replicas", "1", "--quorum", "1"]
-    init = ["coordinator", "init", run, *options, *lease, "--if-missing", "--json"]
+    more = ["--set", "inner.schedule=linear", "--set", "inner.batch_sequences=1", "--set", "pace_tolerance=0.5"]
+    init = ["coordinator", "init", run, *options, *lease, *more, "--if-missing", "--json"]
     made = json.loads(answer(*init))
     assert json.loads(answer(*init)) == made, "a second init left the run alone"
+    engine = tomllib.loads((run / "settings.toml").read_text("utf-8"))["engine"]
+    assert engine["inner"] == {"inner_steps": 2, "batch_sequences": 1, "schedule": "linear"}, "--set stands above"
+    assert (engine["pace_tolerance"], engine["replicas"]) == (0.5, 1)
 
     coordinator = start("coordinator", "run", run, "--invites", "1", "--invites-to", links)
     worker = start(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from aggregation import rules
-from coordinator.settings import RULES, RunSettings
+from coordinator.settings import RULES, RunSettings, engine_overrides, merged
 from protocol.errors import ConfigError
 from protocol.ids import RunId
 
@@ -38,11 +38,54 @@ def test_engine_overrides_reach_the_engine() -> None:
         ({"replicas": 0}, "replicas"),
         ({"rule": 3}, "rule"),
         ({"rule": "krum"}, "rule"),
+        ({"inner": {"schedule": "step"}}, "schedule must be one of cosine, linear, constant"),
+        ({"inner": {"final_inner_steps": 0}}, "final_inner_steps must be 1 or more"),
+        ({"inner": {"learning_rate": "fast"}}, "inner.learning_rate: Input should be a valid number"),
+        ({"max_rounds": 5, "inner": {"warmup_rounds": 5}}, r"warmup_rounds must be below max_rounds \(5\)"),
+        ({"most_steps_share": 3.0}, "most_steps_share must be 1 to 2"),
     ],
 )
 def test_wrong_engine_settings_are_named(engine: dict[str, object], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         RunSettings(preset="tiny", engine=engine)
+
+
+def test_a_setting_of_none_is_not_set_and_survives_the_file() -> None:
+    settings = RunSettings(preset="tiny", engine={"quorum": 2, "inner": {"final_inner_steps": None}})
+    assert settings.engine == {"quorum": 2, "inner": {}}
+    assert RunSettings.from_toml(settings.to_toml(), "settings.toml") == settings
+
+
+def test_assignments_become_an_engine_table() -> None:
+    given = ["inner.learning_rate=3e-3", "inner.schedule=linear", "rule = 'mean'", "screening.enabled=false"]
+    table = engine_overrides([*given, "quorum=2", "quorum=3"])
+    assert table == {
+        "inner": {"learning_rate": 3e-3, "schedule": "linear"},
+        "rule": "mean",
+        "screening": {"enabled": False},
+        "quorum": 3,
+    }
+    config = RunSettings(preset="tiny", engine=table).engine_config(run_id=RunId("r"), columns=8, train_sequences=100)
+    assert (config.inner.learning_rate, config.inner.schedule, config.quorum) == (3e-3, "linear", 3)
+
+
+@pytest.mark.parametrize("text", ["quorum", "=3", "inner=3", "inner.x.y=3", "quorum.x=1", "", "inner.=3"])
+def test_what_is_no_assignment_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        engine_overrides([text])
+
+
+@given(st.text(max_size=30))
+def test_any_value_is_read_or_stands_for_itself(value: str) -> None:
+    table = engine_overrides([f"rule={value}"])
+    assert table.keys() == {"rule"}
+
+
+def test_overrides_go_setting_by_setting() -> None:
+    table = {"quorum": 1, "inner": {"inner_steps": 5, "batch_sequences": 2}}
+    overrides = {"quorum": 2, "inner": {"inner_steps": 7}, "screening": {"enabled": False}}
+    expected = {"quorum": 2, "inner": {"inner_steps": 7, "batch_sequences": 2}, "screening": {"enabled": False}}
+    assert merged(table, overrides) == expected
 
 
 def test_exactly_one_model() -> None:

@@ -10,7 +10,7 @@ from coordinator.engine.config import InnerRecipe
 from protocol.errors import ConfigError
 from protocol.ids import RunId
 from simulator.options import SimulationOptions
-from simulator.setup import MARKER, clean_folder, run_settings
+from simulator.setup import MARKER, clean_folder, recipe_of, run_settings
 
 
 def test_options_become_settings() -> None:
@@ -23,6 +23,21 @@ def test_options_become_settings() -> None:
     assert config.screening.enabled
     assert run_settings(options).seed == settings.seed
     assert run_settings(SimulationOptions(out=Path("x"), seed=4)).seed != settings.seed
+
+
+def test_any_engine_setting_stands_above_the_options() -> None:
+    given = {"inner": {"schedule": "constant"}, "quorum": 3, "screening": {"enabled": True}}
+    options = SimulationOptions(out=Path("x"), undefended=True, inner=InnerRecipe(inner_steps=5), engine=given)
+    config = run_settings(options).engine_config(run_id=RunId("r"), columns=8, train_sequences=100)
+    assert (config.inner.schedule, config.inner.inner_steps, config.quorum) == ("constant", 5, 3)
+    assert config.screening.enabled
+    assert recipe_of(options) == config.inner
+
+
+def test_engine_settings_that_cannot_be_are_refused_in_one_line() -> None:
+    with pytest.raises(ConfigError, match="warmup_rounds must be below max_rounds") as refusal:
+        run_settings(SimulationOptions(out=Path("x"), rounds=2, engine={"inner": {"warmup_rounds": 2}}))
+    assert "\n" not in str(refusal.value)
 
 
 def test_undefended_is_a_plain_mean_without_screening() -> None:
@@ -46,6 +61,7 @@ def test_a_single_worker_is_enough() -> None:
         ({"dropout": 1.0}, "probability"),
         ({"workers": 2, "byzantine": 3}, "3 Byzantine workers of 2"),
         ({"attack": "bribe"}, "sign-flip"),
+        ({"engine": {"max_rounds": 3}}, "--rounds"),
     ],
 )
 def test_impossible_options_are_refused_with_the_reason(change: dict[str, object], says: str) -> None:
