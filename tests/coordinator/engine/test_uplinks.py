@@ -92,7 +92,8 @@ def worker_with(uploads: tuple[UploadReport, ...]) -> WorkerRecord:
 
 def second_round(swarm, uploads_s: dict[str, float], step_s: dict[str, float] | None = None, **changes):
     """The second round, after a first one of 8 steps with these uplinks."""
-    s = swarm(heartbeat_interval_s=1e6, lease_ttl_s=1e6, round_deadline_s=1e6, quorum=99, replicas=99, **changes)
+    patient = {"heartbeat_interval_s": 1e6, "lease_ttl_s": 1e6, "round_deadline_s": 1e6, "quorum": 99, "replicas": 99}
+    s = swarm(**{**patient, **changes})
     s.join(*uploads_s)
     takes = step_s or {}
     commits = [(8 * takes.get(name, 1.0), 0, name) for name in uploads_s]
@@ -148,6 +149,21 @@ def test_the_grace_follows_uploads(swarm):
     s.upload("a")
     s.measured("r1.1")
     assert quorum.grace_s(s.engine.state) == 14.0
+
+
+def test_a_lease_that_could_be_committed_but_not_uploaded_within_the_grace_is_not_granted_again(swarm):
+    s = second_round(swarm, {"a": 1.0, "b": 1.0, "c": 6.0}, quorum=2, grace_share=1.0)
+    assert s.lease("c").inner_steps == 5
+    s.after(8)
+    s.commit("a")
+    s.commit("b")
+    s.after(1)
+    for name in "ab":
+        s.upload(name)
+        s.measured(s.lease(name).lease_id)
+    assert s.phase == "grace"
+    s.ask("c")
+    assert "needs 11 s; 9 s of grace are left" in s.leases("c")[-1].ended
 
 
 def test_fast_workers_do_more_only_where_the_run_says_so(swarm):
