@@ -8,13 +8,14 @@ one worker alone, and by swarms of the real engine, executor and trainer under a
 whole models (`diloco`), half of the columns with the others frozen or absent, with dropouts, uneven speeds, and AdamW
 moments that are kept between leases. Losses are held-out, nats a token; `val_loss_se` is the standard error over the
 seeds; `over` is the distance to the row that it is compared with, in percent, paired by seed. `--set` changes the
-recipe (any of the engine's settings, or `central.learning_rate`), for a search; report other seeds than were searched
-with. Results are kept in DIR as they come, and not computed again.
+recipe: any of the engine's settings, or `central.` and one of `inner` for central training alone. It is for a search;
+report other seeds than were searched with. Results are kept in DIR as they come, and not computed again.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import math
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Cell, machine, print_rows, write_json
+from coordinator.engine.config import InnerRecipe
 
 REPORT_SEEDS = (11, 12, 13)
 WORKERS = 6
@@ -38,8 +40,8 @@ SEQUENCE_LENGTH = 128
 HELDOUT_SEQUENCES = 512
 STEPS = 400
 """Inner steps of each worker, and steps of central training: those of the demo."""
-CENTRAL_LEARNING_RATE = 8e-3
-"""The best of those tried with other seeds; see docs/log.md."""
+CENTRAL: Mapping[str, Any] = {"learning_rate": 8e-3}
+"""Where central training's recipe differs from the swarm's: the best of those tried, with other seeds; docs/log.md."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,14 +89,13 @@ def run_case(case: Case, seed: int, steps: int, changes: Mapping[str, str], data
         init_run(Path(folder) / "run", settings)
         run = RunFolder.open(Path(folder) / "run")
         if case.setting in {"central", "lone"}:
-            result = _centrally(run, case, steps, _central_rate(changes))
+            result = _centrally(run, case, steps, _central_recipe(changes))
         else:
             result = _by_swarm(run, case, derived_seed(seed, "volunteers"))
     return {"row": case.name, "seed": seed, **result, "wall_s": time.perf_counter() - started_s}
 
 
 def _settings(case: Case, seed: int, steps: int, changes: Mapping[str, str], data: str) -> Any:
-    from coordinator.engine.config import InnerRecipe
     from coordinator.settings import RunSettings
 
     table: dict[str, Any] = dict(case.engine or {})
@@ -125,14 +126,13 @@ def _settings(case: Case, seed: int, steps: int, changes: Mapping[str, str], dat
     )
 
 
-def _centrally(run: Any, case: Case, steps: int, learning_rate: float) -> dict[str, Any]:
+def _centrally(run: Any, case: Case, steps: int, recipe: InnerRecipe) -> dict[str, Any]:
     import torch
 
     from moe.full import evaluate_loss, full_model
     from simulator.central import CentralPlan, CentralTraining, cosine, first_shard
 
     settings, dataset = run.settings(), run.dataset()
-    recipe = settings.engine_config(run_id=run.run_id, columns=8, train_sequences=10**9).inner
     batch = recipe.batch_sequences * (WORKERS if case.setting == "central" else 1)
     plan = CentralPlan(
         recipe=recipe,
@@ -140,7 +140,7 @@ def _centrally(run: Any, case: Case, steps: int, learning_rate: float) -> dict[s
         batch_sequences=batch,
         sequence_length=settings.sequence_length,
         data_seed=settings.seed,
-        rate_at=cosine(learning_rate, recipe.final_lr_share, steps),
+        factor_at=cosine(recipe.final_lr_share, steps),
     )
     training = CentralTraining(first_shard(run), plan, dataset)
     while not training.is_done:
@@ -168,6 +168,7 @@ def _by_swarm(run: Any, case: Case, seed: int) -> dict[str, Any]:
             "rounds": len(state.history),
             "accepted": state.totals.submissions_accepted,
             "rejected": sum(state.totals.submissions_rejected.values()),
+            "rejected_for": dict(state.totals.submissions_rejected),
             "expired": state.totals.leases_expired,
         }
     finally:
@@ -289,13 +290,18 @@ def _key(case: Case, seed: int, steps: int, changes: Mapping[str, str]) -> str:
     settings = _settings(case, seed, steps, changes, data="")
     config = settings.engine_config(run_id=RunId(""), columns=1, train_sequences=1)
     alone = case.setting in {"central", "lone"}
-    recipe = (config.inner, _central_rate(changes)) if alone else config
+    recipe = _central_recipe(changes) if alone else config
     text = repr((case, seed, steps, recipe, WORKERS, SEQUENCE_LENGTH, HELDOUT_SEQUENCES))
     return f"{case.name.replace(' ', '-')}-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _central_rate(changes: Mapping[str, str]) -> float:
-    return float(changes.get("central.learning_rate", CENTRAL_LEARNING_RATE))
+def _central_recipe(changes: Mapping[str, str]) -> InnerRecipe:
+    """The swarm's recipe, with what is central training's own."""
+    inner = {key.removeprefix("inner."): json.loads(text) for key, text in changes.items() if key.startswith("inner.")}
+    own = {
+        key.removeprefix("central."): json.loads(text) for key, text in changes.items() if key.startswith("central.")
+    }
+    return dataclasses.replace(InnerRecipe(), **{**inner, **CENTRAL, **own})
 
 
 def _prepared(out: Path) -> str:

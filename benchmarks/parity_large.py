@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -35,7 +36,9 @@ from simulator.virtual import VirtualSwarm, Volunteer
 
 EXIT_MORE = 3
 HELDOUT_SEQUENCES = 512
-_PLAN = ("preset", "tokens", "workers", "inner_steps", "batch", "sequence_length", "lr", "central_lr", "seed", "data")
+_RATES = ("lr", "muon_lr", "central_lr", "central_muon_lr")
+_SIZES = ("preset", "data", "tokens", "workers", "inner_steps", "batch", "sequence_length")
+_PLAN = (*_SIZES, "optimizer", *_RATES, "seed")
 
 
 class Budget:
@@ -79,14 +82,15 @@ def _centrally(
     settings, kept = run.settings(), args.out / "central.pt"
     batch = args.batch * args.workers
     steps = _rounds(args) * args.inner_steps
-    recipe = settings.engine_config(run_id=run.run_id, columns=1, train_sequences=10**12).inner
+    swarm_recipe = settings.engine_config(run_id=run.run_id, columns=1, train_sequences=10**12).inner
+    recipe = dataclasses.replace(swarm_recipe, learning_rate=args.central_lr, muon_learning_rate=args.central_muon_lr)
     plan = CentralPlan(
         recipe=recipe,
         steps=steps,
         batch_sequences=batch,
         sequence_length=args.sequence_length,
         data_seed=settings.seed,
-        rate_at=cosine(args.central_lr, recipe.final_lr_share, steps),
+        factor_at=cosine(recipe.final_lr_share, steps),
     )
     shard = first_shard(run, device=device, compute_dtype=dtype)
     training = CentralTraining(shard, plan, run.dataset(), micro_batch=args.micro_batch)
@@ -169,7 +173,13 @@ def _run_folder(args: argparse.Namespace) -> RunFolder:
             "gather_s": 0.0,
             "validate_every": 10,
             "checkpoint_every": 0,
-            "inner": {"inner_steps": args.inner_steps, "batch_sequences": args.batch, "learning_rate": args.lr},
+            "inner": {
+                "inner_steps": args.inner_steps,
+                "batch_sequences": args.batch,
+                "optimizer": args.optimizer,
+                "learning_rate": args.lr,
+                "muon_learning_rate": args.muon_lr,
+            },
         },
     )
     return init_run(folder, settings)
@@ -217,8 +227,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32, help="sequences a worker's inner step takes")
     parser.add_argument("--micro-batch", type=int, default=None, help="sequences in memory at a time")
     parser.add_argument("--sequence-length", type=int, default=512)
-    parser.add_argument("--lr", type=float, default=1e-3, help="inner learning rate of the swarm")
+    parser.add_argument("--optimizer", default="muon", help="muon or adamw")
+    parser.add_argument("--lr", type=float, default=1e-3, help="the swarm's rate of AdamW")
+    parser.add_argument("--muon-lr", type=float, default=0.02, help="the swarm's rate of Muon")
     parser.add_argument("--central-lr", type=float, default=1e-3)
+    parser.add_argument("--central-muon-lr", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the rows to FILE, too")

@@ -235,6 +235,9 @@ def lease_message(lease: Lease, now_s: float) -> pb.Lease:
         adam_beta2=lease.adam_beta2,
         adam_eps=lease.adam_eps,
         clip_norm=lease.clip_norm,
+        optimizer=lease.optimizer,
+        muon_learning_rate=lease.muon_learning_rate,
+        muon_momentum=lease.muon_momentum,
         ttl_s=max(0.0, lease.deadline_s - now_s),
     )
 

@@ -71,24 +71,33 @@ class ShardModel:
         return self.module.parameters()
 
     def parameter_groups(self, lr: float, router_lr_scale: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimizer groups over what is held: matrices, routers (their own rate), and what does not decay.
+        """Optimizer groups over what is held: matrices, the head, routers (their own rate), and what does not decay.
 
-        Matrices and routers decay. Norm scales, biases and embeddings (with a tied head) do not: decaying a scale or a
-        rare token's row pulls it to zero for reasons that are not in the data.
+        Matrices, head and routers decay. Norm scales, biases and embeddings (with a tied head) do not: decaying a scale
+        or a rare token's row pulls it to zero for reasons that are not in the data. A matrix group's `parts` says how
+        many matrices lie one below the other in each of its parameters.
         """
-        matrices, routers, plain = [], [], []
+        matrices: list[Tensor] = []
+        fused: list[Tensor] = []
+        head, routers, plain = [], [], []
         for name, parameter in self.module.named_parameters():
             if is_router(name):
                 routers.append(parameter)
             elif parameter.ndim < 2 or name.endswith("embed_tokens.weight"):
                 plain.append(parameter)
+            elif name.endswith("lm_head.weight"):
+                head.append(parameter)
             else:
-                matrices.append(parameter)
-        return [
-            {"params": matrices, "lr": lr, "weight_decay": weight_decay, "name": "matrices"},
+                (fused if name.endswith(PROJECTIONS[0]) else matrices).append(parameter)
+        decayed = {"lr": lr, "weight_decay": weight_decay}
+        groups = [
+            {"params": matrices, **decayed, "name": "matrices", "parts": 1},
+            {"params": fused, **decayed, "name": "fused", "parts": 2},
+            {"params": head, **decayed, "name": "head"},
             {"params": routers, "lr": lr * router_lr_scale, "weight_decay": weight_decay, "name": "routers"},
             {"params": plain, "lr": lr, "weight_decay": 0.0, "name": "undecayed"},
         ]
+        return [group for group in groups if group["params"]]
 
     def loss(self, tokens_BT1: Tensor) -> LossParts:
         """Loss on sequences of T+1 tokens: each of the last T is predicted from those before it."""

@@ -1,7 +1,7 @@
 """Training in one place: what a swarm is measured against, and what may come before it.
 
-Decides the loop: AdamW over the whole model, moments kept throughout, the rate warmed up once and then lowered along
-the run's schedule, step by step. With the batch of one worker it is the lone worker that a swarm must beat; with the
+Decides the loop: the recipe's optimizer over the whole model, moments kept throughout, the rate warmed up once and then
+lowered, step by step. With the batch of one worker it is the lone worker that a swarm must beat; with the
 batch of all workers together it is central training, which no swarm can be expected to; before a run, a warm start.
 Everything that a step depends on can be taken out between two steps and put back in another process.
 """
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from protocol.ids import RoundNumber
+from worker.optimizer import InnerOptimizer
 
 if TYPE_CHECKING:
     from coordinator.datasets import Dataset
@@ -38,8 +39,8 @@ class CentralPlan:
     batch_sequences: int
     sequence_length: int
     data_seed: int
-    rate_at: Callable[[int], float]
-    """Learning rate of a step, 0-based."""
+    factor_at: Callable[[int], float]
+    """What the recipe's rates are multiplied by at a step, 0-based."""
 
 
 class CentralTraining:
@@ -48,12 +49,7 @@ class CentralTraining:
     def __init__(
         self, shard: ShardModel, plan: CentralPlan, dataset: Dataset, *, micro_batch: int | None = None
     ) -> None:
-        recipe = plan.recipe
-        groups = shard.parameter_groups(recipe.learning_rate, recipe.router_lr_scale, recipe.weight_decay)
-        betas = (recipe.adam_beta1, recipe.adam_beta2)
-        self._optimizer = torch.optim.AdamW(groups, betas=betas, eps=recipe.adam_eps, fused=True)
-        self._shares = [float(group["lr"]) / recipe.learning_rate for group in self._optimizer.param_groups]
-        self._parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        self._optimizer = InnerOptimizer(shard, plan.recipe)
         self._plan = plan
         self._dataset = dataset
         self._micro_batch = min(micro_batch or plan.batch_sequences, plan.batch_sequences)
@@ -70,9 +66,6 @@ class CentralTraining:
         """One step; its training loss, nats a token."""
         plan = self._plan
         self.shard.train()
-        rate = plan.rate_at(self.step)
-        for group, share in zip(self._optimizer.param_groups, self._shares, strict=True):
-            group["lr"] = rate * share
         tokens_BL = torch.from_numpy(self._batch().astype("int64"))
         loss = torch.zeros((), device=self.shard.device)
         for micro_ML in torch.split(tokens_BL, self._micro_batch):
@@ -80,9 +73,7 @@ class CentralTraining:
             total: Any = parts.total * part
             total.backward()
             loss += parts.nll.detach() * part
-        torch.nn.utils.clip_grad_norm_(self._parameters, plan.recipe.clip_norm, foreach=True)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.step(plan.factor_at(self.step))
         self.step += 1
         return float(loss)
 
@@ -90,14 +81,14 @@ class CentralTraining:
         """Everything that the next step depends on, for `torch.save`."""
         return {
             "step": self.step,
-            "parameters": [parameter.detach() for parameter in self._parameters],
+            "parameters": [parameter.detach() for parameter in self._optimizer.parameters],
             "optimizer": self._optimizer.state_dict(),
         }
 
     @torch.no_grad()
     def take_up(self, state: dict[str, Any]) -> None:
         """Become what `state` was taken of."""
-        for parameter, value in zip(self._parameters, state["parameters"], strict=True):
+        for parameter, value in zip(self._optimizer.parameters, state["parameters"], strict=True):
             parameter.copy_(value)
         self._optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])
@@ -109,14 +100,14 @@ class CentralTraining:
         return self._dataset.sequences(plan.data_seed, start, plan.batch_sequences, plan.sequence_length)
 
 
-def cosine(peak: float, final_share: float, steps: int) -> Callable[[int], float]:
-    """A short linear warm-up, then a cosine from `peak` to `final_share` of it at the last step."""
+def cosine(final_share: float, steps: int) -> Callable[[int], float]:
+    """Factors: a short linear warm-up, then a cosine from 1 to `final_share` at the last step."""
     warmup = max(1, round(WARMUP_SHARE * steps))
 
     def rate(step: int) -> float:
         progress = step / max(1, steps - 1)
         wave = final_share + (1.0 - final_share) * 0.5 * (1.0 + math.cos(math.pi * progress))
-        return peak * min(1.0, (step + 1) / warmup) * wave
+        return min(1.0, (step + 1) / warmup) * wave
 
     return rate
 
@@ -132,13 +123,14 @@ def train_lone(folder: Path, *, on_progress: Callable[[int, int], None]) -> floa
     run = RunFolder.open(folder)
     settings, layout, dataset = run.settings(), run.layout(), run.dataset()
     config = _engine_config(run)
+    factors = factors_by_round(config)
     plan = CentralPlan(
         recipe=config.inner,
-        steps=config.max_rounds * config.inner.inner_steps,
+        steps=len(factors),
         batch_sequences=config.inner.batch_sequences,
         sequence_length=settings.sequence_length,
         data_seed=settings.seed,
-        rate_at=lambda step: rate_by_round(config, step),
+        factor_at=factors.__getitem__,
     )
     training = CentralTraining(first_shard(run), plan, dataset)
     while not training.is_done:
@@ -168,13 +160,21 @@ def first_shard(run: RunFolder, *, device: str = "cpu", compute_dtype: torch.dty
     return build_shard(layout, columns, blocks, device=device, compute_dtype=compute_dtype, seed=run.settings().seed)
 
 
-def rate_by_round(config: EngineConfig, step: int) -> float:
-    """The rate that a lease of the round to which `step` belongs would name; warmed up once, at the very start."""
-    from coordinator.engine.pacing import learning_rate
+def factors_by_round(config: EngineConfig) -> list[float]:
+    """For every inner step of a run, the rate that a whole lease of its round would name, as a share of the recipe's.
+
+    Warmed up once, at the very start.
+    """
+    from coordinator.engine.schedules import learning_rate, recipe_steps
 
     recipe = config.inner
-    warm = min(1.0, (step + 1) / (recipe.warmup_steps + 1))
-    return warm * learning_rate(config, RoundNumber(step // recipe.inner_steps + 1))
+    factors: list[float] = []
+    for number in range(1, config.max_rounds + 1):
+        round_number = RoundNumber(number)
+        share = learning_rate(config, round_number) / recipe.learning_rate
+        factors += [share] * recipe_steps(config, round_number)
+    warm = ((step + 1) / (recipe.warmup_steps + 1) for step in range(len(factors)))
+    return [factor * min(1.0, share) for factor, share in zip(factors, warm, strict=True)]
 
 
 def _engine_config(run: RunFolder) -> EngineConfig:

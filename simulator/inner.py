@@ -1,7 +1,7 @@
 """Ways to train a lease in this process: as the product does, and a variant that experiments compare it with.
 
 Decides nothing that a lease does not name. `PureLeases` is the worker's own trainer. `KeptMoments` is what a lease that
-is not pure would be: each worker's AdamW moments live on from one lease to the next. Both keep one shard for each set
+is not pure would be: each worker's moments live on from one lease to the next. Both keep one shard for each set
 of columns, because building it costs more than loading it.
 """
 
@@ -18,6 +18,7 @@ from protocol.errors import LocalError
 from protocol.ids import WorkerId
 from simulator.virtual import Blocks
 from worker.lease import Lease
+from worker.optimizer import InnerOptimizer
 from worker.trainer import LeaseResult, TrainMetrics, pseudo_gradient_of, train_shard, warmup_factor
 
 if TYPE_CHECKING:
@@ -70,30 +71,24 @@ class KeptMoments:
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
-        self._own: dict[WorkerId, tuple[ShardModel, torch.optim.AdamW]] = {}
+        self._own: dict[WorkerId, tuple[ShardModel, InnerOptimizer, float]] = {}
 
     def __call__(self, worker: WorkerId, lease: Lease, start: Blocks, sequences_NL: NDArray[Any], /) -> LeaseResult:
         """Train `lease` from `start`, with the moments that the worker's last lease left."""
         first = worker not in self._own
-        shard, optimizer = self._own.get(worker) or self._begin(worker, lease, start)
+        shard, optimizer, first_rate = self._own.get(worker) or self._begin(worker, lease, start)
         if shard.columns != lease.columns:
             raise LocalError(f"kept moments are those of columns {shard.columns}, the lease has {lease.columns}")
         shard.load(start)
         started_s, losses = time.perf_counter(), []
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for step in range(lease.inner_steps):
-            # moments that are warm need no warm-up; the very first lease's do
-            factor = warmup_factor(step, lease.warmup_steps) if first else 1.0
-            for group in optimizer.param_groups:
-                scale = lease.router_lr_scale if group["name"] == "routers" else 1.0
-                group["lr"] = lease.learning_rate * scale * factor
             rows = slice(step * lease.batch_sequences, (step + 1) * lease.batch_sequences)
             parts = shard.loss(torch.from_numpy(sequences_NL[rows]))
             parts.total.backward()  # type: ignore[no-untyped-call]
             losses.append(float(parts.nll.detach()))
-            torch.nn.utils.clip_grad_norm_(parameters, lease.clip_norm, foreach=True)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            # moments that are warm need no warm-up; the very first lease's do
+            warm = warmup_factor(step, lease.warmup_steps) if first else 1.0
+            optimizer.step(warm * lease.learning_rate / first_rate)
         metrics = TrainMetrics(
             inner_steps_done=lease.inner_steps,
             tokens=lease.data_count * (sequences_NL.shape[1] - 1),
@@ -104,11 +99,8 @@ class KeptMoments:
         )
         return LeaseResult(pseudo_gradient=pseudo_gradient_of(start, shard.held_blocks()), metrics=metrics)
 
-    def _begin(self, worker: WorkerId, lease: Lease, start: Blocks) -> tuple[ShardModel, torch.optim.AdamW]:
+    def _begin(self, worker: WorkerId, lease: Lease, start: Blocks) -> tuple[ShardModel, InnerOptimizer, float]:
         shards = self._shards
         shard = build_shard(shards.layout, lease.columns, start, device=shards.device, seed=lease.seed)
-        groups = shard.parameter_groups(lease.learning_rate, lease.router_lr_scale, lease.weight_decay)
-        betas = (lease.adam_beta1, lease.adam_beta2)
-        optimizer = torch.optim.AdamW(groups, betas=betas, eps=lease.adam_eps, fused=True)
-        self._own[worker] = shard, optimizer
-        return shard, optimizer
+        self._own[worker] = shard, InnerOptimizer(shard, lease), lease.learning_rate
+        return self._own[worker]

@@ -317,5 +317,8 @@ def worker_lease(lease: Lease) -> WorkerLease:
         adam_beta2=lease.adam_beta2,
         adam_eps=lease.adam_eps,
         clip_norm=lease.clip_norm,
+        optimizer=lease.optimizer,
+        muon_learning_rate=lease.muon_learning_rate,
+        muon_momentum=lease.muon_momentum,
         ttl_s=max(1.0, lease.deadline_s - lease.granted_at_s),
     )

@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -44,7 +44,10 @@ class WarmStart:
     steps: int = 200
     batch_sequences: int = 64
     sequence_length: int = 128
-    learning_rate: float = 4e-3
+    optimizer: str | None = None
+    learning_rate: float | None = None
+    muon_learning_rate: float | None = None
+    """None, for these three: what a run's recipe has."""
     seed: int = 0
     micro_batch: int | None = None
     """Sequences that are in memory at a time; None: all of a batch."""
@@ -89,14 +92,14 @@ def warm_start(
     else:
         blocks = import_checkpoint(Path(wanted.checkpoint))[1]
     shard = build_shard(cut, range(cut.columns), blocks, device=device, seed=wanted.seed)
-    recipe = InnerRecipe()
+    recipe = dataclasses.replace(InnerRecipe(), **_given(wanted))
     plan = CentralPlan(
         recipe=recipe,
         steps=wanted.steps,
         batch_sequences=wanted.batch_sequences,
         sequence_length=wanted.sequence_length,
         data_seed=wanted.seed,
-        rate_at=cosine(wanted.learning_rate, recipe.final_lr_share, wanted.steps),
+        factor_at=cosine(recipe.final_lr_share, wanted.steps),
     )
     training = CentralTraining(shard, plan, dataset, micro_batch=wanted.micro_batch)
     kept.take_up(training)
@@ -114,6 +117,12 @@ def warm_start(
     kept.remove()
     tokens = wanted.steps * wanted.batch_sequences * wanted.sequence_length
     return WarmStarted(checkpoint=str(out), steps=wanted.steps, tokens=tokens, val_loss=loss, val_loss_se=loss_se)
+
+
+def _given(wanted: WarmStart) -> dict[str, Any]:
+    """Fields of the recipe that were asked to be other than a run's."""
+    named = {name: getattr(wanted, name) for name in ("optimizer", "learning_rate", "muon_learning_rate")}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 class _Kept:

@@ -26,6 +26,8 @@ MAX_TTL_S = 7 * 86_400.0
 MAX_MODEL_JSON_CHARS = 1 << 16
 MAX_BLOCK_BYTES = 1 << 36  # 64 GiB: above the trunk of any model whose layout this worker accepts
 RESIDENCIES = ("frozen", "absent")
+OPTIMIZERS = ("adamw", "muon")
+"""As worker.optimizer.OPTIMIZERS (a test compares them); importing that would load torch."""
 HEX_DIGITS = frozenset("0123456789abcdef")
 
 
@@ -51,6 +53,9 @@ class Lease:
     adam_beta2: float
     adam_eps: float
     clip_norm: float
+    optimizer: str
+    muon_learning_rate: float
+    muon_momentum: float
     ttl_s: float
     """Seconds from the reply that carried the lease to its deadline."""
 
@@ -108,6 +113,9 @@ def lease_from_message(message: pb.Lease, *, max_columns: int, layout_columns: i
         adam_beta2=message.adam_beta2,
         adam_eps=message.adam_eps,
         clip_norm=message.clip_norm,
+        optimizer=message.optimizer,
+        muon_learning_rate=message.muon_learning_rate,
+        muon_momentum=message.muon_momentum,
         ttl_s=message.ttl_s,
     )
 
@@ -129,6 +137,9 @@ def _check_recipe(message: pb.Lease) -> None:
     _within(message.adam_beta2, 0.0, 1.0 - 1e-9, "adam_beta2")
     _within(message.adam_eps, 1e-16, 1.0, "adam_eps")
     _within(message.clip_norm, 1e-6, 1e6, "clip_norm")
+    _require(message.optimizer in OPTIMIZERS, "optimizer", f"one of {OPTIMIZERS}", printable(message.optimizer, 40))
+    _within(message.muon_learning_rate, 1e-9, 1.0, "muon_learning_rate")
+    _within(message.muon_momentum, 0.0, 1.0 - 1e-9, "muon_momentum")
     _within(message.ttl_s, 0.0, MAX_TTL_S, "ttl_s")
 
 

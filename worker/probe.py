@@ -27,6 +27,7 @@ from moe.shard import build_shard
 from protocol.errors import ConfigError
 from protocol.ids import BlockId, LeaseId, RoundNumber, Version
 from worker.lease import Lease
+from worker.optimizer import MUON
 from worker.trainer import train_shard
 
 CPU_SHARE = 0.5
@@ -202,5 +203,8 @@ def _probe_lease(batch: int) -> Lease:
         adam_beta2=0.99,
         adam_eps=1e-8,
         clip_norm=1.0,
+        optimizer=MUON,
+        muon_learning_rate=0.02,
+        muon_momentum=0.95,
         ttl_s=60.0,
     )

@@ -1,4 +1,4 @@
-"""The inner loop: AdamW on what a lease holds, and nothing else, exactly as the lease says.
+"""The inner loop: the lease's optimizer on what the lease holds, and nothing else, exactly as the lease says.
 
 Decides nothing that the lease does not name, except how a batch is cut into micro-batches that fit the machine. Data
 order is the lease's sequences in order: step s trains rows [s*B, (s+1)*B). Moments start fresh, the rate warms up
@@ -26,6 +26,7 @@ from protocol.errors import BarnraiseError, LocalError
 from protocol.ids import BlockId
 from worker.lease import Lease
 from worker.lease_state import LocalState
+from worker.optimizer import InnerOptimizer
 
 LOSS_READ_EVERY_S = 1.0
 
@@ -158,14 +159,7 @@ class _InnerLoop:
     def __init__(
         self, shard: TrainableShard, lease: Lease, device: str, micro_batch: int, should_stop: Callable[[], bool]
     ) -> None:
-        groups = shard.parameter_groups(
-            lr=lease.learning_rate, router_lr_scale=lease.router_lr_scale, weight_decay=lease.weight_decay
-        )
-        self._parameters: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
-        self._optimizer = torch.optim.AdamW(
-            groups, lr=lease.learning_rate, betas=(lease.adam_beta1, lease.adam_beta2), eps=lease.adam_eps, fused=True
-        )
-        self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
+        self._optimizer = InnerOptimizer(shard, lease)
         self._shard = shard
         self._lease = lease
         self._device = device
@@ -176,14 +170,9 @@ class _InnerLoop:
         shard.train()
 
     def step(self, step: int, tokens_BL: Tensor) -> None:
-        factor = warmup_factor(step, self._lease.warmup_steps)
-        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * factor
         tokens_BL = tokens_BL.to(self._device, non_blocking=True)
         self._losses.append(self._gradients(tokens_BL))
-        torch.nn.utils.clip_grad_norm_(self._parameters, self._lease.clip_norm, foreach=True)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.step(warmup_factor(step, self._lease.warmup_steps))
 
     def _gradients(self, tokens_BL: Tensor) -> Tensor:
         while True:
@@ -195,7 +184,7 @@ class _InnerLoop:
                 if self.micro_batch == 1:
                     raise TrainingFailedError("one sequence does not fit in this machine's memory") from error
             self.micro_batch = (self.micro_batch + 1) // 2
-            self._optimizer.zero_grad(set_to_none=True)
+            self._optimizer.drop_gradients()
             if self._device.startswith("cuda"):
                 torch.cuda.empty_cache()
 
@@ -217,22 +206,23 @@ class _InnerLoop:
     def state(self, done: int, train_s: float) -> LocalState:
         """Everything that the steps after the first `done` depend on."""
         tensors = {"losses": torch.stack(self._losses), "rng": torch.get_rng_state()}
-        for number, parameter in enumerate(self._parameters):
+        for number, parameter in enumerate(self._optimizer.parameters):
             tensors[f"parameter.{number}"] = parameter.detach()
-            for name, value in self._optimizer.state.get(parameter, {}).items():
+            for name, value in self._optimizer.state_of(parameter).items():
                 tensors[f"{name}.{number}"] = value
         return LocalState(step=done, micro_batch=self.micro_batch, train_s=train_s, tensors=tensors)
 
     @torch.no_grad()
     def take_up(self, state: LocalState) -> int:
         """Become what `state` was taken of; the number of steps done."""
-        for number, parameter in enumerate(self._parameters):
+        parameters = self._optimizer.parameters
+        for number, parameter in enumerate(parameters):
             parameter.copy_(state.tensors[f"parameter.{number}"])
         for key, value in state.tensors.items():
             name, _, number_text = key.partition(".")
             if number_text and name != "parameter":
-                parameter = self._parameters[int(number_text)]
-                self._optimizer.state[parameter][name] = value.to(parameter.device)
+                parameter = parameters[int(number_text)]
+                self._optimizer.state_of(parameter)[name] = value.to(parameter.device)
         self._losses = list(state.tensors["losses"].to(self._device).unbind())
         torch.set_rng_state(state.tensors["rng"])
         self.micro_batch = state.micro_batch

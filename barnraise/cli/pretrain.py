@@ -28,7 +28,9 @@ def pretrain(
     batch: Annotated[int, typer.Option(min=1, help="Sequences a step.")] = 64,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Sequences in memory at a time.")] = None,
     sequence_length: Annotated[int, typer.Option(min=1, help="Tokens a sequence.")] = 128,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak; a cosine lowers it.")] = 4e-3,
+    optimizer: Annotated[str | None, typer.Option(help="muon or adamw; a run's own by default.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak of AdamW's rate; a cosine lowers it.")] = None,
+    muon_learning_rate: Annotated[float | None, typer.Option(help="Peak of Muon's rate.")] = None,
     seed: Annotated[int, typer.Option(help="Of first weights and data order.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
@@ -48,7 +50,9 @@ def pretrain(
         batch_sequences=batch,
         micro_batch=micro_batch,
         sequence_length=sequence_length,
+        optimizer=optimizer,
         learning_rate=learning_rate,
+        muon_learning_rate=muon_learning_rate,
         seed=seed,
     )
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

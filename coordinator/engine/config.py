@@ -13,19 +13,27 @@ from coordinator.engine.schedules import SCHEDULES, most_recipe_steps
 from protocol.errors import ConfigError
 from protocol.ids import RunId
 
+OPTIMIZERS = ("adamw", "muon")
+"""What workers know (worker/optimizer.py; a test compares them)."""
 MAX_INNER_STEPS = 100_000
 """Workers take no lease with more (worker/lease.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InnerRecipe:
-    """Inner optimizer (AdamW, fresh moments each lease) as every lease of the run names it."""
+    """Inner optimizer (fresh moments each lease) as every lease of the run names it."""
 
     inner_steps: int = 30
     final_inner_steps: int | None = None
     """The last round's number, moved to by equal ratios from round to round; None: `inner_steps` in every round."""
     batch_sequences: int = 16
+    optimizer: str = "muon"
+    """`muon`: Muon on matrices and AdamW on the rest; `adamw`: AdamW on everything."""
     learning_rate: float = 4e-3
+    """AdamW's."""
+    muon_learning_rate: float = 0.02
+    """Muon's; it follows the same schedule."""
+    muon_momentum: float = 0.95
     schedule: str = "cosine"
     """How the learning rate falls over the run's rounds: `cosine`, `linear` or `constant` (not at all)."""
     final_lr_share: float = 0.1

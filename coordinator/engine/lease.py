@@ -40,6 +40,9 @@ class Lease:
     adam_beta2: float
     adam_eps: float
     clip_norm: float
+    optimizer: str
+    muon_learning_rate: float
+    muon_momentum: float
     granted_at_s: float
     deadline_s: float
     spare: bool = False

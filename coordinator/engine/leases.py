@@ -28,6 +28,7 @@ def grant(
     state, config = turn.state, turn.state.config
     current, inner = state.round, state.config.inner
     steps = pacing.steps_of(config, current.round, eighths)
+    rate = pacing.learning_rate(config, current.round)
     lease_id = LeaseId(f"r{current.round}.{current.next_lease}")
     ttl_s = pacing.time_to_live_s(config, state.workers[worker], pace, steps)
     lease = Lease(
@@ -40,7 +41,7 @@ def grant(
         seed=turn.draws.seed(current.round, "lease", lease_id),
         inner_steps=steps,
         batch_sequences=inner.batch_sequences,
-        learning_rate=pacing.learning_rate(config, current.round),
+        learning_rate=rate,
         router_lr_scale=inner.router_lr_scale,
         warmup_steps=min(inner.warmup_steps, steps),
         weight_decay=inner.weight_decay,
@@ -48,6 +49,9 @@ def grant(
         adam_beta2=inner.adam_beta2,
         adam_eps=inner.adam_eps,
         clip_norm=inner.clip_norm,
+        optimizer=inner.optimizer,
+        muon_learning_rate=inner.muon_learning_rate * rate / inner.learning_rate,
+        muon_momentum=inner.muon_momentum,
         granted_at_s=state.now_s,
         deadline_s=state.now_s + ttl_s,
         spare=spare,

@@ -64,7 +64,8 @@ class Bench:
             lease_id=LeaseId(f"r1.{number}"), round=RoundNumber(1), worker=WorkerId(f"{number:032x}"),
             base_version=Version(0), columns=columns, data=DataRange(seed=1, start=0, count=4), seed=1, inner_steps=2,
             batch_sequences=2, learning_rate=1e-3, router_lr_scale=0.1, warmup_steps=0, weight_decay=0.0,
-            adam_beta1=0.9, adam_beta2=0.99, adam_eps=1e-8, clip_norm=1.0, granted_at_s=0.0, deadline_s=1e9,
+            adam_beta1=0.9, adam_beta2=0.99, adam_eps=1e-8, clip_norm=1.0, optimizer="adamw", muon_learning_rate=0.02,
+            muon_momentum=0.95, granted_at_s=0.0, deadline_s=1e9,
         )  # fmt: skip
 
     def submit(self, columns: tuple[int, ...], value: Callable[[str, tuple[int, ...]], torch.Tensor]) -> Digest:

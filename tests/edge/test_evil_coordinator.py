@@ -129,7 +129,8 @@ class EvilCoordinator:
         lease = pb.Lease(
             lease_id="r1.1", round=1, base_version=0, columns=[0, 1], data=pb.DataRange(seed=1, start=0, count=4),
             seed=3, inner_steps=2, batch_sequences=2, learning_rate=1e-3, router_lr_scale=0.1, warmup_steps=0,
-            weight_decay=0.0, adam_beta1=0.9, adam_beta2=0.99, adam_eps=1e-8, clip_norm=1.0, ttl_s=60.0,
+            weight_decay=0.0, adam_beta1=0.9, adam_beta2=0.99, adam_eps=1e-8, clip_norm=1.0, optimizer="adamw",
+            muon_learning_rate=0.02, muon_momentum=0.95, ttl_s=60.0,
         )  # fmt: skip
         return pb.AcquireLeaseReply(lease=lease)
 
@@ -336,6 +337,9 @@ async def test_a_model_of_huge_shapes_costs_nothing(meeting: Meeting, sizes: dic
         {"learning_rate": float("nan")},
         {"adam_beta2": 1.5},
         {"clip_norm": -1.0},
+        {"optimizer": "sgd"},
+        {"muon_learning_rate": 1e9},
+        {"muon_momentum": 1.0},
         {"weight_decay": float("inf")},
         {"inner_steps": 2**31},
         {"batch_sequences": 2**31},

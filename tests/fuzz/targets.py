@@ -245,6 +245,9 @@ def _leases() -> list[bytes]:
         adam_beta2=0.99,
         adam_eps=1e-8,
         clip_norm=1.0,
+        optimizer="adamw",
+        muon_learning_rate=0.02,
+        muon_momentum=0.95,
         ttl_s=60.0,
     )
     return [lease.SerializeToString()]

@@ -42,7 +42,8 @@ def lease_of(*, inner_steps: int, batch: int) -> Lease:
         data_start=0, data_count=inner_steps * batch, seed=0, inner_steps=inner_steps, batch_sequences=batch,
         learning_rate=1e-3,
         router_lr_scale=1.0, warmup_steps=0, weight_decay=0.0, adam_beta1=0.9, adam_beta2=0.99, adam_eps=1e-8,
-        clip_norm=1.0, ttl_s=60.0,
+        clip_norm=1.0, optimizer="adamw",
+            muon_learning_rate=0.02, muon_momentum=0.95, ttl_s=60.0,
     )  # fmt: skip
 
 

@@ -87,10 +87,10 @@ def test_the_command_makes_a_checkpoint_that_begins_a_run(
 
 @pytest.mark.parametrize("steps", [1, 2, 100, 1000])
 def test_the_rate_rises_to_its_peak_and_ends_at_its_share(steps: int) -> None:
-    rate = cosine(2.0, 0.1, steps)
+    rate = cosine(0.1, steps)
     rates = [rate(step) for step in range(steps)]
     top = rates.index(max(rates))
-    assert max(rates) == pytest.approx(2.0, rel=0.05)
+    assert max(rates) == pytest.approx(1.0, rel=0.05)
     assert rates[: top + 1] == sorted(rates[: top + 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
-    assert rates[-1] == pytest.approx(0.2 if steps > 1 else 2.0)
+    assert rates[-1] == pytest.approx(0.1 if steps > 1 else 1.0)

@@ -81,6 +81,9 @@ def make_lease() -> Callable[..., Lease]:
         adam_beta2=0.99,
         adam_eps=1e-8,
         clip_norm=1.0,
+        optimizer="adamw",
+        muon_learning_rate=0.02,
+        muon_momentum=0.95,
         ttl_s=60.0,
     )
     return lambda **changes: dataclasses.replace(base, **changes)

@@ -29,6 +29,9 @@ def message(**changes: Any) -> pb.Lease:
         "adam_beta2": 0.99,
         "adam_eps": 1e-8,
         "clip_norm": 1.0,
+        "optimizer": "muon",
+        "muon_learning_rate": 0.02,
+        "muon_momentum": 0.95,
         "ttl_s": 60.0,
     }
     return pb.Lease(**{**fields, **changes})
@@ -70,6 +73,9 @@ def test_an_honest_lease_passes() -> None:
         ("adam_beta2", 1.5),
         ("adam_eps", 0.0),
         ("clip_norm", 0.0),
+        ("optimizer", "sgd"),
+        ("muon_learning_rate", 0.0),
+        ("muon_momentum", 1.0),
         ("ttl_s", -1.0),
         ("ttl_s", float("inf")),
     ],

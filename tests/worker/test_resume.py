@@ -49,12 +49,13 @@ def train(
     return {f"{block}/{name}": tensor for block, tensors in gradient.items() for name, tensor in tensors.items()}
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("killed_after", [(1,), (2,), (4,), (5,), (1, 3, 4)])
 def test_a_lease_taken_up_again_gives_the_same_bits(
     small_layout: Layout, blocks_of: Any, make_lease: Callable[..., Lease], sequences: Any, tmp_path: Path,
-    killed_after: tuple[int, ...],
+    killed_after: tuple[int, ...], optimizer: str,
 ) -> None:  # fmt: skip
-    blocks, lease = blocks_of(small_layout), make_lease()
+    blocks, lease = blocks_of(small_layout), make_lease(optimizer=optimizer)
     undisturbed = train(small_layout, blocks, lease, sequences, None)
     for after in killed_after:
         with pytest.raises(TrainingStopped):
