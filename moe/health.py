@@ -1,0 +1,322 @@
+"""How a model's experts are doing: who gets tokens, who is a copy of whom, how sure the routers are.
+
+Decides what is counted and what counts as ill; touches nothing. Holds always: every token is counted once in each
+layer and for each of its top-k experts, so the counts of a layer sum to tokens x top-k; the model is left as it was.
+
+- **load**: an expert's share of its layer's routed tokens, times the number of experts: 1.0 is an even share.
+- **token entropy**: of a token's router distribution, averaged over tokens, by log(experts): 1 is a router that does
+  not choose. **Load entropy**: of the load itself, by log(experts): 1 is an even load, whatever single tokens do.
+- **cosine** between the weights of two experts of a layer. Of independent random weights it is 0 on average with a
+  standard deviation of 1/sqrt(weights of an expert). An expert whose hidden units were only reordered is not found.
+- **drift**: what changes when a shard holds only some columns and the others are absent, against full routing of the
+  same tokens. The divergence is KL(full || absent) of the router's distributions, both renormalised over the held
+  columns: 0 in the first layer with experts, where both see the same input. In frozen residency nothing drifts.
+
+Shapes: N sequences of T+1 tokens, S tokens of a batch, E experts, K a token, D held columns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from moe.config import config_to_json, normalises_gates
+from moe.experts import PROJECTIONS
+from moe.full import mean_and_error, sequence_losses
+from moe.routing import NEEDS_RENORMALISED_GATES, RouterTap, Routing, routers
+
+DEAD_LOAD: Final = 0.05
+"""Load below which an expert is dead: it sees, and learns from, a twentieth of its even share."""
+DUPLICATE_COSINE: Final = 0.9
+"""Cosine above which two experts are one: random ones of the smallest preset (36,864 weights) stay below 0.03."""
+
+Progress = Callable[[int, int], None]
+"""Called with the sequences done and all of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerHealth:
+    """One layer with experts; `routed`, `load` and `cosine` by column."""
+
+    layer: int
+    routed: tuple[int, ...]
+    """Tokens sent to each expert."""
+    load: tuple[float, ...]
+    token_entropy: float
+    load_entropy: float
+    cosine: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadExpert:
+    """An expert that hardly any token is sent to."""
+
+    layer: int
+    column: int
+    load: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DuplicateExperts:
+    """Two experts of a layer with nearly the same weights."""
+
+    layer: int
+    columns: tuple[int, int]
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingDrift:
+    """Absent against full routing, averaged over the column sets."""
+
+    column_sets: tuple[tuple[int, ...], ...]
+    changed: float
+    """Share of tokens whose set of experts is another one, over all layers."""
+    changed_by_layer: tuple[float, ...]
+    kl: float
+    """Nats a token, over all layers."""
+    kl_by_layer: tuple[float, ...]
+    loss_gap: float
+    """Absent minus full, nats a token: positive where absence costs."""
+    loss_gap_se: float
+    """Over sequences, which are paired."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertHealth:
+    """What was found, with the thresholds it was judged by."""
+
+    tokens: int
+    """Read by the model: the last one of each sequence is only predicted."""
+    loss: float
+    """Nats a token."""
+    loss_se: float
+    columns: int
+    top_k: int
+    column_load: tuple[float, ...]
+    """Over all layers."""
+    layers: tuple[LayerHealth, ...]
+    dead: tuple[DeadExpert, ...]
+    duplicates: tuple[DuplicateExperts, ...]
+    dead_load: float
+    duplicate_cosine: float
+    random_cosine: float
+    """Standard deviation of the cosine between two random experts of this size."""
+    drift: RoutingDrift | None
+    no_drift: str
+    """Why `drift` is not there; empty where it is."""
+
+    @property
+    def load_range(self) -> tuple[float, float]:
+        """Smallest and largest load of an expert."""
+        loads = [load for layer in self.layers for load in layer.load]
+        return min(loads), max(loads)
+
+    @property
+    def largest_cosine(self) -> float:
+        """Between two experts of any layer; NaN in a model of one expert, or whose weights are not finite."""
+        pairs = [layer.cosine[a][b] for layer in self.layers for a in range(self.columns) for b in range(a)]
+        return max(pairs) if pairs and all(map(math.isfinite, pairs)) else math.nan
+
+    def mean_entropy(self) -> tuple[float, float]:
+        """Token and load entropy, averaged over layers."""
+        return fmean(one.token_entropy for one in self.layers), fmean(one.load_entropy for one in self.layers)
+
+    def as_dict(self, *, matrices: bool = True) -> dict[str, Any]:
+        """Plain data for JSON: what is not finite becomes None. Without `matrices`, no cosines but the duplicates'."""
+        found = dataclasses.asdict(self)
+        for layer in found["layers"]:
+            cosine = layer.pop("cosine")
+            if matrices:
+                layer["cosine"] = [[round(value, 4) for value in row] for row in cosine]
+        plain = _plain(found)
+        assert isinstance(plain, dict)
+        return plain
+
+
+def examine(
+    model: PreTrainedModel,
+    tokens_NT1: Tensor,
+    *,
+    batch: int,
+    column_sets: Iterable[Iterable[int]] = (),
+    progress: Progress | None = None,
+) -> ExpertHealth:
+    """Run `tokens_NT1` through the model, once and then once for each of `column_sets`, and judge its experts.
+
+    ConfigError for a set of columns that no `absent` shard could hold; without any, drift is not measured.
+    """
+    values = config_to_json(model.config)
+    sets = tuple(tuple(sorted(columns)) for columns in column_sets)
+    no_drift = "" if sets else "no sets of columns were given"
+    if sets and not normalises_gates(values):
+        sets, no_drift = (), NEEDS_RENORMALISED_GATES
+    counts = _Counts(model, int(values["num_experts"]), sets)
+    for chunk_BT1 in torch.split(tokens_NT1, max(1, batch)):
+        counts.run(model, chunk_BT1)
+        if progress is not None:
+            progress(counts.sequences, tokens_NT1.shape[0])
+    return counts.judged(model, int(values["num_experts_per_tok"]), no_drift)
+
+
+def column_sets(columns: int, held: int) -> tuple[tuple[int, ...], ...]:
+    """The fewest sets of `held` neighbouring columns that cover all; the last one begins again at 0 where it must."""
+    held = min(max(1, held), columns)
+    return tuple(tuple(sorted((start + place) % columns for place in range(held))) for start in range(0, columns, held))
+
+
+class _Counts:
+    """Sums over batches: by layer for full routing, by set of columns and layer for absent."""
+
+    def __init__(self, model: PreTrainedModel, experts: int, sets: tuple[tuple[int, ...], ...]) -> None:
+        layers = routers(model)
+        self._experts = experts
+        self._sets = sets
+        self._tokens = 0
+        self._routed = {layer: torch.zeros(experts, dtype=torch.int64) for layer in layers}
+        self._entropy = dict.fromkeys(layers, 0.0)
+        self._changed = dict.fromkeys(layers, 0.0)
+        self._kl = dict.fromkeys(layers, 0.0)
+        self._losses: list[Tensor] = []
+        self._gaps: list[Tensor] = []
+        self.sequences = 0
+
+    @torch.inference_mode()
+    def run(self, model: PreTrainedModel, tokens_BT1: Tensor) -> None:
+        """Count one batch."""
+        count = tokens_BT1.shape[0]
+        with RouterTap(model) as tap:
+            losses_B = sequence_losses(model, tokens_BT1, count)
+            full = tap.take()
+        for layer, routing in full.items():
+            self._routed[layer] += torch.bincount(routing.chosen.flatten(), minlength=self._experts).cpu()
+            self._entropy[layer] += _entropy_sum(routing.logits)
+        self._losses.append(losses_B)
+        self._tokens += count * (tokens_BT1.shape[1] - 1)
+        self.sequences += count
+        gaps = []
+        for held in self._sets:
+            with RouterTap(model, held=held) as tap:
+                gaps.append(sequence_losses(model, tokens_BT1, count) - losses_B)
+                absent = tap.take()
+            for layer in full:
+                self._changed[layer] += _changed_count(full[layer], absent[layer])
+                self._kl[layer] += _kl_sum(full[layer], absent[layer], held)
+        if gaps:
+            self._gaps.append(torch.stack(gaps).mean(dim=0))
+
+    def judged(self, model: PreTrainedModel, top_k: int, no_drift: str) -> ExpertHealth:
+        """The verdict on everything that was counted."""
+        loss, loss_se = mean_and_error(torch.cat(self._losses))
+        cosines, weights = _cosines(model)
+        layers = tuple(self._layer(layer, top_k, cosines[layer]) for layer in self._routed)
+        return ExpertHealth(
+            tokens=self._tokens,
+            loss=loss,
+            loss_se=loss_se,
+            columns=self._experts,
+            top_k=top_k,
+            column_load=tuple(fmean(loads) for loads in zip(*(one.load for one in layers), strict=True)),
+            layers=layers,
+            dead=tuple(
+                DeadExpert(layer=one.layer, column=column, load=load)
+                for one in layers
+                for column, load in enumerate(one.load)
+                if load < DEAD_LOAD
+            ),
+            duplicates=tuple(
+                DuplicateExperts(layer=one.layer, columns=(a, b), cosine=one.cosine[a][b])
+                for one in layers
+                for b in range(self._experts)
+                for a in range(b)
+                if one.cosine[a][b] > DUPLICATE_COSINE
+            ),
+            dead_load=DEAD_LOAD,
+            duplicate_cosine=DUPLICATE_COSINE,
+            random_cosine=1.0 / math.sqrt(weights),
+            drift=self._drift() if self._sets else None,
+            no_drift=no_drift,
+        )
+
+    def _layer(self, layer: int, top_k: int, cosine_EE: Tensor) -> LayerHealth:
+        routed_E, experts = self._routed[layer], self._experts
+        share_E = routed_E.double() / (self._tokens * top_k)
+        return LayerHealth(
+            layer=layer,
+            routed=tuple(int(count) for count in routed_E),
+            load=tuple(float(share) * experts for share in share_E),
+            token_entropy=_normalised(self._entropy[layer] / self._tokens, experts),
+            load_entropy=_normalised(float(torch.special.entr(share_E).sum()), experts),
+            cosine=tuple(tuple(float(value) for value in row) for row in cosine_EE),
+        )
+
+    def _drift(self) -> RoutingDrift:
+        seen = self._tokens * len(self._sets)
+        changed = tuple(count / seen for count in self._changed.values())
+        kl = tuple(total / seen for total in self._kl.values())
+        gap, gap_se = mean_and_error(torch.cat(self._gaps))
+        return RoutingDrift(
+            column_sets=self._sets,
+            changed=fmean(changed),
+            changed_by_layer=changed,
+            kl=fmean(kl),
+            kl_by_layer=kl,
+            loss_gap=gap,
+            loss_gap_se=gap_se,
+        )
+
+
+def _entropy_sum(logits_SE: Tensor) -> float:
+    """Sum over tokens of the entropy of their router distribution, nats."""
+    return float(torch.special.entr(logits_SE.double().softmax(dim=-1)).sum())
+
+
+def _normalised(entropy: float, experts: int) -> float:
+    return entropy / math.log(experts) if experts > 1 else 1.0
+
+
+def _changed_count(full: Routing, absent: Routing) -> float:
+    """Tokens whose experts, in whatever order, are not the same."""
+    before_SK, after_SK = full.chosen.sort(dim=-1).values, absent.chosen.sort(dim=-1).values
+    return float((before_SK != after_SK).any(dim=-1).sum())
+
+
+def _kl_sum(full: Routing, absent: Routing, held: Sequence[int]) -> float:
+    """Sum over tokens of KL(full || absent), both renormalised over the held columns, nats."""
+    full_SD = full.logits[:, list(held)].double().log_softmax(dim=-1)
+    absent_SD = absent.logits[:, list(held)].double().log_softmax(dim=-1)
+    return float((full_SD.exp() * (full_SD - absent_SD)).sum())
+
+
+@torch.inference_mode()
+def _cosines(model: PreTrainedModel) -> tuple[dict[int, Tensor], int]:
+    """Cosine matrix [E, E] of each layer's experts, fp64 on the CPU, and the weights that an expert has."""
+    found, weights = {}, 1
+    for layer in routers(model):
+        experts = model.get_submodule(f"model.layers.{layer}.mlp.experts")
+        flat_EPs = [experts.get_parameter(name).flatten(1).float() for name in PROJECTIONS]
+        weights = sum(flat_EP.shape[1] for flat_EP in flat_EPs)
+        products_EE = torch.stack([flat_EP @ flat_EP.T for flat_EP in flat_EPs]).double().sum(dim=0).cpu()
+        norms_E = products_EE.diagonal().sqrt()
+        # An expert of zeros is like nothing, itself included; NaN stays NaN.
+        scale_EE = norms_E.outer(norms_E)
+        found[layer] = products_EE / scale_EE.masked_fill(scale_EE == 0, 1.0)
+    return found, weights
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
