@@ -237,11 +237,10 @@ def _write_secrets(root: Path, settings: RunSettings) -> RunId:
 
 def _dataset(root: Path, final: Path, settings: RunSettings) -> tuple[Path, Dataset]:
     """The prepared dataset that `data` names, or the one that is prepared from it; and its place after the rename."""
-    from coordinator.datasets import Dataset, prepare
-    from coordinator.datasets.card import CARD_FILE
+    from coordinator.datasets import Dataset, is_prepared, prepare
 
-    given = Path(settings.data).expanduser()
-    if (given / CARD_FILE).is_file() or (given.is_dir() and any(given.glob(f"[!.]*/{CARD_FILE}"))):
+    if is_prepared(settings.data):
+        given = Path(settings.data).expanduser()
         return given.resolve(), Dataset.open(given)
     prepare([settings.data], root / "dataset")
     return Path("dataset"), Dataset.open(root / "dataset")

@@ -18,7 +18,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from moe.blocks import Blocks, slice_blocks
@@ -86,6 +93,12 @@ def _put_in_place(staging: Path, folder: Path) -> None:
 
 def import_checkpoint(folder: Path, residency: str = FROZEN) -> tuple[PreTrainedConfig, Blocks]:
     """Configuration and fp32 blocks of a Hugging Face checkpoint on disk; ConfigError says why it cannot be used."""
+    config = checkpoint_config(folder)
+    return config, slice_blocks(open_checkpoint(folder, config).state_dict(), layout(config, residency))
+
+
+def checkpoint_config(folder: Path) -> PreTrainedConfig:
+    """Configuration of a checkpoint on disk; ConfigError says why it cannot be used. Reads no weights."""
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder} is not a checkpoint folder: it has no config.json")
     if not list(folder.glob("*.safetensors")):
@@ -94,7 +107,11 @@ def import_checkpoint(folder: Path, residency: str = FROZEN) -> tuple[PreTrained
         found = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{folder}/config.json cannot be read: {error}") from error
-    config = config_from_json(config_to_json(found))
+    return config_from_json(config_to_json(found))
+
+
+def open_checkpoint(folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
+    """The whole model of a checkpoint whose configuration was read, fp32, on the CPU, in evaluation mode."""
     try:
         opened: Any = model_class(config.model_type).from_pretrained(
             folder,
@@ -113,7 +130,9 @@ def import_checkpoint(folder: Path, residency: str = FROZEN) -> tuple[PreTrained
     }
     if wrong:
         raise ConfigError(f"the weights in {folder} do not fit its configuration: {wrong}")
-    return config, slice_blocks(model.state_dict(), layout(config, residency))
+    opened_model: PreTrainedModel = model
+    opened_model.train(False)
+    return opened_model
 
 
 def sample(folder: Path, prompt: str, max_new_tokens: int, seed: int, *, temperature: float = 0.8) -> str:
@@ -129,6 +148,8 @@ def sample(folder: Path, prompt: str, max_new_tokens: int, seed: int, *, tempera
     chance = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.manual_seed(seed)
+        if not model(input_ids=given["input_ids"]).logits.isfinite().all():
+            raise ConfigError(f"the model in {folder} cannot write: what it computes is not finite")
         written = model.generate(
             input_ids=given["input_ids"],
             attention_mask=given["attention_mask"],

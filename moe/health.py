@@ -89,6 +89,16 @@ class RoutingDrift:
     loss_gap_se: float
     """Over sequences, which are paired."""
 
+    @property
+    def in_words(self) -> str:
+        """One line: what absence changes."""
+        held, sets = len(self.column_sets[0]), len(self.column_sets)
+        columns = len(set().union(*self.column_sets))
+        return (
+            f"with {held} of {columns} columns there ({sets} sets): {self.changed:.0%} of tokens go to other experts, "
+            f"routing differs by {self.kl:.3f} nats, loss {self.loss_gap:+.4f} ± {self.loss_gap_se:.4f}"
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertHealth:
@@ -130,6 +140,37 @@ class ExpertHealth:
         """Token and load entropy, averaged over layers."""
         return fmean(one.token_entropy for one in self.layers), fmean(one.load_entropy for one in self.layers)
 
+    @property
+    def in_words(self) -> str:
+        """One line: load, entropy, and what is ill."""
+        low, high = self.load_range
+        of_tokens, of_load = self.mean_entropy()
+        dead = f"{len(self.dead)} of {len(self.layers) * self.columns} experts dead" if self.dead else "none dead"
+        pairs = f"{len(self.duplicates)} duplicate pairs" if self.duplicates else "no duplicates"
+        return (
+            f"load {low:.2f} to {high:.2f} (1 is even), entropy {of_tokens:.2f} a token and {of_load:.2f} of the load "
+            f"(of 1); {dead}, {pairs}"
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """The few figures by which two models are compared, as plain data."""
+        (low, high), (of_tokens, of_load) = self.load_range, self.mean_entropy()
+        found = {
+            "in_words": self.in_words,
+            "tokens": self.tokens,
+            "dead": len(self.dead),
+            "duplicates": len(self.duplicates),
+            "load_smallest": low,
+            "load_largest": high,
+            "token_entropy": of_tokens,
+            "load_entropy": of_load,
+            "largest_cosine": self.largest_cosine,
+            "drift_changed": None if self.drift is None else self.drift.changed,
+            "drift_kl": None if self.drift is None else self.drift.kl,
+            "drift_loss_gap": None if self.drift is None else self.drift.loss_gap,
+        }
+        return {name: _plain(value) for name, value in found.items()}
+
     def as_dict(self, *, matrices: bool = True) -> dict[str, Any]:
         """Plain data for JSON: what is not finite becomes None. Without `matrices`, no cosines but the duplicates'."""
         found = dataclasses.asdict(self)
@@ -156,7 +197,7 @@ def examine(
     """
     values = config_to_json(model.config)
     sets = tuple(tuple(sorted(columns)) for columns in column_sets)
-    no_drift = "" if sets else "no sets of columns were given"
+    no_drift = "" if sets else "no columns were taken away"
     if sets and not normalises_gates(values):
         sets, no_drift = (), NEEDS_RENORMALISED_GATES
     counts = _Counts(model, int(values["num_experts"]), sets)
@@ -165,6 +206,11 @@ def examine(
         if progress is not None:
             progress(counts.sequences, tokens_NT1.shape[0])
     return counts.judged(model, int(values["num_experts_per_tok"]), no_drift)
+
+
+def usual_held(columns: int, top_k: int) -> int:
+    """Columns that a shard holds where nobody said: half of them, and top-k at least."""
+    return max(top_k, columns // 2)
 
 
 def column_sets(columns: int, held: int) -> tuple[tuple[int, ...], ...]:

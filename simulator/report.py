@@ -71,6 +71,8 @@ class SimulationReport:
     train_wall_s: float | None
     """From the first lease to the last close."""
     checkpoint: str | None
+    health: Mapping[str, object] | None = None
+    """How the last version's experts are doing, in short (moe.health); the whole is in `health.json`."""
     rounds: tuple[RoundRecord, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
 

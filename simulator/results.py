@@ -1,10 +1,11 @@
-"""Leaves a simulation's results in its folder: report.json, loss.png, checkpoint/, events.jsonl.
+"""Leaves a simulation's results in its folder: report.json, loss.png, health.json and .png, checkpoint/, events.jsonl.
 
 Decides what is copied from the run's folder; works on whatever is there, since it also runs after Ctrl-C.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from simulator.chart import draw_loss
 from simulator.crew import Crew
+from simulator.health import write_health
 from simulator.observer import Observation
 from simulator.options import SimulationOptions
 from simulator.report import SimulationReport
@@ -46,6 +48,10 @@ def write_results(
     merge_events(run / "events.jsonl", options.work / "vanishings", options.out / "events.jsonl")
     report.write(options.out)
     draw_loss(report, options.out / "loss.png")
+    if outcome != "finished" or report.checkpoint is None:
+        return report
+    report = dataclasses.replace(report, health=write_health(options, options.out / CHECKPOINT))
+    report.write(options.out)
     return report
 
 

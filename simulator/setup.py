@@ -20,7 +20,7 @@ from simulator.options import SimulationOptions
 from simulator.seeds import derived_seed
 
 MARKER = ".barnraise-simulation"
-RESULTS = ("report.json", "loss.png", "events.jsonl", "checkpoint")
+RESULTS = ("report.json", "loss.png", "health.json", "health.png", "events.jsonl", "checkpoint")
 
 
 def run_settings(options: SimulationOptions) -> RunSettings:

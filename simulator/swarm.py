@@ -71,6 +71,8 @@ class Swarm:
             self._group.stop(grace_s=STOP_GRACE_S)
         if self._stop.requested:
             outcome, why = "interrupted", "stopped by Ctrl-C or SIGTERM"
+        if outcome == "finished":
+            self._show("looking at the experts")
         report = write_results(
             self._options,
             self._seen,

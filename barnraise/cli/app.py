@@ -10,7 +10,7 @@ import sys
 import typer
 
 import barnraise.cli.coordinator as coordinator_commands
-from barnraise.cli import data, model, pretrain, simulate, worker
+from barnraise.cli import data, evaluate, model, pretrain, simulate, worker
 from barnraise.cli.output import say_error
 from protocol.errors import BarnraiseError
 
@@ -33,6 +33,7 @@ app.command("pretrain", rich_help_panel="Operator")(pretrain.pretrain)
 app.command("plan", rich_help_panel="Operator")(model.plan)
 app.command("simulate", rich_help_panel="Researcher")(simulate.simulate)
 app.command("demo", rich_help_panel="Researcher")(simulate.demo)
+app.command("evaluate", rich_help_panel="Researcher")(evaluate.evaluate)
 app.command("sample", rich_help_panel="Researcher")(model.sample)
 app.command("version")(model.version)
 

@@ -27,6 +27,10 @@ def sample(
     prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "def ",
     tokens: Annotated[int, typer.Option(min=1, help="How many tokens to write.")] = 200,
     seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, max=100.0, help="Below 1 it is more careful; 0 always takes the likeliest token.")
+    ] = 0.8,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """Let a checkpoint write some text."""
     from protocol.errors import ConfigError
@@ -35,7 +39,11 @@ def sample(
         raise ConfigError(f"{checkpoint} holds no checkpoint: there is no config.json in it")
     from moe.export import sample as write_sample
 
-    print_sample(prompt + write_sample(checkpoint, prompt, tokens, seed))
+    text = write_sample(checkpoint, prompt, tokens, seed, temperature=temperature)
+    if as_json:
+        print_json({"prompt": prompt, "text": text, "seed": seed, "temperature": temperature})
+    else:
+        print_sample(prompt + text)
 
 
 def plan(

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Self
 
 from protocol.text import printable
 
@@ -36,6 +39,30 @@ def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
+
+
+class ProgressLine:
+    """One line on standard error that says what is being done, on a terminal only; gone when it is over."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._shown = sys.stderr.isatty() and not quiet
+        self._next_s = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def __call__(self, text: str) -> None:
+        """Say `text` instead; ten times a second is what an eye can use."""
+        now_s = time.monotonic()
+        if self._shown and now_s >= self._next_s:
+            self._next_s = now_s + 0.1
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:

@@ -28,9 +28,9 @@ def simulate(
     attack: Annotated[str, typer.Option(help="sign-flip, scale, noise, label-flip, nan or free-ride.")] = "sign-flip",
     attack_strength: Annotated[float | None, typer.Option(help="How hard; each attack has its own default.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Everything that is drawn follows from it.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for report.json, loss.png, checkpoint and events.jsonl.")] = Path(
-        "barnraise-simulation"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder for report.json, loss.png, health.png, checkpoint and events.jsonl.")
+    ] = Path("barnraise-simulation"),
     lone: Annotated[bool, typer.Option("--lone", help="Also train one honest worker alone, to compare.")] = False,
     undefended: Annotated[bool, typer.Option("--undefended", help="Plain mean, no screening, no clipping.")] = False,
     preset: Annotated[str, typer.Option(help="The model: tiny, 100m or olmoe-7b.")] = "tiny",
@@ -132,6 +132,8 @@ def _summary(report: SimulationReport, out: Path) -> list[tuple[str, object]]:
     if report.lone_margin is not None:
         word = "better" if report.lone_margin > 0 else "WORSE"
         pairs.append(("margin", f"the swarm is {abs(report.lone_margin):.3f} nats a token {word}"))
+    if report.health is not None:
+        pairs.append(("experts", report.health["in_words"]))
     pairs.append(("dropouts", f"{report.dropouts} workers killed in mid-lease, {report.leases_expired} leases expired"))
     if report.byzantine:
         sent = report.byzantine_accepted + report.byzantine_rejected
@@ -143,7 +145,8 @@ def _summary(report: SimulationReport, out: Path) -> list[tuple[str, object]]:
     pairs.append(("traffic", f"{traffic}, {report.wall_s:.0f} s"))
     if report.checkpoint is not None:
         pairs.append(("checkpoint", out / report.checkpoint))
-    pairs.append(("report", f"{out / 'report.json'}, {out / 'loss.png'}"))
+    pictures = ["loss.png"] if report.health is None else ["loss.png", "health.png"]
+    pairs.append(("report", ", ".join(str(out / name) for name in ("report.json", *pictures))))
     return pairs
 
 

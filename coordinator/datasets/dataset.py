@@ -125,6 +125,12 @@ class Dataset:
         return size
 
 
+def is_prepared(place: str | Path) -> bool:
+    """Whether `Dataset.open` is meant, rather than text to prepare: a prepared folder, or one that holds some."""
+    folder = Path(place).expanduser()
+    return (folder / CARD_FILE).is_file() or (folder.is_dir() and any(folder.glob(f"[!.]*/{CARD_FILE}")))
+
+
 def _dataset_folder(folder: Path) -> Path:
     if (folder / CARD_FILE).is_file() or not folder.is_dir():
         return folder

@@ -24,7 +24,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
 
 
-@pytest.mark.parametrize("command", ["", "coordinator", "worker", "data", "simulate", "coordinator init"])
+@pytest.mark.parametrize("command", ["", "coordinator", "worker", "data", "simulate", "evaluate", "coordinator init"])
 def test_help_answers_without_importing_anything_heavy(command: str) -> None:
     arguments = [*command.split(), "--help"]
     code = (
@@ -66,6 +66,7 @@ def test_version_for_people_and_machines(capsys: pytest.CaptureFixture[str]) -> 
         (["status", "/nonexistent"], "not a run folder"),
         (["coordinator", "run", "/nonexistent"], "not a run folder"),
         (["sample", "/nonexistent"], "no checkpoint"),
+        (["evaluate", "/nonexistent", "--data", "stdlib"], "no checkpoint"),
         (["worker", "join"], "join link"),
         (["worker", "join", "https://example.org"], "barnraise://"),
         (["plan", "--preset", "gigantic"], "tiny"),

@@ -67,9 +67,14 @@ def test_a_swarm_finishes_though_some_vanish_and_one_lies(finished: tuple[Simula
 
 
 def test_everything_promised_lies_in_the_folder(finished: tuple[SimulationReport, Path, str]) -> None:
-    _, out, _ = finished
+    report, out, _ = finished
     assert json.loads((out / "report.json").read_text())["rounds_closed"] == 2
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "health.png").read_bytes().startswith(b"\x89PNG")
+    health = json.loads((out / "health.json").read_text())
+    assert health["loss"] == pytest.approx(report.val_loss[-1], rel=1e-5)  # the last version, on validation's tokens
+    assert report.health is not None
+    assert report.health["dead"] == len(health["dead"])
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (out / "checkpoint").iterdir()}
     lines = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
     names = {line["name"] for line in lines}
