@@ -10,7 +10,7 @@ FOLDER = Path(__file__).parent
 PAGE = FOLDER.parents[1] / "docs" / "security.md"
 # What is true of the tests themselves rather than of the product.
 ABOUT_TESTS = {
-    "test_evil_coordinator.py::test_a_coordinator_that_does_not_lie_is_served",
+    "test_evil_identity.py::test_a_coordinator_that_does_not_lie_is_served",
     "test_secrets.py::test_one_source_of_a_link_is_given",
     "test_rates.py::test_what_counts_as_one_address",
     "test_rates.py::test_a_bucket_lets_its_burst_through_and_then_its_rate",

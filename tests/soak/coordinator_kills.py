@@ -21,7 +21,7 @@ from protocol.identity import PrivateIdentity
 from protocol.joinlink import JoinLink
 from protocol.v1 import barnraise_pb2 as pb
 from simulator.processes import ProcessGroup
-from tests.coordinator.conftest import RawClient, submission_for
+from tests.served import RawClient, submission_for
 from tests.soak.dooms import Doom, coordinator_life
 from tests.soak.history import Acknowledged, Tally, check
 

@@ -1,0 +1,96 @@
+"""The worker's edge: a coordinator whose manifests, blocks or sequences are not what they must be."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from protocol.framing import frames_of
+from protocol.identity import PrivateIdentity
+from protocol.ids import TRUNK, RunId
+from protocol.manifest import BlockRef, Manifest, sign_manifest
+from protocol.v1 import barnraise_pb2 as pb
+from tests.edge.evil_coordinator import Bend, EvilCoordinator, Meeting, field
+
+
+def resigned(change: Callable[[Manifest], Manifest], signer: PrivateIdentity | None = None) -> Any:
+    def bend(evil: EvilCoordinator) -> Bend:
+        def reply(_: Any) -> pb.GetManifestReply:
+            content = change(evil.manifest).to_json()
+            return pb.GetManifestReply(manifest_json=content, signature=sign_manifest(signer or evil.signer, content))
+
+        return reply
+
+    return bend
+
+
+def with_trunk(**changes: Any) -> Callable[[Manifest], Manifest]:
+    def change(manifest: Manifest) -> Manifest:
+        ref: BlockRef = dataclasses.replace(manifest.blocks[TRUNK], **changes)
+        return dataclasses.replace(manifest, blocks={**manifest.blocks, TRUNK: ref})
+
+    return change
+
+
+def without_trunk(manifest: Manifest) -> Manifest:
+    return dataclasses.replace(
+        manifest, blocks={block: ref for block, ref in manifest.blocks.items() if block != TRUNK}
+    )
+
+
+@pytest.mark.parametrize(
+    ("bend", "words"),
+    [
+        (resigned(lambda manifest: manifest, PrivateIdentity.generate()), "signature"),
+        (lambda _: field(signature=bytes(64)), "signature"),
+        (lambda _: field(signature=b""), "signature"),
+        (resigned(lambda m: dataclasses.replace(m, run_id=RunId("another"))), "expected run, version"),
+        (resigned(lambda m: dataclasses.replace(m, version=1, parent_version=0)), "expected run, version"),
+        (resigned(lambda m: dataclasses.replace(m, residency="absent")), "expected run, version"),
+        (resigned(lambda m: dataclasses.replace(m, model={**m.model, "vocab_size": 8})), "another model"),
+        (resigned(with_trunk(payload_bytes=2**50)), "block trunk: expected"),
+        (resigned(with_trunk(payload_bytes=1)), "block trunk: expected"),
+        (resigned(lambda m: dataclasses.replace(m, blocks={})), "must name blocks"),
+        (resigned(without_trunk), "lacks block trunk"),
+    ],
+)
+async def test_a_manifest_that_does_not_hold_is_refused(meeting: Meeting, bend: Any, words: str) -> None:
+    meeting.evil.bent["GetManifest"] = bend(meeting.evil)
+    ended = await meeting.end()
+    assert ended.exit_code == 1
+    assert words in str(meeting.told)
+    assert "Download" not in meeting.evil.asked
+
+
+async def test_an_older_version_than_leased_is_no_substitute(meeting: Meeting) -> None:
+    meeting.evil.bent["AcquireLease"] = field(lease__base_version=7)
+    ended = await meeting.end()
+    assert ended.exit_code == 1
+    assert "expected run, version" in str(meeting.told)
+
+
+async def test_a_block_that_is_not_what_was_signed_is_never_used(meeting: Meeting) -> None:
+    evil = meeting.evil
+
+    async def other_bytes(request: pb.DownloadRequest) -> AsyncIterator[bytes]:
+        content = bytes(len(evil.content(request)))
+        for frame in frames_of(lambda start, length: content[start : start + length], len(content)):
+            yield frame
+
+    evil.stream = other_bytes
+    ended = await meeting.end()
+    assert ended.exit_code == 1
+    assert "has digest" in str(meeting.told)
+    assert meeting.kept_bytes == 0
+
+
+async def test_sequences_outside_the_vocabulary_are_never_trained_on(meeting: Meeting) -> None:
+    evil = meeting.evil
+    honest = evil.content
+    evil.content = lambda r: b"\xff" * len(honest(r)) if r.lease_data else honest(r)  # type: ignore[method-assign]
+    ended = await meeting.end()
+    assert ended.exit_code == 1
+    assert "CommitSubmission" not in evil.asked
