@@ -1,9 +1,9 @@
 """One block's contributions become one pseudo-gradient: scale to common steps, clip the norm, apply the rule.
 
 Decides the order: a contribution is first multiplied by its `step_scale` (to the round's common number of inner
-steps), then clipped as a whole block to `max_norm_l2`, then handed to the rule. Both factors are applied chunk by
-chunk inside the rule, so no scaled copy of a contribution exists. Contributions of weight 0 (probation) are measured
-against the schema but have no say.
+steps), then clipped as a whole block to `max_norm_l2`, then handed to the rule, which sees the block as one vector
+(distances are between blocks, not tensors). Both factors are applied chunk by chunk inside the rule, so no scaled copy
+of a contribution exists. Contributions of weight 0 (probation) are measured against the schema but have no say.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from aggregation.norms import block_norm, clip_scale
-from aggregation.rules import aggregate_rows
+from aggregation.rules import aggregate_pieces
 from protocol.errors import LocalError
 
 
@@ -29,8 +29,10 @@ class BlockContribution:
     max_norm_l2: float = math.inf
 
 
-def aggregate_block(contributions: Sequence[BlockContribution], rule: str) -> dict[str, Tensor]:
-    """The block's aggregated pseudo-gradient, names and shapes as contributed.
+def aggregate_block(
+    contributions: Sequence[BlockContribution], rule: str, *, seed: int | None = None
+) -> dict[str, Tensor]:
+    """The block's aggregated pseudo-gradient, names and shapes as contributed; `seed` is the secret behind bucketing.
 
     LocalError where contributions differ in names or shapes, hold a non-finite value, or all weigh nothing: screening
     should have stopped each of these earlier.
@@ -44,11 +46,9 @@ def aggregate_block(contributions: Sequence[BlockContribution], rule: str) -> di
         raise LocalError(f"aggregation: all {len(contributions)} contributions have weight 0")
     weights = [contribution.weight for contribution in counted]
     scales = [scale_of(contribution) for contribution in counted]
-    aggregated: dict[str, Tensor] = {}
-    for name, like in counted[0].tensors.items():
-        rows_P = [contribution.tensors[name].reshape(-1) for contribution in counted]
-        aggregated[name] = aggregate_rows(rows_P, weights, rule, scales=scales).reshape(like.shape)
-    return aggregated
+    names = list(counted[0].tensors)
+    rows = [[contribution.tensors[name] for name in names] for contribution in counted]
+    return dict(zip(names, aggregate_pieces(rows, weights, rule, scales=scales, seed=seed), strict=True))
 
 
 def scale_of(contribution: BlockContribution) -> float:

@@ -22,14 +22,16 @@ Chunk = list[Tensor]
 """W rows of C finite values each."""
 
 ChunkReducer = Callable[[Chunk, Tensor], None]
-"""Reduces a chunk [W, C] into [C]; all but the mean overwrite it."""
+"""Reduces a chunk [W, C] into [C]; all but combinations (the mean is one) overwrite it."""
 
 TRIM_SHARE = 0.25
 """Share of workers that the trimmed mean drops on each side: the demo's two liars among eight."""
 
 
 def trimmed_count(workers: int) -> int:
-    """How many values the trimmed mean drops on each side: f = max(1, floor(W / 4)); 0 for fewer than three workers.
+    """How many liars every rule assumes among W rows: f = max(1, floor(W / 4)); 0 for fewer than three.
+
+    The trimmed mean drops as many values on each side.
 
     >>> [trimmed_count(workers) for workers in (1, 2, 3, 4, 7, 8, 16)]
     [0, 0, 1, 1, 1, 2, 4]
@@ -45,12 +47,28 @@ def weighted_mean(weights: Sequence[float], scales: Sequence[float] | None = Non
     """
     total = math.fsum(weights)
     scales = [1.0] * len(weights) if scales is None else scales
-    shares = [weight / total * scale for weight, scale in zip(weights, scales, strict=True)]
+    return combination([weight / total * scale for weight, scale in zip(weights, scales, strict=True)])
+
+
+def combination(coefficients: Sequence[float], keep: float = 0.0) -> ChunkReducer:
+    """sum_i a_i x_i, per coordinate, plus `keep` times what is in `out_C`; rows of coefficient 0 are not read.
+
+    What rules that see whole blocks end in: they differ in how they come by their coefficients. fp32 or fp64;
+    [W, C] -> [C], overwriting no row.
+    """
+    terms = [(index, coefficient) for index, coefficient in enumerate(coefficients) if coefficient != 0.0]
 
     def reduce_chunk(chunk_WC: Chunk, out_C: Tensor) -> None:
-        torch.mul(chunk_WC[0], shares[0], out=out_C)
-        for row_C, share in zip(chunk_WC[1:], shares[1:], strict=True):
-            out_C.add_(row_C, alpha=share)
+        first = 0
+        if keep != 0.0:
+            out_C *= keep
+        elif terms:
+            torch.mul(chunk_WC[terms[0][0]], terms[0][1], out=out_C)
+            first = 1
+        else:
+            out_C.zero_()
+        for index, coefficient in terms[first:]:
+            out_C.add_(chunk_WC[index], alpha=coefficient)
 
     return reduce_chunk
 

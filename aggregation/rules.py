@@ -1,24 +1,35 @@
-"""Robust aggregation: W pseudo-gradients of P parameters become one, coordinate by coordinate.
+"""Robust aggregation: W pseudo-gradients become one.
 
-Decides which reducer answers a rule's name and how the work is cut into chunks that stay in the cache. What holds
-always: nothing non-finite or of another shape reaches a reducer (LocalError); the order of workers does not matter;
-extra memory is one chunk a worker and a few more, whatever P is; and each rule commutes with scaling and shifting all
-of its inputs alike, up to rounding. Weights come from the coordinator, never from a worker.
+Decides how a rule's name is carried out: which passes are made over the rows, cut into chunks that stay in the cache.
+Rules of one coordinate (median, trimmed mean) take one; rules that see the block as one vector take one for the inner
+products and one to combine the rows with what followed from them; nearest-neighbour mixing takes one more before.
+Names are explained in `aggregation.names`; each rule's formula, bounds and use of weights stand with it (`reducers`,
+`geometry`, `presteps`).
 
-Legend: W workers, P parameters, C columns of one chunk.
+Always: nothing non-finite or of another shape reaches a rule (LocalError), so no result is NaN; the order of workers
+does not matter (but for bucketing, which permutes it by a secret seed); extra memory is a few chunks a worker and the
+result, whatever P is; each rule commutes with scaling and shifting all of its inputs alike, up to rounding. Weights
+come from the coordinator, never from a worker.
+
+Legend: W workers, V rows after a pre-step, P parameters, C columns of one chunk.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from aggregation import geometry
+from aggregation.distances import centred_gram, mix, start_and_gram
+from aggregation.names import RULES, Base, RuleName, rule_in_force
+from aggregation.pieces import Rows, check_factors, checked_rows, refuse_non_finite
+from aggregation.presteps import mixing_for
 from aggregation.reducers import (
     ChunkReducer,
+    combination,
     median,
     trimmed_mean,
     weighted_mean,
@@ -27,13 +38,18 @@ from aggregation.reducers import (
 )
 from protocol.errors import LocalError
 
-Rule = Literal["mean", "median", "trimmed_mean"]
-RULES: tuple[Rule, ...] = get_args(Rule)
+__all__ = ["CHUNK_COLUMNS", "RULES", "aggregate", "aggregate_pieces", "aggregate_rows", "rule_in_force"]
 
 CHUNK_COLUMNS = 1 << 15
 
+_BY_DISTANCE: dict[Base, Callable[[Tensor, Sequence[float]], Tensor]] = {
+    "krum": geometry.krum,
+    "multi_krum": geometry.multi_krum,
+    "geometric_median": geometry.geometric_median,
+}
 
-def aggregate(stack_WP: Tensor, weights_W: Sequence[float] | Tensor, rule: str) -> Tensor:
+
+def aggregate(stack_WP: Tensor, weights_W: Sequence[float] | Tensor, rule: str, *, seed: int | None = None) -> Tensor:
     """One row out of W: `stack_WP` is fp32 or fp64, weights are positive; the result is [P] of the same dtype.
 
     >>> aggregate(torch.tensor([[0.0], [1.0], [100.0]]), [1, 1, 1], "median")
@@ -42,7 +58,7 @@ def aggregate(stack_WP: Tensor, weights_W: Sequence[float] | Tensor, rule: str) 
     if stack_WP.dim() != 2:
         raise LocalError(f"aggregation: expected a [workers, parameters] tensor, got shape {tuple(stack_WP.shape)}")
     weights = weights_W.tolist() if isinstance(weights_W, Tensor) else weights_W
-    return aggregate_rows(stack_WP.unbind(0), weights, rule)
+    return aggregate_rows(stack_WP.unbind(0), weights, rule, seed=seed)
 
 
 def aggregate_rows(
@@ -51,88 +67,101 @@ def aggregate_rows(
     rule: str,
     *,
     scales: Sequence[float] | None = None,
+    seed: int | None = None,
     chunk_columns: int = CHUNK_COLUMNS,
 ) -> Tensor:
     """As `aggregate`, over W separate rows, each multiplied by its scale on the way; they are never stacked whole."""
-    scales = [1.0] * len(rows_P) if scales is None else scales
-    _check_rows(rows_P)
-    _check_factors("weight", weights, len(rows_P))
-    _check_factors("scale", scales, len(rows_P))
-    result_P = torch.empty_like(rows_P[0])
-    width = max(1, min(chunk_columns, result_P.numel()))
-    if rule_in_force(rule, len(rows_P)) == "mean":
-        _mean_rows(rows_P, weighted_mean(weights, scales), result_P, width)
-    else:
-        _reduce_rows(rows_P, scales, robust_reducer(rule, weights), result_P, width)
-    return result_P
-
-
-def rule_in_force(rule: str, workers: int) -> Rule:
-    """The rule that really answers: with fewer than three workers no value can be told from its only other, so mean."""
-    for known in RULES:
-        if rule == known:
-            return known if workers >= 3 else "mean"
-    raise LocalError(f"aggregation: expected a rule of {', '.join(RULES)}, got {rule!r}")
-
-
-def robust_reducer(rule: str, weights: Sequence[float]) -> ChunkReducer:
-    """What reduces a chunk under `median` or `trimmed_mean`; equal weights take the cheaper way to the same answer."""
-    if min(weights) == max(weights):
-        return median(len(weights)) if rule == "median" else trimmed_mean(len(weights))
-    return weighted_median(weights) if rule == "median" else weighted_trimmed_mean(weights)
-
-
-def _mean_rows(rows_P: Sequence[Tensor], reduce_chunk: ChunkReducer, result_P: Tensor, width: int) -> None:
-    """In one pass over the rows; what is not finite in any of them is not finite in the result."""
-    for start in range(0, result_P.numel(), width):
-        out_C = result_P[start : start + width]
-        rows_C = [row_P[start : start + width] for row_P in rows_P]
-        reduce_chunk(rows_C, out_C)
-        if not math.isfinite(float(out_C.sum())):
-            _refuse_non_finite(rows_C, start)
-
-
-def _reduce_rows(
-    rows_P: Sequence[Tensor], scales: Sequence[float], reduce_chunk: ChunkReducer, result_P: Tensor, width: int
-) -> None:
-    """Copies each chunk, scaled, to where it can be checked and overwritten without leaving the cache."""
-    buffer_WC = result_P.new_empty((len(rows_P), width))
-    for start in range(0, result_P.numel(), width):
-        out_C = result_P[start : start + width]
-        chunk_WC = buffer_WC[:, : out_C.numel()]
-        rows_C = list(chunk_WC.unbind(0))
-        for row_C, row_P, scale in zip(rows_C, rows_P, scales, strict=True):
-            torch.mul(row_P[start : start + width], scale, out=row_C)
-        if not math.isfinite(float(chunk_WC.sum())):
-            _refuse_non_finite(rows_C, start)
-        reduce_chunk(rows_C, out_C)
-
-
-def _check_rows(rows_P: Sequence[Tensor]) -> None:
-    if not rows_P:
-        raise LocalError("aggregation: expected at least one worker's row, got none")
-    expected = rows_P[0]
-    if expected.dtype not in (torch.float32, torch.float64):
-        raise LocalError(f"aggregation: expected fp32 or fp64 rows, got {expected.dtype}")
     for index, row_P in enumerate(rows_P):
-        if row_P.dim() != 1 or row_P.shape != expected.shape or row_P.dtype != expected.dtype:
-            raise LocalError(
-                f"aggregation: row {index}: expected {expected.dtype} [{expected.numel()}], "
-                f"got {row_P.dtype} {list(row_P.shape)}"
-            )
+        if row_P.dim() != 1:
+            raise LocalError(f"aggregation: row {index}: expected one dimension, got shape {tuple(row_P.shape)}")
+    pieces = [[row_P] for row_P in rows_P]
+    return aggregate_pieces(pieces, weights, rule, scales=scales, seed=seed, chunk_columns=chunk_columns)[0]
 
 
-def _check_factors(what: str, factors: Sequence[float], workers: int) -> None:
-    if len(factors) != workers:
-        raise LocalError(f"aggregation: expected {workers} {what}s, got {len(factors)}")
-    for index, factor in enumerate(factors):
-        if not 0.0 < factor < math.inf:
-            raise LocalError(f"aggregation: row {index}: expected a finite {what} above 0, got {factor}")
+def aggregate_pieces(
+    rows: Sequence[Sequence[Tensor]],
+    weights: Sequence[float],
+    rule: str,
+    *,
+    scales: Sequence[float] | None = None,
+    seed: int | None = None,
+    chunk_columns: int = CHUNK_COLUMNS,
+) -> list[Tensor]:
+    """W rows, each a list of tensors that are one vector together; the result has the same pieces.
+
+    `seed` is the secret behind bucketing; other rules draw nothing.
+
+    >>> far = [torch.tensor([[9.0]]), torch.tensor([0.0])]
+    >>> near = [torch.tensor([[0.0]]), torch.tensor([1.0])]
+    >>> aggregate_pieces([near, near, far], [1, 1, 1], "krum")
+    [tensor([[0.]]), tensor([1.])]
+    """
+    checked = checked_rows(rows, scales)
+    check_factors("weight", weights, len(checked))
+    name = rule_in_force(rule, len(checked))
+    result = [torch.empty_like(piece, memory_format=torch.contiguous_format) for piece in rows[0]]
+    flat = [piece.view(-1) for piece in result]
+    width = max(1, min(chunk_columns, checked.longest_piece))
+    if name.base == "mean":
+        _mean(checked, weighted_mean(weights, checked.scales), flat, width)
+    else:
+        _robust(checked, weights, name, seed, flat, width)
+    return result
 
 
-def _refuse_non_finite(rows_C: Sequence[Tensor], start: int) -> None:
-    """Called when a sum was not finite, which finite values near the largest of their type can do, too."""
-    for index, row_C in enumerate(rows_C):
-        if not bool(torch.isfinite(row_C).all()):
-            stop = start + row_C.numel()
-            raise LocalError(f"aggregation: row {index} is not finite between coordinates {start} and {stop}")
+def robust_reducer(base: Base, weights: Sequence[float]) -> ChunkReducer:
+    """What reduces a chunk under `trimmed_mean`, or else `median`; equal weights take the cheaper way to one answer."""
+    if min(weights) == max(weights):
+        return trimmed_mean(len(weights)) if base == "trimmed_mean" else median(len(weights))
+    return weighted_trimmed_mean(weights) if base == "trimmed_mean" else weighted_median(weights)
+
+
+def _robust(
+    rows: Rows, weights: Sequence[float], name: RuleName, seed: int | None, result: list[Tensor], width: int
+) -> None:
+    gram_WW = centred_gram(rows, width) if name.pre == "nnm" else None
+    mixing_VW, mixed_weights = mixing_for(name.pre, gram_WW, weights, seed)
+    by_distance = _BY_DISTANCE.get(name.base)
+    if by_distance is not None:
+        coefficients_V = by_distance(centred_gram(rows, width, mixing_VW), mixed_weights)
+        _combine(rows, mixing_VW, coefficients_V, 0.0, result, width)
+    elif name.base == "centered_clipping":
+        start = robust_reducer("median", mixed_weights)
+        gram_VV = start_and_gram(rows, mixing_VW, start, result, width)
+        coefficients_V = geometry.centered_clipping(gram_VV, mixed_weights)
+        _combine(rows, mixing_VW, coefficients_V, 1.0 - float(coefficients_V.sum()), result, width)
+    else:
+        _reduce(rows, mixing_VW, robust_reducer(name.base, mixed_weights), result, width)
+
+
+def _mean(rows: Rows, reduce_chunk: ChunkReducer, result: list[Tensor], width: int) -> None:
+    """In one pass over the rows; what is not finite in any of them is not finite in the result."""
+    for span in rows.spans(width):
+        out_C = result[span.piece][span.start : span.stop]
+        views_C = rows.views(span)
+        reduce_chunk(views_C, out_C)
+        if not math.isfinite(float(out_C.sum())):
+            refuse_non_finite(views_C, span)
+
+
+def _reduce(rows: Rows, mixing_VW: Tensor | None, reduce_chunk: ChunkReducer, result: list[Tensor], width: int) -> None:
+    """Copies each chunk, scaled and mixed, to where it can be checked and overwritten without leaving the cache."""
+    buffer_WC = torch.empty((len(rows), width), dtype=rows.dtype)
+    for span in rows.spans(width):
+        chunk_WC = buffer_WC[:, : span.length]
+        rows.load(span, chunk_WC)
+        reduce_chunk(list(mix(mixing_VW, chunk_WC).unbind(0)), result[span.piece][span.start : span.stop])
+
+
+def _combine(
+    rows: Rows, mixing_VW: Tensor | None, coefficients_V: Tensor, keep: float, result: list[Tensor], width: int
+) -> None:
+    """sum_i a_i y_i + keep x result, of (mixed) rows y that a pass before this one has found finite."""
+    coefficients = coefficients_V.tolist()
+    if mixing_VW is not None:
+        _reduce(rows, mixing_VW, combination(coefficients, keep), result, width)
+        return
+    scaled = [share * scale for share, scale in zip(coefficients, rows.scales, strict=True)]
+    reduce_chunk = combination(scaled, keep)
+    for span in rows.spans(width):
+        reduce_chunk(rows.views(span), result[span.piece][span.start : span.stop])

@@ -19,7 +19,17 @@ State = dict[str, Any]
 Migrations = Mapping[int, Callable[[State], State]]
 """From an engine version to what turns its snapshot into the next version's."""
 
-MIGRATIONS: Migrations = {}
+
+def _seeds_for_aggregations(state: State) -> State:
+    """1 to 2: `AggregateRound` got a `seed`. No rule of version 1 draws anything: any number gives the same blocks."""
+    pending = {
+        command_id: {**command, "seed": 0} if command["type"] == "AggregateRound" else command
+        for command_id, command in state["pending"].items()
+    }
+    return {**state, "pending": pending}
+
+
+MIGRATIONS: Migrations = {1: _seeds_for_aggregations}
 """Version 1 is the first; whoever raises ENGINE_VERSION adds the step from the one before, or the reason why not."""
 
 

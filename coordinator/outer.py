@@ -11,10 +11,12 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import structlog
 import torch
 from safetensors import safe_open
 
 from aggregation.blockwise import BlockContribution, aggregate_block
+from aggregation.names import rule_in_force
 from aggregation.norms import sum_of_squares
 from aggregation.outer import OuterStep
 from coordinator.artifacts import ArtifactStore
@@ -26,6 +28,8 @@ from protocol.ids import TRUNK, BlockId, Digest, LeaseId, column_block
 from protocol.manifest import BlockRef, Manifest
 
 Tensors = dict[str, torch.Tensor]
+
+_log = structlog.get_logger(__name__)
 
 
 class RoundAggregator:
@@ -54,6 +58,7 @@ class RoundAggregator:
             contributions = self._contributions(block, command)
             if not contributions:
                 continue
+            self._tell_rule(block, len(contributions), command)
             stepped, momentum = self._step(block, base[block], parent, contributions, command)
             squares += [sum_of_squares(stepped[name] - base[block][name]) for name in stepped]
             blocks[block] = self._versions.put_block(stepped)
@@ -82,11 +87,20 @@ class RoundAggregator:
         contributions: Sequence[BlockContribution],
         command: AggregateRound,
     ) -> tuple[Tensors, Tensors | None]:
-        pseudo_gradient = aggregate_block(contributions, command.rule)
+        pseudo_gradient = aggregate_block(contributions, command.rule, seed=command.seed)
         outer = OuterStep(learning_rate=command.outer_learning_rate, momentum=command.outer_momentum)
         ref: BlockRef | None = parent.momenta.get(block)
         momentum = self._versions.load_block(block, ref) if ref is not None and command.outer_momentum else None
         return outer.step(base, pseudo_gradient, momentum)
+
+    def _tell_rule(self, block: BlockId, contributions: int, command: AggregateRound) -> None:
+        """Say it where too few contributions leave a block to another rule than the one that was set."""
+        in_force = str(rule_in_force(command.rule, contributions))
+        if in_force != command.rule:
+            _log.warning(
+                "rule_fell_back", round=command.round, block=block, contributions=contributions,
+                rule=command.rule, in_force=in_force,
+            )  # fmt: skip
 
     def _contributions(self, block: BlockId, command: AggregateRound) -> list[BlockContribution]:
         max_norm_l2 = {clip.block: clip.max_norm_l2 for clip in command.clips}.get(block, math.inf)

@@ -16,15 +16,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from aggregation.names import EXPECTED, RULES  # names alone: reading a file must not load torch
 from coordinator.engine.config import EngineConfig, InnerRecipe, ScreeningConfig, check_config
 from protocol.errors import ConfigError
 from protocol.ids import RunId
 
 DEFAULT_PORT = 7465
 """No service is registered there with IANA; the digits stand for nothing."""
-
-RULES = ("mean", "median", "trimmed_mean")
-"""As aggregation.rules.RULES (a test compares them); importing that would load torch to read a file."""
 
 _DERIVED = frozenset({"run_id", "columns", "train_sequences"})
 _NESTED: Mapping[str, type] = {"inner": InnerRecipe, "screening": ScreeningConfig}
@@ -191,7 +189,7 @@ def _check_engine(table: Mapping[str, Any]) -> None:
     except ConfigError as error:
         raise ValueError(str(error)) from error
     if config.rule not in RULES:
-        raise ValueError(f"`rule` must be one of {', '.join(RULES)}, got {config.rule!r}")
+        raise ValueError(f"`rule` must be {EXPECTED}; got {config.rule!r}")
 
 
 def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aggregation.names import EXPECTED, RULES
 from coordinator.engine.config import InnerRecipe
 from protocol.errors import ConfigError
 
@@ -75,6 +76,8 @@ class SimulationOptions:
             raise ConfigError(f"{self.byzantine} Byzantine workers of {self.workers}: at most all of them can lie")
         if self.attack not in ATTACKS:
             raise ConfigError(f"unknown attack {self.attack!r}; known: {', '.join(ATTACKS)}")
+        if self.rule not in RULES:
+            raise ConfigError(f"unknown rule {self.rule!r}; expected {EXPECTED}")
 
     @property
     def work(self) -> Path:

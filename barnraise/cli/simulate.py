@@ -42,7 +42,13 @@ def simulate(
     batch: Annotated[int, typer.Option(min=1, help="Sequences an inner step.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="Of the inner optimizer.")] = 4e-3,
     sequence_length: Annotated[int, typer.Option(min=8, help="Tokens a sequence.")] = 128,
-    rule: Annotated[str, typer.Option(help="mean, median or trimmed_mean.")] = "trimmed_mean",
+    rule: Annotated[
+        str,
+        typer.Option(
+            help="mean, median, trimmed_mean, krum, multi_krum, geometric_median or centered_clipping; "
+            "all but mean also as nnm+RULE or bucketing+RULE."
+        ),
+    ] = "trimmed_mean",
     settings: Settings = None,
     as_json: Json = False,
 ) -> int:

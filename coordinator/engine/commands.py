@@ -116,6 +116,8 @@ class AggregateRound(SlowCommand):
     rule: str
     outer_learning_rate: float
     outer_momentum: float
+    seed: int
+    """Secret draw for rules that deal contributions at random (bucketing)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

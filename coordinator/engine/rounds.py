@@ -280,6 +280,7 @@ def _close(turn: Turn, reason: str) -> None:
             rule=state.config.rule,
             outer_learning_rate=state.config.outer_learning_rate,
             outer_momentum=state.config.outer_momentum,
+            seed=turn.draws.seed(state.round.round, "bucketing"),
         )
     )
 

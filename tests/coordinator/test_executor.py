@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 import torch
 
 from coordinator.engine.commands import (
@@ -86,7 +87,7 @@ class Bench:
         command = AggregateRound(
             command_id="aggregate:r1", round=RoundNumber(1), parent_version=Version(0),
             parent_manifest=self.base_manifest, version=Version(1), contributions=contributions, clips=(),
-            rule="mean", outer_learning_rate=1.0, outer_momentum=0.0,
+            rule="mean", outer_learning_rate=1.0, outer_momentum=0.0, seed=7,
         )  # fmt: skip
         event = self.executor.execute(dataclasses.replace(command, **changes))
         assert isinstance(event, RoundAggregated)
@@ -240,6 +241,27 @@ def test_repeating_an_aggregation_answers_with_what_is_there(bench: Bench, monke
     assert repeated.update_norm_l2 == pytest.approx(first.update_norm_l2)
     monkeypatch.undo()
     assert again.aggregate((contribution(2, two, (0,)),)).manifest != first.manifest
+
+
+def test_bucketing_deals_by_the_commands_seed(bench: Bench) -> None:
+    sent = tuple(contribution(n, bench.submit((0,), constant(2.0**n)), (0,)) for n in range(6))
+    name = next(iter(bench.base[TRUNK]))
+    seen = set()
+    for seed in range(6):
+        event = bench.aggregate(sent, rule="bucketing+median", seed=seed)
+        moved = bench.blocks_of(event)[TRUNK][name] - bench.base[TRUNK][name]
+        seen.add(round(float(moved.flatten()[0]), 2))
+        assert bench.aggregate(sent, rule="bucketing+median", seed=seed).manifest == event.manifest
+    assert len(seen) > 1
+
+
+def test_a_rule_that_too_few_contributions_replace_is_logged(bench: Bench) -> None:
+    sent = tuple(contribution(n, bench.submit((0,), constant(float(n))), (0,)) for n in range(2))
+    with structlog.testing.capture_logs() as logs:
+        bench.aggregate(sent, rule="krum")
+    told = [line for line in logs if line["event"] == "rule_fell_back"]
+    assert {line["block"] for line in told} == {TRUNK, column_block(0)}
+    assert {(line["rule"], line["in_force"], line["contributions"]) for line in told} == {("krum", "mean", 2)}
 
 
 def test_old_versions_are_swept_but_not_what_is_still_needed(bench: Bench) -> None:

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from aggregation import rules
-from coordinator.settings import RULES, RunSettings, engine_overrides, merged
-from protocol.errors import ConfigError
+from aggregation.names import RULES, parse_rule
+from coordinator.settings import RunSettings, engine_overrides, merged
+from protocol.errors import ConfigError, LocalError
 from protocol.ids import RunId
 
 
@@ -37,12 +37,16 @@ def test_engine_overrides_reach_the_engine() -> None:
         ({"lease_ttl_s": -1.0}, "lease_ttl_s"),
         ({"replicas": 0}, "replicas"),
         ({"rule": 3}, "rule"),
-        ({"rule": "krum"}, "rule"),
         ({"inner": {"schedule": "step"}}, "schedule must be one of cosine, linear, constant"),
         ({"inner": {"final_inner_steps": 0}}, "final_inner_steps must be 1 or more"),
         ({"inner": {"learning_rate": "fast"}}, "inner.learning_rate: Input should be a valid number"),
         ({"max_rounds": 5, "inner": {"warmup_rounds": 5}}, r"warmup_rounds must be below max_rounds \(5\)"),
         ({"most_steps_share": 3.0}, "most_steps_share must be 1 to 2"),
+        ({"rule": "krumm"}, "`rule` must be mean, median, .*; got 'krumm'"),
+        ({"rule": "nnm+mean"}, "rule"),
+        ({"rule": "nnm+nnm+krum"}, "rule"),
+        ({"rule": "krum+nnm"}, "rule"),
+        ({"rule": ""}, "rule"),
     ],
 )
 def test_wrong_engine_settings_are_named(engine: dict[str, object], words: str) -> None:
@@ -95,8 +99,14 @@ def test_exactly_one_model() -> None:
         RunSettings(preset="tiny", checkpoint="folder")
 
 
-def test_rules_are_those_of_the_aggregation_room() -> None:
-    assert RULES == rules.RULES
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_that_aggregation_knows_can_be_set_and_no_other(rule: str) -> None:
+    assert RunSettings(preset="tiny", engine={"rule": rule}).engine["rule"] == rule
+    for odd in (f"{rule} ", rule.upper(), f"+{rule}", f"bucketing+nnm+{rule}"):
+        with pytest.raises(LocalError):
+            parse_rule(odd)
+        with pytest.raises(ValidationError, match="rule"):
+            RunSettings(preset="tiny", engine={"rule": odd})
 
 
 def test_a_broken_file_is_a_configuration_error() -> None:

@@ -48,6 +48,13 @@ def test_undefended_is_a_plain_mean_without_screening() -> None:
     assert not config.screening.enabled
 
 
+def test_a_rule_can_be_chosen_and_a_wrong_one_is_told_at_once() -> None:
+    settings = run_settings(SimulationOptions(out=Path("x"), rule="nnm+krum"))
+    assert settings.engine["rule"] == "nnm+krum"
+    with pytest.raises(ConfigError, match=r"unknown rule 'krumm'; expected mean, .* `nnm\+` or `bucketing\+`"):
+        SimulationOptions(out=Path("x"), rule="krumm")
+
+
 def test_a_single_worker_is_enough() -> None:
     table = run_settings(SimulationOptions(out=Path("x"), workers=1)).engine
     assert (table["replicas"], table["quorum"], table["min_workers"]) == (1, 1, 1)

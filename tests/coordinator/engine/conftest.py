@@ -56,6 +56,7 @@ class Swarm:
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
+        self.secret = SECRET
         self.now_s = 0.0
         self.created = ev.RunCreated(
             at_s=0.0, engine_version=ENGINE_VERSION, config=config, base_manifest=digest_of(b"v0")

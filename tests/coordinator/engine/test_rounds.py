@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from coordinator.engine.commands import AggregateRound, DropPayload, EndRun
+from coordinator.engine.draws import Draws
 from coordinator.engine.phases import Phase
 
 
 def test_three_rounds_end_the_run(swarm, pick):
     s = swarm()
     s.join("a", "b", "c")
-    versions = []
+    versions, seeds = [], []
     for number in (1, 2, 3):
         assert (s.round, s.phase) == (number, Phase.TRAINING)
         s.after(10)
@@ -18,9 +19,11 @@ def test_three_rounds_end_the_run(swarm, pick):
         s.submit("c")
         assert s.phase is Phase.AGGREGATING
         versions.append(s.waiting_for(AggregateRound).version)
+        seeds.append(s.waiting_for(AggregateRound).seed)
         s.ask("a", "b", "c")
         s.aggregated()
     assert versions == [1, 2, 3]
+    assert seeds == [Draws(s.secret).seed(number, "bucketing") for number in (1, 2, 3)]
     assert s.phase is Phase.FINISHING
     s.do_slow_work()
     assert s.phase is Phase.OVER
