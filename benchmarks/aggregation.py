@@ -1,8 +1,9 @@
-"""Aggregation rules against one pass of `torch.sum` over the same tensor, paired in one run; and byzfl where installed.
+"""Aggregation rules against one pass of `torch.sum` over the same tensor, paired in one run; byzfl's beside them.
 
     python -m benchmarks.aggregation [--quick] [--json FILE]
 
-One thread. Each timing is taken in turn with one of `torch.sum`, so that a busy machine slows both; `times_sum` is the
+One thread. byzfl's geometric median and clipping take its own defaults of 3 steps and 1, ours run to the end and 3.
+Each timing is taken in turn with one of `torch.sum`, so that a busy machine slows both; `times_sum` is the
 ratio of their medians. `extra_mb` is how far the process's peak memory rises above what it held before the call, the
 result (4 MB for a million parameters) included; Linux only.
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import importlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -21,15 +21,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from aggregation.names import BASES, BUCKET_SIZE
 from aggregation.reducers import trimmed_count
-from aggregation.rules import RULES, aggregate
-from benchmarks import report
+from aggregation.rules import aggregate
+from benchmarks import byzfl_rules, report
 
 Call = Callable[[Tensor], object]
 
 QUICK_SIZES = ((8, 250_000), (16, 1_000_000))
 SIZES = ((16, 1_000_000), (32, 1_000_000), (16, 10_000_000), (32, 10_000_000))
 """The sizes at which the peers' figures were taken."""
+
+BY_COORDINATE = ("mean", "median", "trimmed_mean")
+"""Rules that unequal weights make slower; to the others they are W more numbers."""
+
+WITH_PRE_STEPS = ("nnm+trimmed_mean", "nnm+multi_krum", "bucketing+median", "bucketing+multi_krum")
+
+BYZFL_NNM_LIMIT = 20_000_000
+"""Elements above which byzfl's mixing is left out: it gathers W x (W - f) rows at once, 7.7 GB at 16 x 1e7."""
 
 SLOW_S = 3.0
 """A call that takes longer than this is timed once."""
@@ -49,7 +58,7 @@ def main() -> None:
 def measure(workers: int, parameters: int, *, quick: bool) -> Iterator[report.Row]:
     """One row for each rule and implementation at this size."""
     stack_WP = torch.randn(workers, parameters, generator=torch.Generator().manual_seed(0))
-    for rule, weights, implementation, call in calls(workers):
+    for rule, weights, implementation, call in calls(workers, parameters):
         extra_mb = peak_extra_mb(call, stack_WP)
         rule_s, sum_s = paired_seconds(call, stack_WP, repeats=3 if quick else 5)
         yield {
@@ -65,28 +74,37 @@ def measure(workers: int, parameters: int, *, quick: bool) -> Iterator[report.Ro
         }
 
 
-def calls(workers: int) -> Iterator[tuple[str, str, str, Call]]:
+def calls(workers: int, parameters: int) -> Iterator[tuple[str, str, str, Call]]:
     """Rule, kind of weights, implementation, and what to call with the stack."""
     equal = [1.0] * workers
     unequal = [1.0 + (worker % 3) / 2 for worker in range(workers)]
-    for rule in RULES:
-        for name, weights in (("equal", equal), ("unequal", unequal)):
-            yield rule, name, "barnraise", _ours(rule, weights)
-    yield from _byzfl(trimmed_count(workers))
+    for rule in (*BASES, *WITH_PRE_STEPS):
+        yield rule, "equal", "barnraise", _ours(rule, equal)
+        if rule in BY_COORDINATE:
+            yield rule, "unequal", "barnraise", _ours(rule, unequal)
+    yield from _byzfl(workers, parameters)
 
 
 def _ours(rule: str, weights: list[float]) -> Call:
-    return lambda stack_WP: aggregate(stack_WP, weights, rule)
+    return lambda stack_WP: aggregate(stack_WP, weights, rule, seed=1)
 
 
-def _byzfl(trimmed: int) -> Iterator[tuple[str, str, str, Call]]:
-    try:
-        byzfl = importlib.import_module("byzfl")
-    except ImportError:
-        return
-    yield "mean", "equal", "byzfl", byzfl.Average()
-    yield "median", "equal", "byzfl", byzfl.Median()
-    yield "trimmed_mean", "equal", "byzfl", byzfl.TrMean(f=trimmed)
+def _byzfl(workers: int, parameters: int) -> Iterator[tuple[str, str, str, Call]]:
+    byzfl, f = byzfl_rules.aggregators(), trimmed_count(workers)
+    rules: dict[str, Call] = {
+        "mean": byzfl.Average(),
+        "median": byzfl.Median(),
+        "trimmed_mean": byzfl.TrMean(f=f),
+        "krum": byzfl.Krum(f=f),
+        "multi_krum": byzfl.MultiKrum(f=f),
+        "geometric_median": byzfl.GeometricMedian(),
+        "centered_clipping": byzfl.CenteredClipping(),
+        "bucketing+median": lambda stack_WP: byzfl.Median()(byzfl.Bucketing(s=BUCKET_SIZE)(stack_WP)),
+    }
+    if workers * parameters <= BYZFL_NNM_LIMIT:
+        rules["nnm+trimmed_mean"] = lambda stack_WP: byzfl.TrMean(f=f)(byzfl.NNM(f=f)(stack_WP))
+    for rule, call in rules.items():
+        yield rule, "equal", "byzfl", call
 
 
 def paired_seconds(call: Call, stack_WP: Tensor, *, repeats: int) -> tuple[float, float]:
