@@ -50,6 +50,23 @@ def test_trimmed_mean_over_five_with_one_liar():
     assert got["b"].item() == pytest.approx(3.0)
 
 
+def test_distances_are_between_whole_blocks_after_clipping():
+    """Tensor by tensor, `krum` would take `a` from one contribution and `b` from another, which nobody sent."""
+    sent = [contribution(0, 0), contribution(1, 9), contribution(2, 1), contribution(9, 2), contribution(2, 2)]
+    got = aggregate_block(sent, "krum")
+    assert (got["a"].item(), got["b"].item()) in {(2.0, 1.0), (2.0, 2.0)}
+    far = [*sent[:4], contribution(2e30, 2e30, max_norm_l2=3.0)]
+    assert aggregate_block(far, "multi_krum")["a"].item() < 10
+
+
+def test_only_bucketing_needs_a_seed():
+    sent = [contribution(value, value) for value in range(6)]
+    aggregate_block(sent, "nnm+krum")
+    with pytest.raises(LocalError, match="needs a seed"):
+        aggregate_block(sent, "bucketing+krum")
+    assert 0 <= aggregate_block(sent, "bucketing+krum", seed=3)["a"].item() <= 5
+
+
 @pytest.mark.parametrize(
     ("contributions", "message"),
     [
