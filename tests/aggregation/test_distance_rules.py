@@ -259,3 +259,26 @@ def test_a_liars_size_costs_honest_distances_no_precision(workers, size):
     stack[:f] = size
     got, exact = honest_distances(stack, list(range(f, workers)))
     torch.testing.assert_close(got, exact, rtol=1e-9, atol=0)
+
+
+def test_rows_that_cancel_in_a_mixture_are_measured_as_what_is_left():
+    """From inner products of unmixed rows, +1e30 and -1e30 in one bucket leave noise, or a negative square."""
+    generator = torch.Generator().manual_seed(2)
+    stack = torch.randn(8, 300, generator=generator)
+    stack[0] = torch.randn(300, generator=generator) * 1e30
+    stack[1] = -stack[0]
+    mixing = torch.zeros(4, 8, dtype=torch.float64)
+    for bucket in range(4):
+        mixing[bucket, 2 * bucket : 2 * bucket + 2] = 0.5
+    mixed = torch.stack([torch.zeros(300), *(stack[i : i + 2].mean(0) for i in (2, 4, 6))]).double()
+    gram = centred_gram(checked_rows([[row] for row in stack], None), 64, mixing)
+    exact = torch.cdist(mixed, mixed, compute_mode="donot_use_mm_for_euclid_dist")
+    torch.testing.assert_close(squared_distances(gram).sqrt(), exact, rtol=1e-6, atol=0)
+
+
+def test_rounding_is_no_distance():
+    gram = torch.tensor([[1.0, 1 + 1e-15, 0.0], [1 + 1e-15, 1.0, 0.0], [0.0, 0.0, 1e-15]], dtype=torch.float64)
+    distances = squared_distances(gram)
+    assert distances[0, 1] == distances[1, 0] == 0.0
+    assert distances[0, 2] > 0.99
+    assert squared_distances(gram - 2e-15)[0, 1] == 0.0
