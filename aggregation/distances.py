@@ -44,7 +44,7 @@ def centred_gram(rows: Rows, width: int, mixing_VW: Tensor | None = None) -> Ten
         else:
             chunk_WC = buffer_WC[:, : span.length]
             rows.load(span, chunk_WC)
-            norms_V = torch.linalg.vector_norm(wide_VC.copy_(mix(mixing_VW, chunk_WC)), dim=1)
+            norms_V = torch.linalg.vector_norm(mix(mixing_VW, chunk_WC, wide_VC), dim=1)
         middle = int(torch.argsort(norms_V)[(mixed - 1) // 2])
         wide_VC -= wide_VC[middle].clone()
         gram_VV.addmm_(wide_VC, wide_VC.T)
@@ -62,8 +62,7 @@ def start_and_gram(
     for span in rows.spans(width):
         chunk_WC, wide_VC = buffer_WC[:, : span.length], wide_buffer_VC[:, : span.length]
         rows.load(span, chunk_WC)
-        chunk_VC = mix(mixing_VW, chunk_WC)
-        wide_VC.copy_(chunk_VC)
+        chunk_VC = mix(mixing_VW, chunk_WC, wide_VC).to(rows.dtype, copy=True)
         out_C = result[span.piece][span.start : span.stop]
         start(list(chunk_VC.unbind(0)), out_C)
         wide_VC -= out_C
@@ -71,12 +70,13 @@ def start_and_gram(
     return _measurable(gram_VV)
 
 
-def mix(mixing_VW: Tensor | None, chunk_WC: Tensor) -> Tensor:
-    """The chunk after a pre-step, [V, C]; the chunk itself where there is none.
+def mix(mixing_VW: Tensor | None, chunk_WC: Tensor, wide_VC: Tensor) -> Tensor:
+    """Write the chunk after a pre-step, the chunk itself where there is none, into `wide_VC`, fp64.
 
-    All V rows at once, in the rows' dtype, in each pass: so that what is combined is, bit for bit, what was measured.
+    All V rows at once, alike in each pass, so that what is combined is what was measured; in fp64, since mixtures of
+    the same rows in another order must tie to `geometry.TIE_SHARE`, and in fp32 they do not.
     """
-    return chunk_WC if mixing_VW is None else mixing_VW.to(chunk_WC.dtype) @ chunk_WC
+    return wide_VC.copy_(chunk_WC) if mixing_VW is None else torch.matmul(mixing_VW, chunk_WC.double(), out=wide_VC)
 
 
 def squared_distances(gram_WW: Tensor) -> Tensor:

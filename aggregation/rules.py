@@ -147,10 +147,13 @@ def _mean(rows: Rows, reduce_chunk: ChunkReducer, result: list[Tensor], width: i
 def _reduce(rows: Rows, mixing_VW: Tensor | None, reduce_chunk: ChunkReducer, result: list[Tensor], width: int) -> None:
     """Copies each chunk, scaled and mixed, to where it can be checked and overwritten without leaving the cache."""
     buffer_WC = torch.empty((len(rows), width), dtype=rows.dtype)
+    wide_buffer_VC = torch.empty((0 if mixing_VW is None else len(mixing_VW), width), dtype=torch.float64)
     for span in rows.spans(width):
-        chunk_WC = buffer_WC[:, : span.length]
-        rows.load(span, chunk_WC)
-        reduce_chunk(list(mix(mixing_VW, chunk_WC).unbind(0)), result[span.piece][span.start : span.stop])
+        chunk_VC = buffer_WC[:, : span.length]
+        rows.load(span, chunk_VC)
+        if mixing_VW is not None:
+            chunk_VC = mix(mixing_VW, chunk_VC, wide_buffer_VC[:, : span.length]).to(rows.dtype, copy=True)
+        reduce_chunk(list(chunk_VC.unbind(0)), result[span.piece][span.start : span.stop])
 
 
 def _combine(

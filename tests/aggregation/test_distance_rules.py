@@ -282,3 +282,16 @@ def test_rounding_is_no_distance():
     assert distances[0, 1] == distances[1, 0] == 0.0
     assert distances[0, 2] > 0.99
     assert squared_distances(gram - 2e-15)[0, 1] == 0.0
+
+
+@pytest.mark.parametrize("rule", ["nnm+krum", "nnm+multi_krum", "nnm+geometric_median"])
+@pytest.mark.parametrize("seed", [96, 228, 369])
+def test_mixtures_that_tie_do_so_in_every_order(rule, seed):
+    """Rows of whole numbers, many of which lie equally far: mixed in fp32, these three choose by their order."""
+    generator = np.random.default_rng(seed)
+    workers, columns = int(generator.integers(2, 10)), int(generator.integers(1, 7))
+    stack = torch.from_numpy(np.round(generator.standard_normal((workers, columns))).astype(np.float32))
+    heavy = list(generator.choice([0.5, 1.0, 1.5, 2.0, 0.3141], workers)) if seed % 2 else [1.0] * workers
+    order = generator.permutation(workers)
+    permuted = aggregate(stack[torch.from_numpy(order)], [heavy[i] for i in order], rule)
+    torch.testing.assert_close(permuted, aggregate(stack, heavy, rule), rtol=0, atol=1e-5)
