@@ -20,17 +20,9 @@ Migrations = Mapping[int, Callable[[State], State]]
 """From an engine version to what turns its snapshot into the next version's."""
 
 
-def _seeds_for_aggregations(state: State) -> State:
-    """1 to 2: `AggregateRound` got a `seed`. No rule of version 1 draws anything: any number gives the same blocks."""
-    pending = {
-        command_id: {**command, "seed": 0} if command["type"] == "AggregateRound" else command
-        for command_id, command in state["pending"].items()
-    }
-    return {**state, "pending": pending}
-
-
-MIGRATIONS: Migrations = {1: _seeds_for_aggregations}
-"""Version 1 is the first; whoever raises ENGINE_VERSION adds the step from the one before, or the reason why not."""
+MIGRATIONS: Migrations = {}
+"""Whoever raises ENGINE_VERSION adds the step from the one before, or the reason why not. 1 to 2: a version 1 was never
+released, and its leases named no optimizer, which nothing after it could make up."""
 
 
 def migrate_journal(journal: Journal, target: int, migrations: Migrations) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 
 from coordinator import pump as pump_module
 from coordinator.engine import engine as engine_module
-from coordinator.engine.commands import AggregateRound, Command, GrantLease, SlowCommand, ValidateVersion
+from coordinator.engine.commands import Command, GrantLease, SlowCommand, ValidateVersion
 from coordinator.engine.config import EngineConfig, InnerRecipe
 from coordinator.engine.engine import Engine
 from coordinator.engine.events import (
@@ -27,13 +26,12 @@ from coordinator.engine.events import (
     WorkerSeen,
     WorkerSilent,
 )
-from coordinator.engine.records import command_from_json, command_to_json, event_from_json, event_to_json
+from coordinator.engine.records import event_from_json, event_to_json
 from coordinator.engine.version import ENGINE_VERSION
-from coordinator.engine_migrations import MIGRATIONS
 from coordinator.journal import Journal, Snapshot
 from coordinator.pump import Pump, load_engine
 from protocol.errors import ConfigError, IllegalEvent, LocalError, Unavailable
-from protocol.ids import Digest, RoundNumber, RunId, Version, WorkerId
+from protocol.ids import Digest, RunId, WorkerId
 from protocol.storage import storage_trouble
 
 SECRET = b"s" * 32
@@ -434,21 +432,6 @@ async def test_a_run_of_an_older_engine_goes_on_if_it_was_stopped_cleanly_and_th
     assert journal.engine_version == newer
     load_engine(journal, SECRET, {})  # once is enough: what was written is the new engine's
     journal.close()
-
-
-def test_an_aggregation_that_version_1_had_not_finished_gets_a_seed() -> None:
-    aggregation = AggregateRound(
-        command_id="aggregate:r1", round=RoundNumber(1), parent_version=Version(0), parent_manifest=Digest("0" * 64),
-        version=Version(1), contributions=(), clips=(), rule="median", outer_learning_rate=1.0, outer_momentum=0.0,
-        seed=0,
-    )  # fmt: skip
-    validation = ValidateVersion(command_id="validate:v1", version=Version(1), manifest=Digest("0" * 64))
-    pending = {each.command_id: json.loads(command_to_json(each)) for each in (aggregation, validation)}
-    old = {"pending": {**pending, "aggregate:r1": {k: v for k, v in pending["aggregate:r1"].items() if k != "seed"}}}
-    with pytest.raises(LocalError, match="seed"):
-        command_from_json(json.dumps(old["pending"]["aggregate:r1"]))
-    new = MIGRATIONS[1](old)
-    assert [command_from_json(json.dumps(each)) for each in new["pending"].values()] == [aggregation, validation]
 
 
 async def test_events_of_an_older_engine_are_never_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
