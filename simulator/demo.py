@@ -26,6 +26,6 @@ def demo_options(out: Path, *, seed: int, undefended: bool = False) -> Simulatio
         seed=seed,
         lone=True,
         undefended=undefended,
-        inner=InnerRecipe(inner_steps=20, batch_sequences=16, learning_rate=4e-3),
+        inner=InnerRecipe(inner_steps=20),
         checkpoint_every=10,
     )

@@ -42,7 +42,7 @@ class SimulationOptions:
     sequence_length: int = 128
     columns_per_worker: int | None = None
     """None: as many as fit, which for a small model is all of them."""
-    inner: InnerRecipe = field(default_factory=lambda: InnerRecipe(inner_steps=20, learning_rate=2e-3))
+    inner: InnerRecipe = field(default_factory=InnerRecipe)
     rule: str = "trimmed_mean"
     replicas: int = 3
     quorum: int = 2

@@ -5,6 +5,7 @@ Decides how a simulation is asked for and how its end is told; `simulator/` does
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,9 +39,8 @@ def simulate(
     residency: Annotated[str, typer.Option(help="frozen or absent.")] = "frozen",
     codec: Annotated[str, typer.Option(help="What submissions are encoded in: bf16 or fp32.")] = "bf16",
     columns: Annotated[int | None, typer.Option(min=1, help="Expert columns a worker holds at most.")] = None,
-    inner_steps: Annotated[int, typer.Option(min=1, help="Inner steps a lease.")] = 20,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences an inner step.")] = 16,
-    learning_rate: Annotated[float, typer.Option(help="Of the inner optimizer.")] = 4e-3,
+    inner_steps: Annotated[int | None, typer.Option(min=1, help="Inner steps a lease; a run's default is 10.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Sequences an inner step; a run's default is 16.")] = None,
     sequence_length: Annotated[int, typer.Option(min=8, help="Tokens a sequence.")] = 128,
     rule: Annotated[
         str,
@@ -57,6 +57,7 @@ def simulate(
     from coordinator.settings import engine_overrides
     from simulator.options import SimulationOptions
 
+    recipe = InnerRecipe()
     options = SimulationOptions(
         out=out,
         workers=workers,
@@ -75,7 +76,9 @@ def simulate(
         columns_per_worker=columns,
         sequence_length=sequence_length,
         rule=rule,
-        inner=InnerRecipe(inner_steps=inner_steps, batch_sequences=batch, learning_rate=learning_rate),
+        inner=dataclasses.replace(
+            recipe, inner_steps=inner_steps or recipe.inner_steps, batch_sequences=batch or recipe.batch_sequences
+        ),
         engine=engine_overrides(settings or ()),
     )
     report = _run(options, as_json=as_json)

@@ -23,15 +23,15 @@ MAX_INNER_STEPS = 100_000
 class InnerRecipe:
     """Inner optimizer (fresh moments each lease) as every lease of the run names it."""
 
-    inner_steps: int = 30
+    inner_steps: int = 10
     final_inner_steps: int | None = None
     """The last round's number, moved to by equal ratios from round to round; None: `inner_steps` in every round."""
     batch_sequences: int = 16
     optimizer: str = "muon"
     """`muon`: Muon on matrices and AdamW on the rest; `adamw`: AdamW on everything."""
-    learning_rate: float = 4e-3
+    learning_rate: float = 8e-3
     """AdamW's."""
-    muon_learning_rate: float = 0.02
+    muon_learning_rate: float = 0.06
     """Muon's; it follows the same schedule."""
     muon_momentum: float = 0.95
     schedule: str = "cosine"
