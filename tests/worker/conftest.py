@@ -24,8 +24,9 @@ from moe.config import config_from_json, config_to_json
 from moe.full import initial_blocks
 from moe.layout import Layout, layout
 from moe.presets import preset
-from protocol.ids import BlockId, LeaseId, RoundNumber, Version
+from protocol.ids import BlockId
 from protocol.joinlink import JoinLink
+from tests.worker.leases import lease_message, read_lease
 from worker.agent import Agent
 from worker.home import open_home
 from worker.joining import Joining
@@ -62,31 +63,7 @@ def blocks_of() -> Callable[[Layout], Blocks]:
 
 @pytest.fixture
 def make_lease() -> Callable[..., Lease]:
-    base = Lease(
-        lease_id=LeaseId("r1.1"),
-        round=RoundNumber(1),
-        base_version=Version(0),
-        columns=(0, 2),
-        data_seed=1,
-        data_start=0,
-        data_count=20,
-        seed=3,
-        inner_steps=5,
-        batch_sequences=4,
-        learning_rate=1e-2,
-        router_lr_scale=0.1,
-        warmup_steps=1,
-        weight_decay=0.01,
-        adam_beta1=0.9,
-        adam_beta2=0.99,
-        adam_eps=1e-8,
-        clip_norm=1.0,
-        optimizer="adamw",
-        muon_learning_rate=0.02,
-        muon_momentum=0.95,
-        ttl_s=60.0,
-    )
-    return lambda **changes: dataclasses.replace(base, **changes)
+    return lambda **changes: dataclasses.replace(read_lease(lease_message()), **changes)
 
 
 @pytest.fixture

@@ -8,41 +8,12 @@ import pytest
 
 from protocol.errors import MalformedMessage
 from protocol.v1 import barnraise_pb2 as pb
-from worker.lease import description_from_message, lease_from_message, printable
-
-
-def message(**changes: Any) -> pb.Lease:
-    fields: dict[str, Any] = {
-        "lease_id": "r1.1",
-        "round": 1,
-        "base_version": 3,
-        "columns": [0, 2],
-        "data": pb.DataRange(seed=1, start=0, count=20),
-        "seed": 3,
-        "inner_steps": 5,
-        "batch_sequences": 4,
-        "learning_rate": 1e-3,
-        "router_lr_scale": 0.1,
-        "warmup_steps": 1,
-        "weight_decay": 0.01,
-        "adam_beta1": 0.9,
-        "adam_beta2": 0.99,
-        "adam_eps": 1e-8,
-        "clip_norm": 1.0,
-        "optimizer": "muon",
-        "muon_learning_rate": 0.02,
-        "muon_momentum": 0.95,
-        "ttl_s": 60.0,
-    }
-    return pb.Lease(**{**fields, **changes})
-
-
-def read(message: pb.Lease) -> Any:
-    return lease_from_message(message, max_columns=3, layout_columns=4, sequence_length=16)
+from tests.worker.leases import lease_message, read_lease
+from worker.lease import description_from_message, printable
 
 
 def test_an_honest_lease_passes() -> None:
-    lease = read(message())
+    lease = read_lease(lease_message())
     assert lease.columns == (0, 2)
     assert lease.blocks == ("trunk", "column.0", "column.2")
 
@@ -82,14 +53,14 @@ def test_an_honest_lease_passes() -> None:
 )
 def test_a_value_out_of_bounds_is_named(field: str, value: Any) -> None:
     with pytest.raises(MalformedMessage, match=field):
-        read(message(**{field: value}))
+        read_lease(lease_message(**{field: value}))
 
 
 def test_a_lease_cannot_ask_for_more_data_than_a_disk_should_take() -> None:
     steps, batch = 100_000, 65_536
-    big = message(inner_steps=steps, batch_sequences=batch, data=pb.DataRange(count=steps * batch))
+    big = lease_message(inner_steps=steps, batch_sequences=batch, data=pb.DataRange(count=steps * batch))
     with pytest.raises(MalformedMessage, match="tokens"):
-        read(big)
+        read_lease(big)
 
 
 def run_message(**changes: Any) -> pb.RunDescription:

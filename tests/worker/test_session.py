@@ -11,37 +11,15 @@ from typing import TypeVar
 import pytest
 
 from protocol.errors import IllegalEvent
-from protocol.ids import LeaseId, RoundNumber, Version
+from protocol.ids import LeaseId
+from tests.worker.leases import lease_message, read_lease
 from worker import messages as m
 from worker.lease import Lease
 from worker.session import ALLOWED, EXIT_FAILED, EXIT_OK, EXIT_REFUSED, LEGAL_MOVES, MAX_FAILURES, Session, State
 
 
 def make_lease(lease_id: str = "r1.1") -> Lease:
-    return Lease(
-        lease_id=LeaseId(lease_id),
-        round=RoundNumber(1),
-        base_version=Version(0),
-        columns=(0, 2),
-        data_seed=1,
-        data_start=0,
-        data_count=8,
-        seed=3,
-        inner_steps=4,
-        batch_sequences=2,
-        learning_rate=1e-3,
-        router_lr_scale=0.1,
-        warmup_steps=1,
-        weight_decay=0.0,
-        adam_beta1=0.9,
-        adam_beta2=0.99,
-        adam_eps=1e-8,
-        clip_norm=1.0,
-        optimizer="adamw",
-        muon_learning_rate=0.02,
-        muon_momentum=0.95,
-        ttl_s=60.0,
-    )
+    return read_lease(lease_message(lease_id=lease_id))
 
 
 Kind = TypeVar("Kind", bound=m.Command)
