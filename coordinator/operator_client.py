@@ -13,12 +13,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
+from pydantic import ValidationError
 
 from coordinator.invites import DEFAULT_INVITE_LIFE_S
 from coordinator.runfolder import RunFolder
 from coordinator.status import RunStatus
-from protocol.errors import Refused, RemoteError, Unauthenticated, Unavailable
+from protocol.errors import MalformedMessage, Refused, RemoteError, Unauthenticated, Unavailable
 from protocol.limits import CALL_TIMEOUT_S, PROTOCOL_VERSION, channel_options
 from protocol.signing import CallSigner
 from protocol.tls import COORDINATOR_NAME
@@ -29,6 +30,7 @@ Result = TypeVar("Result")
 
 _OPEN_SESSION = "/barnraise.protocol.v1.Coordinator/OpenSession"
 _OPERATOR = "/barnraise.protocol.v1.Operator/"
+_OTHER_VERSION = "does a coordinator of another version run there? Restart it with this one"
 
 
 class OperatorClient:
@@ -69,7 +71,10 @@ class OperatorClient:
     async def status(self) -> RunStatus:
         """The run at this moment."""
         reply = await self._call(_OPERATOR + "GetStatus", pb.GetStatusRequest(), pb.GetStatusReply)
-        return RunStatus.model_validate_json(reply.status_json)
+        try:
+            return RunStatus.model_validate_json(reply.status_json)
+        except ValidationError as error:
+            raise MalformedMessage(f"the coordinator's status is none: {_OTHER_VERSION}") from error
 
     async def create_invites(self, *, count: int, trusted: bool, expires_in_s: float) -> list[str]:
         """New join links."""
@@ -89,7 +94,10 @@ class OperatorClient:
             )
         except grpc.aio.AioRpcError as error:
             raise _error_of(error, self._folder) from None
-        return kind.FromString(reply)
+        try:
+            return kind.FromString(reply)
+        except DecodeError as error:
+            raise MalformedMessage(f"the answer is not a {kind.DESCRIPTOR.name}: {_OTHER_VERSION}") from error
 
 
 def fetch_status(run_folder: RunFolder) -> RunStatus:

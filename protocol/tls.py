@@ -130,7 +130,10 @@ def fingerprint_of(ca_pem: bytes) -> str:
 
 def verify_vouch(ca_pem: bytes, message: bytes, signature: bytes) -> None:
     """Raises Unauthenticated unless the CA of `ca_pem` vouched for `message`."""
-    key = _load_certificate(ca_pem).public_key()
+    try:
+        key = _load_certificate(ca_pem).public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:  # of a kind or curve that is not known here, or no point of it
+        raise Unauthenticated(f"certificate authority has a key that cannot be used: {error}") from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise Unauthenticated("certificate authority has another kind of key, expected ECDSA")
     try:
@@ -142,7 +145,7 @@ def verify_vouch(ca_pem: bytes, message: bytes, signature: bytes) -> None:
 def _load_certificate(pem: bytes) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(pem)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise MalformedMessage(f"not a certificate in PEM: {error}") from error
 
 

@@ -179,7 +179,8 @@ class Agent:
 
     async def _open(self, call: m.OpenSession) -> m.Event:
         interval_s = await self._joining.open(self._machine)
-        interval_s = min(max(interval_s, MIN_HEARTBEAT_S), MAX_HEARTBEAT_S)
+        interval_s = interval_s if interval_s > MIN_HEARTBEAT_S else MIN_HEARTBEAT_S  # false for NaN too
+        interval_s = min(interval_s, MAX_HEARTBEAT_S)
         if self._heartbeats is not None:
             self._heartbeats.cancel()
         self._heartbeats = asyncio.create_task(self._beat(call.session, interval_s))

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 BYTES = "bytes"
 MAX_TOKENIZER_BYTES = 256 << 20
+MAX_VOCABULARY = 1 << 32
+"""Ids that fit into the widest token on the wire."""
 
 END_OF_DOCUMENT_NAMES = (
     "<|endoftext|>",
@@ -146,8 +148,10 @@ def _vocabulary(tokenizer_json: bytes, where: str) -> tuple[int, dict[str, int]]
         added = {str(token["content"]): int(token["id"]) for token in parsed.get("added_tokens") or []}
         special = {str(token["content"]) for token in parsed.get("added_tokens") or [] if token["special"]}
         largest = max(*ids, *added.values(), -1, -1)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ConfigError(f"tokenizer {where} is not a tokenizer.json: {error!r}") from error
+    if type(largest) is not int or not 0 <= largest < MAX_VOCABULARY:
+        raise ConfigError(f"tokenizer {where} has ids up to {largest!r:.40}, expected up to {MAX_VOCABULARY - 1}")
     return largest + 1, {name: id_ for name, id_ in added.items() if name in special}
 
 

@@ -12,8 +12,9 @@ from coordinator.operator_client import OperatorClient, create_invites, fetch_st
 from coordinator.runfolder import RunFolder
 from coordinator.server import CoordinatorServer
 from coordinator.status import RunStatus, one_line
-from protocol.errors import Refused, Unavailable
+from protocol.errors import MalformedMessage, Refused, Unavailable
 from protocol.joinlink import JoinLink
+from protocol.v1 import barnraise_pb2 as pb
 
 
 async def test_status_invites_and_stop(run: RunFolder, server: CoordinatorServer, join: Callable[..., Any]) -> None:
@@ -40,6 +41,21 @@ async def test_too_many_invites_are_refused(run: RunFolder, server: CoordinatorS
     async with OperatorClient(run) as operator:
         with pytest.raises(Refused, match="at most 1000"):
             await operator.create_invites(count=1001, trusted=False, expires_in_s=1.0)
+
+
+@pytest.mark.parametrize("reply", [b"\xff\xff\xff", pb.GetStatusReply(status_json="{}").SerializeToString()])
+async def test_an_answer_of_another_version_is_named(
+    run: RunFolder, server: CoordinatorServer, reply: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with OperatorClient(run) as operator:
+
+        async def answer(*_: Any, **__: Any) -> bytes:
+            return reply
+
+        monkeypatch.setattr(operator._channel, "unary_unary", lambda _: answer)
+        with pytest.raises(MalformedMessage, match="another version"):
+            await operator.status()
+        monkeypatch.undo()
 
 
 def test_without_a_coordinator_the_error_says_what_to_do(run: RunFolder) -> None:

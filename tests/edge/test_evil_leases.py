@@ -53,6 +53,23 @@ async def test_being_told_to_wait_no_time_for_ever_does_not_spin(meeting: Meetin
             await task
 
 
+async def test_a_heartbeat_interval_that_is_none_is_replaced(meeting: Meeting) -> None:
+    meeting.evil.bent["AcquireLease"] = lambda _: pb.AcquireLeaseReply(wait=pb.Wait(retry_after_s=60.0))
+    for interval_s in (0.0, -1.0, float("nan")):
+        session = meeting.evil._OpenSession(pb.OpenSessionRequest())
+        session.heartbeat_interval_s = interval_s
+        meeting.evil.bent["OpenSession"] = lambda _, s=session: s
+        meeting.evil.asked.clear()
+        meeting.told.events.clear()
+        task = meeting.start()
+        await meeting.saw("waiting")
+        await asyncio.sleep(0.4)
+        assert 1 <= meeting.evil.asked.count("Heartbeat") <= 12
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
 async def test_what_it_says_cannot_steer_the_terminal(meeting: Meeting, capsys: pytest.CaptureFixture[str]) -> None:
     from worker.progress import make_reporter
 

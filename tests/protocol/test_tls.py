@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID
 
 from protocol import bootstrap
@@ -314,6 +315,27 @@ def test_a_vouch_holds_for_its_message_and_authority_only() -> None:
     ):
         with pytest.raises(Unauthenticated):
             verify_vouch(ca_pem, text, vouch)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (
+            lambda der: der.replace(bytes.fromhex("2a8648ce3d030107"), bytes.fromhex("2a8648ce3d030163")),
+            Unauthenticated,
+        ),
+        (lambda der: der.replace(bytes.fromhex("2a8648ce3d0201"), bytes.fromhex("2a8648ce3d0263")), Unauthenticated),
+        (lambda der: der.replace(b"\x03\x42\x00\x04", b"\x03\x42\x00\x05"), Unauthenticated),
+        (lambda der: der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x63"), MalformedMessage),
+    ],
+    ids=["another curve", "another kind of key", "no point of the curve", "another version"],
+)
+def test_a_certificate_that_cannot_be_used_is_refused(change: Callable[[bytes], bytes], error: type[Exception]) -> None:
+    """A coordinator chooses its own certificate, and with it the fingerprint in its join links."""
+    der = x509.load_pem_x509_certificate(_AUTHORITY.cert_pem).public_bytes(Encoding.DER)
+    assert change(der) != der
+    with pytest.raises(error):
+        verify_vouch(ssl.DER_cert_to_PEM_cert(change(der)).encode(), b"message", _AUTHORITY.sign(b"message"))
 
 
 def test_a_certificates_signature_is_no_vouch() -> None:

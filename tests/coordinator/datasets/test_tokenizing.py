@@ -83,7 +83,21 @@ def test_without_an_end_token_documents_just_follow_each_other(word_tokenizer):
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"{}", b"[]", b'{"model": {"vocab": 3}}', b'{"model": {"vocab": {"a": 0}}}', b"\xff"]
+    "raw",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b'{"model": {"vocab": 3}}',
+        b'{"model": {"vocab": {"a": 0}}}',
+        b"\xff",
+        b'{"model": {"vocab": ' + b"[" * 20_000,
+        b'{"model": {"vocab": {"a": 4294967296}}}',
+        b'{"model": {"vocab": {"a": 0.5}}}',
+        b'{"model": {"vocab": {}}}',
+        b'{"model": {"vocab": {}}, "added_tokens": [{"content": "a", "id": Infinity, "special": true}]}',
+    ],
+    ids=lambda raw: raw[:40],
 )
 def test_what_is_no_tokenizer_is_refused(tmp_path, raw):
     path = tmp_path / "tokenizer.json"
