@@ -1,54 +1,73 @@
-"""The soak: as many inputs as asked for, one decoder after the other, with the rate at which they went.
+"""The soak by hand: as many inputs as asked for, one decoder after the other, and a table of what they did.
 
-    python -m tests.fuzz [--inputs 1000000] [--target NAME] [--seconds N] [--seed N]
+    python -m tests.fuzz [--target NAME ...] [--inputs 1000000] [--seconds N] [--record FILE] [--json]
 
-Every 64th input has its memory traced; all are under an alarm. Stops at the first input that breaks something.
+With `--record`, what was done is kept in FILE, and the next start goes on where it ended, until there are as many
+inputs as asked for: a million in pieces. `--first N --inputs 1` tries one input again. Stops at the first input that
+breaks something.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
-from random import Random
+from pathlib import Path
 
-from tests.fuzz.check import alarm, check, check_memory
-from tests.fuzz.mutate import mutated
-from tests.fuzz.targets import TARGETS, Target
+from tests.fuzz.soak import HEADER, Result, as_json, row, soak
+from tests.fuzz.targets import TARGETS
 
-_BATCH = 64
-"""Inputs under one alarm, of which the first has its memory traced: tracing costs several times the decoding."""
-
-
-def soak(target: Target, *, inputs: int, seed: int, seconds: float = float("inf")) -> tuple[int, int, float]:
-    """Inputs tried, inputs taken, seconds that it took."""
-    random, samples = Random(f"{seed} {target.name}"), target.samples()
-    for sample in samples:  # what is made once and kept does not count as an input's
-        check(target, sample)
-    started_s, tried, taken = time.monotonic(), 0, 0
-    while tried < inputs and time.monotonic() - started_s < seconds:
-        with alarm(most_s=30.0):
-            taken += check_memory(target, mutated(random, samples))
-            for _ in range(min(_BATCH, inputs - tried) - 1):
-                taken += check(target, mutated(random, samples))
-        tried += min(_BATCH, inputs - tried)
-    return tried, taken, time.monotonic() - started_s
+PIECE = 20_000
+"""Inputs between two records."""
 
 
 def main() -> None:
-    """Run and print one line for each decoder."""
+    """Run, and print the table."""
+    args = _arguments()
+    kept = _recorded(args.record)
+    names = args.target or list(TARGETS)
+    until_s = time.monotonic() + args.seconds
+    for name in names:
+        done = kept.get(name, Result())
+        first = args.first or done.inputs
+        while (missing := args.inputs + args.first - first) > 0 and time.monotonic() < until_s:
+            piece = soak(
+                TARGETS[name], inputs=min(PIECE, missing), seed=args.seed, first=first,
+                seconds=until_s - time.monotonic(), trace_every=args.trace_every,
+            )  # fmt: skip
+            done, first = done.plus(piece), first + piece.inputs
+            kept[name] = done
+            if args.record is not None:
+                _keep(args.record, {name: done})
+    shown = {name: kept[name] for name in names if name in kept}
+    if args.json:
+        print(json.dumps(as_json(shown), indent=1))
+    else:
+        print("\n".join([HEADER, *(row(name, result) for name, result in shown.items())]))
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--inputs", type=int, default=1_000_000)
-    parser.add_argument("--target", choices=list(TARGETS), default=None)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="most time for each decoder")
+    parser.add_argument("--first", type=int, default=0, help="number of the first input")
+    parser.add_argument("--target", choices=list(TARGETS), action="append")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="most time for all")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    for name in [args.target] if args.target else TARGETS:
-        tried, taken, took_s = soak(TARGETS[name], inputs=args.inputs, seed=args.seed, seconds=args.seconds)
-        million_s = 1e6 * took_s / max(1, tried)
-        print(
-            f"{name}: {tried} inputs, {taken} taken, {tried / took_s:.0f} a second; a million take {million_s:.0f} s",
-            flush=True,
-        )
+    parser.add_argument("--trace-every", type=int, default=32, help="one input in so many has its memory traced")
+    parser.add_argument("--record", type=Path, help="a file to go on from")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+def _recorded(path: Path | None) -> dict[str, Result]:
+    if path is None or not path.exists():
+        return {}
+    return {name: Result(**fields) for name, fields in json.loads(path.read_text(encoding="utf-8")).items()}
+
+
+def _keep(path: Path, done: dict[str, Result]) -> None:
+    everything = {**_recorded(path), **done}
+    path.write_text(json.dumps(as_json(everything), indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
-from tests.fuzz.targets import Target
+from tests.fuzz.target import Target
 
 MOST_S = 5.0
 """A decoder that is still at it after this long hangs; honest inputs take microseconds, a shared machine may stall."""
+SHOWN_BYTES = 2000
 
 
 class Hung(BaseException):
@@ -19,7 +20,7 @@ class Hung(BaseException):
 
 
 class Broken(AssertionError):
-    """A decoder did what it never should; the message holds the input."""
+    """A decoder did what it never should; the message begins the input."""
 
 
 @contextlib.contextmanager
@@ -47,19 +48,24 @@ def check(target: Target, data: bytes) -> bool:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise Broken(f"{target.name}: {error!r} for {data!r}") from error
+        raise Broken(f"{target.name}: {str(error)[:500]} ({type(error).__name__}) for {_shown(data)}") from error
     return True
 
 
-def check_memory(target: Target, data: bytes) -> bool:
-    """The same, and that it allocates within the bound."""
+def check_memory(target: Target, data: bytes) -> tuple[bool, int]:
+    """The same, and that it allocates within the bound; also how many bytes it had allocated at most."""
     tracemalloc.start()
     try:
         taken = check(target, data)
-        peak = tracemalloc.get_traced_memory()[1]
+        peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    most = target.base_bytes + target.growth * len(data)
-    if peak > most:
-        raise Broken(f"{target.name}: allocated {peak} bytes, at most {most}, for {len(data)} bytes {data[:200]!r}")
-    return taken
+    most_bytes = target.base_bytes + target.growth * len(data)
+    if peak_bytes > most_bytes:
+        raise Broken(f"{target.name}: allocated {peak_bytes} bytes, at most {most_bytes}, for {_shown(data)}")
+    return taken, peak_bytes
+
+
+def _shown(data: bytes) -> str:
+    more = f"… ({len(data)} bytes)" if len(data) > SHOWN_BYTES else ""
+    return f"{data[:SHOWN_BYTES]!r}{more}"

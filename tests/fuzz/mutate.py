@@ -6,9 +6,14 @@ Decides nothing about what is right. Everything follows from the `random.Random`
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+
+Mutate = Callable[[Random, Sequence[bytes]], bytes]
 
 MAX_BYTES = 64 * 1024
 NUMBERS = [0, 1, -1, 2, 127, 128, 255, 256, 2**16, 2**31 - 1, 2**31, 2**32, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**64]
@@ -61,6 +66,8 @@ def _json_mutated(random: Random, data: bytes) -> bytes | None:
         return None
     for _ in range(random.choice((1, 1, 2))):
         document = _changed(random, document)
+    if random.random() < 0.5:  # the canonical form, which some decoders insist on
+        return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
     return json.dumps(document).encode()
 
 
@@ -120,3 +127,122 @@ def _splice(random: Random, data: bytes, samples: Sequence[bytes]) -> bytes:
 
 
 _BYTE_CHANGES = (_flip, _flip, _overwrite, _overwrite, _insert, _cut, _repeat, _splice)
+
+
+# ---- messages ---------------------------------------------------------------------------------------------------
+
+_FLOATS = [value for value in ODD_VALUES if type(value) is float] + [-1.0, 1.0, 1e-300, 1e18]
+_TEXTS = [value for value in ODD_VALUES if isinstance(value, str) and value.isascii()] + [
+    "é",
+    "x" * 2000,
+    "cuda",
+    "r1.1",
+]
+_LENGTHS = (0, 1, 8, 16, 31, 32, 33, 64, 1000)
+_WIDTHS = {FieldDescriptor.CPPTYPE_UINT32: 32, FieldDescriptor.CPPTYPE_UINT64: 64}
+
+
+def message_mutations(kind: type[Message]) -> Mutate:
+    """Half of the inputs by fields (an odd value in one or two of them), half by bytes."""
+
+    def mutate(random: Random, samples: Sequence[bytes]) -> bytes:
+        if random.random() < 0.5:
+            return mutated(random, samples)
+        return message_mutated(random, kind, random.choice(samples))
+
+    return mutate
+
+
+def message_mutated(random: Random, kind: type[Message], data: bytes) -> bytes:
+    """The message in `data` with one or two fields changed; changed by bytes where it holds none."""
+    try:
+        message = kind.FromString(data)
+    except DecodeError:
+        return mutated(random, [data])
+    for _ in range(random.choice((1, 1, 2))):
+        _change_field(random, message)
+    return message.SerializeToString()[:MAX_BYTES]
+
+
+def _change_field(random: Random, message: Message) -> None:
+    fields = message.DESCRIPTOR.fields
+    if not fields:
+        return
+    field = random.choice(fields)
+    if random.random() < 0.1:
+        message.ClearField(field.name)
+    elif field.is_repeated:
+        _change_list(random, getattr(message, field.name), field)
+    elif field.message_type is not None:
+        _change_field(random, getattr(message, field.name))
+    else:
+        setattr(message, field.name, _odd(random, field))
+
+
+def _change_list(random: Random, values: Any, field: FieldDescriptor) -> None:
+    if field.message_type is not None:
+        values.add()
+        _change_field(random, random.choice(values))
+    elif values and random.random() < 0.5:
+        values[random.randrange(len(values))] = _odd(random, field)
+    else:
+        values.extend([_odd(random, field)] * random.choice((1, 2, 500)))
+
+
+def _odd(random: Random, field: FieldDescriptor) -> Any:
+    kind = field.cpp_type
+    if kind in _WIDTHS:
+        return random.choice(NUMBERS) % 2 ** _WIDTHS[kind]
+    if kind in (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT):
+        return random.choice(_FLOATS)
+    if kind == FieldDescriptor.CPPTYPE_BOOL:
+        return random.random() < 0.5
+    if kind == FieldDescriptor.CPPTYPE_STRING:
+        return random.choice(_TEXTS) if field.type == field.TYPE_STRING else random.randbytes(random.choice(_LENGTHS))
+    return random.choice((0, 1, 2, 99))  # an enum takes any number
+
+
+# ---- several pieces in one input --------------------------------------------------------------------------------
+
+
+def joined(pieces: Sequence[bytes]) -> bytes:
+    """`pieces` as one input, each behind its length."""
+    return b"".join(len(piece[:0xFFFF]).to_bytes(2, "big") + piece[:0xFFFF] for piece in pieces)
+
+
+def split(data: bytes) -> list[bytes]:
+    """The pieces again, of any bytes."""
+    pieces, place = [], 0
+    while place + 2 <= len(data):
+        end = place + 2 + int.from_bytes(data[place : place + 2], "big")
+        pieces.append(data[place + 2 : end])
+        place = end
+    return pieces
+
+
+def pieces_mutated(random: Random, samples: Sequence[bytes]) -> bytes:
+    """One piece changed, or pieces dropped, doubled or swapped."""
+    pieces = split(random.choice(samples))
+    what, place = random.random(), random.randrange(max(1, len(pieces)))
+    if not pieces or what < 0.05:
+        return mutated(random, samples)
+    if what < 0.15:
+        del pieces[place]
+    elif what < 0.25:
+        pieces.insert(random.randint(0, len(pieces)), pieces[place])
+    elif what < 0.3:
+        random.shuffle(pieces)
+    else:
+        pieces[place] = mutated(random, pieces if random.random() < 0.2 else [pieces[place]])
+    return joined(pieces)[:MAX_BYTES]
+
+
+def after_head(mutate: Mutate) -> Mutate:
+    """For inputs whose first byte says what the rest is: `mutate` the rest; one in twenty gets another first byte."""
+
+    def mutate_rest(random: Random, samples: Sequence[bytes]) -> bytes:
+        sample = random.choice(samples)
+        head = bytes([random.randrange(256)]) if random.random() < 0.05 else sample[:1]
+        return head + mutate(random, [sample[1:]])
+
+    return mutate_rest

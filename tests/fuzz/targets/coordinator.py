@@ -1,0 +1,279 @@
+"""What a coordinator reads from callers: every method, through the very handlers that gRPC is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from random import Random
+from typing import Any
+
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+
+from coordinator.operator_client import OperatorClient
+from coordinator.server import COORDINATOR_SERVICE, HEALTH_SERVICE, OPERATOR_SERVICE
+from coordinator.throttle import address_of
+from moe.layout import submission_specs
+from protocol.codecs import FP32
+from protocol.errors import RemoteError
+from protocol.ids import digest_of
+from protocol.limits import PROTOCOL_VERSION
+from protocol.tensors import payload_size
+from protocol.v1 import barnraise_pb2 as pb
+from tests.fuzz.fakes import Aborted, FakeChannel, finish, status
+from tests.fuzz.mutate import (
+    Mutate,
+    after_head,
+    joined,
+    message_mutated,
+    message_mutations,
+    mutated,
+    pieces_mutated,
+    split,
+)
+from tests.fuzz.target import Target
+from tests.fuzz.targets.coordinator_world import NOW_S, world
+from tests.fuzz.targets.protocol import PAYLOAD, frames, short_frames
+
+SENT_BYTES = 2 << 20
+"""The tiny model's trunk is half a MiB, and is read a frame at a time."""
+
+
+# ---- calls
+
+KINDS: dict[str, type[Message]] = {
+    "AcquireLease": pb.AcquireLeaseRequest,
+    "ReturnLease": pb.ReturnLeaseRequest,
+    "Heartbeat": pb.HeartbeatRequest,
+    "CommitSubmission": pb.CommitSubmissionRequest,
+    "GetManifest": pb.GetManifestRequest,
+    "CreateInvite": pb.CreateInviteRequest,
+    "GetStatus": pb.GetStatusRequest,
+    "StopRun": pb.StopRunRequest,
+    "Enrol": pb.EnrolRequest,
+    "OpenSession": pb.OpenSessionRequest,
+    "Check": health_pb2.HealthCheckRequest,
+}
+WORKERS = ("AcquireLease", "ReturnLease", "Heartbeat", "CommitSubmission", "GetManifest")
+OPERATORS = ("CreateInvite", "GetStatus", "StopRun")
+STRANGERS = ("Enrol", "OpenSession", "Check")
+
+
+def _one_of(names: Sequence[str]) -> Mutate:
+    """The first byte says which method; the rest is its request."""
+
+    def mutate(random: Random, samples: Sequence[bytes]) -> bytes:
+        sample = random.choice(samples)
+        kind = KINDS[names[sample[0] % len(names)]]
+        if random.random() < 0.5:
+            return sample[:1] + message_mutated(random, kind, sample[1:])
+        return after_head(mutated)(random, [sample])
+
+    return mutate
+
+
+def _headed(names: Sequence[str], requests: dict[str, list[Message]]) -> list[bytes]:
+    return [
+        bytes([number]) + request.SerializeToString() for number, name in enumerate(names) for request in requests[name]
+    ]
+
+
+def _worker_call(data: bytes) -> object:
+    """In Maria's session, who has a lease; every other time in Jan's, who has committed to a submission."""
+    there, head = world(), data[0] if data else 0
+    method = f"/{COORDINATOR_SERVICE}/{WORKERS[head % len(WORKERS)]}"
+    return there.call(method, there.jan if len(data) % 2 else there.maria, [data[1:]])
+
+
+def _worker_calls() -> list[bytes]:
+    there = world()
+    lease = there.pump.engine.state.leases[there.marias].lease
+    size = payload_size(submission_specs(there.run.layout, lease.columns), FP32)
+    commits: list[Message] = [
+        pb.CommitSubmissionRequest(
+            lease_id=lease_id, digest=bytes(32), payload_bytes=size, codec="fp32", inner_steps_done=2, tokens=128,
+            train_loss_first=5.0, train_loss_last=4.0, train_s=1.0,
+        )
+        for lease_id in (there.marias, there.jans)
+    ]  # fmt: skip
+    requests: dict[str, list[Message]] = {
+        "AcquireLease": [pb.AcquireLeaseRequest(wait_s=30.0)],
+        "ReturnLease": [pb.ReturnLeaseRequest(lease_id=lease, reason="enough") for lease in (there.marias, there.jans)],
+        "Heartbeat": [pb.HeartbeatRequest(lease_id=there.marias, inner_step=1, train_loss=5.0, tokens_per_s=900.0)],
+        "CommitSubmission": commits,
+        "GetManifest": [pb.GetManifestRequest(version=0), pb.GetManifestRequest()],
+    }
+    return _headed(WORKERS, requests)
+
+
+def _operator_call(data: bytes) -> object:
+    there, head = world(), data[0] if data else 0
+    try:
+        return there.call(f"/{OPERATOR_SERVICE}/{OPERATORS[head % len(OPERATORS)]}", there.operator, [data[1:]])
+    finally:
+        with there.run.registry._write() as connection:
+            connection.execute("DELETE FROM invites WHERE trusted = 1 OR expires_at_s != ?", (NOW_S + 60,))
+
+
+def _operator_calls() -> list[bytes]:
+    return _headed(
+        OPERATORS,
+        {
+            "CreateInvite": [pb.CreateInviteRequest(trusted=True, expires_in_s=3600.0, count=2)],
+            "GetStatus": [pb.GetStatusRequest()],
+            "StopRun": [pb.StopRunRequest(reason="enough")],
+        },
+    )
+
+
+def _stranger_call(data: bytes) -> object:
+    there, head = world(), data[0] if data else 0
+    name = STRANGERS[head % len(STRANGERS)]
+    service = HEALTH_SERVICE if name == "Check" else COORDINATOR_SERVICE
+    return there.call(f"/{service}/{name}", there.stranger, [data[1:]], keyed=True)
+
+
+def _stranger_calls() -> list[bytes]:
+    there = world()
+    capability = pb.Capability(device="cpu", device_name="x", memory_bytes=8 << 30, tokens_per_s=9.0, software="s")
+    who = {"protocol_version": PROTOCOL_VERSION, "public_key": there.stranger.public_key, "capability": capability}
+    return _headed(
+        STRANGERS,
+        {
+            "Enrol": [pb.EnrolRequest(**who, invite=there.invite, name="a stranger")],
+            "OpenSession": [pb.OpenSessionRequest(**who, nonce=bytes([number]) * 16) for number in range(50)],
+            "Check": [health_pb2.HealthCheckRequest(service=service) for service in ("", COORDINATOR_SERVICE, "x")],
+        },
+    )
+
+
+# ---- transfers
+
+
+def _upload(data: bytes) -> object:
+    """A header and its frames, where an earlier stream has brought 64 bytes."""
+    there = world()
+    store, digest = there.run.store, digest_of(PAYLOAD)
+    store.drop_payload(digest)
+    upload = store.open_upload(there.jans, digest, 0)
+    upload.write(PAYLOAD[:64])
+    upload.close()
+    with short_frames():
+        return there.call(f"/{COORDINATOR_SERVICE}/Upload", there.jan, split(data))
+
+
+def _uploads() -> list[bytes]:
+    there = world()
+    samples = []
+    for offset in (0, 64, 30):
+        header = pb.UploadHeader(
+            lease_id=there.jans, digest=bytes.fromhex(digest_of(PAYLOAD)), payload_bytes=len(PAYLOAD), offset=offset
+        )
+        samples.append(joined([header.SerializeToString(), *frames(PAYLOAD, offset)]))
+    return samples
+
+
+def _upload_mutated(random: Random, samples: Sequence[bytes]) -> bytes:
+    """A third of the time the header by its fields."""
+    if random.random() < 0.67:
+        return pieces_mutated(random, samples)
+    header, *rest = split(random.choice(samples))
+    return joined([message_mutated(random, pb.UploadHeader, header), *rest])
+
+
+def _download(data: bytes) -> object:
+    there = world()
+    return there.call(f"/{COORDINATOR_SERVICE}/Download", there.maria, [data])
+
+
+def _downloads() -> list[bytes]:
+    there = world()
+    manifest = there.run.versions.manifest(there.run.versions.manifest_digest(0))
+    column = min(manifest.blocks.values(), key=lambda ref: ref.payload_bytes)
+    found = [
+        pb.DownloadRequest(block_digest=bytes.fromhex(column.digest), offset=offset)
+        for offset in (0, column.payload_bytes - 100, column.payload_bytes)
+    ]
+    found += [pb.DownloadRequest(lease_data=there.marias, offset=offset) for offset in (0, 100)]
+    return [request.SerializeToString() for request in found]
+
+
+# ---- the operator's command, and gRPC's name of a caller
+
+
+@cache
+def _operator_client() -> OperatorClient:
+    client = OperatorClient(world().run_folder)
+    client._channel = FakeChannel()
+    return client
+
+
+def _status_reply(data: bytes) -> object:
+    client = _operator_client()
+    client._channel.answers = [status(data[0], data[1:]) if data[:1] > b"\xc8" else data[1:]]
+    return finish(client.status())
+
+
+def _status_replies() -> list[bytes]:
+    there = world()
+    text = there.status().model_dump_json()
+    return [b"\0" + pb.GetStatusReply(status_json=text).SerializeToString(), b"\xf0the words of a refusal"]
+
+
+def _status_mutated(random: Random, samples: Sequence[bytes]) -> bytes:
+    if random.random() < 0.3:
+        return after_head(mutated)(random, samples)
+    reply = pb.GetStatusReply.FromString(samples[0][1:])
+    reply.status_json = mutated(random, [reply.status_json.encode()]).decode("utf-8", "replace")
+    return b"\0" + reply.SerializeToString()
+
+
+def _peer(data: bytes) -> object:
+    return address_of(data.decode("utf-8", "replace"))
+
+
+def _call_target(name: str, names: Sequence[str], decode: Any, samples: Any) -> Target:
+    return Target(
+        name=name,
+        decode=decode,
+        refusals=(Aborted,),
+        samples=samples,
+        mutate=_one_of(names),
+        base_bytes=SENT_BYTES,
+    )
+
+
+TARGETS = (
+    _call_target("worker-calls", WORKERS, _worker_call, _worker_calls),
+    _call_target("stranger-calls", STRANGERS, _stranger_call, _stranger_calls),
+    _call_target("operator-calls", OPERATORS, _operator_call, _operator_calls),
+    Target(
+        name="upload-call",
+        decode=_upload,
+        refusals=(Aborted,),
+        samples=_uploads,
+        mutate=_upload_mutated,
+        base_bytes=SENT_BYTES,
+    ),
+    Target(
+        name="download-call",
+        decode=_download,
+        refusals=(Aborted,),
+        samples=_downloads,
+        mutate=message_mutations(pb.DownloadRequest),
+        base_bytes=SENT_BYTES,
+    ),
+    Target(
+        name="status-reply",
+        decode=_status_reply,
+        refusals=(RemoteError,),
+        samples=_status_replies,
+        mutate=_status_mutated,
+    ),
+    Target(
+        name="peer-name",
+        decode=_peer,
+        refusals=(),
+        samples=lambda: [b"ipv4:192.0.2.7:50000", b"ipv6:%5B2001:db8::1%5D:50000", b"ipv6:%5B::ffff:192.0.2.7%5D:1"],
+    ),
+)
