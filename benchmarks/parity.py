@@ -15,6 +15,7 @@ report other seeds than were searched with. Results are kept in DIR as they come
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import hashlib
 import json
@@ -38,10 +39,14 @@ REPORT_SEEDS = (11, 12, 13)
 WORKERS = 6
 SEQUENCE_LENGTH = 128
 HELDOUT_SEQUENCES = 512
-STEPS = 400
-"""Inner steps of each worker, and steps of central training: those of the demo."""
-CENTRAL: Mapping[str, Any] = {"learning_rate": 8e-3}
+STEPS = 200
+"""Inner steps of each worker, and steps of central training."""
+CENTRAL: Mapping[str, Any] = {"learning_rate": 0.012, "muon_learning_rate": 0.05}
 """Where central training's recipe differs from the swarm's: the best of those tried, with other seeds; docs/log.md."""
+
+
+ADAMW: Mapping[str, Any] = {"optimizer": "adamw", "learning_rate": 8e-3, "final_lr_share": 0.1, "warmup_steps": 3}
+"""The best found without Muon."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +77,9 @@ CASES = (
     Case(name="half frozen dropout", setting="half_frozen", against="half frozen", dropout=0.3),
     Case(name="half absent", setting="half_absent", against="diloco"),
     Case(name="half absent dropout", setting="half_absent", against="half absent", dropout=0.3),
+    Case(name="diloco 20 steps", setting="diloco", against="diloco", engine={"inner": {"inner_steps": 20}}),
+    Case(name="central adamw", setting="central", against="central", engine={"inner": ADAMW}),
+    Case(name="diloco adamw", setting="diloco", against="central adamw", engine={"inner": ADAMW}),
 )
 
 
@@ -89,7 +97,7 @@ def run_case(case: Case, seed: int, steps: int, changes: Mapping[str, str], data
         init_run(Path(folder) / "run", settings)
         run = RunFolder.open(Path(folder) / "run")
         if case.setting in {"central", "lone"}:
-            result = _centrally(run, case, steps, _central_recipe(changes))
+            result = _centrally(run, case, steps, _central_recipe(case, changes))
         else:
             result = _by_swarm(run, case, derived_seed(seed, "volunteers"))
     return {"row": case.name, "seed": seed, **result, "wall_s": time.perf_counter() - started_s}
@@ -98,7 +106,7 @@ def run_case(case: Case, seed: int, steps: int, changes: Mapping[str, str], data
 def _settings(case: Case, seed: int, steps: int, changes: Mapping[str, str], data: str) -> Any:
     from coordinator.settings import RunSettings
 
-    table: dict[str, Any] = dict(case.engine or {})
+    table: dict[str, Any] = copy.deepcopy(dict(case.engine or {}))
     for key, text in changes.items():
         if key.startswith("central."):
             continue
@@ -290,18 +298,19 @@ def _key(case: Case, seed: int, steps: int, changes: Mapping[str, str]) -> str:
     settings = _settings(case, seed, steps, changes, data="")
     config = settings.engine_config(run_id=RunId(""), columns=1, train_sequences=1)
     alone = case.setting in {"central", "lone"}
-    recipe = _central_recipe(changes) if alone else config
+    recipe = _central_recipe(case, changes) if alone else config
     text = repr((case, seed, steps, recipe, WORKERS, SEQUENCE_LENGTH, HELDOUT_SEQUENCES))
     return f"{case.name.replace(' ', '-')}-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _central_recipe(changes: Mapping[str, str]) -> InnerRecipe:
+def _central_recipe(case: Case, changes: Mapping[str, str]) -> InnerRecipe:
     """The swarm's recipe, with what is central training's own."""
+    of_row = dict(case.engine or {}).get("inner", CENTRAL)
     inner = {key.removeprefix("inner."): json.loads(text) for key, text in changes.items() if key.startswith("inner.")}
     own = {
         key.removeprefix("central."): json.loads(text) for key, text in changes.items() if key.startswith("central.")
     }
-    return dataclasses.replace(InnerRecipe(), **{**inner, **CENTRAL, **own})
+    return dataclasses.replace(InnerRecipe(), **{**inner, **of_row, **own})
 
 
 def _prepared(out: Path) -> str:

@@ -1,8 +1,11 @@
 """How many workers one coordinator carries: the real engine, pump and journal under simulated swarms.
 
 Run with `python -m benchmarks.scale [--quick] [--json FILE]`. Each worker joins, waits for a lease, sends heartbeats,
-commits, "uploads" and is measured, in virtual time; nothing is trained and no byte of a tensor moves. What is timed is
-real: `Engine.handle` (a decision), and the time from `Pump.submit` to its durable answer with 64 calls in flight.
+commits, "uploads" and is measured, in virtual time; nothing is trained and no byte of a tensor moves. Every size plays
+the same number of rounds (the bare engine two, the pump one). What is timed is real: `Engine.handle` (a decision, in
+seconds of processor time, since it does nothing but compute), and the time from `Pump.submit` to its durable answer
+with 64 calls in flight (on the clock). `growth` is time an event (or memory a worker) over that of the smallest swarm:
+1 where the whole grows linearly.
 Goals: 10,000 workers in under 20 KB each, 99 of 100 decisions in under 50 ms, growth no more than linear.
 """
 
@@ -12,16 +15,18 @@ import asyncio
 import gc
 import heapq
 import itertools
+import os
 import random
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
-from benchmarks.report import Cell, machine, parse_args, print_rows, write_json
+from benchmarks.report import Cell, Row, machine, parse_args, print_rows, write_json
 from coordinator.engine.commands import AggregateRound, Command, GrantLease, MeasureSubmission, SlowCommand
 from coordinator.engine.commands import ValidateVersion as Validate
 from coordinator.engine.config import EngineConfig, InnerRecipe
@@ -51,14 +56,27 @@ HEARTBEAT_S, LEASE_S = 10.0, 60.0
 IN_FLIGHT = 64
 """Calls that wait for the journal at the same time."""
 SECRET = b"a benchmark's secret"
+ROUNDS, PUMPED_ROUNDS = 2, 1
+NOTED_S = 0.005
+"""Of a decision that takes longer it is noted what it did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One event handled."""
+
+    event: type[Event]
+    took_s: float
+    effect: str
 
 
 class Swarm:
     """What all workers do next, in virtual time. Knows the engine by its commands alone."""
 
-    def __init__(self, workers: int, rounds: int) -> None:
+    def __init__(self, workers: int, rounds: int = ROUNDS, heartbeat_s: float = HEARTBEAT_S) -> None:
         self.now_s = 0.0
-        self.rounds = rounds
+        self._rounds = rounds
+        self._heartbeat_s = heartbeat_s
         self._random = random.Random(workers)
         self._order = itertools.count()
         self._agenda: list[tuple[float, int, Event]] = []
@@ -73,6 +91,7 @@ class Swarm:
             min_workers=workers,
             gather_s=0.0,
             heartbeat_interval_s=HEARTBEAT_S,
+            heartbeat_misses=60.0,  # a worker that waits for the next round says nothing here, a real one asks again
             checkpoint_every=0,
             inner=InnerRecipe(inner_steps=30, batch_sequences=16),
         )
@@ -102,7 +121,7 @@ class Swarm:
     @property
     def is_done(self) -> bool:
         """Whether all rounds are published."""
-        return self._published >= self.rounds
+        return self._published >= self._rounds
 
     def next_event(self) -> Event | None:
         """What happens next; None while something has to be carried out first."""
@@ -155,10 +174,10 @@ class Swarm:
     def _train(self, lease: Lease) -> None:
         took_s = LEASE_S * self._random.uniform(0.8, 1.2) * lease.inner_steps / self.config.inner.inner_steps
         start_s, worker, lease_id = self.now_s, lease.worker, lease.lease_id
-        beat_s = start_s + self._random.uniform(0.0, HEARTBEAT_S)
+        beat_s = start_s + self._random.uniform(0.0, self._heartbeat_s)
         while beat_s < start_s + took_s:
             self._plan(WorkerSeen(at_s=beat_s, worker=worker, lease_id=lease_id, tokens_per_s=1000.0))
-            beat_s += HEARTBEAT_S
+            beat_s += self._heartbeat_s
         digest = digest_of(lease_id.encode())
         self._plan(
             SubmissionCommitted(
@@ -181,40 +200,50 @@ class Swarm:
         heapq.heappush(self._agenda, (event.at_s, next(self._order), event))
 
 
-def played(swarm: Swarm, engine: Engine) -> Iterator[tuple[Event, float]]:
-    """Play all rounds on the bare engine; each event, and how long it took in seconds."""
+def played(swarm: Swarm, engine: Engine) -> Iterator[Decision]:
+    """Play all rounds on the bare engine, with what time calls for as a pump would."""
     for unfinished in engine.pending:
         swarm.on_command(unfinished)
     while (event := swarm.next_event()) is not None:
-        due: list[Event] = []
-        wakeup_s = engine.next_wakeup_s()
-        if wakeup_s is not None and wakeup_s <= swarm.now_s:
-            due = engine.due(swarm.now_s)
-        for each in (*due, event):
-            started_s = time.perf_counter()
-            commands = engine.handle(each)
-            yield each, time.perf_counter() - started_s
-            for command in commands:
-                swarm.on_command(command)
+        while (wakeup_s := engine.next_wakeup_s()) is not None and wakeup_s <= swarm.now_s:
+            for each in engine.due(swarm.now_s):
+                yield _decided(swarm, engine, each)
+        yield _decided(swarm, engine, event)
 
 
-def engine_row(workers: int, rounds: int) -> dict[str, Cell]:
-    """Decisions of the bare engine, one after the other on one core."""
-    swarm = Swarm(workers, rounds)
+def _decided(swarm: Swarm, engine: Engine, event: Event) -> Decision:
+    phase, started_s = engine.state.phase, time.thread_time()
+    commands = engine.handle(event)
+    took_s = time.thread_time() - started_s
+    for command in commands:
+        swarm.on_command(command)
+    effect = f"{phase}>{engine.state.phase}, {len(commands)} commands" if took_s > NOTED_S else ""
+    return Decision(type(event), took_s, effect)
+
+
+def engine_rows(workers: int) -> list[Row]:
+    """Decisions of the bare engine, one after the other on one core; all together, then by kind of event."""
+    swarm = Swarm(workers)
     engine = swarm.create()
     gc.collect()
-    took_s = [(isinstance(event, WorkerSeen), seconds) for event, seconds in played(swarm, engine)]
-    decisions_s = sorted(seconds for is_heartbeat, seconds in took_s if not is_heartbeat)
-    figures = _figures(decisions_s, sum(decisions_s))
-    whole_s = sum(seconds for _, seconds in took_s)
-    with_heartbeats = {"with_heartbeats_per_s": len(took_s) / whole_s}
-    return {"what": "engine", "workers": workers, "rounds": rounds, **figures, **with_heartbeats}
+    decisions = sorted(played(swarm, engine), key=lambda decision: decision.took_s)
+    without_heartbeats = [decision for decision in decisions if decision.event is not WorkerSeen]
+    kinds = sorted({decision.event for decision in decisions}, key=lambda kind: kind.__name__)
+    parts = [("engine", without_heartbeats)]
+    parts += [(kind.__name__, [d for d in decisions if d.event is kind]) for kind in kinds]
+    return [_engine_row(what, workers, part) for what, part in parts]
 
 
-def memory_row(workers: int, rounds: int) -> dict[str, Cell]:
+def _engine_row(what: str, workers: int, decisions: Sequence[Decision]) -> Row:
+    took_s, slowest = [decision.took_s for decision in decisions], decisions[-1]
+    row = {"what": what, "workers": workers, **_figures(took_s, sum(took_s))}
+    return {**row, "slowest": f"{slowest.event.__name__}: {slowest.effect}" if slowest.effect else None}
+
+
+def memory_row(workers: int) -> Row:
     """Bytes that the engine holds for each worker when the last round has closed; the swarm's own are not counted."""
     tracemalloc.start()
-    swarm = Swarm(workers, rounds)
+    swarm = Swarm(workers, heartbeat_s=2.5 * HEARTBEAT_S)  # only the latest of a worker is kept
     engine = swarm.create()
     for _ in played(swarm, engine):
         pass
@@ -225,16 +254,16 @@ def memory_row(workers: int, rounds: int) -> dict[str, Cell]:
     gc.collect()
     held = whole - tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    return {"what": "memory", "workers": workers, "rounds": rounds, "kb_a_worker": held / workers / 1000}
+    return {"what": "memory", "workers": workers, "kb_a_worker": held / workers / 1000}
 
 
-def pump_row(workers: int, rounds: int) -> dict[str, Cell]:
+def pump_row(workers: int) -> Row:
     """Events through the real pump into a real journal, with 64 calls waiting at any time."""
     with tempfile.TemporaryDirectory(prefix="barnraise-scale-") as folder:
         started_s = time.perf_counter()
-        took_s = asyncio.run(_pumped(Swarm(workers, rounds), Path(folder)))
+        took_s = asyncio.run(_pumped(Swarm(workers, PUMPED_ROUNDS), Path(folder)))
         whole_s = time.perf_counter() - started_s
-    return {"what": "pump", "workers": workers, "rounds": rounds, **_figures(sorted(took_s), whole_s)}
+    return {"what": "pump", "workers": workers, **_figures(sorted(took_s), whole_s)}
 
 
 async def _pumped(swarm: Swarm, folder: Path) -> list[float]:
@@ -249,28 +278,26 @@ async def _pumped(swarm: Swarm, folder: Path) -> list[float]:
         clock=lambda: swarm.now_s,
     )
     took_s: list[float] = []
+    lines = asyncio.Semaphore(IN_FLIGHT)
     pump.start()
 
-    async def submit(event: Event) -> None:
+    async def call(event: Event) -> None:
         started_s = time.perf_counter()
         await pump.submit(event)
         took_s.append(time.perf_counter() - started_s)
+        lines.release()
 
-    waiting: set[asyncio.Task[None]] = set()
-    while not swarm.is_done:
-        event = swarm.next_event()
-        if isinstance(event, WorkerSeen):
-            pump.seen(event)
-            continue
-        if event is not None:
-            waiting.add(asyncio.create_task(submit(event)))
-        if event is None and not waiting:
-            await asyncio.sleep(0.001)  # the executor's thread is at work
-        if len(waiting) >= IN_FLIGHT or (event is None and waiting):
-            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-    await asyncio.gather(*waiting)
+    async with asyncio.TaskGroup() as calls:
+        while not swarm.is_done:
+            # virtual time stands still while leases are being handed out, or it would run ahead of them
+            event = None if engine.state.round.granting else swarm.next_event()
+            if event is None:
+                await asyncio.sleep(0.001)
+            elif isinstance(event, WorkerSeen):
+                pump.seen(event)
+            else:
+                await lines.acquire()
+                calls.create_task(call(event))
     await pump.stop()
     journal.close()
     return took_s
@@ -295,15 +322,34 @@ def _figures(took_s: Sequence[float], whole_s: float) -> dict[str, Cell]:
     }
 
 
+def _with_growth(rows: Sequence[Row]) -> list[Row]:
+    """Each row with what an event, or a worker, costs over what it costs in the smallest swarm.
+
+    Not for what happens a few times a round: that is about everybody, and grows with them.
+    """
+    first: dict[Cell, float] = {}
+    grown: list[Row] = []
+    for row in rows:
+        rate, held = row.get("events_per_s"), row.get("kb_a_worker")
+        cost = 1.0 / rate if isinstance(rate, float) else held
+        assert isinstance(cost, float)
+        events, workers = row.get("events"), row["workers"]
+        rare = isinstance(events, int) and isinstance(workers, int) and events < workers
+        grown.append({**row, "growth": None if rare else cost / first.setdefault(row["what"], cost)})
+    return grown
+
+
 def main() -> None:
     """Measure and print."""
     args = parse_args(__doc__ or "")
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     sizes = (100, 300, 1000) if args.quick else (1000, 3000, 10_000)
-    rounds = 2 if args.quick else 3
-    measures: tuple[Callable[[int, int], dict[str, Cell]], ...] = (engine_row, pump_row, memory_row)
-    rows = [measure(size, rounds) for measure in measures for size in sizes]
-    print(machine())
+    rows: list[Row] = [row for size in sizes for row in engine_rows(size)]
+    rows += [pump_row(size) for size in sizes]
+    rows += [memory_row(size) for size in sizes]
+    kinds = list(dict.fromkeys(row["what"] for row in rows))
+    rows = sorted(_with_growth(rows), key=lambda row: kinds.index(row["what"]))
+    print(f"{machine()}, load {os.getloadavg()[0]:.1f}; {COLUMNS} columns")
     print_rows(rows)
     if args.json is not None:
         write_json(args.json, rows)

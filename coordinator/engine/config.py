@@ -29,21 +29,21 @@ class InnerRecipe:
     batch_sequences: int = 16
     optimizer: str = "muon"
     """`muon`: Muon on matrices and AdamW on the rest; `adamw`: AdamW on everything."""
-    learning_rate: float = 8e-3
+    learning_rate: float = 0.016
     """AdamW's."""
-    muon_learning_rate: float = 0.06
+    muon_learning_rate: float = 0.08
     """Muon's; it follows the same schedule."""
     muon_momentum: float = 0.95
     schedule: str = "cosine"
     """How the learning rate falls over the run's rounds: `cosine`, `linear` or `constant` (not at all)."""
-    final_lr_share: float = 0.1
+    final_lr_share: float = 0.05
     """The last round's rate, as a share of `learning_rate`."""
     decay_share: float = 1.0
     """Share of the rounds (after the warm-up), at the end, over which it falls; before them it is `learning_rate`."""
     warmup_rounds: int = 0
     """First rounds over which it rises to `learning_rate`: what training on from a checkpoint wants."""
     router_lr_scale: float = 0.1
-    warmup_steps: int = 3
+    warmup_steps: int = 2
     weight_decay: float = 0.01
     adam_beta1: float = 0.9
     adam_beta2: float = 0.99
@@ -89,6 +89,8 @@ class EngineConfig:
     """Wanted submissions a column; with fewer workers, visibly fewer."""
     quorum: int = 2
     """Accepted submissions that close a column, lowered to what was leased when fewer workers are there."""
+    most_grants: int = 256
+    """Leases that one decision grants at most, so that no event waits long behind a round's first wave."""
     redraw: int = 1
     """Members of each column's replica set that are drawn anew each round."""
     min_workers: int = 1
@@ -146,6 +148,7 @@ def check_config(config: EngineConfig) -> None:
     problems = [
         (config.columns >= 1, f"a run needs 1 expert column or more, got {config.columns}"),
         (config.max_rounds >= 1, f"max_rounds must be 1 or more, got {config.max_rounds}"),
+        (config.most_grants >= 1, f"most_grants must be 1 or more, got {config.most_grants}"),
         (config.replicas >= 1 and config.quorum >= 1, "replicas and quorum must be 1 or more"),
         (inner.inner_steps >= 1 and inner.batch_sequences >= 1, "inner_steps and batch_sequences must be 1 or more"),
         (

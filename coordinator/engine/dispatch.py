@@ -8,7 +8,7 @@ hold, when nobody fresh is there (its second vote on the trunk is left out at ag
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 
 from coordinator.engine import leases, pacing, placement, quorum
@@ -57,19 +57,29 @@ def are_ready(state: EngineState, wanted: int) -> bool:
 
 
 def dispatch(turn: Turn) -> None:
-    """Grant what there is to grant."""
+    """Grant what there is to grant, or the first `most_grants` of it: the rest then waits for the next `Ticked`."""
     state, index = turn.state, turn.state.index
-    if not index.idle:
+    if not index.idle or state.round.granting:
         return
     standings, pace = Standings(state), pacing.pace_of(state)
+    until = state.round.next_lease + state.config.most_grants
+    for record in _candidates(state, standings, pace):
+        if state.round.next_lease >= until:
+            state.update_round(granting=True)
+            return
+        _offer(turn, standings, pace, record)
+
+
+def _candidates(state: EngineState, standings: Standings, pace: Pace) -> Iterator[WorkerRecord]:
+    """Idle workers, as long as there may be something for them: first those without a lease of this round."""
+    index = state.index
     submitted = index.idle - index.idle_fresh if standings.replaceable() else set[WorkerId]()
     if index.idle_fresh and _may_lease_fresh(state, standings, pace):
-        for record in ready_workers(state, index.idle_fresh):
-            _offer(turn, standings, pace, record)
+        yield from ready_workers(state, index.idle_fresh)
     for record in ready_workers(state, submitted):
         if len(standings.replaceable()) < state.config.min_columns:
             return
-        _offer(turn, standings, pace, record)
+        yield record
 
 
 def refusal_now(state: EngineState, standings: Standings, pace: Pace, record: WorkerRecord) -> str | None:

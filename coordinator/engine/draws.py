@@ -1,35 +1,41 @@
-"""Secret, repeatable randomness: HMAC-SHA256(secret, round, purpose), in counter mode, as a stream of numbers.
+"""Secret, repeatable randomness: HMAC-SHA256(secret, round, purpose) is a key, SHAKE-256 of it a stream of numbers.
 
 Decides nothing. Holds always: the same secret, round and purpose give the same numbers on every machine, and nobody
 without the secret can tell them in advance. Purposes are length-prefixed, so no two sequences of parts share a
-stream.
+stream. Source: RFC 2104 (HMAC) for the key, FIPS 202 for the expansion: a sponge that begins with a secret of 32 bytes
+is a generator of its own, and one call of it gives what seventeen of HMAC did.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
+from itertools import count, islice
 from typing import TypeVar
 
 T = TypeVar("T")
 
 _SEED_BITS = 63
 """Seeds fit a signed 64-bit integer: the narrowest that torch, SQLite and protobuf share."""
+_BLOCK = struct.Struct(">17Q")
+"""136 bytes: what SHAKE-256 gives for one permutation."""
 
 
 class Stream:
     """Numbers drawn one after the other from one key."""
 
     def __init__(self, key: bytes) -> None:
-        self._key = key
-        self._counter = 0
+        self._numbers = _numbers(key)
 
     def u64(self) -> int:
         """The next 64 bits."""
-        block = hmac.digest(self._key, self._counter.to_bytes(8, "big"), hashlib.sha256)
-        self._counter += 1
-        return int.from_bytes(block[:8], "big")
+        return next(self._numbers)
+
+    def u64s(self, number: int) -> list[int]:
+        """The next `number` times 64 bits."""
+        return list(islice(self._numbers, number))
 
     def below(self, bound: int) -> int:
         """Uniform in [0, bound); drawn anew where a remainder would favour small numbers."""
@@ -42,11 +48,15 @@ class Stream:
 
     def shuffled(self, items: Sequence[T]) -> list[T]:
         """A permutation of `items` (Fisher-Yates)."""
-        mixed = list(items)
-        for last in range(len(mixed) - 1, 0, -1):
-            other = self.below(last + 1)
-            mixed[last], mixed[other] = mixed[other], mixed[last]
-        return mixed
+        return self.sample(items, len(items))
+
+    def sample(self, items: Sequence[T], number: int) -> list[T]:
+        """The first `number` of a permutation of `items`; as many draws."""
+        mixed, number = list(items), min(number, len(items))
+        for place in range(min(number, len(mixed) - 1)):
+            other = place + self.below(len(mixed) - place)
+            mixed[place], mixed[other] = mixed[other], mixed[place]
+        return mixed[:number]
 
 
 class Draws:
@@ -66,3 +76,8 @@ class Draws:
     def seed(self, round_number: int, *purpose: str | int) -> int:
         """One number for others to seed their generators with."""
         return self.stream(round_number, *purpose).u64() >> (64 - _SEED_BITS)
+
+
+def _numbers(key: bytes) -> Iterator[int]:
+    for counter in count():
+        yield from _BLOCK.unpack(hashlib.shake_256(key + counter.to_bytes(8, "big")).digest(_BLOCK.size))

@@ -307,7 +307,9 @@ class Engine:
             results.repeat_verdict(turn, record)
 
     def on_ticked(self, turn: Turn, event: Ticked) -> None:
-        """Time passed; what it brings about is the same after every event."""
+        """Time passed; what it brings about is the same after every event, but that a wave of leases goes on."""
+        if turn.state.round.granting:
+            turn.state.update_round(granting=False)
 
     def on_run_stopped(self, turn: Turn, event: RunStopped) -> None:
         """Said twice it changes nothing."""

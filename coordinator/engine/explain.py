@@ -59,6 +59,8 @@ def wait_reason(state: EngineState, record: WorkerRecord) -> str:
     if open_lease is not None:
         return f"it holds lease {open_lease.lease.lease_id}"
     refusal = dispatch.refusal_now(state, quorum.Standings(state), pacing.pace_of(state), record)
+    if refusal is None and state.round.granting:
+        return f"round {state.round.round} is handing out its leases; its turn comes at once"
     return refusal or f"round {state.round.round} has a lease for it as soon as it asks"
 
 

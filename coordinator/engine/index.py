@@ -8,9 +8,10 @@ leaves it out, and an index that is built anew from a state equals the one that 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
-from coordinator.engine.medians import ColumnNormMedian, GainMedian
+from coordinator.engine.medians import NormMedian
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus
 from coordinator.engine.schedules import recipe_steps
 from coordinator.engine.speeds import Speeds
@@ -56,8 +57,7 @@ class Index:
         self.quarantines: Timetable[WorkerId] = Timetable()
         """By the time at which they end at the latest."""
         self.speeds = Speeds(recipe_steps(state.config, self._round))
-        self.gains = GainMedian()
-        self.column_norms = ColumnNormMedian()
+        self.norms = NormMedian()
         for worker in state.workers.values():
             self.put_worker(None, worker)
         for lease in state.leases.values():
@@ -88,6 +88,9 @@ class Index:
         assert record is not None
         lease = record.lease
         worker, lease_id = lease.worker, lease.lease_id
+        self._rest_on(old, new)
+        if old is not None and new is not None and _counts_alike(old, new):
+            return
         self._count(old, new)
         if new is None:
             self._forget(worker, lease_id)
@@ -99,7 +102,6 @@ class Index:
         elif old is not None and old.status is LeaseStatus.GRANTED:
             self.open_leases.pop(worker, None)
             self.deadlines.discard(lease_id)
-        self._rest_on(old, new)
         self._place(self._state.workers[worker])
 
     def turn_to(self, current: RoundState) -> None:
@@ -127,9 +129,9 @@ class Index:
         """All known leases of a worker, oldest first."""
         return self._leases_of.get(worker, _NO_LEASES)
 
-    def resting_on(self, digest: Digest) -> Iterable[LeaseId]:
+    def resting_on(self, digest: Digest) -> AbstractSet[LeaseId]:
         """Leases, live and not counted yet, whose submission is these bytes."""
-        return self._resting_on.get(digest, ())
+        return self._resting_on.get(digest, frozenset())
 
     def served_columns(self, sticky: dict[WorkerId, tuple[int, ...]]) -> frozenset[int]:
         """All columns that somebody held in the round before."""
@@ -147,8 +149,6 @@ class Index:
     def _count(self, old: LeaseRecord | None, new: LeaseRecord | None) -> None:
         record = new or old
         assert record is not None
-        if old is not None and new is not None and old.status is new.status and old.verdict is new.verdict:
-            return
         present = record.lease.worker in self.present
         tally = self._tally(record.lease.round)
         if old is not None:
@@ -211,6 +211,12 @@ def _put(workers: set[WorkerId], worker: WorkerId, belongs: bool) -> None:
         workers.add(worker)
     else:
         workers.discard(worker)
+
+
+def _counts_alike(old: LeaseRecord, new: LeaseRecord) -> bool:
+    """Whether nothing that is counted, or timed, differs."""
+    same = old.status is new.status and old.verdict is new.verdict
+    return same and old.lease.deadline_s == new.lease.deadline_s
 
 
 def _live_digest(record: LeaseRecord | None) -> Digest | None:

@@ -203,7 +203,6 @@ def accept(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
     state.totals = replace(state.totals, submissions_accepted=state.totals.submissions_accepted + 1)
     if record.lease.round == state.round.round:
         state.update_round(accepted=state.round.accepted + 1)
-        state.add_gain(record.heldout_gain)
     turn.emit(AnnounceVerdict(worker=worker.worker, lease_id=lease_id, accepted=True, reason=verdict.reason))
 
 

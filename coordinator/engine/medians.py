@@ -1,89 +1,61 @@
-"""Running medians of what the state remembers as tuples, looked up in a sorted list and not computed anew each time.
+"""Running medians of the norms that the state remembers, found once for each round and not for each submission.
 
-Decides nothing. Holds always: the median is that of the very tuples asked about. What is sorted here belongs to one
-object, recognised by its identity; asked about another, it is sorted from there.
+Decides from how many norms on a median says anything. Holds always: a median is that of the very history asked about.
+What is kept belongs to one object, recognised by its identity; asked about another, it is made from there.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
 
 from protocol.ids import TRUNK, BlockId
 
 NormHistory = Mapping[BlockId, tuple[float, ...]]
+"""The last norms of each block, at common steps."""
+
+MIN_NORMS = 3
+"""Norms to compare with before the median of them says anything."""
 
 
-class SortedValues:
-    """Values in order."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormMedians:
+    """What norms are held against."""
 
-    __slots__ = ("_values",)
+    trunk: float | None
+    """Running median of its norms; None where there were fewer than `MIN_NORMS`."""
+    columns: Mapping[BlockId, float]
+    """Of each column that was seen so often, the larger of its own running median and that of all columns."""
+    other_columns: float | None
+    """Of all columns together, for those that were seen less often."""
 
-    def __init__(self, values: list[float]) -> None:
-        self._values = sorted(values)
-
-    def add(self, value: float) -> None:
-        """One more."""
-        insort(self._values, value)
-
-    def remove(self, value: float) -> None:
-        """One less; it is there."""
-        del self._values[bisect_left(self._values, value)]
-
-    def median(self, least: int) -> float | None:
-        """The middle, as `statistics.median` has it; None with fewer than `least` values."""
-        values, middle = self._values, len(self._values) // 2
-        if len(values) < least:
-            return None
-        return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
+    def of(self, block: BlockId) -> float | None:
+        """What a norm of `block` is held against; None where there is nothing yet."""
+        return self.trunk if block == TRUNK else self.columns.get(block, self.other_columns)
 
 
-class GainMedian:
-    """Of one round's accepted gains, to which gains are only ever added."""
-
-    __slots__ = ("_of", "_sorted")
-
-    def __init__(self) -> None:
-        self._of: tuple[float, ...] = ()
-        self._sorted = SortedValues([])
-
-    def follow(self, before: tuple[float, ...], after: tuple[float, ...]) -> None:
-        """`after` is `before` and one gain more."""
-        if self._of is before:
-            self._sorted.add(after[-1])
-            self._of = after
-
-    def median(self, gains: tuple[float, ...], least: int) -> float | None:
-        """Of `gains`."""
-        if self._of is not gains:
-            self._of, self._sorted = gains, SortedValues(list(gains))
-        return self._sorted.median(least)
+def medians_of(history: NormHistory) -> NormMedians:
+    """Of all that is remembered."""
+    own = {block: median(norms) for block, norms in history.items() if len(norms) >= MIN_NORMS}
+    trunk = own.pop(TRUNK, None)
+    every = [value for block, norms in history.items() if block != TRUNK for value in norms]
+    middle = median(every) if len(every) >= MIN_NORMS else None
+    larger = own if middle is None else {block: max(norm, middle) for block, norm in own.items()}
+    return NormMedians(trunk=trunk, columns=larger, other_columns=middle)
 
 
-class ColumnNormMedian:
-    """Of the remembered norms of all expert columns together."""
+class NormMedian:
+    """Of remembered norms, which change when a round closes."""
 
-    __slots__ = ("_of", "_sorted")
+    __slots__ = ("_found", "_of")
 
     def __init__(self) -> None:
         self._of: NormHistory | None = None
-        self._sorted = SortedValues([])
+        self._found = medians_of({})
 
-    def follow(self, before: NormHistory, after: NormHistory) -> None:
-        """`after` is `before` with one norm added to some blocks, and the oldest gone where there were too many."""
-        if self._of is not before:
-            return
-        for block, values in after.items():
-            old = before.get(block, ())
-            if block != TRUNK and values is not old:
-                for value in old[: len(old) + 1 - len(values)]:
-                    self._sorted.remove(value)
-                self._sorted.add(values[-1])
-        self._of = after
-
-    def median(self, history: NormHistory, least: int) -> float | None:
-        """Over the columns in `history`."""
+    def medians(self, history: NormHistory) -> NormMedians:
+        """Of `history`."""
         if self._of is not history:
-            values = [value for block, norms in history.items() if block != TRUNK for value in norms]
-            self._of, self._sorted = history, SortedValues(values)
-        return self._sorted.median(least)
+            self._of, self._found = history, medians_of(history)
+        return self._found

@@ -179,4 +179,5 @@ def step_scale(steps: float, lease: Lease) -> float:
 def capped_weights(sequences: Iterable[int], max_ratio: float) -> list[float]:
     """Sequences assigned, none counting more than `max_ratio` times the median."""
     raw = [float(count) for count in sequences]
-    return [min(count, max_ratio * median(raw)) for count in raw] if raw else []
+    most = max_ratio * median(raw) if raw else 0.0
+    return [min(count, most) for count in raw]

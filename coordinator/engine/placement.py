@@ -7,7 +7,7 @@ granted one at a time as workers ask, so the choice can only look at what was le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from coordinator.engine.config import EngineConfig
 from coordinator.engine.draws import Draws
@@ -36,8 +36,8 @@ def redrawn_holders(
     leaving: dict[int, tuple[WorkerId, ...]] = {}
     for column in range(config.columns):
         if column in holders:
-            mixed = draws.stream(round_number, "redraw", column).shuffled(sorted(holders[column]))
-            leaving[column] = tuple(mixed[: config.redraw])
+            stream = draws.stream(round_number, "redraw", column)
+            leaving[column] = tuple(stream.sample(sorted(holders[column]), config.redraw))
     return leaving
 
 
@@ -47,7 +47,7 @@ def choose_columns(
     worker: WorkerRecord,
     *,
     allowed: Collection[int],
-    coverage: Mapping[int, int],
+    coverage: Sequence[int],
     others: Callable[[Collection[WorkerId]], int],
 ) -> tuple[int, ...]:
     """Columns for one lease, ascending. `others(besides)` counts workers that could still be leased this round."""
@@ -55,24 +55,18 @@ def choose_columns(
     count = capacity(config, worker.max_columns)
     if count >= len(allowed):
         return tuple(sorted(allowed))
-    drawn = draws.stream(current.round, "placement", worker.worker).shuffled(range(config.columns))
-    order = {column: place for place, column in enumerate(drawn)}
+    drawn = draws.stream(current.round, "placement", worker.worker).u64s(config.columns)
     sticky = current.sticky.get(worker.worker, ())
     served = state.index.served_columns(current.sticky)
-
-    def rank(column: int) -> tuple[bool, int, bool, bool, int]:
-        makes_room = _makes_room(state, worker.worker, column, coverage.get(column, 0), others)
-        # a column that nobody had last time goes first, or too small a swarm would train the same few for ever
-        return makes_room, coverage.get(column, 0), column in served, column not in sticky, order[column]
-
-    return tuple(sorted(sorted(allowed, key=rank)[:count]))
-
-
-def _makes_room(
-    state: EngineState, worker: WorkerId, column: int, covered: int, others: Callable[[Collection[WorkerId]], int]
-) -> bool:
-    """Whether this worker leaves the column to others this round: only where there are enough of them."""
-    leaving = state.round.redrawn.get(column, ())
-    if worker not in leaving:
-        return False
-    return others(leaving) >= state.config.replicas - covered
+    # only where there are enough others does a worker leave the column to them this round
+    makes_room = {
+        column
+        for column, leaving in current.redrawn.items()
+        if worker.worker in leaving and others(leaving) >= config.replicas - coverage[column]
+    }
+    # a column that nobody had last time goes first, or too small a swarm would train the same few for ever
+    ranked = sorted(
+        (column in makes_room, coverage[column], column in served, column not in sticky, drawn[column], column)
+        for column in allowed
+    )
+    return tuple(sorted(rank[-1] for rank in ranked[:count]))

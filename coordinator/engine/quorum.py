@@ -49,9 +49,9 @@ class Standings:
         ]
 
     @property
-    def coverage(self) -> dict[int, int]:
-        """Replicas that have reported or may still report."""
-        return dict(enumerate(map(add, self._tally.accepted, self._tally.in_flight)))
+    def coverage(self) -> list[int]:
+        """For each column, replicas that have reported or may still report."""
+        return list(map(add, self._tally.accepted, self._tally.in_flight))
 
     def is_holder(self, worker: WorkerId) -> bool:
         """Whether the worker has a lease of this round that was not lost."""

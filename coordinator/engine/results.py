@@ -64,9 +64,8 @@ def on_submission_measured(turn: Turn, event: SubmissionMeasured) -> None:
         state.config.screening,
         event,
         norms=norms,
-        history=state.norm_history,
-        columns_median=state.index.column_norms.median(state.norm_history, screening.MIN_NORMS),
-        gains_median=state.index.gains.median(state.round.gains, screening.MIN_GAINS),
+        medians=state.index.norms.medians(state.norm_history),
+        gains_median=state.index.tally.gains_median(screening.MIN_GAINS),
         steps_share=pacing.steps_share(state, lease),
     )
     state.update_lease(

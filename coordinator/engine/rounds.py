@@ -3,11 +3,12 @@
 Decides every move between phases, after each event, from the state alone. Holds always: a version is published only
 for a round that something acceptable came of, and only on top of the version it was computed from; a round that
 nobody could serve stays open; when `advance` returns, nothing more can be done before the next event or the next
-timer.
+timer, except to go on with a wave of leases (`RoundState.granting`), for which a timer runs out at once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 from coordinator.engine import contributions as votes
@@ -17,6 +18,7 @@ from coordinator.engine.dispatch import are_ready, dispatch, is_waiting
 from coordinator.engine.draws import Draws
 from coordinator.engine.events import RoundAggregated
 from coordinator.engine.history import RoundRecord, remembered
+from coordinator.engine.medians import medians_of
 from coordinator.engine.phases import OPEN_PHASES, LeaseStatus, Phase
 from coordinator.engine.quorum import Outlook
 from coordinator.engine.reasons import LATE
@@ -56,7 +58,10 @@ def advance(turn: Turn) -> None:
 
 
 def timers_s(state: EngineState) -> Iterator[float]:
-    """Moments at which time alone changes something; those that have passed have been dealt with."""
+    """Moments at which time alone changes something; those that have passed have been dealt with.
+
+    A wave of leases that is to go on is due at once, also by a clock that is behind the last event.
+    """
     current = state.round
     moments = [state.index.deadlines.first_after(state.now_s)]
     if state.phase is Phase.GATHERING and current.gathered_at_s is not None:
@@ -68,7 +73,8 @@ def timers_s(state: EngineState) -> Iterator[float]:
         moments.append(state.index.quarantines.first_after(state.now_s))
         cooling = (state.workers[worker] for worker in state.index.cooling)
         moments += [record.cooling_until_s for record in cooling if is_waiting(state, record)]
-    return (moment for moment in moments if moment is not None and moment > state.now_s)
+    timers = [moment for moment in moments if moment is not None and moment > state.now_s]
+    return iter([-math.inf, *timers] if current.granting else timers)
 
 
 def workers_wanted(state: EngineState) -> int:
@@ -149,7 +155,8 @@ def _step(turn: Turn) -> None:
         _gather(turn)
     elif state.phase in RUNNING_PHASES:
         dispatch(turn)
-        _review(turn)
+        if not state.round.granting:
+            _review(turn)
     elif state.phase is Phase.FINISHING and not state.pending:
         state.move_to(Phase.OVER)
         done = f"all {state.config.max_rounds} rounds are done"
@@ -229,17 +236,17 @@ def _reopen(state: EngineState) -> None:
 def _look_again(turn: Turn) -> None:
     """Refuse what was accepted before there were peers to compare it with, and falls short of them or outgrows them."""
     state, config = turn.state, turn.state.config.screening
-    middle = state.index.gains.median(state.round.gains, screening.MIN_GAINS)
+    middle = state.index.tally.gains_median(screening.MIN_GAINS)
     for record in _fresh(state):
         share = pacing.steps_share(state, record.lease)
         verdict = screening.review_gain(config, record.heldout_gain, record.heldout_gain_se, middle, share)
         if verdict is not None:
             leases.withdraw(turn, record.lease.lease_id, verdict)
-    history = dict(state.norm_history)
-    for record in _fresh(state):
-        history = screening.remember(history, record.norms, config.norm_history)
-    for record in _fresh(state):
-        verdict = screening.review_norms(config, record.norms, history)
+    fresh = _fresh(state)
+    norms = (record.norms for record in fresh)
+    medians = medians_of(screening.remember(state.norm_history, norms, config.norm_history))
+    for record in fresh:
+        verdict = screening.review_norms(config, record.norms, medians)
         if verdict is not None:
             leases.withdraw(turn, record.lease.lease_id, verdict)
 
@@ -263,9 +270,8 @@ def _close(turn: Turn, reason: str) -> None:
         return
     state.update_round(close_reason=reason)
     # Only now, when they count: free riders are the first to submit, and must not become what others are measured by.
-    for record in records:
-        kept = state.config.screening.norm_history
-        state.remember_norms(screening.remember(state.norm_history, record.norms, kept))
+    norms, kept = (record.norms for record in records), state.config.screening.norm_history
+    state.norm_history = screening.remember(state.norm_history, norms, kept)
     contributions = votes.contributions_of(state, records)
     state.move_to(Phase.AGGREGATING)
     turn.emit(

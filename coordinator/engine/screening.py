@@ -9,11 +9,11 @@ over all columns, since an expert that few tokens reach has small norms until it
 from __future__ import annotations
 
 import math
-from statistics import median
+from collections.abc import Iterable
 
 from coordinator.engine.config import ScreeningConfig
 from coordinator.engine.events import BlockNorm, SubmissionMeasured
-from coordinator.engine.medians import NormHistory
+from coordinator.engine.medians import NormHistory, NormMedians
 from coordinator.engine.reasons import (
     HELDOUT_GAIN_TOO_SMALL,
     HELDOUT_LOSS_ROSE,
@@ -25,8 +25,6 @@ from coordinator.engine.reasons import (
 from coordinator.engine.state import Verdict
 from protocol.ids import TRUNK, BlockId
 
-MIN_NORMS = 3
-"""Norms to compare with before the median of them says anything."""
 MIN_GAINS = 2
 
 
@@ -45,15 +43,14 @@ def judge(
     event: SubmissionMeasured,
     *,
     norms: tuple[BlockNorm, ...],
-    history: NormHistory,
-    columns_median: float | None,
+    medians: NormMedians,
     gains_median: float | None,
     steps_share: float,
 ) -> Verdict:
     """The verdict on one submission.
 
-    `norms` are scaled. The medians are of all columns in `history`, and of the gains accepted in the same round; None
-    where there are too few (`MIN_NORMS`, `MIN_GAINS`).
+    `norms` are scaled. `gains_median` is of the gains accepted in the same round; None where there are too few
+    (`MIN_GAINS`).
     """
     if event.malformed:
         return rejected(MALFORMED, f"the payload is not what was leased: {event.malformed}")
@@ -64,7 +61,7 @@ def judge(
         return Verdict(accepted=True, key="", reason="screening is off")
     against = (
         _judge_lengths(config, event.norms)
-        or _judge_norms(config, norms, history, columns_median)
+        or _judge_norms(config, norms, medians)
         or _judge_gain(config, event.heldout_gain, event.heldout_gain_se, gains_median, steps_share)
     )
     if against is not None:
@@ -76,10 +73,15 @@ def judge(
     )
 
 
-def remember(history: NormHistory, norms: tuple[BlockNorm, ...], kept: int) -> dict[BlockId, tuple[float, ...]]:
-    """The history with an accepted submission's norms added."""
-    added = {norm.block: (*history.get(norm.block, ()), norm.norm_l2)[-kept:] for norm in norms}
-    return {**history, **added}
+def remember(
+    history: NormHistory, submissions: Iterable[tuple[BlockNorm, ...]], kept: int
+) -> dict[BlockId, tuple[float, ...]]:
+    """The history with the norms of accepted submissions added, in their order; the last `kept` of each block."""
+    added: dict[BlockId, list[float]] = {}
+    for norms in submissions:
+        for norm in norms:
+            added.setdefault(norm.block, []).append(norm.norm_l2)
+    return {**history, **{block: (*history.get(block, ()), *new)[-kept:] for block, new in added.items()}}
 
 
 def _judge_lengths(config: ScreeningConfig, norms: tuple[BlockNorm, ...]) -> Verdict | None:
@@ -94,26 +96,24 @@ def _judge_lengths(config: ScreeningConfig, norms: tuple[BlockNorm, ...]) -> Ver
     return None
 
 
-def _judge_norms(
-    config: ScreeningConfig, norms: tuple[BlockNorm, ...], history: NormHistory, columns_median: float | None
-) -> Verdict | None:
+def _judge_norms(config: ScreeningConfig, norms: tuple[BlockNorm, ...], medians: NormMedians) -> Verdict | None:
     for norm in norms:
-        own = history.get(norm.block, ())
-        middle = median(own) if len(own) >= MIN_NORMS else None
-        most = config.max_norm_factor
-        if norm.block != TRUNK:
-            middle = max((m for m in (middle, columns_median) if m is not None), default=None)
-            most = config.max_column_norm_factor
+        middle = medians.of(norm.block)
+        most = config.max_norm_factor if norm.block == TRUNK else config.max_column_norm_factor
         if middle is None or middle <= 0.0:
             continue
         ratio = norm.norm_l2 / middle
-        compared = f"norm {norm.norm_l2:.4g} of {norm.block}, at common steps, is {ratio:.3g} times the running"
         if ratio > most:
-            return rejected(NORM_TOO_LARGE, f"{compared} median {middle:.4g} (at most {most:g})")
+            return rejected(NORM_TOO_LARGE, f"{_compared(norm, ratio)} median {middle:.4g} (at most {most:g})")
         # An expert that no token reached has an honest norm of 0; the trunk is always trained.
-        if norm.block == TRUNK and ratio < config.min_norm_factor:
-            return rejected(NORM_TOO_SMALL, f"{compared} median {middle:.4g} (at least {config.min_norm_factor:g})")
+        least = config.min_norm_factor
+        if norm.block == TRUNK and ratio < least:
+            return rejected(NORM_TOO_SMALL, f"{_compared(norm, ratio)} median {middle:.4g} (at least {least:g})")
     return None
+
+
+def _compared(norm: BlockNorm, ratio: float) -> str:
+    return f"norm {norm.norm_l2:.4g} of {norm.block}, at common steps, is {ratio:.3g} times the running"
 
 
 def review_gain(
@@ -123,12 +123,9 @@ def review_gain(
     return _judge_gain(config, gain, gain_se, gains_median, steps_share) if config.enabled else None
 
 
-def review_norms(config: ScreeningConfig, norms: tuple[BlockNorm, ...], history: NormHistory) -> Verdict | None:
-    """The same for norms; `history` holds this round's, too."""
-    if not config.enabled:
-        return None
-    columns = [norm for block, known in history.items() if block != TRUNK for norm in known]
-    return _judge_norms(config, norms, history, median(columns) if len(columns) >= MIN_NORMS else None)
+def review_norms(config: ScreeningConfig, norms: tuple[BlockNorm, ...], medians: NormMedians) -> Verdict | None:
+    """The same for norms; `medians` are of this round's, too."""
+    return _judge_norms(config, norms, medians) if config.enabled else None
 
 
 def _judge_gain(

@@ -134,6 +134,8 @@ class RoundState:
     spare_wait_until_s: float | None = None
     """A column is short and somebody who could serve it has yet to ask: so long is waited."""
     next_lease: int = 1
+    granting: bool = False
+    """One decision grants `EngineConfig.most_grants` leases at most; more are to follow, with the next `Ticked`."""
     sticky: dict[WorkerId, tuple[int, ...]] = field(default_factory=dict)
     """Who held which columns in the round before."""
     redrawn: dict[int, tuple[WorkerId, ...]] = field(default_factory=dict)
@@ -142,8 +144,6 @@ class RoundState:
     rejected: int = 0
     expired: int = 0
     returned: int = 0
-    gains: tuple[float, ...] = ()
-    """Held-out gains of what was accepted this round, for the running median."""
     close_reason: str = ""
 
 
@@ -289,16 +289,6 @@ class EngineState:
         self.round = replace(self.round, **changes)  # type: ignore[arg-type]
         return self.round
 
-    def add_gain(self, gain: float) -> None:
-        """One more submission of the present round was accepted, with this held-out gain."""
-        before = self.round.gains
-        self.index.gains.follow(before, self.update_round(gains=(*before, gain)).gains)
-
-    def remember_norms(self, history: dict[BlockId, tuple[float, ...]]) -> None:
-        """`history` is the present one with one submission's norms added."""
-        self.index.column_norms.follow(self.norm_history, history)
-        self.norm_history = history
-
     # ---- looking --------------------------------------------------------------------------------------
 
     @property
@@ -331,7 +321,8 @@ class EngineState:
 
     def digest_in_use(self, digest: Digest, *, besides: LeaseId) -> bool:
         """Whether a lease other than `besides`, live and not counted yet, rests on these bytes."""
-        return any(lease_id != besides for lease_id in self.index.resting_on(digest))
+        resting = self.index.resting_on(digest)
+        return bool(resting) and resting != {besides}
 
     def staleness_of(self, lease: Lease) -> int:
         """Rounds between a lease's own and the one in which its submission would count now."""

@@ -6,6 +6,8 @@ are what counting all of the round's leases anew would give.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left, insort
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -33,6 +35,7 @@ class RoundTally:
         "accepted",
         "accepted_leases",
         "awaited",
+        "gains",
         "gone",
         "holders",
         "in_flight",
@@ -59,6 +62,8 @@ class RoundTally:
         """Leases that workers have yet to deliver."""
         self.absent_commits = 0
         """Commits of workers that fell silent."""
+        self.gains: list[float] = []
+        """Held-out gains of the accepted, ascending; one that is no number (screening is off) is left out."""
 
     def count(self, record: LeaseRecord, *, present: bool, by: int) -> None:
         """Count a lease whose worker is `present` or not in (`by` 1) or out again (`by` -1)."""
@@ -75,6 +80,7 @@ class RoundTally:
                 tallies.append(self.gone)
             elif status is LeaseStatus.ACCEPTED:
                 self.accepted_leases += by
+                self._count_gain(record.heldout_gain, by)
                 tallies.append(self.accepted)
             elif status is LeaseStatus.COMMITTED and not present:
                 self.absent_commits += by
@@ -84,6 +90,24 @@ class RoundTally:
         for tally in tallies:
             for column in record.lease.columns:
                 tally[column] += by
+
+    def gains_median(self, least: int) -> float | None:
+        """Of the accepted submissions' gains; None where there are fewer than `least`."""
+        return None if len(self.gains) < least else _middle(self.gains)
+
+    def _count_gain(self, gain: float, by: int) -> None:
+        if not math.isfinite(gain):
+            return
+        if by > 0:
+            insort(self.gains, gain)
+        else:
+            del self.gains[bisect_left(self.gains, gain)]
+
+
+def _middle(values: list[float]) -> float:
+    """The median of values in order."""
+    half = len(values) // 2
+    return values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2
 
 
 def _add(counts: dict[K, int], key: K, by: int) -> None:

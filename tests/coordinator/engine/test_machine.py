@@ -35,8 +35,9 @@ class EngineMachine(RuleBasedStateMachine):
         staleness=st.integers(0, 2),
         enabled=st.booleans(),
         min_workers=st.integers(1, 2),
+        most_grants=st.sampled_from([1, 2, 256]),
     )
-    def begin(self, columns, quorum, staleness, enabled, min_workers):
+    def begin(self, columns, quorum, staleness, enabled, min_workers, most_grants):
         from dataclasses import replace
 
         self.swarm = type(self).make(
@@ -44,6 +45,7 @@ class EngineMachine(RuleBasedStateMachine):
             quorum=quorum,
             max_staleness=staleness,
             min_workers=min_workers,
+            most_grants=most_grants,
             gather_s=1.0,
             max_rounds=4,
             round_deadline_s=60.0,

@@ -95,11 +95,12 @@ def test_deadlines_follow_speed_within_limits(swarm):
 def test_learning_rate_goes_down_a_cosine(swarm):
     config = swarm(max_rounds=11).config
     rates = [pacing.learning_rate(config, RoundNumber(n)) for n in range(1, 12)]
-    assert rates[0] == pytest.approx(4e-3)
-    assert rates[5] == pytest.approx(4e-3 * 0.55)
-    assert rates[-1] == pytest.approx(4e-4)
+    peak, share = config.inner.learning_rate, config.inner.final_lr_share
+    assert rates[0] == pytest.approx(peak)
+    assert rates[5] == pytest.approx(peak * (1 + share) / 2)
+    assert rates[-1] == pytest.approx(peak * share)
     assert rates == sorted(rates, reverse=True)
-    assert pacing.learning_rate(swarm(max_rounds=1).config, RoundNumber(1)) == pytest.approx(4e-3)
+    assert pacing.learning_rate(swarm(max_rounds=1).config, RoundNumber(1)) == pytest.approx(peak)
 
 
 def test_weights_are_capped_at_a_multiple_of_the_median():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from statistics import median
 
 import pytest
 
 from coordinator.engine import screening
 from coordinator.engine.config import ScreeningConfig
 from coordinator.engine.events import BlockNorm, SubmissionMeasured
-from coordinator.engine.medians import ColumnNormMedian, GainMedian
+from coordinator.engine.medians import medians_of
 from coordinator.engine.phases import Phase
 from protocol.ids import TRUNK, WorkerId, column_block
 
@@ -39,9 +40,8 @@ def verdict_on(
         ScreeningConfig(enabled=enabled),
         event,
         norms=given,
-        history=history,
-        columns_median=ColumnNormMedian().median(history, screening.MIN_NORMS),
-        gains_median=GainMedian().median(gains, screening.MIN_GAINS),
+        medians=medians_of(history),
+        gains_median=median(gains) if len(gains) >= screening.MIN_GAINS else None,
         steps_share=steps_share,
     )
 

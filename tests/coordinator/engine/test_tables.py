@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -97,11 +98,14 @@ def test_draws_repeat_and_differ_by_every_part():
 
 def test_draws_are_the_same_everywhere():
     stream = Draws(SECRET).stream(3, "placement", "w")
-    assert (stream.u64(), stream.below(10), stream.shuffled("abcdef")) == (
-        10381637879343163000,
-        1,
-        ["c", "b", "e", "a", "f", "d"],
+    assert (stream.u64(), stream.below(10), stream.shuffled("abcdef"), stream.sample("abcdef", 2)) == (
+        11887848458656957898,
+        4,
+        ["f", "b", "e", "a", "c", "d"],
+        ["f", "d"],
     )
+    one, other = (Draws(SECRET).stream(3, "placement", "w") for _ in range(2))
+    assert one.u64s(40) == [other.u64() for _ in range(40)]
 
 
 def test_draws_are_even():
@@ -111,6 +115,10 @@ def test_draws_are_even():
         counts[stream.below(7)] += 1
     assert all(abs(count - 1000) < 150 for count in counts), counts
     assert sorted(stream.shuffled(range(50))) == list(range(50))
+    firsts = Counter(tuple(stream.sample("abc", 2)) for _ in range(6000))
+    assert len(firsts) == 6
+    assert all(abs(count - 1000) < 150 for count in firsts.values()), firsts
+    assert sorted(stream.sample("ab", 9)) == ["a", "b"]
 
 
 def test_seeds_fit_a_signed_64_bit_integer():

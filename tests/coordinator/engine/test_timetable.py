@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from statistics import median
+from types import SimpleNamespace
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.engine.events import BlockNorm
-from coordinator.engine.medians import ColumnNormMedian, GainMedian
+from coordinator.engine.medians import MIN_NORMS, medians_of
+from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.screening import remember
 from coordinator.engine.speeds import Speeds, overhead_s, step_s, upload_s
-from coordinator.engine.state import SpeedReport, UploadReport, WorkerRecord
+from coordinator.engine.state import LeaseRecord, SpeedReport, UploadReport, WorkerRecord
+from coordinator.engine.tally import RoundTally
 from coordinator.engine.timetable import Timetable
 from protocol.ids import TRUNK, WorkerId, column_block
 
@@ -120,27 +125,42 @@ def test_a_report_of_no_time_at_all_is_no_divisor_of_zero():
 
 
 @quick
-@given(st.lists(st.sampled_from([0.1, 0.2, 0.3, 5.0]), max_size=20))
-def test_the_median_gain_follows_each_gain(gains):
-    kept, known = GainMedian(), ()
-    for gain in gains:
-        after = (*known, gain)
-        kept.follow(known, after)
-        known = after
-        assert kept.median(known, 1) == median(known)
-    assert kept.median((), 1) is None
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from([0.1, 0.2, 0.3, 5.0, math.nan])), max_size=20))
+def test_the_median_gain_follows_what_is_accepted_and_withdrawn(changes):
+    tally, there = RoundTally(1), []
+    for comes, gain in changes:
+        if comes:
+            there.append(gain)
+        elif gain in there:
+            there.remove(gain)
+        else:
+            continue
+        tally.count(accepted(gain), present=True, by=1 if comes else -1)
+        finite = [known for known in there if math.isfinite(known)]
+        assert tally.gains_median(2) == (median(finite) if len(finite) >= 2 else None)
+
+
+def accepted(gain: float) -> LeaseRecord:
+    lease: Any = SimpleNamespace(worker=WorkerId("w"), columns=(0,))
+    return LeaseRecord(lease=lease, status=LeaseStatus.ACCEPTED, heldout_gain=gain)
 
 
 @quick
-@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([1.0, 2.0, 3.0])), max_size=30))
-def test_the_median_of_all_columns_follows_what_is_remembered(changes):
-    kept, history = ColumnNormMedian(), {}
-    kept.median(history, 1)
-    for column, norm in changes:
-        norms = (BlockNorm(block=TRUNK, norm_l2=9.0), BlockNorm(block=column_block(column), norm_l2=norm))
-        after = remember(history, norms, 4)
-        kept.follow(history, after)
-        history = after
-        assert kept.median(history, 1) == median(
-            v for block, values in history.items() if block != TRUNK for v in values
-        )
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([1.0, 2.0, 3.0])), max_size=30), st.integers(0, 30))
+def test_norms_are_held_against_what_is_remembered(changes, first):
+    """Remembered at once or one after the other, it is the same; medians are those of `statistics`."""
+    submissions = [
+        (BlockNorm(block=TRUNK, norm_l2=9.0), BlockNorm(block=column_block(column), norm_l2=norm))
+        for column, norm in changes
+    ]
+    history = remember(remember({}, submissions[:first], 4), submissions[first:], 4)
+    assert history == remember({}, submissions, 4)
+    medians = medians_of(history)
+    assert medians.of(TRUNK) == (9.0 if len(changes) >= MIN_NORMS else None)
+    everything = [norm for column in range(3) for norm in history.get(column_block(column), ())]
+    middle = median(everything) if len(everything) >= MIN_NORMS else None
+    for column in range(3):
+        own = history.get(column_block(column), ())
+        assert len(own) <= 4
+        larger = max(median(own), middle) if middle is not None and len(own) >= MIN_NORMS else middle
+        assert medians.of(column_block(column)) == larger
