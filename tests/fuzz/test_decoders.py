@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests.fuzz.check import Broken, Hung, alarm, check, check_memory
 from tests.fuzz.soak import Result, row, soak
 from tests.fuzz.target import Source, Target
-from tests.fuzz.targets import TARGETS
+from tests.fuzz.targets import TARGETS, coordinator, downloads, worker
+from tests.fuzz.targets.coordinator_world import world
 
 PIECE = 50_000
 NOBODY_ANSWERS = {"bootstrap"}
@@ -41,6 +42,16 @@ def test_any_input_is_taken_or_refused(target):
             check_memory(target, data)
 
     holds()
+
+
+def test_every_method_is_fuzzed_on_both_sides():
+    """Whoever adds a method adds its request to the coordinator's targets, and its reply to the worker's."""
+    served = {method.rpartition("/")[2] for method in world().handlers}
+    assert served == {*coordinator.KINDS, "Upload", "Download"}
+    assert {*coordinator.KINDS} == {*coordinator.WORKERS, *coordinator.OPERATORS, *coordinator.STRANGERS}
+    asked = {*worker.CALLS, *worker.REPLIES, "GetManifest", "Download"}
+    assert asked == served - {*coordinator.OPERATORS, "Check"}
+    assert {"signed-manifest", "block-download", "sequences-download"} == {t.name for t in downloads.TARGETS}
 
 
 @pytest.mark.soak
