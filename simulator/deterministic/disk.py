@@ -17,6 +17,9 @@ from protocol.errors import LocalError, Unavailable
 from protocol.ids import BlockId, Digest, LeaseId
 from simulator.deterministic.loop import Process
 
+OnAppend = Callable[[int, bool, Sequence[str]], None]
+"""Called around a commit with its last position, whether it is durable by now, and its records."""
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -74,7 +77,7 @@ class Disk:
 class MemoryJournal:
     """One process's handle on the journal."""
 
-    def __init__(self, disk: Disk, process: Process, on_append: Callable[[int, bool], None]) -> None:
+    def __init__(self, disk: Disk, process: Process, on_append: OnAppend) -> None:
         self._disk = disk
         self._process = process
         self._on_append = on_append
@@ -91,10 +94,10 @@ class MemoryJournal:
         if not records or not self._process.alive:
             return disk.last_position
         last = disk.last_position + len(records)
-        self._on_append(last, False)
+        self._on_append(last, False, records)
         if self._process.alive:
             self._write(records)
-            self._on_append(last, True)
+            self._on_append(last, True, records)
         return disk.last_position
 
     def _write(self, records: Sequence[str]) -> None:

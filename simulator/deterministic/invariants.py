@@ -7,6 +7,7 @@ against that book.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -54,6 +55,12 @@ class Book:
     def acknowledged(self) -> int:
         """Submissions that a worker was told are safe."""
         return len(self._open_acks) + len(self._fates)
+
+    @property
+    def fates(self) -> Counter[str]:
+        """What became of them: `counted`, `refused: REASON`, `open`."""
+        told = Counter("counted" if fate.startswith("counted") else fate for fate in self._fates.values())
+        return told + Counter(open=len(self._open_acks))
 
     @property
     def published(self) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 MOST_STEPS_AT_ONE_TIME = 20_000
 MOST_STEPS = 400_000
-"""Callbacks without time passing, and in a whole run; more is a busy circle. An ordinary run has a few thousand."""
+"""Callbacks without time passing, and in a run of a few rounds; more is a busy circle. Such a run has thousands."""
 
 
 class Process:
@@ -46,8 +46,9 @@ Latency = Callable[[str], tuple[float, float]]
 class VirtualLoop(asyncio.AbstractEventLoop):
     """Runs one simulated world."""
 
-    def __init__(self, start_s: float, latency: Latency) -> None:
+    def __init__(self, start_s: float, latency: Latency, most_steps: int = MOST_STEPS) -> None:
         self.now_s = start_s
+        self._most_steps = most_steps
         self._latency = latency
         self._ready: deque[asyncio.Handle] = deque()
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
@@ -78,7 +79,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             if not handle.cancelled():
                 handle._run()
             steps += 1
-            if steps > MOST_STEPS_AT_ONE_TIME or self._steps + steps > MOST_STEPS:
+            if steps > MOST_STEPS_AT_ONE_TIME or self._steps + steps > self._most_steps:
                 self.error = RuntimeError(f"{steps} callbacks at {self.now_s}, {self._steps} before: a busy circle")
         self._steps += steps
 

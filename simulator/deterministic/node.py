@@ -26,31 +26,14 @@ from coordinator.service import WorkerService
 from coordinator.sessions import SessionTable
 from coordinator.throttle import EdgeLimits
 from coordinator.transfers import Transfers
-from moe.layout import FROZEN, Layout, ParamSpec
-from protocol.errors import Refused, Unauthenticated, Unavailable
-from protocol.ids import WorkerId, worker_id_of
+from protocol.errors import Refused, Unauthenticated
+from protocol.ids import LeaseId, WorkerId, worker_id_of
 from protocol.v1 import barnraise_pb2 as pb
-from simulator.deterministic.disk import Disk, MemoryJournal, MemoryStore
+from simulator.deterministic.disk import Disk, MemoryJournal, MemoryStore, OnAppend
 from simulator.deterministic.invariants import Book
 from simulator.deterministic.loop import PROCESS, Process, VirtualLoop
 from simulator.deterministic.scenario import Scenario
-from simulator.deterministic.work import CheapExecutor, first_version
-
-CODEC = "fp32"
-_RESTART_AFTER_FAILURE_S = 5.0
-
-
-class Settings:
-    """What the calls read of a run's settings."""
-
-    codec = CODEC
-    sequence_length = 8
-
-
-def small_layout(columns: int) -> Layout:
-    """Blocks of two numbers each."""
-    spec = (ParamSpec(name="w", shape=(2,)),)
-    return Layout(config_json={}, residency=FROZEN, trunk=spec, column=spec, columns=columns, top_k=1, tied=())
+from simulator.deterministic.work import Site, Work
 
 
 class CoordinatorNode:
@@ -60,18 +43,19 @@ class CoordinatorNode:
         self,
         loop: VirtualLoop,
         scenario: Scenario,
+        work: Work,
         secret: bytes,
         book: Book,
         disk: Disk,
         *,
-        on_append: Callable[[int, bool], None],
+        on_append: OnAppend,
         on_execute: Callable[[SlowCommand], bool],
         on_executed: Callable[[SlowCommand], None],
         on_died: Callable[[BaseException | None], None],
         note: Callable[[str], None],
     ) -> None:
         self.disk = disk
-        self.layout = small_layout(scenario.config.columns)
+        self._work = work
         self.process: Process | None = None
         self.boots = 0
         self._loop, self._scenario, self._secret, self._book, self._note = loop, scenario, secret, book, note
@@ -81,7 +65,7 @@ class CoordinatorNode:
             on_executed,
             on_died,
         )
-        manifest = first_version(disk, scenario.config.columns)
+        manifest = work.first_version(disk)
         created = RunCreated(
             at_s=loop.now_s, engine_version=ENGINE_VERSION, config=scenario.config, base_manifest=manifest
         )
@@ -128,14 +112,16 @@ class CoordinatorNode:
             self._mailboxes.of(verdict.worker).verdicts.append(verdict)
         if engine.state.phase is Phase.OVER:
             self._mailboxes.ended.set()
-        executor = CheapExecutor(
-            self.disk,
-            self._loop.time,
-            lambda: oldest_version_needed(engine),
-            lambda command: command.command_id in engine.state.pending,
-            self._on_execute,
-            self._book.aggregated,
+        site = Site(
+            disk=self.disk,
+            clock=self._loop.time,
+            oldest_needed=lambda: oldest_version_needed(engine),
+            is_wanted=lambda command: command.command_id in engine.state.pending,
+            fails=self._on_execute,
+            on_aggregated=self._book.aggregated,
+            sequences_of=lambda lease_id: _sequences_of(engine, lease_id),
         )
+        executor = self._work.executor(site)
         self._pump = pump = Pump(
             engine,
             journal,
@@ -153,8 +139,8 @@ class CoordinatorNode:
         parts: Any = dict.fromkeys(("dataset", "versions", "registry", "authority", "manifest_identity"))
         return RunContext(
             run_id=self._scenario.config.run_id,
-            settings=cast(Any, Settings()),
-            layout=self.layout,
+            settings=cast(Any, self._work),  # codec and sequence length are all that the calls read
+            layout=self._work.layout,
             store=self._store,
             sessions=self.sessions,
             mailboxes=self._mailboxes,
@@ -228,8 +214,16 @@ class CoordinatorNode:
         def never(_: SlowCommand) -> bool:
             return False
 
-        executor = CheapExecutor(self.disk, self._loop.time, lambda: 0, never, never, lambda *_: None)
-        await self._pump.submit(executor.execute(command))
+        site = Site(
+            disk=self.disk,
+            clock=self._loop.time,
+            oldest_needed=lambda: 0,
+            is_wanted=never,
+            fails=never,
+            on_aggregated=lambda *_: None,
+            sequences_of=lambda _: 0,
+        )
+        await self._pump.submit(self._work.executor(site).execute(command))
 
     def _dispatch(self, command: Command) -> None:
         match command:
@@ -302,6 +296,6 @@ class CoordinatorNode:
         return self.disk.manifests[self.disk.versions[record.lease.base_version].manifest]
 
 
-def unavailable(why: str) -> Unavailable:
-    """What a caller sees of a process that is not there."""
-    return Unavailable(f"the coordinator {why}")
+def _sequences_of(engine: Engine, lease_id: LeaseId) -> int:
+    record = engine.state.leases.get(lease_id)
+    return 0 if record is None else record.lease.sequences

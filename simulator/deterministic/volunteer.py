@@ -15,17 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from moe.layout import Layout, submission_specs
-from protocol.codecs import codec_named
 from protocol.errors import BarnraiseError, Unauthenticated, Unavailable
 from protocol.ids import BlockId, Digest, LeaseId
-from protocol.tensors import payload_size
 from protocol.v1 import barnraise_pb2 as pb
 from simulator.deterministic.loop import PROCESS, Process, VirtualLoop
 from simulator.deterministic.network import Network
-from simulator.deterministic.node import CODEC
 from simulator.deterministic.scenario import Scenario, VolunteerSpec
-from simulator.deterministic.work import stretched, trained_payload
+from simulator.deterministic.work import Trained, Work, stretched
 from worker import messages as m
 from worker.lease import Lease, lease_from_message
 from worker.session import IN_SESSION, Session, State
@@ -41,14 +37,29 @@ class Submission:
     """A trained lease, on the volunteer's disk."""
 
     lease_id: LeaseId
-    payload: bytes
+    trained: Trained
     inner_steps: int
     train_s: float
+
+    @property
+    def payload(self) -> bytes:
+        """What is sent."""
+        return self.trained.payload
 
     @property
     def digest(self) -> Digest:
         """Its content address."""
         return Digest(hashlib.sha256(self.payload).hexdigest())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """A lease in training, from `started_s` on."""
+
+    lease: Lease
+    base: dict[BlockId, Digest]
+    started_s: float
+    takes_s: float
 
 
 class Volunteer:
@@ -61,7 +72,7 @@ class Volunteer:
         loop: VirtualLoop,
         scenario: Scenario,
         network: Network,
-        layout: Layout,
+        work: Work,
         draw: random.Random,
         *,
         acknowledged: Callable[[LeaseId, Digest], None],
@@ -73,12 +84,13 @@ class Volunteer:
         self.key = hashlib.sha256(f"volunteer {scenario.seed} {index}".encode()).digest()
         self.process: Process | None = None
         self.told_over = False
-        self._loop, self._network, self._layout, self._draw = loop, network, layout, draw
+        self._loop, self._network, self._work, self._draw = loop, network, work, draw
         self._heartbeat_s = scenario.config.heartbeat_interval_s
         self._train_sequences = scenario.config.train_sequences
         self._acknowledged, self._forgotten, self._on_state, self._note = acknowledged, forgotten, on_state, note
         self._enrolled = False  # on disk, as is the outbox
         self._outbox: Submission | None = None
+        self._training: Training | None = None
         self._stalled_until_s = 0.0
 
     # ---- processes -----------------------------------------------------------------------------------------------
@@ -99,6 +111,11 @@ class Volunteer:
         unsent = self._outbox.lease_id if self._outbox else None
         self._post(m.Started(enrolled=self._enrolled, unsent=unsent))
 
+    @property
+    def state(self) -> State:
+        """Of the session of the process that runs, or ran last."""
+        return self._session.state
+
     def kill(self) -> None:
         """Gone; the disk stays."""
         process, self.process = self.process, None
@@ -106,6 +123,13 @@ class Volunteer:
             process.kill()
             for timer in self._timers.values():
                 timer.cancel()
+            self._interrupt_training()
+
+    def _interrupt_training(self) -> None:
+        training, self._training = self._training, None
+        if training is not None:
+            share = min(1.0, (self._loop.now_s - training.started_s) / training.takes_s)
+            self._work.interrupted(self.index, training.lease, training.base, share)
 
     def stall(self, seconds: float) -> None:
         """The process stands still: whatever happens meanwhile, it sees afterwards."""
@@ -143,9 +167,9 @@ class Volunteer:
                     self._call.cancel()
                 self._call = self._loop.create_task(self._perform(command), context=self._context)
             case m.StartTraining(training=training, lease=lease):
-                took_s = lease.inner_steps * self.spec.step_s * self._draw.uniform(0.8, 1.3)
-                self._timer("training", took_s, self._trained, training, lease, dict(self._base), took_s)
+                self._train(training, lease)
             case m.StopTraining():
+                self._training = None
                 self._cancel("training")
             case m.DropSubmission(lease_id=lease_id):
                 if self._outbox is not None and self._outbox.lease_id == lease_id:
@@ -160,14 +184,20 @@ class Volunteer:
         self.kill()
         self._loop.call_later(COMES_BACK_S, self.boot)
 
+    def _train(self, training: int, lease: Lease) -> None:
+        base = dict(self._base)
+        whole_s = lease.inner_steps * self.spec.step_s * self._draw.uniform(0.8, 1.3)
+        takes_s = whole_s * self._work.share_left(self.index, lease, base)
+        self._training = Training(lease=lease, base=base, started_s=self._loop.now_s, takes_s=takes_s)
+        self._timer("training", takes_s, self._trained, training, lease, base, whole_s)
+
     def _trained(self, training: int, lease: Lease, base: dict[BlockId, Digest], train_s: float) -> None:
-        specs = submission_specs(self._layout, lease.columns)
-        size_bytes = payload_size(specs, codec_named(CODEC))
-        payload = trained_payload(lease, base, lease.data_start, size_bytes)
+        self._training = None
+        trained = self._work.trained(self.index, lease, base)
         if self.spec.liar:
-            payload = stretched(f"{lease.lease_id} {self.index} lies", size_bytes)
+            trained = Trained(payload=stretched(f"{lease.lease_id} {self.index} lies", len(trained.payload)))
         self._outbox = Submission(
-            lease_id=lease.lease_id, payload=payload, inner_steps=lease.inner_steps, train_s=train_s
+            lease_id=lease.lease_id, trained=trained, inner_steps=lease.inner_steps, train_s=train_s
         )
         self._post(m.Trained(training=training))
 
@@ -229,8 +259,10 @@ class Volunteer:
         reply = await self._ask("AcquireLease", pb.AcquireLeaseRequest(wait_s=wait_s), wait_s)
         match reply.WhichOneof("outcome"):
             case "lease":
-                columns = self._layout.columns
-                lease = lease_from_message(reply.lease, max_columns=columns, layout_columns=columns, sequence_length=8)
+                columns, length = self._work.layout.columns, self._work.sequence_length
+                lease = lease_from_message(
+                    reply.lease, max_columns=columns, layout_columns=columns, sequence_length=length
+                )
                 self._timer("deadline", lease.ttl_s, self._on_deadline, lease.lease_id)
                 return m.LeaseGranted(ticket=call.ticket, lease=lease)
             case "over":
@@ -245,11 +277,11 @@ class Volunteer:
             lease_id=kept.lease_id,
             digest=bytes.fromhex(kept.digest),
             payload_bytes=len(kept.payload),
-            codec=CODEC,
+            codec=self._work.codec,
             inner_steps_done=kept.inner_steps,
             tokens=kept.inner_steps,
-            train_loss_first=5.0,
-            train_loss_last=4.0,
+            train_loss_first=kept.trained.loss_first,
+            train_loss_last=kept.trained.loss_last,
             train_s=kept.train_s,
         )
         reply = await self._ask("CommitSubmission", request)

@@ -1,14 +1,16 @@
 """Training, measuring and outer steps, each replaced by a hash of exactly what the real one depends on.
 
-Decides what a submission and a block "contain". A payload is the hash of its lease and of the base blocks it was
-trained from, so one that was trained from anything else, or mixed with another's bytes, is found when it is measured. A
-block is named by its parent's digest and the contributions that changed it, so descent can be followed.
+Decides what the simulation asks of training (`Work`), and what a submission and a block "contain". A payload is the
+hash of its lease and of the base blocks it was trained from, so one that was trained from anything else, or mixed with
+another's bytes, is found when it is measured. A block is named by its parent's digest and the contributions that
+changed it, so descent can be followed.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from coordinator.engine.commands import (
@@ -26,15 +28,77 @@ from coordinator.engine.events import (
     SubmissionMeasured,
     VersionValidated,
 )
+from moe.layout import FROZEN, Layout, ParamSpec, submission_specs
+from protocol.codecs import codec_named
 from protocol.errors import LocalError
-from protocol.ids import TRUNK, BlockId, Digest, Version, column_block
+from protocol.ids import TRUNK, BlockId, Digest, LeaseId, Version, column_block
+from protocol.tensors import payload_size
 from simulator.deterministic.disk import Block, Disk, VersionEntry
+from worker.lease import Lease
 
 DISK_FULL = OSError(28, "No space left on device")
 
 
 class MissingContent(Exception):
     """Content that an event or command relies on is not there: never excusable, so the simulation stops."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What came of a lease."""
+
+    payload: bytes
+    loss_first: float = 5.0
+    loss_last: float = 4.0
+
+
+class Executes(Protocol):
+    """What `coordinator.executor.Executor` is to the pump."""
+
+    def execute(self, command: SlowCommand) -> Event:
+        """Carry out `command`; the event that it ends in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Where a coordinator's process does its slow work."""
+
+    disk: Disk
+    clock: Callable[[], float]
+    oldest_needed: Callable[[], int]
+    is_wanted: Callable[[SlowCommand], bool]
+    fails: Callable[[SlowCommand], bool]
+    on_aggregated: Callable[[AggregateRound, Digest], None]
+    sequences_of: Callable[[LeaseId], int]
+
+
+class Work(Protocol):
+    """What is trained, measured and stepped in a simulated run: `HashWork`, or `training.RealWork`."""
+
+    @property
+    def layout(self) -> Layout: ...  # noqa: D102
+    @property
+    def codec(self) -> str: ...  # noqa: D102
+    @property
+    def sequence_length(self) -> int: ...  # noqa: D102
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one frame of an upload: a submission has a few."""
+
+    def first_version(self, disk: Disk) -> Digest:
+        """Write version 0; its manifest."""
+
+    def executor(self, site: Site) -> Executes:
+        """The executor of a process that was just started."""
+
+    def share_left(self, worker: int, lease: Lease, base: Mapping[BlockId, Digest]) -> float:
+        """The share of the lease that this worker's disk does not hold already."""
+
+    def trained(self, worker: int, lease: Lease, base: Mapping[BlockId, Digest]) -> Trained:
+        """The submission for a lease whose time is over."""
+
+    def interrupted(self, worker: int, lease: Lease, base: Mapping[BlockId, Digest], share: float) -> None:
+        """The worker's process died when `share` of what was left was done."""
 
 
 class LeaseLike(Protocol):
@@ -50,10 +114,41 @@ class LeaseLike(Protocol):
     def inner_steps(self) -> int: ...  # noqa: D102
 
 
-def first_version(disk: Disk, columns: int) -> Digest:
-    """Write version 0; its manifest."""
-    blocks = (TRUNK, *(column_block(column) for column in range(columns)))
-    return _write_version(disk, 0, {name: Block(None, name) for name in blocks}, "created")
+class HashWork:
+    """No training at all: thousands of runs a minute."""
+
+    codec = "fp32"
+    sequence_length = 8
+    frame_bytes = 128
+    """Two to four frames for a submission of a few hundred bytes."""
+
+    def __init__(self, columns: int) -> None:
+        spec = (ParamSpec(name="w", shape=(2,)),)
+        self.layout = Layout(
+            config_json={}, residency=FROZEN, trunk=spec, column=spec, columns=columns, top_k=1, tied=()
+        )
+
+    def first_version(self, disk: Disk) -> Digest:
+        """Blocks that come from nothing."""
+        return _write_version(disk, 0, {name: Block(None, name) for name in self.layout.blocks}, "created")
+
+    def executor(self, site: Site) -> CheapExecutor:
+        """On hashes."""
+        return CheapExecutor(site.disk, site.clock, site.oldest_needed, site.is_wanted, site.fails, site.on_aggregated)
+
+    def share_left(self, worker: int, lease: Lease, base: Mapping[BlockId, Digest]) -> float:
+        """All of it: nothing is kept of a lease that was interrupted."""
+        del worker, lease, base
+        return 1.0
+
+    def trained(self, worker: int, lease: Lease, base: Mapping[BlockId, Digest]) -> Trained:
+        """The hash of what it depends on."""
+        del worker
+        size_bytes = payload_size(submission_specs(self.layout, lease.columns), codec_named(self.codec))
+        return Trained(payload=trained_payload(lease, base, lease.data_start, size_bytes))
+
+    def interrupted(self, worker: int, lease: Lease, base: Mapping[BlockId, Digest], share: float) -> None:
+        """Nothing is left of it."""
 
 
 def trained_payload(lease: LeaseLike, base: Mapping[BlockId, Digest], data_start: int, size_bytes: int) -> bytes:

@@ -10,7 +10,7 @@ import contextlib
 import gc
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,19 +24,18 @@ from protocol.errors import BarnraiseError, StorageTrouble
 from protocol.ids import LeaseId
 from simulator.deterministic.disk import Disk
 from simulator.deterministic.invariants import Book, InvariantBroken
-from simulator.deterministic.loop import VirtualLoop
+from simulator.deterministic.loop import MOST_STEPS, VirtualLoop
 from simulator.deterministic.network import Network
 from simulator.deterministic.node import CoordinatorNode
 from simulator.deterministic.scenario import START_S, Scenario, scenario_of
 from simulator.deterministic.volunteer import Volunteer
+from simulator.deterministic.work import HashWork, Work
 from simulator.faults import COORDINATOR, Fault, FaultKind, FaultPlan, Point
 from simulator.seeds import derived_stream
 from worker.session import State
 
 RESTART_AFTER_FAILURE_S = 5.0
 WATCH_EVERY_S = 5.0
-FRAME_BYTES = 128
-"""Two to four frames for a submission of a few hundred bytes."""
 GOODBYE_S = 200.0
 """Virtual seconds in which every volunteer has heard that the run is over."""
 _KILL = frozenset({FaultKind.KILL})
@@ -63,24 +62,33 @@ class Outcome:
 
 def run_seed(seed: int, *, trace: bool = False) -> Outcome:
     """One seed, from the first event to the run's end or the first broken invariant."""
-    with _quiet():
+    with quiet():
         return World(scenario_of(seed), trace=trace).run()
 
 
 class World:
     """One simulated run. `run` once."""
 
-    def __init__(self, scenario: Scenario, *, trace: bool = False) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        *,
+        trace: bool = False,
+        work: Work | None = None,
+        plan: FaultPlan | None = None,
+        most_steps: int = MOST_STEPS,
+    ) -> None:
         self._scenario = scenario
+        self._work = work = HashWork(scenario.config.columns) if work is None else work
         self._trace: list[str] | None = [f"scenario {scenario}"] if trace else None
         self._draw = derived_stream(scenario.seed, "world")
-        self._plan = FaultPlan(scenario.faults)
+        self._plan = FaultPlan(scenario.faults) if plan is None else plan
         self._violation: str | None = None
         self._kills = {"coordinator": 0, "worker": 0}
         self._executions: dict[str, int] = {}
         self._states: dict[tuple[int, str], int] = {}
         self._over_since_s: float | None = None
-        self._loop = VirtualLoop(START_S, self._work_latency)  # type: ignore[abstract]
+        self._loop = VirtualLoop(START_S, self._work_latency, most_steps)  # type: ignore[abstract]
         self._disk = Disk()
         note = self._note if trace else _silent
         self._book = Book(self._disk, note)
@@ -88,6 +96,7 @@ class World:
         self._node = CoordinatorNode(
             self._loop,
             scenario,
+            work,
             secret,
             self._book,
             self._disk,
@@ -105,7 +114,7 @@ class World:
                 self._loop,
                 scenario,
                 self._network,
-                self._node.layout,
+                work,
                 self._draw,
                 acknowledged=self._book.acknowledge,
                 forgotten=self._on_forgotten,
@@ -118,7 +127,7 @@ class World:
     def run(self) -> Outcome:
         """To the end."""
         scenario = self._scenario
-        with _small(scenario.snapshot_every):
+        with _small(scenario.snapshot_every, self._work.frame_bytes):
             self._loop.call_soon(self._node.boot)
             for volunteer in self._volunteers:
                 self._loop.call_at(volunteer.spec.arrives_s, volunteer.boot)
@@ -233,7 +242,8 @@ class World:
         self._network.break_connections()
         self._loop.call_later(back_after_s, self._node.boot)
 
-    def _on_append(self, position: int, is_durable: bool) -> None:
+    def _on_append(self, position: int, is_durable: bool, records: Sequence[str]) -> None:
+        del records
         if self._loop.now_s >= self._scenario.calm_s:
             return
         point = Point(worker=COORDINATOR, call="append", journal_position=position, now_s=self._loop.now_s)
@@ -310,11 +320,11 @@ def _silent(_: str) -> None:
 
 
 @contextlib.contextmanager
-def _small(snapshot_every: int) -> Iterator[None]:
+def _small(snapshot_every: int, frame_bytes: int) -> Iterator[None]:
     """Snapshots and frames as often as a run of thousands of events and of gigabytes has them."""
     wire: Any = framing
     kept = pump_module.SNAPSHOT_EVERY, wire.FRAME_BYTES
-    pump_module.SNAPSHOT_EVERY, wire.FRAME_BYTES = snapshot_every, FRAME_BYTES
+    pump_module.SNAPSHOT_EVERY, wire.FRAME_BYTES = snapshot_every, frame_bytes
     try:
         yield
     finally:
@@ -322,7 +332,7 @@ def _small(snapshot_every: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No log lines, which a run under faults has many of, and no garbage collection while a seed runs."""
     kept, collecting = structlog.get_config(), gc.isenabled()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))

@@ -1,0 +1,410 @@
+"""Training that is real, in a simulated run: a micro mixture of experts on a synthetic language.
+
+Decides the model, the language and where bytes lie; nothing about rounds. Training, measuring, aggregation, outer step,
+validation and checkpoints are the real code (`worker.trainer`, `worker.lease_state`, `coordinator.executor`,
+`coordinator.versions`), only time is virtual. Always: a lease that is trained again gives the same bytes, whoever was
+killed on the way; submissions lie on the simulated disk, which forgets what was not synced. Blocks and progress are
+files in a folder of their own: what a kill leaves of them is what was written by then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from coordinator.artifacts import ArtifactStore
+from coordinator.datasets import Dataset
+from coordinator.engine.commands import AggregateRound, SlowCommand, ValidateVersion
+from coordinator.engine.events import CheckpointWritten, Event, RoundAggregated, VersionValidated
+from coordinator.executor import Executor
+from coordinator.settings import RunSettings
+from coordinator.versions import Versions
+from moe.config import config_from_json, config_to_json
+from moe.full import initial_blocks
+from moe.layout import FROZEN, block_tensor_specs, layout
+from moe.presets import preset
+from moe.shard import ShardModel, build_shard
+from protocol.codecs import FP32, codec_named
+from protocol.errors import LocalError
+from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, RunId, Version, digest_of
+from protocol.manifest import BlockRef, Manifest
+from protocol.tensors import decode_tensors, encode_tensors
+from simulator.deterministic.disk import Block, Disk, VersionEntry
+from simulator.deterministic.invariants import InvariantBroken
+from simulator.deterministic.work import DISK_FULL, MissingContent, Site, Trained
+from worker.lease import Lease
+from worker.lease_state import LeaseStates, LocalState, computation_of
+from worker.trainer import TrainingStopped, pseudo_gradient_of, train_shard
+
+VOCABULARY = 32
+SEQUENCE_LENGTH = 16
+TRAIN_SEQUENCES = 60_000
+HELDOUT_SEQUENCES = 512
+SAVE_EVERY_STEPS = 3
+"""A worker writes its progress after this many inner steps: what a kill may cost."""
+MOST_FILES = 64
+"""Submissions that lie about as files: more than a round has."""
+CLASSES = 4
+_CONCENTRATION = 0.1
+"""Of the Dirichlet draws: low enough that few tokens are likely, so there is much to learn."""
+
+Tensors = dict[str, torch.Tensor]
+
+
+MICRO: Mapping[str, Any] = {
+    **config_to_json(preset("tiny", vocab_size=VOCABULARY)),
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 2 * SEQUENCE_LENGTH,
+    "initializer_range": 0.1,
+}
+"""OLMoE's shape at about 15,000 parameters: 4 columns, of which a token visits 2."""
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread: a model this small gains nothing by more, and a lease must give the same bytes each time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Language(Dataset):
+    """A Markov chain: what follows is drawn from few tokens, by the last one and the class (modulo 4) of that before.
+
+    `entropy` is the least loss that any model can have on the held-out part, nats a token.
+    """
+
+    def __init__(self, seed: int) -> None:
+        draw = np.random.default_rng(seed)
+        chances_CV = draw.dirichlet(np.full(VOCABULARY, _CONCENTRATION), size=VOCABULARY * CLASSES)
+        text_NL = _sequences(np.cumsum(chances_CV, axis=1), TRAIN_SEQUENCES + HELDOUT_SEQUENCES, draw)
+        self.entropy = _entropy(chances_CV, text_NL[:HELDOUT_SEQUENCES])
+        heldout, train = text_NL[:HELDOUT_SEQUENCES], text_NL[HELDOUT_SEQUENCES:]
+        super().__init__(Path(), cast(Any, None), train.reshape(-1), heldout.reshape(-1))
+
+    @property
+    def tokenizer_json(self) -> bytes:
+        """Each token is its number."""
+        words = {str(number): number for number in range(VOCABULARY)}
+        return json.dumps({"version": "1.0", "model": {"type": "WordLevel", "vocab": words, "unk_token": "0"}}).encode()
+
+
+def _sequences(cumulated_CV: NDArray[np.float64], count: int, draw: np.random.Generator) -> NDArray[np.uint8]:
+    """`count` sequences [N, L+1], each from a start of its own."""
+    text_NL = np.zeros((count, SEQUENCE_LENGTH + 1), dtype=np.uint8)
+    before_N, last_N = draw.integers(0, VOCABULARY, count), draw.integers(0, VOCABULARY, count)
+    for position in range(SEQUENCE_LENGTH + 1):
+        passed_NV = cumulated_CV[_context(before_N, last_N)] < draw.random(count)[:, None]
+        before_N, last_N = last_N, np.minimum(passed_NV.sum(axis=1), VOCABULARY - 1)
+        text_NL[:, position] = last_N
+    return text_NL
+
+
+def _context(before_N: NDArray[Any], last_N: NDArray[Any]) -> NDArray[np.int64]:
+    context_N: NDArray[np.int64] = (before_N.astype(np.int64) % CLASSES) * VOCABULARY + last_N
+    return context_N
+
+
+def _entropy(chances_CV: NDArray[np.float64], text_NL: NDArray[np.uint8]) -> float:
+    """Mean over the contexts that occur from the third token on."""
+    entropy_C = -np.sum(chances_CV * np.log(np.maximum(chances_CV, 1e-300)), axis=1)
+    return float(entropy_C[_context(text_NL[:, :-2], text_NL[:, 1:-1])].mean())
+
+
+class RealWork:
+    """One simulated run's training. `folder` holds blocks, checkpoints and progress."""
+
+    codec = "fp32"
+    sequence_length = SEQUENCE_LENGTH
+    frame_bytes = 8 * 1024
+    """A handful of frames for a submission of some 40 KB."""
+
+    def __init__(self, seed: int, folder: Path) -> None:
+        self._config = config_from_json(MICRO)
+        self.layout = layout(self._config, FROZEN)
+        self.language = Language(seed)
+        self.val_losses: dict[int, float] = {}
+        """Held-out loss by version, nats a token."""
+        self.tokens_trained = 0
+        """In all outer steps so far."""
+        self.retrained = self.taken_up = 0
+        """Leases that were trained again from their beginning, and from kept progress."""
+        self.on_write: Callable[[str], None] = lambda _: None
+        """Called before each block, and each manifest, is written: raises where the process dies there."""
+        self.on_validated: Callable[[int, float], None] = lambda *_: None
+        self._seed, self._folder = seed, folder
+        self._files = ArtifactStore(folder)
+        self._shards: dict[tuple[int, ...], ShardModel] = {}
+        self._blocks: dict[Digest, Tensors] = {}
+        self._digests: dict[LeaseId, Digest] = {}
+        self._states: dict[int, LeaseStates] = {}
+        self._begun: set[LeaseId] = set()
+        self.settings = RunSettings(
+            preset="tiny",
+            sequence_length=SEQUENCE_LENGTH,
+            seed=seed,
+            heldout_limit=HELDOUT_SEQUENCES,
+            screening_sequences=64,
+            evaluation_batch=256,
+            keep_checkpoints=1,
+        )
+
+    # ---- the coordinator's side ----------------------------------------------------------------------------------
+
+    def first_version(self, disk: Disk) -> Digest:
+        """Fresh weights."""
+        versions = self._versions()
+        blocks = initial_blocks(self._config, self.layout, self._seed)
+        manifest = Manifest(
+            run_id=RunId("simulated"),
+            version=Version(0),
+            parent_version=None,
+            round=RoundNumber(0),
+            created_at_s=0.0,
+            model=self.layout.config_json,
+            residency=self.layout.residency,
+            blocks={block: versions.put_block(tensors) for block, tensors in blocks.items()},
+            momenta={},
+            val_loss=None,
+            tokens_trained=0,
+        )
+        digest = versions.publish(manifest, "created")
+        _mirror(disk, versions, None, manifest, digest)
+        return digest
+
+    def executor(self, site: Site) -> RealExecutor:
+        """As a process has it that was just started: nothing is cached."""
+        return RealExecutor(self, site, self._versions(), _Store(self._files, site.disk, self._folder / "submissions"))
+
+    def _versions(self) -> Versions:
+        return _Versions(self._folder / "versions", self._files, self.layout, self)
+
+    def checkpoints(self) -> Path:
+        """Where checkpoints go."""
+        return self._folder / "checkpoints"
+
+    # ---- the volunteers' side ------------------------------------------------------------------------------------
+
+    def share_left(self, worker: int, lease: Lease, base: Mapping[BlockId, Digest]) -> float:
+        """The share of the inner steps that no kept progress covers."""
+        state = self._states_of(worker).load(computation_of(lease, base, "cpu"))
+        done = 0 if state is None else state.step
+        if lease.lease_id in self._begun:
+            self.taken_up += done > 0
+            self.retrained += done == 0
+        self._begun.add(lease.lease_id)
+        return 1.0 - done / lease.inner_steps
+
+    def trained(self, worker: int, lease: Lease, base: Mapping[BlockId, Digest]) -> Trained:
+        """Train what is left; InvariantBroken where this lease gives other bytes than in one go, or than before."""
+        keeper = self._keeper(worker, lease, base)
+        trained = self._train(lease, base, keeper)
+        if keeper.has_taken_up and self._train(lease, base, None).payload != trained.payload:
+            raise InvariantBroken(f"lease {lease.lease_id} was taken up again and gave other bytes than in one go")
+        digest = digest_of(trained.payload)
+        if self._digests.setdefault(lease.lease_id, digest) != digest:
+            raise InvariantBroken(f"lease {lease.lease_id} was trained again and gave other bytes than before")
+        self._states_of(worker).clear()
+        return trained
+
+    def _train(self, lease: Lease, base: Mapping[BlockId, Digest], keeper: _Keeper | None) -> Trained:
+        shard, start = self._loaded(lease, base)
+        metrics = train_shard(shard, lease, self._sequences(lease), keeper=keeper)
+        gradient = pseudo_gradient_of(start, shard.held_blocks())
+        flat = {f"{block}/{name}": tensor for block, tensors in gradient.items() for name, tensor in tensors.items()}
+        payload = encode_tensors(flat, codec_named(self.codec))
+        return Trained(payload=payload, loss_first=metrics.loss_first, loss_last=metrics.loss_last)
+
+    def interrupted(self, worker: int, lease: Lease, base: Mapping[BlockId, Digest], share: float) -> None:
+        """Train up to where the process died, so that what it kept is on disk."""
+        keeper = self._keeper(worker, lease, base)
+        kept = keeper.load()
+        first = 0 if kept is None else kept.step
+        died_after = first + math.floor(share * (lease.inner_steps - first))
+        if died_after <= first or died_after >= lease.inner_steps:
+            return
+        done = first
+
+        def on_step(step: int, _: float | None) -> None:
+            nonlocal done
+            done = step
+
+        shard, _ = self._loaded(lease, base)
+        try:
+            train_shard(
+                shard,
+                lease,
+                self._sequences(lease),
+                on_step=on_step,
+                should_stop=lambda: done >= died_after,
+                keeper=keeper,
+            )
+        except TrainingStopped:
+            return
+        raise LocalError(f"lease {lease.lease_id} was to stop after step {died_after} and went on")
+
+    def _loaded(self, lease: Lease, base: Mapping[BlockId, Digest]) -> tuple[ShardModel, dict[BlockId, Tensors]]:
+        start = {block: self._block(block, digest) for block, digest in base.items()}
+        shard = self._shards.get(lease.columns)
+        if shard is None:
+            shard = self._shards[lease.columns] = build_shard(self.layout, lease.columns, start, seed=lease.seed)
+        else:
+            shard.load(start)
+        return shard, start
+
+    def _sequences(self, lease: Lease) -> NDArray[np.int64]:
+        rows = self.language.sequences(lease.data_seed, lease.data_start, lease.data_count, SEQUENCE_LENGTH)
+        return rows.astype(np.int64)
+
+    def _keeper(self, worker: int, lease: Lease, base: Mapping[BlockId, Digest]) -> _Keeper:
+        return _Keeper(self._states_of(worker), computation_of(lease, base, "cpu"))
+
+    def _states_of(self, worker: int) -> LeaseStates:
+        if worker not in self._states:
+            self._states[worker] = LeaseStates(self._folder / f"worker-{worker}")
+        return self._states[worker]
+
+    def _block(self, block: BlockId, digest: Digest) -> Tensors:
+        """What a worker has fetched stays with it, whatever the coordinator sweeps away."""
+        if digest not in self._blocks:
+            payload = self._files.blocks.read(digest)
+            self._blocks[digest] = decode_tensors(payload, block_tensor_specs(self.layout, block), FP32)
+        return self._blocks[digest]
+
+
+class _Keeper:
+    """`worker.lease_state.LeaseKeeper`, by steps in place of seconds."""
+
+    def __init__(self, states: LeaseStates, computation: str) -> None:
+        self._states, self._computation = states, computation
+        self._asked = 0
+        self.has_taken_up = False
+
+    def load(self) -> LocalState | None:
+        state = self._states.load(self._computation)
+        self.has_taken_up = state is not None
+        return state
+
+    def due(self) -> bool:
+        self._asked += 1
+        return self._asked % SAVE_EVERY_STEPS == 0
+
+    def save(self, state: LocalState) -> None:
+        self._states.save(self._computation, state)
+
+
+class RealExecutor:
+    """The real executor; the simulated disk's books are kept beside it, for the invariants."""
+
+    def __init__(self, work: RealWork, site: Site, versions: Versions, store: _Store) -> None:
+        self._work, self._site, self._versions = work, site, versions
+        self._executor = Executor(
+            settings=work.settings,
+            layout=work.layout,
+            store=cast(Any, store),
+            versions=versions,
+            dataset=work.language,
+            checkpoints=work.checkpoints(),
+            clock=site.clock,
+            tokens_of=lambda lease_id: site.sequences_of(lease_id) * SEQUENCE_LENGTH,
+            oldest_needed=site.oldest_needed,
+        )
+
+    def execute(self, command: SlowCommand) -> Event:
+        """Carry out `command`, or fail as a full disk does. Content that is wanted and gone ends the simulation."""
+        if self._site.fails(command):
+            raise DISK_FULL
+        try:
+            event = self._executor.execute(command)
+        except (MissingContent, LocalError) as error:
+            if self._site.is_wanted(command):
+                raise MissingContent(f"{command.command_id}: {error}") from error
+            raise LocalError(str(error)) from error
+        if isinstance(event, RoundAggregated):
+            assert isinstance(command, AggregateRound)
+            manifest = self._versions.manifest(event.manifest)
+            _mirror(self._site.disk, self._versions, command.parent_manifest, manifest, event.manifest)
+            self._work.tokens_trained = manifest.tokens_trained
+            self._site.on_aggregated(command, event.manifest)
+        if isinstance(event, CheckpointWritten):
+            return replace(event, path=Path(event.path).name)  # the folder is another one each time
+        if isinstance(event, VersionValidated) and isinstance(command, ValidateVersion):
+            self._work.val_losses[event.version] = event.val_loss
+            self._work.on_validated(event.version, event.val_loss)
+        return event
+
+
+def _mirror(disk: Disk, versions: Versions, parent: Digest | None, manifest: Manifest, digest: Digest) -> None:
+    """Tell the simulated disk what a version is made of, and which versions are kept."""
+    before = {} if parent is None else disk.manifests[parent]
+    named = {block: Digest(ref.digest) for block, ref in manifest.blocks.items()}
+    for block, block_digest in named.items():
+        if block_digest != before.get(block):
+            disk.blocks[block_digest] = Block(before.get(block), f"version {manifest.version}")
+    disk.manifests[digest] = named
+    disk.versions[manifest.version] = VersionEntry(digest, "real")
+    kept = set(versions.kept())
+    for version in [version for version in disk.versions if version not in kept]:
+        disk.manifests.pop(disk.versions.pop(version).manifest, None)
+
+
+class _Versions(Versions):
+    """The real ones, in which a process may die between two files."""
+
+    def __init__(self, folder: Path, store: ArtifactStore, model_layout: Any, work: RealWork) -> None:
+        super().__init__(folder, store, model_layout)
+        self._work = work
+
+    def put_block(self, tensors: Mapping[str, torch.Tensor]) -> BlockRef:
+        self._work.on_write("block")
+        return super().put_block(tensors)
+
+    def publish(self, manifest: Manifest, cause: str) -> Digest:
+        self._work.on_write("manifest")
+        return super().publish(manifest, cause)
+
+
+class _Store:
+    """What the executor asks of the artifact store: submissions are on the simulated disk."""
+
+    def __init__(self, files: ArtifactStore, disk: Disk, folder: Path) -> None:
+        self.blocks, self.payloads = files.blocks, _Payloads(disk, folder)
+
+
+class _Payloads:
+    """Submissions of the simulated disk, as the files that the executor reads."""
+
+    def __init__(self, disk: Disk, folder: Path) -> None:
+        self._disk, self._folder = disk, folder
+        folder.mkdir(exist_ok=True)
+
+    def path(self, digest: Digest) -> Path:
+        """A file with what the disk holds now; MissingContent where it holds nothing."""
+        content = self._disk.payloads.get(digest)
+        if content is None:
+            raise MissingContent(f"payload {digest[:12]} is needed and not on disk")
+        path = self._folder / digest
+        if not path.exists():
+            files = list(self._folder.iterdir())
+            for old in files if len(files) > MOST_FILES else ():
+                old.unlink()
+            path.write_bytes(content)
+        return path
