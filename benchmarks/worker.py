@@ -46,6 +46,8 @@ class Case:
     inner_steps: int
     batch_sequences: int
     sequence_length: int = 128
+    optimizer: str = "adamw"
+    """The worker's. The bare loop's is AdamW always: what Muon costs is part of a row's ratio."""
 
 
 QUICK = (
@@ -58,6 +60,8 @@ CASES = (
     Case(residency="frozen", columns=4, inner_steps=10, batch_sequences=16),
     Case(residency="frozen", columns=4, inner_steps=30, batch_sequences=16),
     Case(residency="absent", columns=4, inner_steps=30, batch_sequences=16),
+    Case(residency="frozen", columns=8, inner_steps=10, batch_sequences=16, optimizer="muon"),
+    Case(residency="frozen", columns=4, inner_steps=10, batch_sequences=16, optimizer="muon"),
 )
 
 
@@ -90,6 +94,7 @@ def measure(case: Case, pairs: int) -> report.Row:
         "device": bench.device,
         "residency": case.residency,
         "columns": f"{case.columns}/{bench.layout.columns}",
+        "optimizer": case.optimizer,
         "steps": case.inner_steps,
         "batch": case.batch_sequences,
         "bare_tokens_per_s": tokens / statistics.median(bare_s),
@@ -189,7 +194,7 @@ def _lease(case: Case) -> Lease:
         adam_beta2=0.99,
         adam_eps=1e-8,
         clip_norm=1.0,
-        optimizer="adamw",
+        optimizer=case.optimizer,
         muon_learning_rate=0.02,
         muon_momentum=0.95,
         ttl_s=3600.0,
