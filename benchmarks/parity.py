@@ -1,6 +1,6 @@
 """What a swarm's training is worth beside central training: same model, data, tokens and evaluation.
 
-    python -m benchmarks.parity [--quick] [--jobs N] [--seeds 11,12,13] [--rows NAME,...] [--set KEY=VALUE ...]
+    python -m benchmarks.parity [--quick] [--jobs N] [--seeds 11,12,13] [--rows 'NAME;...'] [--set KEY=VALUE ...]
                                 [--out DIR] [--json FILE]
 
 Every row is trained from the same first weights on equal tokens: centrally (the batch of all workers at each step), by
@@ -32,6 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from benchmarks.report import Cell, machine, print_rows, write_json
 from coordinator.engine.config import InnerRecipe
 
@@ -44,6 +46,10 @@ STEPS = 200
 CENTRAL: Mapping[str, Any] = {"learning_rate": 0.012, "muon_learning_rate": 0.05}
 """Where central training's recipe differs from the swarm's: the best of those tried, with other seeds; docs/log.md."""
 
+
+QUICK_TO_NOTICE: Mapping[str, Any] = {"heartbeat_interval_s": 1.0}
+"""A lease lasts ten seconds here: whoever vanishes has to be missed well within that, as with the default heartbeat in
+rounds of minutes. Otherwise a dropout costs its worker the next round, too."""
 
 ADAMW: Mapping[str, Any] = {"optimizer": "adamw", "learning_rate": 8e-3, "final_lr_share": 0.1, "warmup_steps": 3}
 """The best found without Muon."""
@@ -64,6 +70,8 @@ class Case:
     """How many times longer the slowest worker's steps take than the fastest's; the others lie between."""
     engine: Mapping[str, Any] | None = None
     """Settings that this row alone has."""
+    rounds: float = 1.0
+    """How many times as many rounds: where leases are lost or short, equal tokens take more of them."""
 
 
 CASES = (
@@ -71,12 +79,33 @@ CASES = (
     Case(name="lone", setting="lone", against="central"),
     Case(name="diloco", setting="diloco", against="central"),
     Case(name="diloco kept moments", setting="diloco", against="diloco", moments="kept"),
-    Case(name="diloco dropout", setting="diloco", against="diloco", dropout=0.3),
+    Case(name="diloco dropout", setting="diloco", against="diloco", dropout=0.3, engine=QUICK_TO_NOTICE),
+    Case(
+        name="diloco dropout, equal tokens",
+        setting="diloco",
+        against="diloco",
+        dropout=0.3,
+        engine=QUICK_TO_NOTICE,
+        rounds=1.0 / 0.7,
+    ),
     Case(name="diloco uneven", setting="diloco", against="diloco", slowest=4.0),
+    Case(name="diloco uneven, equal tokens", setting="diloco", against="diloco", slowest=4.0, rounds=1.22),
     Case(name="half frozen", setting="half_frozen", against="diloco"),
-    Case(name="half frozen dropout", setting="half_frozen", against="half frozen", dropout=0.3),
+    Case(
+        name="half frozen dropout",
+        setting="half_frozen",
+        against="half frozen",
+        dropout=0.3,
+        engine=QUICK_TO_NOTICE,
+    ),
     Case(name="half absent", setting="half_absent", against="diloco"),
-    Case(name="half absent dropout", setting="half_absent", against="half absent", dropout=0.3),
+    Case(
+        name="half absent dropout",
+        setting="half_absent",
+        against="half absent",
+        dropout=0.3,
+        engine=QUICK_TO_NOTICE,
+    ),
     Case(name="diloco 20 steps", setting="diloco", against="diloco", engine={"inner": {"inner_steps": 20}}),
     Case(name="central adamw", setting="central", against="central", engine={"inner": ADAMW}),
     Case(name="diloco adamw", setting="diloco", against="central adamw", engine={"inner": ADAMW}),
@@ -91,6 +120,7 @@ def run_case(case: Case, seed: int, steps: int, changes: Mapping[str, str], data
     from simulator.seeds import derived_seed
 
     torch.set_num_threads(1)
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     started_s = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="barnraise-parity-") as folder:
         settings = _settings(case, derived_seed(seed, "parity"), steps, changes, data)
@@ -113,11 +143,11 @@ def _settings(case: Case, seed: int, steps: int, changes: Mapping[str, str], dat
         place, _, leaf = key.rpartition(".")
         (table.setdefault(place, {}) if place else table)[leaf] = json.loads(text)
     inner_steps = int(table.get("inner", {}).get("inner_steps", InnerRecipe().inner_steps))
+    table.setdefault("heartbeat_interval_s", 5.0)
     table |= {
-        "max_rounds": max(1, round(steps / inner_steps)),
+        "max_rounds": max(1, round(case.rounds * steps / inner_steps)),
         "min_workers": WORKERS,
         "gather_s": 0.0,
-        "heartbeat_interval_s": 5.0,
         "validate_every": 0,
         "checkpoint_every": 0,
     }
@@ -197,7 +227,7 @@ def main() -> None:
     """Measure and print."""
     args = _arguments()
     changes = dict(change.split("=", 1) for change in args.set)
-    cases = [case for case in CASES if not args.rows or case.name in args.rows.split(",")]
+    cases = [case for case in CASES if not args.rows or case.name in args.rows.split(";")]
     steps = args.steps or (60 if args.quick else STEPS)
     seeds = (
         [int(seed) for seed in args.seeds.split(",")] if args.seeds else list(REPORT_SEEDS[: 1 if args.quick else 3])
@@ -299,8 +329,21 @@ def _key(case: Case, seed: int, steps: int, changes: Mapping[str, str]) -> str:
     config = settings.engine_config(run_id=RunId(""), columns=1, train_sequences=1)
     alone = case.setting in {"central", "lone"}
     recipe = _central_recipe(case, changes) if alone else config
-    text = repr((case, seed, steps, recipe, WORKERS, SEQUENCE_LENGTH, HELDOUT_SEQUENCES))
-    return f"{case.name.replace(' ', '-')}-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    text = repr(
+        (
+            case.setting,
+            case.moments,
+            case.dropout,
+            case.slowest,
+            seed,
+            steps,
+            recipe,
+            WORKERS,
+            SEQUENCE_LENGTH,
+            HELDOUT_SEQUENCES,
+        )
+    )
+    return f"{case.name.replace(',', '').replace(' ', '-')}-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _central_recipe(case: Case, changes: Mapping[str, str]) -> InnerRecipe:
@@ -333,7 +376,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="60 steps, one seed: the same columns in a few minutes")
     parser.add_argument("--jobs", type=int, default=2, help="rows trained at a time, one thread each")
     parser.add_argument("--seeds", default="", help="comma-separated; the report's by default")
-    parser.add_argument("--rows", default="", help="names of rows, comma-separated; all by default")
+    parser.add_argument("--rows", default="", help="names of rows, separated by semicolons; all by default")
     parser.add_argument("--steps", type=int, default=0, help=f"inner steps of each worker; {STEPS} by default")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a change to the recipe")
     parser.add_argument("--out", type=Path, default=Path("parity-results"), help="where results are kept")

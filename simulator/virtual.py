@@ -218,7 +218,8 @@ class VirtualSwarm:
         train_s = lease.inner_steps * machine.volunteer.step_s
         chance = derived_stream(self._seed, "dropout", lease.lease_id, machine.volunteer.name)
         if chance.random() < machine.volunteer.dropout:
-            self._after(chance.random() * train_s, lambda: self._vanish(machine, lease))
+            after_s = chance.random() * train_s
+            self._after(after_s, lambda: self._vanish(machine, lease, train_s - after_s))
         else:
             self._after(train_s, lambda: self._commit(machine, lease))
 
@@ -228,12 +229,13 @@ class VirtualSwarm:
             machine.lease_id = None
         self._after(ASKS_AGAIN_S, lambda: self._ask(machine))
 
-    def _vanish(self, machine: _Machine, lease: Lease) -> None:
+    def _vanish(self, machine: _Machine, lease: Lease, left_s: float) -> None:
         if machine.lease_id != lease.lease_id:
             return
         machine.away, machine.lease_id = True, None
+        # back when the lease would have ended, or when it has been given up, whichever is later
         given_up_s = silence_limit_s(self._engine.state.config)
-        self._after(max(given_up_s, lease.inner_steps * machine.volunteer.step_s), lambda: self._return(machine))
+        self._after(max(given_up_s, left_s), lambda: self._return(machine))
 
     def _return(self, machine: _Machine) -> None:
         machine.away = False
