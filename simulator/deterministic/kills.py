@@ -18,9 +18,10 @@ from coordinator.engine.commands import AggregateRound, MeasureSubmission, SlowC
 from coordinator.engine.config import EngineConfig, InnerRecipe
 from coordinator.engine.records import event_from_json
 from protocol.ids import RunId
+from simulator.deterministic.language import TRAIN_SEQUENCES
 from simulator.deterministic.loop import MOST_STEPS
 from simulator.deterministic.scenario import START_S, Scenario, VolunteerSpec
-from simulator.deterministic.training import TRAIN_SEQUENCES, RealWork, one_thread
+from simulator.deterministic.training import RealWork, one_thread
 from simulator.deterministic.world import Outcome, World, quiet
 from simulator.faults import COORDINATOR, Fault, FaultKind, FaultPlan, Point, kill
 from simulator.seeds import derived_stream

@@ -237,3 +237,80 @@ def test_those_who_did_nothing_and_came_first_are_not_what_others_are_measured_b
     command = s.waiting_for(AggregateRound)
     assert {contribution.lease_id for contribution in command.contributions} == {s.lease(n).lease_id for n in "bcde"}
     assert all(norm == 1.0 for norms in s.engine.state.norm_history.values() for norm in norms)
+
+
+def test_a_run_stopped_in_mid_round_takes_back_what_no_round_will_count(swarm, pick):
+    s = swarm()
+    s.join("a", "b", "c")
+    s.at(10)
+    (yes,) = pick(AnnounceVerdict, s.submit("a"))
+    assert yes.accepted
+    commands = s.stop("enough")
+    (verdict,) = pick(AnnounceVerdict, commands)
+    assert (verdict.worker, verdict.lease_id, verdict.accepted) == ("a", "r1.1", False)
+    assert verdict.reason == "accepted, but no round takes it any more: the operator stopped the run: enough"
+    assert pick(DropPayload, commands) == [DropPayload(digest=s.digest("r1.1"))]
+    state = s.engine.state
+    assert s.record("r1.1").status is LeaseStatus.REJECTED
+    assert (state.totals.submissions_accepted, state.totals.submissions_rejected) == (0, {"late": 1})
+    worker = state.workers[WorkerId("a")]
+    assert (worker.accepted, worker.rejected_in_row, worker.quarantine) == (0, 0, None)
+    again = s.commit("a", s.record("r1.1").lease)
+    assert pick(AnnounceVerdict, again) == [verdict]
+
+
+def test_a_run_stopped_while_it_aggregates_keeps_what_the_step_takes(swarm, pick):
+    s = swarm()
+    s.join("a", "b")
+    s.at(10)
+    s.submit("a", "b")
+    assert s.phase is Phase.AGGREGATING
+    commands = [*s.stop(), *s.aggregated()]
+    assert pick(AnnounceVerdict, commands) == []
+    assert [(r.status, r.counted_in) for r in s.engine.state.leases.values()] == [(LeaseStatus.ACCEPTED, 1)] * 2
+    assert s.engine.state.totals.submissions_accepted == 2
+
+
+def expired_by_silence(s):
+    """a's lease, lost while it was not heard, in a round that goes on."""
+    s.join("a", "b")
+    s.at(5)
+    lease = s.lease("a")
+    s.now_s = 40.0
+    s.beat("b")
+    s.silent("a")
+    assert s.record(lease.lease_id).status is LeaseStatus.EXPIRED
+    return lease
+
+
+def test_a_worker_that_was_only_silent_may_still_commit(swarm):
+    s = swarm()
+    lease = expired_by_silence(s)
+    s.commit("a", lease)
+    assert s.record(lease.lease_id).status is LeaseStatus.COMMITTED
+
+
+def test_a_commit_on_a_lease_that_another_has_replaced_since_is_refused(swarm, pick):
+    s = swarm()
+    old = expired_by_silence(s)
+    s.ask("a")
+    new = s.lease("a")
+    assert new.lease_id != old.lease_id
+    (verdict,) = pick(AnnounceVerdict, s.commit("a", old))
+    assert not verdict.accepted
+    assert verdict.reason == f"the worker was silent, then asked anew and was given lease {new.lease_id} instead"
+    assert s.record(old.lease_id).status is LeaseStatus.REJECTED
+    assert s.record(new.lease_id).status is LeaseStatus.GRANTED
+    assert s.engine.state.workers[WorkerId("a")].rejected_in_row == 0
+    s.commit("a", new)
+    assert s.record(new.lease_id).status is LeaseStatus.COMMITTED
+
+
+def test_a_commit_on_an_expired_lease_after_its_deadline_is_refused(swarm, pick):
+    s = swarm(round_deadline_s=1000.0)
+    lease = expired_by_silence(s)
+    s.now_s = lease.deadline_s
+    (verdict,) = pick(AnnounceVerdict, s.commit("a", lease))
+    assert not verdict.accepted
+    assert verdict.reason == "committed 0.0 s after the lease's deadline"
+    assert s.record(lease.lease_id).status is LeaseStatus.REJECTED
