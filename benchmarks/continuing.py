@@ -16,13 +16,14 @@ import statistics
 import tempfile
 from pathlib import Path
 
+import structlog
 import torch
 
 from benchmarks.report import Cell, machine, parse_args, print_rows, write_json
 from coordinator.datasets import Dataset, prepare
 from coordinator.opened import OpenedRun
 from coordinator.runfolder import init_run
-from coordinator.settings import RunSettings
+from coordinator.settings import RunSettings, going_on
 from simulator.inner import PureLeases, Shards
 from simulator.seeds import derived_seed
 from simulator.virtual import VirtualSwarm, Volunteer
@@ -48,14 +49,16 @@ def losses_by_round(
         seed=derived_seed(seed, "continuing"),
         heldout_limit=512,
         sim_secret_from_seed=True,
-        engine={
-            "max_rounds": rounds,
-            "min_workers": WORKERS,
-            "gather_s": 0.0,
-            "heartbeat_interval_s": 5.0,
-            "checkpoint_every": 0,
-            "inner": {"inner_steps": inner_steps},
-        },
+        engine=going_on(
+            {
+                "max_rounds": rounds,
+                "min_workers": WORKERS,
+                "gather_s": 0.0,
+                "heartbeat_interval_s": 5.0,
+                "checkpoint_every": 0,
+                "inner": {"inner_steps": inner_steps},
+            }
+        ),
     )
     opened = OpenedRun.open(init_run(folder / "run", settings), lambda: 0.0)
     try:
@@ -84,8 +87,9 @@ def row(seed: int, losses: list[float]) -> dict[str, Cell]:
 def main() -> None:
     """Measure and print."""
     args = parse_args(__doc__ or "")
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
-    seeds, steps, rounds, inner_steps = ((11,), 30, 4, 10) if args.quick else (SEEDS, 150, 12, 20)
+    seeds, steps, rounds, inner_steps = ((11,), 30, 4, 5) if args.quick else (SEEDS, 150, 8, 10)
     rows: list[dict[str, Cell]] = []
     with tempfile.TemporaryDirectory(prefix="barnraise-continuing-") as scratch:
         dataset = prepare(["stdlib"], Path(scratch) / "data")

@@ -24,6 +24,10 @@ from protocol.ids import RunId
 DEFAULT_PORT = 7465
 """No service is registered there with IANA; the digits stand for nothing."""
 
+GOING_ON: Mapping[str, Any] = {"learning_rate": 4e-3, "muon_learning_rate": 0.02, "warmup_rounds": 2}
+"""What a run that begins with a checkpoint has in place of the recipe's rates (a quarter), unless it is told otherwise:
+at the recipe's own, every step away from a checkpoint whose training ended at low rates raises the loss at first."""
+
 _DERIVED = frozenset({"run_id", "columns", "train_sequences"})
 _NESTED: Mapping[str, type] = {"inner": InnerRecipe, "screening": ScreeningConfig}
 _ENGINE = TypeAdapter(EngineConfig)
@@ -146,6 +150,15 @@ def merged(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
         if isinstance(table[name], Mapping) and isinstance(overrides[name], Mapping):
             whole[name] = {**table[name], **overrides[name]}
     return whole
+
+
+def going_on(engine: Mapping[str, Any]) -> dict[str, Any]:
+    """The engine table of a run that begins with a checkpoint: `engine`, above what `GOING_ON` says."""
+    gentle = dict(GOING_ON)
+    rounds = engine.get("max_rounds")
+    if isinstance(rounds, int) and rounds <= gentle["warmup_rounds"]:
+        del gentle["warmup_rounds"]
+    return merged({"inner": gentle}, engine) if "inner" in engine else {**engine, "inner": gentle}
 
 
 def _first_field(kind: type) -> str:

@@ -31,7 +31,9 @@ def init(
     settings: Annotated[Path | None, typer.Option(help="A settings.toml to start from; options override it.")] = None,
     name: Annotated[str | None, typer.Option(help="What people see.")] = None,
     preset: Annotated[str | None, typer.Option(help="Train this shape from scratch: tiny, 100m, olmoe-7b.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Train on from this Hugging Face folder.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Train on from this Hugging Face folder, at a quarter of the usual rates.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="A prepared dataset, a text file or folder, or stdlib.")] = None,
     residency: Annotated[str | None, typer.Option(help="frozen or absent.")] = None,
     codec: Annotated[str | None, typer.Option(help="What submissions are encoded in: bf16 or fp32.")] = None,
@@ -90,7 +92,7 @@ def _settings(
 
     from pydantic import ValidationError
 
-    from coordinator.settings import RunSettings, describe, engine_overrides, merged
+    from coordinator.settings import RunSettings, describe, engine_overrides, going_on, merged
     from protocol.errors import ConfigError
 
     try:
@@ -102,6 +104,8 @@ def _settings(
     table["engine"] = merged(merged(table.get("engine", {}), options), engine_overrides(assignments))
     if "preset" not in table and "checkpoint" not in table:
         table["preset"] = "tiny"
+    if "checkpoint" in table:
+        table["engine"] = going_on(table["engine"])
     try:
         return RunSettings.model_validate(table)
     except ValidationError as error:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from aggregation.names import RULES, parse_rule
-from coordinator.settings import RunSettings, engine_overrides, merged
+from coordinator.settings import GOING_ON, RunSettings, engine_overrides, going_on, merged
 from protocol.errors import ConfigError, LocalError
 from protocol.ids import RunId
 
@@ -121,3 +121,12 @@ def test_wildcards_are_listened_on_and_never_advertised() -> None:
     assert settings.join_host() == "swarm.example.org"
     assert "0.0.0.0" not in settings.certificate_hosts()
     assert RunSettings(preset="tiny", host="::").join_host() == "127.0.0.1"
+
+
+def test_a_checkpoint_is_gone_on_with_gently_unless_told_otherwise() -> None:
+    assert going_on({})["inner"] == dict(GOING_ON)
+    told = going_on({"max_rounds": 9, "inner": {"learning_rate": 1.0}})
+    assert told["inner"] == {**GOING_ON, "learning_rate": 1.0}
+    assert told["max_rounds"] == 9
+    short = RunSettings(checkpoint="somewhere", engine=going_on({"max_rounds": 2}))
+    assert "warmup_rounds" not in short.engine["inner"]
