@@ -1,12 +1,13 @@
 """Faults as data: what goes wrong, and where, as frozen values that a run looks up as it goes.
 
-Decides nothing about time or processes: a simulation (or a test with real processes) asks `FaultPlan.take` at each
-point that a fault may be addressed to, and carries out what it is given. Always: a fault fires at the first `times`
+Decides nothing about time or processes: a simulation (`simulator/deterministic`), or real processes under faults
+(`simulator/machines.py`, which refuses what real processes cannot do), ask `FaultPlan.take` at each point that a fault
+may be addressed to, and carry out what they are given. Always: a fault fires at the first `times`
 points that match every part of its address, and never again; the same plan against the same run does the same.
 
 An address names any of: worker (its index), round, call (`Heartbeat`, `CommitSubmission`, ... or `execute:NAME` for
-slow work, `state:NAME` for a worker's session state), which of those calls (`nth`, from 1), journal position, virtual
-time. What is not named matches everything.
+slow work, `state:NAME` for a worker's session state, `step:N` for an inner step), which of those calls (`nth`, from 1),
+journal position, bytes on a connection, time. What is not named matches everything.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class Address:
     nth: int | None = None
     journal_position: int | None = None
     """At or after this position, for points that know one."""
+    after_bytes: int | None = None
+    """At or after so many bytes of the worker's on one connection, for points that know them: real processes only."""
     after_s: float | None = None
     """At or after this time."""
 
@@ -84,6 +87,7 @@ class Point:
     call: str | None = None
     nth: int | None = None
     journal_position: int | None = None
+    sent_bytes: int | None = None
     now_s: float = 0.0
 
 
@@ -112,8 +116,8 @@ def reorder(**where: Any) -> Fault:
     return _fault(FaultKind.REORDER, {}, **where)
 
 
-def truncate(share: float, **where: Any) -> Fault:
-    """Only `share` of the addressed upload's bytes come."""
+def truncate(share: float = 0.5, **where: Any) -> Fault:
+    """Only `share` of the addressed upload's bytes come; of a real connection's, those before `after_bytes`."""
     return _fault(FaultKind.TRUNCATE, {"share": share}, **where)
 
 
@@ -178,6 +182,8 @@ def _matches(at: Address, point: Point) -> bool:
         return False
     position = point.journal_position
     if at.journal_position is not None and (position is None or position < at.journal_position):
+        return False
+    if at.after_bytes is not None and (point.sent_bytes is None or point.sent_bytes < at.after_bytes):
         return False
     return at.after_s is None or point.now_s >= at.after_s
 

@@ -123,13 +123,13 @@ def _watch_files(executioner: Executioner) -> None:
 def _fail_once() -> None:
     from coordinator.executor import Executor
 
-    execute, failed = Executor.execute, False
+    method, failed = vars(Executor)["execute"], False  # taken as an attribute it would dispatch on the executor
 
     def failing(self: Any, command: Any) -> Any:
         nonlocal failed
         if not failed:
             failed = True
             raise OSError(28, "No space left on device")
-        return execute(self, command)
+        return method.__get__(self, Executor)(command)
 
     Executor.execute = failing  # type: ignore[method-assign,assignment]
