@@ -66,6 +66,7 @@ class StillPump:
         record = event_to_json(event)
         again = event_from_json(record)
         assert event_to_json(again) == record
+        json.dumps(json.loads(record), allow_nan=False)  # no NaN of a stranger's gets into the engine's sums
         self._touched = True
         commands = self.engine.handle(again)
         for command in commands:
@@ -120,7 +121,7 @@ class World:
         server._parts = self.parts
         server.port = 50051
         self.run_folder, self.status = folder, server.status
-        self.run = server._run = replace(finish(self._assembled(server)), pump=self.pump)  # type: ignore[arg-type]
+        self.run = server._run = replace(finish(self._assembled(server)), pump=self.pump)
         self.handlers: dict[str, Any] = {}
         server._add_services(self, self.run, self.parts.traffic)
         self.invite = self.run.registry.create_invite(trusted=False, expires_at_s=NOW_S + 60)

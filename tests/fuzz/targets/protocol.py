@@ -44,11 +44,11 @@ SHORT_FRAME_BYTES = 64
 def short_frames() -> Iterator[None]:
     """Inside, transfers are cut into frames of SHORT_FRAME_BYTES."""
     whole = protocol.framing.FRAME_BYTES
-    protocol.framing.FRAME_BYTES = SHORT_FRAME_BYTES  # type: ignore[misc]
+    protocol.framing.FRAME_BYTES = SHORT_FRAME_BYTES
     try:
         yield
     finally:
-        protocol.framing.FRAME_BYTES = whole  # type: ignore[misc]
+        protocol.framing.FRAME_BYTES = whole
 
 
 def frames(payload: bytes, offset: int = 0) -> list[bytes]:
@@ -69,7 +69,7 @@ def _tensors(codec: Codec) -> bytes:
 def _tensor_decoder(codec: Codec) -> Callable[[bytes], object]:
     def outcome(payload: object) -> object:
         try:
-            return {name: tensor.numpy().tobytes() for name, tensor in decode_tensors(payload, SPECS, codec).items()}  # type: ignore[arg-type]
+            return {name: tensor.numpy().tobytes() for name, tensor in decode_tensors(payload, SPECS, codec).items()}
         except MalformedMessage as refusal:
             return refusal
 
@@ -206,7 +206,7 @@ def _bootstrap(data: bytes) -> object:
         theirs.sendall(data)
         theirs.shutdown(socket.SHUT_WR)
         whole = protocol.bootstrap.socket
-        protocol.bootstrap.socket = SimpleNamespace(create_connection=lambda *_, **__: ours)  # type: ignore[assignment]
+        protocol.bootstrap.socket = SimpleNamespace(create_connection=lambda *_, **__: ours)
         try:
             return fetch_ca("example.org", 443, authority().fingerprint, 2.0)
         finally:
@@ -243,7 +243,7 @@ TARGETS = (
             name=f"tensors-{codec.name}",
             decode=_tensor_decoder(codec),
             refusals=(MalformedMessage,),
-            samples=lambda codec=codec: [_tensors(codec)],  # type: ignore[misc]
+            samples=lambda codec=codec: [_tensors(codec)],
         )
         for codec in (FP32, BF16)
     ),

@@ -119,7 +119,7 @@ def _answered(name: str, data: bytes) -> m.Event:
         raise Refused(event.reason)
     if isinstance(event, m.ToldToWait):
         assert event.retry_after_s >= MIN_RETRY_AFTER_S
-    return event  # type: ignore[no-any-return]
+    return event
 
 
 def _check_heartbeats(agent: Agent) -> None:
@@ -142,7 +142,7 @@ def _beaten(data: bytes) -> object:
         failed = beating.done()
         beating.cancel()
         if failed and beating.exception() is not None:
-            raise beating.exception()  # type: ignore[misc]
+            raise beating.exception()
         return [agent._events.get_nowait() for _ in range(agent._events.qsize())]
 
     for event in finish(beat()):

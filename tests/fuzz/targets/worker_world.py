@@ -100,9 +100,9 @@ class World:
         self.client = CoordinatorClient(link, authority().cert_pem, Unsigned.from_seed(SEED))
         self.client._channel = self.channel
         self.joining = Joining(options, link, self.home, QuietReporter())
-        self.joining._background = InlineBackground()  # type: ignore[assignment]
+        self.joining._background = InlineBackground()
         self.joining._client = self.client
-        self.joining._bootstrap = self._bootstrap  # type: ignore[method-assign]
+        self.joining._bootstrap = self._bootstrap
         self.joining._enrolment = self.enrolment = Enrolment(
             worker_id=IDENTITY.worker_id,
             run_id=RunId("run"),
