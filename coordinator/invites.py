@@ -2,7 +2,8 @@
 
 Decides whether an invite is good for a key. Touches one small SQLite file, safe for several processes at once (the
 command line makes invites beside a running coordinator). Always: an invite binds to the first key that redeems it, the
-same key asking again gets the same answer, and only the SHA-256 of an invite is stored.
+same key asking again gets the same answer, and only the SHA-256 of an invite is stored. Whose machine a key is, the
+operator says with its first invite; the key never does, and a later invite does not change it.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ DEFAULT_INVITE_LIFE_S = 7 * 24 * 3600.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS invites (
-    digest BLOB PRIMARY KEY, trusted INTEGER NOT NULL, expires_at_s REAL NOT NULL, redeemed_by TEXT
+    digest BLOB PRIMARY KEY, trusted INTEGER NOT NULL, expires_at_s REAL NOT NULL, redeemed_by TEXT,
+    owner TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS members (
     worker TEXT PRIMARY KEY, public_key BLOB NOT NULL, name TEXT NOT NULL, trusted INTEGER NOT NULL,
-    enrolled_at_s REAL NOT NULL
+    enrolled_at_s REAL NOT NULL, owner TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
 """
 
@@ -47,6 +49,8 @@ class Member:
     name: str
     trusted: bool
     enrolled_at_s: float
+    owner: str
+    """Whose machine it is; empty: nobody's but its own."""
 
 
 class Registry:
@@ -67,14 +71,16 @@ class Registry:
         with telling(path, "open"):
             connection = connect(path)
             connection.executescript(_SCHEMA)
+            for table in ("invites", "members"):
+                _add_owner(connection, table)
         return cls(connection, path)
 
-    def create_invite(self, *, trusted: bool, expires_at_s: float) -> str:
-        """A new single-use invite."""
+    def create_invite(self, *, trusted: bool, expires_at_s: float, owner: str = "") -> str:
+        """A new single-use invite, for a machine of `owner`."""
         invite = secrets.token_urlsafe(INVITE_BYTES)
         with self._write() as connection:
-            row = (_digest(invite), int(trusted), expires_at_s)
-            connection.execute("INSERT INTO invites VALUES (?, ?, ?, NULL)", row)
+            row = (_digest(invite), int(trusted), expires_at_s, owner)
+            connection.execute("INSERT INTO invites (digest, trusted, expires_at_s, owner) VALUES (?, ?, ?, ?)", row)
         return invite
 
     def redeem(self, invite: str, public_key: bytes, name: str, now_s: float) -> Member:
@@ -82,11 +88,11 @@ class Registry:
         worker = worker_id_of(public_key)
         with self._write() as connection:
             row = connection.execute(
-                "SELECT trusted, expires_at_s, redeemed_by FROM invites WHERE digest = ?", (_digest(invite),)
+                "SELECT trusted, expires_at_s, redeemed_by, owner FROM invites WHERE digest = ?", (_digest(invite),)
             ).fetchone()
             if row is None:
                 raise Unauthenticated("this invite is not one of this run's; ask the operator for a new join link")
-            trusted, expires_at_s, redeemed_by = row
+            trusted, expires_at_s, redeemed_by, owner = row
             if redeemed_by == worker:
                 return self._member(worker)
             if redeemed_by is not None:
@@ -94,10 +100,11 @@ class Registry:
             if now_s > expires_at_s:
                 raise Refused("this invite has expired; ask the operator for a new join link")
             connection.execute("UPDATE invites SET redeemed_by = ? WHERE digest = ?", (worker, _digest(invite)))
-            member = (worker, public_key, name, trusted, now_s)
+            member = (worker, public_key, name, trusted, now_s, owner)
             # A key that is in already and redeems a second invite keeps what it has; trust can only be added.
             connection.execute(
-                "INSERT INTO members VALUES (?, ?, ?, ?, ?)"
+                "INSERT INTO members (worker, public_key, name, trusted, enrolled_at_s, owner)"
+                " VALUES (?, ?, ?, ?, ?, ?)"
                 " ON CONFLICT (worker) DO UPDATE SET trusted = max(trusted, excluded.trusted)",
                 member,
             )
@@ -107,7 +114,7 @@ class Registry:
         """The member with this key, if it is enrolled."""
         with self._lock:
             row = self._connection.execute(
-                "SELECT worker, public_key, name, trusted, enrolled_at_s FROM members WHERE worker = ?",
+                "SELECT worker, public_key, name, trusted, enrolled_at_s, owner FROM members WHERE worker = ?",
                 (worker_id_of(public_key),),
             ).fetchone()
         return None if row is None else _member_of(row)
@@ -116,7 +123,8 @@ class Registry:
         """All members, in the order of their enrolment."""
         with self._lock:
             rows = self._connection.execute(
-                "SELECT worker, public_key, name, trusted, enrolled_at_s FROM members ORDER BY enrolled_at_s, worker"
+                "SELECT worker, public_key, name, trusted, enrolled_at_s, owner FROM members"
+                " ORDER BY enrolled_at_s, worker"
             ).fetchall()
         return [_member_of(row) for row in rows]
 
@@ -126,7 +134,7 @@ class Registry:
 
     def _member(self, worker: WorkerId) -> Member:
         row = self._connection.execute(
-            "SELECT worker, public_key, name, trusted, enrolled_at_s FROM members WHERE worker = ?", (worker,)
+            "SELECT worker, public_key, name, trusted, enrolled_at_s, owner FROM members WHERE worker = ?", (worker,)
         ).fetchone()
         return _member_of(row)
 
@@ -140,5 +148,18 @@ def _digest(invite: str) -> bytes:
     return hashlib.sha256(invite.encode()).digest()
 
 
-def _member_of(row: tuple[str, bytes, str, int, float]) -> Member:
-    return Member(worker=WorkerId(row[0]), public_key=row[1], name=row[2], trusted=bool(row[3]), enrolled_at_s=row[4])
+def _add_owner(connection: sqlite3.Connection, table: str) -> None:
+    """Of a file from before there were owners: nobody in it has one."""
+    if "owner" not in {name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")}:
+        connection.execute(f"ALTER TABLE {table} ADD COLUMN owner TEXT NOT NULL DEFAULT ''")
+
+
+def _member_of(row: tuple[str, bytes, str, int, float, str]) -> Member:
+    return Member(
+        worker=WorkerId(row[0]),
+        public_key=row[1],
+        name=row[2],
+        trusted=bool(row[3]),
+        enrolled_at_s=row[4],
+        owner=row[5],
+    )

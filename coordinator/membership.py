@@ -87,6 +87,7 @@ class Membership:
                     trusted=member.trusted,
                     max_columns=columns,
                     tokens_per_s=tokens_per_s,
+                    owner=member.owner,
                 )
             )
         elif (known.max_columns, known.tokens_per_s) != (columns, tokens_per_s or known.tokens_per_s):

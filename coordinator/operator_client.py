@@ -76,9 +76,9 @@ class OperatorClient:
         except ValidationError as error:
             raise MalformedMessage(f"the coordinator's status is none: {_OTHER_VERSION}") from error
 
-    async def create_invites(self, *, count: int, trusted: bool, expires_in_s: float) -> list[str]:
-        """New join links."""
-        request = pb.CreateInviteRequest(trusted=trusted, expires_in_s=expires_in_s, count=count)
+    async def create_invites(self, *, count: int, trusted: bool, expires_in_s: float, owner: str = "") -> list[str]:
+        """New join links, for machines of `owner`."""
+        request = pb.CreateInviteRequest(trusted=trusted, expires_in_s=expires_in_s, count=count, owner=owner)
         reply = await self._call(_OPERATOR + "CreateInvite", request, pb.CreateInviteReply)
         return list(reply.join_links)
 
@@ -106,11 +106,17 @@ def fetch_status(run_folder: RunFolder) -> RunStatus:
 
 
 def create_invites(
-    run_folder: RunFolder, *, count: int = 1, trusted: bool = False, expires_in_s: float = DEFAULT_INVITE_LIFE_S
+    run_folder: RunFolder,
+    *,
+    count: int = 1,
+    trusted: bool = False,
+    expires_in_s: float = DEFAULT_INVITE_LIFE_S,
+    owner: str = "",
 ) -> list[str]:
-    """Join links from a running coordinator."""
+    """Join links from a running coordinator, for machines of `owner` where one is named."""
     return _with_client(
-        run_folder, lambda client: client.create_invites(count=count, trusted=trusted, expires_in_s=expires_in_s)
+        run_folder,
+        lambda client: client.create_invites(count=count, trusted=trusted, expires_in_s=expires_in_s, owner=owner),
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from coordinator.engine.events import RunStopped
 from coordinator.engine.phases import Phase
 from coordinator.invites import DEFAULT_INVITE_LIFE_S
+from coordinator.membership import clean_name
 from coordinator.run import RunContext
 from coordinator.service import clean_reason
 from coordinator.sessions import Session
@@ -40,10 +41,13 @@ class OperatorService:
             raise MalformedMessage(f"at most {MAX_INVITES} invites are made at a time, asked for {count}")
         if not math.isfinite(life_s) or not 0 < life_s <= MAX_INVITE_LIFE_S:
             raise MalformedMessage(f"an invite lives up to {MAX_INVITE_LIFE_S:g} s, got {request.expires_in_s}")
-        links = await asyncio.to_thread(self.make_links, count=count, trusted=request.trusted, life_s=life_s)
+        owner = clean_name(request.owner) if request.owner else ""
+        links = await asyncio.to_thread(
+            self.make_links, count=count, trusted=request.trusted, life_s=life_s, owner=owner
+        )
         return pb.CreateInviteReply(join_links=links)
 
-    def make_links(self, *, count: int, trusted: bool, life_s: float) -> list[str]:
+    def make_links(self, *, count: int, trusted: bool, life_s: float, owner: str = "") -> list[str]:
         """Join links with fresh invites."""
         run = self._run
         return [
@@ -52,7 +56,7 @@ class OperatorService:
                     host=run.settings.join_host(),
                     port=self._port(),
                     fingerprint=run.authority.fingerprint,
-                    invite=run.registry.create_invite(trusted=trusted, expires_at_s=run.clock() + life_s),
+                    invite=run.registry.create_invite(trusted=trusted, expires_at_s=run.clock() + life_s, owner=owner),
                 )
             )
             for _ in range(count)

@@ -37,6 +37,8 @@ class WorkerStatus(_Data):
     worker: str
     name: str
     trusted: bool
+    owner: str
+    """Whose machine it is, as the operator said with its invite; empty: nobody's but its own."""
     state: str
     """training, uploading, measuring, accepted, rejected, waiting, quarantined, absent or idle."""
     why: str
@@ -194,6 +196,7 @@ def _worker(
         worker=record.worker,
         name=record.name,
         trusted=record.trusted,
+        owner=record.owner,
         state=_state(record, lease),
         why=_why(engine, record, lease, fresh.inner_step if fresh else 0, now_s),
         connected=run.sessions.has(record.worker) and record.present,

@@ -194,8 +194,11 @@ async def clients_of(run: RunFolder, server: CoordinatorServer) -> AsyncIterator
     """Makes clients, by default enrolled and with a session; all are closed at the end."""
     clients: list[RawClient] = []
 
-    async def make(*, enrolled: bool = True, columns: int = 0, life_s: float = 60.0) -> RawClient:
-        (link,) = await server.create_invites(expires_in_s=life_s)
+    async def make(
+        *, enrolled: bool = True, columns: int = 0, life_s: float = 60.0, link: str | None = None
+    ) -> RawClient:
+        if link is None:
+            (link,) = await server.create_invites(expires_in_s=life_s)
         client = RawClient(JoinLink.parse(link), run)
         client.capability.max_columns = columns
         clients.append(client)

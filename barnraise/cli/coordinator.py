@@ -221,6 +221,14 @@ def invite(
     count: Annotated[int, typer.Option(min=1, help="How many join links; each is for one machine.")] = 1,
     trusted: Annotated[bool, typer.Option("--trusted", help="For founders: full weight from the start.")] = False,
     expires_in_h: Annotated[float, typer.Option(help="Hours until an unused link expires.")] = 168.0,
+    owner: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Whose machines these links are for: machines of one owner never check each other's work. "
+            "Default: each machine is its own.",
+        ),
+    ] = "",
     to: Annotated[Path | None, typer.Option(help="Write them as files into this folder.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -228,7 +236,9 @@ def invite(
     from coordinator.operator_client import create_invites
     from coordinator.runfolder import RunFolder
 
-    links = create_invites(RunFolder.open(folder), count=count, trusted=trusted, expires_in_s=expires_in_h * 3600.0)
+    links = create_invites(
+        RunFolder.open(folder), count=count, trusted=trusted, expires_in_s=expires_in_h * 3600.0, owner=owner
+    )
     give_links(links, to=to, as_json=as_json)
 
 

@@ -46,7 +46,7 @@ def print_status(status: RunStatus) -> None:
 
 def _row(worker: WorkerStatus) -> dict[str, object]:
     return {
-        "worker": worker.name or worker.worker[:8],
+        "worker": (worker.name or worker.worker[:8]) + (f" ({worker.owner}'s)" if worker.owner else ""),
         "state": worker.state,
         "columns": len(worker.columns) or None,
         "accepted": worker.accepted,

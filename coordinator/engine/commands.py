@@ -92,7 +92,7 @@ class Contribution:
     weight: float
     """From sequences that the coordinator assigned, capped, times the staleness discount."""
     include_trunk: bool = True
-    """False for the second lease of one worker in a round: nobody votes twice on the trunk."""
+    """False for a second submission of one worker, or of one owner, in a round: nobody votes twice on the trunk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

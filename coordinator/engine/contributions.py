@@ -1,8 +1,10 @@
 """What enters aggregation: which accepted submissions, at which weight, clipped to what.
 
-Decides, holding always: one worker has one vote on each block of a round. Its submissions of this round stand before
-late ones, and where it holds two leases of one round (disjoint columns) only the first counts on the trunk. Weights
-are made of sequences that the coordinator assigned, capped against the median, and discounted by staleness.
+Decides, holding always: one person (a worker, or all machines of one owner) has one vote on each block of a round. A
+worker's submissions of this round stand before its late ones, and before late ones of its owner's other machines where
+both hold a column. Where several submissions of one person count (disjoint columns), the newest, and of these the
+first, counts on the trunk, too. Weights are made of sequences that the coordinator assigned, capped against the median,
+and discounted by staleness.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ from statistics import median
 
 from coordinator.engine import pacing
 from coordinator.engine.commands import BlockClip, Contribution
+from coordinator.engine.lease import Lease
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.state import EngineState, LeaseRecord
-from protocol.ids import TRUNK, BlockId, WorkerId, column_block
+from protocol.ids import TRUNK, BlockId, LeaseId, WorkerId, column_block
 
 
 def countable(state: EngineState) -> list[LeaseRecord]:
@@ -28,15 +31,23 @@ def countable(state: EngineState) -> list[LeaseRecord]:
     ]
 
 
-def one_vote_each(records: Sequence[LeaseRecord]) -> tuple[list[LeaseRecord], list[LeaseRecord]]:
-    """The submissions that count, and those that their worker's newer ones stand before."""
+def one_vote_each(state: EngineState, records: Sequence[LeaseRecord]) -> tuple[list[LeaseRecord], list[LeaseRecord]]:
+    """The submissions that count, and those that newer ones of their worker, or of its owner, stand before."""
     newest: dict[WorkerId, int] = {}
     for record in records:
         worker = record.lease.worker
         newest[worker] = max(newest.get(worker, 0), record.lease.round)
-    counted = [record for record in records if record.lease.round == newest[record.lease.worker]]
-    superseded = [record for record in records if record.lease.round < newest[record.lease.worker]]
-    return counted, superseded
+    taken: set[tuple[str, int]] = set()
+    superseded: set[LeaseId] = set()
+    for record in sorted(records, key=lambda record: -record.lease.round):
+        lease, person = record.lease, state.person_of(record.lease)
+        seats = {(person, column) for column in lease.columns}
+        if lease.round < newest[lease.worker] or not taken.isdisjoint(seats):
+            superseded.add(lease.lease_id)
+        else:
+            taken |= seats
+    counted = [record for record in records if record.lease.lease_id not in superseded]
+    return counted, [record for record in records if record.lease.lease_id in superseded]
 
 
 def contributions_of(state: EngineState, records: Sequence[LeaseRecord]) -> tuple[Contribution, ...]:
@@ -44,7 +55,7 @@ def contributions_of(state: EngineState, records: Sequence[LeaseRecord]) -> tupl
     config = state.config
     weights = pacing.capped_weights([record.lease.sequences for record in records], config.max_weight_ratio)
     common_steps = pacing.common_steps([record.lease for record in records], weights)
-    voted: set[WorkerId] = set()
+    voters = _trunk_voters(state, records)
     contributions: list[Contribution] = []
     for record, weight in zip(records, weights, strict=True):
         lease = record.lease
@@ -58,11 +69,20 @@ def contributions_of(state: EngineState, records: Sequence[LeaseRecord]) -> tupl
                 base_version=lease.base_version,
                 step_scale=pacing.step_scale(common_steps, lease),
                 weight=weight * config.staleness_discount ** state.staleness_of(lease),
-                include_trunk=lease.worker not in voted,
+                include_trunk=lease.lease_id in voters,
             )
         )
-        voted.add(lease.worker)
     return tuple(contributions)
+
+
+def _trunk_voters(state: EngineState, records: Sequence[LeaseRecord]) -> set[LeaseId]:
+    """For each person one submission: the newest, and of these the first."""
+    voters: dict[str, Lease] = {}
+    for record in records:
+        known = voters.setdefault(state.person_of(record.lease), record.lease)
+        if record.lease.round > known.round:
+            voters[state.person_of(record.lease)] = record.lease
+    return {lease.lease_id for lease in voters.values()}
 
 
 def clips_of(

@@ -3,7 +3,8 @@
 Decides between granting and waiting, for each idle worker. In a round's first wave everybody gets a lease. Later, one
 that still fits into the round's time is granted, fewer steps the later; once every column is settled, only a column
 at risk is. A worker that has already submitted in the round may replace what others lost, in columns that it did not
-hold, when nobody fresh is there (its second vote on the trunk is left out at aggregation).
+hold, when nobody fresh is there (its second vote on the trunk is left out at aggregation). No two machines of one owner
+are given the same column: replicas are independent people.
 """
 
 from __future__ import annotations
@@ -93,7 +94,10 @@ def refusal_now(state: EngineState, standings: Standings, pace: Pace, record: Wo
         if len(standings.to_replace(record.worker)) >= state.config.min_columns:
             return None
         return f"it has done its part of round {current.round}; the next round opens when this one closes"
-    if standings.at_risk():
+    if len(standings.open_to(record.worker)) < max(1, state.config.min_columns):
+        whose = f"{record.owner}'s other machines"
+        return f"{whose} have the columns of round {current.round} that it could take; it may take part in the next"
+    if standings.is_short_of(record.worker):
         return None
     if state.phase is Phase.GRACE:
         return f"every column of round {current.round} has its quorum; the next round opens soon"
@@ -115,13 +119,13 @@ def _offer(turn: Turn, standings: Standings, pace: Pace, record: WorkerRecord) -
     state = turn.state
     if refusal_now(state, standings, pace, record) is not None:
         return
-    at_risk = set(standings.at_risk())
-    again = standings.is_holder(record.worker)
+    again, open_to = standings.is_holder(record.worker), standings.open_to(record.worker)
+    at_risk = open_to.intersection(standings.at_risk())
     columns = placement.choose_columns(
         state,
         turn.draws,
         record,
-        allowed=standings.to_replace(record.worker) if again else range(state.config.columns),
+        allowed=standings.to_replace(record.worker) if again else open_to,
         coverage=standings.coverage,
         others=lambda besides: 0 if again else _leasable(state, besides),
     )
@@ -141,8 +145,11 @@ def _eighths(state: EngineState, pace: Pace, worker: WorkerId, *, at_risk: bool)
 def _leasable(state: EngineState, besides: Collection[WorkerId]) -> int:
     """Workers that are here and could still take a first lease of this round, but for a few."""
     free, cooling = state.index.free, state.index.cooling
-    not_now = {worker for worker in cooling if cooling.moment_s(worker) > state.now_s}
-    return len(free) - len(free.intersection(not_now.union(besides)))
+    not_now = {worker for worker in cooling if cooling.moment_s(worker) > state.now_s}.union(besides)
+    leasable = len(free) - len(free & not_now)
+    # of one owner's machines only one may take a column
+    owned = (len(machines & free) - len(machines & free & not_now) for machines in state.index.machines.values())
+    return leasable - sum(count - 1 for count in owned if count > 1)
 
 
 def _is_ready(state: EngineState, record: WorkerRecord) -> bool:

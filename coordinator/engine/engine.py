@@ -211,6 +211,7 @@ class Engine:
                 max_columns=event.max_columns,
                 tokens_per_s=event.tokens_per_s,
                 heard_at_s=turn.state.now_s,
+                owner=event.owner,
             )
         )
 

@@ -39,6 +39,8 @@ class WorkerEnrolled(Event):
     max_columns: int
     tokens_per_s: float
     """Probed speed; 0 where unknown."""
+    owner: str = ""
+    """Whose machine it is, as the operator said with the invite; empty: nobody's but its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

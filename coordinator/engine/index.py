@@ -46,6 +46,8 @@ class Index:
         """Submissions, of whatever round, that we have yet to judge."""
         self.places: dict[WorkerId, int] = {}
         """Enrolment order."""
+        self.machines: dict[str, set[WorkerId]] = {}
+        """Of each owner that the operator named."""
         self.idle: set[WorkerId] = set()
         """Here, and waiting for a lease."""
         self.idle_fresh: set[WorkerId] = set()
@@ -70,6 +72,8 @@ class Index:
         worker = new.worker
         if old is None:
             self.places[worker] = len(self.places)
+            if new.owner:
+                self.machines.setdefault(new.owner, set()).add(worker)
         if (worker in self.present) != new.present:
             self._set_present(worker, new.present)
         _put(self.idle, worker, new.present and new.waiting_since_s is not None)
@@ -133,6 +137,11 @@ class Index:
         """Leases, live and not counted yet, whose submission is these bytes."""
         return self._resting_on.get(digest, frozenset())
 
+    def seats(self, number: RoundNumber, owner: str) -> AbstractSet[int]:
+        """Columns that machines of `owner` have in round `number`, by leases that were not lost."""
+        tally = self._tallies.get(number)
+        return tally.seats[owner].keys() if tally is not None and owner in tally.seats else frozenset()
+
     def served_columns(self, sticky: dict[WorkerId, tuple[int, ...]]) -> frozenset[int]:
         """All columns that somebody held in the round before."""
         if self._served[0] is not sticky:
@@ -146,18 +155,21 @@ class Index:
             self._tallies[number] = RoundTally(self._columns)
         return self._tallies[number]
 
+    def _owner_of(self, record: LeaseRecord) -> str:
+        return self._state.workers[record.lease.worker].owner
+
     def _count(self, old: LeaseRecord | None, new: LeaseRecord | None) -> None:
         record = new or old
         assert record is not None
-        present = record.lease.worker in self.present
+        present, owner = record.lease.worker in self.present, self._owner_of(record)
         tally = self._tally(record.lease.round)
         if old is not None:
-            tally.count(old, present=present, by=-1)
+            tally.count(old, owner=owner, present=present, by=-1)
             self.measuring -= old.status is LeaseStatus.UPLOADED
         if new is None:
             tally.leases.pop(record.lease.lease_id, None)
             return
-        tally.count(new, present=present, by=1)
+        tally.count(new, owner=owner, present=present, by=1)
         tally.leases[new.lease.lease_id] = None
         self.measuring += new.status is LeaseStatus.UPLOADED
 
@@ -185,8 +197,9 @@ class Index:
         records = (self._state.leases[lease_id] for lease_id in self.leases_of(worker))
         commits = [record for record in records if record.status is LeaseStatus.COMMITTED]
         for record in commits:
-            self._tally(record.lease.round).count(record, present=not present, by=-1)
-            self._tally(record.lease.round).count(record, present=present, by=1)
+            tally, owner = self._tally(record.lease.round), self._owner_of(record)
+            tally.count(record, owner=owner, present=not present, by=-1)
+            tally.count(record, owner=owner, present=present, by=1)
         if present:
             self.present.add(worker)
         else:

@@ -269,6 +269,11 @@ def _refusal(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> Ver
     own = [other.lease.lease_id for other in state.leases_of(lease.worker)]
     if own[-1] != lease.lease_id:
         return rejected(LATE, f"the worker was silent, then asked anew and was given lease {own[-1]} instead")
+    owner = state.workers[lease.worker].owner
+    if record.status is LeaseStatus.EXPIRED and owner:
+        taken = state.index.seats(lease.round, owner) & set(lease.columns)
+        if taken:
+            return rejected(LATE, f"the worker was silent; another machine of {owner} was given column {min(taken)}")
     if event.inner_steps_done < lease.inner_steps:
         return rejected(INCOMPLETE, f"{event.inner_steps_done} of {lease.inner_steps} inner steps were done")
     if state.digest_in_use(event.digest, besides=lease.lease_id):

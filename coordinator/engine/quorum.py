@@ -61,11 +61,16 @@ class Standings:
         """Whether screening refused its submission this round: it gets no second try in it."""
         return worker in self._tally.refused
 
-    def held(self, worker: WorkerId) -> set[int]:
-        """Columns of a worker's leases that were not lost."""
-        current = self._state.round.round
-        records = (r for r in self._state.leases_of(worker) if r.lease.round == current and not was_lost(r))
-        return {column for record in records for column in record.lease.columns}
+    def open_to(self, worker: WorkerId) -> set[int]:
+        """Columns of which neither the worker nor another machine of its owner has a lease that was not lost."""
+        state, every = self._state, set(range(self._state.config.columns))
+        owner, current = state.workers[worker].owner, state.round.round
+        if owner:
+            return every - state.index.seats(current, owner)
+        if not self.is_holder(worker):
+            return every
+        records = (r for r in state.leases_of(worker) if r.lease.round == current and not was_lost(r))
+        return every.difference(*(record.lease.columns for record in records))
 
     def at_risk(self) -> list[int]:
         """Columns that cannot reach the quorum with what is out."""
@@ -77,9 +82,14 @@ class Standings:
         return [column for column in self.at_risk() if self._tally.gone[column]]
 
     def to_replace(self, worker: WorkerId) -> set[int]:
-        """Of those, the ones that this worker has not held this round."""
+        """Of those, the ones that this worker, and its owner, have not held this round."""
         found = self.replaceable()
-        return set(found) - self.held(worker) if found else set()
+        return self.open_to(worker).intersection(found) if found else set()
+
+    def is_short_of(self, worker: WorkerId) -> bool:
+        """Whether a column at risk is open to this worker."""
+        short = self.at_risk()
+        return bool(short) and not self.open_to(worker).isdisjoint(short)
 
     def is_settled(self) -> bool:
         """Whether every column has its quorum, or nothing more on its way."""
@@ -142,7 +152,7 @@ def has_spare_candidates(state: EngineState, standings: Standings) -> bool:
         and record.worker not in state.index.open_leases
         and record.waiting_since_s is None
         and not standings.is_refused(record.worker)
-        and (not standings.is_holder(record.worker) or standings.to_replace(record.worker))
+        and (standings.to_replace if standings.is_holder(record.worker) else standings.is_short_of)(record.worker)
         for record in map(state.workers.__getitem__, state.index.present)
     )
 

@@ -259,9 +259,13 @@ def _fresh(state: EngineState) -> list[LeaseRecord]:
 def _close(turn: Turn, reason: str) -> None:
     state = turn.state
     _look_again(turn)
-    records, superseded = votes.one_vote_each(votes.countable(state))
+    records, superseded = votes.one_vote_each(state, votes.countable(state))
     for record in superseded:
-        state.update_lease(record.lease.lease_id, counted_in=state.round.round, ended="its worker's newer one counts")
+        state.update_lease(
+            record.lease.lease_id,
+            counted_in=state.round.round,
+            ended="a newer one of its worker, or of its owner, counts",
+        )
         leases.drop_payload(turn, record)
     if not records:
         state.update_round(close_reason=f"nobody returned anything acceptable; {reason}")

@@ -62,6 +62,8 @@ class WorkerRecord:
     tokens_per_s: float
     heard_at_s: float
     """Last journalled event from it."""
+    owner: str = ""
+    """Whose machine it is; empty: nobody's but its own. Never changes."""
     present: bool = True
     waiting_since_s: float | None = None
     waits_until_s: float | None = None
@@ -81,6 +83,11 @@ class WorkerRecord:
     accepted: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     """Reason key to count."""
+
+    @property
+    def person(self) -> str:
+        """Equal for the machines of one owner, and for no others: who it is that has one vote."""
+        return f"owner {self.owner}" if self.owner else self.worker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,6 +315,10 @@ class EngineState:
         """The granted, not yet committed lease of a worker: at most one."""
         lease_id = self.index.open_leases.get(worker)
         return None if lease_id is None else self.leases[lease_id]
+
+    def person_of(self, lease: Lease) -> str:
+        """Whose vote a lease's submission is."""
+        return self.workers[lease.worker].person
 
     def is_awaited(self, record: LeaseRecord) -> bool:
         """Whether the present round still waits for something to come of this lease."""

@@ -44,6 +44,7 @@ class RoundTally:
         "live",
         "lost",
         "refused",
+        "seats",
     )
 
     def __init__(self, columns: int) -> None:
@@ -53,6 +54,8 @@ class RoundTally:
         """By column. Gone: leases that were lost, and submissions that were refused."""
         self.holders: dict[WorkerId, int] = {}
         """Leases of each worker that were not lost."""
+        self.seats: dict[str, dict[int, int]] = {}
+        """Of the same leases, those of each owner's machines by column: never above 1."""
         self.refused: dict[WorkerId, int] = {}
         """Submissions of each worker that screening refused."""
         self.lost = 0
@@ -65,8 +68,8 @@ class RoundTally:
         self.gains: list[float] = []
         """Held-out gains of the accepted, ascending; one that is no number (screening is off) is left out."""
 
-    def count(self, record: LeaseRecord, *, present: bool, by: int) -> None:
-        """Count a lease whose worker is `present` or not in (`by` 1) or out again (`by` -1)."""
+    def count(self, record: LeaseRecord, *, owner: str, present: bool, by: int) -> None:
+        """Count a lease whose worker is `present` or not, and `owner`'s machine, in (`by` 1) or out again (`by` -1)."""
         status, worker = record.status, record.lease.worker
         tallies = [self.leased]
         self.live += by * (status in LIVE_STATUSES)
@@ -75,6 +78,8 @@ class RoundTally:
             tallies.append(self.gone)
         else:
             _add(self.holders, worker, by)
+            if owner:
+                self._seat(owner, record.lease.columns, by)
             if status is LeaseStatus.REJECTED:
                 _add(self.refused, worker, by)
                 tallies.append(self.gone)
@@ -94,6 +99,13 @@ class RoundTally:
     def gains_median(self, least: int) -> float | None:
         """Of the accepted submissions' gains; None where there are fewer than `least`."""
         return None if len(self.gains) < least else _middle(self.gains)
+
+    def _seat(self, owner: str, columns: tuple[int, ...], by: int) -> None:
+        seats = self.seats.setdefault(owner, {})
+        for column in columns:
+            _add(seats, column, by)
+        if not seats:
+            del self.seats[owner]
 
     def _count_gain(self, gain: float, by: int) -> None:
         if not math.isfinite(gain):

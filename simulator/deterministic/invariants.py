@@ -8,7 +8,7 @@ against that book.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from coordinator.engine.commands import AggregateRound, Command, GrantLease
@@ -19,7 +19,7 @@ from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus, Phase
 from coordinator.engine.records import event_from_json
 from coordinator.engine.state import EngineState, LeaseRecord
 from protocol.errors import IllegalEvent
-from protocol.ids import Digest, LeaseId, WorkerId
+from protocol.ids import Digest, LeaseId, WorkerId, worker_id_of
 from simulator.deterministic.disk import Disk
 
 EXPLAIN_EVERY = 8
@@ -35,8 +35,9 @@ class InvariantBroken(Exception):
 class Book:
     """Everything that was ever promised in one simulated run."""
 
-    def __init__(self, disk: Disk, note: Callable[[str], None]) -> None:
+    def __init__(self, disk: Disk, owners: Mapping[bytes, str], note: Callable[[str], None]) -> None:
         self._disk = disk
+        self._owners = {worker_id_of(key): owner for key, owner in owners.items()}
         self._note = note
         self._leases: dict[LeaseId, Lease] = {}
         self._positions: dict[tuple[int, int], LeaseId] = {}
@@ -84,6 +85,7 @@ class Book:
     def aggregated(self, command: AggregateRound, manifest: Digest) -> None:
         """An outer step was computed; it is not the run's before its event."""
         self._aggregations[command.command_id] = command
+        self._check_votes(command)
         parent, child = self._disk.manifests[command.parent_manifest], self._disk.manifests[manifest]
         for block, digest in child.items():
             if digest != parent[block] and self._disk.blocks[digest].parent != parent[block]:
@@ -182,17 +184,30 @@ class Book:
         return f"counted in round {record.counted_in}"
 
     def _check_shares(self, state: EngineState) -> None:
-        held: dict[WorkerId, set[int]] = {}
-        for record in state.leases_of_round():
+        held: dict[tuple[int, str], set[int]] = {}
+        for record in state.leases.values():
             if record.status not in LIVE_STATUSES:
                 continue
-            mine = held.setdefault(record.lease.worker, set())
-            twice = mine.intersection(record.lease.columns)
+            number, person = record.lease.round, self._person(record.lease.worker)
+            theirs = held.setdefault((number, person), set())
+            twice = theirs.intersection(record.lease.columns)
             if twice:
-                _broken(
-                    f"worker {record.lease.worker[:8]} holds column {min(twice)} twice in round {state.round.round}"
-                )
-            mine.update(record.lease.columns)
+                _broken(f"{person} holds column {min(twice)} twice in round {number}")
+            theirs.update(record.lease.columns)
+
+    def _person(self, worker: WorkerId) -> str:
+        """Whose machine it is; a worker without an owner is its own."""
+        return self._owners[worker] or f"worker {worker[:8]}"
+
+    def _check_votes(self, command: AggregateRound) -> None:
+        """One person has one vote on each block."""
+        voted: set[tuple[str, object]] = set()
+        for one in command.contributions:
+            person = self._person(self._leases[one.lease_id].worker)
+            for block in (*one.columns, *(["the trunk"] if one.include_trunk else [])):
+                if (person, block) in voted:
+                    _broken(f"{person} votes twice on {block} in version {command.version}")
+                voted.add((person, block))
 
     def _check_memory(self, state: EngineState) -> None:
         most_leases = (KEPT_ROUNDS + 1) * (4 * len(state.workers) + 4)

@@ -124,7 +124,9 @@ Progress = Callable[[int, float, int], None]
 def kill_scenario(seed: int, rounds: int, quorum: int) -> Scenario:
     """Six volunteers, four columns, three replicas each; a network without faults: kills are the only disturbance."""
     draw = derived_stream(seed, "kill scenario")
-    inner = InnerRecipe(inner_steps=10, batch_sequences=8, learning_rate=2e-2)
+    inner = InnerRecipe(
+        inner_steps=10, batch_sequences=8, optimizer="adamw", learning_rate=2e-2, final_lr_share=0.1, warmup_steps=3
+    )
     config = EngineConfig(
         run_id=RunId("simulated"),
         columns=4,
@@ -139,7 +141,13 @@ def kill_scenario(seed: int, rounds: int, quorum: int) -> Scenario:
         inner=inner,
     )
     volunteers = tuple(
-        VolunteerSpec(max_columns=2, step_s=draw.uniform(0.8, 1.2), arrives_s=START_S + draw.random(), liar=False)
+        VolunteerSpec(
+            max_columns=2,
+            step_s=draw.uniform(0.8, 1.2),
+            arrives_s=START_S + draw.random(),
+            liar=False,
+            owner="",
+        )
         for _ in range(VOLUNTEERS)
     )
     return Scenario(

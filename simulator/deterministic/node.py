@@ -278,7 +278,13 @@ class CoordinatorNode:
         at_s = self._loop.now_s
         if known is None:
             event: Event = WorkerEnrolled(
-                at_s=at_s, worker=worker, name=name, trusted=False, max_columns=max_columns, tokens_per_s=tokens_per_s
+                at_s=at_s,
+                worker=worker,
+                name=name,
+                trusted=False,
+                max_columns=max_columns,
+                tokens_per_s=tokens_per_s,
+                owner=self._scenario.owners[key],
             )
         elif known.max_columns != max_columns:
             event = CapabilityChanged(at_s=at_s, worker=worker, max_columns=max_columns, tokens_per_s=tokens_per_s)

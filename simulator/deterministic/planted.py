@@ -19,8 +19,10 @@ from coordinator.engine import contributions, leases, quorum, results, rounds
 from coordinator.engine import engine as engine_module
 from coordinator.engine.commands import DropPayload
 from coordinator.engine.events import RoundAggregated
+from coordinator.engine.index import Index
 from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.records import event_to_json
+from coordinator.engine.tally import was_lost
 from coordinator.pump import Pump
 from protocol.errors import IllegalEvent
 from simulator.deterministic import node, work
@@ -127,6 +129,35 @@ def _column_leased_twice() -> AbstractContextManager[None]:
     return _replaced(quorum.Standings, "to_replace", to_replace)
 
 
+def _owner_seated_twice() -> AbstractContextManager[None]:
+    def as_if_unowned(standings: Any, worker: Any) -> set[int]:
+        state = standings._state
+        current = [r for r in state.leases_of(worker) if r.lease.round == state.round.round and not was_lost(r)]
+        return set(range(state.config.columns)).difference(*(record.lease.columns for record in current))
+
+    return _replaced(quorum.Standings, "open_to", as_if_unowned)
+
+
+def _owner_back_from_silence() -> AbstractContextManager[None]:
+    def nobody(_index: Any, _number: Any, _owner: Any) -> frozenset[int]:
+        return frozenset()
+
+    refusal = leases._refusal
+
+    def blind(turn: Any, record: Any, event: Any) -> Any:
+        with _replaced(Index, "seats", nobody):
+            return refusal(turn, record, event)
+
+    return _replaced(leases, "_refusal", blind)
+
+
+def _owner_votes_twice() -> AbstractContextManager[None]:
+    def everybody(_state: Any, records: Sequence[Any]) -> set[Any]:
+        return {record.lease.lease_id for record in records}
+
+    return _replaced(contributions, "_trunk_voters", everybody)
+
+
 def _snapshot_one_behind() -> AbstractContextManager[None]:
     honest = journal.Snapshot
 
@@ -230,6 +261,21 @@ PLANTED: tuple[PlantedBug, ...] = (
         name="column-leased-twice",
         what="a worker's second lease repeats its columns",
         plant=_column_leased_twice,
+    ),
+    PlantedBug(
+        name="owner-seated-twice",
+        what="two machines of one owner get the same column",
+        plant=_owner_seated_twice,
+    ),
+    PlantedBug(
+        name="owner-back-from-silence",
+        what="a lost lease counts after all, though its column went to another machine of its owner",
+        plant=_owner_back_from_silence,
+    ),
+    PlantedBug(
+        name="owner-votes-twice",
+        what="each submission of one owner counts on the trunk",
+        plant=_owner_votes_twice,
     ),
     PlantedBug(
         name="snapshot-one-behind",

@@ -6,6 +6,7 @@ message arrives, so a run that still does not end has no excuse.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ class VolunteerSpec:
     arrives_s: float
     liar: bool
     """Sends bytes that are not what training gives."""
+    owner: str
+    """Whom the invite names; empty: nobody."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,16 @@ class Scenario:
     stop_after_s: float | None
     """When the operator stops the run."""
 
+    @property
+    def owners(self) -> dict[bytes, str]:
+        """Whom the invite of each key names, as the coordinator's registry has it; no worker says so itself."""
+        return {key_of(self.seed, index): spec.owner for index, spec in enumerate(self.volunteers)}
+
+
+def key_of(seed: int, index: int) -> bytes:
+    """The public key of one volunteer."""
+    return hashlib.sha256(f"volunteer {seed} {index}".encode()).digest()
+
 
 def scenario_of(seed: int) -> Scenario:
     """The world of `seed`."""
@@ -62,10 +75,11 @@ def scenario_of(seed: int) -> Scenario:
     config = _config(draw, volunteers)
     calm_s = START_S + draw.uniform(60.0, 400.0)
     rough = draw.random() < 0.7
+    owners = draw.choice((("",), ("",), ("anna", "anna", "ben", "")))
     return Scenario(
         seed=seed,
         config=config,
-        volunteers=tuple(_volunteer(draw, config) for _ in range(volunteers)),
+        volunteers=tuple(_volunteer(draw, config, owners) for _ in range(volunteers)),
         faults=tuple(_fault(draw, volunteers) for _ in range(draw.choice((0, 1, 2, 4, 6, 9)))),
         drop_share=draw.choice((0.0, 0.02, 0.1)) if rough else 0.0,
         duplicate_share=draw.choice((0.0, 0.05, 0.2)) if rough else 0.0,
@@ -89,6 +103,7 @@ def _config(draw: random.Random, volunteers: int) -> EngineConfig:
         replicas=draw.randint(1, 3),
         quorum=draw.randint(1, 2),
         min_workers=draw.randint(1, volunteers),
+        most_grants=draw.choice((1, 2, 256)),
         gather_s=draw.choice((0.0, 5.0)),
         min_lease_s=draw.choice((10.0, 30.0)),
         lease_ttl_s=120.0,
@@ -101,12 +116,13 @@ def _config(draw: random.Random, volunteers: int) -> EngineConfig:
     )
 
 
-def _volunteer(draw: random.Random, config: EngineConfig) -> VolunteerSpec:
+def _volunteer(draw: random.Random, config: EngineConfig, owners: tuple[str, ...]) -> VolunteerSpec:
     return VolunteerSpec(
         max_columns=draw.randint(1, config.columns),
         step_s=draw.choice((0.5, 1.0, 1.0, 2.0, 6.0)),
         arrives_s=START_S + draw.choice((0.0, 1.0, 30.0)) * draw.random(),
         liar=draw.random() < 0.08,
+        owner=draw.choice(owners),
     )
 
 

@@ -20,7 +20,7 @@ from protocol.ids import BlockId, Digest, LeaseId
 from protocol.v1 import barnraise_pb2 as pb
 from simulator.deterministic.loop import PROCESS, Process, VirtualLoop
 from simulator.deterministic.network import Network
-from simulator.deterministic.scenario import Scenario, VolunteerSpec
+from simulator.deterministic.scenario import Scenario, VolunteerSpec, key_of
 from simulator.deterministic.work import Trained, Work, stretched
 from worker import messages as m
 from worker.lease import Lease, lease_from_message
@@ -81,7 +81,7 @@ class Volunteer:
         note: Callable[[str], None],
     ) -> None:
         self.index, self.spec = index, spec
-        self.key = hashlib.sha256(f"volunteer {scenario.seed} {index}".encode()).digest()
+        self.key = key_of(scenario.seed, index)
         self.process: Process | None = None
         self.told_over = False
         self._loop, self._network, self._work, self._draw = loop, network, work, draw

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import stat
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from coordinator.invites import Registry
 from protocol.errors import Refused, StorageTrouble, Unauthenticated
 from protocol.identity import PrivateIdentity
+from protocol.ids import worker_id_of
 
 ANNA, BEN = PrivateIdentity.generate().public_key, PrivateIdentity.generate().public_key
 
@@ -44,6 +46,37 @@ def test_a_second_invite_can_add_trust_and_never_take_it(registry: Registry) -> 
         invite = registry.create_invite(trusted=trusted, expires_at_s=100.0)
         assert registry.redeem(invite, ANNA, "anna", now_s=1.0).trusted is expected
     assert len(registry.members()) == 1
+
+
+def test_the_owner_is_the_first_invite_s(registry: Registry) -> None:
+    for owner in ("maria", "", "eve"):
+        invite = registry.create_invite(trusted=False, expires_at_s=100.0, owner=owner)
+        assert registry.redeem(invite, ANNA, "anna", now_s=1.0).owner == "maria"
+    assert registry.find(ANNA) == registry.members()[0]
+    invite = registry.create_invite(trusted=False, expires_at_s=100.0)
+    assert registry.redeem(invite, BEN, "ben", now_s=1.0).owner == ""
+
+
+def test_a_file_from_before_there_were_owners_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "registry.sqlite"
+    old = sqlite3.connect(path)
+    old.executescript(
+        "CREATE TABLE invites (digest BLOB PRIMARY KEY, trusted INTEGER NOT NULL, expires_at_s REAL NOT NULL,"
+        " redeemed_by TEXT) WITHOUT ROWID;"
+        "CREATE TABLE members (worker TEXT PRIMARY KEY, public_key BLOB NOT NULL, name TEXT NOT NULL,"
+        " trusted INTEGER NOT NULL, enrolled_at_s REAL NOT NULL) WITHOUT ROWID;"
+    )
+    old.execute("INSERT INTO members VALUES (?, ?, 'anna', 1, 5.0)", (worker_id_of(ANNA), ANNA))
+    old.commit()
+    old.close()
+    for _ in range(2):
+        registry = Registry.open(path)
+        member = registry.find(ANNA)
+        assert member is not None
+        assert (member.name, member.trusted, member.owner) == ("anna", True, "")
+        invite = registry.create_invite(trusted=False, expires_at_s=100.0, owner="maria")
+        assert registry.redeem(invite, ANNA, "anna", now_s=1.0).owner == ""
+        registry.close()
 
 
 def test_the_file_is_private_and_holds_no_invite(registry: Registry, tmp_path: Path) -> None:

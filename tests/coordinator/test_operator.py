@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from barnraise.cli.status import print_status
 from coordinator.operator_client import OperatorClient, create_invites, fetch_status, stop_run
 from coordinator.runfolder import RunFolder
 from coordinator.server import CoordinatorServer
@@ -35,6 +36,30 @@ async def test_status_invites_and_stop(run: RunFolder, server: CoordinatorServer
     await asyncio.wait_for(server.finished(), 10.0)
     assert (await asyncio.to_thread(fetch_status, run)).over
     await asyncio.to_thread(stop_run, run)  # again is fine
+
+
+async def test_an_invite_says_whose_machine_it_is_for(
+    run: RunFolder, server: CoordinatorServer, join: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    links = await asyncio.to_thread(create_invites, run, count=2, owner=" maria ")
+    first, second = [await join(link=link) for link in links]
+    await join()
+    lease = (await first.acquire()).lease
+    waits = (await second.acquire(wait_s=0.0)).wait
+    columns = len(lease.columns)
+    assert columns == run.layout().columns, "the other machine was to find nothing left"
+    assert "maria's other machines have the columns of round 1" in waits.reason
+    status = await asyncio.to_thread(fetch_status, run)
+    assert sorted(worker.owner for worker in status.workers) == ["", "maria", "maria"]
+    print_status(status)
+    assert "(maria's)" in capsys.readouterr().out
+
+
+async def test_an_owner_that_could_steer_a_terminal_is_refused(run: RunFolder, server: CoordinatorServer) -> None:
+    async with OperatorClient(run) as operator:
+        for owner in ("\x1b[2J", "m" * 1000):
+            with pytest.raises(Refused, match="printable"):
+                await operator.create_invites(count=1, trusted=False, expires_in_s=1.0, owner=owner)
 
 
 async def test_too_many_invites_are_refused(run: RunFolder, server: CoordinatorServer) -> None:

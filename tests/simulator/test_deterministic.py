@@ -55,7 +55,14 @@ def test_a_seed_replays_exactly_in_another_process_with_other_hashes() -> None:
     assert len(told) == 1
 
 
-FOUND_EACH_TIME = ("reply-before-commit", "counted-again", "snapshot-one-behind", "payload-without-sync")
+FOUND_EACH_TIME = (
+    "reply-before-commit",
+    "counted-again",
+    "owner-seated-twice",
+    "owner-votes-twice",
+    "snapshot-one-behind",
+    "payload-without-sync",
+)
 
 
 @pytest.mark.parametrize(

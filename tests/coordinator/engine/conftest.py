@@ -112,7 +112,7 @@ class Swarm:
 
     # ---- workers
 
-    def enrol(self, *names: str, columns: int = 0, speed: float = 0.0) -> None:
+    def enrol(self, *names: str, columns: int = 0, speed: float = 0.0, owner: str = "") -> None:
         for name in names:
             self.handle(
                 ev.WorkerEnrolled(
@@ -122,6 +122,7 @@ class Swarm:
                     trusted=False,
                     max_columns=columns,
                     tokens_per_s=speed,
+                    owner=owner,
                 )
             )
 
@@ -131,8 +132,8 @@ class Swarm:
             found += self.handle(ev.LeaseRequested(at_s=self.now_s, worker=WorkerId(name), wait_s=wait_s))
         return found
 
-    def join(self, *names: str, columns: int = 0) -> None:
-        self.enrol(*names, columns=columns)
+    def join(self, *names: str, columns: int = 0, owner: str = "") -> None:
+        self.enrol(*names, columns=columns, owner=owner)
         self.ask(*names)
 
     def beat(self, *names: str) -> None:
@@ -296,6 +297,7 @@ def described(index: Index, now_s: float) -> dict[str, Any]:
         "next deadline": index.deadlines.earliest() and index.deadlines.earliest()[0],
         "quarantines": {key: index.quarantines.moment_s(key) for key in index.quarantines},
         "cooling": {key for key in index.cooling if index.cooling.moment_s(key) > now_s},
+        "machines": index.machines,
         "sets": (index.present, index.idle, index.idle_fresh, index.free, index.measuring, index.places),
         "speeds": {name: getattr(speeds, name) for name in speeds.__slots__ if not name.startswith("_reference")},
         "reference": (speeds.reference_step_s, speeds.reference_end_s, speeds.least_step_s),

@@ -68,9 +68,9 @@ class EngineMachine(RuleBasedStateMachine):
         with contextlib.suppress(IllegalEvent):
             act(*arguments, **keywords)
 
-    @rule(name=names, columns=st.integers(0, 4))
-    def enrol(self, name, columns):
-        self.quietly(self.swarm.enrol, name, columns=columns)
+    @rule(name=names, columns=st.integers(0, 4), owner=st.sampled_from(["", "", "anna", "ben"]))
+    def enrol(self, name, columns, owner):
+        self.quietly(self.swarm.enrol, name, columns=columns, owner=owner)
 
     @rule(name=names, wait_s=st.sampled_from([None, 0.0, 5.0]))
     def ask(self, name, wait_s):
@@ -184,14 +184,17 @@ class EngineMachine(RuleBasedStateMachine):
             if record.status not in LIVE_STATUSES:
                 continue
             for column in record.lease.columns:
-                seat = (record.lease.worker, record.lease.round, column)
+                seat = (state.workers[record.lease.worker].person, record.lease.round, column)
                 assert seat not in held
                 held.add(seat)
         for command in state.pending.values():
             if isinstance(command, AggregateRound):
-                workers = [state.leases[c.lease_id].lease.worker for c in command.contributions if c.include_trunk]
-                assert workers
-                assert len(workers) == len(set(workers))
+                used = [(state.workers[state.leases[c.lease_id].lease.worker].person, c) for c in command.contributions]
+                people = [person for person, c in used if c.include_trunk]
+                assert set(people) == {person for person, _ in used}
+                assert len(people) == len(set(people))
+                votes = [(person, column) for person, c in used for column in c.columns]
+                assert len(votes) == len(set(votes))
 
     @invariant()
     def data_counts_once(self):

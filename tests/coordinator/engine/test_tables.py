@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.engine import commands as cmd
@@ -135,6 +135,7 @@ def test_a_short_secret_is_refused():
 EVENTS = (ev.RunCreated, *LEGAL_EVENTS)
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_events_survive_the_journal(data):
     event = data.draw(st.one_of(*(st.builds(kind) for kind in EVENTS)))

@@ -135,7 +135,7 @@ def test_the_median_gain_follows_what_is_accepted_and_withdrawn(changes):
             there.remove(gain)
         else:
             continue
-        tally.count(accepted(gain), present=True, by=1 if comes else -1)
+        tally.count(accepted(gain), owner="", present=True, by=1 if comes else -1)
         finite = [known for known in there if math.isfinite(known)]
         assert tally.gains_median(2) == (median(finite) if len(finite) >= 2 else None)
 
