@@ -24,7 +24,7 @@ from coordinator.traffic import Traffic
 from coordinator.verify import lost_payloads, require_version
 from coordinator.versions import Versions
 from protocol.errors import StorageTrouble
-from protocol.ids import LeaseId
+from protocol.ids import Digest, LeaseId
 
 _TRAFFIC = "traffic"
 
@@ -83,11 +83,7 @@ class OpenedRun:
         clear_pins(folder.root)
         self.store.blocks.remove_temporaries()
         self.store.payloads.remove_temporaries()
-        self.store.keep_submissions(
-            (record.lease.lease_id, record.digest)
-            for record in state.leases.values()
-            if record.digest is not None and record.status in LIVE_STATUSES
-        )
+        self.store.keep_submissions(submissions_kept(self.engine))
 
     def close(self) -> None:
         """Close files. What was counted is kept."""
@@ -107,6 +103,18 @@ class OpenedRun:
     def _oldest_needed(self) -> int:
         """The oldest version that a lease or a pending command still needs."""
         return oldest_version_needed(self.engine)
+
+
+def submissions_kept(engine: Engine) -> list[tuple[LeaseId, Digest]]:
+    """Lease and digest of what may still be sent, measured or counted: a restart clears away every other submission.
+
+    One that was counted is not among them: its process may have died after the outer step and before it dropped it.
+    """
+    return [
+        (record.lease.lease_id, record.digest)
+        for record in engine.state.leases.values()
+        if record.digest is not None and record.status in LIVE_STATUSES and record.counted_in is None
+    ]
 
 
 def oldest_version_needed(engine: Engine) -> int:

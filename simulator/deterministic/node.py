@@ -14,11 +14,11 @@ from typing import Any, cast
 from coordinator.engine.commands import AnnounceVerdict, Command, DropPayload, EndRun, GrantLease, SlowCommand
 from coordinator.engine.engine import Engine
 from coordinator.engine.events import CapabilityChanged, Event, RunCreated, RunStopped, WorkerEnrolled, WorkerSeen
-from coordinator.engine.phases import LIVE_STATUSES, Phase
+from coordinator.engine.phases import Phase
 from coordinator.engine.records import event_to_json
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.mailboxes import Mailboxes
-from coordinator.opened import oldest_version_needed
+from coordinator.opened import oldest_version_needed, submissions_kept
 from coordinator.pace import Pace
 from coordinator.pump import Pump, load_engine
 from coordinator.run import RunContext
@@ -101,11 +101,7 @@ class CoordinatorNode:
         engine, verdicts = load_engine(journal, self._secret)
         self._book.restarted(engine, self.disk.last_position)
         self._store: Any = MemoryStore(self.disk, process)
-        self._store.keep_submissions(
-            (record.lease.lease_id, record.digest)
-            for record in engine.state.leases.values()
-            if record.digest is not None and record.status in LIVE_STATUSES
-        )
+        self._store.keep_submissions(submissions_kept(engine))
         self._count_applied(engine)
         self._mailboxes, self.sessions = Mailboxes(), SessionTable()
         for verdict in verdicts:
