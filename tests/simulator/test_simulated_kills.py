@@ -51,7 +51,8 @@ def moments_forgotten() -> Iterator[None]:
 
     def without_moments(loop: Any, state: Any) -> int:
         done = take_up(loop, state)
-        loop._optimizer.state.clear()
+        for parameter in loop._optimizer.parameters:
+            loop._optimizer.state_of(parameter).clear()
         return done
 
     with pytest.MonkeyPatch.context() as patch:
