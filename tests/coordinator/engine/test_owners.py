@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from coordinator.engine import dispatch
 from coordinator.engine import events as ev
 from coordinator.engine.commands import AggregateRound, GrantLease
 from coordinator.engine.records import event_from_json, event_to_json
@@ -14,6 +15,24 @@ def test_machines_of_one_owner_share_no_column(swarm):
     s.join("b1", "b2", columns=4, owner="ben")
     for first, second in ("a1", "a2"), ("b1", "b2"):
         assert set(s.lease(first).columns) | set(s.lease(second).columns) == set(range(8))
+
+
+def test_they_share_none_where_others_make_it_the_least_covered(swarm):
+    s = swarm(columns=8, quorum=1)
+    for number in range(8):
+        s.join(f"a{number}", columns=1, owner="anna")
+        s.join(f"b{number}", columns=3)
+    assert sorted(s.lease(f"a{number}").columns[0] for number in range(8)) == list(range(8))
+
+
+def test_machines_of_one_owner_count_as_one_that_a_column_can_be_left_to(swarm):
+    s = swarm()
+    s.enrol("a1", "a2", "a3", owner="anna")
+    s.enrol("b")
+    state = s.engine.state
+    assert dispatch._leasable(state, ()) == 2
+    assert dispatch._leasable(state, {WorkerId("a1"), WorkerId("b")}) == 1
+    assert dispatch._leasable(state, {WorkerId("a1"), WorkerId("a2"), WorkerId("a3")}) == 1
 
 
 def test_machines_of_nobody_do(swarm):
