@@ -13,7 +13,7 @@ import pytest
 from coordinator.runfolder import RunFolder
 from coordinator.server import CoordinatorServer
 from protocol.identity import PrivateIdentity
-from protocol.signing import CallSigner
+from protocol.signing import COUNTER_KEY, COUNTER_WINDOW, REQUEST_KEY, SESSION_KEY, CallSigner
 from protocol.v1 import barnraise_pb2 as pb
 
 SERVICE = "/barnraise.protocol.v1.Coordinator/"
@@ -33,6 +33,16 @@ async def test_a_replayed_call_is_refused(honest: Any, join: Join, refused: Refu
     await refused(Code.UNAUTHENTICATED, "was used before").of(client.raw("Heartbeat", b"", metadata=metadata))
 
 
+async def test_a_replay_from_before_the_window_is_refused(honest: Any, join: Join, refused: Refused) -> None:
+    client = await join()
+    skipped = client.signer.metadata(SERVICE + "Heartbeat", b"")  # signed and never sent, so never used either
+    for _ in range(COUNTER_WINDOW):
+        last = client.signer.metadata(SERVICE + "Heartbeat", b"")
+    await client.raw("Heartbeat", b"", metadata=last)
+    await refused(Code.UNAUTHENTICATED, "behind").of(client.raw("Heartbeat", b"", metadata=skipped))
+    await client.beat()
+
+
 async def test_a_replayed_opening_of_a_session_does_not_end_the_running_one(
     honest: Any, join: Join, refused: Refused
 ) -> None:
@@ -44,6 +54,9 @@ async def test_a_replayed_opening_of_a_session_does_not_end_the_running_one(
     client.signer = CallSigner(client.identity, reply.session_id, audience=client.audience)
     again = client.raw("OpenSession", body, metadata=metadata)
     await refused(Code.UNAUTHENTICATED, "with a new nonce").of(again)
+    other = await join(enrolled=False)
+    await other.enrol()
+    await refused(Code.UNAUTHENTICATED, "nonce of 16 random bytes").of(other.open(nonce=b"short"))
     await client.beat()
 
 
@@ -67,6 +80,22 @@ async def test_a_signature_for_another_body_or_method_is_refused(honest: Any, jo
     for method, body in (("Heartbeat", b"\x12\x00"), ("GetManifest", b"")):
         metadata = client.signer.metadata(SERVICE + method, body)
         await refused(Code.UNAUTHENTICATED, "signature").of(client.raw("Heartbeat", b"", metadata=metadata))
+
+
+@pytest.mark.parametrize("part", [COUNTER_KEY, REQUEST_KEY, SESSION_KEY])
+async def test_a_signature_holds_for_one_counter_request_and_session(
+    honest: Any, join: Join, refused: Refused, part: str
+) -> None:
+    client = await join()
+    signed = dict(client.signer.metadata(SERVICE + "Heartbeat", b""))
+    await client.open()
+    later = dict(client.signer.metadata(SERVICE + "Heartbeat", b""))
+    if part != SESSION_KEY:
+        signed = dict(later)
+        later = {**later, COUNTER_KEY: (99).to_bytes(8, "big"), REQUEST_KEY: secrets.token_bytes(16)}
+    changed = tuple({**signed, part: later[part]}.items())
+    await refused(Code.UNAUTHENTICATED, "signature").of(client.raw("Heartbeat", b"", metadata=changed))
+    await client.beat()
 
 
 async def test_a_foreign_call_signed_for_another_coordinator_is_refused(
@@ -100,6 +129,18 @@ async def test_an_unsigned_call_is_refused_on_every_method(honest: Any, join: Jo
         await refused(Code.UNAUTHENTICATED, "not signed").of(client.raw(OPERATOR + name, b"", metadata=()))
 
 
+async def test_a_signature_of_the_wrong_form_is_refused(honest: Any, join: Join, refused: Refused) -> None:
+    client = await join()
+    signed = client.signer.metadata(SERVICE + "Heartbeat", b"")
+    twice = (*signed, (COUNTER_KEY, bytes(8)))
+    await refused(Code.UNAUTHENTICATED, "twice").of(client.raw("Heartbeat", b"", metadata=twice))
+    long = tuple({**dict(signed), COUNTER_KEY: bytes(9)}.items())
+    await refused(Code.UNAUTHENTICATED, "has 9 bytes, expected 8").of(client.raw("Heartbeat", b"", metadata=long))
+    await refused(Code.UNAUTHENTICATED, "outside of any session").of(client.enrol())
+    client.signer = CallSigner(client.identity, audience=client.audience)
+    await refused(Code.UNAUTHENTICATED, "call OpenSession first").of(client.beat())
+
+
 async def test_a_worker_cannot_give_the_operators_orders(honest: Any, join: Join, refused: Refused) -> None:
     client = await join()
     for name in ["CreateInvite", "GetStatus", "StopRun"]:
@@ -121,8 +162,8 @@ async def test_the_operators_key_is_no_worker_and_its_sessions_are_bounded(
 async def test_a_key_of_the_wrong_size_is_refused(honest: Any, join: Join, refused: Refused) -> None:
     client = await join(enrolled=False)
     for key in (b"", bytes(31), bytes(33), bytes(4096)):
-        await refused(Code.UNAUTHENTICATED, "key").of(client.enrol(public_key=key))
-        await refused(Code.UNAUTHENTICATED, "key").of(client.open(public_key=key))
+        await refused(Code.UNAUTHENTICATED, "bytes, expected 32").of(client.enrol(public_key=key))
+        await refused(Code.UNAUTHENTICATED, "bytes, expected 32").of(client.open(public_key=key))
 
 
 # ---- getting in -------------------------------------------------------------------------------------------------

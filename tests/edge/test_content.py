@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import secrets
 import struct
 from collections.abc import Callable, Iterator
@@ -13,8 +14,15 @@ import grpc
 import pytest
 import structlog
 
+from coordinator.rpc import Endpoint
+from coordinator.runfolder import RunFolder
 from coordinator.server import CoordinatorServer
+from coordinator.throttle import Throttle
+from coordinator.traffic import Traffic
+from protocol.errors import MalformedMessage
+from protocol.errors import Refused as Refusing
 from protocol.framing import frames_of
+from protocol.ids import Digest, LeaseId
 from protocol.limits import FRAME_BYTES, MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
 from protocol.v1 import barnraise_pb2 as pb
 
@@ -69,7 +77,9 @@ async def test_bytes_that_are_no_registration_are_refused(honest: Any, join: Joi
 # ---- numbers ----------------------------------------------------------------------------------------------------
 
 
-async def test_numbers_that_are_none_are_refused_or_ignored(honest: Any, join: Join, refused: Refused) -> None:
+async def test_numbers_that_are_none_are_refused_or_ignored(
+    honest: Any, join: Join, refused: Refused, server: CoordinatorServer
+) -> None:
     client = await join(columns=1)
     lease = (await client.acquire()).lease
     payload = client.submission(lease)
@@ -78,10 +88,21 @@ async def test_numbers_that_are_none_are_refused_or_ignored(honest: Any, join: J
             await refused(Code.INVALID_ARGUMENT, "finite").of(client.commit(lease, payload, **{name: value}))
         beat = pb.HeartbeatRequest(lease_id=lease.lease_id, train_loss=value, tokens_per_s=value)
         await client.call("Heartbeat", beat, pb.HeartbeatReply)
+        assert all(math.isfinite(number) for number in numbers_of(server.status().model_dump()))
         assert (await client.acquire(wait_s=value)).lease.lease_id == lease.lease_id
         capability = pb.Capability(device="cpu", memory_bytes=8 << 30, tokens_per_s=value)
         other = await join(enrolled=False)
         await refused(Code.INVALID_ARGUMENT, "tokens_per_s").of(other.enrol(capability=capability))
+
+
+def numbers_of(value: Any) -> Iterator[float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from numbers_of(part)
+    elif isinstance(value, float):
+        yield value
 
 
 async def test_status_stays_json_whatever_a_heartbeat_says(honest: Any, join: Join, server: CoordinatorServer) -> None:
@@ -120,7 +141,9 @@ def another_place(header: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"), [(another_shape, "shape"), (another_dtype, "dtype"), (another_place, "canonical")]
+    ("change", "reason"),
+    [(another_shape, "shape"), (another_dtype, "dtype"), (another_place, "canonical")],
+    ids=["shape", "dtype", "order"],
 )
 async def test_tensors_of_another_shape_or_dtype_are_rejected_with_the_reason(
     honest: Any, join: Join, change: Callable[[dict[str, Any]], None], reason: str
@@ -191,13 +214,14 @@ async def test_offsets_outside_of_the_payload_are_refused(honest: Any, join: Joi
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        (b"", "less than its header"),
-        (framed(0, b""), "claims 0 bytes"),
-        (framed(0, bytes(8), magic=b"EVIL"), "EVIL"),
-        (framed(0, bytes(8), length=9), "claims 9 bytes"),
-        (framed(0, bytes(8), length=2**32 - 1), "claims 4294967295 bytes"),
-        (framed(8, bytes(8)), "expected byte 0"),
-        (framed(U64_MAX, bytes(8)), "expected byte 0"),
+        pytest.param(b"", "less than its header", id="no header"),
+        pytest.param(framed(0, b""), "claims 0 bytes", id="empty"),
+        pytest.param(framed(0, bytes(FRAME_BYTES + 1)), "allowed are 1 to", id="too long"),
+        pytest.param(framed(0, bytes(8), magic=b"EVIL"), "EVIL", id="magic"),
+        pytest.param(framed(0, bytes(8), length=9), "claims 9 bytes", id="another length"),
+        pytest.param(framed(0, bytes(8), length=2**32 - 1), "claims 4294967295 bytes", id="huge length"),
+        pytest.param(framed(8, bytes(8)), "expected byte 0", id="later"),
+        pytest.param(framed(U64_MAX, bytes(8)), "expected byte 0", id="huge offset"),
     ],
 )
 async def test_a_bad_frame_is_refused(honest: Any, join: Join, refused: Refused, bad: bytes, words: str) -> None:
@@ -279,7 +303,20 @@ async def test_no_name_becomes_a_path(
     await refused(Code.UNAUTHENTICATED, "not one of this run's").of(other.enrol(invite=path))
     if len(path) <= 64 and path.isprintable():
         await other.enrol(name=path)  # a name for people, which names no file
+    else:
+        await refused(Code.INVALID_ARGUMENT, "printable characters").of(other.enrol(name=path))
     assert {name for name in set(files_of()) - before if "registry" not in name and "journal" not in name} == set()
+
+
+@pytest.mark.parametrize("path", [*PATHS, "a" * 64 + "/../../x", "A" * 64])
+def test_no_name_is_a_path_of_the_store(run: RunFolder, path: str) -> None:
+    """Behind what the calls refuse: the store itself makes no path of a digest or lease id that is none."""
+    store, digest = run.artifacts(), Digest("a" * 64)
+    with pytest.raises(MalformedMessage, match="digest"):
+        store.blocks.path(Digest(path))
+    if path != "A" * 64:
+        with pytest.raises(MalformedMessage, match="lease id"):
+            store.open_upload(LeaseId(path), digest, 0)
 
 
 CONTROL = ("\x1b[31mred", "two\nlines", "\x9b2J", "left\u202eright", "a\0b", "\x7f", "bell\x07", "line\u2028two")
@@ -302,6 +339,8 @@ async def test_control_characters_reach_no_terminal_and_no_log(
         await client.call(
             "ReturnLease", pb.ReturnLeaseRequest(lease_id=lease.lease_id, reason=text), pb.ReturnLeaseReply
         )
+        quoting = Endpoint("s", Any, Traffic(), Throttle())  # an error that quotes without `repr`
+        quoting._log_refusal("m", Refusing(text), "192.0.2.7")
     assert {"call_refused", "lease_returned"} <= {line["event"] for line in lines}
     assert all(printable(value) for line in lines for value in line.values() if isinstance(value, str))
     assert printable(server.status().model_dump_json().encode().decode("unicode_escape"))

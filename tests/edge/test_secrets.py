@@ -20,6 +20,7 @@ from barnraise.cli.links import claim_link, read_link, write_links
 from coordinator.runfolder import RunFolder
 from protocol.errors import ConfigError
 from protocol.joinlink import JoinLink
+from worker.home import open_home
 
 ROOT = Path(__file__).parents[2]
 LINK = "barnraise://127.0.0.1:7465/#" + "a" * 64 + "." + "B" * 22
@@ -148,6 +149,14 @@ def test_every_private_file_is_its_owners_alone(pristine_run: Path) -> None:
     private += [path for path in pristine_run.rglob("*") if path.is_file() and run.draw_secret() in path.read_bytes()]
     assert len(private) >= 4
     assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o600}
+    assert {stat.S_IMODE(path.parent.stat().st_mode) for path in private} == {0o700}
+
+
+def test_a_volunteers_key_is_theirs_alone(tmp_path: Path) -> None:
+    home = open_home(tmp_path / "home", "a" * 64)
+    home.identity()
+    assert stat.S_IMODE((home.folder / "identity.pem").stat().st_mode) == 0o600
+    assert stat.S_IMODE(home.folder.stat().st_mode) == 0o700
 
 
 def test_a_link_is_read_from_a_file_or_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,77 @@
+"""What a guard is: a piece of the product's text, what is left without it, and the tests that must then fail.
+
+Plain data; touches nothing. A guard may need several cuts at once, where two defences overlap and either would do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TESTS = "tests/edge"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """`text`, which stands exactly once in `file`, becomes `without`."""
+
+    file: str
+    text: str
+    without: str
+
+    def applied(self, content: str) -> str:
+        """`content` with the guard cut out; Moved where it is not there exactly once."""
+        count = content.count(self.text)
+        if count != 1:
+            raise Moved(f"the guard has moved: {self.file} has {count} of {self.text.strip()[:60]!r}")
+        return content.replace(self.text, self.without)
+
+
+class Moved(Exception):
+    """The product's text is not what the table says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guard:
+    """One guard of the edge."""
+
+    line: str
+    """The line of docs/security.md that it stands behind."""
+    cuts: tuple[Cut, ...]
+    tests: tuple[str, ...]
+    """Each must fail without the guard: `test_x.py::test_y`, with `[id]` for one case; else any case will do."""
+    note: str = ""
+    """Why several cuts at once, or why what is left looks as it does."""
+    makes_run: bool = False
+    """It is passed when a run is made: the tests make theirs anew."""
+
+    @property
+    def name(self) -> str:
+        """For people: where it is and how it begins."""
+        first = self.cuts[0]
+        return f"{self.line}: {first.file}: {' '.join(first.text.split())[:70]}"
+
+    def edits(self, root: Path) -> dict[Path, str]:
+        """Each file's text without the guard; Moved where the table is out of date."""
+        contents: dict[Path, str] = {}
+        for cut in self.cuts:
+            path = root / cut.file
+            before = contents[path] if path in contents else path.read_text(encoding="utf-8")
+            contents[path] = cut.applied(before)
+        return contents
+
+
+def guard(
+    line: str,
+    file: str,
+    text: str,
+    without: str,
+    *tests: str,
+    also: tuple[Cut, ...] = (),
+    note: str = "",
+    makes_run: bool = False,
+) -> Guard:
+    """A guard that is one cut, or one cut and those that overlap it."""
+    cuts = (Cut(file=file, text=text, without=without), *also)
+    return Guard(line=line, cuts=cuts, tests=tests, note=note, makes_run=makes_run)
