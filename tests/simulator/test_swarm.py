@@ -27,7 +27,8 @@ SEED = 22
 def little_swarm(out: Path, corpus: Path) -> SimulationOptions:
     return SimulationOptions(
         out=out, workers=4, rounds=2, dropout=0.3, byzantine=1, attack="sign-flip", seed=SEED, data=str(corpus),
-        sequence_length=32, inner=InnerRecipe(inner_steps=4, batch_sequences=4, learning_rate=4e-3), lone=True,
+        sequence_length=32, lone=True,
+        inner=InnerRecipe(inner_steps=4, batch_sequences=4, learning_rate=4e-3, muon_learning_rate=0.02),
         heldout_sequences=16, heartbeat_interval_s=0.5, time_limit_s=120.0,
     )  # fmt: skip
 

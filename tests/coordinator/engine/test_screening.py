@@ -71,8 +71,8 @@ def test_a_first_submission_is_held_against_the_weights_themselves():
         ({"column_0": float("inf")}, "non_finite"),
         ({"trunk": 2.99}, ""),
         ({"trunk": 3.01}, "norm_too_large"),
-        ({"trunk": 0.11}, ""),
-        ({"trunk": 0.09}, "norm_too_small"),
+        ({"trunk": 0.021}, ""),
+        ({"trunk": 0.019}, "norm_too_small"),
         ({"column_0": 4.4}, ""),
         ({"column_0": 4.6}, "norm_too_large"),
         ({"column_0": 0.0}, ""),  # no token reached it
