@@ -1,10 +1,10 @@
 """Cuts every guard of the edge out, one at a time, and shows that its test then fails.
 
-    python -m tests.guards [--only WORDS ...] [--list] [--jobs N] [--json FILE] [--timeout S]
+    python -m tests.guards [--only WORDS ...] [--list] [--jobs N] [--json FILE] [--resume] [--timeout S]
 
 The guards are in tests/guards/table.py, each under its line of docs/security.md. `--only` takes those whose line, file,
-text or test contains one of the words. Exit code 1 where a guard can be cut out unnoticed, or is not where the table
-says, or the unmodified tests do not pass.
+text or test contains one of the words; `--resume` leaves out what FILE says was caught. Exit code 1 where a guard can
+be cut out unnoticed, or is not where the table says, or the unmodified tests do not pass.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ from tests.guards.table import GUARDS  # noqa: E402
 def main() -> int:
     """Run, and print one line for each guard."""
     args = _arguments()
-    chosen = [guard for guard in GUARDS if _is_wanted(guard, args.only)]
+    kept = json.loads(args.json.read_text(encoding="utf-8")) if args.resume and args.json.exists() else []
+    before = [one for one in kept if one["outcome"] == CAUGHT]
+    caught = {(one["guard"], one["without"], *one["tests"]) for one in before}
+    wanted = [guard for guard in GUARDS if _is_wanted(guard, args.only)]
+    chosen = [one for one in wanted if (one.cuts[0].text, one.cuts[0].without, *one.tests) not in caught]
     if args.list or not chosen:
         print("\n".join(guard.name for guard in chosen))
         print(f"{len(chosen)} of {len(GUARDS)} guards")
@@ -42,7 +46,7 @@ def main() -> int:
         shown = result.guard.name if result.outcome == CAUGHT else f"{result.guard.name}\n    {result.why}"
         print(f"{len(done):3}/{len(chosen)}  {result.outcome:<8} {result.seconds:6.1f} s  {shown}", flush=True)
         if args.json:
-            args.json.write_text(json.dumps([_as_json(one) for one in done], indent=1), encoding="utf-8")
+            args.json.write_text(json.dumps([*before, *map(_as_json, done)], indent=1), encoding="utf-8")
 
     run_guards(chosen, jobs=args.jobs, timeout_s=args.timeout, on_result=tell)
     counts = Counter(result.outcome for result in done)
@@ -61,6 +65,7 @@ def _as_json(result: Result) -> dict[str, object]:
         "line": guard.line,
         "files": [cut.file for cut in guard.cuts],
         "guard": guard.cuts[0].text,
+        "without": guard.cuts[0].without,
         "tests": list(guard.tests),
         "outcome": result.outcome,
         "seconds": round(result.seconds, 1),
@@ -74,6 +79,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="show them and cut nothing")
     parser.add_argument("--jobs", type=int, default=1, help="so many at once, each on a copy of its own")
     parser.add_argument("--json", type=Path, help="write what came of each to this file")
+    parser.add_argument("--resume", action="store_true", help="go on with what is in the --json FILE")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one guard's tests")
     return parser.parse_args()
 

@@ -50,7 +50,7 @@ class Guard:
     def name(self) -> str:
         """For people: where it is and how it begins."""
         first = self.cuts[0]
-        return f"{self.line}: {first.file}: {' '.join(first.text.split())[:70]}"
+        return f"{self.line}: {first.file}: {' '.join(first.text.split())[:70]} ({self.tests[0].partition('::')[2]})"
 
     def edits(self, root: Path) -> dict[Path, str]:
         """Each file's text without the guard; Moved where the table is out of date."""

@@ -36,8 +36,8 @@ def test_a_guard_that_moved_or_stands_twice_is_told() -> None:
 
 
 def test_every_guard_is_there_once() -> None:
-    cuts = [(guard.cuts, guard.tests) for guard in GUARDS]
-    assert len(set(cuts)) == len(cuts)
+    cuts = {(guard.cuts[0].text, guard.cuts[0].without, *guard.tests) for guard in GUARDS}  # as `--resume` knows them
+    assert len(cuts) == len(GUARDS)
 
 
 def test_every_test_named_exists() -> None:
