@@ -59,8 +59,8 @@ class ScreeningConfig:
     max_norm_factor: float = 3.0
     """Refused when the norm, scaled to common steps, is over this many times the running median."""
     min_norm_factor: float = 0.02
-    """Refused when it is under this share of the running median: nothing was trained. Norms fall with the learning rate,
-    to a twentieth within a short run, so this has to lie below `final_lr_share`; gains tell the rest."""
+    """Refused when it is under this share of the running median: nothing was trained. Norms fall with the learning
+    rate, to a twentieth within a short run, so this has to lie below `final_lr_share`; gains tell the rest."""
     min_heldout_gain: float = 0.0
     """Refused when half a step along the submission lowers held-out loss by less than this (nats a token)."""
     gain_error_margin: float = 2.0
