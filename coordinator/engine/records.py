@@ -70,7 +70,7 @@ def from_plain(plain: Any, declared: type[T]) -> T:
     """The value that `plain` was made of. Raises LocalError where it is no such thing."""
     try:
         value: T = _codec(declared)[1](plain)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise LocalError(f"not a record of {declared.__name__}: {error!r}") from error
     return value
 

@@ -218,3 +218,12 @@ def test_journals_of_another_engine(swarm):
         Engine.restore({**s.engine.snapshot(), "engine_version": 99}, b"0123456789abcdef")
     with pytest.raises(LocalError):
         Engine.restore({"engine_version": 1}, b"0123456789abcdef")
+
+
+def test_a_snapshot_whose_leases_are_of_another_model_is_refused(swarm):
+    s = swarm()
+    s.join("a")
+    snapshot = s.engine.snapshot()
+    assert snapshot["leases"]
+    with pytest.raises(LocalError, match="not a record"):
+        Engine.restore({**snapshot, "config": {**snapshot["config"], "columns": 1}}, b"0123456789abcdef")
