@@ -78,7 +78,7 @@ async def test_bytes_that_are_no_registration_are_refused(honest: Any, join: Joi
 
 
 async def test_numbers_that_are_none_are_refused_or_ignored(
-    honest: Any, join: Join, refused: Refused, server: CoordinatorServer
+    honest: Any, join: Join, refused: Refused, server: CoordinatorServer, run: RunFolder
 ) -> None:
     client = await join(columns=1)
     lease = (await client.acquire()).lease
@@ -93,6 +93,8 @@ async def test_numbers_that_are_none_are_refused_or_ignored(
         capability = pb.Capability(device="cpu", memory_bytes=8 << 30, tokens_per_s=value)
         other = await join(enrolled=False)
         await refused(Code.INVALID_ARGUMENT, "tokens_per_s").of(other.enrol(capability=capability))
+    for line in run.events_path.read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)  # and so is what the journal keeps
 
 
 def numbers_of(value: Any) -> Iterator[float]:

@@ -74,12 +74,17 @@ MESSAGES = (
         "NaN and infinity in any number", "coordinator/status.py",
         "train_loss=fresh.train_loss if fresh else None", 'train_loss=float("inf") if fresh else None',
         "test_content.py::test_status_stays_json_whatever_a_heartbeat_says", NUMBERS,
-        note="planted: a status that is no JSON",
+        note="planted: a status with infinity in it, written as such",
         also=(
             Cut(
-                file="coordinator/operator_service.py",
-                text="status_json=self._status().model_dump_json()",
-                without="status_json=str(self._status())",
+                file="coordinator/status.py",
+                text="class RunStatus(_Data):\n",
+                without='class RunStatus(_Data):\n    model_config = ConfigDict(ser_json_inf_nan="constants")\n',
+            ),
+            Cut(
+                file="coordinator/status.py",
+                text="class WorkerStatus(_Data):\n",
+                without='class WorkerStatus(_Data):\n    model_config = ConfigDict(ser_json_inf_nan="constants")\n',
             ),
         ),
     ),
@@ -108,6 +113,12 @@ TRANSFER = (
     guard(
         "NaN and infinity", "coordinator/executor.py", "if not math.isfinite(norm_l2):", "if False:",
         "test_content.py::test_tensors_that_are_not_finite_are_rejected",
+        also=(
+            Cut(
+                file="coordinator/engine/screening.py", text="if not math.isfinite(norm.norm_l2):", without="if False:",
+            ),
+        ),
+        note="what measures a submission and what judges the measure both refuse it",
     ),
     guard(
         "offsets and sizes out of range", TRANSFERS, "if header.offset > header.payload_bytes:", "if False:", OFFSETS,

@@ -22,7 +22,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tests.guards.guard import ROOT, TESTS, Guard, Moved
 
@@ -90,7 +90,7 @@ def run_guards(
         results.append(result)
         on_result(result)
 
-    with workspace() as folder:
+    with workspace() as folder, _stopping_all():
         first, plain_run = copy_tree(folder / "copy-0"), folder / _PLAIN_RUN
         _check_unmodified(first, guards, plain_run, timeout_s=60.0 * len(guards) + timeout_s)
         # With what the first has compiled.
@@ -106,6 +106,23 @@ def run_guards(
                 free.append(attempt.copy)
                 add(attempt.result())
     return results
+
+
+@contextlib.contextmanager
+def _stopping_all() -> Iterator[None]:
+    """Inside, whoever ends this process ends what it started too: groups of their own do not go by themselves."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for pid in list(_Child.running):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
 
 
 def _begin(
@@ -181,6 +198,9 @@ def _among(test: str, failed: dict[str, str]) -> bool:
 class _Child:
     """One pytest, in a forked process that is the leader of its own group."""
 
+    running: ClassVar[set[int]] = set()
+    """Process ids of those that are under way."""
+
     def __init__(
         self,
         copy: Path,
@@ -197,7 +217,11 @@ class _Child:
         self.status, self.seconds, self.timed_out = -1, 0.0, False
         self.failed: dict[str, str] = {}
         self._pid = os.fork()
-        if self._pid == 0:
+        if self._pid > 0:
+            with contextlib.suppress(OSError):
+                os.setpgid(self._pid, self._pid)  # here too, so that it has its group before anybody may end it
+            self.running.add(self._pid)
+        else:
             watch = _Watch(tests if until_failed else (), plain_run, keep_run)
             os._exit(_run_tests(copy, tests, self._report, self._log, watch))
 
@@ -212,6 +236,7 @@ class _Child:
         if pid == 0:
             self.timed_out = True
             _, status = os.waitpid(self._pid, 0)
+        self.running.discard(self._pid)
         self.status = os.waitstatus_to_exitcode(status)
         with contextlib.suppress(FileNotFoundError, ValueError):
             self.failed = json.loads(self._report.read_text(encoding="utf-8"))
@@ -226,7 +251,9 @@ class _Child:
 def _run_tests(copy: Path, tests: Sequence[str], report: Path, log: Path, watch: _Watch) -> int:
     """In the child: be a process that starts in `copy`, and run `tests`."""
     try:
-        os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with contextlib.suppress(OSError):
+            os.setpgid(0, 0)
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
         with log.open("wb") as output:
             os.dup2(output.fileno(), 1)
