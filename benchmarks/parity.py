@@ -89,7 +89,14 @@ CASES = (
         rounds=1.0 / 0.7,
     ),
     Case(name="diloco uneven", setting="diloco", against="diloco", slowest=4.0),
-    Case(name="diloco uneven, equal tokens", setting="diloco", against="diloco", slowest=4.0, rounds=1.22),
+    Case(name="diloco uneven, equal tokens", setting="diloco", against="diloco", slowest=4.0, rounds=0.87),
+    Case(
+        name="diloco uneven, recipe at most",
+        setting="diloco",
+        against="diloco",
+        slowest=4.0,
+        engine={"most_steps_share": 1.0},
+    ),
     Case(name="half frozen", setting="half_frozen", against="diloco"),
     Case(
         name="half frozen dropout",

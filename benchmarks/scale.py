@@ -27,6 +27,7 @@ from pathlib import Path
 import structlog
 
 from benchmarks.report import Cell, Row, machine, parse_args, print_rows, write_json
+from coordinator.collection import collect_rarely
 from coordinator.engine.commands import AggregateRound, Command, GrantLease, MeasureSubmission, SlowCommand
 from coordinator.engine.commands import ValidateVersion as Validate
 from coordinator.engine.config import EngineConfig, InnerRecipe
@@ -343,6 +344,7 @@ def main() -> None:
     """Measure and print."""
     args = parse_args(__doc__ or "")
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    collect_rarely()
     sizes = (100, 300, 1000) if args.quick else (1000, 3000, 10_000)
     rows: list[Row] = [row for size in sizes for row in engine_rows(size)]
     rows += [pump_row(size) for size in sizes]

@@ -19,7 +19,7 @@ import contextlib
 import heapq
 import itertools
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -37,6 +37,7 @@ from coordinator.engine.commands import (
 from coordinator.engine.engine import Engine
 from coordinator.engine.events import CommandFailed, Event, RunCreated, WorkerSeen
 from coordinator.engine.records import event_from_json, event_to_json
+from coordinator.engine.snapshots import SnapshotText
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.engine_migrations import MIGRATIONS, Migrations, migrate_journal
 from coordinator.journal import Journal, JournalObserver, Moment, Snapshot, unobserved
@@ -44,6 +45,8 @@ from protocol.errors import BarnraiseError, ConfigError, IllegalEvent, LocalErro
 
 SNAPSHOT_EVERY = 2000
 """Events between snapshots: a replay of that many takes well under a second, a snapshot a few milliseconds."""
+SNAPSHOT_SLICE = 32
+"""Records of a snapshot that are written without letting anything else happen: 1 to 2 ms."""
 MAX_BATCH = 256
 """Events in one commit: a bound on how long a reply waits behind others."""
 RETRY_FIRST_S = 1.0
@@ -132,6 +135,8 @@ class Pump:
         self._attempts: dict[str, int] = {}
         self._order = itertools.count()
         self._since_snapshot = 0
+        self._snapshot_text = SnapshotText()
+        self._snapshot: asyncio.Task[None] | None = None
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
         self._retries: set[asyncio.TimerHandle] = set()
@@ -157,9 +162,11 @@ class Pump:
         for retry in self._retries:
             retry.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._snapshot_saved()
         if not self.failed.done():
+            self._begin_snapshot()
+            await self._snapshot_saved()
             self.failed.cancel()
-            await self._snapshot()
         self._writer.shutdown()
         self._executor.shutdown()
 
@@ -248,8 +255,8 @@ class Pump:
             raise
         self._since_snapshot += len(batch)
         # a snapshot costs what the state holds: of a large one it comes after more events
-        if self._since_snapshot >= max(SNAPSHOT_EVERY, self.engine.state.records // 4):
-            await self._snapshot()
+        if self._since_snapshot >= max(SNAPSHOT_EVERY, self.engine.state.records // 2):
+            self._begin_snapshot()
 
     def _stall(self, batch: Sequence[_Queued], error: StorageTrouble) -> None:
         """Nothing of `batch` is recorded, so nothing of it has happened: whoever sent it is told to send it again."""
@@ -283,10 +290,24 @@ class Pump:
         if queued.done is not None and not queued.done.done():
             queued.done.set_result(commands)
 
-    async def _snapshot(self) -> None:
-        state = json.dumps(self.engine.snapshot(), separators=(",", ":"), allow_nan=True)
-        snapshot = Snapshot(position=self._journal.last_position, engine_version=ENGINE_VERSION, state=state)
+    def _begin_snapshot(self) -> None:
+        """Of this very moment, at which all that is in the journal is applied; it is written beside what comes next."""
+        if self._snapshot is not None and not self._snapshot.done():
+            return
         self._since_snapshot = 0
+        saving = self._save_snapshot(self._journal.last_position, self._snapshot_text.pieces(self.engine.state))
+        self._snapshot = asyncio.create_task(self._run(saving))
+
+    async def _snapshot_saved(self) -> None:
+        if self._snapshot is not None:
+            await asyncio.gather(self._snapshot, return_exceptions=True)
+
+    async def _save_snapshot(self, position: int, pieces: Iterator[str]) -> None:
+        written: list[str] = []
+        while piece := list(itertools.islice(pieces, SNAPSHOT_SLICE)):
+            written += piece
+            await asyncio.sleep(0)
+        snapshot = Snapshot(position=position, engine_version=ENGINE_VERSION, state="".join(written))
         try:
             await asyncio.get_running_loop().run_in_executor(self._writer, self._journal.save_snapshot, snapshot)
         except StorageTrouble as error:

@@ -206,7 +206,9 @@ def _build(root: Path, final: Path, settings: RunSettings) -> None:
     train_sequences = dataset.train_sequences(settings.sequence_length)
     if train_sequences < 1 or len(dataset.heldout_all(settings.sequence_length, 1)) < 1:
         raise ConfigError(f"{dataset_path} is too small for sequences of {settings.sequence_length} tokens")
-    config = settings.engine_config(run_id=run_id, columns=layout.columns, train_sequences=train_sequences)
+    config = settings.engine_config(
+        run_id=run_id, columns=layout.columns, train_sequences=train_sequences, min_columns=layout.min_columns
+    )
     check_config(config)
     created = RunCreated(at_s=time.time(), engine_version=ENGINE_VERSION, config=config, base_manifest=manifest)
     journal = Journal.create(root / "journal.sqlite", engine_version=ENGINE_VERSION)

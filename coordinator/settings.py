@@ -28,7 +28,7 @@ GOING_ON: Mapping[str, Any] = {"learning_rate": 4e-3, "muon_learning_rate": 0.02
 """What a run that begins with a checkpoint has in place of the recipe's rates (a quarter), unless it is told otherwise:
 at the recipe's own, every step away from a checkpoint whose training ended at low rates raises the loss at first."""
 
-_DERIVED = frozenset({"run_id", "columns", "train_sequences"})
+_DERIVED = frozenset({"run_id", "columns", "train_sequences", "min_columns"})
 _NESTED: Mapping[str, type] = {"inner": InnerRecipe, "screening": ScreeningConfig}
 _ENGINE = TypeAdapter(EngineConfig)
 
@@ -84,9 +84,14 @@ class RunSettings(BaseModel):
             raise ValueError("set exactly one of `preset` (a name) and `checkpoint` (a folder)")
         return self
 
-    def engine_config(self, *, run_id: RunId, columns: int, train_sequences: int) -> EngineConfig:
-        """The engine's configuration, with what only the model and the data tell."""
-        derived = {"run_id": run_id, "columns": columns, "train_sequences": train_sequences}
+    def engine_config(self, *, run_id: RunId, columns: int, train_sequences: int, min_columns: int = 1) -> EngineConfig:
+        """The engine's configuration, with what only the model and the data tell; `min_columns` is the model's."""
+        derived = {
+            "run_id": run_id,
+            "columns": columns,
+            "train_sequences": train_sequences,
+            "min_columns": min_columns,
+        }
         return _ENGINE.validate_python({**self.engine, **derived})
 
     def join_host(self) -> str:

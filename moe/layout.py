@@ -73,6 +73,11 @@ class Layout:
     """(name that repeats a tensor, name under which the trunk holds it)."""
 
     @property
+    def min_columns(self) -> int:
+        """Fewest columns of a shard: where the other experts are absent, a token needs its top-k among those held."""
+        return self.top_k if self.residency == ABSENT else 1
+
+    @property
     def blocks(self) -> tuple[BlockId, ...]:
         """Every block of the model: the trunk, then the columns in order."""
         return self.shard_blocks(range(self.columns))
@@ -139,7 +144,7 @@ class Layout:
         held = tuple(sorted(columns))
         if not held or len(set(held)) != len(held) or held[0] < 0 or held[-1] >= self.columns:
             raise ConfigError(f"a shard needs distinct columns of 0 to {self.columns - 1}, got {list(held)}")
-        if self.residency == ABSENT and len(held) < self.top_k:
+        if len(held) < self.min_columns:
             raise ConfigError(
                 f"residency absent: a shard must hold at least top-k = {self.top_k} columns, "
                 f"since each token is sent to that many experts; got {len(held)}"

@@ -53,7 +53,10 @@ def coordinator_process(options: SimulationOptions, pipe: Connection) -> None:
     """Make the run, serve it, tell its status until told to stop."""
     import torch
 
+    from coordinator.collection import collect_rarely
+
     torch.set_num_threads(1)
+    collect_rarely()
     try:
         asyncio.run(_serve(options, pipe))
     except Exception as error:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from barnraise.cli.coordinator import give_links
+from coordinator.collection import collect_rarely
 from coordinator.runfolder import RunFolder
 from coordinator.server import CoordinatorServer
 
@@ -23,6 +24,7 @@ async def serve(folder: Path, *, invites: int, invites_to: Path | None, trusted:
     loop, told_to_stop = asyncio.get_running_loop(), asyncio.Event()
     for number in _SIGNALS:
         loop.add_signal_handler(number, told_to_stop.set)
+    collect_rarely()
     server = CoordinatorServer(RunFolder.open(folder))
     try:
         port = await server.start()

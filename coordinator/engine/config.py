@@ -17,6 +17,8 @@ OPTIMIZERS = ("adamw", "muon")
 """What workers know (worker/optimizer.py; a test compares them)."""
 MAX_INNER_STEPS = 100_000
 """Workers take no lease with more (worker/lease.py)."""
+MAX_COLUMNS = 65_536
+"""Far above any model's experts: what is counted by column has room for so many and no more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +114,8 @@ class EngineConfig:
     min_grace_s: float = 1.0
     pace_tolerance: float = 0.25
     """Workers that would end up to this much later than the median one do as many inner steps as everybody."""
-    most_steps_share: float = 1.0
-    """Fast workers do up to so many times the recipe's steps, 1 to 2 (docs/decisions/0005: why 1)."""
+    most_steps_share: float = 2.0
+    """Fast workers do up to so many times the recipe's steps, 1 to 2 (docs/decisions/0005: why 2)."""
     quarantine_after: int = 3
     """Submissions refused by screening in a row before a worker is set aside."""
     quarantine_rounds: int = 5
@@ -147,7 +149,11 @@ def check_config(config: EngineConfig) -> None:
     steps = math.ceil(most_recipe_steps(config) * share)
     sequences = steps * inner.batch_sequences
     problems = [
-        (config.columns >= 1, f"a run needs 1 expert column or more, got {config.columns}"),
+        (1 <= config.columns <= MAX_COLUMNS, f"a run has 1 to {MAX_COLUMNS} expert columns, got {config.columns}"),
+        (
+            1 <= config.min_columns <= config.columns,
+            f"min_columns must be 1 to the model's {config.columns}, got {config.min_columns}",
+        ),
         (config.max_rounds >= 1, f"max_rounds must be 1 or more, got {config.max_rounds}"),
         (config.most_grants >= 1, f"most_grants must be 1 or more, got {config.most_grants}"),
         (config.replicas >= 1 and config.quorum >= 1, "replicas and quorum must be 1 or more"),

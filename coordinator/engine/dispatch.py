@@ -9,7 +9,7 @@ are given the same column: replicas are independent people.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Container, Iterator
 from itertools import islice
 
 from coordinator.engine import leases, pacing, placement, quorum
@@ -42,11 +42,12 @@ def standing_reason(state: EngineState, record: WorkerRecord) -> str | None:
     return None
 
 
-def ready_workers(state: EngineState, among: Iterable[WorkerId] | None = None) -> list[WorkerRecord]:
-    """Idle workers that may be leased, first come first."""
-    workers = state.index.idle if among is None else among
-    ready = [record for record in map(state.workers.__getitem__, workers) if _is_ready(state, record)]
-    return sorted(ready, key=lambda record: (record.waiting_since_s or 0.0, record.worker))
+def ready_workers(state: EngineState, among: Container[WorkerId] | None = None) -> Iterator[WorkerRecord]:
+    """Idle workers that may be leased, first come first; one by one, since a wave takes only the first."""
+    for _, worker in tuple(state.index.queue):
+        record = state.workers[worker]
+        if (among is None or worker in among) and _is_ready(state, record):
+            yield record
 
 
 def are_ready(state: EngineState, wanted: int) -> bool:
@@ -76,8 +77,8 @@ def _candidates(state: EngineState, standings: Standings, pace: Pace) -> Iterato
     index = state.index
     submitted = index.idle - index.idle_fresh if standings.replaceable() else set[WorkerId]()
     if index.idle_fresh and _may_lease_fresh(state, standings, pace):
-        yield from ready_workers(state, index.idle_fresh)
-    for record in ready_workers(state, submitted):
+        yield from ready_workers(state, frozenset(index.idle_fresh))
+    for record in ready_workers(state, submitted) if submitted else ():
         if len(standings.replaceable()) < state.config.min_columns:
             return
         yield record

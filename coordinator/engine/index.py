@@ -7,6 +7,7 @@ leaves it out, and an index that is built anew from a state equals the one that 
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
@@ -50,6 +51,8 @@ class Index:
         """Of each owner that the operator named."""
         self.idle: set[WorkerId] = set()
         """Here, and waiting for a lease."""
+        self.queue: list[tuple[float, WorkerId]] = []
+        """The idle and since when, ascending: first come first."""
         self.idle_fresh: set[WorkerId] = set()
         """Of those, the ones without a lease in the present round."""
         self.free: set[WorkerId] = set()
@@ -76,7 +79,7 @@ class Index:
                 self.machines.setdefault(new.owner, set()).add(worker)
         if (worker in self.present) != new.present:
             self._set_present(worker, new.present)
-        _put(self.idle, worker, new.present and new.waiting_since_s is not None)
+        self._queue_up(old, new)
         if new.cooling_until_s > 0 and (old is None or old.cooling_until_s != new.cooling_until_s):
             self.cooling.set(worker, new.cooling_until_s)
         if new.quarantine is not None:
@@ -204,6 +207,19 @@ class Index:
             self.present.add(worker)
         else:
             self.present.discard(worker)
+
+    def _queue_up(self, old: WorkerRecord | None, new: WorkerRecord) -> None:
+        """Put a worker into the queue where it belongs now."""
+        worker = new.worker
+        before = None if old is None or worker not in self.idle else old.waiting_since_s
+        now = new.waiting_since_s if new.present else None
+        if before == now:
+            return
+        if before is not None:
+            del self.queue[bisect_left(self.queue, (before, worker))]
+        if now is not None:
+            insort(self.queue, (now, worker))
+        _put(self.idle, worker, now is not None)
 
     def _place(self, record: WorkerRecord) -> None:
         """Put a worker into the sets where it belongs now."""

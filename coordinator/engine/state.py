@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from coordinator.engine.commands import SlowCommand
-from coordinator.engine.config import EngineConfig
+from coordinator.engine.config import MAX_COLUMNS, EngineConfig
 from coordinator.engine.events import BlockNorm
 from coordinator.engine.history import Checkpoint, Failure, RoundRecord, Totals, Validation
 from coordinator.engine.index import Index
@@ -185,6 +185,8 @@ class EngineState:
     _undo: Undo | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
+        if not 1 <= self.config.columns <= MAX_COLUMNS:
+            raise ValueError(f"a run has 1 to {MAX_COLUMNS} expert columns, got {self.config.columns}")
         self.index = Index(self)
 
     # ---- one event, whole or not at all ---------------------------------------------------------------

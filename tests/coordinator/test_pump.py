@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from coordinator.engine.events import (
     WorkerSilent,
 )
 from coordinator.engine.records import event_from_json, event_to_json
+from coordinator.engine.snapshots import SnapshotText
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.journal import Journal, Snapshot
 from coordinator.pump import Pump, load_engine
@@ -120,11 +122,11 @@ class Setup:
 
 @pytest.fixture
 def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
-    monkeypatch.setattr(Pump, "_snapshot", no_snapshot)
+    monkeypatch.setattr(Pump, "_save_snapshot", no_snapshot)
     return Setup(tmp_path)
 
 
-async def no_snapshot(_: Pump) -> None:
+async def no_snapshot(*_: Any) -> None:
     """Keeps the journal whole, so that a test can read it."""
 
 
@@ -387,6 +389,43 @@ async def test_a_snapshot_replaces_the_events_it_covers(tmp_path: Path, monkeypa
     assert pump.engine.snapshot() == state
     granted = await pump.submit(LeaseRequested(at_s=1000.0, worker=WorkerId(f"{0:032x}")))
     assert any(isinstance(command, GrantLease) for command in granted)
+    await pump.stop()
+    journal.close()
+
+
+async def test_events_go_on_while_a_snapshot_is_written_and_it_is_of_its_own_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pump_module, "SNAPSHOT_EVERY", 3)
+    monkeypatch.setattr(pump_module, "SNAPSHOT_SLICE", 1)
+    go_on = asyncio.Event()
+    pieces = SnapshotText.pieces
+    sleep = asyncio.sleep
+
+    async def held(delay_s: float) -> None:
+        if delay_s == 0:
+            await go_on.wait()
+        await sleep(delay_s)
+
+    setup = Setup(tmp_path)
+    pump, _, journal = setup.open()
+    monkeypatch.setattr(pump_module.asyncio, "sleep", held)
+    for number in range(3):
+        await pump.submit(enrolled(WorkerId(f"{number:032x}")))
+    for number in range(3, 9):  # more than a snapshot's worth, beside the one that stands still
+        await pump.submit(enrolled(WorkerId(f"{number:032x}")))
+    assert journal.latest_snapshot() is None
+    go_on.set()
+    await until(lambda: journal.latest_snapshot() is not None)
+    monkeypatch.setattr(pump_module.asyncio, "sleep", sleep)
+    snapshot = journal.latest_snapshot()
+    assert snapshot is not None
+    assert snapshot.position < journal.last_position
+    enrolled_then = len(json.loads(snapshot.state)["workers"])
+    assert enrolled_then < 9, "what came later is not in it"
+    state = pump.engine.snapshot()
+    assert load_engine(journal, SECRET)[0].snapshot() == state, "it and the events after it are everything"
+    assert "".join(pieces(SnapshotText(), pump.engine.state)) == json.dumps(state, separators=(",", ":"))
     await pump.stop()
     journal.close()
 

@@ -51,7 +51,7 @@ def test_the_journal_begins_with_the_runs_creation_and_version_0_is_whole(run: R
 def test_nothing_is_left_of_a_run_that_could_not_be_made(tmp_path: Path, text_folder: Path) -> None:
     with pytest.raises(ConfigError):
         init_run(tmp_path / "run", settings_for(text_folder, preset="no-such-preset"))
-    too_much = settings_for(text_folder, engine={"inner": {"inner_steps": 10**5}})
+    too_much = settings_for(text_folder, engine={"inner": {"inner_steps": 10**5 // 2}})
     with pytest.raises(ConfigError, match="training sequences"):
         init_run(tmp_path / "run", too_much)
     assert list(tmp_path.iterdir()) == []

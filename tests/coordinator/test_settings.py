@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from aggregation.names import RULES, parse_rule
+from coordinator.datasets import prepare
+from coordinator.engine.events import RunCreated
+from coordinator.engine.records import event_from_json
+from coordinator.journal import Journal
+from coordinator.runfolder import init_run
 from coordinator.settings import GOING_ON, RunSettings, engine_overrides, going_on, merged
 from protocol.errors import ConfigError, LocalError
 from protocol.ids import RunId
+from tests.served import write_text
 
 
 @given(st.text(min_size=1, max_size=64), st.floats(0, 1e6), st.integers(0, 2**62), st.lists(st.text(max_size=9)))
@@ -130,3 +138,17 @@ def test_a_checkpoint_is_gone_on_with_gently_unless_told_otherwise() -> None:
     assert told["max_rounds"] == 9
     short = RunSettings(checkpoint="somewhere", engine=going_on({"max_rounds": 2}))
     assert "warmup_rounds" not in short.engine["inner"]
+
+
+def test_a_run_whose_absent_experts_need_top_k_leases_no_fewer_columns(tmp_path: Path) -> None:
+    """A spare for one lost column would otherwise be a lease that no worker can take."""
+    (text := tmp_path / "text").mkdir()
+    prepare([str(write_text(text))], dataset := tmp_path / "data")
+    for residency, least in (("absent", 2), ("frozen", 1)):
+        settings = RunSettings(preset="tiny", data=str(dataset), residency=residency)
+        init_run(tmp_path / residency, settings)
+        journal = Journal.open(tmp_path / residency / "journal.sqlite", writable=False)
+        created = event_from_json(next(journal.read())[1])
+        journal.close()
+        assert isinstance(created, RunCreated)
+        assert created.config.min_columns == least

@@ -199,7 +199,9 @@ def test_results_about_another_version(swarm):
 
 def test_configurations_under_which_nothing_could_go_well(swarm):
     for changes, words in (
-        ({"columns": 0}, "1 expert column or more"),
+        ({"columns": 0}, "1 to 65536 expert columns"),
+        ({"columns": 10**9}, "1 to 65536 expert columns"),
+        ({"min_columns": 9}, "min_columns must be 1 to"),
         ({"max_rounds": 0}, "max_rounds"),
         ({"quorum": 0}, "quorum"),
         ({"train_sequences": 31}, "needs 32 training sequences"),
@@ -207,6 +209,13 @@ def test_configurations_under_which_nothing_could_go_well(swarm):
     ):
         with pytest.raises(ConfigError, match=words):
             swarm(**changes)
+
+
+@pytest.mark.parametrize("columns", [0, 10**9, 10**30])
+def test_a_snapshot_of_a_model_that_cannot_be_is_refused_before_room_is_made_for_it(swarm, columns):
+    snapshot = swarm().engine.snapshot()
+    with pytest.raises(LocalError, match="1 to 65536 expert columns"):
+        Engine.restore({**snapshot, "config": {**snapshot["config"], "columns": columns}}, b"0123456789abcdef")
 
 
 def test_journals_of_another_engine(swarm):

@@ -109,8 +109,8 @@ def test_the_bound_of_steps_is_the_workers():
         ({"warmup_rounds": -1}, "warmup_rounds"),
         ({"final_inner_steps": 0}, "final_inner_steps must be 1 or more, got 0"),
         ({"final_inner_steps": MAX_INNER_STEPS + 1}, f"at most {MAX_INNER_STEPS} inner steps"),
-        ({"inner_steps": 4, "final_inner_steps": 8, "batch_sequences": 2}, "one lease needs 16 training sequences"),
-        ({"inner_steps": 8, "final_inner_steps": 4, "batch_sequences": 2}, "one lease needs 16 training sequences"),
+        ({"inner_steps": 4, "final_inner_steps": 8, "batch_sequences": 2}, "one lease needs 32 training sequences"),
+        ({"inner_steps": 8, "final_inner_steps": 4, "batch_sequences": 2}, "one lease needs 32 training sequences"),
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused_with_the_reason(inner, words):
