@@ -143,7 +143,7 @@ def kill_scenario(seed: int, rounds: int, quorum: int) -> Scenario:
     volunteers = tuple(
         VolunteerSpec(
             max_columns=2,
-            step_s=draw.uniform(0.8, 1.2),
+            step_s=draw.uniform(24.0, 36.0),
             arrives_s=START_S + draw.random(),
             liar=False,
             owner="",
