@@ -143,7 +143,7 @@ def kill_scenario(seed: int, rounds: int, quorum: int) -> Scenario:
     volunteers = tuple(
         VolunteerSpec(
             max_columns=2,
-            step_s=draw.uniform(24.0, 36.0),
+            step_s=draw.uniform(24.0, 36.0),  # a lease of minutes, as real ones: an absence costs a share of it
             arrives_s=START_S + draw.random(),
             liar=False,
             owner="",

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from coordinator import journal
@@ -167,6 +167,15 @@ def _snapshot_one_behind() -> AbstractContextManager[None]:
     return _replaced(pump_module, "Snapshot", behind)
 
 
+def _snapshot_claims_later() -> AbstractContextManager[None]:
+    save = MemoryJournal.save_snapshot
+
+    def claiming(handle: Any, snapshot: journal.Snapshot) -> None:
+        save(handle, replace(snapshot, position=handle.last_position))
+
+    return _replaced(MemoryJournal, "save_snapshot", claiming)
+
+
 def _payload_without_sync() -> AbstractContextManager[None]:
     keep = MemoryPayloads.keep
 
@@ -281,6 +290,11 @@ PLANTED: tuple[PlantedBug, ...] = (
         name="snapshot-one-behind",
         what="a snapshot names the position before its own",
         plant=_snapshot_one_behind,
+    ),
+    PlantedBug(
+        name="snapshot-claims-later",
+        what="a snapshot claims events that came while it was being written",
+        plant=_snapshot_claims_later,
     ),
     PlantedBug(
         name="payload-without-sync",

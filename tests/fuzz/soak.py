@@ -87,6 +87,7 @@ def _batch(target: Target, source: Source, numbers: range, trace_every: int) -> 
     taken = traced = peak_bytes = slowest_input = 0
     slowest_s = 0.0
     number = numbers.start
+    gc.collect()  # what earlier inputs left to be collected is not this batch's
     try:
         with alarm(MOST_S * BATCH):
             for number in numbers:
