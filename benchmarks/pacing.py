@@ -3,8 +3,9 @@
 Run with `python -m benchmarks.pacing [--quick] [--json FILE]`. Workers differ in speed (x1 to x4) and uplink (1 to 20
 Mbit/s) and send 10 MB each; nothing is trained. Five ways of pacing, by the same engine on the same machines:
 `equal steps` (a tolerance so wide that nobody is slow), `speeds` (every upload looks interrupted, so that the engine
-sees no uplink), `speeds, uplinks` (the default), `fast do more` (`most_steps_share` 2), and the default with a schedule
-of inner steps. The first rounds, in which the engine learns who is who, are left out.
+sees no uplink), `speeds, uplinks` (nobody does more than the recipe), `fast do more` (the default: `most_steps_share`
+2), and the default with a schedule of inner steps. The first rounds, in which the engine learns who is who, are left
+out.
 
 Columns: the median round's length; `spread`, the last worker's end less the first one's; what the fast workers (half of
 them, by speed) and all wait between their own end and the round's; each as a share of the round; steps a worker did.
@@ -210,7 +211,7 @@ PACINGS = (
     Pacing(name="speeds", uplinks_seen=False),
     Pacing(name="speeds, uplinks"),
     Pacing(name="fast do more", most_steps_share=2.0),
-    Pacing(name="30 to 60 steps", final_inner_steps=60),
+    Pacing(name="30 to 60 steps", most_steps_share=2.0, final_inner_steps=60),
 )
 
 
