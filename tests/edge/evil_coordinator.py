@@ -61,7 +61,7 @@ class EvilCoordinator:
 
     async def start(self) -> None:
         self._server = grpc.aio.server(
-            options=(*server_options(), ("grpc.max_send_message_length", -1)) if self.raw_options is None else (),
+            options=_without_limits_to_sending() if self.raw_options is None else (),
             compression=self.compression,
         )
         handlers = {name: grpc.unary_unary_rpc_method_handler(self._unary(name)) for name in UNARY}
@@ -241,3 +241,11 @@ def field(**values: Any) -> Bend:
                 setattr(target, name, value)
 
     return bend
+
+
+def _without_limits_to_sending() -> list[tuple[str, int]]:
+    """Ours send nothing oversized, and a limit of their own would be taken for the worker's."""
+    return [
+        *(option for option in server_options() if "max_send" not in option[0]),
+        ("grpc.max_send_message_length", -1),
+    ]

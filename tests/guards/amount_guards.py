@@ -37,8 +37,6 @@ SLOWNESS = (
     guard("a slow read", PACE, "by_rate_s = limits.grace_s + self._moved_bytes / limits.min_bytes_per_s",
           'by_rate_s = float("inf")', f"{RATES}test_a_download_below_the_minimum_rate_is_broken_off"),
     guard("a slow read", RPC, "self._context.add_done_callback(lambda _: release())", "pass", NOT_TAKEN),
-    guard("a slow read", RPC, "            await self._context.send_initial_metadata(())\n", "", NOT_TAKEN,
-          note="with its first message never taken, gRPC fails to end the call"),
     guard("a call that never says what it wants", RPC, "asyncio.wait_for(anext(self.messages, None), limit_s)",
           "anext(self.messages, None)", f"{RATES}test_a_call_that_never_says_what_it_wants_is_broken_off"),
     guard("a call without a deadline", RPC, "if left_s is None or left_s > longest_s + DEADLINE_SLACK_S:",

@@ -196,8 +196,6 @@ CONTENT = (
           also=(Cut(file=FRAMING, text="if offset + length > self.expected_size:", without="if False:"),
                 Cut(file=FRAMING, text="if self._ended:", without="if False:")),
           note="a frame too many is out of place, or beyond the end, or after the last"),
-    guard("an endless stream", CLIENT, "            frames.cancel()  # whoever", "            pass  # whoever",
-          ENDLESS),
     guard("a stalled stream", CLIENT, "asyncio.wait_for(frames.read(), self._stall_s)", "frames.read()", STALLED),
     guard("a stalled stream", CLIENT, "if frames_sent() == before:", "if False:", NOT_TAKEN),
     guard("a stalled stream", AGENT,
