@@ -67,9 +67,17 @@ def tally(first: str, ledger: Path, secret: bytes) -> Tally:
         for command in commands:
             if isinstance(command, AggregateRound):
                 rounds[command.command_id] = command
+                found.refused.update(_superseded(engine, command))
             elif isinstance(command, AnnounceVerdict) and not command.accepted:
                 found.refused[command.lease_id] = command.reason
     return found
+
+
+def _superseded(engine: Engine, command: AggregateRound) -> dict[str, str]:
+    """Late submissions whose worker has a newer one in this round: one vote each, and the record says why."""
+    counting = {one.lease_id for one in command.contributions}
+    records = (record for record in engine.state.leases.values() if record.counted_in == command.round)
+    return {record.lease.lease_id: record.ended for record in records if record.lease.lease_id not in counting}
 
 
 def check(run: RunFolder, first: str, ledger: Path, acknowledged: Acknowledged) -> Tally:
@@ -88,7 +96,7 @@ def check(run: RunFolder, first: str, ledger: Path, acknowledged: Acknowledged) 
     for lease_id, _ in acknowledged.uploads:
         record = state.leases.get(lease_id)  # type: ignore[call-overload]  # a NewType of str
         waiting = record is not None and record.status in {LeaseStatus.UPLOADED, LeaseStatus.ACCEPTED}
-        assert lease_id in found.counted or lease_id in found.refused or waiting, f"{lease_id} was lost"
+        assert lease_id in found.counted or found.refused.get(lease_id) or waiting, f"{lease_id} was lost"
     _check_descent(run, found.versions[-1])
     assert [problem for one in verify_run(run) for problem in one.problems] == []
     return found
