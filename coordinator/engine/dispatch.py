@@ -77,7 +77,7 @@ def _candidates(state: EngineState, standings: Standings, pace: Pace) -> Iterato
     index = state.index
     submitted = index.idle - index.idle_fresh if standings.replaceable() else set[WorkerId]()
     if index.idle_fresh and _may_lease_fresh(state, standings, pace):
-        yield from ready_workers(state, frozenset(index.idle_fresh))
+        yield from ready_workers(state, index.idle_fresh)
     for record in ready_workers(state, submitted) if submitted else ():
         if len(standings.replaceable()) < state.config.min_columns:
             return

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from typing import Any
 
 from coordinator.engine.records import to_plain
@@ -29,13 +28,7 @@ class SnapshotText:
 
     def pieces(self, state: EngineState) -> Iterator[str]:
         """The text of `state` as it is now, in pieces of one record or one field."""
-        hints = typing.get_type_hints(EngineState)
-        names = [entry.name for entry in fields(EngineState) if entry.init]
-        values = {name: getattr(state, name) for name in names}
-        # The dictionaries change with the next event; their records, and all other values, are frozen.
-        return self._written(
-            {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}, hints
-        )
+        return self._written(state.recorded(), typing.get_type_hints(EngineState))
 
     def _written(self, values: Mapping[str, Any], hints: Mapping[str, Any]) -> Iterator[str]:
         before = "{"

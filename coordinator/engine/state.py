@@ -213,9 +213,12 @@ class EngineState:
 
     def copy(self) -> EngineState:
         """The state as it is now, to keep."""
+        return EngineState(**self.recorded())
+
+    def recorded(self) -> dict[str, Any]:
+        """What a snapshot holds, as it is now: tables change with the next event, their records and all else never."""
         values = {name: getattr(self, name) for name in _RECORDED}
-        tables: dict[str, Any] = {name: dict(value) for name, value in values.items() if isinstance(value, dict)}
-        return replace(self, **tables)
+        return {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
 
     def seen_at(self, now_s: float) -> EngineState:
         """This very state as of another moment: for reading, and at once."""

@@ -14,4 +14,6 @@ def test_two_thousand_kills_cost_less_than_a_hundredth_of_the_loss() -> None:
     print(told)
     assert is_borne_out(told, KILLS, ROUNDS), told
     assert killed.interrupted["nothing"] < KILLS / 2
+    # sixty kills are too few to be sure of the rarer places
+    assert {"a commit", "a measurement", "training (worker)", "uploading (worker)"} <= killed.interrupted.keys()
     assert killed.fates.total() == killed.outcome.acknowledged
