@@ -43,12 +43,17 @@ def krum_like(rows, weights, kept):
 
 def geometric_median(rows, weights):
     z = weighted(rows, weights)
-    for _ in range(5000):
+    for _ in range(20_000):
         pulls = [w / max(1e-9, distance(x, z)) for x, w in zip(rows, weights, strict=True)]
         z, before = weighted(rows, pulls), z
         if distance(z, before) < 1e-12:
             break
-    return z
+
+    def cost(point):
+        return sum(w * distance(x, point) for x, w in zip(rows, weights, strict=True))
+
+    best = min(rows, key=cost)  # the steps slow down without end towards a row that is the median
+    return best if cost(best) < cost(z) - 1e-12 else z
 
 
 def lower_and_upper(values, weights):
@@ -134,6 +139,7 @@ def test_equals_the_fp64_reference(rule, case):
 
 @settings(max_examples=60, deadline=None)
 @given(case=stacks(columns=(1, 3)))
+@example(case=(torch.tensor([[2.0409, -2.5557], [0.4181, -0.5678], [-0.4526, -0.2156]]), [1.0, 0.5, 0.5]))  # row 0
 def test_no_point_nearby_has_a_smaller_sum_of_distances(case):
     """Where few dimensions let the geometric median lie on a row, or anywhere on a line, its definition is the test."""
     stack, weights = case

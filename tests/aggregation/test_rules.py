@@ -89,6 +89,8 @@ def test_order_of_workers_does_not_matter(rule, case, seed):
 def test_commutes_with_shift_and_scale(rule, case, shift, scale):
     stack, weights = case
     stack = stack.double()  # so that the shift rounds no row into or out of a choice between two nearly alike
+    if "+" in rule:  # nor a mixture: those of tied rows under unequal weights are equal but for their rounding
+        stack += 1e-3 * torch.randn(stack.shape, generator=torch.Generator().manual_seed(1)).double()
     plain = aggregate(stack, weights, rule, seed=SEED)
     shifted = aggregate(stack + shift, weights, rule, seed=SEED)
     torch.testing.assert_close(shifted, plain + shift, rtol=0, atol=1e-7)
