@@ -3,13 +3,14 @@
     python -m benchmarks.parity [--quick] [--jobs N] [--seeds 11,12,13] [--rows 'NAME;...'] [--set KEY=VALUE ...]
                                 [--out DIR] [--json FILE]
 
-Every row is trained from the same first weights on equal tokens: centrally (the batch of all workers at each step), by
-one worker alone, and by swarms of the real engine, executor and trainer under a virtual clock (simulator/virtual.py):
-whole models (`diloco`), half of the columns with the others frozen or absent, with dropouts, uneven speeds, and AdamW
-moments that are kept between leases. Losses are held-out, nats a token; `val_loss_se` is the standard error over the
-seeds; `over` is the distance to the row that it is compared with, in percent, paired by seed. `--set` changes the
-recipe: any of the engine's settings, or `central.` and one of `inner` for central training alone. It is for a search;
-report other seeds than were searched with. Results are kept in DIR as they come, and not computed again.
+Every row is trained from the same first weights on equal tokens: centrally (the batch of all workers at each step),
+by one worker alone, and by swarms of the real engine, executor and trainer under a virtual clock
+(simulator/virtual.py): whole models (`diloco`), half of the columns with the others frozen or absent, with dropouts,
+uneven speeds, moments that are kept between leases, and leases that do not wait for the last round's version (eager).
+Losses are held-out, nats a token; `val_loss_se` is the standard error over the seeds; `over` is the distance to the
+row that it is compared with, in percent, paired by seed. `--set` changes the recipe: any of the engine's settings, or
+`central.` and one of `inner` for central training alone. It is for a search; report other seeds than were searched
+with. Results are kept in DIR as they come, and not computed again.
 """
 
 from __future__ import annotations
@@ -26,97 +27,22 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from benchmarks.parity_rows import CASES, CENTRAL, WORKERS, Case, training_of, volunteers
 from benchmarks.report import Cell, machine, print_rows, write_json
 from coordinator.engine.config import InnerRecipe
 
 REPORT_SEEDS = (11, 12, 13)
-WORKERS = 6
 SEQUENCE_LENGTH = 128
 HELDOUT_SEQUENCES = 512
 STEPS = 200
 """Inner steps of each worker, and steps of central training."""
-CENTRAL: Mapping[str, Any] = {"learning_rate": 0.012, "muon_learning_rate": 0.05}
-"""Where central training's recipe differs from the swarm's: the best of those tried, with other seeds; docs/log.md."""
-
-
-QUICK_TO_NOTICE: Mapping[str, Any] = {"heartbeat_interval_s": 1.0}
-"""A lease lasts ten seconds here: whoever vanishes has to be missed well within that, as with the default heartbeat in
-rounds of minutes. Otherwise a dropout costs its worker the next round, too."""
-
-ADAMW: Mapping[str, Any] = {"optimizer": "adamw", "learning_rate": 8e-3, "final_lr_share": 0.1, "warmup_steps": 3}
-"""The best found without Muon."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """One row of the table."""
-
-    name: str
-    setting: str
-    """`central`, `lone`, `diloco`, `half_frozen` or `half_absent`."""
-    against: str
-    """The row that it is compared with."""
-    dropout: float = 0.0
-    moments: str = "fresh"
-    slowest: float = 1.0
-    """How many times longer the slowest worker's steps take than the fastest's; the others lie between."""
-    engine: Mapping[str, Any] | None = None
-    """Settings that this row alone has."""
-    rounds: float = 1.0
-    """How many times as many rounds: where leases are lost or short, equal tokens take more of them."""
-
-
-CASES = (
-    Case(name="central", setting="central", against="central"),
-    Case(name="lone", setting="lone", against="central"),
-    Case(name="diloco", setting="diloco", against="central"),
-    Case(name="diloco kept moments", setting="diloco", against="diloco", moments="kept"),
-    Case(name="diloco dropout", setting="diloco", against="diloco", dropout=0.3, engine=QUICK_TO_NOTICE),
-    Case(
-        name="diloco dropout, equal tokens",
-        setting="diloco",
-        against="diloco",
-        dropout=0.3,
-        engine=QUICK_TO_NOTICE,
-        rounds=1.0 / 0.7,
-    ),
-    Case(name="diloco uneven", setting="diloco", against="diloco", slowest=4.0),
-    Case(name="diloco uneven, equal tokens", setting="diloco", against="diloco", slowest=4.0, rounds=0.87),
-    Case(
-        name="diloco uneven, recipe at most",
-        setting="diloco",
-        against="diloco",
-        slowest=4.0,
-        engine={"most_steps_share": 1.0},
-    ),
-    Case(name="half frozen", setting="half_frozen", against="diloco"),
-    Case(
-        name="half frozen dropout",
-        setting="half_frozen",
-        against="half frozen",
-        dropout=0.3,
-        engine=QUICK_TO_NOTICE,
-    ),
-    Case(name="half absent", setting="half_absent", against="diloco"),
-    Case(
-        name="half absent dropout",
-        setting="half_absent",
-        against="half absent",
-        dropout=0.3,
-        engine=QUICK_TO_NOTICE,
-    ),
-    Case(name="diloco 20 steps", setting="diloco", against="diloco", engine={"inner": {"inner_steps": 20}}),
-    Case(name="central adamw", setting="central", against="central", engine={"inner": ADAMW}),
-    Case(name="diloco adamw", setting="diloco", against="central adamw", engine={"inner": ADAMW}),
-)
 
 
 def run_case(case: Case, seed: int, steps: int, changes: Mapping[str, str], data: str) -> dict[str, Any]:
@@ -198,13 +124,12 @@ def _centrally(run: Any, case: Case, steps: int, recipe: InnerRecipe) -> dict[st
 
 def _by_swarm(run: Any, case: Case, seed: int) -> dict[str, Any]:
     from coordinator.opened import OpenedRun
-    from simulator.inner import KeptMoments, PureLeases, Shards
     from simulator.virtual import VirtualSwarm
 
     opened = OpenedRun.open(run, lambda: 0.0)  # the engine's time is the latest of all events
     try:
-        training = (KeptMoments if case.moments == "kept" else PureLeases)(Shards(opened.layout))
-        swarm = VirtualSwarm(opened, list(volunteers(case, opened.layout.columns)), training, seed=seed)
+        crew = list(volunteers(case, opened.layout.columns))
+        swarm = VirtualSwarm(opened, crew, training_of(case, opened.layout), seed=seed)
         swarm.play()
         state = opened.engine.state
         return {
@@ -218,16 +143,6 @@ def _by_swarm(run: Any, case: Case, seed: int) -> dict[str, Any]:
         }
     finally:
         opened.close()
-
-
-def volunteers(case: Case, columns: int) -> Iterator[Any]:
-    """The row's workers: speeds spread evenly on a logarithmic scale from 1 to `slowest`."""
-    from simulator.virtual import Volunteer
-
-    held = columns if case.setting == "diloco" else columns // 2
-    for number in range(WORKERS):
-        slower = case.slowest ** (number / (WORKERS - 1))
-        yield Volunteer(name=str(number), step_s=slower, max_columns=held, dropout=case.dropout)
 
 
 def main() -> None:
@@ -348,6 +263,7 @@ def _key(case: Case, seed: int, steps: int, changes: Mapping[str, str]) -> str:
             WORKERS,
             SEQUENCE_LENGTH,
             HELDOUT_SEQUENCES,
+            *(("eager",) if case.eager else ()),
         )
     )
     return f"{case.name.replace(',', '').replace(' ', '-')}-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -1,16 +1,19 @@
-"""Ways to train a lease in this process: as the product does, and a variant that experiments compare it with.
+"""Ways to train a lease in this process: as the product does, and two variants that experiments compare it with.
 
-Decides nothing that a lease does not name. `PureLeases` is the worker's own trainer. `KeptMoments` is what a lease that
-is not pure would be: each worker's moments live on from one lease to the next. Both keep one shard for each set
-of columns, because building it costs more than loading it.
+Decides nothing that a lease does not name. `PureLeases` is the worker's own trainer. Leases that are not pure are the
+others: with `KeptMoments` each worker's moments live on from one lease to the next, with `EagerLeases` nobody waits for
+the version that the last round makes. One shard is kept for each set of columns, because building it costs more than
+loading it.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from moe.layout import Layout
 from moe.shard import ShardModel, build_shard
@@ -64,6 +67,33 @@ class PureLeases:
         shard = self._shards.loaded(lease.columns, start, lease.seed)
         metrics = train_shard(shard, lease, sequences_NL, device=self._shards.device, micro_batch=self._micro_batch)
         return LeaseResult(pseudo_gradient=pseudo_gradient_of(start, shard.held_blocks()), metrics=metrics)
+
+
+class EagerLeases:
+    """Pure leases but for where they begin: one version late, moved by the worker's own part of the last round.
+
+    As if the next lease were granted when the last one ends: the others' part of the round is not there yet
+    (Kale et al. 2025, "Eager Updates For Overlapped Communication and Computation in DiLoCo", arXiv:2502.12996).
+    """
+
+    def __init__(self, leases: PureLeases, *, workers: int) -> None:
+        self._leases = leases
+        self._workers = workers
+        self._last: dict[WorkerId, tuple[Blocks, Blocks]] = {}
+
+    def __call__(self, worker: WorkerId, lease: Lease, start: Blocks, sequences_NL: NDArray[Any], /) -> LeaseResult:
+        """Train `lease` from the base version of the worker's lease before, less its own share of what it sent then."""
+        begin = start
+        if worker in self._last:
+            base, own = self._last[worker]
+            begin = {block: _moved(tensors, own.get(block, {}), self._workers) for block, tensors in base.items()}
+        result = self._leases(worker, lease, begin, sequences_NL)
+        self._last[worker] = start, result.pseudo_gradient
+        return result
+
+
+def _moved(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], workers: int) -> dict[str, Tensor]:
+    return {name: tensor - own[name] / workers if name in own else tensor for name, tensor in tensors.items()}
 
 
 class KeptMoments:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from coordinator.opened import OpenedRun
 from coordinator.runfolder import RunFolder, init_run
 from coordinator.settings import RunSettings
 from protocol.ids import BlockId
-from simulator.inner import KeptMoments, PureLeases, Shards
+from simulator.inner import EagerLeases, KeptMoments, PureLeases, Shards
 from simulator.virtual import VirtualSwarm, Volunteer, worker_lease
 
 ROUNDS, STEPS = 3, 2
@@ -127,6 +127,37 @@ def test_kept_moments_begin_as_fresh_ones_and_then_differ(tmp_path: Path, data: 
     assert _equal(*firsts)
     assert _equal(firsts[0], seconds[0])
     assert not _equal(*seconds)
+    parts.close()
+
+
+def test_an_eager_lease_begins_at_the_version_before_less_its_own_share(tmp_path: Path, data: Path) -> None:
+    parts = opened(made(tmp_path / "run", data))
+    first = parts.versions.load_blocks(parts.versions.manifest(parts.engine.state.manifest))
+    newer = {block: {name: tensor + 1.0 for name, tensor in tensors.items()} for block, tensors in first.items()}
+    pure = PureLeases(Shards(parts.layout))
+    begun: list[Mapping[BlockId, Any]] = []
+
+    def watched(worker: Any, lease: Any, start: Any, tokens: Any, /) -> Any:
+        begun.append(start)
+        return pure(worker, lease, start, tokens)
+
+    eager = EagerLeases(cast(PureLeases, watched), workers=4)
+    swarm = VirtualSwarm(parts, CREW, pure, seed=0)
+    while not parts.engine.state.leases:
+        swarm.advance()
+    lease = worker_lease(next(iter(parts.engine.state.leases.values())).lease)
+    tokens = parts.dataset.sequences(lease.data_seed, lease.data_start, lease.data_count, 16).astype("int64")
+    own = eager(CREW[0].worker, lease, first, tokens).pseudo_gradient
+    eager(CREW[0].worker, lease, newer, tokens)
+    eager(CREW[0].worker, lease, newer, tokens)
+    other = eager(CREW[1].worker, lease, newer, tokens)
+    assert _equal(begun[0], first)
+    for block, tensors in first.items():
+        for name, tensor in tensors.items():
+            assert torch.equal(begun[1][block][name], tensor - own.get(block, {}).get(name, torch.zeros(1)) / 4)
+    assert not _equal(begun[2], newer)
+    assert _equal(begun[3], newer)
+    assert other.metrics.inner_steps_done == lease.inner_steps
     parts.close()
 
 

@@ -1,0 +1,110 @@
+"""The rows of `benchmarks.parity`: what each of them trains, and which other row it is measured against.
+
+Decides what is compared with what, and the recipes that a row has for itself; runs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+WORKERS = 6
+CENTRAL: Mapping[str, Any] = {"learning_rate": 0.012, "muon_learning_rate": 0.05}
+"""Where central training's recipe differs from the swarm's: the best of those tried, with other seeds; docs/log.md."""
+
+
+QUICK_TO_NOTICE: Mapping[str, Any] = {"heartbeat_interval_s": 1.0}
+"""A lease lasts ten seconds here: whoever vanishes has to be missed well within that, as with the default heartbeat in
+rounds of minutes. Otherwise a dropout costs its worker the next round, too."""
+
+ADAMW: Mapping[str, Any] = {"optimizer": "adamw", "learning_rate": 8e-3, "final_lr_share": 0.1, "warmup_steps": 3}
+"""The best found without Muon."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One row of the table."""
+
+    name: str
+    setting: str
+    """`central`, `lone`, `diloco`, `half_frozen` or `half_absent`."""
+    against: str
+    """The row that it is compared with."""
+    dropout: float = 0.0
+    moments: str = "fresh"
+    eager: bool = False
+    """Whether nobody waits for the last round's version (simulator.inner.EagerLeases)."""
+    slowest: float = 1.0
+    """How many times longer the slowest worker's steps take than the fastest's; the others lie between."""
+    engine: Mapping[str, Any] | None = None
+    """Settings that this row alone has."""
+    rounds: float = 1.0
+    """How many times as many rounds: where leases are lost or short, equal tokens take more of them."""
+
+
+CASES = (
+    Case(name="central", setting="central", against="central"),
+    Case(name="lone", setting="lone", against="central"),
+    Case(name="diloco", setting="diloco", against="central"),
+    Case(name="diloco kept moments", setting="diloco", against="diloco", moments="kept"),
+    Case(name="diloco eager", setting="diloco", against="diloco", eager=True),
+    Case(name="diloco dropout", setting="diloco", against="diloco", dropout=0.3, engine=QUICK_TO_NOTICE),
+    Case(
+        name="diloco dropout, equal tokens",
+        setting="diloco",
+        against="diloco",
+        dropout=0.3,
+        engine=QUICK_TO_NOTICE,
+        rounds=1.0 / 0.7,
+    ),
+    Case(name="diloco uneven", setting="diloco", against="diloco", slowest=4.0),
+    Case(name="diloco uneven, equal tokens", setting="diloco", against="diloco", slowest=4.0, rounds=0.87),
+    Case(
+        name="diloco uneven, recipe at most",
+        setting="diloco",
+        against="diloco",
+        slowest=4.0,
+        engine={"most_steps_share": 1.0},
+    ),
+    Case(name="half frozen", setting="half_frozen", against="diloco"),
+    Case(
+        name="half frozen dropout",
+        setting="half_frozen",
+        against="half frozen",
+        dropout=0.3,
+        engine=QUICK_TO_NOTICE,
+    ),
+    Case(name="half absent", setting="half_absent", against="diloco"),
+    Case(
+        name="half absent dropout",
+        setting="half_absent",
+        against="half absent",
+        dropout=0.3,
+        engine=QUICK_TO_NOTICE,
+    ),
+    Case(name="diloco 20 steps", setting="diloco", against="diloco", engine={"inner": {"inner_steps": 20}}),
+    Case(name="central adamw", setting="central", against="central", engine={"inner": ADAMW}),
+    Case(name="diloco adamw", setting="diloco", against="central adamw", engine={"inner": ADAMW}),
+)
+
+
+def training_of(case: Case, layout: Any) -> Any:
+    """How the row's leases are trained."""
+    from simulator.inner import EagerLeases, KeptMoments, PureLeases, Shards
+
+    shards = Shards(layout)
+    if case.moments == "kept":
+        return KeptMoments(shards)
+    pure = PureLeases(shards)
+    return EagerLeases(pure, workers=WORKERS) if case.eager else pure
+
+
+def volunteers(case: Case, columns: int) -> Iterator[Any]:
+    """The row's workers: speeds spread evenly on a logarithmic scale from 1 to `slowest`."""
+    from simulator.virtual import Volunteer
+
+    held = columns if case.setting == "diloco" else columns // 2
+    for number in range(WORKERS):
+        slower = case.slowest ** (number / (WORKERS - 1))
+        yield Volunteer(name=str(number), step_s=slower, max_columns=held, dropout=case.dropout)
