@@ -49,6 +49,7 @@ CASES = (
     Case(name="diloco", setting="diloco", against="central"),
     Case(name="diloco kept moments", setting="diloco", against="diloco", moments="kept"),
     Case(name="diloco eager", setting="diloco", against="diloco", eager=True),
+    Case(name="diloco outer momentum", setting="diloco", against="diloco", engine={"outer_momentum": 0.3}),
     Case(name="diloco dropout", setting="diloco", against="diloco", dropout=0.3, engine=QUICK_TO_NOTICE),
     Case(
         name="diloco dropout, equal tokens",
@@ -69,11 +70,22 @@ CASES = (
     ),
     Case(name="half frozen", setting="half_frozen", against="diloco"),
     Case(
+        name="half frozen outer momentum", setting="half_frozen", against="half frozen", engine={"outer_momentum": 0.3}
+    ),
+    Case(
         name="half frozen dropout",
         setting="half_frozen",
         against="half frozen",
         dropout=0.3,
         engine=QUICK_TO_NOTICE,
+    ),
+    Case(
+        name="half frozen dropout, equal tokens",
+        setting="half_frozen",
+        against="half frozen",
+        dropout=0.3,
+        engine=QUICK_TO_NOTICE,
+        rounds=1.0 / 0.7,
     ),
     Case(name="half absent", setting="half_absent", against="diloco"),
     Case(
@@ -82,6 +94,14 @@ CASES = (
         against="half absent",
         dropout=0.3,
         engine=QUICK_TO_NOTICE,
+    ),
+    Case(
+        name="half absent dropout, equal tokens",
+        setting="half_absent",
+        against="half absent",
+        dropout=0.3,
+        engine=QUICK_TO_NOTICE,
+        rounds=1.0 / 0.7,
     ),
     Case(name="diloco 20 steps", setting="diloco", against="diloco", engine={"inner": {"inner_steps": 20}}),
     Case(name="central adamw", setting="central", against="central", engine={"inner": ADAMW}),

@@ -46,8 +46,6 @@ class SimulationOptions:
     rule: str = "trimmed_mean"
     replicas: int = 3
     quorum: int = 2
-    outer_learning_rate: float = 1.0
-    outer_momentum: float = 0.0
     heldout_sequences: int = 128
     validate_every: int = 1
     checkpoint_every: int = 5

@@ -65,8 +65,6 @@ def engine_table(options: SimulationOptions) -> dict[str, Any]:
         "round_deadline_s": options.round_deadline_s,
         "inner": dataclasses.asdict(options.inner),
         "rule": options.rule,
-        "outer_learning_rate": options.outer_learning_rate,
-        "outer_momentum": options.outer_momentum,
         "validate_every": options.validate_every,
         "checkpoint_every": options.checkpoint_every,
     }
