@@ -76,25 +76,20 @@ def evaluate(
     batch: int = 16,
     device: str = "auto",
     columns_held: int | None = None,
-    common_columns: int = 0,
     drift: bool = False,
     tell: Told = lambda _: None,
 ) -> Evaluation:
     """Measure `checkpoint` on the held-out part of `data`; `drift` also measures routing with columns absent.
 
     `limit` sequences at even distances are read, all of them with None. `columns_held` is by default half of the
-    columns, and top-k at least; the first `common_columns` are in every shard. ConfigError says why checkpoint, text
-    and options do not go together.
+    columns, and top-k at least. ConfigError says why checkpoint, text and options do not go together.
     """
     where = chosen_device(device)
     config = checkpoint_config(checkpoint)
     values = config_to_json(config)
     if sequence_length > (longest := int(values["max_position_embeddings"])):
         raise ConfigError(f"sequences of {sequence_length} tokens: the model reads at most {longest} positions")
-    held = _held(values, columns_held)
-    if common_columns >= held:
-        raise ConfigError(f"{common_columns} common columns leave no room for others in a shard of {held}")
-    sets = column_sets(int(values["num_experts"]), held, common_columns) if drift else ()
+    sets = column_sets(int(values["num_experts"]), _held(values, columns_held)) if drift else ()
     card, tokens_NT1, of_all = _heldout_tokens(checkpoint, data, values, sequence_length, limit, tell)
     tell("reading the checkpoint")
     model: Any = open_checkpoint(checkpoint, config)

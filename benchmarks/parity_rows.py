@@ -88,7 +88,6 @@ CASES = (
         rounds=1.0 / 0.7,
     ),
     Case(name="half absent", setting="half_absent", against="diloco"),
-    Case(name="half absent, none in common", setting="half_absent", against="diloco", engine={"common_columns": 0}),
     Case(
         name="half absent dropout",
         setting="half_absent",

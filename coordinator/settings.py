@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from aggregation.names import EXPECTED, RULES  # names alone: reading a file must not load torch
-from coordinator.engine.config import MAX_COLUMNS, EngineConfig, InnerRecipe, ScreeningConfig, check_config
+from coordinator.engine.config import EngineConfig, InnerRecipe, ScreeningConfig, check_config
 from protocol.errors import ConfigError
 from protocol.ids import RunId
 
@@ -92,8 +92,7 @@ class RunSettings(BaseModel):
             "train_sequences": train_sequences,
             "min_columns": min_columns,
         }
-        common = {"common_columns": min_columns} if self.residency == "absent" else {}
-        return _ENGINE.validate_python({**common, **self.engine, **derived})
+        return _ENGINE.validate_python({**self.engine, **derived})
 
     def join_host(self) -> str:
         """The address that goes into join links."""
@@ -194,7 +193,7 @@ def _check_engine(table: Mapping[str, Any]) -> None:
         if unknown:
             raise ValueError(f"unknown setting `{name}.{unknown[0]}`; known are {', '.join(sorted(names))}")
     try:
-        config = _ENGINE.validate_python({**table, "run_id": "run", "columns": MAX_COLUMNS, "train_sequences": 1})
+        config = _ENGINE.validate_python({**table, "run_id": "run", "columns": 1, "train_sequences": 1})
     except ValidationError as error:
         raise ValueError(describe(error)) from error
     for path, value in _numbers("", dataclasses.asdict(config)):

@@ -213,19 +213,10 @@ def usual_held(columns: int, top_k: int) -> int:
     return max(top_k, columns // 2)
 
 
-def column_sets(columns: int, held: int, common: int = 0) -> tuple[tuple[int, ...], ...]:
-    """The fewest sets of `held` columns that cover all: the first `common` in each, and neighbours among the others.
-
-    The last one begins again at the first of those where it must. Of `held`, `common` leaves one place at least.
-    """
+def column_sets(columns: int, held: int) -> tuple[tuple[int, ...], ...]:
+    """The fewest sets of `held` neighbouring columns that cover all; the last one begins again at 0 where it must."""
     held = min(max(1, held), columns)
-    common = min(common, held - 1)
-    room, others = held - common, columns - common
-    starts = range(0, others, room)
-    return tuple(
-        tuple(sorted((*range(common), *(common + (start + place) % others for place in range(room)))))
-        for start in starts
-    )
+    return tuple(tuple(sorted((start + place) % columns for place in range(held))) for start in range(0, columns, held))
 
 
 class _Counts:

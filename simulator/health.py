@@ -20,7 +20,6 @@ def write_health(options: SimulationOptions, checkpoint: Path) -> dict[str, Any]
     """Write both files into `options.out`; the figures in short."""
     import torch
 
-    from coordinator.engine.placement import common_held
     from coordinator.runfolder import RunFolder
     from moe.export import checkpoint_config, open_checkpoint
     from moe.health import column_sets, examine, usual_held
@@ -28,15 +27,12 @@ def write_health(options: SimulationOptions, checkpoint: Path) -> dict[str, Any]
     run = RunFolder.open(options.work / "run")
     settings, layout = run.settings(), run.layout()
     tokens = run.dataset().heldout_all(settings.sequence_length, settings.heldout_limit)
-    config = settings.engine_config(
-        run_id=run.run_id, columns=layout.columns, train_sequences=1, min_columns=layout.min_columns
-    )
     held = max(layout.top_k, options.columns_per_worker or usual_held(layout.columns, layout.top_k))
     health = examine(
         open_checkpoint(checkpoint, checkpoint_config(checkpoint)),
         torch.from_numpy(tokens.astype("int64")),
         batch=settings.evaluation_batch,
-        column_sets=column_sets(layout.columns, held, common_held(config.common_columns, held)),
+        column_sets=column_sets(layout.columns, held),
     )
     text = json.dumps(health.as_dict(), indent=2, allow_nan=False)
     (options.out / HEALTH_NAME).write_text(text + "\n", encoding="utf-8")

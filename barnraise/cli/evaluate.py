@@ -35,9 +35,6 @@ def evaluate(
     columns: Annotated[
         int | None, typer.Option(min=1, help="With --health: columns that a shard holds; half of them by default.")
     ] = None,
-    common: Annotated[
-        int, typer.Option(min=0, help="With --health: columns that every shard holds (a run's common_columns).")
-    ] = 0,
     out: Annotated[Path | None, typer.Option(help="Write evaluation.json and health.png into this folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
@@ -57,7 +54,6 @@ def evaluate(
             batch=batch,
             device=device,
             columns_held=columns,
-            common_columns=common,
             drift=health,
             tell=tell,
         )

@@ -88,9 +88,6 @@ class EngineConfig:
     max_rounds: int = 20
     min_columns: int = 1
     """Fewest columns a lease may hold (the router's top-k where absent experts are left out of the shard)."""
-    common_columns: int = 0
-    """So many columns, the first ones, are in every shard, in up to half of its room: where experts are absent, shards
-    that have nothing in common learn less from each other (docs/decisions/0007)."""
     replicas: int = 3
     """Wanted submissions a column; with fewer workers, visibly fewer."""
     quorum: int = 2
@@ -156,10 +153,6 @@ def check_config(config: EngineConfig) -> None:
         (
             1 <= config.min_columns <= config.columns,
             f"min_columns must be 1 to the model's {config.columns}, got {config.min_columns}",
-        ),
-        (
-            0 <= config.common_columns <= config.columns,
-            f"common_columns must be 0 to the model's {config.columns}, got {config.common_columns}",
         ),
         (config.max_rounds >= 1, f"max_rounds must be 1 or more, got {config.max_rounds}"),
         (config.most_grants >= 1, f"most_grants must be 1 or more, got {config.most_grants}"),

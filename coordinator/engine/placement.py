@@ -1,4 +1,4 @@
-"""Which columns a worker gets: the run's common ones, then the least covered, those it had, by secret draw; some anew.
+"""Which columns a worker gets: least covered first, then those it had, then by secret draw; some drawn anew.
 
 Decides a lease's columns and nothing else. Holds always: no worker holds one column twice in a round; a worker that
 can hold everything does; who shares a column with whom cannot be told in advance without the run's secret. Leases are
@@ -18,17 +18,6 @@ from protocol.ids import RoundNumber, WorkerId
 def capacity(config: EngineConfig, max_columns: int) -> int:
     """Columns a worker may be given; an offer of 0 means all."""
     return config.columns if max_columns <= 0 else min(max_columns, config.columns)
-
-
-def common_held(common_columns: int, held: int) -> int:
-    """How many of the run's common columns, the first ones, a shard of `held` columns has: in up to half of its room.
-
-    The other half is for what only some hold: workers with little room must not all train the same columns.
-
-    >>> [common_held(2, held) for held in (1, 2, 3, 4, 8)]
-    [0, 1, 1, 2, 2]
-    """
-    return min(common_columns, held // 2)
 
 
 def sticky_columns(workers: Iterable[WorkerRecord], round_number: RoundNumber) -> dict[WorkerId, tuple[int, ...]]:
@@ -66,7 +55,6 @@ def choose_columns(
     count = capacity(config, worker.max_columns)
     if count >= len(allowed):
         return tuple(sorted(allowed))
-    common = set(range(common_held(config.common_columns, count))).intersection(allowed)
     drawn = draws.stream(current.round, "placement", worker.worker).u64s(config.columns)
     sticky = current.sticky.get(worker.worker, ())
     served = state.index.served_columns(current.sticky)
@@ -79,6 +67,6 @@ def choose_columns(
     # a column that nobody had last time goes first, or too small a swarm would train the same few for ever
     ranked = sorted(
         (column in makes_room, coverage[column], column in served, column not in sticky, drawn[column], column)
-        for column in set(allowed) - common
+        for column in allowed
     )
-    return tuple(sorted([*common, *(rank[-1] for rank in ranked[: count - len(common)])]))
+    return tuple(sorted(rank[-1] for rank in ranked[:count]))

@@ -72,8 +72,7 @@ def scenario_of(seed: int) -> Scenario:
     """The world of `seed`."""
     draw = derived_stream(seed, "scenario")
     volunteers = draw.randint(1, 5)
-    common = derived_stream(seed, "common columns").choice((0, 0, 1, 2))
-    config = _config(draw, volunteers, common)
+    config = _config(draw, volunteers)
     calm_s = START_S + draw.uniform(60.0, 400.0)
     rough = draw.random() < 0.7
     owners = draw.choice((("",), ("",), ("anna", "anna", "ben", "")))
@@ -94,12 +93,11 @@ def scenario_of(seed: int) -> Scenario:
     )
 
 
-def _config(draw: random.Random, volunteers: int, common_columns: int) -> EngineConfig:
+def _config(draw: random.Random, volunteers: int) -> EngineConfig:
     columns = draw.randint(2, 4)
     return EngineConfig(
         run_id=RunId("simulated"),
         columns=columns,
-        common_columns=common_columns,
         train_sequences=draw.choice((40, 500, 10_000)),
         max_rounds=draw.randint(1, 3),
         replicas=draw.randint(1, 3),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -34,18 +33,6 @@ def test_engine_overrides_reach_the_engine() -> None:
     config = settings.engine_config(run_id=RunId("r"), columns=8, train_sequences=100)
     assert (config.quorum, config.columns, config.inner.inner_steps) == (1, 8, 5)
     assert config.inner.batch_sequences == 16  # what is not named keeps its default
-
-
-@pytest.mark.parametrize(
-    ("residency", "engine", "common"),
-    [("frozen", {}, 0), ("absent", {}, 2), ("absent", {"common_columns": 0}, 0), ("frozen", {"common_columns": 3}, 3)],
-)
-def test_where_experts_are_absent_shards_have_columns_in_common(
-    residency: Literal["frozen", "absent"], engine: dict[str, Any], common: int
-) -> None:
-    settings = RunSettings(preset="tiny", residency=residency, engine=engine)
-    config = settings.engine_config(run_id=RunId("r"), columns=8, train_sequences=100, min_columns=2)
-    assert config.common_columns == common
 
 
 @pytest.mark.parametrize(

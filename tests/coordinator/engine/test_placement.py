@@ -8,7 +8,6 @@ from itertools import pairwise
 import pytest
 
 from coordinator.engine.engine import Engine
-from protocol.errors import ConfigError
 from protocol.ids import WorkerId
 
 
@@ -61,39 +60,6 @@ def test_one_member_of_each_replica_set_is_drawn_anew(swarm):
             total += len(old)
     assert kept_whole <= 2, "a replica set stayed as it was"
     assert sticky / total > 0.3, "nobody keeps what it had: every download is new"
-
-
-def test_common_columns_are_in_every_shard_and_the_others_covered_evenly(swarm):
-    s = swarm(columns=8, common_columns=2, max_rounds=9)
-    names = [f"w{i}" for i in range(6)]
-    s.join(*names, columns=4)
-    for held in run_rounds(s, names, 6):
-        assert {columns[:2] for columns in held.values()} == {(0, 1)}
-        assert {len(columns) for columns in held.values()} == {4}
-        others = [count for column, count in coverage(held).items() if column >= 2]
-        assert sorted(others) == [2] * 6, held
-
-
-@pytest.mark.parametrize(("room", "common"), [(1, 0), (2, 1), (3, 1)])
-def test_common_columns_take_up_to_half_of_a_small_shard(swarm, room, common):
-    s = swarm(columns=6, common_columns=3, max_rounds=40)
-    s.join("a", columns=room)
-    rounds = [columns["a"] for columns in run_rounds(s, ["a"], 30)]
-    assert all(columns[:common] == tuple(range(common)) for columns in rounds)
-    assert {column for columns in rounds for column in columns} == set(range(6)), "a column is never trained"
-
-
-def test_one_owner_s_machines_do_not_both_hold_the_common_columns(swarm):
-    s = swarm(columns=8, common_columns=2)
-    s.join("a", "b", columns=4, owner="anna")
-    first, second = (set(s.lease(name).columns) for name in "ab")
-    assert first >= {0, 1}
-    assert not first & second
-
-
-def test_more_common_columns_than_the_model_has_are_refused(swarm):
-    with pytest.raises(ConfigError, match="common_columns must be 0 to the model's 4, got 5"):
-        swarm(common_columns=5)
 
 
 def test_too_small_a_swarm_trains_every_column_in_turn(swarm):
