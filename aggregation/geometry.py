@@ -28,11 +28,15 @@ SMOOTHING_SHARE: Final = 1e-6
 """Weiszfeld's smoothing, as a share of how far the selected rows lie from each other: what the result may be off by."""
 MOST_STEPS: Final = 1000
 CANCELLED: Final = 1e-7
-"""The median is found when the rows' pulls cancel to this share of the weight (rounding leaves 1e-8) ..."""
+"""The median is found, but for one last step, when the rows' pulls cancel to this share of the weight (rounding leaves
+1e-8) ..."""
+REFINEMENT: Final = 1e-5
 SETTLED: Final = 1e-12
 """... or when no coefficient moves by more. Steps cost W^3, not P, and five or six are usual; the cap is for rows that
 lie on one line, where the Hessian is nothing."""
-HOLDS: Final = 1.0 - 1e-9
+LEVEL: Final = 1e-8
+"""Share of the largest curvature below which a direction has none, and no Newton step goes along it."""
+HOLDS: Final = 1.0 - 1e-6
 """Share of a row's weight below which the others' pull must lie. Where they balance, as between two rows of the same
 weight, every point between is a median, and the steps' own is the one that favours neither."""
 
@@ -103,10 +107,14 @@ def geometric_median(gram_WW: Tensor, weights: Sequence[float]) -> Tensor:
         at_row_W = _at_nearest_row(here)
         if at_row_W is not None:
             return at_row_W
-        moved_W = here.pulls_W / here.pulls_W.sum()
-        if here.left <= CANCELLED or float((moved_W - here.coefficients_W).abs().max()) <= SETTLED:
-            break
         ahead = _Pulls(gram_WW, weights_W, _newton_step(here), nearness)
+        if here.left <= CANCELLED:
+            # one more step gives the last digits; a long one is no refinement, but rounding where every point will do
+            is_fine = float((ahead.coefficients_W - here.coefficients_W).abs().max()) <= REFINEMENT
+            return (ahead if is_fine else here).coefficients_W
+        moved_W = here.pulls_W / here.pulls_W.sum()
+        if float((moved_W - here.coefficients_W).abs().max()) <= SETTLED:
+            break
         here = ahead if ahead.left < 0.5 * here.left else _Pulls(gram_WW, weights_W, moved_W, nearness)
     return here.coefficients_W
 
@@ -181,7 +189,7 @@ def _newton_step(here: _Pulls) -> Tensor:
     total, roots_W = here.pulls_W.sum(), here.pulls_W.sqrt()  # scaled by roots: the pull of a row at 1e30 is near 0
     inner_WW = torch.eye(len(roots_W), dtype=torch.float64) * total - here.directions_WW * roots_W * roots_W[:, None]
     wanted_W = roots_W * (here.directions_WW @ here.weights_W)
-    answer_W: Tensor = roots_W * torch.linalg.lstsq(inner_WW, wanted_W, driver="gelsd").solution
+    answer_W: Tensor = roots_W * torch.linalg.lstsq(inner_WW, wanted_W, rcond=LEVEL, driver="gelsd").solution
     steps_W: Tensor = (here.weights_W + answer_W) / total / here.distances_W.clamp(min=here.nearness)
     return (1.0 - steps_W.sum()) * here.coefficients_W + steps_W
 
