@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aggregation.names import ROBUST_BASES, RULES, rule_in_force
@@ -86,6 +86,7 @@ def test_order_of_workers_does_not_matter(rule, case, seed):
 @pytest.mark.parametrize("rule", RULES)
 @settings(max_examples=60, deadline=None)
 @given(case=stacks(), shift=st.sampled_from([-8.0, 1.0, 64.0]), scale=st.sampled_from([-2.0, -0.25, 0.5, 1024.0]))
+@example(case=(torch.tensor([[0.0], [0.0], [-1.0], [-1.0]]), [1.5, 0.3141, 0.3141, 1.5]), shift=1.0, scale=-2.0)
 def test_commutes_with_shift_and_scale(rule, case, shift, scale):
     stack, weights = case
     stack = stack.double()  # so that the shift rounds no row into or out of a choice between two nearly alike
