@@ -71,7 +71,7 @@ async def run_under(run: RunFolder, tmp_path: Path, *faults: Fault) -> Counter[F
 
 
 async def test_a_run_of_real_processes_survives_every_kind_of_fault_that_can_be_real(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
+    run = make_run(tmp_path, gather_s=3.0)  # else worker 0 may end round 2 before worker 1 has asked for a lease of it
     faults = (
         f.kill(0.1, worker=0, round=1, call="step:3"),
         f.stall(0.3, worker=1, call="state:committing"),
