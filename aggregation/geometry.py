@@ -31,8 +31,9 @@ CANCELLED: Final = 1e-7
 """The median is found, but for one last step, when the rows' pulls cancel to this share of the weight (rounding leaves
 1e-8) ..."""
 REFINEMENT: Final = 1e-5
+"""Most that a coefficient moves in that last step."""
 SETTLED: Final = 1e-12
-"""... or when no coefficient moves by more. Steps cost W^3, not P, and five or six are usual; the cap is for rows that
+"""... or when no coefficient moves by more. Steps cost W^3, not P, and four or five are usual; the cap is for rows that
 lie on one line, where the Hessian is nothing."""
 LEVEL: Final = 1e-8
 """Share of the largest curvature below which a direction has none, and no Newton step goes along it."""
@@ -101,13 +102,12 @@ def geometric_median(gram_WW: Tensor, weights: Sequence[float]) -> Tensor:
     spread = float(squared_distances(gram_WW)[selected_W][:, selected_W].max().sqrt())
     if spread == 0.0:
         return coefficients_W
-    weights_W, nearness = torch.tensor(weights, dtype=torch.float64), SMOOTHING_SHARE * spread
-    here = _Pulls(gram_WW, weights_W, coefficients_W, nearness)
+    here = _Pulls(gram_WW, torch.tensor(weights, dtype=torch.float64), coefficients_W, SMOOTHING_SHARE * spread)
     for _ in range(MOST_STEPS):
         at_row_W = _at_nearest_row(here)
         if at_row_W is not None:
             return at_row_W
-        ahead = _Pulls(gram_WW, weights_W, _newton_step(here), nearness)
+        ahead = here.at(_newton_step(here))
         if here.left <= CANCELLED:
             # one more step gives the last digits; a long one is no refinement, but rounding where every point will do
             is_fine = float((ahead.coefficients_W - here.coefficients_W).abs().max()) <= REFINEMENT
@@ -115,7 +115,7 @@ def geometric_median(gram_WW: Tensor, weights: Sequence[float]) -> Tensor:
         moved_W = here.pulls_W / here.pulls_W.sum()
         if float((moved_W - here.coefficients_W).abs().max()) <= SETTLED:
             break
-        here = ahead if ahead.left < 0.5 * here.left else _Pulls(gram_WW, weights_W, moved_W, nearness)
+        here = ahead if ahead.left < 0.5 * here.left else here.at(moved_W)
     return here.coefficients_W
 
 
@@ -168,16 +168,20 @@ class _Pulls:
 
     def __init__(self, gram_WW: Tensor, weights_W: Tensor, coefficients_W: Tensor, nearness: float) -> None:
         self.gram_WW, self.weights_W, self.coefficients_W, self.nearness = gram_WW, weights_W, coefficients_W, nearness
-        self.distances_W = distances_to(gram_WW, coefficients_W)
-        reach_W = self.distances_W.clamp(min=nearness)
-        self.pulls_W = weights_W / reach_W
         products_W = gram_WW @ coefficients_W
         about_WW = gram_WW - products_W - products_W[:, None] + coefficients_W @ products_W
-        self.directions_WW = about_WW / reach_W / reach_W[:, None]
+        self.distances_W = about_WW.diagonal().clamp(min=0.0).sqrt()
+        self.reach_W = self.distances_W.clamp(min=nearness)
+        self.pulls_W = weights_W / self.reach_W
+        self.directions_WW = about_WW / self.reach_W / self.reach_W[:, None]
         """Inner products of the directions from z to the rows."""
         pull = float((weights_W @ self.directions_WW @ weights_W).clamp(min=0.0).sqrt())
         self.left = pull / float(weights_W.sum())
         """Length of all pulls together, as a share of the weight: 0 at a median that is no row."""
+
+    def at(self, coefficients_W: Tensor) -> _Pulls:
+        """The same at another point."""
+        return _Pulls(self.gram_WW, self.weights_W, coefficients_W, self.nearness)
 
 
 def _newton_step(here: _Pulls) -> Tensor:
@@ -190,19 +194,18 @@ def _newton_step(here: _Pulls) -> Tensor:
     inner_WW = torch.eye(len(roots_W), dtype=torch.float64) * total - here.directions_WW * roots_W * roots_W[:, None]
     wanted_W = roots_W * (here.directions_WW @ here.weights_W)
     answer_W: Tensor = roots_W * torch.linalg.lstsq(inner_WW, wanted_W, rcond=LEVEL, driver="gelsd").solution
-    steps_W: Tensor = (here.weights_W + answer_W) / total / here.distances_W.clamp(min=here.nearness)
+    steps_W: Tensor = (here.weights_W + answer_W) / total / here.reach_W
     return (1.0 - steps_W.sum()) * here.coefficients_W + steps_W
 
 
 def _at_nearest_row(here: _Pulls) -> Tensor | None:
     """Coefficients of the row nearest to a point, with those within reach of it, if that is the geometric median."""
-    nearest = int(here.distances_W.argmin())
-    gram_WW, from_row_W = here.gram_WW, squared_distances(here.gram_WW)[nearest].sqrt()
-    there_W = torch.where(from_row_W <= here.nearness, here.weights_W, 0.0)
-    pulls_W = torch.where(there_W > 0.0, 0.0, here.weights_W / from_row_W)
-    about_row_WW = gram_WW - gram_WW[nearest] - gram_WW[nearest][:, None] + gram_WW[nearest, nearest]
-    pull = float((pulls_W @ about_row_WW @ pulls_W).clamp(min=0.0).sqrt())
-    return there_W / there_W.sum() if pull < HOLDS * float(there_W.sum()) else None
+    row_W = torch.zeros_like(here.weights_W)
+    row_W[here.distances_W.argmin()] = 1.0
+    at_row = here.at(row_W)  # the row itself, and its doubles, have no direction from there and pull nothing
+    there_W = torch.where(at_row.distances_W <= here.nearness, here.weights_W, 0.0)
+    pull, held = at_row.left * float(here.weights_W.sum()), float(there_W.sum())
+    return there_W / held if pull < HOLDS * held else None
 
 
 def _selected(gram_WW: Tensor, weights: Sequence[float], kept: int) -> Tensor:

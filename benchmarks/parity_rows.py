@@ -1,19 +1,19 @@
 """The rows of `benchmarks.parity`: what each of them trains, and which other row it is measured against.
 
-Decides what is compared with what, and the recipes that a row has for itself; runs nothing.
+Decides what is compared with what, the recipes that a row has for itself, and what its swarm is made of; runs nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 WORKERS = 6
 CENTRAL: Mapping[str, Any] = {"learning_rate": 0.012, "muon_learning_rate": 0.05}
 """Where central training's recipe differs from the swarm's: the best of those tried, with other seeds; docs/log.md."""
 
-
+DROPOUT = 0.3
 QUICK_TO_NOTICE: Mapping[str, Any] = {"heartbeat_interval_s": 1.0}
 """A lease lasts ten seconds here: whoever vanishes has to be missed well within that, as with the default heartbeat in
 rounds of minutes. Otherwise a dropout costs its worker the next round, too."""
@@ -43,6 +43,12 @@ class Case:
     """How many times as many rounds: where leases are lost or short, equal tokens take more of them."""
 
 
+def _losing_leases(row: str, setting: str) -> tuple[Case, Case]:
+    """A row with dropouts: over as many rounds, and over as many more as bring it to equal tokens."""
+    losing = Case(name=f"{row} dropout", setting=setting, against=row, dropout=DROPOUT, engine=QUICK_TO_NOTICE)
+    return losing, replace(losing, name=f"{losing.name}, equal tokens", rounds=1.0 / (1.0 - DROPOUT))
+
+
 CASES = (
     Case(name="central", setting="central", against="central"),
     Case(name="lone", setting="lone", against="central"),
@@ -50,15 +56,7 @@ CASES = (
     Case(name="diloco kept moments", setting="diloco", against="diloco", moments="kept"),
     Case(name="diloco eager", setting="diloco", against="diloco", eager=True),
     Case(name="diloco outer momentum", setting="diloco", against="diloco", engine={"outer_momentum": 0.3}),
-    Case(name="diloco dropout", setting="diloco", against="diloco", dropout=0.3, engine=QUICK_TO_NOTICE),
-    Case(
-        name="diloco dropout, equal tokens",
-        setting="diloco",
-        against="diloco",
-        dropout=0.3,
-        engine=QUICK_TO_NOTICE,
-        rounds=1.0 / 0.7,
-    ),
+    *_losing_leases("diloco", "diloco"),
     Case(name="diloco uneven", setting="diloco", against="diloco", slowest=4.0),
     Case(name="diloco uneven, equal tokens", setting="diloco", against="diloco", slowest=4.0, rounds=0.87),
     Case(
@@ -72,37 +70,9 @@ CASES = (
     Case(
         name="half frozen outer momentum", setting="half_frozen", against="half frozen", engine={"outer_momentum": 0.3}
     ),
-    Case(
-        name="half frozen dropout",
-        setting="half_frozen",
-        against="half frozen",
-        dropout=0.3,
-        engine=QUICK_TO_NOTICE,
-    ),
-    Case(
-        name="half frozen dropout, equal tokens",
-        setting="half_frozen",
-        against="half frozen",
-        dropout=0.3,
-        engine=QUICK_TO_NOTICE,
-        rounds=1.0 / 0.7,
-    ),
+    *_losing_leases("half frozen", "half_frozen"),
     Case(name="half absent", setting="half_absent", against="diloco"),
-    Case(
-        name="half absent dropout",
-        setting="half_absent",
-        against="half absent",
-        dropout=0.3,
-        engine=QUICK_TO_NOTICE,
-    ),
-    Case(
-        name="half absent dropout, equal tokens",
-        setting="half_absent",
-        against="half absent",
-        dropout=0.3,
-        engine=QUICK_TO_NOTICE,
-        rounds=1.0 / 0.7,
-    ),
+    *_losing_leases("half absent", "half_absent"),
     Case(name="diloco 20 steps", setting="diloco", against="diloco", engine={"inner": {"inner_steps": 20}}),
     Case(name="central adamw", setting="central", against="central", engine={"inner": ADAMW}),
     Case(name="diloco adamw", setting="diloco", against="central adamw", engine={"inner": ADAMW}),
