@@ -23,7 +23,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from simulator.memory import PeakMemory
+
 PRELOAD = ("simulator.preload",)
+COORDINATOR = "coordinator"
+"""Its process's name; workers have their own (simulator/crew.py)."""
 
 
 def best_start_method() -> str:
@@ -39,6 +43,7 @@ class ProcessGroup:
         if self._context.get_start_method() == "forkserver":
             self._context.set_forkserver_preload(list(preload))
         self._processes: list[BaseProcess] = []
+        self.peaks = PeakMemory()
 
     def start(self, name: str, log: Path, target: Callable[..., None], *arguments: object) -> BaseProcess:
         """Start `target(*arguments)` in a process of its own, whose output goes to `log`."""
@@ -50,6 +55,10 @@ class ProcessGroup:
         self._processes = [one for one in self._processes if one.is_alive()]
         self._processes.append(process)
         return process
+
+    def note_memory(self) -> None:
+        """Look at how much memory everybody has taken so far."""
+        self.peaks.note({one.name: one.pid for one in self._processes if one.pid is not None and one.is_alive()})
 
     def pipe(self) -> tuple[Connection, Connection]:
         """A two-way pipe: one end for a child's arguments, the other for us."""

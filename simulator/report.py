@@ -66,6 +66,10 @@ class SimulationReport:
     honest_rejected: int
     bytes_up: int
     bytes_down: int
+    coordinator_peak_bytes: int | None
+    """The most memory that the coordinator's process held; None where nobody could look."""
+    worker_peak_bytes: int | None
+    """The most that any one worker's process held."""
     wall_s: float
     lone_wall_s: float | None
     train_wall_s: float | None

@@ -14,8 +14,10 @@ from pathlib import Path
 from simulator.chart import draw_loss
 from simulator.crew import Crew
 from simulator.health import write_health
+from simulator.memory import PeakMemory
 from simulator.observer import Observation
 from simulator.options import SimulationOptions
+from simulator.processes import COORDINATOR
 from simulator.report import SimulationReport
 from simulator.setup import recipe_of
 from simulator.versions import installed_versions
@@ -31,6 +33,7 @@ def write_results(
     outcome: str,
     why: str,
     lone: Mapping[str, float] | None,
+    peaks: PeakMemory,
     wall_s: float,
 ) -> SimulationReport:
     """Write everything; returns the report."""
@@ -42,6 +45,7 @@ def write_results(
         outcome=outcome,
         why=why,
         lone=lone or {},
+        peaks=peaks,
         wall_s=wall_s,
         checkpoint=CHECKPOINT if keep_checkpoint(run / "checkpoints", options.out / CHECKPOINT) else None,
     )
@@ -63,6 +67,7 @@ def _report(
     outcome: str,
     why: str,
     lone: Mapping[str, float],
+    peaks: PeakMemory,
     wall_s: float,
     checkpoint: str | None,
 ) -> SimulationReport:
@@ -101,6 +106,8 @@ def _report(
         honest_rejected=sum(one.rejected for one in seen.workers if one.name not in liars),
         bytes_up=seen.bytes_up,
         bytes_down=seen.bytes_down,
+        coordinator_peak_bytes=peaks.of(COORDINATOR),
+        worker_peak_bytes=peaks.of(*(member.spec.name for member in crew.members)),
         wall_s=round(wall_s, 3),
         lone_wall_s=lone.get("wall_s"),
         train_wall_s=seen.train_wall_s,

@@ -17,7 +17,7 @@ from simulator.crew import Crew
 from simulator.live import Display
 from simulator.observer import Observation
 from simulator.options import SimulationOptions
-from simulator.processes import ProcessGroup, wait_for_exit
+from simulator.processes import COORDINATOR, ProcessGroup, wait_for_exit
 from simulator.report import SimulationReport
 from simulator.results import write_results
 from simulator.setup import clean_folder, run_settings
@@ -80,6 +80,7 @@ class Swarm:
             outcome=outcome,
             why=why,
             lone=lone,
+            peaks=self._group.peaks,
             wall_s=time.monotonic() - self._started_s,
         )
         self._show(outcome)
@@ -97,6 +98,7 @@ class Swarm:
             finished = self._read_statuses(POLL_S)
             if not self._stop.requested:  # a signal to the whole group has ended the workers too
                 self._crew.tend(self._seen)
+            self._group.note_memory()
             self._show("training")
             if time.monotonic() - self._started_s > self._options.time_limit_s:
                 raise SimulationFailed(f"gave up after {self._options.time_limit_s:.0f} s")
@@ -109,7 +111,7 @@ class Swarm:
         """The coordinator's first message; None when somebody asked to stop before it came."""
         self._pipe, theirs = self._group.pipe()
         log = self._options.work / "logs" / "coordinator.log"
-        self._coordinator = self._group.start("coordinator", log, coordinator_process, self._options, theirs)
+        self._coordinator = self._group.start(COORDINATOR, log, coordinator_process, self._options, theirs)
         theirs.close()
         deadline_s = time.monotonic() + START_LIMIT_S
         while not self._stop.requested:

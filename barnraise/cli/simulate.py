@@ -152,6 +152,9 @@ def _summary(report: SimulationReport, out: Path) -> list[tuple[str, object]]:
                             f"{report.honest_rejected} rejected"))  # fmt: skip
     traffic = f"{human_bytes(report.bytes_up)} up, {human_bytes(report.bytes_down)} down"
     pairs.append(("traffic", f"{traffic}, {report.wall_s:.0f} s"))
+    if report.coordinator_peak_bytes is not None and report.worker_peak_bytes is not None:
+        text = f"coordinator {human_bytes(report.coordinator_peak_bytes)}"
+        pairs.append(("peak memory", f"{text}, a worker {human_bytes(report.worker_peak_bytes)} at most"))
     if report.checkpoint is not None:
         pairs.append(("checkpoint", out / report.checkpoint))
     pictures = ["loss.png"] if report.health is None else ["loss.png", "health.png"]

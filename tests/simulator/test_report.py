@@ -15,7 +15,7 @@ from simulator.report import RoundRecord, SimulationReport, read_report
 PROMISED = {
     "workers", "rounds_closed", "val_loss_first", "val_loss_last", "val_loss", "lone_val_loss", "leases_granted",
     "leases_expired", "submissions_accepted", "submissions_rejected", "byzantine_accepted", "byzantine_rejected",
-    "bytes_up", "bytes_down", "wall_s", "seed", "versions",
+    "bytes_up", "bytes_down", "coordinator_peak_bytes", "worker_peak_bytes", "wall_s", "seed", "versions",
 }  # fmt: skip
 
 
@@ -33,7 +33,8 @@ def example(losses: tuple[float, ...] = (5.56, 3.2, 2.6, 2.3, 2.1)) -> Simulatio
         lone_val_loss=2.4, lone_margin=0.3, leases_granted=30, leases_expired=4, leases_returned=0,
         submissions_accepted=20,
         submissions_rejected={"heldout_loss_rose": 8}, byzantine_accepted=0, byzantine_rejected=8, honest_rejected=0,
-        bytes_up=1, bytes_down=2, wall_s=10.0, lone_wall_s=2.0, train_wall_s=8.0, checkpoint="checkpoint",
+        bytes_up=1, bytes_down=2, coordinator_peak_bytes=2**30, worker_peak_bytes=2**31,
+        wall_s=10.0, lone_wall_s=2.0, train_wall_s=8.0, checkpoint="checkpoint",
         rounds=rounds,
         versions={"barnraise": "0.1.0"},
     )  # fmt: skip
