@@ -33,13 +33,12 @@ from protocol.errors import (
     Unauthenticated,
     Unavailable,
 )
+from protocol.limits import most_time_left_s
 from protocol.text import printable
 
 MAX_DETAIL_CHARACTERS = 600
 """A status travels in metadata, whose size is bounded; percent-encoding can triple it."""
 
-DEADLINE_SLACK_S = 5.0
-"""Between a caller's reckoning of a deadline and ours."""
 ABORT_S = 2.0
 """For a refusal to leave; somebody who takes no answers takes no refusal either."""
 
@@ -258,7 +257,7 @@ class _Call:
         if longest_s is None:
             return
         left_s = self._context.time_remaining()
-        if left_s is None or left_s > longest_s + DEADLINE_SLACK_S:
+        if left_s is None or left_s > most_time_left_s(longest_s):
             raise MalformedMessage(
                 f"{self._method} needs a deadline of at most {longest_s:g} s; set the call's timeout"
             )

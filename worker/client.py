@@ -26,12 +26,12 @@ from protocol.ids import Digest
 from protocol.joinlink import JoinLink
 from protocol.limits import (
     CALL_TIMEOUT_S,
-    MAX_TRANSFER_S,
+    MAX_CALL_S,
     MAX_WAIT_S,
-    MIN_TRANSFER_BYTES_PER_S,
     PROTOCOL_VERSION,
     STALL_TIMEOUT_S,
     channel_options,
+    transfer_deadline_s,
 )
 from protocol.signing import SESSION_ID_BYTES, CallSigner, new_request_id
 from protocol.tls import COORDINATOR_NAME
@@ -195,7 +195,7 @@ class CoordinatorClient:
         call = self._connected().unary_unary(SERVICE + name, None, None)
         metadata = signer.metadata(SERVICE + name, body, request_id)
         try:
-            answer = await call(body, timeout=timeout_s, metadata=metadata)
+            answer = await call(body, timeout=min(timeout_s, MAX_CALL_S), metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise error_of(name, error) from None
         try:
@@ -231,7 +231,7 @@ class CoordinatorClient:
 
         call = self._connected().stream_unary(SERVICE + "Upload", None, None)
         metadata = self._signer.metadata(SERVICE + "Upload", body)
-        timeout_s = _transfer_timeout_s(header.payload_bytes - header.offset)
+        timeout_s = transfer_deadline_s(header.payload_bytes)
         try:
             sending = call(messages(), timeout=timeout_s, metadata=metadata)
             return pb.UploadReply.FromString(await self._unless_stalled(sending, lambda: frames_sent))
@@ -279,7 +279,7 @@ class CoordinatorClient:
         request = pb.DownloadRequest(block_digest=bytes.fromhex(digest), offset=offset)
         try:
             with target.open("ab") as file:
-                async for frame in self._frames(request, payload_bytes - offset):
+                async for frame in self._frames(request, payload_bytes):
                     file.write(reader.feed(frame))
                     on_bytes(len(frame))
             if not reader.complete:
@@ -305,11 +305,11 @@ class CoordinatorClient:
 
         return await self.retrying()(once)
 
-    async def _frames(self, request: pb.DownloadRequest, expected_bytes: int) -> AsyncIterator[bytes]:
+    async def _frames(self, request: pb.DownloadRequest, payload_bytes: int) -> AsyncIterator[bytes]:
         body = request.SerializeToString()
         call = self._connected().unary_stream(SERVICE + "Download", None, None)
         metadata = self._signer.metadata(SERVICE + "Download", body)
-        frames = call(body, timeout=_transfer_timeout_s(expected_bytes), metadata=metadata)
+        frames = call(body, timeout=transfer_deadline_s(payload_bytes), metadata=metadata)
         try:
             while (frame := await asyncio.wait_for(frames.read(), self._stall_s)) is not grpc.aio.EOF:
                 yield frame
@@ -319,10 +319,6 @@ class CoordinatorClient:
             raise error_of("Download", error) from None
         finally:
             frames.cancel()  # whoever stops reading early, over a bad frame say, must not go on being sent to
-
-
-def _transfer_timeout_s(size_bytes: int) -> float:
-    return min(MAX_TRANSFER_S, CALL_TIMEOUT_S + size_bytes / MIN_TRANSFER_BYTES_PER_S)
 
 
 def _hash_prefix(path: Path, limit_bytes: int) -> tuple[Any, int]:
