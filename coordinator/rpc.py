@@ -21,9 +21,11 @@ from coordinator.sessions import Session
 from coordinator.throttle import Release, Throttle, address_of
 from coordinator.traffic import Traffic
 from protocol.errors import (
+    FINAL_TRAILER,
     BarnraiseError,
     ConfigError,
     DigestMismatch,
+    FinalRefusal,
     IllegalEvent,
     MalformedMessage,
     RateLimited,
@@ -68,6 +70,11 @@ def status_of(error: BarnraiseError) -> grpc.StatusCode:
         if isinstance(error, kind):
             return status
     return grpc.StatusCode.INTERNAL
+
+
+def trailers_of(error: BarnraiseError) -> tuple[tuple[str, str], ...]:
+    """What goes with the status: whether asking again could ever change the answer."""
+    return (FINAL_TRAILER,) if isinstance(error, FinalRefusal | DigestMismatch) else ()
 
 
 class Endpoint:
@@ -210,7 +217,7 @@ class Endpoint:
                 await handle(call)
             except BarnraiseError as error:
                 self._log_refusal(method, error, call.address)
-                await _abort(context, status_of(error), str(error))
+                await _abort(context, status_of(error), str(error), trailers_of(error))
             except asyncio.CancelledError:
                 raise
             except Exception:
@@ -298,9 +305,11 @@ class _Call:
             yield message
 
 
-async def _abort(context: Context, status: grpc.StatusCode, sentence: str) -> None:
+async def _abort(
+    context: Context, status: grpc.StatusCode, sentence: str, trailers: tuple[tuple[str, str], ...] = ()
+) -> None:
     try:
-        await asyncio.wait_for(context.abort(status, sentence[:MAX_DETAIL_CHARACTERS]), ABORT_S)
+        await asyncio.wait_for(context.abort(status, sentence[:MAX_DETAIL_CHARACTERS], trailers), ABORT_S)
     except TimeoutError:
         # It does not read, so it does not hear this either. gRPC frees the call at its deadline.
         raise asyncio.CancelledError from None

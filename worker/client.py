@@ -2,7 +2,8 @@
 
 Decides how a failed call is named (protocol/errors.py) and when it is tried again: `Unavailable` is retried with full
 jitter (AWS Architecture Blog, "Exponential Backoff and Jitter", 2015) under the same request id and a new counter;
-nothing else is. Touches the network, and the files that downloads are written to.
+nothing else is. A refusal is final only where the coordinator says so, never by its status. Touches the network, and
+the files that downloads are written to.
 """
 
 from __future__ import annotations
@@ -17,9 +18,19 @@ from typing import Any, TypeVar
 import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_never, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_never, wait_random_exponential
 
-from protocol.errors import DigestMismatch, MalformedMessage, Refused, RemoteError, Unauthenticated, Unavailable
+from protocol.errors import (
+    FINAL_TRAILER,
+    BrokeDown,
+    DigestMismatch,
+    FinalRefusal,
+    MalformedMessage,
+    Refused,
+    RemoteError,
+    Unauthenticated,
+    Unavailable,
+)
 from protocol.framing import FrameReader, frames_of
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest
@@ -61,13 +72,16 @@ _BLAME: dict[grpc.StatusCode, type[RemoteError]] = {
     grpc.StatusCode.OUT_OF_RANGE: Refused,
     grpc.StatusCode.UNIMPLEMENTED: Refused,
     grpc.StatusCode.DATA_LOSS: DigestMismatch,
+    grpc.StatusCode.INTERNAL: BrokeDown,
+    grpc.StatusCode.UNKNOWN: BrokeDown,
 }
-"""Every other status (no connection, deadline, overload, a bug over there) may pass: `Unavailable`."""
+"""Every other status (no connection, deadline, overload) may pass: `Unavailable`."""
 
 
 def error_of(call: str, error: grpc.aio.AioRpcError) -> RemoteError:
     """What a gRPC status means here."""
-    kind = _BLAME.get(error.code(), Unavailable)
+    final = FINAL_TRAILER in tuple(error.trailing_metadata() or ())
+    kind = FinalRefusal if final else _BLAME.get(error.code(), Unavailable)
     return kind(f"{call}: {printable(error.details() or error.code().name)}")
 
 
@@ -108,10 +122,10 @@ class CoordinatorClient:
             await self._channel.close(grace=None)
             self._channel = None
 
-    def retrying(self) -> AsyncRetrying:
+    def retrying(self, *, unless: tuple[type[Unavailable], ...] = ()) -> AsyncRetrying:
         """Try as long as it takes: a coordinator that is down today may be up tomorrow. Leaving cancels the task."""
         return AsyncRetrying(
-            retry=retry_if_exception_type(Unavailable),
+            retry=retry_if_exception(lambda error: isinstance(error, Unavailable) and not isinstance(error, unless)),
             wait=self._wait,
             stop=stop_never,
             before_sleep=self._tell_trouble,
@@ -170,8 +184,17 @@ class CoordinatorClient:
         return await self._call("Heartbeat", request, pb.HeartbeatReply, self._signer, timeout_s, None)
 
     async def commit_submission(self, request: pb.CommitSubmissionRequest) -> pb.CommitSubmissionReply:
-        """Commit to a digest."""
-        return await self._retried("CommitSubmission", request, pb.CommitSubmissionReply)
+        """Commit to a digest. A coordinator that fails on this one is not asked again here: there is other work."""
+        retrying = self.retrying(unless=(BrokeDown,))
+        return await retrying(
+            self._call,
+            "CommitSubmission",
+            request,
+            pb.CommitSubmissionReply,
+            self._signer,
+            CALL_TIMEOUT_S,
+            new_request_id(),
+        )
 
     async def get_manifest(self, version: int) -> pb.GetManifestReply:
         """The signed manifest of `version`."""

@@ -68,7 +68,7 @@ def _fail_in_backward(shard: ShardModel, kind: str) -> None:
 @contextlib.contextmanager
 def disturbed(told: Disturbance) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(ShardModel, "loss", lambda shard, tokens_BL: told.loss(shard, tokens_BL))
+        patched.setattr(ShardModel, "loss", lambda shard, tokens_BL: told.loss(shard, tokens_BL))  # noqa: PLW0108
         yield
 
 
