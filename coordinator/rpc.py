@@ -21,9 +21,11 @@ from coordinator.sessions import Session
 from coordinator.throttle import Release, Throttle, address_of
 from coordinator.traffic import Traffic
 from protocol.errors import (
+    FINAL_TRAILER,
     BarnraiseError,
     ConfigError,
     DigestMismatch,
+    FinalRefusal,
     IllegalEvent,
     MalformedMessage,
     RateLimited,
@@ -33,13 +35,12 @@ from protocol.errors import (
     Unauthenticated,
     Unavailable,
 )
+from protocol.limits import most_time_left_s
 from protocol.text import printable
 
 MAX_DETAIL_CHARACTERS = 600
 """A status travels in metadata, whose size is bounded; percent-encoding can triple it."""
 
-DEADLINE_SLACK_S = 5.0
-"""Between a caller's reckoning of a deadline and ours."""
 ABORT_S = 2.0
 """For a refusal to leave; somebody who takes no answers takes no refusal either."""
 
@@ -69,6 +70,11 @@ def status_of(error: BarnraiseError) -> grpc.StatusCode:
         if isinstance(error, kind):
             return status
     return grpc.StatusCode.INTERNAL
+
+
+def trailers_of(error: BarnraiseError) -> tuple[tuple[str, str], ...]:
+    """What goes with the status: whether asking again could ever change the answer."""
+    return (FINAL_TRAILER,) if isinstance(error, FinalRefusal | DigestMismatch) else ()
 
 
 class Endpoint:
@@ -211,7 +217,7 @@ class Endpoint:
                 await handle(call)
             except BarnraiseError as error:
                 self._log_refusal(method, error, call.address)
-                await _abort(context, status_of(error), str(error))
+                await _abort(context, status_of(error), str(error), trailers_of(error))
             except asyncio.CancelledError:
                 raise
             except Exception:
@@ -258,7 +264,7 @@ class _Call:
         if longest_s is None:
             return
         left_s = self._context.time_remaining()
-        if left_s is None or left_s > longest_s + DEADLINE_SLACK_S:
+        if left_s is None or left_s > most_time_left_s(longest_s):
             raise MalformedMessage(
                 f"{self._method} needs a deadline of at most {longest_s:g} s; set the call's timeout"
             )
@@ -299,9 +305,11 @@ class _Call:
             yield message
 
 
-async def _abort(context: Context, status: grpc.StatusCode, sentence: str) -> None:
+async def _abort(
+    context: Context, status: grpc.StatusCode, sentence: str, trailers: tuple[tuple[str, str], ...] = ()
+) -> None:
     try:
-        await asyncio.wait_for(context.abort(status, sentence[:MAX_DETAIL_CHARACTERS]), ABORT_S)
+        await asyncio.wait_for(context.abort(status, sentence[:MAX_DETAIL_CHARACTERS], trailers), ABORT_S)
     except TimeoutError:
         # It does not read, so it does not hear this either. gRPC frees the call at its deadline.
         raise asyncio.CancelledError from None

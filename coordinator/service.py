@@ -26,7 +26,7 @@ from coordinator.run import RunContext
 from coordinator.sessions import Session
 from moe.layout import submission_specs
 from protocol.codecs import codec_named
-from protocol.errors import MalformedMessage, Refused, Unauthenticated
+from protocol.errors import FinalRefusal, IllegalEvent, MalformedMessage, Refused, Unauthenticated
 from protocol.ids import Digest, LeaseId, WorkerId
 from protocol.limits import MAX_WAIT_S
 from protocol.manifest import sign_manifest
@@ -133,12 +133,22 @@ class WorkerService:
     async def commit_submission(
         self, session: Session, request: pb.CommitSubmissionRequest
     ) -> pb.CommitSubmissionReply:
-        """The worker commits to a digest; the answer says how many of the bytes are here already."""
+        """The worker commits to a digest; the answer says how many of the bytes are here already.
+
+        What it refuses here it refuses for good: the worker then lets the submission go. Anywhere else, it comes back
+        to ask here.
+        """
         run, digest = self._run, digest_from(request.digest)
         record = self._lease_of(session, request.lease_id)
         self._check_submission(record.lease, request)
         if record.status not in _JUDGED and not (record.digest == digest and record.status is not LeaseStatus.EXPIRED):
-            await run.pump.submit(self._committed(session, record, request, digest))
+            if run.mailboxes.ended.is_set():
+                reason = run.pump.engine.state.end_reason or "it has ended"
+                raise FinalRefusal(f"the run is over ({reason}): lease {record.lease.lease_id} takes no submission")
+            try:
+                await run.pump.submit(self._committed(session, record, request, digest))
+            except IllegalEvent as error:
+                raise FinalRefusal(str(error)) from error
             record = self._lease_of(session, request.lease_id)
         if record.status is LeaseStatus.COMMITTED and record.digest == digest and run.store.payloads.has(digest):
             # All bytes were durable when an earlier process ended, but their event was not.
@@ -153,7 +163,8 @@ class WorkerService:
             verdict = pb.Verdict(lease_id=lease_id, outcome=outcome, reason=record.verdict.reason)
             return pb.CommitSubmissionReply(upload_offset=payload_bytes, verdict=verdict)
         if record.digest != digest or record.status is LeaseStatus.EXPIRED:
-            raise Refused(f"lease {lease_id} is {record.status} and takes no submission: {record.ended or 'too late'}")
+            why = record.ended or "too late"
+            raise FinalRefusal(f"lease {lease_id} is {record.status} and takes no submission: {why}")
         if record.status is LeaseStatus.COMMITTED:
             # Never all of it: bytes that are here but not in place (the process ended between the two) count for
             # nothing until an upload finishes them, and a worker with nothing left to send forgets its submission.
@@ -164,9 +175,6 @@ class WorkerService:
     def _committed(
         self, session: Session, record: LeaseRecord, request: pb.CommitSubmissionRequest, digest: Digest
     ) -> SubmissionCommitted:
-        for name in ("train_loss_first", "train_loss_last", "train_s"):
-            if not math.isfinite(getattr(request, name)):
-                raise MalformedMessage(f"{name} must be a finite number, got {getattr(request, name)}")
         return SubmissionCommitted(
             at_s=self._run.clock(),
             worker=session.worker,
@@ -200,19 +208,22 @@ class WorkerService:
     def _lease_of(self, session: Session, lease_id: str) -> LeaseRecord:
         record = self._run.pump.engine.state.leases.get(LeaseId(lease_id))
         if record is None or record.lease.worker != session.worker:
-            raise Refused(f"lease {lease_id[:64]!r} is not one of this worker's, or too long ago; ask for another")
+            raise FinalRefusal(f"lease {lease_id[:64]!r} is not one of this worker's, or too long ago; ask for another")
         return record
 
     def _check_submission(self, lease: Lease, request: pb.CommitSubmissionRequest) -> None:
         if request.codec != self._run.settings.codec:
-            raise MalformedMessage(
+            raise FinalRefusal(
                 f"submissions of this run are encoded in {self._run.settings.codec}, got {request.codec[:32]!r}"
             )
         expected = payload_size(submission_specs(self._run.layout, lease.columns), codec_named(request.codec))
         if request.payload_bytes != expected:
-            raise MalformedMessage(
+            raise FinalRefusal(
                 f"a submission for lease {lease.lease_id} has {expected} bytes, got {request.payload_bytes}"
             )
+        for name in ("train_loss_first", "train_loss_last", "train_s"):
+            if not math.isfinite(getattr(request, name)):
+                raise FinalRefusal(f"{name} must be a finite number, got {getattr(request, name)}")
 
 
 def lease_message(lease: Lease, now_s: float) -> pb.Lease:

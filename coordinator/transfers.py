@@ -1,8 +1,9 @@
 """Tensor bytes and lease data, as raw frames on streams that can be taken up again after a break.
 
 Decides what may be sent and fetched: an upload only for a commitment of the same worker, a download only of a block
-that is kept or of the caller's own lease data. Always: a payload counts only when its digest holds and it is durable;
-of two uploads for one lease the newer goes on and the older ends.
+that is kept or of the caller's own lease data. Always: a payload counts only when its digest holds and it is durable,
+and is refused for good when it came in one stream and does not; of two uploads for one lease the newer goes on and the
+older ends.
 """
 
 from __future__ import annotations
@@ -107,7 +108,8 @@ class Transfers:
                 reader = await asyncio.to_thread(_reader, upload, header.payload_bytes, digest)
                 await slot.run(self._receive(session, lease_id, reader, upload, frames, pace))
                 if reader.complete:
-                    await asyncio.to_thread(self._finish, lease_id, reader, upload, digest)
+                    resumed = header.offset > 0
+                    await asyncio.to_thread(self._finish, lease_id, reader, upload, digest, resumed=resumed)
                 else:
                     await asyncio.to_thread(upload.sync)
                 return reader
@@ -148,11 +150,19 @@ class Transfers:
                 alive_at_s = self._run.clock()
                 self._service.on_alive(session)
 
-    def _finish(self, lease_id: LeaseId, reader: FrameReader, upload: PartialUpload, digest: Digest) -> None:
+    def _finish(
+        self, lease_id: LeaseId, reader: FrameReader, upload: PartialUpload, digest: Digest, *, resumed: bool
+    ) -> None:
         try:
             reader.finish()
-        except DigestMismatch:
+        except DigestMismatch as error:
             self._run.store.drop_upload(lease_id, digest)
+            if resumed:
+                # Its earlier bytes have lain here, perhaps through a power loss: no fault of the worker until what
+                # comes in one go is wrong as well.
+                raise Unavailable(
+                    f"upload for lease {lease_id} is damaged here ({error}): send it from the start"
+                ) from None
             raise
         self._run.store.finish_upload(lease_id, upload, digest)
 

@@ -6,7 +6,9 @@
     │   ├── DigestMismatch     content that is not what its digest promised
     │   ├── Unauthenticated    a signature, session, counter or invite that does not hold
     │   ├── Refused            the other side understood and said no
+    │   │   └── FinalRefusal   and never will say yes to what was offered: nobody need keep it
     │   └── Unavailable        no connection, a deadline passed, or the other side is overloaded: try again
+    │       ├── BrokeDown      the other side failed on this very call: again may fail again
     │       ├── RateLimited    asked more often, or for more at once, than one caller may
     │       └── TooSlow        bytes came or were taken too slowly to go on waiting
     ├── ConfigError            a setting, path or file that the person at the keyboard can correct
@@ -15,9 +17,17 @@
         └── IllegalEvent       an event that the present state does not allow
 
 Messages name who, which round, which shard, what was expected and what came.
+
+Statuses of gRPC say whom to blame. They cannot say "final": gRPC gives some of them itself, and a caller's own bug
+looks like a refusal too. So a final refusal, and nothing else, carries `FINAL_TRAILER` in its trailing metadata.
 """
 
 from __future__ import annotations
+
+from typing import Final
+
+FINAL_TRAILER: Final = ("barnraise-final", "1")
+"""Trained work is only ever thrown away over an answer that carries this."""
 
 
 class BarnraiseError(Exception):
@@ -44,8 +54,16 @@ class Refused(RemoteError):
     """The other side understood the request and refused it; asking again changes nothing."""
 
 
+class FinalRefusal(Refused):
+    """What was offered will never be taken, whatever is done about it; whoever keeps it may let it go."""
+
+
 class Unavailable(RemoteError):
     """No answer in time; the same request may be sent again."""
+
+
+class BrokeDown(Unavailable):
+    """The other side failed on this call, by a fault of its own; what was offered is as good as before."""
 
 
 class RateLimited(Unavailable):

@@ -1,9 +1,13 @@
 """Every size and rate that the wire allows, each with its reason, and the gRPC options that enforce them.
 
-Both sides import these, so neither can send what the other refuses. Holds no state; does not import grpc.
+Both sides import these, so neither can send what the other refuses. Where one side asks for exactly what the other
+allows, what lies between them (a header that rounds, a clock that is read later) is added here, on the side that
+refuses. Holds no state; does not import grpc.
 """
 
 from __future__ import annotations
+
+import math
 
 PROTOCOL_VERSION = 1
 """Sent when enrolling and opening a session; the coordinator refuses any other with a sentence."""
@@ -43,6 +47,28 @@ TRANSFER_GRACE_S = 60.0
 """Before the rate counts: a line that is shared comes and goes."""
 MAX_TRANSFER_S = 3600.0
 """One stream lasts no longer; what is not through by then goes on in the next one, at the byte where it broke."""
+DEADLINE_ROUNDING = 0.05
+"""Share by which a deadline may grow on its way. gRPC's timeout header has three significant digits and is rounded up
+by as much as 1 % (3600.001 s travels as 3610 s; src/core/lib/transport/timeout_encoding.cc); and to save bytes it sends
+again one that it sent before on the connection, if that is longer by less than 3 % (hpack_encoder.cc)."""
+DEADLINE_SLACK_S = 5.0
+"""Between a caller's reckoning of a deadline and the other side's, besides rounding."""
+
+
+def transfer_deadline_s(payload_bytes: int) -> float:
+    """What a caller asks for one stream of a payload, from wherever it goes on.
+
+    The whole payload's size decides, not what is left of it: before a resumed stream goes on, the other side reads what
+    it has, and that takes the longer the less is left.
+    """
+    return min(MAX_TRANSFER_S, CALL_TIMEOUT_S + payload_bytes / MIN_TRANSFER_BYTES_PER_S)
+
+
+def most_time_left_s(longest_s: float) -> float:
+    """The most that whoever is called may find left of a deadline for which the caller asked `longest_s`."""
+    return longest_s * (1.0 + DEADLINE_ROUNDING) + DEADLINE_SLACK_S
+
+
 KEEPALIVE_TIME_MS = 30_000
 """Ping after this much silence: home NAT tables forget a quiet TCP flow after one to five minutes."""
 KEEPALIVE_TIMEOUT_MS = 15_000
@@ -55,8 +81,8 @@ MAX_IDLE_CONNECTION_MS = 10 * 60_000
 """A connection without calls for this long is closed; a live worker has a heartbeat every few seconds."""
 MAX_CONNECTION_AGE_MS = 3_600_000
 """Every connection is replaced after so long (gRPC jitters it): new calls go over a new one, running ones end first."""
-MAX_CONNECTION_AGE_GRACE_MS = 3_600_000
-"""Then it is cut: as long as the longest stream, so that no honest transfer is."""
+MAX_CONNECTION_AGE_GRACE_MS = math.ceil(1000 * most_time_left_s(MAX_TRANSFER_S))
+"""Then it is cut: later than the longest stream that is taken, so that no honest transfer is."""
 MAX_PING_STRIKES = 2
 """Pings that come too early before the server hangs up."""
 MAX_RECONNECT_BACKOFF_MS = 30_000
@@ -64,6 +90,7 @@ MAX_RECONNECT_BACKOFF_MS = 30_000
 
 _IDENTITY_ONLY = 1
 """Bit set of compression algorithms: only none. Tensors do not compress, and nothing can then unpack into a bomb."""
+
 
 GrpcOptions = tuple[tuple[str, int], ...]
 

@@ -20,6 +20,7 @@ from coordinator.server import CoordinatorServer
 from coordinator.settings import RunSettings
 from moe.layout import submission_specs
 from protocol.codecs import codec_named
+from protocol.errors import FINAL_TRAILER
 from protocol.framing import frames_of
 from protocol.identity import PrivateIdentity
 from protocol.joinlink import JoinLink
@@ -213,13 +214,15 @@ async def clients_of(run: RunFolder, server: CoordinatorServer) -> AsyncIterator
 
 
 class Refusal:
-    """Expects a gRPC status, and a sentence that contains the given words."""
+    """Expects a gRPC status, a sentence that contains the given words, and to be told if that is final."""
 
-    def __init__(self, code: grpc.StatusCode, words: str) -> None:
-        self._code, self._words = code, words
+    def __init__(self, code: grpc.StatusCode, words: str, *, final: bool | None = None) -> None:
+        self._code, self._words, self._final = code, words, final
 
     async def of(self, call: Awaitable[Any]) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call
         assert caught.value.code() is self._code, f"{caught.value.code()}: {caught.value.details()}"
         assert self._words in (caught.value.details() or ""), caught.value.details()
+        if self._final is not None:
+            assert (FINAL_TRAILER in tuple(caught.value.trailing_metadata())) is self._final

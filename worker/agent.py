@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from protocol.errors import BarnraiseError, Refused, RemoteError, Unavailable
+from protocol.errors import BarnraiseError, BrokeDown, RemoteError, Unavailable
 from protocol.ids import LeaseId
 from protocol.storage import is_storage_trouble, storage_trouble
 from protocol.v1 import barnraise_pb2 as pb
@@ -26,6 +27,7 @@ from worker.options import WorkerOptions
 from worker.outbox import Outbox, Submission
 from worker.probe import Machine
 from worker.progress import Reporter
+from worker.refusals import Refusals, nothing_to_send
 from worker.session import IN_SESSION, Session, State
 from worker.training import TrainingRoom
 
@@ -59,6 +61,7 @@ class Agent:
         self._deadline: asyncio.TimerHandle | None = None
         self._fetched: FetchedLease | None = None
         self._broken_uploads = 0
+        self._refusals = Refusals(time.monotonic)
         self._finish: m.Finish | None = None
 
     @property
@@ -150,9 +153,13 @@ class Agent:
             event = await self._answer(call)
         except SessionEnded as error:
             before_session = isinstance(call, m.Enrol | m.OpenSession)
-            event = _refusal(call, error) if before_session else m.SessionLost(session=session, reason=str(error))
+            event = (
+                self._refusals.answer(call, error)
+                if before_session
+                else m.SessionLost(session=session, reason=str(error))
+            )
         except (BarnraiseError, OSError) as error:
-            event = _refusal(call, error)
+            event = self._refusals.answer(call, error)
         except Exception as error:
             self._events.put_nowait(error)
             return
@@ -215,6 +222,7 @@ class Agent:
         )
         if self._deadline is not None:
             self._deadline.cancel()
+        self._refusals.keep_for(lease.ttl_s)
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(lease.ttl_s, self._on_deadline, lease.lease_id)
         text = f"round {lease.round}: {lease.inner_steps} steps on columns {', '.join(map(str, lease.columns))}"
@@ -254,9 +262,11 @@ class Agent:
             await asyncio.sleep(DISK_RETRY_S)
 
     async def _commit(self, call: m.CommitSubmission) -> m.Event:
+        if call.after_s > 0:
+            await asyncio.sleep(call.after_s * random.uniform(0.8, 1.2))
         submission = self._outbox.load()
         if submission is None or submission.lease_id != call.lease_id:
-            return m.CallRefused(ticket=call.ticket, reason="the submission on disk is gone or damaged")
+            return nothing_to_send(call)
         request = pb.CommitSubmissionRequest(
             lease_id=submission.lease_id,
             digest=bytes.fromhex(submission.digest),
@@ -278,7 +288,7 @@ class Agent:
     async def _upload(self, call: m.UploadSubmission) -> m.Event:
         submission = self._outbox.load()
         if submission is None or submission.lease_id != call.lease_id:
-            return m.CallRefused(ticket=call.ticket, reason="the submission on disk is gone or damaged")
+            return nothing_to_send(call)
         header = pb.UploadHeader(
             lease_id=submission.lease_id,
             digest=bytes.fromhex(submission.digest),
@@ -287,6 +297,8 @@ class Agent:
         )
         try:
             reply = await self._client.upload(header, self._outbox.payload_path(submission), lambda _count: None)
+        except BrokeDown:
+            raise
         except Unavailable as error:
             self._reporter.say("upload_broken", f"upload broke off ({error}); going on soon")
             reply = pb.UploadReply()
@@ -349,13 +361,6 @@ class Agent:
     @property
     def _run(self) -> Run:
         return self._joining.run
-
-
-def _refusal(call: m.Call, error: Exception) -> m.Event:
-    if isinstance(call, m.FetchShard):
-        return m.FetchFailed(ticket=call.ticket, reason=str(error))
-    kind = "" if isinstance(error, Refused) else f"{type(error).__name__}: "
-    return m.CallRefused(ticket=call.ticket, reason=f"{kind}{error}")
 
 
 def _mib(count: int) -> str:

@@ -2,7 +2,8 @@
 
 Decides how a failed call is named (protocol/errors.py) and when it is tried again: `Unavailable` is retried with full
 jitter (AWS Architecture Blog, "Exponential Backoff and Jitter", 2015) under the same request id and a new counter;
-nothing else is. Touches the network, and the files that downloads are written to.
+nothing else is. A refusal is final only where the coordinator says so, never by its status. Touches the network, and
+the files that downloads are written to.
 """
 
 from __future__ import annotations
@@ -17,21 +18,31 @@ from typing import Any, TypeVar
 import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_never, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_never, wait_random_exponential
 
-from protocol.errors import DigestMismatch, MalformedMessage, Refused, RemoteError, Unauthenticated, Unavailable
+from protocol.errors import (
+    FINAL_TRAILER,
+    BrokeDown,
+    DigestMismatch,
+    FinalRefusal,
+    MalformedMessage,
+    Refused,
+    RemoteError,
+    Unauthenticated,
+    Unavailable,
+)
 from protocol.framing import FrameReader, frames_of
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest
 from protocol.joinlink import JoinLink
 from protocol.limits import (
     CALL_TIMEOUT_S,
-    MAX_TRANSFER_S,
+    MAX_CALL_S,
     MAX_WAIT_S,
-    MIN_TRANSFER_BYTES_PER_S,
     PROTOCOL_VERSION,
     STALL_TIMEOUT_S,
     channel_options,
+    transfer_deadline_s,
 )
 from protocol.signing import SESSION_ID_BYTES, CallSigner, new_request_id
 from protocol.tls import COORDINATOR_NAME
@@ -61,13 +72,16 @@ _BLAME: dict[grpc.StatusCode, type[RemoteError]] = {
     grpc.StatusCode.OUT_OF_RANGE: Refused,
     grpc.StatusCode.UNIMPLEMENTED: Refused,
     grpc.StatusCode.DATA_LOSS: DigestMismatch,
+    grpc.StatusCode.INTERNAL: BrokeDown,
+    grpc.StatusCode.UNKNOWN: BrokeDown,
 }
-"""Every other status (no connection, deadline, overload, a bug over there) may pass: `Unavailable`."""
+"""Every other status (no connection, deadline, overload) may pass: `Unavailable`."""
 
 
 def error_of(call: str, error: grpc.aio.AioRpcError) -> RemoteError:
     """What a gRPC status means here."""
-    kind = _BLAME.get(error.code(), Unavailable)
+    final = FINAL_TRAILER in tuple(error.trailing_metadata() or ())
+    kind = FinalRefusal if final else _BLAME.get(error.code(), Unavailable)
     return kind(f"{call}: {printable(error.details() or error.code().name)}")
 
 
@@ -108,10 +122,10 @@ class CoordinatorClient:
             await self._channel.close(grace=None)
             self._channel = None
 
-    def retrying(self) -> AsyncRetrying:
+    def retrying(self, *, unless: tuple[type[Unavailable], ...] = ()) -> AsyncRetrying:
         """Try as long as it takes: a coordinator that is down today may be up tomorrow. Leaving cancels the task."""
         return AsyncRetrying(
-            retry=retry_if_exception_type(Unavailable),
+            retry=retry_if_exception(lambda error: isinstance(error, Unavailable) and not isinstance(error, unless)),
             wait=self._wait,
             stop=stop_never,
             before_sleep=self._tell_trouble,
@@ -170,8 +184,17 @@ class CoordinatorClient:
         return await self._call("Heartbeat", request, pb.HeartbeatReply, self._signer, timeout_s, None)
 
     async def commit_submission(self, request: pb.CommitSubmissionRequest) -> pb.CommitSubmissionReply:
-        """Commit to a digest."""
-        return await self._retried("CommitSubmission", request, pb.CommitSubmissionReply)
+        """Commit to a digest. A coordinator that fails on this one is not asked again here: there is other work."""
+        retrying = self.retrying(unless=(BrokeDown,))
+        return await retrying(
+            self._call,
+            "CommitSubmission",
+            request,
+            pb.CommitSubmissionReply,
+            self._signer,
+            CALL_TIMEOUT_S,
+            new_request_id(),
+        )
 
     async def get_manifest(self, version: int) -> pb.GetManifestReply:
         """The signed manifest of `version`."""
@@ -195,7 +218,7 @@ class CoordinatorClient:
         call = self._connected().unary_unary(SERVICE + name, None, None)
         metadata = signer.metadata(SERVICE + name, body, request_id)
         try:
-            answer = await call(body, timeout=timeout_s, metadata=metadata)
+            answer = await call(body, timeout=min(timeout_s, MAX_CALL_S), metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise error_of(name, error) from None
         try:
@@ -231,7 +254,7 @@ class CoordinatorClient:
 
         call = self._connected().stream_unary(SERVICE + "Upload", None, None)
         metadata = self._signer.metadata(SERVICE + "Upload", body)
-        timeout_s = _transfer_timeout_s(header.payload_bytes - header.offset)
+        timeout_s = transfer_deadline_s(header.payload_bytes)
         try:
             sending = call(messages(), timeout=timeout_s, metadata=metadata)
             return pb.UploadReply.FromString(await self._unless_stalled(sending, lambda: frames_sent))
@@ -279,7 +302,7 @@ class CoordinatorClient:
         request = pb.DownloadRequest(block_digest=bytes.fromhex(digest), offset=offset)
         try:
             with target.open("ab") as file:
-                async for frame in self._frames(request, payload_bytes - offset):
+                async for frame in self._frames(request, payload_bytes):
                     file.write(reader.feed(frame))
                     on_bytes(len(frame))
             if not reader.complete:
@@ -305,11 +328,11 @@ class CoordinatorClient:
 
         return await self.retrying()(once)
 
-    async def _frames(self, request: pb.DownloadRequest, expected_bytes: int) -> AsyncIterator[bytes]:
+    async def _frames(self, request: pb.DownloadRequest, payload_bytes: int) -> AsyncIterator[bytes]:
         body = request.SerializeToString()
         call = self._connected().unary_stream(SERVICE + "Download", None, None)
         metadata = self._signer.metadata(SERVICE + "Download", body)
-        frames = call(body, timeout=_transfer_timeout_s(expected_bytes), metadata=metadata)
+        frames = call(body, timeout=transfer_deadline_s(payload_bytes), metadata=metadata)
         try:
             while (frame := await asyncio.wait_for(frames.read(), self._stall_s)) is not grpc.aio.EOF:
                 yield frame
@@ -319,10 +342,6 @@ class CoordinatorClient:
             raise error_of("Download", error) from None
         finally:
             frames.cancel()  # whoever stops reading early, over a bad frame say, must not go on being sent to
-
-
-def _transfer_timeout_s(size_bytes: int) -> float:
-    return min(MAX_TRANSFER_S, CALL_TIMEOUT_S + size_bytes / MIN_TRANSFER_BYTES_PER_S)
 
 
 def _hash_prefix(path: Path, limit_bytes: int) -> tuple[Any, int]:

@@ -94,9 +94,11 @@ class Returned(Reply):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallRefused(Reply):
-    """The coordinator understood the call and said no; asking again changes nothing."""
+    """The call came to nothing, and not for want of a connection."""
 
     reason: str
+    final: bool = False
+    """What was offered will never be taken. Otherwise it may be, and is kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,9 +193,10 @@ class FetchShard(Call):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitSubmission(Call):
-    """Commit to the digest of the submission on disk. Ends in `Committed` or `CallRefused`."""
+    """After `after_s`, commit to the digest of the submission on disk. Ends in `Committed` or `CallRefused`."""
 
     lease_id: LeaseId
+    after_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,8 @@
 Decides what a worker does next: enrol, open a session, ask for a lease, fetch, train, commit, upload, leave. Knows no
 clock, network, file or tensor (worker/agent.py has those). What holds always: moves follow `LEGAL_MOVES`; an event the
 present state does not allow raises `IllegalEvent` and changes nothing; an answer to a call that was replaced, or about
-a lease that is gone, is old news and ignored; a trained submission is never forgotten before it is settled.
+a lease that is gone, is old news and ignored; a trained submission is never forgotten before it is settled, or refused
+for good.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from worker.lease import Lease
 
 MAX_FAILURES = 3  # in a row; a machine that fails three leases fails the fourth, and each one costs the run a replica
 FAILURE_PAUSE_S = 5.0
+REFUSED_PAUSE_S = (
+    2.0  # before a submission that was refused, but not for good, is offered again; then twice as long ...
+)
+MAX_REFUSED_PAUSE_S = 300.0  # ... up to this
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -103,6 +108,8 @@ class Session:
         self._is_training = False
         self._unsent: LeaseId | None = None
         self._failures = 0
+        self._refusals = 0
+        """Times in a row that the submission was refused, but not for good."""
 
     @property
     def lease_id(self) -> LeaseId | None:
@@ -244,7 +251,7 @@ class Session:
             case State.FETCHING:
                 return self._give_up(event.reason)
             case State.COMMITTING | State.UPLOADING:
-                return [m.Tell(text=f"submission refused: {event.reason}"), *self._settle()]
+                return self._refused_for_good(event.reason) if event.final else self._refused_for_now(event.reason)
             case State.RETURNING:
                 return self._ask(after_s=FAILURE_PAUSE_S * self._failures)
             case State.LEAVING:
@@ -285,16 +292,27 @@ class Session:
         self._move(State.IDLE)
         return [m.AcquireLease(ticket=self._next_ticket(), after_s=after_s, may_wait=True)]
 
-    def _commit(self) -> list[m.Command]:
+    def _commit(self, after_s: float = 0.0) -> list[m.Command]:
         assert self._unsent is not None
         self._move(State.COMMITTING)
-        return [m.CommitSubmission(ticket=self._next_ticket(), lease_id=self._unsent)]
+        return [m.CommitSubmission(ticket=self._next_ticket(), lease_id=self._unsent, after_s=after_s)]
+
+    def _refused_for_now(self, reason: str) -> list[m.Command]:
+        pause_s = min(REFUSED_PAUSE_S * 2.0**self._refusals, MAX_REFUSED_PAUSE_S)
+        self._refusals = min(self._refusals + 1, 10)
+        text = (
+            f"the work on lease {self._unsent} was not taken: {reason}; it is kept and offered again in {pause_s:g} s"
+        )
+        return [m.Tell(text=text), *self._commit(after_s=pause_s)]
+
+    def _refused_for_good(self, reason: str) -> list[m.Command]:
+        return [m.Tell(text=f"the work on lease {self._unsent} is dropped: {reason}"), *self._settle()]
 
     def _settle(self) -> list[m.Command]:
         assert self._unsent is not None
         drop = m.DropSubmission(lease_id=self._unsent)
         self._unsent = None
-        self._failures = 0
+        self._failures = self._refusals = 0
         return [drop, *self._ask()]
 
     def _give_up(self, reason: str) -> list[m.Command]:

@@ -1,9 +1,10 @@
 """The inner loop: the lease's optimizer on what the lease holds, and nothing else, exactly as the lease says.
 
-Decides nothing that the lease does not name, except how a batch is cut into micro-batches that fit the machine. Data
-order is the lease's sequences in order: step s trains rows [s*B, (s+1)*B). Moments start fresh, the rate warms up
-linearly. Losses stay on the device and are read at most once a second: a read makes the host wait for a GPU.
-Everything that a step depends on can be taken out between two steps and put back in another process (`LocalState`).
+Decides nothing that the lease does not name, except how a batch is cut into micro-batches that fit the machine: once a
+shard's weights are loaded, what it was used for before changes nothing. Data order is the lease's sequences in order:
+step s trains rows [s*B, (s+1)*B). Moments start fresh, the rate warms up linearly. Losses stay on the device and are
+read at most once a second: a read makes the host wait for a GPU. Everything that a step depends on can be taken out
+between two steps and put back in another process (`LocalState`).
 Touches no file and no network.
 
 Shapes: N sequences of a lease, B sequences a step, L tokens a stored sequence (one more than it trains on).
@@ -166,6 +167,9 @@ class _InnerLoop:
         self._should_stop = should_stop
         self._losses: list[Tensor] = []
         self.micro_batch = min(micro_batch, lease.batch_sequences)
+        # The shard may come from a lease that was stopped, or failed, halfway through a step: of what it left, the
+        # caller has replaced the weights.
+        self._optimizer.drop_gradients()
         torch.manual_seed(lease.seed)
         shard.train()
 

@@ -94,6 +94,7 @@ class TrainingRoom:
             except TrainingStopped:
                 return
             except Exception as error:
+                self._shard = None  # nobody knows what is in it now, and its memory may be what was missing
                 # Whatever it was (torch reports every failure of a device as RuntimeError), the lease is lost; the
                 # worker is not, and an event loop that waits for a dead thread would wait for ever.
                 if not job.stop.is_set():

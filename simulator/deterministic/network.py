@@ -14,8 +14,8 @@ import random
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-from coordinator.rpc import status_of
-from protocol.errors import BarnraiseError, DigestMismatch, Refused, Unauthenticated, Unavailable
+from coordinator.rpc import status_of, trailers_of
+from protocol.errors import BarnraiseError, DigestMismatch, FinalRefusal, Refused, Unauthenticated, Unavailable
 from protocol.framing import frames_of
 from protocol.v1 import barnraise_pb2 as pb
 from simulator.deterministic.loop import VirtualLoop
@@ -203,7 +203,8 @@ _TOLD: dict[str, type[BarnraiseError]] = {
 
 
 def _over_the_wire(call: str, error: BarnraiseError) -> BarnraiseError:
-    return _TOLD.get(status_of(error).name, Unavailable)(f"{call}: {error}")
+    kind = FinalRefusal if trailers_of(error) else _TOLD.get(status_of(error).name, Unavailable)
+    return kind(f"{call}: {error}")
 
 
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:

@@ -24,6 +24,7 @@ from simulator.deterministic.scenario import Scenario, VolunteerSpec, key_of
 from simulator.deterministic.work import Trained, Work, stretched
 from worker import messages as m
 from worker.lease import Lease, lease_from_message
+from worker.refusals import Refusals, nothing_to_send
 from worker.session import IN_SESSION, Session, State
 
 LONG_POLL_S = 20.0
@@ -108,6 +109,7 @@ class Volunteer:
         self._base: dict[BlockId, Digest] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._broken_uploads = 0
+        self._refusals = Refusals(lambda: self._loop.now_s)
         unsent = self._outbox.lease_id if self._outbox else None
         self._post(m.Started(enrolled=self._enrolled, unsent=unsent))
 
@@ -216,10 +218,11 @@ class Volunteer:
         try:
             event = await self._answer(call)
         except Unauthenticated as error:
-            before_session = isinstance(call, m.Enrol | m.OpenSession)
-            event = _refusal(call, error) if before_session else m.SessionLost(session=session, reason=str(error))
+            event: m.Event = m.SessionLost(session=session, reason=str(error))
+            if isinstance(call, m.Enrol | m.OpenSession):
+                event = self._refusals.answer(call, error)
         except BarnraiseError as error:
-            event = _refusal(call, error)
+            event = self._refusals.answer(call, error)
         self._post(event)
 
     async def _answer(self, call: m.Call) -> m.Event:
@@ -263,6 +266,7 @@ class Volunteer:
                 lease = lease_from_message(
                     reply.lease, max_columns=columns, layout_columns=columns, sequence_length=length
                 )
+                self._refusals.keep_for(lease.ttl_s)
                 self._timer("deadline", lease.ttl_s, self._on_deadline, lease.lease_id)
                 return m.LeaseGranted(ticket=call.ticket, lease=lease)
             case "over":
@@ -270,9 +274,11 @@ class Volunteer:
         return m.ToldToWait(ticket=call.ticket, reason=reply.wait.reason, retry_after_s=reply.wait.retry_after_s)
 
     async def _commit(self, call: m.CommitSubmission) -> m.Event:
+        if call.after_s > 0:
+            await asyncio.sleep(call.after_s * self._draw.uniform(0.8, 1.2))
         kept = self._outbox
         if kept is None or kept.lease_id != call.lease_id:
-            return m.CallRefused(ticket=call.ticket, reason="the submission on disk is gone or damaged")
+            return nothing_to_send(call)
         request = pb.CommitSubmissionRequest(
             lease_id=kept.lease_id,
             digest=bytes.fromhex(kept.digest),
@@ -294,7 +300,7 @@ class Volunteer:
     async def _upload(self, call: m.UploadSubmission) -> m.Event:
         kept = self._outbox
         if kept is None or kept.lease_id != call.lease_id:
-            return m.CallRefused(ticket=call.ticket, reason="the submission on disk is gone or damaged")
+            return nothing_to_send(call)
         header = pb.UploadHeader(
             lease_id=kept.lease_id,
             digest=bytes.fromhex(kept.digest),
@@ -338,9 +344,3 @@ class Volunteer:
     def _on_deadline(self, lease_id: LeaseId) -> None:
         if not self._session.has_unsent:
             self._post(m.LeaseCancelled(lease_id=lease_id, reason="its deadline passed before training ended"))
-
-
-def _refusal(call: m.Call, error: Exception) -> m.Event:
-    if isinstance(call, m.FetchShard):
-        return m.FetchFailed(ticket=call.ticket, reason=str(error))
-    return m.CallRefused(ticket=call.ticket, reason=str(error))

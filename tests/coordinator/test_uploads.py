@@ -9,9 +9,12 @@ from typing import Any
 
 import grpc
 
+from coordinator.engine.events import RunStopped
 from coordinator.runfolder import RunFolder
 from coordinator.server import CoordinatorServer
 from protocol.framing import frames_of
+from protocol.ids import LeaseId, digest_of
+from protocol.limits import FRAME_BYTES
 from protocol.manifest import Manifest
 from protocol.v1 import barnraise_pb2 as pb
 from tests.served import SERVICE, Refusal
@@ -82,7 +85,25 @@ async def test_a_payload_that_is_not_what_was_committed_starts_anew(
     def wrong_bytes() -> Any:
         return frames_of(lambda a, n: other[a : a + n], len(other))
 
-    await Refusal(Code.DATA_LOSS, "digest").of(client.upload(lease, payload, frames=wrong_bytes()))
+    await Refusal(Code.DATA_LOSS, "digest", final=True).of(client.upload(lease, payload, frames=wrong_bytes()))
+    assert (await client.commit(lease, payload)).upload_offset == 0
+    assert (await client.upload(lease, payload)).complete
+
+
+async def test_bytes_that_were_damaged_here_are_sent_once_more_from_the_start(
+    run: RunFolder, join: Join, submission: Callable[..., bytes]
+) -> None:
+    client = await join()
+    lease = (await client.acquire()).lease
+    payload = submission(run, lease)
+    await client.commit(lease, payload)
+    half = FRAME_BYTES
+    partial = run.artifacts()._upload_path(LeaseId(lease.lease_id), digest_of(payload))
+    partial.write_bytes(bytes(half))  # the power went before these bytes were on the disk; their number was
+    again = (await client.commit(lease, payload)).upload_offset
+    assert again == half
+    resumed = client.upload(lease, payload, offset=again)
+    await Refusal(Code.UNAVAILABLE, "from the start", final=False).of(resumed)
     assert (await client.commit(lease, payload)).upload_offset == 0
     assert (await client.upload(lease, payload)).complete
 
@@ -93,12 +114,34 @@ async def test_commitments_are_checked_before_anything_is_sent(
     client, other = await join(), await join()
     lease = (await client.acquire()).lease
     payload = submission(run, lease)
-    await Refusal(Code.INVALID_ARGUMENT, "encoded in fp32").of(client.commit(lease, payload, codec="bf16"))
-    await Refusal(Code.INVALID_ARGUMENT, "bytes, got 7").of(client.commit(lease, payload, payload_bytes=7))
-    await Refusal(Code.INVALID_ARGUMENT, "32 bytes").of(client.commit(lease, payload, digest=b"x"))
-    await Refusal(Code.INVALID_ARGUMENT, "finite").of(client.commit(lease, payload, train_s=float("nan")))
-    await Refusal(Code.FAILED_PRECONDITION, "not one of this worker's").of(other.commit(lease, payload))
-    await Refusal(Code.FAILED_PRECONDITION, "commit to this digest").of(client.upload(lease, payload))
+    never = {"code": Code.FAILED_PRECONDITION, "final": True}
+    await Refusal(words="encoded in fp32", **never).of(client.commit(lease, payload, codec="bf16"))
+    await Refusal(words="bytes, got 7", **never).of(client.commit(lease, payload, payload_bytes=7))
+    await Refusal(words="finite", **never).of(client.commit(lease, payload, train_s=float("nan")))
+    await Refusal(words="not one of this worker's", **never).of(other.commit(lease, payload))
+    await Refusal(Code.INVALID_ARGUMENT, "32 bytes", final=False).of(client.commit(lease, payload, digest=b"x"))
+    await Refusal(Code.FAILED_PRECONDITION, "commit to this digest", final=False).of(client.upload(lease, payload))
+
+
+async def test_a_commit_that_can_never_be_taken_is_refused_for_good(
+    run: RunFolder, server: CoordinatorServer, join: Join, submission: Callable[..., bytes]
+) -> None:
+    client = await join()
+    handed_back = (await client.acquire()).lease
+    returned = pb.ReturnLeaseRequest(lease_id=handed_back.lease_id, reason="no")
+    await client.call("ReturnLease", returned, pb.ReturnLeaseReply)
+    never = {"code": Code.FAILED_PRECONDITION, "final": True}
+    work = submission(run, handed_back)
+    await Refusal(words="handed back", **never).of(client.commit(handed_back, work))
+    not_yet = Refusal(Code.FAILED_PRECONDITION, "commit to this digest", final=False)
+    await not_yet.of(client.upload(handed_back, work))
+    lease = (await client.acquire()).lease
+    await client.commit(lease, submission(run, lease))
+    await Refusal(words="now brings", **never).of(client.commit(lease, submission(run, lease, seed=9)))
+    opened = server._opened()
+    await opened.pump.submit(RunStopped(at_s=opened.clock(), reason="enough"))
+    await asyncio.wait_for(opened.mailboxes.ended.wait(), 20.0)
+    await Refusal(words="the run is over (", **never).of(client.commit(handed_back, work))
 
 
 async def test_a_non_finite_submission_is_refused_even_without_screening(

@@ -85,7 +85,7 @@ async def test_numbers_that_are_none_are_refused_or_ignored(
     payload = client.submission(lease)
     for value in (float("nan"), float("inf"), float("-inf")):
         for name in ("train_loss_first", "train_loss_last", "train_s"):
-            await refused(Code.INVALID_ARGUMENT, "finite").of(client.commit(lease, payload, **{name: value}))
+            await refused(Code.FAILED_PRECONDITION, "finite").of(client.commit(lease, payload, **{name: value}))
         beat = pb.HeartbeatRequest(lease_id=lease.lease_id, train_loss=value, tokens_per_s=value)
         await client.call("Heartbeat", beat, pb.HeartbeatReply)
         assert all(math.isfinite(number) for number in numbers_of(server.status().model_dump()))
@@ -207,7 +207,7 @@ async def test_offsets_outside_of_the_payload_are_refused(honest: Any, join: Joi
             beyond = client.download(lease_data=lease.lease_id, offset=offset)
             await refused(Code.INVALID_ARGUMENT, "byte").of(beyond)
     for size in (0, len(payload) - 1, U64_MAX):
-        await refused(Code.INVALID_ARGUMENT, "bytes, got").of(client.commit(lease, payload, payload_bytes=size))
+        await refused(Code.FAILED_PRECONDITION, "bytes, got").of(client.commit(lease, payload, payload_bytes=size))
         wrong = client.upload(lease, payload, payload_bytes=size)
         await refused(Code.FAILED_PRECONDITION, "commit to this digest and size").of(wrong)
     assert (await client.upload(lease, payload)).complete
@@ -300,7 +300,7 @@ async def test_no_name_becomes_a_path(
     await client.call("Heartbeat", pb.HeartbeatRequest(lease_id=path), pb.HeartbeatReply)
     await refused(Code.INVALID_ARGUMENT, "32 bytes").of(client.download(block_digest=path.encode()))
     await refused(Code.FAILED_PRECONDITION, "not kept").of(client.download(block_digest=secrets.token_bytes(32)))
-    await refused(Code.INVALID_ARGUMENT, "encoded in").of(client.commit(lease, payload, codec=path))
+    await refused(Code.FAILED_PRECONDITION, "encoded in").of(client.commit(lease, payload, codec=path))
     other = await join(enrolled=False)
     await refused(Code.UNAUTHENTICATED, "not one of this run's").of(other.enrol(invite=path))
     if len(path) <= 64 and path.isprintable():

@@ -39,9 +39,9 @@ SLOWNESS = (
     guard("a slow read", RPC, "self._context.add_done_callback(lambda _: release())", "pass", NOT_TAKEN),
     guard("a call that never says what it wants", RPC, "asyncio.wait_for(anext(self.messages, None), limit_s)",
           "anext(self.messages, None)", f"{RATES}test_a_call_that_never_says_what_it_wants_is_broken_off"),
-    guard("a call without a deadline", RPC, "if left_s is None or left_s > longest_s + DEADLINE_SLACK_S:",
-          "if left_s is not None and left_s > longest_s + DEADLINE_SLACK_S:", NO_DEADLINE),
-    guard("a call without a deadline", RPC, "if left_s is None or left_s > longest_s + DEADLINE_SLACK_S:",
+    guard("a call without a deadline", RPC, "if left_s is None or left_s > most_time_left_s(longest_s):",
+          "if left_s is not None and left_s > most_time_left_s(longest_s):", NO_DEADLINE),
+    guard("a call without a deadline", RPC, "if left_s is None or left_s > most_time_left_s(longest_s):",
           "if left_s is None:", NO_DEADLINE),
     guard("a call without a deadline", RPC, "                call.check_deadline(longest_s)\n", "", NO_DEADLINE),
 )  # fmt: skip

@@ -8,17 +8,30 @@ from typing import Any
 
 import grpc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from protocol.limits import (
+    CALL_TIMEOUT_S,
     FRAME_BYTES,
     FRAME_HEADER_BYTES,
     KEEPALIVE_TIME_MS,
+    KEEPALIVE_TIMEOUT_MS,
+    MAX_CALL_S,
     MAX_CONCURRENT_STREAMS,
+    MAX_CONNECTION_AGE_GRACE_MS,
+    MAX_CONTROL_BYTES,
     MAX_MESSAGE_BYTES,
     MAX_METADATA_BYTES,
+    MAX_TRANSFER_S,
+    MAX_WAIT_S,
     MIN_PING_INTERVAL_MS,
+    MIN_TRANSFER_BYTES_PER_S,
+    STALL_TIMEOUT_S,
     channel_options,
+    most_time_left_s,
     server_options,
+    transfer_deadline_s,
 )
 
 _METHOD = "/barnraise.test/Echo"
@@ -146,5 +159,47 @@ async def test_a_second_server_on_the_same_port_fails(port: int) -> None:
         second.add_insecure_port(f"127.0.0.1:{port}")
 
 
-def test_our_pings_are_slower_than_what_the_server_allows() -> None:
+# ---- limits that one side asks for and the other keeps --------------------------------------------------------------
+
+
+async def _time_left(_: bytes, context: Any) -> bytes:
+    return repr(context.time_remaining()).encode()
+
+
+def _deadlines_s() -> list[float]:
+    """What our callers ask for: both ends of each unit in which the header is written, and payloads of every size."""
+    edges = [1.0, 10.0, 60.0, 99.95, 100.0, 999.5, 1000.0, 1001.0, 1009.0, 3541.0, 3599.0, MAX_TRANSFER_S]
+    calls = [CALL_TIMEOUT_S, CALL_TIMEOUT_S + MAX_WAIT_S, MAX_CALL_S, *edges]
+    near = [deadline_s + step_s for deadline_s in calls for step_s in (-0.02, -0.0005, 0.0, 0.0005)]
+    sizes = [round(10 ** (exponent / 20)) for exponent in range(240)]
+    return [*near, *map(transfer_deadline_s, sizes), *map(transfer_deadline_s, range(58_000_000, 59_400_000, 10_000))]
+
+
+async def test_a_deadline_grows_on_its_way_by_no_more_than_is_allowed_for() -> None:
+    grown = 0.0
+    async with (
+        _serve(_time_left) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=channel_options()) as channel,
+    ):
+        for asked_s in _deadlines_s():
+            left_s = float(await _echo(channel, b"", timeout=asked_s))
+            assert left_s <= most_time_left_s(asked_s), asked_s
+            grown = max(grown, left_s - asked_s)
+    assert grown > 5.0, "the header rounds up: whoever is asked must leave room for it"
+
+
+@given(payload_bytes=st.integers(min_value=0, max_value=1 << 62))
+def test_no_transfer_asks_for_more_than_is_taken(payload_bytes: int) -> None:
+    asked_s = transfer_deadline_s(payload_bytes)
+    assert CALL_TIMEOUT_S <= asked_s <= MAX_TRANSFER_S
+    assert asked_s == MAX_TRANSFER_S or payload_bytes / MIN_TRANSFER_BYTES_PER_S < asked_s
+
+
+def test_no_limit_of_one_side_is_reached_by_what_the_other_may_do() -> None:
+    assert CALL_TIMEOUT_S + MAX_WAIT_S <= MAX_CALL_S  # a long poll
+    assert 1000 * most_time_left_s(MAX_TRANSFER_S) <= MAX_CONNECTION_AGE_GRACE_MS  # a stream on an old connection
+    assert MAX_CONTROL_BYTES <= MAX_MESSAGE_BYTES
+    assert FRAME_BYTES + FRAME_HEADER_BYTES <= MAX_MESSAGE_BYTES
+    assert FRAME_BYTES / MIN_TRANSFER_BYTES_PER_S < STALL_TIMEOUT_S  # the slowest stream that is taken is no stall
     assert MIN_PING_INTERVAL_MS < KEEPALIVE_TIME_MS
+    assert KEEPALIVE_TIME_MS + KEEPALIVE_TIMEOUT_MS < 1000 * STALL_TIMEOUT_S  # a dead peer is told from a slow one

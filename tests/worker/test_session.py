@@ -15,7 +15,17 @@ from protocol.ids import LeaseId
 from tests.worker.leases import lease_message, read_lease
 from worker import messages as m
 from worker.lease import Lease
-from worker.session import ALLOWED, EXIT_FAILED, EXIT_OK, EXIT_REFUSED, LEGAL_MOVES, MAX_FAILURES, Session, State
+from worker.session import (
+    ALLOWED,
+    EXIT_FAILED,
+    EXIT_OK,
+    EXIT_REFUSED,
+    LEGAL_MOVES,
+    MAX_FAILURES,
+    MAX_REFUSED_PAUSE_S,
+    Session,
+    State,
+)
 
 
 def make_lease(lease_id: str = "r1.1") -> Lease:
@@ -367,9 +377,45 @@ def test_a_refusal_on_the_way_in_ends_the_worker(state: State) -> None:
 
 
 @pytest.mark.parametrize("state", [State.COMMITTING, State.UPLOADING])
-def test_a_refused_submission_is_dropped_and_the_reason_shown(state: State) -> None:
+def test_a_submission_that_is_refused_for_good_is_dropped_and_the_reason_shown(state: State) -> None:
     driver = AT[state]()
-    driver.reply(m.CallRefused, reason="committed 3 s after the deadline")
+    driver.reply(m.CallRefused, reason="committed 3 s after the deadline", final=True)
     assert driver.the(m.DropSubmission).lease_id == "r1.1"
     assert "3 s after" in driver.the(m.Tell).text
     assert driver.session.state is State.IDLE
+
+
+@pytest.mark.parametrize("state", [State.COMMITTING, State.UPLOADING])
+def test_a_submission_that_is_refused_for_now_is_kept_and_offered_again(state: State) -> None:
+    driver = AT[state]()
+    driver.reply(m.CallRefused, reason="Upload needs a deadline of at most 3600 s")
+    assert driver.session.has_unsent
+    assert not any(isinstance(command, m.DropSubmission) for command in driver.commands)
+    told = driver.the(m.Tell).text
+    assert "3600 s" in told
+    assert "kept" in told
+    assert driver.the(m.CommitSubmission).lease_id == "r1.1"
+    driver.reply(m.Committed, offset=7, settled=False)
+    assert driver.the(m.UploadSubmission).offset == 7
+
+
+def test_refusals_in_a_row_are_further_and_further_apart() -> None:
+    driver, pauses_s = committing(), []
+    for _ in range(12):
+        driver.reply(m.CallRefused, reason="no")
+        pauses_s.append(driver.the(m.CommitSubmission).after_s)
+        driver.reply(m.Committed, offset=0, settled=False)  # what is taken here may be refused in the upload
+        driver.reply(m.CallRefused, reason="no")
+        pauses_s.append(driver.the(m.CommitSubmission).after_s)
+    assert pauses_s == sorted(pauses_s)
+    assert pauses_s[0] >= 1.0
+    assert pauses_s[-1] == MAX_REFUSED_PAUSE_S
+    driver.reply(m.Committed, offset=0, settled=True)
+    assert driver.session._refusals == 0
+
+
+def test_leaving_between_two_offers_keeps_the_work() -> None:
+    driver = committing()
+    driver.reply(m.CallRefused, reason="no")
+    driver.feed(m.LeaveRequested(reason="SIGTERM"))
+    assert "kept" in driver.the(m.Finish).reason

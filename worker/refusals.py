@@ -1,0 +1,48 @@
+"""What a failed call means for the session: whether finished work is kept, and for how long.
+
+Decides when a refusal is final. The coordinator says so; or there is nothing to offer any more; or it has refused until
+the work would count no more, which bounds how long a worker is kept busy by a coordinator that never takes it. Anything
+else leaves the work where it is. A coordinator that cannot be reached refuses nothing, however long. Touches nothing;
+the clock is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from protocol.errors import FinalRefusal, Refused
+from worker import messages as m
+
+KEPT_AFTER_DEADLINE_S = 7200.0
+"""After its lease's deadline a submission still counts in the round that follows its own; a round lasts an hour at most
+unless the operator has said otherwise."""
+
+
+class Refusals:
+    """Turns errors into answers to the calls that they ended."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._kept_until_s = (
+            clock() + KEPT_AFTER_DEADLINE_S
+        )  # of work that an earlier process left, no deadline is known
+
+    def keep_for(self, ttl_s: float) -> None:
+        """A lease with so long to its deadline is what any work will be of from now on."""
+        self._kept_until_s = self._clock() + ttl_s + KEPT_AFTER_DEADLINE_S
+
+    def answer(self, call: m.Call, error: Exception) -> m.Event:
+        """`call` ended in `error`."""
+        if isinstance(call, m.FetchShard):
+            return m.FetchFailed(ticket=call.ticket, reason=str(error))
+        reason = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+        final = isinstance(error, FinalRefusal)
+        if not final and self._clock() >= self._kept_until_s:
+            final = True
+            reason += f"; so long after its deadline ({KEPT_AFTER_DEADLINE_S / 3600:g} h) it would not count any more"
+        return m.CallRefused(ticket=call.ticket, reason=reason, final=final)
+
+
+def nothing_to_send(call: m.Call) -> m.Event:
+    """The submission that `call` is about is not on disk."""
+    return m.CallRefused(ticket=call.ticket, reason="the submission on disk is gone or damaged", final=True)
