@@ -15,6 +15,7 @@ from typing import Any
 from protocol.errors import BarnraiseError, Refused, RemoteError, Unavailable
 from protocol.ids import LeaseId
 from protocol.storage import is_storage_trouble, storage_trouble
+from protocol.text import human_bytes
 from protocol.v1 import barnraise_pb2 as pb
 from worker import messages as m
 from worker.client import CoordinatorClient, SessionEnded
@@ -238,7 +239,7 @@ class Agent:
             got_bytes += count
 
         self._fetched = await self._with_room(lambda: fetcher.fetch(call.lease, self._run, on_bytes))
-        self._reporter.say("fetched", f"fetched {_mib(got_bytes)}", lease=call.lease.lease_id, bytes=got_bytes)
+        self._reporter.say("fetched", f"fetched {human_bytes(got_bytes)}", lease=call.lease.lease_id, bytes=got_bytes)
         return m.Fetched(ticket=call.ticket)
 
     async def _with_room(self, fetch: Callable[[], Awaitable[FetchedLease]]) -> FetchedLease:
@@ -297,7 +298,7 @@ class Agent:
             return m.UploadBroken(ticket=call.ticket)
         self._broken_uploads = 0
         sent_bytes = submission.payload_bytes - call.offset
-        self._reporter.say("uploaded", f"sent {_mib(sent_bytes)}", lease=submission.lease_id, bytes=sent_bytes)
+        self._reporter.say("uploaded", f"sent {human_bytes(sent_bytes)}", lease=submission.lease_id, bytes=sent_bytes)
         return m.Uploaded(ticket=call.ticket)
 
     async def _return(self, call: m.ReturnLease) -> m.Event:
@@ -356,7 +357,3 @@ def _refusal(call: m.Call, error: Exception) -> m.Event:
         return m.FetchFailed(ticket=call.ticket, reason=str(error))
     kind = "" if isinstance(error, Refused) else f"{type(error).__name__}: "
     return m.CallRefused(ticket=call.ticket, reason=f"{kind}{error}")
-
-
-def _mib(count: int) -> str:
-    return f"{count / 2**20:.1f} MiB" if count >= 1 << 20 else f"{count / 1024:.1f} KiB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,22 @@ if TYPE_CHECKING:
     from worker.trainer import LeaseResult
 
 Output = Literal["auto", "plain", "json", "quiet"]
-DEVICES = ("cpu", "cuda")
 MAX_THREADS = 1024
+_DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?", re.ASCII)
+_OTHER_DEVICES = {
+    "mps": "Apple GPUs are not supported; cpu is",
+    "xpu": "Intel GPUs are not supported; cpu is",
+    "hip": "an AMD GPU is called cuda too, and needs a ROCm build of PyTorch",
+    "rocm": "an AMD GPU is called cuda too, and needs a ROCm build of PyTorch",
+}
+
+
+def check_device(device: str | None) -> None:
+    """ConfigError unless `device` is None (whichever is best) or one that this worker can be told to train on."""
+    if device is None or _DEVICE.fullmatch(device):
+        return
+    why = _OTHER_DEVICES.get(device.partition(":")[0].lower(), "GPUs are numbered from 0, as in cuda:1")
+    raise ConfigError(f"device: expected cpu, cuda or cuda:N, got {device!r}; {why}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +67,7 @@ class WorkerOptions:
     """Changes the sequences before training, likewise."""
 
     def __post_init__(self) -> None:
-        if self.device is not None and self.device.partition(":")[0] not in DEVICES:
-            raise ConfigError(f"device: expected cpu, cuda or cuda:N, got {self.device!r}")
+        check_device(self.device)
         for field, value in (("max_columns", self.max_columns), ("memory_bytes", self.memory_bytes)):
             if value is not None and value < 1:
                 raise ConfigError(f"{field} must be 1 or more, got {value}")
