@@ -14,7 +14,7 @@ from typing import Any
 
 from protocol.errors import BarnraiseError, Refused, RemoteError, Unavailable
 from protocol.ids import LeaseId
-from protocol.storage import is_storage_trouble, storage_trouble
+from protocol.storage import is_full, is_storage_trouble, storage_trouble
 from protocol.text import human_bytes
 from protocol.v1 import barnraise_pb2 as pb
 from worker import messages as m
@@ -52,7 +52,7 @@ class Agent:
         self._outbox = outbox
         self._reporter = reporter
         home = joining.home
-        self._room = TrainingRoom(options, machine, home.blocks, outbox, home.progress, reporter)
+        self._room = TrainingRoom(options, machine, home.disk, outbox, reporter)
         self._session = Session()
         self._events: asyncio.Queue[m.Event | Exception] = asyncio.Queue()
         self._call: asyncio.Task[None] | None = None
@@ -231,7 +231,8 @@ class Agent:
 
     async def _fetch(self, call: m.FetchShard) -> m.Event:
         joining = self._joining
-        fetcher = Fetcher(self._client, joining.home.blocks, joining.enrolment, joining.background)
+        joining.home.progress.keep_only(call.lease.lease_id)
+        fetcher = Fetcher(self._client, joining.home.disk, joining.enrolment, joining.background)
         got_bytes = 0
 
         def on_bytes(count: int) -> None:
@@ -250,6 +251,8 @@ class Agent:
             except OSError as error:
                 if not is_storage_trouble(error):
                     raise
+                if is_full(error) and self._joining.home.disk.give_way():
+                    continue
                 reason = str(storage_trouble(error.errno or 0, self._joining.home.folder))
             self._reporter.say("paused", f"paused: {reason}", reason=reason)
             await asyncio.sleep(DISK_RETRY_S)

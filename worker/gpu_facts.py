@@ -85,7 +85,7 @@ def try_product(device: str, dtype: torch.dtype) -> None:
     """Multiply two matrices of ones on `device`, with a gradient; raises what the device makes of it."""
     ones = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE, device=device, dtype=dtype, requires_grad=True)
     product = ones @ ones
-    product.sum().backward()
+    torch.autograd.backward(product.sum())
     wanted = torch.full((PRODUCT_SIZE, PRODUCT_SIZE), float(PRODUCT_SIZE))
     assert ones.grad is not None
     if not torch.equal(product.detach().cpu().float(), wanted):

@@ -58,7 +58,7 @@ async def _work(options: WorkerOptions, reporter: Reporter) -> tuple[int, bool]:
     from worker.probe import probe_machine
 
     link = JoinLink.parse(options.link)
-    home = open_home(options.home, link.fingerprint)
+    home = open_home(options.home, link.fingerprint, options.disk_bytes)
     home.lock()
     try:
         machine = probe_machine(options.device, options.memory_bytes, options.threads)

@@ -50,6 +50,8 @@ class WorkerOptions:
     """`cpu`, `cuda` or `cuda:N`; None: a GPU where there is one."""
     max_columns: int | None = None
     memory_bytes: int | None = None
+    disk_bytes: int | None = None
+    """Bytes that the run's folder may take; None: what a lease needs, and some GiB of blocks that may serve again."""
     threads: int | None = None
     """torch threads; None: as many as cores."""
     output: Output = "auto"
@@ -68,7 +70,8 @@ class WorkerOptions:
 
     def __post_init__(self) -> None:
         check_device(self.device)
-        for field, value in (("max_columns", self.max_columns), ("memory_bytes", self.memory_bytes)):
+        for field in ("max_columns", "memory_bytes", "disk_bytes"):
+            value = getattr(self, field)
             if value is not None and value < 1:
                 raise ConfigError(f"{field} must be 1 or more, got {value}")
         if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:

@@ -46,6 +46,14 @@ def join(
             " training. Columns and batches are planned to fit below it; it is not enforced beyond that."
         ),
     ] = None,
+    disk: Annotated[
+        str | None,
+        typer.Option(
+            help="Take at most this much disk for the run, for example 20GB: downloaded blocks, whole and partial, kept"
+            " progress, and finished work that is not sent yet. Without it: what a lease needs, and up to 8 GiB of"
+            " blocks that may serve again."
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads to train with.")] = None,
     output: Annotated[str, typer.Option(help="auto, plain, json or quiet.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="The same as --output json.")] = False,
@@ -62,6 +70,7 @@ def join(
     chosen_device = None if device == "auto" else device
     check_device(chosen_device)  # before a link is taken out of a folder
     memory_bytes = None if memory is None else parse_bytes(memory)
+    disk_bytes = None if disk is None else parse_bytes(disk)
     if link == "-":
         link, link_file = None, Path("-")
     if link_file is not None:
@@ -77,6 +86,7 @@ def join(
         device=chosen_device,
         max_columns=columns,
         memory_bytes=memory_bytes,
+        disk_bytes=disk_bytes,
         threads=threads,
         output="json" if as_json else output,  # type: ignore[arg-type]  # WorkerOptions checks it
     )
