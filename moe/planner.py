@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from moe.config import moe_layers
 from moe.layout import ABSENT, FP32_BYTES, OPTIMIZER_MOMENTS, Layout
+from protocol.text import human_bytes
 
 ALLOCATOR_SLACK: Final = 1.10
 """Caching allocators round sizes up and fragment; a tenth is what long runs on GPUs are usually seen to lose."""
@@ -108,14 +109,11 @@ def activation_bytes(layout: Layout, tokens: int, compute_bytes: int = FP32_BYTE
 
 
 def _reason(layout: Layout, columns: int, fewest: int, total: int, memory_bytes: int, next_total: int) -> str:
-    offered, needs = _gib(memory_bytes), _gib(total)
+    offered, needs = human_bytes(memory_bytes), human_bytes(total)
     if total > memory_bytes:
         why = ", the top-k of a shard whose other columns are absent" if layout.residency == ABSENT else ""
         return f"not even {fewest} of {layout.columns} columns fit{why}: {needs} needed, {offered} offered"
     if columns == layout.columns:
         return f"all {columns} columns fit: {needs} of {offered}"
-    return f"{columns} of {layout.columns} columns fit: {needs} of {offered}; one more would need {_gib(next_total)}"
-
-
-def _gib(memory_bytes: int) -> str:
-    return f"{memory_bytes / 2**30:.2f} GiB" if memory_bytes >= 2**30 else f"{memory_bytes / 2**20:.1f} MiB"
+    more = f"one more would need {human_bytes(next_total)}"
+    return f"{columns} of {layout.columns} columns fit: {needs} of {offered}; {more}"

@@ -28,6 +28,12 @@ def is_storage_trouble(error: BaseException) -> bool:
     return isinstance(error, StorageTrouble) or (isinstance(error, OSError) and error.errno in _REMEDIES)
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether `error` says that deleting something would help."""
+    cause = error.__cause__ if isinstance(error, StorageTrouble) else error
+    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def storage_trouble(number: int, path: Path, doing: str = "write") -> StorageTrouble:
     """The error for errno `number` at `path`."""
     remedy = _REMEDIES.get(number, f"system error {number}")

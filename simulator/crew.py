@@ -150,7 +150,7 @@ class Crew:
             index=index,
             name=name,
             link=link,
-            home=options.work / "workers" / name,
+            home=options.homes / name,
             vanishings=options.work / "vanishings" / f"{name}.jsonl",
             max_columns=options.columns_per_worker,
             attack=options.attack if index in self.byzantine else None,

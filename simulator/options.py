@@ -32,6 +32,8 @@ class SimulationOptions:
     """None: the attack's own default (simulator/adversary.py)."""
     seed: int = 0
     lone: bool = False
+    keep_homes: bool = False
+    """Leave the workers' own folders, with the blocks that they downloaded, behind."""
     undefended: bool = False
     """Plain mean, no screening, no clipping: what the attackers would do to a trusting system."""
 
@@ -81,3 +83,8 @@ class SimulationOptions:
     def work(self) -> Path:
         """Where the run folder, the workers' homes and their logs lie."""
         return self.out / "work"
+
+    @property
+    def homes(self) -> Path:
+        """Where each worker keeps its key, its blocks and its unsent work."""
+        return self.work / "workers"

@@ -1,11 +1,12 @@
 """Runs one simulation from beginning to end: the coordinator, the workers, their dropouts, the lone worker, the report.
 
 Decides what is started, killed and brought back, and when it is over. Always: whatever happens, every process that was
-started is stopped, and a report of what was seen is written.
+started is stopped, a report of what was seen is written, and the workers' folders go unless they are asked for.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -69,6 +70,9 @@ class Swarm:
             outcome, why = "failed", str(error)
         finally:
             self._group.stop(grace_s=STOP_GRACE_S)
+            if not self._options.keep_homes:
+                # Enrolled in a run that is over, and full of its blocks: of no more use to anybody.
+                shutil.rmtree(self._options.homes, ignore_errors=True)
         if self._stop.requested:
             outcome, why = "interrupted", "stopped by Ctrl-C or SIGTERM"
         if outcome == "finished":

@@ -15,7 +15,8 @@ from typing import Any
 
 from protocol.errors import BarnraiseError, BrokeDown, RemoteError, Unavailable
 from protocol.ids import LeaseId
-from protocol.storage import is_storage_trouble, storage_trouble
+from protocol.storage import is_full, is_storage_trouble, storage_trouble
+from protocol.text import human_bytes
 from protocol.v1 import barnraise_pb2 as pb
 from worker import messages as m
 from worker.client import CoordinatorClient, SessionEnded
@@ -53,7 +54,7 @@ class Agent:
         self._outbox = outbox
         self._reporter = reporter
         home = joining.home
-        self._room = TrainingRoom(options, machine, home.blocks, outbox, home.progress, reporter)
+        self._room = TrainingRoom(options, machine, home.disk, outbox, reporter)
         self._session = Session()
         self._events: asyncio.Queue[m.Event | Exception] = asyncio.Queue()
         self._call: asyncio.Task[None] | None = None
@@ -238,7 +239,8 @@ class Agent:
 
     async def _fetch(self, call: m.FetchShard) -> m.Event:
         joining = self._joining
-        fetcher = Fetcher(self._client, joining.home.blocks, joining.enrolment, joining.background)
+        joining.home.progress.keep_only(call.lease.lease_id)
+        fetcher = Fetcher(self._client, joining.home.disk, joining.enrolment, joining.background)
         got_bytes = 0
 
         def on_bytes(count: int) -> None:
@@ -246,7 +248,7 @@ class Agent:
             got_bytes += count
 
         self._fetched = await self._with_room(lambda: fetcher.fetch(call.lease, self._run, on_bytes))
-        self._reporter.say("fetched", f"fetched {_mib(got_bytes)}", lease=call.lease.lease_id, bytes=got_bytes)
+        self._reporter.say("fetched", f"fetched {human_bytes(got_bytes)}", lease=call.lease.lease_id, bytes=got_bytes)
         return m.Fetched(ticket=call.ticket)
 
     async def _with_room(self, fetch: Callable[[], Awaitable[FetchedLease]]) -> FetchedLease:
@@ -257,6 +259,8 @@ class Agent:
             except OSError as error:
                 if not is_storage_trouble(error):
                     raise
+                if is_full(error) and self._joining.home.disk.give_way():
+                    continue
                 reason = str(storage_trouble(error.errno or 0, self._joining.home.folder))
             self._reporter.say("paused", f"paused: {reason}", reason=reason)
             await asyncio.sleep(DISK_RETRY_S)
@@ -309,7 +313,7 @@ class Agent:
             return m.UploadBroken(ticket=call.ticket)
         self._broken_uploads = 0
         sent_bytes = submission.payload_bytes - call.offset
-        self._reporter.say("uploaded", f"sent {_mib(sent_bytes)}", lease=submission.lease_id, bytes=sent_bytes)
+        self._reporter.say("uploaded", f"sent {human_bytes(sent_bytes)}", lease=submission.lease_id, bytes=sent_bytes)
         return m.Uploaded(ticket=call.ticket)
 
     async def _return(self, call: m.ReturnLease) -> m.Event:
@@ -361,7 +365,3 @@ class Agent:
     @property
     def _run(self) -> Run:
         return self._joining.run
-
-
-def _mib(count: int) -> str:
-    return f"{count / 2**20:.1f} MiB" if count >= 1 << 20 else f"{count / 1024:.1f} KiB"

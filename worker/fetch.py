@@ -1,6 +1,7 @@
 """Bringing a lease's blocks and sequences to this machine, believing nothing that a signature or digest does not cover.
 
-Decides what is fetched: only blocks that the cache lacks, and exactly the leased sequences. Holds always: a manifest
+Decides what is fetched: only blocks that the cache lacks, and exactly the leased sequences; and, from the lease's
+manifest, which blocks are of no more use. Holds always: a manifest
 counts only if the run's manifest key signed it for this run and version; a block only at the size that this worker
 computed itself, under the digest in that manifest. Touches the network through the client, and the block cache.
 """
@@ -23,8 +24,8 @@ from protocol.ids import BlockId, Digest
 from protocol.manifest import BlockRef, Manifest, verify_manifest
 from protocol.sequences import decode_sequences, max_payload_bytes
 from protocol.tensors import payload_size
+from worker.allowance import DiskAllowance
 from worker.background import Background
-from worker.blocks import BlockCache
 from worker.client import CoordinatorClient
 from worker.home import Enrolment
 from worker.lease import Lease, RunDescription
@@ -67,20 +68,20 @@ class Fetcher:
     """Fetches for one enrolment."""
 
     def __init__(
-        self, client: CoordinatorClient, cache: BlockCache, enrolment: Enrolment, background: Background
+        self, client: CoordinatorClient, disk: DiskAllowance, enrolment: Enrolment, background: Background
     ) -> None:
         self._background = background
         self._client = client
-        self._cache = cache
+        self._disk = disk
+        self._cache = disk.blocks
         self._enrolment = enrolment
 
     async def fetch(self, lease: Lease, run: Run, on_bytes: Callable[[int], None]) -> FetchedLease:
         """Blocks into the cache, sequences into memory."""
         manifest = await self._manifest(lease, run)
         needed = {block: checked_ref(manifest, block, run, lease) for block in run.layout.needed_blocks(lease.columns)}
-        await self._download_missing(needed, on_bytes)
+        await self._download_missing(needed, manifest, on_bytes)
         digests = {block: ref.digest for block, ref in needed.items()}
-        self._cache.trim(keep=set(digests.values()))
         sequences_NL = await self._sequences(lease, run, on_bytes)
         return FetchedLease(lease=lease, run=run, digests=digests, sequences=sequences_NL)
 
@@ -96,8 +97,10 @@ class Fetcher:
             raise MalformedMessage(f"manifest of version {manifest.version} describes another model than the run")
         return manifest
 
-    async def _download_missing(self, needed: dict[BlockId, BlockRef], on_bytes: Callable[[int], None]) -> None:
-        missing = await self._background.run(self._missing, needed)
+    async def _download_missing(
+        self, needed: dict[BlockId, BlockRef], manifest: Manifest, on_bytes: Callable[[int], None]
+    ) -> None:
+        missing = await self._background.run(self._missing, needed, manifest)
         free = asyncio.Semaphore(PARALLEL_DOWNLOADS)
 
         async def download(ref: BlockRef) -> None:
@@ -113,9 +116,14 @@ class Fetcher:
             for task in tasks:
                 task.cancel()
 
-    def _missing(self, needed: dict[BlockId, BlockRef]) -> dict[Digest, BlockRef]:
+    def _missing(self, needed: dict[BlockId, BlockRef], manifest: Manifest) -> dict[Digest, BlockRef]:
+        """What is to be downloaded, after making room for it: old blocks go before new ones come."""
         # Hashes what an earlier process left: seconds for a large model, so not on the event loop.
-        return {ref.digest: ref for ref in needed.values() if not self._cache.has(ref.digest, ref.payload_bytes)}
+        cache = self._cache
+        cache.expect({ref.digest for ref in needed.values()}, {ref.digest for ref in manifest.blocks.values()})
+        missing = {ref.digest: ref for ref in needed.values() if not cache.has(ref.digest, ref.payload_bytes)}
+        self._disk.make_room(sum(cache.missing_bytes(ref.digest, ref.payload_bytes) for ref in missing.values()))
+        return missing
 
     async def _sequences(self, lease: Lease, run: Run, on_bytes: Callable[[int], None]) -> NDArray[np.int64]:
         length = run.description.sequence_length + 1

@@ -16,6 +16,7 @@ from protocol.identity import PrivateIdentity
 from protocol.ids import RunId, WorkerId
 from protocol.private_files import write_private
 from protocol.tls import fingerprint_of, manifest_key_message, verify_vouch
+from worker.allowance import DiskAllowance
 from worker.blocks import BlockCache
 from worker.disk import FolderLock, private_folder
 from worker.lease_state import LeaseStates
@@ -51,13 +52,13 @@ class Enrolment(BaseModel):
 class RunHome:
     """One run's folder."""
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
+    def __init__(self, folder: Path, fingerprint: str, disk_bytes: int | None = None) -> None:
         self.folder = private_folder(folder)
         self._fingerprint = fingerprint
         self._lock = FolderLock(self.folder / "lock")
         self.outbox = Outbox(self.folder / "outbox")
-        self.blocks = BlockCache(self.folder / "blocks")
         self.progress = LeaseStates(self.folder / "progress")
+        self.disk = DiskAllowance(self.folder, BlockCache(self.folder / "blocks"), self.progress, disk_bytes)
 
     def lock(self) -> None:
         """Keep other workers out; ConfigError when one is in."""
@@ -93,7 +94,7 @@ class RunHome:
         write_private(self.folder / "enrolment.json", enrolment.model_dump_json().encode())
 
 
-def open_home(home: Path | None, fingerprint: str) -> RunHome:
+def open_home(home: Path | None, fingerprint: str, disk_bytes: int | None = None) -> RunHome:
     """The folder for the run behind `fingerprint`, under `home` or the platform's place for user data."""
     root = home if home is not None else platformdirs.user_data_path("barnraise", appauthor=False)
-    return RunHome(root / "runs" / fingerprint[:32], fingerprint)
+    return RunHome(root / "runs" / fingerprint[:32], fingerprint, disk_bytes)

@@ -51,19 +51,22 @@ async def _work(options: WorkerOptions, reporter: Reporter) -> tuple[int, bool]:
     import torch
 
     from protocol.joinlink import JoinLink
+    from protocol.text import human_bytes
     from worker.agent import Agent
     from worker.home import open_home
     from worker.joining import Joining
     from worker.probe import probe_machine
 
     link = JoinLink.parse(options.link)
-    home = open_home(options.home, link.fingerprint)
+    home = open_home(options.home, link.fingerprint, options.disk_bytes)
     home.lock()
     try:
         machine = probe_machine(options.device, options.memory_bytes, options.threads)
         torch.set_num_threads(machine.threads)
-        memory = f"{machine.memory_bytes / 2**30:.1f} GiB"
+        memory = human_bytes(machine.memory_bytes)
         reporter.say("machine", f"{machine.device}: {machine.device_name}, {memory} offered", device=machine.device)
+        if machine.notice:
+            reporter.say("gpu_not_used", machine.notice)
         agent = Agent(options, machine, Joining(options, link, home, reporter), home.outbox, reporter)
         with _leaving_on_signals(agent):
             finish = await agent.run()

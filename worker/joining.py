@@ -6,13 +6,14 @@ start. Touches the network, the run's folder, and the device while measuring.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from dataclasses import dataclass
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from protocol.errors import LocalError, MalformedMessage
+from protocol.errors import LocalError, MalformedMessage, StorageTrouble
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest, RunId, WorkerId, digest_of
 from protocol.joinlink import JoinLink
@@ -188,8 +189,11 @@ class Joining:
     async def _worked_out(self, machine: Machine) -> Offer:
         run, length = self.run, self.run.description.sequence_length
         fitting = columns_that_fit(run.layout, machine, length, self._options.max_columns)
-        columns = min(fitting.columns, self._options.max_columns or fitting.columns)
+        wanted = min(fitting.columns, self._options.max_columns or fitting.columns)
+        columns = self.home.disk.columns_that_fit(run.layout, run.description.codec, wanted)
         self._reporter.say("planned", fitting.reason, columns=columns)
+        if columns < wanted:
+            self._reporter.say("disk_planned", f"--disk leaves room for {columns} columns", columns=columns)
         if not self._options.measure_speed:
             return Offer(columns=columns, tokens_per_s=0.0)
         basis = digest_of(f"{run.description} {machine.device_name} {machine.threads} {columns}".encode())
@@ -197,7 +201,8 @@ class Joining:
         if speed is None:
             tokens_per_s = await self._background.run(measure_speed, run.layout, machine, columns, length)
             speed = Speed(basis=basis, tokens_per_s=tokens_per_s)
-            write_private(self.home.folder / SPEED_FILE, speed.model_dump_json().encode())
+            with contextlib.suppress(StorageTrouble):  # a full disk: it is measured again the next time
+                write_private(self.home.folder / SPEED_FILE, speed.model_dump_json().encode())
             text = f"speed: {tokens_per_s:,.0f} tokens/s"
             self._reporter.say("measured", text, tokens_per_s=round(tokens_per_s, 1))
         return Offer(columns=columns, tokens_per_s=speed.tokens_per_s)

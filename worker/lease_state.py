@@ -27,9 +27,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from protocol.errors import StorageTrouble
-from protocol.ids import BlockId, Digest
+from protocol.ids import BlockId, Digest, LeaseId
 from protocol.private_files import write_private
-from protocol.storage import telling_storage_trouble
+from protocol.storage import is_full, telling_storage_trouble
+from protocol.text import human_bytes
 from worker.disk import private_folder, sync_folder
 from worker.lease import Lease
 from worker.outbox import file_digest
@@ -70,7 +71,7 @@ def computation_of(lease: Lease, digests: Mapping[BlockId, Digest], device: str)
     """Names what is computed: progress is taken up only where this is the same. The deadline is no part of it."""
     fields = {name: value for name, value in dataclasses.asdict(lease).items() if name != "ttl_s"}
     parts = [FORMAT, fields, sorted(digests.items()), device.partition(":")[0], torch.__version__]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return f"{lease.lease_id}:{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}"
 
 
 class LeaseStates:
@@ -117,6 +118,20 @@ class LeaseStates:
             self.clear()
         return state
 
+    def keep_only(self, lease_id: LeaseId) -> None:
+        """Progress of another lease goes: no lease comes back after another one was granted."""
+        try:
+            record = _Record.model_validate_json((self._folder / RECORD).read_bytes())
+        except (ValidationError, OSError):
+            record = None
+        if record is None or record.computation.rpartition(":")[0] != lease_id:
+            self.clear()
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of what is here."""
+        return sum(path.stat().st_size for path in self._folder.iterdir())
+
     def clear(self) -> None:
         """Forget what is here; the record goes first."""
         with contextlib.suppress(OSError):  # what cannot be deleted is not loaded either: see `computation_of`
@@ -149,12 +164,16 @@ class LeaseKeeper:
         *,
         every_s: float = DEFAULT_EVERY_S,
         told: Callable[[str], None] = lambda _reason: None,
+        room_for: Callable[[int], bool] = lambda _state_bytes: True,
+        give_way: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._states = states
         self._computation = computation
         self._every_s = every_s
         self._told = told
+        self._room_for = room_for
+        self._give_way = give_way
         self._clock = clock
         self._next_s = clock() + every_s
         self._refused = False
@@ -170,14 +189,27 @@ class LeaseKeeper:
     def save(self, state: LocalState) -> None:
         """Write it. A disk that refuses is told once; the lease goes on without."""
         started_s = self._clock()
+        state_bytes = sum(tensor.nbytes for tensor in state.tensors.values())
+        if not self._room_for(state_bytes):
+            self._refuse(f"--disk leaves no room for it: {human_bytes(state_bytes)}, twice while it is replaced")
+        else:
+            self._save_or_refuse(state)
+        took_s = self._clock() - started_s
+        self._next_s = self._clock() + max(self._every_s, took_s / MOST_SHARE_OF_TIME if self._every_s else 0.0)
+
+    def _save_or_refuse(self, state: LocalState) -> None:
         try:
             self._states.save(self._computation, state)
         except StorageTrouble as error:
-            if not self._refused:
-                self._told(f"progress is not kept: {error}")
-            self._refused = True
-        took_s = self._clock() - started_s
-        self._next_s = self._clock() + max(self._every_s, took_s / MOST_SHARE_OF_TIME if self._every_s else 0.0)
+            if is_full(error) and self._give_way():
+                self._save_or_refuse(state)
+            else:
+                self._refuse(str(error))
+
+    def _refuse(self, reason: str) -> None:
+        if not self._refused:
+            self._told(f"progress is not kept: {reason}")
+        self._refused = True
 
 
 def _write(path: Path, state: LocalState) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,22 @@ if TYPE_CHECKING:
     from worker.trainer import LeaseResult
 
 Output = Literal["auto", "plain", "json", "quiet"]
-DEVICES = ("cpu", "cuda")
 MAX_THREADS = 1024
+_DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?", re.ASCII)
+_OTHER_DEVICES = {
+    "mps": "Apple GPUs are not supported; cpu is",
+    "xpu": "Intel GPUs are not supported; cpu is",
+    "hip": "an AMD GPU is called cuda too, and needs a ROCm build of PyTorch",
+    "rocm": "an AMD GPU is called cuda too, and needs a ROCm build of PyTorch",
+}
+
+
+def check_device(device: str | None) -> None:
+    """ConfigError unless `device` is None (whichever is best) or one that this worker can be told to train on."""
+    if device is None or _DEVICE.fullmatch(device):
+        return
+    why = _OTHER_DEVICES.get(device.partition(":")[0].lower(), "GPUs are numbered from 0, as in cuda:1")
+    raise ConfigError(f"device: expected cpu, cuda or cuda:N, got {device!r}; {why}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +50,8 @@ class WorkerOptions:
     """`cpu`, `cuda` or `cuda:N`; None: a GPU where there is one."""
     max_columns: int | None = None
     memory_bytes: int | None = None
+    disk_bytes: int | None = None
+    """Bytes that the run's folder may take; None: what a lease needs, and some GiB of blocks that may serve again."""
     threads: int | None = None
     """torch threads; None: as many as cores."""
     output: Output = "auto"
@@ -52,9 +69,9 @@ class WorkerOptions:
     """Changes the sequences before training, likewise."""
 
     def __post_init__(self) -> None:
-        if self.device is not None and self.device.partition(":")[0] not in DEVICES:
-            raise ConfigError(f"device: expected cpu, cuda or cuda:N, got {self.device!r}")
-        for field, value in (("max_columns", self.max_columns), ("memory_bytes", self.memory_bytes)):
+        check_device(self.device)
+        for field in ("max_columns", "memory_bytes", "disk_bytes"):
+            value = getattr(self, field)
             if value is not None and value < 1:
                 raise ConfigError(f"{field} must be 1 or more, got {value}")
         if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:

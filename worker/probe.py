@@ -1,11 +1,14 @@
 """What this machine can give: device, memory, threads, and its speed on the run's own model.
 
 Decides how much is offered when the volunteer did not say: half of the memory that is free on a CPU, nine tenths on a
-GPU. Reads the system's figures (control-group limits too, so that a container offers its own share); writes nothing.
+GPU. Never more than is free: in a container, that is what its limits leave. A cap on a CPU is for the whole process, so
+what the process takes already is no part of the offer. Which GPU is used, worker/gpus.py decides. Reads the system's
+figures; writes nothing.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -26,8 +29,13 @@ from moe.planner import ALLOCATOR_SLACK, Plan, activation_bytes, plan
 from moe.shard import build_shard
 from protocol.errors import ConfigError
 from protocol.ids import BlockId, LeaseId, RoundNumber, Version
+from protocol.text import human_bytes
+from worker.cgroups import GroupLimits, group_limits
+from worker.gpu_facts import gather_gpu_facts
+from worker.gpus import GpuFacts, choose_gpu
 from worker.lease import Lease
 from worker.optimizer import MUON
+from worker.options import check_device
 from worker.trainer import train_shard
 
 CPU_SHARE = 0.5
@@ -36,7 +44,6 @@ PLANNED_MICRO_BATCH = 4  # sequences; columns are worth more than a larger micro
 MAX_PROBED_BYTES = 256 << 20  # building a larger model to measure it would take longer than the first lease tells
 PROBE_STEPS = 3
 PROBE_BATCH = 8
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +53,16 @@ class Machine:
     device: str
     device_name: str
     memory_bytes: int
+    """For the model and its training: what is planned with."""
     threads: int
     bf16: bool
     """Whether matrices are multiplied in bf16: only on GPUs that have it in hardware."""
+    memory_cap_bytes: int | None = None
+    """What the volunteer said; None: nothing."""
+    process_bytes: int = 0
+    """Of a cap on a CPU: what Python and its libraries take before anything is trained."""
+    notice: str = ""
+    """What the volunteer should know about a GPU that is not used."""
 
     @property
     def compute_dtype(self) -> torch.dtype | None:
@@ -66,44 +80,63 @@ class Machine:
         return self.device.partition(":")[0]
 
 
-def probe_machine(device: str | None = None, memory_bytes: int | None = None, threads: int | None = None) -> Machine:
-    """Look at this machine; what the volunteer said overrides what was found."""
-    cores = threads or available_cores()
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if not chosen.startswith("cuda"):
-        name = f"{_processor_name()}, {cores} threads"
-        return Machine(
-            device="cpu", device_name=name, memory_bytes=memory_bytes or _cpu_memory(), threads=cores, bf16=False
-        )
-    if not torch.cuda.is_available():
-        raise ConfigError(f"device {chosen}: this PyTorch sees no CUDA GPU")
-    index = torch.device(chosen).index or 0
-    if index >= torch.cuda.device_count():
-        raise ConfigError(f"device {chosen}: this machine has {torch.cuda.device_count()} GPUs")
-    free_bytes, _ = torch.cuda.mem_get_info(index)
+def probe_machine(
+    device: str | None = None,
+    memory_bytes: int | None = None,
+    threads: int | None = None,
+    *,
+    gpu_facts: Callable[[], GpuFacts] = gather_gpu_facts,
+    limits: Callable[[], GroupLimits] = group_limits,
+) -> Machine:
+    """Look at this machine; `device` and `threads` override what is found, `memory_bytes` caps what is offered."""
+    check_device(device)
+    left = limits()
+    cores = threads or available_cores(left)
+    if device == "cpu":
+        return _cpu(cores, memory_bytes, left)
+    facts = gpu_facts()
+    choice = choose_gpu(facts, device)
+    if choice.index is None:
+        return dataclasses.replace(_cpu(cores, memory_bytes, left), notice=choice.notice)
+    trial = facts.trials[choice.index]
+    free_bytes, _ = torch.cuda.mem_get_info(choice.index)
     return Machine(
-        device=f"cuda:{index}",
-        device_name=torch.cuda.get_device_name(index),
-        memory_bytes=memory_bytes or int(free_bytes * GPU_SHARE),
+        device=f"cuda:{choice.index}",
+        device_name=trial.name,
+        memory_bytes=int(free_bytes * GPU_SHARE) if memory_bytes is None else min(memory_bytes, free_bytes),
         threads=cores,
-        bf16=torch.cuda.is_bf16_supported(including_emulation=False),
+        bf16=trial.bf16,
+        memory_cap_bytes=memory_bytes,
+        notice=choice.notice,
     )
 
 
-def available_cores() -> int:
+def available_cores(left: GroupLimits) -> int:
     """Cores this process may use, which in a container or under taskset are fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Rounded down: threads above the quota use it up early, and then all of them stand still together.
+    return cores if left.cpus is None else max(1, min(cores, int(left.cpus)))
 
 
-def _cpu_memory() -> int:
-    available = int(psutil.virtual_memory().available)
-    try:
-        limit = int(_CGROUP_LIMIT.read_text())
-    except (OSError, ValueError):
-        limit = available
-    return int(min(available, limit) * CPU_SHARE)
+def _cpu(cores: int, cap_bytes: int | None, left: GroupLimits) -> Machine:
+    free_bytes = int(psutil.virtual_memory().available)
+    if left.memory_bytes is not None:
+        free_bytes = min(free_bytes, left.memory_bytes)
+    process_bytes = 0 if cap_bytes is None else _process_bytes()
+    offered = int(free_bytes * CPU_SHARE) if cap_bytes is None else min(max(0, cap_bytes - process_bytes), free_bytes)
+    return Machine(
+        device="cpu",
+        device_name=f"{_processor_name()}, {cores} threads",
+        memory_bytes=offered,
+        threads=cores,
+        bf16=False,
+        memory_cap_bytes=cap_bytes,
+        process_bytes=process_bytes,
+    )
+
+
+def _process_bytes() -> int:
+    return int(psutil.Process().memory_info().rss)
 
 
 def _processor_name() -> str:
@@ -139,10 +172,24 @@ def columns_that_fit(layout: Layout, machine: Machine, sequence_length: int, max
             compute_bytes=machine.compute_bytes,
         )
     if not fitting.fits:
-        raise ConfigError(f"this machine cannot train this model: {fitting.reason}")
+        raise ConfigError(f"this machine cannot train this model: {fitting.reason}. {_how_to_fit(machine, fitting)}")
     if max_columns is not None and layout.residency != FROZEN and max_columns < layout.top_k:
         raise ConfigError(f"this run needs at least {layout.top_k} columns a worker; max_columns is {max_columns}")
     return fitting
+
+
+def _how_to_fit(machine: Machine, fitting: Plan) -> str:
+    """What a volunteer whose memory is too little can do."""
+    cap_bytes, own_bytes = machine.memory_cap_bytes, machine.process_bytes
+    if cap_bytes is None and machine.kind == "cpu":
+        own_bytes = _process_bytes()
+    needed_mib = -(-(fitting.needed_bytes + own_bytes) // 2**20)
+    own = f" (the worker itself takes {human_bytes(own_bytes)} of it)" if own_bytes else ""
+    if cap_bytes is None:
+        return f"Close other programs, or let it use more than its usual share: --memory {needed_mib}MB{own}"
+    if cap_bytes >= needed_mib * 2**20:
+        return "No more memory is free here: close other programs"
+    return f"--memory {human_bytes(cap_bytes)} is too little: it must be {needed_mib}MB or more{own}"
 
 
 def micro_batch_that_fits(layout: Layout, columns: int, machine: Machine, batch: int, sequence_length: int) -> int:

@@ -15,16 +15,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe.layout import block_tensor_specs
+from moe.layout import block_tensor_specs, submission_specs
 from moe.shard import ShardModel, build_shard
 from protocol.codecs import FP32, codec_named
 from protocol.errors import StorageTrouble
 from protocol.ids import BlockId, digest_of
-from protocol.tensors import decode_tensors, encode_tensors
-from worker.blocks import BlockCache
+from protocol.storage import is_full
+from protocol.tensors import decode_tensors, encode_tensors, payload_size
+from worker.allowance import DiskAllowance
 from worker.disk import DISK_RETRY_S
 from worker.fetch import FetchedLease
-from worker.lease_state import LeaseKeeper, LeaseStates, computation_of
+from worker.lease_state import LeaseKeeper, computation_of
 from worker.options import WorkerOptions
 from worker.outbox import Outbox, Submission
 from worker.probe import Machine, micro_batch_that_fits
@@ -62,16 +63,14 @@ class TrainingRoom:
         self,
         options: WorkerOptions,
         machine: Machine,
-        cache: BlockCache,
+        disk: DiskAllowance,
         outbox: Outbox,
-        states: LeaseStates,
         reporter: Reporter,
     ) -> None:
         self._options = options
         self._machine = machine
-        self._cache = cache
+        self._disk = disk
         self._outbox = outbox
-        self._states = states
         self._reporter = reporter
         self._job: _Job | None = None
         self._shard: ShardModel | None = None
@@ -124,7 +123,7 @@ class TrainingRoom:
         lease, run = job.fetched.lease, job.fetched.run
         torch.set_num_threads(self._machine.threads)
         start = {
-            block: decode_tensors(self._cache.path(digest), block_tensor_specs(run.layout, block), FP32)
+            block: decode_tensors(self._disk.blocks.path(digest), block_tensor_specs(run.layout, block), FP32)
             for block, digest in job.fetched.digests.items()
         }
         sequences_NL = job.fetched.sequences
@@ -165,12 +164,20 @@ class TrainingRoom:
         return self._shard
 
     def _keeper(self, job: _Job) -> LeaseKeeper:
-        computation = computation_of(job.fetched.lease, job.fetched.digests, self._machine.device)
+        lease, run, disk = job.fetched.lease, job.fetched.run, self._disk
+        submission_bytes = payload_size(submission_specs(run.layout, lease.columns), codec_named(run.description.codec))
 
         def told(reason: str) -> None:
             self._reporter.say("progress_not_kept", reason, reason=reason)
 
-        return LeaseKeeper(self._states, computation, every_s=self._options.keep_progress_every_s, told=told)
+        return LeaseKeeper(
+            disk.progress,
+            computation_of(lease, job.fetched.digests, self._machine.device),
+            every_s=self._options.keep_progress_every_s,
+            told=told,
+            room_for=lambda state_bytes: disk.has_room_for_progress(state_bytes, submission_bytes),
+            give_way=disk.give_way,
+        )
 
     def _on_step(self, job: _Job, tokens_a_step: int, total: int) -> Callable[[int, float | None], None]:
         started_s = time.perf_counter()
@@ -213,16 +220,19 @@ class TrainingRoom:
         if job.stop.is_set():
             raise TrainingStopped("stopped before its submission was stored")
         self._keep(job, submission, payload)
-        self._states.clear()
+        self._disk.progress.clear()
         return submission
 
     def _keep(self, job: _Job, submission: Submission, payload: bytes) -> None:
         """Store the finished work; a disk that takes no writes only makes it wait, for as long as the lease lives."""
         paused = False
+        self._disk.make_room(len(payload))
         while True:
             try:
                 self._outbox.save(submission, payload)
             except StorageTrouble as error:
+                if is_full(error) and self._gave_way(len(payload)):
+                    continue
                 if not paused:
                     self._reporter.say("paused", f"paused: {error}", reason=str(error))
                 paused = True
@@ -232,3 +242,13 @@ class TrainingRoom:
             if paused:
                 self._reporter.say("unpaused", "the disk takes writes again; going on")
             return
+
+    def _gave_way(self, payload_bytes: int) -> bool:
+        """Whether something could be deleted for finished work: old blocks, then the progress that led to it."""
+        if self._disk.give_way():
+            return True
+        # Only where that surely makes room: a kill while work waits for the disk should cost no more than it did.
+        if (kept_bytes := self._disk.progress.used_bytes) < payload_bytes or not kept_bytes:
+            return False
+        self._disk.progress.clear()
+        return True

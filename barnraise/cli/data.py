@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from barnraise.cli.output import human_bytes, print_json, print_pairs
+from barnraise.cli.output import print_json, print_pairs
+from protocol.text import human_bytes
 
 if TYPE_CHECKING:
     from coordinator.datasets import DatasetCard

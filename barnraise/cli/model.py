@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from barnraise.cli.output import human_bytes, parse_bytes, print_json, print_pairs, print_sample, print_table
+from barnraise.cli.output import parse_bytes, print_json, print_pairs, print_sample, print_table
+from protocol.text import human_bytes
 
 
 def version(as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:

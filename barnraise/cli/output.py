@@ -14,8 +14,6 @@ from typing import Self
 
 from protocol.text import printable
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-
 
 def say_error(sentence: str) -> None:
     """One line on standard error."""
@@ -77,16 +75,6 @@ def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) ->
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
     Console(highlight=False, markup=False).print(table)
-
-
-def human_bytes(count: float) -> str:
-    """A number of bytes, for reading."""
-    value = float(count)
-    for unit in _UNITS:
-        if value < 1024 or unit == _UNITS[-1]:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} {_UNITS[-1]}"
 
 
 def parse_bytes(text: str) -> int:

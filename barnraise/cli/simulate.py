@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from barnraise.cli.options import Settings
-from barnraise.cli.output import human_bytes, print_json, print_pairs, print_sample
+from barnraise.cli.output import print_json, print_pairs, print_sample
+from protocol.text import human_bytes
 
 if TYPE_CHECKING:
     from simulator.options import SimulationOptions
@@ -34,6 +35,9 @@ def simulate(
     ] = Path("barnraise-simulation"),
     lone: Annotated[bool, typer.Option("--lone", help="Also train one honest worker alone, to compare.")] = False,
     undefended: Annotated[bool, typer.Option("--undefended", help="Plain mean, no screening, no clipping.")] = False,
+    keep_homes: Annotated[
+        bool, typer.Option("--keep-homes", help="Keep the workers' own folders, with the blocks that they downloaded.")
+    ] = False,
     preset: Annotated[str, typer.Option(help="The model: tiny, 100m or olmoe-7b.")] = "tiny",
     data: Annotated[str, typer.Option(help="stdlib, a file, a folder, or a prepared dataset.")] = "stdlib",
     residency: Annotated[str, typer.Option(help="frozen or absent.")] = "frozen",
@@ -69,6 +73,7 @@ def simulate(
         seed=seed,
         lone=lone,
         undefended=undefended,
+        keep_homes=keep_homes,
         preset=preset,
         data=data,
         residency=residency,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from barnraise.cli.output import human_bytes, print_pairs, print_table
+from barnraise.cli.output import print_pairs, print_table
+from protocol.text import human_bytes
 
 if TYPE_CHECKING:
     from coordinator.status import RunStatus, WorkerStatus

@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from barnraise.cli.output import human_bytes, parse_bytes, print_json, print_pairs
+from barnraise.cli.output import parse_bytes, print_json, print_pairs
+from protocol.text import human_bytes
 
 app = typer.Typer(no_args_is_help=True, help="Train on this machine, as a volunteer.")
 
@@ -37,7 +38,22 @@ def join(
     name: Annotated[str, typer.Option(help="What the operator sees; the host name by default.")] = "",
     device: Device = "auto",
     columns: Annotated[int | None, typer.Option(min=1, help="Hold at most this many expert columns.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Use at most this much memory, for example 8GB.")] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Use at most this much memory, for example 8GB; without it, half of what is free. On a CPU: of the"
+            " whole worker, Python and its libraries too (about 0.5 GB). On a GPU: of the GPU's, for the model and its"
+            " training. Columns and batches are planned to fit below it; it is not enforced beyond that."
+        ),
+    ] = None,
+    disk: Annotated[
+        str | None,
+        typer.Option(
+            help="Take at most this much disk for the run, for example 20GB: downloaded blocks, whole and partial, kept"
+            " progress, and finished work that is not sent yet. Without it: what a lease needs, and up to 8 GiB of"
+            " blocks that may serve again."
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads to train with.")] = None,
     output: Annotated[str, typer.Option(help="auto, plain, json or quiet.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="The same as --output json.")] = False,
@@ -49,7 +65,12 @@ def join(
         raise ConfigError("give a join link, --link-file FILE or --links-from FOLDER, and only one of them")
     from barnraise.cli.links import claim_link, read_link
     from worker.join import WorkerOptions, run_worker
+    from worker.options import check_device
 
+    chosen_device = None if device == "auto" else device
+    check_device(chosen_device)  # before a link is taken out of a folder
+    memory_bytes = None if memory is None else parse_bytes(memory)
+    disk_bytes = None if disk is None else parse_bytes(disk)
     if link == "-":
         link, link_file = None, Path("-")
     if link_file is not None:
@@ -62,9 +83,10 @@ def join(
         link=chosen,
         home=home,
         name=name,
-        device=None if device == "auto" else device,
+        device=chosen_device,
         max_columns=columns,
-        memory_bytes=None if memory is None else parse_bytes(memory),
+        memory_bytes=memory_bytes,
+        disk_bytes=disk_bytes,
         threads=threads,
         output="json" if as_json else output,  # type: ignore[arg-type]  # WorkerOptions checks it
     )
@@ -80,9 +102,13 @@ def probe(
     """What this machine would offer to a run."""
     import dataclasses
 
+    from worker.options import check_device
+
+    chosen = None if device == "auto" else device
+    check_device(chosen)  # before torch is imported, which takes seconds
     from worker.probe import probe_machine
 
-    machine = probe_machine(None if device == "auto" else device, None, threads)
+    machine = probe_machine(chosen, None, threads)
     if as_json:
         print_json(dataclasses.asdict(machine))
         return
@@ -90,6 +116,9 @@ def probe(
         (
             ("device", f"{machine.device}: {machine.device_name}"),
             ("memory offered", human_bytes(machine.memory_bytes)),
+            ("threads", machine.threads),
             ("matrices in", "bf16" if machine.bf16 else "fp32"),
         )
     )
+    if machine.notice:
+        print(f"\n{machine.notice}")

@@ -13,8 +13,9 @@ import pytest
 from barnraise import __version__
 from barnraise.cli.app import run
 from barnraise.cli.links import claim_link, write_links
-from barnraise.cli.output import human_bytes, parse_bytes
+from barnraise.cli.output import parse_bytes
 from protocol.errors import ConfigError
+from protocol.text import human_bytes
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "grpc", "numpy", "matplotlib")

@@ -83,6 +83,12 @@ def test_everything_promised_lies_in_the_folder(finished: tuple[SimulationReport
     assert [line["at_s"] for line in lines] == sorted(line["at_s"] for line in lines)
 
 
+def test_the_workers_leave_nothing_behind_but_their_logs(finished: tuple[SimulationReport, Path, str]) -> None:
+    _, out, _ = finished
+    assert not (out / "work" / "workers").exists()
+    assert len(list((out / "work" / "logs").glob("worker-*.log"))) == 4
+
+
 def children_of(pid: int) -> set[int]:
     """Every process below `pid`, through all generations."""
     parents: dict[int, int] = {}

@@ -132,7 +132,7 @@ class Swarm:
             **changes,
         )
         recorder = Recorder()
-        run_home = open_home(options.home, JoinLink.parse(options.link).fingerprint)
+        run_home = open_home(options.home, JoinLink.parse(options.link).fingerprint, options.disk_bytes)
         joining = Joining(options, JoinLink.parse(options.link), run_home, recorder)
         agent = Agent(options, MACHINE, joining, run_home.outbox, recorder)
         task = asyncio.create_task(agent.run())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -94,15 +93,6 @@ def test_a_block_that_rotted_on_disk_is_not_used(tmp_path: Path) -> None:
     BlockCache(tmp_path).path(digest).write_bytes(b"blocc")
     assert not BlockCache(tmp_path).has(digest, 5)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_cache_is_bounded_and_keeps_what_the_lease_needs(tmp_path: Path) -> None:
-    cache = BlockCache(tmp_path, max_bytes=10)
-    digests = [put(cache, bytes([number]) * 4) for number in range(4)]
-    for age, digest in enumerate(digests):
-        os.utime(cache.path(digest), (age, age))
-    cache.trim(keep={digests[0]})
-    assert [cache.path(digest).exists() for digest in digests] == [True, False, False, True]
 
 
 def test_one_worker_a_folder(tmp_path: Path) -> None:

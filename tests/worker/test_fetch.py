@@ -17,11 +17,13 @@ from protocol.ids import Digest, RoundNumber, RunId, Version, WorkerId, digest_o
 from protocol.manifest import BlockRef, Manifest, sign_manifest
 from protocol.tensors import encode_tensors, payload_size
 from protocol.v1 import barnraise_pb2 as pb
+from worker.allowance import DiskAllowance
 from worker.background import Background
 from worker.blocks import BlockCache
 from worker.fetch import Fetcher, Run, understand_run
 from worker.home import Enrolment
 from worker.lease import RunDescription
+from worker.lease_state import LeaseStates
 
 KEY = PrivateIdentity.from_seed(b"m" * 32)
 
@@ -84,7 +86,7 @@ class World:
         self.by_digest = {digest_of(payload): payload for payload in payloads.values()}
         self.data = encode_sequences(sequences.astype("uint16"))
         self.run = Run(description=description(model_layout), layout=model_layout)
-        self.cache = BlockCache(cache)
+        self.disk = DiskAllowance(cache, BlockCache(cache / "blocks"), LeaseStates(cache / "progress"), None)
         self.client: FakeClient | None = None
 
     async def fetch(self, lease: Any, signer: PrivateIdentity = KEY) -> Any:
@@ -98,7 +100,7 @@ class World:
             manifest_key_vouch_hex="",
             trusted=False,
         )
-        fetcher = Fetcher(self.client, self.cache, enrolment, Background())  # type: ignore[arg-type]
+        fetcher = Fetcher(self.client, self.disk, enrolment, Background())  # type: ignore[arg-type]
         return await fetcher.fetch(lease, self.run, lambda _count: None)
 
 
@@ -115,6 +117,56 @@ async def test_fetches_what_the_residency_needs_and_only_what_is_missing(world: 
     assert len(world.client.downloaded) == len(fetched.digests)
     await world.fetch(make_lease())
     assert world.client.downloaded == []
+
+
+async def test_the_cache_does_not_grow_from_version_to_version(
+    world: World, make_lease: Any, blocks_of: Any, tmp_path: Path
+) -> None:
+    def publish(version: int) -> None:
+        """Everything was trained, except for one column that nobody returned."""
+        blocks = blocks_of(world.run.layout)
+        for block, tensors in blocks.items():
+            if block != "column.0":
+                for tensor in tensors.values():
+                    tensor.add_(float(version))
+        payloads = {block: encode_tensors(tensors, FP32) for block, tensors in blocks.items()}
+        refs = {
+            block: BlockRef(digest=digest_of(payload), payload_bytes=len(payload))
+            for block, payload in payloads.items()
+        }
+        changes = {"version": Version(version), "parent_version": Version(version - 1), "blocks": refs}
+        world.manifest = dataclasses.replace(world.manifest, **changes)
+        world.by_digest = {digest_of(payload): payload for payload in payloads.values()}
+
+    def on_disk() -> int:
+        return sum(path.stat().st_size for path in (tmp_path / "blocks").iterdir())
+
+    first = await world.fetch(make_lease())
+    one_model = on_disk()
+    for version in range(1, 6):
+        publish(version)
+        fetched = await world.fetch(make_lease(base_version=Version(version)))
+        assert on_disk() == one_model
+        assert fetched.digests["column.0"] == first.digests["column.0"]
+        assert world.client is not None
+        assert len(world.client.downloaded) == len(fetched.digests) - 1, "what nobody trained is not fetched again"
+
+
+async def test_old_blocks_go_before_new_ones_come(world: World, make_lease: Any, tmp_path: Path) -> None:
+    stale = tmp_path / "blocks" / f"{'0' * 64}.part"
+    stale.write_bytes(b"half a block of an old version")
+    gone: list[bool] = []
+    download = FakeClient.download_block
+
+    async def watching(self: FakeClient, *arguments: Any) -> None:
+        gone.append(not stale.exists())
+        await download(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeClient, "download_block", watching)
+        await world.fetch(make_lease())
+    assert gone
+    assert all(gone)
 
 
 async def test_another_keys_signature_is_refused(world: World, make_lease: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from protocol.errors import StorageTrouble
 from protocol.ids import LeaseId, digest_of
-from protocol.storage import storage_trouble
+from protocol.storage import telling_storage_trouble
 from worker import training
 from worker.outbox import Outbox, Submission
 from worker.trainer import TrainingStopped
@@ -28,14 +28,16 @@ def submission(payload: bytes) -> Submission:
 class FullFor:
     """An outbox whose disk is full for the first `times` attempts."""
 
-    def __init__(self, folder: Path, times: int) -> None:
+    def __init__(self, folder: Path, times: int, number: int = errno.ENOSPC) -> None:
         self.outbox = Outbox(folder)
         self.times = times
+        self.number = number
 
     def save(self, one: Submission, payload: bytes) -> None:
         if self.times:
             self.times -= 1
-            raise storage_trouble(errno.ENOSPC, Path("outbox"))
+            with telling_storage_trouble(Path("outbox")):
+                raise OSError(self.number, "no")
         self.outbox.save(one, payload)
 
 
@@ -52,9 +54,28 @@ class Job:
         self.stop = threading.Event()
 
 
-def room(outbox: Any, reporter: Any) -> TrainingRoom:
+class Disk:
+    """What can give way to finished work: blocks, as often as there are any; progress, of so many bytes."""
+
+    def __init__(self, blocks: int = 0, progress_bytes: int = 0) -> None:
+        self.blocks = blocks
+        self.used_bytes = progress_bytes
+        self.progress = self
+
+    def make_room(self, _coming_bytes: int) -> bool:
+        return True
+
+    def give_way(self) -> bool:
+        self.blocks -= 1
+        return self.blocks >= 0
+
+    def clear(self) -> None:
+        self.used_bytes = 0
+
+
+def room(outbox: Any, reporter: Any, disk: Disk | None = None) -> TrainingRoom:
     nothing = cast("Any", None)
-    return TrainingRoom(nothing, nothing, nothing, outbox, nothing, reporter)
+    return TrainingRoom(nothing, nothing, cast("Any", disk or Disk()), outbox, reporter)
 
 
 def test_finished_work_waits_for_room_and_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +86,31 @@ def test_finished_work_waits_for_room_and_says_so_once(tmp_path: Path, monkeypat
     first, second = said.lines
     assert "the disk is full: make room" in first
     assert "going on" in second
+
+
+def test_old_blocks_and_then_progress_give_way_to_finished_work(tmp_path: Path) -> None:
+    outbox, said, disk = FullFor(tmp_path, 3), Said(), Disk(blocks=2, progress_bytes=100)
+    room(outbox, said, disk)._keep(cast("Any", Job()), submission(b"gradient"), b"gradient")
+    assert outbox.outbox.load() == submission(b"gradient")
+    assert said.lines == [], "nobody has to make room by hand"
+    assert disk.used_bytes == 0
+
+
+def test_progress_that_would_not_make_enough_room_stays(tmp_path: Path) -> None:
+    disk, job = Disk(progress_bytes=7), Job()
+    job.stop.set()
+    with pytest.raises(TrainingStopped):
+        room(FullFor(tmp_path, 1), Said(), disk)._keep(cast("Any", job), submission(b"gradient"), b"gradient")
+    assert disk.used_bytes == 7
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EIO])
+def test_nothing_is_deleted_for_a_disk_that_is_not_full(tmp_path: Path, number: int) -> None:
+    disk, job = Disk(blocks=2, progress_bytes=100), Job()
+    job.stop.set()
+    with pytest.raises(TrainingStopped):
+        room(FullFor(tmp_path, 1, number), Said(), disk)._keep(cast("Any", job), submission(b"gradient"), b"gradient")
+    assert (disk.blocks, disk.used_bytes) == (2, 100)
 
 
 def test_a_lease_that_ends_meanwhile_ends_the_waiting(tmp_path: Path) -> None:

@@ -5,23 +5,104 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
 from moe.layout import Layout
 from protocol.errors import ConfigError
-from worker.options import WorkerOptions
+from worker.cgroups import GroupLimits
+from worker.gpus import Failure, GpuFacts, Trial
+from worker.options import WorkerOptions, check_device
 from worker.probe import Machine, columns_that_fit, measure_speed, micro_batch_that_fits, probe_machine
 from worker.progress import JsonReporter, LiveReporter, PlainReporter, QuietReporter, make_reporter
 
 MACHINE = Machine(device="cpu", device_name="test", memory_bytes=1 << 30, threads=1, bf16=False)
 
 
-def test_what_the_volunteer_says_overrides_what_is_found() -> None:
-    machine = probe_machine("cpu", memory_bytes=12345, threads=3)
-    assert (machine.device, machine.memory_bytes, machine.threads) == ("cpu", 12345, 3)
-    assert probe_machine("cpu").memory_bytes > 1 << 20
+GIB = 1 << 30
+
+
+@pytest.fixture
+def free_bytes(monkeypatch: pytest.MonkeyPatch) -> int:
+    """What is free on the machine, by the system's word."""
+    monkeypatch.setattr("worker.probe.psutil.virtual_memory", lambda: SimpleNamespace(available=8 * GIB))
+    monkeypatch.setattr("worker.probe._process_bytes", lambda: GIB // 2)
+    return 8 * GIB
+
+
+def limited(memory_bytes: int | None = None, cpus: float | None = None) -> Callable[[], GroupLimits]:
+    return lambda: GroupLimits(memory_bytes=memory_bytes, cpus=cpus)
+
+
+def test_half_of_what_is_free_is_offered(free_bytes: int) -> None:
+    machine = probe_machine("cpu", limits=limited())
+    assert machine.memory_bytes == free_bytes // 2
     assert machine.compute_dtype is None
+    assert probe_machine("cpu", threads=3, limits=limited()).threads == 3
+
+
+@pytest.mark.parametrize("left", [0, 6870912, 3 * GIB, 20 * GIB])
+def test_a_container_offers_its_own_share(free_bytes: int, left: int) -> None:
+    assert probe_machine("cpu", limits=limited(left)).memory_bytes == min(left, free_bytes) // 2
+
+
+def test_a_cap_is_for_the_whole_process(free_bytes: int) -> None:
+    assert probe_machine("cpu", 6 * GIB, limits=limited()).memory_bytes == 6 * GIB - GIB // 2
+    assert probe_machine("cpu", 10 << 20, limits=limited()).memory_bytes == 0
+
+
+def test_a_cap_above_what_is_free_does_not_make_more_of_it(free_bytes: int) -> None:
+    assert probe_machine("cpu", 64 * GIB, limits=limited()).memory_bytes == free_bytes
+    assert probe_machine("cpu", 64 * GIB, limits=limited(GIB)).memory_bytes == GIB
+
+
+@pytest.mark.parametrize(("cpus", "threads"), [(None, 6), (0.5, 1), (1.0, 1), (1.9, 1), (2.0, 2), (64.0, 6)])
+def test_threads_follow_the_quota(monkeypatch: pytest.MonkeyPatch, cpus: float | None, threads: int) -> None:
+    monkeypatch.setattr("worker.probe.os.sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert probe_machine("cpu", limits=limited(cpus=cpus)).threads == threads
+
+
+def test_a_gpu_that_works_is_offered_with_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.probe.torch.cuda.mem_get_info", lambda index: (10 * GIB * (index + 1), 99 * GIB))
+    works = Trial(name="A", capability=(8, 9), bf16=True)
+    facts = GpuFacts(torch_cuda="13.0", trials=(works, dataclasses.replace(works, name="B", bf16=False)))
+
+    def offer(device: str | None, cap: int | None = None) -> Machine:
+        return probe_machine(device, cap, gpu_facts=lambda: facts, limits=limited(GIB))
+
+    assert (offer(None).device, offer(None).device_name, offer(None).memory_bytes) == ("cuda:0", "A", 9 * GIB)
+    assert (offer("cuda:1").device, offer("cuda:1").device_name, offer("cuda:1").bf16) == ("cuda:1", "B", False)
+    assert offer(None, 4 * GIB).memory_bytes == 4 * GIB
+    assert offer(None, 64 * GIB).memory_bytes == 10 * GIB
+
+
+def test_a_gpu_that_does_not_work_is_told_and_left_alone() -> None:
+    broken = Trial(name="A", capability=(6, 1), failure=Failure.NO_KERNELS)
+    facts = GpuFacts(torch_cuda="13.0", trials=(broken,), driver="580.1")
+    machine = probe_machine(None, gpu_facts=lambda: facts)
+    assert machine.device == "cpu"
+    assert "the GPU is NOT used" in machine.notice
+    with pytest.raises(ConfigError, match="no kernels"):
+        probe_machine("cuda", gpu_facts=lambda: facts)
+    assert probe_machine("cpu", gpu_facts=lambda: facts).notice == "", "a volunteer who said cpu knows"
+
+
+def test_a_memory_too_small_for_one_column_is_refused_with_what_is_needed(frozen_layout: Layout) -> None:
+    capped = dataclasses.replace(MACHINE, memory_bytes=0, memory_cap_bytes=10 << 20, process_bytes=300 << 20)
+    with pytest.raises(ConfigError) as refused:
+        columns_that_fit(frozen_layout, capped, 16, None)
+    assert "--memory 10.0 MiB is too little: it must be " in str(refused.value)
+    assert "(the worker itself takes 300.0 MiB of it)" in str(refused.value)
+    needed_mib = int(str(refused.value).partition("it must be ")[2].partition("MB")[0])
+    enough = dataclasses.replace(capped, memory_bytes=(needed_mib - 300) << 20, memory_cap_bytes=needed_mib << 20)
+    assert columns_that_fit(frozen_layout, enough, 16, None).columns >= 1, "what it asks for is enough"
+    with pytest.raises(ConfigError, match="--memory"):
+        columns_that_fit(frozen_layout, dataclasses.replace(MACHINE, memory_bytes=0), 16, None)
+    full = dataclasses.replace(capped, memory_cap_bytes=8 * GIB)
+    with pytest.raises(ConfigError, match="No more memory is free"):
+        columns_that_fit(frozen_layout, full, 16, None)
 
 
 def test_columns_follow_the_memory(frozen_layout: Layout) -> None:
@@ -56,6 +137,21 @@ def test_speed_is_measured_on_the_runs_own_model(frozen_layout: Layout) -> None:
 def test_wrong_options_are_refused_with_the_field(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         WorkerOptions(link="", **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "device", ["tpu", "cuda:x", "cuda:", "cuda:-1", "cuda:1:2", "CUDA", "cpu:3", "mps", "", "cuda:٣"]
+)
+def test_a_device_that_there_cannot_be_is_refused(device: str) -> None:
+    with pytest.raises(ConfigError, match="expected cpu, cuda or cuda:N"):
+        check_device(device)
+    with pytest.raises(ConfigError, match="expected cpu, cuda or cuda:N"):
+        probe_machine(device)
+
+
+@pytest.mark.parametrize("device", [None, "cpu", "cuda", "cuda:0", "cuda:12"])
+def test_a_device_that_there_can_be_is_taken(device: str | None) -> None:
+    check_device(device)
 
 
 def test_the_live_bar_comes_and_goes(capsys: pytest.CaptureFixture[str]) -> None:

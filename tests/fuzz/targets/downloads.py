@@ -29,7 +29,7 @@ def _manifest_reply(data: bytes) -> object:
     there = world()
     there.channel.answers = [data]
     lease = there.lease
-    fetcher = Fetcher(there.client, there.home.blocks, there.enrolment, InlineBackground())
+    fetcher = Fetcher(there.client, there.home.disk, there.enrolment, InlineBackground())
     manifest = finish(fetcher._manifest(lease, there.run))
     blocks = there.run.layout.needed_blocks(lease.columns)
     return [checked_ref(manifest, block, there.run, lease) for block in blocks]

@@ -1,0 +1,86 @@
+"""How much of the disk one run may take, and what gives way when that, or the disk itself, runs short.
+
+Decides the order: blocks that the present lease does not need go first, oldest use first; progress of a lease is not
+kept where it would not leave room for the finished work; blocks of the present lease and finished work stay. Holds
+always: a cap under what one lease needs is refused before anything is leased. Touches the run's folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moe.layout import ABSENT, Layout, block_tensor_specs, submission_specs
+from protocol.codecs import FP32, codec_named
+from protocol.errors import ConfigError
+from protocol.tensors import payload_size
+from protocol.text import human_bytes
+from worker.blocks import BlockCache
+from worker.lease_state import LeaseStates
+
+UNASKED_BLOCKS_BYTES = 8 << 30
+"""Without a cap: blocks are kept up to so much, or up to what the present lease needs."""
+
+
+RECORDS_BYTES = 64 << 10
+"""Key, enrolment and the records beside payloads: a few KiB each."""
+
+
+class DiskAllowance:
+    """The room that one run's folder has."""
+
+    def __init__(self, folder: Path, blocks: BlockCache, progress: LeaseStates, max_bytes: int | None) -> None:
+        self._folder = folder
+        self.blocks = blocks
+        self.progress = progress
+        self._max_bytes = max_bytes
+
+    def make_room(self, coming_bytes: int) -> bool:
+        """Whether `coming_bytes` more may be written; blocks that the present lease does not need give way to them."""
+        if self._max_bytes is None:
+            self.blocks.trim(max(0, UNASKED_BLOCKS_BYTES - coming_bytes))
+            return True
+        over_bytes = self._used_bytes() + coming_bytes - self._max_bytes
+        if over_bytes > 0:
+            over_bytes -= self.blocks.trim(max(0, self.blocks.used_bytes - over_bytes))
+        return over_bytes <= 0
+
+    def has_room_for_progress(self, state_bytes: int, submission_bytes: int) -> bool:
+        """Whether a lease's progress may be kept: twice, as the new one is written before the old one goes, and with
+        room left for the lease's finished work."""
+        return self.make_room(2 * state_bytes - self.progress.used_bytes + submission_bytes)
+
+    def give_way(self) -> bool:
+        """The disk is full: delete all that the present lease can do without. Whether that freed anything."""
+        return self.blocks.trim(0) > 0
+
+    def columns_that_fit(self, layout: Layout, codec: str, columns: int) -> int:
+        """At most `columns`: as many as a lease can have on this disk. ConfigError when not even the fewest fit."""
+        if self._max_bytes is None:
+            return columns
+        fewest = min(columns, layout.top_k if layout.residency == ABSENT else 1)
+        for count in range(columns, fewest - 1, -1):
+            if sum(lease_bytes(layout, codec, count)) + RECORDS_BYTES <= self._max_bytes:
+                return count
+        blocks_bytes, work_bytes = lease_bytes(layout, codec, fewest)
+        needed_mib = -(-(blocks_bytes + work_bytes + RECORDS_BYTES) // 2**20)
+        parts = f"{human_bytes(blocks_bytes)} of the model and {human_bytes(work_bytes)} of finished work"
+        raise ConfigError(
+            f"--disk {human_bytes(self._max_bytes)} is too little: one lease of this run needs {parts},"
+            f" so it must be {needed_mib}MB or more"
+        )
+
+    def _used_bytes(self) -> int:
+        used = 0
+        for path in self._folder.rglob("*"):
+            try:
+                used += path.stat().st_size if path.is_file() else 0
+            except OSError:  # gone since it was listed
+                continue
+        return used
+
+
+def lease_bytes(layout: Layout, codec: str, columns: int) -> tuple[int, int]:
+    """Bytes on disk of a lease of so many columns: its blocks, and its finished work."""
+    held = range(columns)
+    blocks_bytes = sum(payload_size(block_tensor_specs(layout, block), FP32) for block in layout.needed_blocks(held))
+    return blocks_bytes, payload_size(submission_specs(layout, held), codec_named(codec))
