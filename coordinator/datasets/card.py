@@ -20,7 +20,6 @@ FORMAT = "barnraise-dataset-1"
 CARD_FILE = "card.json"
 TRAIN_FILE = "train.bin"
 HELDOUT_FILE = "heldout.bin"
-TOKENIZER_FILE = "tokenizer.json"
 MAX_CARD_BYTES = 1 << 20
 
 

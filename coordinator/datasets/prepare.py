@@ -24,15 +24,16 @@ from coordinator.datasets.card import (
     CARD_FILE,
     FORMAT,
     HELDOUT_FILE,
-    TOKENIZER_FILE,
     TRAIN_FILE,
     DatasetCard,
     SourceCard,
     content_digest,
 )
-from coordinator.datasets.dataset import Dataset
+from coordinator.datasets.dataset import Dataset, is_prepared
 from coordinator.datasets.sources import STDLIB, Source, Tally, parse_source
-from coordinator.datasets.tokenizing import BYTES, DocumentTokenizer, tokenizer_named
+from coordinator.datasets.tokenizing import BYTES, DocumentTokenizer, checkpoint_tokenizer, tokenizer_named
+from moe.companions import COMPANIONS_FOLDER, Companions, write_companions
+from moe.tokenizer import TOKENIZER_FILE
 from protocol.errors import ConfigError
 from protocol.ids import Digest, digest_of
 from protocol.sequences import token_dtype
@@ -82,12 +83,22 @@ def prepare(
             parts.heldout.sync()
         card = _card(chosen, parts, heldout_share, source_cards, _licence(parsed, licence), allowed_uses)
         _write(part_dir / TOKENIZER_FILE, chosen.tokenizer_json)
+        _write_companions(part_dir, chosen.companions)
         _write(part_dir / CARD_FILE, card.to_json())
         return Dataset.open(_publish(part_dir, out_dir / card.digest))
     except OSError as error:
         raise ConfigError(f"cannot write a dataset below {out_dir}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(part_dir, ignore_errors=True)
+
+
+def open_or_prepare(
+    data: str, out_dir: str | Path, *, checkpoint: str | Path | None = None, progress: Progress | None = None
+) -> Dataset:
+    """The dataset that `data` names, or one that is prepared from it with the tokenizer of the checkpoint."""
+    if is_prepared(data):
+        return Dataset.open(data)
+    return prepare([data], out_dir, tokenizer=checkpoint_tokenizer(checkpoint), progress=progress)
 
 
 @dataclass(slots=True)
@@ -263,12 +274,31 @@ def _write(path: Path, content: bytes) -> None:
 
 def _publish(part_dir: Path, folder: Path) -> Path:
     """Give the finished folder its name; the same content under that name may be there already."""
-    if not (folder / CARD_FILE).is_file():
+    if (folder / CARD_FILE).is_file():
+        _replace_companions(part_dir / COMPANIONS_FOLDER, folder / COMPANIONS_FOLDER)
+    else:
         shutil.rmtree(folder, ignore_errors=True)
         _sync_folder(part_dir)
         part_dir.rename(folder)
         _sync_folder(folder.parent)
     return folder
+
+
+def _write_companions(part_dir: Path, companions: Companions) -> None:
+    beside = {name: content for name, content in companions.items() if name != TOKENIZER_FILE}
+    if beside:
+        write_companions(beside, part_dir / COMPANIONS_FOLDER)
+        _sync_folder(part_dir / COMPANIONS_FOLDER)
+
+
+def _replace_companions(new: Path, present: Path) -> None:
+    """The digest covers tokens and vocabulary alone: what stands beside them is what was asked for last."""
+    if not new.is_dir():
+        return
+    if present.is_dir():
+        present.rename(new.with_suffix(".old"))
+    new.rename(present)
+    _sync_folder(present.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import json
 import time
 
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from moe.tokenizer import BOS_ID, BYTE_VOCAB_SIZE, EOS_ID, PAD_ID, byte_tokenizer_json, tokenizer_config
+from moe.tokenizer import BOS_ID, BYTE_VOCAB_SIZE, EOS_ID, PAD_ID, byte_tokenizer_json
 
 TOKENIZER = Tokenizer.from_str(byte_tokenizer_json().decode())
 
@@ -41,9 +40,3 @@ def test_long_text_takes_no_quadratic_time():
     started = time.thread_time()
     assert len(TOKENIZER.encode("def f(x):\n    return x\n" * 10_000).ids) == 230_000
     assert time.thread_time() - started < 5
-
-
-def test_special_tokens_are_named_only_where_the_tokenizer_has_them():
-    assert tokenizer_config(byte_tokenizer_json(), max_positions=64)["eos_token"] == "<|eos|>"
-    bare = json.loads(byte_tokenizer_json()) | {"added_tokens": []}
-    assert "eos_token" not in tokenizer_config(json.dumps(bare).encode(), max_positions=64)
