@@ -100,10 +100,10 @@ def _weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX_FILE
     if not index.is_file():
         others = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".gguf"))
-        found = f" but {others[0]}, and other formats are not read:" if others else ":"
+        found = f" but {others[0]}, a format that is not read" if others else ""
         raise ConfigError(
-            f"{folder} has no {WEIGHTS_FILE} and no {INDEX_FILE}{found} save the model as safetensors "
-            "(from_pretrained, then save_pretrained of transformers) and name that folder"
+            f"{folder} has no .safetensors file ({WEIGHTS_FILE}, or {INDEX_FILE}){found}: open the model with "
+            "from_pretrained of transformers, save_pretrained it into a folder, and name that"
         )
     names = sorted(set(_index(index).values()))
     for name in names:

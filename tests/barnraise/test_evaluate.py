@@ -202,7 +202,7 @@ def test_ctrl_c_leaves_nothing_behind(
         assert len(list(tmp_path.iterdir())) == 1  # the text is being tokenized in there
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("barnraise.evaluation.prepare", interrupted)
+    monkeypatch.setattr("barnraise.evaluation.open_or_prepare", interrupted)
     assert run(["evaluate", str(checkpoint), "--data", str(text)]) == EXIT_INTERRUPTED
     assert list(tmp_path.iterdir()) == []
     assert "Traceback" not in capsys.readouterr().err
