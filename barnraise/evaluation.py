@@ -168,6 +168,7 @@ def _heldout_tokens(
             scratch,
             checkpoint=checkpoint,
             progress=lambda documents, tokens: tell(f"tokenizing: {documents:,} documents, {tokens:,} tokens"),
+            note=note,
         )
         doubt = require_same_tokenizer(
             checkpoint,

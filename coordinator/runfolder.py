@@ -203,7 +203,7 @@ def init_run(
     building = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.new")
     building.mkdir(mode=0o700)
     try:
-        _build(building, folder, settings, note, progress)
+        _build(building, settings, note, progress)
         if folder.exists():
             folder.rmdir()
         building.rename(folder)
@@ -215,13 +215,12 @@ def init_run(
 
 def _build(
     root: Path,
-    final: Path,
     settings: RunSettings,
     note: Callable[[str], None],
     progress: Callable[[int, int], None] | None,
 ) -> None:
     run_id = _write_secrets(root, settings)
-    dataset_path, dataset = _dataset(root, final, settings, progress)
+    dataset_path, dataset = _dataset(root, settings, note, progress)
     layout, blocks, dtype = _first_model(root, settings, dataset, note)
     facts = {
         "run_id": run_id,
@@ -268,13 +267,17 @@ def _write_secrets(root: Path, settings: RunSettings) -> RunId:
 
 
 def _dataset(
-    root: Path, final: Path, settings: RunSettings, progress: Callable[[int, int], None] | None
+    root: Path,
+    settings: RunSettings,
+    note: Callable[[str], None],
+    progress: Callable[[int, int], None] | None,
 ) -> tuple[Path, Dataset]:
     """The prepared dataset that `data` names, or the one that is prepared from it; and its place after the rename."""
     from coordinator.datasets import is_prepared, open_or_prepare
 
     place = Path(settings.data).expanduser().resolve() if is_prepared(settings.data) else Path("dataset")
-    return place, open_or_prepare(settings.data, root / "dataset", checkpoint=settings.checkpoint, progress=progress)
+    made = root / "dataset"
+    return place, open_or_prepare(settings.data, made, checkpoint=settings.checkpoint, progress=progress, note=note)
 
 
 def _first_model(

@@ -60,10 +60,17 @@ def pretrain(
     )
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     with StopRequest() as stop, tempfile.TemporaryDirectory(prefix="barnraise-pretrain-") as scratch:
+        notes: list[str] = []
         with ProgressLine(quiet=as_json) as tell:
             dataset = open_or_prepare(
-                data, Path(scratch) / "data", checkpoint=checkpoint, progress=documents_told(tell)
+                data,
+                Path(scratch) / "data",
+                checkpoint=checkpoint,
+                progress=documents_told(tell),
+                note=notes.append,
             )
+        for sentence in notes:
+            say_note(sentence)
         progress = _Progress(steps, quiet=as_json)
         try:
             done = warm_start(

@@ -32,7 +32,7 @@ class SourceCard:
     documents: int
     duplicates: int
     skipped: int
-    """Files or entries that are not text, are empty, or do not decode as UTF-8."""
+    """Files or entries that are not text, are empty, do not decode as UTF-8, or cannot be read."""
     text_bytes: int
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from coordinator.datasets.reading import legible
 from moe.companions import Companions, end_of_text, read_companions
 from moe.tokenizer import (
     TOKENIZER_FILE,
@@ -106,7 +107,7 @@ class FileTokenizer:
     def __init__(self, path: Path) -> None:
         self.companions: Companions = read_companions(path) if path.is_dir() else {}
         path = path / TOKENIZER_FILE if path.is_dir() else path
-        self.name = path.resolve().parent.name if path.name == TOKENIZER_FILE else path.stem
+        self.name = legible(path.resolve().parent.name if path.name == TOKENIZER_FILE else path.stem)
         self.tokenizer_json = read_tokenizer(path)
         vocabulary = read_vocabulary(self.tokenizer_json, path)
         self.vocab_size = vocabulary.size
