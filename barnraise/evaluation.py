@@ -7,7 +7,6 @@ held out depends on the documents alone, so they are those that a run prepared f
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections.abc import Callable, Mapping
@@ -18,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coordinator.datasets import Dataset, is_prepared, prepare
-from coordinator.datasets.card import TOKENIZER_FILE, DatasetCard
+from coordinator.datasets import open_or_prepare
+from coordinator.datasets.card import DatasetCard
 from moe.config import config_to_json
-from moe.export import checkpoint_config, open_checkpoint
+from moe.export import inspect_checkpoint, open_checkpoint
 from moe.health import ExpertHealth, column_sets, examine, usual_held
-from moe.tokenizer import byte_tokenizer_json
+from moe.tokenizer import byte_tokenizer_json, require_same_tokenizer
 from protocol.errors import ConfigError
 from protocol.ids import digest_of
 
@@ -78,19 +77,24 @@ def evaluate(
     columns_held: int | None = None,
     drift: bool = False,
     tell: Told = lambda _: None,
+    note: Told = lambda _: None,
 ) -> Evaluation:
     """Measure `checkpoint` on the held-out part of `data`; `drift` also measures routing with columns absent.
 
     `limit` sequences at even distances are read, all of them with None. `columns_held` is by default half of the
-    columns, and top-k at least. ConfigError says why checkpoint, text and options do not go together.
+    columns, and top-k at least. `note` gets sentences about the checkpoint that a person should see. ConfigError says
+    why checkpoint, text and options do not go together.
     """
     where = chosen_device(device)
-    config = checkpoint_config(checkpoint)
+    found = inspect_checkpoint(checkpoint)
+    for remark in found.remarks:
+        note(remark)
+    config = found.config
     values = config_to_json(config)
     if sequence_length > (longest := int(values["max_position_embeddings"])):
         raise ConfigError(f"sequences of {sequence_length} tokens: the model reads at most {longest} positions")
     sets = column_sets(int(values["num_experts"]), _held(values, columns_held)) if drift else ()
-    card, tokens_NT1, of_all = _heldout_tokens(checkpoint, data, values, sequence_length, limit, tell)
+    card, tokens_NT1, of_all = _heldout_tokens(checkpoint, data, values, sequence_length, limit, tell, note)
     tell("reading the checkpoint")
     model: Any = open_checkpoint(checkpoint, config)
     try:
@@ -149,61 +153,34 @@ def _held(values: Mapping[str, Any], columns_held: int | None) -> int:
 
 
 def _heldout_tokens(
-    checkpoint: Path, data: str, values: Mapping[str, Any], sequence_length: int, limit: int | None, tell: Told
+    checkpoint: Path,
+    data: str,
+    values: Mapping[str, Any],
+    sequence_length: int,
+    limit: int | None,
+    tell: Told,
+    note: Told,
 ) -> tuple[DatasetCard, Tensor, int]:
     """The card, sequences [N, T+1] int64, and how many there would have been without the limit."""
     with tempfile.TemporaryDirectory(prefix="barnraise-evaluate-") as scratch:
-        if is_prepared(data):
-            dataset = Dataset.open(data)
-        else:
-            tokenizer = _tokenizer_for(checkpoint)
-            dataset = prepare(
-                [data],
-                scratch,
-                tokenizer=tokenizer,
-                progress=lambda documents, tokens: tell(f"tokenizing: {documents:,} documents, {tokens:,} tokens"),
-            )
-        _check_tokenizer(checkpoint, dataset, int(values["vocab_size"]))
+        dataset = open_or_prepare(
+            data,
+            scratch,
+            checkpoint=checkpoint,
+            progress=lambda documents, tokens: tell(f"tokenizing: {documents:,} documents, {tokens:,} tokens"),
+            note=note,
+        )
+        doubt = require_same_tokenizer(
+            checkpoint,
+            dataset.tokenizer_json,
+            data=data,
+            tokenizer=dataset.card.tokenizer,
+            model_vocab_size=int(values["vocab_size"]),
+        )
+        if doubt is not None:
+            note(doubt)
         tokens_NT1 = torch.from_numpy(dataset.heldout_all(sequence_length, limit).astype("int64"))
         return dataset.card, tokens_NT1, dataset.heldout_sequences(sequence_length)
-
-
-def _tokenizer_for(checkpoint: Path) -> str | Path:
-    """What to tokenize with: the checkpoint's own file; bytes where that is what it is, or where there is none."""
-    path = checkpoint / TOKENIZER_FILE
-    if not path.is_file() or _vocabulary(path.read_bytes(), path) == _vocabulary(byte_tokenizer_json(), path):
-        return "bytes"
-    return path
-
-
-def _check_tokenizer(checkpoint: Path, dataset: Dataset, vocab_size: int) -> None:
-    """Losses on ids that mean something else would be numbers without a meaning."""
-    if dataset.vocab_size > vocab_size:
-        raise ConfigError(
-            f"the dataset's tokenizer ({dataset.card.tokenizer}) has {dataset.vocab_size} tokens, the model only "
-            f"{vocab_size}: prepare the text with the model's own tokenizer, or name the text itself as --data"
-        )
-    path = checkpoint / TOKENIZER_FILE
-    if not path.is_file():
-        return
-    own, digest = path.read_bytes(), dataset.card.tokenizer_sha256
-    # The same vocabulary may be written down in two ways; what an id stands for is what matters here.
-    if digest_of(own) != digest and _vocabulary(own, path) != _vocabulary(dataset.tokenizer_json, dataset.folder):
-        raise ConfigError(
-            f"{path} (sha256 {digest_of(own)[:12]}) and the dataset's tokenizer ({dataset.card.tokenizer}, sha256 "
-            f"{digest[:12]}) give different ids: prepare the text with the model's own, or name the text as --data"
-        )
-
-
-def _vocabulary(tokenizer_json: bytes, where: Path) -> dict[str, int]:
-    """Token to id."""
-    try:
-        document = json.loads(tokenizer_json)
-        known = document["model"]["vocab"]
-        ids = dict(known) if isinstance(known, dict) else {str(entry[0]): at for at, entry in enumerate(known)}
-        return ids | {str(token["content"]): int(token["id"]) for token in document.get("added_tokens") or []}
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise ConfigError(f"{where} is not a tokenizer.json: {error!r}") from error
 
 
 def _bytes_per_token(card: DatasetCard, tokens_NT1: Tensor) -> tuple[float | None, bool]:

@@ -42,7 +42,7 @@ SIGNATURE = "backup.sig"
 _DOMAIN = b"barnraise backup v1\n"
 _PINS = ".pins-"
 _PLAIN_FILES = ("settings.toml", "run.json", "endpoint.json")
-_FOLDERS = ("secret", "dataset")
+_FOLDERS = ("secret", "dataset", "tokenizer")
 ATTEMPTS = 10
 """Copies of the journal before giving up; each lasts milliseconds, and a version is made in seconds at the least."""
 _CHUNK_BYTES = 1 << 20

@@ -39,6 +39,7 @@ from coordinator.engine.lease import Lease
 from coordinator.outer import RoundAggregator
 from coordinator.settings import RunSettings
 from coordinator.versions import Versions
+from moe.companions import Companions
 from moe.export import export_checkpoint
 from moe.full import full_model, load_blocks, mean_and_error, sequence_losses
 from moe.layout import Layout, submission_specs
@@ -72,6 +73,8 @@ class Executor:
         store: ArtifactStore,
         versions: Versions,
         dataset: Dataset,
+        companions: Companions,
+        dtype: str,
         checkpoints: Path,
         clock: Callable[[], float],
         tokens_of: Callable[[LeaseId], int],
@@ -82,6 +85,8 @@ class Executor:
         self._store = store
         self._versions = versions
         self._dataset = dataset
+        self._companions = companions
+        self._dtype = dtype
         self._checkpoints = checkpoints
         self._clock = clock
         self._oldest_needed = oldest_needed
@@ -149,7 +154,7 @@ class Executor:
     def _(self, command: WriteCheckpoint) -> Event:
         target = self._checkpoints / f"version-{command.version:06d}"
         blocks = self._base_blocks(command.manifest)
-        export_checkpoint(blocks, self._layout, target, tokenizer_json=self._dataset.tokenizer_json)
+        export_checkpoint(blocks, self._layout, target, companions=self._companions, dtype=self._dtype)
         for old in sorted(self._checkpoints.glob("version-*"))[: -self._settings.keep_checkpoints]:
             shutil.rmtree(old, ignore_errors=True)
         return CheckpointWritten(

@@ -55,6 +55,8 @@ class OpenedRun:
             store=self.store,
             versions=self.versions,
             dataset=self.dataset,
+            companions=folder.companions(self.dataset),
+            dtype=folder.export_dtype,
             checkpoints=folder.checkpoints,
             clock=clock,
             tokens_of=self._tokens_of,

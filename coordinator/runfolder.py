@@ -8,6 +8,7 @@
     artifacts/            blocks, payloads, partial uploads
     versions/             which version has which manifest
     dataset/              only where the dataset was prepared for this run
+    tokenizer/            tokenizer, chat template and generation settings: what every export carries
     checkpoints/          Hugging Face folders
     events.jsonl          one line for each event and command, for people and tools; never read back
     endpoint.json         where the coordinator listens, while it runs
@@ -23,6 +24,7 @@ import json
 import secrets
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from coordinator.datasets import Dataset
+    from moe.blocks import Blocks
     from moe.layout import Layout
 
 SECRET_BYTES = 32
@@ -132,6 +135,17 @@ class RunFolder:
         """What all secret draws are made from."""
         return read_private(self.root / "secret" / "draws.secret")
 
+    @property
+    def export_dtype(self) -> str:
+        """What exports are kept in unless told otherwise: the type of the checkpoint that the run began with."""
+        return str(self._facts().get("dtype", "fp32"))
+
+    def companions(self, dataset: Dataset) -> dict[str, bytes]:
+        """What stands beside the weights in every export; the data's own where the run kept nothing."""
+        from moe.companions import COMPANIONS_FOLDER, read_companions
+
+        return {**dataset.companions, **read_companions(self.root / COMPANIONS_FOLDER)}
+
     def artifacts(self) -> ArtifactStore:
         """Blocks, payloads, uploads."""
         return ArtifactStore(self.root / "artifacts")
@@ -172,15 +186,24 @@ class RunFolder:
         return facts
 
 
-def init_run(folder: Path, settings: RunSettings) -> RunFolder:
-    """Make a run: keys, data, version 0, and the journal's first event."""
+def init_run(
+    folder: Path,
+    settings: RunSettings,
+    *,
+    note: Callable[[str], None] = lambda _: None,
+    progress: Callable[[int, int], None] | None = None,
+) -> RunFolder:
+    """Make a run: keys, data, version 0, and the journal's first event.
+
+    `note` gets sentences that the operator should see; `progress` documents and tokens while text is prepared.
+    """
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty; a run begins in a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.new")
     building.mkdir(mode=0o700)
     try:
-        _build(building, folder, settings)
+        _build(building, settings, note, progress)
         if folder.exists():
             folder.rmdir()
         building.rename(folder)
@@ -190,15 +213,21 @@ def init_run(folder: Path, settings: RunSettings) -> RunFolder:
     return RunFolder.open(folder)
 
 
-def _build(root: Path, final: Path, settings: RunSettings) -> None:
+def _build(
+    root: Path,
+    settings: RunSettings,
+    note: Callable[[str], None],
+    progress: Callable[[int, int], None] | None,
+) -> None:
     run_id = _write_secrets(root, settings)
-    dataset_path, dataset = _dataset(root, final, settings)
-    layout, blocks = _first_model(settings, dataset)
+    dataset_path, dataset = _dataset(root, settings, note, progress)
+    layout, blocks, dtype = _first_model(root, settings, dataset, note)
     facts = {
         "run_id": run_id,
         "dataset": str(dataset_path),
         "dataset_digest": dataset.digest,
         "model": dict(layout.config_json),
+        "dtype": dtype,
     }
     write_private(root / "run.json", json.dumps(facts, indent=2).encode())
     write_private(root / "settings.toml", settings.to_toml().encode())
@@ -237,42 +266,51 @@ def _write_secrets(root: Path, settings: RunSettings) -> RunId:
     return run_id
 
 
-def _dataset(root: Path, final: Path, settings: RunSettings) -> tuple[Path, Dataset]:
+def _dataset(
+    root: Path,
+    settings: RunSettings,
+    note: Callable[[str], None],
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Path, Dataset]:
     """The prepared dataset that `data` names, or the one that is prepared from it; and its place after the rename."""
-    from coordinator.datasets import Dataset, is_prepared, prepare
+    from coordinator.datasets import is_prepared, open_or_prepare
 
-    if is_prepared(settings.data):
-        given = Path(settings.data).expanduser()
-        return given.resolve(), Dataset.open(given)
-    prepare([settings.data], root / "dataset")
-    return Path("dataset"), Dataset.open(root / "dataset")
+    place = Path(settings.data).expanduser().resolve() if is_prepared(settings.data) else Path("dataset")
+    made = root / "dataset"
+    return place, open_or_prepare(settings.data, made, checkpoint=settings.checkpoint, progress=progress, note=note)
 
 
-def _first_model(settings: RunSettings, dataset: Dataset) -> tuple[Layout, dict[BlockId, dict[str, Tensor]]]:
+def _first_model(
+    root: Path, settings: RunSettings, dataset: Dataset, note: Callable[[str], None]
+) -> tuple[Layout, Blocks, str]:
+    """The model that the run begins with, and what its exports are kept in; its companions are kept in the folder."""
+    from moe.companions import COMPANIONS_FOLDER, companions_of, write_companions
+    from moe.export import import_checkpoint, inspect_checkpoint
+    from moe.full import initial_blocks
     from moe.layout import layout
+    from moe.presets import preset
+    from moe.tokenizer import require_same_tokenizer
 
-    if settings.checkpoint is not None:
-        from moe.export import import_checkpoint
-
-        config, blocks = import_checkpoint(Path(settings.checkpoint).expanduser(), settings.residency)
-        cut = layout(config, settings.residency)
-    else:
-        from moe.full import initial_blocks
-        from moe.presets import preset
-
-        config = preset(str(settings.preset))
-        cut = layout(config, settings.residency)
-        blocks = initial_blocks(config, cut, settings.seed)
-    vocab_size = int(cut.config_json["vocab_size"])
-    if dataset.vocab_size > vocab_size:
-        raise ConfigError(
-            f"the dataset's tokenizer has {dataset.vocab_size} tokens, the model only {vocab_size}; "
-            "prepare the data with the model's own tokenizer, or choose another model"
-        )
+    begun = None if settings.checkpoint is None else Path(settings.checkpoint).expanduser()
+    found = None if begun is None else inspect_checkpoint(begun)
+    config = preset(str(settings.preset)) if found is None else found.config
+    cut = layout(config, settings.residency)
     longest = int(cut.config_json["max_position_embeddings"])
     if settings.sequence_length > longest:
         raise ConfigError(f"sequence_length is {settings.sequence_length}, the model reads at most {longest} positions")
-    return cut, blocks
+    doubt = require_same_tokenizer(
+        begun,
+        dataset.tokenizer_json,
+        data=settings.data,
+        tokenizer=dataset.card.tokenizer,
+        model_vocab_size=int(cut.config_json["vocab_size"]),
+    )
+    for sentence in (*(() if found is None else found.remarks), *(() if doubt is None else (doubt,))):
+        note(sentence)
+    write_companions(companions_of(begun, dataset.companions), root / COMPANIONS_FOLDER)
+    if begun is None or found is None:
+        return cut, initial_blocks(config, cut, settings.seed), "fp32"
+    return cut, import_checkpoint(begun, settings.residency)[1], found.dtype
 
 
 def _write_first_version(

@@ -19,16 +19,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from coordinator.engine.config import InnerRecipe
-from moe.export import export_checkpoint, import_checkpoint
+from moe.companions import companions_of
+from moe.export import export_checkpoint, import_checkpoint, inspect_checkpoint
 from moe.full import evaluate_loss, full_model, initial_blocks
-from moe.layout import FROZEN, layout
+from moe.layout import FROZEN, Layout, layout
 from moe.presets import preset
 from moe.shard import build_shard
+from moe.tokenizer import require_same_tokenizer
+from moe.weights import checked_dtype
 from protocol.errors import ConfigError
 from simulator.central import CentralPlan, CentralTraining, cosine
 
 if TYPE_CHECKING:
     from coordinator.datasets import Dataset
+    from moe.blocks import Blocks
 
 SAVE_EVERY_S = 60.0
 HELDOUT_SEQUENCES = 128
@@ -51,6 +55,8 @@ class WarmStart:
     seed: int = 0
     micro_batch: int | None = None
     """Sequences that are in memory at a time; None: all of a batch."""
+    dtype: str | None = None
+    """What the checkpoint is kept in: fp32, bf16 or fp16; None: that of the one it goes on with, else fp32."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,20 +83,17 @@ def warm_start(
     device: str = "cpu",
     on_step: Callable[[int, float], None] = lambda _step, _loss: None,
     should_stop: Callable[[], bool] = lambda: False,
+    note: Callable[[str], None] = lambda _: None,
 ) -> WarmStarted:
-    """Train and export into the folder `out`. ConfigError where it exists already; `Interrupted` when stopped."""
+    """Train and export into the folder `out`. ConfigError where it exists already; `Interrupted` when stopped.
+
+    `note` gets sentences that a person should see: what about the checkpoint is not as it says, or cannot be checked.
+    """
     if out.exists():
         raise ConfigError(f"{out} exists already: choose another folder for the checkpoint")
     kept = _Kept(out, wanted, dataset.digest)
-    config = preset(wanted.preset) if wanted.checkpoint is None else import_checkpoint(Path(wanted.checkpoint))[0]
-    cut = layout(config, FROZEN)
-    vocab_size = int(cut.config_json["vocab_size"])
-    if dataset.vocab_size > vocab_size:
-        raise ConfigError(f"the dataset's tokenizer has {dataset.vocab_size} tokens, the model only {vocab_size}")
-    if wanted.checkpoint is None:
-        blocks = initial_blocks(config, cut, wanted.seed)
-    else:
-        blocks = import_checkpoint(Path(wanted.checkpoint))[1]
+    begun = None if wanted.checkpoint is None else Path(wanted.checkpoint).expanduser()
+    cut, blocks, dtype = _beginning(wanted, begun, dataset, note)
     shard = build_shard(cut, range(cut.columns), blocks, device=device, seed=wanted.seed)
     recipe = dataclasses.replace(InnerRecipe(), **_given(wanted))
     plan = CentralPlan(
@@ -113,10 +116,32 @@ def warm_start(
     trained = training.shard.held_blocks()
     tokens_NT1 = torch.from_numpy(dataset.heldout_all(wanted.sequence_length, HELDOUT_SEQUENCES).astype("int64"))
     loss, loss_se = evaluate_loss(full_model(cut, trained), tokens_NT1, 32)
-    export_checkpoint(trained, cut, out, tokenizer_json=dataset.tokenizer_json)
+    export_checkpoint(trained, cut, out, companions=companions_of(begun, dataset.companions), dtype=dtype)
     kept.remove()
     tokens = wanted.steps * wanted.batch_sequences * wanted.sequence_length
     return WarmStarted(checkpoint=str(out), steps=wanted.steps, tokens=tokens, val_loss=loss, val_loss_se=loss_se)
+
+
+def _beginning(
+    wanted: WarmStart, begun: Path | None, dataset: Dataset, note: Callable[[str], None]
+) -> tuple[Layout, Blocks, str]:
+    """The model before the first step, and what its checkpoint is to be kept in."""
+    if wanted.dtype is not None:
+        checked_dtype(wanted.dtype)
+    found = None if begun is None else inspect_checkpoint(begun)
+    cut = layout(preset(wanted.preset) if found is None else found.config, FROZEN)
+    doubt = require_same_tokenizer(
+        begun,
+        dataset.tokenizer_json,
+        data="the data",
+        tokenizer=dataset.card.tokenizer,
+        model_vocab_size=int(cut.config_json["vocab_size"]),
+    )
+    for sentence in (*(() if found is None else found.remarks), *(() if doubt is None else (doubt,))):
+        note(sentence)
+    if begun is None or found is None:
+        return cut, initial_blocks(preset(wanted.preset), cut, wanted.seed), wanted.dtype or "fp32"
+    return cut, import_checkpoint(begun)[1], wanted.dtype or found.dtype
 
 
 def _given(wanted: WarmStart) -> dict[str, Any]:
@@ -130,7 +155,9 @@ class _Kept:
 
     def __init__(self, out: Path, wanted: WarmStart, dataset: str) -> None:
         self._folder = out.with_name(f"{out.name}.partial")
-        self._settings = json.dumps({**dataclasses.asdict(wanted), "dataset": dataset}, sort_keys=True)
+        # What the result is kept in changes nothing about the training: another choice may go on with it.
+        training = {name: value for name, value in dataclasses.asdict(wanted).items() if name != "dtype"}
+        self._settings = json.dumps({**training, "dataset": dataset}, sort_keys=True)
         self._saved_s = time.monotonic()
 
     def is_due(self) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from barnraise.cli.options import Settings
-from barnraise.cli.output import print_json
+from barnraise.cli.output import ProgressLine, documents_told, print_json, say_note
 
 if TYPE_CHECKING:
     from coordinator.settings import RunSettings
@@ -75,7 +75,12 @@ def init(
         }
         engine = {"max_rounds": rounds, "replicas": replicas, "quorum": quorum}
         inner = {"inner_steps": inner_steps, "batch_sequences": batch, "learning_rate": learning_rate}
-        run = init_run(folder, _settings(settings, given, {**engine, "inner": inner}, set_ or ()))
+        chosen = _settings(settings, given, {**engine, "inner": inner}, set_ or ())
+        notes: list[str] = []
+        with ProgressLine(quiet=as_json) as tell:
+            run = init_run(folder, chosen, note=notes.append, progress=documents_told(tell))
+        for sentence in notes:
+            say_note(sentence)
     if as_json:
         print_json({"run_id": run.run_id, "folder": str(run.root)})
         return
@@ -121,9 +126,13 @@ def export(
     folder: Run,
     out: Annotated[Path, typer.Argument(help="Hugging Face folder to write.")],
     version: Annotated[int | None, typer.Option(min=0, help="Which version; the latest by default.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="fp32, bf16 or fp16; by default that of the checkpoint the run began with, else fp32."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a version of the model as an ordinary Hugging Face checkpoint."""
+    """Write a version of the model as an ordinary Hugging Face checkpoint, its tokenizer and settings beside it."""
     from coordinator.runfolder import RunFolder
     from coordinator.versions import Versions
     from moe.export import export_checkpoint
@@ -139,11 +148,12 @@ def export(
     if manifest is None or chosen not in kept:
         raise ConfigError(f"version {chosen} is not kept; these are: {', '.join(map(str, kept))}")
     blocks = versions.load_blocks(versions.manifest(manifest))
-    export_checkpoint(blocks, layout, out, tokenizer_json=run.dataset().tokenizer_json)
+    kept_in = dtype or run.export_dtype
+    export_checkpoint(blocks, layout, out, companions=run.companions(run.dataset()), dtype=kept_in)
     if as_json:
-        print_json({"version": chosen, "checkpoint": str(out)})
+        print_json({"version": chosen, "checkpoint": str(out), "dtype": kept_in})
     else:
-        print(f"version {chosen} is in {out}")
+        print(f"version {chosen} is in {out}, in {kept_in}")
 
 
 @app.command()

@@ -6,13 +6,12 @@ Decides nothing; `coordinator/datasets/` does.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from barnraise.cli.output import print_json, print_pairs
+from barnraise.cli.output import ProgressLine, documents_told, print_json, print_pairs, say_note
 from protocol.text import human_bytes
 
 if TYPE_CHECKING:
@@ -27,7 +26,13 @@ Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 def prepare(
     sources: Annotated[list[str], typer.Argument(help="Folders, files, stdlib, or datasets:NAME.")],
     out: Annotated[Path, typer.Option(help="Folder in which the dataset gets a folder of its own.")],
-    tokenizer: Annotated[str, typer.Option(help="bytes, or a tokenizer.json.")] = "bytes",
+    tokenizer: Annotated[
+        str,
+        typer.Option(
+            help="bytes, a tokenizer.json, or a checkpoint's folder: a run that begins with a checkpoint needs data "
+            "that was prepared with it."
+        ),
+    ] = "bytes",
     heldout: Annotated[float, typer.Option(help="Share of the documents that no worker ever sees.")] = 0.05,
     licence: Annotated[str | None, typer.Option(help="Under which licence the text may be used.")] = None,
     allow: Annotated[list[str] | None, typer.Option(help="A use that is allowed; may be repeated.")] = None,
@@ -36,17 +41,20 @@ def prepare(
     """Tokenize text into a dataset with a held-out part and a card."""
     from coordinator.datasets import prepare as prepare_dataset
 
-    dataset = prepare_dataset(
-        sources,
-        out,
-        tokenizer=tokenizer,
-        heldout_share=heldout,
-        licence=licence,
-        allowed_uses=allow,
-        progress=_progress if sys.stderr.isatty() and not as_json else None,
-    )
-    if sys.stderr.isatty() and not as_json:
-        print(file=sys.stderr)
+    notes: list[str] = []
+    with ProgressLine(quiet=as_json) as tell:
+        dataset = prepare_dataset(
+            sources,
+            out,
+            tokenizer=tokenizer,
+            heldout_share=heldout,
+            licence=licence,
+            allowed_uses=allow,
+            progress=documents_told(tell),
+            note=notes.append,
+        )
+    for sentence in notes:
+        say_note(sentence)
     _print_card(dataset.card, dataset.folder, as_json=as_json)
 
 
@@ -61,10 +69,6 @@ def show(
 
     dataset = Dataset.open(folder, verify=verify)
     _print_card(dataset.card, dataset.folder, as_json=as_json)
-
-
-def _progress(documents: int, tokens: int) -> None:
-    print(f"\r{documents:,} documents, {tokens:,} tokens", end="", file=sys.stderr)
 
 
 def _print_card(card: DatasetCard, folder: Path, *, as_json: bool) -> None:

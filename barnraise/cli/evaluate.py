@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from barnraise.cli.output import ProgressLine, print_json, print_pairs, print_table
+from barnraise.cli.output import ProgressLine, print_json, print_pairs, print_table, say_note
 
 if TYPE_CHECKING:
     from barnraise.evaluation import Evaluation
@@ -45,6 +45,7 @@ def evaluate(
         raise ConfigError(f"{checkpoint} holds no checkpoint: there is no config.json in it")
     from barnraise.evaluation import evaluate as measure
 
+    notes: list[str] = []
     with ProgressLine(quiet=as_json) as tell:
         found = measure(
             checkpoint,
@@ -56,7 +57,10 @@ def evaluate(
             columns_held=columns,
             drift=health,
             tell=tell,
+            note=notes.append,
         )
+    for sentence in notes:
+        say_note(sentence)
     if out is not None:
         _write(found, out)
     if as_json:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +19,11 @@ def say_error(sentence: str) -> None:
     """One line on standard error."""
     # It may quote what a stranger sent: nothing in it may steer the terminal.
     print(f"barnraise: {' '.join(printable(sentence).split())}", file=sys.stderr)
+
+
+def say_note(sentence: str) -> None:
+    """One line on standard error about something that goes on, and that a person should know."""
+    print(f"note: {' '.join(printable(sentence).split())}", file=sys.stderr)
 
 
 def print_sample(text: str) -> None:
@@ -61,6 +66,11 @@ class ProgressLine:
         if self._shown and now_s >= self._next_s:
             self._next_s = now_s + 0.1
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def documents_told(tell: ProgressLine) -> Callable[[int, int], None]:
+    """Progress of preparing text, for `tell`."""
+    return lambda documents, tokens: tell(f"tokenizing: {documents:,} documents, {tokens:,} tokens")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:

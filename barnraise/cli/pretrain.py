@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from barnraise.cli.output import print_json, print_pairs
+from barnraise.cli.output import ProgressLine, documents_told, print_json, print_pairs, say_note
 
 REPORT_EVERY_S = 1.0
 
@@ -32,14 +32,16 @@ def pretrain(
     learning_rate: Annotated[float | None, typer.Option(help="Peak of AdamW's rate; a cosine lowers it.")] = None,
     muon_learning_rate: Annotated[float | None, typer.Option(help="Peak of Muon's rate.")] = None,
     seed: Annotated[int, typer.Option(help="Of first weights and data order.")] = 0,
+    dtype: Annotated[
+        str | None, typer.Option(help="What OUT is kept in: fp32, bf16 or fp16; that of --checkpoint by default.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> int | None:
     """Pre-train a model on this machine, as the start of a run. Stopped, the same command goes on."""
     import torch
 
-    from coordinator.datasets import Dataset, prepare
-    from coordinator.datasets.card import CARD_FILE
+    from coordinator.datasets import open_or_prepare
     from simulator.shutdown import StopRequest
     from simulator.warm_start import Interrupted, WarmStart, warm_start
 
@@ -54,16 +56,31 @@ def pretrain(
         learning_rate=learning_rate,
         muon_learning_rate=muon_learning_rate,
         seed=seed,
+        dtype=dtype,
     )
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     with StopRequest() as stop, tempfile.TemporaryDirectory(prefix="barnraise-pretrain-") as scratch:
-        given = Path(data).expanduser()
-        prepared = (given / CARD_FILE).is_file() or (given.is_dir() and any(given.glob(f"[!.]*/{CARD_FILE}")))
-        dataset = Dataset.open(given) if prepared else prepare([data], Path(scratch) / "data")
+        notes: list[str] = []
+        with ProgressLine(quiet=as_json) as tell:
+            dataset = open_or_prepare(
+                data,
+                Path(scratch) / "data",
+                checkpoint=checkpoint,
+                progress=documents_told(tell),
+                note=notes.append,
+            )
+        for sentence in notes:
+            say_note(sentence)
         progress = _Progress(steps, quiet=as_json)
         try:
             done = warm_start(
-                wanted, dataset, out, device=where, on_step=progress.step, should_stop=lambda: stop.requested
+                wanted,
+                dataset,
+                out,
+                device=where,
+                on_step=progress.step,
+                should_stop=lambda: stop.requested,
+                note=say_note,
             )
         except Interrupted:
             print(f"\nstopped; the same command goes on from {out}.partial", file=sys.stderr)

@@ -20,7 +20,6 @@ FORMAT = "barnraise-dataset-1"
 CARD_FILE = "card.json"
 TRAIN_FILE = "train.bin"
 HELDOUT_FILE = "heldout.bin"
-TOKENIZER_FILE = "tokenizer.json"
 MAX_CARD_BYTES = 1 << 20
 
 
@@ -33,7 +32,7 @@ class SourceCard:
     documents: int
     duplicates: int
     skipped: int
-    """Files or entries that are not text, are empty, or do not decode as UTF-8."""
+    """Files or entries that are not text, are empty, do not decode as UTF-8, or cannot be read."""
     text_bytes: int
 
 

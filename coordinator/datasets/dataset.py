@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from coordinator.datasets.card import (
     CARD_FILE,
     HELDOUT_FILE,
-    TOKENIZER_FILE,
     TRAIN_FILE,
     DatasetCard,
     read_card,
 )
 from coordinator.datasets.permutation import permuted
+from moe.companions import COMPANIONS_FOLDER, read_companions
+from moe.tokenizer import TOKENIZER_FILE
 from protocol.errors import ConfigError, LocalError
 from protocol.ids import Digest
 from protocol.sequences import token_dtype
@@ -76,6 +77,11 @@ class Dataset:
     def tokenizer_json(self) -> bytes:
         """The `tokenizer.json` that a checkpoint of this run carries."""
         return (self.folder / TOKENIZER_FILE).read_bytes()
+
+    @property
+    def companions(self) -> dict[str, bytes]:
+        """The tokenizer, and what else of the checkpoint that it came from was kept when the text was prepared."""
+        return {**read_companions(self.folder / COMPANIONS_FOLDER), TOKENIZER_FILE: self.tokenizer_json}
 
     def train_sequences(self, seq_len: int) -> int:
         """How many training sequences there are: a lease names positions below this."""

@@ -24,21 +24,25 @@ from coordinator.datasets.card import (
     CARD_FILE,
     FORMAT,
     HELDOUT_FILE,
-    TOKENIZER_FILE,
     TRAIN_FILE,
     DatasetCard,
     SourceCard,
     content_digest,
 )
-from coordinator.datasets.dataset import Dataset
-from coordinator.datasets.sources import STDLIB, Source, Tally, parse_source
-from coordinator.datasets.tokenizing import BYTES, DocumentTokenizer, tokenizer_named
+from coordinator.datasets.dataset import Dataset, is_prepared
+from coordinator.datasets.reading import Tally, legible
+from coordinator.datasets.sources import STDLIB, Source, parse_source
+from coordinator.datasets.tokenizing import BYTES, DocumentTokenizer, checkpoint_tokenizer, tokenizer_named
+from moe.companions import COMPANIONS_FOLDER, Companions, write_companions
+from moe.tokenizer import TOKENIZER_FILE
 from protocol.errors import ConfigError
 from protocol.ids import Digest, digest_of
 from protocol.sequences import token_dtype
 
 Progress = Callable[[int, int], None]
 """Called with documents and tokens so far."""
+Note = Callable[[str], None]
+"""Called, at the end, with sentences on what was left out."""
 
 BATCH_DOCUMENTS = 256
 """Documents tokenized at a time, in parallel by the `tokenizers` package."""
@@ -60,6 +64,7 @@ def prepare(
     licence: str | None = None,
     allowed_uses: Sequence[str] | None = None,
     progress: Progress | None = None,
+    note: Note = lambda _: None,
 ) -> Dataset:
     """Tokenize `sources` into `out_dir/DIGEST` and open it; a folder that is there already is used as it is."""
     if not 0.0 < heldout_share < 1.0:
@@ -77,17 +82,32 @@ def prepare(
                 train=_TokenFile.create(part_dir / TRAIN_FILE, stack),
                 heldout=_TokenFile.create(part_dir / HELDOUT_FILE, stack),
             )
-            source_cards = _tokenize(parsed, chosen, parts, heldout_share, progress)
+            source_cards = _tokenize(parsed, chosen, parts, heldout_share, progress, note)
             parts.train.sync()
             parts.heldout.sync()
         card = _card(chosen, parts, heldout_share, source_cards, _licence(parsed, licence), allowed_uses)
         _write(part_dir / TOKENIZER_FILE, chosen.tokenizer_json)
+        _write_companions(part_dir, chosen.companions)
         _write(part_dir / CARD_FILE, card.to_json())
         return Dataset.open(_publish(part_dir, out_dir / card.digest))
     except OSError as error:
         raise ConfigError(f"cannot write a dataset below {out_dir}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(part_dir, ignore_errors=True)
+
+
+def open_or_prepare(
+    data: str,
+    out_dir: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    progress: Progress | None = None,
+    note: Note = lambda _: None,
+) -> Dataset:
+    """The dataset that `data` names, or one that is prepared from it with the tokenizer of the checkpoint."""
+    if is_prepared(data):
+        return Dataset.open(data)
+    return prepare([data], out_dir, tokenizer=checkpoint_tokenizer(checkpoint), progress=progress, note=note)
 
 
 @dataclass(slots=True)
@@ -139,6 +159,7 @@ def _tokenize(
     parts: _Parts,
     heldout_share: float,
     progress: Progress | None,
+    note: Note,
 ) -> list[SourceCard]:
     """Write every document to its part; the cards of the sources."""
     counters = [_Counter(source) for source in sources]
@@ -152,9 +173,13 @@ def _tokenize(
             (parts.heldout if is_held_out else parts.train).append(tokens_N)
         if progress is not None:
             progress(parts.documents, parts.tokens)
+    left_out = [counter.left_out() for counter in counters if counter.tally.skipped]
     for name, part in (("train", parts.train), ("held-out", parts.heldout)):
         if not part.tokens:
-            raise ConfigError(f"the {name} part is empty: found {parts.documents} different documents; give at least 2")
+            found = f"found {parts.documents} different documents; give at least 2"
+            raise ConfigError("; ".join((f"the {name} part is empty: {found}", *left_out)))
+    for sentence in left_out:
+        note(sentence)
     return [counter.card() for counter in counters]
 
 
@@ -179,6 +204,10 @@ class _Counter:
             self.documents += 1
             self.text_bytes += len(document)
             yield document_hash, document
+
+    def left_out(self) -> str:
+        """What gave no document, and why."""
+        return f"{self.source.name}: {self.tally.in_words}"
 
     def card(self) -> SourceCard:
         return SourceCard(
@@ -242,7 +271,7 @@ def _card(
         heldout_share=heldout_share,
         tokenizer_sha256=tokenizer_sha256,
         licence=licence,
-        allowed_uses=tuple(ALL_USES if allowed_uses is None else allowed_uses),
+        allowed_uses=tuple(legible(use) for use in (ALL_USES if allowed_uses is None else allowed_uses)),
         sources=tuple(sources),
     )
 
@@ -250,7 +279,7 @@ def _card(
 def _licence(sources: Sequence[Source], given: str | None) -> str:
     """What the operator says; the standard library's own where that is all there is; never a guess."""
     if given is not None:
-        return given
+        return legible(given)
     return STDLIB_LICENCE if all(source.kind == STDLIB for source in sources) else "unknown"
 
 
@@ -263,12 +292,31 @@ def _write(path: Path, content: bytes) -> None:
 
 def _publish(part_dir: Path, folder: Path) -> Path:
     """Give the finished folder its name; the same content under that name may be there already."""
-    if not (folder / CARD_FILE).is_file():
+    if (folder / CARD_FILE).is_file():
+        _replace_companions(part_dir / COMPANIONS_FOLDER, folder / COMPANIONS_FOLDER)
+    else:
         shutil.rmtree(folder, ignore_errors=True)
         _sync_folder(part_dir)
         part_dir.rename(folder)
         _sync_folder(folder.parent)
     return folder
+
+
+def _write_companions(part_dir: Path, companions: Companions) -> None:
+    beside = {name: content for name, content in companions.items() if name != TOKENIZER_FILE}
+    if beside:
+        write_companions(beside, part_dir / COMPANIONS_FOLDER)
+        _sync_folder(part_dir / COMPANIONS_FOLDER)
+
+
+def _replace_companions(new: Path, present: Path) -> None:
+    """The digest covers tokens and vocabulary alone: what stands beside them is what was asked for last."""
+    if not new.is_dir():
+        return
+    if present.is_dir():
+        present.rename(new.with_suffix(".old"))
+    new.rename(present)
+    _sync_folder(present.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,24 +6,28 @@ whatever `<|endoftext|>` stands in it is tokenized as the characters that it is.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coordinator.datasets.reading import legible
+from moe.companions import Companions, end_of_text, read_companions
+from moe.tokenizer import (
+    TOKENIZER_FILE,
+    byte_tokenizer_json,
+    load_tokenizer,
+    own_tokenizer,
+    read_tokenizer,
+    read_vocabulary,
+    same_tokenizer,
+)
 from protocol.errors import ConfigError
 from protocol.sequences import token_dtype
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 BYTES = "bytes"
-MAX_TOKENIZER_BYTES = 256 << 20
-MAX_VOCABULARY = 1 << 32
-"""Ids that fit into the widest token on the wire."""
 
 END_OF_DOCUMENT_NAMES = (
     "<|endoftext|>",
@@ -52,6 +56,11 @@ class DocumentTokenizer(Protocol):
         ...
 
     @property
+    def companions(self) -> Companions:
+        """What else of the checkpoint belongs to it: nothing where it did not come from one."""
+        ...
+
+    @property
     def vocab_size(self) -> int:
         """One more than the largest id."""
         ...
@@ -71,10 +80,14 @@ class ByteTokenizer:
 
     name = BYTES
 
-    def __init__(self, tokenizer_json: bytes) -> None:
+    def __init__(self, tokenizer_json: bytes, companions: Companions) -> None:
         self.tokenizer_json = tokenizer_json
-        self.vocab_size, specials = _vocabulary(tokenizer_json, BYTES)
-        self.end_of_document: int | None = _end_of_document(specials, BYTES)
+        self.companions = companions
+        vocabulary = read_vocabulary(tokenizer_json, BYTES)
+        self.vocab_size = vocabulary.size
+        self.end_of_document = _end_of_document(vocabulary.special)
+        if self.end_of_document is None:
+            raise ConfigError(f"the byte tokenizer has none of the tokens {', '.join(END_OF_DOCUMENT_NAMES)}")
         self._dtype = token_dtype(self.vocab_size)
 
     def encode(self, documents: Sequence[bytes]) -> list[NDArray[Any]]:
@@ -89,16 +102,21 @@ class ByteTokenizer:
 
 
 class FileTokenizer:
-    """A `tokenizer.json`, as published beside a model."""
+    """A `tokenizer.json`, as published beside a model; of a folder, what else belongs to the tokenizer as well."""
 
     def __init__(self, path: Path) -> None:
-        path = path / "tokenizer.json" if path.is_dir() else path
-        self.name = path.parent.name if path.name == "tokenizer.json" else path.stem
-        self.tokenizer_json = _read(path)
-        self.vocab_size, specials = _vocabulary(self.tokenizer_json, str(path))
-        self.end_of_document: int | None = _end_of_document(specials, str(path))
+        self.companions: Companions = read_companions(path) if path.is_dir() else {}
+        path = path / TOKENIZER_FILE if path.is_dir() else path
+        self.name = legible(path.resolve().parent.name if path.name == TOKENIZER_FILE else path.stem)
+        self.tokenizer_json = read_tokenizer(path)
+        vocabulary = read_vocabulary(self.tokenizer_json, path)
+        self.vocab_size = vocabulary.size
+        # A text ends as published tokenizers have it; one that calls its end otherwise says so beside the vocabulary.
+        named = vocabulary.ids.get(end_of_text(self.companions) or "")
+        ends = _end_of_document(vocabulary.special)
+        self.end_of_document: int | None = named if ends is None else ends
         self._dtype = token_dtype(self.vocab_size)
-        self._tokenizer = _load(self.tokenizer_json, path)
+        self._tokenizer = load_tokenizer(self.tokenizer_json, path)
 
     def encode(self, documents: Sequence[bytes]) -> list[NDArray[Any]]:
         """See `DocumentTokenizer`."""
@@ -109,56 +127,20 @@ class FileTokenizer:
 
 
 def tokenizer_named(tokenizer: str | Path) -> DocumentTokenizer:
-    """`bytes`, or a path to a `tokenizer.json` or to a folder that holds one."""
+    """`bytes`, or a path to a `tokenizer.json` or to a folder that holds one, such as a checkpoint."""
+    ours = byte_tokenizer_json()
     if tokenizer == BYTES:
-        from moe.tokenizer import byte_tokenizer_json
-
-        return ByteTokenizer(byte_tokenizer_json())
-    return FileTokenizer(Path(tokenizer))
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > MAX_TOKENIZER_BYTES:
-            raise ConfigError(f"tokenizer {path} has more than {MAX_TOKENIZER_BYTES} bytes")
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read tokenizer {path}: {error.strerror}; say `bytes`, or give a path") from error
+        return ByteTokenizer(ours, {})
+    found = FileTokenizer(Path(tokenizer).expanduser())
+    return ByteTokenizer(ours, found.companions) if same_tokenizer(found.tokenizer_json, ours) else found
 
 
-def _load(tokenizer_json: bytes, path: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_buffer(tokenizer_json)
-    except Exception as error:  # the package raises bare Exception on a file that it cannot read
-        raise ConfigError(f"tokenizer {path}: {error}") from error
-    tokenizer.encode_special_tokens = True
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+def checkpoint_tokenizer(checkpoint: str | Path | None) -> str | Path:
+    """What to prepare text with for this start of a run: the checkpoint's own tokenizer, bytes where it has none."""
+    if checkpoint is None or own_tokenizer(Path(checkpoint).expanduser()) is None:
+        return BYTES
+    return Path(checkpoint).expanduser()
 
 
-def _vocabulary(tokenizer_json: bytes, where: str) -> tuple[int, dict[str, int]]:
-    """One more than the largest id, and the special tokens by name."""
-    try:
-        parsed = json.loads(tokenizer_json)
-        vocabulary = parsed["model"]["vocab"]
-        ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-        added = {str(token["content"]): int(token["id"]) for token in parsed.get("added_tokens") or []}
-        special = {str(token["content"]) for token in parsed.get("added_tokens") or [] if token["special"]}
-        largest = max(*ids, *added.values(), -1, -1)
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-        raise ConfigError(f"tokenizer {where} is not a tokenizer.json: {error!r}") from error
-    if type(largest) is not int or not 0 <= largest < MAX_VOCABULARY:
-        raise ConfigError(f"tokenizer {where} has ids up to {largest!r:.40}, expected up to {MAX_VOCABULARY - 1}")
-    return largest + 1, {name: id_ for name, id_ in added.items() if name in special}
-
-
-def _end_of_document(specials: dict[str, int], where: str) -> int | None:
-    for name in END_OF_DOCUMENT_NAMES:
-        if name in specials:
-            return specials[name]
-    if where == BYTES:
-        raise ConfigError(f"the byte tokenizer has none of the tokens {', '.join(END_OF_DOCUMENT_NAMES)}")
-    return None
+def _end_of_document(specials: Mapping[str, int]) -> int | None:
+    return next((specials[name] for name in END_OF_DOCUMENT_NAMES if name in specials), None)

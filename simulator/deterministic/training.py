@@ -30,6 +30,7 @@ from moe.config import config_from_json
 from moe.full import initial_blocks
 from moe.layout import FROZEN, block_tensor_specs, layout
 from moe.shard import ShardModel, build_shard
+from moe.tokenizer import TOKENIZER_FILE
 from protocol.codecs import FP32, codec_named
 from protocol.errors import LocalError
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, RunId, Version, digest_of
@@ -255,6 +256,8 @@ class RealExecutor:
             store=cast(Any, store),
             versions=versions,
             dataset=work.language,
+            companions={TOKENIZER_FILE: work.language.tokenizer_json},
+            dtype="fp32",
             checkpoints=work.checkpoints(),
             clock=site.clock,
             tokens_of=lambda lease_id: site.sequences_of(lease_id) * SEQUENCE_LENGTH,

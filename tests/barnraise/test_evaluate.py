@@ -109,7 +109,7 @@ def test_text_and_prepared_text_give_the_same_figures(checkpoint: Path, text: Pa
 def test_another_tokenizer_is_refused(checkpoint: Path, dataset: Dataset, tmp_path: Path) -> None:
     other = copied(checkpoint, tmp_path / "checkpoint")
     (other / "tokenizer.json").write_text(json.dumps(OTHER_TOKENIZER))
-    with pytest.raises(ConfigError, match=r"sha256 .* sha256 .* different ids"):
+    with pytest.raises(ConfigError, match=r"another tokenizer \(bytes, 264 tokens\) .* --tokenizer"):
         evaluate(other, str(dataset.folder))
 
 
@@ -119,7 +119,10 @@ def test_the_same_tokenizer_written_otherwise_is_not(checkpoint: Path, dataset: 
     expected = evaluate(checkpoint, str(dataset.folder), sequence_length=16, limit=4).loss
     assert evaluate(same, str(dataset.folder), sequence_length=16, limit=4).loss == expected
     (same / "tokenizer.json").unlink()
-    assert evaluate(same, str(dataset.folder), sequence_length=16, limit=4).loss == expected
+    noted: list[str] = []
+    found = evaluate(same, str(dataset.folder), sequence_length=16, limit=4, note=noted.append)
+    assert found.loss == expected
+    assert [f"{same} has no tokenizer" in sentence for sentence in noted] == [True]
 
 
 def test_a_dataset_with_more_tokens_than_the_model_is_refused(dataset: Dataset, tmp_path: Path) -> None:
@@ -127,7 +130,12 @@ def test_a_dataset_with_more_tokens_than_the_model_is_refused(dataset: Dataset, 
     cut = layout(config, FROZEN)
     small = dict(json.loads(byte_tokenizer_json()), added_tokens=[])
     small["model"]["vocab"] = {key: value for key, value in small["model"]["vocab"].items() if value < 200}
-    export_checkpoint(initial_blocks(config, cut, 1), cut, tmp_path / "c", tokenizer_json=json.dumps(small).encode())
+    export_checkpoint(
+        initial_blocks(config, cut, 1), cut, tmp_path / "c", companions={"tokenizer.json": json.dumps(small).encode()}
+    )
+    with pytest.raises(ConfigError, match="another tokenizer"):
+        evaluate(tmp_path / "c", str(dataset.folder))
+    (tmp_path / "c" / "tokenizer.json").unlink()
     with pytest.raises(ConfigError, match="264 tokens, the model only 200"):
         evaluate(tmp_path / "c", str(dataset.folder))
 
@@ -194,7 +202,7 @@ def test_ctrl_c_leaves_nothing_behind(
         assert len(list(tmp_path.iterdir())) == 1  # the text is being tokenized in there
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("barnraise.evaluation.prepare", interrupted)
+    monkeypatch.setattr("barnraise.evaluation.open_or_prepare", interrupted)
     assert run(["evaluate", str(checkpoint), "--data", str(text)]) == EXIT_INTERRUPTED
     assert list(tmp_path.iterdir()) == []
     assert "Traceback" not in capsys.readouterr().err

@@ -50,6 +50,8 @@ class Bench:
             store=self.store,
             versions=self.versions,
             dataset=self.dataset,
+            companions=run.companions(self.dataset),
+            dtype=run.export_dtype,
             checkpoints=run.checkpoints,
             clock=lambda: 1000.0,
             tokens_of=lambda _: 100,

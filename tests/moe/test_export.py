@@ -139,7 +139,7 @@ def test_a_failed_export_keeps_the_former_one(tmp_path, monkeypatch):
     folder = tmp_path / "checkpoint"
     export_checkpoint(blocks, cut, folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr("moe.export.tokenizer_config", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("moe.export.export_companions", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_checkpoint(initial_blocks(config, cut, 2), cut, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -3,11 +3,21 @@ from __future__ import annotations
 import json
 import time
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from moe.tokenizer import BOS_ID, BYTE_VOCAB_SIZE, EOS_ID, PAD_ID, byte_tokenizer_json, tokenizer_config
+from moe.tokenizer import (
+    BOS_ID,
+    BYTE_VOCAB_SIZE,
+    EOS_ID,
+    PAD_ID,
+    byte_tokenizer_json,
+    require_same_tokenizer,
+    same_tokenizer,
+)
+from protocol.errors import ConfigError
 
 TOKENIZER = Tokenizer.from_str(byte_tokenizer_json().decode())
 
@@ -43,7 +53,79 @@ def test_long_text_takes_no_quadratic_time():
     assert time.thread_time() - started < 5
 
 
-def test_special_tokens_are_named_only_where_the_tokenizer_has_them():
-    assert tokenizer_config(byte_tokenizer_json(), max_positions=64)["eos_token"] == "<|eos|>"
-    bare = json.loads(byte_tokenizer_json()) | {"added_tokens": []}
-    assert "eos_token" not in tokenizer_config(json.dumps(bare).encode(), max_positions=64)
+def changed(**parts: object) -> bytes:
+    return json.dumps(json.loads(byte_tokenizer_json()) | parts).encode()
+
+
+def merged() -> dict[str, object]:
+    """The byte tokenizer's vocabulary, and one merge that makes other ids of the same text."""
+    model = dict(json.loads(byte_tokenizer_json())["model"])
+    model["vocab"] = {**{k: v for k, v in model["vocab"].items() if v < 255}, "er": 255}
+    return model | {"merges": [["e", "r"]]}
+
+
+def test_the_same_tokenizer_may_be_written_down_in_many_ways():
+    own = byte_tokenizer_json()
+    assert same_tokenizer(own, own)
+    assert same_tokenizer(own, json.dumps(json.loads(own), sort_keys=True).encode())
+    assert same_tokenizer(own, TOKENIZER.to_str().encode())
+    assert same_tokenizer(
+        own, changed(truncation={"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0})
+    )
+    assert same_tokenizer(own, changed(normalizer={"type": "Sequence", "normalizers": []}))
+    ends = {"single": [{"Sequence": {"id": "A", "type_id": 0}}], "pair": [], "special_tokens": {}}
+    assert same_tokenizer(own, changed(post_processor={"type": "TemplateProcessing", **ends}))
+
+
+def test_tokenizers_that_give_other_ids_are_others():
+    own, with_merge = byte_tokenizer_json(), changed(model=merged())
+    assert not same_tokenizer(own, with_merge)
+    assert not same_tokenizer(own, changed(normalizer={"type": "Lowercase"}))
+    assert not same_tokenizer(own, changed(normalizer={"type": "NFKC"}))
+    assert not same_tokenizer(
+        own,
+        changed(
+            pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": False}
+        ),
+    )
+    assert not same_tokenizer(own, changed(added_tokens=json.loads(own)["added_tokens"][:4]))
+    renamed = json.loads(own)["added_tokens"]
+    renamed[2]["special"] = False  # now a text can produce it
+    assert not same_tokenizer(own, changed(added_tokens=renamed))
+    other_merge = merged() | {"merges": [["h", "e"]]}
+    other_merge["vocab"] = {("he" if k == "er" else k): v for k, v in other_merge["vocab"].items()}
+    assert not same_tokenizer(with_merge, changed(model=other_merge))
+
+
+class TestAtTheEntrance:
+    def ask(self, checkpoint, tokenizer_json=None, room=264):
+        return require_same_tokenizer(
+            checkpoint, tokenizer_json or byte_tokenizer_json(), data="data", tokenizer="bytes", model_vocab_size=room
+        )
+
+    def test_the_same_is_let_in_without_a_word(self, tmp_path):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(json.loads(byte_tokenizer_json())))
+        assert self.ask(tmp_path, room=512) is None  # a vocabulary padded beyond its tokenizer is usual
+        assert self.ask(None) is None
+
+    def test_another_is_refused_with_what_to_do(self, tmp_path):
+        (tmp_path / "tokenizer.json").write_bytes(changed(model=merged()))
+        with pytest.raises(ConfigError, match=r"bytes, 264 tokens.*data prepare TEXT --out FOLDER --tokenizer /"):
+            self.ask(tmp_path)
+
+    def test_without_one_nobody_can_tell(self, tmp_path):
+        assert "has no tokenizer" in self.ask(tmp_path)
+        with pytest.raises(ConfigError, match="264 tokens, the model only 200"):
+            self.ask(tmp_path, room=200)
+        with pytest.raises(ConfigError, match="264 tokens, the model only 200"):
+            self.ask(None, room=200)
+
+    def test_one_in_another_format_is_no_reason_to_guess(self, tmp_path):
+        (tmp_path / "tokenizer.model").write_bytes(b"sentencepiece")
+        with pytest.raises(ConfigError, match=r"tokenizer\.model only.*save_pretrained"):
+            self.ask(tmp_path)
+
+    def test_a_broken_one_is_named(self, tmp_path):
+        (tmp_path / "tokenizer.json").write_text("{}")
+        with pytest.raises(ConfigError, match="not a tokenizer"):
+            self.ask(tmp_path)

@@ -11,7 +11,8 @@ import pytest
 
 from coordinator.datasets import Dataset, prepare
 from coordinator.datasets.card import HELDOUT_FILE, TRAIN_FILE
-from coordinator.datasets.sources import Tally, parse_source
+from coordinator.datasets.reading import Tally
+from coordinator.datasets.sources import parse_source
 from protocol.errors import ConfigError
 
 
