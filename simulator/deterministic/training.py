@@ -257,6 +257,7 @@ class RealExecutor:
             dataset=work.language,
             checkpoints=work.checkpoints(),
             clock=site.clock,
+            wall_clock=lambda: 0.0,
             tokens_of=lambda lease_id: site.sequences_of(lease_id) * SEQUENCE_LENGTH,
             oldest_needed=site.oldest_needed,
         )
