@@ -84,13 +84,8 @@ class EventLog:
         os.close(self._descriptor)
 
     def _write(self, kind: str, name: str, at_s: float, record: str) -> None:
-        line: dict[str, Any] = {
-            "wall_s": self._wall_at_s(at_s),
-            "at_s": at_s,
-            "kind": kind,
-            "name": name,
-            "data": _without_type(record),
-        }
+        when = {"wall_s": self._wall_at_s(at_s), "at_s": at_s}
+        line: dict[str, Any] = {**when, "kind": kind, "name": name, "data": _without_type(record)}
         with contextlib.suppress(OSError):  # a full disk costs lines of this file, never the run
             os.write(self._descriptor, (json.dumps(line, separators=(",", ":")) + "\n").encode())
 

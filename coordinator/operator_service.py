@@ -50,15 +50,14 @@ class OperatorService:
     def make_links(self, *, count: int, trusted: bool, life_s: float, owner: str = "") -> list[str]:
         """Join links with fresh invites."""
         run = self._run
+        expires_at_s = run.wall_time() + life_s
         return [
             str(
                 JoinLink(
                     host=run.settings.join_host(),
                     port=self._port(),
                     fingerprint=run.authority.fingerprint,
-                    invite=run.registry.create_invite(
-                        trusted=trusted, expires_at_s=run.wall_time() + life_s, owner=owner
-                    ),
+                    invite=run.registry.create_invite(trusted=trusted, expires_at_s=expires_at_s, owner=owner),
                 )
             )
             for _ in range(count)

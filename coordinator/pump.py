@@ -52,6 +52,8 @@ MAX_BATCH = 256
 """Events in one commit: a bound on how long a reply waits behind others."""
 RETRY_FIRST_S = 1.0
 RETRY_MOST_S = 60.0
+LEAST_WAIT_S = 0.001
+"""For a timer that is not due yet: two clocks differ by what a float rounds away, and a loop must not spin meanwhile."""
 STALL_RETRY_S = 5.0
 """How soon a disk that took no writes is tried again where nobody asks: an operator who makes room sees it go on."""
 
@@ -239,7 +241,8 @@ class Pump:
             return
         self._wake.clear()
         wakeup_s = self.engine.next_wakeup_s()
-        delay_s = LOOK_EVERY_S if wakeup_s is None else min(LOOK_EVERY_S, max(0.0, wakeup_s - self._clock()))
+        left_s = LOOK_EVERY_S if wakeup_s is None else min(LOOK_EVERY_S, wakeup_s - self._clock())
+        delay_s = max(left_s, LEAST_WAIT_S) if left_s > 0.0 else 0.0
         if self._owed:
             delay_s = STALL_RETRY_S
         with contextlib.suppress(TimeoutError):

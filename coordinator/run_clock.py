@@ -27,7 +27,7 @@ LOOK_EVERY_S = 5.0
 STOOD_STILL_S = LOOK_EVERY_S + 10.0
 """Not looked at for so long, the process did not run: longer than a busy one is kept waiting, shorter than silence."""
 STEP_S = 2.0
-"""Calendar time that is off by more has been set; NTP moves less by slewing, and two clocks drift apart by seconds a day."""
+"""Calendar time that is off by more is told: it was set, or slewed and drifted apart by so much in the end."""
 
 
 def machine_s() -> float:

@@ -126,12 +126,8 @@ def merge_events(coordinator: Path, vanishings: Path, target: Path) -> None:
         for line in _lines(notes):
             data = json.loads(line)
             wall_s = float(data.pop("wall_s"))
-            note = {
-                "wall_s": wall_s,
-                "kind": "simulator",
-                "name": "WorkerVanished",
-                "data": {"name": notes.stem, **data},
-            }
+            data = {"name": notes.stem, **data}
+            note = {"wall_s": wall_s, "kind": "simulator", "name": "WorkerVanished", "data": data}
             lines.append((wall_s, json.dumps(note, separators=(",", ":")) + "\n"))
     lines.sort(key=lambda entry: entry[0])  # stable: what happened at one moment stays in its order
     with target.open("w", encoding="utf-8") as file:

@@ -15,7 +15,7 @@ from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerI
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Base of all events; `at_s` is run time, in seconds: no setting of a clock moves it, suspend and restarts count."""
+    """Base of all events; `at_s` is run time, in seconds: no setting of a clock moves it; suspend counts."""
 
     at_s: float
 
