@@ -89,6 +89,7 @@ class CoordinatorNode:
         """Start a process, which reads the journal."""
         if self.process is not None:
             return
+        self._book.attendance.begin()
         self.boots += 1
         self.process = Process(f"coordinator {self.boots}")
         self.context = contextvars.copy_context()
@@ -173,6 +174,7 @@ class CoordinatorNode:
         process, self.process = self.process, None
         if process is None:
             return
+        self._book.attendance.end()
         engine = self._pump.engine
         vars(engine).pop("handle")
         if self._book.last is None:
@@ -180,6 +182,17 @@ class CoordinatorNode:
         process.kill()
         if power_loss:
             self.disk.lose_power(keep_share)
+
+    def sleep(self, seconds: float) -> None:
+        """The machine sleeps, and its process with it."""
+        if self.process is not None:
+            self.process.asleep_until_s = self._loop.now_s + seconds
+            self._book.attendance.end()
+            self._loop.call_later(seconds, self._wake, self.process)
+
+    def _wake(self, process: Process) -> None:
+        if self.process is process:
+            self._book.attendance.begin()
 
     def _on_failed(self, process: Process, failed: Any) -> None:
         if failed.cancelled() or not process.alive:
