@@ -53,7 +53,7 @@ MAX_BATCH = 256
 RETRY_FIRST_S = 1.0
 RETRY_MOST_S = 60.0
 LEAST_WAIT_S = 0.001
-"""For a timer that is not due yet: two clocks differ by what a float rounds away, and a loop must not spin meanwhile."""
+"""For a timer that is not due yet: two clocks differ by what a float rounds away, and no loop may spin meanwhile."""
 STALL_RETRY_S = 5.0
 """How soon a disk that took no writes is tried again where nobody asks: an operator who makes room sees it go on."""
 

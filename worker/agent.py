@@ -336,8 +336,8 @@ class Agent:
     def _on_deadline(self, lease_id: LeaseId) -> None:
         """A coordinator that keeps this worker waiting does so no longer than the lease; training waits for nobody.
 
-        What is being trained goes on: the coordinator moves deadlines by the time in which it was not there, and says at
-        a heartbeat when one has passed. While it cannot be reached, there is nothing better to do either.
+        What is being trained goes on: the coordinator moves deadlines by the time in which it was not there, and says
+        at a heartbeat when one has passed. While it cannot be reached, there is nothing better to do either.
         """
         if self._session.state is State.FETCHING:
             self._put(m.LeaseCancelled(lease_id=lease_id, reason="its deadline passed before its data had come"))
