@@ -26,7 +26,7 @@ from coordinator.runfolder import init_run
 from coordinator.settings import RunSettings, going_on
 from simulator.inner import PureLeases, Shards
 from simulator.seeds import derived_seed
-from simulator.virtual import VirtualSwarm, Volunteer
+from simulator.virtual import STILL, VirtualSwarm, Volunteer
 from simulator.warm_start import WarmStart, warm_start
 
 SEEDS = (11, 12, 13)
@@ -60,7 +60,7 @@ def losses_by_round(
             }
         ),
     )
-    opened = OpenedRun.open(init_run(folder / "run", settings), lambda: 0.0)
+    opened = OpenedRun.open(init_run(folder / "run", settings), STILL)
     try:
         crew = [Volunteer(name=str(number), max_columns=HELD) for number in range(WORKERS)]
         VirtualSwarm(opened, crew, PureLeases(Shards(opened.layout)), seed=seed).play()

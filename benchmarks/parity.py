@@ -124,9 +124,9 @@ def _centrally(run: Any, case: Case, steps: int, recipe: InnerRecipe) -> dict[st
 
 def _by_swarm(run: Any, case: Case, seed: int) -> dict[str, Any]:
     from coordinator.opened import OpenedRun
-    from simulator.virtual import VirtualSwarm
+    from simulator.virtual import STILL, VirtualSwarm
 
-    opened = OpenedRun.open(run, lambda: 0.0)  # the engine's time is the latest of all events
+    opened = OpenedRun.open(run, STILL)
     try:
         crew = list(volunteers(case, opened.layout.columns))
         swarm = VirtualSwarm(opened, crew, training_of(case, opened.layout), seed=seed)

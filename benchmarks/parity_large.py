@@ -32,7 +32,7 @@ from moe.full import evaluate_loss, full_model
 from protocol.errors import ConfigError
 from simulator.central import CentralPlan, CentralTraining, cosine, first_shard
 from simulator.inner import PureLeases, Shards
-from simulator.virtual import VirtualSwarm, Volunteer
+from simulator.virtual import STILL, VirtualSwarm, Volunteer
 
 EXIT_MORE = 3
 HELDOUT_SEQUENCES = 512
@@ -115,7 +115,7 @@ def _centrally(
 
 def _by_swarm(args: argparse.Namespace, run: RunFolder, device: str, dtype: torch.dtype | None, budget: Budget) -> bool:
     """Go on with the swarm; whether it is done."""
-    opened = OpenedRun.open(run, lambda: 0.0)
+    opened = OpenedRun.open(run, STILL)
     try:
         crew = [Volunteer(name=str(number)) for number in range(args.workers)]
         training = PureLeases(Shards(opened.layout, device=device, compute_dtype=dtype), micro_batch=args.micro_batch)

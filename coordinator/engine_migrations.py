@@ -20,7 +20,12 @@ Migrations = Mapping[int, Callable[[State], State]]
 """From an engine version to what turns its snapshot into the next version's."""
 
 
-MIGRATIONS: Migrations = {}
+def _run_time(state: State) -> State:
+    """2 to 3: times were the wall clock's. Run time goes on from there, so the calendar showed the same until now."""
+    return {**state, "calendar": [{"at_s": 0.0, "wall_s": 0.0}]}
+
+
+MIGRATIONS: Migrations = {2: _run_time}
 """Whoever raises ENGINE_VERSION adds the step from the one before, or the reason why not. 1 to 2: a version 1 was never
 released, and its leases named no optimizer, which nothing after it could make up."""
 

@@ -1,5 +1,6 @@
 """What happened, for people and tools: one JSON line for each event and command, and a log line for those that matter.
 
+A line says when by the calendar (`wall_s`, seconds since the epoch) and in run time (`at_s`, as all times in `data`).
 Decides nothing and is never read back: the journal is the truth, this may lose its last lines with the machine.
 """
 
@@ -9,6 +10,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import structlog
 from coordinator.engine.commands import AnnounceVerdict, CancelLease, Command, EndRun, GrantLease
 from coordinator.engine.events import (
     CheckpointWritten,
+    ClockStepped,
     CommandFailed,
     Event,
     LeaseReturned,
@@ -39,13 +42,16 @@ _TOLD: dict[type[Event], tuple[str, tuple[str, ...]]] = {
     CheckpointWritten: ("checkpoint_written", ("version", "path")),
     CommandFailed: ("command_failed", ("command_id", "error")),
     RunStopped: ("run_stopped", ("reason",)),
+    ClockStepped: ("clock_stepped", ("step_s",)),
 }
 
 
 class EventLog:
     """Appends to `events.jsonl`. One process, one thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, wall_at_s: Callable[[float], float | None]) -> None:
+        """`wall_at_s` tells the calendar time of a run time."""
+        self._wall_at_s = wall_at_s
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def event(self, event: Event) -> None:
@@ -78,7 +84,8 @@ class EventLog:
         os.close(self._descriptor)
 
     def _write(self, kind: str, name: str, at_s: float, record: str) -> None:
-        line: dict[str, Any] = {"at_s": at_s, "kind": kind, "name": name, "data": _without_type(record)}
+        when = {"wall_s": self._wall_at_s(at_s), "at_s": at_s}
+        line: dict[str, Any] = {**when, "kind": kind, "name": name, "data": _without_type(record)}
         with contextlib.suppress(OSError):  # a full disk costs lines of this file, never the run
             os.write(self._descriptor, (json.dumps(line, separators=(",", ":")) + "\n").encode())
 

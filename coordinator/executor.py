@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import singledispatchmethod
@@ -77,6 +78,7 @@ class Executor:
         dtype: str,
         checkpoints: Path,
         clock: Callable[[], float],
+        wall_clock: Callable[[], float] = time.time,
         tokens_of: Callable[[LeaseId], int],
         oldest_needed: Callable[[], int],
     ) -> None:
@@ -89,6 +91,7 @@ class Executor:
         self._dtype = dtype
         self._checkpoints = checkpoints
         self._clock = clock
+        self._wall_clock = wall_clock
         self._oldest_needed = oldest_needed
         self._aggregator = RoundAggregator(layout, store, versions, tokens_of)
         self._bases: OrderedDict[Digest, dict[BlockId, Tensors]] = OrderedDict()
@@ -124,7 +127,7 @@ class Executor:
     @execute.register
     def _(self, command: AggregateRound) -> Event:
         base = self._base_blocks(command.parent_manifest)
-        manifest, update_norm_l2 = self._aggregator.run(command, base, created_at_s=self._clock())
+        manifest, update_norm_l2 = self._aggregator.run(command, base, created_at_s=self._wall_clock())
         # Here and nowhere else, because this thread is the only one that writes blocks.
         self._versions.keep_from(Version(min(command.parent_version, self._oldest_needed())))
         return RoundAggregated(

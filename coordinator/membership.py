@@ -42,7 +42,8 @@ class Membership:
         columns = self._columns(request.capability)  # before the invite is spent: a machine too small may try again
         name = clean_name(request.name)
         run = self._run
-        member = await asyncio.to_thread(run.registry.redeem, request.invite, request.public_key, name, run.clock())
+        redeem, now_s = run.registry.redeem, run.wall_time()  # an invite expires by the calendar
+        member = await asyncio.to_thread(redeem, request.invite, request.public_key, name, now_s)
         await self._make_known(member, columns, speed_of(request.capability))
         manifest_key = run.manifest_identity.public_key
         return pb.EnrolReply(
@@ -76,7 +77,7 @@ class Membership:
         )
 
     async def _make_known(self, member: Member, columns: int, tokens_per_s: float) -> None:
-        pump, at_s = self._run.pump, self._run.clock()
+        pump, at_s = self._run.pump, self._run.run_time()
         known = pump.engine.state.workers.get(member.worker)
         if known is None:
             await pump.submit(

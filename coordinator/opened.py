@@ -6,8 +6,6 @@ is cleared away what an interrupted process left half done. Touches the run fold
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import structlog
 import torch
 
@@ -19,6 +17,7 @@ from coordinator.executor import Executor
 from coordinator.folder_lock import FolderLock
 from coordinator.journal import Journal, JournalObserver, unobserved
 from coordinator.pump import load_engine
+from coordinator.run_clock import Clocks, RunClock
 from coordinator.runfolder import RunFolder
 from coordinator.traffic import Traffic
 from coordinator.verify import lost_payloads, require_version
@@ -34,9 +33,7 @@ _log = structlog.get_logger("coordinator")
 class OpenedRun:
     """One run's files and stores, from `open` to `close`."""
 
-    def __init__(
-        self, folder: RunFolder, lock: FolderLock, clock: Callable[[], float], observer: JournalObserver
-    ) -> None:
+    def __init__(self, folder: RunFolder, lock: FolderLock, clocks: Clocks, observer: JournalObserver) -> None:
         self._lock = lock
         self.settings = folder.settings()
         self.layout = folder.layout()
@@ -47,7 +44,9 @@ class OpenedRun:
         self.journal = Journal.open(folder.journal_path, observer=observer)
         self.engine, self.verdicts = load_engine(self.journal, folder.draw_secret())
         self.traffic = Traffic.from_json(self.journal.meta(_TRAFFIC))
-        self.event_log = EventLog(folder.events_path)
+        state = self.engine.state
+        self.clock = RunClock(clocks, last_s=state.now_s, last_wall_s=state.wall_at_s(state.now_s))
+        self.event_log = EventLog(folder.events_path, self._wall_at_s)
         torch.set_num_threads(self.settings.executor_threads)
         self.executor = Executor(
             settings=self.settings,
@@ -58,18 +57,19 @@ class OpenedRun:
             companions=folder.companions(self.dataset),
             dtype=folder.export_dtype,
             checkpoints=folder.checkpoints,
-            clock=clock,
+            clock=self.clock.now_s,
+            wall_clock=self.clock.wall_s,
             tokens_of=self._tokens_of,
             oldest_needed=self._oldest_needed,
         )
 
     @classmethod
-    def open(cls, folder: RunFolder, clock: Callable[[], float], observer: JournalObserver = unobserved) -> OpenedRun:
+    def open(cls, folder: RunFolder, clocks: Clocks, observer: JournalObserver = unobserved) -> OpenedRun:
         """Open everything, and clear away what an interrupted process left half done."""
         lock = FolderLock(folder.root)
         lock.acquire()
         try:
-            parts = cls(folder, lock, clock, observer)
+            parts = cls(folder, lock, clocks, observer)
             parts._check_and_clear(folder)
         except BaseException:
             lock.release()
@@ -97,6 +97,9 @@ class OpenedRun:
         self.registry.close()
         self.event_log.close()
         self._lock.release()
+
+    def _wall_at_s(self, at_s: float) -> float | None:
+        return self.engine.state.wall_at_s(at_s)
 
     def _tokens_of(self, lease_id: LeaseId) -> int:
         record = self.engine.state.leases.get(lease_id)

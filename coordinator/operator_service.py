@@ -50,13 +50,14 @@ class OperatorService:
     def make_links(self, *, count: int, trusted: bool, life_s: float, owner: str = "") -> list[str]:
         """Join links with fresh invites."""
         run = self._run
+        expires_at_s = run.wall_time() + life_s
         return [
             str(
                 JoinLink(
                     host=run.settings.join_host(),
                     port=self._port(),
                     fingerprint=run.authority.fingerprint,
-                    invite=run.registry.create_invite(trusted=trusted, expires_at_s=run.clock() + life_s, owner=owner),
+                    invite=run.registry.create_invite(trusted=trusted, expires_at_s=expires_at_s, owner=owner),
                 )
             )
             for _ in range(count)
@@ -70,5 +71,5 @@ class OperatorService:
         """End the run after its last validation and checkpoint; again is fine."""
         state = self._run.pump.engine.state
         if state.stop_reason is None and state.phase not in {Phase.FINISHING, Phase.OVER}:
-            await self._run.pump.submit(RunStopped(at_s=self._run.clock(), reason=clean_reason(request.reason)))
+            await self._run.pump.submit(RunStopped(at_s=self._run.run_time(), reason=clean_reason(request.reason)))
         return pb.StopRunReply()

@@ -41,6 +41,7 @@ from coordinator.engine.snapshots import SnapshotText
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.engine_migrations import MIGRATIONS, Migrations, migrate_journal
 from coordinator.journal import Journal, JournalObserver, Moment, Snapshot, unobserved
+from coordinator.run_clock import LOOK_EVERY_S
 from protocol.errors import BarnraiseError, ConfigError, IllegalEvent, LocalError, StorageTrouble, Unavailable
 
 SNAPSHOT_EVERY = 2000
@@ -51,6 +52,8 @@ MAX_BATCH = 256
 """Events in one commit: a bound on how long a reply waits behind others."""
 RETRY_FIRST_S = 1.0
 RETRY_MOST_S = 60.0
+LEAST_WAIT_S = 0.001
+"""For a timer that is not due yet: two clocks differ by what a float rounds away, and no loop may spin meanwhile."""
 STALL_RETRY_S = 5.0
 """How soon a disk that took no writes is tried again where nobody asks: an operator who makes room sees it go on."""
 
@@ -113,6 +116,7 @@ class Pump:
         dispatch: Callable[[Command], None],
         observer: Observer,
         clock: Callable[[], float],
+        clock_news: Callable[[], list[Event]] = list,
         journal_observer: JournalObserver = unobserved,
     ) -> None:
         self.engine = engine
@@ -121,6 +125,7 @@ class Pump:
         self._dispatch = dispatch
         self._observer = observer
         self._clock = clock
+        self._clock_news = clock_news
         self._at = journal_observer
         self.stalled: str | None = None
         """Why nothing can be recorded at present; None while all is well."""
@@ -216,21 +221,28 @@ class Pump:
             await self._wait_for_work()
             batch, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
             if not self._stopping:
-                batch = [*self._owed, *batch, *self._proposals()]
+                batch = self._with_proposals(batch)
             if not batch and self._stopping:
                 return
             await self._commit(batch)
 
-    def _proposals(self) -> list[_Queued]:
-        """What time calls for; nothing new while earlier proposals are owed to the journal."""
-        return [] if self._owed else [_Queued(event, None) for event in self.engine.due(self._clock())]
+    def _with_proposals(self, batch: list[_Queued]) -> list[_Queued]:
+        """`batch` and what time calls for; nothing new of that while earlier proposals are owed to the journal.
+
+        A gap goes before whatever came after it, which would be late otherwise. Who was not heard during a gap is asked
+        only after it is applied.
+        """
+        gaps = [_Queued(event, None) for event in (*self.engine.greeting(self._clock()), *self._clock_news())]
+        due = [] if self._owed or gaps else [_Queued(event, None) for event in self.engine.due(self._clock())]
+        return [*self._owed, *gaps, *batch, *due]
 
     async def _wait_for_work(self) -> None:
         if self._queue or self._stopping:
             return
         self._wake.clear()
         wakeup_s = self.engine.next_wakeup_s()
-        delay_s = None if wakeup_s is None else max(0.0, wakeup_s - self._clock())
+        left_s = LOOK_EVERY_S if wakeup_s is None else min(LOOK_EVERY_S, wakeup_s - self._clock())
+        delay_s = max(left_s, LEAST_WAIT_S) if left_s > 0.0 else 0.0
         if self._owed:
             delay_s = STALL_RETRY_S
         with contextlib.suppress(TimeoutError):

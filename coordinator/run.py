@@ -41,7 +41,10 @@ class RunContext:
     authority: CertificateAuthority
     manifest_identity: PrivateIdentity
     operator_key: bytes
-    clock: Callable[[], float]
+    run_time: Callable[[], float]
+    """What events carry and waits are measured by (coordinator/run_clock.py)."""
+    wall_time: Callable[[], float]
+    """The calendar, for people and invites; may be set at any moment."""
 
     @property
     def max_block_bytes(self) -> int:

@@ -239,7 +239,9 @@ def _build(
         run_id=run_id, columns=layout.columns, train_sequences=train_sequences, min_columns=layout.min_columns
     )
     check_config(config)
-    created = RunCreated(at_s=time.time(), engine_version=ENGINE_VERSION, config=config, base_manifest=manifest)
+    created = RunCreated(
+        at_s=0.0, engine_version=ENGINE_VERSION, config=config, base_manifest=manifest, wall_s=time.time()
+    )
     journal = Journal.create(root / "journal.sqlite", engine_version=ENGINE_VERSION)
     journal.append([event_to_json(created)])
     journal.close()

@@ -10,8 +10,6 @@ import asyncio
 import contextlib
 import json
 import os
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from coordinator.operator_service import OperatorService
 from coordinator.pump import Pump
 from coordinator.rpc import Endpoint
 from coordinator.run import RunContext
+from coordinator.run_clock import Clocks
 from coordinator.runfolder import RunFolder
 from coordinator.service import WorkerService
 from coordinator.sessions import SessionTable
@@ -63,12 +62,12 @@ class CoordinatorServer:
         self,
         run_folder: RunFolder | Path,
         *,
-        clock: Callable[[], float] = time.time,
+        clocks: Clocks | None = None,
         throttle: Throttle | None = None,
         journal_observer: JournalObserver = unobserved,
     ) -> None:
         self._folder = run_folder if isinstance(run_folder, RunFolder) else RunFolder.open(run_folder)
-        self._clock = clock
+        self._clocks = clocks or Clocks()
         self._throttle = throttle or Throttle()
         self._journal_observer = journal_observer
         self._run: RunContext | None = None
@@ -80,7 +79,7 @@ class CoordinatorServer:
         """Read the journal, listen, and answer with the port."""
         configure_logging()
         # Reading settings, keys, data and journal blocks; nothing else runs in this loop yet.
-        parts = await asyncio.to_thread(OpenedRun.open, self._folder, self._clock, self._journal_observer)
+        parts = await asyncio.to_thread(OpenedRun.open, self._folder, self._clocks, self._journal_observer)
         try:
             self._parts, self._run = parts, self._assemble(parts)
             return await self._serve(parts, self._run)
@@ -158,7 +157,8 @@ class CoordinatorServer:
             execute=parts.executor.execute,
             dispatch=dispatch,
             observer=parts.event_log,
-            clock=self._clock,
+            clock=parts.clock.now_s,
+            clock_news=parts.clock.news,
             journal_observer=self._journal_observer,
         )
         folder = self._folder
@@ -176,7 +176,8 @@ class CoordinatorServer:
             authority=folder.authority(),
             manifest_identity=folder.manifest_identity(),
             operator_key=folder.operator_identity().public_key,
-            clock=self._clock,
+            run_time=parts.clock.now_s,
+            wall_time=parts.clock.wall_s,
         )
 
     def _add_services(self, server: Any, run: RunContext, traffic: Traffic) -> None:

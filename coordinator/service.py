@@ -52,7 +52,7 @@ class WorkerService:
 
     def on_alive(self, session: Session) -> None:
         """Any signed call is a sign of life."""
-        now_s = self._run.clock()
+        now_s = self._run.run_time()
         last = self._beats.get(session.worker)
         beat = WorkerSeen(at_s=now_s, worker=session.worker) if last is None else dataclasses.replace(last, at_s=now_s)
         self._run.pump.seen(beat)
@@ -66,8 +66,8 @@ class WorkerService:
             wait_s = min(max(request.wait_s, 0.0), MAX_WAIT_S) if math.isfinite(request.wait_s) else 0.0
             lease = await self._wait_for_lease(session, wait_s)
             if lease is not None:
-                self._beats[worker] = WorkerSeen(at_s=run.clock(), worker=worker, lease_id=lease.lease_id)
-                reply.lease.CopyFrom(lease_message(lease, run.clock()))
+                self._beats[worker] = WorkerSeen(at_s=run.run_time(), worker=worker, lease_id=lease.lease_id)
+                reply.lease.CopyFrom(lease_message(lease, run.run_time()))
         if run.mailboxes.ended.is_set():
             self.told_over.add(worker)
             reply.over.reason = run.pump.engine.state.end_reason or "the run has ended"
@@ -83,7 +83,7 @@ class WorkerService:
         closed = asyncio.ensure_future(session.closed.wait())
         ended = asyncio.ensure_future(run.mailboxes.ended.wait())
         try:
-            await run.pump.submit(LeaseRequested(at_s=run.clock(), worker=session.worker, wait_s=wait_s))
+            await run.pump.submit(LeaseRequested(at_s=run.run_time(), worker=session.worker, wait_s=wait_s))
             waiting: set[asyncio.Future[Any]] = {grant, closed, ended}
             await asyncio.wait(waiting, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             if closed.done():
@@ -103,7 +103,7 @@ class WorkerService:
         if record.status in {LeaseStatus.GRANTED, LeaseStatus.COMMITTED}:
             await self._run.pump.submit(
                 LeaseReturned(
-                    at_s=self._run.clock(),
+                    at_s=self._run.run_time(),
                     worker=session.worker,
                     lease_id=record.lease.lease_id,
                     reason=clean_reason(request.reason),
@@ -115,7 +115,7 @@ class WorkerService:
         """A sign of life; the answer says which of the worker's leases count no more."""
         run, lease_id = self._run, LeaseId(request.lease_id)
         beat = WorkerSeen(
-            at_s=run.clock(),
+            at_s=run.run_time(),
             worker=session.worker,
             lease_id=lease_id or None,
             inner_step=request.inner_step,
@@ -176,7 +176,7 @@ class WorkerService:
         self, session: Session, record: LeaseRecord, request: pb.CommitSubmissionRequest, digest: Digest
     ) -> SubmissionCommitted:
         return SubmissionCommitted(
-            at_s=self._run.clock(),
+            at_s=self._run.run_time(),
             worker=session.worker,
             lease_id=record.lease.lease_id,
             digest=digest,
@@ -191,7 +191,7 @@ class WorkerService:
     async def uploaded(self, session: Session, lease_id: LeaseId, digest: Digest) -> None:
         """All bytes of a committed submission are durable."""
         await self._run.pump.submit(
-            SubmissionUploaded(at_s=self._run.clock(), worker=session.worker, lease_id=lease_id, digest=digest)
+            SubmissionUploaded(at_s=self._run.run_time(), worker=session.worker, lease_id=lease_id, digest=digest)
         )
 
     async def get_manifest(self, session: Session, request: pb.GetManifestRequest) -> pb.GetManifestReply:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from coordinator.engine.engine import Engine
+from coordinator.engine.history import RoundRecord
 from coordinator.engine.phases import LeaseStatus, Phase
-from coordinator.engine.state import LeaseRecord, WorkerRecord
+from coordinator.engine.state import EngineState, LeaseRecord, WorkerRecord
 from coordinator.traffic import Traffic
 from protocol.ids import WorkerId
 
@@ -65,6 +66,9 @@ class RoundStatus(_Data):
     version: int | None
     opened_at_s: float
     closed_at_s: float
+    """Calendar time, in seconds since the epoch, like all moments here."""
+    lasted_s: float
+    """Run time from its opening to its close; the difference of the two is off by what the wall clock was set."""
     accepted: int
     rejected: int
     expired: int
@@ -126,13 +130,13 @@ class RunStatus(_Data):
 def run_status(run: RunContext, traffic: Traffic) -> RunStatus:
     """The present moment."""
     engine = run.pump.engine
-    state, now_s = engine.state, run.clock()
+    state, now_s = engine.state, run.run_time()
     totals, current = state.totals, _current_leases(engine)
     return RunStatus(
         run_id=run.run_id,
         name=run.settings.name,
-        at_s=now_s,
-        started_at_s=state.history[0].opened_at_s if state.history else state.round.opened_at_s,
+        at_s=run.wall_time(),
+        started_at_s=_wall_s(state, state.history[0].opened_at_s if state.history else state.round.opened_at_s),
         round=state.round.round,
         max_rounds=state.config.max_rounds,
         version=state.version,
@@ -143,10 +147,7 @@ def run_status(run: RunContext, traffic: Traffic) -> RunStatus:
         workers=tuple(
             _worker(engine, record, current.get(record.worker), run, now_s) for record in state.workers.values()
         ),
-        history=tuple(
-            RoundStatus(**{name: getattr(record, name) for name in RoundStatus.model_fields})
-            for record in state.history
-        ),
+        history=tuple(_round(state, record) for record in state.history),
         validations=tuple(
             ValidationStatus(version=v.version, val_loss=v.val_loss, val_loss_se=v.val_loss_se)
             for v in state.validations
@@ -174,6 +175,18 @@ def one_line(status: RunStatus) -> str:
     who = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no workers"
     loss = f", loss {status.validations[-1].val_loss:.3f}" if status.validations else ""
     return f"round {status.round} of {status.max_rounds} {status.phase}: {who}{loss}"
+
+
+def _round(state: EngineState, record: RoundRecord) -> RoundStatus:
+    told = {name: getattr(record, name) for name in RoundStatus.model_fields if name != "lasted_s"}
+    told["opened_at_s"], told["closed_at_s"] = _wall_s(state, record.opened_at_s), _wall_s(state, record.closed_at_s)
+    return RoundStatus(**told, lasted_s=record.closed_at_s - record.opened_at_s)
+
+
+def _wall_s(state: EngineState, at_s: float) -> float:
+    """Calendar time at run time `at_s`; run time itself in a run that has no calendar."""
+    wall_s = state.wall_at_s(at_s)
+    return at_s if wall_s is None else wall_s
 
 
 def _pending(engine: Engine) -> list[str]:

@@ -137,7 +137,7 @@ class Transfers:
         frames: AsyncIterator[bytes],
         pace: Pace,
     ) -> None:
-        alive_at_s = self._run.clock()
+        alive_at_s = self._run.run_time()
         while not reader.complete:
             frame = await pace.wait(anext(frames, None))
             if frame is None:
@@ -146,8 +146,8 @@ class Transfers:
             if session.closed.is_set():
                 raise Unavailable(f"upload for lease {lease_id}: the session was replaced; commit to learn the offset")
             await asyncio.to_thread(_write, upload, reader, frame)
-            if self._run.clock() - alive_at_s >= ALIVE_EVERY_S:
-                alive_at_s = self._run.clock()
+            if self._run.run_time() - alive_at_s >= ALIVE_EVERY_S:
+                alive_at_s = self._run.run_time()
                 self._service.on_alive(session)
 
     def _finish(

@@ -149,7 +149,7 @@ class WorkerHooks:
         def vanish() -> None:
             note_vanishing(
                 self._spec.vanishings,
-                Vanishing(at_s=time.time(), round=lease.round, step=step, inner_steps=lease.inner_steps),
+                Vanishing(wall_s=time.time(), round=lease.round, step=step, inner_steps=lease.inner_steps),
             )
             os.kill(os.getpid(), signal.SIGKILL)
 

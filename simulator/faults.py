@@ -45,6 +45,10 @@ class FaultKind(Enum):
     """The process does nothing for `seconds`, then goes on as if no time had passed."""
     PARTITION = "partition"
     """Nothing gets through between the worker and the coordinator for `seconds`, either way."""
+    STEP = "step"
+    """The coordinator's wall clock is set by `seconds`, ahead or back."""
+    SUSPEND = "suspend"
+    """The coordinator's machine sleeps for `seconds`: nothing reaches it, nothing on it runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +139,16 @@ def stall(seconds: float, **where: Any) -> Fault:
 def partition(seconds: float, **where: Any) -> Fault:
     """The addressed worker and the coordinator cannot reach each other."""
     return _fault(FaultKind.PARTITION, {"seconds": seconds}, **where)
+
+
+def step(seconds: float, **where: Any) -> Fault:
+    """The coordinator's wall clock is set ahead, or back."""
+    return _fault(FaultKind.STEP, {"seconds": seconds}, worker=COORDINATOR, **where)
+
+
+def suspend(seconds: float, **where: Any) -> Fault:
+    """The coordinator's machine sleeps."""
+    return _fault(FaultKind.SUSPEND, {"seconds": seconds}, worker=COORDINATOR, **where)
 
 
 def _fault(kind: FaultKind, values: dict[str, Any], *, times: int = 1, **where: Any) -> Fault:

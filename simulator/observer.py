@@ -95,7 +95,7 @@ class Observation:
 
     @property
     def train_wall_s(self) -> float | None:
-        """From the first round's opening to the last one's close, by the coordinator's clock."""
+        """From the first round's opening to the last one's close, by the calendar."""
         history = self._status.get("history", ())
         return float(history[-1]["closed_at_s"] - history[0]["opened_at_s"]) if history else None
 
@@ -123,7 +123,7 @@ def _round_record(one: Mapping[str, Any]) -> RoundRecord:
         accepted=int(one["accepted"]),
         rejected=int(one["rejected"]),
         expired=int(one["expired"]),
-        duration_s=round(float(one["closed_at_s"]) - float(one["opened_at_s"]), 3),
+        duration_s=round(float(one["lasted_s"]), 3),
         why_closed=str(one["close_reason"]),
     )
 

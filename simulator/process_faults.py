@@ -58,6 +58,10 @@ def _why_not_on_link(fault: Fault) -> str:
 
 def _why_not_in_process(fault: Fault) -> str:
     at, call = fault.at, fault.at.call or ""
+    if fault.kind in {FaultKind.STEP, FaultKind.SUSPEND}:
+        return (
+            "this machine's clocks and sleep are not a simulation's to change; the deterministic simulation has its own"
+        )
     if fault.kind is FaultKind.REORDER:
         return "TCP keeps the order, and TLS ends a connection on which it is broken; use drop"
     if fault.kind is FaultKind.DUPLICATE and not call.startswith("execute:"):

@@ -127,14 +127,15 @@ def keep_checkpoint(checkpoints: Path, target: Path) -> bool:
 
 
 def merge_events(coordinator: Path, vanishings: Path, target: Path) -> None:
-    """One line for each event and command of the coordinator, and for each worker that vanished, by time."""
-    lines = [(float(json.loads(line)["at_s"]), line) for line in _lines(coordinator)]
+    """One line for each event and command of the coordinator, and for each worker that vanished, by the calendar."""
+    lines = [(float(json.loads(line)["wall_s"]), line) for line in _lines(coordinator)]
     for notes in sorted(vanishings.glob("*.jsonl")):
         for line in _lines(notes):
             data = json.loads(line)
-            at_s = float(data.pop("at_s"))
-            note = {"at_s": at_s, "kind": "simulator", "name": "WorkerVanished", "data": {"name": notes.stem, **data}}
-            lines.append((at_s, json.dumps(note, separators=(",", ":")) + "\n"))
+            wall_s = float(data.pop("wall_s"))
+            data = {"name": notes.stem, **data}
+            note = {"wall_s": wall_s, "kind": "simulator", "name": "WorkerVanished", "data": data}
+            lines.append((wall_s, json.dumps(note, separators=(",", ":")) + "\n"))
     lines.sort(key=lambda entry: entry[0])  # stable: what happened at one moment stays in its order
     with target.open("w", encoding="utf-8") as file:
         file.writelines(line for _, line in lines)

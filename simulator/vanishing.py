@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 class Vanishing:
     """One dropout that happened."""
 
-    at_s: float
+    wall_s: float
+    """Calendar time, in seconds since the epoch."""
     round: int
     step: int
     inner_steps: int

@@ -29,6 +29,7 @@ from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.presence import silence_limit_s
 from coordinator.engine.records import event_to_json
 from coordinator.opened import OpenedRun
+from coordinator.run_clock import Clocks
 from protocol.codecs import codec_named
 from protocol.errors import IllegalEvent, LocalError
 from protocol.ids import BlockId, Digest, LeaseId, Version, WorkerId, digest_of
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 Blocks = Mapping[BlockId, Mapping[str, "Tensor"]]
 
+STILL = Clocks(machine=lambda: 0.0, wall=lambda: 0.0)
+"""To open a run with: the engine's time is the latest of all events, and the swarm's events carry it."""
 ASKS_AGAIN_S = 0.1
 """Between the end of one lease and the question for the next."""
 EXECUTION_S = 0.1

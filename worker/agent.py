@@ -350,8 +350,13 @@ class Agent:
             self._put(m.LeaveTimedOut())
 
     def _on_deadline(self, lease_id: LeaseId) -> None:
-        if not self._session.has_unsent:
-            self._put(m.LeaseCancelled(lease_id=lease_id, reason="its deadline passed before training ended"))
+        """A coordinator that keeps this worker waiting does so no longer than the lease; training waits for nobody.
+
+        What is being trained goes on: the coordinator moves deadlines by the time in which it was not there, and says
+        at a heartbeat when one has passed. While it cannot be reached, there is nothing better to do either.
+        """
+        if self._session.state is State.FETCHING:
+            self._put(m.LeaseCancelled(lease_id=lease_id, reason="its deadline passed before its data had come"))
 
     def _tell_verdict(self, verdict: pb.Verdict) -> None:
         reason, lease = printable(verdict.reason), printable(verdict.lease_id, 64)

@@ -133,7 +133,7 @@ class TrainingFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseCancelled(Event):
-    """The lease is worth nothing any more: the coordinator said so, or its deadline passed here."""
+    """The lease is worth nothing any more: the coordinator said so, or kept its data back until the deadline."""
 
     lease_id: LeaseId
     reason: str

@@ -116,11 +116,6 @@ class Session:
         """The lease that heartbeats speak for: held, or trained and not yet settled."""
         return self._unsent or (self.lease.lease_id if self.lease else None)
 
-    @property
-    def has_unsent(self) -> bool:
-        """Whether a trained submission waits on disk."""
-        return self._unsent is not None
-
     def handle(self, event: m.Event) -> list[m.Command]:
         """Apply one event and say what to do."""
         if self._is_old_news(event):

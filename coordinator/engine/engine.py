@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
-from coordinator.engine import explain, leases, records, results, rounds
+from coordinator.engine import explain, gaps, leases, records, results, rounds
 from coordinator.engine.commands import Command, EndRun, SlowCommand, ValidateVersion
 from coordinator.engine.config import check_config
 from coordinator.engine.draws import Draws
 from coordinator.engine.events import (
     CapabilityChanged,
     CheckpointWritten,
+    ClockStepped,
     CommandFailed,
     CoordinatorResumed,
     Event,
@@ -38,6 +38,7 @@ from coordinator.engine.events import (
     WorkerSilent,
 )
 from coordinator.engine.explain import Wait
+from coordinator.engine.history import CalendarMark, remembered
 from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.presence import Presence, silence_limit_s
 from coordinator.engine.state import EngineState, LeaseRecord, RoundState, WorkerRecord
@@ -55,6 +56,7 @@ LEGAL_EVENTS: Mapping[type[Event], frozenset[Phase]] = {
     WorkerSeen: _EVERYWHERE,
     WorkerSilent: _EVERYWHERE,
     CoordinatorResumed: _EVERYWHERE,
+    ClockStepped: _EVERYWHERE,
     LeaseRequested: _EVERYWHERE,
     LeaseReturned: _EVERYWHERE,
     SubmissionCommitted: _BEFORE_THE_END,
@@ -86,6 +88,7 @@ class Engine:
         if event.engine_version != ENGINE_VERSION:
             raise ConfigError(f"the journal is of engine version {event.engine_version}, this is {ENGINE_VERSION}")
         check_config(event.config)
+        calendar = () if event.wall_s is None else (CalendarMark(at_s=event.at_s, wall_s=event.wall_s),)
         state = EngineState(
             engine_version=event.engine_version,
             config=event.config,
@@ -94,6 +97,7 @@ class Engine:
             version=Version(0),
             manifest=event.base_manifest,
             round=RoundState(round=RoundNumber(1), base_version=Version(0), opened_at_s=event.at_s),
+            calendar=calendar,
         )
         turn = Turn(state=state, draws=Draws(secret))
         if event.config.validate_every:
@@ -127,13 +131,12 @@ class Engine:
     def due(self, now_s: float) -> list[Event]:
         """Events that time calls for by `now_s`: to be journalled and handled like any other.
 
-        The first call in a process proposes `CoordinatorResumed`: heartbeats of before are not in the journal. Then
-        come `WorkerSilent` for everybody over the silence limit, and one `Ticked` where a timer has run out.
+        In a new process that is the `greeting` first. Then come `WorkerSilent` for everybody over the silence limit,
+        and one `Ticked` where a timer has run out.
         """
-        if not self._greeted:
-            self._greeted = True
-            if self._state.workers and self._state.phase is not Phase.OVER:
-                return [CoordinatorResumed(at_s=now_s)]
+        greeting = self.greeting(now_s)
+        if greeting:
+            return greeting
         events: list[Event] = [
             WorkerSilent(at_s=now_s, worker=silence.worker, last_seen_at_s=silence.last_seen_at_s)
             for silence in self._presence.silent(now_s)
@@ -141,6 +144,18 @@ class Engine:
         if any(moment <= now_s for moment in rounds.timers_s(self._state)):
             events.append(Ticked(at_s=now_s))
         return events
+
+    def greeting(self, now_s: float) -> list[Event]:
+        """Once in a process: that it is there, and for how long none was. It goes before every other event.
+
+        Heartbeats of before are not in the journal, and what happened since its last record nobody knows.
+        """
+        if self._greeted:
+            return []
+        self._greeted = True
+        if not self._state.workers or self._state.phase is Phase.OVER:
+            return []
+        return [CoordinatorResumed(at_s=now_s, gap_s=max(0.0, now_s - self._state.now_s))]
 
     def next_wakeup_s(self) -> float | None:
         """When `due` will next have something; None while only an event from outside can change anything."""
@@ -234,18 +249,13 @@ class Engine:
             leases.expire(turn, record.lease.lease_id, f"silent for {silent_s:.0f} s (at most {limit_s:.0f} s)")
 
     def on_coordinator_resumed(self, turn: Turn, event: CoordinatorResumed) -> None:
-        """Whoever was there has one silence limit to speak, and to deliver what ran out meanwhile."""
-        state, until_s = turn.state, turn.state.now_s + silence_limit_s(turn.state.config)
-        for record in list(state.workers.values()):
-            leases.break_uploads(turn, record.worker)
-            if record.present:
-                state.update_worker(record.worker, heard_at_s=state.now_s, waiting_since_s=None, waits_until_s=None)
-        for lease_id, held in list(state.leases.items()):
-            if held.status is LeaseStatus.GRANTED and held.lease.deadline_s < until_s:
-                state.update_lease(lease_id, lease=replace(held.lease, deadline_s=until_s))
-        grace_s = state.round.grace_until_s
-        if grace_s is not None:
-            state.update_round(grace_until_s=max(grace_s, until_s))
+        """Nobody is blamed for a time in which nobody was here."""
+        gaps.bridge(turn, event.gap_s)
+
+    def on_clock_stepped(self, turn: Turn, event: ClockStepped) -> None:
+        """A mark in the calendar."""
+        mark = CalendarMark(at_s=turn.state.now_s, wall_s=event.wall_s)
+        turn.state.calendar = remembered(turn.state.calendar, mark)
 
     def on_lease_requested(self, turn: Turn, event: LeaseRequested) -> None:
         """The worker is idle: it gets its open lease again, or a new one as soon as there is one for it."""
@@ -327,6 +337,10 @@ class Engine:
             raise IllegalEvent(f"{kind} while the run is {self._state.phase}; allowed in: {allowed}")
         if not math.isfinite(event.at_s):
             raise IllegalEvent(f"{kind} with a time of {event.at_s}")
+        if isinstance(event, CoordinatorResumed) and not 0.0 <= event.gap_s < math.inf:
+            raise IllegalEvent(f"{kind} with a gap of {event.gap_s} s")
+        if isinstance(event, ClockStepped) and not math.isfinite(event.wall_s):
+            raise IllegalEvent(f"{kind} with a calendar time of {event.wall_s}")
 
     def _worker(self, worker: WorkerId) -> WorkerRecord:
         if worker not in self._state.workers:
@@ -353,6 +367,7 @@ class Engine:
         CapabilityChanged: on_capability_changed,
         WorkerSilent: on_worker_silent,
         CoordinatorResumed: on_coordinator_resumed,
+        ClockStepped: on_clock_stepped,
         LeaseRequested: on_lease_requested,
         LeaseReturned: on_lease_returned,
         SubmissionCommitted: on_submission_committed,

@@ -1,7 +1,8 @@
 """Everything that can happen to a run. Events are facts in the past tense, frozen, and carry their own time.
 
-All but `WorkerSeen` are journalled before they are applied (coordinator/pump.py). Time is monotone: the engine uses
-max(last, event's). Nothing here knows where an event came from.
+All but `WorkerSeen` are journalled before they are applied (coordinator/pump.py). Time is run time
+(coordinator/run_clock.py) and monotone: the engine uses max(last, event's). Calendar time is in a few events for people
+to read, and decides nothing. Nothing here knows where an event came from.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerI
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Base of all events; `at_s` is seconds since the epoch, by the coordinator's clock."""
+    """Base of all events; `at_s` is run time, in seconds: no setting of a clock moves it; suspend counts."""
 
     at_s: float
 
@@ -27,6 +28,8 @@ class RunCreated(Event):
     config: EngineConfig
     base_manifest: Digest
     """Digest of the manifest of version 0."""
+    wall_s: float | None = None
+    """Calendar time at `at_s`, in seconds since the epoch; None in simulations that have none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +83,26 @@ class WorkerSilent(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorResumed(Event):
-    """The coordinator has read its journal again after a restart: everybody gets one full silence limit to speak."""
+    """The coordinator is there again: after a restart, or its process stood still.
+
+    Whoever was there has one full silence limit to speak, and every open moment moves by the gap.
+    """
+
+    gap_s: float = 0.0
+    """Run time in which nobody was here: since the last record before a restart, or since the process stood still."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockStepped(Event):
+    """Calendar time went another way than run time: the wall clock was set, or nobody was here for more than a day.
+
+    For people, who read from it what the calendar showed at any run time. It moves no deadline.
+    """
+
+    wall_s: float
+    """Calendar time at `at_s`, in seconds since the epoch."""
+    step_s: float
+    """By how much it jumped; negative: back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

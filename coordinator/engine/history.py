@@ -1,10 +1,12 @@
-"""What a run remembers of what is over: closed rounds, validations, exports, failures and counters over the whole run.
+"""What a run remembers of what is over: closed rounds, validations, exports, failures, the calendar, and counters.
 
 Decides how much of it: the first row and the latest, so that a run of any length fits into memory.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -51,6 +53,14 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CalendarMark:
+    """What the calendar showed at a run time. From mark to mark both advance alike, up to what a step counts as."""
+
+    at_s: float
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
     """A pending command that could not be carried out so far."""
 
@@ -72,7 +82,7 @@ class Totals:
 
 
 KEPT_ROWS = 1000
-"""Closed rounds, validations and checkpoints that are remembered: more would only be looked up in the event log."""
+"""Closed rounds, validations, checkpoints and calendar marks that are remembered: the event log has them all."""
 
 Row = TypeVar("Row")
 
@@ -80,3 +90,11 @@ Row = TypeVar("Row")
 def remembered(rows: tuple[Row, ...], row: Row) -> tuple[Row, ...]:
     """`rows` and a new one: the first, which tells where all began, and the latest."""
     return (*rows, row) if len(rows) < KEPT_ROWS else (rows[0], *rows[2:], row)
+
+
+def wall_at_s(marks: Sequence[CalendarMark], at_s: float) -> float | None:
+    """Calendar time at run time `at_s`, by the last mark before it; None where the calendar was never told."""
+    if not marks:
+        return None
+    mark = marks[max(0, bisect_right(marks, at_s, key=lambda mark: mark.at_s) - 1)]
+    return mark.wall_s + (at_s - mark.at_s)

@@ -39,10 +39,15 @@ MOST_REGRANTS = 2
 
 
 def report_of(record: LeaseRecord, committed_at_s: float, train_s: float, inner_steps: int) -> SpeedReport:
-    """What a commit tells about speed; a training time that is no number or longer than the wall is the wall's."""
-    wall_s = max(committed_at_s - record.lease.granted_at_s, 1e-6)
-    credible = math.isfinite(train_s) and 0.0 < train_s <= wall_s
-    return SpeedReport(steps=inner_steps, train_s=train_s if credible else wall_s, wall_s=wall_s)
+    """What a commit tells about speed; a training time that is no number or longer than the wall is the wall's.
+
+    Its worker may have trained while the coordinator was not there, but could neither fetch nor commit: of such a gap
+    nothing but training is counted.
+    """
+    elapsed_s = max(committed_at_s - record.lease.granted_at_s, 1e-6)
+    credible = math.isfinite(train_s) and 0.0 < train_s <= elapsed_s
+    trained_s = train_s if credible else elapsed_s
+    return SpeedReport(steps=inner_steps, train_s=trained_s, wall_s=max(trained_s, elapsed_s - record.gap_s))
 
 
 def last_few(reports: tuple[T, ...], report: T) -> tuple[T, ...]:

@@ -136,7 +136,7 @@ def is_past_deadline(state: EngineState) -> bool:
 def grace_s(state: EngineState) -> float:
     """How long stragglers are waited for once every column is settled: a share of the median time, grant to upload."""
     durations = [
-        record.uploaded_at_s - record.lease.granted_at_s
+        record.uploaded_at_s - record.lease.granted_at_s - record.gap_s
         for record in state.leases_of_round()
         if record.uploaded_at_s is not None and record.status is LeaseStatus.ACCEPTED
     ]

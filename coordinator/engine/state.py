@@ -14,7 +14,7 @@ from typing import Any
 from coordinator.engine.commands import SlowCommand
 from coordinator.engine.config import MAX_COLUMNS, EngineConfig
 from coordinator.engine.events import BlockNorm
-from coordinator.engine.history import Checkpoint, Failure, RoundRecord, Totals, Validation
+from coordinator.engine.history import CalendarMark, Checkpoint, Failure, RoundRecord, Totals, Validation, wall_at_s
 from coordinator.engine.index import Index
 from coordinator.engine.lease import Lease
 from coordinator.engine.phases import LeaseStatus, Phase, move_lease, move_phase
@@ -106,6 +106,8 @@ class LeaseRecord:
     lease: Lease
     status: LeaseStatus = LeaseStatus.GRANTED
     regrants: int = 0
+    gap_s: float = 0.0
+    """Of the time since its grant, so much in which the coordinator was not there."""
     digest: Digest | None = None
     payload_bytes: int = 0
     codec: str = ""
@@ -177,6 +179,8 @@ class EngineState:
     history: tuple[RoundRecord, ...] = ()
     validations: tuple[Validation, ...] = ()
     checkpoints: tuple[Checkpoint, ...] = ()
+    calendar: tuple[CalendarMark, ...] = ()
+    """For people; nothing is decided by it."""
     stop_reason: str | None = None
     end_reason: str | None = None
 
@@ -302,6 +306,10 @@ class EngineState:
         return self.round
 
     # ---- looking --------------------------------------------------------------------------------------
+
+    def wall_at_s(self, at_s: float) -> float | None:
+        """Calendar time at run time `at_s`, in seconds since the epoch; None in a run that has none."""
+        return wall_at_s(self.calendar, at_s)
 
     @property
     def records(self) -> int:

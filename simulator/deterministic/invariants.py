@@ -7,23 +7,28 @@ against that book.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
-from coordinator.engine.commands import AggregateRound, Command, GrantLease
+from coordinator.engine.commands import AggregateRound, AnnounceVerdict, CancelLease, Command, GrantLease
 from coordinator.engine.engine import Engine
-from coordinator.engine.events import Event, RoundAggregated
+from coordinator.engine.events import Event, RoundAggregated, WorkerSilent
 from coordinator.engine.lease import Lease
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus, Phase
+from coordinator.engine.presence import silence_limit_s
 from coordinator.engine.records import event_from_json
 from coordinator.engine.state import EngineState, LeaseRecord
 from protocol.errors import IllegalEvent
 from protocol.ids import Digest, LeaseId, WorkerId, worker_id_of
+from simulator.deterministic.attendance import Attendance
 from simulator.deterministic.disk import Disk
 
 EXPLAIN_EVERY = 8
 """Asking why the round is not closed costs as much as an event; every eighth is enough over thousands of seeds."""
+SLACK_S = 6.0
+"""Between an event's time and its being applied: commits take their time."""
 KEPT_ROUNDS = 5
 """Rounds whose leases the state may hold: the present one, two that may still count, two to answer from."""
 
@@ -35,8 +40,15 @@ class InvariantBroken(Exception):
 class Book:
     """Everything that was ever promised in one simulated run."""
 
-    def __init__(self, disk: Disk, owners: Mapping[bytes, str], note: Callable[[str], None]) -> None:
+    def __init__(
+        self, disk: Disk, owners: Mapping[bytes, str], attendance: Attendance, note: Callable[[str], None]
+    ) -> None:
         self._disk = disk
+        self.attendance = attendance
+        self._granted: dict[LeaseId, tuple[float, float]] = {}
+        """When each lease was granted, by the coordinator's attendance, and how long it was given."""
+        self._spoke_s: dict[WorkerId, float] = {}
+        """When an event of each worker was applied last, by the coordinator's attendance."""
         self._owners = {worker_id_of(key): owner for key, owner in owners.items()}
         self._note = note
         self._leases: dict[LeaseId, Lease] = {}
@@ -127,6 +139,7 @@ class Book:
         if isinstance(event, RoundAggregated):
             self._on_published(event, state)
         self._check(state)
+        self._check_silence(event, state)
         self._events += 1
         if self._events % EXPLAIN_EVERY == 0 and state.phase is not Phase.OVER and not engine.explain():
             _broken(f"round {state.round.round} is {state.phase} and does not say why it is not closed")
@@ -135,6 +148,8 @@ class Book:
         """`command` follows from an event."""
         if isinstance(command, GrantLease):
             self._on_granted(command.lease)
+        elif isinstance(command, CancelLease | AnnounceVerdict) and "deadline" in command.reason:
+            self._check_patience(command.lease_id, command.reason)
 
     def over(self, engine: Engine) -> None:
         """The run ended: nothing that was acknowledged may still be open."""
@@ -220,7 +235,26 @@ class Book:
         if len(self._disk.payloads) > len(state.leases):
             _broken(f"{len(self._disk.payloads)} payloads are kept for {len(state.leases)} leases")
 
+    def _check_silence(self, event: Event, state: EngineState) -> None:
+        """Nobody is taken for absent sooner than after the silence limit of a coordinator that listens."""
+        present_s, limit_s = self.attendance.present_s, silence_limit_s(state.config)
+        if isinstance(event, WorkerSilent) and not state.workers[event.worker].present:
+            silent_s = present_s - self._spoke_s.get(event.worker, present_s - limit_s)
+            if silent_s < limit_s - SLACK_S:
+                _broken(f"worker {event.worker[:8]} was found silent after {silent_s:.1f} of {limit_s:.0f} s")
+        elif hasattr(event, "worker"):
+            self._spoke_s[event.worker] = present_s
+
+    def _check_patience(self, lease_id: LeaseId, reason: str) -> None:
+        """A lease's time is over only after the coordinator was there for so long."""
+        granted_s, given_s = self._granted.get(lease_id, (-math.inf, 0.0))
+        held_s = self.attendance.present_s - granted_s
+        if held_s < given_s - SLACK_S:
+            _broken(f"lease {lease_id} ended after {held_s:.1f} of {given_s:.1f} s: {reason}")
+
     def _on_granted(self, lease: Lease) -> None:
+        given_s = lease.deadline_s - lease.granted_at_s
+        self._granted.setdefault(lease.lease_id, (self.attendance.present_s, given_s))
         before = self._leases.get(lease.lease_id)
         if before is not None:
             if _identity(before) != _identity(lease):

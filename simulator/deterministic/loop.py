@@ -28,6 +28,8 @@ class Process:
         self.name = name
         self.alive = True
         self.tasks: list[asyncio.Task[Any]] = []
+        self.asleep_until_s = 0.0
+        """Its machine sleeps: what would happen before then happens then."""
 
     def kill(self) -> None:
         """Gone, in the middle of whatever it did."""
@@ -51,7 +53,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._most_steps = most_steps
         self._latency = latency
         self._ready: deque[asyncio.Handle] = deque()
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timers: list[tuple[float, int, asyncio.Handle]] = []
         self._sequence = 0
         self._steps = 0
         self.error: BaseException | None = None
@@ -76,7 +78,11 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         steps = 0
         while self._ready and self.error is None:
             handle = self._ready.popleft()
-            if not handle.cancelled():
+            process = handle._context.get(PROCESS)  # type: ignore[attr-defined]
+            if process is not None and process.alive and process.asleep_until_s > self.now_s:
+                self._sequence += 1
+                heapq.heappush(self._timers, (process.asleep_until_s, self._sequence, handle))
+            elif not handle.cancelled():
                 handle._run()
             steps += 1
             if steps > MOST_STEPS_AT_ONE_TIME or self._steps + steps > self._most_steps:

@@ -49,7 +49,7 @@ class Network:
         self._note = note
         self._calls: dict[tuple[int, str], int] = {}
         self._cut_until_s: dict[int, float] = {}
-        self._frozen_until_s = 0.0
+        self._frozen_until_s = self._asleep_until_s = 0.0
         self._held: list[Callable[[], None]] = []
         self._open: dict[int, asyncio.Future[Any]] = {}
         self._next = 0
@@ -61,6 +61,10 @@ class Network:
     def freeze(self, seconds: float) -> None:
         """The coordinator's machine takes in nothing for a while."""
         self._frozen_until_s = self._loop.now_s + seconds
+
+    def sleep(self, seconds: float) -> None:
+        """The coordinator's machine sleeps: what is sent to it meanwhile is lost."""
+        self._asleep_until_s = self._loop.now_s + seconds
 
     def break_connections(self) -> None:
         """The coordinator's process died: its callers notice soon, most of them."""
@@ -144,6 +148,8 @@ class Network:
         now_s = self._loop.now_s
         if now_s < self._frozen_until_s:
             self._loop.call_at(self._frozen_until_s, self._arrive, worker, call, answer, future)
+        elif now_s < self._asleep_until_s:
+            self._note(f"lost {call} of {worker}: the coordinator's machine sleeps")
         elif now_s < self._cut_until_s.get(worker, 0.0):
             self._note(f"lost {call} of {worker}: partition")
         elif not self._node.is_up:

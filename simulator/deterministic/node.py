@@ -22,6 +22,7 @@ from coordinator.opened import oldest_version_needed, submissions_kept
 from coordinator.pace import Pace
 from coordinator.pump import Pump, load_engine
 from coordinator.run import RunContext
+from coordinator.run_clock import Clocks, RunClock
 from coordinator.service import WorkerService
 from coordinator.sessions import SessionTable
 from coordinator.throttle import EdgeLimits
@@ -58,6 +59,8 @@ class CoordinatorNode:
         self._work = work
         self.process: Process | None = None
         self.boots = 0
+        self.wall_ahead_s = 0.0
+        """By how much the machine's wall clock is ahead of virtual time."""
         self._loop, self._scenario, self._secret, self._book, self._note = loop, scenario, secret, book, note
         self._on_append, self._on_execute, self._on_executed, self._on_died = (
             on_append,
@@ -67,7 +70,7 @@ class CoordinatorNode:
         )
         manifest = work.first_version(disk)
         created = RunCreated(
-            at_s=loop.now_s, engine_version=ENGINE_VERSION, config=scenario.config, base_manifest=manifest
+            at_s=0.0, engine_version=ENGINE_VERSION, config=scenario.config, base_manifest=manifest, wall_s=loop.now_s
         )
         disk.records.append((1, event_to_json(created)))
         disk.last_position = 1
@@ -86,6 +89,7 @@ class CoordinatorNode:
         """Start a process, which reads the journal."""
         if self.process is not None:
             return
+        self._book.attendance.begin()
         self.boots += 1
         self.process = Process(f"coordinator {self.boots}")
         self.context = contextvars.copy_context()
@@ -99,6 +103,8 @@ class CoordinatorNode:
         PROCESS.set(process)
         journal: Any = MemoryJournal(self.disk, process, self._on_append)
         engine, verdicts = load_engine(journal, self._secret)
+        state, clocks = engine.state, Clocks(machine=self._loop.time, wall=self._wall_s)
+        self._clock = RunClock(clocks, last_s=state.now_s, last_wall_s=state.wall_at_s(state.now_s))
         self._book.restarted(engine, self.disk.last_position)
         self._store: Any = MemoryStore(self.disk, process)
         self._store.keep_submissions(submissions_kept(engine))
@@ -110,7 +116,7 @@ class CoordinatorNode:
             self._mailboxes.ended.set()
         site = Site(
             disk=self.disk,
-            clock=self._loop.time,
+            clock=self._clock.now_s,
             oldest_needed=lambda: oldest_version_needed(engine),
             is_wanted=lambda command: command.command_id in engine.state.pending,
             fails=self._on_execute,
@@ -124,12 +130,16 @@ class CoordinatorNode:
             execute=lambda command: self._executed(command, executor.execute(command)),
             dispatch=self._dispatch,
             observer=self,
-            clock=self._loop.time,
+            clock=self._clock.now_s,
+            clock_news=self._clock.news,
         )
         pump.failed.add_done_callback(lambda failed: self._on_failed(process, failed))
         self._service = WorkerService(self._context())
         self._transfers = Transfers(self._context(), self._service)
         pump.start()
+
+    def _wall_s(self) -> float:
+        return self._loop.now_s + self.wall_ahead_s
 
     def _context(self) -> RunContext:
         parts: Any = dict.fromkeys(("dataset", "versions", "registry", "authority", "manifest_identity"))
@@ -142,7 +152,8 @@ class CoordinatorNode:
             mailboxes=self._mailboxes,
             pump=self._pump,
             operator_key=b"",
-            clock=self._loop.time,
+            run_time=self._clock.now_s,
+            wall_time=self._clock.wall_s,
             **parts,
         )
 
@@ -163,6 +174,7 @@ class CoordinatorNode:
         process, self.process = self.process, None
         if process is None:
             return
+        self._book.attendance.end()
         engine = self._pump.engine
         vars(engine).pop("handle")
         if self._book.last is None:
@@ -170,6 +182,17 @@ class CoordinatorNode:
         process.kill()
         if power_loss:
             self.disk.lose_power(keep_share)
+
+    def sleep(self, seconds: float) -> None:
+        """The machine sleeps, and its process with it."""
+        if self.process is not None:
+            self.process.asleep_until_s = self._loop.now_s + seconds
+            self._book.attendance.end()
+            self._loop.call_later(seconds, self._wake, self.process)
+
+    def _wake(self, process: Process) -> None:
+        if self.process is process:
+            self._book.attendance.begin()
 
     def _on_failed(self, process: Process, failed: Any) -> None:
         if failed.cancelled() or not process.alive:
@@ -186,7 +209,7 @@ class CoordinatorNode:
 
     async def stop_run(self, reason: str) -> None:
         """The operator ends the run."""
-        await self._pump.submit(RunStopped(at_s=self._loop.now_s, reason=reason))
+        await self._pump.submit(RunStopped(at_s=self._clock.now_s(), reason=reason))
 
     # ---- the pump's surroundings ---------------------------------------------------------------------------------
 
@@ -212,7 +235,7 @@ class CoordinatorNode:
 
         site = Site(
             disk=self.disk,
-            clock=self._loop.time,
+            clock=self._clock.now_s,
             oldest_needed=lambda: 0,
             is_wanted=never,
             fails=never,
@@ -271,7 +294,7 @@ class CoordinatorNode:
     async def _make_known(self, key: bytes, name: str, max_columns: int, tokens_per_s: float) -> None:
         worker = worker_id_of(key)
         known = self._pump.engine.state.workers.get(worker)
-        at_s = self._loop.now_s
+        at_s = self._clock.now_s()
         if known is None:
             event: Event = WorkerEnrolled(
                 at_s=at_s,

@@ -13,9 +13,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from coordinator import journal
+from coordinator import journal, run_clock
 from coordinator import pump as pump_module
-from coordinator.engine import contributions, leases, quorum, results, rounds
+from coordinator.engine import contributions, gaps, leases, quorum, results, rounds
 from coordinator.engine import engine as engine_module
 from coordinator.engine.commands import DropPayload
 from coordinator.engine.events import RoundAggregated
@@ -24,6 +24,7 @@ from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.records import event_to_json
 from coordinator.engine.tally import was_lost
 from coordinator.pump import Pump
+from coordinator.run_clock import RunClock
 from protocol.errors import IllegalEvent
 from simulator.deterministic import node, work
 from simulator.deterministic.disk import MemoryJournal, MemoryPayloads
@@ -226,6 +227,22 @@ def _base_swept_early() -> AbstractContextManager[None]:
     return both()
 
 
+def _wall_clock_decides() -> AbstractContextManager[None]:
+    def by_the_calendar(clock: Any) -> float:
+        return float(clock.wall_s())
+
+    return _replaced(RunClock, "now_s", by_the_calendar)
+
+
+def _gap_forgotten() -> AbstractContextManager[None]:
+    bridge = gaps.bridge
+    return _replaced(gaps, "bridge", lambda turn, _gap_s: bridge(turn, 0.0))
+
+
+def _suspend_unnoticed() -> AbstractContextManager[None]:
+    return _replaced(run_clock, "STOOD_STILL_S", 1e12)
+
+
 def _outbox_emptied_at_commit() -> AbstractContextManager[None]:
     def careless(session: Any, _: m.Committed) -> list[m.Command]:
         settled: list[m.Command] = session._settle()
@@ -315,6 +332,21 @@ PLANTED: tuple[PlantedBug, ...] = (
         name="base-swept-early",
         what="blocks are swept that an open lease needs",
         plant=_base_swept_early,
+    ),
+    PlantedBug(
+        name="wall-clock-decides",
+        what="events carry the wall clock's time",
+        plant=_wall_clock_decides,
+    ),
+    PlantedBug(
+        name="gap-forgotten",
+        what="deadlines run on while the coordinator is not there",
+        plant=_gap_forgotten,
+    ),
+    PlantedBug(
+        name="suspend-unnoticed",
+        what="silence runs on while the coordinator's machine sleeps",
+        plant=_suspend_unnoticed,
     ),
     PlantedBug(
         name="outbox-emptied-at-commit",

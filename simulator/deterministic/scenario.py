@@ -80,7 +80,7 @@ def scenario_of(seed: int) -> Scenario:
         seed=seed,
         config=config,
         volunteers=tuple(_volunteer(draw, config, owners) for _ in range(volunteers)),
-        faults=tuple(_fault(draw, volunteers) for _ in range(draw.choice((0, 1, 2, 4, 6, 9)))),
+        faults=(*(_fault(draw, volunteers) for _ in range(draw.choice((0, 1, 2, 4, 6, 9)))), *_clock_faults(seed)),
         drop_share=draw.choice((0.0, 0.02, 0.1)) if rough else 0.0,
         duplicate_share=draw.choice((0.0, 0.05, 0.2)) if rough else 0.0,
         late_share=draw.choice((0.0, 0.05, 0.2)) if rough else 0.0,
@@ -91,6 +91,21 @@ def scenario_of(seed: int) -> Scenario:
         limit_s=calm_s + 6 * 3600.0,
         stop_after_s=draw.uniform(30.0, 300.0) if draw.random() < 0.1 else None,
     )
+
+
+def _clock_faults(seed: int) -> list[Fault]:
+    """Two seeds in five have some, from draws of their own: a step of hours, for a while or for good, and sleep."""
+    draw = derived_stream(seed, "clocks")
+    if draw.random() < 0.6:
+        return []
+    faults = []
+    after_s, by_s = START_S + draw.uniform(0.0, 150.0), draw.choice((1.0, -1.0)) * draw.uniform(600.0, 36_000.0)
+    if draw.random() < 0.7:
+        faults.append(f.step(by_s, after_s=after_s))
+        faults += [f.step(-by_s, after_s=after_s + draw.uniform(5.0, 60.0))] if draw.random() < 0.5 else []
+    if draw.random() < 0.6:
+        faults.append(f.suspend(draw.choice((20.0, 200.0, 10_800.0)), after_s=START_S + draw.uniform(0.0, 150.0)))
+    return faults
 
 
 def _config(draw: random.Random, volunteers: int) -> EngineConfig:

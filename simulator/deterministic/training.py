@@ -260,6 +260,7 @@ class RealExecutor:
             dtype="fp32",
             checkpoints=work.checkpoints(),
             clock=site.clock,
+            wall_clock=lambda: 0.0,
             tokens_of=lambda lease_id: site.sequences_of(lease_id) * SEQUENCE_LENGTH,
             oldest_needed=site.oldest_needed,
         )

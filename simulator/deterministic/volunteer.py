@@ -342,5 +342,5 @@ class Volunteer:
             self._post(m.LeaseCancelled(lease_id=LeaseId(cancelled.lease_id), reason=cancelled.reason))
 
     def _on_deadline(self, lease_id: LeaseId) -> None:
-        if not self._session.has_unsent:
-            self._post(m.LeaseCancelled(lease_id=lease_id, reason="its deadline passed before training ended"))
+        if self._session.state is State.FETCHING:
+            self._post(m.LeaseCancelled(lease_id=lease_id, reason="its deadline passed before its data had come"))

@@ -22,6 +22,7 @@ from coordinator.engine.phases import Phase
 from protocol import framing
 from protocol.errors import BarnraiseError, StorageTrouble
 from protocol.ids import LeaseId
+from simulator.deterministic.attendance import Attendance
 from simulator.deterministic.disk import Disk
 from simulator.deterministic.invariants import Book, InvariantBroken
 from simulator.deterministic.loop import MOST_STEPS, VirtualLoop
@@ -40,7 +41,7 @@ GOODBYE_S = 200.0
 """Virtual seconds in which every volunteer has heard that the run is over."""
 _KILL = frozenset({FaultKind.KILL})
 _FAIL = frozenset({FaultKind.FAIL})
-_TIMED = frozenset({FaultKind.KILL, FaultKind.STALL, FaultKind.PARTITION})
+_TIMED = frozenset({FaultKind.KILL, FaultKind.STALL, FaultKind.PARTITION, FaultKind.STEP, FaultKind.SUSPEND})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +92,7 @@ class World:
         self._loop = VirtualLoop(START_S, self._work_latency, most_steps)  # type: ignore[abstract]
         self._disk = Disk()
         note = self._note if trace else _silent
-        self._book = Book(self._disk, scenario.owners, note)
+        self._book = Book(self._disk, scenario.owners, Attendance(lambda: self._loop.now_s), note)
         secret = hashlib.sha256(f"secret {scenario.seed}".encode()).digest()
         self._node = CoordinatorNode(
             self._loop,
@@ -219,6 +220,11 @@ class World:
             self._kill(worker, fault)
         elif fault.kind is FaultKind.PARTITION:
             self._network.partition(worker, fault.seconds)
+        elif fault.kind is FaultKind.STEP:
+            self._node.wall_ahead_s += fault.seconds
+        elif fault.kind is FaultKind.SUSPEND:
+            self._node.sleep(fault.seconds)
+            self._network.sleep(fault.seconds)
         elif worker == COORDINATOR:
             self._network.freeze(fault.seconds)
         else:

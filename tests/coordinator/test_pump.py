@@ -22,6 +22,7 @@ from coordinator.engine.events import (
     Event,
     LeaseRequested,
     RunCreated,
+    SubmissionCommitted,
     VersionValidated,
     WorkerEnrolled,
     WorkerSeen,
@@ -89,6 +90,7 @@ class Setup:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "journal.sqlite"
         self.clock = Clock()
+        self.news: list[Event] = []
         journal = Journal.create(self.path, engine_version=ENGINE_VERSION)
         config = EngineConfig(
             run_id=RunId("run"), columns=2, train_sequences=1000, gather_s=0.0,
@@ -109,9 +111,14 @@ class Setup:
             dispatch=recorder.dispatch,
             observer=recorder,
             clock=self.clock,
+            clock_news=self.take_news,
         )
         pump.start()
         return pump, recorder, journal
+
+    def take_news(self) -> list[Event]:
+        news, self.news = self.news, []
+        return news
 
     def events(self) -> list[Event]:
         journal = Journal.open(self.path, writable=False)
@@ -209,6 +216,50 @@ async def test_silence_is_found_and_journalled(setup: Setup) -> None:
     await until(lambda: any(isinstance(event, WorkerSilent) for event in setup.events()))
     (record,) = pump.engine.state.leases.values()
     assert record.status == "expired"
+    await pump.stop()
+    journal.close()
+
+
+async def test_a_gap_is_recorded_before_what_came_after_it(setup: Setup) -> None:
+    """The machine slept for three hours, and the first thing that reaches it is the commit of who trained meanwhile."""
+    pump, _, journal = setup.open()
+    await pump.submit(enrolled())
+    (grant,) = await pump.submit(LeaseRequested(at_s=1000.0, worker=ANNA))
+    assert isinstance(grant, GrantLease)
+    setup.clock.now_s += 3 * 3600.0
+    setup.news = [CoordinatorResumed(at_s=setup.clock.now_s, gap_s=3 * 3600.0)]
+    await pump.submit(
+        SubmissionCommitted(
+            at_s=setup.clock.now_s, worker=ANNA, lease_id=grant.lease.lease_id, digest=Digest("1" * 64),
+            payload_bytes=1, codec="fp32", inner_steps_done=grant.lease.inner_steps, train_loss_first=2.0,
+            train_loss_last=1.0, train_s=10.0,
+        )
+    )  # fmt: skip
+    assert pump.engine.state.leases[grant.lease.lease_id].status == "committed"
+    assert kinds(setup.events())[-2:] == ["CoordinatorResumed", "SubmissionCommitted"]
+    await pump.stop()
+    journal.close()
+
+
+async def test_a_gap_that_could_not_be_recorded_still_goes_first(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    pump, _, journal = setup.open()
+    await pump.submit(enrolled())
+    append, full = journal.append, [True]
+
+    def sometimes(records: list[str]) -> int:
+        if full[0]:
+            raise storage_trouble(errno.ENOSPC, setup.path)
+        return append(records)
+
+    monkeypatch.setattr(journal, "append", sometimes)
+    setup.clock.now_s += 1e4
+    setup.news = [CoordinatorResumed(at_s=setup.clock.now_s, gap_s=1e4)]
+    asked = LeaseRequested(at_s=setup.clock.now_s, worker=ANNA)
+    with pytest.raises(Unavailable):
+        await pump.submit(asked)
+    full[0] = False
+    await pump.submit(asked)
+    assert kinds(setup.events())[-2:] == ["CoordinatorResumed", "LeaseRequested"]
     await pump.stop()
     journal.close()
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 
 from coordinator.engine.phases import LeaseStatus
+from coordinator.run_clock import Clocks
 from coordinator.runfolder import RunFolder
 from coordinator.server import CoordinatorServer
 from protocol.framing import frames_of
@@ -123,3 +126,29 @@ async def test_a_crash_loses_nothing_that_was_answered(
     assert (await client.acquire(wait_s=20.0)).lease.round == lease.round + 1
     await client.close()
     await survivor.stop(0.0)
+
+
+async def test_invites_expire_by_the_calendar_and_leases_by_run_time(run: RunFolder, client_type: Any) -> None:
+    ahead = {"machine": 0.0, "wall": 0.0}
+    clocks = Clocks(machine=lambda: ahead["machine"], wall=lambda: 2e9 + ahead["wall"])
+    server = CoordinatorServer(run, clocks=clocks)
+    await server.start()
+    first, second = await server.create_invites(count=2, expires_in_s=3600.0)
+    client = client_type(JoinLink.parse(first), run)
+    ahead["machine"] += 10.0
+    await client.enrol()
+    await client.open()
+    lease = (await client.acquire()).lease
+    ahead["wall"] += 7200.0
+    late = client_type(JoinLink.parse(second), run)
+    with pytest.raises(grpc.aio.AioRpcError, match="expired"):
+        await late.enrol()
+    assert (await client.acquire()).lease.ttl_s == pytest.approx(lease.ttl_s, abs=1e-3)
+    assert server.status().at_s == 2e9 + 7200.0
+    await client.close()
+    await late.close()
+    await server.stop(0.0)
+    lines = [json.loads(line) for line in run.events_path.read_text().splitlines()]
+    granted = next(line for line in lines if line["name"] == "GrantLease")
+    assert granted["wall_s"] == pytest.approx(2e9, abs=60.0), "people read the calendar"
+    assert granted["at_s"] < 2e6

@@ -62,6 +62,8 @@ FOUND_EACH_TIME = (
     "owner-votes-twice",
     "snapshot-one-behind",
     "payload-without-sync",
+    "wall-clock-decides",
+    "suspend-unnoticed",
 )
 
 

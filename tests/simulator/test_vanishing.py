@@ -73,6 +73,6 @@ def test_a_watched_array_holds_the_same_sequences() -> None:
 def test_the_latest_note_counts(tmp_path: Path) -> None:
     path = tmp_path / "notes" / "worker-0.jsonl"
     assert read_vanishing(path) is None
-    note_vanishing(path, Vanishing(at_s=1.5, round=1, step=3, inner_steps=20))
-    note_vanishing(path, Vanishing(at_s=2.5, round=4, step=7, inner_steps=20))
-    assert read_vanishing(path) == Vanishing(at_s=2.5, round=4, step=7, inner_steps=20)
+    note_vanishing(path, Vanishing(wall_s=1.5, round=1, step=3, inner_steps=20))
+    note_vanishing(path, Vanishing(wall_s=2.5, round=4, step=7, inner_steps=20))
+    assert read_vanishing(path) == Vanishing(wall_s=2.5, round=4, step=7, inner_steps=20)

@@ -15,7 +15,7 @@ from coordinator.runfolder import RunFolder, init_run
 from coordinator.settings import RunSettings
 from protocol.ids import BlockId
 from simulator.inner import EagerLeases, KeptMoments, PureLeases, Shards
-from simulator.virtual import VirtualSwarm, Volunteer, worker_lease
+from simulator.virtual import STILL, VirtualSwarm, Volunteer, worker_lease
 
 ROUNDS, STEPS = 3, 2
 CREW = tuple(Volunteer(name=str(number), max_columns=4) for number in range(3))
@@ -52,7 +52,7 @@ def made(folder: Path, data: Path, **engine: Any) -> RunFolder:
 
 
 def opened(run: RunFolder) -> OpenedRun:
-    return OpenedRun.open(run, lambda: 0.0)
+    return OpenedRun.open(run, STILL)
 
 
 def weights(run: OpenedRun) -> Mapping[BlockId, str]:

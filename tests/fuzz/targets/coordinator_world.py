@@ -25,6 +25,7 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.events import Event, LeaseRequested, SubmissionCommitted, WorkerEnrolled, WorkerSeen
 from coordinator.engine.records import command_from_json, command_to_json, event_from_json, event_to_json
 from coordinator.opened import OpenedRun
+from coordinator.run_clock import Clocks
 from coordinator.runfolder import init_run
 from coordinator.server import CoordinatorServer
 from coordinator.settings import RunSettings
@@ -111,8 +112,9 @@ class World:
     def __init__(self) -> None:
         folder = init_run(scratch() / "run", self._settings())
         limits = EdgeLimits(calls=_UNLIMITED, registrations=_UNLIMITED, worker_calls=_UNLIMITED, log_lines=_NOTHING)
-        server = CoordinatorServer(folder, clock=lambda: NOW_S, throttle=Throttle(limits=limits, clock=lambda: NOW_S))
-        self.parts = OpenedRun.open(folder, lambda: NOW_S)
+        clocks = Clocks(machine=lambda: NOW_S, wall=lambda: NOW_S)
+        server = CoordinatorServer(folder, clocks=clocks, throttle=Throttle(limits=limits, clock=lambda: NOW_S))
+        self.parts = OpenedRun.open(folder, clocks)
         self.maria, self.jan = (PrivateIdentity.from_seed(bytes([number]) * 32) for number in (1, 2))
         self.operator = folder.operator_identity()
         self.stranger = PrivateIdentity.from_seed(bytes([3]) * 32)
@@ -149,22 +151,22 @@ class World:
         )  # fmt: skip
 
     def _prepare_engine(self) -> None:
-        engine = self.parts.engine
+        engine, now_s = self.parts.engine, self.parts.clock.now_s()
         for identity in (self.maria, self.jan):
             engine.handle(
                 WorkerEnrolled(
-                    at_s=NOW_S, worker=identity.worker_id, name="x", trusted=False, max_columns=2, tokens_per_s=900.0
+                    at_s=now_s, worker=identity.worker_id, name="x", trusted=False, max_columns=2, tokens_per_s=900.0
                 )
             )
         for identity in (self.maria, self.jan):
-            engine.handle(LeaseRequested(at_s=NOW_S, worker=identity.worker_id, wait_s=30.0))
+            engine.handle(LeaseRequested(at_s=now_s, worker=identity.worker_id, wait_s=30.0))
         self.marias, self.jans = (
             next(lease for lease, held in engine.state.leases.items() if held.lease.worker == identity.worker_id)
             for identity in (self.maria, self.jan)
         )
         engine.handle(
             SubmissionCommitted(
-                at_s=NOW_S, worker=self.jan.worker_id, lease_id=self.jans, digest=digest_of(PAYLOAD),
+                at_s=now_s, worker=self.jan.worker_id, lease_id=self.jans, digest=digest_of(PAYLOAD),
                 payload_bytes=len(PAYLOAD), codec="fp32", inner_steps_done=2, train_loss_first=5.0,
                 train_loss_last=4.0, train_s=1.0,
             )
