@@ -57,7 +57,7 @@ class EventLog:
 
     def command(self, command: Command, at_s: float) -> None:
         """`command` follows from an event."""
-        self._write("command", type(command).__name__, at_s, command_to_json(command))
+        self._write("command", type(command).__name__, at_s, command_to_json(command), **_words(command))
         match command:
             case GrantLease(lease=lease):
                 _log.info(
@@ -77,10 +77,15 @@ class EventLog:
         """Release the file."""
         os.close(self._descriptor)
 
-    def _write(self, kind: str, name: str, at_s: float, record: str) -> None:
-        line: dict[str, Any] = {"at_s": at_s, "kind": kind, "name": name, "data": _without_type(record)}
+    def _write(self, kind: str, name: str, at_s: float, record: str, **words: str) -> None:
+        line: dict[str, Any] = {"at_s": at_s, "kind": kind, "name": name, "data": _without_type(record) | words}
         with contextlib.suppress(OSError):  # a full disk costs lines of this file, never the run
             os.write(self._descriptor, (json.dumps(line, separators=(",", ":")) + "\n").encode())
+
+
+def _words(command: Command) -> dict[str, str]:
+    """The sentence that a command's figures stand for."""
+    return {"reason": command.reason} if isinstance(command, AnnounceVerdict) else {}
 
 
 def _without_type(record: str) -> dict[str, Any]:

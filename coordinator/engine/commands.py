@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coordinator.engine.lease import Lease
+from coordinator.engine.reasons import Verdict
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId
 
 
@@ -39,8 +40,17 @@ class AnnounceVerdict(Command):
 
     worker: WorkerId
     lease_id: LeaseId
-    accepted: bool
-    reason: str
+    verdict: Verdict
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it counts, or will."""
+        return self.verdict.accepted
+
+    @property
+    def reason(self) -> str:
+        """Why, in words."""
+        return self.verdict.reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,9 +14,8 @@ from coordinator.engine.commands import AnnounceVerdict, CancelLease, DropPayloa
 from coordinator.engine.events import SubmissionCommitted
 from coordinator.engine.lease import DataRange, Lease
 from coordinator.engine.phases import LOST_STATUSES, OPEN_PHASES, LeaseStatus, Phase
-from coordinator.engine.reasons import BLAMED_KEYS, DUPLICATE, INCOMPLETE, LATE
-from coordinator.engine.screening import rejected
-from coordinator.engine.state import LeaseRecord, Quarantine, UploadReport, Verdict
+from coordinator.engine.reasons import BLAMED_KEYS, DUPLICATE, INCOMPLETE, LATE, Case, Reason, Verdict, rejected
+from coordinator.engine.state import LeaseRecord, Quarantine, UploadReport
 from coordinator.engine.turn import Turn
 from protocol.ids import LeaseId, RoundNumber, WorkerId
 
@@ -163,7 +162,7 @@ def upload(turn: Turn, record: LeaseRecord) -> None:
     state.update_lease(lease.lease_id, uploaded_at_s=state.now_s)
     staleness = state.staleness_of(lease)
     if staleness > state.config.max_staleness:
-        reject(turn, lease.lease_id, rejected(LATE, f"committed in time, but its bytes came {staleness} rounds late"))
+        reject(turn, lease.lease_id, rejected(LATE, Case.BYTES_ROUNDS_LATE, rounds=staleness))
         return
     state.set_status(lease.lease_id, LeaseStatus.UPLOADED)
     assert record.digest is not None
@@ -203,7 +202,7 @@ def accept(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
     state.totals = replace(state.totals, submissions_accepted=state.totals.submissions_accepted + 1)
     if record.lease.round == state.round.round:
         state.update_round(accepted=state.round.accepted + 1)
-    turn.emit(AnnounceVerdict(worker=worker.worker, lease_id=lease_id, accepted=True, reason=verdict.reason))
+    turn.emit(AnnounceVerdict(worker=worker.worker, lease_id=lease_id, verdict=verdict))
 
 
 def withdraw(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
@@ -235,7 +234,7 @@ def reject(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
         state.update_round(rejected=state.round.rejected + 1)
     if verdict.key in BLAMED_KEYS and in_row >= state.config.quarantine_after:
         _quarantine(turn, worker.worker, in_row, verdict)
-    turn.emit(AnnounceVerdict(worker=worker.worker, lease_id=lease_id, accepted=False, reason=verdict.reason))
+    turn.emit(AnnounceVerdict(worker=worker.worker, lease_id=lease_id, verdict=verdict))
     drop_payload(turn, state.leases[lease_id])
 
 
@@ -259,25 +258,24 @@ def _note_upload(turn: Turn, record: LeaseRecord) -> None:
 def _refusal(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> Verdict | None:
     state, lease = turn.state, record.lease
     if state.phase is Phase.FINISHING:
-        return rejected(LATE, "the run took its last step")
+        return rejected(LATE, Case.RUN_TOOK_LAST_STEP)
     if state.now_s >= lease.deadline_s:
-        return rejected(LATE, f"committed {state.now_s - lease.deadline_s:.1f} s after the lease's deadline")
+        return rejected(LATE, Case.AFTER_DEADLINE, late_s=state.now_s - lease.deadline_s)
     staleness = state.staleness_of(lease)
     if staleness > state.config.max_staleness:
-        most = state.config.max_staleness
-        return rejected(LATE, f"committed {staleness} rounds after its own; at most {most} late counts")
+        return rejected(LATE, Case.COMMITTED_ROUNDS_LATE, rounds=staleness, most=state.config.max_staleness)
     own = [other.lease.lease_id for other in state.leases_of(lease.worker)]
     if own[-1] != lease.lease_id:
-        return rejected(LATE, f"the worker was silent, then asked anew and was given lease {own[-1]} instead")
+        return rejected(LATE, Case.LEASED_ANEW, own[-1])
     owner = state.workers[lease.worker].owner
     if record.status is LeaseStatus.EXPIRED and owner:
         taken = state.index.seats(lease.round, owner) & set(lease.columns)
         if taken:
-            return rejected(LATE, f"the worker was silent; another machine of {owner} was given column {min(taken)}")
+            return rejected(LATE, Case.SEAT_TAKEN, owner, column=min(taken))
     if event.inner_steps_done < lease.inner_steps:
-        return rejected(INCOMPLETE, f"{event.inner_steps_done} of {lease.inner_steps} inner steps were done")
+        return rejected(INCOMPLETE, Case.STEPS_MISSING, done=event.inner_steps_done, leased=lease.inner_steps)
     if state.digest_in_use(event.digest, besides=lease.lease_id):
-        return rejected(DUPLICATE, "another lease already rests on exactly these bytes")
+        return rejected(DUPLICATE, Case.SAME_BYTES)
     return None
 
 
@@ -307,9 +305,7 @@ def _cool(turn: Turn, worker: WorkerId) -> None:
 def _quarantine(turn: Turn, worker: WorkerId, in_row: int, verdict: Verdict) -> None:
     config, state = turn.state.config, turn.state
     until_round = RoundNumber(state.round.round + config.quarantine_rounds + 1)
-    reason = (
-        f"{in_row} submissions refused in a row (the last: {verdict.key}); no leases for {config.quarantine_rounds} "
-        f"rounds or {config.quarantine_s:.0f} s, whichever ends first"
-    )
-    quarantine = Quarantine(until_round=until_round, until_s=state.now_s + config.quarantine_s, reason=reason)
+    figures = {"in_row": in_row, "rounds": config.quarantine_rounds, "seconds": config.quarantine_s}
+    why = Reason(case=Case.SET_ASIDE, figures=figures, about=verdict.key)
+    quarantine = Quarantine(until_round=until_round, until_s=state.now_s + config.quarantine_s, why=why)
     state.update_worker(worker, quarantine=quarantine, rejected_in_row=0)

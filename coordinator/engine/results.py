@@ -28,8 +28,7 @@ from coordinator.engine.events import (
 )
 from coordinator.engine.history import Checkpoint, Failure, Validation, remembered
 from coordinator.engine.phases import LeaseStatus, Phase
-from coordinator.engine.reasons import LATE, UNMEASURABLE
-from coordinator.engine.screening import rejected
+from coordinator.engine.reasons import LATE, UNMEASURABLE, Case, rejected
 from coordinator.engine.state import LeaseRecord
 from coordinator.engine.turn import Turn
 from protocol.errors import IllegalEvent
@@ -57,7 +56,7 @@ def on_submission_measured(turn: Turn, event: SubmissionMeasured) -> None:
     turn.settle(event.command_id)
     staleness = state.staleness_of(lease)
     if staleness > state.config.max_staleness:
-        leases.reject(turn, lease.lease_id, rejected(LATE, f"judged {staleness} rounds after its own"))
+        leases.reject(turn, lease.lease_id, rejected(LATE, Case.JUDGED_ROUNDS_LATE, rounds=staleness))
         return
     norms = screening.scaled_norms(event, pacing.recipe_scale(state.config, lease))
     verdict = screening.judge(
@@ -123,10 +122,8 @@ def on_command_failed(turn: Turn, event: CommandFailed) -> None:
         return
     if isinstance(command, MeasureSubmission):
         turn.settle(event.command_id)
-        reason = (
-            f"set aside: we could not measure it in {failure.count} tries ({failure.error}); no fault of the worker"
-        )
-        leases.reject(turn, command.lease.lease_id, rejected(UNMEASURABLE, reason))
+        verdict = rejected(UNMEASURABLE, Case.NOT_MEASURED, failure.error, tries=failure.count)
+        leases.reject(turn, command.lease.lease_id, verdict)
     elif not isinstance(command, AggregateRound):
         turn.settle(event.command_id)
     elif state.stop_reason is not None and state.phase is Phase.AGGREGATING:
@@ -141,15 +138,14 @@ def repeat_verdict(turn: Turn, record: LeaseRecord) -> None:
             AnnounceVerdict(
                 worker=record.lease.worker,
                 lease_id=record.lease.lease_id,
-                accepted=record.verdict.accepted,
-                reason=record.verdict.reason,
+                verdict=record.verdict,
             )
         )
 
 
 def refuse_lost_upload(turn: Turn, record: LeaseRecord) -> None:
     """Bytes of a commit that has been given up meanwhile."""
-    leases.reject(turn, record.lease.lease_id, rejected(LATE, f"committed in time, but {record.ended}"))
+    leases.reject(turn, record.lease.lease_id, rejected(LATE, Case.GIVEN_UP_BEFORE_BYTES, record.ended))
 
 
 def _pending(turn: Turn, command_id: str, kind: type[C]) -> C:

@@ -21,8 +21,7 @@ from coordinator.engine.history import RoundRecord, remembered
 from coordinator.engine.medians import medians_of
 from coordinator.engine.phases import OPEN_PHASES, LeaseStatus, Phase
 from coordinator.engine.quorum import Outlook
-from coordinator.engine.reasons import LATE
-from coordinator.engine.screening import rejected
+from coordinator.engine.reasons import LATE, Case, rejected
 from coordinator.engine.state import EngineState, LeaseRecord, RoundState
 from coordinator.engine.turn import Turn
 from protocol.ids import RoundNumber, Version, WorkerId
@@ -138,10 +137,10 @@ def finish(turn: Turn) -> None:
         if record.status in {LeaseStatus.GRANTED, LeaseStatus.COMMITTED}:
             leases.expire(turn, lease_id, reason)
         elif record.status is LeaseStatus.UPLOADED:
-            leases.reject(turn, lease_id, rejected(LATE, f"not judged any more: {reason}"))
+            leases.reject(turn, lease_id, rejected(LATE, Case.NOT_JUDGED, reason))
         elif record.status is LeaseStatus.ACCEPTED and record.counted_in is None:
             # whoever was told that it is safe is told, too, that no outer step will take it
-            leases.withdraw(turn, lease_id, rejected(LATE, f"accepted, but no round takes it any more: {reason}"))
+            leases.withdraw(turn, lease_id, rejected(LATE, Case.NO_ROUND_LEFT, reason))
     for command in list(state.pending.values()):
         if isinstance(command, MeasureSubmission):
             turn.settle(command.command_id)

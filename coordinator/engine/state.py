@@ -18,6 +18,7 @@ from coordinator.engine.history import Checkpoint, Failure, RoundRecord, Totals,
 from coordinator.engine.index import Index
 from coordinator.engine.lease import Lease
 from coordinator.engine.phases import LeaseStatus, Phase, move_lease, move_phase
+from coordinator.engine.reasons import Reason, Verdict
 from coordinator.engine.undo import Undo
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId
 
@@ -48,7 +49,7 @@ class Quarantine:
 
     until_round: RoundNumber
     until_s: float
-    reason: str
+    why: Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,15 +89,6 @@ class WorkerRecord:
     def person(self) -> str:
         """Equal for the machines of one owner, and for no others: who it is that has one vote."""
         return f"owner {self.owner}" if self.owner else self.worker
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """Judgement of one submission: a stable key for counting, and words with numbers for people."""
-
-    accepted: bool
-    key: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,8 +37,8 @@ def words_of(command: Command) -> str:
             return f"GrantLease {lease.lease_id} {lease.worker} {what}"
         case cmd.CancelLease(worker=worker, lease_id=lease_id, reason=reason):
             return f"CancelLease {lease_id} {worker}: {reason}"
-        case cmd.AnnounceVerdict(worker=worker, lease_id=lease_id, accepted=accepted, reason=reason):
-            return f"AnnounceVerdict {lease_id} {worker} {'yes' if accepted else 'no'}: {reason}"
+        case cmd.AnnounceVerdict(worker=worker, lease_id=lease_id, verdict=verdict):
+            return f"AnnounceVerdict {lease_id} {worker} {'yes' if verdict.accepted else 'no'}: {verdict.reason}"
         case cmd.AggregateRound(contributions=contributions):
             used = (f"{c.lease_id}*{c.weight:g}{'' if c.include_trunk else '-trunk'}" for c in contributions)
             return f"AggregateRound v{command.parent_version}->v{command.version} {' '.join(used)}"
