@@ -85,7 +85,7 @@ class EventLog:
 
 def _words(command: Command) -> dict[str, str]:
     """The sentence that a command's figures stand for."""
-    return {"reason": command.reason} if isinstance(command, AnnounceVerdict) else {}
+    return {"reason": command.reason} if isinstance(command, AnnounceVerdict | CancelLease | EndRun) else {}
 
 
 def _without_type(record: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coordinator.engine.lease import Lease
-from coordinator.engine.reasons import Verdict
+from coordinator.engine.reasons import Reason, Verdict, told
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId
 
 
@@ -31,7 +31,12 @@ class CancelLease(Command):
 
     worker: WorkerId
     lease_id: LeaseId
-    reason: str
+    why: Reason
+
+    @property
+    def reason(self) -> str:
+        """Why, in words."""
+        return told(self.why)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +62,12 @@ class AnnounceVerdict(Command):
 class EndRun(Command):
     """Answer every waiting call with `RunOver`."""
 
-    reason: str
+    why: Reason
+
+    @property
+    def reason(self) -> str:
+        """Why, in words."""
+        return told(self.why)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

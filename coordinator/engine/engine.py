@@ -40,6 +40,7 @@ from coordinator.engine.events import (
 from coordinator.engine.explain import Wait
 from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.presence import Presence, silence_limit_s
+from coordinator.engine.reasons import Case, reason
 from coordinator.engine.state import EngineState, LeaseRecord, RoundState, WorkerRecord
 from coordinator.engine.turn import Turn
 from coordinator.engine.version import ENGINE_VERSION
@@ -231,7 +232,7 @@ class Engine:
         record = state.open_lease_of(event.worker)
         if record is not None:
             limit_s, silent_s = silence_limit_s(state.config), state.now_s - event.last_seen_at_s
-            leases.expire(turn, record.lease.lease_id, f"silent for {silent_s:.0f} s (at most {limit_s:.0f} s)")
+            leases.expire(turn, record.lease.lease_id, reason(Case.SILENT, silent_s=silent_s, most_s=limit_s))
 
     def on_coordinator_resumed(self, turn: Turn, event: CoordinatorResumed) -> None:
         """Whoever was there has one silence limit to speak, and to deliver what ran out meanwhile."""
@@ -253,7 +254,7 @@ class Engine:
         self._worker(event.worker)
         turn.hear(event.worker)
         if state.phase is Phase.OVER:
-            turn.emit(EndRun(reason=state.end_reason or "the run is over"))
+            turn.emit(EndRun(why=state.ended or reason(Case.ENDED)))
             return
         waits_until_s = None if event.wait_s is None else state.now_s + event.wait_s
         leases.break_uploads(turn, event.worker)  # whoever is idle sends nothing

@@ -70,7 +70,7 @@ def lease_ended(state: EngineState, worker: WorkerId, lease_id: LeaseId) -> str 
     if record is None or record.lease.worker != worker:
         return f"lease {lease_id} is not known any more"
     if record.status in LOST_STATUSES:
-        return record.ended
+        return record.end_reason
     return record.verdict.reason if record.status is LeaseStatus.REJECTED and record.verdict else None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from coordinator.engine.reasons import Reason, told
 from protocol.ids import RoundNumber, Version
 
 
@@ -30,7 +31,15 @@ class RoundRecord:
     update_norm_l2: float | None
     val_loss: float | None
     val_loss_se: float | None
-    close_reason: str
+    closed: Reason
+    """Why no more was waited for."""
+    unpublished: Reason | None = None
+    """Why it has no version."""
+
+    @property
+    def close_reason(self) -> str:
+        """Why it closed, and published nothing where it did not, in words."""
+        return "; ".join(told(why) for why in (self.unpublished, self.closed) if why is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

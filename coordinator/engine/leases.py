@@ -14,7 +14,7 @@ from coordinator.engine.commands import AnnounceVerdict, CancelLease, DropPayloa
 from coordinator.engine.events import SubmissionCommitted
 from coordinator.engine.lease import DataRange, Lease
 from coordinator.engine.phases import LOST_STATUSES, OPEN_PHASES, LeaseStatus, Phase
-from coordinator.engine.reasons import BLAMED_KEYS, DUPLICATE, INCOMPLETE, LATE, Case, Reason, Verdict, rejected
+from coordinator.engine.reasons import BLAMED_KEYS, DUPLICATE, INCOMPLETE, LATE, Case, Reason, Verdict, reason, rejected
 from coordinator.engine.state import LeaseRecord, Quarantine, UploadReport
 from coordinator.engine.turn import Turn
 from protocol.ids import LeaseId, RoundNumber, WorkerId
@@ -84,40 +84,39 @@ def grant_again(turn: Turn, record: LeaseRecord) -> None:
     turn.emit(GrantLease(lease=lease))
 
 
-def why_not_again(turn: Turn, record: LeaseRecord) -> str | None:
+def why_not_again(turn: Turn, record: LeaseRecord) -> Reason | None:
     """Why a worker that starts over is better off with a new lease; None where the same one still makes sense."""
     state, lease = turn.state, record.lease
     if lease.round != state.round.round or state.phase not in OPEN_PHASES:
-        return f"its worker asked for work anew after round {lease.round} closed"
+        return reason(Case.ASKED_AFTER_ROUND, round=lease.round)
     if state.now_s >= lease.deadline_s:
-        return "its worker asked for work anew after the deadline"
+        return reason(Case.ASKED_AFTER_DEADLINE)
     needed_s = pacing.expected_end_s(state.workers[lease.worker], pacing.pace_of(state), lease.inner_steps)
     until_s = state.round.grace_until_s
     if needed_s is not None and until_s is not None and state.now_s + needed_s > until_s:
-        left_s = max(0.0, until_s - state.now_s)
-        return f"its worker starts over and needs {needed_s:.0f} s; {left_s:.0f} s of grace are left"
+        return reason(Case.STARTS_OVER, needed_s=needed_s, left_s=max(0.0, until_s - state.now_s))
     return None
 
 
-def expire(turn: Turn, lease_id: LeaseId, reason: str) -> None:
+def expire(turn: Turn, lease_id: LeaseId, why: Reason) -> None:
     """The lease came to nothing; costs its worker nothing but the lease."""
     _note_upload(turn, turn.state.leases[lease_id])
     record = turn.state.set_status(lease_id, LeaseStatus.EXPIRED)
-    turn.state.update_lease(lease_id, ended=reason)
+    turn.state.update_lease(lease_id, ended=why)
     state, worker = turn.state, record.lease.worker
     state.update_worker(worker, leases_expired=state.workers[worker].leases_expired + 1)
     state.totals = replace(state.totals, leases_expired=state.totals.leases_expired + 1)
     if record.lease.round == state.round.round:
         state.update_round(expired=state.round.expired + 1)
         _cool(turn, worker)
-    turn.emit(CancelLease(worker=worker, lease_id=lease_id, reason=reason))
+    turn.emit(CancelLease(worker=worker, lease_id=lease_id, why=why))
 
 
-def hand_back(turn: Turn, record: LeaseRecord, reason: str) -> None:
-    """The worker gives the lease back."""
+def hand_back(turn: Turn, record: LeaseRecord, words: str) -> None:
+    """The worker gives the lease back, in its own words."""
     lease_id, worker, state = record.lease.lease_id, record.lease.worker, turn.state
     state.set_status(lease_id, LeaseStatus.RETURNED)
-    state.update_lease(lease_id, ended=f"handed back: {reason}")
+    state.update_lease(lease_id, ended=reason(Case.HANDED_BACK, words))
     state.update_worker(
         worker,
         leases_returned=state.workers[worker].leases_returned + 1,
@@ -139,7 +138,7 @@ def commit(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> None:
     refusal = _refusal(turn, record, event)
     if refusal is not None:
         if record.status is LeaseStatus.GRANTED and refusal.key == LATE:
-            expire(turn, lease_id, refusal.reason)
+            expire(turn, lease_id, refusal.why)
         reject(turn, lease_id, refusal)
         return
     state.set_status(lease_id, LeaseStatus.COMMITTED)
@@ -151,7 +150,7 @@ def commit(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> None:
         committed_at_s=state.now_s,
         train_loss_first=event.train_loss_first,
         train_loss_last=event.train_loss_last,
-        ended="",
+        ended=None,
     )
 
 
@@ -306,6 +305,6 @@ def _quarantine(turn: Turn, worker: WorkerId, in_row: int, verdict: Verdict) -> 
     config, state = turn.state.config, turn.state
     until_round = RoundNumber(state.round.round + config.quarantine_rounds + 1)
     figures = {"in_row": in_row, "rounds": config.quarantine_rounds, "seconds": config.quarantine_s}
-    why = Reason(case=Case.SET_ASIDE, figures=figures, about=verdict.key)
+    why = reason(Case.SET_ASIDE, verdict.key, **figures)
     quarantine = Quarantine(until_round=until_round, until_s=state.now_s + config.quarantine_s, why=why)
     state.update_worker(worker, quarantine=quarantine, rejected_in_row=0)

@@ -68,7 +68,8 @@ class Case(StrEnum):
     SEAT_TAKEN = "seat_taken"
     STEPS_MISSING = "steps_missing"
     SAME_BYTES = "same_bytes"
-    GIVEN_UP_BEFORE_BYTES = "given_up_before_bytes"
+    BYTES_AFTER_ITS_TIME = "bytes_after_its_time"
+    BYTES_AFTER_THE_RUN = "bytes_after_the_run"
     NOT_JUDGED = "not_judged"
     NO_ROUND_LEFT = "no_round_left"
 
@@ -78,8 +79,30 @@ class Case(StrEnum):
     BYTES_LOST = "bytes_lost"
     ROUND_GIVEN_UP = "round_given_up"
 
+    # why a lease came to nothing, or an accepted submission counts nowhere
+    HANDED_BACK = "handed_back"
+    SILENT = "silent"
+    NO_SUBMISSION = "no_submission"
+    ROUND_WENT_ON = "round_went_on"
+    ASKED_AFTER_ROUND = "asked_after_round"
+    ASKED_AFTER_DEADLINE = "asked_after_deadline"
+    STARTS_OVER = "starts_over"
+    SUPERSEDED = "superseded"
+
     # why a worker gets no lease
     SET_ASIDE = "set_aside"
+
+    # why a round closed, or published nothing
+    ROUND_DEADLINE = "round_deadline"
+    UNDER_QUORUM = "under_quorum"
+    ALL_RESOLVED = "all_resolved"
+    GRACE_OVER = "grace_over"
+    NOTHING_ACCEPTABLE = "nothing_acceptable"
+
+    # why the run ended
+    ENDED = "ended"
+    """By the operator, in whose words `about` is, or else for good."""
+    ALL_ROUNDS_DONE = "all_rounds_done"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +129,11 @@ class Verdict:
         return told(self.why)
 
 
+def reason(case: Case, about: str = "", /, **figures: float) -> Reason:
+    """A reason."""
+    return Reason(case=case, figures=figures, about=about)
+
+
 def accepted(case: Case, about: str = "", /, **figures: float) -> Verdict:
     """An acceptance."""
     return Verdict(accepted=True, key="", why=Reason(case=case, figures=figures, about=about))
@@ -127,7 +155,10 @@ def told(why: Reason) -> str:
     """The sentence, without a full stop at its end."""
     if why.case in {Case.GAIN, Case.GAIN_UNDER_LEAST, Case.GAIN_UNDER_MEDIAN}:
         return _gain(why)
-    return _SENTENCES[why.case].format_map(_Figures(why.figures, about=why.about))
+    figures = _Figures(why.figures, about=why.about)
+    figures["ending"] = f"the operator stopped the run: {why.about}" if why.about else "the run is over"
+    figures["still_out"] = f", {why.figures['awaited']:.0f} still out" if why.figures.get("awaited") else ""
+    return _SENTENCES[why.case].format_map(figures)
 
 
 def _gain(why: Reason) -> str:
@@ -169,14 +200,32 @@ _SENTENCES: Mapping[Case, str] = {
     Case.SEAT_TAKEN: "the worker was silent; another machine of {about} was given column {column:.0f}",
     Case.STEPS_MISSING: "{done:.0f} of {leased:.0f} inner steps were done",
     Case.SAME_BYTES: "another lease already rests on exactly these bytes",
-    Case.GIVEN_UP_BEFORE_BYTES: "committed in time, but {about}",
-    Case.NOT_JUDGED: "not judged any more: {about}",
-    Case.NO_ROUND_LEFT: "accepted, but no round takes it any more: {about}",
+    Case.BYTES_AFTER_ITS_TIME: "committed in time, but round {round:.0f} closed without it, and at most {most:.0f} "
+    "rounds late still counts",
+    Case.BYTES_AFTER_THE_RUN: "committed in time, but {ending}",
+    Case.NOT_JUDGED: "not judged any more: {ending}",
+    Case.NO_ROUND_LEFT: "accepted, but no round takes it any more: {ending}",
     Case.NOT_MEASURED: "set aside: we could not measure it in {tries:.0f} tries ({about}); no fault of the worker",
     Case.BREAKS_AGGREGATION: "left out of round {round:.0f}: aggregating it fails, even alone ({about})",
     Case.BYTES_LOST: "left out of round {round:.0f}: its bytes were lost here ({about}); no fault of the worker",
     Case.ROUND_GIVEN_UP: "round {round:.0f} could not be aggregated and publishes nothing ({about}); no fault of the "
     "worker",
+    Case.HANDED_BACK: "handed back: {about}",
+    Case.SILENT: "silent for {silent_s:.0f} s (at most {most_s:.0f} s)",
+    Case.NO_SUBMISSION: "no submission within {given_s:.0f} s, the lease's deadline",
+    Case.ROUND_WENT_ON: "round {round:.0f} closed without it, and at most {most:.0f} rounds late still counts",
+    Case.ASKED_AFTER_ROUND: "its worker asked for work anew after round {round:.0f} closed",
+    Case.ASKED_AFTER_DEADLINE: "its worker asked for work anew after the deadline",
+    Case.STARTS_OVER: "its worker starts over and needs {needed_s:.0f} s; {left_s:.0f} s of grace are left",
+    Case.SUPERSEDED: "a newer one of its worker, or of its owner, counts",
+    Case.ROUND_DEADLINE: "the round's deadline of {deadline_s:.0f} s has passed{still_out}",
+    Case.UNDER_QUORUM: "every lease is resolved; {columns:.0f} columns stay under quorum and nobody idle can serve "
+    "them",
+    Case.ALL_RESOLVED: "every lease is resolved and every column has its quorum",
+    Case.GRACE_OVER: "every column is settled and the grace for {stragglers:.0f} stragglers is over",
+    Case.NOTHING_ACCEPTABLE: "nobody returned anything acceptable",
+    Case.ENDED: "{ending}",
+    Case.ALL_ROUNDS_DONE: "all {rounds:.0f} rounds are done",
     Case.SET_ASIDE: "{in_row:.0f} submissions refused in a row (the last: {about}); no leases for {rounds:.0f} rounds "
     "or {seconds:.0f} s, whichever ends first",
 }

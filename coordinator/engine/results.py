@@ -145,7 +145,10 @@ def repeat_verdict(turn: Turn, record: LeaseRecord) -> None:
 
 def refuse_lost_upload(turn: Turn, record: LeaseRecord) -> None:
     """Bytes of a commit that has been given up meanwhile."""
-    leases.reject(turn, record.lease.lease_id, rejected(LATE, Case.GIVEN_UP_BEFORE_BYTES, record.ended))
+    ended = record.ended
+    assert ended is not None
+    case = Case.BYTES_AFTER_ITS_TIME if ended.case is Case.ROUND_WENT_ON else Case.BYTES_AFTER_THE_RUN
+    leases.reject(turn, record.lease.lease_id, rejected(LATE, case, ended.about, **ended.figures))
 
 
 def _pending(turn: Turn, command_id: str, kind: type[C]) -> C:

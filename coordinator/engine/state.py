@@ -18,7 +18,7 @@ from coordinator.engine.history import Checkpoint, Failure, RoundRecord, Totals,
 from coordinator.engine.index import Index
 from coordinator.engine.lease import Lease
 from coordinator.engine.phases import LeaseStatus, Phase, move_lease, move_phase
-from coordinator.engine.reasons import Reason, Verdict
+from coordinator.engine.reasons import Reason, Verdict, told
 from coordinator.engine.undo import Undo
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId
 
@@ -112,9 +112,14 @@ class LeaseRecord:
     heldout_gain: float = 0.0
     heldout_gain_se: float = 0.0
     verdict: Verdict | None = None
-    ended: str = ""
-    """Why it expired or was returned."""
+    ended: Reason | None = None
+    """Why it expired or was returned, or was accepted and counts nowhere."""
     counted_in: RoundNumber | None = None
+
+    @property
+    def end_reason(self) -> str:
+        """Why it ended, in words; empty where it did not, or by a verdict."""
+        return told(self.ended) if self.ended else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +148,12 @@ class RoundState:
     rejected: int = 0
     expired: int = 0
     returned: int = 0
-    close_reason: str = ""
+    closed: Reason | None = None
+
+    @property
+    def close_reason(self) -> str:
+        """Why it closed, in words; empty while it is open."""
+        return told(self.closed) if self.closed else ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -170,7 +180,7 @@ class EngineState:
     validations: tuple[Validation, ...] = ()
     checkpoints: tuple[Checkpoint, ...] = ()
     stop_reason: str | None = None
-    end_reason: str | None = None
+    ended: Reason | None = None
 
     index: Index = field(init=False, repr=False, compare=False)
     """Follows from the above; in no snapshot."""
@@ -294,6 +304,11 @@ class EngineState:
         return self.round
 
     # ---- looking --------------------------------------------------------------------------------------
+
+    @property
+    def end_reason(self) -> str | None:
+        """Why the run is over, in words; None while it is not."""
+        return told(self.ended) if self.ended else None
 
     @property
     def records(self) -> int:

@@ -176,7 +176,7 @@ class Book:
         if record.digest != digest:
             _broken(f"lease {lease_id} was acknowledged with {digest[:12]}, the state has {record.digest}")
         if record.status not in {LeaseStatus.UPLOADED, LeaseStatus.ACCEPTED}:
-            _broken(f"lease {lease_id} was acknowledged and is now {record.status}: {record.ended or 'no reason'}")
+            _broken(f"lease {lease_id} was acknowledged and is now {record.status}: {record.end_reason or 'no reason'}")
         if record.counted_in is None:
             return None
         if lease_id not in self._counted and not record.ended:
