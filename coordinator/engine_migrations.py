@@ -20,7 +20,28 @@ Migrations = Mapping[int, Callable[[State], State]]
 """From an engine version to what turns its snapshot into the next version's."""
 
 
-MIGRATIONS: Migrations = {}
+def keys_for_sentences(state: State) -> State:
+    """2 to 3: reasons are keys with figures. The sentences of before are kept as they were told."""
+    for record in state["leases"].values():
+        if record["verdict"] is not None:
+            record["verdict"]["why"] = _as_told(record["verdict"].pop("reason"))
+        record["ended"] = _as_told(record["ended"]) if record["ended"] else None
+    for worker in state["workers"].values():
+        if worker["quarantine"] is not None:
+            worker["quarantine"]["why"] = _as_told(worker["quarantine"].pop("reason"))
+    for row in state["history"]:
+        row["closed"] = _as_told(row.pop("close_reason"))
+    closed, over = state["round"].pop("close_reason"), state.pop("end_reason")
+    state["round"]["closed"] = _as_told(closed) if closed else None
+    state["ended"] = _as_told(over) if over else None
+    return state
+
+
+def _as_told(sentence: str) -> State:
+    return {"case": "as_told", "figures": {}, "about": sentence}
+
+
+MIGRATIONS: Migrations = {2: keys_for_sentences}
 """Whoever raises ENGINE_VERSION adds the step from the one before, or the reason why not. 1 to 2: a version 1 was never
 released, and its leases named no optimizer, which nothing after it could make up."""
 

@@ -153,7 +153,9 @@ class WorkerService:
             verdict = pb.Verdict(lease_id=lease_id, outcome=outcome, reason=record.verdict.reason)
             return pb.CommitSubmissionReply(upload_offset=payload_bytes, verdict=verdict)
         if record.digest != digest or record.status is LeaseStatus.EXPIRED:
-            raise Refused(f"lease {lease_id} is {record.status} and takes no submission: {record.end_reason or 'too late'}")
+            raise Refused(
+                f"lease {lease_id} is {record.status} and takes no submission: {record.end_reason or 'too late'}"
+            )
         if record.status is LeaseStatus.COMMITTED:
             # Never all of it: bytes that are here but not in place (the process ended between the two) count for
             # nothing until an upload finishes them, and a worker with nothing left to send forgets its submission.

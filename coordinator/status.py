@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+from coordinator import substitutes
 from coordinator.engine.engine import Engine
+from coordinator.engine.history import LeftOut, RoundRecord
 from coordinator.engine.phases import LeaseStatus, Phase
-from coordinator.engine.state import LeaseRecord, WorkerRecord
+from coordinator.engine.reasons import told
+from coordinator.engine.state import EngineState, LeaseRecord, WorkerRecord
 from coordinator.traffic import Traffic
 from protocol.ids import WorkerId
 
@@ -74,6 +77,8 @@ class RoundStatus(_Data):
     val_loss: float | None
     val_loss_se: float | None
     close_reason: str
+    left_out: tuple[str, ...]
+    """Submissions that were accepted and could not be aggregated: whose, and why."""
 
 
 class ValidationStatus(_Data):
@@ -107,6 +112,8 @@ class RunStatus(_Data):
     waits: tuple[WaitStatus, ...]
     workers: tuple[WorkerStatus, ...]
     history: tuple[RoundStatus, ...]
+    substitutes: tuple[str, ...]
+    """Blocks of the latest version that the run's rule did not answer for: which, why, and what would mend it."""
     validations: tuple[ValidationStatus, ...]
     checkpoints: tuple[CheckpointStatus, ...]
     working_on: tuple[str, ...]
@@ -143,10 +150,8 @@ def run_status(run: RunContext, traffic: Traffic) -> RunStatus:
         workers=tuple(
             _worker(engine, record, current.get(record.worker), run, now_s) for record in state.workers.values()
         ),
-        history=tuple(
-            RoundStatus(**{name: getattr(record, name) for name in RoundStatus.model_fields})
-            for record in state.history
-        ),
+        history=tuple(_round(record, state) for record in state.history),
+        substitutes=tuple(map(substitutes.told, state.substitutes)),
         validations=tuple(
             ValidationStatus(version=v.version, val_loss=v.val_loss, val_loss_se=v.val_loss_se)
             for v in state.validations
@@ -174,6 +179,18 @@ def one_line(status: RunStatus) -> str:
     who = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no workers"
     loss = f", loss {status.validations[-1].val_loss:.3f}" if status.validations else ""
     return f"round {status.round} of {status.max_rounds} {status.phase}: {who}{loss}"
+
+
+def _round(record: RoundRecord, state: EngineState) -> RoundStatus:
+    as_recorded = RoundStatus.model_fields.keys() - {"left_out"}
+    return RoundStatus(
+        **{name: getattr(record, name) for name in as_recorded},
+        left_out=tuple(f"{_name(state, one)}'s {one.lease_id}: {told(one.why)}" for one in record.left_out),
+    )
+
+
+def _name(state: EngineState, one: LeftOut) -> str:
+    return state.workers[one.worker].name or one.worker[:8]
 
 
 def _pending(engine: Engine) -> list[str]:

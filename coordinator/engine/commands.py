@@ -138,6 +138,18 @@ class AggregateRound(SlowCommand):
     outer_momentum: float
     seed: int
     """Secret draw for rules that deal contributions at random (bucketing)."""
+    cautious: bool = False
+    """A block for which the rule fails is made by the coordinate-wise median instead, or stays as it was."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TryContributions(SlowCommand):
+    """Make of each contribution of `attempt` alone what all together cannot be made, and keep nothing of it.
+
+    In their order. Ends in `ContributionsTried`.
+    """
+
+    attempt: AggregateRound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,16 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from coordinator.engine.reasons import Reason, told
-from protocol.ids import RoundNumber, Version
+from protocol.ids import LeaseId, RoundNumber, Version, WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """A submission that was accepted and could not be aggregated."""
+
+    lease_id: LeaseId
+    worker: WorkerId
+    why: Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +44,7 @@ class RoundRecord:
     """Why no more was waited for."""
     unpublished: Reason | None = None
     """Why it has no version."""
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def close_reason(self) -> str:
@@ -65,6 +75,9 @@ class Failure:
 
     count: int
     error: str
+    """The latest."""
+    of_content: int = 0
+    """How many of them were not the disk's or the memory's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,6 +98,7 @@ class Case(StrEnum):
     ALL_RESOLVED = "all_resolved"
     GRACE_OVER = "grace_over"
     NOTHING_ACCEPTABLE = "nothing_acceptable"
+    ALL_LEFT_OUT = "all_left_out"
 
     # why the run ended
     ENDED = "ended"
@@ -224,6 +225,7 @@ _SENTENCES: Mapping[Case, str] = {
     Case.ALL_RESOLVED: "every lease is resolved and every column has its quorum",
     Case.GRACE_OVER: "every column is settled and the grace for {stragglers:.0f} stragglers is over",
     Case.NOTHING_ACCEPTABLE: "nobody returned anything acceptable",
+    Case.ALL_LEFT_OUT: "no accepted submission could be aggregated",
     Case.ENDED: "{ending}",
     Case.ALL_ROUNDS_DONE: "all {rounds:.0f} rounds are done",
     Case.SET_ASIDE: "{in_row:.0f} submissions refused in a row (the last: {about}); no leases for {rounds:.0f} rounds "

@@ -96,7 +96,7 @@ def stop(turn: Turn, reason: str) -> None:
 def publish(turn: Turn, event: RoundAggregated, command: AggregateRound) -> None:
     """The new version is the run's: compare-and-set on the parent has held."""
     state = turn.state
-    state.version, state.manifest = event.version, event.manifest
+    state.version, state.manifest, state.substitutes = event.version, event.manifest, event.substitutes
     turn.settle(event.command_id)
     used = [state.leases[c.lease_id] for c in command.contributions]
     late = sum(1 for record in used if record.lease.round < state.round.round)
@@ -294,7 +294,7 @@ def _close(turn: Turn, why: Reason) -> None:
 
 def publish_nothing(turn: Turn, why: Reason) -> None:
     """The round is over, the version stays as it was, the next round opens."""
-    _record_round(turn, version=None, late_used=0, update_norm_l2=None, unpublished=why)
+    _record_round(turn, version=None, unpublished=why)
     next_round_or_finish(turn)
 
 
@@ -302,8 +302,8 @@ def _record_round(
     turn: Turn,
     *,
     version: Version | None,
-    late_used: int,
-    update_norm_l2: float | None,
+    late_used: int = 0,
+    update_norm_l2: float | None = None,
     unpublished: Reason | None = None,
 ) -> None:
     state, current = turn.state, turn.state.round
@@ -324,6 +324,7 @@ def _record_round(
         val_loss_se=None,
         closed=current.closed,
         unpublished=unpublished,
+        left_out=current.left_out,
     )
     state.history = remembered(state.history, row)
 

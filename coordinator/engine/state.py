@@ -13,8 +13,8 @@ from typing import Any
 
 from coordinator.engine.commands import SlowCommand
 from coordinator.engine.config import MAX_COLUMNS, EngineConfig
-from coordinator.engine.events import BlockNorm
-from coordinator.engine.history import Checkpoint, Failure, RoundRecord, Totals, Validation
+from coordinator.engine.events import BlockNorm, Substitute
+from coordinator.engine.history import Checkpoint, Failure, LeftOut, RoundRecord, Totals, Validation
 from coordinator.engine.index import Index
 from coordinator.engine.lease import Lease
 from coordinator.engine.phases import LeaseStatus, Phase, move_lease, move_phase
@@ -149,6 +149,7 @@ class RoundState:
     expired: int = 0
     returned: int = 0
     closed: Reason | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def close_reason(self) -> str:
@@ -177,6 +178,8 @@ class EngineState:
     """First position, in this epoch's permutation, that no lease has named yet."""
     totals: Totals = field(default_factory=Totals)
     history: tuple[RoundRecord, ...] = ()
+    substitutes: tuple[Substitute, ...] = ()
+    """Blocks of the latest version that the run's rule did not answer for."""
     validations: tuple[Validation, ...] = ()
     checkpoints: tuple[Checkpoint, ...] = ()
     stop_reason: str | None = None

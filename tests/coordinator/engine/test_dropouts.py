@@ -78,7 +78,9 @@ def test_heartbeats_keep_a_lease_and_silence_ends_it(swarm, pick):
         s.at(now_s)
         s.beat("a")
     assert pick(CancelLease, s.log) == [
-        CancelLease(worker=WorkerId("b"), lease_id=s.lease("b").lease_id, why=reason(Case.SILENT, silent_s=30.0, most_s=30.0))
+        CancelLease(
+            worker=WorkerId("b"), lease_id=s.lease("b").lease_id, why=reason(Case.SILENT, silent_s=30.0, most_s=30.0)
+        )
     ]
     assert s.record("r1.1").status is LeaseStatus.GRANTED
     assert s.engine.lease_ended(WorkerId("b"), s.lease("b").lease_id) == "silent for 30 s (at most 30 s)"
