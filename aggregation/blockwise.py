@@ -21,7 +21,6 @@ from aggregation.norms import block_norm, clip_scale
 from aggregation.rules import aggregate_pieces
 from protocol.errors import LocalError
 
-
 LARGEST_NORM_L2 = 1e37
 """No contribution enters longer than this, whatever is allowed: sums of so long rows stay far inside fp32 (3.4e38)."""
 

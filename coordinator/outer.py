@@ -39,7 +39,7 @@ Stepped = tuple[Tensors, Tensors | None]
 """A block's new values, and its new momentum where there is any."""
 
 LAST_RESORT = "median"
-"""What a cautious command tries where the run's rule fails: it looks at each coordinate alone and divides by nothing."""
+"""What a cautious command tries where the run's rule fails: it looks at each coordinate alone, and divides nothing."""
 MOST_ERROR_CHARACTERS = 300
 
 

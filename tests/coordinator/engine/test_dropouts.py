@@ -8,9 +8,9 @@ import pytest
 
 from coordinator.engine import events as ev
 from coordinator.engine.commands import AggregateRound, AnnounceVerdict, CancelLease, GrantLease
-from coordinator.engine.reasons import Case, reason
 from coordinator.engine.engine import Engine
 from coordinator.engine.phases import LeaseStatus, Phase
+from coordinator.engine.reasons import Case, reason
 from protocol.ids import WorkerId
 
 STAGES = ["waiting", "granted", "committed", "uploaded", "accepted"]
