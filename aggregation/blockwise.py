@@ -4,6 +4,9 @@ Decides the order: a contribution is first multiplied by its `step_scale` (to th
 steps), then clipped as a whole block to `max_norm_l2`, then handed to the rule, which sees the block as one vector
 (distances are between blocks, not tensors). Both factors are applied chunk by chunk inside the rule, so no scaled copy
 of a contribution exists. Contributions of weight 0 (probation) are measured against the schema but have no say.
+
+Holds always: whatever finite values were sent, no rule raises, and the result is finite. A largest norm of 0 (the
+median is 0 where most holders did not move the block) leaves nothing of anybody's: all count as zeros.
 """
 
 from __future__ import annotations
@@ -17,6 +20,12 @@ from torch import Tensor
 from aggregation.norms import block_norm, clip_scale
 from aggregation.rules import aggregate_pieces
 from protocol.errors import LocalError
+
+LARGEST_NORM_L2 = 1e37
+"""No contribution enters longer than this, whatever is allowed: sums of so long rows stay far inside fp32 (3.4e38)."""
+
+SMALLEST_SCALE = 1e-30
+"""Below this a factor loses digits in fp32, down to all of them at 1e-45: such a row is scaled beforehand, in fp64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +54,26 @@ def aggregate_block(
     if not counted:
         raise LocalError(f"aggregation: all {len(contributions)} contributions have weight 0")
     weights = [contribution.weight for contribution in counted]
-    scales = [scale_of(contribution) for contribution in counted]
     names = list(counted[0].tensors)
+    scales = [scale_of(contribution) for contribution in counted]
     rows = [[contribution.tensors[name] for name in names] for contribution in counted]
+    for index, scale in enumerate(scales):
+        if 0.0 < scale < SMALLEST_SCALE:
+            scales[index], rows[index] = 1.0, [(piece.double() * scale).to(piece.dtype) for piece in rows[index]]
     return dict(zip(names, aggregate_pieces(rows, weights, rule, scales=scales, seed=seed), strict=True))
 
 
 def scale_of(contribution: BlockContribution) -> float:
-    """What the contribution is multiplied by: to common steps, and down to its largest allowed norm."""
-    if not 0.0 < contribution.step_scale < math.inf or not contribution.max_norm_l2 > 0.0:
+    """What the contribution is multiplied by: to common steps, and down to its largest allowed norm, which may be 0."""
+    if not 0.0 < contribution.step_scale < math.inf or not contribution.max_norm_l2 >= 0.0:
         raise LocalError(
-            f"aggregation: expected a step scale and a largest norm above 0, "
+            f"aggregation: expected a step scale above 0 and a largest norm of 0 or more, "
             f"got {contribution.step_scale} and {contribution.max_norm_l2}"
         )
     norm_l2 = block_norm(contribution.tensors) * contribution.step_scale
     if not math.isfinite(norm_l2):
         raise LocalError("aggregation: a contribution with a value that is not finite has passed screening")
-    return contribution.step_scale * clip_scale(norm_l2, contribution.max_norm_l2)
+    return contribution.step_scale * clip_scale(norm_l2, min(contribution.max_norm_l2, LARGEST_NORM_L2))
 
 
 def _check_schema(index: int, expected: Mapping[str, Tensor], contribution: BlockContribution) -> None:

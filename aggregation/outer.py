@@ -5,7 +5,8 @@ SGD with Nesterov momentum as in DiLoCo (Douillard et al. 2023, arXiv:2311.08105
     m' = mu m + g,    theta' = theta - lr (g + mu m')
 
 At mu = 0 and lr = 1 this is plain averaging: theta' = theta - g, bit for bit. A block that nobody returned is not
-stepped at all, momentum included; that is the caller's decision, by not calling.
+stepped at all, momentum included; that is the caller's decision, by not calling. What is finite stays finite: where a
+sum would overflow, it is the largest number of its type.
 """
 
 from __future__ import annotations
@@ -45,17 +46,23 @@ class OuterStep:
         _check_alike("pseudo-gradient", block, pseudo_gradient)
         if self.momentum == 0.0:
             lr = self.learning_rate
-            return {name: torch.sub(block[name], g, alpha=lr) for name, g in pseudo_gradient.items()}, None
+            return {name: _finite(torch.sub(block[name], g, alpha=lr)) for name, g in pseudo_gradient.items()}, None
         if momentum_buffer is not None:
             _check_alike("momentum", block, momentum_buffer)
         new_block: Tensors = {}
         new_momentum: Tensors = {}
         for name, gradient in pseudo_gradient.items():
             buffer = gradient.clone() if momentum_buffer is None else momentum_buffer[name] * self.momentum + gradient
-            update = torch.add(gradient, buffer, alpha=self.momentum)
-            new_block[name] = torch.sub(block[name], update, alpha=self.learning_rate)
+            update = _finite(torch.add(gradient, _finite(buffer), alpha=self.momentum))
+            new_block[name] = _finite(torch.sub(block[name], update, alpha=self.learning_rate))
             new_momentum[name] = buffer
         return new_block, new_momentum
+
+
+def _finite(sums: Tensor) -> Tensor:
+    """In place: sums of finite numbers that overflowed become the largest finite ones."""
+    largest = torch.finfo(sums.dtype).max
+    return sums.clamp_(-largest, largest)
 
 
 def _check_alike(what: str, block: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ Legend: W workers (rows), C columns (coordinates) of one chunk.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,17 +95,23 @@ def checked_rows(rows: Sequence[Sequence[Tensor]], scales: Sequence[float] | Non
                     f"got {piece.dtype} {list(piece.shape)}"
                 )
     scales = [1.0] * len(rows) if scales is None else scales
-    check_factors("scale", scales, len(rows))
+    _check_factors("scale", "of 0 or more", scales, len(rows), lambda scale: 0.0 <= scale < math.inf)
     return Rows(rows, scales)
 
 
-def check_factors(what: str, factors: Sequence[float], rows: int) -> None:
-    """One finite factor above 0 for each row."""
+def check_weights(weights: Sequence[float], rows: int) -> None:
+    """One finite weight above 0 for each row. A scale may be 0 (a row clipped to nothing), a weight may not."""
+    _check_factors("weight", "above 0", weights, rows, lambda weight: 0.0 < weight < math.inf)
+
+
+def _check_factors(
+    what: str, bound: str, factors: Sequence[float], rows: int, is_fine: Callable[[float], bool]
+) -> None:
     if len(factors) != rows:
         raise LocalError(f"aggregation: expected {rows} {what}s, got {len(factors)}")
     for index, factor in enumerate(factors):
-        if not 0.0 < factor < math.inf:
-            raise LocalError(f"aggregation: row {index}: expected a finite {what} above 0, got {factor}")
+        if not is_fine(factor):
+            raise LocalError(f"aggregation: row {index}: expected a finite {what} {bound}, got {factor}")
 
 
 def refuse_non_finite(rows_C: Sequence[Tensor], span: Span) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 from aggregation import geometry
 from aggregation.distances import centred_gram, mix, start_and_gram
 from aggregation.names import RULES, Base, RuleName, rule_in_force
-from aggregation.pieces import Rows, check_factors, checked_rows, refuse_non_finite
+from aggregation.pieces import Rows, check_weights, checked_rows, refuse_non_finite
 from aggregation.presteps import mixing_for
 from aggregation.reducers import (
     ChunkReducer,
@@ -97,7 +97,7 @@ def aggregate_pieces(
     [tensor([[0.]]), tensor([1.])]
     """
     checked = checked_rows(rows, scales)
-    check_factors("weight", weights, len(checked))
+    check_weights(weights, len(checked))
     name = rule_in_force(rule, len(checked))
     result = [torch.empty_like(piece, memory_format=torch.contiguous_format) for piece in rows[0]]
     flat = [piece.view(-1) for piece in result]

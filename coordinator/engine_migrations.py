@@ -20,12 +20,38 @@ Migrations = Mapping[int, Callable[[State], State]]
 """From an engine version to what turns its snapshot into the next version's."""
 
 
+def _two_to_three(state: State) -> State:
+    """Times become run time, and sentences become keys with figures."""
+    return _keys_for_sentences(_run_time(state))
+
+
 def _run_time(state: State) -> State:
-    """2 to 3: times were the wall clock's. Run time goes on from there, so the calendar showed the same until now."""
+    """Times were the wall clock's. Run time goes on from there, so the calendar showed the same until now."""
     return {**state, "calendar": [{"at_s": 0.0, "wall_s": 0.0}]}
 
 
-MIGRATIONS: Migrations = {2: _run_time}
+def _keys_for_sentences(state: State) -> State:
+    """Reasons are keys with figures. The sentences of before are kept as they were told."""
+    for record in state["leases"].values():
+        if record["verdict"] is not None:
+            record["verdict"]["why"] = _as_told(record["verdict"].pop("reason"))
+        record["ended"] = _as_told(record["ended"]) if record["ended"] else None
+    for worker in state["workers"].values():
+        if worker["quarantine"] is not None:
+            worker["quarantine"]["why"] = _as_told(worker["quarantine"].pop("reason"))
+    for row in state["history"]:
+        row["closed"] = _as_told(row.pop("close_reason"))
+    closed, over = state["round"].pop("close_reason"), state.pop("end_reason")
+    state["round"]["closed"] = _as_told(closed) if closed else None
+    state["ended"] = _as_told(over) if over else None
+    return state
+
+
+def _as_told(sentence: str) -> State:
+    return {"case": "as_told", "figures": {}, "about": sentence}
+
+
+MIGRATIONS: Migrations = {2: _two_to_three}
 """Whoever raises ENGINE_VERSION adds the step from the one before, or the reason why not. 1 to 2: a version 1 was never
 released, and its leases named no optimizer, which nothing after it could make up."""
 

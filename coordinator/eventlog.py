@@ -16,11 +16,13 @@ from typing import Any
 
 import structlog
 
+from coordinator import substitutes
 from coordinator.engine.commands import AnnounceVerdict, CancelLease, Command, EndRun, GrantLease
 from coordinator.engine.events import (
     CheckpointWritten,
     ClockStepped,
     CommandFailed,
+    ContributionsTried,
     Event,
     LeaseReturned,
     RoundAggregated,
@@ -40,7 +42,7 @@ _TOLD: dict[type[Event], tuple[str, tuple[str, ...]]] = {
     RoundAggregated: ("round_aggregated", ("round", "version", "update_norm_l2")),
     VersionValidated: ("version_validated", ("version", "val_loss", "val_loss_se")),
     CheckpointWritten: ("checkpoint_written", ("version", "path")),
-    CommandFailed: ("command_failed", ("command_id", "error")),
+    CommandFailed: ("command_failed", ("command_id", "trouble", "error")),
     RunStopped: ("run_stopped", ("reason",)),
     ClockStepped: ("clock_stepped", ("step_s",)),
 }
@@ -53,6 +55,8 @@ class EventLog:
         """`wall_at_s` tells the calendar time of a run time."""
         self._wall_at_s = wall_at_s
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._substituted: set[tuple[str, str, str]] = set()
+        """How the latest round's blocks were made where not by the run's rule, as it was said."""
 
     def event(self, event: Event) -> None:
         """`event` was applied."""
@@ -60,10 +64,17 @@ class EventLog:
         told = _TOLD.get(type(event))
         if told is not None:
             _log.info(told[0], **{name: getattr(event, name) for name in told[1]})
+        if isinstance(event, RoundAggregated):
+            self._tell_substitutes(event)
+        elif isinstance(event, ContributionsTried):
+            for one in event.failed:
+                _log.warning(
+                    "contribution_left_out", round=event.round, lease_id=one.lease_id, lost=one.lost, error=one.error
+                )
 
     def command(self, command: Command, at_s: float) -> None:
         """`command` follows from an event."""
-        self._write("command", type(command).__name__, at_s, command_to_json(command))
+        self._write("command", type(command).__name__, at_s, command_to_json(command), **_words(command))
         match command:
             case GrantLease(lease=lease):
                 _log.info(
@@ -79,15 +90,34 @@ class EventLog:
             case _:
                 pass
 
+    def _tell_substitutes(self, event: RoundAggregated) -> None:
+        """In one line, and not again while rounds go the same way: with two workers they all do."""
+        kinds = {(one.rule, one.in_force, one.error) for one in event.substitutes}
+        if kinds - self._substituted:
+            _log.warning(
+                "rule_fell_back",
+                round=event.round,
+                blocks=sum(one.trunk + sum(s.last - s.first + 1 for s in one.columns) for one in event.substitutes),
+                told=". ".join(map(substitutes.told, event.substitutes)),
+            )
+        elif self._substituted and not kinds:
+            _log.info("rule_in_force_again", round=event.round)
+        self._substituted = kinds
+
     def close(self) -> None:
         """Release the file."""
         os.close(self._descriptor)
 
-    def _write(self, kind: str, name: str, at_s: float, record: str) -> None:
+    def _write(self, kind: str, name: str, at_s: float, record: str, **words: str) -> None:
         when = {"wall_s": self._wall_at_s(at_s), "at_s": at_s}
-        line: dict[str, Any] = {**when, "kind": kind, "name": name, "data": _without_type(record)}
+        line: dict[str, Any] = {**when, "kind": kind, "name": name, "data": _without_type(record) | words}
         with contextlib.suppress(OSError):  # a full disk costs lines of this file, never the run
             os.write(self._descriptor, (json.dumps(line, separators=(",", ":")) + "\n").encode())
+
+
+def _words(command: Command) -> dict[str, str]:
+    """The sentence that a command's figures stand for."""
+    return {"reason": command.reason} if isinstance(command, AnnounceVerdict | CancelLease | EndRun) else {}
 
 
 def _without_type(record: str) -> dict[str, Any]:

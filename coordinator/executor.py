@@ -25,12 +25,14 @@ from coordinator.engine.commands import (
     AggregateRound,
     MeasureSubmission,
     SlowCommand,
+    TryContributions,
     ValidateVersion,
     WriteCheckpoint,
 )
 from coordinator.engine.events import (
     BlockNorm,
     CheckpointWritten,
+    ContributionsTried,
     Event,
     RoundAggregated,
     SubmissionMeasured,
@@ -127,7 +129,7 @@ class Executor:
     @execute.register
     def _(self, command: AggregateRound) -> Event:
         base = self._base_blocks(command.parent_manifest)
-        manifest, update_norm_l2 = self._aggregator.run(command, base, created_at_s=self._wall_clock())
+        outcome = self._aggregator.run(command, base, created_at_s=self._wall_clock())
         # Here and nowhere else, because this thread is the only one that writes blocks.
         self._versions.keep_from(Version(min(command.parent_version, self._oldest_needed())))
         return RoundAggregated(
@@ -136,8 +138,17 @@ class Executor:
             round=command.round,
             version=command.version,
             parent_version=command.parent_version,
-            manifest=manifest,
-            update_norm_l2=update_norm_l2,
+            manifest=outcome.manifest,
+            update_norm_l2=outcome.update_norm_l2,
+            substitutes=outcome.substitutes,
+        )
+
+    @execute.register
+    def _(self, command: TryContributions) -> Event:
+        base = self._base_blocks(command.attempt.parent_manifest)
+        failed = self._aggregator.failing_alone(command.attempt, base)
+        return ContributionsTried(
+            at_s=self._clock(), command_id=command.command_id, round=command.attempt.round, failed=failed
         )
 
     @execute.register

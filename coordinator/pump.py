@@ -8,6 +8,9 @@ An event that the engine finds illegal is in the journal by then, and is skipped
 as it was, and does so again on every replay, so both sides of a restart agree. The submitter gets the `IllegalEvent`.
 Any other exception from the engine may have left it half changed: the pump stops, and a restart reads the journal.
 
+A slow command that fails, with whatever exception, stops nothing either: it ran in a thread of its own and touched no
+state, so the failure is journalled, with whether it was the machine's, and the engine decides what becomes of it.
+
 A disk that takes no writes stops nothing and loses nothing: what could not be recorded was not applied either, its
 submitter hears so and comes again, what the pump itself owes the journal is kept and tried again.
 """
@@ -32,6 +35,7 @@ from coordinator.engine.commands import (
     Command,
     MeasureSubmission,
     SlowCommand,
+    TryContributions,
     ValidateVersion,
 )
 from coordinator.engine.engine import Engine
@@ -40,9 +44,11 @@ from coordinator.engine.records import event_from_json, event_to_json
 from coordinator.engine.snapshots import SnapshotText
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.engine_migrations import MIGRATIONS, Migrations, migrate_journal
+from coordinator.failures import trouble_of
 from coordinator.journal import Journal, JournalObserver, Moment, Snapshot, unobserved
 from coordinator.run_clock import LOOK_EVERY_S
 from protocol.errors import BarnraiseError, ConfigError, IllegalEvent, LocalError, StorageTrouble, Unavailable
+from protocol.text import printable
 
 SNAPSHOT_EVERY = 2000
 """Events between snapshots: a replay of that many takes well under a second, a snapshot a few milliseconds."""
@@ -54,13 +60,20 @@ RETRY_FIRST_S = 1.0
 RETRY_MOST_S = 60.0
 LEAST_WAIT_S = 0.001
 """For a timer that is not due yet: two clocks differ by what a float rounds away, and no loop may spin meanwhile."""
+MOST_ERROR_CHARACTERS = 500
+"""Of an error's words, in the journal."""
 STALL_RETRY_S = 5.0
 """How soon a disk that took no writes is tried again where nobody asks: an operator who makes room sees it go on."""
 
 _log = structlog.get_logger(__name__)
 
 # Lower goes first: what the round waits for, then what only informs.
-_PRIORITIES: dict[type[SlowCommand], int] = {AggregateRound: 0, MeasureSubmission: 1, ValidateVersion: 2}
+_PRIORITIES: dict[type[SlowCommand], int] = {
+    AggregateRound: 0,
+    TryContributions: 0,
+    MeasureSubmission: 1,
+    ValidateVersion: 2,
+}
 _LAST_PRIORITY = 3
 
 
@@ -138,6 +151,8 @@ class Pump:
         self._slow: list[tuple[int, int, SlowCommand]] = []
         self._slow_known: set[str] = set()
         self._attempts: dict[str, int] = {}
+        self._failures_told: dict[str, str] = {}
+        """Of commands that fail, with what they failed last: said at length once."""
         self._order = itertools.count()
         self._since_snapshot = 0
         self._snapshot_text = SnapshotText()
@@ -347,10 +362,11 @@ class Pump:
                 continue  # the engine has lost interest, e.g. the run was stopped
             try:
                 result = await loop.run_in_executor(self._executor, self._execute, command)
-            except (BarnraiseError, OSError, RuntimeError, MemoryError, ValueError) as error:
+            except Exception as error:
                 result = self._on_failure(command, error)
             else:
                 self._attempts.pop(command.command_id, None)
+                self._failures_told.pop(command.command_id, None)
             await self._report(result)
 
     async def _report(self, result: Event) -> None:
@@ -366,14 +382,17 @@ class Pump:
             else:
                 return
 
-    def _on_failure(self, command: SlowCommand, error: BaseException) -> CommandFailed:
+    def _on_failure(self, command: SlowCommand, error: Exception) -> CommandFailed:
         attempt = self._attempts.get(command.command_id, 0)
         self._attempts[command.command_id] = attempt + 1
         delay_s = min(RETRY_MOST_S, RETRY_FIRST_S * 2**attempt)
-        _log.error("command_failed", command=command.command_id, retry_in_s=delay_s, error=repr(error), exc_info=error)
+        words = printable((str(error) or repr(error))[:MOST_ERROR_CHARACTERS])
+        if self._failures_told.get(command.command_id) != words:  # the same again is one line of the event log
+            self._failures_told[command.command_id] = words
+            _log.error("command_failed", command=command.command_id, error=repr(error), exc_info=error)
         handle = asyncio.get_running_loop().call_later(delay_s, self._push_slow, command)
         self._retries.add(handle)
-        return CommandFailed(at_s=self._clock(), command_id=command.command_id, error=str(error) or repr(error))
+        return CommandFailed(at_s=self._clock(), command_id=command.command_id, error=words, trouble=trouble_of(error))
 
 
 def _refuse(batch: Sequence[_Queued], error: BarnraiseError) -> None:

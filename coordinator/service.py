@@ -163,7 +163,7 @@ class WorkerService:
             verdict = pb.Verdict(lease_id=lease_id, outcome=outcome, reason=record.verdict.reason)
             return pb.CommitSubmissionReply(upload_offset=payload_bytes, verdict=verdict)
         if record.digest != digest or record.status is LeaseStatus.EXPIRED:
-            why = record.ended or "too late"
+            why = record.end_reason or "too late"
             raise FinalRefusal(f"lease {lease_id} is {record.status} and takes no submission: {why}")
         if record.status is LeaseStatus.COMMITTED:
             # Never all of it: bytes that are here but not in place (the process ended between the two) count for

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+from coordinator import substitutes
 from coordinator.engine.engine import Engine
-from coordinator.engine.history import RoundRecord
+from coordinator.engine.history import LeftOut, RoundRecord
 from coordinator.engine.phases import LeaseStatus, Phase
+from coordinator.engine.reasons import told
 from coordinator.engine.state import EngineState, LeaseRecord, WorkerRecord
 from coordinator.traffic import Traffic
 from protocol.ids import WorkerId
@@ -78,6 +80,8 @@ class RoundStatus(_Data):
     val_loss: float | None
     val_loss_se: float | None
     close_reason: str
+    left_out: tuple[str, ...]
+    """Submissions that were accepted and could not be aggregated: whose, and why."""
 
 
 class ValidationStatus(_Data):
@@ -111,6 +115,8 @@ class RunStatus(_Data):
     waits: tuple[WaitStatus, ...]
     workers: tuple[WorkerStatus, ...]
     history: tuple[RoundStatus, ...]
+    substitutes: tuple[str, ...]
+    """Blocks of the latest version that the run's rule did not answer for: which, why, and what would mend it."""
     validations: tuple[ValidationStatus, ...]
     checkpoints: tuple[CheckpointStatus, ...]
     working_on: tuple[str, ...]
@@ -148,6 +154,7 @@ def run_status(run: RunContext, traffic: Traffic) -> RunStatus:
             _worker(engine, record, current.get(record.worker), run, now_s) for record in state.workers.values()
         ),
         history=tuple(_round(state, record) for record in state.history),
+        substitutes=tuple(map(substitutes.told, state.substitutes)),
         validations=tuple(
             ValidationStatus(version=v.version, val_loss=v.val_loss, val_loss_se=v.val_loss_se)
             for v in state.validations
@@ -178,9 +185,18 @@ def one_line(status: RunStatus) -> str:
 
 
 def _round(state: EngineState, record: RoundRecord) -> RoundStatus:
-    told = {name: getattr(record, name) for name in RoundStatus.model_fields if name != "lasted_s"}
-    told["opened_at_s"], told["closed_at_s"] = _wall_s(state, record.opened_at_s), _wall_s(state, record.closed_at_s)
-    return RoundStatus(**told, lasted_s=record.closed_at_s - record.opened_at_s)
+    as_recorded = RoundStatus.model_fields.keys() - {"left_out", "lasted_s"}
+    facts = {name: getattr(record, name) for name in as_recorded}
+    facts |= {name: _wall_s(state, facts[name]) for name in ("opened_at_s", "closed_at_s")}
+    return RoundStatus(
+        **facts,
+        lasted_s=record.closed_at_s - record.opened_at_s,
+        left_out=tuple(f"{_name(state, one)}'s {one.lease_id}: {told(one.why)}" for one in record.left_out),
+    )
+
+
+def _name(state: EngineState, one: LeftOut) -> str:
+    return state.workers[one.worker].name or one.worker[:8]
 
 
 def _wall_s(state: EngineState, at_s: float) -> float:

@@ -177,7 +177,7 @@ class Transfers:
             raise MalformedMessage(f"upload for lease {header.lease_id} begins at byte {header.offset} of {size}")
         if record.status in {LeaseStatus.EXPIRED, LeaseStatus.RETURNED, LeaseStatus.GRANTED}:
             raise Refused(
-                f"lease {record.lease.lease_id} is {record.status}: {record.ended or 'nothing was committed'}"
+                f"lease {record.lease.lease_id} is {record.status}: {record.end_reason or 'nothing was committed'}"
             )
         return record
 

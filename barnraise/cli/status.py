@@ -38,11 +38,24 @@ def print_status(status: RunStatus) -> None:
             print(f"  {wait.subject}: {wait.reason}")
     for work in status.working_on:
         print(f"  working on {work}")
+    notes = _notes(status)
+    if notes:
+        print("\nOf the latest rounds:")
+        for note in notes:
+            print(f"  {note}")
     if status.workers:
         print()
         print_table(
             ("worker", "state", "columns", "accepted", "rejected", "why"), [_row(one) for one in status.workers]
         )
+
+
+def _notes(status: RunStatus) -> list[str]:
+    """Which rounds published nothing, who was left out of them, and what other rules made of the latest version."""
+    latest = status.history[-_LAST_ROUNDS:]
+    notes = [f"round {one.round}: {one.close_reason}" for one in latest if one.version is None]
+    notes += [f"round {one.round}: {left_out}" for one in latest for left_out in one.left_out]
+    return notes + [f"version {status.version}: {substitute}" for substitute in status.substitutes]
 
 
 def _row(worker: WorkerStatus) -> dict[str, object]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coordinator.engine.lease import Lease
+from coordinator.engine.reasons import Reason, Verdict, told
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId
 
 
@@ -30,7 +31,12 @@ class CancelLease(Command):
 
     worker: WorkerId
     lease_id: LeaseId
-    reason: str
+    why: Reason
+
+    @property
+    def reason(self) -> str:
+        """Why, in words."""
+        return told(self.why)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +45,29 @@ class AnnounceVerdict(Command):
 
     worker: WorkerId
     lease_id: LeaseId
-    accepted: bool
-    reason: str
+    verdict: Verdict
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it counts, or will."""
+        return self.verdict.accepted
+
+    @property
+    def reason(self) -> str:
+        """Why, in words."""
+        return self.verdict.reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndRun(Command):
     """Answer every waiting call with `RunOver`."""
 
-    reason: str
+    why: Reason
+
+    @property
+    def reason(self) -> str:
+        """Why, in words."""
+        return told(self.why)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +138,18 @@ class AggregateRound(SlowCommand):
     outer_momentum: float
     seed: int
     """Secret draw for rules that deal contributions at random (bucketing)."""
+    cautious: bool = False
+    """A block for which the rule fails is made by the coordinate-wise median instead, or stays as it was."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TryContributions(SlowCommand):
+    """Make of each contribution of `attempt` alone what all together cannot be made, and keep nothing of it.
+
+    In their order. Ends in `ContributionsTried`.
+    """
+
+    attempt: AggregateRound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from coordinator.engine.index import offers_enough
 from coordinator.engine.pacing import Pace
 from coordinator.engine.phases import Phase
 from coordinator.engine.quorum import Standings
+from coordinator.engine.reasons import told
 from coordinator.engine.state import EngineState, WorkerRecord
 from coordinator.engine.turn import Turn
 from protocol.ids import WorkerId
@@ -33,7 +34,7 @@ def standing_reason(state: EngineState, record: WorkerRecord) -> str | None:
     """Why this worker gets no lease whatever the round needs; None where it may."""
     config = state.config
     if record.quarantine is not None:
-        return f"set aside: {record.quarantine.reason}"
+        return f"set aside: {told(record.quarantine.why)}"
     if not offers_enough(config, record):
         return f"it offers {record.max_columns} columns, and this run needs {config.min_columns} a worker"
     if state.now_s < record.cooling_until_s:

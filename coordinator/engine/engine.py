@@ -21,6 +21,7 @@ from coordinator.engine.events import (
     CheckpointWritten,
     ClockStepped,
     CommandFailed,
+    ContributionsTried,
     CoordinatorResumed,
     Event,
     LeaseRequested,
@@ -41,6 +42,7 @@ from coordinator.engine.explain import Wait
 from coordinator.engine.history import CalendarMark, remembered
 from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.presence import Presence, silence_limit_s
+from coordinator.engine.reasons import Case, reason
 from coordinator.engine.state import EngineState, LeaseRecord, RoundState, WorkerRecord
 from coordinator.engine.turn import Turn
 from coordinator.engine.version import ENGINE_VERSION
@@ -63,6 +65,7 @@ LEGAL_EVENTS: Mapping[type[Event], frozenset[Phase]] = {
     SubmissionUploaded: _BEFORE_THE_END,
     SubmissionMeasured: _EVERYWHERE,
     RoundAggregated: frozenset({Phase.AGGREGATING}),
+    ContributionsTried: frozenset({Phase.AGGREGATING}),
     VersionValidated: _BEFORE_THE_END,
     CheckpointWritten: _BEFORE_THE_END,
     CommandFailed: _BEFORE_THE_END,
@@ -246,7 +249,7 @@ class Engine:
         record = state.open_lease_of(event.worker)
         if record is not None:
             limit_s, silent_s = silence_limit_s(state.config), state.now_s - event.last_seen_at_s
-            leases.expire(turn, record.lease.lease_id, f"silent for {silent_s:.0f} s (at most {limit_s:.0f} s)")
+            leases.expire(turn, record.lease.lease_id, reason(Case.SILENT, silent_s=silent_s, most_s=limit_s))
 
     def on_coordinator_resumed(self, turn: Turn, event: CoordinatorResumed) -> None:
         """Nobody is blamed for a time in which nobody was here."""
@@ -263,7 +266,7 @@ class Engine:
         self._worker(event.worker)
         turn.hear(event.worker)
         if state.phase is Phase.OVER:
-            turn.emit(EndRun(reason=state.end_reason or "the run is over"))
+            turn.emit(EndRun(why=state.ended or reason(Case.ENDED)))
             return
         waits_until_s = None if event.wait_s is None else state.now_s + event.wait_s
         leases.break_uploads(turn, event.worker)  # whoever is idle sends nothing
@@ -374,6 +377,7 @@ class Engine:
         SubmissionUploaded: on_submission_uploaded,
         SubmissionMeasured: lambda _, turn, event: results.on_submission_measured(turn, event),
         RoundAggregated: lambda _, turn, event: results.on_round_aggregated(turn, event),
+        ContributionsTried: lambda _, turn, event: results.on_contributions_tried(turn, event),
         VersionValidated: lambda _, turn, event: results.on_version_validated(turn, event),
         CheckpointWritten: lambda _, turn, event: results.on_checkpoint_written(turn, event),
         CommandFailed: lambda _, turn, event: results.on_command_failed(turn, event),

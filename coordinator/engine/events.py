@@ -8,6 +8,7 @@ to read, and decides nothing. Nothing here knows where an event came from.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from coordinator.engine.config import EngineConfig
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId
@@ -173,6 +174,31 @@ class SubmissionMeasured(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnSpan:
+    """Expert columns `first` to `last`, both included."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Substitute:
+    """Blocks that the run's rule did not answer for, what did instead, and why."""
+
+    rule: str
+    """The run's."""
+    in_force: str
+    """What answered; empty: nothing did, the blocks stay as they were."""
+    fewest: int
+    most: int
+    """How many submissions they had."""
+    trunk: bool
+    columns: tuple[ColumnSpan, ...]
+    error: str = ""
+    """What the run's rule failed with; empty: there were too few contributions for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoundAggregated(Event):
     """Result of `AggregateRound`: a new manifest is durable in the artifact store, not yet the run's."""
 
@@ -182,6 +208,26 @@ class RoundAggregated(Event):
     parent_version: Version
     manifest: Digest
     update_norm_l2: float
+    substitutes: tuple[Substitute, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedAlone:
+    """A contribution of which alone no new block could be made."""
+
+    lease_id: LeaseId
+    error: str
+    lost: bool = False
+    """Its bytes are no longer what they were when they came: our fault, not its worker's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContributionsTried(Event):
+    """Result of `TryContributions`: which of them fail alone; none where all fail only together."""
+
+    command_id: str
+    round: RoundNumber
+    failed: tuple[FailedAlone, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,12 +250,22 @@ class CheckpointWritten(Event):
     path: str
 
 
+class Trouble(StrEnum):
+    """What a command failed of."""
+
+    MACHINE = "machine"
+    """The coordinator's disk or memory: nobody is to blame, and trying again is all there is to do."""
+    CONTENT = "content"
+    """Anything else: what went in, or a bug of ours. The same again fails again."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandFailed(Event):
-    """A command could not be carried out (disk full, say). It stays pending and is tried again by the pump."""
+    """A command could not be carried out. It stays pending and is tried again by the pump."""
 
     command_id: str
     error: str
+    trouble: Trouble
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from coordinator.engine import dispatch, pacing, quorum, rounds
-from coordinator.engine.commands import AggregateRound, MeasureSubmission, SlowCommand, ValidateVersion
+from coordinator.engine.commands import (
+    AggregateRound,
+    MeasureSubmission,
+    SlowCommand,
+    TryContributions,
+    ValidateVersion,
+)
 from coordinator.engine.phases import LOST_STATUSES, LeaseStatus, Phase
 from coordinator.engine.quorum import ColumnStanding, Outlook
 from coordinator.engine.state import EngineState, LeaseRecord, WorkerRecord
@@ -38,7 +44,7 @@ def waits(state: EngineState, now_s: float) -> tuple[Wait, ...]:
         awaited = [record for record in expected if record.status is not LeaseStatus.UPLOADED]
         awaited += quorum.absent_commits(at)
         return (*_columns(at, outlook), *_leases(at, awaited), *map(_measuring, measuring))
-    wanted = AggregateRound if at.phase is Phase.AGGREGATING else SlowCommand
+    wanted = (AggregateRound, TryContributions) if at.phase is Phase.AGGREGATING else SlowCommand
     return tuple(_command(at, command) for command in at.pending.values() if isinstance(command, wanted))
 
 
@@ -70,7 +76,7 @@ def lease_ended(state: EngineState, worker: WorkerId, lease_id: LeaseId) -> str 
     if record is None or record.lease.worker != worker:
         return f"lease {lease_id} is not known any more"
     if record.status in LOST_STATUSES:
-        return record.ended
+        return record.end_reason
     return record.verdict.reason if record.status is LeaseStatus.REJECTED and record.verdict else None
 
 
@@ -150,7 +156,11 @@ def _command(state: EngineState, command: SlowCommand) -> Wait:
 
 def _doing(command: SlowCommand) -> str:
     if isinstance(command, AggregateRound):
-        return f"aggregating {len(command.contributions)} submissions into version {command.version}"
+        how = ", each block by what works for it" if command.cautious else ""
+        return f"aggregating {len(command.contributions)} submissions into version {command.version}{how}"
+    if isinstance(command, TryContributions):
+        tried = command.attempt
+        return f"trying the {len(tried.contributions)} submissions of round {tried.round} one by one: not all aggregate"
     if isinstance(command, MeasureSubmission):
         return f"screening lease {command.lease.lease_id}"
     kind = "validating" if isinstance(command, ValidateVersion) else "exporting"

@@ -10,7 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from protocol.ids import RoundNumber, Version
+from coordinator.engine.reasons import Reason, told
+from protocol.ids import LeaseId, RoundNumber, Version, WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """A submission that was accepted and could not be aggregated."""
+
+    lease_id: LeaseId
+    worker: WorkerId
+    why: Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +42,16 @@ class RoundRecord:
     update_norm_l2: float | None
     val_loss: float | None
     val_loss_se: float | None
-    close_reason: str
+    closed: Reason
+    """Why no more was waited for."""
+    unpublished: Reason | None = None
+    """Why it has no version."""
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def close_reason(self) -> str:
+        """Why it closed, and published nothing where it did not, in words."""
+        return "; ".join(told(why) for why in (self.unpublished, self.closed) if why is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +85,9 @@ class Failure:
 
     count: int
     error: str
+    """The latest."""
+    of_content: int = 0
+    """How many of them were not the disk's or the memory's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

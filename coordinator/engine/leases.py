@@ -14,9 +14,8 @@ from coordinator.engine.commands import AnnounceVerdict, CancelLease, DropPayloa
 from coordinator.engine.events import SubmissionCommitted
 from coordinator.engine.lease import DataRange, Lease
 from coordinator.engine.phases import LOST_STATUSES, OPEN_PHASES, LeaseStatus, Phase
-from coordinator.engine.reasons import BLAMED_KEYS, DUPLICATE, INCOMPLETE, LATE
-from coordinator.engine.screening import rejected
-from coordinator.engine.state import LeaseRecord, Quarantine, UploadReport, Verdict
+from coordinator.engine.reasons import BLAMED_KEYS, DUPLICATE, INCOMPLETE, LATE, Case, Reason, Verdict, reason, rejected
+from coordinator.engine.state import LeaseRecord, Quarantine, UploadReport
 from coordinator.engine.turn import Turn
 from protocol.ids import LeaseId, RoundNumber, WorkerId
 
@@ -85,40 +84,39 @@ def grant_again(turn: Turn, record: LeaseRecord) -> None:
     turn.emit(GrantLease(lease=lease))
 
 
-def why_not_again(turn: Turn, record: LeaseRecord) -> str | None:
+def why_not_again(turn: Turn, record: LeaseRecord) -> Reason | None:
     """Why a worker that starts over is better off with a new lease; None where the same one still makes sense."""
     state, lease = turn.state, record.lease
     if lease.round != state.round.round or state.phase not in OPEN_PHASES:
-        return f"its worker asked for work anew after round {lease.round} closed"
+        return reason(Case.ASKED_AFTER_ROUND, round=lease.round)
     if state.now_s >= lease.deadline_s:
-        return "its worker asked for work anew after the deadline"
+        return reason(Case.ASKED_AFTER_DEADLINE)
     needed_s = pacing.expected_end_s(state.workers[lease.worker], pacing.pace_of(state), lease.inner_steps)
     until_s = state.round.grace_until_s
     if needed_s is not None and until_s is not None and state.now_s + needed_s > until_s:
-        left_s = max(0.0, until_s - state.now_s)
-        return f"its worker starts over and needs {needed_s:.0f} s; {left_s:.0f} s of grace are left"
+        return reason(Case.STARTS_OVER, needed_s=needed_s, left_s=max(0.0, until_s - state.now_s))
     return None
 
 
-def expire(turn: Turn, lease_id: LeaseId, reason: str) -> None:
+def expire(turn: Turn, lease_id: LeaseId, why: Reason) -> None:
     """The lease came to nothing; costs its worker nothing but the lease."""
     _note_upload(turn, turn.state.leases[lease_id])
     record = turn.state.set_status(lease_id, LeaseStatus.EXPIRED)
-    turn.state.update_lease(lease_id, ended=reason)
+    turn.state.update_lease(lease_id, ended=why)
     state, worker = turn.state, record.lease.worker
     state.update_worker(worker, leases_expired=state.workers[worker].leases_expired + 1)
     state.totals = replace(state.totals, leases_expired=state.totals.leases_expired + 1)
     if record.lease.round == state.round.round:
         state.update_round(expired=state.round.expired + 1)
         _cool(turn, worker)
-    turn.emit(CancelLease(worker=worker, lease_id=lease_id, reason=reason))
+    turn.emit(CancelLease(worker=worker, lease_id=lease_id, why=why))
 
 
-def hand_back(turn: Turn, record: LeaseRecord, reason: str) -> None:
-    """The worker gives the lease back."""
+def hand_back(turn: Turn, record: LeaseRecord, words: str) -> None:
+    """The worker gives the lease back, in its own words."""
     lease_id, worker, state = record.lease.lease_id, record.lease.worker, turn.state
     state.set_status(lease_id, LeaseStatus.RETURNED)
-    state.update_lease(lease_id, ended=f"handed back: {reason}")
+    state.update_lease(lease_id, ended=reason(Case.HANDED_BACK, words))
     state.update_worker(
         worker,
         leases_returned=state.workers[worker].leases_returned + 1,
@@ -140,7 +138,7 @@ def commit(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> None:
     refusal = _refusal(turn, record, event)
     if refusal is not None:
         if record.status is LeaseStatus.GRANTED and refusal.key == LATE:
-            expire(turn, lease_id, refusal.reason)
+            expire(turn, lease_id, refusal.why)
         reject(turn, lease_id, refusal)
         return
     state.set_status(lease_id, LeaseStatus.COMMITTED)
@@ -152,7 +150,7 @@ def commit(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> None:
         committed_at_s=state.now_s,
         train_loss_first=event.train_loss_first,
         train_loss_last=event.train_loss_last,
-        ended="",
+        ended=None,
     )
 
 
@@ -163,7 +161,7 @@ def upload(turn: Turn, record: LeaseRecord) -> None:
     state.update_lease(lease.lease_id, uploaded_at_s=state.now_s)
     staleness = state.staleness_of(lease)
     if staleness > state.config.max_staleness:
-        reject(turn, lease.lease_id, rejected(LATE, f"committed in time, but its bytes came {staleness} rounds late"))
+        reject(turn, lease.lease_id, rejected(LATE, Case.BYTES_ROUNDS_LATE, rounds=staleness))
         return
     state.set_status(lease.lease_id, LeaseStatus.UPLOADED)
     assert record.digest is not None
@@ -203,7 +201,7 @@ def accept(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
     state.totals = replace(state.totals, submissions_accepted=state.totals.submissions_accepted + 1)
     if record.lease.round == state.round.round:
         state.update_round(accepted=state.round.accepted + 1)
-    turn.emit(AnnounceVerdict(worker=worker.worker, lease_id=lease_id, accepted=True, reason=verdict.reason))
+    turn.emit(AnnounceVerdict(worker=worker.worker, lease_id=lease_id, verdict=verdict))
 
 
 def withdraw(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
@@ -235,7 +233,7 @@ def reject(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
         state.update_round(rejected=state.round.rejected + 1)
     if verdict.key in BLAMED_KEYS and in_row >= state.config.quarantine_after:
         _quarantine(turn, worker.worker, in_row, verdict)
-    turn.emit(AnnounceVerdict(worker=worker.worker, lease_id=lease_id, accepted=False, reason=verdict.reason))
+    turn.emit(AnnounceVerdict(worker=worker.worker, lease_id=lease_id, verdict=verdict))
     drop_payload(turn, state.leases[lease_id])
 
 
@@ -259,25 +257,24 @@ def _note_upload(turn: Turn, record: LeaseRecord) -> None:
 def _refusal(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> Verdict | None:
     state, lease = turn.state, record.lease
     if state.phase is Phase.FINISHING:
-        return rejected(LATE, "the run took its last step")
+        return rejected(LATE, Case.RUN_TOOK_LAST_STEP)
     if state.now_s >= lease.deadline_s:
-        return rejected(LATE, f"committed {state.now_s - lease.deadline_s:.1f} s after the lease's deadline")
+        return rejected(LATE, Case.AFTER_DEADLINE, late_s=state.now_s - lease.deadline_s)
     staleness = state.staleness_of(lease)
     if staleness > state.config.max_staleness:
-        most = state.config.max_staleness
-        return rejected(LATE, f"committed {staleness} rounds after its own; at most {most} late counts")
+        return rejected(LATE, Case.COMMITTED_ROUNDS_LATE, rounds=staleness, most=state.config.max_staleness)
     own = [other.lease.lease_id for other in state.leases_of(lease.worker)]
     if own[-1] != lease.lease_id:
-        return rejected(LATE, f"the worker was silent, then asked anew and was given lease {own[-1]} instead")
+        return rejected(LATE, Case.LEASED_ANEW, own[-1])
     owner = state.workers[lease.worker].owner
     if record.status is LeaseStatus.EXPIRED and owner:
         taken = state.index.seats(lease.round, owner) & set(lease.columns)
         if taken:
-            return rejected(LATE, f"the worker was silent; another machine of {owner} was given column {min(taken)}")
+            return rejected(LATE, Case.SEAT_TAKEN, owner, column=min(taken))
     if event.inner_steps_done < lease.inner_steps:
-        return rejected(INCOMPLETE, f"{event.inner_steps_done} of {lease.inner_steps} inner steps were done")
+        return rejected(INCOMPLETE, Case.STEPS_MISSING, done=event.inner_steps_done, leased=lease.inner_steps)
     if state.digest_in_use(event.digest, besides=lease.lease_id):
-        return rejected(DUPLICATE, "another lease already rests on exactly these bytes")
+        return rejected(DUPLICATE, Case.SAME_BYTES)
     return None
 
 
@@ -307,9 +304,7 @@ def _cool(turn: Turn, worker: WorkerId) -> None:
 def _quarantine(turn: Turn, worker: WorkerId, in_row: int, verdict: Verdict) -> None:
     config, state = turn.state.config, turn.state
     until_round = RoundNumber(state.round.round + config.quarantine_rounds + 1)
-    reason = (
-        f"{in_row} submissions refused in a row (the last: {verdict.key}); no leases for {config.quarantine_rounds} "
-        f"rounds or {config.quarantine_s:.0f} s, whichever ends first"
-    )
-    quarantine = Quarantine(until_round=until_round, until_s=state.now_s + config.quarantine_s, reason=reason)
+    figures = {"in_row": in_row, "rounds": config.quarantine_rounds, "seconds": config.quarantine_s}
+    why = reason(Case.SET_ASIDE, verdict.key, **figures)
+    quarantine = Quarantine(until_round=until_round, until_s=state.now_s + config.quarantine_s, why=why)
     state.update_worker(worker, quarantine=quarantine, rejected_in_row=0)

@@ -39,8 +39,8 @@ PHASE_MOVES: Mapping[tuple[Phase, Phase], str] = {
     (Phase.GRACE, Phase.GATHERING): "round closes with nothing acceptable",
     (Phase.GRACE, Phase.AGGREGATING): "round closes",
     (Phase.GRACE, Phase.FINISHING): "operator stops the run, or the last round closes with nothing acceptable",
-    (Phase.AGGREGATING, Phase.GATHERING): "new version published, next round opens",
-    (Phase.AGGREGATING, Phase.FINISHING): "last version published, or the operator stopped and it cannot be",
+    (Phase.AGGREGATING, Phase.GATHERING): "new version published, or none could be made, next round opens",
+    (Phase.AGGREGATING, Phase.FINISHING): "last version published, or none could be made",
     (Phase.FINISHING, Phase.OVER): "nothing is pending any more",
 }
 """Legal moves and, in words, what makes them."""
@@ -76,7 +76,7 @@ LEASE_MOVES: Mapping[tuple[LeaseStatus, LeaseStatus], str] = {
     (LeaseStatus.COMMITTED, LeaseStatus.EXPIRED): "bytes did not arrive within the staleness limit",
     (LeaseStatus.UPLOADED, LeaseStatus.ACCEPTED): "passed screening",
     (LeaseStatus.UPLOADED, LeaseStatus.REJECTED): "refused by screening",
-    (LeaseStatus.ACCEPTED, LeaseStatus.REJECTED): "fell short once the whole round was known",
+    (LeaseStatus.ACCEPTED, LeaseStatus.REJECTED): "fell short once the whole round was known, or cannot be aggregated",
 }
 
 LIVE_STATUSES = frozenset({LeaseStatus.GRANTED, LeaseStatus.COMMITTED, LeaseStatus.UPLOADED, LeaseStatus.ACCEPTED})

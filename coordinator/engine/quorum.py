@@ -13,6 +13,7 @@ from operator import add
 from statistics import median
 
 from coordinator.engine.phases import LeaseStatus, Phase
+from coordinator.engine.reasons import Case, Reason, reason
 from coordinator.engine.state import EngineState, LeaseRecord
 from coordinator.engine.tally import was_lost
 from protocol.ids import WorkerId
@@ -157,13 +158,12 @@ def has_spare_candidates(state: EngineState, standings: Standings) -> bool:
     )
 
 
-def why_close(state: EngineState, outlook: Outlook) -> str | None:
+def why_close(state: EngineState, outlook: Outlook) -> Reason | None:
     """Why the round closes now; None while it stays open. Assumes that idle workers were leased what there was."""
     if state.phase not in {Phase.TRAINING, Phase.GRACE} or outlook.measuring:
         return None
     if is_past_deadline(state):
-        lacking = f", {outlook.awaited} still out" if outlook.awaited else ""
-        return f"the round's deadline of {state.config.round_deadline_s:.0f} s has passed{lacking}"
+        return reason(Case.ROUND_DEADLINE, deadline_s=state.config.round_deadline_s, awaited=outlook.awaited)
     if not outlook.settled:
         return None
     if not outlook.awaited:
@@ -174,11 +174,11 @@ def why_close(state: EngineState, outlook: Outlook) -> str | None:
         if short and waits_until is not None and state.now_s < waits_until:
             return None
         if short:
-            return f"every lease is resolved; {len(short)} columns stay under quorum and nobody idle can serve them"
-        return "every lease is resolved and every column has its quorum"
+            return reason(Case.UNDER_QUORUM, columns=len(short))
+        return reason(Case.ALL_RESOLVED)
     until = state.round.grace_until_s
     if until is not None and state.now_s >= until:
-        return f"every column is settled and the grace for {outlook.awaited} stragglers is over"
+        return reason(Case.GRACE_OVER, stragglers=outlook.awaited)
     return None
 
 

@@ -10,26 +10,28 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
-from coordinator.engine import leases, pacing, rounds, screening
+from coordinator.engine import leases, pacing, rescue, rounds, screening
 from coordinator.engine.commands import (
     AggregateRound,
     AnnounceVerdict,
     MeasureSubmission,
     SlowCommand,
+    TryContributions,
     ValidateVersion,
     WriteCheckpoint,
 )
 from coordinator.engine.events import (
     CheckpointWritten,
     CommandFailed,
+    ContributionsTried,
     RoundAggregated,
     SubmissionMeasured,
+    Trouble,
     VersionValidated,
 )
 from coordinator.engine.history import Checkpoint, Failure, Validation, remembered
 from coordinator.engine.phases import LeaseStatus, Phase
-from coordinator.engine.reasons import LATE, UNMEASURABLE
-from coordinator.engine.screening import rejected
+from coordinator.engine.reasons import LATE, UNMEASURABLE, Case, rejected
 from coordinator.engine.state import LeaseRecord
 from coordinator.engine.turn import Turn
 from protocol.errors import IllegalEvent
@@ -37,7 +39,8 @@ from protocol.errors import IllegalEvent
 C = TypeVar("C", bound=SlowCommand)
 
 MOST_TRIES = 3
-"""After so many failures a measurement is given up, and so is a validation or export; aggregation never by itself."""
+"""After so many failures a measurement is given up, and so is a validation or export. An aggregation is tried another
+way after so many that were not the disk's or the memory's; those it waits out."""
 
 
 def on_submission_measured(turn: Turn, event: SubmissionMeasured) -> None:
@@ -57,7 +60,7 @@ def on_submission_measured(turn: Turn, event: SubmissionMeasured) -> None:
     turn.settle(event.command_id)
     staleness = state.staleness_of(lease)
     if staleness > state.config.max_staleness:
-        leases.reject(turn, lease.lease_id, rejected(LATE, f"judged {staleness} rounds after its own"))
+        leases.reject(turn, lease.lease_id, rejected(LATE, Case.JUDGED_ROUNDS_LATE, rounds=staleness))
         return
     norms = screening.scaled_norms(event, pacing.recipe_scale(state.config, lease))
     verdict = screening.judge(
@@ -117,21 +120,37 @@ def on_command_failed(turn: Turn, event: CommandFailed) -> None:
     state = turn.state
     command = _pending(turn, event.command_id, SlowCommand)
     before = state.failures.get(event.command_id)
-    failure = Failure(count=1 + (before.count if before else 0), error=event.error)
+    failure = Failure(
+        count=1 + (before.count if before else 0),
+        error=event.error,
+        of_content=(event.trouble is Trouble.CONTENT) + (before.of_content if before else 0),
+    )
     state.put_failure(event.command_id, failure)
     if failure.count < MOST_TRIES:
         return
     if isinstance(command, MeasureSubmission):
         turn.settle(event.command_id)
-        reason = (
-            f"set aside: we could not measure it in {failure.count} tries ({failure.error}); no fault of the worker"
-        )
-        leases.reject(turn, command.lease.lease_id, rejected(UNMEASURABLE, reason))
-    elif not isinstance(command, AggregateRound):
+        verdict = rejected(UNMEASURABLE, Case.NOT_MEASURED, failure.error, tries=failure.count)
+        leases.reject(turn, command.lease.lease_id, verdict)
+    elif not isinstance(command, AggregateRound | TryContributions):
         turn.settle(event.command_id)
     elif state.stop_reason is not None and state.phase is Phase.AGGREGATING:
         turn.settle(event.command_id)
         rounds.finish(turn)
+    elif isinstance(command, AggregateRound) and failure.of_content >= MOST_TRIES:
+        turn.settle(event.command_id)
+        rescue.after_failures(turn, command, failure.error)
+
+
+def on_contributions_tried(turn: Turn, event: ContributionsTried) -> None:
+    """Go on without those that fail alone."""
+    command = _pending(turn, event.command_id, TryContributions)
+    asked = {one.lease_id for one in command.attempt.contributions}
+    failed = {one.lease_id for one in event.failed}
+    if event.round != command.attempt.round or not failed <= asked or len(failed) != len(event.failed):
+        raise IllegalEvent(f"{event.command_id} tries {sorted(asked)} of round {command.attempt.round}, got {event}")
+    turn.settle(event.command_id)
+    rescue.without_those(turn, command.attempt, event.failed)
 
 
 def repeat_verdict(turn: Turn, record: LeaseRecord) -> None:
@@ -141,15 +160,17 @@ def repeat_verdict(turn: Turn, record: LeaseRecord) -> None:
             AnnounceVerdict(
                 worker=record.lease.worker,
                 lease_id=record.lease.lease_id,
-                accepted=record.verdict.accepted,
-                reason=record.verdict.reason,
+                verdict=record.verdict,
             )
         )
 
 
 def refuse_lost_upload(turn: Turn, record: LeaseRecord) -> None:
     """Bytes of a commit that has been given up meanwhile."""
-    leases.reject(turn, record.lease.lease_id, rejected(LATE, f"committed in time, but {record.ended}"))
+    ended = record.ended
+    assert ended is not None
+    case = Case.BYTES_AFTER_ITS_TIME if ended.case is Case.ROUND_WENT_ON else Case.BYTES_AFTER_THE_RUN
+    leases.reject(turn, record.lease.lease_id, rejected(LATE, case, ended.about, **ended.figures))
 
 
 def _pending(turn: Turn, command_id: str, kind: type[C]) -> C:

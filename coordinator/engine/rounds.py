@@ -21,8 +21,7 @@ from coordinator.engine.history import RoundRecord, remembered
 from coordinator.engine.medians import medians_of
 from coordinator.engine.phases import OPEN_PHASES, LeaseStatus, Phase
 from coordinator.engine.quorum import Outlook
-from coordinator.engine.reasons import LATE
-from coordinator.engine.screening import rejected
+from coordinator.engine.reasons import LATE, Case, Reason, reason, rejected
 from coordinator.engine.state import EngineState, LeaseRecord, RoundState
 from coordinator.engine.turn import Turn
 from protocol.ids import RoundNumber, Version, WorkerId
@@ -97,7 +96,7 @@ def stop(turn: Turn, reason: str) -> None:
 def publish(turn: Turn, event: RoundAggregated, command: AggregateRound) -> None:
     """The new version is the run's: compare-and-set on the parent has held."""
     state = turn.state
-    state.version, state.manifest = event.version, event.manifest
+    state.version, state.manifest, state.substitutes = event.version, event.manifest, event.substitutes
     turn.settle(event.command_id)
     used = [state.leases[c.lease_id] for c in command.contributions]
     late = sum(1 for record in used if record.lease.round < state.round.round)
@@ -133,15 +132,15 @@ def finish(turn: Turn) -> None:
     """No more rounds: cancel what is out, validate and export the last version."""
     state = turn.state
     state.move_to(Phase.FINISHING)
-    reason = "the run is over" if state.stop_reason is None else f"the operator stopped the run: {state.stop_reason}"
+    stopped = state.stop_reason or ""
     for lease_id, record in list(state.leases.items()):
         if record.status in {LeaseStatus.GRANTED, LeaseStatus.COMMITTED}:
-            leases.expire(turn, lease_id, reason)
+            leases.expire(turn, lease_id, reason(Case.ENDED, stopped))
         elif record.status is LeaseStatus.UPLOADED:
-            leases.reject(turn, lease_id, rejected(LATE, f"not judged any more: {reason}"))
+            leases.reject(turn, lease_id, rejected(LATE, Case.NOT_JUDGED, stopped))
         elif record.status is LeaseStatus.ACCEPTED and record.counted_in is None:
             # whoever was told that it is safe is told, too, that no outer step will take it
-            leases.withdraw(turn, lease_id, rejected(LATE, f"accepted, but no round takes it any more: {reason}"))
+            leases.withdraw(turn, lease_id, rejected(LATE, Case.NO_ROUND_LEFT, stopped))
     for command in list(state.pending.values()):
         if isinstance(command, MeasureSubmission):
             turn.settle(command.command_id)
@@ -159,9 +158,9 @@ def _step(turn: Turn) -> None:
             _review(turn)
     elif state.phase is Phase.FINISHING and not state.pending:
         state.move_to(Phase.OVER)
-        done = f"all {state.config.max_rounds} rounds are done"
-        state.end_reason = done if state.stop_reason is None else f"the operator stopped the run: {state.stop_reason}"
-        turn.emit(EndRun(reason=state.end_reason))
+        done = reason(Case.ALL_ROUNDS_DONE, rounds=state.config.max_rounds)
+        state.ended = done if state.stop_reason is None else reason(Case.ENDED, state.stop_reason)
+        turn.emit(EndRun(why=state.ended))
 
 
 def _gather(turn: Turn) -> None:
@@ -192,16 +191,16 @@ def _review(turn: Turn) -> None:
     state = turn.state
     outlook = quorum.outlook_of(state)
     _set_spare_wait(state, outlook)
-    reason = quorum.why_close(state, outlook)
-    if reason is None:
+    why = quorum.why_close(state, outlook)
+    if why is None:
         _follow_grace(state, outlook)
-        reason = quorum.why_close(state, outlook)  # a grace of nothing is over at once
-    if reason is None:
+        why = quorum.why_close(state, outlook)  # a grace of nothing is over at once
+    if why is None:
         return
     if _is_deserted(state):
         _reopen(state)
     else:
-        _close(turn, reason)
+        _close(turn, why)
 
 
 def _set_spare_wait(state: EngineState, outlook: Outlook) -> None:
@@ -256,7 +255,7 @@ def _fresh(state: EngineState) -> list[LeaseRecord]:
     return [record for record in votes.countable(state) if record.lease.round == state.round.round]
 
 
-def _close(turn: Turn, reason: str) -> None:
+def _close(turn: Turn, why: Reason) -> None:
     state = turn.state
     _look_again(turn)
     records, superseded = votes.one_vote_each(state, votes.countable(state))
@@ -264,15 +263,13 @@ def _close(turn: Turn, reason: str) -> None:
         state.update_lease(
             record.lease.lease_id,
             counted_in=state.round.round,
-            ended="a newer one of its worker, or of its owner, counts",
+            ended=reason(Case.SUPERSEDED),
         )
         leases.drop_payload(turn, record)
+    state.update_round(closed=why)
     if not records:
-        state.update_round(close_reason=f"nobody returned anything acceptable; {reason}")
-        _record_round(turn, version=None, late_used=0, update_norm_l2=None)
-        next_round_or_finish(turn)
+        publish_nothing(turn, reason(Case.NOTHING_ACCEPTABLE))
         return
-    state.update_round(close_reason=reason)
     # Only now, when they count: free riders are the first to submit, and must not become what others are measured by.
     norms, kept = (record.norms for record in records), state.config.screening.norm_history
     state.norm_history = screening.remember(state.norm_history, norms, kept)
@@ -295,8 +292,22 @@ def _close(turn: Turn, reason: str) -> None:
     )
 
 
-def _record_round(turn: Turn, *, version: Version | None, late_used: int, update_norm_l2: float | None) -> None:
+def publish_nothing(turn: Turn, why: Reason) -> None:
+    """The round is over, the version stays as it was, the next round opens."""
+    _record_round(turn, version=None, unpublished=why)
+    next_round_or_finish(turn)
+
+
+def _record_round(
+    turn: Turn,
+    *,
+    version: Version | None,
+    late_used: int = 0,
+    update_norm_l2: float | None = None,
+    unpublished: Reason | None = None,
+) -> None:
     state, current = turn.state, turn.state.round
+    assert current.closed is not None
     row = RoundRecord(
         round=current.round,
         base_version=current.base_version,
@@ -311,7 +322,9 @@ def _record_round(turn: Turn, *, version: Version | None, late_used: int, update
         update_norm_l2=update_norm_l2,
         val_loss=None,
         val_loss_se=None,
-        close_reason=current.close_reason,
+        closed=current.closed,
+        unpublished=unpublished,
+        left_out=current.left_out,
     )
     state.history = remembered(state.history, row)
 
@@ -334,16 +347,15 @@ def _expire_due(turn: Turn) -> None:
     state = turn.state
     overdue = (state.leases[lease_id].lease for lease_id in state.index.deadlines.due(state.now_s))
     for lease in sorted(overdue, key=lambda lease: lease.order):
-        given_s = lease.deadline_s - lease.granted_at_s
-        leases.expire(turn, lease.lease_id, f"no submission within {given_s:.0f} s, the lease's deadline")
+        why = reason(Case.NO_SUBMISSION, given_s=lease.deadline_s - lease.granted_at_s)
+        leases.expire(turn, lease.lease_id, why)
 
 
 def _end_stale_leases(turn: Turn) -> None:
     state, most = turn.state, turn.state.config.max_staleness
     for lease_id, record in list(state.leases.items()):
         if record.status in {LeaseStatus.GRANTED, LeaseStatus.COMMITTED} and state.staleness_of(record.lease) > most:
-            reason = f"round {record.lease.round} closed without it, and at most {most} rounds late still counts"
-            leases.expire(turn, lease_id, reason)
+            leases.expire(turn, lease_id, reason(Case.ROUND_WENT_ON, round=record.lease.round, most=most))
 
 
 def _forget_old_leases(state: EngineState) -> None:

@@ -1,4 +1,4 @@
-"""Judges what was measured of a submission. Facts come in, a verdict with a stable key and words with numbers goes out.
+"""Judges what was measured of a submission. Facts come in, a verdict with a stable key and figures goes out.
 
 Decides accepted or rejected, from the measurement, the run's running medians of norms and the round's running median of
 gains. Holds always: a submission that is malformed or not finite is refused, with screening switched off too. Norms
@@ -21,16 +21,14 @@ from coordinator.engine.reasons import (
     NON_FINITE,
     NORM_TOO_LARGE,
     NORM_TOO_SMALL,
+    Case,
+    Verdict,
+    accepted,
+    rejected,
 )
-from coordinator.engine.state import Verdict
 from protocol.ids import TRUNK, BlockId
 
 MIN_GAINS = 2
-
-
-def rejected(key: str, reason: str) -> Verdict:
-    """A refusal."""
-    return Verdict(accepted=False, key=key, reason=reason)
 
 
 def scaled_norms(event: SubmissionMeasured, scale: float) -> tuple[BlockNorm, ...]:
@@ -53,12 +51,12 @@ def judge(
     (`MIN_GAINS`).
     """
     if event.malformed:
-        return rejected(MALFORMED, f"the payload is not what was leased: {event.malformed}")
+        return rejected(MALFORMED, Case.NOT_AS_LEASED, event.malformed)
     for norm in event.norms:
         if not math.isfinite(norm.norm_l2):
-            return rejected(NON_FINITE, f"{norm.block} holds values that are not finite (norm {norm.norm_l2})")
+            return rejected(NON_FINITE, Case.NORM_NOT_FINITE, norm.block, norm=norm.norm_l2)
     if not config.enabled:
-        return Verdict(accepted=True, key="", reason="screening is off")
+        return accepted(Case.UNSCREENED)
     against = (
         _judge_lengths(config, event.norms)
         or _judge_norms(config, norms, medians)
@@ -66,11 +64,7 @@ def judge(
     )
     if against is not None:
         return against
-    return Verdict(
-        accepted=True,
-        key="",
-        reason=f"half a step along it lowers held-out loss by {event.heldout_gain:.4g} nats a token",
-    )
+    return accepted(Case.GAIN, **_figures(config, event.heldout_gain, event.heldout_gain_se))
 
 
 def remember(
@@ -88,11 +82,8 @@ def _judge_lengths(config: ScreeningConfig, norms: tuple[BlockNorm, ...]) -> Ver
     """Against the weights themselves: the only check that the run's very first submissions can be held to."""
     for norm in norms:
         if 0.0 < norm.base_l2 * config.max_base_factor < norm.norm_l2:
-            return rejected(
-                NORM_TOO_LARGE,
-                f"norm {norm.norm_l2:.4g} of {norm.block} is over {config.max_base_factor:g} times that of the weights "
-                f"it would change ({norm.base_l2:.4g})",
-            )
+            figures = {"norm": norm.norm_l2, "base": norm.base_l2, "most": config.max_base_factor}
+            return rejected(NORM_TOO_LARGE, Case.NORM_OVER_WEIGHTS, norm.block, **figures)
     return None
 
 
@@ -103,17 +94,14 @@ def _judge_norms(config: ScreeningConfig, norms: tuple[BlockNorm, ...], medians:
         if middle is None or middle <= 0.0:
             continue
         ratio = norm.norm_l2 / middle
+        figures = {"norm": norm.norm_l2, "ratio": ratio, "median": middle}
         if ratio > most:
-            return rejected(NORM_TOO_LARGE, f"{_compared(norm, ratio)} median {middle:.4g} (at most {most:g})")
+            return rejected(NORM_TOO_LARGE, Case.NORM_OVER_MEDIAN, norm.block, **figures, most=most)
         # An expert that no token reached has an honest norm of 0; the trunk is always trained.
         least = config.min_norm_factor
         if norm.block == TRUNK and ratio < least:
-            return rejected(NORM_TOO_SMALL, f"{_compared(norm, ratio)} median {middle:.4g} (at least {least:g})")
+            return rejected(NORM_TOO_SMALL, Case.NORM_UNDER_MEDIAN, norm.block, **figures, least=least)
     return None
-
-
-def _compared(norm: BlockNorm, ratio: float) -> str:
-    return f"norm {norm.norm_l2:.4g} of {norm.block}, at common steps, is {ratio:.3g} times the running"
 
 
 def review_gain(
@@ -132,25 +120,24 @@ def _judge_gain(
     config: ScreeningConfig, gain: float, gain_se: float, gains_median: float | None, steps_share: float
 ) -> Verdict | None:
     if not math.isfinite(gain):
-        return rejected(HELDOUT_LOSS_ROSE, f"half a step along it takes held-out loss to {gain}")
-    doubt = config.gain_error_margin * gain_se if math.isfinite(gain_se) else 0.0
-    measured = f"{abs(gain):.4g} ± {gain_se:.2g} nats a token"
+        return rejected(HELDOUT_LOSS_ROSE, Case.GAIN_NOT_FINITE, gain=gain)
+    figures = _figures(config, gain, gain_se)
+    doubt = figures["doubt"]
     if gain + doubt < config.min_heldout_gain:
-        direction = "raises" if gain < 0 else "lowers"
         key = HELDOUT_LOSS_ROSE if gain < 0 else HELDOUT_GAIN_TOO_SMALL
-        return rejected(
-            key,
-            f"half a step along it {direction} held-out loss by {measured}; "
-            f"it must be lowered by at least {config.min_heldout_gain:g}",
-        )
+        return rejected(key, Case.GAIN_UNDER_LEAST, **figures, least=config.min_heldout_gain)
     if gains_median is None:
         return None
     least = config.min_heldout_gain_share * gains_median * min(1.0, steps_share)
     if gain + doubt < least:
-        direction = "raises" if gain < 0 else "lowers"
+        share = config.min_heldout_gain_share
         return rejected(
-            HELDOUT_GAIN_TOO_SMALL,
-            f"half a step along it {direction} held-out loss by {measured}; it must be lowered by {least:.4g}, which "
-            f"is {config.min_heldout_gain_share:g} of the round's median {gains_median:.4g} for its share of the steps",
+            HELDOUT_GAIN_TOO_SMALL, Case.GAIN_UNDER_MEDIAN, **figures, least=least, share=share, median=gains_median
         )
     return None
+
+
+def _figures(config: ScreeningConfig, gain: float, gain_se: float) -> dict[str, float]:
+    """A gain, its standard error, and how far it may be from the truth in the worker's favour."""
+    doubt = config.gain_error_margin * gain_se if math.isfinite(gain_se) else 0.0
+    return {"gain": gain, "error": gain_se, "doubt": doubt}

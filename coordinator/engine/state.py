@@ -13,11 +13,21 @@ from typing import Any
 
 from coordinator.engine.commands import SlowCommand
 from coordinator.engine.config import MAX_COLUMNS, EngineConfig
-from coordinator.engine.events import BlockNorm
-from coordinator.engine.history import CalendarMark, Checkpoint, Failure, RoundRecord, Totals, Validation, wall_at_s
+from coordinator.engine.events import BlockNorm, Substitute
+from coordinator.engine.history import (
+    CalendarMark,
+    Checkpoint,
+    Failure,
+    LeftOut,
+    RoundRecord,
+    Totals,
+    Validation,
+    wall_at_s,
+)
 from coordinator.engine.index import Index
 from coordinator.engine.lease import Lease
 from coordinator.engine.phases import LeaseStatus, Phase, move_lease, move_phase
+from coordinator.engine.reasons import Reason, Verdict, told
 from coordinator.engine.undo import Undo
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId
 
@@ -48,7 +58,7 @@ class Quarantine:
 
     until_round: RoundNumber
     until_s: float
-    reason: str
+    why: Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,15 +101,6 @@ class WorkerRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """Judgement of one submission: a stable key for counting, and words with numbers for people."""
-
-    accepted: bool
-    key: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseRecord:
     """A lease and what became of it."""
 
@@ -122,9 +123,14 @@ class LeaseRecord:
     heldout_gain: float = 0.0
     heldout_gain_se: float = 0.0
     verdict: Verdict | None = None
-    ended: str = ""
-    """Why it expired or was returned."""
+    ended: Reason | None = None
+    """Why it expired or was returned, or was accepted and counts nowhere."""
     counted_in: RoundNumber | None = None
+
+    @property
+    def end_reason(self) -> str:
+        """Why it ended, in words; empty where it did not, or by a verdict."""
+        return told(self.ended) if self.ended else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +159,13 @@ class RoundState:
     rejected: int = 0
     expired: int = 0
     returned: int = 0
-    close_reason: str = ""
+    closed: Reason | None = None
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def close_reason(self) -> str:
+        """Why it closed, in words; empty while it is open."""
+        return told(self.closed) if self.closed else ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -177,12 +189,14 @@ class EngineState:
     """First position, in this epoch's permutation, that no lease has named yet."""
     totals: Totals = field(default_factory=Totals)
     history: tuple[RoundRecord, ...] = ()
+    substitutes: tuple[Substitute, ...] = ()
+    """Blocks of the latest version that the run's rule did not answer for."""
     validations: tuple[Validation, ...] = ()
     checkpoints: tuple[Checkpoint, ...] = ()
     calendar: tuple[CalendarMark, ...] = ()
     """For people; nothing is decided by it."""
     stop_reason: str | None = None
-    end_reason: str | None = None
+    ended: Reason | None = None
 
     index: Index = field(init=False, repr=False, compare=False)
     """Follows from the above; in no snapshot."""
@@ -310,6 +324,11 @@ class EngineState:
     def wall_at_s(self, at_s: float) -> float | None:
         """Calendar time at run time `at_s`, in seconds since the epoch; None in a run that has none."""
         return wall_at_s(self.calendar, at_s)
+
+    @property
+    def end_reason(self) -> str | None:
+        """Why the run is over, in words; None while it is not."""
+        return told(self.ended) if self.ended else None
 
     @property
     def records(self) -> int:

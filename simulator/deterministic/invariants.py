@@ -18,12 +18,14 @@ from coordinator.engine.events import Event, RoundAggregated, WorkerSilent
 from coordinator.engine.lease import Lease
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus, Phase
 from coordinator.engine.presence import silence_limit_s
+from coordinator.engine.reasons import UNAGGREGATABLE, UNUSABLE
 from coordinator.engine.records import event_from_json
 from coordinator.engine.state import EngineState, LeaseRecord
 from protocol.errors import IllegalEvent
 from protocol.ids import Digest, LeaseId, WorkerId, worker_id_of
 from simulator.deterministic.attendance import Attendance
 from simulator.deterministic.disk import Disk
+from simulator.deterministic.work import Spoils
 
 EXPLAIN_EVERY = 8
 """Asking why the round is not closed costs as much as an event; every eighth is enough over thousands of seeds."""
@@ -33,17 +35,23 @@ KEPT_ROUNDS = 5
 """Rounds whose leases the state may hold: the present one, two that may still count, two to answer from."""
 
 
-class InvariantBroken(Exception):
-    """A promise that the system makes does not hold."""
+class InvariantBroken(BaseException):
+    """A promise that the system makes does not hold. No `Exception`: nothing that is simulated may deal with it."""
 
 
 class Book:
     """Everything that was ever promised in one simulated run."""
 
     def __init__(
-        self, disk: Disk, owners: Mapping[bytes, str], attendance: Attendance, note: Callable[[str], None]
+        self,
+        disk: Disk,
+        owners: Mapping[bytes, str],
+        spoilers: Mapping[WorkerId, Spoils],
+        attendance: Attendance,
+        note: Callable[[str], None],
     ) -> None:
         self._disk = disk
+        self._spoilers = spoilers
         self.attendance = attendance
         self._granted: dict[LeaseId, tuple[float, float]] = {}
         """When each lease was granted, by the coordinator's attendance, and how long it was given."""
@@ -187,16 +195,25 @@ class Book:
         if record.status is LeaseStatus.REJECTED:
             if record.verdict is None or not record.verdict.reason:
                 _broken(f"lease {lease_id} was refused without a reason")
+            self._check_blame(record, record.verdict.key)
             return f"refused: {record.verdict.key}"
         if record.digest != digest:
             _broken(f"lease {lease_id} was acknowledged with {digest[:12]}, the state has {record.digest}")
         if record.status not in {LeaseStatus.UPLOADED, LeaseStatus.ACCEPTED}:
-            _broken(f"lease {lease_id} was acknowledged and is now {record.status}: {record.ended or 'no reason'}")
+            _broken(f"lease {lease_id} was acknowledged and is now {record.status}: {record.end_reason or 'no reason'}")
         if record.counted_in is None:
             return None
         if lease_id not in self._counted and not record.ended:
             _broken(f"lease {lease_id} is said to count in round {record.counted_in}, but entered no outer step")
         return f"counted in round {record.counted_in}"
+
+    def _check_blame(self, record: LeaseRecord, key: str) -> None:
+        """Only who makes an outer step impossible is refused for that, or has made the others' work of no use."""
+        spoils = self._spoilers[record.lease.worker]
+        if key == UNAGGREGATABLE and spoils is not Spoils.ALONE:
+            _broken(f"lease {record.lease.lease_id} was refused as {key}, and nothing was wrong with it")
+        if key == UNUSABLE and Spoils.STUBBORN not in self._spoilers.values():
+            _broken(f"lease {record.lease.lease_id} was refused as {key}, and its round could have been aggregated")
 
     def _check_shares(self, state: EngineState) -> None:
         held: dict[tuple[int, str], set[int]] = {}

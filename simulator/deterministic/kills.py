@@ -41,8 +41,8 @@ _LONG_GONE_S = 60.0
 _BUSY = frozenset({State.TRAINING, State.UPLOADING, State.COMMITTING, State.FETCHING, State.RESUMING})
 
 
-class MidWrite(Exception):
-    """The process died between two files: nothing after it happens."""
+class MidWrite(BaseException):
+    """The process died between two files: nothing after it happens, so nothing may catch it."""
 
 
 @dataclass(slots=True)

@@ -157,7 +157,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             return
         try:
             result = work()
-        except Exception as error:
+        except BaseException as error:
             self.call_later(reported_s, _settle, future, None, error)
         else:
             if process is None or process.alive:  # the work itself may have been where the process died
@@ -182,7 +182,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return False
 
 
-def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
     if future.done():
         return
     if error is None:

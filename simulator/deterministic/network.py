@@ -164,7 +164,9 @@ class Network:
             result, error = await answer(), None
         except BarnraiseError as caught:
             result, error = None, _over_the_wire(call, caught)
-        except Exception as bug:
+        except asyncio.CancelledError:
+            raise
+        except BaseException as bug:
             self._loop.error = self._loop.error or bug
             raise
         if process is None or not process.alive:

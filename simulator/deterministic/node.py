@@ -34,7 +34,7 @@ from simulator.deterministic.disk import Disk, MemoryJournal, MemoryStore, OnApp
 from simulator.deterministic.invariants import Book
 from simulator.deterministic.loop import PROCESS, Process, VirtualLoop
 from simulator.deterministic.scenario import Scenario
-from simulator.deterministic.work import Site, Work
+from simulator.deterministic.work import Site, Spoils, Work
 
 
 class CoordinatorNode:
@@ -120,6 +120,7 @@ class CoordinatorNode:
             oldest_needed=lambda: oldest_version_needed(engine),
             is_wanted=lambda command: command.command_id in engine.state.pending,
             fails=self._on_execute,
+            spoils=self._spoils,
             on_aggregated=self._book.aggregated,
             sequences_of=lambda lease_id: _sequences_of(engine, lease_id),
         )
@@ -239,10 +240,15 @@ class CoordinatorNode:
             oldest_needed=lambda: 0,
             is_wanted=never,
             fails=never,
+            spoils=self._spoils,
             on_aggregated=lambda *_: None,
             sequences_of=lambda _: 0,
         )
         await self._pump.submit(self._work.executor(site).execute(command))
+
+    def _spoils(self, lease_id: LeaseId) -> Spoils:
+        record = self._pump.engine.state.leases.get(lease_id)
+        return Spoils.NOTHING if record is None else self._scenario.spoilers[record.lease.worker]
 
     def _dispatch(self, command: Command) -> None:
         match command:

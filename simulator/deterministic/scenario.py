@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coordinator.engine.config import EngineConfig, InnerRecipe
-from protocol.ids import RunId
+from protocol.ids import RunId, WorkerId, worker_id_of
 from simulator import faults as f
+from simulator.deterministic.work import Spoils
 from simulator.faults import Fault
 from simulator.seeds import derived_stream
 
@@ -35,6 +36,8 @@ class VolunteerSpec:
     """Sends bytes that are not what training gives."""
     owner: str
     """Whom the invite names; empty: nobody."""
+    spoils: Spoils = Spoils.NOTHING
+    """What its submissions do to an outer step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +65,11 @@ class Scenario:
         """Whom the invite of each key names, as the coordinator's registry has it; no worker says so itself."""
         return {key_of(self.seed, index): spec.owner for index, spec in enumerate(self.volunteers)}
 
+    @property
+    def spoilers(self) -> dict[WorkerId, Spoils]:
+        """What each volunteer's submissions do to an outer step."""
+        return {worker_id_of(key_of(self.seed, index)): spec.spoils for index, spec in enumerate(self.volunteers)}
+
 
 def key_of(seed: int, index: int) -> bytes:
     """The public key of one volunteer."""
@@ -79,7 +87,7 @@ def scenario_of(seed: int) -> Scenario:
     return Scenario(
         seed=seed,
         config=config,
-        volunteers=tuple(_volunteer(draw, config, owners) for _ in range(volunteers)),
+        volunteers=_some_spoiling(seed, [_volunteer(draw, config, owners) for _ in range(volunteers)]),
         faults=(*(_fault(draw, volunteers) for _ in range(draw.choice((0, 1, 2, 4, 6, 9)))), *_clock_faults(seed)),
         drop_share=draw.choice((0.0, 0.02, 0.1)) if rough else 0.0,
         duplicate_share=draw.choice((0.0, 0.05, 0.2)) if rough else 0.0,
@@ -139,6 +147,15 @@ def _volunteer(draw: random.Random, config: EngineConfig, owners: tuple[str, ...
         liar=draw.random() < 0.08,
         owner=draw.choice(owners),
     )
+
+
+def _some_spoiling(seed: int, volunteers: list[VolunteerSpec]) -> tuple[VolunteerSpec, ...]:
+    """In every fourth world, each volunteer may be one of whose submissions no outer step can be made."""
+    draw = derived_stream(seed, "spoilers")
+    if draw.random() < 0.75:
+        return tuple(volunteers)
+    kinds = (*Spoils, *[Spoils.NOTHING] * 3)
+    return tuple(replace(volunteer, spoils=draw.choice(kinds)) for volunteer in volunteers)
 
 
 def _fault(draw: random.Random, volunteers: int) -> Fault:

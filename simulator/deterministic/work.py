@@ -11,19 +11,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from coordinator.engine.commands import (
     AggregateRound,
     MeasureSubmission,
     SlowCommand,
+    TryContributions,
     ValidateVersion,
     WriteCheckpoint,
 )
 from coordinator.engine.events import (
     BlockNorm,
     CheckpointWritten,
+    ContributionsTried,
     Event,
+    FailedAlone,
     RoundAggregated,
     SubmissionMeasured,
     VersionValidated,
@@ -39,8 +43,11 @@ from worker.lease import Lease
 DISK_FULL = OSError(28, "No space left on device")
 
 
-class MissingContent(Exception):
-    """Content that an event or command relies on is not there: never excusable, so the simulation stops."""
+class MissingContent(BaseException):
+    """Content that an event or command relies on is not there: never excusable, so the simulation stops.
+
+    No `Exception`: nothing that is simulated may take it for a failure to be dealt with.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +57,18 @@ class Trained:
     payload: bytes
     loss_first: float = 5.0
     loss_last: float = 4.0
+
+
+class Spoils(StrEnum):
+    """What a submission does to an outer step, though it passes every check."""
+
+    NOTHING = ""
+    ALONE = "alone"
+    """No step can be made with it."""
+    TOGETHER = "together"
+    """No step can be made of a block that somebody else holds, too."""
+    STUBBORN = "stubborn"
+    """The same, and a cautious step fails whole."""
 
 
 class Executes(Protocol):
@@ -68,6 +87,7 @@ class Site:
     oldest_needed: Callable[[], int]
     is_wanted: Callable[[SlowCommand], bool]
     fails: Callable[[SlowCommand], bool]
+    spoils: Callable[[LeaseId], Spoils]
     on_aggregated: Callable[[AggregateRound, Digest], None]
     sequences_of: Callable[[LeaseId], int]
 
@@ -134,7 +154,7 @@ class HashWork:
 
     def executor(self, site: Site) -> CheapExecutor:
         """On hashes."""
-        return CheapExecutor(site.disk, site.clock, site.oldest_needed, site.is_wanted, site.fails, site.on_aggregated)
+        return CheapExecutor(site)
 
     def share_left(self, worker: int, lease: Lease, base: Mapping[BlockId, Digest]) -> float:
         """All of it: nothing is kept of a lease that was interrupted."""
@@ -167,30 +187,17 @@ def stretched(text: str, size_bytes: int) -> bytes:
 class CheapExecutor:
     """What `coordinator.executor.Executor` is to the pump, on hashes."""
 
-    def __init__(
-        self,
-        disk: Disk,
-        clock: Callable[[], float],
-        oldest_needed: Callable[[], int],
-        is_wanted: Callable[[SlowCommand], bool],
-        fails: Callable[[SlowCommand], bool],
-        on_aggregated: Callable[[AggregateRound, Digest], None],
-    ) -> None:
-        self._disk = disk
-        self._clock = clock
-        self._oldest_needed = oldest_needed
-        self._is_wanted = is_wanted
-        self._fails = fails
-        self._on_aggregated = on_aggregated
+    def __init__(self, site: Site) -> None:
+        self._site, self._disk, self._clock = site, site.disk, site.clock
 
     def execute(self, command: SlowCommand) -> Event:
         """Carry out `command`, or fail as a full disk does."""
-        if self._fails(command):
+        if self._site.fails(command):
             raise DISK_FULL
         try:
             return self._carry_out(command)
         except MissingContent as error:
-            if self._is_wanted(command):
+            if self._site.is_wanted(command):
                 raise
             raise LocalError(str(error)) from error  # given up meanwhile, and its content swept away
 
@@ -201,6 +208,9 @@ class CheapExecutor:
                 return self._measure(command, at_s)
             case AggregateRound():
                 return self._aggregate(command, at_s)
+            case TryContributions(attempt=attempt):
+                self._blocks_of(attempt.parent_manifest)
+                return self._tried(command_id, attempt, at_s)
             case ValidateVersion(version=version, manifest=manifest):
                 self._blocks_of(manifest)
                 loss = 5.5 / (1 + version)
@@ -229,7 +239,24 @@ class CheapExecutor:
             heldout_gain_se=0.02,
         )
 
+    def _tried(self, command_id: str, attempt: AggregateRound, at_s: float) -> ContributionsTried:
+        for one in attempt.contributions:
+            self._payload(one.digest, command_id)
+        spoilt = [one for one in attempt.contributions if self._site.spoils(one.lease_id) is Spoils.ALONE]
+        failed = tuple(FailedAlone(lease_id=one.lease_id, error="0 / 0") for one in spoilt)
+        return ContributionsTried(at_s=at_s, command_id=command_id, round=attempt.round, failed=failed)
+
+    def _check_whole(self, command: AggregateRound) -> None:
+        """Fail as the real executor does: whole, unless the command is cautious."""
+        spoils = {self._site.spoils(one.lease_id) for one in command.contributions}
+        in_company = len(command.contributions) > 1
+        if Spoils.STUBBORN in spoils and in_company:
+            raise ZeroDivisionError("0 / 0, however cautiously")
+        if not command.cautious and (Spoils.ALONE in spoils or (Spoils.TOGETHER in spoils and in_company)):
+            raise ZeroDivisionError("0 / 0")
+
     def _aggregate(self, command: AggregateRound, at_s: float) -> RoundAggregated:
+        self._check_whole(command)
         parent = self._blocks_of(command.parent_manifest)
         cause = hashlib.sha256(repr(command).encode()).hexdigest()
         done = self._disk.versions.get(command.version)
@@ -237,8 +264,8 @@ class CheapExecutor:
             manifest = done.manifest
         else:
             manifest = _write_version(self._disk, command.version, self._stepped(command, parent), cause)
-        self._on_aggregated(command, manifest)
-        self._keep_from(min(command.parent_version, self._oldest_needed()))
+        self._site.on_aggregated(command, manifest)
+        self._keep_from(min(command.parent_version, self._site.oldest_needed()))
         return RoundAggregated(
             at_s=at_s,
             command_id=command.command_id,
@@ -252,11 +279,14 @@ class CheapExecutor:
     def _stepped(self, command: AggregateRound, parent: Mapping[BlockId, Digest]) -> dict[BlockId, Block]:
         blocks: dict[BlockId, Block] = {}
         for name, digest in parent.items():
-            entering = [
-                f"{one.digest}*{one.weight:.6g}"
+            holders = [
+                one
                 for one in command.contributions
                 if (one.include_trunk if name == TRUNK else name in set(map(column_block, one.columns)))
             ]
+            entering = [f"{one.digest}*{one.weight:.6g}" for one in holders]
+            if len(holders) > 1 and any(self._site.spoils(one.lease_id) is Spoils.TOGETHER for one in holders):
+                entering = []  # a cautious step leaves the block as it was
             kept = self._disk.blocks[digest]
             blocks[name] = Block(digest, f"r{command.round}:" + ",".join(entering)) if entering else kept
         for one in command.contributions:

@@ -92,7 +92,8 @@ class World:
         self._loop = VirtualLoop(START_S, self._work_latency, most_steps)  # type: ignore[abstract]
         self._disk = Disk()
         note = self._note if trace else _silent
-        self._book = Book(self._disk, scenario.owners, Attendance(lambda: self._loop.now_s), note)
+        attendance = Attendance(lambda: self._loop.now_s)
+        self._book = Book(self._disk, scenario.owners, scenario.spoilers, attendance, note)
         secret = hashlib.sha256(f"secret {scenario.seed}".encode()).digest()
         self._node = CoordinatorNode(
             self._loop,

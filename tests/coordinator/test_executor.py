@@ -6,29 +6,39 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import pytest
-import structlog
 import torch
 
+from aggregation.blockwise import aggregate_block
 from coordinator.engine.commands import (
     AggregateRound,
     BlockClip,
     Contribution,
     MeasureSubmission,
+    TryContributions,
     ValidateVersion,
     WriteCheckpoint,
 )
-from coordinator.engine.events import CheckpointWritten, RoundAggregated, SubmissionMeasured, VersionValidated
+from coordinator.engine.events import (
+    CheckpointWritten,
+    ContributionsTried,
+    RoundAggregated,
+    SubmissionMeasured,
+    VersionValidated,
+)
 from coordinator.engine.lease import DataRange, Lease
 from coordinator.executor import Executor
 from coordinator.runfolder import RunFolder
+from coordinator.substitutes import told
 from coordinator.versions import Versions
 from moe.full import evaluate_loss, full_model
 from moe.layout import submission_specs
 from protocol.codecs import codec_named
+from protocol.errors import LocalError
 from protocol.ids import TRUNK, BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId, column_block
 from protocol.tensors import encode_tensors
 
@@ -257,13 +267,167 @@ def test_bucketing_deals_by_the_commands_seed(bench: Bench) -> None:
     assert len(seen) > 1
 
 
-def test_a_rule_that_too_few_contributions_replace_is_logged(bench: Bench) -> None:
-    sent = tuple(contribution(n, bench.submit((0,), constant(float(n))), (0,)) for n in range(2))
-    with structlog.testing.capture_logs() as logs:
-        bench.aggregate(sent, rule="krum")
-    told = [line for line in logs if line["event"] == "rule_fell_back"]
-    assert {line["block"] for line in told} == {TRUNK, column_block(0)}
-    assert {(line["rule"], line["in_force"], line["contributions"]) for line in told} == {("krum", "mean", 2)}
+def test_blocks_that_too_few_contributions_leave_to_another_rule_are_summed_up(bench: Bench) -> None:
+    sent = tuple(contribution(n, bench.submit((0, 1, 3), constant(float(n))), (0, 1, 3)) for n in range(2))
+    alone = contribution(5, bench.submit((5,), constant(1.0)), (5,), include_trunk=False)
+    (made,) = bench.aggregate((*sent, alone), rule="krum").substitutes
+    assert (made.rule, made.in_force, made.fewest, made.most, made.error) == ("krum", "mean", 1, 2, "")
+    assert made.trunk
+    assert [(span.first, span.last) for span in made.columns] == [(0, 1), (3, 3), (5, 5)]
+    assert told(made) == (
+        "the trunk and columns 0-1, 3, 5 had 1 to 2 submissions each, too few for krum, and were made by a plain mean, "
+        "which one wrong submission moves at will; more workers, or more replicas of each column, mend it"
+    )
+    again = Bench(bench.run).aggregate((*sent, alone), rule="krum")
+    assert again.substitutes == (made,), "what is there already is told the same"
+    assert bench.aggregate(sent, rule="mean").substitutes == ()
+
+
+@pytest.mark.parametrize("rule", ["trimmed_mean", "mean", "nnm+krum", "geometric_median"])
+def test_two_zeroed_columns_of_three_leave_the_column_as_it_was(bench: Bench, rule: str) -> None:
+    def zeroed(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.zeros(shape) if name.startswith("column.2/") else torch.full(shape, 0.5)
+
+    payloads = [bench.submit((2, 3), value) for value in (zeroed, zeroed, constant(0.5))]
+    sent = tuple(contribution(n, digest, (2, 3)) for n, digest in enumerate(payloads))
+    norms = [{norm.block: norm.norm_l2 for norm in bench.measure(digest, (2, 3)).norms} for digest in payloads]
+    clips = tuple(
+        BlockClip(block=block, max_norm_l2=median(one[block] for one in norms))
+        for block in (TRUNK, column_block(2), column_block(3))
+    )
+    assert [clip.max_norm_l2 == 0.0 for clip in clips] == [False, True, False]
+    after = bench.blocks_of(bench.aggregate(sent, rule=rule, clips=clips))
+    for name, tensor in bench.base[column_block(2)].items():
+        assert torch.equal(after[column_block(2)][name], tensor)
+    for name, tensor in bench.base[column_block(3)].items():
+        torch.testing.assert_close(after[column_block(3)][name], tensor - 0.5)
+
+
+class Breaks:
+    """`aggregate_block`, but it divides by zero where a marked contribution takes part (in some company, say)."""
+
+    def __init__(self, marked: float, *, least: int = 1, rules: tuple[str, ...] = ("krum", "median")) -> None:
+        self.marked, self.least, self.rules = marked, least, rules
+
+    def __call__(self, sent: Any, rule: str, *, seed: int | None = None) -> Tensors:
+        values = [float(next(iter(one.tensors.values())).flatten()[0]) for one in sent]
+        if self.marked in values and len(values) >= self.least and rule in self.rules:
+            raise ZeroDivisionError("0 / 0")
+        return aggregate_block(sent, rule, seed=seed)
+
+
+def three(bench: Bench) -> tuple[Contribution, ...]:
+    return tuple(contribution(n, bench.submit((0,), constant(float(n))), (0,)) for n in (1, 2, 3))
+
+
+def attempt(bench: Bench, sent: tuple[Contribution, ...], **changes: Any) -> AggregateRound:
+    command = AggregateRound(
+        command_id="aggregate:r1", round=RoundNumber(1), parent_version=Version(0),
+        parent_manifest=bench.base_manifest, version=Version(1), contributions=sent, clips=(),
+        rule="krum", outer_learning_rate=1.0, outer_momentum=0.5, seed=7,
+    )  # fmt: skip
+    return dataclasses.replace(command, **changes)
+
+
+def tried(bench: Bench, sent: tuple[Contribution, ...], **changes: Any) -> ContributionsTried:
+    command = TryContributions(command_id="try:r1", attempt=attempt(bench, sent, **changes))
+    event = bench.executor.execute(command)
+    assert isinstance(event, ContributionsTried)
+    return event
+
+
+def test_who_fails_alone_is_found_in_order_and_nothing_is_written(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = three(bench)
+    monkeypatch.setattr("coordinator.outer.aggregate_block", Breaks(2.0))
+    kept = set(bench.store.blocks.digests())
+    with pytest.raises(ZeroDivisionError):
+        bench.executor.execute(attempt(bench, sent))
+    assert [(one.lease_id, one.error, one.lost) for one in tried(bench, sent).failed] == [
+        ("r1.2", "trunk: 0 / 0", False)
+    ]
+    assert set(bench.store.blocks.digests()) == kept
+    assert bench.versions.manifest_digest(1) is None
+
+
+def test_bytes_that_the_disk_lost_or_changed_are_not_held_against_their_worker(bench: Bench) -> None:
+    sent = three(bench)
+    path = bench.store.payloads.path(sent[0].digest)
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    bench.store.payloads.delete(sent[2].digest)
+    assert [(one.lease_id, one.lost) for one in tried(bench, sent).failed] == [("r1.1", True), ("r1.3", True)]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error")])
+def test_the_machines_trouble_leaves_nobody_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    sent = three(bench)
+
+    def fails(*_: Any, **__: Any) -> Tensors:
+        raise error
+
+    monkeypatch.setattr("coordinator.outer.aggregate_block", fails)
+    for cautious in (False, True):
+        with pytest.raises(type(error)):
+            bench.executor.execute(attempt(bench, sent, cautious=cautious))
+    with pytest.raises(type(error)):
+        tried(bench, sent)
+
+
+def test_a_base_that_cannot_be_read_is_nobodys_fault(bench: Bench) -> None:
+    first = bench.aggregate(three(bench), outer_momentum=0.5)
+    momentum = bench.versions.manifest(first.manifest).momenta[column_block(0)]
+    bench.store.blocks.delete(Digest(momentum.digest))
+    with pytest.raises(LocalError, match="is not in"):
+        tried(bench, three(bench), parent_manifest=first.manifest)
+
+
+def test_a_cautious_step_takes_another_rule_where_the_runs_own_fails(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = three(bench)
+    monkeypatch.setattr("coordinator.outer.aggregate_block", Breaks(3.0, least=2, rules=("krum",)))
+    event = bench.aggregate(sent, rule="krum", cautious=True)
+    (made,) = event.substitutes
+    assert (made.rule, made.in_force, made.error) == ("krum", "median", "0 / 0")
+    assert told(made) == "the trunk and column 0: krum failed on 3 submissions (0 / 0), and median took its place"
+    name = next(iter(bench.base[TRUNK]))
+    torch.testing.assert_close(bench.blocks_of(event)[TRUNK][name], bench.base[TRUNK][name] - 2.0)
+
+
+def test_a_cautious_step_leaves_a_block_alone_where_every_rule_fails(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = three(bench)
+    monkeypatch.setattr("coordinator.outer.aggregate_block", Breaks(3.0))
+    event = bench.aggregate(sent, rule="krum", cautious=True)
+    (left,) = event.substitutes
+    assert (left.in_force, left.error) == ("", "0 / 0")
+    assert told(left).startswith("the trunk and column 0 stayed as before the round: no rule could combine 3")
+    assert bench.versions.manifest(event.manifest).blocks == bench.versions.manifest(bench.base_manifest).blocks
+    assert event.update_norm_l2 == 0.0
+
+
+def test_a_block_that_would_not_be_finite_is_never_published(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def infected(sent: Any, rule: str, *, seed: int | None = None) -> Tensors:
+        return {name: tensor * math.nan for name, tensor in aggregate_block(sent, rule, seed=seed).items()}
+
+    monkeypatch.setattr("coordinator.outer.aggregate_block", infected)
+    with pytest.raises(LocalError, match="not finite"):
+        bench.aggregate(three(bench))
+    assert bench.versions.manifest_digest(1) is None
+
+
+def test_the_norm_of_an_update_is_finite_where_its_differences_are_not(bench: Bench) -> None:
+    first = bench.aggregate((contribution(1, bench.submit((0,), constant(-3e38)), (0,)),), outer_learning_rate=30.0)
+    back = (contribution(1, bench.submit((0,), constant(3e38)), (0,)),)
+    changes = {"parent_version": Version(1), "parent_manifest": first.manifest, "version": Version(2)}
+    second = bench.aggregate(back, outer_learning_rate=60.0, **changes)
+    assert math.isfinite(first.update_norm_l2)
+    assert math.isfinite(second.update_norm_l2)
 
 
 def test_old_versions_are_swept_but_not_what_is_still_needed(bench: Bench) -> None:

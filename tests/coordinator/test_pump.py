@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from coordinator import pump as pump_module
 from coordinator.engine import engine as engine_module
@@ -23,6 +24,7 @@ from coordinator.engine.events import (
     LeaseRequested,
     RunCreated,
     SubmissionCommitted,
+    Trouble,
     VersionValidated,
     WorkerEnrolled,
     WorkerSeen,
@@ -52,6 +54,8 @@ class Clock:
 class Recorder:
     """Observer, dispatcher and executor at once; remembers the order of everything."""
 
+    failure: Exception = OSError(28, "No space left on device")
+
     def __init__(self, journal_path: Path) -> None:
         self._path = journal_path
         self.log: list[str] = []
@@ -75,7 +79,7 @@ class Recorder:
         self.executed.append(command.command_id)
         if self.fail_times > 0:
             self.fail_times -= 1
-            raise OSError(28, "No space left on device")
+            raise self.failure
         assert isinstance(command, ValidateVersion)
         return VersionValidated(
             at_s=1000.0, command_id=command.command_id, version=command.version, val_loss=5.5, val_loss_se=0.1
@@ -303,6 +307,34 @@ async def test_a_failed_command_is_told_and_tried_again(setup: Setup, monkeypatc
     failures = [event for event in setup.events() if isinstance(event, CommandFailed)]
     assert len(failures) == 2
     assert "No space left" in failures[0].error
+    assert {failure.trouble for failure in failures} == {Trouble.MACHINE}
+    await pump.stop()
+    journal.close()
+
+
+class OfAnotherLibrary(Exception):
+    """As safetensors' own: of no kind that is known."""
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [ZeroDivisionError("0 / 0"), KeyError("w"), IndexError(), OverflowError(), OfAnotherLibrary("\x1b[31m" * 900)],
+)
+async def test_no_exception_of_slow_work_stops_the_pump(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    monkeypatch.setattr(pump_module, "RETRY_FIRST_S", 0.0)
+    monkeypatch.setattr(Recorder, "failure", failure)
+    pump, recorder, journal = setup.open()
+    with structlog.testing.capture_logs() as logs:
+        recorder.fail_times = 2
+        await until(lambda: not pump.engine.pending)
+    failures = [event for event in setup.events() if isinstance(event, CommandFailed)]
+    assert {failure.trouble for failure in failures} == {Trouble.CONTENT}
+    assert all(failure.error.isprintable() and 0 < len(failure.error) <= 500 for failure in failures)
+    assert not pump.failed.done()
+    at_length = [line for line in logs if line["event"] == "command_failed"]
+    assert len(at_length) == 1, "the same again is not told at length again"
     await pump.stop()
     journal.close()
 

@@ -77,7 +77,7 @@ def _superseded(engine: Engine, command: AggregateRound) -> dict[str, str]:
     """Late submissions whose worker has a newer one in this round: one vote each, and the record says why."""
     counting = {one.lease_id for one in command.contributions}
     records = (record for record in engine.state.leases.values() if record.counted_in == command.round)
-    return {record.lease.lease_id: record.ended for record in records if record.lease.lease_id not in counting}
+    return {record.lease.lease_id: record.end_reason for record in records if record.lease.lease_id not in counting}
 
 
 def check(run: RunFolder, first: str, ledger: Path, acknowledged: Acknowledged) -> Tally:

@@ -14,6 +14,7 @@ from coordinator.engine.commands import (
     AggregateRound,
     Command,
     MeasureSubmission,
+    TryContributions,
     ValidateVersion,
     WriteCheckpoint,
 )
@@ -31,6 +32,7 @@ from protocol.ids import Digest, LeaseId, RunId, WorkerId, digest_of
 
 C = TypeVar("C")
 SECRET = b"a secret of the tests"
+MACHINE, CONTENT = ev.Trouble.MACHINE, ev.Trouble.CONTENT
 MOST_RECORDS_CHECKED = 40
 """A check of everything after each event is for small swarms."""
 
@@ -245,8 +247,18 @@ class Swarm:
             )
         )
 
-    def failed(self, command_id: str, error: str = "disk full") -> list[Command]:
-        return self.handle(ev.CommandFailed(at_s=self.now_s, command_id=command_id, error=error))
+    def failed(self, command_id: str, error: str = "disk full", trouble: ev.Trouble = MACHINE) -> list[Command]:
+        return self.handle(ev.CommandFailed(at_s=self.now_s, command_id=command_id, error=error, trouble=trouble))
+
+    def tried(self, *failed: str, lost: bool = False) -> list[Command]:
+        """Those leases' submissions fail alone."""
+        command = self.waiting_for(TryContributions)
+        alone = tuple(ev.FailedAlone(lease_id=LeaseId(lease_id), error="0 / 0", lost=lost) for lease_id in failed)
+        return self.handle(
+            ev.ContributionsTried(
+                at_s=self.now_s, command_id=command.command_id, round=command.attempt.round, failed=alone
+            )
+        )
 
     def tick(self) -> list[Command]:
         return self.handle(ev.Ticked(at_s=self.now_s))
@@ -262,6 +274,8 @@ class Swarm:
                 self.measured(command.lease.lease_id)
             elif isinstance(command, AggregateRound):
                 self.aggregated()
+            elif isinstance(command, TryContributions):
+                self.tried()
             elif isinstance(command, ValidateVersion):
                 self.validated()
             else:

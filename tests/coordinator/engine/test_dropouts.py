@@ -10,6 +10,7 @@ from coordinator.engine import events as ev
 from coordinator.engine.commands import AggregateRound, AnnounceVerdict, CancelLease, GrantLease
 from coordinator.engine.engine import Engine
 from coordinator.engine.phases import LeaseStatus, Phase
+from coordinator.engine.reasons import Case, reason
 from protocol.ids import WorkerId
 
 STAGES = ["waiting", "granted", "committed", "uploaded", "accepted"]
@@ -77,7 +78,9 @@ def test_heartbeats_keep_a_lease_and_silence_ends_it(swarm, pick):
         s.at(now_s)
         s.beat("a")
     assert pick(CancelLease, s.log) == [
-        CancelLease(worker=WorkerId("b"), lease_id=s.lease("b").lease_id, reason="silent for 30 s (at most 30 s)")
+        CancelLease(
+            worker=WorkerId("b"), lease_id=s.lease("b").lease_id, why=reason(Case.SILENT, silent_s=30.0, most_s=30.0)
+        )
     ]
     assert s.record("r1.1").status is LeaseStatus.GRANTED
     assert s.engine.lease_ended(WorkerId("b"), s.lease("b").lease_id) == "silent for 30 s (at most 30 s)"

@@ -73,9 +73,10 @@ def event_of(kind: type[ev.Event], s) -> ev.Event:
             "manifest": digest_of(b""),
             "update_norm_l2": 1.0,
         },
+        ev.ContributionsTried: {"command_id": "try:r1", "round": 1, "failed": ()},
         ev.VersionValidated: {"command_id": "validate:v0", "version": 0, "val_loss": 1.0, "val_loss_se": 0.1},
         ev.CheckpointWritten: {"command_id": "checkpoint:v1", "version": 1, "path": ""},
-        ev.CommandFailed: {"command_id": "validate:v0", "error": ""},
+        ev.CommandFailed: {"command_id": "validate:v0", "error": "", "trouble": ev.Trouble.MACHINE},
         ev.SubmissionCommitted: {
             "worker": worker,
             "lease_id": lease,

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from coordinator.engine import events as ev
-from coordinator.engine.commands import AggregateRound, MeasureSubmission, ValidateVersion, WriteCheckpoint
+from coordinator.engine.commands import (
+    AggregateRound,
+    MeasureSubmission,
+    TryContributions,
+    ValidateVersion,
+    WriteCheckpoint,
+)
 from coordinator.engine.engine import Engine
 from coordinator.engine.phases import LIVE_STATUSES, OPEN_PHASES, PHASE_MOVES, Phase
 from protocol.errors import IllegalEvent
@@ -134,16 +140,19 @@ class EngineMachine(RuleBasedStateMachine):
             self.swarm.measured(command.lease.lease_id)
         elif isinstance(command, AggregateRound):
             self.swarm.aggregated()
+        elif isinstance(command, TryContributions):
+            tried = [one.lease_id for one in command.attempt.contributions]
+            self.swarm.tried(*tried[: which % (len(tried) + 1)], lost=which % 2 == 0)
         elif isinstance(command, ValidateVersion):
             self.swarm.validated()
         elif isinstance(command, WriteCheckpoint):
             self.swarm.exported()
 
-    @rule(which=st.integers(0, 5))
-    def failure(self, which):
+    @rule(which=st.integers(0, 5), trouble=st.sampled_from(ev.Trouble), times=st.sampled_from([1, 3]))
+    def failure(self, which, trouble, times):
         pending = self.swarm.engine.pending
-        if pending:
-            self.swarm.failed(pending[which % len(pending)].command_id)
+        for _ in range(times if pending else 0):
+            self.quietly(self.swarm.failed, pending[which % len(pending)].command_id, trouble=trouble)
 
     @rule()
     def resumed(self):
@@ -215,7 +224,7 @@ class EngineMachine(RuleBasedStateMachine):
     @invariant()
     def a_closed_round_had_something_or_is_unchanged(self):
         for row in self.swarm.engine.state.history:
-            assert (row.version is None) == row.close_reason.startswith("nobody returned anything acceptable")
+            assert (row.version is None) == (row.unpublished is not None)
             assert row.version is None or row.version == row.base_version + 1
 
     @invariant()

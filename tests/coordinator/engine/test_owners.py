@@ -120,7 +120,7 @@ def test_a_late_submission_gives_way_to_a_newer_one_of_the_other_machine_where_b
     s.after(60)
     command = s.waiting_for(AggregateRound)
     assert [c.lease_id for c in command.contributions] == [new.lease_id]
-    assert s.record(late.lease_id).ended == "a newer one of its worker, or of its owner, counts"
+    assert s.record(late.lease_id).end_reason == "a newer one of its worker, or of its owner, counts"
 
 
 def test_a_grace_is_not_spent_on_columns_that_are_not_short(swarm, pick):

@@ -164,6 +164,9 @@ def test_commands_survive(swarm):
     s.join("a", "b")
     s.after(5)
     s.submit("a", "b")
+    for _ in range(3):
+        s.failed("aggregate:r1", trouble=ev.Trouble.CONTENT)
+    s.tried("r1.1")
     s.stop()
     s.aggregated()
     s.do_slow_work()

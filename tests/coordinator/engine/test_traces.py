@@ -35,15 +35,15 @@ def words_of(command: Command) -> str:
             until = f"deadline {lease.deadline_s:g}{spare}"
             what = f"columns {columns} steps {lease.inner_steps} {data} {until}"
             return f"GrantLease {lease.lease_id} {lease.worker} {what}"
-        case cmd.CancelLease(worker=worker, lease_id=lease_id, reason=reason):
-            return f"CancelLease {lease_id} {worker}: {reason}"
-        case cmd.AnnounceVerdict(worker=worker, lease_id=lease_id, accepted=accepted, reason=reason):
-            return f"AnnounceVerdict {lease_id} {worker} {'yes' if accepted else 'no'}: {reason}"
+        case cmd.CancelLease(worker=worker, lease_id=lease_id):
+            return f"CancelLease {lease_id} {worker}: {command.reason}"
+        case cmd.AnnounceVerdict(worker=worker, lease_id=lease_id, verdict=verdict):
+            return f"AnnounceVerdict {lease_id} {worker} {'yes' if verdict.accepted else 'no'}: {verdict.reason}"
         case cmd.AggregateRound(contributions=contributions):
             used = (f"{c.lease_id}*{c.weight:g}{'' if c.include_trunk else '-trunk'}" for c in contributions)
             return f"AggregateRound v{command.parent_version}->v{command.version} {' '.join(used)}"
-        case cmd.EndRun(reason=reason):
-            return f"EndRun: {reason}"
+        case cmd.EndRun():
+            return f"EndRun: {command.reason}"
         case cmd.DropPayload(digest=digest):
             return f"DropPayload {digest[:8]}"
         case cmd.SlowCommand(command_id=command_id):

@@ -163,7 +163,7 @@ def test_a_lease_that_could_be_committed_but_not_uploaded_within_the_grace_is_no
         s.measured(s.lease(name).lease_id)
     assert s.phase == "grace"
     s.ask("c")
-    assert "needs 11 s; 9 s of grace are left" in s.leases("c")[-1].ended
+    assert "needs 11 s; 9 s of grace are left" in s.leases("c")[-1].end_reason
 
 
 def test_fast_workers_do_more_only_where_the_run_says_so(swarm):
