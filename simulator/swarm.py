@@ -70,7 +70,7 @@ class Swarm:
         finally:
             self._group.stop(grace_s=STOP_GRACE_S)
         if self._stop.requested:
-            outcome, why = "interrupted", "stopped by Ctrl-C or SIGTERM"
+            outcome, why = "interrupted", "stopped by Ctrl-C, SIGTERM or a closed terminal"
         if outcome == "finished":
             self._show("looking at the experts")
         report = write_results(

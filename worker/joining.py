@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from protocol.errors import LocalError, MalformedMessage
+from protocol.errors import ConfigError, LocalError, MalformedMessage
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest, RunId, WorkerId, digest_of
 from protocol.joinlink import JoinLink
@@ -104,6 +104,8 @@ class Joining:
 
     async def enrol(self, machine: Machine) -> Enrolment:
         """Redeem the invite and remember what came of it."""
+        if self._link.invite is None:
+            raise ConfigError("what is stored of this run is damaged: join it anew with a join link from its operator")
         ca_pem = await self._connect()
         name = (self._options.name or socket.gethostname())[:MAX_NAME_CHARACTERS]
         request = pb.EnrolRequest(
@@ -128,6 +130,7 @@ class Joining:
         )
         enrolment.check(self._link.fingerprint)
         self.home.save_enrolment(enrolment)
+        self.home.remember_address(self._link)
         self._enrolment = enrolment
         return enrolment
 
@@ -140,6 +143,7 @@ class Joining:
             raise MalformedMessage(f"session of run {description.run_id}, but enrolled in {self.enrolment.run_id}")
         if self._run is None or self._run.description != description:
             self._run = await self._background.run(understand_run, description)
+        self.home.remember_address(self._link, description.name)
         if self._offer is None:
             before = self._capability(machine)
             self._offer = await self._worked_out(machine)

@@ -6,6 +6,7 @@ shared folder.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,8 @@ def join(
         str | None,
         typer.Argument(
             help="The join link that the operator sent: barnraise://... Other users of this machine can see arguments:"
-            " where there are any, write - to paste it on standard input, or use --link-file."
+            " where there are any, write - to paste it on standard input, or use --link-file. An enrolled machine"
+            " comes back without a link, or with the coordinator's HOST:PORT."
         ),
     ] = None,
     link_file: Annotated[
@@ -42,24 +44,15 @@ def join(
     output: Annotated[str, typer.Option(help="auto, plain, json or quiet.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="The same as --output json.")] = False,
 ) -> int:
-    """Join a run and train until it is over. Ctrl-C hands the work back and leaves."""
+    """Join a run and train until it is over. Ctrl-C, or closing the terminal, hands the work back and leaves."""
     from protocol.errors import ConfigError
 
-    if sum(source is not None for source in (link, link_file, links_from)) != 1:
+    if sum(source is not None for source in (link, link_file, links_from)) > 1:
         raise ConfigError("give a join link, --link-file FILE or --links-from FOLDER, and only one of them")
     from barnraise.cli.links import claim_link, read_link
     from worker.join import WorkerOptions, run_worker
 
-    if link == "-":
-        link, link_file = None, Path("-")
-    if link_file is not None:
-        chosen = read_link(link_file)
-    elif links_from is not None:
-        chosen = claim_link(links_from, claimant=name or None)
-    else:
-        chosen = str(link)
     options = WorkerOptions(
-        link=chosen,
         home=home,
         name=name,
         device=None if device == "auto" else device,
@@ -67,8 +60,14 @@ def join(
         memory_bytes=None if memory is None else parse_bytes(memory),
         threads=threads,
         output="json" if as_json else output,  # type: ignore[arg-type]  # WorkerOptions checks it
-    )
-    return run_worker(options)
+    )  # before a link is waited for
+    if link == "-":
+        link, link_file = None, Path("-")
+    if link_file is not None:
+        link = read_link(link_file)
+    elif links_from is not None:
+        link = claim_link(links_from, claimant=name or None)
+    return run_worker(dataclasses.replace(options, link=link or ""))
 
 
 @app.command()
@@ -78,8 +77,6 @@ def probe(
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """What this machine would offer to a run."""
-    import dataclasses
-
     from worker.probe import probe_machine
 
     machine = probe_machine(None if device == "auto" else device, None, threads)

@@ -25,7 +25,6 @@ from moe.full import initial_blocks
 from moe.layout import Layout, layout
 from moe.presets import preset
 from protocol.ids import BlockId
-from protocol.joinlink import JoinLink
 from tests.worker.leases import lease_message, read_lease
 from worker.agent import Agent
 from worker.home import open_home
@@ -33,6 +32,7 @@ from worker.joining import Joining
 from worker.lease import Lease
 from worker.options import WorkerOptions
 from worker.probe import Machine
+from worker.rejoin import home_root, link_of
 
 torch.set_num_threads(1)
 
@@ -132,8 +132,9 @@ class Swarm:
             **changes,
         )
         recorder = Recorder()
-        run_home = open_home(options.home, JoinLink.parse(options.link).fingerprint)
-        joining = Joining(options, JoinLink.parse(options.link), run_home, recorder)
+        link = link_of(options.link, home_root(options.home))
+        run_home = open_home(options.home, link.fingerprint)
+        joining = Joining(options, link, run_home, recorder)
         agent = Agent(options, MACHINE, joining, run_home.outbox, recorder)
         task = asyncio.create_task(agent.run())
         self.tasks.append(task)
