@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from coordinator.engine import explain, leases, records, results, rounds
+from coordinator.engine import explain, leases, records, results, rounds, telling
 from coordinator.engine.commands import Command, EndRun, SlowCommand, ValidateVersion
 from coordinator.engine.config import check_config
 from coordinator.engine.draws import Draws
@@ -178,6 +178,10 @@ class Engine:
     def wait_reason(self, worker: WorkerId) -> str:
         """Why `worker` has no new lease."""
         return explain.wait_reason(self._state, self._worker(worker))
+
+    def wait_sentence(self, worker: WorkerId, now_s: float) -> str:
+        """The same, said to the volunteer, with when it is expected to be over. For replies to requests for a lease."""
+        return telling.wait_sentence(self._state, self._worker(worker), now_s)
 
     def lease_ended(self, worker: WorkerId, lease_id: LeaseId) -> str | None:
         """Why going on with this lease is worth nothing; None while it is not. For replies to heartbeats."""
