@@ -20,6 +20,7 @@ from coordinator.pace import Pace
 from coordinator.sessions import Session
 from coordinator.throttle import Release, Throttle, address_of
 from coordinator.traffic import Traffic
+from protocol.causes import CAUSE_KEY, Cause
 from protocol.errors import (
     BarnraiseError,
     ConfigError,
@@ -69,6 +70,17 @@ def status_of(error: BarnraiseError) -> grpc.StatusCode:
         if isinstance(error, kind):
             return status
     return grpc.StatusCode.INTERNAL
+
+
+def cause_of(error: BarnraiseError) -> Cause:
+    """The word that goes with it, by which the worker chooses what its volunteer reads."""
+    if error.cause is not None:
+        return error.cause
+    if isinstance(error, StorageTrouble):
+        return Cause.OUT_OF_STORAGE
+    if isinstance(error, Unavailable):
+        return Cause.NO_ANSWER if isinstance(error, TooSlow) else Cause.OVERLOADED
+    return Cause.FAILED if status_of(error) is grpc.StatusCode.INTERNAL else Cause.REFUSED
 
 
 class Endpoint:
@@ -211,7 +223,7 @@ class Endpoint:
                 await handle(call)
             except BarnraiseError as error:
                 self._log_refusal(method, error, call.address)
-                await _abort(context, status_of(error), str(error))
+                await _abort(context, status_of(error), str(error), cause_of(error))
             except asyncio.CancelledError:
                 raise
             except Exception:
@@ -221,6 +233,7 @@ class Endpoint:
                     context,
                     grpc.StatusCode.INTERNAL,
                     "the coordinator failed on this call; its operator finds why in the log",
+                    Cause.FAILED,
                 )
 
         return grpc.stream_stream_rpc_method_handler(guarded)
@@ -299,9 +312,10 @@ class _Call:
             yield message
 
 
-async def _abort(context: Context, status: grpc.StatusCode, sentence: str) -> None:
+async def _abort(context: Context, status: grpc.StatusCode, sentence: str, cause: Cause) -> None:
+    marked = ((CAUSE_KEY, cause.value),)
     try:
-        await asyncio.wait_for(context.abort(status, sentence[:MAX_DETAIL_CHARACTERS]), ABORT_S)
+        await asyncio.wait_for(context.abort(status, sentence[:MAX_DETAIL_CHARACTERS], marked), ABORT_S)
     except TimeoutError:
         # It does not read, so it does not hear this either. gRPC frees the call at its deadline.
         raise asyncio.CancelledError from None

@@ -25,6 +25,7 @@ from coordinator.engine.state import LeaseRecord
 from coordinator.run import RunContext
 from coordinator.sessions import Session
 from moe.layout import submission_specs
+from protocol.causes import Cause
 from protocol.codecs import codec_named
 from protocol.errors import MalformedMessage, Refused, Unauthenticated
 from protocol.ids import Digest, LeaseId, WorkerId
@@ -88,7 +89,8 @@ class WorkerService:
             await asyncio.wait(waiting, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             if closed.done():
                 raise Unauthenticated(
-                    "this session has ended: a newer one of the same key, or the coordinator stops; open another"
+                    "this session has ended: a newer one of the same key, or the coordinator stops; open another",
+                    cause=Cause.SESSION_ENDED,
                 )
             return grant.result() if grant.done() and not grant.cancelled() else None
         finally:
@@ -153,7 +155,10 @@ class WorkerService:
             verdict = pb.Verdict(lease_id=lease_id, outcome=outcome, reason=record.verdict.reason)
             return pb.CommitSubmissionReply(upload_offset=payload_bytes, verdict=verdict)
         if record.digest != digest or record.status is LeaseStatus.EXPIRED:
-            raise Refused(f"lease {lease_id} is {record.status} and takes no submission: {record.ended or 'too late'}")
+            raise Refused(
+                f"lease {lease_id} is {record.status} and takes no submission: {record.ended or 'too late'}",
+                cause=Cause.LEASE_ENDED,
+            )
         if record.status is LeaseStatus.COMMITTED:
             # Never all of it: bytes that are here but not in place (the process ended between the two) count for
             # nothing until an upload finishes them, and a worker with nothing left to send forgets its submission.
@@ -200,7 +205,10 @@ class WorkerService:
     def _lease_of(self, session: Session, lease_id: str) -> LeaseRecord:
         record = self._run.pump.engine.state.leases.get(LeaseId(lease_id))
         if record is None or record.lease.worker != session.worker:
-            raise Refused(f"lease {lease_id[:64]!r} is not one of this worker's, or too long ago; ask for another")
+            raise Refused(
+                f"lease {lease_id[:64]!r} is not one of this worker's, or too long ago; ask for another",
+                cause=Cause.LEASE_ENDED,
+            )
         return record
 
     def _check_submission(self, lease: Lease, request: pb.CommitSubmissionRequest) -> None:

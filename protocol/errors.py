@@ -14,14 +14,21 @@
     └── LocalError             a broken promise inside this program: our bug
         └── IllegalEvent       an event that the present state does not allow
 
-Messages name who, which round, which shard, what was expected and what came.
+Messages name who, which round, which shard, what was expected and what came; they are for diagnosis. An error that a
+volunteer may have to read about carries a `Cause`, by which the sentence is chosen.
 """
 
 from __future__ import annotations
 
+from protocol.causes import Cause
+
 
 class BarnraiseError(Exception):
     """Base of every error that this project raises on purpose."""
+
+    def __init__(self, message: str = "", *, cause: Cause | None = None) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class RemoteError(BarnraiseError):

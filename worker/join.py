@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING
 
 from protocol.errors import ConfigError, RemoteError
 from protocol.terminal import outliving_terminal
+from worker.lease import printable
 from worker.options import WorkerOptions
 from worker.rejoin import home_root, link_of
+from worker.sentences import finished, refusal
 from worker.signals import LeavingOnSignals
+from worker.trouble import trouble_of
 
 if TYPE_CHECKING:
     from protocol.joinlink import JoinLink
@@ -33,12 +36,14 @@ def run_worker(options: WorkerOptions) -> int:
     from worker.progress import make_reporter
 
     with outliving_terminal():
-        reporter = make_reporter(options.output)
+        reporter, link = make_reporter(options.output), None
         try:
             link = link_of(options.link, home_root(options.home))  # before imports that take seconds
             exit_code, thread_ended = asyncio.run(_work(options, link, reporter))
         except (ConfigError, RemoteError) as error:
-            reporter.say("failed", str(error))
+            trouble = trouble_of(error)
+            address = "" if link is None else link.address
+            reporter.say("failed", refusal(trouble.cause, trouble.detail, address), detail=printable(str(error)))
             return 2
         finally:
             reporter.close()
@@ -68,7 +73,8 @@ async def _work(options: WorkerOptions, link: JoinLink, reporter: Reporter) -> t
         agent = Agent(options, machine, Joining(options, link, home, reporter), home.outbox, reporter)
         with LeavingOnSignals(agent.leave):
             finish = await agent.run()
-        reporter.say("finished", finish.reason, exit_code=finish.exit_code)
+        detail = printable(finish.reason)
+        reporter.say("finished", finished(finish, link.address), exit_code=finish.exit_code, detail=detail)
         return finish.exit_code, agent.wait_for_thread(THREAD_GRACE_S)
     finally:
         home.unlock()

@@ -7,6 +7,7 @@ start. Touches the network, the run's folder, and the device while measuring.
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -28,6 +29,9 @@ from worker.lease import description_from_message, printable
 from worker.options import WorkerOptions
 from worker.probe import Machine, columns_that_fit, measure_speed, software_versions
 from worker.progress import Reporter
+from worker.repeats import Repeats
+from worker.sentences import Work, reached_again, unreached
+from worker.trouble import trouble_of
 
 Value = TypeVar("Value")
 
@@ -66,6 +70,8 @@ class Joining:
         self._client: CoordinatorClient | None = None
         self._run: Run | None = None
         self._offer: Offer | None = None
+        self._troubles = Repeats()
+        self._work: Callable[[], Work] = lambda: Work.NOTHING
 
     @property
     def is_enrolled(self) -> bool:
@@ -96,6 +102,28 @@ class Joining:
     def background(self) -> Background:
         """Where this worker's blocking work runs."""
         return self._background
+
+    @property
+    def address(self) -> str:
+        """Where the coordinator is looked for, as `HOST:PORT`."""
+        return self._link.address
+
+    def tell_work(self, work: Callable[[], Work]) -> None:
+        """Ask `work` what is in hand, when trouble is told."""
+        self._work = work
+
+    def on_answer(self) -> None:
+        """A call came to an end: whatever was in the way is over."""
+        lasted_s = self._troubles.over()
+        if lasted_s is not None:
+            self._reporter.say("reached_again", reached_again(self.address, lasted_s))
+
+    def _on_trouble(self, error: Exception, pause_s: float) -> None:
+        trouble = trouble_of(error)
+        lasting_s = self._troubles.lasting_s(unreached(trouble.cause, self.address, self._work()))
+        if lasting_s is not None:
+            text = unreached(trouble.cause, self.address, self._work(), lasting_s)
+            self._reporter.say("unavailable", text, detail=printable(trouble.detail), retry_in_s=round(pause_s, 1))
 
     async def close(self) -> None:
         """Hang up."""
@@ -173,7 +201,7 @@ class Joining:
             self._link,
             ca_pem,
             self._identity,
-            on_trouble=lambda text: self._reporter.say("unavailable", text),
+            on_trouble=self._on_trouble,
             first_backoff_s=self._options.first_backoff_s,
             max_backoff_s=self._options.max_backoff_s,
             stall_s=self._options.stall_s,

@@ -7,9 +7,24 @@ latest ticket is live; an answer to an older one is old news. The same holds for
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
 
+from protocol.causes import Cause
 from protocol.ids import LeaseId
 from worker.lease import Lease
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_REFUSED = 2
+
+
+class News(Enum):
+    """What a session has to tell; worker/sentences.py puts it into words."""
+
+    SESSION_LOST = auto()
+    LEASE_ENDED = auto()
+    LEASE_FAILED = auto()
+    SUBMISSION_REFUSED = auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +112,7 @@ class CallRefused(Reply):
     """The coordinator understood the call and said no; asking again changes nothing."""
 
     reason: str
+    cause: Cause | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +120,7 @@ class FetchFailed(Reply):
     """What came is not what was promised, or does not fit this machine."""
 
     reason: str
+    cause: Cause | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,10 +140,12 @@ class Trained(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingFailed(Event):
-    """Training number `training` ended without a submission."""
+    """Training number `training` ended without a submission. `detail` is the raw text, for diagnosis."""
 
     training: int
     reason: str
+    cause: Cause | None = None
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,14 +255,20 @@ class DropSubmission(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tell(Command):
-    """Show this to the volunteer."""
+    """Show this to the volunteer. `reason` may be raw; `detail`, where there is one, is rawer."""
 
-    text: str
+    news: News
+    reason: str
+    cause: Cause | None = None
+    detail: str = ""
+    trains_on: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finish(Command):
-    """Nothing follows; the process leaves with `exit_code`."""
+    """Nothing follows; the process leaves with `exit_code`. `keeps`: finished work stays on the disk."""
 
     exit_code: int
     reason: str
+    cause: Cause | None = None
+    keeps: bool = False

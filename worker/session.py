@@ -12,17 +12,15 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
+from protocol.causes import Cause
 from protocol.errors import IllegalEvent
 from protocol.ids import LeaseId
 from worker import messages as m
 from worker.lease import Lease
+from worker.messages import EXIT_FAILED, EXIT_OK, EXIT_REFUSED, News
 
 MAX_FAILURES = 3  # in a row; a machine that fails three leases fails the fourth, and each one costs the run a replica
 FAILURE_PAUSE_S = 5.0
-
-EXIT_OK = 0
-EXIT_FAILED = 1
-EXIT_REFUSED = 2
 
 
 class State(Enum):
@@ -110,6 +108,11 @@ class Session:
         return self._unsent or (self.lease.lease_id if self.lease else None)
 
     @property
+    def is_training(self) -> bool:
+        """Whether a lease is in training, be there a session or not."""
+        return self._is_training
+
+    @property
     def has_unsent(self) -> bool:
         """Whether a trained submission waits on disk."""
         return self._unsent is not None
@@ -165,7 +168,7 @@ class Session:
             return self._finish(EXIT_OK, "left; the session had ended")
         if not self._is_training and self._unsent is None:
             self.lease = None  # the new session asks again and is given the same lease
-        return [m.Tell(text=f"session ended ({event.reason}); opening another"), *self._open()]
+        return [m.Tell(news=News.SESSION_LOST, reason=event.reason, trains_on=self._is_training), *self._open()]
 
     # ---- a lease ------------------------------------------------------------------------------------------------
 
@@ -195,7 +198,7 @@ class Session:
         return [m.StartTraining(training=self._training, lease=self.lease)]
 
     def _on_fetch_failed(self, event: m.FetchFailed) -> list[m.Command]:
-        return self._give_up(event.reason)
+        return self._give_up(event)
 
     def _on_trained(self, _: m.Trained) -> list[m.Command]:
         assert self.lease is not None
@@ -208,14 +211,14 @@ class Session:
         if self.state is State.OPENING:
             self.lease = None
             self._failures += 1
-            return [m.Tell(text=f"training failed: {event.reason}")]
-        return self._give_up(event.reason)
+            return [m.Tell(news=News.LEASE_FAILED, reason=event.reason, cause=event.cause, detail=event.detail)]
+        return self._give_up(event)
 
     def _on_lease_cancelled(self, event: m.LeaseCancelled) -> list[m.Command]:
         if self._unsent is not None:
             # This news may have crossed a commit that brings the lease back: only a commit's own answer settles it.
             return self._commit() if self.state is State.UPLOADING else []
-        commands = [m.Tell(text=f"lease {event.lease_id} ended: {event.reason}"), *self._stop_training()]
+        commands = [m.Tell(news=News.LEASE_ENDED, reason=event.reason), *self._stop_training()]
         self.lease = None
         return commands if self.state is State.OPENING else [*commands, *self._ask()]
 
@@ -242,14 +245,15 @@ class Session:
     def _on_call_refused(self, event: m.CallRefused) -> list[m.Command]:
         match self.state:
             case State.FETCHING:
-                return self._give_up(event.reason)
+                return self._give_up(event)
             case State.COMMITTING | State.UPLOADING:
-                return [m.Tell(text=f"submission refused: {event.reason}"), *self._settle()]
+                refused = m.Tell(news=News.SUBMISSION_REFUSED, reason=event.reason, cause=event.cause)
+                return [refused, *self._settle()]
             case State.RETURNING:
                 return self._ask(after_s=FAILURE_PAUSE_S * self._failures)
             case State.LEAVING:
                 return self._finish(EXIT_OK, event.reason)
-        return [*self._stop_training(), *self._finish(EXIT_REFUSED, event.reason)]
+        return [*self._stop_training(), *self._finish(EXIT_REFUSED, event.reason, event.cause)]
 
     # ---- the way out --------------------------------------------------------------------------------------------
 
@@ -265,8 +269,7 @@ class Session:
             case State.RETURNING:
                 self._move(State.LEAVING)
                 return []
-        kept = "; finished work is kept on disk and sent next time" if self._unsent else ""
-        return [*stopped, *self._finish(EXIT_OK, event.reason + kept)]
+        return [*stopped, *self._finish(EXIT_OK, event.reason)]
 
     def _on_leave_timed_out(self, _: m.LeaveTimedOut) -> list[m.Command]:
         return [] if self.state is State.OVER else self._finish(EXIT_OK, "left without the coordinator's answer")
@@ -297,12 +300,13 @@ class Session:
         self._failures = 0
         return [drop, *self._ask()]
 
-    def _give_up(self, reason: str) -> list[m.Command]:
+    def _give_up(self, event: m.CallRefused | m.FetchFailed | m.TrainingFailed) -> list[m.Command]:
         assert self.lease is not None
+        reason, detail = event.reason, event.detail if isinstance(event, m.TrainingFailed) else ""
         self._failures += 1
         self._move(State.RETURNING)
         back = m.ReturnLease(ticket=self._next_ticket(), lease_id=self.lease.lease_id, reason=reason)
-        return [m.Tell(text=f"lease {self.lease.lease_id} cannot be done: {reason}"), back]
+        return [m.Tell(news=News.LEASE_FAILED, reason=reason, cause=event.cause, detail=detail), back]
 
     def _stop_training(self) -> list[m.Command]:
         if not self._is_training:
@@ -310,10 +314,10 @@ class Session:
         self._is_training = False
         return [m.StopTraining(training=self._training)]
 
-    def _finish(self, exit_code: int, reason: str) -> list[m.Command]:
+    def _finish(self, exit_code: int, reason: str, cause: Cause | None = None) -> list[m.Command]:
         self._move(State.OVER)
         self._next_ticket()  # whatever is still on its way is old news
-        return [m.Finish(exit_code=exit_code, reason=reason)]
+        return [m.Finish(exit_code=exit_code, reason=reason, cause=cause, keeps=self._unsent is not None)]
 
     def _next_ticket(self) -> int:
         self._ticket += 1

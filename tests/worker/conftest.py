@@ -76,12 +76,15 @@ class Recorder:
 
     def __init__(self) -> None:
         self.events: list[tuple[str, str]] = []
+        self.details: list[tuple[str, str]] = []
+        """What stands beside the sentence for whoever has to find out more."""
         self.steps: list[int] = []
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
     def say(self, event: str, text: str, **fields: object) -> None:
         self.events.append((event, text))
+        self.details.append((event, str(fields.get("detail", ""))))
         self._loop.call_soon_threadsafe(self._changed.set)
 
     def step(self, done: int, total: int, loss: float | None, tokens_per_s: float) -> None:
