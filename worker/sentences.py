@@ -54,8 +54,8 @@ _FINAL = {
     " there. Compare the link with what the operator sent you; if it is the same, ask for a new one.",
     Cause.MALFORMED: "What the coordinator at {address} sent is not what was agreed, so none of it was used. Tell the"
     " run's operator.",
-    Cause.LOCAL_STORAGE: "A file of the worker's cannot be read or written: make room on this machine's disk, or look at"
-    " its health, and join again.",
+    Cause.LOCAL_STORAGE: "A file of the worker's cannot be read or written: make room on this machine's disk, or see"
+    " whether it is sound, and join again.",
     Cause.SESSION_ENDED: f"The coordinator at {{address}} does not let this machine in. {_NEW_LINK}",
     Cause.REFUSED: "The coordinator refused this machine: {said}.",
 }
