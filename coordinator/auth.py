@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 from coordinator.sessions import Session, SessionTable
+from protocol.causes import Cause
 from protocol.errors import Refused, Unauthenticated
 from protocol.limits import PROTOCOL_VERSION
 from protocol.signing import SignedCall, parse_metadata, verify_call
@@ -64,5 +65,6 @@ def check_protocol_version(version: int) -> None:
         newer = "worker's" if version < PROTOCOL_VERSION else "coordinator's"
         raise Refused(
             f"the worker speaks protocol version {version}, this coordinator {PROTOCOL_VERSION}; "
-            f"update the {newer} barnraise"
+            f"update the {newer} barnraise",
+            cause=Cause.OTHER_VERSION,
         )

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.journal_file import connect, telling, transaction
+from protocol.causes import Cause
 from protocol.errors import ConfigError, Refused, Unauthenticated
 from protocol.ids import WorkerId, worker_id_of
 from protocol.storage import telling_storage_trouble
@@ -91,14 +92,22 @@ class Registry:
                 "SELECT trusted, expires_at_s, redeemed_by, owner FROM invites WHERE digest = ?", (_digest(invite),)
             ).fetchone()
             if row is None:
-                raise Unauthenticated("this invite is not one of this run's; ask the operator for a new join link")
+                raise Unauthenticated(
+                    "this invite is not one of this run's; ask the operator for a new join link",
+                    cause=Cause.INVITE_UNKNOWN,
+                )
             trusted, expires_at_s, redeemed_by, owner = row
             if redeemed_by == worker:
                 return self._member(worker)
             if redeemed_by is not None:
-                raise Refused("this invite was used by another key; each join link is for one machine, ask for another")
+                raise Refused(
+                    "this invite was used by another key; each join link is for one machine, ask for another",
+                    cause=Cause.INVITE_USED,
+                )
             if now_s > expires_at_s:
-                raise Refused("this invite has expired; ask the operator for a new join link")
+                raise Refused(
+                    "this invite has expired; ask the operator for a new join link", cause=Cause.INVITE_EXPIRED
+                )
             connection.execute("UPDATE invites SET redeemed_by = ? WHERE digest = ?", (worker, _digest(invite)))
             member = (worker, public_key, name, trusted, now_s, owner)
             # A key that is in already and redeems a second invite keeps what it has; trust can only be added.

@@ -17,6 +17,7 @@ from coordinator.engine.events import CapabilityChanged, WorkerEnrolled
 from coordinator.invites import Member
 from coordinator.run import RunContext
 from moe.planner import Plan, plan
+from protocol.causes import Cause
 from protocol.errors import MalformedMessage, Refused, Unauthenticated
 from protocol.ids import worker_id_of
 from protocol.limits import MAX_NAME_CHARACTERS
@@ -62,7 +63,9 @@ class Membership:
         if not is_operator:
             member = await asyncio.to_thread(run.registry.find, request.public_key)
             if member is None:
-                raise Unauthenticated(f"this key is not enrolled in run {run.run_id}; join with an invite first")
+                raise Unauthenticated(
+                    f"this key is not enrolled in run {run.run_id}; join with an invite first", cause=Cause.NOT_ENROLLED
+                )
             columns = self._columns(request.capability)
             self._auth.spend_nonce(request.public_key, request.nonce)
             await self._make_known(member, columns, speed_of(request.capability))
@@ -120,11 +123,14 @@ class Membership:
             raise MalformedMessage(f"capability: device must be cpu or cuda, got {capability.device[:32]!r}")
         fitting = self._plan(capability.memory_bytes, BF16_BYTES if capability.device == "cuda" else FP32_BYTES)
         if not fitting.fits:
-            raise Refused(f"this machine cannot take part: {fitting.reason}; offer more memory")
+            raise Refused(f"this machine cannot take part: {fitting.reason}; offer more memory", cause=Cause.TOO_SMALL)
         wanted = capability.max_columns or self._run.layout.columns
         fewest = self._run.layout.top_k if self._run.layout.residency == "absent" else 1
         if wanted < fewest:
-            raise Refused(f"a shard of this run has at least {fewest} columns, the worker offers to hold {wanted}")
+            raise Refused(
+                f"a shard of this run has at least {fewest} columns, and you offer to hold {wanted} (--columns)",
+                cause=Cause.TOO_SMALL,
+            )
         return min(fitting.columns, wanted)
 
     def _plan_of(self, memory_bytes: int, compute_bytes: int) -> Plan:

@@ -20,6 +20,7 @@ from coordinator.pace import Pace
 from coordinator.sessions import Session
 from coordinator.throttle import Release, Throttle, address_of
 from coordinator.traffic import Traffic
+from protocol.causes import CAUSE_KEY, Cause
 from protocol.errors import (
     FINAL_TRAILER,
     BarnraiseError,
@@ -72,9 +73,21 @@ def status_of(error: BarnraiseError) -> grpc.StatusCode:
     return grpc.StatusCode.INTERNAL
 
 
+def cause_of(error: BarnraiseError) -> Cause:
+    """The word that goes with it, by which the worker chooses what its volunteer reads."""
+    if error.cause is not None:
+        return error.cause
+    if isinstance(error, StorageTrouble):
+        return Cause.OUT_OF_STORAGE
+    if isinstance(error, Unavailable):
+        return Cause.NO_ANSWER if isinstance(error, TooSlow) else Cause.OVERLOADED
+    return Cause.FAILED if status_of(error) is grpc.StatusCode.INTERNAL else Cause.REFUSED
+
+
 def trailers_of(error: BarnraiseError) -> tuple[tuple[str, str], ...]:
-    """What goes with the status: whether asking again could ever change the answer."""
-    return (FINAL_TRAILER,) if isinstance(error, FinalRefusal | DigestMismatch) else ()
+    """What goes with the status: the cause, and whether asking again could ever change the answer."""
+    final = isinstance(error, FinalRefusal | DigestMismatch)
+    return ((CAUSE_KEY, cause_of(error).value), *((FINAL_TRAILER,) if final else ()))
 
 
 class Endpoint:
@@ -227,6 +240,7 @@ class Endpoint:
                     context,
                     grpc.StatusCode.INTERNAL,
                     "the coordinator failed on this call; its operator finds why in the log",
+                    Cause.FAILED,
                 )
 
         return grpc.stream_stream_rpc_method_handler(guarded)

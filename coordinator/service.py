@@ -25,6 +25,7 @@ from coordinator.engine.state import LeaseRecord
 from coordinator.run import RunContext
 from coordinator.sessions import Session
 from moe.layout import submission_specs
+from protocol.causes import Cause
 from protocol.codecs import codec_named
 from protocol.errors import FinalRefusal, IllegalEvent, MalformedMessage, Refused, Unauthenticated
 from protocol.ids import Digest, LeaseId, WorkerId
@@ -72,7 +73,7 @@ class WorkerService:
             self.told_over.add(worker)
             reply.over.reason = run.pump.engine.state.end_reason or "the run has ended"
         elif reply.WhichOneof("outcome") is None:
-            reply.wait.reason = run.pump.engine.wait_reason(worker)
+            reply.wait.reason = run.pump.engine.wait_sentence(worker, run.clock())
             reply.wait.retry_after_s = RETRY_AFTER_S
         reply.verdicts.extend(verdict_message(verdict) for verdict in box.take_verdicts())
         return reply
@@ -88,7 +89,8 @@ class WorkerService:
             await asyncio.wait(waiting, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             if closed.done():
                 raise Unauthenticated(
-                    "this session has ended: a newer one of the same key, or the coordinator stops; open another"
+                    "this session has ended: a newer one of the same key, or the coordinator stops; open another",
+                    cause=Cause.SESSION_ENDED,
                 )
             return grant.result() if grant.done() and not grant.cancelled() else None
         finally:
@@ -164,7 +166,9 @@ class WorkerService:
             return pb.CommitSubmissionReply(upload_offset=payload_bytes, verdict=verdict)
         if record.digest != digest or record.status is LeaseStatus.EXPIRED:
             why = record.end_reason or "too late"
-            raise FinalRefusal(f"lease {lease_id} is {record.status} and takes no submission: {why}")
+            raise FinalRefusal(
+                f"lease {lease_id} is {record.status} and takes no submission: {why}", cause=Cause.LEASE_ENDED
+            )
         if record.status is LeaseStatus.COMMITTED:
             # Never all of it: bytes that are here but not in place (the process ended between the two) count for
             # nothing until an upload finishes them, and a worker with nothing left to send forgets its submission.
@@ -208,7 +212,10 @@ class WorkerService:
     def _lease_of(self, session: Session, lease_id: str) -> LeaseRecord:
         record = self._run.pump.engine.state.leases.get(LeaseId(lease_id))
         if record is None or record.lease.worker != session.worker:
-            raise FinalRefusal(f"lease {lease_id[:64]!r} is not one of this worker's, or too long ago; ask for another")
+            raise FinalRefusal(
+                f"lease {lease_id[:64]!r} is not one of this worker's, or too long ago; ask for another",
+                cause=Cause.LEASE_ENDED,
+            )
         return record
 
     def _check_submission(self, lease: Lease, request: pb.CommitSubmissionRequest) -> None:

@@ -11,6 +11,7 @@ import secrets
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
+from protocol.causes import Cause
 from protocol.errors import Unauthenticated
 from protocol.ids import WorkerId
 from protocol.signing import CounterWindow
@@ -82,7 +83,8 @@ class SessionTable:
         session = self._by_id.get(session_id)
         if session is None:
             raise Unauthenticated(
-                "this session is not open (replaced by a newer one, or the coordinator restarted); open another"
+                "this session is not open (replaced by a newer one, or the coordinator restarted); open another",
+                cause=Cause.SESSION_ENDED,
             )
         return session
 

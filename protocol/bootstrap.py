@@ -7,6 +7,7 @@ fixes any more, have the same method on the private object underneath.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import selectors
@@ -15,6 +16,7 @@ import ssl
 import time
 from typing import Any
 
+from protocol.causes import Cause
 from protocol.errors import LocalError, Unauthenticated, Unavailable
 
 _DER_ENCODING = 2
@@ -37,7 +39,8 @@ def fetch_ca(host: str, port: int, fingerprint: str, timeout_s: float) -> bytes:
             return ssl.DER_cert_to_PEM_cert(certificate).encode("ascii")
     raise Unauthenticated(
         f"{host} port {port} is not the coordinator of this join link: expected a certificate with fingerprint"
-        f" {fingerprint}, got {', '.join(offered) or 'none'}"
+        f" {fingerprint}, got {', '.join(offered) or 'none'}",
+        cause=Cause.WRONG_CERTIFICATE,
     )
 
 
@@ -56,11 +59,24 @@ def _peer_chain(host: str, port: int, timeout_s: float) -> list[bytes]:
             _handshake(connection, deadline_s)
             return _unverified_chain(connection)[:_MAX_CHAIN]
     except TimeoutError as error:
-        raise Unavailable(f"no TLS answer from {host} port {port} within {timeout_s:g} s") from error
+        said = f"no TLS answer from {host} port {port} within {timeout_s:g} s"
+        raise Unavailable(said, cause=Cause.NO_ANSWER) from error
     except ssl.SSLError as error:
-        raise Unavailable(f"{host} port {port} does not speak TLS as a coordinator does: {error.reason}") from error
+        said = f"{host} port {port} does not speak TLS as a coordinator does: {error.reason}"
+        raise Unavailable(said, cause=Cause.NOT_A_COORDINATOR) from error
     except OSError as error:
-        raise Unavailable(f"cannot reach {host} port {port}: {error.strerror or error}") from error
+        said = f"cannot reach {host} port {port}: {error.strerror or error}"
+        raise Unavailable(said, cause=_cause_of(error)) from error
+
+
+def _cause_of(error: OSError) -> Cause:
+    if isinstance(error, socket.gaierror):
+        return Cause.NAME_UNKNOWN
+    if isinstance(error, ConnectionRefusedError):
+        return Cause.CONNECTION_REFUSED
+    if isinstance(error, ConnectionError):
+        return Cause.BROKEN_OFF
+    return Cause.NO_ROUTE if error.errno in {errno.ENETUNREACH, errno.EHOSTUNREACH} else Cause.UNREACHABLE
 
 
 def _handshake(connection: ssl.SSLSocket, deadline_s: float) -> None:

@@ -16,7 +16,8 @@
     └── LocalError             a broken promise inside this program: our bug
         └── IllegalEvent       an event that the present state does not allow
 
-Messages name who, which round, which shard, what was expected and what came.
+Messages name who, which round, which shard, what was expected and what came; they are for diagnosis. An error that a
+volunteer may have to read about carries a `Cause`, by which the sentence is chosen.
 
 Statuses of gRPC say whom to blame. They cannot say "final": gRPC gives some of them itself, and a caller's own bug
 looks like a refusal too. So a final refusal, and nothing else, carries `FINAL_TRAILER` in its trailing metadata.
@@ -26,12 +27,18 @@ from __future__ import annotations
 
 from typing import Final
 
+from protocol.causes import Cause
+
 FINAL_TRAILER: Final = ("barnraise-final", "1")
 """Trained work is only ever thrown away over an answer that carries this."""
 
 
 class BarnraiseError(Exception):
     """Base of every error that this project raises on purpose."""
+
+    def __init__(self, message: str = "", *, cause: Cause | None = None) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class RemoteError(BarnraiseError):

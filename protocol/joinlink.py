@@ -17,18 +17,22 @@ SCHEME = "barnraise://"
 _MAX_CHARACTERS = 1024
 _SHAPE = "barnraise://HOST:PORT/#FINGERPRINT.INVITE"
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+_FINGERPRINT_START = re.compile(r"([0-9a-f]{8,64})?")
 _INVITE = re.compile(r"[A-Za-z0-9_-]{16,128}")
 _PORT = re.compile(r"[0-9]{1,5}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinLink:
-    """A join link in its parts, each already checked. The invite is kept out of `repr`, so out of logs."""
+    """A join link in its parts, each already checked. The invite is kept out of `repr`, so out of logs.
+
+    Without an invite it is the way back to a run that this machine is enrolled in.
+    """
 
     host: str
     port: int
     fingerprint: str
-    invite: str = field(repr=False)
+    invite: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not is_host(self.host):
@@ -40,7 +44,7 @@ class JoinLink:
                 f"join link: the fingerprint must be 64 hexadecimal digits, got {len(self.fingerprint)} characters"
                 f"{'' if len(self.fingerprint) != 64 else ' of which some are none'}"
             )
-        if not _INVITE.fullmatch(self.invite):
+        if self.invite is not None and not _INVITE.fullmatch(self.invite):
             raise ConfigError(
                 "join link: the invite must be 16 to 128 letters, digits, - and _,"
                 f" got {len(self.invite)} characters: was the link cut off?"
@@ -71,7 +75,34 @@ class JoinLink:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def __str__(self) -> str:
-        return f"{SCHEME}{self.address}/#{self.fingerprint}.{self.invite}"
+        invite = "" if self.invite is None else f".{self.invite}"
+        return f"{SCHEME}{self.address}/#{self.fingerprint}{invite}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WayBack:
+    """Where a run is that this machine is enrolled in: no secret."""
+
+    host: str
+    port: int
+    fingerprint: str
+    """First digits of the run's fingerprint, enough to choose by; empty: not said."""
+
+    @classmethod
+    def parse(cls, text: str) -> WayBack | None:
+        """`HOST:PORT`, `barnraise://HOST:PORT` or either with `#FINGERPRINT`; None where `text` is something else."""
+        address, _, fingerprint = text.strip().partition("#")
+        if address.lower().startswith(SCHEME):
+            address = address[len(SCHEME) :]
+        if len(text) > _MAX_CHARACTERS or not _FINGERPRINT_START.fullmatch(fingerprint.lower()):
+            return None
+        try:
+            host, port = _split_address(address.removesuffix("/"))
+        except ConfigError:
+            return None
+        if not is_host(host) or not 1 <= port <= 65535:
+            return None
+        return cls(host=host, port=port, fingerprint=fingerprint.lower())
 
 
 def _split_address(address: str) -> tuple[str, int]:

@@ -90,8 +90,9 @@ def wait_for_exit(processes: Iterable[BaseProcess], timeout_s: float) -> bool:
 
 
 def run_child(log: Path, target: Callable[..., None], arguments: tuple[object, ...]) -> None:
-    """First thing in a child: its output to `log`, Ctrl-C left to the parent, death together with the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """First thing in a child: its output to `log`, the terminal's signals left to the parent, death with it."""
+    for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
+        signal.signal(number, signal.SIG_IGN)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(ValueError, OSError):

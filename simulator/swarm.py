@@ -74,7 +74,7 @@ class Swarm:
                 # Enrolled in a run that is over, and full of its blocks: of no more use to anybody.
                 shutil.rmtree(self._options.homes, ignore_errors=True)
         if self._stop.requested:
-            outcome, why = "interrupted", "stopped by Ctrl-C or SIGTERM"
+            outcome, why = "interrupted", "stopped by Ctrl-C, SIGTERM or a closed terminal"
         if outcome == "finished":
             self._show("looking at the experts")
         report = write_results(

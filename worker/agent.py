@@ -19,6 +19,7 @@ from protocol.storage import is_full, is_storage_trouble, storage_trouble
 from protocol.text import human_bytes
 from protocol.v1 import barnraise_pb2 as pb
 from worker import messages as m
+from worker import sentences
 from worker.client import CoordinatorClient, SessionEnded
 from worker.disk import DISK_RETRY_S
 from worker.fetch import FetchedLease, Fetcher, Run
@@ -29,8 +30,10 @@ from worker.outbox import Outbox, Submission
 from worker.probe import Machine
 from worker.progress import Reporter
 from worker.refusals import Refusals, nothing_to_send
+from worker.repeats import Repeats
 from worker.session import IN_SESSION, Session, State
 from worker.training import TrainingRoom
+from worker.trouble import Trouble
 
 LONG_POLL_S = 20.0
 MAX_RETRY_AFTER_S = 300.0
@@ -51,6 +54,7 @@ class Agent:
     ) -> None:
         self._machine = machine
         self._joining = joining
+        joining.tell_work(self._work)
         self._outbox = outbox
         self._reporter = reporter
         home = joining.home
@@ -63,12 +67,20 @@ class Agent:
         self._fetched: FetchedLease | None = None
         self._broken_uploads = 0
         self._refusals = Refusals(time.monotonic)
+        self._waits = Repeats()
         self._finish: m.Finish | None = None
 
     @property
     def state(self) -> State:
         """Where the session stands."""
         return self._session.state
+
+    def _work(self) -> sentences.Work:
+        if self._session.has_unsent:
+            return sentences.Work.UNSENT
+        if self._session.is_training:
+            return sentences.Work.TRAINING
+        return sentences.Work.LEASED if self._session.lease is not None else sentences.Work.NOTHING
 
     async def run(self) -> m.Finish:
         """Work until the run is over, the worker is told to leave, or nothing more can be done."""
@@ -124,8 +136,8 @@ class Agent:
                 self._reporter.close()
             case m.DropSubmission(lease_id=lease_id):
                 self._outbox.drop(lease_id)
-            case m.Tell(text=text):
-                self._reporter.say("note", printable(text))
+            case m.Tell():
+                self._reporter.say("note", sentences.told(command), detail=printable(command.detail or command.reason))
             case m.Finish():
                 self._finish = command
 
@@ -144,7 +156,12 @@ class Agent:
             post(m.Trained(training=training))
 
         fetched, self._fetched = self._fetched, None
-        self._room.start(fetched, done, lambda reason: post(m.TrainingFailed(training=training, reason=reason)))
+
+        def failed(trouble: Trouble) -> None:
+            reason = sentences.report(trouble.cause, trouble.detail)
+            post(m.TrainingFailed(training=training, reason=reason, cause=trouble.cause, detail=trouble.detail))
+
+        self._room.start(fetched, done, failed)
 
     # ---- calls --------------------------------------------------------------------------------------------------
 
@@ -164,6 +181,7 @@ class Agent:
         except Exception as error:
             self._events.put_nowait(error)
             return
+        self._joining.on_answer()
         self._put(event)
 
     def _answer(self, call: m.Call) -> Awaitable[m.Event]:
@@ -208,8 +226,10 @@ class Agent:
                 return self._granted(call.ticket, reply.lease)
             case "over":
                 return m.RunEnded(ticket=call.ticket, reason=printable(reply.over.reason))
-        reason = printable(reply.wait.reason) or "the coordinator has no work now"
-        self._reporter.say("waiting", f"waiting: {reason}", reason=reason)
+        reason = printable(reply.wait.reason) or "The coordinator has no work now."
+        lasting_s = self._waits.lasting_s(reason)
+        if lasting_s is not None:
+            self._reporter.say("waiting", sentences.waiting(reason, lasting_s), reason=reason)
         retry_s = reply.wait.retry_after_s
         retry_s = retry_s if retry_s > MIN_RETRY_AFTER_S else MIN_RETRY_AFTER_S  # false for NaN too
         return m.ToldToWait(ticket=call.ticket, reason=reason, retry_after_s=retry_s)
@@ -226,6 +246,7 @@ class Agent:
         self._refusals.keep_for(lease.ttl_s)
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(lease.ttl_s, self._on_deadline, lease.lease_id)
+        self._waits.over()
         text = f"round {lease.round}: {lease.inner_steps} steps on columns {', '.join(map(str, lease.columns))}"
         self._reporter.say(
             "lease_granted",
@@ -304,7 +325,8 @@ class Agent:
         except BrokeDown:
             raise
         except Unavailable as error:
-            self._reporter.say("upload_broken", f"upload broke off ({error}); going on soon")
+            text = sentences.broken_upload(error.cause, self._joining.address)
+            self._reporter.say("upload_broken", text, detail=printable(str(error)))
             reply = pb.UploadReply()
         if not reply.complete:
             pause_s = min(UPLOAD_PAUSE_S * 2**self._broken_uploads, MAX_UPLOAD_PAUSE_S)
@@ -361,7 +383,8 @@ class Agent:
     def _tell_verdict(self, verdict: pb.Verdict) -> None:
         reason, lease = printable(verdict.reason), printable(verdict.lease_id, 64)
         outcome = {pb.Verdict.ACCEPTED: "accepted", pb.Verdict.REJECTED: "rejected"}.get(verdict.outcome, "pending")
-        self._reporter.say(f"submission_{outcome}", f"submission for {lease} {outcome}: {reason}", lease=lease)
+        words = {"accepted": "was accepted", "rejected": "was not accepted"}.get(outcome, "is being looked at")
+        self._reporter.say(f"submission_{outcome}", f"your work for lease {lease} {words}: {reason}", lease=lease)
 
     @property
     def _client(self) -> CoordinatorClient:

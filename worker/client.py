@@ -20,6 +20,7 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_never, wait_random_exponential
 
+from protocol.causes import CAUSE_KEY, Cause, cause_named
 from protocol.errors import (
     FINAL_TRAILER,
     BrokeDown,
@@ -48,6 +49,7 @@ from protocol.signing import SESSION_ID_BYTES, CallSigner, new_request_id
 from protocol.tls import COORDINATOR_NAME
 from protocol.v1 import barnraise_pb2 as pb
 from worker.lease import printable
+from worker.trouble import transport_cause
 
 
 class SessionEnded(Unauthenticated):
@@ -79,10 +81,12 @@ _BLAME: dict[grpc.StatusCode, type[RemoteError]] = {
 
 
 def error_of(call: str, error: grpc.aio.AioRpcError) -> RemoteError:
-    """What a gRPC status means here."""
-    final = FINAL_TRAILER in tuple(error.trailing_metadata() or ())
-    kind = FinalRefusal if final else _BLAME.get(error.code(), Unavailable)
-    return kind(f"{call}: {printable(error.details() or error.code().name)}")
+    """What a gRPC status means here: the coordinator's own word for it, or what can be told from gRPC's."""
+    details = printable(error.details() or error.code().name)
+    marks = tuple(error.trailing_metadata() or ())
+    cause = cause_named(dict(marks).get(CAUSE_KEY)) or transport_cause(error.code().name, details)
+    kind = FinalRefusal if FINAL_TRAILER in marks else _BLAME.get(error.code(), Unavailable)
+    return kind(f"{call}: {details}", cause=cause)
 
 
 class CoordinatorClient:
@@ -94,7 +98,7 @@ class CoordinatorClient:
         ca_pem: bytes,
         identity: PrivateIdentity,
         *,
-        on_trouble: Callable[[str], None] = lambda _text: None,
+        on_trouble: Callable[[Exception, float], None] = lambda _error, _pause_s: None,
         first_backoff_s: float = FIRST_BACKOFF_S,
         max_backoff_s: float = MAX_BACKOFF_S,
         stall_s: float = STALL_TIMEOUT_S,
@@ -134,8 +138,8 @@ class CoordinatorClient:
 
     def _tell_trouble(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        pause_s = state.next_action.sleep if state.next_action else 0.0
-        self._on_trouble(f"{error}; trying again in {pause_s:.1f} s")
+        if isinstance(error, Exception):
+            self._on_trouble(error, state.next_action.sleep if state.next_action else 0.0)
 
     # ---- unary calls --------------------------------------------------------------------------------------------
 
@@ -263,7 +267,7 @@ class CoordinatorClient:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            raise Unavailable("Upload: the payload could not be read to its end") from None
+            raise Unavailable("Upload: the payload could not be read to its end", cause=Cause.BROKEN_OFF) from None
         except grpc.aio.AioRpcError as error:
             raise error_of("Upload", error) from None
         except DecodeError as error:
@@ -284,7 +288,7 @@ class CoordinatorClient:
                 if done:
                     return answer.result()
                 if frames_sent() == before:
-                    raise Unavailable(f"Upload: nothing was taken for {self._stall_s:g} s")
+                    raise Unavailable(f"Upload: nothing was taken for {self._stall_s:g} s", cause=Cause.NO_ANSWER)
         finally:
             sending.cancel()
 
@@ -307,7 +311,8 @@ class CoordinatorClient:
                     on_bytes(len(frame))
             if not reader.complete:
                 raise Unavailable(
-                    f"Download: block {digest[:12]}… broke off at byte {reader.offset} of {payload_bytes}"
+                    f"Download: block {digest[:12]}… broke off at byte {reader.offset} of {payload_bytes}",
+                    cause=Cause.BROKEN_OFF,
                 )
             reader.finish()
         except (DigestMismatch, MalformedMessage):
@@ -337,7 +342,7 @@ class CoordinatorClient:
             while (frame := await asyncio.wait_for(frames.read(), self._stall_s)) is not grpc.aio.EOF:
                 yield frame
         except TimeoutError:
-            raise Unavailable(f"Download: nothing came for {self._stall_s:g} s") from None
+            raise Unavailable(f"Download: nothing came for {self._stall_s:g} s", cause=Cause.NO_ANSWER) from None
         except grpc.aio.AioRpcError as error:
             raise error_of("Download", error) from None
         finally:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import platformdirs
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from protocol.errors import ConfigError, RemoteError
 from protocol.identity import PrivateIdentity
 from protocol.ids import RunId, WorkerId
+from protocol.joinlink import JoinLink
 from protocol.private_files import write_private
 from protocol.tls import fingerprint_of, manifest_key_message, verify_vouch
 from worker.allowance import DiskAllowance
@@ -21,6 +21,7 @@ from worker.blocks import BlockCache
 from worker.disk import FolderLock, private_folder
 from worker.lease_state import LeaseStates
 from worker.outbox import Outbox
+from worker.rejoin import ENROLMENT_FILE, Address, home_root, remember_address
 
 
 class Enrolment(BaseModel):
@@ -79,7 +80,7 @@ class RunHome:
 
     def enrolment(self) -> Enrolment | None:
         """The enrolment, checked against the fingerprint; None where there is none, or what is there does not hold."""
-        path = self.folder / "enrolment.json"
+        path = self.folder / ENROLMENT_FILE
         if not path.exists():
             return None
         try:
@@ -91,10 +92,13 @@ class RunHome:
 
     def save_enrolment(self, enrolment: Enrolment) -> None:
         """Remember the enrolment."""
-        write_private(self.folder / "enrolment.json", enrolment.model_dump_json().encode())
+        write_private(self.folder / ENROLMENT_FILE, enrolment.model_dump_json().encode())
+
+    def remember_address(self, link: JoinLink, run_name: str = "") -> None:
+        """Write down where the coordinator answered: the way back, without the invite."""
+        remember_address(self.folder, Address(host=link.host, port=link.port, run_name=run_name))
 
 
 def open_home(home: Path | None, fingerprint: str, disk_bytes: int | None = None) -> RunHome:
     """The folder for the run behind `fingerprint`, under `home` or the platform's place for user data."""
-    root = home if home is not None else platformdirs.user_data_path("barnraise", appauthor=False)
-    return RunHome(root / "runs" / fingerprint[:32], fingerprint, disk_bytes)
+    return RunHome(home_root(home) / "runs" / fingerprint[:32], fingerprint, disk_bytes)

@@ -1,63 +1,69 @@
 """`barnraise worker join LINK` as a function: from a link to an exit code.
 
-Decides what a signal means (leave, handing the lease back) and that the process is gone within two seconds of it, even
-if the device is in the middle of a step. Exit codes: 0 the run is over or the volunteer left, 1 leases failed, 2
-refused or wrongly configured. Imports torch and grpc only when it runs.
+Decides that a mistake in what was asked for is told before anything heavy is imported, and that the process is gone
+within two seconds of a signal (worker/signals.py), even if the device is in the middle of a step. Exit codes: 0 the run
+is over or the volunteer left, 1 leases failed, 2 refused or wrongly configured. Imports torch and grpc only when it
+runs.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING
 
 from protocol.errors import ConfigError, RemoteError
+from protocol.terminal import outliving_terminal
+from worker.lease import printable
 from worker.options import WorkerOptions
+from worker.rejoin import home_root, link_of
+from worker.sentences import finished, refusal
+from worker.signals import LeavingOnSignals
+from worker.trouble import trouble_of
 
 if TYPE_CHECKING:
-    from worker.agent import Agent
+    from protocol.joinlink import JoinLink
     from worker.progress import Reporter
 
 __all__ = ["WorkerOptions", "run_worker"]
 
 THREAD_GRACE_S = 0.4
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def run_worker(options: WorkerOptions) -> int:
     """Join the run behind `options.link` and work until it is over or a signal comes. Owns its process."""
     from worker.progress import make_reporter
 
-    reporter = make_reporter(options.output)
-    try:
-        exit_code, thread_ended = asyncio.run(_work(options, reporter))
-    except (ConfigError, RemoteError) as error:
-        reporter.say("failed", str(error))
-        return 2
-    finally:
-        reporter.close()
-    if not thread_ended:
-        # A step on the device cannot be interrupted, and the interpreter would wait for it or crash under it.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(exit_code)
-    return exit_code
+    with outliving_terminal():
+        reporter, link = make_reporter(options.output), None
+        try:
+            link = link_of(options.link, home_root(options.home))  # before imports that take seconds
+            exit_code, thread_ended = asyncio.run(_work(options, link, reporter))
+        except (ConfigError, RemoteError) as error:
+            trouble = trouble_of(error)
+            address = "" if link is None else link.address
+            reporter.say("failed", refusal(trouble.cause, trouble.detail, address), detail=printable(str(error)))
+            return 2
+        finally:
+            reporter.close()
+        if not thread_ended:
+            # A step on the device cannot be interrupted, and the interpreter would wait for it or crash under it.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(exit_code)
+        return exit_code
 
 
-async def _work(options: WorkerOptions, reporter: Reporter) -> tuple[int, bool]:
+async def _work(options: WorkerOptions, link: JoinLink, reporter: Reporter) -> tuple[int, bool]:
     import torch
 
-    from protocol.joinlink import JoinLink
     from protocol.text import human_bytes
     from worker.agent import Agent
     from worker.home import open_home
     from worker.joining import Joining
     from worker.probe import probe_machine
 
-    link = JoinLink.parse(options.link)
     home = open_home(options.home, link.fingerprint, options.disk_bytes)
     home.lock()
     try:
@@ -68,35 +74,10 @@ async def _work(options: WorkerOptions, reporter: Reporter) -> tuple[int, bool]:
         if machine.notice:
             reporter.say("gpu_not_used", machine.notice)
         agent = Agent(options, machine, Joining(options, link, home, reporter), home.outbox, reporter)
-        with _leaving_on_signals(agent):
+        with LeavingOnSignals(agent.leave):
             finish = await agent.run()
-        reporter.say("finished", finish.reason, exit_code=finish.exit_code)
+        detail = printable(finish.reason)
+        reporter.say("finished", finished(finish, link.address), exit_code=finish.exit_code, detail=detail)
         return finish.exit_code, agent.wait_for_thread(THREAD_GRACE_S)
     finally:
         home.unlock()
-
-
-class _leaving_on_signals(contextlib.AbstractContextManager[None]):  # noqa: N801  # reads as a phrase
-    """While inside, SIGTERM and SIGINT ask the agent to leave; a second one ends the process at once."""
-
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
-        self._loop = asyncio.get_running_loop()
-        self._asked = False
-
-    def __enter__(self) -> None:
-        for number in SIGNALS:
-            # Not in the main thread, or on Windows: whoever runs us there stops us by other means.
-            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-                self._loop.add_signal_handler(number, self._on_signal, number)
-
-    def __exit__(self, *_: object) -> None:
-        for number in SIGNALS:
-            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-                self._loop.remove_signal_handler(number)
-
-    def _on_signal(self, number: int) -> None:
-        if self._asked:
-            os._exit(128 + number)
-        self._asked = True
-        self._agent.leave(f"{signal.Signals(number).name} received")

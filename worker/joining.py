@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from protocol.errors import LocalError, MalformedMessage, StorageTrouble
+from protocol.errors import ConfigError, LocalError, MalformedMessage, StorageTrouble
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest, RunId, WorkerId, digest_of
 from protocol.joinlink import JoinLink
@@ -29,6 +30,9 @@ from worker.lease import description_from_message, printable
 from worker.options import WorkerOptions
 from worker.probe import Machine, columns_that_fit, measure_speed, software_versions
 from worker.progress import Reporter
+from worker.repeats import Repeats
+from worker.sentences import Work, reached_again, unreached
+from worker.trouble import trouble_of
 
 Value = TypeVar("Value")
 
@@ -67,6 +71,8 @@ class Joining:
         self._client: CoordinatorClient | None = None
         self._run: Run | None = None
         self._offer: Offer | None = None
+        self._troubles = Repeats()
+        self._work: Callable[[], Work] = lambda: Work.NOTHING
 
     @property
     def is_enrolled(self) -> bool:
@@ -98,6 +104,28 @@ class Joining:
         """Where this worker's blocking work runs."""
         return self._background
 
+    @property
+    def address(self) -> str:
+        """Where the coordinator is looked for, as `HOST:PORT`."""
+        return self._link.address
+
+    def tell_work(self, work: Callable[[], Work]) -> None:
+        """Ask `work` what is in hand, when trouble is told."""
+        self._work = work
+
+    def on_answer(self) -> None:
+        """A call came to an end: whatever was in the way is over."""
+        lasted_s = self._troubles.over()
+        if lasted_s is not None:
+            self._reporter.say("reached_again", reached_again(self.address, lasted_s))
+
+    def _on_trouble(self, error: Exception, pause_s: float) -> None:
+        trouble = trouble_of(error)
+        lasting_s = self._troubles.lasting_s(unreached(trouble.cause, self.address, self._work()))
+        if lasting_s is not None:
+            text = unreached(trouble.cause, self.address, self._work(), lasting_s)
+            self._reporter.say("unavailable", text, detail=printable(trouble.detail), retry_in_s=round(pause_s, 1))
+
     async def close(self) -> None:
         """Hang up."""
         if self._client is not None:
@@ -105,6 +133,8 @@ class Joining:
 
     async def enrol(self, machine: Machine) -> Enrolment:
         """Redeem the invite and remember what came of it."""
+        if self._link.invite is None:
+            raise ConfigError("what is stored of this run is damaged: join it anew with a join link from its operator")
         ca_pem = await self._connect()
         name = (self._options.name or socket.gethostname())[:MAX_NAME_CHARACTERS]
         request = pb.EnrolRequest(
@@ -129,6 +159,7 @@ class Joining:
         )
         enrolment.check(self._link.fingerprint)
         self.home.save_enrolment(enrolment)
+        self.home.remember_address(self._link)
         self._enrolment = enrolment
         return enrolment
 
@@ -141,6 +172,7 @@ class Joining:
             raise MalformedMessage(f"session of run {description.run_id}, but enrolled in {self.enrolment.run_id}")
         if self._run is None or self._run.description != description:
             self._run = await self._background.run(understand_run, description)
+        self.home.remember_address(self._link, description.name)
         if self._offer is None:
             before = self._capability(machine)
             self._offer = await self._worked_out(machine)
@@ -170,7 +202,7 @@ class Joining:
             self._link,
             ca_pem,
             self._identity,
-            on_trouble=lambda text: self._reporter.say("unavailable", text),
+            on_trouble=self._on_trouble,
             first_backoff_s=self._options.first_backoff_s,
             max_backoff_s=self._options.max_backoff_s,
             stall_s=self._options.stall_s,

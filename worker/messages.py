@@ -7,9 +7,26 @@ latest ticket is live; an answer to an older one is old news. The same holds for
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
 
+from protocol.causes import Cause
 from protocol.ids import LeaseId
 from worker.lease import Lease
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_REFUSED = 2
+
+
+class News(Enum):
+    """What a session has to tell; worker/sentences.py puts it into words."""
+
+    SESSION_LOST = auto()
+    LEASE_ENDED = auto()
+    LEASE_FAILED = auto()
+    SUBMISSION_REFUSED = auto()
+    SUBMISSION_KEPT = auto()
+    """Refused, but not for good: it is offered again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +114,7 @@ class CallRefused(Reply):
     """The call came to nothing, and not for want of a connection."""
 
     reason: str
+    cause: Cause | None = None
     final: bool = False
     """What was offered will never be taken. Otherwise it may be, and is kept."""
 
@@ -106,6 +124,7 @@ class FetchFailed(Reply):
     """What came is not what was promised, or does not fit this machine."""
 
     reason: str
+    cause: Cause | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,10 +144,12 @@ class Trained(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingFailed(Event):
-    """Training number `training` ended without a submission."""
+    """Training number `training` ended without a submission. `detail` is the raw text, for diagnosis."""
 
     training: int
     reason: str
+    cause: Cause | None = None
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,14 +260,22 @@ class DropSubmission(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tell(Command):
-    """Show this to the volunteer."""
+    """Show this to the volunteer. `reason` may be raw; `detail`, where there is one, is rawer."""
 
-    text: str
+    news: News
+    reason: str
+    cause: Cause | None = None
+    detail: str = ""
+    trains_on: bool = False
+    pause_s: float = 0.0
+    """Until it is tried again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finish(Command):
-    """Nothing follows; the process leaves with `exit_code`."""
+    """Nothing follows; the process leaves with `exit_code`. `keeps`: finished work stays on the disk."""
 
     exit_code: int
     reason: str
+    cause: Cause | None = None
+    keeps: bool = False

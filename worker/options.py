@@ -39,9 +39,10 @@ def check_device(device: str | None) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
-    """How to join a run. Only `link` is needed."""
+    """How to join a run."""
 
-    link: str
+    link: str = ""
+    """A join link, or the `HOST:PORT` of a run that this machine is enrolled in; empty: the only such run."""
     home: Path | None = None
     """Folder for key, enrolment, unsent work and blocks; None: the platform's place for user data."""
     name: str = ""

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from protocol.errors import FinalRefusal, Refused
+from protocol.errors import FinalRefusal
 from worker import messages as m
+from worker.lease import printable
+from worker.trouble import trouble_of
 
 KEPT_AFTER_DEADLINE_S = 7200.0
 """After its lease's deadline a submission still counts in the round that follows its own; a round lasts an hour at most
@@ -23,9 +25,8 @@ class Refusals:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._kept_until_s = (
-            clock() + KEPT_AFTER_DEADLINE_S
-        )  # of work that an earlier process left, no deadline is known
+        # of work that an earlier process left, no deadline is known
+        self._kept_until_s = clock() + KEPT_AFTER_DEADLINE_S
 
     def keep_for(self, ttl_s: float) -> None:
         """A lease with so long to its deadline is what any work will be of from now on."""
@@ -33,14 +34,17 @@ class Refusals:
 
     def answer(self, call: m.Call, error: Exception) -> m.Event:
         """`call` ended in `error`."""
+        trouble = trouble_of(error)
+        reason, cause = printable(trouble.detail), trouble.cause
         if isinstance(call, m.FetchShard):
-            return m.FetchFailed(ticket=call.ticket, reason=str(error))
-        reason = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
-        final = isinstance(error, FinalRefusal)
-        if not final and self._clock() >= self._kept_until_s:
-            final = True
-            reason += f"; so long after its deadline ({KEPT_AFTER_DEADLINE_S / 3600:g} h) it would not count any more"
-        return m.CallRefused(ticket=call.ticket, reason=reason, final=final)
+            return m.FetchFailed(ticket=call.ticket, reason=reason, cause=cause)
+        if isinstance(error, FinalRefusal):
+            return m.CallRefused(ticket=call.ticket, reason=reason, cause=cause, final=True)
+        if self._clock() < self._kept_until_s:
+            return m.CallRefused(ticket=call.ticket, reason=reason, cause=cause)
+        hours = f"{KEPT_AFTER_DEADLINE_S / 3600:g} h"
+        reason = f"it was refused until {hours} after its deadline, and would not count any more"
+        return m.CallRefused(ticket=call.ticket, reason=reason, final=True)
 
 
 def nothing_to_send(call: m.Call) -> m.Event:

@@ -13,21 +13,18 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
+from protocol.causes import Cause
 from protocol.errors import IllegalEvent
 from protocol.ids import LeaseId
 from worker import messages as m
 from worker.lease import Lease
+from worker.messages import EXIT_FAILED, EXIT_OK, EXIT_REFUSED, News
 
 MAX_FAILURES = 3  # in a row; a machine that fails three leases fails the fourth, and each one costs the run a replica
 FAILURE_PAUSE_S = 5.0
-REFUSED_PAUSE_S = (
-    2.0  # before a submission that was refused, but not for good, is offered again; then twice as long ...
-)
-MAX_REFUSED_PAUSE_S = 300.0  # ... up to this
-
-EXIT_OK = 0
-EXIT_FAILED = 1
-EXIT_REFUSED = 2
+REFUSED_PAUSE_S = 2.0
+"""Before a submission that was refused, but not for good, is offered again; then twice as long, and so on."""
+MAX_REFUSED_PAUSE_S = 300.0
 
 
 class State(Enum):
@@ -116,6 +113,16 @@ class Session:
         """The lease that heartbeats speak for: held, or trained and not yet settled."""
         return self._unsent or (self.lease.lease_id if self.lease else None)
 
+    @property
+    def is_training(self) -> bool:
+        """Whether a lease is in training, be there a session or not."""
+        return self._is_training
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether a trained submission waits on disk."""
+        return self._unsent is not None
+
     def handle(self, event: m.Event) -> list[m.Command]:
         """Apply one event and say what to do."""
         if self._is_old_news(event):
@@ -167,7 +174,7 @@ class Session:
             return self._finish(EXIT_OK, "left; the session had ended")
         if not self._is_training and self._unsent is None:
             self.lease = None  # the new session asks again and is given the same lease
-        return [m.Tell(text=f"session ended ({event.reason}); opening another"), *self._open()]
+        return [m.Tell(news=News.SESSION_LOST, reason=event.reason, trains_on=self._is_training), *self._open()]
 
     # ---- a lease ------------------------------------------------------------------------------------------------
 
@@ -197,7 +204,7 @@ class Session:
         return [m.StartTraining(training=self._training, lease=self.lease)]
 
     def _on_fetch_failed(self, event: m.FetchFailed) -> list[m.Command]:
-        return self._give_up(event.reason)
+        return self._give_up(event)
 
     def _on_trained(self, _: m.Trained) -> list[m.Command]:
         assert self.lease is not None
@@ -210,14 +217,14 @@ class Session:
         if self.state is State.OPENING:
             self.lease = None
             self._failures += 1
-            return [m.Tell(text=f"training failed: {event.reason}")]
-        return self._give_up(event.reason)
+            return [m.Tell(news=News.LEASE_FAILED, reason=event.reason, cause=event.cause, detail=event.detail)]
+        return self._give_up(event)
 
     def _on_lease_cancelled(self, event: m.LeaseCancelled) -> list[m.Command]:
         if self._unsent is not None:
             # This news may have crossed a commit that brings the lease back: only a commit's own answer settles it.
             return self._commit() if self.state is State.UPLOADING else []
-        commands = [m.Tell(text=f"lease {event.lease_id} ended: {event.reason}"), *self._stop_training()]
+        commands = [m.Tell(news=News.LEASE_ENDED, reason=event.reason), *self._stop_training()]
         self.lease = None
         return commands if self.state is State.OPENING else [*commands, *self._ask()]
 
@@ -244,14 +251,14 @@ class Session:
     def _on_call_refused(self, event: m.CallRefused) -> list[m.Command]:
         match self.state:
             case State.FETCHING:
-                return self._give_up(event.reason)
+                return self._give_up(event)
             case State.COMMITTING | State.UPLOADING:
-                return self._refused_for_good(event.reason) if event.final else self._refused_for_now(event.reason)
+                return self._refused_for_good(event) if event.final else self._refused_for_now(event)
             case State.RETURNING:
                 return self._ask(after_s=FAILURE_PAUSE_S * self._failures)
             case State.LEAVING:
                 return self._finish(EXIT_OK, event.reason)
-        return [*self._stop_training(), *self._finish(EXIT_REFUSED, event.reason)]
+        return [*self._stop_training(), *self._finish(EXIT_REFUSED, event.reason, event.cause)]
 
     # ---- the way out --------------------------------------------------------------------------------------------
 
@@ -267,8 +274,7 @@ class Session:
             case State.RETURNING:
                 self._move(State.LEAVING)
                 return []
-        kept = "; finished work is kept on disk and sent next time" if self._unsent else ""
-        return [*stopped, *self._finish(EXIT_OK, event.reason + kept)]
+        return [*stopped, *self._finish(EXIT_OK, event.reason)]
 
     def _on_leave_timed_out(self, _: m.LeaveTimedOut) -> list[m.Command]:
         return [] if self.state is State.OVER else self._finish(EXIT_OK, "left without the coordinator's answer")
@@ -292,16 +298,15 @@ class Session:
         self._move(State.COMMITTING)
         return [m.CommitSubmission(ticket=self._next_ticket(), lease_id=self._unsent, after_s=after_s)]
 
-    def _refused_for_now(self, reason: str) -> list[m.Command]:
+    def _refused_for_now(self, event: m.CallRefused) -> list[m.Command]:
         pause_s = min(REFUSED_PAUSE_S * 2.0**self._refusals, MAX_REFUSED_PAUSE_S)
         self._refusals = min(self._refusals + 1, 10)
-        text = (
-            f"the work on lease {self._unsent} was not taken: {reason}; it is kept and offered again in {pause_s:g} s"
-        )
-        return [m.Tell(text=text), *self._commit(after_s=pause_s)]
+        kept = m.Tell(news=News.SUBMISSION_KEPT, reason=event.reason, cause=event.cause, pause_s=pause_s)
+        return [kept, *self._commit(after_s=pause_s)]
 
-    def _refused_for_good(self, reason: str) -> list[m.Command]:
-        return [m.Tell(text=f"the work on lease {self._unsent} is dropped: {reason}"), *self._settle()]
+    def _refused_for_good(self, event: m.CallRefused) -> list[m.Command]:
+        refused = m.Tell(news=News.SUBMISSION_REFUSED, reason=event.reason, cause=event.cause)
+        return [refused, *self._settle()]
 
     def _settle(self) -> list[m.Command]:
         assert self._unsent is not None
@@ -310,12 +315,13 @@ class Session:
         self._failures = self._refusals = 0
         return [drop, *self._ask()]
 
-    def _give_up(self, reason: str) -> list[m.Command]:
+    def _give_up(self, event: m.CallRefused | m.FetchFailed | m.TrainingFailed) -> list[m.Command]:
         assert self.lease is not None
+        reason, detail = event.reason, event.detail if isinstance(event, m.TrainingFailed) else ""
         self._failures += 1
         self._move(State.RETURNING)
         back = m.ReturnLease(ticket=self._next_ticket(), lease_id=self.lease.lease_id, reason=reason)
-        return [m.Tell(text=f"lease {self.lease.lease_id} cannot be done: {reason}"), back]
+        return [m.Tell(news=News.LEASE_FAILED, reason=reason, cause=event.cause, detail=detail), back]
 
     def _stop_training(self) -> list[m.Command]:
         if not self._is_training:
@@ -323,10 +329,10 @@ class Session:
         self._is_training = False
         return [m.StopTraining(training=self._training)]
 
-    def _finish(self, exit_code: int, reason: str) -> list[m.Command]:
+    def _finish(self, exit_code: int, reason: str, cause: Cause | None = None) -> list[m.Command]:
         self._move(State.OVER)
         self._next_ticket()  # whatever is still on its way is old news
-        return [m.Finish(exit_code=exit_code, reason=reason)]
+        return [m.Finish(exit_code=exit_code, reason=reason, cause=cause, keeps=self._unsent is not None)]
 
     def _next_ticket(self) -> int:
         self._ticket += 1

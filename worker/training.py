@@ -31,6 +31,7 @@ from worker.outbox import Outbox, Submission
 from worker.probe import Machine, micro_batch_that_fits
 from worker.progress import Reporter
 from worker.trainer import LeaseResult, TrainingStopped, pseudo_gradient_of, train_shard
+from worker.trouble import Trouble, training_trouble_of
 
 
 @dataclass(slots=True)
@@ -53,7 +54,7 @@ class _Job:
 
 
 Done = Callable[[Submission], None]
-Failed = Callable[[str], None]
+Failed = Callable[[Trouble], None]
 
 
 class TrainingRoom:
@@ -97,7 +98,7 @@ class TrainingRoom:
                 # Whatever it was (torch reports every failure of a device as RuntimeError), the lease is lost; the
                 # worker is not, and an event loop that waits for a dead thread would wait for ever.
                 if not job.stop.is_set():
-                    failed(f"{type(error).__name__}: {error}"[:400])
+                    failed(training_trouble_of(error))
                 return
             if not job.stop.is_set():
                 done(submission)

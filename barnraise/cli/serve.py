@@ -1,12 +1,12 @@
 """Serves one run in the foreground: what `barnraise coordinator run` does.
 
-Decides what SIGTERM and Ctrl-C mean for a coordinator: it stops serving, and the run goes on at the next start.
+Decides what SIGTERM, Ctrl-C and a closed terminal mean for a coordinator: it stops serving, and the run goes on at the
+next start. Under `nohup` a closed terminal means nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from pathlib import Path
 
@@ -14,15 +14,21 @@ from barnraise.cli.coordinator import give_links
 from coordinator.collection import collect_rarely
 from coordinator.runfolder import RunFolder
 from coordinator.server import CoordinatorServer
+from protocol.terminal import ending_signals, outliving_terminal
 
 STOP_GRACE_S = 1.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 async def serve(folder: Path, *, invites: int, invites_to: Path | None, trusted: bool) -> int:
     """Serve until the run is over or a signal comes; the exit code."""
+    with outliving_terminal():
+        return await _serve(folder, invites=invites, invites_to=invites_to, trusted=trusted)
+
+
+async def _serve(folder: Path, *, invites: int, invites_to: Path | None, trusted: bool) -> int:
     loop, told_to_stop = asyncio.get_running_loop(), asyncio.Event()
-    for number in _SIGNALS:
+    signals = ending_signals()
+    for number in signals:
         loop.add_signal_handler(number, told_to_stop.set)
     collect_rarely()
     server = CoordinatorServer(RunFolder.open(folder))
@@ -41,6 +47,6 @@ async def serve(folder: Path, *, invites: int, invites_to: Path | None, trusted:
             over.cancel()
     finally:
         await server.stop(STOP_GRACE_S)
-        for number in _SIGNALS:
+        for number in signals:
             loop.remove_signal_handler(number)
     return 0

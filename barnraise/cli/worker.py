@@ -6,6 +6,7 @@ shared folder.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +26,8 @@ def join(
         str | None,
         typer.Argument(
             help="The join link that the operator sent: barnraise://... Other users of this machine can see arguments:"
-            " where there are any, write - to paste it on standard input, or use --link-file."
+            " where there are any, write - to paste it on standard input, or use --link-file. An enrolled machine"
+            " comes back without a link, or with the coordinator's HOST:PORT."
         ),
     ] = None,
     link_file: Annotated[
@@ -58,10 +60,10 @@ def join(
     output: Annotated[str, typer.Option(help="auto, plain, json or quiet.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="The same as --output json.")] = False,
 ) -> int:
-    """Join a run and train until it is over. Ctrl-C hands the work back and leaves."""
+    """Join a run and train until it is over. Ctrl-C, or closing the terminal, hands the work back and leaves."""
     from protocol.errors import ConfigError
 
-    if sum(source is not None for source in (link, link_file, links_from)) != 1:
+    if sum(source is not None for source in (link, link_file, links_from)) > 1:
         raise ConfigError("give a join link, --link-file FILE or --links-from FOLDER, and only one of them")
     from barnraise.cli.links import claim_link, read_link
     from worker.join import WorkerOptions, run_worker
@@ -71,16 +73,7 @@ def join(
     check_device(chosen_device)  # before a link is taken out of a folder
     memory_bytes = None if memory is None else parse_bytes(memory)
     disk_bytes = None if disk is None else parse_bytes(disk)
-    if link == "-":
-        link, link_file = None, Path("-")
-    if link_file is not None:
-        chosen = read_link(link_file)
-    elif links_from is not None:
-        chosen = claim_link(links_from, claimant=name or None)
-    else:
-        chosen = str(link)
     options = WorkerOptions(
-        link=chosen,
         home=home,
         name=name,
         device=chosen_device,
@@ -89,8 +82,14 @@ def join(
         disk_bytes=disk_bytes,
         threads=threads,
         output="json" if as_json else output,  # type: ignore[arg-type]  # WorkerOptions checks it
-    )
-    return run_worker(options)
+    )  # before a link is waited for
+    if link == "-":
+        link, link_file = None, Path("-")
+    if link_file is not None:
+        link = read_link(link_file)
+    elif links_from is not None:
+        link = claim_link(links_from, claimant=name or None)
+    return run_worker(dataclasses.replace(options, link=link or ""))
 
 
 @app.command()
@@ -100,8 +99,6 @@ def probe(
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """What this machine would offer to a run."""
-    import dataclasses
-
     from worker.options import check_device
 
     chosen = None if device == "auto" else device

@@ -10,6 +10,7 @@ are given the same column: replicas are independent people.
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterator
+from enum import Enum, auto
 from itertools import islice
 
 from coordinator.engine import leases, pacing, placement, quorum
@@ -17,10 +18,26 @@ from coordinator.engine.index import offers_enough
 from coordinator.engine.pacing import Pace
 from coordinator.engine.phases import Phase
 from coordinator.engine.quorum import Standings
-from coordinator.engine.reasons import told
 from coordinator.engine.state import EngineState, WorkerRecord
 from coordinator.engine.turn import Turn
 from protocol.ids import WorkerId
+
+
+class Hindrance(Enum):
+    """Why a worker gets no lease. In words: for operators in `explain.py`, for the volunteer in `telling.py`."""
+
+    SET_ASIDE = auto()
+    OFFERS_TOO_LITTLE = auto()
+    COOLING = auto()
+    """It lost more than one lease of the round."""
+    REFUSED = auto()
+    """Its submission to the round was."""
+    PAST_DEADLINE = auto()
+    PART_IS_DONE = auto()
+    SAME_OWNER = auto()
+    """Its owner's other machines hold what it could take."""
+    QUORUM_REACHED = auto()
+    TOO_LITTLE_TIME = auto()
 
 
 def is_waiting(state: EngineState, record: WorkerRecord) -> bool:
@@ -30,17 +47,13 @@ def is_waiting(state: EngineState, record: WorkerRecord) -> bool:
     return record.waits_until_s is None or state.now_s < record.waits_until_s
 
 
-def standing_reason(state: EngineState, record: WorkerRecord) -> str | None:
+def hindrance_of(state: EngineState, record: WorkerRecord) -> Hindrance | None:
     """Why this worker gets no lease whatever the round needs; None where it may."""
-    config = state.config
     if record.quarantine is not None:
-        return f"set aside: {told(record.quarantine.why)}"
-    if not offers_enough(config, record):
-        return f"it offers {record.max_columns} columns, and this run needs {config.min_columns} a worker"
-    if state.now_s < record.cooling_until_s:
-        left_s = record.cooling_until_s - state.now_s
-        return f"it lost more than one lease in round {state.round.round}; leased again in {left_s:.0f} s"
-    return None
+        return Hindrance.SET_ASIDE
+    if not offers_enough(state.config, record):
+        return Hindrance.OFFERS_TOO_LITTLE
+    return Hindrance.COOLING if state.now_s < record.cooling_until_s else None
 
 
 def ready_workers(state: EngineState, among: Container[WorkerId] | None = None) -> Iterator[WorkerRecord]:
@@ -85,27 +98,22 @@ def _candidates(state: EngineState, standings: Standings, pace: Pace) -> Iterato
         yield record
 
 
-def refusal_now(state: EngineState, standings: Standings, pace: Pace, record: WorkerRecord) -> str | None:
+def refusal_now(state: EngineState, standings: Standings, pace: Pace, record: WorkerRecord) -> Hindrance | None:
     """Why an idle worker gets no lease from the present round at this moment; None where it does."""
-    current = state.round
     if standings.is_refused(record.worker):
-        return f"its submission to round {current.round} was refused; it may take part in the next"
+        return Hindrance.REFUSED
     if quorum.is_past_deadline(state):
-        return f"the deadline of round {current.round} has passed; the next round opens soon"
+        return Hindrance.PAST_DEADLINE
     if standings.is_holder(record.worker):
-        if len(standings.to_replace(record.worker)) >= state.config.min_columns:
-            return None
-        return f"it has done its part of round {current.round}; the next round opens when this one closes"
+        replaces = len(standings.to_replace(record.worker)) >= state.config.min_columns
+        return None if replaces else Hindrance.PART_IS_DONE
     if len(standings.open_to(record.worker)) < max(1, state.config.min_columns):
-        whose = f"{record.owner}'s other machines"
-        return f"{whose} have the columns of round {current.round} that it could take; it may take part in the next"
+        return Hindrance.SAME_OWNER
     if standings.is_short_of(record.worker):
         return None
     if state.phase is Phase.GRACE:
-        return f"every column of round {current.round} has its quorum; the next round opens soon"
-    if pacing.eighths_by_time_left(state, pace, record.worker) < 1:
-        return f"too little is left of round {current.round} for one lease; the next round opens soon"
-    return None
+        return Hindrance.QUORUM_REACHED
+    return Hindrance.TOO_LITTLE_TIME if pacing.eighths_by_time_left(state, pace, record.worker) < 1 else None
 
 
 def _may_lease_fresh(state: EngineState, standings: Standings, pace: Pace) -> bool:
@@ -155,4 +163,4 @@ def _leasable(state: EngineState, besides: Collection[WorkerId]) -> int:
 
 
 def _is_ready(state: EngineState, record: WorkerRecord) -> bool:
-    return is_waiting(state, record) and standing_reason(state, record) is None
+    return is_waiting(state, record) and hindrance_of(state, record) is None

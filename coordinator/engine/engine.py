@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from coordinator.engine import explain, gaps, leases, records, results, rounds
+from coordinator.engine import explain, gaps, leases, records, results, rounds, telling
 from coordinator.engine.commands import Command, EndRun, SlowCommand, ValidateVersion
 from coordinator.engine.config import check_config
 from coordinator.engine.draws import Draws
@@ -196,6 +196,10 @@ class Engine:
     def wait_reason(self, worker: WorkerId) -> str:
         """Why `worker` has no new lease."""
         return explain.wait_reason(self._state, self._worker(worker))
+
+    def wait_sentence(self, worker: WorkerId, now_s: float) -> str:
+        """The same, said to the volunteer, with when it is expected to be over. For replies to requests for a lease."""
+        return telling.wait_sentence(self._state, self._worker(worker), now_s)
 
     def lease_ended(self, worker: WorkerId, lease_id: LeaseId) -> str | None:
         """Why going on with this lease is worth nothing; None while it is not. For replies to heartbeats."""

@@ -1,6 +1,7 @@
 """Why things stand as they stand, in words with numbers, from the state alone. Decides nothing.
 
-`waits` says why the round is not closed, `wait_reason` why one worker has no lease.
+`waits` says why the round is not closed, `wait_reason` why one worker has no lease. For operators; what the volunteers
+themselves read is in `telling.py`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from coordinator.engine.commands import (
     TryContributions,
     ValidateVersion,
 )
+from coordinator.engine.dispatch import Hindrance
 from coordinator.engine.phases import LOST_STATUSES, LeaseStatus, Phase
 from coordinator.engine.quorum import ColumnStanding, Outlook
+from coordinator.engine.reasons import told
 from coordinator.engine.state import EngineState, LeaseRecord, WorkerRecord
 from protocol.ids import LeaseId, WorkerId
 
@@ -50,9 +53,9 @@ def waits(state: EngineState, now_s: float) -> tuple[Wait, ...]:
 
 def wait_reason(state: EngineState, record: WorkerRecord) -> str:
     """Why this worker has no new lease."""
-    standing = dispatch.standing_reason(state, record)
+    standing = dispatch.hindrance_of(state, record)
     if standing is not None:
-        return standing
+        return _hindrance(state, record, standing)
     if state.phase is Phase.OVER:
         return f"the run is over: {state.end_reason}"
     if state.phase is Phase.GATHERING:
@@ -65,9 +68,11 @@ def wait_reason(state: EngineState, record: WorkerRecord) -> str:
     if open_lease is not None:
         return f"it holds lease {open_lease.lease.lease_id}"
     refusal = dispatch.refusal_now(state, quorum.Standings(state), pacing.pace_of(state), record)
-    if refusal is None and state.round.granting:
+    if refusal is not None:
+        return _hindrance(state, record, refusal)
+    if state.round.granting:
         return f"round {state.round.round} is handing out its leases; its turn comes at once"
-    return refusal or f"round {state.round.round} has a lease for it as soon as it asks"
+    return f"round {state.round.round} has a lease for it as soon as it asks"
 
 
 def lease_ended(state: EngineState, worker: WorkerId, lease_id: LeaseId) -> str | None:
@@ -78,6 +83,25 @@ def lease_ended(state: EngineState, worker: WorkerId, lease_id: LeaseId) -> str 
     if record.status in LOST_STATUSES:
         return record.end_reason
     return record.verdict.reason if record.status is LeaseStatus.REJECTED and record.verdict else None
+
+
+def _hindrance(state: EngineState, record: WorkerRecord, hindrance: Hindrance) -> str:
+    number = state.round.round
+    cooling_s = record.cooling_until_s - state.now_s
+    words = {
+        Hindrance.SET_ASIDE: f"set aside: {told(record.quarantine.why) if record.quarantine else ''}",
+        Hindrance.OFFERS_TOO_LITTLE: f"it offers {record.max_columns} columns, and this run needs "
+        f"{state.config.min_columns} a worker",
+        Hindrance.COOLING: f"it lost more than one lease in round {number}; leased again in {cooling_s:.0f} s",
+        Hindrance.REFUSED: f"its submission to round {number} was refused; it may take part in the next",
+        Hindrance.PAST_DEADLINE: f"the deadline of round {number} has passed; the next round opens soon",
+        Hindrance.PART_IS_DONE: f"it has done its part of round {number}; the next round opens when this one closes",
+        Hindrance.SAME_OWNER: f"{record.owner}'s other machines have the columns of round {number} that it could take; "
+        "it may take part in the next",
+        Hindrance.QUORUM_REACHED: f"every column of round {number} has its quorum; the next round opens soon",
+        Hindrance.TOO_LITTLE_TIME: f"too little is left of round {number} for one lease; the next round opens soon",
+    }
+    return words[hindrance]
 
 
 def _gathering(state: EngineState) -> Wait:

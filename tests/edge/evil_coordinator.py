@@ -172,9 +172,12 @@ class Told:
 
     def __init__(self) -> None:
         self.events: list[tuple[str, str]] = []
+        self.details: list[str] = []
+        """What stands beside the sentence for whoever has to find out more."""
 
     def say(self, event: str, text: str, **fields: object) -> None:
         self.events.append((event, text))
+        self.details.append(str(fields.get("detail", "")))
 
     def step(self, done: int, total: int, loss: float | None, tokens_per_s: float) -> None:
         pass
@@ -183,7 +186,7 @@ class Told:
         pass
 
     def __str__(self) -> str:
-        return "\n".join(text for _, text in self.events)
+        return "\n".join([*(text for _, text in self.events), *self.details])
 
 
 class Meeting:

@@ -120,7 +120,10 @@ def _state(pid: int) -> str:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-def test_ctrl_c_stops_everything_and_still_reports(tmp_path: Path, corpus: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_terminals_signal_stops_everything_and_still_reports(
+    tmp_path: Path, corpus: Path, number: signal.Signals
+) -> None:
     out = tmp_path / "out"
     command = [
         sys.executable, "-m", "barnraise", "simulate", "--workers", "2", "--rounds", "500", "--inner-steps", "4",
@@ -138,7 +141,7 @@ def test_ctrl_c_stops_everything_and_still_reports(tmp_path: Path, corpus: Path)
                 break
         below = children_of(process.pid)
         started_s = time.monotonic()
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
+        os.killpg(process.pid, number)  # as a terminal does: the whole foreground group
         told += process.stdout.readlines()
         code = process.wait(timeout=30)
         took_s = time.monotonic() - started_s

@@ -25,7 +25,6 @@ from moe.full import initial_blocks
 from moe.layout import Layout, layout
 from moe.presets import preset
 from protocol.ids import BlockId
-from protocol.joinlink import JoinLink
 from tests.worker.leases import lease_message, read_lease
 from worker.agent import Agent
 from worker.home import open_home
@@ -33,6 +32,7 @@ from worker.joining import Joining
 from worker.lease import Lease
 from worker.options import WorkerOptions
 from worker.probe import Machine
+from worker.rejoin import home_root, link_of
 
 torch.set_num_threads(1)
 
@@ -76,12 +76,15 @@ class Recorder:
 
     def __init__(self) -> None:
         self.events: list[tuple[str, str]] = []
+        self.details: list[tuple[str, str]] = []
+        """What stands beside the sentence for whoever has to find out more."""
         self.steps: list[int] = []
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
     def say(self, event: str, text: str, **fields: object) -> None:
         self.events.append((event, text))
+        self.details.append((event, str(fields.get("detail", ""))))
         self._loop.call_soon_threadsafe(self._changed.set)
 
     def step(self, done: int, total: int, loss: float | None, tokens_per_s: float) -> None:
@@ -132,8 +135,9 @@ class Swarm:
             **changes,
         )
         recorder = Recorder()
-        run_home = open_home(options.home, JoinLink.parse(options.link).fingerprint, options.disk_bytes)
-        joining = Joining(options, JoinLink.parse(options.link), run_home, recorder)
+        link = link_of(options.link, home_root(options.home))
+        run_home = open_home(options.home, link.fingerprint, options.disk_bytes)
+        joining = Joining(options, link, run_home, recorder)
         agent = Agent(options, MACHINE, joining, run_home.outbox, recorder)
         task = asyncio.create_task(agent.run())
         self.tasks.append(task)

@@ -15,6 +15,7 @@ from protocol.framing import frames_of
 from protocol.limits import FRAME_BYTES
 from protocol.v1 import barnraise_pb2 as pb
 from worker.client import CoordinatorClient
+from worker.sentences import finished
 from worker.session import EXIT_OK, EXIT_REFUSED
 
 
@@ -94,7 +95,8 @@ async def test_unsent_work_is_sent_by_the_next_process(swarm: Any, monkeypatch: 
         agent, recorder, task = swarm.agent()
         await recorder.saw("upload_broken")
         agent.leave("SIGTERM received")
-        assert "kept on disk" in (await finish(task)).reason
+        ended = await finish(task)
+        assert "finished work is kept on this disk" in finished(ended, "h:1")
     _, recorder, task = swarm.agent()
     assert (await finish(task)).exit_code == EXIT_OK
     assert recorder.texts("trained") == []
@@ -154,7 +156,8 @@ async def test_a_damaged_block_is_refused_and_told(swarm: Any, monkeypatch: pyte
 
     monkeypatch.setattr(CoordinatorClient, "_frames", flipped)
     _, recorder, _ = swarm.agent()
-    assert "digest" in await recorder.saw("note")
+    assert "not what the run has signed" in await recorder.saw("note")
+    assert "digest" in dict(recorder.details)["note"]
     kept = [path for path in (swarm.root / "home").rglob("blocks/*") if path.suffix != ".part"]
     assert kept == [], "nothing of it became a block"
 
@@ -178,7 +181,8 @@ async def test_a_broken_download_resumes(swarm: Any, monkeypatch: pytest.MonkeyP
     assert (await finish(task)).exit_code == EXIT_OK
     assert offsets[0] == 0
     assert offsets[1] == 16 * 1024
-    assert "the line broke" in recorder.texts("unavailable")[0]
+    assert "cannot be reached" in recorder.texts("unavailable")[0]
+    assert dict(recorder.details)["unavailable"] == "the line broke"
 
 
 async def test_the_coordinators_reason_to_wait_is_shown(swarm: Any, monkeypatch: pytest.MonkeyPatch) -> None:

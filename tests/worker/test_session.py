@@ -320,7 +320,8 @@ def test_a_cancelled_lease_is_left_at_once(state: State) -> None:
     driver = AT[state]()
     driver.feed(m.LeaseCancelled(lease_id=LeaseId("r1.1"), reason="the round closed"))
     driver.the(m.AcquireLease)
-    assert "the round closed" in driver.the(m.Tell).text
+    told = driver.the(m.Tell)
+    assert (told.news, told.reason) == (m.News.LEASE_ENDED, "the round closed")
     assert driver.session.lease_id is None
     stops = [command for command in driver.commands if isinstance(command, m.StopTraining)]
     assert len(stops) == (state in (State.TRAINING, State.RESUMING))
@@ -344,7 +345,7 @@ def test_leaving_hands_the_lease_back(state: State) -> None:
 def test_leaving_keeps_finished_work(state: State) -> None:
     driver = AT[state]()
     driver.feed(m.LeaveRequested(reason="SIGTERM"))
-    assert "kept" in driver.the(m.Finish).reason
+    assert driver.the(m.Finish).keeps
     assert not any(isinstance(command, m.DropSubmission) for command in driver.commands)
 
 
@@ -381,7 +382,8 @@ def test_a_submission_that_is_refused_for_good_is_dropped_and_the_reason_shown(s
     driver = AT[state]()
     driver.reply(m.CallRefused, reason="committed 3 s after the deadline", final=True)
     assert driver.the(m.DropSubmission).lease_id == "r1.1"
-    assert "3 s after" in driver.the(m.Tell).text
+    told = driver.the(m.Tell)
+    assert (told.news, told.reason) == (m.News.SUBMISSION_REFUSED, "committed 3 s after the deadline")
     assert driver.session.state is State.IDLE
 
 
