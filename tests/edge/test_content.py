@@ -208,7 +208,7 @@ async def test_offsets_outside_of_the_payload_are_refused(honest: Any, join: Joi
             await refused(Code.INVALID_ARGUMENT, "byte").of(beyond)
     for size in (0, len(payload) - 1, U64_MAX):
         await refused(Code.FAILED_PRECONDITION, "bytes, got").of(client.commit(lease, payload, payload_bytes=size))
-        wrong = client.upload(lease, payload, payload_bytes=size)
+        wrong = client.upload(lease, payload, payload_bytes=size, frames=[])
         await refused(Code.FAILED_PRECONDITION, "commit to this digest and size").of(wrong)
     assert (await client.upload(lease, payload)).complete
 
