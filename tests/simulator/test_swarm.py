@@ -80,7 +80,7 @@ def test_everything_promised_lies_in_the_folder(finished: tuple[SimulationReport
     lines = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
     names = {line["name"] for line in lines}
     assert {"WorkerEnrolled", "GrantLease", "AnnounceVerdict", "RoundAggregated", "WorkerVanished"} <= names
-    assert [line["at_s"] for line in lines] == sorted(line["at_s"] for line in lines)
+    assert [line["wall_s"] for line in lines] == sorted(line["wall_s"] for line in lines)
 
 
 def test_the_workers_leave_nothing_behind_but_their_logs(finished: tuple[SimulationReport, Path, str]) -> None:
