@@ -60,6 +60,8 @@ RETRY_FIRST_S = 1.0
 RETRY_MOST_S = 60.0
 LEAST_WAIT_S = 0.001
 """For a timer that is not due yet: two clocks differ by what a float rounds away, and no loop may spin meanwhile."""
+MOST_DOUBLINGS = 10
+"""Far beyond the longest pause; a disk that is full for a day makes over a thousand tries, and 2**1024 is no float."""
 MOST_ERROR_CHARACTERS = 500
 """Of an error's words, in the journal."""
 STALL_RETRY_S = 5.0
@@ -385,7 +387,7 @@ class Pump:
     def _on_failure(self, command: SlowCommand, error: Exception) -> CommandFailed:
         attempt = self._attempts.get(command.command_id, 0)
         self._attempts[command.command_id] = attempt + 1
-        delay_s = min(RETRY_MOST_S, RETRY_FIRST_S * 2**attempt)
+        delay_s = min(RETRY_MOST_S, RETRY_FIRST_S * 2 ** min(attempt, MOST_DOUBLINGS))
         words = printable((str(error) or repr(error))[:MOST_ERROR_CHARACTERS])
         if self._failures_told.get(command.command_id) != words:  # the same again is one line of the event log
             self._failures_told[command.command_id] = words

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 
 class _Data(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    # a loss may be infinite, which plain JSON has no number for; as a string it is a float again on the other side
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
 
 class WaitStatus(_Data):

@@ -15,10 +15,10 @@ from typing import Any
 
 from coordinator import journal, run_clock
 from coordinator import pump as pump_module
-from coordinator.engine import contributions, gaps, leases, quorum, results, rounds
+from coordinator.engine import contributions, gaps, leases, quorum, rescue, results, rounds
 from coordinator.engine import engine as engine_module
 from coordinator.engine.commands import DropPayload
-from coordinator.engine.events import RoundAggregated
+from coordinator.engine.events import FailedAlone, RoundAggregated
 from coordinator.engine.index import Index
 from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.records import event_to_json
@@ -252,6 +252,21 @@ def _outbox_emptied_at_commit() -> AbstractContextManager[None]:
     return _replaced(session_module, "_HANDLERS", handlers)
 
 
+def _aggregated_for_ever() -> AbstractContextManager[None]:
+    return _replaced(rescue, "after_failures", lambda turn, command, _: turn.emit(command))
+
+
+def _everybody_blamed() -> AbstractContextManager[None]:
+    without = rescue.without_those
+
+    def blames(turn: Any, attempt: Any, failed: Any) -> None:
+        known = {one.lease_id for one in failed}
+        others = [one.lease_id for one in attempt.contributions if one.lease_id not in known]
+        without(turn, attempt, [*failed, *(FailedAlone(lease_id=one, error="in its company") for one in others)])
+
+    return _replaced(rescue, "without_those", blames)
+
+
 PLANTED: tuple[PlantedBug, ...] = (
     PlantedBug(
         name="reply-before-commit",
@@ -352,6 +367,16 @@ PLANTED: tuple[PlantedBug, ...] = (
         name="outbox-emptied-at-commit",
         what="a worker forgets its submission before it is sent",
         plant=_outbox_emptied_at_commit,
+    ),
+    PlantedBug(
+        name="aggregated-for-ever",
+        what="an outer step that fails of a submission is tried again without end",
+        plant=_aggregated_for_ever,
+    ),
+    PlantedBug(
+        name="everybody-blamed",
+        what="where an outer step fails, all who took part are refused for it",
+        plant=_everybody_blamed,
     ),
 )
 """One for each place where such a bug could be: pump, journal, votes, placement, blobs, data, session."""

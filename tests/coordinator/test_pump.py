@@ -312,6 +312,18 @@ async def test_a_failed_command_is_told_and_tried_again(setup: Setup, monkeypatc
     journal.close()
 
 
+async def test_a_day_of_failures_is_survived(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump_module, "RETRY_FIRST_S", 0.0)
+    monkeypatch.setattr(Recorder, "failure", OSError(28, "No space left on device"))
+    pump, recorder, journal = setup.open()
+    recorder.fail_times = 1
+    pump._attempts["validate:v0"] = 1440
+    await until(lambda: not pump.engine.pending or pump.failed.done())
+    assert not pump.failed.done()
+    await pump.stop()
+    journal.close()
+
+
 class OfAnotherLibrary(Exception):
     """As safetensors' own: of no kind that is known."""
 
