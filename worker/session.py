@@ -274,7 +274,7 @@ class Session:
             case State.RETURNING:
                 self._move(State.LEAVING)
                 return []
-        return [*stopped, *self._finish(EXIT_OK, event.reason)]
+        return [*stopped, *self._finish(EXIT_OK, f"left: {event.reason}")]
 
     def _on_leave_timed_out(self, _: m.LeaveTimedOut) -> list[m.Command]:
         return [] if self.state is State.OVER else self._finish(EXIT_OK, "left without the coordinator's answer")

@@ -86,10 +86,12 @@ def join(
     if link == "-":
         link, link_file = None, Path("-")
     if link_file is not None:
-        link = read_link(link_file)
+        chosen = read_link(link_file)
     elif links_from is not None:
-        link = claim_link(links_from, claimant=name or None)
-    return run_worker(dataclasses.replace(options, link=link or ""))
+        chosen = claim_link(links_from, claimant=name or None)
+    else:
+        chosen = link or ""  # nothing: the run that this machine is enrolled in
+    return run_worker(dataclasses.replace(options, link=chosen))
 
 
 @app.command()
