@@ -71,6 +71,14 @@ class RunSettings(BaseModel):
     engine: dict[str, Any] = Field(default_factory=dict)
     """Overrides of EngineConfig's fields, with tables `inner` and `screening`."""
 
+    @field_validator("name", "checkpoint", "data", mode="before")
+    @classmethod
+    def _can_be_written(cls, value: object) -> object:
+        """A file's name may be any bytes; settings.toml is UTF-8, and it is written after all the work."""
+        if isinstance(value, str) and any(0xD800 <= ord(sign) < 0xE000 for sign in value):
+            raise ValueError(f"{value!a} is not UTF-8: rename it, or make a link to it under another name")
+        return value
+
     @field_validator("engine")
     @classmethod
     def _engine_is_known(cls, value: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ nothing is unpickled and no code from a checkpoint runs.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import uuid
@@ -138,6 +139,7 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder} is not a checkpoint folder: it has no config.json")
     weights = open_weights(folder)
+    _check_architecture(folder / "config.json")
     try:
         found = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -154,6 +156,18 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
             "exported, as a tensor of its own (tie_word_embeddings false)"
         )
     return Checkpoint(config=config_from_json(values), dtype=weights.dtype(found.dtype), remarks=tuple(remarks))
+
+
+def _check_architecture(path: Path) -> None:
+    """Say what is wrong in our words, where `transformers` would answer with a list of all that it knows."""
+    try:
+        values = json.loads(path.read_bytes())
+        model_type = values.get("model_type")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read: it is no object in JSON") from error
+    if not isinstance(model_type, str):
+        raise ConfigError(f"{path} names no model_type: it is not the configuration of a model of transformers")
+    model_class(model_type)
 
 
 def open_checkpoint(folder: Path, config: PreTrainedConfig) -> PreTrainedModel:

@@ -152,3 +152,11 @@ def test_a_run_whose_absent_experts_need_top_k_leases_no_fewer_columns(tmp_path:
         journal.close()
         assert isinstance(created, RunCreated)
         assert created.config.min_columns == least
+
+
+@pytest.mark.parametrize("field", ["name", "data", "checkpoint"])
+def test_a_name_that_settings_toml_cannot_hold_is_refused_at_once(field: str) -> None:
+    given = {"preset": "tiny"} if field != "checkpoint" else {}
+    with pytest.raises(ValidationError, match=r"caf\\udce9' is not UTF-8: rename it"):
+        RunSettings.model_validate({**given, field: "caf\udce9"})
+    assert getattr(RunSettings.model_validate({**given, field: "café"}), field) == "café"

@@ -206,3 +206,21 @@ def test_fp16_that_would_overflow_is_refused(small_config, tmp_path):
     with pytest.raises(ConfigError, match="expected one of fp32, bf16, fp16"):
         export_checkpoint(blocks, layout(found, FROZEN), tmp_path / "out", dtype="int8")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("not JSON", "no object in JSON"),
+        ("[]", "no object in JSON"),
+        ("{}", "names no model_type"),
+        ('{"model_type": 3}', "names no model_type"),
+        ('{"model_type": "llama"}', "architecture 'llama' is not supported; one of olmoe, mixtral, qwen3_moe is"),
+        ('{"model_type": "my_moe", "auto_map": {"AutoConfig": "mine.Config"}}', "architecture 'my_moe'"),
+    ],
+)
+def test_another_configuration_is_refused_in_our_words(small_config, tmp_path, text, says):
+    folder = saved(small_config("olmoe"), tmp_path / "given")
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        import_checkpoint(folder)
