@@ -13,7 +13,8 @@
     endpoint.json         where the coordinator listens, while it runs
     coordinator.lock      held by the process that serves the run
 
-Always: a run folder is there whole or not at all; it is built under a temporary name beside its place.
+Always: a run folder is there whole or not at all (protocol/folders.py); `run.json` is moved in last, and a
+folder without it is no run.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from coordinator.invites import Registry
 from coordinator.journal import Journal
 from coordinator.settings import RunSettings
 from protocol.errors import ConfigError
+from protocol.folders import Kind, filled_whole, is_interrupted
 from protocol.identity import PrivateIdentity
 from protocol.ids import BlockId, RoundNumber, RunId, Version
 from protocol.manifest import Manifest
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 SECRET_BYTES = 32
 FIRST_VERSION = Version(0)
+RUN_KIND = Kind(completed_by="run.json", private=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,12 @@ class RunFolder:
     @classmethod
     def open(cls, root: Path) -> RunFolder:
         """The run in `root`; ConfigError when there is none."""
-        if not (root / "settings.toml").is_file() or not (root / "run.json").is_file():
+        if is_interrupted(root, RUN_KIND):
+            raise ConfigError(
+                f"{root} is not whole: making it was interrupted, or is not done yet. Wait for it, or give the same "
+                "command again (`barnraise coordinator init`, or restore): it clears this away and begins anew"
+            )
+        if not (root / "settings.toml").is_file() or not (root / RUN_KIND.completed_by).is_file():
             raise ConfigError(f"{root} is not a run folder; `barnraise coordinator init` makes one")
         return cls(root.resolve())
 
@@ -173,26 +180,15 @@ class RunFolder:
 
 
 def init_run(folder: Path, settings: RunSettings) -> RunFolder:
-    """Make a run: keys, data, version 0, and the journal's first event."""
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty; a run begins in a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.new")
-    building.mkdir(mode=0o700)
-    try:
-        _build(building, folder, settings)
-        if folder.exists():
-            folder.rmdir()
-        building.rename(folder)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
+    """Make a run in a new or an empty folder: keys, data, version 0, and the journal's first event."""
+    with filled_whole(folder, RUN_KIND, way_out="a run begins in a new or an empty folder") as building:
+        _build(building, settings)
     return RunFolder.open(folder)
 
 
-def _build(root: Path, final: Path, settings: RunSettings) -> None:
+def _build(root: Path, settings: RunSettings) -> None:
     run_id = _write_secrets(root, settings)
-    dataset_path, dataset = _dataset(root, final, settings)
+    dataset_path, dataset = _dataset(root, settings)
     layout, blocks = _first_model(settings, dataset)
     facts = {
         "run_id": run_id,
@@ -237,7 +233,7 @@ def _write_secrets(root: Path, settings: RunSettings) -> RunId:
     return run_id
 
 
-def _dataset(root: Path, final: Path, settings: RunSettings) -> tuple[Path, Dataset]:
+def _dataset(root: Path, settings: RunSettings) -> tuple[Path, Dataset]:
     """The prepared dataset that `data` names, or the one that is prepared from it; and its place after the rename."""
     from coordinator.datasets import Dataset, is_prepared, prepare
 

@@ -8,9 +8,6 @@ nothing is unpickled and no code from a checkpoint runs.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +32,7 @@ from moe.layout import FROZEN, Layout, layout
 from moe.skeleton import model_class
 from moe.tokenizer import byte_tokenizer_json, tokenizer_config
 from protocol.errors import ConfigError
+from protocol.folders import Kind, filled_whole, require_fillable
 from protocol.ids import BlockId
 
 # Loading and saving are steps of commands that draw their own progress and say what is wrong in one sentence.
@@ -42,27 +40,41 @@ _logging: Any = transformers_logging
 _logging.disable_progress_bar()
 _logging.set_verbosity_error()
 
+CHECKPOINT_KIND = Kind(
+    completed_by="config.json",
+    entries=(
+        "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
+        "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt",
+    ),
+    ignored=frozenset({".partial"}),
+)  # fmt: skip
+"""Without `config.json` nothing opens a folder as a checkpoint. `.partial` is where a warm start keeps its progress."""
+
 
 def export_checkpoint(
-    blocks: Mapping[BlockId, Mapping[str, Tensor]], layout: Layout, folder: Path, *, tokenizer_json: bytes | None = None
+    blocks: Mapping[BlockId, Mapping[str, Tensor]],
+    layout: Layout,
+    folder: Path,
+    *,
+    tokenizer_json: bytes | None = None,
+    replace: bool = False,
 ) -> None:
-    """Write the whole model and its tokenizer (bytes by default) to `folder`, replacing what was there."""
+    """Write the whole model and its tokenizer (bytes by default) to `folder`, which is new or empty.
+
+    `replace` allows a former checkpoint there; it stays until the new one is whole. Nothing else is ever replaced.
+    """
+    require_fillable(folder, CHECKPOINT_KIND, replace=replace)
     tokenizer_json = byte_tokenizer_json() if tokenizer_json is None else tokenizer_json
     values = layout.config_json
     _check_vocabulary(tokenizer_json, values["vocab_size"])
     model = full_model(layout, blocks)
     special = {key: values[key] for key in ("pad_token_id", "bos_token_id", "eos_token_id")}
     model.generation_config = GenerationConfig.from_dict(special)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
-    try:
+    with filled_whole(folder, CHECKPOINT_KIND, replace=replace) as staging:
         model.save_pretrained(staging)
         (staging / "tokenizer.json").write_bytes(tokenizer_json)
         settings = tokenizer_config(tokenizer_json, max_positions=values["max_position_embeddings"])
         (staging / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
-        _put_in_place(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _check_vocabulary(tokenizer_json: bytes, vocab_size: int) -> None:
@@ -72,23 +84,6 @@ def _check_vocabulary(tokenizer_json: bytes, vocab_size: int) -> None:
     highest = max([*ids, *(token["id"] for token in document.get("added_tokens", []))], default=-1)
     if highest >= vocab_size:
         raise ConfigError(f"the tokenizer has id {highest}, outside the model's vocabulary of {vocab_size}")
-
-
-def _put_in_place(staging: Path, folder: Path) -> None:
-    """Make everything durable, then rename; a former checkpoint goes aside first, since folders do not replace."""
-    for path in (*staging.iterdir(), staging):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    if folder.exists():
-        aside = staging.with_suffix(".old")
-        folder.rename(aside)
-        staging.rename(folder)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        staging.rename(folder)
 
 
 def import_checkpoint(folder: Path, residency: str = FROZEN) -> tuple[PreTrainedConfig, Blocks]:

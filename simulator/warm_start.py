@@ -1,12 +1,13 @@
 """A warm start: pre-train a model on this machine, as a checkpoint that a run can begin with.
 
-Decides where the work stands between two processes: in `OUT.partial/`, saved now and then and on Ctrl-C, so that the
-same command goes on where it was stopped. Always: the checkpoint appears whole or not at all, and what was saved for
-other settings is refused, not mixed in.
+Decides where the work stands between two processes: in `OUT/.partial/`, saved now and then and on Ctrl-C, so that the
+same command goes on where it was stopped. Always: the checkpoint appears whole or not at all, what was saved for other
+settings is refused, not mixed in, and what cannot be written is said before the first step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,17 +15,19 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
 from coordinator.engine.config import InnerRecipe
-from moe.export import export_checkpoint, import_checkpoint
+from moe.export import CHECKPOINT_KIND, export_checkpoint, import_checkpoint
 from moe.full import evaluate_loss, full_model, initial_blocks
 from moe.layout import FROZEN, layout
 from moe.presets import preset
 from moe.shard import build_shard
 from protocol.errors import ConfigError
+from protocol.file_lock import lock_file
+from protocol.folders import require_fillable, telling_folder_trouble
 from simulator.central import CentralPlan, CentralTraining, cosine
 
 if TYPE_CHECKING:
@@ -78,10 +81,24 @@ def warm_start(
     on_step: Callable[[int, float], None] = lambda _step, _loss: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> WarmStarted:
-    """Train and export into the folder `out`. ConfigError where it exists already; `Interrupted` when stopped."""
-    if out.exists():
-        raise ConfigError(f"{out} exists already: choose another folder for the checkpoint")
-    kept = _Kept(out, wanted, dataset.digest)
+    """Train and export into `out`, a new or an empty folder. `Interrupted` when stopped.
+
+    One process at a time: a second one with the same `out` is refused.
+    """
+    require_fillable(out, CHECKPOINT_KIND)
+    with _Kept(out, wanted, dataset.digest) as kept:
+        return _train_and_export(kept, wanted, dataset, out, device, on_step, should_stop)
+
+
+def _train_and_export(
+    kept: _Kept,
+    wanted: WarmStart,
+    dataset: Dataset,
+    out: Path,
+    device: str,
+    on_step: Callable[[int, float], None],
+    should_stop: Callable[[], bool],
+) -> WarmStarted:
     config = preset(wanted.preset) if wanted.checkpoint is None else import_checkpoint(Path(wanted.checkpoint))[0]
     cut = layout(config, FROZEN)
     vocab_size = int(cut.config_json["vocab_size"])
@@ -126,12 +143,34 @@ def _given(wanted: WarmStart) -> dict[str, Any]:
 
 
 class _Kept:
-    """The work's place on disk until it is done."""
+    """The work's place on disk until it is done; for one process at a time, and gone where nothing was saved."""
 
     def __init__(self, out: Path, wanted: WarmStart, dataset: str) -> None:
-        self._folder = out.with_name(f"{out.name}.partial")
+        self._out = out
+        self._folder = out / ".partial"
         self._settings = json.dumps({**dataclasses.asdict(wanted), "dataset": dataset}, sort_keys=True)
         self._saved_s = time.monotonic()
+        self._lock = -1
+
+    def __enter__(self) -> Self:
+        with telling_folder_trouble(self._out):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            lock_file(self._lock)
+        except OSError as error:
+            os.close(self._lock)
+            raise ConfigError(
+                f"another process trains into {self._out} at this moment: choose another folder"
+            ) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not (self._folder / _STATE).is_file():
+            shutil.rmtree(self._folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._out.rmdir()  # only where it is empty, too
+        os.close(self._lock)
 
     def is_due(self) -> bool:
         """Whether it is time to save."""
@@ -148,14 +187,14 @@ class _Kept:
 
     def save(self, training: CentralTraining) -> None:
         """Keep the state; a torn file never takes the place of a whole one."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / _SETTINGS).write_text(self._settings, "utf-8")
         temporary = self._folder / f"{_STATE}.new"
-        with temporary.open("wb") as file:
-            torch.save(training.state(), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._folder / _STATE)
+        with telling_folder_trouble(self._out):
+            (self._folder / _SETTINGS).write_text(self._settings, "utf-8")
+            with temporary.open("wb") as file:
+                torch.save(training.state(), file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self._folder / _STATE)
         self._saved_s = time.monotonic()
 
     def remove(self) -> None:

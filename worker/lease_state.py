@@ -27,10 +27,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from protocol.errors import StorageTrouble
+from protocol.folders import sync_folder
 from protocol.ids import BlockId, Digest
 from protocol.private_files import write_private
 from protocol.storage import telling_storage_trouble
-from worker.disk import private_folder, sync_folder
+from worker.disk import private_folder
 from worker.lease import Lease
 from worker.outbox import file_digest
 

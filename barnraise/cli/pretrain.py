@@ -20,7 +20,7 @@ REPORT_EVERY_S = 1.0
 
 
 def pretrain(
-    out: Annotated[Path, typer.Option(help="Folder of the checkpoint; it must not exist.")],
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint; new, or empty.")],
     data: Annotated[str, typer.Option(help="A prepared dataset, or a source: folder, file, stdlib, datasets:NAME.")],
     preset: Annotated[str, typer.Option(help="tiny, 100m or olmoe-7b.")] = "tiny",
     checkpoint: Annotated[Path | None, typer.Option(help="A Hugging Face folder to go on with.")] = None,
@@ -66,7 +66,7 @@ def pretrain(
                 wanted, dataset, out, device=where, on_step=progress.step, should_stop=lambda: stop.requested
             )
         except Interrupted:
-            print(f"\nstopped; the same command goes on from {out}.partial", file=sys.stderr)
+            print(f"\nstopped; what is done is kept in {out}, and the same command goes on from there", file=sys.stderr)
             return 130
     if as_json:
         print_json(dataclasses.asdict(done))
