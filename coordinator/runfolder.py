@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coordinator.artifacts import ArtifactStore
-from coordinator.engine.config import check_config
+from coordinator.beginning import check_beginning, check_pair, planned_engine
 from coordinator.engine.events import RunCreated
 from coordinator.engine.records import event_to_json
 from coordinator.engine.version import ENGINE_VERSION
@@ -36,7 +36,7 @@ from coordinator.invites import Registry
 from coordinator.journal import Journal
 from coordinator.settings import RunSettings
 from protocol.errors import ConfigError
-from protocol.folders import Kind, filled_whole, is_interrupted
+from protocol.folders import Kind, filled_whole, is_interrupted, require_fillable
 from protocol.identity import PrivateIdentity
 from protocol.ids import BlockId, RoundNumber, RunId, Version
 from protocol.manifest import Manifest
@@ -181,7 +181,10 @@ class RunFolder:
 
 def init_run(folder: Path, settings: RunSettings) -> RunFolder:
     """Make a run in a new or an empty folder: keys, data, version 0, and the journal's first event."""
-    with filled_whole(folder, RUN_KIND, way_out="a run begins in a new or an empty folder") as building:
+    way_out = "a run begins in a new or an empty folder"
+    require_fillable(folder, RUN_KIND, way_out=way_out)
+    check_beginning(settings)
+    with filled_whole(folder, RUN_KIND, way_out=way_out) as building:
         _build(building, settings)
     return RunFolder.open(folder)
 
@@ -190,6 +193,7 @@ def _build(root: Path, settings: RunSettings) -> None:
     run_id = _write_secrets(root, settings)
     dataset_path, dataset = _dataset(root, settings)
     layout, blocks = _first_model(settings, dataset)
+    config = planned_engine(settings, layout, dataset, run_id)
     facts = {
         "run_id": run_id,
         "dataset": str(dataset_path),
@@ -199,13 +203,6 @@ def _build(root: Path, settings: RunSettings) -> None:
     write_private(root / "run.json", json.dumps(facts, indent=2).encode())
     write_private(root / "settings.toml", settings.to_toml().encode())
     manifest = _write_first_version(RunFolder(root), layout, blocks, run_id, settings)
-    train_sequences = dataset.train_sequences(settings.sequence_length)
-    if train_sequences < 1 or len(dataset.heldout_all(settings.sequence_length, 1)) < 1:
-        raise ConfigError(f"{dataset_path} is too small for sequences of {settings.sequence_length} tokens")
-    config = settings.engine_config(
-        run_id=run_id, columns=layout.columns, train_sequences=train_sequences, min_columns=layout.min_columns
-    )
-    check_config(config)
     created = RunCreated(at_s=time.time(), engine_version=ENGINE_VERSION, config=config, base_manifest=manifest)
     journal = Journal.create(root / "journal.sqlite", engine_version=ENGINE_VERSION)
     journal.append([event_to_json(created)])
@@ -259,15 +256,7 @@ def _first_model(settings: RunSettings, dataset: Dataset) -> tuple[Layout, dict[
         config = preset(str(settings.preset))
         cut = layout(config, settings.residency)
         blocks = initial_blocks(config, cut, settings.seed)
-    vocab_size = int(cut.config_json["vocab_size"])
-    if dataset.vocab_size > vocab_size:
-        raise ConfigError(
-            f"the dataset's tokenizer has {dataset.vocab_size} tokens, the model only {vocab_size}; "
-            "prepare the data with the model's own tokenizer, or choose another model"
-        )
-    longest = int(cut.config_json["max_position_embeddings"])
-    if settings.sequence_length > longest:
-        raise ConfigError(f"sequence_length is {settings.sequence_length}, the model reads at most {longest} positions")
+    check_pair(cut, dataset, settings)
     return cut, blocks
 
 

@@ -85,7 +85,7 @@ def test_killed_between_any_two_files_there_is_no_run_and_the_next_init_makes_on
     def look(step: int) -> None:
         nonlocal at
         if not (folder() / "run.json").exists():
-            with pytest.raises(ConfigError, match="is not whole|is not a run folder"):
+            with pytest.raises(ConfigError, match=r"is not whole|is not a run folder"):
                 RunFolder.open(folder())
             init_run(folder(), settings)
             assert [path.name for path in folder().parent.iterdir()] == ["run"], step

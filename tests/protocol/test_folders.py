@@ -143,16 +143,17 @@ def test_what_somebody_else_has_there_is_never_touched(tmp_path: Path) -> None:
 
 def test_what_appears_while_it_is_filled_stays(tmp_path: Path) -> None:
     folder = prepared(tmp_path / "a", "empty")
-    with pytest.raises(ConfigError, match="not empty"), filled_whole(folder, KIND) as work:
-        (work / "last").write_text("one")
-        (folder / "part-1").write_text("mine")
+    filling = filled_whole(folder, KIND)
+    (filling.__enter__() / "last").write_text("one")
+    (folder / "part-1").write_text("mine")
+    with pytest.raises(ConfigError, match="not empty"):
+        filling.__exit__(None, None, None)
     assert content(folder) == {"part-1": "mine"}
 
 
 def test_a_failure_leaves_nothing_not_even_the_folders_above(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), filled_whole(tmp_path / "x" / "y" / "a", KIND) as work:
-        (work / "part-1").write_text("one")
-        raise ZeroDivisionError
+        (work / "part-1").write_text(str(1 / 0))
     prepared(tmp_path / "empty", "empty")
     with pytest.raises(ZeroDivisionError), filled_whole(tmp_path / "empty", KIND):
         raise ZeroDivisionError
