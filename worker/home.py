@@ -95,5 +95,14 @@ class RunHome:
 
 def open_home(home: Path | None, fingerprint: str) -> RunHome:
     """The folder for the run behind `fingerprint`, under `home` or the platform's place for user data."""
-    root = home if home is not None else platformdirs.user_data_path("barnraise", appauthor=False)
+    root = home if home is not None else _usual_place()
     return RunHome(root / "runs" / fingerprint[:32], fingerprint)
+
+
+def _usual_place() -> Path:
+    try:
+        return platformdirs.user_data_path("barnraise", appauthor=False)
+    except (RuntimeError, KeyError) as error:  # no HOME, and no entry for this user that would tell it
+        raise ConfigError(
+            "this user has no home folder: say with --home FOLDER where this machine's identity and work are kept"
+        ) from error

@@ -236,9 +236,12 @@ def invite(
     from coordinator.operator_client import create_invites
     from coordinator.runfolder import RunFolder
 
-    links = create_invites(
-        RunFolder.open(folder), count=count, trusted=trusted, expires_in_s=expires_in_h * 3600.0, owner=owner
-    )
+    run_folder = RunFolder.open(folder)
+    if to is not None:
+        from barnraise.cli.links import require_writable
+
+        require_writable(to)
+    links = create_invites(run_folder, count=count, trusted=trusted, expires_in_s=expires_in_h * 3600.0, owner=owner)
     give_links(links, to=to, as_json=as_json)
 
 
