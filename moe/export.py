@@ -63,7 +63,7 @@ def export_checkpoint(
 
     `replace` allows a former checkpoint there; it stays until the new one is whole. Nothing else is ever replaced.
     """
-    require_fillable(folder, CHECKPOINT_KIND, replace=replace)
+    require_room(folder, replace=replace)
     tokenizer_json = byte_tokenizer_json() if tokenizer_json is None else tokenizer_json
     values = layout.config_json
     _check_vocabulary(tokenizer_json, values["vocab_size"])
@@ -75,6 +75,13 @@ def export_checkpoint(
         (staging / "tokenizer.json").write_bytes(tokenizer_json)
         settings = tokenizer_config(tokenizer_json, max_positions=values["max_position_embeddings"])
         (staging / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+
+
+def require_room(folder: Path, *, replace: bool = False) -> None:
+    """ConfigError unless a checkpoint may be written to `folder`: said before a model is loaded for it."""
+    is_replaceable = not replace and (folder / CHECKPOINT_KIND.completed_by).is_file()
+    way_out = "give a new or an empty folder" + (", or replace the checkpoint there with --force" * is_replaceable)
+    require_fillable(folder, CHECKPOINT_KIND, replace=replace, way_out=way_out)
 
 
 def _check_vocabulary(tokenizer_json: bytes, vocab_size: int) -> None:

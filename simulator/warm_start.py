@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from pydantic import ValidationError
 
+from coordinator.beginning import check_beginning
 from coordinator.engine.config import InnerRecipe
+from coordinator.settings import RunSettings, describe
 from moe.export import CHECKPOINT_KIND, export_checkpoint, import_checkpoint
 from moe.full import evaluate_loss, full_model, initial_blocks
 from moe.layout import FROZEN, layout
@@ -70,6 +73,18 @@ class WarmStarted:
 
 class Interrupted(Exception):
     """Ctrl-C: everything done so far is saved."""
+
+
+def check_warm_start(wanted: WarmStart, data: str, out: Path) -> None:
+    """ConfigError where `wanted` could not begin, as far as that is known before any text is read."""
+    require_fillable(out, CHECKPOINT_KIND)
+    given = {"checkpoint": wanted.checkpoint} if wanted.checkpoint is not None else {"preset": wanted.preset}
+    try:
+        recipe = {"inner": _given(wanted)}
+        settings = RunSettings(**given, data=data, sequence_length=wanted.sequence_length, engine=recipe)
+    except ValidationError as error:
+        raise ConfigError(describe(error)) from error
+    check_beginning(settings)
 
 
 def warm_start(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from barnraise.cli.options import number
 from barnraise.cli.output import human_bytes, print_json, print_pairs
 
 if TYPE_CHECKING:
@@ -27,7 +28,12 @@ def prepare(
     sources: Annotated[list[str], typer.Argument(help="Folders, files, stdlib, or datasets:NAME.")],
     out: Annotated[Path, typer.Option(help="Folder in which the dataset gets a folder of its own.")],
     tokenizer: Annotated[str, typer.Option(help="bytes, or a tokenizer.json.")] = "bytes",
-    heldout: Annotated[float, typer.Option(help="Share of the documents that no worker ever sees.")] = 0.05,
+    heldout: Annotated[
+        float,
+        typer.Option(
+            parser=number(above=0, below=1), metavar="SHARE", help="Share of the documents that no worker ever sees."
+        ),
+    ] = 0.05,
     licence: Annotated[str | None, typer.Option(help="Under which licence the text may be used.")] = None,
     allow: Annotated[list[str] | None, typer.Option(help="A use that is allowed; may be repeated.")] = None,
     as_json: Json = False,

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from barnraise.cli.options import MOST_SEED, number
 from barnraise.cli.output import print_json, print_pairs
 
 REPORT_EVERY_S = 1.0
@@ -29,19 +30,22 @@ def pretrain(
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Sequences in memory at a time.")] = None,
     sequence_length: Annotated[int, typer.Option(min=1, help="Tokens a sequence.")] = 128,
     optimizer: Annotated[str | None, typer.Option(help="muon or adamw; a run's own by default.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak of AdamW's rate; a cosine lowers it.")] = None,
-    muon_learning_rate: Annotated[float | None, typer.Option(help="Peak of Muon's rate.")] = None,
-    seed: Annotated[int, typer.Option(help="Of first weights and data order.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(parser=number(above=0), metavar="NUMBER", help="Peak of AdamW's rate; a cosine lowers it."),
+    ] = None,
+    muon_learning_rate: Annotated[
+        float | None, typer.Option(parser=number(above=0), metavar="NUMBER", help="Peak of Muon's rate.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of first weights and data order.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> int | None:
     """Pre-train a model on this machine, as the start of a run. Stopped, the same command goes on."""
-    import torch
-
-    from coordinator.datasets import Dataset, prepare
-    from coordinator.datasets.card import CARD_FILE
+    from barnraise.evaluation import chosen_device
+    from coordinator.datasets import Dataset, is_prepared, prepare
     from simulator.shutdown import StopRequest
-    from simulator.warm_start import Interrupted, WarmStart, warm_start
+    from simulator.warm_start import Interrupted, WarmStart, check_warm_start, warm_start
 
     wanted = WarmStart(
         preset=preset,
@@ -55,11 +59,10 @@ def pretrain(
         muon_learning_rate=muon_learning_rate,
         seed=seed,
     )
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    where = str(chosen_device(device))
+    check_warm_start(wanted, data, out)
     with StopRequest() as stop, tempfile.TemporaryDirectory(prefix="barnraise-pretrain-") as scratch:
-        given = Path(data).expanduser()
-        prepared = (given / CARD_FILE).is_file() or (given.is_dir() and any(given.glob(f"[!.]*/{CARD_FILE}")))
-        dataset = Dataset.open(given) if prepared else prepare([data], Path(scratch) / "data")
+        dataset = Dataset.open(data) if is_prepared(data) else prepare([data], Path(scratch) / "data")
         progress = _Progress(steps, quiet=as_json)
         try:
             done = warm_start(

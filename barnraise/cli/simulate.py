@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from barnraise.cli.options import Settings
+from barnraise.cli.options import MOST_SEED, Settings, number
 from barnraise.cli.output import human_bytes, print_json, print_pairs, print_sample
 
 if TYPE_CHECKING:
@@ -29,12 +29,20 @@ def simulate(
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds to train.")] = 5,
     dropout: Annotated[
-        float, typer.Option(help="Probability that a worker is killed in mid-lease, a round: 0 to below 1.")
+        float,
+        typer.Option(
+            parser=number(least=0, below=1),
+            metavar="SHARE",
+            help="Probability that a worker is killed in mid-lease, a round: 0 to below 1.",
+        ),
     ] = 0.0,
     byzantine: Annotated[int, typer.Option(min=0, help="How many of the workers lie.")] = 0,
     attack: Annotated[str, typer.Option(help="sign-flip, scale, noise, label-flip, nan or free-ride.")] = "sign-flip",
-    attack_strength: Annotated[float | None, typer.Option(help="How hard; each attack has its own default.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Everything that is drawn follows from it.")] = 0,
+    attack_strength: Annotated[
+        float | None,
+        typer.Option(parser=number(above=0), metavar="NUMBER", help="How hard; each attack has its own default."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Everything that is drawn follows from it.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -112,7 +120,7 @@ def demo(
         typer.Option(help="Folder for the results. By default the next free of barnraise-demo, barnraise-demo-2, ..."),
     ] = None,
     force: Force = False,
-    seed: Annotated[int, typer.Option(min=0, help="Everything that is drawn follows from it.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Everything that is drawn follows from it.")] = 1,
     undefended: Annotated[
         bool, typer.Option("--undefended", help="Plain mean, no screening: see what the attack does.")
     ] = False,

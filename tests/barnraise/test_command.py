@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -151,7 +152,7 @@ def test_links_written_within_one_second_never_overwrite_one_another(
     given = [[f"barnraise://{writer}-{number}" for number in range(3)] for writer in range(4)]
     for links in given:
         write_links(tmp_path, links)
-    assert sorted(path.read_text().strip() for path in tmp_path.iterdir()) == sorted(sum(given, []))
+    assert sorted(path.read_text().strip() for path in tmp_path.iterdir()) == sorted(itertools.chain(*given))
 
 
 def test_links_that_could_not_be_handed_over_are_never_made(
