@@ -9,7 +9,15 @@ import typer
 
 import barnraise.cli.coordinator as coordinator_commands
 from barnraise.cli import data, evaluate, model, pretrain, simulate, worker
-from barnraise.cli.endings import EXIT_CORRECTABLE, EXIT_DONE, EXIT_INTERRUPTED, ending_of, flushed
+from barnraise.cli.endings import (
+    EXIT_CORRECTABLE,
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_UNFINISHED,
+    ending_of,
+    flushed,
+    has_reader,
+)
 from barnraise.cli.output import speak_in_any_encoding
 
 app = typer.Typer(
@@ -36,19 +44,22 @@ app.command("version")(model.version)
 def run(arguments: list[str]) -> int:
     """Run one command line; returns the exit code. Whatever happens is told in one sentence."""
     speak_in_any_encoding()
-    return flushed(_run(arguments))
+    return flushed(_run(arguments, had_reader=has_reader()))
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], *, had_reader: bool) -> int:
     try:
         result = app(args=arguments, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
     except typer.Exit as leaving:
         return leaving.exit_code
+    except SystemExit as leaving:  # what typer and rich make of a broken pipe, whichever it was
+        broken = leaving.__context__
+        return ending_of(broken, had_reader=had_reader) if isinstance(broken, Exception) else EXIT_UNFINISHED
     except Exception as error:
         if (show := getattr(error, "show", None)) is None:
-            return ending_of(error)
+            return ending_of(error, had_reader=had_reader)
         show()  # a mistyped command line: typer knows how to say what is wrong with it
         return EXIT_CORRECTABLE
     return result if isinstance(result, int) else EXIT_DONE

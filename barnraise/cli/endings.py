@@ -28,12 +28,21 @@ EXIT_FAULT = 70
 """A fault of the program itself; the number is sysexits.h's EX_SOFTWARE."""
 EXIT_INTERRUPTED = 130
 
-_STANDARD_OUTPUT = Path("standard output")
+_OUTPUT = Path("the output")
 
 
-def ending_of(error: Exception) -> int:
+def has_reader() -> bool:
+    """Whether standard output goes anywhere: asked before a command begins, and given to `ending_of`."""
+    try:
+        return not os.path.samestat(os.fstat(sys.stdout.fileno()), Path(os.devnull).stat())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def ending_of(error: Exception, *, had_reader: bool) -> int:
     """Say what `error` means, and return the exit code."""
-    if isinstance(error, BrokenPipeError) and _reader_is_gone():
+    # rich points the output nowhere as soon as it finds that its reader is gone.
+    if isinstance(error, BrokenPipeError) and (_reader_is_gone() or (had_reader and not has_reader())):
         return EXIT_DONE
     sentence = None if isinstance(error, LocalError) else _sentence_for(error)
     if sentence is not None:
@@ -54,7 +63,7 @@ def flushed(code: int) -> int:
             _silence(stream)
             number = disk_error_number(error)
             if code == EXIT_DONE and number is not None:
-                say_error(str(storage_trouble(number, _STANDARD_OUTPUT)))
+                say_error(str(storage_trouble(number, _OUTPUT)))
                 code = EXIT_CORRECTABLE
     return code
 
@@ -70,10 +79,13 @@ def _sentence_for(error: Exception) -> str | None:
         )
     if _says(error, "home directory"):  # pathlib and platformdirs, where neither HOME nor the user's entry tells
         return "no home folder is known for this user: write paths out in full instead of with ~, or set HOME"
-    if not isinstance(error, OSError) or error.filename is None:
+    if not isinstance(error, OSError):
         return None
+    number = disk_error_number(error)
+    if error.filename is None:
+        return None if number is None else str(storage_trouble(number, _OUTPUT))
     where = Path(os.fsdecode(error.filename))
-    if (number := disk_error_number(error)) is not None:
+    if number is not None:
         return str(storage_trouble(number, where, "use"))
     return f"cannot use {where}: {(error.strerror or 'no reason given').lower()}"
 
