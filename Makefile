@@ -51,4 +51,4 @@ generate: $(READY)
 	$(BIN)/python -m protocol.generate
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .hypothesis barnraise-demo
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .hypothesis barnraise-demo barnraise-demo-[0-9]*

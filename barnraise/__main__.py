@@ -10,9 +10,12 @@ import sys
 
 def main() -> int:
     """Run the command line; returns the process's exit code."""
-    from barnraise.cli.app import run
+    try:
+        from barnraise.cli.app import run
 
-    return run(sys.argv[1:])
+        return run(sys.argv[1:])
+    except KeyboardInterrupt:  # before the command line could take it, or while it ended
+        return 130
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 import structlog
 
 from protocol.errors import LocalError, MalformedMessage, Unavailable
+from protocol.folders import sync_folder
 from protocol.ids import Digest, LeaseId, digest_of
 from protocol.storage import is_storage_trouble, telling_storage_trouble
 
@@ -245,12 +246,3 @@ def _later_again() -> Iterator[None]:
         raise Unavailable(
             f"the coordinator cannot store uploads now ({error.strerror}); keep the submission and send it later"
         ) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
-    file_descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(file_descriptor)
-    finally:
-        os.close(file_descriptor)

@@ -23,15 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coordinator.artifacts import sync_folder
 from coordinator.journal import Journal
 from coordinator.pump import load_engine
 from coordinator.verify import payloads_needed
 from coordinator.versions import Versions
 from protocol.errors import ConfigError, LocalError, RemoteError
+from protocol.folders import Kind, filled_whole
 from protocol.ids import Digest
 from protocol.private_files import write_private
-from protocol.storage import telling_storage_trouble
 from protocol.tls import verify_vouch
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 
 RECORD = "backup.json"
 SIGNATURE = "backup.sig"
+BACKUP_KIND = Kind(completed_by=SIGNATURE, private=True)
 _DOMAIN = b"barnraise backup v1\n"
 _PINS = ".pins-"
 _PLAIN_FILES = ("settings.toml", "run.json", "endpoint.json")
@@ -61,41 +61,27 @@ class BackupFacts:
 
 
 def back_up(run: RunFolder, out: Path) -> BackupFacts:
-    """Copy `run` into the new folder `out`; it is there whole or not at all."""
-    _require_new(out)
-    building = out.with_name(f".{out.name}.{secrets.token_hex(4)}.new")
+    """Copy `run` into the new or empty folder `out`; it is there whole or not at all."""
     pins = run.root / f"{_PINS}{secrets.token_hex(4)}"
     try:
-        with telling_storage_trouble(out):
-            building.mkdir(mode=0o700, parents=True)
+        with filled_whole(out, BACKUP_KIND) as building:
             position, version, blobs = _take_state(run, building, pins)
             files = _copy_all(run, building, blobs)
-            facts = _seal(run, building, files, position, version)
-            _put_in_place(building, out)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
+            return _seal(run, building, files, position, version)
     finally:
         shutil.rmtree(pins, ignore_errors=True)
-    return facts
 
 
 def restore(backup: Path, folder: Path) -> BackupFacts:
     """Make the run folder `folder` from `backup`; ConfigError where a file is not what was backed up."""
-    _require_new(folder)
+    from coordinator.runfolder import RUN_KIND
+
     record = _checked_record(backup)
-    building = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.new")
-    try:
-        with telling_storage_trouble(folder):
-            building.mkdir(mode=0o700, parents=True)
-            for name, entry in record["files"].items():
-                if _copied(backup / name, building / name) != entry["sha256"]:
-                    raise ConfigError(f"{backup / name} is not what was backed up; use another backup")
-            (building / "checkpoints").mkdir(exist_ok=True)
-            _put_in_place(building, folder)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
+    with filled_whole(folder, RUN_KIND) as building:
+        for name, entry in record["files"].items():
+            if _copied(backup / name, building / name) != entry["sha256"]:
+                raise ConfigError(f"{backup / name} is not what was backed up; use another backup")
+        (building / "checkpoints").mkdir(exist_ok=True)
     return _facts(record)
 
 
@@ -257,15 +243,3 @@ def _copied(source: Path, target: Path) -> str:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _require_new(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is not empty; give a new folder")
-
-
-def _put_in_place(building: Path, final: Path) -> None:
-    if final.exists():
-        final.rmdir()
-    building.rename(final)
-    sync_folder(final.parent)

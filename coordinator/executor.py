@@ -168,7 +168,7 @@ class Executor:
     def _(self, command: WriteCheckpoint) -> Event:
         target = self._checkpoints / f"version-{command.version:06d}"
         blocks = self._base_blocks(command.manifest)
-        export_checkpoint(blocks, self._layout, target, companions=self._companions, dtype=self._dtype)
+        export_checkpoint(blocks, self._layout, target, companions=self._companions, dtype=self._dtype, replace=True)
         for old in sorted(self._checkpoints.glob("version-*"))[: -self._settings.keep_checkpoints]:
             shutil.rmtree(old, ignore_errors=True)
         return CheckpointWritten(

@@ -11,7 +11,6 @@ Sources: https://sqlite.org/wal.html (recovery), https://sqlite.org/rescode.html
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import sqlite3
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.errors import ConfigError
-from protocol.storage import storage_trouble
+from protocol.storage import disk_error_number, storage_trouble
 
 SCHEMA_VERSION = 2
 CHAIN_BYTES = 16
@@ -35,14 +34,6 @@ CREATE TABLE snapshots (
     chain BLOB NOT NULL DEFAULT x'', digest BLOB NOT NULL DEFAULT x''
 );
 """
-
-_ERRNO = {
-    sqlite3.SQLITE_FULL: errno.ENOSPC,
-    sqlite3.SQLITE_READONLY: errno.EROFS,
-    sqlite3.SQLITE_IOERR: errno.EIO,
-    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
-    sqlite3.SQLITE_PERM: errno.EACCES,
-}
 
 
 def chained(previous: bytes, record: str) -> bytes:
@@ -92,9 +83,9 @@ def telling(path: Path, doing: str = "write") -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
+        if (number := disk_error_number(error)) is not None:
+            raise storage_trouble(number, path, doing) from error
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the primary code
-        if code in _ERRNO:
-            raise storage_trouble(_ERRNO[code], path, doing) from error
         if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
             raise ConfigError(
                 f"{path} is damaged, or not a file of this program ({error}): "

@@ -40,7 +40,8 @@ class OperatorService:
         if count > MAX_INVITES:
             raise MalformedMessage(f"at most {MAX_INVITES} invites are made at a time, asked for {count}")
         if not math.isfinite(life_s) or not 0 < life_s <= MAX_INVITE_LIFE_S:
-            raise MalformedMessage(f"an invite lives up to {MAX_INVITE_LIFE_S:g} s, got {request.expires_in_s}")
+            most_h = MAX_INVITE_LIFE_S / 3600.0
+            raise MalformedMessage(f"an invite lives above 0 and up to {most_h:g} hours, asked for {life_s / 3600.0:g}")
         owner = clean_name(request.owner) if request.owner else ""
         links = await asyncio.to_thread(
             self.make_links, count=count, trusted=request.trusted, life_s=life_s, owner=owner

@@ -14,7 +14,8 @@
     endpoint.json         where the coordinator listens, while it runs
     coordinator.lock      held by the process that serves the run
 
-Always: a run folder is there whole or not at all; it is built under a temporary name beside its place.
+Always: a run folder is there whole or not at all (protocol/folders.py); `run.json` is moved in last, and a
+folder without it is no run.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coordinator.artifacts import ArtifactStore
-from coordinator.engine.config import check_config
+from coordinator.beginning import check_beginning, check_pair, planned_engine
 from coordinator.engine.events import RunCreated
 from coordinator.engine.records import event_to_json
 from coordinator.engine.version import ENGINE_VERSION
@@ -38,6 +38,7 @@ from coordinator.invites import Registry
 from coordinator.journal import Journal
 from coordinator.settings import RunSettings
 from protocol.errors import ConfigError
+from protocol.folders import Kind, filled_whole, is_interrupted, require_fillable
 from protocol.identity import PrivateIdentity
 from protocol.ids import BlockId, RoundNumber, RunId, Version
 from protocol.manifest import Manifest
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
 SECRET_BYTES = 32
 FIRST_VERSION = Version(0)
+RUN_KIND = Kind(completed_by="run.json", private=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,12 @@ class RunFolder:
     @classmethod
     def open(cls, root: Path) -> RunFolder:
         """The run in `root`; ConfigError when there is none."""
-        if not (root / "settings.toml").is_file() or not (root / "run.json").is_file():
+        if is_interrupted(root, RUN_KIND):
+            raise ConfigError(
+                f"{root} is not whole: making it was interrupted, or is not done yet. Wait for it, or give the same "
+                "command again (`barnraise coordinator init`, or restore): it clears this away and begins anew"
+            )
+        if not (root / "settings.toml").is_file() or not (root / RUN_KIND.completed_by).is_file():
             raise ConfigError(f"{root} is not a run folder; `barnraise coordinator init` makes one")
         return cls(root.resolve())
 
@@ -193,23 +200,15 @@ def init_run(
     note: Callable[[str], None] = lambda _: None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RunFolder:
-    """Make a run: keys, data, version 0, and the journal's first event.
+    """Make a run in a new or an empty folder: keys, data, version 0, and the journal's first event.
 
     `note` gets sentences that the operator should see; `progress` documents and tokens while text is prepared.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty; a run begins in a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.new")
-    building.mkdir(mode=0o700)
-    try:
+    way_out = "a run begins in a new or an empty folder"
+    require_fillable(folder, RUN_KIND, way_out=way_out)
+    check_beginning(settings)
+    with filled_whole(folder, RUN_KIND, way_out=way_out) as building:
         _build(building, settings, note, progress)
-        if folder.exists():
-            folder.rmdir()
-        building.rename(folder)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
     return RunFolder.open(folder)
 
 
@@ -222,6 +221,7 @@ def _build(
     run_id = _write_secrets(root, settings)
     dataset_path, dataset = _dataset(root, settings, note, progress)
     layout, blocks, dtype = _first_model(root, settings, dataset, note)
+    config = planned_engine(settings, layout, dataset, run_id)
     facts = {
         "run_id": run_id,
         "dataset": str(dataset_path),
@@ -232,13 +232,6 @@ def _build(
     write_private(root / "run.json", json.dumps(facts, indent=2).encode())
     write_private(root / "settings.toml", settings.to_toml().encode())
     manifest = _write_first_version(RunFolder(root), layout, blocks, run_id, settings)
-    train_sequences = dataset.train_sequences(settings.sequence_length)
-    if train_sequences < 1 or len(dataset.heldout_all(settings.sequence_length, 1)) < 1:
-        raise ConfigError(f"{dataset_path} is too small for sequences of {settings.sequence_length} tokens")
-    config = settings.engine_config(
-        run_id=run_id, columns=layout.columns, train_sequences=train_sequences, min_columns=layout.min_columns
-    )
-    check_config(config)
     created = RunCreated(
         at_s=0.0, engine_version=ENGINE_VERSION, config=config, base_manifest=manifest, wall_s=time.time()
     )
@@ -291,22 +284,12 @@ def _first_model(
     from moe.full import initial_blocks
     from moe.layout import layout
     from moe.presets import preset
-    from moe.tokenizer import require_same_tokenizer
 
     begun = None if settings.checkpoint is None else Path(settings.checkpoint).expanduser()
     found = None if begun is None else inspect_checkpoint(begun)
     config = preset(str(settings.preset)) if found is None else found.config
     cut = layout(config, settings.residency)
-    longest = int(cut.config_json["max_position_embeddings"])
-    if settings.sequence_length > longest:
-        raise ConfigError(f"sequence_length is {settings.sequence_length}, the model reads at most {longest} positions")
-    doubt = require_same_tokenizer(
-        begun,
-        dataset.tokenizer_json,
-        data=settings.data,
-        tokenizer=dataset.card.tokenizer,
-        model_vocab_size=int(cut.config_json["vocab_size"]),
-    )
+    doubt = check_pair(cut, dataset, settings)
     for sentence in (*(() if found is None else found.remarks), *(() if doubt is None else (doubt,))):
         note(sentence)
     write_companions(companions_of(begun, dataset.companions), root / COMPANIONS_FOLDER)

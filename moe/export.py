@@ -8,9 +8,6 @@ nothing is unpickled and no code from a checkpoint runs.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,12 +35,23 @@ from moe.skeleton import model_class
 from moe.tokenizer import TOKENIZER_FILE, byte_tokenizer_json, read_vocabulary
 from moe.weights import EMBEDDING, HEAD, checked_dtype, open_weights
 from protocol.errors import ConfigError
+from protocol.folders import Kind, filled_whole, require_fillable
 from protocol.ids import BlockId
 
 # Loading and saving are steps of commands that draw their own progress and say what is wrong in one sentence.
 _logging: Any = transformers_logging
 _logging.disable_progress_bar()
 _logging.set_verbosity_error()
+
+CHECKPOINT_KIND = Kind(
+    completed_by="config.json",
+    entries=(
+        "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
+        "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt",
+    ),
+    ignored=frozenset({".partial"}),
+)  # fmt: skip
+"""Without `config.json` nothing opens a folder as a checkpoint. `.partial` is where a warm start keeps its progress."""
 
 
 def export_checkpoint(
@@ -53,11 +61,14 @@ def export_checkpoint(
     *,
     companions: Companions | None = None,
     dtype: str = "fp32",
+    replace: bool = False,
 ) -> None:
-    """Write the whole model and its companions (the byte tokenizer by default) to `folder`, replacing what was there.
+    """Write the whole model and its companions (the byte tokenizer by default) to `folder`, which is new or empty.
 
-    `dtype` is what the weights are kept in on disk: fp32, bf16 or fp16.
+    `dtype` is what the weights are kept in on disk: fp32, bf16 or fp16. `replace` allows a former checkpoint there; it
+    stays until the new one is whole. Nothing else is ever replaced.
     """
+    require_room(folder, replace=replace)
     wanted = checked_dtype(dtype)
     values = layout.config_json
     companions = {TOKENIZER_FILE: byte_tokenizer_json(), **(companions or {})}
@@ -65,14 +76,16 @@ def export_checkpoint(
     model = full_model(layout, blocks)
     _convert(model, wanted)
     model.generation_config = GenerationConfig.from_dict({})  # the companions' file takes its place
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
-    try:
+    with filled_whole(folder, CHECKPOINT_KIND, replace=replace) as staging:
         model.save_pretrained(staging)
         write_companions(export_companions(companions, values), staging)
-        _put_in_place(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+
+
+def require_room(folder: Path, *, replace: bool = False) -> None:
+    """ConfigError unless a checkpoint may be written to `folder`: said before a model is loaded for it."""
+    is_replaceable = not replace and (folder / CHECKPOINT_KIND.completed_by).is_file()
+    way_out = "give a new or an empty folder" + (", or replace the checkpoint there with --force" * is_replaceable)
+    require_fillable(folder, CHECKPOINT_KIND, replace=replace, way_out=way_out)
 
 
 def _convert(model: PreTrainedModel, wanted: torch.dtype) -> None:
@@ -90,23 +103,6 @@ def _check_vocabulary(tokenizer_json: bytes, vocab_size: int) -> None:
     size = read_vocabulary(tokenizer_json, "of the export").size
     if size > vocab_size:
         raise ConfigError(f"the tokenizer has id {size - 1}, outside the model's vocabulary of {vocab_size}")
-
-
-def _put_in_place(staging: Path, folder: Path) -> None:
-    """Make everything durable, then rename; a former checkpoint goes aside first, since folders do not replace."""
-    for path in (*staging.iterdir(), staging):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    if folder.exists():
-        aside = staging.with_suffix(".old")
-        folder.rename(aside)
-        staging.rename(folder)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        staging.rename(folder)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ import secrets
 from pathlib import Path
 
 from protocol.errors import ConfigError
+from protocol.folders import sync_folder
 from protocol.storage import is_storage_trouble, storage_trouble
 
 
@@ -20,7 +21,7 @@ def write_private(path: Path, content: bytes) -> None:
     try:
         _write_new(temporary, content)
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -44,13 +45,3 @@ def _write_new(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # Windows cannot open a folder to sync it
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,31 @@ _REMEDIES = {
     errno.EPERM: "this user may not write there: correct owner and permissions",
     errno.EIO: "the disk reports an input/output error: check it, and restore from a backup if files are damaged",
 }
+
+
+SQLITE_ERRNO = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_IOERR: errno.EIO,
+    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
+    sqlite3.SQLITE_PERM: errno.EACCES,
+}
+"""What SQLite's primary error codes mean in the system's words. Source: https://sqlite.org/rescode.html."""
+
+_RUST = re.compile(r"\(os error (\d+)\)")
+"""How libraries written in Rust (safetensors, tokenizers) end a message that is the system's."""
+
+
+def disk_error_number(error: BaseException | None) -> int | None:
+    """The errno under which the disk refused, whichever library tells it; None where it was not the disk."""
+    number: int | None = None
+    if isinstance(error, OSError):
+        number = error.errno
+    elif isinstance(error, sqlite3.Error):
+        number = SQLITE_ERRNO.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)  # the low byte is the primary code
+    elif found := _RUST.search(str(error)):
+        number = int(found[1])
+    return number if number in _REMEDIES else None
 
 
 def is_storage_trouble(error: BaseException) -> bool:

@@ -183,9 +183,13 @@ def lone_process(run_folder: Path, pipe: Connection) -> None:
 
 def _tell_failure(pipe: Connection, error: Exception) -> None:
     """The whole story into the log, one sentence to the simulation."""
+    from protocol.errors import ConfigError
+
     traceback.print_exc()
     sys.stderr.flush()
-    pipe.send({"kind": "failed", "why": f"{type(error).__name__}: {error}"})
+    correctable = isinstance(error, ConfigError)
+    why = str(error) if correctable else f"{type(error).__name__}: {error}"
+    pipe.send({"kind": "failed", "why": why, "correctable": correctable})
 
 
 def _progress(done: int, all_steps: int) -> Message:

@@ -5,6 +5,7 @@ Touches nothing. The recipe's numbers are the small CPU swarm's; `barnraise demo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,9 @@ class SimulationOptions:
     undefended: bool = False
     """Plain mean, no screening, no clipping: what the attackers would do to a trusting system."""
 
-    preset: str = "tiny"
+    preset: str | None = None
+    checkpoint: Path | None = None
+    """A Hugging Face folder to go on with, at a quarter of the usual rates. None of both is the preset `tiny`."""
     data: str = "stdlib"
     residency: str = "frozen"
     codec: str = "bf16"
@@ -64,6 +67,10 @@ class SimulationOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be simulated, with the reason."""
+        if self.preset is not None and self.checkpoint is not None:
+            raise ConfigError("a swarm begins with --preset or with --checkpoint, not with both")
+        if self.preset is None and self.checkpoint is None:
+            object.__setattr__(self, "preset", "tiny")
         if self.workers < 1:
             raise ConfigError(f"a swarm needs at least 1 worker, got {self.workers}")
         if self.rounds < 1:
@@ -71,11 +78,14 @@ class SimulationOptions:
         if "max_rounds" in self.engine:
             raise ConfigError("--set max_rounds: a simulation's rounds are planned with --rounds")
         if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"--dropout is a probability below 1, got {self.dropout}")
+            raise ConfigError(f"--dropout {self.dropout:g}: give a probability from 0 to below 1, as 0.2")
         if not 0 <= self.byzantine <= self.workers:
             raise ConfigError(f"{self.byzantine} Byzantine workers of {self.workers}: at most all of them can lie")
         if self.attack not in ATTACKS:
             raise ConfigError(f"unknown attack {self.attack!r}; known: {', '.join(ATTACKS)}")
+        strength = self.attack_strength
+        if strength is not None and not (math.isfinite(strength) and strength > 0):
+            raise ConfigError(f"--attack-strength {strength:g}: give a number above 0")
         if self.rule not in RULES:
             raise ConfigError(f"unknown rule {self.rule!r}; expected {EXPECTED}")
 

@@ -119,7 +119,7 @@ def _report(
 
 def keep_checkpoint(checkpoints: Path, target: Path) -> bool:
     """Copy the newest of `checkpoints` to `target`; whether there was one."""
-    found = sorted(path for path in checkpoints.glob("version-*") if path.is_dir())
+    found = sorted(path.parent for path in checkpoints.glob("version-*/config.json"))
     if not found:
         return False
     shutil.copytree(found[-1], target, dirs_exist_ok=True)

@@ -1,26 +1,22 @@
-"""Turns a simulation's options into a run's settings, and its folder into a clean place to work in.
+"""Turns a simulation's options into a run's settings, and says what is wrong with them before anything is touched.
 
-Decides the settings of a simulated swarm's coordinator; removes an earlier simulation's files, and only those.
+Decides the settings of a simulated swarm's coordinator. Reads configurations and cards; writes nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from coordinator.beginning import check_beginning
 from coordinator.engine.config import InnerRecipe
-from coordinator.settings import RunSettings, describe, merged
+from coordinator.settings import RunSettings, describe, going_on, merged
 from protocol.errors import ConfigError
 from protocol.ids import RunId
 from simulator.options import SimulationOptions
 from simulator.seeds import derived_seed
-
-MARKER = ".barnraise-simulation"
-RESULTS = ("report.json", "loss.png", "health.json", "health.png", "events.jsonl", "checkpoint")
 
 
 def run_settings(options: SimulationOptions) -> RunSettings:
@@ -29,6 +25,7 @@ def run_settings(options: SimulationOptions) -> RunSettings:
         return RunSettings(
             name=f"simulation {options.seed}",
             preset=options.preset,
+            checkpoint=None if options.checkpoint is None else str(options.checkpoint),
             data=options.data,
             residency=options.residency,  # type: ignore[arg-type]  # pydantic checks it
             codec=options.codec,  # type: ignore[arg-type]
@@ -42,6 +39,15 @@ def run_settings(options: SimulationOptions) -> RunSettings:
         )
     except ValidationError as error:
         raise ConfigError(describe(error)) from error
+
+
+def check_simulation(options: SimulationOptions) -> None:
+    """ConfigError where such a run could not begin, or no worker could hold what it should: as `init` would say."""
+    cut = check_beginning(run_settings(options))
+    held = options.columns_per_worker
+    if held is not None and not cut.min_columns <= held <= cut.columns:
+        fewest = f"{cut.min_columns} to " if cut.min_columns > 1 else "at most "
+        raise ConfigError(f"--columns {held}: a worker holds {fewest}{cut.columns} columns of this model")
 
 
 def recipe_of(options: SimulationOptions) -> InnerRecipe:
@@ -63,29 +69,18 @@ def engine_table(options: SimulationOptions) -> dict[str, Any]:
         "lease_ttl_s": options.lease_ttl_s,
         "min_lease_s": options.min_lease_s,
         "round_deadline_s": options.round_deadline_s,
-        "inner": dataclasses.asdict(options.inner),
+        "inner": _chosen(options.inner),
         "rule": options.rule,
         "validate_every": options.validate_every,
         "checkpoint_every": options.checkpoint_every,
     }
     if options.undefended:
         table |= {"rule": "mean", "clip_to_median": False, "screening": {"enabled": False}}
-    return merged(table, options.engine)
+    table = merged(table, options.engine)
+    return table if options.checkpoint is None else going_on(table)
 
 
-def clean_folder(out: Path) -> None:
-    """Make `out` ready: an earlier simulation's results go; files that no simulation left there are refused."""
-    work = out / "work"
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is not a folder")
-    found = [name for name in (*RESULTS, "work") if (out / name).exists()]
-    if found and not (work / MARKER).exists():
-        raise ConfigError(f"{out} holds {', '.join(found)} that no simulation left there: choose another folder")
-    for name in (*RESULTS, "work"):
-        path = out / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    work.mkdir(parents=True)
-    (work / MARKER).touch()
+def _chosen(recipe: InnerRecipe) -> dict[str, Any]:
+    """What somebody set to something else than a run's default: the rest is the run's to decide."""
+    default = dataclasses.asdict(InnerRecipe())
+    return {name: value for name, value in dataclasses.asdict(recipe).items() if value != default[name]}

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from protocol.errors import BarnraiseError
+from protocol.errors import BarnraiseError, ConfigError
+from protocol.folders import telling_folder_trouble
 from simulator.children import coordinator_process, lone_process
 from simulator.crew import Crew
 from simulator.live import Display
 from simulator.observer import Observation
 from simulator.options import SimulationOptions
+from simulator.outfolder import OutFolder
 from simulator.processes import COORDINATOR, ProcessGroup, wait_for_exit
 from simulator.report import SimulationReport
 from simulator.results import write_results
-from simulator.setup import clean_folder, run_settings
+from simulator.setup import check_simulation
 from simulator.shutdown import StopRequest
 
 POLL_S = 0.1
@@ -36,26 +39,57 @@ class SimulationFailed(BarnraiseError):
     """The simulation cannot go on; the report is still written."""
 
 
-def run_simulation(options: SimulationOptions, display: Display) -> SimulationReport:
-    """Run a whole simulation; writes everything into `options.out` and returns the report."""
-    run_settings(options)  # what is wrong with them is said before anything is touched
-    clean_folder(options.out)
-    with StopRequest() as stop:
-        return Swarm(options, display, stop).run()
+def run_simulation(options: SimulationOptions, display: Display, *, replace: bool = False) -> SimulationReport:
+    """Run a whole simulation; writes everything into `options.out` and returns the report.
+
+    An earlier simulation there is in the way; with `replace` it goes when this one has begun. ConfigError where it
+    could not begin, KeyboardInterrupt where it was stopped before that: then all is as it was.
+    """
+    check_simulation(options)  # what is wrong is said before anything is touched
+    folder = OutFolder(options.out)
+    former = folder.begin(replace=replace)
+    try:
+        with StopRequest() as stop:
+            return Swarm(options, display, stop, lambda: _begun(folder, former, options, display)).run()
+    except NotBegun as error:
+        folder.give_up()
+        if error.stopped:
+            raise KeyboardInterrupt from error
+        raise ConfigError(str(error)) from error
+    finally:
+        folder.close()
+
+
+def _begun(folder: OutFolder, former: Sequence[str], options: SimulationOptions, display: Display) -> None:
+    folder.settle()
+    if former:
+        display.say(f"removed from {options.out}, as --force asked: {', '.join(former)}")
+
+
+class NotBegun(BarnraiseError):
+    """The run could not be made, for a reason that a person can correct, or because somebody asked to stop."""
+
+    def __init__(self, why: str, *, stopped: bool = False) -> None:
+        super().__init__(why)
+        self.stopped = stopped
 
 
 class Swarm:
-    """One simulation's lifecycle."""
+    """One simulation's lifecycle. `begun` is called once the run is there."""
 
-    def __init__(self, options: SimulationOptions, display: Display, stop: StopRequest) -> None:
+    def __init__(
+        self, options: SimulationOptions, display: Display, stop: StopRequest, begun: Callable[[], None]
+    ) -> None:
         self._options = options
         self._display = display
         self._stop = stop
+        self._begun = begun
         self._group = ProcessGroup()
         self._seen = Observation(options)
         self._crew = Crew(options, self._group, display)
         self._coordinator: BaseProcess | None = None
         self._pipe: Connection | None = None
+        self._ready = False
         self._started_s = time.monotonic()
 
     def run(self) -> SimulationReport:
@@ -77,16 +111,17 @@ class Swarm:
             outcome, why = "interrupted", "stopped by Ctrl-C, SIGTERM or a closed terminal"
         if outcome == "finished":
             self._show("looking at the experts")
-        report = write_results(
-            self._options,
-            self._seen,
-            self._crew,
-            outcome=outcome,
-            why=why,
-            lone=lone,
-            peaks=self._group.peaks,
-            wall_s=time.monotonic() - self._started_s,
-        )
+        with telling_folder_trouble(self._options.out):
+            report = write_results(
+                self._options,
+                self._seen,
+                self._crew,
+                outcome=outcome,
+                why=why,
+                lone=lone,
+                peaks=self._group.peaks,
+                wall_s=time.monotonic() - self._started_s,
+            )
         self._show(outcome)
         return report
 
@@ -95,7 +130,8 @@ class Swarm:
         self._show("preparing the corpus and the run")
         ready = self._start_coordinator()
         if ready is None:
-            return
+            raise NotBegun("stopped before the run was made", stopped=True)
+        self._begun()
         self._crew.start(ready["links"], vocab_size=int(ready["vocab_size"]))
         finished = False
         while not finished and not self._stop.requested:
@@ -145,7 +181,10 @@ class Swarm:
             while self._pipe.poll(0.0 if found else wait_s):
                 message: dict[str, Any] = self._pipe.recv()
                 if message["kind"] == "failed":
+                    if message["correctable"] and not self._ready:
+                        raise NotBegun(message["why"])
                     raise SimulationFailed(f"the coordinator failed: {message['why']}")
+                self._ready = True
                 found.append(message)
         except (EOFError, ConnectionResetError) as error:
             self._coordinator.join(timeout=1.0)

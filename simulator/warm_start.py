@@ -1,12 +1,13 @@
 """A warm start: pre-train a model on this machine, as a checkpoint that a run can begin with.
 
-Decides where the work stands between two processes: in `OUT.partial/`, saved now and then and on Ctrl-C, so that the
-same command goes on where it was stopped. Always: the checkpoint appears whole or not at all, and what was saved for
-other settings is refused, not mixed in.
+Decides where the work stands between two processes: in `OUT/.partial/`, saved now and then and on Ctrl-C, so that the
+same command goes on where it was stopped. Always: the checkpoint appears whole or not at all, what was saved for other
+settings is refused, not mixed in, and what cannot be written is said before the first step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,13 +15,16 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from pydantic import ValidationError
 
+from coordinator.beginning import check_beginning
 from coordinator.engine.config import InnerRecipe
+from coordinator.settings import RunSettings, describe
 from moe.companions import companions_of
-from moe.export import export_checkpoint, import_checkpoint, inspect_checkpoint
+from moe.export import CHECKPOINT_KIND, export_checkpoint, import_checkpoint, inspect_checkpoint
 from moe.full import evaluate_loss, full_model, initial_blocks
 from moe.layout import FROZEN, Layout, layout
 from moe.presets import preset
@@ -28,6 +32,8 @@ from moe.shard import build_shard
 from moe.tokenizer import require_same_tokenizer
 from moe.weights import checked_dtype
 from protocol.errors import ConfigError
+from protocol.file_lock import lock_file
+from protocol.folders import require_fillable, telling_folder_trouble
 from simulator.central import CentralPlan, CentralTraining, cosine
 
 if TYPE_CHECKING:
@@ -75,6 +81,18 @@ class Interrupted(Exception):
     """Ctrl-C: everything done so far is saved."""
 
 
+def check_warm_start(wanted: WarmStart, data: str, out: Path) -> None:
+    """ConfigError where `wanted` could not begin, as far as that is known before any text is read."""
+    require_fillable(out, CHECKPOINT_KIND)
+    given = {"checkpoint": wanted.checkpoint} if wanted.checkpoint is not None else {"preset": wanted.preset}
+    try:
+        recipe = {"inner": _given(wanted)}
+        settings = RunSettings(**given, data=data, sequence_length=wanted.sequence_length, engine=recipe)
+    except ValidationError as error:
+        raise ConfigError(describe(error)) from error
+    check_beginning(settings)
+
+
 def warm_start(
     wanted: WarmStart,
     dataset: Dataset,
@@ -85,13 +103,26 @@ def warm_start(
     should_stop: Callable[[], bool] = lambda: False,
     note: Callable[[str], None] = lambda _: None,
 ) -> WarmStarted:
-    """Train and export into the folder `out`. ConfigError where it exists already; `Interrupted` when stopped.
+    """Train and export into `out`, a new or an empty folder. `Interrupted` when stopped.
 
-    `note` gets sentences that a person should see: what about the checkpoint is not as it says, or cannot be checked.
+    One process at a time: a second one with the same `out` is refused. `note` gets sentences that a person should see:
+    what about the checkpoint is not as it says, or cannot be checked.
     """
-    if out.exists():
-        raise ConfigError(f"{out} exists already: choose another folder for the checkpoint")
-    kept = _Kept(out, wanted, dataset.digest)
+    require_fillable(out, CHECKPOINT_KIND)
+    with _Kept(out, wanted, dataset.digest) as kept:
+        return _train_and_export(kept, wanted, dataset, out, device, on_step, should_stop, note)
+
+
+def _train_and_export(
+    kept: _Kept,
+    wanted: WarmStart,
+    dataset: Dataset,
+    out: Path,
+    device: str,
+    on_step: Callable[[int, float], None],
+    should_stop: Callable[[], bool],
+    note: Callable[[str], None],
+) -> WarmStarted:
     begun = None if wanted.checkpoint is None else Path(wanted.checkpoint).expanduser()
     cut, blocks, dtype = _beginning(wanted, begun, dataset, note)
     shard = build_shard(cut, range(cut.columns), blocks, device=device, seed=wanted.seed)
@@ -151,14 +182,36 @@ def _given(wanted: WarmStart) -> dict[str, Any]:
 
 
 class _Kept:
-    """The work's place on disk until it is done."""
+    """The work's place on disk until it is done; for one process at a time, and gone where nothing was saved."""
 
     def __init__(self, out: Path, wanted: WarmStart, dataset: str) -> None:
-        self._folder = out.with_name(f"{out.name}.partial")
+        self._out = out
+        self._folder = out / ".partial"
         # What the result is kept in changes nothing about the training: another choice may go on with it.
         training = {name: value for name, value in dataclasses.asdict(wanted).items() if name != "dtype"}
         self._settings = json.dumps({**training, "dataset": dataset}, sort_keys=True)
         self._saved_s = time.monotonic()
+        self._lock = -1
+
+    def __enter__(self) -> Self:
+        with telling_folder_trouble(self._out):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            lock_file(self._lock)
+        except OSError as error:
+            os.close(self._lock)
+            raise ConfigError(
+                f"another process trains into {self._out} at this moment: choose another folder"
+            ) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not (self._folder / _STATE).is_file():
+            shutil.rmtree(self._folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._out.rmdir()  # only where it is empty, too
+        os.close(self._lock)
 
     def is_due(self) -> bool:
         """Whether it is time to save."""
@@ -175,14 +228,14 @@ class _Kept:
 
     def save(self, training: CentralTraining) -> None:
         """Keep the state; a torn file never takes the place of a whole one."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / _SETTINGS).write_text(self._settings, "utf-8")
         temporary = self._folder / f"{_STATE}.new"
-        with temporary.open("wb") as file:
-            torch.save(training.state(), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._folder / _STATE)
+        with telling_folder_trouble(self._out):
+            (self._folder / _SETTINGS).write_text(self._settings, "utf-8")
+            with temporary.open("wb") as file:
+                torch.save(training.state(), file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self._folder / _STATE)
         self._saved_s = time.monotonic()
 
     def remove(self) -> None:

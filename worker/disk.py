@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 from protocol.errors import ConfigError
+from protocol.file_lock import lock_file
 from protocol.storage import telling_storage_trouble
 
 DISK_RETRY_S = 5.0
@@ -22,17 +22,6 @@ def private_folder(path: Path) -> Path:
     return path
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable. Windows has no such call and needs none."""
-    if sys.platform == "win32":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class FolderLock:
     """Keeps a second worker out of a folder; the system lets go of it when the process ends, however it ends."""
 
@@ -45,7 +34,7 @@ class FolderLock:
         with telling_storage_trouble(self._path):
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            _lock(descriptor)
+            lock_file(descriptor)
         except OSError as error:
             os.close(descriptor)
             raise ConfigError(
@@ -58,14 +47,3 @@ class FolderLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-
-
-def _lock(descriptor: int) -> None:
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

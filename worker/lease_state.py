@@ -27,11 +27,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from protocol.errors import StorageTrouble
+from protocol.folders import sync_folder
 from protocol.ids import BlockId, Digest, LeaseId
 from protocol.private_files import write_private
 from protocol.storage import is_full, telling_storage_trouble
 from protocol.text import human_bytes
-from worker.disk import private_folder, sync_folder
+from worker.disk import private_folder
 from worker.lease import Lease
 from worker.outbox import file_digest
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from protocol.folders import sync_folder
 from protocol.ids import Digest, LeaseId, digest_of
 from protocol.private_files import write_private
-from worker.disk import private_folder, sync_folder
+from worker.disk import private_folder
 
 RECORD = "submission.json"
 _CHUNK_BYTES = 1 << 20

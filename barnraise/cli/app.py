@@ -1,21 +1,24 @@
-"""The application: which commands there are, and how errors and Ctrl-C end.
+"""The application: which commands there are, and that each of them ends in words and an exit code.
 
-Decides exit codes: 0 done, 1 the work did not finish, 2 something the person at the keyboard can correct, 130 Ctrl-C.
+What an error means is decided in `barnraise/cli/endings.py`.
 """
 
 from __future__ import annotations
-
-import sys
 
 import typer
 
 import barnraise.cli.coordinator as coordinator_commands
 from barnraise.cli import data, evaluate, model, pretrain, simulate, worker
-from barnraise.cli.output import say_error
-from protocol.errors import BarnraiseError
-
-EXIT_CORRECTABLE = 2
-EXIT_INTERRUPTED = 130
+from barnraise.cli.endings import (
+    EXIT_CORRECTABLE,
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_UNFINISHED,
+    ending_of,
+    flushed,
+    has_reader,
+)
+from barnraise.cli.output import speak_in_any_encoding
 
 app = typer.Typer(
     name="barnraise",
@@ -39,24 +42,24 @@ app.command("version")(model.version)
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line; returns the exit code."""
+    """Run one command line; returns the exit code. Whatever happens is told in one sentence."""
+    speak_in_any_encoding()
+    return flushed(_run(arguments, had_reader=has_reader()))
+
+
+def _run(arguments: list[str], *, had_reader: bool) -> int:
     try:
         result = app(args=arguments, standalone_mode=False)
-    except BarnraiseError as error:
-        say_error(str(error))
-        return EXIT_CORRECTABLE
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
-    except typer.Abort:
+    except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
     except typer.Exit as leaving:
         return leaving.exit_code
+    except SystemExit as leaving:  # what typer and rich make of a broken pipe, whichever it was
+        broken = leaving.__context__
+        return ending_of(broken, had_reader=had_reader) if isinstance(broken, Exception) else EXIT_UNFINISHED
     except Exception as error:
         if (show := getattr(error, "show", None)) is None:
-            raise
+            return ending_of(error, had_reader=had_reader)
         show()  # a mistyped command line: typer knows how to say what is wrong with it
         return EXIT_CORRECTABLE
-    return result if isinstance(result, int) else 0
+    return result if isinstance(result, int) else EXIT_DONE

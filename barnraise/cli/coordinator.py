@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from barnraise.cli.options import Settings
+from barnraise.cli.options import Settings, number
 from barnraise.cli.output import ProgressLine, documents_told, print_json, say_note
 
 if TYPE_CHECKING:
     from coordinator.settings import RunSettings
 
 app = typer.Typer(no_args_is_help=True, help="Define a run, serve it, invite people.")
+
+MOST_HOURS = 8784
+"""The longest life of an invite, a leap year (coordinator/operator_service.py), in the unit of the option."""
 
 Run = Annotated[Path, typer.Argument(help="The run's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
@@ -44,7 +47,9 @@ def init(
     quorum: Annotated[int | None, typer.Option(help="Accepted submissions that close a column.")] = None,
     inner_steps: Annotated[int | None, typer.Option(help="Inner steps a lease.")] = None,
     batch: Annotated[int | None, typer.Option(help="Sequences an inner step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of the inner optimizer.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(parser=number(above=0), metavar="NUMBER", help="Of the inner optimizer.")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
     advertise: Annotated[
@@ -124,21 +129,26 @@ def _present(options: dict[str, Any]) -> dict[str, Any]:
 @app.command()
 def export(
     folder: Run,
-    out: Annotated[Path, typer.Argument(help="Hugging Face folder to write.")],
+    out: Annotated[Path, typer.Argument(help="Hugging Face folder to write: new, or empty.")],
     version: Annotated[int | None, typer.Option(min=0, help="Which version; the latest by default.")] = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="fp32, bf16 or fp16; by default that of the checkpoint the run began with, else fp32."),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the checkpoint there, once this one is whole.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write a version of the model as an ordinary Hugging Face checkpoint, its tokenizer and settings beside it."""
     from coordinator.runfolder import RunFolder
     from coordinator.versions import Versions
-    from moe.export import export_checkpoint
+    from moe.export import CHECKPOINT_KIND, export_checkpoint, require_room
     from protocol.errors import ConfigError
 
     run = RunFolder.open(folder)
+    require_room(out, replace=force)
+    replaces = (out / CHECKPOINT_KIND.completed_by).exists()
     layout = run.layout()
     versions = Versions(run.root / "versions", run.artifacts(), layout)
     newest = run.published_version()
@@ -149,11 +159,12 @@ def export(
         raise ConfigError(f"version {chosen} is not kept; these are: {', '.join(map(str, kept))}")
     blocks = versions.load_blocks(versions.manifest(manifest))
     kept_in = dtype or run.export_dtype
-    export_checkpoint(blocks, layout, out, companions=run.companions(run.dataset()), dtype=kept_in)
+    export_checkpoint(blocks, layout, out, companions=run.companions(run.dataset()), dtype=kept_in, replace=force)
     if as_json:
         print_json({"version": chosen, "checkpoint": str(out), "dtype": kept_in})
     else:
-        print(f"version {chosen} is in {out}, in {kept_in}")
+        instead = ", in place of the checkpoint that was there" if replaces else ""
+        print(f"version {chosen} is in {out}, in {kept_in}{instead}")
 
 
 @app.command()
@@ -211,7 +222,7 @@ def verify(folder: Run, as_json: Json = False) -> int:
 @app.command()
 def run(
     folder: Run,
-    invites: Annotated[int, typer.Option(min=0, help="Make so many join links at the start.")] = 0,
+    invites: Annotated[int, typer.Option(min=0, max=1000, help="Make so many join links at the start.")] = 0,
     invites_to: Annotated[
         Path | None, typer.Option(help="Write them as files into this folder instead of printing them.")
     ] = None,
@@ -228,9 +239,16 @@ def run(
 @app.command()
 def invite(
     folder: Run,
-    count: Annotated[int, typer.Option(min=1, help="How many join links; each is for one machine.")] = 1,
+    count: Annotated[int, typer.Option(min=1, max=1000, help="How many join links; each is for one machine.")] = 1,
     trusted: Annotated[bool, typer.Option("--trusted", help="For founders: full weight from the start.")] = False,
-    expires_in_h: Annotated[float, typer.Option(help="Hours until an unused link expires.")] = 168.0,
+    expires_in_h: Annotated[
+        float,
+        typer.Option(
+            parser=number(above=0, most=MOST_HOURS),
+            metavar="HOURS",
+            help="Hours until an unused link expires; a year (8784) at most.",
+        ),
+    ] = 168.0,
     owner: Annotated[
         str,
         typer.Option(
@@ -246,9 +264,12 @@ def invite(
     from coordinator.operator_client import create_invites
     from coordinator.runfolder import RunFolder
 
-    links = create_invites(
-        RunFolder.open(folder), count=count, trusted=trusted, expires_in_s=expires_in_h * 3600.0, owner=owner
-    )
+    run_folder = RunFolder.open(folder)
+    if to is not None:
+        from barnraise.cli.links import require_writable
+
+        require_writable(to)
+    links = create_invites(run_folder, count=count, trusted=trusted, expires_in_s=expires_in_h * 3600.0, owner=owner)
     give_links(links, to=to, as_json=as_json)
 
 
@@ -281,7 +302,12 @@ def stop(
 
 def status(
     folder: Run,
-    watch: Annotated[float | None, typer.Option(min=0.2, help="Show it again every so many seconds.")] = None,
+    watch: Annotated[
+        float | None,
+        typer.Option(
+            parser=number(least=0.2, most=86_400), metavar="SECONDS", help="Show it again every so many seconds."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What the run is doing, and why the round is not closed."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from barnraise.cli.options import number
 from barnraise.cli.output import ProgressLine, documents_told, print_json, print_pairs, say_note
 from protocol.text import human_bytes
 
@@ -33,7 +34,12 @@ def prepare(
             "that was prepared with it."
         ),
     ] = "bytes",
-    heldout: Annotated[float, typer.Option(help="Share of the documents that no worker ever sees.")] = 0.05,
+    heldout: Annotated[
+        float,
+        typer.Option(
+            parser=number(above=0, below=1), metavar="SHARE", help="Share of the documents that no worker ever sees."
+        ),
+    ] = 0.05,
     licence: Annotated[str | None, typer.Option(help="Under which licence the text may be used.")] = None,
     allow: Annotated[list[str] | None, typer.Option(help="A use that is allowed; may be repeated.")] = None,
     as_json: Json = False,

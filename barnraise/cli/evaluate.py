@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from moe.health import ExpertHealth
 
 _DIGEST_SHOWN = 12
+EVALUATION, PICTURE = "evaluation.json", "health.png"
 
 
 def evaluate(
@@ -36,6 +37,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="With --health: columns that a shard holds; half of them by default.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write evaluation.json and health.png into this folder.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier evaluation in that folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """Loss and perplexity on text that no worker saw, with standard errors, and how the experts are doing."""
@@ -43,6 +45,8 @@ def evaluate(
 
     if not (checkpoint / "config.json").is_file():
         raise ConfigError(f"{checkpoint} holds no checkpoint: there is no config.json in it")
+    if out is not None:
+        _require_room(out, force=force)
     from barnraise.evaluation import evaluate as measure
 
     notes: list[str] = []
@@ -88,7 +92,7 @@ def _lines(found: Evaluation, out: Path | None) -> list[tuple[str, object]]:
     elif "norm_topk_prob" in found.health.no_drift:
         lines.append(("absent", f"not measured: {found.health.no_drift}"))
     if out is not None:
-        lines.append(("written", f"{out / 'evaluation.json'}, {out / 'health.png'}"))
+        lines.append(("written", f"{out / EVALUATION}, {out / PICTURE}"))
     return lines
 
 
@@ -122,13 +126,27 @@ def _print_layers(health: ExpertHealth) -> None:
 def _write(found: Evaluation, out: Path) -> None:
     import json
 
-    from protocol.errors import ConfigError
+    from protocol.folders import work_inside
     from simulator.health_chart import draw_health
 
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with work_inside(out) as work:
         text = json.dumps(found.as_dict(), indent=2, allow_nan=False)
-        (out / "evaluation.json").write_text(text + "\n", encoding="utf-8")
-        draw_health(found.health, out / "health.png", title=found.checkpoint)
-    except OSError as error:
-        raise ConfigError(f"cannot write into {out}: {error.strerror or error}") from error
+        (work / EVALUATION).write_text(text + "\n", encoding="utf-8")
+        draw_health(found.health, work / PICTURE, title=found.checkpoint)
+        for name in (PICTURE, EVALUATION):
+            (work / name).replace(out / name)
+
+
+def _require_room(out: Path, *, force: bool) -> None:
+    """ConfigError where the results could not be written, or would replace others: before minutes of measuring."""
+    from protocol.errors import ConfigError
+    from protocol.folders import work_inside
+
+    there = [name for name in (EVALUATION, PICTURE) if (out / name).exists()]
+    if there and not force:
+        raise ConfigError(f"{out} holds {' and '.join(there)} already: choose another folder, or replace with --force")
+    existed = out.exists()
+    with work_inside(out):
+        pass
+    if not existed:
+        out.rmdir()

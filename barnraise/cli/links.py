@@ -8,37 +8,58 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from protocol.errors import ConfigError
+from protocol.folders import telling_folder_trouble
 
 LINK_SUFFIX = ".link"
 POLL_S = 0.5
 MAX_LINK_CHARACTERS = 2048
+MAX_CLAIMANT = 200
 
 
 def write_links(folder: Path, links: Sequence[str]) -> list[Path]:
-    """One file for each link, readable by this user only; each appears whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """One new file for each link, readable by this user only; each appears whole or not at all.
+
+    No name is ever given twice, whoever writes there at the same moment; the oldest links come first by name.
+    """
+    require_writable(folder)
     written: list[Path] = []
-    for number, link in enumerate(links, start=1):
-        path = folder / f"invite-{int(time.time())}-{number:03d}{LINK_SUFFIX}"
-        temporary = path.with_suffix(".tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(link + "\n")
-        temporary.replace(path)
-        written.append(path)
+    with telling_folder_trouble(folder):
+        for number, link in enumerate(links, start=1):
+            path = folder / f"invite-{int(time.time())}-{number:03d}-{secrets.token_hex(8)}{LINK_SUFFIX}"
+            temporary = path.with_suffix(".tmp")
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                    file.write(link + "\n")
+                temporary.rename(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            written.append(path)
     return written
+
+
+def require_writable(folder: Path) -> None:
+    """ConfigError where no file can be made in `folder`: asked before links are made that could not be handed over."""
+    with telling_folder_trouble(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, probe = tempfile.mkstemp(prefix=".", dir=folder)
+        os.close(descriptor)
+        Path(probe).unlink()
 
 
 def claim_link(folder: Path, *, claimant: str | None = None, wait_s: float = 600.0) -> str:
     """This worker's link: the one that it claimed before, or the first free one, waiting until there is one."""
-    claimant = re.sub(r"[^A-Za-z0-9_.-]", "_", claimant or socket.gethostname())  # it becomes a file's name
+    claimant = re.sub(r"[^A-Za-z0-9_.-]", "_", claimant or socket.gethostname())[:MAX_CLAIMANT]  # becomes a file's name
     deadline_s = time.monotonic() + wait_s
     mine = folder / f"taken-by-{claimant}"
     while not mine.exists():

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from barnraise.cli.options import MOST_SEED, number
 from barnraise.cli.output import parse_bytes, print_json, print_pairs, print_sample, print_table
 from protocol.text import human_bytes
 
@@ -27,9 +28,14 @@ def sample(
     checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face folder, such as a run's checkpoint.")],
     prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "def ",
     tokens: Annotated[int, typer.Option(min=1, help="How many tokens to write.")] = 200,
-    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="The same seed writes the same text.")] = 0,
     temperature: Annotated[
-        float, typer.Option(min=0.0, max=100.0, help="Below 1 it is more careful; 0 always takes the likeliest token.")
+        float,
+        typer.Option(
+            parser=number(least=0, most=100),
+            metavar="NUMBER",
+            help="Below 1 it is more careful; 0 always takes the likeliest token.",
+        ),
     ] = 0.8,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
@@ -55,14 +61,14 @@ def plan(
     batch: Annotated[int, typer.Option(min=1, help="Sequences an inner step.")] = 16,
     sequence_length: Annotated[int, typer.Option(min=1, help="Tokens a sequence.")] = 128,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
-) -> None:
-    """How many expert columns fit in a given memory, and why."""
-    from moe.export import import_checkpoint
+) -> int:
+    """How many expert columns fit in a given memory, and why; exit code 1 where not even one does."""
+    from moe.export import checkpoint_config
     from moe.layout import layout
     from moe.planner import plan as make_plan
     from moe.presets import preset as preset_config
 
-    config = preset_config(preset) if checkpoint is None else import_checkpoint(checkpoint)[0]
+    config = preset_config(preset) if checkpoint is None else checkpoint_config(checkpoint.expanduser())
     found = make_plan(
         layout(config, residency), parse_bytes(memory), batch_sequences=batch, sequence_length=sequence_length
     )
@@ -78,7 +84,7 @@ def plan(
                 "lines": lines,
             }
         )
-        return
+        return int(not found.fits)
     print(found.reason + "\n")
     print_table(
         ("part", "memory", "why"),
@@ -87,3 +93,9 @@ def plan(
             for row in lines
         ],
     )
+    if not found.fits:
+        print(
+            f"\nThe least memory for this is {human_bytes(found.needed_bytes)}; a smaller --batch or --sequence-length"
+        )
+        print("needs less, and so does a smaller model.")
+    return int(not found.fits)

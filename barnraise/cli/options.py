@@ -1,10 +1,17 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what a number must be to be taken.
+
+Decides ranges in people's units; a number that is none, or not finite, is refused here and not in the middle of work.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
+
+MOST_SEED = 2**63 - 1
 
 Settings = Annotated[
     list[str] | None,
@@ -15,3 +22,29 @@ Settings = Annotated[
         "A wrong key is answered with those there are.",
     ),
 ]
+
+
+def number(
+    *, least: float | None = None, above: float | None = None, most: float | None = None, below: float | None = None
+) -> Callable[[str | float], float]:
+    """A parser for an option's number: finite, and within the limits that are given."""
+    limits = ((least, "at least {:g}"), (above, "above {:g}"), (most, "at most {:g}"), (below, "below {:g}"))
+    told = " and ".join(words.format(limit) for limit, words in limits if limit is not None)
+
+    def parse(text: str | float) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        fits = (
+            math.isfinite(value)
+            and (least is None or value >= least)
+            and (above is None or value > above)
+            and (most is None or value <= most)
+            and (below is None or value < below)
+        )
+        if not fits:
+            raise typer.BadParameter(f"{text} is not a number {told}")
+        return value
+
+    return parse

@@ -5,6 +5,8 @@ Decides formats only; writes to standard output and standard error.
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import sys
 import time
@@ -13,6 +15,30 @@ from types import TracebackType
 from typing import Self
 
 from protocol.text import printable
+
+_WRITTEN_OUT = "barnraise.written_out"
+_PLAIN = str.maketrans(
+    {"→": "->", "±": "+/-", "×": "x", "–": "-", "…": "...", "·": "-", "θ": "theta"}
+    | dict(zip("▁▂▃▄▅▆▇█", "12345678", strict=True))
+)
+"""Our own signs in ASCII, for terminals that have nothing else."""
+
+
+def speak_in_any_encoding() -> None:
+    """Let no character that a terminal lacks end a command: it is written out in the terminal's own."""
+    codecs.register_error(_WRITTEN_OUT, _written_out)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_WRITTEN_OUT)
+
+
+def _written_out(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    if lacking.isascii() or not all(ord(character) in _PLAIN for character in lacking):
+        return codecs.backslashreplace_errors(error)
+    return lacking.translate(_PLAIN), error.end
 
 
 def say_error(sentence: str) -> None:
@@ -33,7 +59,8 @@ def print_sample(text: str) -> None:
 
 def print_json(value: object) -> None:
     """`value` as JSON on standard output."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    exact = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(value, indent=2, ensure_ascii=not exact, default=str))
 
 
 def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:

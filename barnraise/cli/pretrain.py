@@ -14,13 +14,14 @@ from typing import Annotated
 
 import typer
 
+from barnraise.cli.options import MOST_SEED, number
 from barnraise.cli.output import ProgressLine, documents_told, print_json, print_pairs, say_note
 
 REPORT_EVERY_S = 1.0
 
 
 def pretrain(
-    out: Annotated[Path, typer.Option(help="Folder of the checkpoint; it must not exist.")],
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint; new, or empty.")],
     data: Annotated[str, typer.Option(help="A prepared dataset, or a source: folder, file, stdlib, datasets:NAME.")],
     preset: Annotated[str, typer.Option(help="tiny, 100m or olmoe-7b.")] = "tiny",
     checkpoint: Annotated[Path | None, typer.Option(help="A Hugging Face folder to go on with.")] = None,
@@ -29,21 +30,25 @@ def pretrain(
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Sequences in memory at a time.")] = None,
     sequence_length: Annotated[int, typer.Option(min=1, help="Tokens a sequence.")] = 128,
     optimizer: Annotated[str | None, typer.Option(help="muon or adamw; a run's own by default.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak of AdamW's rate; a cosine lowers it.")] = None,
-    muon_learning_rate: Annotated[float | None, typer.Option(help="Peak of Muon's rate.")] = None,
-    seed: Annotated[int, typer.Option(help="Of first weights and data order.")] = 0,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(parser=number(above=0), metavar="NUMBER", help="Peak of AdamW's rate; a cosine lowers it."),
+    ] = None,
+    muon_learning_rate: Annotated[
+        float | None, typer.Option(parser=number(above=0), metavar="NUMBER", help="Peak of Muon's rate.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of first weights and data order.")] = 0,
     dtype: Annotated[
         str | None, typer.Option(help="What OUT is kept in: fp32, bf16 or fp16; that of --checkpoint by default.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> int | None:
     """Pre-train a model on this machine, as the start of a run. Stopped, the same command goes on."""
-    import torch
-
+    from barnraise.evaluation import chosen_device
     from coordinator.datasets import open_or_prepare
     from simulator.shutdown import StopRequest
-    from simulator.warm_start import Interrupted, WarmStart, warm_start
+    from simulator.warm_start import Interrupted, WarmStart, check_warm_start, warm_start
 
     wanted = WarmStart(
         preset=preset,
@@ -58,7 +63,8 @@ def pretrain(
         seed=seed,
         dtype=dtype,
     )
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    where = str(chosen_device(device))
+    check_warm_start(wanted, data, out)
     with StopRequest() as stop, tempfile.TemporaryDirectory(prefix="barnraise-pretrain-") as scratch:
         notes: list[str] = []
         with ProgressLine(quiet=as_json) as tell:
@@ -83,7 +89,7 @@ def pretrain(
                 note=say_note,
             )
         except Interrupted:
-            print(f"\nstopped; the same command goes on from {out}.partial", file=sys.stderr)
+            print(f"\nstopped; what is done is kept in {out}, and the same command goes on from there", file=sys.stderr)
             return 130
     if as_json:
         print_json(dataclasses.asdict(done))

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from barnraise.cli.coordinator import give_links
+from barnraise.cli.links import require_writable
 from coordinator.collection import collect_rarely
 from coordinator.runfolder import RunFolder
 from coordinator.server import CoordinatorServer
@@ -32,6 +33,8 @@ async def _serve(folder: Path, *, invites: int, invites_to: Path | None, trusted
         loop.add_signal_handler(number, told_to_stop.set)
     collect_rarely()
     server = CoordinatorServer(RunFolder.open(folder))
+    if invites and invites_to is not None:
+        require_writable(invites_to)
     try:
         port = await server.start()
         print(f"listening on port {port}; the run is in {folder}", file=sys.stderr, flush=True)

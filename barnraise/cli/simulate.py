@@ -6,12 +6,13 @@ Decides how a simulation is asked for and how its end is told; `simulator/` does
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from barnraise.cli.options import Settings
+from barnraise.cli.options import MOST_SEED, Settings, number
 from barnraise.cli.output import print_json, print_pairs, print_sample
 from protocol.text import human_bytes
 
@@ -19,26 +20,49 @@ if TYPE_CHECKING:
     from simulator.options import SimulationOptions
     from simulator.report import SimulationReport
 
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace an earlier simulation in that folder, once this one has begun.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")]
 
 
 def simulate(
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds to train.")] = 5,
-    dropout: Annotated[float, typer.Option(help="Probability that a worker is killed in mid-lease, a round.")] = 0.0,
+    dropout: Annotated[
+        float,
+        typer.Option(
+            parser=number(least=0, below=1),
+            metavar="SHARE",
+            help="Probability that a worker is killed in mid-lease, a round: 0 to below 1.",
+        ),
+    ] = 0.0,
     byzantine: Annotated[int, typer.Option(min=0, help="How many of the workers lie.")] = 0,
     attack: Annotated[str, typer.Option(help="sign-flip, scale, noise, label-flip, nan or free-ride.")] = "sign-flip",
-    attack_strength: Annotated[float | None, typer.Option(help="How hard; each attack has its own default.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Everything that is drawn follows from it.")] = 0,
+    attack_strength: Annotated[
+        float | None,
+        typer.Option(parser=number(above=0), metavar="NUMBER", help="How hard; each attack has its own default."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Everything that is drawn follows from it.")] = 0,
     out: Annotated[
-        Path, typer.Option(help="Folder for report.json, loss.png, health.png, checkpoint and events.jsonl.")
-    ] = Path("barnraise-simulation"),
+        Path | None,
+        typer.Option(
+            help="Folder for report.json, loss.png, health.png, checkpoint and events.jsonl. "
+            "By default the next free of barnraise-simulation, barnraise-simulation-2, ..."
+        ),
+    ] = None,
+    force: Force = False,
     lone: Annotated[bool, typer.Option("--lone", help="Also train one honest worker alone, to compare.")] = False,
     undefended: Annotated[bool, typer.Option("--undefended", help="Plain mean, no screening, no clipping.")] = False,
     keep_homes: Annotated[
         bool, typer.Option("--keep-homes", help="Keep the workers' own folders, with the blocks that they downloaded.")
     ] = False,
-    preset: Annotated[str, typer.Option(help="The model: tiny, 100m or olmoe-7b.")] = "tiny",
+    preset: Annotated[
+        str | None, typer.Option(help="The model, from scratch: tiny (the default), 100m or olmoe-7b.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Train on from this Hugging Face folder, at a quarter of the usual rates.")
+    ] = None,
     data: Annotated[str, typer.Option(help="stdlib, a file, a folder, or a prepared dataset.")] = "stdlib",
     residency: Annotated[str, typer.Option(help="frozen or absent.")] = "frozen",
     codec: Annotated[str, typer.Option(help="What submissions are encoded in: bf16 or fp32.")] = "bf16",
@@ -63,7 +87,7 @@ def simulate(
 
     recipe = InnerRecipe()
     options = SimulationOptions(
-        out=out,
+        out=_folder(out, "barnraise-simulation"),
         workers=workers,
         rounds=rounds,
         dropout=dropout,
@@ -75,6 +99,7 @@ def simulate(
         undefended=undefended,
         keep_homes=keep_homes,
         preset=preset,
+        checkpoint=checkpoint,
         data=data,
         residency=residency,
         codec=codec,
@@ -86,17 +111,21 @@ def simulate(
         ),
         engine=engine_overrides(settings or ()),
     )
-    report = _run(options, as_json=as_json)
+    report = _run(options, as_json=as_json, replace=force)
     if as_json:
         print_json(report.as_dict())
     else:
-        _tell(report, out)
+        _tell(report, options.out)
     return _exit_code(report)
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("barnraise-demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Everything that is drawn follows from it.")] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the results. By default the next free of barnraise-demo, barnraise-demo-2, ..."),
+    ] = None,
+    force: Force = False,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Everything that is drawn follows from it.")] = 1,
     undefended: Annotated[
         bool, typer.Option("--undefended", help="Plain mean, no screening: see what the attack does.")
     ] = False,
@@ -105,7 +134,8 @@ def demo(
     """Eight workers, a fifth of them dropping out each round, two lying: a few minutes on two cores."""
     from simulator.demo import PROMPT, SAMPLE_TOKENS, demo_options
 
-    report = _run(demo_options(out, seed=seed, undefended=undefended), as_json=as_json)
+    out = _folder(out, "barnraise-demo")
+    report = _run(demo_options(out, seed=seed, undefended=undefended), as_json=as_json, replace=force)
     if as_json:
         print_json(report.as_dict())
         return _exit_code(report)
@@ -118,14 +148,26 @@ def demo(
     return _exit_code(report)
 
 
-def _run(options: SimulationOptions, *, as_json: bool) -> SimulationReport:
+def _folder(out: Path | None, usual: str) -> Path:
+    """Where the results go; of the usual name the next that is free, so that no former result is in the way."""
+    if out is not None:
+        return out
+    from simulator.outfolder import next_free
+
+    chosen = next_free(Path(usual))
+    if chosen.name != usual:
+        print(f"{usual} is there already and stays as it is: this one goes into {chosen}", file=sys.stderr)
+    return chosen
+
+
+def _run(options: SimulationOptions, *, as_json: bool, replace: bool) -> SimulationReport:
     from rich.console import Console
 
     from simulator.live import display_for
     from simulator.swarm import run_simulation
 
     with display_for(Console(), quiet=as_json) as display:
-        return run_simulation(options, display)
+        return run_simulation(options, display, replace=replace)
 
 
 def _tell(report: SimulationReport, out: Path) -> None:

@@ -8,8 +8,6 @@ and one digest a document, whatever the size of the text. The folder appears who
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -36,6 +34,7 @@ from coordinator.datasets.tokenizing import BYTES, DocumentTokenizer, checkpoint
 from moe.companions import COMPANIONS_FOLDER, Companions, write_companions
 from moe.tokenizer import TOKENIZER_FILE
 from protocol.errors import ConfigError
+from protocol.folders import sync_folder, sync_tree, work_inside
 from protocol.ids import Digest, digest_of
 from protocol.sequences import token_dtype
 
@@ -74,26 +73,20 @@ def prepare(
     parsed = [parse_source(source) for source in sources]
     chosen = tokenizer_named(tokenizer)
     out_dir = Path(out_dir).expanduser()
-    part_dir = out_dir / f".part-{secrets.token_hex(8)}"
-    try:
-        part_dir.mkdir(parents=True)
+    with work_inside(out_dir) as work:
+        part_dir = work / "dataset"
+        part_dir.mkdir()
         with ExitStack() as stack:
             parts = _Parts(
                 train=_TokenFile.create(part_dir / TRAIN_FILE, stack),
                 heldout=_TokenFile.create(part_dir / HELDOUT_FILE, stack),
             )
             source_cards = _tokenize(parsed, chosen, parts, heldout_share, progress, note)
-            parts.train.sync()
-            parts.heldout.sync()
         card = _card(chosen, parts, heldout_share, source_cards, _licence(parsed, licence), allowed_uses)
-        _write(part_dir / TOKENIZER_FILE, chosen.tokenizer_json)
+        (part_dir / TOKENIZER_FILE).write_bytes(chosen.tokenizer_json)
         _write_companions(part_dir, chosen.companions)
-        _write(part_dir / CARD_FILE, card.to_json())
+        (part_dir / CARD_FILE).write_bytes(card.to_json())
         return Dataset.open(_publish(part_dir, out_dir / card.digest))
-    except OSError as error:
-        raise ConfigError(f"cannot write a dataset below {out_dir}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(part_dir, ignore_errors=True)
 
 
 def open_or_prepare(
@@ -129,10 +122,6 @@ class _TokenFile:
         self.hasher.update(raw)
         self.documents += 1
         self.tokens += len(tokens_N)
-
-    def sync(self) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
 
     @property
     def digest(self) -> Digest:
@@ -283,22 +272,15 @@ def _licence(sources: Sequence[Source], given: str | None) -> str:
     return STDLIB_LICENCE if all(source.kind == STDLIB for source in sources) else "unknown"
 
 
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _publish(part_dir: Path, folder: Path) -> Path:
     """Give the finished folder its name; the same content under that name may be there already."""
     if (folder / CARD_FILE).is_file():
         _replace_companions(part_dir / COMPANIONS_FOLDER, folder / COMPANIONS_FOLDER)
     else:
         shutil.rmtree(folder, ignore_errors=True)
-        _sync_folder(part_dir)
+        sync_tree(part_dir)
         part_dir.rename(folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     return folder
 
 
@@ -306,22 +288,14 @@ def _write_companions(part_dir: Path, companions: Companions) -> None:
     beside = {name: content for name, content in companions.items() if name != TOKENIZER_FILE}
     if beside:
         write_companions(beside, part_dir / COMPANIONS_FOLDER)
-        _sync_folder(part_dir / COMPANIONS_FOLDER)
 
 
 def _replace_companions(new: Path, present: Path) -> None:
     """The digest covers tokens and vocabulary alone: what stands beside them is what was asked for last."""
     if not new.is_dir():
         return
+    sync_tree(new)
     if present.is_dir():
         present.rename(new.with_suffix(".old"))
     new.rename(present)
-    _sync_folder(present.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(present.parent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -143,6 +144,28 @@ def test_each_worker_takes_another_link_and_keeps_it(tmp_path: Path) -> None:
     assert claim_link(tmp_path / "links", claimant="a", wait_s=0.0) == first
     with pytest.raises(ConfigError, match="no free join link"):
         claim_link(tmp_path / "links", claimant="c", wait_s=0.0)
+
+
+def test_links_written_within_one_second_never_overwrite_one_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_800_000_000.0)
+    given = [[f"barnraise://{writer}-{number}" for number in range(3)] for writer in range(4)]
+    for links in given:
+        write_links(tmp_path, links)
+    assert sorted(path.read_text().strip() for path in tmp_path.iterdir()) == sorted(itertools.chain(*given))
+
+
+def test_links_that_could_not_be_handed_over_are_never_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[object] = []
+    monkeypatch.setattr("coordinator.operator_client.create_invites", lambda *_, **__: made.append(1) or [])
+    monkeypatch.setattr("coordinator.runfolder.RunFolder.open", lambda root: root)
+    (tmp_path / "file").touch()
+    assert run(["coordinator", "invite", str(tmp_path), "--to", str(tmp_path / "file" / "links")]) == 2
+    assert "cannot write" in capsys.readouterr().err
+    assert made == []
 
 
 def test_links_are_for_their_owner_only(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from coordinator.server import CoordinatorServer
 from coordinator.verify import verify_run
 from protocol.errors import ConfigError
 from protocol.joinlink import JoinLink
+from tests.killing import every_kill
 
 
 def problems(run: RunFolder) -> list[str]:
@@ -131,6 +133,46 @@ def _flip(path: Path) -> None:
         byte = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte[0] ^ 1]))
+
+
+@pytest.mark.parametrize("stride", [19, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("place", ["new", "empty"])
+def test_killed_anywhere_a_backup_is_no_backup_and_what_it_restores_to_no_run(
+    run: RunFolder, tmp_path: Path, place: str, stride: int
+) -> None:
+    ready = back_up(run, tmp_path / "whole").run_id
+    at = tmp_path / place
+
+    def new() -> Path:
+        shutil.rmtree(at, ignore_errors=True)
+        if place == "empty":
+            at.mkdir()
+        return at
+
+    def after_backup(_step: int) -> None:
+        if (at / "backup.sig").exists():
+            assert restore(at, tmp_path / "again").run_id == ready
+            shutil.rmtree(tmp_path / "again")
+        else:
+            with pytest.raises(ConfigError):
+                restore(at, tmp_path / "again")
+            with pytest.raises(ConfigError):
+                RunFolder.open(at)
+            back_up(run, at)
+        new()
+
+    def after_restore(_step: int) -> None:
+        if not (at / "run.json").exists():
+            with pytest.raises(ConfigError):
+                RunFolder.open(at)
+            restore(tmp_path / "whole", at)
+        assert problems(RunFolder.open(at)) == []
+        new()
+
+    new()
+    assert every_kill(lambda: back_up(run, at), after_backup, stride=stride) > 40
+    new()
+    assert every_kill(lambda: restore(tmp_path / "whole", at), after_restore, stride=stride) > 30
 
 
 def test_nothing_is_ever_overwritten(run: RunFolder, tmp_path: Path) -> None:

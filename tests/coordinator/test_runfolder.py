@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 from pathlib import Path
 
 import pytest
 
+from barnraise.cli.app import run as run_command
+from coordinator import runfolder
 from coordinator.engine.events import RunCreated
 from coordinator.engine.records import event_from_json
 from coordinator.journal import Journal
 from coordinator.runfolder import RunFolder, init_run
 from coordinator.settings import RunSettings
+from coordinator.verify import verify_run
 from coordinator.versions import Versions
 from protocol.errors import ConfigError
+from tests.killing import every_kill, killed_at
 
 
 def settings_for(data: Path, **changes: object) -> RunSettings:
@@ -55,6 +60,72 @@ def test_nothing_is_left_of_a_run_that_could_not_be_made(tmp_path: Path, text_fo
     with pytest.raises(ConfigError, match="training sequences"):
         init_run(tmp_path / "run", too_much)
     assert list(tmp_path.iterdir()) == []
+
+
+SOME, ALL = 9, 1
+"""Every so many steps are a process's last; all of them take minutes."""
+
+
+@pytest.mark.parametrize("stride", [SOME, pytest.param(ALL, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("place", ["new", "mount"])
+def test_killed_between_any_two_files_there_is_no_run_and_the_next_init_makes_one(
+    tmp_path: Path, run: RunFolder, place: str, stride: int
+) -> None:
+    settings, at = settings_for(run.dataset().folder), 0
+    init_run(tmp_path / "first", settings)  # what is imported and cached for good is so before anything is counted
+
+    def folder() -> Path:
+        return tmp_path / str(at) / "run"
+
+    def ready() -> None:
+        folder().parent.mkdir()
+        if place == "mount":
+            (folder() / "lost+found").mkdir(parents=True)
+
+    def look(step: int) -> None:
+        nonlocal at
+        if not (folder() / "run.json").exists():
+            with pytest.raises(ConfigError, match=r"is not whole|is not a run folder"):
+                RunFolder.open(folder())
+            init_run(folder(), settings)
+            assert [path.name for path in folder().parent.iterdir()] == ["run"], step
+        made = RunFolder.open(folder())
+        assert [problem for check in verify_run(made) for problem in check.problems] == []
+        shutil.rmtree(folder().parent)
+        at += 1
+        ready()
+
+    ready()
+    assert every_kill(lambda: init_run(folder(), settings), look, stride=stride) > 40
+
+
+def test_an_interrupted_init_is_told_and_gone_on_with_by_the_same_command(tmp_path: Path, run: RunFolder) -> None:
+    folder = tmp_path / "mount"
+    folder.mkdir()
+    command = ["coordinator", "init", str(folder), "--if-missing", "--data", str(run.dataset().folder)]
+    command += ["--preset", "tiny", "--sequence-length", "32", "--batch", "1"]
+    assert killed_at(30, lambda: run_command(command))
+    with pytest.raises(ConfigError, match="is not whole: making it was interrupted") as told:
+        RunFolder.open(folder)
+    assert "give the same command again" in str(told.value)
+    assert run_command(command) == 0
+    run_id = RunFolder.open(folder).run_id
+    assert run_command(command) == 0
+    assert RunFolder.open(folder).run_id == run_id
+
+
+def test_two_inits_at_once_are_kept_apart(tmp_path: Path, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_for(run.dataset().folder)
+    building = runfolder._build
+
+    def meanwhile(root: Path, given: RunSettings) -> None:
+        with pytest.raises(ConfigError, match="another process is filling"):
+            init_run(tmp_path / "new", settings)
+        building(root, given)
+
+    monkeypatch.setattr(runfolder, "_build", meanwhile)
+    init_run(tmp_path / "new", settings)
+    assert RunFolder.open(tmp_path / "new")
 
 
 def test_an_existing_folder_is_never_touched(tmp_path: Path, text_folder: Path) -> None:

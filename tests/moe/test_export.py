@@ -126,7 +126,7 @@ def test_an_export_replaces_the_former_one_and_leaves_nothing_beside_it(tmp_path
     config = preset("tiny")
     cut = layout(config, FROZEN)
     for seed in (1, 2):
-        export_checkpoint(initial_blocks(config, cut, seed), cut, tmp_path / "checkpoint")
+        export_checkpoint(initial_blocks(config, cut, seed), cut, tmp_path / "checkpoint", replace=True)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
     _, blocks = import_checkpoint(tmp_path / "checkpoint")
     assert torch.equal(blocks["trunk"]["lm_head.weight"], initial_blocks(config, cut, 2)["trunk"]["lm_head.weight"])
@@ -141,7 +141,7 @@ def test_a_failed_export_keeps_the_former_one(tmp_path, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     monkeypatch.setattr("moe.export.export_companions", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        export_checkpoint(initial_blocks(config, cut, 2), cut, folder)
+        export_checkpoint(initial_blocks(config, cut, 2), cut, folder, replace=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 

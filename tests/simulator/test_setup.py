@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from coordinator.engine.config import InnerRecipe
+from coordinator.settings import GOING_ON
+from moe.export import export_checkpoint
+from moe.full import initial_blocks
+from moe.layout import layout
+from moe.presets import preset
 from protocol.errors import ConfigError
 from protocol.ids import RunId
+from simulator.live import SilentDisplay
 from simulator.options import SimulationOptions
-from simulator.setup import MARKER, clean_folder, recipe_of, run_settings
+from simulator.outfolder import MARKER, OutFolder, next_free
+from simulator.setup import recipe_of, run_settings
+from simulator.swarm import run_simulation
+from tests.killing import every_kill
 
 
 def test_options_become_settings() -> None:
@@ -65,7 +76,11 @@ def test_a_single_worker_is_enough() -> None:
     [
         ({"workers": 0}, "at least 1 worker"),
         ({"rounds": 0}, "at least 1 round"),
-        ({"dropout": 1.0}, "probability"),
+        ({"dropout": 1.0}, "--dropout 1: give a probability from 0 to below 1"),
+        ({"dropout": -0.5}, "--dropout -0.5: give a probability from 0 to below 1"),
+        ({"dropout": float("nan")}, "--dropout nan"),
+        ({"attack_strength": -1.0}, "--attack-strength -1"),
+        ({"attack_strength": float("inf")}, "--attack-strength inf"),
         ({"workers": 2, "byzantine": 3}, "3 Byzantine workers of 2"),
         ({"attack": "bribe"}, "sign-flip"),
         ({"engine": {"max_rounds": 3}}, "--rounds"),
@@ -76,19 +91,132 @@ def test_impossible_options_are_refused_with_the_reason(change: dict[str, object
         SimulationOptions(out=Path("x"), **change)  # type: ignore[arg-type]
 
 
-def test_an_earlier_simulation_is_cleaned_away(tmp_path: Path) -> None:
-    clean_folder(tmp_path / "out")
-    (tmp_path / "out" / "report.json").write_text("{}")
-    (tmp_path / "out" / "checkpoint").mkdir()
-    (tmp_path / "out" / "notes.txt").write_text("mine")
-    clean_folder(tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["notes.txt", "work"]
-    assert [path.name for path in (tmp_path / "out" / "work").iterdir()] == [MARKER]
+def a_checkpoint(folder: Path) -> Path:
+    config = preset("tiny")
+    cut = layout(config, "frozen")
+    export_checkpoint(initial_blocks(config, cut, 1), cut, folder)
+    return folder
+
+
+def test_a_swarm_goes_on_from_a_checkpoint_at_the_rates_that_init_gives_it(tmp_path: Path) -> None:
+    checkpoint = a_checkpoint(tmp_path / "checkpoint")
+    options = SimulationOptions(out=tmp_path / "out", checkpoint=checkpoint, inner=InnerRecipe(inner_steps=5))
+    settings = run_settings(options)
+    assert (settings.preset, settings.checkpoint) == (None, str(checkpoint))
+    inner = recipe_of(options)
+    assert {name: getattr(inner, name) for name in GOING_ON} == GOING_ON
+    assert inner.inner_steps == 5
+    with pytest.raises(ConfigError, match="not with both"):
+        SimulationOptions(out=Path("x"), preset="tiny", checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"preset": "gigantic"}, "no preset is called 'gigantic'; there are tiny"),
+        ({"data": "/nonexistent"}, "no such file or folder"),
+        ({"checkpoint": Path("/nonexistent")}, "is not a checkpoint folder"),
+        ({"sequence_length": 131_072}, "the model reads at most"),
+        ({"columns_per_worker": 9}, "at most 8 columns"),
+        ({"columns_per_worker": 1, "residency": "absent"}, "holds 2 to 8 columns"),
+        ({"residency": "frosty"}, "frozen"),
+        ({"codec": "fp64"}, "bf16"),
+        ({"engine": {"quorom": 2}}, "known are"),
+    ],
+)
+def test_what_could_not_begin_is_said_before_anything_is_touched(
+    tmp_path: Path, change: dict[str, object], says: str
+) -> None:
+    options = SimulationOptions(out=tmp_path / "deep" / "out", **change)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=says), SilentDisplay() as display:
+        run_simulation(options, display)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_turns_out_to_be_nothing_leaves_nothing_behind_and_replaces_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    out = a_result(tmp_path / "out")
+    for folder, replace in ((tmp_path / "new", False), (out, True)):
+        options = SimulationOptions(out=folder, data=str(tmp_path / "empty"))
+        with pytest.raises(ConfigError, match="found 0 different documents"), SilentDisplay() as display:
+            run_simulation(options, display, replace=replace)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "out"]
+    assert json.loads((out / "report.json").read_text()) == {"precious": True}
+    assert (out / "work" / MARKER).exists()
+
+
+def a_result(out: Path) -> Path:
+    """What a finished simulation leaves."""
+    folder = OutFolder(out)
+    folder.begin()
+    (out / "report.json").write_text('{"precious": true}')
+    (out / "checkpoint").mkdir()
+    (out / "notes.txt").write_text("mine")
+    folder.close()
+    return out
+
+
+def test_a_result_is_replaced_only_where_that_is_asked_for_and_only_once_the_new_one_has_begun(tmp_path: Path) -> None:
+    out = a_result(tmp_path / "out")
+    folder = OutFolder(out)
+    with pytest.raises(ConfigError, match=r"\(report\.json, checkpoint, work\).*--force"):
+        folder.begin()
+    assert folder.begin(replace=True) == ("report.json", "checkpoint", "work")
+    assert [path.name for path in (out / "work").iterdir()] == [MARKER]
+    folder.give_up()
+    assert (out / "report.json").exists()
+    assert (out / "checkpoint").is_dir()
+    folder.begin(replace=True)
+    folder.settle()
+    folder.close()
+    assert sorted(path.name for path in out.iterdir()) == ["notes.txt", "work"]
+
+
+def test_killed_at_any_step_of_its_beginning_the_result_comes_back_or_the_new_one_has_begun(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def begin() -> None:
+        folder = OutFolder(out)
+        folder.begin(replace=True)
+        (out / "work" / "new").touch()
+        folder.settle()
+
+    def look(step: int) -> None:
+        if (out / "work" / "new").exists() and not (out / ".former").exists():
+            assert not (out / "report.json").exists(), step
+        else:
+            with pytest.raises(ConfigError, match="--force"):
+                OutFolder(out).begin()
+            assert (out / "report.json").exists(), step
+            assert (out / "checkpoint").is_dir(), step
+            assert not (out / "work" / "new").exists(), step
+        assert (out / "notes.txt").read_text() == "mine", step
+        shutil.rmtree(out)
+        a_result(out)
+
+    a_result(out)
+    assert every_kill(begin, look) > 7
+
+
+def test_two_simulations_never_work_in_one_folder(tmp_path: Path) -> None:
+    first = OutFolder(tmp_path / "out")
+    first.begin()
+    with pytest.raises(ConfigError, match="another simulation works in"):
+        OutFolder(tmp_path / "out").begin(replace=True)
+    first.close()
+    OutFolder(tmp_path / "out").begin(replace=True)
 
 
 def test_somebody_elses_files_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match="no simulation left there"):
-        clean_folder(tmp_path)
+        OutFolder(tmp_path).begin(replace=True)
     assert (tmp_path / "work" / "thesis.txt").exists()
+
+
+def test_without_a_folder_of_its_own_a_demonstration_takes_the_next_free_name(tmp_path: Path) -> None:
+    assert next_free(tmp_path / "demo") == tmp_path / "demo"
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo-2").touch()
+    assert next_free(tmp_path / "demo") == tmp_path / "demo-3"

@@ -40,13 +40,13 @@ def test_stopped_and_taken_up_it_is_the_same_training(dataset: Dataset, tmp_path
     }
     with pytest.raises(Interrupted):
         warm_start(WANTED, dataset, tmp_path / "cut", **stopping)  # type: ignore[arg-type]
-    assert not (tmp_path / "cut").exists()
+    assert not (tmp_path / "cut" / "config.json").exists()
     resumed = warm_start(WANTED, dataset, tmp_path / "cut", on_step=lambda step, _loss: done.append(step))
     assert done == [1, 2, 3, 4, 5]
     assert resumed.val_loss == whole.val_loss
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert not (tmp_path / "cut.partial").exists()
+    assert not (tmp_path / "cut" / ".partial").exists()
 
 
 def test_in_micro_batches_it_is_the_same_up_to_rounding(dataset: Dataset, tmp_path: Path) -> None:
@@ -59,14 +59,16 @@ def test_in_micro_batches_it_is_the_same_up_to_rounding(dataset: Dataset, tmp_pa
 def test_what_was_saved_for_other_settings_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         warm_start(WANTED, dataset, tmp_path / "out", should_stop=lambda: True)
-    with pytest.raises(ConfigError, match=r"out\.partial holds a training of other settings"):
+    with pytest.raises(ConfigError, match=r"out/\.partial holds a training of other settings"):
         warm_start(dataclasses.replace(WANTED, seed=1), dataset, tmp_path / "out")
 
 
 def test_a_folder_that_exists_is_not_overwritten(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(ConfigError, match="exists already"):
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not empty"):
         warm_start(WANTED, dataset, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
 def test_the_command_makes_a_checkpoint_that_begins_a_run(

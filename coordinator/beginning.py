@@ -1,0 +1,82 @@
+"""What can be said about a run before any work: whether model, data and settings go together.
+
+Decides refusals only, each a sentence that names what to change; `init` and a simulation ask the same. Reads
+configurations and cards, no weights and no text. Touches nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coordinator.engine.config import EngineConfig, check_config
+from coordinator.settings import RunSettings
+from protocol.errors import ConfigError
+from protocol.ids import RunId
+
+if TYPE_CHECKING:
+    from coordinator.datasets import Dataset
+    from moe.layout import Layout
+
+
+def check_beginning(settings: RunSettings) -> Layout:
+    """The layout of the run that `settings` describe; ConfigError where it could not begin, as far as that is known."""
+    from coordinator.datasets import Dataset, is_prepared
+    from coordinator.datasets.sources import parse_source
+
+    cut = _layout_of(settings)
+    _check_length(cut, settings)
+    if not is_prepared(settings.data):
+        parse_source(settings.data)
+        return cut
+    dataset = Dataset.open(Path(settings.data).expanduser())
+    check_pair(cut, dataset, settings)
+    planned_engine(settings, cut, dataset, RunId("run"))
+    return cut
+
+
+def check_pair(cut: Layout, dataset: Dataset, settings: RunSettings) -> str | None:
+    """ConfigError where the model cannot read the data; a sentence of doubt where that cannot be told."""
+    from moe.tokenizer import require_same_tokenizer
+
+    _check_length(cut, settings)
+    return require_same_tokenizer(
+        None if settings.checkpoint is None else Path(settings.checkpoint).expanduser(),
+        dataset.tokenizer_json,
+        data=settings.data,
+        tokenizer=dataset.card.tokenizer,
+        model_vocab_size=int(cut.config_json["vocab_size"]),
+    )
+
+
+def planned_engine(settings: RunSettings, cut: Layout, dataset: Dataset, run_id: RunId) -> EngineConfig:
+    """The engine's configuration on this model and this data; ConfigError where there is too little of it."""
+    train_sequences = dataset.train_sequences(settings.sequence_length)
+    if train_sequences < 1 or len(dataset.heldout_all(settings.sequence_length, 1)) < 1:
+        raise ConfigError(
+            f"{settings.data} is too small for sequences of {settings.sequence_length} tokens: "
+            "give more text, or a smaller sequence length"
+        )
+    config = settings.engine_config(
+        run_id=run_id, columns=cut.columns, train_sequences=train_sequences, min_columns=cut.min_columns
+    )
+    check_config(config)
+    return config
+
+
+def _layout_of(settings: RunSettings) -> Layout:
+    from moe.layout import layout
+
+    if settings.checkpoint is not None:
+        from moe.export import checkpoint_config
+
+        return layout(checkpoint_config(Path(settings.checkpoint).expanduser()), settings.residency)
+    from moe.presets import preset
+
+    return layout(preset(str(settings.preset)), settings.residency)
+
+
+def _check_length(cut: Layout, settings: RunSettings) -> None:
+    longest = int(cut.config_json["max_position_embeddings"])
+    if settings.sequence_length > longest:
+        raise ConfigError(f"sequence_length is {settings.sequence_length}, the model reads at most {longest} positions")
