@@ -7,14 +7,19 @@ coordinator leaves nothing to clear away. Touches the lock file only; the number
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
+import time
 from pathlib import Path
 
 from protocol.errors import ConfigError
 from protocol.storage import telling_storage_trouble
 
 LOCK_FILE = "coordinator.lock"
+LOOKERS_TRIES = 4
+LOOKERS_PAUSE_S = 0.05
+_HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 class FolderLock:
@@ -29,9 +34,9 @@ class FolderLock:
         with telling_storage_trouble(self._path):
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            _lock(descriptor)
+            _lock_soon(descriptor)
         except OSError as error:
-            holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
+            holder = _number_in(descriptor)
             os.close(descriptor)
             raise ConfigError(
                 f"another coordinator (process {holder}) serves {self._path.parent}: stop that one first, or serve a "
@@ -48,7 +53,41 @@ class FolderLock:
             self._descriptor = None
 
 
-def _lock(descriptor: int) -> None:
+def lock_holder(folder: Path) -> str | None:
+    """The number of the process that has the lock of `folder`, `unknown` where it left none; None: nobody has it.
+
+    Reads only: a read-only file system will do. Looking shares the lock for an instant, which `acquire` sits out.
+    """
+    flags = os.O_RDWR if sys.platform == "win32" else os.O_RDONLY
+    try:
+        descriptor = os.open(folder / LOCK_FILE, flags)
+    except FileNotFoundError:
+        return None
+    try:
+        _lock(descriptor, shared=True)
+    except OSError as error:
+        # Where the file system knows no locks, nobody can hold one.
+        return _number_in(descriptor) if error.errno in _HELD else None
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _number_in(descriptor: int) -> str:
+    return os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
+
+
+def _lock_soon(descriptor: int) -> None:
+    """Lock now, or in a moment: somebody may just be looking whether it is taken."""
+    for _ in range(LOOKERS_TRIES - 1):
+        try:
+            return _lock(descriptor)
+        except OSError:
+            time.sleep(LOOKERS_PAUSE_S)
+    return _lock(descriptor)
+
+
+def _lock(descriptor: int, *, shared: bool = False) -> None:
     if sys.platform == "win32":
         import msvcrt
 
@@ -56,4 +95,4 @@ def _lock(descriptor: int) -> None:
     else:
         import fcntl
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

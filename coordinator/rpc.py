@@ -33,6 +33,7 @@ from protocol.errors import (
     Unauthenticated,
     Unavailable,
 )
+from protocol.limits import SENTENCE_KEY
 from protocol.text import printable
 
 MAX_DETAIL_CHARACTERS = 600
@@ -299,9 +300,12 @@ class _Call:
             yield message
 
 
+_OURS = ((SENTENCE_KEY, "1"),)
+
+
 async def _abort(context: Context, status: grpc.StatusCode, sentence: str) -> None:
     try:
-        await asyncio.wait_for(context.abort(status, sentence[:MAX_DETAIL_CHARACTERS]), ABORT_S)
+        await asyncio.wait_for(context.abort(status, sentence[:MAX_DETAIL_CHARACTERS], _OURS), ABORT_S)
     except TimeoutError:
         # It does not read, so it does not hear this either. gRPC frees the call at its deadline.
         raise asyncio.CancelledError from None

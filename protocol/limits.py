@@ -20,6 +20,8 @@ MAX_METADATA_BYTES = 8 * 1024
 """A signed call's metadata takes under 1 KiB; the rest is for what gRPC and proxies add."""
 
 MAX_NAME_CHARACTERS = 64
+SENTENCE_KEY = "barnraise-sentence"
+"""In the metadata behind a refusal that the coordinator wrote: what gRPC itself says is not for people."""
 MAX_CONCURRENT_STREAMS = 32
 """Calls at once on one connection. A worker has a lease call, a heartbeat, an upload and a few downloads; gRPC's server
 refuses what is over the limit with UNAVAILABLE instead of letting it wait."""

@@ -5,6 +5,7 @@ Decides the words only; the reasons are the engine's own.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from barnraise.cli.output import human_bytes, print_pairs, print_table
@@ -17,6 +18,8 @@ _LAST_ROUNDS = 5
 
 def print_status(status: RunStatus) -> None:
     """For people."""
+    if not status.answering:
+        print(f"{_sentence(status.trouble or 'no coordinator answers')} {_as_of(status.last_record_s)}\n")
     losses = [f"{one.val_loss:.3f}" for one in status.validations[-_LAST_ROUNDS:]]
     rejected = ", ".join(f"{count} {reason}" for reason, count in sorted(status.submissions_rejected.items()))
     print_pairs(
@@ -32,16 +35,27 @@ def print_status(status: RunStatus) -> None:
     if status.over:
         print(f"\nThe run is over: {status.end_reason}")
     elif status.waits:
-        print("\nWhy the round is not closed:")
+        print(f"\nWhy the round {'is' if status.answering else 'was'} not closed:")
         for wait in status.waits:
             print(f"  {wait.subject}: {wait.reason}")
     for work in status.working_on:
-        print(f"  working on {work}")
+        print(f"  {'working on' if status.answering else 'goes on with'} {work}")
     if status.workers:
         print()
         print_table(
             ("worker", "state", "columns", "accepted", "rejected", "why"), [_row(one) for one in status.workers]
         )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
+def _as_of(last_record_s: float | None) -> str:
+    if last_record_s is None:
+        return "This is the run as its journal has it:"
+    moment = datetime.fromtimestamp(last_record_s).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+    return f"Nothing has been recorded since {moment}; this is the run as it was then:"
 
 
 def _row(worker: WorkerStatus) -> dict[str, object]:
