@@ -86,7 +86,7 @@ def split_port(text: str) -> tuple[str, int | None]:
     if port is None:
         return host, None
     if not _PORT.fullmatch(port):
-        raise ConfigError(f"{port[:20]!r} is not a port")
+        raise _not_a_host(text, f"what follows the colon, {port[:20]!r}, is not a port")
     return host, checked_port(int(port))
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from time import sleep
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -287,8 +288,6 @@ def status(
 
     Exit code 0: the coordinator answered, or the run is over. 1: nobody answered; what is shown is the journal's end.
     """
-    import time
-
     from barnraise.cli.status import print_status
     from coordinator.operator_client import fetch_status
     from coordinator.runfolder import RunFolder
@@ -302,5 +301,5 @@ def status(
             print_status(found)
         if watch is None or found.over:
             return 0 if found.answering or found.over else 1
-        time.sleep(watch)
+        sleep(watch)
         print()

@@ -20,7 +20,6 @@ from protocol.errors import ConfigError, LocalError
 from protocol.ids import RunId
 from tests.served import write_text
 
-
 _HOSTS = st.lists(st.sampled_from(["swarm.example.org", "Bücher.example:7600", "[2001:db8::5]:1", "192.0.2.7"]))
 
 

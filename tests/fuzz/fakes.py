@@ -164,7 +164,7 @@ class FakeContext:
         """Taken at once."""
         self.sent_bytes += len(message)
 
-    async def abort(self, code: grpc.StatusCode, words: str) -> None:
+    async def abort(self, code: grpc.StatusCode, words: str, _behind: object = ()) -> None:
         """End the call."""
         raise Aborted(code, words)
 
