@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from barnraise.cli.app import run as barnraise
+
 ROOT = Path(__file__).parents[1]
 COMPOSE = ROOT / "docker-compose.yml"
 WORKERS = ("worker-1", "worker-2", "worker-3")
@@ -75,6 +77,11 @@ class Containers:
             words += ["--name", service["hostname"]]
         return [sys.executable, "-m", "barnraise", *words]
 
+    def healthcheck(self) -> list[str]:
+        kind, program, *words = self.services["coordinator"]["healthcheck"]["test"]
+        assert (kind, program) == ("CMD", "barnraise")
+        return [str(self.root / "run") if word == "/run-folder" else word for word in words]
+
     def start(self, name: str) -> subprocess.Popen[bytes]:
         with (self.root / f"{name}.log").open("wb") as log:
             self.running[name] = subprocess.Popen(self.command(name), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
@@ -99,6 +106,7 @@ def containers(services, tmp_path):
 def test_the_command_lines_train_a_model_together(containers):
     assert containers.start("init").wait(timeout=120) == 0, containers.said()
     assert containers.start("init").wait(timeout=120) == 0, "a second `up` finds the run and leaves it alone"
+    assert barnraise(containers.healthcheck()) == 1, "nobody answers, although the journal does"
     for name in ("coordinator", *WORKERS):
         containers.start(name)
     for name in (*WORKERS, "coordinator"):

@@ -27,6 +27,7 @@ from coordinator.operator_client import create_invites, fetch_status
 from coordinator.reaching import CoordinatorStopped, reach, write_endpoint
 from coordinator.runfolder import RunFolder
 from coordinator.server import CoordinatorServer
+from protocol.bootstrap import fetch_ca
 from protocol.errors import ConfigError, Unavailable
 from protocol.joinlink import JoinLink
 from protocol.private_files import write_private
@@ -60,6 +61,24 @@ async def test_commands_reach_the_coordinator_whatever_it_advertises(
         assert (await asyncio.to_thread(fetch_status, run)).answering
         (link,), _ = await asyncio.to_thread(create_invites, run, InviteTerms())
         assert JoinLink.parse(link).address == "coordinator.example.org:7600"
+    finally:
+        await server.stop(0.0)
+
+
+@pytest.mark.skipif("::1" not in ways_to_listen(), reason="this machine has no IPv6")
+async def test_a_join_link_over_ipv6_works_from_its_making_to_a_session(run: RunFolder) -> None:
+    settle(run, host="[0:0:0:0:0:0:0:1]")  # an old file may hold any form
+    server = CoordinatorServer(run)
+    port = await server.start()
+    try:
+        (link,), _ = await asyncio.to_thread(create_invites, run, InviteTerms())
+        assert link.startswith(f"barnraise://[::1]:{port}/#")
+        parts = JoinLink.parse(link)
+        pem = await asyncio.to_thread(fetch_ca, parts.host, parts.port, parts.fingerprint, 10.0)
+        assert pem == run.authority().cert_pem
+        async with clients_of(run, server) as make:
+            await make(link=link)
+            assert server.status().workers[0].connected
     finally:
         await server.stop(0.0)
 
