@@ -7,7 +7,10 @@ coordinator leaves nothing to clear away. Touches the lock file only; the number
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import sys
+import time
 from pathlib import Path
 
 from protocol.errors import ConfigError
@@ -15,6 +18,9 @@ from protocol.file_lock import lock_file
 from protocol.storage import telling_storage_trouble
 
 LOCK_FILE = "coordinator.lock"
+LOOKERS_TRIES = 4
+LOOKERS_PAUSE_S = 0.05
+_HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 class FolderLock:
@@ -29,9 +35,9 @@ class FolderLock:
         with telling_storage_trouble(self._path):
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            lock_file(descriptor)
+            _lock_soon(descriptor)
         except OSError as error:
-            holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
+            holder = _number_in(descriptor)
             os.close(descriptor)
             raise ConfigError(
                 f"another coordinator (process {holder}) serves {self._path.parent}: stop that one first, or serve a "
@@ -46,3 +52,37 @@ class FolderLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def lock_holder(folder: Path) -> str | None:
+    """The number of the process that has the lock of `folder`, `unknown` where it left none; None: nobody has it.
+
+    Reads only: a read-only file system will do. Looking shares the lock for an instant, which `acquire` sits out.
+    """
+    flags = os.O_RDWR if sys.platform == "win32" else os.O_RDONLY
+    try:
+        descriptor = os.open(folder / LOCK_FILE, flags)
+    except FileNotFoundError:
+        return None
+    try:
+        lock_file(descriptor, shared=True)
+    except OSError as error:
+        # Where the file system knows no locks, nobody can hold one.
+        return _number_in(descriptor) if error.errno in _HELD else None
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _number_in(descriptor: int) -> str:
+    return os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
+
+
+def _lock_soon(descriptor: int) -> None:
+    """Lock now, or in a moment: somebody may just be looking whether it is taken."""
+    for _ in range(LOOKERS_TRIES - 1):
+        try:
+            return lock_file(descriptor)
+        except OSError:
+            time.sleep(LOOKERS_PAUSE_S)
+    return lock_file(descriptor)

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from coordinator.journal_file import connect, telling, transaction
 from protocol.causes import Cause
-from protocol.errors import ConfigError, Refused, Unauthenticated
+from protocol.errors import ConfigError, MalformedMessage, Refused, Unauthenticated
 from protocol.ids import WorkerId, worker_id_of
+from protocol.limits import MAX_NAME_CHARACTERS
 from protocol.storage import telling_storage_trouble
 
 INVITE_BYTES = 16
@@ -151,6 +152,13 @@ class Registry:
     def _write(self) -> Iterator[sqlite3.Connection]:
         with self._lock, telling(self._path), transaction(self._connection):
             yield self._connection
+
+
+def clean_name(name: str) -> str:
+    """A name for people: printable and short, or refused."""
+    if len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
+        raise MalformedMessage(f"a worker's name has at most {MAX_NAME_CHARACTERS} printable characters")
+    return name.strip() or "unnamed"
 
 
 def _digest(invite: str) -> bytes:

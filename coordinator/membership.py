@@ -14,13 +14,12 @@ from functools import lru_cache
 
 from coordinator.auth import Authenticator, check_protocol_version
 from coordinator.engine.events import CapabilityChanged, WorkerEnrolled
-from coordinator.invites import Member
+from coordinator.invites import Member, clean_name
 from coordinator.run import RunContext
 from moe.planner import Plan, plan
 from protocol.causes import Cause
 from protocol.errors import MalformedMessage, Refused, Unauthenticated
 from protocol.ids import worker_id_of
-from protocol.limits import MAX_NAME_CHARACTERS
 from protocol.tls import manifest_key_message
 from protocol.v1 import barnraise_pb2 as pb
 
@@ -142,13 +141,6 @@ class Membership:
             sequence_length=self._run.settings.sequence_length,
             compute_bytes=compute_bytes,
         )
-
-
-def clean_name(name: str) -> str:
-    """A name for people: printable and short, or refused."""
-    if len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
-        raise MalformedMessage(f"a worker's name has at most {MAX_NAME_CHARACTERS} printable characters")
-    return name.strip() or "unnamed"
 
 
 def speed_of(capability: pb.Capability) -> float:

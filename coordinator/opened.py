@@ -19,13 +19,11 @@ from coordinator.journal import Journal, JournalObserver, unobserved
 from coordinator.pump import load_engine
 from coordinator.run_clock import Clocks, RunClock
 from coordinator.runfolder import RunFolder
-from coordinator.traffic import Traffic
+from coordinator.traffic import TRAFFIC, Traffic
 from coordinator.verify import lost_payloads, require_version
 from coordinator.versions import Versions
 from protocol.errors import StorageTrouble
 from protocol.ids import Digest, LeaseId
-
-_TRAFFIC = "traffic"
 
 _log = structlog.get_logger("coordinator")
 
@@ -43,7 +41,7 @@ class OpenedRun:
         self.registry = folder.registry()
         self.journal = Journal.open(folder.journal_path, observer=observer)
         self.engine, self.verdicts = load_engine(self.journal, folder.draw_secret())
-        self.traffic = Traffic.from_json(self.journal.meta(_TRAFFIC))
+        self.traffic = Traffic.from_json(self.journal.meta(TRAFFIC))
         state = self.engine.state
         self.clock = RunClock(clocks, last_s=state.now_s, last_wall_s=state.wall_at_s(state.now_s))
         self.event_log = EventLog(folder.events_path, self._wall_at_s)
@@ -90,7 +88,7 @@ class OpenedRun:
     def close(self) -> None:
         """Close files. What was counted is kept."""
         try:
-            self.journal.set_meta(_TRAFFIC, self.traffic.to_json())
+            self.journal.set_meta(TRAFFIC, self.traffic.to_json())
         except StorageTrouble as error:
             _log.warning("traffic_not_kept", reason=str(error))
         self.journal.close()

@@ -1,13 +1,14 @@
 """The operator's side of the wire, for the command line: status, invites, stop.
 
-Decides nothing. Reads the run folder for address, CA and the operator's key, so it works on the coordinator's machine;
-the calls themselves are the same signed gRPC calls as everybody's.
+Decides what is answered without a coordinator: a status comes from the journal then, and join links from the registry.
+Reads the run folder for address, CA and the operator's key, so it works on the coordinator's machine; the calls
+themselves are the same signed gRPC calls as everybody's, dialled as `coordinator/reaching.py` says. No sentence of
+gRPC's gets out of here: those that the coordinator itself sent are marked as such.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -16,10 +17,14 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from pydantic import ValidationError
 
-from coordinator.invites import DEFAULT_INVITE_LIFE_S
+from coordinator.inviting import InviteTerms, make_links_while_stopped
+from coordinator.reaching import CoordinatorStopped, reach
 from coordinator.runfolder import RunFolder
 from coordinator.status import RunStatus
+from coordinator.stopped import status_of_journal
+from protocol.causes import CAUSE_KEY
 from protocol.errors import MalformedMessage, Refused, RemoteError, Unauthenticated, Unavailable
+from protocol.hosts import dial_target
 from protocol.limits import CALL_TIMEOUT_S, PROTOCOL_VERSION, channel_options
 from protocol.signing import CallSigner
 from protocol.tls import COORDINATOR_NAME
@@ -45,15 +50,9 @@ class OperatorClient:
         self._signer = CallSigner(self._identity, audience=self._audience)
 
     async def __aenter__(self) -> OperatorClient:
-        try:
-            endpoint = json.loads(self._folder.endpoint_path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise Unavailable(
-                f"the coordinator of {self._folder.root} is not running; start it with `barnraise coordinator run`"
-            ) from error
-        host = f"[{endpoint['host']}]" if ":" in endpoint["host"] else endpoint["host"]
+        target = dial_target(*await asyncio.to_thread(reach, self._folder, self._audience.hex()))
         options = [*channel_options(), ("grpc.ssl_target_name_override", COORDINATOR_NAME)]
-        self._channel: Any = grpc.aio.secure_channel(f"{host}:{endpoint['port']}", self._credentials, options=options)
+        self._channel: Any = grpc.aio.secure_channel(target, self._credentials, options=options)
         try:
             request = pb.OpenSessionRequest(
                 protocol_version=PROTOCOL_VERSION, public_key=self._identity.public_key, nonce=secrets.token_bytes(16)
@@ -76,9 +75,11 @@ class OperatorClient:
         except ValidationError as error:
             raise MalformedMessage(f"the coordinator's status is none: {_OTHER_VERSION}") from error
 
-    async def create_invites(self, *, count: int, trusted: bool, expires_in_s: float, owner: str = "") -> list[str]:
-        """New join links, for machines of `owner`."""
-        request = pb.CreateInviteRequest(trusted=trusted, expires_in_s=expires_in_s, count=count, owner=owner)
+    async def create_invites(self, terms: InviteTerms) -> list[str]:
+        """New join links."""
+        request = pb.CreateInviteRequest(
+            trusted=terms.trusted, expires_in_s=terms.life_s, count=terms.count, owner=terms.owner
+        )
         reply = await self._call(_OPERATOR + "CreateInvite", request, pb.CreateInviteReply)
         return list(reply.join_links)
 
@@ -101,23 +102,19 @@ class OperatorClient:
 
 
 def fetch_status(run_folder: RunFolder) -> RunStatus:
-    """The status of a running coordinator."""
-    return _with_client(run_folder, lambda client: client.status())
+    """The status of the run: from its coordinator, and where none answers, from its journal."""
+    try:
+        return _with_client(run_folder, lambda client: client.status())
+    except Unavailable as error:
+        return status_of_journal(run_folder, str(error))
 
 
-def create_invites(
-    run_folder: RunFolder,
-    *,
-    count: int = 1,
-    trusted: bool = False,
-    expires_in_s: float = DEFAULT_INVITE_LIFE_S,
-    owner: str = "",
-) -> list[str]:
-    """Join links from a running coordinator, for machines of `owner` where one is named."""
-    return _with_client(
-        run_folder,
-        lambda client: client.create_invites(count=count, trusted=trusted, expires_in_s=expires_in_s, owner=owner),
-    )
+def create_invites(run_folder: RunFolder, terms: InviteTerms) -> tuple[list[str], bool]:
+    """Join links, and whether a coordinator is there to take them: a stopped one takes them when it runs again."""
+    try:
+        return _with_client(run_folder, lambda client: client.create_invites(terms)), True
+    except CoordinatorStopped:
+        return make_links_while_stopped(run_folder, terms), False
 
 
 def stop_run(run_folder: RunFolder, *, reason: str = "stopped by the operator") -> None:
@@ -134,9 +131,15 @@ def _with_client(run_folder: RunFolder, use: Callable[[OperatorClient], Awaitabl
 
 
 def _error_of(error: grpc.aio.AioRpcError, folder: RunFolder) -> RemoteError:
-    details = error.details() or error.code().name
-    if error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
-        return Unavailable(f"the coordinator of {folder.root} does not answer ({details}); is it running?")
-    if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-        return Unauthenticated(details)
-    return Refused(details)
+    code, said = error.code(), CAUSE_KEY in dict(error.trailing_metadata() or ())
+    details = error.details() or code.name
+    if code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}:
+        if said:
+            return Unavailable(details)
+        return Unavailable(
+            f"the coordinator of {folder.root} stopped answering in the middle of this call: look with "
+            f"`barnraise status {folder.root}`, then try again"
+        )
+    if not said:
+        return MalformedMessage(f"the coordinator's answer makes no sense ({code.name}): {_OTHER_VERSION}")
+    return Unauthenticated(details) if code is grpc.StatusCode.UNAUTHENTICATED else Refused(details)

@@ -11,7 +11,7 @@
     tokenizer/            tokenizer, chat template and generation settings: what every export carries
     checkpoints/          Hugging Face folders
     events.jsonl          one line for each event and command, for people and tools; never read back
-    endpoint.json         where the coordinator listens, while it runs
+    endpoint.json         where the coordinator listens, or did when it last ran (coordinator/reaching.py)
     coordinator.lock      held by the process that serves the run
 
 Always: a run folder is there whole or not at all (protocol/folders.py); `run.json` is moved in last, and a
@@ -118,7 +118,7 @@ class RunFolder:
 
     @property
     def endpoint_path(self) -> Path:
-        """Where the coordinator listens."""
+        """Where the coordinator listens, or last did."""
         return self.root / "endpoint.json"
 
     def authority(self) -> CertificateAuthority:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +21,14 @@ from coordinator.engine.commands import AnnounceVerdict, CancelLease, Command, D
 from coordinator.engine.phases import Phase
 from coordinator.eventlog import configure_logging
 from coordinator.invites import DEFAULT_INVITE_LIFE_S
+from coordinator.inviting import InviteTerms
 from coordinator.journal import JournalObserver, unobserved
 from coordinator.mailboxes import Mailboxes
 from coordinator.membership import Membership
 from coordinator.opened import OpenedRun
 from coordinator.operator_service import OperatorService
 from coordinator.pump import Pump
+from coordinator.reaching import last_port, write_endpoint
 from coordinator.rpc import Endpoint
 from coordinator.run import RunContext
 from coordinator.run_clock import Clocks
@@ -41,8 +41,8 @@ from coordinator.throttle import Throttle
 from coordinator.traffic import Traffic
 from coordinator.transfers import Transfers
 from protocol.errors import ConfigError, LocalError
+from protocol.hosts import address_text
 from protocol.limits import MAX_CONCURRENT_RPCS, server_options
-from protocol.private_files import write_private
 from protocol.v1 import barnraise_pb2 as pb
 
 COORDINATOR_SERVICE = "barnraise.protocol.v1.Coordinator"
@@ -96,8 +96,7 @@ class CoordinatorServer:
         self._add_services(self._grpc, run, parts.traffic)
         self.port = self._listen(run.settings)
         await self._grpc.start()
-        endpoint = {"host": run.settings.join_host(), "port": self.port, "pid": os.getpid()}
-        await asyncio.to_thread(write_private, self._folder.endpoint_path, json.dumps(endpoint).encode())
+        await asyncio.to_thread(write_endpoint, self._folder, run.settings.host, self.port)
         _log.info("coordinator_started", run_id=run.run_id, port=self.port, round=run.pump.engine.state.round.round)
         return self.port
 
@@ -131,14 +130,24 @@ class CoordinatorServer:
     def status(self) -> RunStatus:
         """The run at this moment."""
         assert self._parts is not None
-        return run_status(self._opened(), self._parts.traffic)
+        run = self._opened()
+        return run_status(
+            run.pump.engine,
+            run_id=run.run_id,
+            name=run.settings.name,
+            now_s=run.run_time(),
+            wall_s=run.wall_time(),
+            traffic=self._parts.traffic,
+            connected=run.sessions.has,
+        )
 
     async def create_invites(
         self, *, count: int = 1, trusted: bool = False, expires_in_s: float = DEFAULT_INVITE_LIFE_S
     ) -> list[str]:
         """Join links, for whoever runs the coordinator in their own process."""
         self._opened()
-        return await asyncio.to_thread(self._operator.make_links, count=count, trusted=trusted, life_s=expires_in_s)
+        terms = InviteTerms.checked(count=count, trusted=trusted, life_s=expires_in_s, owner="")
+        return await asyncio.to_thread(self._operator.make_links, terms)
 
     def _opened(self) -> RunContext:
         if self._run is None:
@@ -220,21 +229,17 @@ class CoordinatorServer:
     def _listen(self, settings: RunSettings) -> int:
         chain, key = self._folder.leaf()
         credentials = grpc.ssl_server_credentials([(key, chain)])
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        wanted = settings.port or self._last_port()
+        wanted = settings.port or last_port(self._folder)
         for port in dict.fromkeys((wanted, settings.port)):
             try:
-                return int(self._grpc.add_secure_port(f"{host}:{port}", credentials))
-            except RuntimeError as error:
-                failure = error
-        raise ConfigError(f"cannot listen on {host}:{wanted}: {failure}; is another coordinator running there?")
-
-    def _last_port(self) -> int:
-        """The port that an earlier start was given: workers come back to it."""
-        try:
-            return int(json.loads(self._folder.endpoint_path.read_bytes())["port"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0
+                return int(self._grpc.add_secure_port(address_text(settings.host, port), credentials))
+            except RuntimeError:
+                continue  # gRPC does not say which of the two it was
+        raise ConfigError(
+            f"cannot listen on {address_text(settings.host, wanted)}: another program (another coordinator?) has that "
+            "port, or the address is none of this machine's; end that program, or set another host or port in "
+            f"{self._folder.root / 'settings.toml'}"
+        )
 
     async def _everybody_told(self, run: RunContext) -> None:
         while True:

@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from aggregation.names import EXPECTED, RULES  # names alone: reading a file must not load torch
 from coordinator.engine.config import EngineConfig, InnerRecipe, ScreeningConfig, check_config
 from protocol.errors import ConfigError
+from protocol.hosts import WILDCARDS, address_text, canonical_host, dialable_host, split_port
 from protocol.ids import RunId
 
 DEFAULT_PORT = 7465
@@ -54,7 +55,8 @@ class RunSettings(BaseModel):
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65_535)
     """0 takes a free port at the first start and keeps it."""
     advertised_hosts: tuple[str, ...] = ()
-    """Names and addresses by which workers reach this machine; the first goes into join links."""
+    """Names and addresses by which workers reach this machine, with `:PORT` where a router forwards another port; the
+    first goes into join links."""
     heldout_limit: int = Field(default=128, ge=1)
     """Held-out sequences that a version is validated on."""
     screening_sequences: int = Field(default=64, ge=2)
@@ -79,6 +81,16 @@ class RunSettings(BaseModel):
             raise ValueError(f"{value!a} is not UTF-8: rename it, or make a link to it under another name")
         return value
 
+    @field_validator("host")
+    @classmethod
+    def _host_is_one(cls, value: str) -> str:
+        return _telling_pydantic(canonical_host, value)
+
+    @field_validator("advertised_hosts")
+    @classmethod
+    def _advertised_can_be_dialled(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_telling_pydantic(_canonical_address, one) for one in value)
+
     @field_validator("engine")
     @classmethod
     def _engine_is_known(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -102,17 +114,18 @@ class RunSettings(BaseModel):
         }
         return _ENGINE.validate_python({**self.engine, **derived})
 
-    def join_host(self) -> str:
-        """The address that goes into join links."""
+    def join_address(self, listening_port: int) -> tuple[str, int]:
+        """Host and port that go into join links."""
         if self.advertised_hosts:
-            return self.advertised_hosts[0]
-        return "127.0.0.1" if self.host in {"0.0.0.0", "::", ""} else self.host  # noqa: S104 - compared, not bound
+            host, port = split_port(self.advertised_hosts[0])
+            return canonical_host(host), port or listening_port
+        return "127.0.0.1" if self.host in WILDCARDS else self.host, listening_port
 
     def certificate_hosts(self) -> tuple[str, ...]:
         """Every name that the server's certificate holds for."""
-        wildcard = {"0.0.0.0", "::", ""}  # noqa: S104 - compared, not bound
-        hosts = [*self.advertised_hosts, self.host, "localhost", "127.0.0.1", "::1"]
-        return tuple(dict.fromkeys(host for host in hosts if host not in wildcard))
+        advertised = [canonical_host(split_port(one)[0]) for one in self.advertised_hosts]
+        hosts = [*advertised, self.host, "localhost", "127.0.0.1", "::1"]
+        return tuple(dict.fromkeys(host for host in hosts if host not in WILDCARDS))
 
     def to_toml(self) -> str:
         """As `settings.toml`; `from_toml` of it is equal."""
@@ -172,6 +185,21 @@ def going_on(engine: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(rounds, int) and rounds <= gentle["warmup_rounds"]:
         del gentle["warmup_rounds"]
     return merged({"inner": gentle}, engine) if "inner" in engine else {**engine, "inner": gentle}
+
+
+def _canonical_address(text: str) -> str:
+    """`HOST` or `HOST:PORT` in its one form."""
+    host, port = split_port(text)
+    canonical = dialable_host(host)
+    return canonical if port is None else address_text(canonical, port)
+
+
+def _telling_pydantic(check: Callable[[str], str], value: str) -> str:
+    """What `check` makes of `value`, or its sentence as pydantic wants it."""
+    try:
+        return check(value)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
 
 
 def _first_field(kind: type) -> str:

@@ -6,7 +6,7 @@ Decides nothing: it reads the engine's state. `RunStatus` is the schema of GetSt
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,10 +17,7 @@ from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.reasons import told
 from coordinator.engine.state import EngineState, LeaseRecord, WorkerRecord
 from coordinator.traffic import Traffic
-from protocol.ids import WorkerId
-
-if TYPE_CHECKING:
-    from coordinator.run import RunContext  # brings torch; the command that prints a status must not wait for it
+from protocol.ids import RunId, WorkerId
 
 
 class _Data(BaseModel):
@@ -103,6 +100,12 @@ class CheckpointStatus(_Data):
 class RunStatus(_Data):
     """A run at one moment."""
 
+    answering: bool = True
+    """Whether a coordinator said so. False: this is the journal's last record, and nobody is at work on it."""
+    trouble: str | None = None
+    """Why nobody answered, and what to do."""
+    last_record_s: float | None = None
+    """Where nobody answered: when something was last recorded, in seconds of wall time since 1970."""
     run_id: str
     name: str
     at_s: float
@@ -134,15 +137,23 @@ class RunStatus(_Data):
     refused_calls: int
 
 
-def run_status(run: RunContext, traffic: Traffic) -> RunStatus:
-    """The present moment."""
-    engine = run.pump.engine
-    state, now_s = engine.state, run.run_time()
+def run_status(
+    engine: Engine,
+    *,
+    run_id: RunId,
+    name: str,
+    now_s: float,
+    wall_s: float,
+    traffic: Traffic,
+    connected: Callable[[WorkerId], bool],
+) -> RunStatus:
+    """The run as of run time `now_s`, which is `wall_s` by the calendar."""
+    state = engine.state
     totals, current = state.totals, _current_leases(engine)
     return RunStatus(
-        run_id=run.run_id,
-        name=run.settings.name,
-        at_s=run.wall_time(),
+        run_id=run_id,
+        name=name,
+        at_s=wall_s,
         started_at_s=_wall_s(state, state.history[0].opened_at_s if state.history else state.round.opened_at_s),
         round=state.round.round,
         max_rounds=state.config.max_rounds,
@@ -152,7 +163,8 @@ def run_status(run: RunContext, traffic: Traffic) -> RunStatus:
         end_reason=state.end_reason,
         waits=tuple(WaitStatus(subject=wait.subject, reason=wait.reason) for wait in engine.explain(now_s)),
         workers=tuple(
-            _worker(engine, record, current.get(record.worker), run, now_s) for record in state.workers.values()
+            _worker(engine, record, current.get(record.worker), connected(record.worker), now_s)
+            for record in state.workers.values()
         ),
         history=tuple(_round(state, record) for record in state.history),
         substitutes=tuple(map(substitutes.told, state.substitutes)),
@@ -216,7 +228,7 @@ def _pending(engine: Engine) -> list[str]:
 
 
 def _worker(
-    engine: Engine, record: WorkerRecord, lease: LeaseRecord | None, run: RunContext, now_s: float
+    engine: Engine, record: WorkerRecord, lease: LeaseRecord | None, connected: bool, now_s: float
 ) -> WorkerStatus:
     beat = engine.last_seen.get(record.worker)
     training = lease is not None and lease.status is LeaseStatus.GRANTED
@@ -229,7 +241,7 @@ def _worker(
         owner=record.owner,
         state=_state(record, lease),
         why=_why(engine, record, lease, fresh.inner_step if fresh else 0, now_s),
-        connected=run.sessions.has(record.worker) and record.present,
+        connected=connected and record.present,
         max_columns=record.max_columns,
         columns=lease.lease.columns if lease else (),
         lease_id=lease.lease.lease_id if lease else None,

@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+TRAFFIC = "traffic"
+"""Where the counters lie in the journal's side table."""
+
 
 @dataclass(slots=True)
 class Traffic:

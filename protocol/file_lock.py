@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 
 
-def lock_file(descriptor: int) -> None:
-    """Lock an open file for this process alone, without waiting; OSError when another process has it."""
+def lock_file(descriptor: int, *, shared: bool = False) -> None:
+    """Lock an open file for this process alone, without waiting; OSError when another process has it.
+
+    `shared` lets other sharers in beside this one: for whoever only looks whether the file is locked.
+    """
     if sys.platform == "win32":
         import msvcrt
 
@@ -19,7 +22,7 @@ def lock_file(descriptor: int) -> None:
     else:
         import fcntl
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
 
 def is_open_at(descriptor: int, path: Path) -> bool:

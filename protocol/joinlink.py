@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 
 from protocol.errors import ConfigError
-from protocol.hosts import is_host
+from protocol.hosts import address_text, checked_port, dial_target, dialable_host, split_port
 
 SCHEME = "barnraise://"
 _MAX_CHARACTERS = 1024
@@ -19,7 +19,6 @@ _SHAPE = "barnraise://HOST:PORT/#FINGERPRINT.INVITE"
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _FINGERPRINT_START = re.compile(r"([0-9a-f]{8,64})?")
 _INVITE = re.compile(r"[A-Za-z0-9_-]{16,128}")
-_PORT = re.compile(r"[0-9]{1,5}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,10 +34,12 @@ class JoinLink:
     invite: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if not is_host(self.host):
-            raise ConfigError(f"join link: {self.host[:80]!r} is not a host name or address")
-        if not 1 <= self.port <= 65535:
-            raise ConfigError(f"join link: port must be 1 to 65535, got {self.port}")
+        try:
+            host = dialable_host(self.host)
+            checked_port(self.port)
+        except ConfigError as error:
+            raise ConfigError(f"join link: {error}") from error
+        object.__setattr__(self, "host", host)  # frozen, and still what was checked is what is dialled
         if not _FINGERPRINT.fullmatch(self.fingerprint):
             raise ConfigError(
                 f"join link: the fingerprint must be 64 hexadecimal digits, got {len(self.fingerprint)} characters"
@@ -71,8 +72,13 @@ class JoinLink:
 
     @property
     def address(self) -> str:
-        """`HOST:PORT` as gRPC wants it, IPv6 in brackets."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        """`HOST:PORT`, IPv6 in brackets."""
+        return address_text(self.host, self.port)
+
+    @property
+    def target(self) -> str:
+        """What a gRPC channel to the coordinator is made for."""
+        return dial_target(self.host, self.port)
 
     def __str__(self) -> str:
         invite = "" if self.invite is None else f".{self.invite}"
@@ -106,15 +112,13 @@ class WayBack:
 
 
 def _split_address(address: str) -> tuple[str, int]:
-    host, found, port = address.rpartition(":")
-    if not found or port.endswith("]"):
-        raise ConfigError(f"join link: {address[:80]!r} has no port; a link looks like {_SHAPE}")
-    if not _PORT.fullmatch(port):
-        raise ConfigError(f"join link: {port[:20]!r} is not a port")
-    if host.startswith("[") and host.endswith("]"):
-        if ":" not in host:
-            raise ConfigError(f"join link: only an IPv6 address stands in brackets, got {host[:80]!r}")
-        return host[1:-1], int(port)
-    if ":" in host:
-        raise ConfigError(f"join link: an IPv6 address stands in brackets, as in [{host[:80]}]:{port}")
-    return host, int(port)
+    try:
+        host, port = split_port(address)
+    except ConfigError as error:
+        raise ConfigError(f"join link: {error}") from error
+    if port is not None:
+        return host, port
+    if ":" in host and not host.startswith("["):
+        before, _, after = host[:80].rpartition(":")
+        raise ConfigError(f"join link: an IPv6 address stands in brackets, as in [{before}]:{after}")
+    raise ConfigError(f"join link: {address[:80]!r} has no port; a link looks like {_SHAPE}")

@@ -25,7 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from protocol.bootstrap import fetch_ca
 from protocol.canonical import length_prefixed
 from protocol.errors import ConfigError, MalformedMessage, Unauthenticated
-from protocol.hosts import is_host
+from protocol.hosts import canonical_host
 from protocol.ids import RunId
 from protocol.private_files import read_private, write_private
 
@@ -186,18 +186,11 @@ def _name(text: str) -> x509.Name:
 
 
 def _general_name(host: str) -> x509.GeneralName:
-    bare = host.removeprefix("[").removesuffix("]")
+    canonical = canonical_host(host)
     try:
-        return x509.IPAddress(ipaddress.ip_address(bare))
+        return x509.IPAddress(ipaddress.ip_address(canonical))
     except ValueError:
-        pass
-    try:
-        name = bare.encode("idna").decode("ascii")
-    except UnicodeError:
-        name = ""
-    if not is_host(name):
-        raise ConfigError(f"not a host name or address: {host[:80]!r}")
-    return x509.DNSName(name)
+        return x509.DNSName(canonical)
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:

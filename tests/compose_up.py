@@ -55,6 +55,13 @@ class Containers:
             logs = "\n".join(f"== {path.name}\n{path.read_text()[-2000:]}" for path in sorted(self._root.glob("*.log")))
             raise SystemExit(f"{name} ended with {code}\n{logs}")
 
+    def health(self) -> int:
+        """The exit code of the coordinator's health check."""
+        kind, program, *words = self._services["coordinator"]["healthcheck"]["test"]
+        assert (kind, program) == ("CMD", "barnraise")
+        run = str(self._mount("run"))
+        return self.start("health", [run if word == "/run-folder" else word for word in words]).wait(timeout=300)
+
     def _command(self, name: str) -> list[str]:
         service = self._services[name]
         words = list(service["command"])
@@ -108,6 +115,7 @@ def main(root: Path, port: int) -> None:
     try:
         up.finish("init")
         up.finish("init")  # a second `up` finds the run and leaves it alone
+        unserved = up.health()
         for name in ("coordinator", *WORKERS):
             up.start(name)
         for name in (*WORKERS, "coordinator"):
@@ -121,6 +129,7 @@ def main(root: Path, port: int) -> None:
             "model": sorted(path.name for path in Path(model).iterdir()),
             "owners": sorted({path.stat().st_uid for path in (root / "run").iterdir() if path.name != "lost+found"}),
             "unprivileged": is_real_root,
+            "health_unserved": unserved,
         }
         print(json.dumps(seen))
     finally:

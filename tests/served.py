@@ -80,7 +80,7 @@ class RawClient:
         credentials = grpc.ssl_channel_credentials(root_certificates=self.run.authority().cert_pem)
         chosen = channel_options() if options is None else options
         named = [*chosen, ("grpc.ssl_target_name_override", COORDINATOR_NAME)]
-        return grpc.aio.secure_channel(self.link.address, credentials, options=named, **arguments)
+        return grpc.aio.secure_channel(self.link.target, credentials, options=named, **arguments)
 
     async def close(self) -> None:
         await self.channel.close()

@@ -77,6 +77,7 @@ def test_the_command_lines_train_a_model_together_on_mounted_volumes():
     seen = json.loads(done.stdout.splitlines()[-1])
     assert seen["enrolled"] == list(WORKERS)
     assert seen["rounds"] == 2
+    assert seen["health_unserved"] == 1, "nobody answers, although the journal does"
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(seen["model"])
     if seen["unprivileged"]:
         assert seen["owners"] == [IMAGE_USER]

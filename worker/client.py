@@ -118,7 +118,7 @@ class CoordinatorClient:
         credentials = grpc.ssl_channel_credentials(root_certificates=self._ca_pem)
         # The CA certifies this one coordinator only, under whatever address the volunteer reaches it.
         options = [*channel_options(), ("grpc.ssl_target_name_override", COORDINATOR_NAME)]
-        self._channel = grpc.aio.secure_channel(self._link.address, credentials, options=options)
+        self._channel = grpc.aio.secure_channel(self._link.target, credentials, options=options)
 
     async def close(self) -> None:
         """Close the channel and end calls that are under way."""

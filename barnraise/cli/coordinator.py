@@ -7,8 +7,10 @@ with the key that `init` wrote into the run folder.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+from time import sleep
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -53,7 +55,12 @@ def init(
     host: Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
     advertise: Annotated[
-        list[str] | None, typer.Option(help="Name or address by which workers reach this machine; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="HOST[:PORT]",
+            help="Name or address by which workers reach this machine, with the port where a router forwards another "
+            "one; IPv6 as 2001:db8::5 or [2001:db8::5]:PORT. May be repeated; the first stands in join links.",
+        ),
     ] = None,
     set_: Settings = None,
     if_missing: Annotated[bool, typer.Option("--if-missing", help="Do nothing where a run is there already.")] = False,
@@ -260,17 +267,22 @@ def invite(
     to: Annotated[Path | None, typer.Option(help="Write them as files into this folder.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Make join links. The run must be served."""
+    """Make join links. They work while the run is served; it need not be now."""
+    from coordinator.inviting import InviteTerms
     from coordinator.operator_client import create_invites
     from coordinator.runfolder import RunFolder
 
+    terms = InviteTerms.checked(count=count, trusted=trusted, life_s=expires_in_h * 3600.0, owner=owner)
     run_folder = RunFolder.open(folder)
     if to is not None:
         from barnraise.cli.links import require_writable
 
         require_writable(to)
-    links = create_invites(run_folder, count=count, trusted=trusted, expires_in_s=expires_in_h * 3600.0, owner=owner)
+    links, served = create_invites(run_folder, terms)
     give_links(links, to=to, as_json=as_json)
+    if not served:
+        note = f"the coordinator is not running: these work once it is (`barnraise coordinator run {folder}`)"
+        print(note, file=sys.stderr)
 
 
 def give_links(links: list[str], *, to: Path | None, as_json: bool = False) -> None:
@@ -309,10 +321,11 @@ def status(
         ),
     ] = None,
     as_json: Json = False,
-) -> None:
-    """What the run is doing, and why the round is not closed."""
-    import time
+) -> int:
+    """What the run is doing, and why the round is not closed; from its journal while no coordinator answers.
 
+    Exit code 0: the coordinator answered, or the run is over. 1: nobody answered; what is shown is the journal's end.
+    """
     from barnraise.cli.status import print_status
     from coordinator.operator_client import fetch_status
     from coordinator.runfolder import RunFolder
@@ -325,6 +338,6 @@ def status(
         else:
             print_status(found)
         if watch is None or found.over:
-            return
-        time.sleep(watch)
+            return 0 if found.answering or found.over else 1
+        sleep(watch)
         print()

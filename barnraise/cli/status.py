@@ -5,6 +5,7 @@ Decides the words only; the reasons are the engine's own.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from barnraise.cli.output import print_pairs, print_table
@@ -18,6 +19,8 @@ _LAST_ROUNDS = 5
 
 def print_status(status: RunStatus) -> None:
     """For people."""
+    if not status.answering:
+        print(f"{_sentence(status.trouble or 'no coordinator answers')} {_as_of(status.last_record_s)}\n")
     losses = [f"{one.val_loss:.3f}" for one in status.validations[-_LAST_ROUNDS:]]
     rejected = ", ".join(f"{count} {reason}" for reason, count in sorted(status.submissions_rejected.items()))
     print_pairs(
@@ -33,11 +36,11 @@ def print_status(status: RunStatus) -> None:
     if status.over:
         print(f"\nThe run is over: {status.end_reason}")
     elif status.waits:
-        print("\nWhy the round is not closed:")
+        print(f"\nWhy the round {'is' if status.answering else 'was'} not closed:")
         for wait in status.waits:
             print(f"  {wait.subject}: {wait.reason}")
     for work in status.working_on:
-        print(f"  working on {work}")
+        print(f"  {'working on' if status.answering else 'goes on with'} {work}")
     notes = _notes(status)
     if notes:
         print("\nOf the latest rounds:")
@@ -56,6 +59,17 @@ def _notes(status: RunStatus) -> list[str]:
     notes = [f"round {one.round}: {one.close_reason}" for one in latest if one.version is None]
     notes += [f"round {one.round}: {left_out}" for one in latest for left_out in one.left_out]
     return notes + [f"version {status.version}: {substitute}" for substitute in status.substitutes]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
+def _as_of(last_record_s: float | None) -> str:
+    if last_record_s is None:
+        return "This is the run as its journal has it:"
+    moment = datetime.fromtimestamp(last_record_s).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+    return f"Nothing has been recorded since {moment}; this is the run as it was then:"
 
 
 def _row(worker: WorkerStatus) -> dict[str, object]:

@@ -6,16 +6,23 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import grpc
 import pytest
 
 from barnraise.cli.status import print_status
+from coordinator.inviting import InviteTerms
 from coordinator.operator_client import OperatorClient, create_invites, fetch_status, stop_run
+from coordinator.reaching import CoordinatorStopped
 from coordinator.runfolder import RunFolder
 from coordinator.server import CoordinatorServer
 from coordinator.status import RunStatus, one_line
-from protocol.errors import MalformedMessage, Refused, Unavailable
+from protocol.causes import CAUSE_KEY
+from protocol.errors import ConfigError, MalformedMessage, Refused, RemoteError, Unauthenticated
+from protocol.identity import PrivateIdentity
 from protocol.joinlink import JoinLink
+from protocol.signing import CallSigner
 from protocol.v1 import barnraise_pb2 as pb
+from tests.served import clients_of
 
 
 async def test_status_invites_and_stop(run: RunFolder, server: CoordinatorServer, join: Callable[..., Any]) -> None:
@@ -28,7 +35,8 @@ async def test_status_invites_and_stop(run: RunFolder, server: CoordinatorServer
     assert "0 of 2 inner steps" in worker.why
     assert status.waits
     assert "1 training" in one_line(status)
-    links = await asyncio.to_thread(create_invites, run, count=2, trusted=True)
+    links, served = await asyncio.to_thread(create_invites, run, InviteTerms(count=2, trusted=True))
+    assert served
     assert len({JoinLink.parse(link).invite for link in links}) == 2
     await asyncio.to_thread(stop_run, run, reason="enough")
     over = await client.acquire(wait_s=20.0)
@@ -41,7 +49,7 @@ async def test_status_invites_and_stop(run: RunFolder, server: CoordinatorServer
 async def test_an_invite_says_whose_machine_it_is_for(
     run: RunFolder, server: CoordinatorServer, join: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    links = await asyncio.to_thread(create_invites, run, count=2, owner=" maria ")
+    links, _ = await asyncio.to_thread(create_invites, run, InviteTerms(count=2, owner=" maria "))
     first, second = [await join(link=link) for link in links]
     await join()
     lease = (await first.acquire()).lease
@@ -59,13 +67,13 @@ async def test_an_owner_that_could_steer_a_terminal_is_refused(run: RunFolder, s
     async with OperatorClient(run) as operator:
         for owner in ("\x1b[2J", "m" * 1000):
             with pytest.raises(Refused, match="printable"):
-                await operator.create_invites(count=1, trusted=False, expires_in_s=1.0, owner=owner)
+                await operator.create_invites(InviteTerms(owner=owner))
 
 
 async def test_too_many_invites_are_refused(run: RunFolder, server: CoordinatorServer) -> None:
     async with OperatorClient(run) as operator:
         with pytest.raises(Refused, match="at most 1000"):
-            await operator.create_invites(count=1001, trusted=False, expires_in_s=1.0)
+            await operator.create_invites(InviteTerms(count=1001))
 
 
 @pytest.mark.parametrize("reply", [b"\xff\xff\xff", pb.GetStatusReply(status_json="{}").SerializeToString()])
@@ -83,14 +91,51 @@ async def test_an_answer_of_another_version_is_named(
         monkeypatch.undo()
 
 
-def test_without_a_coordinator_the_error_says_what_to_do(run: RunFolder) -> None:
-    with pytest.raises(Unavailable, match="coordinator run"):
-        fetch_status(run)
+@pytest.mark.parametrize("code", list(grpc.StatusCode)[1:], ids=lambda code: code.name)
+async def test_what_grpc_says_is_never_shown_and_what_the_coordinator_says_is(
+    run: RunFolder, server: CoordinatorServer, code: grpc.StatusCode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with OperatorClient(run) as operator:
+        for ours in (False, True):
+            behind = grpc.aio.Metadata((CAUSE_KEY, "refused")) if ours else grpc.aio.Metadata()
+            refusal = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), behind, details="failed to connect to all")
+
+            async def answer(*_: Any, refusal: Exception = refusal, **__: Any) -> bytes:
+                raise refusal
+
+            monkeypatch.setattr(operator._channel, "unary_unary", lambda _, answer=answer: answer)
+            with pytest.raises(RemoteError) as caught:
+                await operator.status()
+            assert ("failed to connect" in str(caught.value)) == ours
+        monkeypatch.undo()
 
 
-async def test_with_a_stopped_coordinator_too(run: RunFolder) -> None:
+async def test_a_refusal_is_told_in_the_coordinators_own_words(run: RunFolder, server: CoordinatorServer) -> None:
+    async with OperatorClient(run) as operator:
+        operator._signer = CallSigner(PrivateIdentity.generate(), bytes(16), audience=operator._audience)
+        with pytest.raises(Unauthenticated, match="session"):
+            await operator.status()
+
+
+def test_an_order_to_a_stopped_coordinator_says_to_start_it(run: RunFolder) -> None:
+    with pytest.raises(CoordinatorStopped, match="is not running; start it with `barnraise coordinator run"):
+        stop_run(run)
+
+
+async def test_join_links_are_made_while_it_is_stopped_and_work_when_it_runs_again(run: RunFolder) -> None:
+    with pytest.raises(ConfigError, match="takes a free port at its first start"):
+        await asyncio.to_thread(create_invites, run, InviteTerms())
+    server = CoordinatorServer(run)
+    port = await server.start()
+    await server.stop(0.0)
+    (link,), served = await asyncio.to_thread(create_invites, run, InviteTerms(owner="maria"))
+    assert not served
+    assert JoinLink.parse(link).port == port
     server = CoordinatorServer(run)
     await server.start()
-    await server.stop(0.0)
-    with pytest.raises(Unavailable, match="is it running"):
-        await asyncio.to_thread(fetch_status, run)
+    try:
+        async with clients_of(run, server) as make:
+            await make(link=link)
+            assert server.status().workers[0].owner == "maria"
+    finally:
+        await server.stop(0.0)

@@ -20,8 +20,10 @@ from protocol.errors import ConfigError, LocalError
 from protocol.ids import RunId
 from tests.served import write_text
 
+_HOSTS = st.lists(st.sampled_from(["swarm.example.org", "Bücher.example:7600", "[2001:db8::5]:1", "192.0.2.7"]))
 
-@given(st.text(min_size=1, max_size=64), st.floats(0, 1e6), st.integers(0, 2**62), st.lists(st.text(max_size=9)))
+
+@given(st.text(min_size=1, max_size=64), st.floats(0, 1e6), st.integers(0, 2**62), _HOSTS)
 def test_settings_survive_their_file(name: str, gather_s: float, seed: int, hosts: list[str]) -> None:
     engine = {"gather_s": gather_s, "inner": {"inner_steps": 3, "adam_eps": 1e-9}, "screening": {"enabled": False}}
     settings = RunSettings(preset="tiny", name=name, seed=seed, advertised_hosts=tuple(hosts), engine=engine)
@@ -126,9 +128,37 @@ def test_a_broken_file_is_a_configuration_error() -> None:
 
 def test_wildcards_are_listened_on_and_never_advertised() -> None:
     settings = RunSettings(preset="tiny", host="0.0.0.0", advertised_hosts=("swarm.example.org",))
-    assert settings.join_host() == "swarm.example.org"
+    assert settings.join_address(7465) == ("swarm.example.org", 7465)
     assert "0.0.0.0" not in settings.certificate_hosts()
-    assert RunSettings(preset="tiny", host="::").join_host() == "127.0.0.1"
+    assert RunSettings(preset="tiny", host="::").join_address(1) == ("127.0.0.1", 1)
+
+
+def test_what_is_advertised_has_one_form_and_may_name_another_port() -> None:
+    given = ("[2001:DB8::5]:443", "BÜCHER.example.", "192.0.2.7:7600")
+    settings = RunSettings(preset="tiny", host="[::]", advertised_hosts=given)
+    assert settings.host == "::"
+    assert settings.advertised_hosts == ("[2001:db8::5]:443", "xn--bcher-kva.example", "192.0.2.7:7600")
+    assert settings.join_address(7465) == ("2001:db8::5", 443)
+    assert settings.certificate_hosts() == (
+        "2001:db8::5", "xn--bcher-kva.example", "192.0.2.7", "localhost", "127.0.0.1", "::1"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"advertised_hosts": ("fe80::1%eth0",)}, "means nothing on another"),
+        ({"advertised_hosts": ("ok.example", "0.0.0.0")}, "nobody can dial"),
+        ({"advertised_hosts": ("",)}, "it is empty"),
+        ({"advertised_hosts": ("example.org:0",)}, "port must be 1 to 65535"),
+        ({"advertised_hosts": ("https://example.org",)}, "is not a port|no scheme"),
+        ({"host": "fe80::1%eth0"}, "means nothing on another"),
+        ({"host": ""}, "it is empty"),
+    ],
+)
+def test_an_address_that_cannot_be_used_later_is_refused_at_once(setting: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        RunSettings(preset="tiny", **setting)
 
 
 def test_a_checkpoint_is_gone_on_with_gently_unless_told_otherwise() -> None:

@@ -99,8 +99,8 @@ SERVICES = (
           '            "grpc.reflection.v1.ServerReflection": dict([health_calls.anonymous('
           '"ServerReflectionInfo", health_pb2.HealthCheckRequest, _check_health)]),\n',
           NO_SERVICE, note="planted: a service under the name of reflection"),
-    guard("nothing without TLS", SERVER, 'self._grpc.add_secure_port(f"{host}:{port}", credentials)',
-          'self._grpc.add_insecure_port(f"{host}:{port}")',
+    guard("nothing without TLS", SERVER, 'self._grpc.add_secure_port(address_text(settings.host, port), credentials)',
+          'self._grpc.add_insecure_port(address_text(settings.host, port))',
           f"{CONNECTIONS}test_without_tls_nobody_is_spoken_to"),
 )  # fmt: skip
 

@@ -10,6 +10,7 @@ SERVICE = "coordinator/service.py"
 TRANSFERS = "coordinator/transfers.py"
 FRAMING = "protocol/framing.py"
 ARTIFACTS = "coordinator/artifacts.py"
+INVITES = "coordinator/invites.py"
 MEMBERSHIP = "coordinator/membership.py"
 TENSORS = "protocol/tensors.py"
 NUMBERS = "test_content.py::test_numbers_that_are_none_are_refused_or_ignored"
@@ -191,7 +192,7 @@ NAMES = (
     guard("path tricks", ARTIFACTS, "if _LEASE_FILE.match(lease_id) is None:", "if False:", STORE),
     guard("path tricks", SERVICE, "if request.codec != self._run.settings.codec:", "if False:", PATHS),
     guard("path tricks", TRANSFERS, "if not blocks.has(digest):", "if False:", PATHS),
-    guard("path tricks", MEMBERSHIP, "if len(name) > MAX_NAME_CHARACTERS or not", "if not", PATHS),
+    guard("path tricks", INVITES, "if len(name) > MAX_NAME_CHARACTERS or not", "if not", PATHS),
     guard(
         "path tricks", "barnraise/cli/links.py",
         'claimant = re.sub(r"[^A-Za-z0-9_.-]", "_", claimant or socket.gethostname())',
@@ -199,7 +200,7 @@ NAMES = (
         "test_secrets.py::test_a_workers_name_claims_no_file_outside_of_the_folder",
     ),
     guard(
-        "control characters", MEMBERSHIP, "if len(name) > MAX_NAME_CHARACTERS or not name.isprintable():",
+        "control characters", INVITES, "if len(name) > MAX_NAME_CHARACTERS or not name.isprintable():",
         "if len(name) > MAX_NAME_CHARACTERS:", CONTROL,
     ),
     guard("control characters", RPC, '"error": printable(str(error))', '"error": str(error)', CONTROL),

@@ -32,8 +32,8 @@ LEAKS = (
         note="planted: the worker says its join link",
     ),
     guard(
-        "in no status", "coordinator/status.py", "        name=run.settings.name,\n",
-        "        name=__import__('pathlib').Path(run.registry._path).with_name('secret')"
+        "in no status", "coordinator/server.py", "            name=run.settings.name,\n",
+        "            name=__import__('pathlib').Path(run.registry._path).with_name('secret')"
         ".joinpath('manifest.key').read_text(),\n", REAL,
         note="planted: the manifest key in the status",
     ),
@@ -62,8 +62,8 @@ LEAKS = (
         note="planted: the worker starts itself anew, with the link that it read among its arguments",
     ),
     guard(
-        "in no public file", "coordinator/server.py", '"pid": os.getpid()}',
-        '"pid": os.getpid(), "key": self._folder.draw_secret().hex()}', REAL,
+        "in no public file", "coordinator/reaching.py", '"pid": os.getpid()}',
+        '"pid": os.getpid(), "key": folder.draw_secret().hex()}', REAL,
         note="planted: the run's secret in the file that says where the coordinator listens",
     ),
 )  # fmt: skip

@@ -9,11 +9,11 @@ _FINGERPRINT = "0123456789abcdef" * 4
 _INVITE = "Ab-_" * 6
 _TAIL = f"#{_FINGERPRINT}.{_INVITE}"
 
-_LABEL = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)
+_LABEL = st.from_regex(r"[a-z]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)
 _HOSTS = st.one_of(
     st.lists(_LABEL, min_size=1, max_size=4).map(".".join),
-    st.ip_addresses(v=4).map(str),
-    st.ip_addresses(v=6).map(str),
+    st.ip_addresses(v=4, network="192.0.2.0/24").map(str),
+    st.ip_addresses(v=6, network="2001:db8::/32").map(str),
 )
 
 
@@ -51,6 +51,18 @@ def test_ipv6_stands_in_brackets() -> None:
     assert str(link) == f"barnraise://[2001:db8::1]:7070/{_TAIL}"
 
 
+@pytest.mark.parametrize("host", ["unix", "dns", "ipv4", "xds"])
+def test_a_host_that_is_called_like_a_scheme_of_grpc_is_dialled_as_a_host(host: str) -> None:
+    link = JoinLink.parse(f"barnraise://{host}:7070/{_TAIL}")
+    assert link.target == f"dns:///{host}:7070"
+
+
+def test_a_host_has_one_form() -> None:
+    link = JoinLink.parse(f"barnraise://Train.Example.ORG.:7070/{_TAIL}")
+    assert link == JoinLink.parse(f"barnraise://train.example.org:7070/{_TAIL}")
+    assert JoinLink.parse(f"barnraise://[2001:DB8:0::5]:1/{_TAIL}").host == "2001:db8::5"
+
+
 def test_pasting_is_forgiven() -> None:
     link = JoinLink.parse(f"  BARNRAISE://h:1#{_FINGERPRINT.upper()}.{_INVITE}\r\n")
     assert link == JoinLink(host="h", port=1, fingerprint=_FINGERPRINT, invite=_INVITE)
@@ -75,6 +87,11 @@ def test_pasting_is_forgiven() -> None:
         (f"barnraise://user@h:1/{_TAIL}", "not a host name"),
         (f"barnraise://h/path:1/{_TAIL}", "not a host name"),
         (f"barnraise://-h:1/{_TAIL}", "not a host name"),
+        (f"barnraise://127.1:1/{_TAIL}", "four numbers"),
+        (f"barnraise://0.0.0.0:1/{_TAIL}", "nobody can dial"),
+        (f"barnraise://[::]:1/{_TAIL}", "nobody can dial"),
+        (f"barnraise://[fe80::1]:1/{_TAIL}", "link-local"),
+        (f"barnraise://[2001:db8::5]x:1/{_TAIL}", "after ]"),
         (f"barnraise://{'a' * 64}:1/{_TAIL}", "not a host name"),
         (f"barnraise://{'a.' * 130}:1/{_TAIL}", "not a host name"),
         (f"barnraise://::1:1/{_TAIL}", "stands in brackets, as in"),
