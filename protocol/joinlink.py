@@ -104,9 +104,8 @@ class WayBack:
             return None
         try:
             host, port = _split_address(address.removesuffix("/"))
+            host = dialable_host(host)
         except ConfigError:
-            return None
-        if not is_host(host) or not 1 <= port <= 65535:
             return None
         return cls(host=host, port=port, fingerprint=fingerprint.lower())
 
