@@ -122,7 +122,9 @@ class Swarm:
             await self.server.stop(grace=0.2)
             self.server = None
 
-    def agent(self, home: str = "home", **changes: Any) -> tuple[Agent, Recorder, asyncio.Task[Any]]:
+    def agent(
+        self, home: str = "home", machine: Machine = MACHINE, **changes: Any
+    ) -> tuple[Agent, Recorder, asyncio.Task[Any]]:
         options = WorkerOptions(
             link=self.link,
             home=self.root / home,
@@ -134,7 +136,7 @@ class Swarm:
         recorder = Recorder()
         run_home = open_home(options.home, JoinLink.parse(options.link).fingerprint, options.disk_bytes)
         joining = Joining(options, JoinLink.parse(options.link), run_home, recorder)
-        agent = Agent(options, MACHINE, joining, run_home.outbox, recorder)
+        agent = Agent(options, machine, joining, run_home.outbox, recorder)
         task = asyncio.create_task(agent.run())
         self.tasks.append(task)
         return agent, recorder, task
