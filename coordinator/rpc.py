@@ -240,7 +240,7 @@ class Endpoint:
                     context,
                     grpc.StatusCode.INTERNAL,
                     "the coordinator failed on this call; its operator finds why in the log",
-                    Cause.FAILED,
+                    ((CAUSE_KEY, Cause.FAILED.value),),
                 )
 
         return grpc.stream_stream_rpc_method_handler(guarded)

@@ -73,7 +73,7 @@ class WorkerService:
             self.told_over.add(worker)
             reply.over.reason = run.pump.engine.state.end_reason or "the run has ended"
         elif reply.WhichOneof("outcome") is None:
-            reply.wait.reason = run.pump.engine.wait_sentence(worker, run.clock())
+            reply.wait.reason = run.pump.engine.wait_sentence(worker, run.run_time())
             reply.wait.retry_after_s = RETRY_AFTER_S
         reply.verdicts.extend(verdict_message(verdict) for verdict in box.take_verdicts())
         return reply

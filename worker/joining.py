@@ -212,7 +212,9 @@ class Joining:
         return pb.Capability(
             device=machine.kind,
             device_name=printable(machine.device_name, 100),
-            memory_bytes=machine.memory_bytes,
+            # Until the run is known, what the process takes counts too: a cap that is too small for both is refused
+            # here, where both figures are known.
+            memory_bytes=machine.memory_bytes + (0 if self._offer else machine.process_bytes),
             max_columns=self._offer.columns if self._offer else self._options.max_columns or 0,
             tokens_per_s=self._offer.tokens_per_s if self._offer else 0.0,
             software=software_versions(),

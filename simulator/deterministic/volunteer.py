@@ -215,10 +215,11 @@ class Volunteer:
 
     async def _perform(self, call: m.Call) -> None:
         session = self._session.session
+        event: m.Event
         try:
             event = await self._answer(call)
         except Unauthenticated as error:
-            event: m.Event = m.SessionLost(session=session, reason=str(error))
+            event = m.SessionLost(session=session, reason=str(error))
             if isinstance(call, m.Enrol | m.OpenSession):
                 event = self._refusals.answer(call, error)
         except BarnraiseError as error:

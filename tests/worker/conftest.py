@@ -125,7 +125,9 @@ class Swarm:
             await self.server.stop(grace=0.2)
             self.server = None
 
-    def agent(self, home: str = "home", **changes: Any) -> tuple[Agent, Recorder, asyncio.Task[Any]]:
+    def agent(
+        self, home: str = "home", machine: Machine = MACHINE, **changes: Any
+    ) -> tuple[Agent, Recorder, asyncio.Task[Any]]:
         options = WorkerOptions(
             link=self.link,
             home=self.root / home,
@@ -138,7 +140,7 @@ class Swarm:
         link = link_of(options.link, home_root(options.home))
         run_home = open_home(options.home, link.fingerprint, options.disk_bytes)
         joining = Joining(options, link, run_home, recorder)
-        agent = Agent(options, MACHINE, joining, run_home.outbox, recorder)
+        agent = Agent(options, machine, joining, run_home.outbox, recorder)
         task = asyncio.create_task(agent.run())
         self.tasks.append(task)
         return agent, recorder, task

@@ -1,4 +1,4 @@
-"""A worker against a real coordinator, on a disk that is full, or of which the volunteer gives only so much."""
+"""A worker against a real coordinator, where disk or memory is short, or only so much of it is given."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from worker.allowance import RECORDS_BYTES, DiskAllowance, lease_bytes
 from worker.client import CoordinatorClient
+from worker.probe import Machine
 from worker.session import EXIT_OK, EXIT_REFUSED
 
 
@@ -50,6 +51,18 @@ async def test_a_disk_that_is_too_small_for_a_lease_is_refused_before_one_is_tak
     assert ended.exit_code == EXIT_REFUSED
     assert "--disk 1.0 MiB is too little: one lease of this run needs " in ended.reason
     assert re.search(r"it must be \d+MB or more$", ended.reason)
+    assert recorder.texts("lease_granted") == []
+
+
+async def test_a_memory_that_is_too_small_for_the_worker_itself_is_refused_with_what_is_needed(swarm: Any) -> None:
+    capped = Machine(
+        device="cpu", device_name="test", memory_bytes=0, threads=1, bf16=False,
+        memory_cap_bytes=10 << 20, process_bytes=300 << 20,
+    )  # fmt: skip
+    _, recorder, task = swarm.agent(machine=capped)
+    ended = await finish(task)
+    assert ended.exit_code == EXIT_REFUSED
+    assert re.search(r"--memory 10\.0 MiB is too little: it must be 3\d\dMB or more", ended.reason)
     assert recorder.texts("lease_granted") == []
 
 
