@@ -361,15 +361,19 @@ class Pump:
             _, _, command = heapq.heappop(self._slow)
             self._slow_known.discard(command.command_id)
             if not self.engine.is_pending(command.command_id):
+                self._forget_failures(command)
                 continue  # the engine has lost interest, e.g. the run was stopped
             try:
                 result = await loop.run_in_executor(self._executor, self._execute, command)
             except Exception as error:
                 result = self._on_failure(command, error)
             else:
-                self._attempts.pop(command.command_id, None)
-                self._failures_told.pop(command.command_id, None)
+                self._forget_failures(command)
             await self._report(result)
+
+    def _forget_failures(self, command: SlowCommand) -> None:
+        self._attempts.pop(command.command_id, None)
+        self._failures_told.pop(command.command_id, None)
 
     async def _report(self, result: Event) -> None:
         """Submit a result; where it cannot be recorded, again and again: the work is done and must not be lost."""

@@ -253,7 +253,7 @@ def _outbox_emptied_at_commit() -> AbstractContextManager[None]:
 
 
 def _aggregated_for_ever() -> AbstractContextManager[None]:
-    return _replaced(rescue, "after_failures", lambda turn, command, _: turn.emit(command))
+    return _replaced(rescue, "after_failures", lambda turn, command, _: turn.state.put_pending(command))
 
 
 def _everybody_blamed() -> AbstractContextManager[None]:
