@@ -393,9 +393,9 @@ def test_a_submission_that_is_refused_for_now_is_kept_and_offered_again(state: S
     driver.reply(m.CallRefused, reason="Upload needs a deadline of at most 3600 s")
     assert driver.session.has_unsent
     assert not any(isinstance(command, m.DropSubmission) for command in driver.commands)
-    told = driver.the(m.Tell).text
-    assert "3600 s" in told
-    assert "kept" in told
+    told = driver.the(m.Tell)
+    assert (told.news, told.pause_s) == (m.News.SUBMISSION_KEPT, driver.the(m.CommitSubmission).after_s)
+    assert "3600 s" in told.reason
     assert driver.the(m.CommitSubmission).lease_id == "r1.1"
     driver.reply(m.Committed, offset=7, settled=False)
     assert driver.the(m.UploadSubmission).offset == 7
@@ -420,4 +420,4 @@ def test_leaving_between_two_offers_keeps_the_work() -> None:
     driver = committing()
     driver.reply(m.CallRefused, reason="no")
     driver.feed(m.LeaveRequested(reason="SIGTERM"))
-    assert "kept" in driver.the(m.Finish).reason
+    assert driver.the(m.Finish).keeps
