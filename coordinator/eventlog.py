@@ -103,7 +103,8 @@ class EventLog:
         os.close(self._descriptor)
 
     def _write(self, kind: str, name: str, at_s: float, record: str, **words: str) -> None:
-        line: dict[str, Any] = {"at_s": at_s, "kind": kind, "name": name, "data": _without_type(record) | words}
+        line: dict[str, Any] = {"at_s": at_s, "kind": kind, "name": name, "data": _without_type(record)}
+        line["data"] |= words
         with contextlib.suppress(OSError):  # a full disk costs lines of this file, never the run
             os.write(self._descriptor, (json.dumps(line, separators=(",", ":")) + "\n").encode())
 
