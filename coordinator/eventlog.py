@@ -110,7 +110,8 @@ class EventLog:
 
     def _write(self, kind: str, name: str, at_s: float, record: str, **words: str) -> None:
         when = {"wall_s": self._wall_at_s(at_s), "at_s": at_s}
-        line: dict[str, Any] = {**when, "kind": kind, "name": name, "data": _without_type(record) | words}
+        line: dict[str, Any] = {**when, "kind": kind, "name": name, "data": _without_type(record)}
+        line["data"] |= words
         with contextlib.suppress(OSError):  # a full disk costs lines of this file, never the run
             os.write(self._descriptor, (json.dumps(line, separators=(",", ":")) + "\n").encode())
 
