@@ -218,7 +218,7 @@ class Volunteer:
         try:
             event = await self._answer(call)
         except Unauthenticated as error:
-            event: m.Event = m.SessionLost(session=session, reason=str(error))
+            event = m.SessionLost(session=session, reason=str(error))
             if isinstance(call, m.Enrol | m.OpenSession):
                 event = self._refusals.answer(call, error)
         except BarnraiseError as error:
