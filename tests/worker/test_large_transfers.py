@@ -22,8 +22,8 @@ from protocol.v1 import barnraise_pb2 as pb
 from simulator.faults import Address, Fault, FaultKind, FaultPlan
 from simulator.processes import ProcessGroup
 from simulator.proxy import FaultyLink
-from tests.edge.large_transfers import Moved, move, serve
 from tests.served import make_run, submission_for, write_text
+from tests.worker.large_transfers import Moved, move, serve
 from worker.outbox import file_digest
 
 CUT = Fault(kind=FaultKind.DROP, at=Address())
