@@ -43,13 +43,17 @@ def _written_out(error: UnicodeError) -> tuple[str | bytes, int]:
 
 def say_error(sentence: str) -> None:
     """One line on standard error."""
-    # It may quote what a stranger sent: nothing in it may steer the terminal.
-    print(f"barnraise: {' '.join(printable(sentence).split())}", file=sys.stderr)
+    _say("barnraise", sentence)
 
 
 def say_note(sentence: str) -> None:
     """One line on standard error about something that goes on, and that a person should know."""
-    print(f"note: {' '.join(printable(sentence).split())}", file=sys.stderr)
+    _say("note", sentence)
+
+
+def _say(who: str, sentence: str) -> None:
+    # It may quote what a stranger sent: nothing in it may steer the terminal.
+    print(f"{who}: {' '.join(printable(sentence).split())}", file=sys.stderr)
 
 
 def print_sample(text: str) -> None:
