@@ -33,7 +33,7 @@ raise SystemExit(run_worker(options))
 async def events_until(process: asyncio.subprocess.Process, name: str) -> list[dict[str, Any]]:
     assert process.stdout is not None
     seen = []
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         while line := await process.stdout.readline():
             seen.append(json.loads(line))
             if seen[-1]["event"] == name:
@@ -72,7 +72,7 @@ async def test_a_terminal_that_is_closed_hands_the_lease_back(swarm: Any, tmp_pa
     )
     os.close(theirs)
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(300):
             shown = b""
             while b'"fetched"' not in shown:
                 shown += await asyncio.to_thread(os.read, ours, 4096)
