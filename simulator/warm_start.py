@@ -78,10 +78,14 @@ class Interrupted(Exception):
 def check_warm_start(wanted: WarmStart, data: str, out: Path) -> None:
     """ConfigError where `wanted` could not begin, as far as that is known before any text is read."""
     require_fillable(out, CHECKPOINT_KIND)
-    given = {"checkpoint": wanted.checkpoint} if wanted.checkpoint is not None else {"preset": wanted.preset}
     try:
-        recipe = {"inner": _given(wanted)}
-        settings = RunSettings(**given, data=data, sequence_length=wanted.sequence_length, engine=recipe)
+        settings = RunSettings(
+            preset=wanted.preset if wanted.checkpoint is None else None,
+            checkpoint=wanted.checkpoint,
+            data=data,
+            sequence_length=wanted.sequence_length,
+            engine={"inner": _given(wanted)},
+        )
     except ValidationError as error:
         raise ConfigError(describe(error)) from error
     check_beginning(settings)
