@@ -86,7 +86,7 @@ def check_warm_start(wanted: WarmStart, data: str, out: Path) -> None:
     require_fillable(out, CHECKPOINT_KIND)
     try:
         settings = RunSettings(
-            preset=None if wanted.checkpoint is not None else wanted.preset,
+            preset=wanted.preset if wanted.checkpoint is None else None,
             checkpoint=wanted.checkpoint,
             data=data,
             sequence_length=wanted.sequence_length,

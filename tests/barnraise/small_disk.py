@@ -17,7 +17,7 @@ def main(run: Path, text: Path, disk: Path) -> None:
     """`disk` is an empty folder; `run` a run that lies elsewhere; `text` some text."""
     model = str(disk.with_name("model"))
     said(["coordinator", "export", str(run), model])
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(disk)], check=True)
     seen = {f"full, {name}": outcome(words, disk) for name, words in commands(run, text, disk, model).items()}
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     seen |= {f"read-only, {name}": outcome(words, disk) for name, words in commands(run, text, disk, model).items()}
