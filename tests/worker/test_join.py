@@ -79,7 +79,7 @@ async def test_a_terminal_that_is_closed_hands_the_lease_back(swarm: Any, tmp_pa
             os.close(ours)
             assert await process.wait() == 0
         (record,) = swarm.server._opened().pump.engine.state.leases.values()
-        assert (record.status, record.ended) == (LeaseStatus.RETURNED, "handed back: the terminal was closed")
+        assert (record.status, record.end_reason) == (LeaseStatus.RETURNED, "handed back: the terminal was closed")
     finally:
         if process.returncode is None:
             process.kill()
