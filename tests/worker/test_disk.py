@@ -9,6 +9,7 @@ import pytest
 from protocol.errors import ConfigError
 from protocol.ids import LeaseId, RunId, WorkerId, digest_of
 from protocol.tls import CertificateAuthority, manifest_key_message
+from worker import home
 from worker.blocks import BlockCache
 from worker.disk import FolderLock
 from worker.home import Enrolment, open_home
@@ -136,3 +137,12 @@ def test_an_enrolment_counts_only_if_the_links_authority_vouches_for_it(tmp_path
     other = open_home(tmp_path, stranger.fingerprint)
     other.save_enrolment(enrolment(authority))
     assert other.enrolment() is None
+
+
+def test_a_user_without_a_home_folder_is_told_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(home.platformdirs, "user_data_path", unknown)
+    with pytest.raises(ConfigError, match="no home folder: say with --home FOLDER"):
+        home.open_home(None, "0" * 64)
