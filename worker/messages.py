@@ -115,6 +115,8 @@ class CallRefused(Reply):
 
     reason: str
     cause: Cause | None = None
+    detail: str = ""
+    """The raw text, where `reason` is ours."""
     final: bool = False
     """What was offered will never be taken. Otherwise it may be, and is kept."""
 

@@ -43,8 +43,8 @@ class Refusals:
         if self._clock() < self._kept_until_s:
             return m.CallRefused(ticket=call.ticket, reason=reason, cause=cause)
         hours = f"{KEPT_AFTER_DEADLINE_S / 3600:g} h"
-        reason = f"it was refused until {hours} after its deadline, and would not count any more"
-        return m.CallRefused(ticket=call.ticket, reason=reason, final=True)
+        why = f"it was refused until {hours} after its deadline, and would not count any more"
+        return m.CallRefused(ticket=call.ticket, reason=why, detail=reason, final=True)
 
 
 def nothing_to_send(call: m.Call) -> m.Event:

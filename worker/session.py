@@ -305,7 +305,7 @@ class Session:
         return [kept, *self._commit(after_s=pause_s)]
 
     def _refused_for_good(self, event: m.CallRefused) -> list[m.Command]:
-        refused = m.Tell(news=News.SUBMISSION_REFUSED, reason=event.reason, cause=event.cause)
+        refused = m.Tell(news=News.SUBMISSION_REFUSED, reason=event.reason, cause=event.cause, detail=event.detail)
         return [refused, *self._settle()]
 
     def _settle(self) -> list[m.Command]:

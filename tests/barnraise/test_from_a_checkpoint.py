@@ -23,6 +23,7 @@ from barnraise.cli.app import run
 from coordinator.datasets import Dataset, prepare
 from coordinator.opened import OpenedRun
 from coordinator.runfolder import RunFolder
+from simulator.virtual import STILL
 
 torch.set_num_threads(1)
 
@@ -163,7 +164,7 @@ def test_rotating_checkpoints_carry_it_as_well(checkpoint: Path, text: Path, tmp
     from coordinator.engine.commands import WriteCheckpoint
     from protocol.ids import Version
 
-    opened = OpenedRun.open(RunFolder.open(tmp_path / "run"), lambda: 0.0)
+    opened = OpenedRun.open(RunFolder.open(tmp_path / "run"), STILL)
     try:
         manifest = opened.versions.manifest_digest(0)
         assert manifest is not None

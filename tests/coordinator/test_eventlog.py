@@ -18,7 +18,7 @@ from protocol.ids import LeaseId, RoundNumber, Version, WorkerId, digest_of
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[EventLog]:
-    log = EventLog(tmp_path / "events.jsonl")
+    log = EventLog(tmp_path / "events.jsonl", lambda at_s: at_s)
     yield log
     log.close()
 

@@ -56,7 +56,7 @@ async def test_an_invite_says_whose_machine_it_is_for(
     waits = (await second.acquire(wait_s=0.0)).wait
     columns = len(lease.columns)
     assert columns == run.layout().columns, "the other machine was to find nothing left"
-    assert "maria's other machines have the columns of round 1" in waits.reason
+    assert "Your other machines hold what this one could take of round 1" in waits.reason
     status = await asyncio.to_thread(fetch_status, run)
     assert sorted(worker.owner for worker in status.workers) == ["", "maria", "maria"]
     print_status(status)

@@ -29,6 +29,7 @@ from coordinator.runfolder import RunFolder
 from coordinator.server import CoordinatorServer
 from protocol.bootstrap import fetch_ca
 from protocol.errors import ConfigError, Unavailable
+from protocol.file_lock import lock_file
 from protocol.joinlink import JoinLink
 from protocol.private_files import write_private
 from tests.served import clients_of, copy_run
@@ -189,7 +190,7 @@ def test_a_coordinator_starts_while_somebody_looks_who_holds_the_run(
     lock.acquire()
     lock.release()
     looking = os.open(run.root / folder_lock.LOCK_FILE, os.O_RDONLY)
-    folder_lock._lock(looking, shared=True)
+    lock_file(looking, shared=True)
     monkeypatch.setattr(folder_lock.time, "sleep", lambda _: os.close(looking))
     lock.acquire()
     lock.release()

@@ -18,6 +18,7 @@ from coordinator.engine import gaps
 from coordinator.engine.config import EngineConfig, InnerRecipe
 from coordinator.engine.engine import Engine
 from coordinator.engine.phases import LeaseStatus
+from coordinator.engine.reasons import Case, Reason
 from coordinator.engine.records import event_from_json, event_to_json
 from coordinator.engine.state import EngineState, LeaseRecord, Quarantine
 from coordinator.engine.version import ENGINE_VERSION
@@ -141,7 +142,7 @@ def assert_honest_work_counts_and_silence_is_found(run: Coordinator) -> None:
     assert (committed.status, committed.verdict) == (LeaseStatus.COMMITTED, None)
     run.passes(3.0, ANNA)
     assert run.lease(BEN).status is LeaseStatus.EXPIRED
-    assert "silent for 3" in run.lease(BEN).ended
+    assert "silent for 3" in run.lease(BEN).end_reason
     assert run.replayed().snapshot() == run.engine.snapshot()
     assert run.times_s == sorted(run.times_s)
 
@@ -298,7 +299,7 @@ def test_each_moment_of_the_state_is_said_to_move_or_to_stay() -> None:
 def test_every_open_moment_moves_by_the_gap_and_no_other(run: Coordinator) -> None:
     state, gap_s = run.engine.state, 5000.0
     run.passes(5.0, ANNA, BEN)
-    aside = Quarantine(until_round=typing.cast(Any, 9), until_s=700.0, reason="")
+    aside = Quarantine(until_round=typing.cast(Any, 9), until_s=700.0, why=Reason(case=Case.AS_TOLD))
     state.update_worker(ANNA, cooling_until_s=600.0, quarantine=aside, waits_until_s=800.0, waiting_since_s=1.0)
     lost = run.lease(BEN).lease.lease_id
     state.set_status(lost, LeaseStatus.EXPIRED)
@@ -379,9 +380,10 @@ def test_a_run_whose_times_were_the_wall_clocks_goes_on_without_a_jump() -> None
     machine = Machine()
     run = Coordinator(machine)
     old = json.loads(json.dumps(run.engine.snapshot()))
-    old |= {"engine_version": 2, "now_s": NOON_S}
-    old["round"]["opened_at_s"] = NOON_S - 100.0
-    del old["calendar"]
+    old |= {"engine_version": 2, "now_s": NOON_S, "end_reason": None}
+    old["round"] |= {"opened_at_s": NOON_S - 100.0, "close_reason": None}
+    for name, place in (("calendar", old), ("ended", old), ("closed", old["round"])):
+        del place[name]
     migrated = MIGRATIONS[2](old)
     engine = Engine.restore({**migrated, "engine_version": ENGINE_VERSION}, SECRET)
     machine.passes(60.0)

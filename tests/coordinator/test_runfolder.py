@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,10 +119,10 @@ def test_two_inits_at_once_are_kept_apart(tmp_path: Path, run: RunFolder, monkey
     settings = settings_for(run.dataset().folder)
     building = runfolder._build
 
-    def meanwhile(root: Path, given: RunSettings) -> None:
+    def meanwhile(*given: Any) -> None:
         with pytest.raises(ConfigError, match="another process is filling"):
             init_run(tmp_path / "new", settings)
-        building(root, given)
+        building(*given)
 
     monkeypatch.setattr(runfolder, "_build", meanwhile)
     init_run(tmp_path / "new", settings)

@@ -141,7 +141,7 @@ async def test_a_commit_that_can_never_be_taken_is_refused_for_good(
     await client.commit(lease, submission(run, lease))
     await Refusal(words="now brings", **never).of(client.commit(lease, submission(run, lease, seed=9)))
     opened = server._opened()
-    await opened.pump.submit(RunStopped(at_s=opened.clock(), reason="enough"))
+    await opened.pump.submit(RunStopped(at_s=opened.run_time(), reason="enough"))
     await asyncio.wait_for(opened.mailboxes.ended.wait(), 20.0)
     await Refusal(words="the run is over (", **never).of(client.commit(handed_back, work))
 

@@ -182,7 +182,7 @@ async def test_a_reused_invite_is_refused_to_another_key(
 
 
 async def test_an_expired_or_unknown_invite_is_refused(honest: Any, join: Join, refused: Refused) -> None:
-    late = await join(enrolled=False, life_s=-1.0)
+    late = await join(enrolled=False, life_s=1e-6)
     await refused(Code.FAILED_PRECONDITION, "ask the operator for a new join link").of(late.enrol())
     await refused(Code.UNAUTHENTICATED, "ask the operator").of(late.enrol(invite=secrets.token_urlsafe(16)))
     await refused(Code.UNAUTHENTICATED, "ask the operator").of(late.enrol(invite=""))

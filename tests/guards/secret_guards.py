@@ -12,7 +12,14 @@ GIVEN = "test_secrets.py::test_a_link_is_read_from_a_file_or_standard_input"
 
 MODES = (
     guard("private files", "protocol/private_files.py", "0o600)", "0o644)", ALONE, VOLUNTEER, makes_run=True),
-    guard("private files", RUNFOLDER, "building.mkdir(mode=0o700)", "building.mkdir()", ALONE, makes_run=True),
+    guard(
+        "private files",
+        "protocol/folders.py",
+        "mode=0o700 if kind.private else 0o777",
+        "mode=0o777",
+        ALONE,
+        makes_run=True,
+    ),
     guard("private files", RUNFOLDER, "secret.mkdir(mode=0o700)", "secret.mkdir()", ALONE, makes_run=True),
     guard("private files", "worker/disk.py", "path.mkdir(mode=0o700, ", "path.mkdir(", VOLUNTEER),
     guard("private files", "barnraise/cli/links.py", "0o600)", "0o644)", GIVEN),

@@ -18,6 +18,7 @@ from protocol.codecs import FP32
 from protocol.ids import Digest, RunId, digest_of
 from protocol.tensors import encode_tensors
 from tests.worker.conftest import MACHINE
+from worker.allowance import DiskAllowance
 from worker.blocks import BlockCache
 from worker.fetch import FetchedLease, Run
 from worker.lease import Lease, RunDescription
@@ -26,6 +27,7 @@ from worker.options import WorkerOptions
 from worker.outbox import Outbox
 from worker.trainer import TrainingStopped, pseudo_gradient_of, train_shard
 from worker.training import TrainingRoom
+from worker.trouble import Trouble
 
 Sequences = NDArray[np.int64]
 Make = Callable[..., Lease]
@@ -119,13 +121,17 @@ class Workplace:
         options = WorkerOptions(link="", keep_progress_every_s=0.0)
         states, outbox = LeaseStates(folder / "progress"), Outbox(folder / "outbox")
         silent: Any = _Silent()
-        self.room = TrainingRoom(options, MACHINE, cache, outbox, states, silent)
+        self.room = TrainingRoom(options, MACHINE, DiskAllowance(folder, cache, states, None), outbox, silent)
 
     def train(self, lease: Lease, sequences: Sequences) -> str:
         """The digest of the lease's submission; the reason where it failed; empty where it was stopped."""
         ended: list[str] = []
+
+        def failed(trouble: Trouble) -> None:
+            ended.append(trouble.detail)
+
         fetched = FetchedLease(lease=lease, run=self._run, digests=self._digests, sequences=sequences)
-        self.room.start(fetched, lambda submission: ended.append(submission.digest), ended.append)
+        self.room.start(fetched, lambda submission: ended.append(submission.digest), failed)
         assert self.room.join(60.0)
         return ended[0] if ended else ""
 
