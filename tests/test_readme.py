@@ -163,12 +163,14 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
             shutil.copyfile(source, tree / name)
     if not tree.exists():
         pytest.skip("not a clone, so there is no telling what belongs to the tree")
-    # What `make` would install: the commands, out of this copy, with the packages that are here.
+    # What `make` and the page's own lines would install: the commands, out of this copy, with the packages that are here.
     programs = {"barnraise": f'exec "{sys.executable}" -m barnraise "$@"', "python": f'exec "{sys.executable}" "$@"'}
-    (tree / ".venv" / "bin").mkdir(parents=True)
-    for name, line in programs.items():
-        (program := tree / ".venv" / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
-        program.chmod(0o755)
+    made = [command.words[3] for command in COMMANDS if command.words[1:3] == ["-m", "venv"]]
+    for environment in (".venv", *made):
+        (tree / environment / "bin").mkdir(parents=True)
+        for name, line in programs.items():
+            (program := tree / environment / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+            program.chmod(0o755)
     (tree / ".venv" / ".ready").touch()
     someone = Reader(tree, home)
     yield someone
