@@ -163,7 +163,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
             shutil.copyfile(source, tree / name)
     if not tree.exists():
         pytest.skip("not a clone, so there is no telling what belongs to the tree")
-    # What `make` and the page's own lines would install: the commands, out of this copy, with the packages that are here.
+    # What `make` and the page's lines would install: the commands, out of this copy, with the packages that are here.
     programs = {"barnraise": f'exec "{sys.executable}" -m barnraise "$@"', "python": f'exec "{sys.executable}" "$@"'}
     made = [command.words[3] for command in COMMANDS if command.words[1:3] == ["-m", "venv"]]
     for environment in (".venv", *made):
