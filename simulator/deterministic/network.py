@@ -15,7 +15,15 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from coordinator.rpc import status_of, trailers_of
-from protocol.errors import BarnraiseError, DigestMismatch, FinalRefusal, Refused, Unauthenticated, Unavailable
+from protocol.errors import (
+    FINAL_TRAILER,
+    BarnraiseError,
+    DigestMismatch,
+    FinalRefusal,
+    Refused,
+    Unauthenticated,
+    Unavailable,
+)
 from protocol.framing import frames_of
 from protocol.v1 import barnraise_pb2 as pb
 from simulator.deterministic.loop import VirtualLoop
@@ -211,7 +219,7 @@ _TOLD: dict[str, type[BarnraiseError]] = {
 
 
 def _over_the_wire(call: str, error: BarnraiseError) -> BarnraiseError:
-    kind = FinalRefusal if trailers_of(error) else _TOLD.get(status_of(error).name, Unavailable)
+    kind = FinalRefusal if FINAL_TRAILER in trailers_of(error) else _TOLD.get(status_of(error).name, Unavailable)
     return kind(f"{call}: {error}")
 
 
