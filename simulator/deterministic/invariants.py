@@ -253,7 +253,12 @@ class Book:
             _broken(f"{len(self._disk.payloads)} payloads are kept for {len(state.leases)} leases")
 
     def _check_silence(self, event: Event, state: EngineState) -> None:
-        """Nobody is taken for absent sooner than after the silence limit of a coordinator that listens."""
+        """Nobody is taken for absent sooner than after the silence limit of a coordinator that listens.
+
+        Of a run that is over nothing more is expected, and a restart does not wait for anybody.
+        """
+        if state.phase is Phase.OVER:
+            return
         present_s, limit_s = self.attendance.present_s, silence_limit_s(state.config)
         if isinstance(event, WorkerSilent) and not state.workers[event.worker].present:
             silent_s = present_s - self._spoke_s.get(event.worker, present_s - limit_s)

@@ -345,3 +345,11 @@ class _Payloads:
                 old.unlink()
             path.write_bytes(content)
         return path
+
+    def has(self, digest: Digest) -> bool:
+        """Whether it is there, which is not asked out of doubt: MissingContent where it is not."""
+        return self.path(digest).exists()
+
+    def read(self, digest: Digest) -> bytes:
+        """The content."""
+        return self.path(digest).read_bytes()
