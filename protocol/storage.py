@@ -44,7 +44,10 @@ def disk_error_number(error: BaseException | None) -> int | None:
     if isinstance(error, OSError):
         number = error.errno
     elif isinstance(error, sqlite3.Error):
-        number = SQLITE_ERRNO.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)  # the low byte is the primary code
+        code = getattr(error, "sqlite_errorcode", 0)
+        # Its shared memory could not grow: SQLite calls that an input/output error, and it is a lack of room.
+        is_full = code == sqlite3.SQLITE_IOERR_SHMSIZE
+        number = errno.ENOSPC if is_full else SQLITE_ERRNO.get(code & 0xFF)  # the low byte is the primary code
     elif found := _RUST.search(str(error)):
         number = int(found[1])
     return number if number in _REMEDIES else None

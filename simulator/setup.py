@@ -6,6 +6,7 @@ Decides the settings of a simulated swarm's coordinator. Reads configurations an
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -48,6 +49,14 @@ def check_simulation(options: SimulationOptions) -> None:
     if held is not None and not cut.min_columns <= held <= cut.columns:
         fewest = f"{cut.min_columns} to " if cut.min_columns > 1 else "at most "
         raise ConfigError(f"--columns {held}: a worker holds {fewest}{cut.columns} columns of this model")
+
+
+def require_outside(options: SimulationOptions) -> None:
+    """ConfigError where the new simulation would begin with what it replaces."""
+    out = options.out.resolve()
+    for option, given in (("--checkpoint", options.checkpoint), ("--data", options.data)):
+        if given is not None and Path(given).expanduser().resolve().is_relative_to(out):
+            raise ConfigError(f"{option} {given} lies in {options.out}, which --force replaces: choose another --out")
 
 
 def recipe_of(options: SimulationOptions) -> InnerRecipe:

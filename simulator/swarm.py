@@ -24,7 +24,7 @@ from simulator.outfolder import OutFolder
 from simulator.processes import COORDINATOR, ProcessGroup, wait_for_exit
 from simulator.report import SimulationReport
 from simulator.results import write_results
-from simulator.setup import check_simulation
+from simulator.setup import check_simulation, require_outside
 from simulator.shutdown import StopRequest
 
 POLL_S = 0.1
@@ -46,6 +46,8 @@ def run_simulation(options: SimulationOptions, display: Display, *, replace: boo
     could not begin, KeyboardInterrupt where it was stopped before that: then all is as it was.
     """
     check_simulation(options)  # what is wrong is said before anything is touched
+    if replace:
+        require_outside(options)
     folder = OutFolder(options.out)
     former = folder.begin(replace=replace)
     try:

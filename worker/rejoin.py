@@ -88,8 +88,15 @@ def link_of(text: str, root: Path) -> JoinLink:
 
 
 def home_root(home: Path | None) -> Path:
-    """Where this machine's runs lie: `home`, or the platform's place for user data."""
-    return home if home is not None else platformdirs.user_data_path("barnraise", appauthor=False)
+    """Where this machine's runs lie: `home`, or the platform's place for user data; ConfigError where there is none."""
+    if home is not None:
+        return home
+    try:
+        return platformdirs.user_data_path("barnraise", appauthor=False)
+    except (RuntimeError, KeyError) as error:  # no HOME, and no entry for this user that would tell it
+        raise ConfigError(
+            "this user has no home folder: say with --home FOLDER where this machine's identity and work are kept"
+        ) from error
 
 
 def known_runs(root: Path) -> list[KnownRun]:

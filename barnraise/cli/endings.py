@@ -11,15 +11,12 @@ import contextlib
 import os
 import select
 import sys
-import tempfile
 import time
-import traceback
 from pathlib import Path
 from typing import TextIO
 
 from barnraise.cli.output import say_error
 from protocol.errors import BarnraiseError, LocalError
-from protocol.storage import disk_error_number, storage_trouble
 
 EXIT_DONE = 0
 EXIT_UNFINISHED = 1
@@ -60,6 +57,8 @@ def flushed(code: int) -> int:
             if stream is not None:
                 stream.flush()
         except (OSError, ValueError) as error:
+            from protocol.storage import disk_error_number, storage_trouble
+
             _silence(stream)
             number = disk_error_number(error)
             if code == EXIT_DONE and number is not None:
@@ -70,6 +69,8 @@ def flushed(code: int) -> int:
 
 def _sentence_for(error: Exception) -> str | None:
     """For everything that a person can do something about; None for the rest."""
+    from protocol.storage import disk_error_number, storage_trouble
+
     if isinstance(error, BarnraiseError):
         return str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _says(error, "allocate memory"):
@@ -96,6 +97,9 @@ def _says(error: Exception, words: str) -> bool:
 
 def _report(error: Exception) -> str:
     """Write the traceback where only this user can read it; the sentence that names the file."""
+    import tempfile
+    import traceback
+
     text = "".join([f"{' '.join(sys.argv[:1])}, Python {sys.version}\n\n", *traceback.format_exception(error)])
     for choose in (_state_folder, lambda: Path(tempfile.gettempdir())):
         with contextlib.suppress(OSError, RuntimeError):

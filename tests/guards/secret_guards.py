@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.guards.guard import Cut, Guard, guard
 
-RUNFOLDER = "coordinator/runfolder.py"
+RUNFOLDER, FOLDERS = "coordinator/runfolder.py", "protocol/folders.py"
 REAL = "test_secrets.py::test_a_real_run_tells_no_secret"
 ALONE = "test_secrets.py::test_every_private_file_is_its_owners_alone"
 VOLUNTEER = "test_secrets.py::test_a_volunteers_key_is_theirs_alone"
@@ -12,14 +12,7 @@ GIVEN = "test_secrets.py::test_a_link_is_read_from_a_file_or_standard_input"
 
 MODES = (
     guard("private files", "protocol/private_files.py", "0o600)", "0o644)", ALONE, VOLUNTEER, makes_run=True),
-    guard(
-        "private files",
-        "protocol/folders.py",
-        "mode=0o700 if kind.private else 0o777",
-        "mode=0o777",
-        ALONE,
-        makes_run=True,
-    ),
+    guard("private files", FOLDERS, "mkdir(mode=0o700 if kind.private else 0o777)", "mkdir()", ALONE, makes_run=True),
     guard("private files", RUNFOLDER, "secret.mkdir(mode=0o700)", "secret.mkdir()", ALONE, makes_run=True),
     guard("private files", "worker/disk.py", "path.mkdir(mode=0o700, ", "path.mkdir(", VOLUNTEER),
     guard("private files", "barnraise/cli/links.py", "0o600)", "0o644)", GIVEN),

@@ -172,6 +172,15 @@ def test_a_result_is_replaced_only_where_that_is_asked_for_and_only_once_the_new
     assert sorted(path.name for path in out.iterdir()) == ["notes.txt", "work"]
 
 
+def test_a_result_is_not_replaced_by_a_simulation_that_begins_with_it(tmp_path: Path) -> None:
+    out = a_result(tmp_path / "out")
+    (out / "checkpoint").rmdir()
+    options = SimulationOptions(out=out, checkpoint=a_checkpoint(out / "checkpoint"))
+    with pytest.raises(ConfigError, match=r"lies in .*, which --force replaces"), SilentDisplay() as display:
+        run_simulation(options, display, replace=True)
+    assert (out / "report.json").exists()
+
+
 def test_killed_at_any_step_of_its_beginning_the_result_comes_back_or_the_new_one_has_begun(tmp_path: Path) -> None:
     out = tmp_path / "out"
 
