@@ -19,7 +19,7 @@ _LAST_ROUNDS = 5
 
 def print_status(status: RunStatus) -> None:
     """For people."""
-    if not status.answering:
+    if not status.answering and not status.over:  # nobody need start what is over
         print(f"{_sentence(status.trouble or 'no coordinator answers')} {_as_of(status.last_record_s)}\n")
     losses = [f"{one.val_loss:.3f}" for one in status.validations[-_LAST_ROUNDS:]]
     rejected = ", ".join(f"{count} {reason}" for reason, count in sorted(status.submissions_rejected.items()))

@@ -18,6 +18,7 @@ import pytest
 
 import coordinator.stopped
 from barnraise.cli.app import run as barnraise
+from barnraise.cli.status import print_status
 from coordinator import folder_lock
 from coordinator.engine_migrations import MIGRATIONS
 from coordinator.folder_lock import FolderLock, lock_holder
@@ -299,6 +300,14 @@ def test_status_of_a_stopped_run_says_so_and_ends_with_1(run: RunFolder, capsys:
     assert "round" in told
     assert barnraise(["status", str(run.root), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["answering"] is False
+
+
+def test_nobody_is_told_to_start_what_is_over(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    over = {"over": True, "end_reason": "all 3 rounds are done"}
+    print_status(fetch_status(run).model_copy(update=over))
+    told = capsys.readouterr().out
+    assert "The run is over: all 3 rounds are done" in told
+    assert "start it" not in told
 
 
 def test_watching_goes_on_across_a_stop_and_a_restart(
