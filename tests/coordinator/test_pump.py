@@ -144,7 +144,7 @@ async def no_snapshot(*_: Any) -> None:
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not holds():
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
 
 
 def kinds(events: Iterable[Any]) -> list[str]:
