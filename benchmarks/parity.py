@@ -37,6 +37,7 @@ import structlog
 from benchmarks.parity_rows import CASES, CENTRAL, WORKERS, Case, training_of, volunteers
 from benchmarks.report import Cell, machine, print_rows, write_json
 from coordinator.engine.config import InnerRecipe
+from protocol.manifest import Manifest
 
 REPORT_SEEDS = (11, 12, 13)
 SEQUENCE_LENGTH = 128
@@ -134,6 +135,7 @@ def _by_swarm(run: Any, case: Case, seed: int) -> dict[str, Any]:
         state = opened.engine.state
         return {
             "val_loss": state.validations[-1].val_loss,
+            "blocks": _digest_of_blocks(opened.versions.manifest(state.manifest)),
             "sequences": swarm.trained_sequences,
             "rounds": len(state.history),
             "accepted": state.totals.submissions_accepted,
@@ -143,6 +145,12 @@ def _by_swarm(run: Any, case: Case, seed: int) -> dict[str, Any]:
         }
     finally:
         opened.close()
+
+
+def _digest_of_blocks(manifest: Manifest) -> str:
+    """One digest over all blocks: equal exactly where two runs ended with the same model, bit for bit."""
+    named = {block: ref.digest for block, ref in manifest.blocks.items()}
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
 def main() -> None:
@@ -194,6 +202,7 @@ def table(cases: Sequence[Case], results: Sequence[Mapping[str, Any]]) -> list[d
                 "rejected": _mean_of(own, "rejected"),
                 "expired": _mean_of(own, "expired"),
                 "sequences": _mean_of(own, "sequences"),
+                "blocks": " ".join(str(own[seed]["blocks"])[:12] for seed in sorted(own) if "blocks" in own[seed]),
                 "cpu_s": _mean_of(own, "wall_s"),
             }
         )
