@@ -5,7 +5,7 @@
 What it shows: held-out loss of the checkpoint and after each of the swarm's rounds. `bump_percent` is how far the worst
 round lies above the checkpoint (goal: under 2), `first_round_percent` what the first round changed (goal: below 0).
 The checkpoint goes through the disk as an ordinary Hugging Face folder, and the swarm is the real engine, executor and
-trainer under a virtual clock (simulator/virtual.py): half of the columns each, the others frozen.
+trainer under a virtual clock (simulator/virtual/swarm.py): half of the columns each, the others frozen.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pathlib import Path
 import structlog
 import torch
 
+from barnraise.pretrain.warm_start import WarmStart, warm_start
 from benchmarks.report import Cell, machine, parse_args, print_rows, write_json
 from coordinator.datasets import Dataset, prepare
-from coordinator.opened import OpenedRun
-from coordinator.runfolder import init_run
+from coordinator.run.folder import init_run
+from coordinator.run.opened import OpenedRun
 from coordinator.settings import RunSettings, going_on
-from simulator.inner import PureLeases, Shards
 from simulator.seeds import derived_seed
-from simulator.virtual import STILL, VirtualSwarm, Volunteer
-from simulator.warm_start import WarmStart, warm_start
+from simulator.virtual.inner import PureLeases, Shards
+from simulator.virtual.swarm import STILL, VirtualSwarm, Volunteer
 
 SEEDS = (11, 12, 13)
 WORKERS, HELD = 6, 4

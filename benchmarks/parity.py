@@ -5,7 +5,7 @@
 
 Every row is trained from the same first weights on equal tokens: centrally (the batch of all workers at each step),
 by one worker alone, and by swarms of the real engine, executor and trainer under a virtual clock
-(simulator/virtual.py): whole models (`diloco`), half of the columns with the others frozen or absent, with dropouts,
+(simulator/virtual): whole models (`diloco`), half of the columns with the others frozen or absent, with dropouts,
 uneven speeds, moments that are kept between leases, and leases that do not wait for the last round's version (eager).
 Losses are held-out, nats a token; `val_loss_se` is the standard error over the seeds; `over` is the distance to the
 row that it is compared with, in percent, paired by seed. `--set` changes the recipe: any of the engine's settings, or
@@ -50,7 +50,7 @@ def run_case(case: Case, seed: int, steps: int, changes: Mapping[str, str], data
     """Train one row with one seed; its held-out loss and what it took. Runs in a process of its own."""
     import torch
 
-    from coordinator.runfolder import RunFolder, init_run
+    from coordinator.run.folder import RunFolder, init_run
     from simulator.seeds import derived_seed
 
     torch.set_num_threads(1)
@@ -101,8 +101,8 @@ def _settings(case: Case, seed: int, steps: int, changes: Mapping[str, str], dat
 def _centrally(run: Any, case: Case, steps: int, recipe: InnerRecipe) -> dict[str, Any]:
     import torch
 
+    from barnraise.pretrain.central import CentralPlan, CentralTraining, cosine, first_shard
     from moe.full import evaluate_loss, full_model
-    from simulator.central import CentralPlan, CentralTraining, cosine, first_shard
 
     settings, dataset = run.settings(), run.dataset()
     batch = recipe.batch_sequences * (WORKERS if case.setting == "central" else 1)
@@ -124,8 +124,8 @@ def _centrally(run: Any, case: Case, steps: int, recipe: InnerRecipe) -> dict[st
 
 
 def _by_swarm(run: Any, case: Case, seed: int) -> dict[str, Any]:
-    from coordinator.opened import OpenedRun
-    from simulator.virtual import STILL, VirtualSwarm
+    from coordinator.run.opened import OpenedRun
+    from simulator.virtual.swarm import STILL, VirtualSwarm
 
     opened = OpenedRun.open(run, STILL)
     try:

@@ -3,7 +3,7 @@
     python -m benchmarks.parity_large --out DIR [--minutes 9] [--preset 100m] [--tokens 300e6] [--json FILE] ...
 
 One card plays all workers in turn: the real engine, journal, executor and trainer under a virtual clock
-(simulator/virtual.py). Each call works for `--minutes` at most and leaves everything in DIR; call it again until its
+(simulator/virtual). Each call works for `--minutes` at most and leaves everything in DIR; call it again until its
 exit code is 0 (3: there is more to do). First comes the central run, saved between two steps, then the swarm, which
 goes on from its journal as a coordinator does after a restart. Same first weights, tokens and evaluation.
 Goal for the 100M preset, 8 workers, 300M tokens: DiLoCo within 3 % of central.
@@ -23,16 +23,16 @@ from typing import Any
 
 import torch
 
+from barnraise.pretrain.central import CentralPlan, CentralTraining, cosine, first_shard
 from benchmarks.report import Cell, machine, print_rows, write_json
 from coordinator.datasets import prepare
-from coordinator.opened import OpenedRun
-from coordinator.runfolder import RunFolder, init_run
+from coordinator.run.folder import RunFolder, init_run
+from coordinator.run.opened import OpenedRun
 from coordinator.settings import RunSettings
 from moe.full import evaluate_loss, full_model
 from protocol.errors import ConfigError
-from simulator.central import CentralPlan, CentralTraining, cosine, first_shard
-from simulator.inner import PureLeases, Shards
-from simulator.virtual import STILL, VirtualSwarm, Volunteer
+from simulator.virtual.inner import PureLeases, Shards
+from simulator.virtual.swarm import STILL, VirtualSwarm, Volunteer
 
 EXIT_MORE = 3
 HELDOUT_SEQUENCES = 512

@@ -34,7 +34,7 @@ class Case:
     dropout: float = 0.0
     moments: str = "fresh"
     eager: bool = False
-    """Whether nobody waits for the last round's version (simulator.inner.EagerLeases)."""
+    """Whether nobody waits for the last round's version (simulator.virtual.inner.EagerLeases)."""
     slowest: float = 1.0
     """How many times longer the slowest worker's steps take than the fastest's; the others lie between."""
     engine: Mapping[str, Any] | None = None
@@ -81,7 +81,7 @@ CASES = (
 
 def training_of(case: Case, layout: Any) -> Any:
     """How the row's leases are trained."""
-    from simulator.inner import EagerLeases, KeptMoments, PureLeases, Shards
+    from simulator.virtual.inner import EagerLeases, KeptMoments, PureLeases, Shards
 
     shards = Shards(layout)
     if case.moments == "kept":
@@ -92,7 +92,7 @@ def training_of(case: Case, layout: Any) -> Any:
 
 def volunteers(case: Case, columns: int) -> Iterator[Any]:
     """The row's workers: speeds spread evenly on a logarithmic scale from 1 to `slowest`."""
-    from simulator.virtual import Volunteer
+    from simulator.virtual.swarm import Volunteer
 
     held = columns if case.setting == "diloco" else columns // 2
     for number in range(WORKERS):

@@ -27,7 +27,7 @@ from pathlib import Path
 import structlog
 
 from benchmarks.report import Cell, Row, machine, parse_args, print_rows, write_json
-from coordinator.collection import collect_rarely
+from coordinator.edge.collection import collect_rarely
 from coordinator.engine.commands import AggregateRound, Command, GrantLease, MeasureSubmission, SlowCommand
 from coordinator.engine.commands import ValidateVersion as Validate
 from coordinator.engine.config import EngineConfig, InnerRecipe
@@ -48,8 +48,8 @@ from coordinator.engine.events import (
 )
 from coordinator.engine.lease import Lease
 from coordinator.engine.version import ENGINE_VERSION
-from coordinator.journal import Journal
-from coordinator.pump import Pump
+from coordinator.run.pump import Pump
+from coordinator.store.journal import Journal
 from protocol.ids import RunId, WorkerId, digest_of
 
 COLUMNS, HELD = 64, 4

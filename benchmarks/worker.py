@@ -34,7 +34,7 @@ from protocol.tensors import decode_tensors, encode_tensors
 from worker.blocks import BlockCache
 from worker.lease import Lease
 from worker.outbox import Outbox, Submission
-from worker.trainer import TrainMetrics, pseudo_gradient_of, train_shard
+from worker.train.trainer import TrainMetrics, pseudo_gradient_of, train_shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

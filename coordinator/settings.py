@@ -1,7 +1,7 @@
 """What an operator sets when a run is made: one frozen model, validated once, kept as `settings.toml`.
 
 Decides nothing about rounds itself: the `[engine]` table overrides fields of `coordinator.engine.config.EngineConfig`.
-Touches no file; `coordinator/runfolder.py` reads and writes it.
+Touches no file; `coordinator/run/folder.py` reads and writes it.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protocol.errors import ConfigError
-from simulator.options import ATTACKS
+from simulator.processes.options import ATTACKS
 from simulator.seeds import derived_seed
 
 Blocks = Mapping[str, Mapping[str, Tensor]]

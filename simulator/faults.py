@@ -1,7 +1,7 @@
 """Faults as data: what goes wrong, and where, as frozen values that a run looks up as it goes.
 
 Decides nothing about time or processes: a simulation (`simulator/deterministic`), or real processes under faults
-(`simulator/machines.py`, which refuses what real processes cannot do), ask `FaultPlan.take` at each point that a fault
+(`tests/machines`, which refuses what real processes cannot do), ask `FaultPlan.take` at each point that a fault
 may be addressed to, and carry out what they are given. Always: a fault fires at the first `times`
 points that match every part of its address, and never again; the same plan against the same run does the same.
 

@@ -15,8 +15,8 @@ import grpc
 import pytest
 import torch
 
-from coordinator.runfolder import RunFolder, init_run
-from coordinator.server import CoordinatorServer
+from coordinator.edge.server import CoordinatorServer
+from coordinator.run.folder import RunFolder, init_run
 from coordinator.settings import RunSettings
 from moe.layout import submission_specs
 from protocol.codecs import codec_named

@@ -25,14 +25,14 @@ from worker.disk import DISK_RETRY_S
 from worker.fetch import FetchedLease, Fetcher, Run
 from worker.joining import Joining
 from worker.lease import Lease, lease_from_message, printable
+from worker.machine.probe import Machine
 from worker.options import WorkerOptions
 from worker.outbox import Outbox, Submission
-from worker.probe import Machine
 from worker.progress import Reporter
 from worker.refusals import Refusals, nothing_to_send
 from worker.repeats import Repeats
 from worker.session import IN_SESSION, Session, State
-from worker.training import TrainingRoom
+from worker.train.training import TrainingRoom
 from worker.trouble import Trouble
 
 LONG_POLL_S = 20.0

@@ -15,7 +15,7 @@ from protocol.errors import ConfigError
 from protocol.tensors import payload_size
 from protocol.text import human_bytes
 from worker.blocks import BlockCache
-from worker.lease_state import LeaseStates
+from worker.train.lease_state import LeaseStates
 
 UNASKED_BLOCKS_BYTES = 8 << 30
 """Without a cap: blocks are kept up to so much, or up to what the present lease needs."""

@@ -19,9 +19,9 @@ from protocol.tls import fingerprint_of, manifest_key_message, verify_vouch
 from worker.allowance import DiskAllowance
 from worker.blocks import BlockCache
 from worker.disk import FolderLock, private_folder
-from worker.lease_state import LeaseStates
 from worker.outbox import Outbox
 from worker.rejoin import ENROLMENT_FILE, Address, home_root, remember_address
+from worker.train.lease_state import LeaseStates
 
 
 class Enrolment(BaseModel):

@@ -62,7 +62,7 @@ async def _work(options: WorkerOptions, link: JoinLink, reporter: Reporter) -> t
     from worker.agent import Agent
     from worker.home import open_home
     from worker.joining import Joining
-    from worker.probe import probe_machine
+    from worker.machine.probe import probe_machine
 
     home = open_home(options.home, link.fingerprint, options.disk_bytes)
     home.lock()

@@ -27,8 +27,8 @@ from worker.client import CoordinatorClient
 from worker.fetch import Run, understand_run
 from worker.home import Enrolment, RunHome
 from worker.lease import description_from_message, printable
+from worker.machine.probe import Machine, columns_that_fit, measure_speed, software_versions
 from worker.options import WorkerOptions
-from worker.probe import Machine, columns_that_fit, measure_speed, software_versions
 from worker.progress import Reporter
 from worker.repeats import Repeats
 from worker.sentences import Work, reached_again, unreached

@@ -27,7 +27,7 @@ MAX_MODEL_JSON_CHARS = 1 << 16
 MAX_BLOCK_BYTES = 1 << 36  # 64 GiB: above the trunk of any model whose layout this worker accepts
 RESIDENCIES = ("frozen", "absent")
 OPTIMIZERS = ("adamw", "muon")
-"""As worker.optimizer.OPTIMIZERS (a test compares them); importing that would load torch."""
+"""As worker.train.optimizer.OPTIMIZERS (a test compares them); importing that would load torch."""
 HEX_DIGITS = frozenset("0123456789abcdef")
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from worker.lease import Lease
-    from worker.trainer import LeaseResult
+    from worker.train.trainer import LeaseResult
 
 Output = Literal["auto", "plain", "json", "quiet"]
 MAX_THREADS = 1024

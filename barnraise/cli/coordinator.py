@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Define a run, serve it, invite people.")
 
 MOST_HOURS = 8784
-"""The longest life of an invite, a leap year (coordinator/operator_service.py), in the unit of the option."""
+"""The longest life of an invite, a leap year (coordinator/edge/operator_service.py), in the unit of the option."""
 
 Run = Annotated[Path, typer.Argument(help="The run's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
@@ -67,7 +67,7 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Make a run: its keys, its data and the model's first version."""
-    from coordinator.runfolder import RunFolder, init_run
+    from coordinator.run.folder import RunFolder, init_run
 
     if if_missing and (folder / "run.json").is_file():
         run = RunFolder.open(folder)
@@ -148,8 +148,8 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a version of the model as an ordinary Hugging Face checkpoint, its tokenizer and settings beside it."""
-    from coordinator.runfolder import RunFolder
-    from coordinator.versions import Versions
+    from coordinator.run.folder import RunFolder
+    from coordinator.store.versions import Versions
     from moe.export import CHECKPOINT_KIND, export_checkpoint, require_room
     from protocol.errors import ConfigError
 
@@ -181,8 +181,8 @@ def backup(
     as_json: Json = False,
 ) -> None:
     """Copy a run, while it is served or not, into a folder that `restore` makes a run of again."""
-    from coordinator.backup import back_up
-    from coordinator.runfolder import RunFolder
+    from coordinator.run.backup import back_up
+    from coordinator.run.folder import RunFolder
 
     facts = back_up(RunFolder.open(folder), out)
     if as_json:
@@ -199,7 +199,7 @@ def restore(
     as_json: Json = False,
 ) -> None:
     """Make a run folder from a backup. Serve it only where the original is served no more."""
-    from coordinator.backup import restore as restore_backup
+    from coordinator.run.backup import restore as restore_backup
 
     facts = restore_backup(backup_folder, folder)
     if as_json:
@@ -212,8 +212,8 @@ def restore(
 @app.command()
 def verify(folder: Run, as_json: Json = False) -> int:
     """Check journal, registry, keys, versions and submissions; exit code 1 where something is wrong."""
-    from coordinator.runfolder import RunFolder
-    from coordinator.verify import verify_run
+    from coordinator.run.folder import RunFolder
+    from coordinator.run.verify import verify_run
 
     checks = verify_run(RunFolder.open(folder))
     if as_json:
@@ -268,9 +268,9 @@ def invite(
     as_json: Json = False,
 ) -> None:
     """Make join links. They work while the run is served; it need not be now."""
-    from coordinator.inviting import InviteTerms
-    from coordinator.operator_client import create_invites
-    from coordinator.runfolder import RunFolder
+    from coordinator.edge.operator_client import create_invites
+    from coordinator.run.folder import RunFolder
+    from coordinator.run.inviting import InviteTerms
 
     terms = InviteTerms.checked(count=count, trusted=trusted, life_s=expires_in_h * 3600.0, owner=owner)
     run_folder = RunFolder.open(folder)
@@ -305,8 +305,8 @@ def stop(
     reason: Annotated[str, typer.Option(help="What the workers are told.")] = "stopped by the operator",
 ) -> None:
     """End the run for good: its last version is validated and exported, and the workers are told."""
-    from coordinator.operator_client import stop_run
-    from coordinator.runfolder import RunFolder
+    from coordinator.edge.operator_client import stop_run
+    from coordinator.run.folder import RunFolder
 
     stop_run(RunFolder.open(folder), reason=reason)
     print("the run is ending: its last version is validated and exported first")
@@ -327,8 +327,8 @@ def status(
     Exit code 0: the coordinator answered, or the run is over. 1: nobody answered; what is shown is the journal's end.
     """
     from barnraise.cli.status import print_status
-    from coordinator.operator_client import fetch_status
-    from coordinator.runfolder import RunFolder
+    from coordinator.edge.operator_client import fetch_status
+    from coordinator.run.folder import RunFolder
 
     run_folder = RunFolder.open(folder)
     while True:

@@ -126,8 +126,8 @@ def _print_layers(health: ExpertHealth) -> None:
 def _write(found: Evaluation, out: Path) -> None:
     import json
 
+    from barnraise.charts.health import draw_health
     from protocol.folders import work_inside
-    from simulator.health_chart import draw_health
 
     with work_inside(out) as work:
         text = json.dumps(found.as_dict(), indent=2, allow_nan=False)

@@ -18,7 +18,7 @@ from protocol.text import human_bytes
 def version(as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
     """Which versions are installed."""
     from barnraise import __version__
-    from simulator.versions import installed_versions
+    from barnraise.versions import installed_versions
 
     found = installed_versions() | {"barnraise": __version__}
     print_json(found) if as_json else print_pairs(found.items())

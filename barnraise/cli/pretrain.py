@@ -1,6 +1,6 @@
 """The command that pre-trains a model on this machine: the warm start of a run.
 
-Decides nothing; `simulator/warm_start.py` does.
+Decides nothing; `barnraise/pretrain/warm_start.py` does.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def pretrain(
 ) -> int | None:
     """Pre-train a model on this machine, as the start of a run. Stopped, the same command goes on."""
     from barnraise.evaluation import chosen_device
+    from barnraise.pretrain.warm_start import Interrupted, WarmStart, check_warm_start, warm_start
     from coordinator.datasets import open_or_prepare
-    from simulator.shutdown import StopRequest
-    from simulator.warm_start import Interrupted, WarmStart, check_warm_start, warm_start
+    from simulator.processes.shutdown import StopRequest
 
     wanted = WarmStart(
         preset=preset,

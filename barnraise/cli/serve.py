@@ -12,9 +12,9 @@ from pathlib import Path
 
 from barnraise.cli.coordinator import give_links
 from barnraise.cli.links import require_writable
-from coordinator.collection import collect_rarely
-from coordinator.runfolder import RunFolder
-from coordinator.server import CoordinatorServer
+from coordinator.edge.collection import collect_rarely
+from coordinator.edge.server import CoordinatorServer
+from coordinator.run.folder import RunFolder
 from protocol.terminal import ending_signals, outliving_terminal
 
 STOP_GRACE_S = 1.0

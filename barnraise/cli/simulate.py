@@ -17,8 +17,8 @@ from barnraise.cli.output import print_json, print_pairs, print_sample
 from protocol.text import human_bytes
 
 if TYPE_CHECKING:
-    from simulator.options import SimulationOptions
-    from simulator.report import SimulationReport
+    from simulator.processes.options import SimulationOptions
+    from simulator.processes.report import SimulationReport
 
 Force = Annotated[
     bool, typer.Option("--force", help="Replace an earlier simulation in that folder, once this one has begun.")
@@ -83,7 +83,7 @@ def simulate(
     """Train one model with real workers over real gRPC, while some vanish and some lie."""
     from coordinator.engine.config import InnerRecipe
     from coordinator.settings import engine_overrides
-    from simulator.options import SimulationOptions
+    from simulator.processes.options import SimulationOptions
 
     recipe = InnerRecipe()
     options = SimulationOptions(
@@ -132,7 +132,7 @@ def demo(
     as_json: Json = False,
 ) -> int:
     """Eight workers, a fifth of them dropping out each round, two lying: a few minutes on two cores."""
-    from simulator.demo import PROMPT, SAMPLE_TOKENS, demo_options
+    from simulator.processes.demo import PROMPT, SAMPLE_TOKENS, demo_options
 
     out = _folder(out, "barnraise-demo")
     report = _run(demo_options(out, seed=seed, undefended=undefended), as_json=as_json, replace=force)
@@ -152,7 +152,7 @@ def _folder(out: Path | None, usual: str) -> Path:
     """Where the results go; of the usual name the next that is free, so that no former result is in the way."""
     if out is not None:
         return out
-    from simulator.outfolder import next_free
+    from simulator.processes.outfolder import next_free
 
     chosen = next_free(Path(usual))
     if chosen.name != usual:
@@ -163,8 +163,8 @@ def _folder(out: Path | None, usual: str) -> Path:
 def _run(options: SimulationOptions, *, as_json: bool, replace: bool) -> SimulationReport:
     from rich.console import Console
 
-    from simulator.live import display_for
-    from simulator.swarm import run_simulation
+    from simulator.processes.live import display_for
+    from simulator.processes.swarm import run_simulation
 
     with display_for(Console(), quiet=as_json) as display:
         return run_simulation(options, display, replace=replace)

@@ -12,7 +12,7 @@ from barnraise.cli.output import print_pairs, print_table
 from protocol.text import human_bytes
 
 if TYPE_CHECKING:
-    from coordinator.status import RunStatus, WorkerStatus
+    from coordinator.edge.status import RunStatus, WorkerStatus
 
 _LAST_ROUNDS = 5
 

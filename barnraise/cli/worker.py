@@ -105,7 +105,7 @@ def probe(
 
     chosen = None if device == "auto" else device
     check_device(chosen)  # before torch is imported, which takes seconds
-    from worker.probe import probe_machine
+    from worker.machine.probe import probe_machine
 
     machine = probe_machine(chosen, None, threads)
     if as_json:

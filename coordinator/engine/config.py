@@ -14,7 +14,7 @@ from protocol.errors import ConfigError
 from protocol.ids import RunId
 
 OPTIMIZERS = ("adamw", "muon")
-"""What workers know (worker/optimizer.py; a test compares them)."""
+"""What workers know (worker/train/optimizer.py; a test compares them)."""
 MAX_INNER_STEPS = 100_000
 """Workers take no lease with more (worker/lease.py)."""
 MAX_COLUMNS = 65_536

@@ -1,7 +1,7 @@
 """Everything that can happen to a run. Events are facts in the past tense, frozen, and carry their own time.
 
-All but `WorkerSeen` are journalled before they are applied (coordinator/pump.py). Time is run time
-(coordinator/run_clock.py) and monotone: the engine uses max(last, event's). Calendar time is in a few events for people
+All but `WorkerSeen` are journalled before they are applied (coordinator/run/pump.py). Time is run time
+(coordinator/run/clock.py) and monotone: the engine uses max(last, event's). Calendar time is in a few events for people
 to read, and decides nothing. Nothing here knows where an event came from.
 """
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from coordinator.engine.version import ENGINE_VERSION
-from coordinator.journal import Snapshot
+from coordinator.store.journal import Snapshot
 from protocol.errors import LocalError, Unavailable
 from protocol.ids import BlockId, Digest, LeaseId
 from simulator.deterministic.loop import Process

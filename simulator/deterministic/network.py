@@ -2,7 +2,7 @@
 
 Decides when, in which order, how often and whether messages arrive. A message that is lost, and a process that died,
 look the same to the caller: `Unavailable`, after a while; it is then tried again with full jitter, as
-`worker/client.py` does. Errors cross as they do over gRPC (`coordinator/rpc.py`): whose fault it was, and a sentence.
+`worker/client.py` does. Errors cross as they do over gRPC (`edge/rpc.py`): whose fault it was, and a sentence.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-from coordinator.rpc import status_of, trailers_of
+from coordinator.edge.rpc import status_of, trailers_of
 from protocol.errors import (
     FINAL_TRAILER,
     BarnraiseError,

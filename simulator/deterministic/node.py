@@ -1,7 +1,7 @@
 """The simulated coordinator's machine: one process at a time, which can die and be started again.
 
 Decides nothing about rounds: engine, pump, calls and transfers are the real ones, put together as
-`coordinator/server.py` does it, on a disk in memory. Signatures and TLS are left out: a call names its session.
+`coordinator/edge/server.py` does it, on a disk in memory. Signatures and TLS are left out: a call names its session.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ import itertools
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
+from coordinator.edge.mailboxes import Mailboxes
+from coordinator.edge.pace import Pace
+from coordinator.edge.served import RunContext
+from coordinator.edge.service import WorkerService
+from coordinator.edge.sessions import SessionTable
+from coordinator.edge.throttle import EdgeLimits
+from coordinator.edge.transfers import Transfers
 from coordinator.engine.commands import AnnounceVerdict, Command, DropPayload, EndRun, GrantLease, SlowCommand
 from coordinator.engine.engine import Engine
 from coordinator.engine.events import CapabilityChanged, Event, RunCreated, RunStopped, WorkerEnrolled, WorkerSeen
 from coordinator.engine.phases import Phase
 from coordinator.engine.records import event_to_json
 from coordinator.engine.version import ENGINE_VERSION
-from coordinator.mailboxes import Mailboxes
-from coordinator.opened import oldest_version_needed, submissions_kept
-from coordinator.pace import Pace
-from coordinator.pump import Pump, load_engine
-from coordinator.run import RunContext
-from coordinator.run_clock import Clocks, RunClock
-from coordinator.service import WorkerService
-from coordinator.sessions import SessionTable
-from coordinator.throttle import EdgeLimits
-from coordinator.transfers import Transfers
+from coordinator.run.clock import Clocks, RunClock
+from coordinator.run.opened import oldest_version_needed, submissions_kept
+from coordinator.run.pump import Pump, load_engine
 from protocol.errors import Refused, Unauthenticated
 from protocol.ids import LeaseId, WorkerId, worker_id_of
 from protocol.v1 import barnraise_pb2 as pb

@@ -13,8 +13,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from coordinator import journal, run_clock
-from coordinator import pump as pump_module
 from coordinator.engine import contributions, gaps, leases, quorum, rescue, results, rounds
 from coordinator.engine import engine as engine_module
 from coordinator.engine.commands import DropPayload
@@ -23,8 +21,11 @@ from coordinator.engine.index import Index
 from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.records import event_to_json
 from coordinator.engine.tally import was_lost
-from coordinator.pump import Pump
-from coordinator.run_clock import RunClock
+from coordinator.run import clock as run_clock
+from coordinator.run import pump as pump_module
+from coordinator.run.clock import RunClock
+from coordinator.run.pump import Pump
+from coordinator.store import journal
 from protocol.errors import IllegalEvent
 from simulator.deterministic import node, work
 from simulator.deterministic.disk import MemoryJournal, MemoryPayloads

@@ -1,8 +1,8 @@
 """Training that is real, in a simulated run: a micro mixture of experts on a synthetic language.
 
 Decides the model, the language and where bytes lie; nothing about rounds. Training, measuring, aggregation, outer step,
-validation and checkpoints are the real code (`worker.trainer`, `worker.lease_state`, `coordinator.executor`,
-`coordinator.versions`), only time is virtual. Always: a lease that is trained again gives the same bytes, whoever was
+validation and checkpoints are the real code (`worker.train`, `coordinator.work`,
+`coordinator.store`), only time is virtual. Always: a lease that is trained again gives the same bytes, whoever was
 killed on the way; submissions lie on the simulated disk, which forgets what was not synced. Blocks and progress are
 files in a folder of their own: what a kill leaves of them is what was written by then.
 """
@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coordinator.artifacts import ArtifactStore
 from coordinator.engine.commands import AggregateRound, SlowCommand, ValidateVersion
 from coordinator.engine.events import CheckpointWritten, Event, RoundAggregated, VersionValidated
-from coordinator.executor import Executor
 from coordinator.settings import RunSettings
-from coordinator.versions import Versions
+from coordinator.store.artifacts import ArtifactStore
+from coordinator.store.versions import Versions
+from coordinator.work.executor import Executor
 from moe.config import config_from_json
 from moe.full import initial_blocks
 from moe.layout import FROZEN, block_tensor_specs, layout
@@ -41,8 +41,8 @@ from simulator.deterministic.invariants import InvariantBroken
 from simulator.deterministic.language import HELDOUT_SEQUENCES, MICRO, SEQUENCE_LENGTH, Language
 from simulator.deterministic.work import DISK_FULL, MissingContent, Site, Trained
 from worker.lease import Lease
-from worker.lease_state import LeaseStates, LocalState, computation_of
-from worker.trainer import TrainingStopped, pseudo_gradient_of, train_shard
+from worker.train.lease_state import LeaseStates, LocalState, computation_of
+from worker.train.trainer import TrainingStopped, pseudo_gradient_of, train_shard
 
 SAVE_EVERY_STEPS = 3
 """A worker writes its progress after this many inner steps: what a kill may cost."""
@@ -225,7 +225,7 @@ class RealWork:
 
 
 class _Keeper:
-    """`worker.lease_state.LeaseKeeper`, by steps in place of seconds."""
+    """`worker.train.lease_state.LeaseKeeper`, by steps in place of seconds."""
 
     def __init__(self, states: LeaseStates, computation: str) -> None:
         self._states, self._computation = states, computation

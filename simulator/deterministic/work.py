@@ -72,7 +72,7 @@ class Spoils(StrEnum):
 
 
 class Executes(Protocol):
-    """What `coordinator.executor.Executor` is to the pump."""
+    """What `coordinator.work.executor.Executor` is to the pump."""
 
     def execute(self, command: SlowCommand) -> Event:
         """Carry out `command`; the event that it ends in."""
@@ -185,7 +185,7 @@ def stretched(text: str, size_bytes: int) -> bytes:
 
 
 class CheapExecutor:
-    """What `coordinator.executor.Executor` is to the pump, on hashes."""
+    """What `coordinator.work.executor.Executor` is to the pump, on hashes."""
 
     def __init__(self, site: Site) -> None:
         self._site, self._disk, self._clock = site, site.disk, site.clock

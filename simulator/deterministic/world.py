@@ -16,9 +16,9 @@ from typing import Any
 
 import structlog
 
-from coordinator import pump as pump_module
 from coordinator.engine.commands import SlowCommand
 from coordinator.engine.phases import Phase
+from coordinator.run import pump as pump_module
 from protocol import framing
 from protocol.errors import BarnraiseError, StorageTrouble
 from protocol.ids import LeaseId

@@ -21,9 +21,9 @@ from transformers import (
 
 from barnraise.cli.app import run
 from coordinator.datasets import Dataset, prepare
-from coordinator.opened import OpenedRun
-from coordinator.runfolder import RunFolder
-from simulator.virtual import STILL
+from coordinator.run.folder import RunFolder
+from coordinator.run.opened import OpenedRun
+from simulator.virtual.swarm import STILL
 
 torch.set_num_threads(1)
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from coordinator.runfolder import RunFolder
-from coordinator.server import CoordinatorServer
+from coordinator.edge.server import CoordinatorServer
+from coordinator.run.folder import RunFolder
 from tests.served import RawClient, clients_of, copy_run, make_run, submission_for, write_text
 
 torch.set_num_threads(1)

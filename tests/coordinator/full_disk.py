@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from barnraise.cli.app import run as run_command
-from coordinator.backup import back_up
 from coordinator.engine.events import Ticked
 from coordinator.engine.records import event_to_json
-from coordinator.journal import Journal
-from coordinator.runfolder import RunFolder
-from coordinator.verify import verify_run
+from coordinator.run.backup import back_up
+from coordinator.run.folder import RunFolder
+from coordinator.run.verify import verify_run
+from coordinator.store.journal import Journal
 from protocol.errors import StorageTrouble
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.artifacts import ArtifactStore
+from coordinator.store.artifacts import ArtifactStore
 from protocol.errors import LocalError, MalformedMessage, StorageTrouble, Unavailable
 from protocol.ids import Digest, LeaseId, digest_of
 

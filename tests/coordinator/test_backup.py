@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from barnraise.cli.app import run as run_command
-from coordinator import backup as backup_module
-from coordinator.backup import back_up, clear_pins, restore
-from coordinator.runfolder import RunFolder
-from coordinator.server import CoordinatorServer
-from coordinator.verify import verify_run
+from coordinator.edge.server import CoordinatorServer
+from coordinator.run import backup as backup_module
+from coordinator.run.backup import back_up, clear_pins, restore
+from coordinator.run.folder import RunFolder
+from coordinator.run.verify import verify_run
 from protocol.errors import ConfigError
 from protocol.joinlink import JoinLink
 from tests.killing import every_kill

@@ -11,8 +11,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
-from coordinator.runfolder import RunFolder
-from coordinator.server import CoordinatorServer
+from coordinator.edge.server import CoordinatorServer
+from coordinator.run.folder import RunFolder
 from protocol.identity import PrivateIdentity
 from protocol.signing import CallSigner
 from protocol.v1 import barnraise_pb2 as pb
@@ -90,7 +90,7 @@ def waiting(server: CoordinatorServer) -> bool:
 async def test_a_long_poll_is_capped_and_says_why(
     run: RunFolder, join: Join, submission: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coordinator.service.MAX_WAIT_S", 0.05)
+    monkeypatch.setattr("coordinator.edge.service.MAX_WAIT_S", 0.05)
     client = await join()
     lease = (await client.acquire()).lease
     await client.commit(lease, submission(run, lease))

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from coordinator.edge.server import CoordinatorServer
 from coordinator.engine.phases import LeaseStatus
-from coordinator.runfolder import RunFolder
-from coordinator.server import CoordinatorServer
+from coordinator.run.folder import RunFolder
 from protocol.ids import LeaseId, digest_of
 
 

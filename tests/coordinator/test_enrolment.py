@@ -8,8 +8,8 @@ from typing import Any
 
 import grpc
 
-from coordinator.runfolder import RunFolder
-from coordinator.server import CoordinatorServer
+from coordinator.edge.server import CoordinatorServer
+from coordinator.run.folder import RunFolder
 from protocol.tls import fetch_ca, manifest_key_message, verify_vouch
 from protocol.v1 import barnraise_pb2 as pb
 from tests.served import Refusal

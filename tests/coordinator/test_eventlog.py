@@ -12,7 +12,7 @@ import structlog
 from coordinator.engine.commands import AnnounceVerdict
 from coordinator.engine.events import ColumnSpan, RoundAggregated, Substitute
 from coordinator.engine.reasons import Case, accepted
-from coordinator.eventlog import EventLog
+from coordinator.run.eventlog import EventLog
 from protocol.ids import LeaseId, RoundNumber, Version, WorkerId, digest_of
 
 

@@ -31,10 +31,10 @@ from coordinator.engine.events import (
     VersionValidated,
 )
 from coordinator.engine.lease import DataRange, Lease
-from coordinator.executor import Executor
-from coordinator.runfolder import RunFolder
-from coordinator.substitutes import told
-from coordinator.versions import Versions
+from coordinator.run.folder import RunFolder
+from coordinator.store.versions import Versions
+from coordinator.work.executor import Executor
+from coordinator.work.substitutes import told
 from moe.full import evaluate_loss, full_model
 from moe.layout import submission_specs
 from protocol.codecs import codec_named
@@ -184,7 +184,7 @@ def test_gain_is_positive_downhill_negative_uphill_and_zero_for_nothing(bench: B
 
 def test_a_loss_that_is_not_finite_is_a_finite_terrible_gain(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([torch.full((4,), 5.0), torch.full((4,), math.nan)])
-    monkeypatch.setattr("coordinator.executor.sequence_losses", lambda *_: next(losses))
+    monkeypatch.setattr("coordinator.work.executor.sequence_losses", lambda *_: next(losses))
     event = bench.measure(bench.submit((0,), constant(1.0)), (0,), gain=True)
     assert event.malformed == ""
     assert event.heldout_gain == -1e9
@@ -247,7 +247,7 @@ def test_repeating_an_aggregation_answers_with_what_is_there(bench: Bench, monke
     one, two = bench.submit((0,), constant(1.0)), bench.submit((0,), constant(2.0))
     first = bench.aggregate((contribution(1, one, (0,)),))
     again = Bench(bench.run)  # another process
-    monkeypatch.setattr("coordinator.outer.aggregate_block", None)  # would fail if it were computed anew
+    monkeypatch.setattr("coordinator.work.outer.aggregate_block", None)  # would fail if it were computed anew
     repeated = again.aggregate((contribution(1, one, (0,)),))
     assert repeated.manifest == first.manifest
     assert repeated.update_norm_l2 == pytest.approx(first.update_norm_l2)
@@ -340,7 +340,7 @@ def test_who_fails_alone_is_found_in_order_and_nothing_is_written(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = three(bench)
-    monkeypatch.setattr("coordinator.outer.aggregate_block", Breaks(2.0))
+    monkeypatch.setattr("coordinator.work.outer.aggregate_block", Breaks(2.0))
     kept = set(bench.store.blocks.digests())
     with pytest.raises(ZeroDivisionError):
         bench.executor.execute(attempt(bench, sent))
@@ -369,7 +369,7 @@ def test_the_machines_trouble_leaves_nobody_out(
     def fails(*_: Any, **__: Any) -> Tensors:
         raise error
 
-    monkeypatch.setattr("coordinator.outer.aggregate_block", fails)
+    monkeypatch.setattr("coordinator.work.outer.aggregate_block", fails)
     for cautious in (False, True):
         with pytest.raises(type(error)):
             bench.executor.execute(attempt(bench, sent, cautious=cautious))
@@ -389,7 +389,7 @@ def test_a_cautious_step_takes_another_rule_where_the_runs_own_fails(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = three(bench)
-    monkeypatch.setattr("coordinator.outer.aggregate_block", Breaks(3.0, least=2, rules=("krum",)))
+    monkeypatch.setattr("coordinator.work.outer.aggregate_block", Breaks(3.0, least=2, rules=("krum",)))
     event = bench.aggregate(sent, rule="krum", cautious=True)
     (made,) = event.substitutes
     assert (made.rule, made.in_force, made.error) == ("krum", "median", "0 / 0")
@@ -402,7 +402,7 @@ def test_a_cautious_step_leaves_a_block_alone_where_every_rule_fails(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = three(bench)
-    monkeypatch.setattr("coordinator.outer.aggregate_block", Breaks(3.0))
+    monkeypatch.setattr("coordinator.work.outer.aggregate_block", Breaks(3.0))
     event = bench.aggregate(sent, rule="krum", cautious=True)
     (left,) = event.substitutes
     assert (left.in_force, left.error) == ("", "0 / 0")
@@ -415,7 +415,7 @@ def test_a_block_that_would_not_be_finite_is_never_published(bench: Bench, monke
     def infected(sent: Any, rule: str, *, seed: int | None = None) -> Tensors:
         return {name: tensor * math.nan for name, tensor in aggregate_block(sent, rule, seed=seed).items()}
 
-    monkeypatch.setattr("coordinator.outer.aggregate_block", infected)
+    monkeypatch.setattr("coordinator.work.outer.aggregate_block", infected)
     with pytest.raises(LocalError, match="not finite"):
         bench.aggregate(three(bench))
     assert bench.versions.manifest_digest(1) is None

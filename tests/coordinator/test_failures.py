@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from coordinator.engine.events import Trouble
-from coordinator.failures import trouble_of
+from coordinator.work.failures import trouble_of
 from protocol.errors import LocalError, MalformedMessage, StorageTrouble
 
 

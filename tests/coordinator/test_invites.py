@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.invites import Registry
+from coordinator.store.registry import Registry
 from protocol.errors import Refused, StorageTrouble, Unauthenticated
 from protocol.identity import PrivateIdentity
 from protocol.ids import worker_id_of

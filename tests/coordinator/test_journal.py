@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.journal import Journal, Moment, Snapshot
-from coordinator.journal_file import SCHEMA_VERSION
+from coordinator.store.journal import Journal, Moment, Snapshot
+from coordinator.store.journal_file import SCHEMA_VERSION
 from protocol.errors import ConfigError, LocalError, StorageTrouble
 
 
@@ -207,7 +207,7 @@ def test_a_journal_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) -> 
 _APPEND_UNTIL_FULL = """
 import resource, signal, sys
 from pathlib import Path
-from coordinator.journal import Journal
+from coordinator.store.journal import Journal
 from protocol.errors import StorageTrouble
 journal = Journal.open(Path(sys.argv[1]))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

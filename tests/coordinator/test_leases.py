@@ -7,8 +7,8 @@ from typing import Any
 
 import grpc
 
-from coordinator.runfolder import RunFolder
-from coordinator.server import CoordinatorServer
+from coordinator.edge.server import CoordinatorServer
+from coordinator.run.folder import RunFolder
 from protocol.framing import FrameReader
 from protocol.ids import TRUNK
 from protocol.manifest import Manifest, verify_manifest

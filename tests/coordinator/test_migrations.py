@@ -8,7 +8,7 @@ from typing import Any
 
 from coordinator.engine.engine import Engine
 from coordinator.engine.version import ENGINE_VERSION
-from coordinator.engine_migrations import MIGRATIONS
+from coordinator.run.migrations import MIGRATIONS
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 

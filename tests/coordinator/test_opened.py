@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from coordinator.engine.phases import Phase
-from coordinator.opened import submissions_kept
-from coordinator.verify import payloads_needed
+from coordinator.run.opened import submissions_kept
+from coordinator.run.verify import payloads_needed
 from tests.coordinator.engine.conftest import Swarm, small_config
 
 

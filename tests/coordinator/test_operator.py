@@ -10,12 +10,12 @@ import grpc
 import pytest
 
 from barnraise.cli.status import print_status
-from coordinator.inviting import InviteTerms
-from coordinator.operator_client import OperatorClient, create_invites, fetch_status, stop_run
-from coordinator.reaching import CoordinatorStopped
-from coordinator.runfolder import RunFolder
-from coordinator.server import CoordinatorServer
-from coordinator.status import RunStatus, one_line
+from coordinator.edge.operator_client import OperatorClient, create_invites, fetch_status, stop_run
+from coordinator.edge.server import CoordinatorServer
+from coordinator.edge.status import RunStatus, one_line
+from coordinator.run.folder import RunFolder
+from coordinator.run.inviting import InviteTerms
+from coordinator.run.reaching import CoordinatorStopped
 from protocol.causes import CAUSE_KEY
 from protocol.errors import ConfigError, MalformedMessage, Refused, RemoteError, Unauthenticated
 from protocol.identity import PrivateIdentity

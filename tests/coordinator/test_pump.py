@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import structlog
 
-from coordinator import pump as pump_module
 from coordinator.engine import engine as engine_module
 from coordinator.engine.commands import Command, GrantLease, SlowCommand, ValidateVersion
 from coordinator.engine.config import EngineConfig, InnerRecipe
@@ -33,8 +32,9 @@ from coordinator.engine.events import (
 from coordinator.engine.records import event_from_json, event_to_json
 from coordinator.engine.snapshots import SnapshotText
 from coordinator.engine.version import ENGINE_VERSION
-from coordinator.journal import Journal, Snapshot
-from coordinator.pump import Pump, load_engine
+from coordinator.run import pump as pump_module
+from coordinator.run.pump import Pump, load_engine
+from coordinator.store.journal import Journal, Snapshot
 from protocol.errors import ConfigError, IllegalEvent, LocalError, Unavailable
 from protocol.ids import Digest, RunId, WorkerId
 from protocol.storage import storage_trouble

@@ -16,18 +16,18 @@ from typing import Any
 
 import pytest
 
-import coordinator.stopped
+import coordinator.edge.stopped
 from barnraise.cli.app import run as barnraise
 from barnraise.cli.status import print_status
-from coordinator import folder_lock
-from coordinator.engine_migrations import MIGRATIONS
-from coordinator.folder_lock import FolderLock, lock_holder
-from coordinator.inviting import InviteTerms
-from coordinator.journal import Journal
-from coordinator.operator_client import create_invites, fetch_status
-from coordinator.reaching import CoordinatorStopped, reach, write_endpoint
-from coordinator.runfolder import RunFolder
-from coordinator.server import CoordinatorServer
+from coordinator.edge.operator_client import create_invites, fetch_status
+from coordinator.edge.server import CoordinatorServer
+from coordinator.run import lock as folder_lock
+from coordinator.run.folder import RunFolder
+from coordinator.run.inviting import InviteTerms
+from coordinator.run.lock import FolderLock, lock_holder
+from coordinator.run.migrations import MIGRATIONS
+from coordinator.run.reaching import CoordinatorStopped, reach, write_endpoint
+from coordinator.store.journal import Journal
 from protocol.bootstrap import fetch_ca
 from protocol.errors import ConfigError, Unavailable
 from protocol.file_lock import lock_file
@@ -265,7 +265,7 @@ def test_an_older_engines_journal_is_brought_up_to_date_in_the_copy_alone(
 
 
 def test_a_journal_that_changes_under_the_copy_is_copied_anew(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    genuine, copies = coordinator.stopped.shutil.copyfile, []
+    genuine, copies = coordinator.edge.stopped.shutil.copyfile, []
 
     def copied(source: Path, target: Path) -> None:
         genuine(source, target)
@@ -275,19 +275,19 @@ def test_a_journal_that_changes_under_the_copy_is_copied_anew(run: RunFolder, mo
         if len(copies) == 2:
             raise FileNotFoundError(errno.ENOENT, "gone", str(source))
 
-    monkeypatch.setattr(coordinator.stopped.shutil, "copyfile", copied)
+    monkeypatch.setattr(coordinator.edge.stopped.shutil, "copyfile", copied)
     assert not fetch_status(run).answering
     assert len(copies) >= 3
 
 
 def test_a_journal_that_never_holds_still_is_told(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    genuine, times = coordinator.stopped.shutil.copyfile, iter(range(1, 1000))
+    genuine, times = coordinator.edge.stopped.shutil.copyfile, iter(range(1, 1000))
 
     def copied(source: Path, target: Path) -> None:
         genuine(source, target)
         os.utime(source, ns=(0, next(times) * 10**9))
 
-    monkeypatch.setattr(coordinator.stopped.shutil, "copyfile", copied)
+    monkeypatch.setattr(coordinator.edge.stopped.shutil, "copyfile", copied)
     with pytest.raises(Unavailable, match="is being written to"):
         fetch_status(run)
 

@@ -12,10 +12,10 @@ from typing import Any
 import grpc
 import pytest
 
+from coordinator.edge.server import CoordinatorServer
 from coordinator.engine.phases import LeaseStatus
-from coordinator.run_clock import Clocks
-from coordinator.runfolder import RunFolder
-from coordinator.server import CoordinatorServer
+from coordinator.run.clock import Clocks
+from coordinator.run.folder import RunFolder
 from protocol.framing import frames_of
 from protocol.ids import Digest
 from protocol.joinlink import JoinLink

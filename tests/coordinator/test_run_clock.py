@@ -22,8 +22,8 @@ from coordinator.engine.reasons import Case, Reason
 from coordinator.engine.records import event_from_json, event_to_json
 from coordinator.engine.state import EngineState, LeaseRecord, Quarantine
 from coordinator.engine.version import ENGINE_VERSION
-from coordinator.engine_migrations import MIGRATIONS
-from coordinator.run_clock import LOOK_EVERY_S, MOST_AWAY_S, STEP_S, Clocks, RunClock, machine_s
+from coordinator.run.clock import LOOK_EVERY_S, MOST_AWAY_S, STEP_S, Clocks, RunClock, machine_s
+from coordinator.run.migrations import MIGRATIONS
 from protocol.errors import IllegalEvent
 from protocol.ids import RunId, WorkerId, digest_of
 

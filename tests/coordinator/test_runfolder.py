@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from barnraise.cli.app import run as run_command
-from coordinator import runfolder
 from coordinator.engine.events import RunCreated
 from coordinator.engine.records import event_from_json
-from coordinator.journal import Journal
-from coordinator.runfolder import RunFolder, init_run
+from coordinator.run import folder as runfolder
+from coordinator.run.folder import RunFolder, init_run
+from coordinator.run.verify import verify_run
 from coordinator.settings import RunSettings
-from coordinator.verify import verify_run
-from coordinator.versions import Versions
+from coordinator.store.journal import Journal
+from coordinator.store.versions import Versions
 from protocol.errors import ConfigError
 from tests.killing import every_kill, killed_at
 

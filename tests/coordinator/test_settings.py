@@ -13,9 +13,9 @@ from aggregation.names import RULES, parse_rule
 from coordinator.datasets import prepare
 from coordinator.engine.events import RunCreated
 from coordinator.engine.records import event_from_json
-from coordinator.journal import Journal
-from coordinator.runfolder import init_run
+from coordinator.run.folder import init_run
 from coordinator.settings import GOING_ON, RunSettings, engine_overrides, going_on, merged
+from coordinator.store.journal import Journal
 from protocol.errors import ConfigError, LocalError
 from protocol.ids import RunId
 from tests.served import write_text

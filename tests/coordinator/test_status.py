@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-from coordinator.status import ValidationStatus
+from coordinator.edge.status import ValidationStatus
 
 
 def test_a_loss_that_is_no_finite_number_survives_the_wire() -> None:

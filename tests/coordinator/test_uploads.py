@@ -9,9 +9,9 @@ from typing import Any
 
 import grpc
 
+from coordinator.edge.server import CoordinatorServer
 from coordinator.engine.events import RunStopped
-from coordinator.runfolder import RunFolder
-from coordinator.server import CoordinatorServer
+from coordinator.run.folder import RunFolder
 from protocol.framing import frames_of
 from protocol.ids import LeaseId, digest_of
 from protocol.limits import FRAME_BYTES

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from coordinator.journal import Journal
-from coordinator.pump import load_engine
-from coordinator.runfolder import RunFolder
-from coordinator.server import CoordinatorServer
-from coordinator.verify import payloads_needed, verify_run
+from coordinator.edge.server import CoordinatorServer
+from coordinator.run.folder import RunFolder
+from coordinator.run.pump import load_engine
+from coordinator.run.verify import payloads_needed, verify_run
+from coordinator.store.journal import Journal
 from protocol.errors import ConfigError, Unavailable
 
 
@@ -118,7 +118,7 @@ async def test_a_full_disk_keeps_the_submission_with_its_worker(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("coordinator.artifacts.os.pwrite", full)
+        patch.setattr("coordinator.store.artifacts.os.pwrite", full)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await client.upload(lease, payload)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from coordinator.runfolder import RunFolder
-from coordinator.server import CoordinatorServer
-from coordinator.throttle import EdgeLimits, Throttle
+from coordinator.edge.server import CoordinatorServer
+from coordinator.edge.throttle import EdgeLimits, Throttle
+from coordinator.run.folder import RunFolder
 from tests.edge.evil_coordinator import EvilCoordinator, Meeting
 from tests.served import RawClient, Refusal, clients_of, copy_run, make_run, write_text
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import grpc
 
-from coordinator.runfolder import RunFolder
-from coordinator.versions import Versions
+from coordinator.run.folder import RunFolder
+from coordinator.store.versions import Versions
 from protocol.framing import frames_of
 from protocol.ids import Digest, worker_id_of
 from protocol.joinlink import JoinLink
@@ -24,8 +24,8 @@ from protocol.v1 import barnraise_pb2 as pb
 from worker.agent import Agent
 from worker.home import open_home
 from worker.joining import Joining
+from worker.machine.probe import Machine
 from worker.options import WorkerOptions
-from worker.probe import Machine
 
 SERVICE = "barnraise.protocol.v1.Coordinator"
 MACHINE = Machine(device="cpu", device_name="test", memory_bytes=1 << 30, threads=1, bf16=False)

@@ -10,8 +10,8 @@ from typing import Any
 import grpc
 import pytest
 
-from coordinator.runfolder import RunFolder
-from coordinator.server import CoordinatorServer
+from coordinator.edge.server import CoordinatorServer
+from coordinator.run.folder import RunFolder
 from protocol.identity import PrivateIdentity
 from protocol.signing import COUNTER_KEY, COUNTER_WINDOW, REQUEST_KEY, SESSION_KEY, CallSigner
 from protocol.v1 import barnraise_pb2 as pb

@@ -16,9 +16,9 @@ from typing import Any
 import grpc
 import pytest
 
-from coordinator.runfolder import RunFolder
-from coordinator.server import CoordinatorServer
-from coordinator.throttle import EdgeLimits, Throttle
+from coordinator.edge.server import CoordinatorServer
+from coordinator.edge.throttle import EdgeLimits, Throttle
+from coordinator.run.folder import RunFolder
 from protocol import limits as wire
 from protocol.joinlink import JoinLink
 from protocol.v1 import barnraise_pb2 as pb

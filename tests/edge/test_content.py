@@ -14,11 +14,11 @@ import grpc
 import pytest
 import structlog
 
-from coordinator.rpc import Endpoint
-from coordinator.runfolder import RunFolder
-from coordinator.server import CoordinatorServer
-from coordinator.throttle import Throttle
-from coordinator.traffic import Traffic
+from coordinator.edge.rpc import Endpoint
+from coordinator.edge.server import CoordinatorServer
+from coordinator.edge.throttle import Throttle
+from coordinator.run.folder import RunFolder
+from coordinator.run.traffic import Traffic
 from protocol.errors import MalformedMessage
 from protocol.errors import Refused as Refusing
 from protocol.framing import frames_of

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from coordinator.runfolder import RunFolder
+from coordinator.run.folder import RunFolder
 from protocol.limits import MAX_MESSAGE_BYTES
 from protocol.v1 import barnraise_pb2 as pb
 from tests.edge.evil_coordinator import Meeting, field

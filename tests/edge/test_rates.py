@@ -14,10 +14,10 @@ import grpc
 import pytest
 import structlog
 
-from coordinator import throttle
-from coordinator.runfolder import RunFolder
-from coordinator.server import CoordinatorServer
-from coordinator.throttle import Buckets, EdgeLimits, Rate, address_of
+from coordinator.edge import throttle
+from coordinator.edge.server import CoordinatorServer
+from coordinator.edge.throttle import Buckets, EdgeLimits, Rate, address_of
+from coordinator.run.folder import RunFolder
 from protocol.framing import frames_of
 from protocol.ids import TRUNK
 from protocol.manifest import Manifest

@@ -17,7 +17,7 @@ import pytest
 
 from barnraise.cli.app import run as barnraise
 from barnraise.cli.links import claim_link, read_link, write_links
-from coordinator.runfolder import RunFolder
+from coordinator.run.folder import RunFolder
 from protocol.errors import ConfigError
 from protocol.joinlink import JoinLink
 from worker.home import open_home

@@ -5,10 +5,10 @@ from __future__ import annotations
 from tests.guards.guard import Guard, guard
 
 LIMITS = "protocol/limits.py"
-PACE = "coordinator/pace.py"
-THROTTLE = "coordinator/throttle.py"
-RPC = "coordinator/rpc.py"
-SERVER = "coordinator/server.py"
+PACE = "coordinator/edge/pace.py"
+THROTTLE = "coordinator/edge/throttle.py"
+RPC = "coordinator/edge/rpc.py"
+SERVER = "coordinator/edge/server.py"
 RATES = "test_rates.py::"
 CONNECTIONS = "test_connections.py::"
 RESET = f"{CONNECTIONS}test_streams_opened_and_reset_at_once_harm_nobody"
@@ -27,7 +27,7 @@ SLOWNESS = (
           f"{RATES}test_an_upload_has_a_deadline_for_the_whole"),
     guard("a slow upload", PACE, "min(left_s, limits.stall_s)", "left_s",
           f"{RATES}test_an_upload_that_stalls_is_broken_off_and_goes_on_later"),
-    guard("a slow upload", "coordinator/transfers.py", "await pace.wait(anext(frames, None))",
+    guard("a slow upload", "coordinator/edge/transfers.py", "await pace.wait(anext(frames, None))",
           "await anext(frames, None)",
           f"{RATES}test_an_upload_that_stalls_is_broken_off_and_goes_on_later",
           f"{RATES}test_an_upload_below_the_minimum_rate_is_broken_off"),

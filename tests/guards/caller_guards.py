@@ -5,12 +5,12 @@ from __future__ import annotations
 from tests.guards.guard import Guard, guard
 
 SIGNING = "protocol/signing.py"
-AUTH = "coordinator/auth.py"
-SESSIONS = "coordinator/sessions.py"
-INVITES = "coordinator/invites.py"
-RPC = "coordinator/rpc.py"
-MEMBERSHIP = "coordinator/membership.py"
-TRANSFERS = "coordinator/transfers.py"
+AUTH = "coordinator/edge/auth.py"
+SESSIONS = "coordinator/edge/sessions.py"
+INVITES = "coordinator/store/registry.py"
+RPC = "coordinator/edge/rpc.py"
+MEMBERSHIP = "coordinator/edge/membership.py"
+TRANSFERS = "coordinator/edge/transfers.py"
 REPLAYED = "test_callers.py::test_a_replayed_call_is_refused"
 REOPENED = "test_callers.py::test_a_replayed_opening_of_a_session_does_not_end_the_running_one"
 WINDOW = "test_callers.py::test_a_replay_from_before_the_window_is_refused"
@@ -75,7 +75,7 @@ SESSION = (
     guard("stale", SESSIONS, "            self.close(self._by_worker.get(worker))\n", "", STALE, LONG_POLL),
     guard("stale", SESSIONS, "        self._by_id.pop(session.session_id, None)\n", "", STALE),
     guard("stale", SESSIONS, "        session.closed.set()\n", "", LONG_POLL),
-    guard("stale", "coordinator/service.py", "if closed.done():", "if False:", LONG_POLL),
+    guard("stale", "coordinator/edge/service.py", "if closed.done():", "if False:", LONG_POLL),
     guard("foreign", SIGNING, "        _DOMAIN,\n        audience,\n", "        _DOMAIN,\n", FOREIGN),
     guard("foreign", RPC, "if session.is_operator != operator:", "if operator and not session.is_operator:", OPERATOR),
     guard("foreign", RPC, "if session.is_operator != operator:", "if session.is_operator and not operator:", ORDERS),
@@ -88,7 +88,7 @@ SESSION = (
     guard("an expired or unknown invite", INVITES, "if now_s > expires_at_s:", "if False:", EXPIRED),
     guard("an expired or unknown invite", INVITES, "            if row is None:\n",
           "            if row is None:\n                row = (0, now_s, None)\n            if False:\n", EXPIRED),
-    guard("an unknown or another's lease", "coordinator/service.py",
+    guard("an unknown or another's lease", "coordinator/edge/service.py",
           " or record.lease.worker != session.worker:", ":", LEASE),
     guard("an unknown or another's lease", TRANSFERS,
           ' or record.lease.worker != session.worker:\n            raise Refused(f"lease {header',

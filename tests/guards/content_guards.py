@@ -5,13 +5,13 @@ from __future__ import annotations
 from tests.guards.guard import Cut, Guard, guard
 
 LIMITS = "protocol/limits.py"
-RPC = "coordinator/rpc.py"
-SERVICE = "coordinator/service.py"
-TRANSFERS = "coordinator/transfers.py"
+RPC = "coordinator/edge/rpc.py"
+SERVICE = "coordinator/edge/service.py"
+TRANSFERS = "coordinator/edge/transfers.py"
 FRAMING = "protocol/framing.py"
-ARTIFACTS = "coordinator/artifacts.py"
-INVITES = "coordinator/invites.py"
-MEMBERSHIP = "coordinator/membership.py"
+ARTIFACTS = "coordinator/store/artifacts.py"
+INVITES = "coordinator/store/registry.py"
+MEMBERSHIP = "coordinator/edge/membership.py"
 TENSORS = "protocol/tensors.py"
 NUMBERS = "test_content.py::test_numbers_that_are_none_are_refused_or_ignored"
 BAD_FRAME = "test_content.py::test_a_bad_frame_is_refused"
@@ -72,18 +72,18 @@ MESSAGES = (
         note="either half refuses what is no number",
     ),
     guard(
-        "NaN and infinity in any number", "coordinator/status.py",
+        "NaN and infinity in any number", "coordinator/edge/status.py",
         "train_loss=fresh.train_loss if fresh else None", 'train_loss=float("inf") if fresh else None',
         "test_content.py::test_status_stays_json_whatever_a_heartbeat_says", NUMBERS,
         note="planted: a status with infinity in it, written as such",
         also=(
             Cut(
-                file="coordinator/status.py",
+                file="coordinator/edge/status.py",
                 text="class RunStatus(_Data):\n",
                 without='class RunStatus(_Data):\n    model_config = ConfigDict(ser_json_inf_nan="constants")\n',
             ),
             Cut(
-                file="coordinator/status.py",
+                file="coordinator/edge/status.py",
                 text="class WorkerStatus(_Data):\n",
                 without='class WorkerStatus(_Data):\n    model_config = ConfigDict(ser_json_inf_nan="constants")\n',
             ),
@@ -112,7 +112,7 @@ TRANSFER = (
         f"{OTHER_TENSORS}[shape]",
     ),
     guard(
-        "NaN and infinity", "coordinator/executor.py", "if not math.isfinite(norm_l2):", "if False:",
+        "NaN and infinity", "coordinator/work/executor.py", "if not math.isfinite(norm_l2):", "if False:",
         "test_content.py::test_tensors_that_are_not_finite_are_rejected",
         also=(
             Cut(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.guards.guard import Cut, Guard, guard
 
-RUNFOLDER, FOLDERS = "coordinator/runfolder.py", "protocol/folders.py"
+RUNFOLDER, FOLDERS = "coordinator/run/folder.py", "protocol/folders.py"
 REAL = "test_secrets.py::test_a_real_run_tells_no_secret"
 ALONE = "test_secrets.py::test_every_private_file_is_its_owners_alone"
 VOLUNTEER = "test_secrets.py::test_a_volunteers_key_is_theirs_alone"
@@ -21,7 +21,7 @@ MODES = (
 
 LEAKS = (
     guard(
-        "in no log", "coordinator/server.py", '_log.info("coordinator_started", ',
+        "in no log", "coordinator/edge/server.py", '_log.info("coordinator_started", ',
         '_log.info("coordinator_started", draws=self._folder.draw_secret().hex(), ', REAL,
         note="planted: the coordinator logs the run's secret",
     ),
@@ -32,24 +32,24 @@ LEAKS = (
         note="planted: the worker says its join link",
     ),
     guard(
-        "in no status", "coordinator/server.py", "            name=run.settings.name,\n",
+        "in no status", "coordinator/edge/server.py", "            name=run.settings.name,\n",
         "            name=__import__('pathlib').Path(run.registry._path).with_name('secret')"
         ".joinpath('manifest.key').read_text(),\n", REAL,
         note="planted: the manifest key in the status",
     ),
     guard(
-        "in no event", "coordinator/eventlog.py", "        self._descriptor = os.open(path, os.O_WRONLY",
+        "in no event", "coordinator/run/eventlog.py", "        self._descriptor = os.open(path, os.O_WRONLY",
         "        self._folder = path.parent\n        self._descriptor = os.open(path, os.O_WRONLY", REAL,
         also=(
             Cut(
-                file="coordinator/eventlog.py", text='"data": _without_type(record)}',
+                file="coordinator/run/eventlog.py", text='"data": _without_type(record)}',
                 without='"data": (self._folder / "secret" / "draws.secret").read_bytes().hex()}',
             ),
         ),
         note="planted: the run's secret in each event's line",
     ),
     guard(
-        "in no checkpoint", "coordinator/executor.py", "        for old in sorted(self._checkpoints.glob(",
+        "in no checkpoint", "coordinator/work/executor.py", "        for old in sorted(self._checkpoints.glob(",
         '        shutil.copy(self._checkpoints.parent / "secret" / "operator.key", target / "notes.txt")\n'
         "        for old in sorted(self._checkpoints.glob(", REAL,
         note="planted: the operator's key in a checkpoint",
@@ -62,7 +62,7 @@ LEAKS = (
         note="planted: the worker starts itself anew, with the link that it read among its arguments",
     ),
     guard(
-        "in no public file", "coordinator/reaching.py", '"pid": os.getpid()}',
+        "in no public file", "coordinator/run/reaching.py", '"pid": os.getpid()}',
         '"pid": os.getpid(), "key": folder.draw_secret().hex()}', REAL,
         note="planted: the run's secret in the file that says where the coordinator listens",
     ),

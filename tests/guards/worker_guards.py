@@ -96,7 +96,7 @@ IDENTITY = (
           f"{RUN}[unknown keys]"),
     guard("huge shapes", CONFIG, "if not self.low <= value <= self.high:", "if False:", f"{HUGE}[width]"),
     guard("huge shapes", CONFIG, "if experts > MAX_EXPERTS_IN_ALL:", "if False:", f"{HUGE}[experts]"),
-    guard("huge shapes", "worker/probe.py",
+    guard("huge shapes", "worker/machine/probe.py",
           '    if not fitting.fits:\n        raise ConfigError(f"this machine cannot',
           '    if False:\n        raise ConfigError(f"this machine cannot',
           f"{HUGE}[all of it]", f"{HUGE}[vocabulary]"),

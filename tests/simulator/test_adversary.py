@@ -9,7 +9,7 @@ from torch import Tensor
 
 from protocol.errors import ConfigError
 from simulator.adversary import DEFAULT_STRENGTH, Adversary
-from simulator.options import ATTACKS
+from simulator.processes.options import ATTACKS
 
 VOCAB = 259
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.churn import Dropout, byzantine_workers, churn_schedule, dropouts_of, kill_step
+from simulator.processes.churn import Dropout, byzantine_workers, churn_schedule, dropouts_of, kill_step
 
 
 def test_the_same_seed_gives_the_same_schedule_and_another_seed_another() -> None:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from simulator.memory import LOOK_EVERY_S, PeakMemory, peak_rss_bytes
+from simulator.processes.memory import LOOK_EVERY_S, PeakMemory, peak_rss_bytes
 
 HOLDS_AND_LETS_GO = """
 import sys

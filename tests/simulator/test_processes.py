@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from simulator.processes import ProcessGroup, best_start_method, wait_for_exit
-from simulator.shutdown import StopRequest
+from simulator.processes.launcher import ProcessGroup, best_start_method, wait_for_exit
+from simulator.processes.shutdown import StopRequest
 
 ORPHANS = """
 import sys, time
 from pathlib import Path
-from simulator.processes import ProcessGroup
+from simulator.processes.launcher import ProcessGroup
 if __name__ == "__main__":
     group = ProcessGroup(preload=())
     child = group.start("sleeper", Path(sys.argv[1]), time.sleep, 600)

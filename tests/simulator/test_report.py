@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from barnraise.charts.loss import draw_loss
 from protocol.errors import ConfigError
-from simulator.chart import draw_loss
-from simulator.report import RoundRecord, SimulationReport, read_report
+from simulator.processes.report import RoundRecord, SimulationReport, read_report
+from simulator.processes.results import loss_picture
 
 PROMISED = {
     "workers", "rounds_closed", "val_loss_first", "val_loss_last", "val_loss", "lone_val_loss", "leases_granted",
@@ -58,6 +59,7 @@ def test_a_report_that_is_not_one_is_said_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("losses", [(5.56, 3.2, 2.6), (5.5,), ()])
 def test_the_picture_is_drawn_even_when_nothing_closed(tmp_path: Path, losses: tuple[float, ...]) -> None:
     path = tmp_path / "loss.png"
-    draw_loss(dataclasses.replace(example(losses), lone_val_loss=None if not losses else 2.4), path)
+    report = dataclasses.replace(example(losses), lone_val_loss=None if not losses else 2.4)
+    draw_loss(loss_picture(report), path)
     assert path.read_bytes().startswith(b"\x89PNG")
     assert path.stat().st_size > 10_000

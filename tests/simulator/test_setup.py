@@ -16,11 +16,11 @@ from moe.layout import layout
 from moe.presets import preset
 from protocol.errors import ConfigError
 from protocol.ids import RunId
-from simulator.live import SilentDisplay
-from simulator.options import SimulationOptions
-from simulator.outfolder import MARKER, OutFolder, next_free
-from simulator.setup import recipe_of, run_settings
-from simulator.swarm import run_simulation
+from simulator.processes.live import SilentDisplay
+from simulator.processes.options import SimulationOptions
+from simulator.processes.outfolder import MARKER, OutFolder, next_free
+from simulator.processes.setup import recipe_of, run_settings
+from simulator.processes.swarm import run_simulation
 from tests.killing import every_kill
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from simulator.deterministic.kills import KillOutcome, run_with_kills
 from simulator.deterministic.planted import PLANTED
-from worker import trainer
+from worker.train import trainer
 
 MOST_DIFFERENCE = 0.03
 """After six rounds, a third of the way down; `make soak` asks for 1 % of a whole run."""

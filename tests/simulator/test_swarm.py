@@ -14,11 +14,11 @@ import pytest
 from rich.console import Console
 
 from coordinator.engine.config import InnerRecipe
-from simulator.churn import byzantine_workers, churn_schedule
-from simulator.live import PlainDisplay
-from simulator.options import SimulationOptions
-from simulator.report import SimulationReport
-from simulator.swarm import run_simulation
+from simulator.processes.churn import byzantine_workers, churn_schedule
+from simulator.processes.live import PlainDisplay
+from simulator.processes.options import SimulationOptions
+from simulator.processes.report import SimulationReport
+from simulator.processes.swarm import run_simulation
 
 SEED = 22
 """Chosen so that one honest worker drops out in the first round, and nobody later."""

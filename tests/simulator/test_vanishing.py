@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from protocol.ids import LeaseId, RoundNumber, Version
-from simulator.vanishing import Vanishing, note_vanishing, read_vanishing, sequences_ending_at
+from simulator.processes.vanishing import Vanishing, note_vanishing, read_vanishing, sequences_ending_at
 from worker.lease import Lease
-from worker.trainer import train_shard
+from worker.train.trainer import train_shard
 
 
 class Gone(Exception):

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from coordinator.datasets import prepare
-from coordinator.opened import OpenedRun
-from coordinator.runfolder import RunFolder, init_run
+from coordinator.run.folder import RunFolder, init_run
+from coordinator.run.opened import OpenedRun
 from coordinator.settings import RunSettings
 from protocol.ids import BlockId
-from simulator.inner import EagerLeases, KeptMoments, PureLeases, Shards
-from simulator.virtual import STILL, VirtualSwarm, Volunteer, worker_lease
+from simulator.virtual.inner import EagerLeases, KeptMoments, PureLeases, Shards
+from simulator.virtual.swarm import STILL, VirtualSwarm, Volunteer, worker_lease
 
 ROUNDS, STEPS = 3, 2
 CREW = tuple(Volunteer(name=str(number), max_columns=4) for number in range(3))

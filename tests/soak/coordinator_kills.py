@@ -14,13 +14,13 @@ from pathlib import Path
 
 import grpc
 
-from coordinator.invites import Registry
-from coordinator.journal import Journal
-from coordinator.runfolder import RunFolder
+from coordinator.run.folder import RunFolder
+from coordinator.store.journal import Journal
+from coordinator.store.registry import Registry
 from protocol.identity import PrivateIdentity
 from protocol.joinlink import JoinLink
 from protocol.v1 import barnraise_pb2 as pb
-from simulator.processes import ProcessGroup
+from simulator.processes.launcher import ProcessGroup
 from tests.served import RawClient, submission_for
 from tests.soak.dooms import Doom, coordinator_life
 from tests.soak.history import Acknowledged, Tally, check

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from coordinator.journal import Moment
+from coordinator.store.journal import Moment
 
 EVENT_MOMENTS = (Moment.INSERTED, Moment.COMMITTED, Moment.APPLYING, Moment.APPLIED)
 EVENT_KINDS = (
@@ -73,9 +73,9 @@ def coordinator_life(folder: Path, ledger: Path, doom: Doom, pipe: Connection) -
     """Serve the run in `folder` until death. Says when it listens."""
     import torch
 
-    from coordinator import pump
-    from coordinator.runfolder import RunFolder
-    from coordinator.server import CoordinatorServer
+    from coordinator.edge.server import CoordinatorServer
+    from coordinator.run import pump
+    from coordinator.run.folder import RunFolder
 
     torch.set_num_threads(1)
     pump.SNAPSHOT_EVERY = 11
@@ -95,8 +95,8 @@ def coordinator_life(folder: Path, ledger: Path, doom: Doom, pipe: Connection) -
 
 def _watch_files(executioner: Executioner) -> None:
     """Moments of the artifact store and of the index of versions, before and after each becomes visible."""
-    from coordinator.artifacts import ArtifactStore, ContentStore
-    from coordinator.versions import Versions
+    from coordinator.store.artifacts import ArtifactStore, ContentStore
+    from coordinator.store.versions import Versions
 
     adopt, publish, drop = ContentStore._adopt, Versions.publish, ArtifactStore.drop_payload
 
@@ -121,7 +121,7 @@ def _watch_files(executioner: Executioner) -> None:
 
 
 def _fail_once() -> None:
-    from coordinator.executor import Executor
+    from coordinator.work.executor import Executor
 
     method, failed = vars(Executor)["execute"], False  # taken as an attribute it would dispatch on the executor
 

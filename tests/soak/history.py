@@ -12,11 +12,11 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.events import RoundAggregated, RunCreated, SubmissionCommitted, SubmissionUploaded
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.records import event_from_json
-from coordinator.journal import Journal
-from coordinator.pump import load_engine
-from coordinator.runfolder import RunFolder
-from coordinator.verify import verify_run
-from coordinator.versions import Versions
+from coordinator.run.folder import RunFolder
+from coordinator.run.pump import load_engine
+from coordinator.run.verify import verify_run
+from coordinator.store.journal import Journal
+from coordinator.store.versions import Versions
 from protocol.errors import IllegalEvent
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.runfolder import RunFolder, init_run
+from coordinator.run.folder import RunFolder, init_run
 from coordinator.settings import RunSettings
 from tests.soak.coordinator_kills import Outcome, kill_again_and_again
 from tests.soak.dooms import Doom, all_dooms

@@ -14,10 +14,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from coordinator.journal import Journal
-from coordinator.runfolder import RunFolder
+from coordinator.run.folder import RunFolder
+from coordinator.store.journal import Journal
 from protocol.joinlink import JoinLink
-from simulator.processes import ProcessGroup
+from simulator.processes.launcher import ProcessGroup
 from tests.soak.coordinator_kills import _link, _port
 from tests.soak.dooms import Doom, coordinator_life
 from tests.soak.history import Acknowledged, Tally, check
@@ -69,10 +69,10 @@ def worker_life(link: str, home: Path, doom: Doom) -> None:
 
 
 def _watch(reach: Any) -> None:
-    from worker.lease_state import LeaseStates
     from worker.outbox import Outbox
     from worker.session import Session
-    from worker.trainer import _InnerLoop
+    from worker.train.lease_state import LeaseStates
+    from worker.train.trainer import _InnerLoop
 
     move, step = Session._move, _InnerLoop.step
     keep, store, drop = LeaseStates.save, Outbox.save, Outbox.drop
@@ -105,7 +105,7 @@ def _watch(reach: Any) -> None:
 
 def _slow_down(step_s: float) -> None:
     """Long steps, where the death waits for something that takes a while to come in from outside."""
-    from worker.trainer import _InnerLoop
+    from worker.train.trainer import _InnerLoop
 
     step = _InnerLoop.step
 

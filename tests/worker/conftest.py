@@ -17,8 +17,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from coordinator.runfolder import RunFolder, init_run
-from coordinator.server import CoordinatorServer
+from coordinator.edge.server import CoordinatorServer
+from coordinator.run.folder import RunFolder, init_run
 from coordinator.settings import RunSettings
 from moe.config import config_from_json, config_to_json
 from moe.full import initial_blocks
@@ -30,8 +30,8 @@ from worker.agent import Agent
 from worker.home import open_home
 from worker.joining import Joining
 from worker.lease import Lease
+from worker.machine.probe import Machine
 from worker.options import WorkerOptions
-from worker.probe import Machine
 from worker.rejoin import home_root, link_of
 
 torch.set_num_threads(1)

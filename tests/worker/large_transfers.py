@@ -46,8 +46,8 @@ def serve(folder: Path, pipe: Connection) -> None:
     """A coordinator, until it is killed. Tells its port, and how far its memory grew since it was last asked."""
     import torch
 
-    from coordinator.runfolder import RunFolder
-    from coordinator.server import CoordinatorServer
+    from coordinator.edge.server import CoordinatorServer
+    from coordinator.run.folder import RunFolder
 
     torch.set_num_threads(1)
 

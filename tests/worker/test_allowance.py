@@ -14,7 +14,7 @@ from protocol.errors import ConfigError
 from protocol.ids import Digest, LeaseId, digest_of
 from worker.allowance import RECORDS_BYTES, DiskAllowance, lease_bytes
 from worker.blocks import BlockCache
-from worker.lease_state import LeaseKeeper, LeaseStates, LocalState, computation_of
+from worker.train.lease_state import LeaseKeeper, LeaseStates, LocalState, computation_of
 
 
 class Disk:
@@ -112,7 +112,7 @@ def test_progress_on_a_full_disk_is_tried_again_once_something_gave_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk, told = Disk(tmp_path, None), list[str]()
-    from worker import lease_state
+    from worker.train import lease_state
 
     write = lease_state._write
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.cgroups import GroupLimits, group_limits
+from worker.machine.cgroups import GroupLimits, group_limits
 
 MIB = 1 << 20
 NO_LIMIT_V1 = str((1 << 63) - 4096)

@@ -23,7 +23,7 @@ from worker.blocks import BlockCache
 from worker.fetch import Fetcher, Run, understand_run
 from worker.home import Enrolment
 from worker.lease import RunDescription
-from worker.lease_state import LeaseStates
+from worker.train.lease_state import LeaseStates
 
 KEY = PrivateIdentity.from_seed(b"m" * 32)
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from worker import gpu_facts
-from worker.gpu_facts import failure_of, gather_gpu_facts, try_product
-from worker.gpus import Failure, GpuFacts, choose_gpu
+from worker.machine import gpu_facts
+from worker.machine.gpu_facts import failure_of, gather_gpu_facts, try_product
+from worker.machine.gpus import Failure, GpuFacts, choose_gpu
 
 
 def on_bus(root: Path, vendor: str, kind: str) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from protocol.errors import ConfigError
-from worker.gpus import Capability, Card, Failure, GpuFacts, Trial, choose_gpu
+from worker.machine.gpus import Capability, Card, Failure, GpuFacts, Trial, choose_gpu
 
 PIP = "python -m pip"
 CURRENT = f'{PIP} install "torch==2.13.0+cu130" --index-url https://download.pytorch.org/whl/cu130'

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from coordinator.invites import Registry
-from coordinator.runfolder import RunFolder
+from coordinator.run.folder import RunFolder
+from coordinator.store.registry import Registry
 from moe import presets
 from protocol.joinlink import JoinLink
 from protocol.limits import FRAME_BYTES
 from protocol.manifest import BlockRef
 from protocol.v1 import barnraise_pb2 as pb
 from simulator.faults import Address, Fault, FaultKind, FaultPlan
-from simulator.processes import ProcessGroup
-from simulator.proxy import FaultyLink
+from simulator.processes.launcher import ProcessGroup
+from tests.machines.proxy import FaultyLink
 from tests.served import make_run, submission_for, write_text
 from tests.worker.large_transfers import Moved, move, serve
 from worker.outbox import file_digest

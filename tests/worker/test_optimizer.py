@@ -15,7 +15,7 @@ from moe.layout import Layout
 from moe.shard import build_shard
 from worker import lease as lease_module
 from worker.lease import Lease
-from worker.optimizer import OPTIMIZERS, InnerOptimizer, Muon, orthogonalised
+from worker.train.optimizer import OPTIMIZERS, InnerOptimizer, Muon, orthogonalised
 
 
 def test_every_room_knows_the_same_optimizers() -> None:

@@ -12,10 +12,10 @@ import pytest
 from protocol.errors import StorageTrouble
 from protocol.ids import LeaseId, digest_of
 from protocol.storage import telling_storage_trouble
-from worker import training
 from worker.outbox import Outbox, Submission
-from worker.trainer import TrainingStopped
-from worker.training import TrainingRoom
+from worker.train import training
+from worker.train.trainer import TrainingStopped
+from worker.train.training import TrainingRoom
 
 
 def submission(payload: bytes) -> Submission:

@@ -12,10 +12,10 @@ import pytest
 
 from moe.layout import Layout
 from protocol.errors import ConfigError
-from worker.cgroups import GroupLimits
-from worker.gpus import Failure, GpuFacts, Trial
+from worker.machine.cgroups import GroupLimits
+from worker.machine.gpus import Failure, GpuFacts, Trial
+from worker.machine.probe import Machine, columns_that_fit, measure_speed, micro_batch_that_fits, probe_machine
 from worker.options import WorkerOptions, check_device
-from worker.probe import Machine, columns_that_fit, measure_speed, micro_batch_that_fits, probe_machine
 from worker.progress import JsonReporter, LiveReporter, PlainReporter, QuietReporter, make_reporter
 
 MACHINE = Machine(device="cpu", device_name="test", memory_bytes=1 << 30, threads=1, bf16=False)
@@ -27,8 +27,8 @@ GIB = 1 << 30
 @pytest.fixture
 def free_bytes(monkeypatch: pytest.MonkeyPatch) -> int:
     """What is free on the machine, by the system's word."""
-    monkeypatch.setattr("worker.probe.psutil.virtual_memory", lambda: SimpleNamespace(available=8 * GIB))
-    monkeypatch.setattr("worker.probe._process_bytes", lambda: GIB // 2)
+    monkeypatch.setattr("worker.machine.probe.psutil.virtual_memory", lambda: SimpleNamespace(available=8 * GIB))
+    monkeypatch.setattr("worker.machine.probe._process_bytes", lambda: GIB // 2)
     return 8 * GIB
 
 
@@ -60,12 +60,14 @@ def test_a_cap_above_what_is_free_does_not_make_more_of_it(free_bytes: int) -> N
 
 @pytest.mark.parametrize(("cpus", "threads"), [(None, 6), (0.5, 1), (1.0, 1), (1.9, 1), (2.0, 2), (64.0, 6)])
 def test_threads_follow_the_quota(monkeypatch: pytest.MonkeyPatch, cpus: float | None, threads: int) -> None:
-    monkeypatch.setattr("worker.probe.os.sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.setattr("worker.machine.probe.os.sched_getaffinity", lambda _: set(range(6)), raising=False)
     assert probe_machine("cpu", limits=limited(cpus=cpus)).threads == threads
 
 
 def test_a_gpu_that_works_is_offered_with_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.probe.torch.cuda.mem_get_info", lambda index: (10 * GIB * (index + 1), 99 * GIB))
+    monkeypatch.setattr(
+        "worker.machine.probe.torch.cuda.mem_get_info", lambda index: (10 * GIB * (index + 1), 99 * GIB)
+    )
     works = Trial(name="A", capability=(8, 9), bf16=True)
     facts = GpuFacts(torch_cuda="13.0", trials=(works, dataclasses.replace(works, name="B", bf16=False)))
 

@@ -22,11 +22,11 @@ from worker.allowance import DiskAllowance
 from worker.blocks import BlockCache
 from worker.fetch import FetchedLease, Run
 from worker.lease import Lease, RunDescription
-from worker.lease_state import LeaseStates
 from worker.options import WorkerOptions
 from worker.outbox import Outbox
-from worker.trainer import TrainingStopped, pseudo_gradient_of, train_shard
-from worker.training import TrainingRoom
+from worker.train.lease_state import LeaseStates
+from worker.train.trainer import TrainingStopped, pseudo_gradient_of, train_shard
+from worker.train.training import TrainingRoom
 from worker.trouble import Trouble
 
 Sequences = NDArray[np.int64]

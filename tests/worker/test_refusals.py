@@ -9,8 +9,8 @@ from typing import Any
 import grpc
 import pytest
 
-from coordinator.service import WorkerService
-from coordinator.transfers import Transfers
+from coordinator.edge.service import WorkerService
+from coordinator.edge.transfers import Transfers
 from protocol.errors import (
     FINAL_TRAILER,
     BrokeDown,

@@ -16,7 +16,7 @@ from moe.shard import ShardModel, build_shard
 from protocol.errors import LocalError
 from protocol.ids import TRUNK, column_block
 from worker.lease import Lease
-from worker.trainer import (
+from worker.train.trainer import (
     TrainingFailedError,
     TrainingStopped,
     TrainMetrics,

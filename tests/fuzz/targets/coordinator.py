@@ -10,9 +10,9 @@ from typing import Any
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
-from coordinator.operator_client import OperatorClient
-from coordinator.server import COORDINATOR_SERVICE, HEALTH_SERVICE, OPERATOR_SERVICE
-from coordinator.throttle import address_of
+from coordinator.edge.operator_client import OperatorClient
+from coordinator.edge.server import COORDINATOR_SERVICE, HEALTH_SERVICE, OPERATOR_SERVICE
+from coordinator.edge.throttle import address_of
 from moe.layout import submission_specs
 from protocol.codecs import FP32
 from protocol.errors import RemoteError

@@ -19,17 +19,17 @@ from typing import Any
 import grpc
 from structlog.testing import capture_logs
 
-import coordinator.auth
+import coordinator.edge.auth
+from coordinator.edge.server import CoordinatorServer
+from coordinator.edge.throttle import EdgeLimits, Rate, Throttle
 from coordinator.engine.commands import Command, GrantLease
 from coordinator.engine.engine import Engine
 from coordinator.engine.events import Event, LeaseRequested, SubmissionCommitted, WorkerEnrolled, WorkerSeen
 from coordinator.engine.records import command_from_json, command_to_json, event_from_json, event_to_json
-from coordinator.opened import OpenedRun
-from coordinator.run_clock import Clocks
-from coordinator.runfolder import init_run
-from coordinator.server import CoordinatorServer
+from coordinator.run.clock import Clocks
+from coordinator.run.folder import init_run
+from coordinator.run.opened import OpenedRun
 from coordinator.settings import RunSettings
-from coordinator.throttle import EdgeLimits, Rate, Throttle
 from protocol.errors import IllegalEvent, Unauthenticated
 from protocol.identity import PUBLIC_KEY_BYTES, PrivateIdentity
 from protocol.ids import digest_of
@@ -98,12 +98,12 @@ def _key_is_one(public_key: bytes, *_: Any, **__: Any) -> None:
 @contextmanager
 def _signatures_hold() -> Iterator[None]:
     """Inside, each signature is good: the `metadata` target has those, and they are a third of a call's cost."""
-    checked = coordinator.auth.verify_call
-    coordinator.auth.verify_call = _key_is_one
+    checked = coordinator.edge.auth.verify_call
+    coordinator.edge.auth.verify_call = _key_is_one
     try:
         yield
     finally:
-        coordinator.auth.verify_call = checked
+        coordinator.edge.auth.verify_call = checked
 
 
 class World:

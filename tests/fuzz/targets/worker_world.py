@@ -29,9 +29,9 @@ from worker.fetch import understand_run
 from worker.home import Enrolment, RunHome, open_home
 from worker.joining import Joining
 from worker.lease import description_from_message
+from worker.machine.probe import Machine
 from worker.options import WorkerOptions
 from worker.outbox import Submission
-from worker.probe import Machine
 from worker.progress import QuietReporter
 
 MACHINE = Machine(device="cpu", device_name="test", memory_bytes=1 << 30, threads=1, bf16=False)

@@ -1,0 +1,1 @@
+"""Training in one place: before a run, or to measure a swarm against."""

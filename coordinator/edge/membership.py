@@ -1,0 +1,151 @@
+"""How a worker gets in: enrolment with an invite, and sessions.
+
+Decides who is let in and how many columns a worker is taken to hold. Touches the registry, the session table and, for
+the engine's events, the pump. Always: a worker that the registry knows is made known to the engine too, even when the
+process ended between the two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from functools import lru_cache
+
+from coordinator.edge.auth import Authenticator, check_protocol_version
+from coordinator.edge.served import RunContext
+from coordinator.engine.events import CapabilityChanged, WorkerEnrolled
+from coordinator.store.registry import Member, clean_name
+from moe.planner import Plan, plan
+from protocol.causes import Cause
+from protocol.errors import MalformedMessage, Refused, Unauthenticated
+from protocol.ids import worker_id_of
+from protocol.tls import manifest_key_message
+from protocol.v1 import barnraise_pb2 as pb
+
+MAX_TOKENS_PER_S = 1e9
+"""No machine is faster; a claim above this is an error or a lie."""
+BF16_BYTES, FP32_BYTES = 2, 4
+
+
+class Membership:
+    """Answers Enrol and OpenSession."""
+
+    def __init__(self, run: RunContext, auth: Authenticator) -> None:
+        self._run = run
+        self._auth = auth
+        self._plan = lru_cache(maxsize=256)(self._plan_of)
+
+    async def enrol(self, request: pb.EnrolRequest) -> pb.EnrolReply:
+        """Redeem an invite for the key that signed the call."""
+        check_protocol_version(request.protocol_version)
+        columns = self._columns(request.capability)  # before the invite is spent: a machine too small may try again
+        name = clean_name(request.name)
+        run = self._run
+        redeem, now_s = run.registry.redeem, run.wall_time()  # an invite expires by the calendar
+        member = await asyncio.to_thread(redeem, request.invite, request.public_key, name, now_s)
+        await self._make_known(member, columns, speed_of(request.capability))
+        manifest_key = run.manifest_identity.public_key
+        return pb.EnrolReply(
+            worker_id=member.worker,
+            run_id=run.run_id,
+            manifest_public_key=manifest_key,
+            manifest_key_vouch=run.authority.sign(manifest_key_message(run.run_id, manifest_key)),
+            trusted=member.trusted,
+        )
+
+    async def open_session(self, request: pb.OpenSessionRequest) -> pb.OpenSessionReply:
+        """A new session for an enrolled key, or the operator's."""
+        check_protocol_version(request.protocol_version)
+        run = self._run
+        is_operator = request.public_key == run.operator_key
+        if not is_operator:
+            member = await asyncio.to_thread(run.registry.find, request.public_key)
+            if member is None:
+                raise Unauthenticated(
+                    f"this key is not enrolled in run {run.run_id}; join with an invite first", cause=Cause.NOT_ENROLLED
+                )
+            columns = self._columns(request.capability)
+            self._auth.spend_nonce(request.public_key, request.nonce)
+            await self._make_known(member, columns, speed_of(request.capability))
+        else:
+            self._auth.spend_nonce(request.public_key, request.nonce)
+        worker = worker_id_of(request.public_key)
+        session = run.sessions.open(request.public_key, worker, is_operator=is_operator)
+        return pb.OpenSessionReply(
+            session_id=session.session_id,
+            heartbeat_interval_s=run.pump.engine.state.config.heartbeat_interval_s,
+            run=self._description(),
+        )
+
+    async def _make_known(self, member: Member, columns: int, tokens_per_s: float) -> None:
+        pump, at_s = self._run.pump, self._run.run_time()
+        known = pump.engine.state.workers.get(member.worker)
+        if known is None:
+            await pump.submit(
+                WorkerEnrolled(
+                    at_s=at_s,
+                    worker=member.worker,
+                    name=member.name,
+                    trusted=member.trusted,
+                    max_columns=columns,
+                    tokens_per_s=tokens_per_s,
+                    owner=member.owner,
+                )
+            )
+        elif (known.max_columns, known.tokens_per_s) != (columns, tokens_per_s or known.tokens_per_s):
+            await pump.submit(
+                CapabilityChanged(
+                    at_s=at_s,
+                    worker=member.worker,
+                    max_columns=columns,
+                    tokens_per_s=tokens_per_s or known.tokens_per_s,
+                )
+            )
+
+    def _description(self) -> pb.RunDescription:
+        run = self._run
+        return pb.RunDescription(
+            run_id=run.run_id,
+            name=run.settings.name,
+            model_json=json.dumps(run.layout.config_json, sort_keys=True),
+            residency=run.settings.residency,
+            codec=run.settings.codec,
+            sequence_length=run.settings.sequence_length,
+            dataset_digest=run.dataset.digest,
+            max_block_bytes=run.max_block_bytes,
+        )
+
+    def _columns(self, capability: pb.Capability) -> int:
+        """Columns that this machine is leased: what its memory holds, or fewer where its owner says so."""
+        if capability.device not in {"cpu", "cuda"}:
+            raise MalformedMessage(f"capability: device must be cpu or cuda, got {capability.device[:32]!r}")
+        fitting = self._plan(capability.memory_bytes, BF16_BYTES if capability.device == "cuda" else FP32_BYTES)
+        if not fitting.fits:
+            raise Refused(f"this machine cannot take part: {fitting.reason}; offer more memory", cause=Cause.TOO_SMALL)
+        wanted = capability.max_columns or self._run.layout.columns
+        fewest = self._run.layout.top_k if self._run.layout.residency == "absent" else 1
+        if wanted < fewest:
+            raise Refused(
+                f"a shard of this run has at least {fewest} columns, and you offer to hold {wanted} (--columns)",
+                cause=Cause.TOO_SMALL,
+            )
+        return min(fitting.columns, wanted)
+
+    def _plan_of(self, memory_bytes: int, compute_bytes: int) -> Plan:
+        # One sequence at a time is the least: a batch that does not fit is accumulated from micro-batches.
+        return plan(
+            self._run.layout,
+            memory_bytes,
+            batch_sequences=1,
+            sequence_length=self._run.settings.sequence_length,
+            compute_bytes=compute_bytes,
+        )
+
+
+def speed_of(capability: pb.Capability) -> float:
+    """Probed tokens a second; 0 where unknown."""
+    speed = capability.tokens_per_s
+    if not math.isfinite(speed) or not 0.0 <= speed <= MAX_TOKENS_PER_S:
+        raise MalformedMessage(f"capability: tokens_per_s must be 0 to {MAX_TOKENS_PER_S:g}, got {speed}")
+    return speed

@@ -1,0 +1,52 @@
+"""What the edges of one running coordinator share: settings and facts that never change, and the stores.
+
+Decides nothing. Built by `coordinator/edge/server.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from coordinator.datasets import Dataset
+from coordinator.edge.mailboxes import Mailboxes
+from coordinator.edge.sessions import SessionTable
+from coordinator.run.pump import Pump
+from coordinator.settings import RunSettings
+from coordinator.store.artifacts import ArtifactStore
+from coordinator.store.registry import Registry
+from coordinator.store.versions import Versions
+from moe.layout import Layout, block_tensor_specs
+from protocol.codecs import FP32
+from protocol.identity import PrivateIdentity
+from protocol.ids import RunId
+from protocol.tensors import payload_size
+from protocol.tls import CertificateAuthority
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunContext:
+    """One open run."""
+
+    run_id: RunId
+    settings: RunSettings
+    layout: Layout
+    dataset: Dataset
+    store: ArtifactStore
+    versions: Versions
+    registry: Registry
+    sessions: SessionTable
+    mailboxes: Mailboxes
+    pump: Pump
+    authority: CertificateAuthority
+    manifest_identity: PrivateIdentity
+    operator_key: bytes
+    run_time: Callable[[], float]
+    """What events carry and waits are measured by (coordinator/run/clock.py)."""
+    wall_time: Callable[[], float]
+    """The calendar, for people and invites; may be set at any moment."""
+
+    @property
+    def max_block_bytes(self) -> int:
+        """The largest block's payload, as workers download it."""
+        return max(payload_size(block_tensor_specs(self.layout, block), FP32) for block in self.layout.blocks)

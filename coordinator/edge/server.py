@@ -1,0 +1,273 @@
+"""The coordinator as one process: opens a run folder, serves it, and puts it away again.
+
+Decides the order of starting and stopping, and who is told what the engine commands. Always: workers are served only
+after the journal has been read; at a stop, calls end first, then the pump commits what is queued.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2
+
+from coordinator.edge.auth import Authenticator
+from coordinator.edge.mailboxes import Mailboxes
+from coordinator.edge.membership import Membership
+from coordinator.edge.operator_service import OperatorService
+from coordinator.edge.rpc import Endpoint
+from coordinator.edge.served import RunContext
+from coordinator.edge.service import WorkerService
+from coordinator.edge.sessions import SessionTable
+from coordinator.edge.status import RunStatus, run_status
+from coordinator.edge.throttle import Throttle
+from coordinator.edge.transfers import Transfers
+from coordinator.engine.commands import AnnounceVerdict, CancelLease, Command, DropPayload, EndRun, GrantLease
+from coordinator.engine.phases import Phase
+from coordinator.run.clock import Clocks
+from coordinator.run.eventlog import configure_logging
+from coordinator.run.folder import RunFolder
+from coordinator.run.inviting import InviteTerms
+from coordinator.run.opened import OpenedRun
+from coordinator.run.pump import Pump
+from coordinator.run.reaching import last_port, write_endpoint
+from coordinator.run.traffic import Traffic
+from coordinator.settings import RunSettings
+from coordinator.store.journal import JournalObserver, unobserved
+from coordinator.store.registry import DEFAULT_INVITE_LIFE_S
+from protocol.errors import ConfigError, LocalError
+from protocol.hosts import address_text
+from protocol.limits import MAX_CONCURRENT_RPCS, server_options
+from protocol.v1 import barnraise_pb2 as pb
+
+COORDINATOR_SERVICE = "barnraise.protocol.v1.Coordinator"
+OPERATOR_SERVICE = "barnraise.protocol.v1.Operator"
+HEALTH_SERVICE = "grpc.health.v1.Health"
+
+GOODBYE_S = 5.0
+"""After the run's end, workers that are there get this long to ask once more and hear that it is over."""
+
+_log = structlog.get_logger("coordinator")
+
+
+class CoordinatorServer:
+    """One run, served. `start` once, `stop` once."""
+
+    def __init__(
+        self,
+        run_folder: RunFolder | Path,
+        *,
+        clocks: Clocks | None = None,
+        throttle: Throttle | None = None,
+        journal_observer: JournalObserver = unobserved,
+    ) -> None:
+        self._folder = run_folder if isinstance(run_folder, RunFolder) else RunFolder.open(run_folder)
+        self._clocks = clocks or Clocks()
+        self._throttle = throttle or Throttle()
+        self._journal_observer = journal_observer
+        self._run: RunContext | None = None
+        self._parts: OpenedRun | None = None
+        self._grpc: Any = None
+        self.port = 0
+
+    async def start(self) -> int:
+        """Read the journal, listen, and answer with the port."""
+        configure_logging()
+        # Reading settings, keys, data and journal blocks; nothing else runs in this loop yet.
+        parts = await asyncio.to_thread(OpenedRun.open, self._folder, self._clocks, self._journal_observer)
+        try:
+            self._parts, self._run = parts, self._assemble(parts)
+            return await self._serve(parts, self._run)
+        except BaseException:
+            # The folder is let go of however far this came: the next start must find it free.
+            await self.stop(0.0) if self._run is not None else parts.close()
+            raise
+
+    async def _serve(self, parts: OpenedRun, run: RunContext) -> int:
+        if run.pump.engine.state.phase is Phase.OVER:
+            run.mailboxes.ended.set()
+        run.pump.start()
+        self._grpc = grpc.aio.server(options=server_options(), maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS)
+        self._add_services(self._grpc, run, parts.traffic)
+        self.port = self._listen(run.settings)
+        await self._grpc.start()
+        await asyncio.to_thread(write_endpoint, self._folder, run.settings.host, self.port)
+        _log.info("coordinator_started", run_id=run.run_id, port=self.port, round=run.pump.engine.state.round.round)
+        return self.port
+
+    async def stop(self, grace: float | None = 1.0) -> None:
+        """End calls (those under way get `grace` seconds), commit what is queued, close everything."""
+        run, parts = self._run, self._parts
+        if run is None or parts is None:
+            return
+        self._run = self._parts = None
+        run.sessions.close_all()  # answers the long polls, which would otherwise use up the whole grace
+        if self._grpc is not None:
+            await self._grpc.stop(grace)
+        await run.pump.stop()
+        await asyncio.to_thread(parts.close)
+        _log.info("coordinator_stopped", run_id=run.run_id)
+
+    async def finished(self) -> None:
+        """Wait for the run's end, and until the workers that are there have heard of it; raises what broke the pump."""
+        run = self._opened()
+        ended = asyncio.ensure_future(run.mailboxes.ended.wait())
+        try:
+            waiting: set[asyncio.Future[Any]] = {ended, run.pump.failed}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if run.pump.failed.done() and not run.pump.failed.cancelled():
+                run.pump.failed.result()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._everybody_told(run), GOODBYE_S)
+        finally:
+            ended.cancel()
+
+    def status(self) -> RunStatus:
+        """The run at this moment."""
+        assert self._parts is not None
+        run = self._opened()
+        return run_status(
+            run.pump.engine,
+            run_id=run.run_id,
+            name=run.settings.name,
+            now_s=run.run_time(),
+            wall_s=run.wall_time(),
+            traffic=self._parts.traffic,
+            connected=run.sessions.has,
+        )
+
+    async def create_invites(
+        self, *, count: int = 1, trusted: bool = False, expires_in_s: float = DEFAULT_INVITE_LIFE_S
+    ) -> list[str]:
+        """Join links, for whoever runs the coordinator in their own process."""
+        self._opened()
+        terms = InviteTerms.checked(count=count, trusted=trusted, life_s=expires_in_s, owner="")
+        return await asyncio.to_thread(self._operator.make_links, terms)
+
+    def _opened(self) -> RunContext:
+        if self._run is None:
+            raise LocalError("the coordinator is not running: call start() first")
+        return self._run
+
+    def _assemble(self, parts: OpenedRun) -> RunContext:
+        mailboxes = Mailboxes()
+        engine = parts.engine
+        for verdict in parts.verdicts:
+            mailboxes.of(verdict.worker).verdicts.append(verdict)
+        dispatch = partial(_dispatch, mailboxes, parts)
+        pump = Pump(
+            engine,
+            parts.journal,
+            execute=parts.executor.execute,
+            dispatch=dispatch,
+            observer=parts.event_log,
+            clock=parts.clock.now_s,
+            clock_news=parts.clock.news,
+            journal_observer=self._journal_observer,
+        )
+        folder = self._folder
+        return RunContext(
+            run_id=folder.run_id,
+            settings=parts.settings,
+            layout=parts.layout,
+            dataset=parts.dataset,
+            store=parts.store,
+            versions=parts.versions,
+            registry=parts.registry,
+            sessions=SessionTable(),
+            mailboxes=mailboxes,
+            pump=pump,
+            authority=folder.authority(),
+            manifest_identity=folder.manifest_identity(),
+            operator_key=folder.operator_identity().public_key,
+            run_time=parts.clock.now_s,
+            wall_time=parts.clock.wall_s,
+        )
+
+    def _add_services(self, server: Any, run: RunContext, traffic: Traffic) -> None:
+        auth = Authenticator(run.sessions, bytes.fromhex(run.authority.fingerprint))
+        self._service = service = WorkerService(run)
+        self._operator = operator = OperatorService(run, lambda: self.port, self.status)
+        membership, transfers = Membership(run, auth), Transfers(run, service)
+        worker_calls = Endpoint(COORDINATOR_SERVICE, auth, traffic, self._throttle, service.on_alive)
+        operator_calls = Endpoint(OPERATOR_SERVICE, auth, traffic, self._throttle)
+        health_calls = Endpoint(HEALTH_SERVICE, auth, traffic, self._throttle)
+        handlers = {
+            COORDINATOR_SERVICE: dict(
+                [
+                    worker_calls.keyed("Enrol", pb.EnrolRequest, membership.enrol),
+                    worker_calls.keyed("OpenSession", pb.OpenSessionRequest, membership.open_session),
+                    worker_calls.unary("AcquireLease", pb.AcquireLeaseRequest, service.acquire_lease),
+                    worker_calls.unary("ReturnLease", pb.ReturnLeaseRequest, service.return_lease),
+                    worker_calls.unary("Heartbeat", pb.HeartbeatRequest, service.heartbeat),
+                    worker_calls.unary("CommitSubmission", pb.CommitSubmissionRequest, service.commit_submission),
+                    worker_calls.unary("GetManifest", pb.GetManifestRequest, service.get_manifest),
+                    worker_calls.upload("Upload", pb.UploadHeader, transfers.upload),
+                    worker_calls.download("Download", pb.DownloadRequest, transfers.download),
+                ]
+            ),
+            OPERATOR_SERVICE: dict(
+                [
+                    operator_calls.unary(
+                        "CreateInvite", pb.CreateInviteRequest, operator.create_invite, operator=True, remember=True
+                    ),
+                    operator_calls.unary("GetStatus", pb.GetStatusRequest, operator.get_status, operator=True),
+                    operator_calls.unary("StopRun", pb.StopRunRequest, operator.stop_run, operator=True),
+                ]
+            ),
+            # Check alone: Watch is a stream that a stranger could hold for ever.
+            HEALTH_SERVICE: dict([health_calls.anonymous("Check", health_pb2.HealthCheckRequest, _check_health)]),
+        }
+        for name, methods in handlers.items():
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))
+
+    def _listen(self, settings: RunSettings) -> int:
+        chain, key = self._folder.leaf()
+        credentials = grpc.ssl_server_credentials([(key, chain)])
+        wanted = settings.port or last_port(self._folder)
+        for port in dict.fromkeys((wanted, settings.port)):
+            try:
+                return int(self._grpc.add_secure_port(address_text(settings.host, port), credentials))
+            except RuntimeError:
+                continue  # gRPC does not say which of the two it was
+        raise ConfigError(
+            f"cannot listen on {address_text(settings.host, wanted)}: another program (another coordinator?) has that "
+            "port, or the address is none of this machine's; end that program, or set another host or port in "
+            f"{self._folder.root / 'settings.toml'}"
+        )
+
+    async def _everybody_told(self, run: RunContext) -> None:
+        while True:
+            there = {
+                w.worker for w in run.pump.engine.state.workers.values() if w.present and run.sessions.has(w.worker)
+            }
+            if there <= self._service.told_over:
+                return
+            await asyncio.sleep(0.05)
+
+
+async def _check_health(request: Any) -> Any:
+    if request.service not in ("", COORDINATOR_SERVICE, OPERATOR_SERVICE):
+        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+    return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+
+
+def _dispatch(mailboxes: Mailboxes, parts: OpenedRun, command: Command) -> None:
+    match command:
+        case GrantLease(lease=lease):
+            mailboxes.of(lease.worker).deliver(lease)
+        case CancelLease():
+            pass  # the worker hears it at its next heartbeat, from the engine's state
+        case AnnounceVerdict():
+            mailboxes.of(command.worker).verdicts.append(command)
+        case DropPayload(digest=digest):
+            parts.store.drop_payload(digest)
+        case EndRun():
+            mailboxes.ended.set()
+        case _:
+            raise LocalError(f"the server does not know what to do with {type(command).__name__}")

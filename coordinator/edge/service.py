@@ -1,0 +1,278 @@
+"""The worker-facing calls in a session: leases, heartbeats, submissions, manifests.
+
+Decides nothing about rounds: it turns requests into events, waits for the pump, and reads the engine's state for the
+answer. Always: what a reply says was accepted is in the journal; every call may be repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import math
+from typing import Any
+
+from coordinator.edge.served import RunContext
+from coordinator.edge.sessions import Session
+from coordinator.engine.commands import AnnounceVerdict
+from coordinator.engine.events import (
+    LeaseRequested,
+    LeaseReturned,
+    SubmissionCommitted,
+    SubmissionUploaded,
+    WorkerSeen,
+)
+from coordinator.engine.lease import Lease
+from coordinator.engine.phases import LeaseStatus
+from coordinator.engine.state import LeaseRecord
+from moe.layout import submission_specs
+from protocol.causes import Cause
+from protocol.codecs import codec_named
+from protocol.errors import FinalRefusal, IllegalEvent, MalformedMessage, Refused, Unauthenticated
+from protocol.ids import Digest, LeaseId, WorkerId
+from protocol.limits import MAX_WAIT_S
+from protocol.manifest import sign_manifest
+from protocol.tensors import payload_size
+from protocol.text import printable
+from protocol.v1 import barnraise_pb2 as pb
+
+RETRY_AFTER_S = 0.2
+"""A worker that waited a long poll out asks again at once; the pause only keeps a confused one from spinning."""
+MAX_REASON_CHARACTERS = 200
+
+_JUDGED = {LeaseStatus.ACCEPTED, LeaseStatus.REJECTED}
+
+
+class WorkerService:
+    """Answers an enrolled worker's calls."""
+
+    def __init__(self, run: RunContext) -> None:
+        self._run = run
+        self._beats: dict[WorkerId, WorkerSeen] = {}
+        self.told_over: set[WorkerId] = set()
+        """Workers that have heard that the run is over."""
+
+    def on_alive(self, session: Session) -> None:
+        """Any signed call is a sign of life."""
+        now_s = self._run.run_time()
+        last = self._beats.get(session.worker)
+        beat = WorkerSeen(at_s=now_s, worker=session.worker) if last is None else dataclasses.replace(last, at_s=now_s)
+        self._run.pump.seen(beat)
+
+    async def acquire_lease(self, session: Session, request: pb.AcquireLeaseRequest) -> pb.AcquireLeaseReply:
+        """A lease, now or while the call is held open; or why there is none."""
+        run, worker = self._run, session.worker
+        box = run.mailboxes.of(worker)
+        reply = pb.AcquireLeaseReply()
+        if not run.mailboxes.ended.is_set():
+            wait_s = min(max(request.wait_s, 0.0), MAX_WAIT_S) if math.isfinite(request.wait_s) else 0.0
+            lease = await self._wait_for_lease(session, wait_s)
+            if lease is not None:
+                self._beats[worker] = WorkerSeen(at_s=run.run_time(), worker=worker, lease_id=lease.lease_id)
+                reply.lease.CopyFrom(lease_message(lease, run.run_time()))
+        if run.mailboxes.ended.is_set():
+            self.told_over.add(worker)
+            reply.over.reason = run.pump.engine.state.end_reason or "the run has ended"
+        elif reply.WhichOneof("outcome") is None:
+            reply.wait.reason = run.pump.engine.wait_sentence(worker, run.run_time())
+            reply.wait.retry_after_s = RETRY_AFTER_S
+        reply.verdicts.extend(verdict_message(verdict) for verdict in box.take_verdicts())
+        return reply
+
+    async def _wait_for_lease(self, session: Session, wait_s: float) -> Lease | None:
+        run, box = self._run, self._run.mailboxes.of(session.worker)
+        grant = box.expect_grant()
+        closed = asyncio.ensure_future(session.closed.wait())
+        ended = asyncio.ensure_future(run.mailboxes.ended.wait())
+        try:
+            await run.pump.submit(LeaseRequested(at_s=run.run_time(), worker=session.worker, wait_s=wait_s))
+            waiting: set[asyncio.Future[Any]] = {grant, closed, ended}
+            await asyncio.wait(waiting, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            if closed.done():
+                raise Unauthenticated(
+                    "this session has ended: a newer one of the same key, or the coordinator stops; open another",
+                    cause=Cause.SESSION_ENDED,
+                )
+            return grant.result() if grant.done() and not grant.cancelled() else None
+        finally:
+            closed.cancel()
+            ended.cancel()
+            if box.grant is grant:
+                box.grant = None
+
+    async def return_lease(self, session: Session, request: pb.ReturnLeaseRequest) -> pb.ReturnLeaseReply:
+        """The worker hands a lease back. Again is fine."""
+        record = self._lease_of(session, request.lease_id)
+        if record.status in {LeaseStatus.GRANTED, LeaseStatus.COMMITTED}:
+            await self._run.pump.submit(
+                LeaseReturned(
+                    at_s=self._run.run_time(),
+                    worker=session.worker,
+                    lease_id=record.lease.lease_id,
+                    reason=clean_reason(request.reason),
+                )
+            )
+        return pb.ReturnLeaseReply()
+
+    async def heartbeat(self, session: Session, request: pb.HeartbeatRequest) -> pb.HeartbeatReply:
+        """A sign of life; the answer says which of the worker's leases count no more."""
+        run, lease_id = self._run, LeaseId(request.lease_id)
+        beat = WorkerSeen(
+            at_s=run.run_time(),
+            worker=session.worker,
+            lease_id=lease_id or None,
+            inner_step=request.inner_step,
+            train_loss=request.train_loss if math.isfinite(request.train_loss) else None,
+            tokens_per_s=request.tokens_per_s if math.isfinite(request.tokens_per_s) else 0.0,
+        )
+        self._beats[session.worker] = beat
+        run.pump.seen(beat)
+        reply = pb.HeartbeatReply(latest_version=run.pump.engine.state.version)
+        reason = run.pump.engine.lease_ended(session.worker, lease_id) if lease_id else None
+        if reason is not None:
+            reply.cancelled.add(lease_id=lease_id, reason=reason)
+        return reply
+
+    async def commit_submission(
+        self, session: Session, request: pb.CommitSubmissionRequest
+    ) -> pb.CommitSubmissionReply:
+        """The worker commits to a digest; the answer says how many of the bytes are here already.
+
+        What it refuses here it refuses for good: the worker then lets the submission go. Anywhere else, it comes back
+        to ask here.
+        """
+        run, digest = self._run, digest_from(request.digest)
+        record = self._lease_of(session, request.lease_id)
+        self._check_submission(record.lease, request)
+        if record.status not in _JUDGED and not (record.digest == digest and record.status is not LeaseStatus.EXPIRED):
+            if run.mailboxes.ended.is_set():
+                reason = run.pump.engine.state.end_reason or "it has ended"
+                raise FinalRefusal(f"the run is over ({reason}): lease {record.lease.lease_id} takes no submission")
+            try:
+                await run.pump.submit(self._committed(session, record, request, digest))
+            except IllegalEvent as error:
+                raise FinalRefusal(str(error)) from error
+            record = self._lease_of(session, request.lease_id)
+        if record.status is LeaseStatus.COMMITTED and record.digest == digest and run.store.payloads.has(digest):
+            # All bytes were durable when an earlier process ended, but their event was not.
+            await self.uploaded(session, record.lease.lease_id, digest)
+            record = self._lease_of(session, request.lease_id)
+        return self._commit_reply(record, digest, request.payload_bytes)
+
+    def _commit_reply(self, record: LeaseRecord, digest: Digest, payload_bytes: int) -> pb.CommitSubmissionReply:
+        lease_id = record.lease.lease_id
+        if record.verdict is not None:
+            outcome = pb.Verdict.ACCEPTED if record.verdict.accepted else pb.Verdict.REJECTED
+            verdict = pb.Verdict(lease_id=lease_id, outcome=outcome, reason=record.verdict.reason)
+            return pb.CommitSubmissionReply(upload_offset=payload_bytes, verdict=verdict)
+        if record.digest != digest or record.status is LeaseStatus.EXPIRED:
+            why = record.end_reason or "too late"
+            raise FinalRefusal(
+                f"lease {lease_id} is {record.status} and takes no submission: {why}", cause=Cause.LEASE_ENDED
+            )
+        if record.status is LeaseStatus.COMMITTED:
+            # Never all of it: bytes that are here but not in place (the process ended between the two) count for
+            # nothing until an upload finishes them, and a worker with nothing left to send forgets its submission.
+            here = self._run.store.upload_offset(lease_id, digest)
+            return pb.CommitSubmissionReply(upload_offset=min(here, payload_bytes - 1))
+        return pb.CommitSubmissionReply(upload_offset=payload_bytes)
+
+    def _committed(
+        self, session: Session, record: LeaseRecord, request: pb.CommitSubmissionRequest, digest: Digest
+    ) -> SubmissionCommitted:
+        return SubmissionCommitted(
+            at_s=self._run.run_time(),
+            worker=session.worker,
+            lease_id=record.lease.lease_id,
+            digest=digest,
+            payload_bytes=request.payload_bytes,
+            codec=request.codec,
+            inner_steps_done=request.inner_steps_done,
+            train_loss_first=request.train_loss_first,
+            train_loss_last=request.train_loss_last,
+            train_s=request.train_s,
+        )
+
+    async def uploaded(self, session: Session, lease_id: LeaseId, digest: Digest) -> None:
+        """All bytes of a committed submission are durable."""
+        await self._run.pump.submit(
+            SubmissionUploaded(at_s=self._run.run_time(), worker=session.worker, lease_id=lease_id, digest=digest)
+        )
+
+    async def get_manifest(self, session: Session, request: pb.GetManifestRequest) -> pb.GetManifestReply:
+        """A published version's manifest, signed; the latest where none is named."""
+        run = self._run
+        latest = run.pump.engine.state.version
+        version = request.version if request.HasField("version") else latest
+        digest = run.versions.manifest_digest(version) if version <= latest else None
+        if digest is None:
+            raise Refused(f"version {version} is not kept here; the latest is {latest}, ask for that")
+        content = await asyncio.to_thread(run.versions.manifest_bytes, digest)
+        return pb.GetManifestReply(manifest_json=content, signature=sign_manifest(run.manifest_identity, content))
+
+    def _lease_of(self, session: Session, lease_id: str) -> LeaseRecord:
+        record = self._run.pump.engine.state.leases.get(LeaseId(lease_id))
+        if record is None or record.lease.worker != session.worker:
+            raise FinalRefusal(
+                f"lease {lease_id[:64]!r} is not one of this worker's, or too long ago; ask for another",
+                cause=Cause.LEASE_ENDED,
+            )
+        return record
+
+    def _check_submission(self, lease: Lease, request: pb.CommitSubmissionRequest) -> None:
+        if request.codec != self._run.settings.codec:
+            raise FinalRefusal(
+                f"submissions of this run are encoded in {self._run.settings.codec}, got {request.codec[:32]!r}"
+            )
+        expected = payload_size(submission_specs(self._run.layout, lease.columns), codec_named(request.codec))
+        if request.payload_bytes != expected:
+            raise FinalRefusal(
+                f"a submission for lease {lease.lease_id} has {expected} bytes, got {request.payload_bytes}"
+            )
+        for name in ("train_loss_first", "train_loss_last", "train_s"):
+            if not math.isfinite(getattr(request, name)):
+                raise FinalRefusal(f"{name} must be a finite number, got {getattr(request, name)}")
+
+
+def lease_message(lease: Lease, now_s: float) -> pb.Lease:
+    """A lease for the wire: its deadline as seconds from now, since clocks differ."""
+    data = pb.DataRange(seed=lease.data.seed, start=lease.data.start, count=lease.data.count)
+    return pb.Lease(
+        lease_id=lease.lease_id,
+        round=lease.round,
+        base_version=lease.base_version,
+        columns=lease.columns,
+        data=data,
+        seed=lease.seed,
+        inner_steps=lease.inner_steps,
+        batch_sequences=lease.batch_sequences,
+        learning_rate=lease.learning_rate,
+        router_lr_scale=lease.router_lr_scale,
+        warmup_steps=lease.warmup_steps,
+        weight_decay=lease.weight_decay,
+        adam_beta1=lease.adam_beta1,
+        adam_beta2=lease.adam_beta2,
+        adam_eps=lease.adam_eps,
+        clip_norm=lease.clip_norm,
+        optimizer=lease.optimizer,
+        muon_learning_rate=lease.muon_learning_rate,
+        muon_momentum=lease.muon_momentum,
+        ttl_s=max(0.0, lease.deadline_s - now_s),
+    )
+
+
+def verdict_message(verdict: AnnounceVerdict) -> pb.Verdict:
+    """A verdict for the wire."""
+    outcome = pb.Verdict.ACCEPTED if verdict.accepted else pb.Verdict.REJECTED
+    return pb.Verdict(lease_id=verdict.lease_id, outcome=outcome, reason=verdict.reason)
+
+
+def digest_from(digest: bytes) -> Digest:
+    """A digest off the wire."""
+    if len(digest) != 32:
+        raise MalformedMessage(f"a SHA-256 digest has 32 bytes, got {len(digest)}")
+    return Digest(digest.hex())
+
+
+def clean_reason(reason: str) -> str:
+    """A reason somebody else wrote, fit for logs and terminals."""
+    return printable(reason[:MAX_REASON_CHARACTERS]).strip() or "no reason given"

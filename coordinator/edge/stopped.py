@@ -1,0 +1,96 @@
+"""A run's status while no coordinator answers: out of its journal.
+
+Decides nothing: the same engine reads the same journal. Always: nothing in the run folder is written or created (SQLite
+makes files beside a database that it only reads), so a read-only disk will do; the journal is copied, and what an older
+engine wrote is brought up to date in the copy. Touches a temporary folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from coordinator.edge.status import RunStatus, run_status
+from coordinator.run.folder import RunFolder
+from coordinator.run.pump import load_engine
+from coordinator.run.traffic import TRAFFIC, Traffic
+from coordinator.store.journal import Journal
+from protocol.errors import ConfigError, Unavailable
+from protocol.storage import telling_storage_trouble
+
+ATTEMPTS = 10
+"""Copies before giving up on a journal that is written to all the time; each lasts milliseconds."""
+_SUFFIXES = ("", "-wal", ".mark")
+"""The journal, what is not in it yet, and the mark that tells whether its end is all there."""
+
+
+def status_of_journal(folder: RunFolder, trouble: str) -> RunStatus:
+    """The run as of its journal's last record; `trouble` says why nobody was asked."""
+    place = _temporary_place()
+    with (
+        telling_storage_trouble(place),
+        tempfile.TemporaryDirectory(prefix="barnraise-status-", dir=place) as temporary,
+    ):
+        copy, last_record_s = _copied(folder.journal_path, Path(temporary))
+        journal = Journal.open(copy)
+        try:
+            engine, _ = load_engine(journal, folder.draw_secret())
+            traffic = Traffic.from_json(journal.meta(TRAFFIC))
+        finally:
+            journal.close()
+    status = run_status(
+        engine,
+        run_id=folder.run_id,
+        name=folder.settings().name,
+        now_s=engine.state.now_s,
+        wall_s=last_record_s,
+        traffic=traffic,
+        connected=lambda _: False,
+    )
+    return status.model_copy(update={"answering": False, "trouble": trouble, "last_record_s": last_record_s})
+
+
+def _temporary_place() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            "a stopped run's journal is read from a copy, and no folder for temporary files can be written to: name "
+            "one in the environment variable TMPDIR"
+        ) from error
+
+
+def _copied(journal: Path, into: Path) -> tuple[Path, float]:
+    """A copy between two commits, and the wall time of the latest one."""
+    for _ in range(ATTEMPTS):
+        before = _stamps(journal)
+        if "" not in before:
+            raise ConfigError(f"{journal} is not there; put back a backup with `barnraise coordinator restore`")
+        try:
+            _copy_files(journal, into, before)
+        except FileNotFoundError:
+            continue  # gone since it was looked at: somebody has just opened or closed the journal
+        if _stamps(journal) == before:
+            # Whoever only reads leaves an empty log behind.
+            return into / journal.name, max(changed_ns for changed_ns, size in before.values() if size) / 1e9
+    raise Unavailable(f"{journal} is being written to, and whoever does it does not answer: try again in a moment")
+
+
+def _copy_files(journal: Path, into: Path, suffixes: Iterable[str]) -> None:
+    for stale in into.iterdir():
+        stale.unlink()
+    for suffix in suffixes:
+        shutil.copyfile(journal.with_name(f"{journal.name}{suffix}"), into / f"{journal.name}{suffix}")
+
+
+def _stamps(journal: Path) -> dict[str, tuple[int, int]]:
+    """When each of the journal's files was last written, and its size; what is not there is left out."""
+    found = {}
+    for suffix in _SUFFIXES:
+        path = journal.with_name(f"{journal.name}{suffix}")
+        if path.is_file():
+            stat = path.stat()
+            found[suffix] = (stat.st_mtime_ns, stat.st_size)
+    return found

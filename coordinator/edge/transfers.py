@@ -1,0 +1,239 @@
+"""Tensor bytes and lease data, as raw frames on streams that can be taken up again after a break.
+
+Decides what may be sent and fetched: an upload only for a commitment of the same worker, a download only of a block
+that is kept or of the caller's own lease data. Always: a payload counts only when its digest holds and it is durable,
+and is refused for good when it came in one stream and does not; of two uploads for one lease the newer goes on and the
+older ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from typing import Any
+
+import structlog
+
+from coordinator.edge.pace import Pace
+from coordinator.edge.served import RunContext
+from coordinator.edge.service import WorkerService, digest_from
+from coordinator.edge.sessions import Session
+from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus
+from coordinator.engine.state import LeaseRecord
+from coordinator.store.artifacts import PartialUpload
+from protocol.errors import DigestMismatch, MalformedMessage, Refused, Unavailable
+from protocol.framing import FrameReader, frames_of
+from protocol.ids import Digest, LeaseId
+from protocol.sequences import encode_sequences
+from protocol.v1 import barnraise_pb2 as pb
+
+ALIVE_EVERY_S = 1.0
+"""An upload counts as a sign of life this often: a slow uplink may have no room for heartbeats beside it."""
+CACHED_LEASE_DATA = 16
+
+_log = structlog.get_logger(__name__)
+
+
+class _Slot:
+    """One upload that is under way."""
+
+    def __init__(self, lease_id: LeaseId) -> None:
+        self.done = asyncio.Event()
+        self._lease_id = lease_id
+        self._replaced = False
+        self._receiving: asyncio.Task[None] | None = None
+
+    def replace(self) -> None:
+        """End it: a newer upload waits for `done`."""
+        self._replaced = True
+        if self._receiving is not None:
+            self._receiving.cancel()
+
+    async def run(self, receiving: Coroutine[Any, Any, None]) -> None:
+        """Receive until the end, or until replaced."""
+        # In a task of its own: a call whose own task is cancelled leaves its client waiting for an answer.
+        self._receiving = asyncio.ensure_future(receiving)
+        if self._replaced:
+            self._receiving.cancel()
+        try:
+            await self._receiving
+        except asyncio.CancelledError:
+            if not self._replaced:
+                raise
+            raise Unavailable(
+                f"upload for lease {self._lease_id} was taken over by a newer one; commit to learn the offset"
+            ) from None
+
+
+class Transfers:
+    """Answers Upload and Download."""
+
+    def __init__(self, run: RunContext, service: WorkerService) -> None:
+        self._run = run
+        self._service = service
+        self._uploading: dict[LeaseId, _Slot] = {}
+        self._lease_data: OrderedDict[LeaseId, bytes] = OrderedDict()
+
+    async def upload(
+        self, session: Session, header: pb.UploadHeader, frames: AsyncIterator[bytes], pace: Pace
+    ) -> pb.UploadReply:
+        """Take the bytes of a committed submission."""
+        record = self._committed_record(session, header)
+        lease_id, digest = record.lease.lease_id, digest_from(header.digest)
+        if record.status is not LeaseStatus.COMMITTED:
+            return pb.UploadReply(received_bytes=header.payload_bytes, complete=True)
+        if not self._run.store.payloads.has(digest):
+            reader = await self._take(session, header, lease_id, digest, frames, pace)
+            if not reader.complete:
+                return pb.UploadReply(received_bytes=reader.offset, complete=False)
+        await self._service.uploaded(session, lease_id, digest)
+        return pb.UploadReply(received_bytes=header.payload_bytes, complete=True)
+
+    async def _take(
+        self,
+        session: Session,
+        header: pb.UploadHeader,
+        lease_id: LeaseId,
+        digest: Digest,
+        frames: AsyncIterator[bytes],
+        pace: Pace,
+    ) -> FrameReader:
+        """Write frames until the payload is whole and kept, or the stream ends."""
+        slot = await self._take_over(lease_id)
+        try:
+            upload = await asyncio.to_thread(self._run.store.open_upload, lease_id, digest, header.offset)
+            try:
+                reader = await asyncio.to_thread(_reader, upload, header.payload_bytes, digest)
+                await slot.run(self._receive(session, lease_id, reader, upload, frames, pace))
+                if reader.complete:
+                    resumed = header.offset > 0
+                    await asyncio.to_thread(self._finish, lease_id, reader, upload, digest, resumed=resumed)
+                else:
+                    await asyncio.to_thread(upload.sync)
+                return reader
+            finally:
+                upload.close()
+        finally:
+            slot.done.set()
+            if self._uploading.get(lease_id) is slot:
+                del self._uploading[lease_id]
+
+    async def _take_over(self, lease_id: LeaseId) -> _Slot:
+        """End an older upload for the same lease, whose connection is most likely dead, and take its place."""
+        while (older := self._uploading.get(lease_id)) is not None:
+            older.replace()
+            await older.done.wait()
+        slot = self._uploading[lease_id] = _Slot(lease_id)
+        return slot
+
+    async def _receive(
+        self,
+        session: Session,
+        lease_id: LeaseId,
+        reader: FrameReader,
+        upload: PartialUpload,
+        frames: AsyncIterator[bytes],
+        pace: Pace,
+    ) -> None:
+        alive_at_s = self._run.run_time()
+        while not reader.complete:
+            frame = await pace.wait(anext(frames, None))
+            if frame is None:
+                return
+            pace.moved(len(frame))
+            if session.closed.is_set():
+                raise Unavailable(f"upload for lease {lease_id}: the session was replaced; commit to learn the offset")
+            await asyncio.to_thread(_write, upload, reader, frame)
+            if self._run.run_time() - alive_at_s >= ALIVE_EVERY_S:
+                alive_at_s = self._run.run_time()
+                self._service.on_alive(session)
+
+    def _finish(
+        self, lease_id: LeaseId, reader: FrameReader, upload: PartialUpload, digest: Digest, *, resumed: bool
+    ) -> None:
+        try:
+            reader.finish()
+        except DigestMismatch as error:
+            self._run.store.drop_upload(lease_id, digest)
+            if resumed:
+                # Its earlier bytes have lain here, perhaps through a power loss: no fault of the worker until what
+                # comes in one go is wrong as well.
+                raise Unavailable(
+                    f"upload for lease {lease_id} is damaged here ({error}): send it from the start"
+                ) from None
+            raise
+        self._run.store.finish_upload(lease_id, upload, digest)
+
+    def _committed_record(self, session: Session, header: pb.UploadHeader) -> LeaseRecord:
+        record = self._run.pump.engine.state.leases.get(LeaseId(header.lease_id))
+        if record is None or record.lease.worker != session.worker:
+            raise Refused(f"lease {header.lease_id[:64]!r} is not one of this worker's; nothing to upload")
+        if record.digest != digest_from(header.digest) or record.payload_bytes != header.payload_bytes:
+            raise Refused(f"lease {record.lease.lease_id}: commit to this digest and size before the upload")
+        if header.offset > header.payload_bytes:
+            size = header.payload_bytes
+            raise MalformedMessage(f"upload for lease {header.lease_id} begins at byte {header.offset} of {size}")
+        if record.status in {LeaseStatus.EXPIRED, LeaseStatus.RETURNED, LeaseStatus.GRANTED}:
+            raise Refused(
+                f"lease {record.lease.lease_id} is {record.status}: {record.end_reason or 'nothing was committed'}"
+            )
+        return record
+
+    async def download(self, session: Session, request: pb.DownloadRequest) -> AsyncIterator[bytes]:
+        """Frames of a block, or of the caller's own lease data, from the offset on."""
+        if request.WhichOneof("resource") == "block_digest":
+            frames = await asyncio.to_thread(self._block_frames, digest_from(request.block_digest), request.offset)
+        elif request.WhichOneof("resource") == "lease_data":
+            payload = await self._data_of(session, LeaseId(request.lease_data))
+            frames = frames_of(lambda start, length: payload[start : start + length], len(payload), request.offset)
+        else:
+            raise MalformedMessage("Download must name a block or a lease")
+        while (frame := await asyncio.to_thread(next, frames, None)) is not None:
+            yield frame
+
+    def _block_frames(self, digest: Digest, offset: int) -> Iterator[bytes]:
+        blocks = self._run.store.blocks
+        if not blocks.has(digest):
+            raise Refused(f"block {digest[:16]}… is not kept here; take the manifest of the version that is leased")
+        return _file_frames(os.open(blocks.path(digest), os.O_RDONLY), blocks.size(digest), offset)
+
+    async def _data_of(self, session: Session, lease_id: LeaseId) -> bytes:
+        record = self._run.pump.engine.state.leases.get(lease_id)
+        if record is None or record.lease.worker != session.worker:
+            raise Refused(
+                f"lease {lease_id[:64]!r} is not one of this worker's; data is served for one's own leases only"
+            )
+        if record.status not in LIVE_STATUSES and record.status is not LeaseStatus.EXPIRED:
+            raise Refused(f"lease {lease_id} is {record.status}; its data is not needed any more")
+        payload = self._lease_data.get(lease_id)
+        if payload is None:
+            payload = await asyncio.to_thread(self._encode, record)
+            self._lease_data[lease_id] = payload
+            while len(self._lease_data) > CACHED_LEASE_DATA:
+                self._lease_data.popitem(last=False)
+        return payload
+
+    def _encode(self, record: LeaseRecord) -> bytes:
+        data = record.lease.data
+        length = self._run.settings.sequence_length
+        return encode_sequences(self._run.dataset.sequences(data.seed, data.start, data.count, length))
+
+
+def _write(upload: PartialUpload, reader: FrameReader, frame: bytes) -> None:
+    upload.write(reader.feed(frame))
+
+
+def _reader(upload: PartialUpload, payload_bytes: int, digest: Digest) -> FrameReader:
+    reader = FrameReader(payload_bytes, digest, upload.received_bytes)
+    for piece in upload.prefix():
+        reader.skip(piece)
+    return reader
+
+
+def _file_frames(file_descriptor: int, size: int, offset: int) -> Iterator[bytes]:
+    try:
+        yield from frames_of(lambda start, length: os.pread(file_descriptor, length, start), size, offset)
+    finally:
+        os.close(file_descriptor)

@@ -1,0 +1,144 @@
+"""What happened, for people and tools: one JSON line for each event and command, and a log line for those that matter.
+
+A line says when by the calendar (`wall_s`, seconds since the epoch) and in run time (`at_s`, as all times in `data`).
+Decides nothing and is never read back: the journal is the truth, this may lose its last lines with the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from coordinator.engine.commands import AnnounceVerdict, CancelLease, Command, EndRun, GrantLease
+from coordinator.engine.events import (
+    CheckpointWritten,
+    ClockStepped,
+    CommandFailed,
+    ContributionsTried,
+    Event,
+    LeaseReturned,
+    RoundAggregated,
+    RunStopped,
+    VersionValidated,
+    WorkerEnrolled,
+    WorkerSilent,
+)
+from coordinator.engine.records import command_to_json, event_to_json
+from coordinator.work import substitutes
+
+_log = structlog.get_logger("coordinator")
+
+_TOLD: dict[type[Event], tuple[str, tuple[str, ...]]] = {
+    WorkerEnrolled: ("worker_enrolled", ("worker", "name", "trusted", "max_columns")),
+    WorkerSilent: ("worker_silent", ("worker",)),
+    LeaseReturned: ("lease_returned", ("worker", "lease_id", "reason")),
+    RoundAggregated: ("round_aggregated", ("round", "version", "update_norm_l2")),
+    VersionValidated: ("version_validated", ("version", "val_loss", "val_loss_se")),
+    CheckpointWritten: ("checkpoint_written", ("version", "path")),
+    CommandFailed: ("command_failed", ("command_id", "trouble", "error")),
+    RunStopped: ("run_stopped", ("reason",)),
+    ClockStepped: ("clock_stepped", ("step_s",)),
+}
+
+
+class EventLog:
+    """Appends to `events.jsonl`. One process, one thread."""
+
+    def __init__(self, path: Path, wall_at_s: Callable[[float], float | None]) -> None:
+        """`wall_at_s` tells the calendar time of a run time."""
+        self._wall_at_s = wall_at_s
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._substituted: set[tuple[str, str, str]] = set()
+        """How the latest round's blocks were made where not by the run's rule, as it was said."""
+
+    def event(self, event: Event) -> None:
+        """`event` was applied."""
+        self._write("event", type(event).__name__, event.at_s, event_to_json(event))
+        told = _TOLD.get(type(event))
+        if told is not None:
+            _log.info(told[0], **{name: getattr(event, name) for name in told[1]})
+        if isinstance(event, RoundAggregated):
+            self._tell_substitutes(event)
+        elif isinstance(event, ContributionsTried):
+            for one in event.failed:
+                _log.warning(
+                    "contribution_left_out", round=event.round, lease_id=one.lease_id, lost=one.lost, error=one.error
+                )
+
+    def command(self, command: Command, at_s: float) -> None:
+        """`command` follows from an event."""
+        self._write("command", type(command).__name__, at_s, command_to_json(command), **_words(command))
+        match command:
+            case GrantLease(lease=lease):
+                _log.info(
+                    "lease_granted", lease_id=lease.lease_id, worker=lease.worker, columns=list(lease.columns),
+                    inner_steps=lease.inner_steps, spare=lease.spare,
+                )  # fmt: skip
+            case AnnounceVerdict():
+                _log.info("verdict", lease_id=command.lease_id, accepted=command.accepted, reason=command.reason)
+            case CancelLease():
+                _log.info("lease_cancelled", lease_id=command.lease_id, reason=command.reason)
+            case EndRun():
+                _log.info("run_over", reason=command.reason)
+            case _:
+                pass
+
+    def _tell_substitutes(self, event: RoundAggregated) -> None:
+        """In one line, and not again while rounds go the same way: with two workers they all do."""
+        kinds = {(one.rule, one.in_force, one.error) for one in event.substitutes}
+        if kinds - self._substituted:
+            _log.warning(
+                "rule_fell_back",
+                round=event.round,
+                blocks=sum(one.trunk + sum(s.last - s.first + 1 for s in one.columns) for one in event.substitutes),
+                told=". ".join(map(substitutes.told, event.substitutes)),
+            )
+        elif self._substituted and not kinds:
+            _log.info("rule_in_force_again", round=event.round)
+        self._substituted = kinds
+
+    def close(self) -> None:
+        """Release the file."""
+        os.close(self._descriptor)
+
+    def _write(self, kind: str, name: str, at_s: float, record: str, **words: str) -> None:
+        when = {"wall_s": self._wall_at_s(at_s), "at_s": at_s}
+        line: dict[str, Any] = {**when, "kind": kind, "name": name, "data": _without_type(record)}
+        line["data"] |= words
+        with contextlib.suppress(OSError):  # a full disk costs lines of this file, never the run
+            os.write(self._descriptor, (json.dumps(line, separators=(",", ":")) + "\n").encode())
+
+
+def _words(command: Command) -> dict[str, str]:
+    """The sentence that a command's figures stand for."""
+    return {"reason": command.reason} if isinstance(command, AnnounceVerdict | CancelLease | EndRun) else {}
+
+
+def _without_type(record: str) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(record)
+    data.pop("type", None)  # the line says it as `name`
+    return data
+
+
+def configure_logging() -> None:
+    """Structured log lines to stderr, unless whoever embeds the coordinator has set logging up already."""
+    if structlog.is_configured():
+        return
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )

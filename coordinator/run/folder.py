@@ -1,0 +1,320 @@
+"""A run on disk: how it is made, and where everything in it lies.
+
+    settings.toml         what the operator set
+    run.json              run id, dataset digest and place: public facts that never change
+    secret/               CA, leaf, keys and the secret of all draws; folder 0700, files 0600
+    journal.sqlite        what happened (coordinator/store/journal.py), and beside it the mark of its newest commit
+    registry.sqlite       invites and members (coordinator/store/registry.py)
+    artifacts/            blocks, payloads, partial uploads
+    versions/             which version has which manifest
+    dataset/              only where the dataset was prepared for this run
+    tokenizer/            tokenizer, chat template and generation settings: what every export carries
+    checkpoints/          Hugging Face folders
+    events.jsonl          one line for each event and command, for people and tools; never read back
+    endpoint.json         where the coordinator listens, or did when it last ran (coordinator/run/reaching.py)
+    coordinator.lock      held by the process that serves the run
+
+Always: a run folder is there whole or not at all (protocol/folders.py); `run.json` is moved in last, and a
+folder without it is no run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coordinator.engine.events import RunCreated
+from coordinator.engine.records import event_to_json
+from coordinator.engine.version import ENGINE_VERSION
+from coordinator.run.beginning import check_beginning, check_pair, planned_engine
+from coordinator.settings import RunSettings
+from coordinator.store.artifacts import ArtifactStore
+from coordinator.store.journal import Journal
+from coordinator.store.registry import Registry
+from protocol.errors import ConfigError
+from protocol.folders import Kind, filled_whole, is_interrupted, require_fillable
+from protocol.identity import PrivateIdentity
+from protocol.ids import BlockId, RoundNumber, RunId, Version
+from protocol.manifest import Manifest
+from protocol.private_files import read_private, write_private
+from protocol.tls import CertificateAuthority
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from coordinator.datasets import Dataset
+    from moe.blocks import Blocks
+    from moe.layout import Layout
+
+SECRET_BYTES = 32
+FIRST_VERSION = Version(0)
+RUN_KIND = Kind(completed_by="run.json", private=True)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """An existing run folder."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, root: Path) -> RunFolder:
+        """The run in `root`; ConfigError when there is none."""
+        if is_interrupted(root, RUN_KIND):
+            raise ConfigError(
+                f"{root} is not whole: making it was interrupted, or is not done yet. Wait for it, or give the same "
+                "command again (`barnraise coordinator init`, or restore): it clears this away and begins anew"
+            )
+        if not (root / "settings.toml").is_file() or not (root / RUN_KIND.completed_by).is_file():
+            raise ConfigError(f"{root} is not a run folder; `barnraise coordinator init` makes one")
+        return cls(root.resolve())
+
+    def settings(self) -> RunSettings:
+        """What the operator set."""
+        path = self.root / "settings.toml"
+        return RunSettings.from_toml(path.read_text("utf-8"), str(path))
+
+    @property
+    def run_id(self) -> RunId:
+        """The run's name on the wire."""
+        return RunId(str(self._facts()["run_id"]))
+
+    @property
+    def model_json(self) -> dict[str, Any]:
+        """The closed model configuration."""
+        model: dict[str, Any] = self._facts()["model"]
+        return model
+
+    @property
+    def dataset_path(self) -> Path:
+        """Where the run's dataset lies."""
+        return self.root / str(self._facts()["dataset"])
+
+    @property
+    def journal_path(self) -> Path:
+        """The journal."""
+        return self.root / "journal.sqlite"
+
+    @property
+    def registry_path(self) -> Path:
+        """Invites and members."""
+        return self.root / "registry.sqlite"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Hugging Face folders, newest last."""
+        return self.root / "checkpoints"
+
+    @property
+    def events_path(self) -> Path:
+        """The readable log of events and commands."""
+        return self.root / "events.jsonl"
+
+    @property
+    def endpoint_path(self) -> Path:
+        """Where the coordinator listens, or last did."""
+        return self.root / "endpoint.json"
+
+    def authority(self) -> CertificateAuthority:
+        """The run's own CA."""
+        return CertificateAuthority.load(self.root / "secret")
+
+    def leaf(self) -> tuple[bytes, bytes]:
+        """The server's certificate chain and key, PEM."""
+        secret = self.root / "secret"
+        return read_private(secret / "leaf.pem"), read_private(secret / "leaf.key")
+
+    def manifest_identity(self) -> PrivateIdentity:
+        """The key that signs manifests."""
+        return PrivateIdentity.load(self.root / "secret" / "manifest.key")
+
+    def operator_identity(self) -> PrivateIdentity:
+        """The operator's key."""
+        return PrivateIdentity.load(self.root / "secret" / "operator.key")
+
+    def draw_secret(self) -> bytes:
+        """What all secret draws are made from."""
+        return read_private(self.root / "secret" / "draws.secret")
+
+    @property
+    def export_dtype(self) -> str:
+        """What exports are kept in unless told otherwise: the type of the checkpoint that the run began with."""
+        return str(self._facts().get("dtype", "fp32"))
+
+    def companions(self, dataset: Dataset) -> dict[str, bytes]:
+        """What stands beside the weights in every export; the data's own where the run kept nothing."""
+        from moe.companions import COMPANIONS_FOLDER, read_companions
+
+        return {**dataset.companions, **read_companions(self.root / COMPANIONS_FOLDER)}
+
+    def artifacts(self) -> ArtifactStore:
+        """Blocks, payloads, uploads."""
+        return ArtifactStore(self.root / "artifacts")
+
+    def registry(self) -> Registry:
+        """Invites and members."""
+        return Registry.open(self.registry_path)
+
+    def published_version(self) -> int:
+        """The newest version that the journal has published: what was only written is not the run's."""
+        from coordinator.run.pump import load_engine
+
+        journal = Journal.open(self.journal_path, writable=False)
+        try:
+            return int(load_engine(journal, self.draw_secret())[0].state.version)
+        finally:
+            journal.close()
+
+    def layout(self) -> Layout:
+        """How the model is cut."""
+        from moe.config import config_from_json
+        from moe.layout import layout
+
+        return layout(config_from_json(self.model_json), self.settings().residency)
+
+    def dataset(self) -> Dataset:
+        """The run's data, checked to be what the run began with."""
+        from coordinator.datasets import Dataset
+
+        dataset = Dataset.open(self.dataset_path)
+        expected = self._facts()["dataset_digest"]
+        if dataset.digest != expected:
+            raise ConfigError(f"{self.dataset_path} has digest {dataset.digest}, the run began with {expected}")
+        return dataset
+
+    def _facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = json.loads((self.root / "run.json").read_bytes())
+        return facts
+
+
+def init_run(
+    folder: Path,
+    settings: RunSettings,
+    *,
+    note: Callable[[str], None] = lambda _: None,
+    progress: Callable[[int, int], None] | None = None,
+) -> RunFolder:
+    """Make a run in a new or an empty folder: keys, data, version 0, and the journal's first event.
+
+    `note` gets sentences that the operator should see; `progress` documents and tokens while text is prepared.
+    """
+    way_out = "a run begins in a new or an empty folder"
+    require_fillable(folder, RUN_KIND, way_out=way_out)
+    check_beginning(settings)
+    with filled_whole(folder, RUN_KIND, way_out=way_out) as building:
+        _build(building, settings, note, progress)
+    return RunFolder.open(folder)
+
+
+def _build(
+    root: Path,
+    settings: RunSettings,
+    note: Callable[[str], None],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    run_id = _write_secrets(root, settings)
+    dataset_path, dataset = _dataset(root, settings, note, progress)
+    layout, blocks, dtype = _first_model(root, settings, dataset, note)
+    config = planned_engine(settings, layout, dataset, run_id)
+    facts = {
+        "run_id": run_id,
+        "dataset": str(dataset_path),
+        "dataset_digest": dataset.digest,
+        "model": dict(layout.config_json),
+        "dtype": dtype,
+    }
+    write_private(root / "run.json", json.dumps(facts, indent=2).encode())
+    write_private(root / "settings.toml", settings.to_toml().encode())
+    manifest = _write_first_version(RunFolder(root), layout, blocks, run_id, settings)
+    created = RunCreated(
+        at_s=0.0, engine_version=ENGINE_VERSION, config=config, base_manifest=manifest, wall_s=time.time()
+    )
+    journal = Journal.create(root / "journal.sqlite", engine_version=ENGINE_VERSION)
+    journal.append([event_to_json(created)])
+    journal.close()
+    Registry.open(root / "registry.sqlite").close()
+    (root / "checkpoints").mkdir()
+
+
+def _write_secrets(root: Path, settings: RunSettings) -> RunId:
+    secret = root / "secret"
+    secret.mkdir(mode=0o700)
+    if settings.sim_secret_from_seed:
+        seed = f"barnraise-simulation-{settings.seed}".encode()
+        draws, run_id = hashlib.sha256(seed).digest(), RunId(f"sim-{hashlib.sha256(seed + b'-id').hexdigest()[:12]}")
+    else:
+        draws, run_id = secrets.token_bytes(SECRET_BYTES), RunId(f"run-{secrets.token_hex(6)}")
+    write_private(secret / "draws.secret", draws)
+    authority = CertificateAuthority.create(run_id)
+    authority.save(secret)
+    leaf = authority.issue_leaf(settings.certificate_hosts())
+    write_private(secret / "leaf.pem", leaf.cert_pem)
+    write_private(secret / "leaf.key", leaf.key_pem)
+    PrivateIdentity.generate().save(secret / "manifest.key")
+    PrivateIdentity.generate().save(secret / "operator.key")
+    return run_id
+
+
+def _dataset(
+    root: Path,
+    settings: RunSettings,
+    note: Callable[[str], None],
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Path, Dataset]:
+    """The prepared dataset that `data` names, or the one that is prepared from it; and its place after the rename."""
+    from coordinator.datasets import is_prepared, open_or_prepare
+
+    place = Path(settings.data).expanduser().resolve() if is_prepared(settings.data) else Path("dataset")
+    made = root / "dataset"
+    return place, open_or_prepare(settings.data, made, checkpoint=settings.checkpoint, progress=progress, note=note)
+
+
+def _first_model(
+    root: Path, settings: RunSettings, dataset: Dataset, note: Callable[[str], None]
+) -> tuple[Layout, Blocks, str]:
+    """The model that the run begins with, and what its exports are kept in; its companions are kept in the folder."""
+    from moe.companions import COMPANIONS_FOLDER, companions_of, write_companions
+    from moe.export import import_checkpoint, inspect_checkpoint
+    from moe.full import initial_blocks
+    from moe.layout import layout
+    from moe.presets import preset
+
+    begun = None if settings.checkpoint is None else Path(settings.checkpoint).expanduser()
+    found = None if begun is None else inspect_checkpoint(begun)
+    config = preset(str(settings.preset)) if found is None else found.config
+    cut = layout(config, settings.residency)
+    doubt = check_pair(cut, dataset, settings)
+    for sentence in (*(() if found is None else found.remarks), *(() if doubt is None else (doubt,))):
+        note(sentence)
+    write_companions(companions_of(begun, dataset.companions), root / COMPANIONS_FOLDER)
+    if begun is None or found is None:
+        return cut, initial_blocks(config, cut, settings.seed), "fp32"
+    return cut, import_checkpoint(begun, settings.residency)[1], found.dtype
+
+
+def _write_first_version(
+    run: RunFolder, layout: Layout, blocks: dict[BlockId, dict[str, Tensor]], run_id: RunId, settings: RunSettings
+) -> Any:
+    from coordinator.store.versions import Versions
+
+    versions = Versions(run.root / "versions", run.artifacts(), layout)
+    manifest = Manifest(
+        run_id=run_id,
+        version=FIRST_VERSION,
+        parent_version=None,
+        round=RoundNumber(0),
+        created_at_s=time.time(),
+        model=dict(layout.config_json),
+        residency=settings.residency,
+        blocks={block: versions.put_block(tensors) for block, tensors in blocks.items()},
+        momenta={},
+        val_loss=None,
+        tokens_trained=0,
+    )
+    return versions.publish(manifest, "init")

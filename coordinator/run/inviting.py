@@ -1,0 +1,91 @@
+"""Join links: what an invite becomes so that it can be sent to somebody.
+
+Decides how many are made at a time, how long they live, and which address stands in them. Used by a running
+coordinator, and for a run that nobody serves: such a link works once it is served again. Touches the registry.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+from coordinator.run.folder import RunFolder
+from coordinator.run.lock import FolderLock
+from coordinator.run.reaching import last_port
+from coordinator.settings import RunSettings
+from coordinator.store.registry import DEFAULT_INVITE_LIFE_S, Registry, clean_name
+from protocol.errors import ConfigError, MalformedMessage
+from protocol.joinlink import JoinLink
+
+MAX_INVITES = 1000
+"""In one call: as many join links as fit into a control message, with room to spare."""
+MAX_INVITE_LIFE_S = 366 * 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InviteTerms:
+    """What is asked for: `count` links for machines of `owner` (empty: each machine is its own)."""
+
+    count: int = 1
+    trusted: bool = False
+    life_s: float = DEFAULT_INVITE_LIFE_S
+    owner: str = ""
+
+    @classmethod
+    def checked(cls, *, count: int, trusted: bool, life_s: float, owner: str) -> InviteTerms:
+        """Terms that somebody asked for, 0 for what they left open; MalformedMessage says which is out of bounds."""
+        count, life_s = count or 1, life_s or DEFAULT_INVITE_LIFE_S
+        if not 1 <= count <= MAX_INVITES:
+            raise MalformedMessage(f"at most {MAX_INVITES} invites are made at a time, asked for {count}")
+        if not math.isfinite(life_s) or not 0 < life_s <= MAX_INVITE_LIFE_S:
+            most_h = MAX_INVITE_LIFE_S / 3600.0
+            raise MalformedMessage(f"an invite lives above 0 and up to {most_h:g} hours, asked for {life_s / 3600.0:g}")
+        return cls(count=count, trusted=trusted, life_s=life_s, owner=clean_name(owner) if owner else "")
+
+
+def make_links(
+    terms: InviteTerms, *, settings: RunSettings, fingerprint: str, registry: Registry, port: int, now_s: float
+) -> list[str]:
+    """Join links with fresh invites, for a coordinator that listens on `port`. `now_s` is wall time."""
+    host, dialled_port = settings.join_address(port)
+    expires_at_s = now_s + terms.life_s
+    return [
+        str(
+            JoinLink(
+                host=host,
+                port=dialled_port,
+                fingerprint=fingerprint,
+                invite=registry.create_invite(trusted=terms.trusted, expires_at_s=expires_at_s, owner=terms.owner),
+            )
+        )
+        for _ in range(terms.count)
+    ]
+
+
+def make_links_while_stopped(folder: RunFolder, terms: InviteTerms) -> list[str]:
+    """Join links of a run that nobody serves at present; ConfigError when somebody does, or no port is known yet."""
+    lock = FolderLock(folder.root)
+    lock.acquire()
+    try:
+        settings = folder.settings()
+        port = settings.port or last_port(folder)
+        if not port:
+            raise ConfigError(
+                f"{folder.root} takes a free port at its first start, which has not been yet: start it with "
+                f"`barnraise coordinator run {folder.root}`, then invite"
+            )
+        registry = folder.registry()
+        try:
+            return make_links(
+                terms,
+                settings=settings,
+                fingerprint=folder.authority().fingerprint,
+                registry=registry,
+                port=port,
+                now_s=time.time(),
+            )
+        finally:
+            registry.close()
+    finally:
+        lock.release()

@@ -1,0 +1,79 @@
+"""From one engine's state to the next one's: what makes a run outlive a release.
+
+Decides which runs of an older engine go on under this one. The same events may lead another engine to another state, so
+a journal is never replayed by it; but a *snapshot* is data and can be rewritten. So: a run that its own release stopped
+cleanly (a snapshot and nothing after it) goes on if each step to the present version is known here; any other is
+refused with what to do. Touches the journal that it is given, in one commit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from coordinator.store.journal import Journal, Snapshot
+from protocol.errors import ConfigError
+
+State = dict[str, Any]
+Migrations = Mapping[int, Callable[[State], State]]
+"""From an engine version to what turns its snapshot into the next version's."""
+
+
+def _two_to_three(state: State) -> State:
+    """Times become run time, and sentences become keys with figures."""
+    return _keys_for_sentences(_run_time(state))
+
+
+def _run_time(state: State) -> State:
+    """Times were the wall clock's. Run time goes on from there, so the calendar showed the same until now."""
+    return {**state, "calendar": [{"at_s": 0.0, "wall_s": 0.0}]}
+
+
+def _keys_for_sentences(state: State) -> State:
+    """Reasons are keys with figures. The sentences of before are kept as they were told."""
+    for record in state["leases"].values():
+        if record["verdict"] is not None:
+            record["verdict"]["why"] = _as_told(record["verdict"].pop("reason"))
+        record["ended"] = _as_told(record["ended"]) if record["ended"] else None
+    for worker in state["workers"].values():
+        if worker["quarantine"] is not None:
+            worker["quarantine"]["why"] = _as_told(worker["quarantine"].pop("reason"))
+    for row in state["history"]:
+        row["closed"] = _as_told(row.pop("close_reason"))
+    closed, over = state["round"].pop("close_reason"), state.pop("end_reason")
+    state["round"]["closed"] = _as_told(closed) if closed else None
+    state["ended"] = _as_told(over) if over else None
+    return state
+
+
+def _as_told(sentence: str) -> State:
+    return {"case": "as_told", "figures": {}, "about": sentence}
+
+
+MIGRATIONS: Migrations = {2: _two_to_three}
+"""Whoever raises ENGINE_VERSION adds the step from the one before, or the reason why not. 1 to 2: a version 1 was never
+released, and its leases named no optimizer, which nothing after it could make up."""
+
+
+def migrate_journal(journal: Journal, target: int, migrations: Migrations) -> None:
+    """Bring `journal` to engine version `target`, or ConfigError with what to do."""
+    found = journal.engine_version
+    steps = range(found, target)
+    if found > target or any(version not in migrations for version in steps):
+        raise ConfigError(
+            f"this run was begun by engine version {found}, this program has {target}: "
+            "finish it with the release that began it, or start a new run from its checkpoint"
+        )
+    snapshot = journal.latest_snapshot()
+    if snapshot is None or snapshot.position != journal.last_position:
+        raise ConfigError(
+            f"this run was not stopped cleanly by its release (engine version {found}, this program has {target}): "
+            "start and stop it once with that release, then start it with this one"
+        )
+    state: State = json.loads(snapshot.state)
+    for version in steps:
+        state = migrations[version](state)
+    state["engine_version"] = target
+    plain = json.dumps(state, separators=(",", ":"), allow_nan=True)
+    journal.save_snapshot(Snapshot(position=snapshot.position, engine_version=target, state=plain))

@@ -1,0 +1,407 @@
+"""The pump: the only writer of a run's state.
+
+Decides the order journal, apply, execute, answer. Always: an event is durable before the engine sees it, the engine has
+seen it before a command is carried out, and the caller of `submit` is answered last; whatever queued up while a commit
+was on its way shares the next one. Heartbeats alone are applied without a record.
+
+An event that the engine finds illegal is in the journal by then, and is skipped: the engine raises and leaves its state
+as it was, and does so again on every replay, so both sides of a restart agree. The submitter gets the `IllegalEvent`.
+Any other exception from the engine may have left it half changed: the pump stops, and a restart reads the journal.
+
+A slow command that fails, with whatever exception, stops nothing either: it ran in a thread of its own and touched no
+state, so the failure is journalled, with whether it was the machine's, and the engine decides what becomes of it.
+
+A disk that takes no writes stops nothing and loses nothing: what could not be recorded was not applied either, its
+submitter hears so and comes again, what the pump itself owes the journal is kept and tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+import json
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from coordinator.engine.commands import (
+    AggregateRound,
+    AnnounceVerdict,
+    Command,
+    MeasureSubmission,
+    SlowCommand,
+    TryContributions,
+    ValidateVersion,
+)
+from coordinator.engine.engine import Engine
+from coordinator.engine.events import CommandFailed, Event, RunCreated, WorkerSeen
+from coordinator.engine.records import event_from_json, event_to_json
+from coordinator.engine.snapshots import SnapshotText
+from coordinator.engine.version import ENGINE_VERSION
+from coordinator.run.clock import LOOK_EVERY_S
+from coordinator.run.migrations import MIGRATIONS, Migrations, migrate_journal
+from coordinator.store.journal import Journal, JournalObserver, Moment, Snapshot, unobserved
+from coordinator.work.failures import trouble_of
+from protocol.errors import BarnraiseError, ConfigError, IllegalEvent, LocalError, StorageTrouble, Unavailable
+from protocol.text import printable
+
+SNAPSHOT_EVERY = 2000
+"""Events between snapshots: a replay of that many takes well under a second, a snapshot a few milliseconds."""
+SNAPSHOT_SLICE = 32
+"""Records of a snapshot that are written without letting anything else happen: 1 to 2 ms."""
+MAX_BATCH = 256
+"""Events in one commit: a bound on how long a reply waits behind others."""
+RETRY_FIRST_S = 1.0
+RETRY_MOST_S = 60.0
+LEAST_WAIT_S = 0.001
+"""For a timer that is not due yet: two clocks differ by what a float rounds away, and no loop may spin meanwhile."""
+MOST_DOUBLINGS = 10
+"""Far beyond the longest pause; a disk that is full for a day makes over a thousand tries, and 2**1024 is no float."""
+MOST_ERROR_CHARACTERS = 500
+"""Of an error's words, in the journal."""
+STALL_RETRY_S = 5.0
+"""How soon a disk that took no writes is tried again where nobody asks: an operator who makes room sees it go on."""
+
+_log = structlog.get_logger(__name__)
+
+# Lower goes first: what the round waits for, then what only informs.
+_PRIORITIES: dict[type[SlowCommand], int] = {
+    AggregateRound: 0,
+    TryContributions: 0,
+    MeasureSubmission: 1,
+    ValidateVersion: 2,
+}
+_LAST_PRIORITY = 3
+
+
+class Observer(Protocol):
+    """Told of each event after its commit and each command before it is carried out."""
+
+    def event(self, event: Event) -> None:
+        """`event` was applied."""
+
+    def command(self, command: Command, at_s: float) -> None:
+        """`command` follows from it."""
+
+
+@dataclass(slots=True)
+class _Queued:
+    event: Event
+    done: asyncio.Future[list[Command]] | None
+
+
+def load_engine(
+    journal: Journal, secret: bytes, migrations: Migrations = MIGRATIONS
+) -> tuple[Engine, list[AnnounceVerdict]]:
+    """The engine as the journal leaves it, and the verdicts since the last snapshot."""
+    if journal.engine_version != ENGINE_VERSION:
+        migrate_journal(journal, ENGINE_VERSION, migrations)
+    snapshot = journal.latest_snapshot()
+    records = journal.read(snapshot.position if snapshot else 0)
+    verdicts: list[AnnounceVerdict] = []
+    if snapshot is not None:
+        engine = Engine.restore(json.loads(snapshot.state), secret)
+    else:
+        first = next(records, None)
+        created = event_from_json(first[1]) if first else None
+        if not isinstance(created, RunCreated):
+            raise ConfigError("the journal does not begin with the run's creation; it was cut or is another program's")
+        engine, _ = Engine.create(created, secret)
+    for _, record in records:
+        with contextlib.suppress(IllegalEvent):
+            commands = engine.handle(event_from_json(record))
+            verdicts += [command for command in commands if isinstance(command, AnnounceVerdict)]
+    return engine, verdicts
+
+
+class Pump:
+    """Drives one engine. `start` once, `stop` once."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        journal: Journal,
+        *,
+        execute: Callable[[SlowCommand], Event],
+        dispatch: Callable[[Command], None],
+        observer: Observer,
+        clock: Callable[[], float],
+        clock_news: Callable[[], list[Event]] = list,
+        journal_observer: JournalObserver = unobserved,
+    ) -> None:
+        self.engine = engine
+        self._journal = journal
+        self._execute = execute
+        self._dispatch = dispatch
+        self._observer = observer
+        self._clock = clock
+        self._clock_news = clock_news
+        self._at = journal_observer
+        self.stalled: str | None = None
+        """Why nothing can be recorded at present; None while all is well."""
+        self._owed: list[_Queued] = []
+        """What the pump itself could not record yet."""
+        self._stop_asked = asyncio.Event()
+        self._queue: list[_Queued] = []
+        self._wake = asyncio.Event()
+        self._slow_wake = asyncio.Event()
+        self._slow: list[tuple[int, int, SlowCommand]] = []
+        self._slow_known: set[str] = set()
+        self._attempts: dict[str, int] = {}
+        self._failures_told: dict[str, str] = {}
+        """Of commands that fail, with what they failed last: said at length once."""
+        self._order = itertools.count()
+        self._since_snapshot = 0
+        self._snapshot_text = SnapshotText()
+        self._snapshot: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._retries: set[asyncio.TimerHandle] = set()
+        self._writer = ThreadPoolExecutor(1, "journal")
+        self._executor = ThreadPoolExecutor(1, "executor")
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def start(self) -> None:
+        """Begin, with what an earlier process left unfinished."""
+        for command in self.engine.pending:
+            self._push_slow(command)
+        self._tasks = [
+            asyncio.create_task(self._run(self._write_loop())),
+            asyncio.create_task(self._run(self._slow_loop())),
+        ]
+
+    async def stop(self) -> None:
+        """Commit what is queued, let the running command end, snapshot, and leave the rest to the next start."""
+        self._stopping = True
+        self._stop_asked.set()
+        self._wake.set()
+        self._slow_wake.set()
+        for retry in self._retries:
+            retry.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._snapshot_saved()
+        if not self.failed.done():
+            self._begin_snapshot()
+            await self._snapshot_saved()
+            self.failed.cancel()
+        self._writer.shutdown()
+        self._executor.shutdown()
+
+    async def submit(self, event: Event) -> list[Command]:
+        """Record and apply `event`; the answer means that it is durable. Raises IllegalEvent where it is one."""
+        if self._stopping:
+            raise Unavailable("the coordinator is stopping; try again when it is back")
+        done: asyncio.Future[list[Command]] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Queued(event, done))
+        self._wake.set()
+        # A caller that goes away (its connection broke) must not take the event with it.
+        return await asyncio.shield(done)
+
+    def seen(self, event: WorkerSeen) -> None:
+        """Apply a heartbeat; nothing is recorded."""
+        if self._stopping:
+            return
+        try:
+            commands = self.engine.handle(event)
+        except IllegalEvent as error:
+            _log.warning("heartbeat_ignored", worker=event.worker, error=str(error))
+            return
+        if commands:
+            raise LocalError(f"a heartbeat is not journalled and may cause nothing, got {commands}")
+
+    async def _run(self, loop: Awaitable[None]) -> None:
+        try:
+            await loop
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            _log.error("pump_failed", error=repr(error))
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._stopping = True
+        self._stop_asked.set()
+        if not self.failed.done():
+            self.failed.set_exception(error)
+        _refuse(self._queue, LocalError(f"the coordinator stopped: {error!r}"))
+        self._queue.clear()
+        self._wake.set()
+        self._slow_wake.set()
+
+    async def _write_loop(self) -> None:
+        while True:
+            await self._wait_for_work()
+            batch, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
+            if not self._stopping:
+                batch = self._with_proposals(batch)
+            if not batch and self._stopping:
+                return
+            await self._commit(batch)
+
+    def _with_proposals(self, batch: list[_Queued]) -> list[_Queued]:
+        """`batch` and what time calls for; nothing new of that while earlier proposals are owed to the journal.
+
+        A gap goes before whatever came after it, which would be late otherwise. Who was not heard during a gap is asked
+        only after it is applied.
+        """
+        gaps = [_Queued(event, None) for event in (*self.engine.greeting(self._clock()), *self._clock_news())]
+        due = [] if self._owed or gaps else [_Queued(event, None) for event in self.engine.due(self._clock())]
+        return [*self._owed, *gaps, *batch, *due]
+
+    async def _wait_for_work(self) -> None:
+        if self._queue or self._stopping:
+            return
+        self._wake.clear()
+        wakeup_s = self.engine.next_wakeup_s()
+        left_s = LOOK_EVERY_S if wakeup_s is None else min(LOOK_EVERY_S, wakeup_s - self._clock())
+        delay_s = max(left_s, LEAST_WAIT_S) if left_s > 0.0 else 0.0
+        if self._owed:
+            delay_s = STALL_RETRY_S
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), delay_s)
+
+    async def _commit(self, batch: Sequence[_Queued]) -> None:
+        if not batch:
+            return
+        try:
+            records = [event_to_json(queued.event) for queued in batch]
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._writer, self._journal.append, records)
+            except StorageTrouble as error:
+                self._stall(batch, error)
+                return
+            self._go_on()
+            for queued, record in zip(batch, records, strict=True):
+                self._at(Moment.APPLYING, (record,))
+                self._apply(queued, record)
+        except BaseException as error:
+            _refuse(batch, LocalError(f"the coordinator stopped: {error!r}"))
+            raise
+        self._since_snapshot += len(batch)
+        # a snapshot costs what the state holds: of a large one it comes after more events
+        if self._since_snapshot >= max(SNAPSHOT_EVERY, self.engine.state.records // 2):
+            self._begin_snapshot()
+
+    def _stall(self, batch: Sequence[_Queued], error: StorageTrouble) -> None:
+        """Nothing of `batch` is recorded, so nothing of it has happened: whoever sent it is told to send it again."""
+        if self.stalled is None:
+            _log.error("journal_stalled", reason=str(error))
+        self.stalled = str(error)
+        self._owed = [queued for queued in batch if queued.done is None]
+        told = f"the coordinator cannot record anything now ({error}); what it has accepted is safe, try again later"
+        _refuse(batch, Unavailable(told))
+
+    def _go_on(self) -> None:
+        if self.stalled is not None:
+            _log.info("journal_goes_on", after=self.stalled)
+        self.stalled, self._owed = None, []
+
+    def _apply(self, queued: _Queued, record: str) -> None:
+        try:
+            commands = self.engine.handle(queued.event)
+        except IllegalEvent as error:
+            _log.warning("event_refused", event_kind=type(queued.event).__name__, error=str(error))
+            _refuse([queued], error)
+            return
+        self._observer.event(queued.event)
+        for command in commands:
+            self._observer.command(command, queued.event.at_s)
+            if isinstance(command, SlowCommand):
+                self._push_slow(command)
+            else:
+                self._dispatch(command)
+        self._at(Moment.APPLIED, (record,))
+        if queued.done is not None and not queued.done.done():
+            queued.done.set_result(commands)
+
+    def _begin_snapshot(self) -> None:
+        """Of this very moment, at which all that is in the journal is applied; it is written beside what comes next."""
+        if self._snapshot is not None and not self._snapshot.done():
+            return
+        self._since_snapshot = 0
+        saving = self._save_snapshot(self._journal.last_position, self._snapshot_text.pieces(self.engine.state))
+        self._snapshot = asyncio.create_task(self._run(saving))
+
+    async def _snapshot_saved(self) -> None:
+        if self._snapshot is not None:
+            await asyncio.gather(self._snapshot, return_exceptions=True)
+
+    async def _save_snapshot(self, position: int, pieces: Iterator[str]) -> None:
+        written: list[str] = []
+        while piece := list(itertools.islice(pieces, SNAPSHOT_SLICE)):
+            written += piece
+            await asyncio.sleep(0)
+        snapshot = Snapshot(position=position, engine_version=ENGINE_VERSION, state="".join(written))
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._writer, self._journal.save_snapshot, snapshot)
+        except StorageTrouble as error:
+            # The events are all there; only the next start reads more of them. Tried again after as many more.
+            _log.warning("snapshot_put_off", reason=str(error))
+
+    def _push_slow(self, command: SlowCommand) -> None:
+        if command.command_id in self._slow_known or self._stopping:
+            return
+        self._slow_known.add(command.command_id)
+        priority = _PRIORITIES.get(type(command), _LAST_PRIORITY)
+        heapq.heappush(self._slow, (priority, next(self._order), command))
+        self._slow_wake.set()
+
+    async def _slow_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._stopping:
+            if not self._slow:
+                self._slow_wake.clear()
+                await self._slow_wake.wait()
+                continue
+            _, _, command = heapq.heappop(self._slow)
+            self._slow_known.discard(command.command_id)
+            if not self.engine.is_pending(command.command_id):
+                self._forget_failures(command)
+                continue  # the engine has lost interest, e.g. the run was stopped
+            try:
+                result = await loop.run_in_executor(self._executor, self._execute, command)
+            except Exception as error:
+                result = self._on_failure(command, error)
+            else:
+                self._forget_failures(command)
+            await self._report(result)
+
+    def _forget_failures(self, command: SlowCommand) -> None:
+        self._attempts.pop(command.command_id, None)
+        self._failures_told.pop(command.command_id, None)
+
+    async def _report(self, result: Event) -> None:
+        """Submit a result; where it cannot be recorded, again and again: the work is done and must not be lost."""
+        while not self._stopping:  # at a stop it stays pending and is done again after the restart
+            try:
+                await self.submit(result)
+            except Unavailable:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stop_asked.wait(), STALL_RETRY_S)
+            except (IllegalEvent, LocalError):
+                return  # the submitter of a result has nobody to tell
+            else:
+                return
+
+    def _on_failure(self, command: SlowCommand, error: Exception) -> CommandFailed:
+        attempt = self._attempts.get(command.command_id, 0)
+        self._attempts[command.command_id] = attempt + 1
+        delay_s = min(RETRY_MOST_S, RETRY_FIRST_S * 2 ** min(attempt, MOST_DOUBLINGS))
+        words = printable((str(error) or repr(error))[:MOST_ERROR_CHARACTERS])
+        if self._failures_told.get(command.command_id) != words:  # the same again is one line of the event log
+            self._failures_told[command.command_id] = words
+            _log.error("command_failed", command=command.command_id, error=repr(error), exc_info=error)
+        handle = asyncio.get_running_loop().call_later(delay_s, self._push_slow, command)
+        self._retries.add(handle)
+        return CommandFailed(at_s=self._clock(), command_id=command.command_id, error=words, trouble=trouble_of(error))
+
+
+def _refuse(batch: Sequence[_Queued], error: BarnraiseError) -> None:
+    for queued in batch:
+        if queued.done is not None and not queued.done.done():
+            queued.done.set_exception(error)

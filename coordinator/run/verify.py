@@ -1,0 +1,221 @@
+"""Is everything here that the journal speaks of, and is it what it was?
+
+Decides what a run needs to go on, and what counts as damage. Reads only; changes nothing. The journal is the truth:
+files that it does not name are never missed, and a version that was written but not published is no damage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
+from coordinator.engine.commands import AggregateRound, MeasureSubmission
+from coordinator.engine.phases import LeaseStatus
+from coordinator.run.lock import FolderLock
+from coordinator.run.pump import load_engine
+from coordinator.store.artifacts import ArtifactStore, ContentStore
+from coordinator.store.journal import Journal
+from coordinator.store.versions import Versions
+from protocol.errors import BarnraiseError, ConfigError
+from protocol.ids import Digest, LeaseId
+from protocol.manifest import sign_manifest, verify_manifest
+from protocol.tls import manifest_key_message, verify_vouch
+
+if TYPE_CHECKING:
+    from coordinator.engine.engine import Engine
+    from coordinator.engine.state import EngineState
+    from coordinator.run.folder import RunFolder
+
+_CHUNK_BYTES = 1 << 20
+_RESTORE = "put back a backup with `barnraise coordinator restore`"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    checked: int
+    """Records, files or keys."""
+    problems: tuple[str, ...]
+
+
+def require_version(versions: Versions, store: ArtifactStore, version: int, manifest: Digest) -> None:
+    """The run's present version must be whole; ConfigError names what is missing. The index is put right."""
+    if not store.blocks.has(manifest):
+        raise ConfigError(f"the manifest {manifest} of version {version} is missing from artifacts/blocks: {_RESTORE}")
+    missing = [digest for digest in versions.named_by(manifest) if not store.blocks.has(digest)]
+    if missing:
+        raise ConfigError(
+            f"version {version} names {len(missing)} files that are missing from artifacts/blocks, "
+            f"the first is {missing[0]}: {_RESTORE}"
+        )
+    versions.restore_entry(version, manifest)
+
+
+def lost_payloads(state: EngineState, store: ArtifactStore) -> list[str]:
+    """A sentence for each submission that the engine counts on and whose bytes are gone."""
+    return [
+        f"the submission for lease {lease_id} was received, but {store.payloads.path(digest)} is missing: "
+        "put that file back from a backup, or its lease counts for nothing"
+        for lease_id, digest in payloads_needed(state)
+        if not store.payloads.has(digest)
+    ]
+
+
+def payloads_needed(state: EngineState) -> Iterator[tuple[LeaseId, Digest]]:
+    """Lease and digest of every submission whose bytes are still to be read."""
+    named: dict[Digest, LeaseId] = {}
+    for lease_id, record in state.leases.items():
+        waiting = record.status is LeaseStatus.ACCEPTED and record.counted_in is None
+        if record.digest is not None and (record.status is LeaseStatus.UPLOADED or waiting):
+            named[record.digest] = lease_id
+    for command in state.pending.values():
+        match command:
+            case MeasureSubmission():
+                named[command.digest] = command.lease.lease_id
+            case AggregateRound():
+                named |= {one.digest: one.lease_id for one in command.contributions}
+    for digest, lease_id in named.items():
+        yield lease_id, digest
+
+
+def verify_run(run: RunFolder) -> list[Check]:
+    """Look at everything. May be called while the run is served."""
+    engines: list[Engine] = []
+    checks = [_checked("journal", lambda: _journal(run, engines))]
+    checks.append(_checked("registry", lambda: _registry(run)))
+    checks.append(_checked("keys and signatures", lambda: _signatures(run)))
+    if engines:
+        state = engines[0].state
+        checks.append(_checked("versions", lambda: _versions(run, state)))
+        checks.append(_checked("submissions", lambda: _payloads(run, state)))
+    checks.append(_checked("dataset", lambda: _dataset(run)))
+    return checks
+
+
+def _checked(name: str, look: Callable[[], tuple[int, list[str]]]) -> Check:
+    try:
+        checked, problems = look()
+    except (BarnraiseError, OSError, ValueError, InvalidSignature) as error:
+        checked, problems = 0, [str(error) or repr(error)]
+    return Check(name=name, checked=checked, problems=tuple(problems))
+
+
+def _journal(run: RunFolder, engines: list[Engine]) -> tuple[int, list[str]]:
+    journal = Journal.open(run.journal_path, writable=False)
+    try:
+        said = journal.integrity()
+        problems = [] if said == "ok" else [f"{run.journal_path}: SQLite finds {said}; {_RESTORE}"]
+        with _nobody_serves(run.root) as alone:
+            if alone:  # while it is written to, the mark may be ahead of what this connection sees
+                journal.check_mark()
+        engines.append(load_engine(journal, run.draw_secret())[0])
+        return journal.last_position, problems
+    finally:
+        journal.close()
+
+
+def _registry(run: RunFolder) -> tuple[int, list[str]]:
+    connection = sqlite3.connect(f"{run.registry_path.resolve().as_uri()}?mode=ro", uri=True)
+    try:
+        (said,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+        (members,) = connection.execute("SELECT count(*) FROM members").fetchone()
+    except sqlite3.DatabaseError as error:
+        said, members = str(error), 0
+    finally:
+        connection.close()
+    return members, [] if said == "ok" else [f"{run.registry_path}: SQLite finds {said}; {_RESTORE}"]
+
+
+def _signatures(run: RunFolder) -> tuple[int, list[str]]:
+    """The chain by which a worker believes this coordinator, from the certificate in its link to a manifest."""
+    authority, manifest_key = run.authority(), run.manifest_identity()
+    chain, _ = run.leaf()
+    certificate = x509.load_pem_x509_certificate(authority.cert_pem)
+    x509.load_pem_x509_certificate(chain).verify_directly_issued_by(certificate)
+    message = manifest_key_message(run.run_id, manifest_key.public_key)
+    verify_vouch(authority.cert_pem, message, authority.sign(message))
+    content = b"{}"
+    verify_manifest(manifest_key.public_key, content, sign_manifest(manifest_key, content))
+    run.operator_identity()
+    return 4, []
+
+
+def _dataset(run: RunFolder) -> tuple[int, list[str]]:
+    run.dataset()  # raises unless it is the one that the run began with
+    return 1, []
+
+
+def _versions(run: RunFolder, state: EngineState) -> tuple[int, list[str]]:
+    store = run.artifacts()
+    versions = Versions(run.root / "versions", store, run.layout())
+    present = versions.manifest_digest(int(state.version))
+    problems = []
+    if present != state.manifest:
+        problems.append(f"version {state.version} is {state.manifest} in the journal and {present} in versions/")
+    seen: set[Digest] = set()
+    manifests = {version: versions.manifest_digest(version) for version in versions.kept() if version <= state.version}
+    for version, digest in {**manifests, int(state.version): state.manifest}.items():
+        assert digest is not None
+        found = _damage(store.blocks, digest, seen)
+        problems += found
+        if found:
+            continue
+        manifest = versions.manifest(digest)
+        if (manifest.run_id, manifest.version) != (run.run_id, version):
+            problems.append(f"manifest {digest} is of {manifest.run_id} version {manifest.version}, not {version}")
+        for named in versions.named_by(digest):
+            problems += _damage(store.blocks, named, seen)
+    return len(seen), problems
+
+
+def _payloads(run: RunFolder, state: EngineState) -> tuple[int, list[str]]:
+    store, seen, problems = run.artifacts(), set[Digest](), list[str]()
+    for _, digest in payloads_needed(state):
+        if store.payloads.has(digest):
+            problems += _damage(store.payloads, digest, seen)
+    return len(seen), [*problems, *lost_payloads(state, store)]
+
+
+def _damage(store: ContentStore, digest: Digest, seen: set[Digest]) -> list[str]:
+    """What is wrong with one file; each is read once."""
+    if digest in seen:
+        return []
+    seen.add(digest)
+    path = store.path(digest)
+    if not path.is_file():
+        return [f"{path} is missing: {_RESTORE}"]
+    return [] if file_digest(path) == digest else [f"{path} is not what its name promises: {_RESTORE}"]
+
+
+def file_digest(path: Path) -> Digest:
+    """SHA-256 of a file, a megabyte at a time."""
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            hasher.update(chunk)
+    return Digest(hasher.hexdigest())
+
+
+@contextlib.contextmanager
+def _nobody_serves(root: Path) -> Iterator[bool]:
+    """Whether no coordinator serves `root`, for as long as one is inside."""
+    lock = FolderLock(root)
+    try:
+        lock.acquire()
+    except ConfigError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()

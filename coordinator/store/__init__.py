@@ -1,0 +1,1 @@
+"""What a run keeps: the journal, files under their digests, versions of the model, the registry."""

@@ -1,0 +1,182 @@
+"""Who may take part: invites, and the keys that redeemed them.
+
+Decides whether an invite is good for a key. Touches one small SQLite file, safe for several processes at once (the
+command line makes invites beside a running coordinator). Always: an invite binds to the first key that redeems it, the
+same key asking again gets the same answer, and only the SHA-256 of an invite is stored. Whose machine a key is, the
+operator says with its first invite; the key never does, and a later invite does not change it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import sqlite3
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from coordinator.store.journal_file import connect, telling, transaction
+from protocol.causes import Cause
+from protocol.errors import ConfigError, MalformedMessage, Refused, Unauthenticated
+from protocol.ids import WorkerId, worker_id_of
+from protocol.limits import MAX_NAME_CHARACTERS
+from protocol.storage import telling_storage_trouble
+
+INVITE_BYTES = 16
+"""128 random bits: nobody guesses one, and a join link still fits on a line."""
+
+DEFAULT_INVITE_LIFE_S = 7 * 24 * 3600.0
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS invites (
+    digest BLOB PRIMARY KEY, trusted INTEGER NOT NULL, expires_at_s REAL NOT NULL, redeemed_by TEXT,
+    owner TEXT NOT NULL DEFAULT ''
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS members (
+    worker TEXT PRIMARY KEY, public_key BLOB NOT NULL, name TEXT NOT NULL, trusted INTEGER NOT NULL,
+    enrolled_at_s REAL NOT NULL, owner TEXT NOT NULL DEFAULT ''
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """An enrolled worker."""
+
+    worker: WorkerId
+    public_key: bytes
+    name: str
+    trusted: bool
+    enrolled_at_s: float
+    owner: str
+    """Whose machine it is; empty: nobody's but its own."""
+
+
+class Registry:
+    """Invites and members of one run."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, path: Path) -> Registry:
+        """The registry at `path`; made when it is not there."""
+        if not path.parent.is_dir():
+            raise ConfigError(f"{path.parent} is not a run folder")
+        with telling_storage_trouble(path):
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        with telling(path, "open"):
+            connection = connect(path)
+            connection.executescript(_SCHEMA)
+            for table in ("invites", "members"):
+                _add_owner(connection, table)
+        return cls(connection, path)
+
+    def create_invite(self, *, trusted: bool, expires_at_s: float, owner: str = "") -> str:
+        """A new single-use invite, for a machine of `owner`."""
+        invite = secrets.token_urlsafe(INVITE_BYTES)
+        with self._write() as connection:
+            row = (_digest(invite), int(trusted), expires_at_s, owner)
+            connection.execute("INSERT INTO invites (digest, trusted, expires_at_s, owner) VALUES (?, ?, ?, ?)", row)
+        return invite
+
+    def redeem(self, invite: str, public_key: bytes, name: str, now_s: float) -> Member:
+        """Enrol `public_key`, or answer as before when it redeemed this invite already."""
+        worker = worker_id_of(public_key)
+        with self._write() as connection:
+            row = connection.execute(
+                "SELECT trusted, expires_at_s, redeemed_by, owner FROM invites WHERE digest = ?", (_digest(invite),)
+            ).fetchone()
+            if row is None:
+                raise Unauthenticated(
+                    "this invite is not one of this run's; ask the operator for a new join link",
+                    cause=Cause.INVITE_UNKNOWN,
+                )
+            trusted, expires_at_s, redeemed_by, owner = row
+            if redeemed_by == worker:
+                return self._member(worker)
+            if redeemed_by is not None:
+                raise Refused(
+                    "this invite was used by another key; each join link is for one machine, ask for another",
+                    cause=Cause.INVITE_USED,
+                )
+            if now_s > expires_at_s:
+                raise Refused(
+                    "this invite has expired; ask the operator for a new join link", cause=Cause.INVITE_EXPIRED
+                )
+            connection.execute("UPDATE invites SET redeemed_by = ? WHERE digest = ?", (worker, _digest(invite)))
+            member = (worker, public_key, name, trusted, now_s, owner)
+            # A key that is in already and redeems a second invite keeps what it has; trust can only be added.
+            connection.execute(
+                "INSERT INTO members (worker, public_key, name, trusted, enrolled_at_s, owner)"
+                " VALUES (?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (worker) DO UPDATE SET trusted = max(trusted, excluded.trusted)",
+                member,
+            )
+            return self._member(worker)
+
+    def find(self, public_key: bytes) -> Member | None:
+        """The member with this key, if it is enrolled."""
+        with self._lock:
+            row = self._connection.execute(
+                "SELECT worker, public_key, name, trusted, enrolled_at_s, owner FROM members WHERE worker = ?",
+                (worker_id_of(public_key),),
+            ).fetchone()
+        return None if row is None else _member_of(row)
+
+    def members(self) -> list[Member]:
+        """All members, in the order of their enrolment."""
+        with self._lock:
+            rows = self._connection.execute(
+                "SELECT worker, public_key, name, trusted, enrolled_at_s, owner FROM members"
+                " ORDER BY enrolled_at_s, worker"
+            ).fetchall()
+        return [_member_of(row) for row in rows]
+
+    def close(self) -> None:
+        """Release the file."""
+        self._connection.close()
+
+    def _member(self, worker: WorkerId) -> Member:
+        row = self._connection.execute(
+            "SELECT worker, public_key, name, trusted, enrolled_at_s, owner FROM members WHERE worker = ?", (worker,)
+        ).fetchone()
+        return _member_of(row)
+
+    @contextlib.contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, telling(self._path), transaction(self._connection):
+            yield self._connection
+
+
+def clean_name(name: str) -> str:
+    """A name for people: printable and short, or refused."""
+    if len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
+        raise MalformedMessage(f"a worker's name has at most {MAX_NAME_CHARACTERS} printable characters")
+    return name.strip() or "unnamed"
+
+
+def _digest(invite: str) -> bytes:
+    return hashlib.sha256(invite.encode()).digest()
+
+
+def _add_owner(connection: sqlite3.Connection, table: str) -> None:
+    """Of a file from before there were owners: nobody in it has one."""
+    if "owner" not in {name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")}:
+        connection.execute(f"ALTER TABLE {table} ADD COLUMN owner TEXT NOT NULL DEFAULT ''")
+
+
+def _member_of(row: tuple[str, bytes, str, int, float, str]) -> Member:
+    return Member(
+        worker=WorkerId(row[0]),
+        public_key=row[1],
+        name=row[2],
+        trusted=bool(row[3]),
+        enrolled_at_s=row[4],
+        owner=row[5],
+    )

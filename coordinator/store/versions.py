@@ -1,0 +1,138 @@
+"""Versions of the model on disk: manifests, the blocks and momenta that they name, and which is whose.
+
+Decides how a version is written and read back; touches `artifacts/` of one run. Always: everything a manifest names is
+durable before the manifest is, and the index names the manifest last. Writing the same version for the same reason
+again answers with what is there (a command may be repeated after a restart).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coordinator.store.artifacts import ArtifactStore
+from moe.layout import Layout, block_tensor_specs
+from protocol.codecs import FP32
+from protocol.errors import ConfigError, LocalError
+from protocol.ids import BlockId, Digest, Version
+from protocol.manifest import BlockRef, Manifest
+from protocol.private_files import write_private
+from protocol.tensors import decode_tensors, encode_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Tensors = dict[str, "Tensor"]
+
+
+class Versions:
+    """All versions of one run."""
+
+    def __init__(self, folder: Path, store: ArtifactStore, layout: Layout) -> None:
+        self._folder = folder
+        self._store = store
+        self._layout = layout
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self._read_manifest = lru_cache(maxsize=8)(self._parse_manifest)
+
+    def manifest_digest(self, version: int) -> Digest | None:
+        """The manifest of `version`, if that version has been written and not dropped."""
+        entry = self._entry(version)
+        return None if entry is None else Digest(entry["manifest"])
+
+    def manifest_bytes(self, digest: Digest) -> bytes:
+        """The manifest as it is signed."""
+        return self._store.blocks.read(digest)
+
+    def manifest(self, digest: Digest) -> Manifest:
+        """The manifest, parsed."""
+        return self._read_manifest(digest)
+
+    def load_block(self, block: BlockId, ref: BlockRef) -> Tensors:
+        """A block, or its momentum, from disk."""
+        payload = self._store.blocks.read(ref.digest)
+        return decode_tensors(payload, block_tensor_specs(self._layout, block), FP32)
+
+    def load_blocks(self, manifest: Manifest) -> dict[BlockId, Tensors]:
+        """Every block of a version."""
+        return {block: self.load_block(block, ref) for block, ref in manifest.blocks.items()}
+
+    def put_block(self, tensors: Mapping[str, Tensor]) -> BlockRef:
+        """Keep a block or a momentum buffer."""
+        payload = encode_tensors(tensors, FP32)
+        return BlockRef(digest=self._store.blocks.put(payload), payload_bytes=len(payload))
+
+    def find(self, version: int, cause: str) -> Digest | None:
+        """The manifest that `cause` produced for `version` before, if all of it is still here."""
+        entry = self._entry(version)
+        if entry is None or entry["cause"] != cause:
+            return None
+        digest = Digest(entry["manifest"])
+        if not self._store.blocks.has(digest):
+            return None
+        return digest if all(self._store.blocks.has(named) for named in self.named_by(digest)) else None
+
+    def publish(self, manifest: Manifest, cause: str) -> Digest:
+        """Keep a manifest whose blocks are all here, and name it as that version's."""
+        missing = [block for block, ref in manifest.blocks.items() if not self._store.blocks.has(ref.digest)]
+        if missing:
+            raise LocalError(f"version {manifest.version}: blocks {missing} are named but not written")
+        digest = self._store.blocks.put(manifest.to_json())
+        entry = json.dumps({"manifest": digest, "cause": cause})
+        write_private(self._path(manifest.version), entry.encode())
+        return digest
+
+    def restore_entry(self, version: int, manifest: Digest) -> None:
+        """Name `manifest` as that of `version` where the index does not: the index follows the journal."""
+        try:
+            entry = self._entry(version)
+        except ConfigError:
+            entry = None
+        if entry is None or entry["manifest"] != manifest:
+            write_private(self._path(version), json.dumps({"manifest": manifest, "cause": "journal"}).encode())
+
+    def kept(self) -> list[int]:
+        """Versions that the index names, oldest first."""
+        return sorted(int(path.stem) for path in self._folder.glob("*.json"))
+
+    def named_by(self, manifest: Digest) -> Iterable[Digest]:
+        """Everything that a manifest keeps alive."""
+        parsed = self.manifest(manifest)
+        for ref in (*parsed.blocks.values(), *parsed.momenta.values()):
+            yield Digest(ref.digest)
+
+    def keep_from(self, oldest: Version) -> int:
+        """Drop versions below `oldest` and sweep what nothing names any more; returns how many files went.
+
+        Version 0 stays: it is what a run, or an audit of it, starts from.
+        """
+        keep: set[Digest] = set()
+        for version in self.kept():
+            if 0 < version < oldest:
+                self._path(version).unlink(missing_ok=True)
+                continue
+            digest = self.manifest_digest(version)
+            if digest is not None and self._store.blocks.has(digest):
+                keep |= {digest, *self.named_by(digest)}
+        return self._store.collect(keep)
+
+    def _entry(self, version: int) -> dict[str, str] | None:
+        try:
+            entry = json.loads(self._path(version).read_bytes())
+            return {"manifest": str(entry["manifest"]), "cause": str(entry["cause"])}
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{self._path(version)} does not name a manifest: "
+                "put back a backup with `barnraise coordinator restore`"
+            ) from error
+
+    def _path(self, version: int) -> Path:
+        return self._folder / f"{version:08d}.json"
+
+    def _parse_manifest(self, digest: Digest) -> Manifest:
+        return Manifest.from_json(self.manifest_bytes(digest))

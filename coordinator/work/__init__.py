@@ -1,0 +1,1 @@
+"""Slow commands: measure, aggregate, validate, export. Pure, from digests to an event; knows no clients."""

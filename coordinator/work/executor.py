@@ -1,0 +1,256 @@
+"""Carries out the engine's slow commands: measures submissions, aggregates rounds, validates and exports versions.
+
+Decides no verdict: results are facts, as events. Touches artifacts, versions and checkpoints of one run; runs in one
+thread, one command at a time, so its caches need no lock. Always: repeating a command is harmless, since what it writes
+is content-addressed or replaced whole.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from functools import singledispatchmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from aggregation.norms import block_norm
+from coordinator.engine.commands import (
+    AggregateRound,
+    MeasureSubmission,
+    SlowCommand,
+    TryContributions,
+    ValidateVersion,
+    WriteCheckpoint,
+)
+from coordinator.engine.events import (
+    BlockNorm,
+    CheckpointWritten,
+    ContributionsTried,
+    Event,
+    RoundAggregated,
+    SubmissionMeasured,
+    VersionValidated,
+)
+from coordinator.engine.lease import Lease
+from coordinator.settings import RunSettings
+from coordinator.store.artifacts import ArtifactStore
+from coordinator.store.versions import Versions
+from coordinator.work.outer import RoundAggregator
+from moe.companions import Companions
+from moe.export import export_checkpoint
+from moe.full import full_model, load_blocks, mean_and_error, sequence_losses
+from moe.layout import Layout, submission_specs
+from protocol.codecs import codec_named
+from protocol.errors import LocalError, MalformedMessage
+from protocol.ids import BlockId, Digest, LeaseId, Version
+from protocol.tensors import decode_tensors
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from coordinator.datasets import Dataset
+
+Tensors = dict[str, torch.Tensor]
+
+HALF_STEP = 0.5
+"""Share of a submission whose effect is measured: a full one is more than the round takes of it."""
+CACHED_VERSIONS = 2
+"""The round's base, and the one before it for submissions that come a round late."""
+CACHED_BASELINES = 64
+
+
+class Executor:
+    """One run's executor. `execute` is called from one thread at a time."""
+
+    def __init__(
+        self,
+        *,
+        settings: RunSettings,
+        layout: Layout,
+        store: ArtifactStore,
+        versions: Versions,
+        dataset: Dataset,
+        companions: Companions,
+        dtype: str,
+        checkpoints: Path,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float] = time.time,
+        tokens_of: Callable[[LeaseId], int],
+        oldest_needed: Callable[[], int],
+    ) -> None:
+        self._settings = settings
+        self._layout = layout
+        self._store = store
+        self._versions = versions
+        self._dataset = dataset
+        self._companions = companions
+        self._dtype = dtype
+        self._checkpoints = checkpoints
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._oldest_needed = oldest_needed
+        self._aggregator = RoundAggregator(layout, store, versions, tokens_of)
+        self._bases: OrderedDict[Digest, dict[BlockId, Tensors]] = OrderedDict()
+        self._baselines: OrderedDict[tuple[Digest, int], Tensor] = OrderedDict()
+        self._model: Any = None
+
+    @singledispatchmethod
+    def execute(self, command: SlowCommand) -> Event:
+        """Carry out `command`; the event that it ends in."""
+        raise LocalError(f"the executor does not know {type(command).__name__}")
+
+    @execute.register
+    def _(self, command: MeasureSubmission) -> Event:
+        try:
+            norms, gain, gain_se = self._measure(command)
+        except MalformedMessage as error:
+            return SubmissionMeasured(
+                at_s=self._clock(),
+                command_id=command.command_id,
+                lease_id=command.lease.lease_id,
+                malformed=str(error),
+            )
+        return SubmissionMeasured(
+            at_s=self._clock(),
+            command_id=command.command_id,
+            lease_id=command.lease.lease_id,
+            malformed="",
+            norms=norms,
+            heldout_gain=gain,
+            heldout_gain_se=gain_se,
+        )
+
+    @execute.register
+    def _(self, command: AggregateRound) -> Event:
+        base = self._base_blocks(command.parent_manifest)
+        outcome = self._aggregator.run(command, base, created_at_s=self._wall_clock())
+        # Here and nowhere else, because this thread is the only one that writes blocks.
+        self._versions.keep_from(Version(min(command.parent_version, self._oldest_needed())))
+        return RoundAggregated(
+            at_s=self._clock(),
+            command_id=command.command_id,
+            round=command.round,
+            version=command.version,
+            parent_version=command.parent_version,
+            manifest=outcome.manifest,
+            update_norm_l2=outcome.update_norm_l2,
+            substitutes=outcome.substitutes,
+        )
+
+    @execute.register
+    def _(self, command: TryContributions) -> Event:
+        base = self._base_blocks(command.attempt.parent_manifest)
+        failed = self._aggregator.failing_alone(command.attempt, base)
+        return ContributionsTried(
+            at_s=self._clock(), command_id=command.command_id, round=command.attempt.round, failed=failed
+        )
+
+    @execute.register
+    def _(self, command: ValidateVersion) -> Event:
+        tokens = self._dataset.heldout_all(self._settings.sequence_length, self._settings.heldout_limit)
+        model = self._loaded(self._base_blocks(command.manifest))
+        loss, standard_error = mean_and_error(self._sequence_losses(model, tokens))
+        return VersionValidated(
+            at_s=self._clock(),
+            command_id=command.command_id,
+            version=command.version,
+            val_loss=loss,
+            val_loss_se=standard_error,
+        )
+
+    @execute.register
+    def _(self, command: WriteCheckpoint) -> Event:
+        target = self._checkpoints / f"version-{command.version:06d}"
+        blocks = self._base_blocks(command.manifest)
+        export_checkpoint(blocks, self._layout, target, companions=self._companions, dtype=self._dtype, replace=True)
+        for old in sorted(self._checkpoints.glob("version-*"))[: -self._settings.keep_checkpoints]:
+            shutil.rmtree(old, ignore_errors=True)
+        return CheckpointWritten(
+            at_s=self._clock(), command_id=command.command_id, version=command.version, path=str(target)
+        )
+
+    def _measure(self, command: MeasureSubmission) -> tuple[tuple[BlockNorm, ...], float, float]:
+        submission = decode_submission(self._layout, self._store, command.lease, command.digest, command.codec)
+        base = self._base_blocks(self._base_manifest(command.lease))
+        norms: list[BlockNorm] = []
+        for block, tensors in submission.items():
+            norm_l2 = block_norm(tensors)
+            if not math.isfinite(norm_l2):
+                raise MalformedMessage(f"block {block} holds a value that is not finite (norm {norm_l2})")
+            norms.append(BlockNorm(block=block, norm_l2=norm_l2, base_l2=block_norm(base[block])))
+        if not command.measure_gain:
+            return tuple(norms), 0.0, 0.0
+        gain, gain_se = self._gain(command, submission, base)
+        if not math.isfinite(gain) or not math.isfinite(gain_se):
+            # A model that overflows is as bad as a model can be; an infinite loss would not survive the journal's JSON.
+            return tuple(norms), -1e9, 0.0
+        return tuple(norms), gain, gain_se
+
+    def _base_manifest(self, lease: Lease) -> Digest:
+        digest = self._versions.manifest_digest(lease.base_version)
+        if digest is None:
+            raise LocalError(f"lease {lease.lease_id}: base version {lease.base_version} is not kept")
+        return digest
+
+    def _gain(
+        self, command: MeasureSubmission, submission: Mapping[BlockId, Tensors], base: dict[BlockId, Tensors]
+    ) -> tuple[float, float]:
+        """Gain of half a step and its standard error. Sequences are paired: most of their spread is common to both."""
+        digest = self._base_manifest(command.lease)
+        tokens = self._dataset.heldout_batch(
+            command.heldout_seed, self._settings.screening_sequences, self._settings.sequence_length
+        )
+        before = self._baselines.get((digest, command.heldout_seed))
+        if before is None:
+            before = self._sequence_losses(self._loaded(base), tokens)
+            self._baselines[digest, command.heldout_seed] = before
+            while len(self._baselines) > CACHED_BASELINES:
+                self._baselines.popitem(last=False)
+        moved = dict(base)
+        for block, tensors in submission.items():
+            moved[block] = {
+                name: torch.sub(base[block][name], tensor, alpha=HALF_STEP) for name, tensor in tensors.items()
+            }
+        return mean_and_error(before - self._sequence_losses(self._loaded(moved), tokens))
+
+    def _sequence_losses(self, model: Any, tokens: NDArray[Any]) -> Tensor:
+        tokens_NT1 = torch.from_numpy(tokens.astype("int64"))
+        return sequence_losses(model, tokens_NT1, self._settings.evaluation_batch)
+
+    def _loaded(self, blocks: Mapping[BlockId, Tensors]) -> Any:
+        """The one full model, holding `blocks`: building it costs far more than copying into it."""
+        if self._model is None:
+            self._model = full_model(self._layout, blocks)
+            self._model.to(self._settings.evaluation_device)
+        else:
+            load_blocks(self._model, self._layout, blocks)
+        return self._model
+
+    def _base_blocks(self, manifest: Digest) -> dict[BlockId, Tensors]:
+        blocks = self._bases.get(manifest)
+        if blocks is None:
+            blocks = self._versions.load_blocks(self._versions.manifest(manifest))
+            self._bases[manifest] = blocks
+        self._bases.move_to_end(manifest)
+        while len(self._bases) > CACHED_VERSIONS:
+            self._bases.popitem(last=False)
+        return blocks
+
+
+def decode_submission(
+    layout: Layout, store: ArtifactStore, lease: Lease, digest: Digest, codec: str
+) -> dict[BlockId, Tensors]:
+    """A payload as what was leased: block by block, fp32. MalformedMessage where it is anything else."""
+    specs = submission_specs(layout, lease.columns)
+    flat = decode_tensors(store.payloads.path(digest), specs, codec_named(codec))
+    blocks: dict[BlockId, Tensors] = {block: {} for block in lease.blocks}
+    for name, tensor in flat.items():
+        block, _, parameter = name.partition("/")
+        blocks[BlockId(block)][parameter] = tensor
+    return blocks

@@ -1,0 +1,252 @@
+"""One outer step: accepted submissions become the next version of the model.
+
+Decides nothing that the command does not say: which submissions, weights, scales, clips and rule come from the engine.
+Touches artifacts and versions. Always: one block is in memory at a time for all contributions; a block that nobody
+returned keeps its digest and its momentum; the same command gives the same blocks, bit for bit, and never one with a
+value that is not finite. A cautious command does not fail of what was submitted, only of the disk, of memory, or of
+the version that it starts from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from safetensors import safe_open
+
+from aggregation.blockwise import BlockContribution, aggregate_block
+from aggregation.names import rule_in_force
+from aggregation.norms import sum_of_squares
+from aggregation.outer import OuterStep
+from coordinator.engine.commands import AggregateRound, Contribution
+from coordinator.engine.events import FailedAlone, Substitute, Trouble
+from coordinator.store.artifacts import ArtifactStore
+from coordinator.store.versions import Versions
+from coordinator.work.failures import trouble_of
+from coordinator.work.substitutes import BlockRule, summed_up
+from moe.layout import Layout
+from protocol.codecs import codec_named
+from protocol.errors import BarnraiseError, LocalError
+from protocol.ids import TRUNK, BlockId, Digest, LeaseId, column_block
+from protocol.manifest import BlockRef, Manifest
+from protocol.text import printable
+
+Tensors = dict[str, torch.Tensor]
+Stepped = tuple[Tensors, Tensors | None]
+"""A block's new values, and its new momentum where there is any."""
+
+LAST_RESORT = "median"
+"""What a cautious command tries where the run's rule fails: it looks at each coordinate alone, and divides nothing."""
+MOST_ERROR_CHARACTERS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an outer step came to."""
+
+    manifest: Digest
+    update_norm_l2: float
+    """Of the whole update."""
+    substitutes: tuple[Substitute, ...] = ()
+
+
+class RoundAggregator:
+    """Carries out `AggregateRound`."""
+
+    def __init__(
+        self, layout: Layout, store: ArtifactStore, versions: Versions, tokens_of: Callable[[LeaseId], int]
+    ) -> None:
+        self._layout = layout
+        self._store = store
+        self._versions = versions
+        self._tokens_of = tokens_of
+
+    def run(self, command: AggregateRound, base: Mapping[BlockId, Tensors], *, created_at_s: float) -> Outcome:
+        """The new version, durable."""
+        cause = hashlib.sha256(repr(command).encode()).hexdigest()
+        parent = self._versions.manifest(command.parent_manifest)
+        found = self._versions.find(command.version, cause)
+        if found is not None:  # done before a restart, but the journal did not hear of it
+            update_norm_l2 = self._update_norm(base, self._versions.manifest(found))
+            expected = (self._expected_rule(block, holders, command) for block, holders in self._held(command))
+            return Outcome(found, update_norm_l2, summed_up(command.rule, expected))
+        blocks, momenta = dict(parent.blocks), dict(parent.momenta)
+        squares: list[float] = []
+        rules: list[BlockRule] = []
+        for block, holders in self._held(command):
+            stepped, rule = self._carefully(block, base[block], parent, holders, command)
+            rules.append(rule)
+            if stepped is None:
+                continue
+            squares.append(_moved(base[block], stepped[0]))
+            blocks[block] = self._versions.put_block(stepped[0])
+            if stepped[1] is not None:
+                momenta[block] = self._versions.put_block(stepped[1])
+        manifest = Manifest(
+            run_id=parent.run_id,
+            version=command.version,
+            parent_version=command.parent_version,
+            round=command.round,
+            created_at_s=created_at_s,
+            model=parent.model,
+            residency=parent.residency,
+            blocks=blocks,
+            momenta=momenta,
+            val_loss=None,
+            tokens_trained=parent.tokens_trained + sum(self._tokens_of(one.lease_id) for one in command.contributions),
+        )
+        published = self._versions.publish(manifest, cause)
+        return Outcome(published, math.sqrt(math.fsum(squares)), summed_up(command.rule, rules))
+
+    def failing_alone(self, command: AggregateRound, base: Mapping[BlockId, Tensors]) -> tuple[FailedAlone, ...]:
+        """The contributions of which alone no step can be made, in the command's order. Nothing is written.
+
+        Raises where the version that the step starts from is at fault: that is not theirs.
+        """
+        parent = self._versions.manifest(command.parent_manifest)
+        for block in self._layout.blocks:
+            self._momentum(block, parent, command)
+        found: list[FailedAlone] = []
+        for one in command.contributions:
+            lost = self._why_lost(one)
+            error = lost or self._why_failing(one, parent, base, command)
+            if error is not None:
+                found.append(FailedAlone(lease_id=one.lease_id, error=error, lost=lost is not None))
+        return tuple(found)
+
+    def _held(self, command: AggregateRound) -> Iterator[tuple[BlockId, list[Contribution]]]:
+        """The blocks that somebody with a say returned, and who."""
+        for block in self._layout.blocks:
+            holders = [one for one in command.contributions if one.weight > 0.0 and _holds(one, block)]
+            if holders:
+                yield block, holders
+
+    @staticmethod
+    def _expected_rule(block: BlockId, holders: Sequence[Contribution], command: AggregateRound) -> BlockRule:
+        return BlockRule(block, len(holders), str(rule_in_force(command.rule, len(holders))))
+
+    def _why_lost(self, one: Contribution) -> str | None:
+        try:
+            self._store.payloads.read(one.digest)
+        except BarnraiseError as error:
+            return _words(error)
+        return None
+
+    def _why_failing(
+        self, one: Contribution, parent: Manifest, base: Mapping[BlockId, Tensors], command: AggregateRound
+    ) -> str | None:
+        for block in self._layout.blocks:
+            if one.weight > 0.0 and _holds(one, block):
+                try:
+                    self._step(block, base[block], parent, [one], command, command.rule)
+                except Exception as error:
+                    _raise_if_machine(error)
+                    return f"{block}: {_words(error)}"
+        return None
+
+    def _carefully(
+        self,
+        block: BlockId,
+        base: Tensors,
+        parent: Manifest,
+        holders: Sequence[Contribution],
+        command: AggregateRound,
+    ) -> tuple[Stepped | None, BlockRule]:
+        """The block's step by the run's rule; where a cautious command finds none, by another, or no step at all."""
+        failed = ""
+        for rule in _rules_to_try(command):
+            try:
+                stepped = self._step(block, base, parent, holders, command, rule)
+            except Exception as error:
+                if not command.cautious:
+                    raise
+                _raise_if_machine(error)
+                failed = failed or _words(error)
+            else:
+                in_force = str(rule_in_force(rule, len(holders)))
+                return stepped, BlockRule(block, len(holders), in_force, failed)
+        return None, BlockRule(block, len(holders), "", failed)
+
+    def _step(
+        self,
+        block: BlockId,
+        base: Tensors,
+        parent: Manifest,
+        holders: Sequence[Contribution],
+        command: AggregateRound,
+        rule: str,
+    ) -> Stepped:
+        pseudo_gradient = aggregate_block(self._contributions(block, holders, command), rule, seed=command.seed)
+        outer = OuterStep(learning_rate=command.outer_learning_rate, momentum=command.outer_momentum)
+        stepped = outer.step(base, pseudo_gradient, self._momentum(block, parent, command))
+        for name, tensor in stepped[0].items():
+            if not math.isfinite(sum_of_squares(tensor)):
+                raise LocalError(f"outer step: {name!r} of {block} would hold a value that is not finite")
+        return stepped
+
+    def _momentum(self, block: BlockId, parent: Manifest, command: AggregateRound) -> Tensors | None:
+        ref: BlockRef | None = parent.momenta.get(block)
+        return self._versions.load_block(block, ref) if ref is not None and command.outer_momentum else None
+
+    def _contributions(
+        self, block: BlockId, holders: Sequence[Contribution], command: AggregateRound
+    ) -> list[BlockContribution]:
+        max_norm_l2 = {clip.block: clip.max_norm_l2 for clip in command.clips}.get(block, math.inf)
+        return [
+            BlockContribution(
+                tensors=self._block_of(contribution, block),
+                weight=contribution.weight,
+                step_scale=contribution.step_scale,
+                max_norm_l2=max_norm_l2,
+            )
+            for contribution in holders
+        ]
+
+    def _block_of(self, contribution: Contribution, block: BlockId) -> Tensors:
+        """One block of a payload that screening has decoded whole: only its own bytes are read."""
+        codec = codec_named(contribution.codec)
+        if not self._store.payloads.has(contribution.digest):
+            raise LocalError(f"the bytes of lease {contribution.lease_id} are not here any more")
+        path = self._store.payloads.path(contribution.digest)
+        with safe_open(path, framework="pt") as file:
+            return {
+                spec.name: codec.decode(file.get_tensor(f"{block}/{spec.name}"))
+                for spec in self._layout.block_specs(block)
+            }
+
+    def _update_norm(self, base: Mapping[BlockId, Tensors], manifest: Manifest) -> float:
+        squares = (_moved(base[block], self._versions.load_block(block, ref)) for block, ref in manifest.blocks.items())
+        return math.sqrt(math.fsum(squares))
+
+
+def _moved(old: Tensors, new: Tensors) -> float:
+    """Sum of squares of the update; in fp64 where the difference of two fp32 numbers is too large for one."""
+    moved = math.fsum(sum_of_squares(new[name] - old[name]) for name in new)
+    if math.isfinite(moved):
+        return moved
+    return math.fsum(sum_of_squares(new[name].double() - old[name].double()) for name in new)
+
+
+def _rules_to_try(command: AggregateRound) -> Iterator[str]:
+    yield command.rule
+    if command.cautious and command.rule != LAST_RESORT:
+        yield LAST_RESORT
+
+
+def _raise_if_machine(error: Exception) -> None:
+    """Disk and memory are nobody's fault, and no reason to leave anything out."""
+    if trouble_of(error) is Trouble.MACHINE:
+        raise error
+
+
+def _words(error: Exception) -> str:
+    return printable((str(error) or repr(error))[:MOST_ERROR_CHARACTERS])
+
+
+def _holds(contribution: Contribution, block: BlockId) -> bool:
+    if block == TRUNK:
+        return contribution.include_trunk
+    return block in map(column_block, contribution.columns)

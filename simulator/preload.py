@@ -1,9 +1,0 @@
-"""Imported once by the fork server, so that each worker process starts with everything heavy already in memory.
-
-Decides nothing. Runs no tensor operation and opens no gRPC channel: threads of either would not survive the fork.
-"""
-
-from __future__ import annotations
-
-import coordinator.server  # noqa: F401
-import worker.join  # noqa: F401

@@ -1,0 +1,329 @@
+"""A swarm in one process: the real engine, journal, executor and training, under a clock that only events move.
+
+Decides when each simulated volunteer asks, finishes, uploads, vanishes and returns, from its speed, its uplink and the
+simulation's seed; everything else is the product's own code. No sockets, no threads and no waiting, so a swarm costs
+what its training costs, and the same seed on the same machine gives the same weights. Touches one run folder, as a
+coordinator does: an interrupted run goes on from its journal, and leases that were in training are trained again.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from coordinator.engine.commands import CancelLease, Command, DropPayload, EndRun, GrantLease, SlowCommand
+from coordinator.engine.events import (
+    Event,
+    LeaseRequested,
+    SubmissionCommitted,
+    SubmissionUploaded,
+    WorkerEnrolled,
+    WorkerSeen,
+)
+from coordinator.engine.lease import Lease
+from coordinator.engine.phases import LeaseStatus, Phase
+from coordinator.engine.presence import silence_limit_s
+from coordinator.engine.records import event_to_json
+from coordinator.run.clock import Clocks
+from coordinator.run.opened import OpenedRun
+from protocol.codecs import codec_named
+from protocol.errors import IllegalEvent, LocalError
+from protocol.ids import BlockId, Digest, LeaseId, Version, WorkerId, digest_of
+from protocol.tensors import encode_tensors
+from simulator.seeds import derived_stream
+from worker.lease import Lease as WorkerLease
+from worker.train.trainer import LeaseResult
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+Blocks = Mapping[BlockId, Mapping[str, "Tensor"]]
+
+STILL = Clocks(machine=lambda: 0.0, wall=lambda: 0.0)
+"""To open a run with: the engine's time is the latest of all events, and the swarm's events carry it."""
+ASKS_AGAIN_S = 0.1
+"""Between the end of one lease and the question for the next."""
+EXECUTION_S = 0.1
+"""Virtual time that a slow command takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volunteer:
+    """One simulated machine."""
+
+    name: str
+    step_s: float = 1.0
+    """Seconds an inner step takes it."""
+    upload_s: float = 1.0
+    """Seconds a submission takes from its commit to its last byte."""
+    max_columns: int = 0
+    """0: all."""
+    dropout: float = 0.0
+    """Probability that it vanishes in mid-lease, and is back only after it has been given up."""
+
+    @property
+    def worker(self) -> WorkerId:
+        """Its key's fingerprint, if it had one."""
+        return WorkerId(digest_of(f"volunteer {self.name}".encode()))
+
+
+class Training(Protocol):
+    """What becomes of a lease: `PureLeases` (inner.py), or a variant that an experiment compares it with."""
+
+    def __call__(
+        self, worker: WorkerId, lease: WorkerLease, start: Blocks, sequences_NL: NDArray[Any], /
+    ) -> LeaseResult:
+        """Train `lease` from the blocks of its base version."""
+
+
+@dataclass(slots=True)
+class _Machine:
+    """What a volunteer is doing."""
+
+    volunteer: Volunteer
+    away: bool = False
+    lease_id: LeaseId | None = None
+    uploading: set[LeaseId] = field(default_factory=set)
+
+
+class VirtualSwarm:
+    """One run, played to its end by `play`, or event by event by `advance`. Owns the clock, not the run."""
+
+    def __init__(self, run: OpenedRun, volunteers: Sequence[Volunteer], training: Training, *, seed: int) -> None:
+        self._run = run
+        self._engine = run.engine
+        self._training = training
+        self._seed = seed
+        self._machines = {volunteer.worker: _Machine(volunteer) for volunteer in volunteers}
+        self._order = itertools.count()
+        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self._bases: dict[Version, Blocks] = {}
+        self.now_s = self._engine.state.now_s
+        self.trained_sequences = 0
+        """Sequences of all leases that were trained to their end, whether or not they came to count."""
+        self._begin()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has ended."""
+        return self._engine.state.phase is Phase.OVER
+
+    def play(self, on_version: Callable[[Version], None] = lambda _version: None) -> None:
+        """Until the run is over; told of each newly published version."""
+        version = self._engine.state.version
+        while not self.is_over:
+            self.advance()
+            if self._engine.state.version != version:
+                version = self._engine.state.version
+                on_version(version)
+
+    def advance(self) -> None:
+        """To the next moment at which something happens."""
+        wakeup_s = self._engine.next_wakeup_s()
+        next_s = self._agenda[0][0] if self._agenda else math.inf
+        if wakeup_s is not None and wakeup_s <= next_s:
+            self.now_s = max(self.now_s, wakeup_s)
+            for event in self._engine.due(self.now_s):
+                self._apply(event)
+            return
+        if not self._agenda:
+            raise LocalError(
+                f"the swarm stands still in round {self._engine.state.round.round}: nobody has a next step"
+            )
+        at_s, _, deed = heapq.heappop(self._agenda)
+        self.now_s = max(self.now_s, at_s)
+        deed()
+
+    # ---- the coordinator's side -------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        for command in self._engine.pending:
+            self._after(EXECUTION_S, lambda command=command: self._execute(command))  # type: ignore[misc]
+        for machine in self._machines.values():
+            volunteer = machine.volunteer
+            if volunteer.worker not in self._engine.state.workers:
+                self._apply(
+                    WorkerEnrolled(
+                        at_s=self.now_s,
+                        worker=volunteer.worker,
+                        name=volunteer.name,
+                        trusted=False,
+                        max_columns=volunteer.max_columns,
+                        tokens_per_s=1.0 / volunteer.step_s,
+                    )
+                )
+            self._after(0.0, lambda machine=machine: self._ask(machine))  # type: ignore[misc]
+        for record in self._engine.state.leases.values():
+            if record.status is LeaseStatus.COMMITTED and record.digest and self._run.store.payloads.has(record.digest):
+                self._go_on_uploading(record.lease, record.digest)
+        self._after(0.0, self._beat)
+
+    def _go_on_uploading(self, lease: Lease, digest: Digest) -> None:
+        """An earlier process had it committed: training it again could end in other bits on some devices."""
+        machine = self._machines[lease.worker]
+        machine.uploading.add(lease.lease_id)
+        self._after(machine.volunteer.upload_s, lambda: self._uploaded(machine, lease, digest))
+
+    def _apply(self, event: Event) -> None:
+        """As the pump does: durable, then applied, then carried out."""
+        self._run.journal.append([event_to_json(event)])
+        try:
+            commands = self._engine.handle(event)
+        except IllegalEvent:
+            return  # it is skipped again at every replay
+        for command in commands:
+            self._carry_out(command)
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case GrantLease(lease=lease):
+                self._start(self._machines[lease.worker], lease)
+            case CancelLease(worker=worker, lease_id=lease_id):
+                self._stop(self._machines[worker], lease_id)
+            case DropPayload(digest=digest):
+                self._run.store.drop_payload(digest)
+            case SlowCommand():
+                self._after(EXECUTION_S, lambda: self._execute(command))
+            case EndRun():
+                self._agenda.clear()
+            case _:
+                pass
+
+    def _execute(self, command: SlowCommand) -> None:
+        if self._engine.is_pending(command.command_id):
+            self._apply(self._run.executor.execute(command))
+
+    def _after(self, wait_s: float, deed: Callable[[], None]) -> None:
+        heapq.heappush(self._agenda, (self.now_s + wait_s, next(self._order), deed))
+
+    # ---- the volunteers' side ---------------------------------------------------------------------
+
+    def _beat(self) -> None:
+        for worker, machine in self._machines.items():
+            if not machine.away:
+                self._engine.handle(WorkerSeen(at_s=self.now_s, worker=worker, lease_id=machine.lease_id))
+        self._after(self._engine.state.config.heartbeat_interval_s, self._beat)
+
+    def _ask(self, machine: _Machine) -> None:
+        if machine.away or machine.lease_id is not None or machine.uploading:
+            return
+        self._apply(LeaseRequested(at_s=self.now_s, worker=machine.volunteer.worker))
+
+    def _start(self, machine: _Machine, lease: Lease) -> None:
+        if machine.away or machine.lease_id == lease.lease_id:
+            return
+        machine.lease_id = lease.lease_id
+        train_s = lease.inner_steps * machine.volunteer.step_s
+        chance = derived_stream(self._seed, "dropout", lease.lease_id, machine.volunteer.name)
+        if chance.random() < machine.volunteer.dropout:
+            after_s = chance.random() * train_s
+            self._after(after_s, lambda: self._vanish(machine, lease, train_s - after_s))
+        else:
+            self._after(train_s, lambda: self._commit(machine, lease))
+
+    def _stop(self, machine: _Machine, lease_id: LeaseId) -> None:
+        machine.uploading.discard(lease_id)
+        if machine.lease_id == lease_id:
+            machine.lease_id = None
+        self._after(ASKS_AGAIN_S, lambda: self._ask(machine))
+
+    def _vanish(self, machine: _Machine, lease: Lease, left_s: float) -> None:
+        if machine.lease_id != lease.lease_id:
+            return
+        machine.away, machine.lease_id = True, None
+        # back when the lease would have ended, or when it has been given up, whichever is later
+        given_up_s = silence_limit_s(self._engine.state.config)
+        self._after(max(given_up_s, left_s), lambda: self._return(machine))
+
+    def _return(self, machine: _Machine) -> None:
+        machine.away = False
+        self._ask(machine)
+
+    def _commit(self, machine: _Machine, lease: Lease) -> None:
+        if machine.lease_id != lease.lease_id:
+            return  # cancelled meanwhile: nothing needs to be trained
+        machine.lease_id = None
+        result, payload = self._trained(machine.volunteer.worker, lease)
+        digest = self._run.store.payloads.put(payload)
+        machine.uploading.add(lease.lease_id)
+        self._apply(
+            SubmissionCommitted(
+                at_s=self.now_s,
+                worker=lease.worker,
+                lease_id=lease.lease_id,
+                digest=digest,
+                payload_bytes=len(payload),
+                codec=self._run.settings.codec,
+                inner_steps_done=result.metrics.inner_steps_done,
+                train_loss_first=result.metrics.loss_first,
+                train_loss_last=result.metrics.loss_last,
+                train_s=lease.inner_steps * machine.volunteer.step_s,
+            )
+        )
+        self._after(machine.volunteer.upload_s, lambda: self._uploaded(machine, lease, digest))
+
+    def _uploaded(self, machine: _Machine, lease: Lease, digest: Digest) -> None:
+        if lease.lease_id in machine.uploading:
+            machine.uploading.discard(lease.lease_id)
+            self._apply(
+                SubmissionUploaded(at_s=self.now_s, worker=lease.worker, lease_id=lease.lease_id, digest=digest)
+            )
+        self._after(ASKS_AGAIN_S, lambda: self._ask(machine))
+
+    def _trained(self, worker: WorkerId, lease: Lease) -> tuple[LeaseResult, bytes]:
+        settings = self._run.settings
+        sequences_NL = self._run.dataset.sequences(
+            lease.data.seed, lease.data.start, lease.data.count, settings.sequence_length
+        )
+        start = self._base(lease.base_version)
+        result = self._training(worker, worker_lease(lease), start, sequences_NL.astype("int64"))
+        self.trained_sequences += lease.sequences
+        flat = {
+            f"{block}/{name}": tensor
+            for block, tensors in result.pseudo_gradient.items()
+            for name, tensor in tensors.items()
+        }
+        return result, encode_tensors(flat, codec_named(settings.codec))
+
+    def _base(self, version: Version) -> Blocks:
+        if version not in self._bases:
+            digest = self._run.versions.manifest_digest(version)
+            if digest is None:
+                raise LocalError(f"base version {version} is not kept")
+            oldest = min([version, *(lease.lease.base_version for lease in self._engine.state.leases.values())])
+            self._bases = {kept: blocks for kept, blocks in self._bases.items() if kept >= oldest}
+            self._bases[version] = self._run.versions.load_blocks(self._run.versions.manifest(digest))
+        return self._bases[version]
+
+
+def worker_lease(lease: Lease) -> WorkerLease:
+    """The lease as it would reach its worker over the wire."""
+    return WorkerLease(
+        lease_id=lease.lease_id,
+        round=lease.round,
+        base_version=lease.base_version,
+        columns=lease.columns,
+        data_seed=lease.data.seed,
+        data_start=lease.data.start,
+        data_count=lease.data.count,
+        seed=lease.seed,
+        inner_steps=lease.inner_steps,
+        batch_sequences=lease.batch_sequences,
+        learning_rate=lease.learning_rate,
+        router_lr_scale=lease.router_lr_scale,
+        warmup_steps=lease.warmup_steps,
+        weight_decay=lease.weight_decay,
+        adam_beta1=lease.adam_beta1,
+        adam_beta2=lease.adam_beta2,
+        adam_eps=lease.adam_eps,
+        clip_norm=lease.clip_norm,
+        optimizer=lease.optimizer,
+        muon_learning_rate=lease.muon_learning_rate,
+        muon_momentum=lease.muon_momentum,
+        ttl_s=max(1.0, lease.deadline_s - lease.granted_at_s),
+    )

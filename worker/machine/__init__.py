@@ -1,0 +1,1 @@
+"""The volunteer's machine: what it has, and how fast it is."""

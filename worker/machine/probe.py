@@ -1,0 +1,257 @@
+"""What this machine can give: device, memory, threads, and its speed on the run's own model.
+
+Decides how much is offered when the volunteer did not say: half of the memory that is free on a CPU, nine tenths on a
+GPU. Never more than is free: in a container, that is what its limits leave. A cap on a CPU is for the whole process, so
+what the process takes already is no part of the offer. Which GPU is used, gpus.py decides. Reads the system's
+figures; writes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from moe.config import config_from_json
+from moe.full import initial_blocks
+from moe.layout import FROZEN, Layout
+from moe.planner import ALLOCATOR_SLACK, Plan, activation_bytes, plan
+from moe.shard import build_shard
+from protocol.errors import ConfigError
+from protocol.ids import BlockId, LeaseId, RoundNumber, Version
+from protocol.text import human_bytes
+from worker.lease import Lease
+from worker.machine.cgroups import GroupLimits, group_limits
+from worker.machine.gpu_facts import gather_gpu_facts
+from worker.machine.gpus import GpuFacts, choose_gpu
+from worker.options import check_device
+from worker.train.optimizer import MUON
+from worker.train.trainer import train_shard
+
+CPU_SHARE = 0.5
+GPU_SHARE = 0.9
+PLANNED_MICRO_BATCH = 4  # sequences; columns are worth more than a larger micro-batch, but one sequence alone is slow
+MAX_PROBED_BYTES = 256 << 20  # building a larger model to measure it would take longer than the first lease tells
+PROBE_STEPS = 3
+PROBE_BATCH = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """One volunteer's machine, as it is offered."""
+
+    device: str
+    device_name: str
+    memory_bytes: int
+    """For the model and its training: what is planned with."""
+    threads: int
+    bf16: bool
+    """Whether matrices are multiplied in bf16: only on GPUs that have it in hardware."""
+    memory_cap_bytes: int | None = None
+    """What the volunteer said; None: nothing."""
+    process_bytes: int = 0
+    """Of a cap on a CPU: what Python and its libraries take before anything is trained."""
+    notice: str = ""
+    """What the volunteer should know about a GPU that is not used."""
+
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """What `moe.shard` multiplies in; None is fp32."""
+        return torch.bfloat16 if self.bf16 else None
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes of a value in the compute dtype."""
+        return 2 if self.bf16 else 4
+
+    @property
+    def kind(self) -> str:
+        """`cpu` or `cuda`."""
+        return self.device.partition(":")[0]
+
+
+def probe_machine(
+    device: str | None = None,
+    memory_bytes: int | None = None,
+    threads: int | None = None,
+    *,
+    gpu_facts: Callable[[], GpuFacts] = gather_gpu_facts,
+    limits: Callable[[], GroupLimits] = group_limits,
+) -> Machine:
+    """Look at this machine; `device` and `threads` override what is found, `memory_bytes` caps what is offered."""
+    check_device(device)
+    left = limits()
+    cores = threads or available_cores(left)
+    if device == "cpu":
+        return _cpu(cores, memory_bytes, left)
+    facts = gpu_facts()
+    choice = choose_gpu(facts, device)
+    if choice.index is None:
+        return dataclasses.replace(_cpu(cores, memory_bytes, left), notice=choice.notice)
+    trial = facts.trials[choice.index]
+    free_bytes, _ = torch.cuda.mem_get_info(choice.index)
+    return Machine(
+        device=f"cuda:{choice.index}",
+        device_name=trial.name,
+        memory_bytes=int(free_bytes * GPU_SHARE) if memory_bytes is None else min(memory_bytes, free_bytes),
+        threads=cores,
+        bf16=trial.bf16,
+        memory_cap_bytes=memory_bytes,
+        notice=choice.notice,
+    )
+
+
+def available_cores(left: GroupLimits) -> int:
+    """Cores this process may use, which in a container or under taskset are fewer than the machine has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Rounded down: threads above the quota use it up early, and then all of them stand still together.
+    return cores if left.cpus is None else max(1, min(cores, int(left.cpus)))
+
+
+def _cpu(cores: int, cap_bytes: int | None, left: GroupLimits) -> Machine:
+    free_bytes = int(psutil.virtual_memory().available)
+    if left.memory_bytes is not None:
+        free_bytes = min(free_bytes, left.memory_bytes)
+    process_bytes = 0 if cap_bytes is None else _process_bytes()
+    offered = int(free_bytes * CPU_SHARE) if cap_bytes is None else min(max(0, cap_bytes - process_bytes), free_bytes)
+    return Machine(
+        device="cpu",
+        device_name=f"{_processor_name()}, {cores} threads",
+        memory_bytes=offered,
+        threads=cores,
+        bf16=False,
+        memory_cap_bytes=cap_bytes,
+        process_bytes=process_bytes,
+    )
+
+
+def _process_bytes() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def _processor_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def software_versions() -> str:
+    """For the operator's eye."""
+    return f"barnraise {importlib.metadata.version('barnraise')}, torch {torch.__version__}, {platform.system()}"
+
+
+def columns_that_fit(layout: Layout, machine: Machine, sequence_length: int, max_columns: int | None) -> Plan:
+    """How many columns of this run the machine can train; ConfigError with the planner's reason when none."""
+    fitting = plan(
+        layout,
+        machine.memory_bytes,
+        batch_sequences=PLANNED_MICRO_BATCH,
+        sequence_length=sequence_length,
+        compute_bytes=machine.compute_bytes,
+    )
+    if not fitting.fits:
+        fitting = plan(
+            layout,
+            machine.memory_bytes,
+            batch_sequences=1,
+            sequence_length=sequence_length,
+            compute_bytes=machine.compute_bytes,
+        )
+    if not fitting.fits:
+        raise ConfigError(f"this machine cannot train this model: {fitting.reason}. {_how_to_fit(machine, fitting)}")
+    if max_columns is not None and layout.residency != FROZEN and max_columns < layout.top_k:
+        raise ConfigError(f"this run needs at least {layout.top_k} columns a worker; max_columns is {max_columns}")
+    return fitting
+
+
+def _how_to_fit(machine: Machine, fitting: Plan) -> str:
+    """What a volunteer whose memory is too little can do."""
+    cap_bytes, own_bytes = machine.memory_cap_bytes, machine.process_bytes
+    if cap_bytes is None and machine.kind == "cpu":
+        own_bytes = _process_bytes()
+    needed_mib = -(-(fitting.needed_bytes + own_bytes) // 2**20)
+    own = f" (the worker itself takes {human_bytes(own_bytes)} of it)" if own_bytes else ""
+    if cap_bytes is None:
+        return f"Close other programs, or let it use more than its usual share: --memory {needed_mib}MB{own}"
+    if cap_bytes >= needed_mib * 2**20:
+        return "No more memory is free here: close other programs"
+    return f"--memory {human_bytes(cap_bytes)} is too little: it must be {needed_mib}MB or more{own}"
+
+
+def micro_batch_that_fits(layout: Layout, columns: int, machine: Machine, batch: int, sequence_length: int) -> int:
+    """Sequences that go through the model at once: the batch, halved until the estimate fits."""
+    held_bytes = layout.training_memory_bytes(columns, compute_bytes=machine.compute_bytes)
+    micro_batch = batch
+    while micro_batch > 1:
+        tokens = micro_batch * sequence_length
+        needed = held_bytes + activation_bytes(layout, tokens, machine.compute_bytes)
+        if needed * ALLOCATOR_SLACK <= machine.memory_bytes:
+            break
+        micro_batch = (micro_batch + 1) // 2
+    return micro_batch
+
+
+def measure_speed(
+    layout: Layout,
+    machine: Machine,
+    columns: int,
+    sequence_length: int,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> float:
+    """Tokens a second on a freshly initialised shard of this run; 0 where the model is too large to build for this."""
+    if layout.total_bytes > MAX_PROBED_BYTES:
+        return 0.0
+    blocks: Mapping[BlockId, Mapping[str, Tensor]] = initial_blocks(config_from_json(layout.config_json), layout, 0)
+    shard = build_shard(layout, range(columns), blocks, device=machine.device, compute_dtype=machine.compute_dtype)
+    vocabulary = int(layout.config_json["vocab_size"])
+    batch = micro_batch_that_fits(layout, columns, machine, PROBE_BATCH, sequence_length)
+    tokens_NL = np.random.default_rng(0).integers(0, vocabulary, (batch, sequence_length + 1))
+    torch.set_num_threads(machine.threads)
+    lease, seconds = _probe_lease(batch), []
+    for _ in range(PROBE_STEPS):
+        started_s = time.perf_counter()
+        train_shard(shard, lease, tokens_NL, device=machine.device, should_stop=should_stop)
+        seconds.append(time.perf_counter() - started_s)
+    # The fastest: the first step warms caches up, and another program may have had its turn in any of them.
+    return batch * sequence_length / min(seconds)
+
+
+def _probe_lease(batch: int) -> Lease:
+    return Lease(
+        lease_id=LeaseId("probe"),
+        round=RoundNumber(0),
+        base_version=Version(0),
+        columns=(0,),
+        data_seed=0,
+        data_start=0,
+        data_count=batch,
+        seed=0,
+        inner_steps=1,
+        batch_sequences=batch,
+        learning_rate=1e-3,
+        router_lr_scale=0.1,
+        warmup_steps=0,
+        weight_decay=0.0,
+        adam_beta1=0.9,
+        adam_beta2=0.99,
+        adam_eps=1e-8,
+        clip_norm=1.0,
+        optimizer=MUON,
+        muon_learning_rate=0.02,
+        muon_momentum=0.95,
+        ttl_s=60.0,
+    )

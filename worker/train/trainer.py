@@ -1,0 +1,263 @@
+"""The inner loop: the lease's optimizer on what the lease holds, and nothing else, exactly as the lease says.
+
+Decides nothing that the lease does not name, except how a batch is cut into micro-batches that fit the machine: once a
+shard's weights are loaded, what it was used for before changes nothing. Data order is the lease's sequences in order:
+step s trains rows [s*B, (s+1)*B). Moments start fresh, the rate warms up linearly. Losses stay on the device and are
+read at most once a second: a read makes the host wait for a GPU. Everything that a step depends on can be taken out
+between two steps and put back in another process (`LocalState`).
+Touches no file and no network.
+
+Shapes: N sequences of a lease, B sequences a step, L tokens a stored sequence (one more than it trains on).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from protocol.errors import BarnraiseError, LocalError
+from protocol.ids import BlockId
+from worker.lease import Lease
+from worker.train.lease_state import LocalState
+from worker.train.optimizer import InnerOptimizer
+
+LOSS_READ_EVERY_S = 1.0
+
+Blocks = Mapping[BlockId, Mapping[str, Tensor]]
+OnStep = Callable[[int, float | None], None]
+"""Called after each inner step with the number of steps done, and the training loss where it was read anew."""
+
+
+class TrainingStopped(BarnraiseError):
+    """`should_stop` said so; nothing was lost but the lease."""
+
+
+class TrainingFailedError(BarnraiseError):
+    """This machine cannot finish the lease: the loss left the finite numbers, or one sequence does not fit."""
+
+
+class LossTerms(Protocol):
+    """What `TrainableShard.loss` gives: the sum that is trained on, and next-token loss in nats alone."""
+
+    @property
+    def total(self) -> Tensor:
+        """What gradients are taken of."""
+
+    @property
+    def nll(self) -> Tensor:
+        """Mean next-token loss, nats a token."""
+
+
+class TrainableShard(Protocol):
+    """What the loop needs of `moe.shard.ShardModel`."""
+
+    def parameter_groups(self, *, lr: float, router_lr_scale: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimizer groups over held parameters only."""
+
+    def loss(self, tokens_BL: Tensor, /) -> LossTerms:
+        """Loss on sequences whose last token is only a target."""
+
+    def train(self) -> object:
+        """Enter training mode."""
+
+
+class Keeper(Protocol):
+    """Keeps the loop's state beyond the process: `worker.train.lease_state.LeaseKeeper`."""
+
+    def load(self) -> LocalState | None:
+        """Where an earlier process left this lease."""
+
+    def due(self) -> bool:
+        """Whether it is time to save."""
+
+    def save(self, state: LocalState) -> None:
+        """Keep `state` instead of the one before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainMetrics:
+    """What training measured."""
+
+    inner_steps_done: int
+    tokens: int
+    loss_first: float
+    loss_last: float
+    """Mean of the last steps (at most five), nats a token, without the balance loss."""
+    train_s: float
+    micro_batch: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Speed over the whole lease."""
+        return self.tokens / self.train_s if self.train_s > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseResult:
+    """θ_start − θ_local of every held block, fp32 on the CPU."""
+
+    pseudo_gradient: dict[BlockId, dict[str, Tensor]]
+    metrics: TrainMetrics
+
+
+def warmup_factor(step: int, warmup_steps: int) -> float:
+    """Share of the learning rate at `step` (0-based): (step + 1) / (warmup + 1) until it is 1."""
+    return min(1.0, (step + 1) / (warmup_steps + 1))
+
+
+def train_shard(
+    shard: TrainableShard,
+    lease: Lease,
+    sequences_NL: NDArray[np.int64],
+    *,
+    device: str = "cpu",
+    micro_batch: int | None = None,
+    on_step: OnStep = lambda _step, _loss: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    keeper: Keeper | None = None,
+) -> TrainMetrics:
+    """Run the lease's inner steps on `shard`, in place, from where `keeper` says that an earlier process came."""
+    if sequences_NL.shape[0] != lease.data_count:
+        raise LocalError(f"lease {lease.lease_id}: {lease.data_count} sequences leased, {sequences_NL.shape[0]} given")
+    loop = _InnerLoop(shard, lease, device, micro_batch or lease.batch_sequences, should_stop)
+    kept = keeper.load() if keeper is not None else None
+    first = 0 if kept is None else loop.take_up(kept)
+    started_s = time.perf_counter() - (0.0 if kept is None else kept.train_s)
+    read_s = time.perf_counter()
+    for step in range(first, lease.inner_steps):
+        rows = slice(step * lease.batch_sequences, (step + 1) * lease.batch_sequences)
+        loop.step(step, torch.from_numpy(sequences_NL[rows]))
+        now_s = time.perf_counter()
+        loss = None
+        if now_s - read_s >= LOSS_READ_EVERY_S or step == first:
+            loss, read_s = loop.read_loss(step), now_s
+        on_step(step + 1, loss)
+        if keeper is not None and step + 1 < lease.inner_steps and keeper.due():
+            keeper.save(loop.state(step + 1, time.perf_counter() - started_s))
+    loss_first, loss_last = loop.finite_losses()
+    tokens = lease.data_count * (sequences_NL.shape[1] - 1)
+    return TrainMetrics(
+        inner_steps_done=lease.inner_steps,
+        tokens=tokens,
+        loss_first=loss_first,
+        loss_last=loss_last,
+        train_s=time.perf_counter() - started_s,
+        micro_batch=loop.micro_batch,
+    )
+
+
+class _InnerLoop:
+    """Optimizer and losses of one lease."""
+
+    def __init__(
+        self, shard: TrainableShard, lease: Lease, device: str, micro_batch: int, should_stop: Callable[[], bool]
+    ) -> None:
+        self._optimizer = InnerOptimizer(shard, lease)
+        self._shard = shard
+        self._lease = lease
+        self._device = device
+        self._should_stop = should_stop
+        self._losses: list[Tensor] = []
+        self.micro_batch = min(micro_batch, lease.batch_sequences)
+        # The shard may come from a lease that was stopped, or failed, halfway through a step: of what it left, the
+        # caller has replaced the weights.
+        self._optimizer.drop_gradients()
+        torch.manual_seed(lease.seed)
+        shard.train()
+
+    def step(self, step: int, tokens_BL: Tensor) -> None:
+        tokens_BL = tokens_BL.to(self._device, non_blocking=True)
+        self._losses.append(self._gradients(tokens_BL))
+        self._optimizer.step(warmup_factor(step, self._lease.warmup_steps))
+
+    def _gradients(self, tokens_BL: Tensor) -> Tensor:
+        while True:
+            try:
+                return self._accumulate(tokens_BL)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if self.micro_batch == 1:
+                    raise TrainingFailedError("one sequence does not fit in this machine's memory") from error
+            self.micro_batch = (self.micro_batch + 1) // 2
+            self._optimizer.drop_gradients()
+            if self._device.startswith("cuda"):
+                torch.cuda.empty_cache()
+
+    def _accumulate(self, tokens_BL: Tensor) -> Tensor:
+        batch = tokens_BL.shape[0]
+        mean_nll: Tensor | None = None
+        for start in range(0, batch, self.micro_batch):
+            if self._should_stop():
+                raise TrainingStopped(f"lease {self._lease.lease_id} was stopped")
+            micro_ML = tokens_BL[start : start + self.micro_batch]
+            parts = self._shard.loss(micro_ML)
+            share = micro_ML.shape[0] / batch
+            (parts.total if share == 1.0 else parts.total * share).backward()  # type: ignore[no-untyped-call]
+            nll = parts.nll.detach() * share
+            mean_nll = nll if mean_nll is None else mean_nll + nll
+        assert mean_nll is not None
+        return mean_nll
+
+    def state(self, done: int, train_s: float) -> LocalState:
+        """Everything that the steps after the first `done` depend on."""
+        tensors = {"losses": torch.stack(self._losses), "rng": torch.get_rng_state()}
+        for number, parameter in enumerate(self._optimizer.parameters):
+            tensors[f"parameter.{number}"] = parameter.detach()
+            for name, value in self._optimizer.state_of(parameter).items():
+                tensors[f"{name}.{number}"] = value
+        return LocalState(step=done, micro_batch=self.micro_batch, train_s=train_s, tensors=tensors)
+
+    @torch.no_grad()
+    def take_up(self, state: LocalState) -> int:
+        """Become what `state` was taken of; the number of steps done."""
+        parameters = self._optimizer.parameters
+        for number, parameter in enumerate(parameters):
+            parameter.copy_(state.tensors[f"parameter.{number}"])
+        for key, value in state.tensors.items():
+            name, _, number_text = key.partition(".")
+            if number_text and name != "parameter":
+                parameter = parameters[int(number_text)]
+                self._optimizer.state_of(parameter)[name] = value.to(parameter.device)
+        self._losses = list(state.tensors["losses"].to(self._device).unbind())
+        torch.set_rng_state(state.tensors["rng"])
+        self.micro_batch = state.micro_batch
+        return state.step
+
+    def read_loss(self, step: int) -> float:
+        loss = float(self._losses[step])
+        if not math.isfinite(loss):
+            raise TrainingFailedError(f"training loss is {loss} at step {step + 1} of {self._lease.inner_steps}")
+        return loss
+
+    def finite_losses(self) -> tuple[float, float]:
+        losses = torch.stack(self._losses).float().cpu()
+        bad = (~torch.isfinite(losses)).nonzero()
+        if bad.numel():
+            raise TrainingFailedError(f"training loss is not finite from step {int(bad[0]) + 1} on")
+        return float(losses[0]), float(losses[-5:].mean())
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # The CPU allocator raises a plain RuntimeError; only its text tells.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def pseudo_gradient_of(start: Blocks, local: Blocks) -> dict[BlockId, dict[str, Tensor]]:
+    """θ_start − θ_local for every block of `local`, fp32; TrainingFailedError when something is not finite."""
+    gradient: dict[BlockId, dict[str, Tensor]] = {}
+    for block, tensors in local.items():
+        gradient[block] = {name: start[block][name].float() - tensor.float() for name, tensor in tensors.items()}
+        # One norm over the block sees a NaN or an infinity anywhere in it, at a fraction of isfinite's memory.
+        norms = torch.stack([torch.linalg.vector_norm(tensor) for tensor in gradient[block].values()])
+        if not bool(torch.isfinite(norms).all()):
+            raise TrainingFailedError(f"the trained {block} holds values that are not finite")
+    return gradient

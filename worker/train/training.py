@@ -1,0 +1,255 @@
+"""The training thread: from fetched blocks to a submission on disk, while the event loop goes on talking.
+
+Decides the order: build, train, subtract, encode, store. One lease at a time: a new one waits until the stopped one has
+left its last micro-step. The shard of the last lease is kept and loaded anew while the columns stay the same.
+Touches the block cache (reading), the lease's progress and the outbox (writing) and the device.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moe.layout import block_tensor_specs, submission_specs
+from moe.shard import ShardModel, build_shard
+from protocol.codecs import FP32, codec_named
+from protocol.errors import StorageTrouble
+from protocol.ids import BlockId, digest_of
+from protocol.storage import is_full
+from protocol.tensors import decode_tensors, encode_tensors, payload_size
+from worker.allowance import DiskAllowance
+from worker.disk import DISK_RETRY_S
+from worker.fetch import FetchedLease
+from worker.machine.probe import Machine, micro_batch_that_fits
+from worker.options import WorkerOptions
+from worker.outbox import Outbox, Submission
+from worker.progress import Reporter
+from worker.train.lease_state import LeaseKeeper, computation_of
+from worker.train.trainer import LeaseResult, TrainingStopped, pseudo_gradient_of, train_shard
+from worker.trouble import Trouble, training_trouble_of
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far training is: written by the training thread, read by heartbeats. Plain values, so no lock."""
+
+    inner_step: int = 0
+    train_loss: float = 0.0
+    tokens_per_s: float = 0.0
+
+
+class _Job:
+    """One lease in training."""
+
+    def __init__(self, fetched: FetchedLease) -> None:
+        self.fetched = fetched
+        self.stop = threading.Event()
+        self.progress = Progress()
+        self.thread: threading.Thread | None = None
+
+
+Done = Callable[[Submission], None]
+Failed = Callable[[Trouble], None]
+
+
+class TrainingRoom:
+    """Owns the device. `start` and `stop` return at once; results come through callbacks, from the thread."""
+
+    def __init__(
+        self,
+        options: WorkerOptions,
+        machine: Machine,
+        disk: DiskAllowance,
+        outbox: Outbox,
+        reporter: Reporter,
+    ) -> None:
+        self._options = options
+        self._machine = machine
+        self._disk = disk
+        self._outbox = outbox
+        self._reporter = reporter
+        self._job: _Job | None = None
+        self._shard: ShardModel | None = None
+
+    @property
+    def progress(self) -> Progress:
+        """Of the present or last lease."""
+        return self._job.progress if self._job else Progress()
+
+    def start(self, fetched: FetchedLease, done: Done, failed: Failed) -> None:
+        """Train `fetched` in a thread of its own. A stopped job calls neither callback."""
+        before = self._job.thread if self._job else None
+        job = _Job(fetched)
+
+        def work() -> None:
+            if before is not None:
+                before.join()
+            try:
+                submission = self._train(job)
+            except TrainingStopped:
+                return
+            except Exception as error:
+                self._shard = None  # nobody knows what is in it now, and its memory may be what was missing
+                # Whatever it was (torch reports every failure of a device as RuntimeError), the lease is lost; the
+                # worker is not, and an event loop that waits for a dead thread would wait for ever.
+                if not job.stop.is_set():
+                    failed(training_trouble_of(error))
+                return
+            if not job.stop.is_set():
+                done(submission)
+
+        job.thread = threading.Thread(target=work, name="training", daemon=True)
+        self._job = job
+        job.thread.start()
+
+    def stop(self) -> None:
+        """Ask the present job to stop at the end of its micro-step."""
+        if self._job is not None:
+            self._job.stop.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread; whether it has ended."""
+        thread = self._job.thread if self._job else None
+        if thread is None:
+            return True
+        thread.join(timeout_s)
+        return not thread.is_alive()
+
+    def _train(self, job: _Job) -> Submission:
+        lease, run = job.fetched.lease, job.fetched.run
+        torch.set_num_threads(self._machine.threads)
+        start = {
+            block: decode_tensors(self._disk.blocks.path(digest), block_tensor_specs(run.layout, block), FP32)
+            for block, digest in job.fetched.digests.items()
+        }
+        sequences_NL = job.fetched.sequences
+        if self._options.batch_hook is not None:
+            sequences_NL = self._options.batch_hook(lease, sequences_NL)
+        shard = self._loaded_shard(job, start)
+        length = run.description.sequence_length
+        held = len(lease.columns)
+        metrics = train_shard(
+            shard,
+            lease,
+            sequences_NL,
+            device=self._machine.device,
+            micro_batch=micro_batch_that_fits(run.layout, held, self._machine, lease.batch_sequences, length),
+            on_step=self._on_step(job, lease.batch_sequences * length, lease.inner_steps),
+            should_stop=job.stop.is_set,
+            keeper=self._keeper(job),
+        )
+        result = LeaseResult(pseudo_gradient=pseudo_gradient_of(start, shard.held_blocks()), metrics=metrics)
+        if self._options.trainer_hook is not None:
+            result = self._options.trainer_hook(lease, result)
+        return self._store(job, result)
+
+    def _loaded_shard(self, job: _Job, start: dict[BlockId, dict[str, Tensor]]) -> ShardModel:
+        lease, run = job.fetched.lease, job.fetched.run
+        if self._shard is not None and self._shard.columns == lease.columns:
+            self._shard.load(start)
+        else:
+            self._shard = None  # free the old one before the new one is built: both would not fit
+            self._shard = build_shard(
+                run.layout,
+                lease.columns,
+                start,
+                device=self._machine.device,
+                compute_dtype=self._machine.compute_dtype,
+                seed=lease.seed,
+            )
+        return self._shard
+
+    def _keeper(self, job: _Job) -> LeaseKeeper:
+        lease, run, disk = job.fetched.lease, job.fetched.run, self._disk
+        submission_bytes = payload_size(submission_specs(run.layout, lease.columns), codec_named(run.description.codec))
+
+        def told(reason: str) -> None:
+            self._reporter.say("progress_not_kept", reason, reason=reason)
+
+        return LeaseKeeper(
+            disk.progress,
+            computation_of(lease, job.fetched.digests, self._machine.device),
+            every_s=self._options.keep_progress_every_s,
+            told=told,
+            room_for=lambda state_bytes: disk.has_room_for_progress(state_bytes, submission_bytes),
+            give_way=disk.give_way,
+        )
+
+    def _on_step(self, job: _Job, tokens_a_step: int, total: int) -> Callable[[int, float | None], None]:
+        started_s = time.perf_counter()
+        taken_up: int | None = None
+
+        def on_step(done: int, loss: float | None) -> None:
+            nonlocal taken_up
+            if taken_up is None:
+                taken_up = done - 1  # what an earlier process did says nothing about this one's speed
+                if taken_up:
+                    self._reporter.say("taken_up", f"goes on after step {taken_up} of {total}", step=taken_up)
+            progress = job.progress
+            progress.inner_step = done
+            progress.tokens_per_s = (done - taken_up) * tokens_a_step / max(time.perf_counter() - started_s, 1e-9)
+            if loss is not None:
+                progress.train_loss = loss
+            self._reporter.step(done, total, loss, progress.tokens_per_s)
+
+        return on_step
+
+    def _store(self, job: _Job, result: LeaseResult) -> Submission:
+        codec = codec_named(job.fetched.run.description.codec)
+        flat = {
+            f"{block}/{name}": tensor
+            for block, tensors in result.pseudo_gradient.items()
+            for name, tensor in tensors.items()
+        }
+        payload = encode_tensors(flat, codec)
+        submission = Submission(
+            lease_id=job.fetched.lease.lease_id,
+            digest=digest_of(payload),
+            payload_bytes=len(payload),
+            codec=codec.name,
+            inner_steps_done=result.metrics.inner_steps_done,
+            tokens=result.metrics.tokens,
+            train_loss_first=result.metrics.loss_first,
+            train_loss_last=result.metrics.loss_last,
+            train_s=result.metrics.train_s,
+        )
+        if job.stop.is_set():
+            raise TrainingStopped("stopped before its submission was stored")
+        self._keep(job, submission, payload)
+        self._disk.progress.clear()
+        return submission
+
+    def _keep(self, job: _Job, submission: Submission, payload: bytes) -> None:
+        """Store the finished work; a disk that takes no writes only makes it wait, for as long as the lease lives."""
+        paused = False
+        self._disk.make_room(len(payload))
+        while True:
+            try:
+                self._outbox.save(submission, payload)
+            except StorageTrouble as error:
+                if is_full(error) and self._gave_way(len(payload)):
+                    continue
+                if not paused:
+                    self._reporter.say("paused", f"paused: {error}", reason=str(error))
+                paused = True
+                if job.stop.wait(DISK_RETRY_S):
+                    raise TrainingStopped("stopped while it waited for room on the disk") from error
+                continue
+            if paused:
+                self._reporter.say("unpaused", "the disk takes writes again; going on")
+            return
+
+    def _gave_way(self, payload_bytes: int) -> bool:
+        """Whether something could be deleted for finished work: old blocks, then the progress that led to it."""
+        if self._disk.give_way():
+            return True
+        # Only where that surely makes room: a kill while work waits for the disk should cost no more than it did.
+        if (kept_bytes := self._disk.progress.used_bytes) < payload_bytes or not kept_bytes:
+            return False
+        self._disk.progress.clear()
+        return True
