@@ -43,7 +43,8 @@ from coordinator.engine.history import CalendarMark, remembered
 from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.presence import Presence, silence_limit_s
 from coordinator.engine.reasons import Case, reason
-from coordinator.engine.state import EngineState, LeaseRecord, RoundState, WorkerRecord
+from coordinator.engine.rows import LeaseRecord, RoundState, WorkerRecord
+from coordinator.engine.state import EngineState
 from coordinator.engine.turn import Turn
 from coordinator.engine.version import ENGINE_VERSION
 from protocol.errors import ConfigError, IllegalEvent

@@ -32,7 +32,7 @@ from coordinator.engine.events import (
 from coordinator.engine.history import Checkpoint, Failure, Validation, remembered
 from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.reasons import LATE, UNMEASURABLE, Case, rejected
-from coordinator.engine.state import LeaseRecord
+from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.turn import Turn
 from protocol.errors import IllegalEvent
 

@@ -22,7 +22,8 @@ from coordinator.engine.medians import medians_of
 from coordinator.engine.phases import OPEN_PHASES, LeaseStatus, Phase
 from coordinator.engine.quorum import Outlook
 from coordinator.engine.reasons import LATE, Case, Reason, reason, rejected
-from coordinator.engine.state import EngineState, LeaseRecord, RoundState
+from coordinator.engine.rows import LeaseRecord, RoundState
+from coordinator.engine.state import EngineState
 from coordinator.engine.turn import Turn
 from protocol.ids import RoundNumber, Version, WorkerId
 
