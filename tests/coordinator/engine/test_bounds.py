@@ -104,7 +104,7 @@ def test_an_event_that_fails_half_way_is_taken_back_whole(swarm, monkeypatch, at
     def fails(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("coordinator.engine.rounds._write_checkpoint", fails)
+    monkeypatch.setattr("coordinator.engine.closing._write_checkpoint", fails)
     with pytest.raises(ZeroDivisionError):
         s.stop()
     assert s.engine.snapshot() == before
