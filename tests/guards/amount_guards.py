@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.guards.guard import Guard, guard
 
 LIMITS = "protocol/limits.py"
-PACE = "coordinator/edge/pace.py"
+PACE = "coordinator/edge/patience.py"
 THROTTLE = "coordinator/edge/throttle.py"
 RPC = "coordinator/edge/rpc.py"
 SERVER = "coordinator/edge/server.py"
@@ -27,11 +27,11 @@ SLOWNESS = (
           f"{RATES}test_an_upload_has_a_deadline_for_the_whole"),
     guard("a slow upload", PACE, "min(left_s, limits.stall_s)", "left_s",
           f"{RATES}test_an_upload_that_stalls_is_broken_off_and_goes_on_later"),
-    guard("a slow upload", "coordinator/edge/transfers.py", "await pace.wait(anext(frames, None))",
+    guard("a slow upload", "coordinator/edge/transfers.py", "await patience.wait(anext(frames, None))",
           "await anext(frames, None)",
           f"{RATES}test_an_upload_that_stalls_is_broken_off_and_goes_on_later",
           f"{RATES}test_an_upload_below_the_minimum_rate_is_broken_off"),
-    guard("a slow read", RPC, "await pace.wait(self._context.write(message))", "await self._context.write(message)",
+    guard("a slow read", RPC, "await patience.wait(self._context.write(message))", "await self._context.write(message)",
           f"{RATES}test_a_download_that_nobody_takes_is_broken_off",
           f"{RATES}test_a_download_below_the_minimum_rate_is_broken_off"),
     guard("a slow read", PACE, "by_rate_s = limits.grace_s + self._moved_bytes / limits.min_bytes_per_s",
