@@ -14,7 +14,6 @@ SHARED = {
     "Event",
     "FolderLock",
     "Lease",
-    "Progress",
     "RoundRecord",
     "Submission",
     "Trained",
