@@ -21,6 +21,7 @@ from coordinator.engine.config import EngineConfig, InnerRecipe, ScreeningConfig
 from protocol.errors import ConfigError
 from protocol.hosts import WILDCARDS, address_text, canonical_host, dialable_host, split_port
 from protocol.ids import RunId
+from protocol.residency import FROZEN, Residency
 
 DEFAULT_PORT = 7465
 """No service is registered there with IANA; the digits stand for nothing."""
@@ -45,7 +46,7 @@ class RunSettings(BaseModel):
     """A Hugging Face folder on disk."""
     data: str = "stdlib"
     """A folder made by `barnraise data prepare`, or a source to prepare: file, folder, `stdlib`, `datasets:NAME`."""
-    residency: Literal["frozen", "absent"] = "frozen"
+    residency: Residency = FROZEN
     codec: Literal["fp32", "bf16"] = "bf16"
     """What a submission is encoded in."""
     sequence_length: int = Field(default=128, ge=8, le=131_072)

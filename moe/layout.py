@@ -20,11 +20,8 @@ from moe.config import config_to_json, normalises_gates
 from moe.skeleton import meta_model
 from protocol.errors import ConfigError, LocalError
 from protocol.ids import TRUNK, BlockId, column_block, column_of
+from protocol.residency import ABSENT, FROZEN, RESIDENCIES
 from protocol.tensors import TensorSpec
-
-FROZEN: Final = "frozen"
-ABSENT: Final = "absent"
-RESIDENCIES: Final = (FROZEN, ABSENT)
 
 EXPERT_SUFFIXES: Final = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
 ROUTER_SUFFIX: Final = ".mlp.gate.weight"

@@ -25,7 +25,7 @@ from coordinator.engine.history import (
     wall_at_s,
 )
 from coordinator.engine.index import Index
-from coordinator.engine.lease import Lease
+from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LeaseStatus, Phase, move_lease, move_phase
 from coordinator.engine.reasons import Reason, Verdict, told
 from coordinator.engine.undo import Undo
@@ -104,7 +104,7 @@ class WorkerRecord:
 class LeaseRecord:
     """A lease and what became of it."""
 
-    lease: Lease
+    lease: GrantedLease
     status: LeaseStatus = LeaseStatus.GRANTED
     regrants: int = 0
     gap_s: float = 0.0
@@ -348,7 +348,7 @@ class EngineState:
         lease_id = self.index.open_leases.get(worker)
         return None if lease_id is None else self.leases[lease_id]
 
-    def person_of(self, lease: Lease) -> str:
+    def person_of(self, lease: GrantedLease) -> str:
         """Whose vote a lease's submission is."""
         return self.workers[lease.worker].person
 
@@ -367,7 +367,7 @@ class EngineState:
         resting = self.index.resting_on(digest)
         return bool(resting) and resting != {besides}
 
-    def staleness_of(self, lease: Lease) -> int:
+    def staleness_of(self, lease: GrantedLease) -> int:
         """Rounds between a lease's own and the one in which its submission would count now."""
         counts_in = self.round.round + (self.phase is Phase.AGGREGATING)
         return counts_in - lease.round

@@ -37,7 +37,6 @@ from coordinator.engine.events import (
     SubmissionMeasured,
     VersionValidated,
 )
-from coordinator.engine.lease import Lease
 from coordinator.settings import RunSettings
 from coordinator.store.artifacts import ArtifactStore
 from coordinator.store.versions import Versions
@@ -49,6 +48,7 @@ from moe.layout import Layout, submission_specs
 from protocol.codecs import codec_named
 from protocol.errors import LocalError, MalformedMessage
 from protocol.ids import BlockId, Digest, LeaseId, Version
+from protocol.lease import Lease
 from protocol.tensors import decode_tensors
 
 if TYPE_CHECKING:

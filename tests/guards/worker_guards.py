@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.guards.guard import Cut, Guard, guard
 
 LEASE = "worker/lease.py"
+RECIPE = "protocol/recipe.py"
 AGENT = "worker/agent.py"
 CLIENT = "worker/client.py"
 JOINING = "worker/joining.py"
@@ -39,6 +40,14 @@ def _bound(text: str, *cases: str) -> Guard:
     """One field's check in a lease."""
     tests = [f"{ABSURD}[{case}]" for case in cases]
     return guard("absurd hyperparameters, columns, counts, deadlines", LEASE, f"    {text}\n", "", *tests)
+
+
+def _recipe_bound(field: str, text: str) -> Guard:
+    """One field's bounds in a recipe."""
+    default = text.partition("(")[2].partition(",")[0]
+    kind = "int" if field == "warmup_steps" else "float"
+    return guard("absurd hyperparameters, columns, counts, deadlines", RECIPE, f"    {field}: {kind} = {text}",
+                 f"    {field}: {kind} = _within({default}, -1e99, 1e99)", f"{ABSURD}[{field}]")  # fmt: skip
 
 
 def _field(text: str, case: str, without: str = "") -> Guard:
@@ -118,25 +127,32 @@ LEASES = (
           f"{ABSURD}[a column that is none]"),
     guard("absurd hyperparameters, columns, counts, deadlines", LEASE,
           "_require(math.isfinite(value) and low <= value <= high,", "_require(not (value < low or value > high),",
-          f"{ABSURD}[no number]", note="comparisons that are written the other way round let NaN in"),
+          f"{ABSURD}[no time]", note="comparisons that are written the other way round let NaN in"),
     _bound('_within(message.inner_steps, 1, MAX_INNER_STEPS, "inner_steps")', "inner_steps"),
     _bound('_within(message.batch_sequences, 1, MAX_BATCH_SEQUENCES, "batch_sequences")', "batch_sequences"),
-    _bound('_within(message.warmup_steps, 0, MAX_INNER_STEPS, "warmup_steps")', "warmup_steps"),
     _bound('_require(message.data.count == wanted, "data.count", f"inner_steps x batch = {wanted}", '
            "message.data.count)", "data count"),
     _bound('_within(wanted * (sequence_length + 1), 1, MAX_LEASE_TOKENS, "tokens of the data range")',
            "all of the data"),
-    _bound('_within(message.learning_rate, 1e-9, 1.0, "learning_rate")', "learning_rate", "no number"),
-    _bound('_within(message.router_lr_scale, 0.0, 100.0, "router_lr_scale")', "router_lr_scale"),
-    _bound('_within(message.weight_decay, 0.0, 10.0, "weight_decay")', "weight_decay"),
-    _bound('_within(message.adam_beta1, 0.0, 1.0 - 1e-9, "adam_beta1")', "adam_beta1"),
-    _bound('_within(message.adam_beta2, 0.0, 1.0 - 1e-9, "adam_beta2")', "adam_beta2"),
-    _bound('_within(message.adam_eps, 1e-16, 1.0, "adam_eps")', "adam_eps"),
-    _bound('_within(message.clip_norm, 1e-6, 1e6, "clip_norm")', "clip_norm"),
-    _bound('_require(message.optimizer in OPTIMIZERS, "optimizer", f"one of {OPTIMIZERS}", '
-           "printable(message.optimizer, 40))", "optimizer"),
-    _bound('_within(message.muon_learning_rate, 1e-9, 1.0, "muon_learning_rate")', "muon_learning_rate"),
-    _bound('_within(message.muon_momentum, 0.0, 1.0 - 1e-9, "muon_momentum")', "muon_momentum"),
+    _recipe_bound("learning_rate", "_within(0.016, 1e-9, 1.0)"),
+    _recipe_bound("muon_learning_rate", "_within(0.08, 1e-9, 1.0)"),
+    _recipe_bound("muon_momentum", "_within(0.95, 0.0, _BELOW_ONE)"),
+    _recipe_bound("router_lr_scale", "_within(0.1, 0.0, 100.0)"),
+    _recipe_bound("warmup_steps", "_within(2, 0, MAX_INNER_STEPS)"),
+    _recipe_bound("weight_decay", "_within(0.01, 0.0, 10.0)"),
+    _recipe_bound("adam_beta1", "_within(0.9, 0.0, _BELOW_ONE)"),
+    _recipe_bound("adam_beta2", "_within(0.99, 0.0, _BELOW_ONE)"),
+    _recipe_bound("adam_eps", "_within(1e-8, 1e-16, 1.0)"),
+    _recipe_bound("clip_norm", "_within(1.0, 1e-6, 1e6)"),
+    guard("absurd hyperparameters, columns, counts, deadlines", RECIPE, 'if value not in bounds["choices"]:',
+          "if False:", f"{ABSURD}[optimizer]"),
+    guard("absurd hyperparameters, columns, counts, deadlines", RECIPE,
+          'elif not (math.isfinite(value) and bounds["low"] <= value <= bounds["high"]):',
+          'elif value < bounds["low"] or value > bounds["high"]:', f"{ABSURD}[no number]",
+          note="comparisons that are written the other way round let NaN in"),
+    guard("absurd hyperparameters, columns, counts, deadlines", LEASE,
+          "    for field, expected, got in breaches(message.recipe):\n", "    for field, expected, got in ():\n",
+          f"{ABSURD}[learning_rate]"),
     _bound('_within(message.ttl_s, 0.0, MAX_TTL_S, "ttl_s")', "ttl_s"),
     guard("being told to ask again at once, for ever", AGENT,
           "retry_s = retry_s if retry_s > MIN_RETRY_AFTER_S else MIN_RETRY_AFTER_S", "retry_s = max(retry_s, 0.0)",
