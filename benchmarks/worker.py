@@ -32,6 +32,7 @@ from protocol.codecs import BF16, FP32
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, digest_of
 from protocol.lease import DataRange, Lease
 from protocol.recipe import Recipe
+from protocol.submission import encode_submission
 from protocol.tensors import decode_tensors, encode_tensors
 from worker.blocks import BlockCache
 from worker.outbox import Outbox, Submission
@@ -165,8 +166,7 @@ class Bench:
         metrics = train_shard(self.shard, self.lease, self.tokens_NL, device=self.device)
         inner_s += self._now()
         gradient = pseudo_gradient_of(start, self.shard.held_blocks())
-        flat = {f"{block}/{name}": tensor for block, tensors in gradient.items() for name, tensor in tensors.items()}
-        payload = encode_tensors(flat, BF16)
+        payload = encode_submission(gradient, BF16)
         self._outbox.save(_submission(self.lease, payload, metrics), payload)
         return self._now() - started_s, inner_s
 

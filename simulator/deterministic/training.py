@@ -37,7 +37,8 @@ from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, RunId, Version, 
 from protocol.lease import Lease
 from protocol.manifest import BlockRef, Manifest
 from protocol.residency import FROZEN
-from protocol.tensors import decode_tensors, encode_tensors
+from protocol.submission import encode_submission
+from protocol.tensors import decode_tensors
 from simulator.deterministic.disk import Block, Disk, VersionEntry
 from simulator.deterministic.invariants import InvariantBroken
 from simulator.deterministic.language import HELDOUT_SEQUENCES, MICRO, SEQUENCE_LENGTH, Language
@@ -164,8 +165,7 @@ class RealWork:
         shard, start = self._loaded(lease, base)
         metrics = train_shard(shard, lease, self._sequences(lease), keeper=keeper)
         gradient = pseudo_gradient_of(start, shard.held_blocks())
-        flat = {f"{block}/{name}": tensor for block, tensors in gradient.items() for name, tensor in tensors.items()}
-        payload = encode_tensors(flat, codec_named(self.codec))
+        payload = encode_submission(gradient, codec_named(self.codec))
         return Trained(payload=payload, loss_first=metrics.loss_first, loss_last=metrics.loss_last)
 
     def interrupted(self, worker: int, lease: Lease, base: Mapping[BlockId, Digest], share: float) -> None:

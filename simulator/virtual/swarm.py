@@ -34,7 +34,7 @@ from protocol.codecs import codec_named
 from protocol.errors import IllegalEvent, LocalError
 from protocol.ids import BlockId, Digest, LeaseId, Version, WorkerId, digest_of
 from protocol.lease import Lease
-from protocol.tensors import encode_tensors
+from protocol.submission import encode_submission
 from simulator.seeds import derived_stream
 from worker.train.trainer import LeaseResult
 
@@ -281,12 +281,7 @@ class VirtualSwarm:
         start = self._base(lease.base_version)
         result = self._training(worker, lease, start, sequences_NL.astype("int64"))
         self.trained_sequences += lease.sequences
-        flat = {
-            f"{block}/{name}": tensor
-            for block, tensors in result.pseudo_gradient.items()
-            for name, tensor in tensors.items()
-        }
-        return result, encode_tensors(flat, codec_named(settings.codec))
+        return result, encode_submission(result.pseudo_gradient, codec_named(settings.codec))
 
     def _base(self, version: Version) -> Blocks:
         if version not in self._bases:

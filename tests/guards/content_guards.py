@@ -105,10 +105,10 @@ TRANSFER = (
     ),
     guard(
         "another shape, dtype or order", TENSORS,
-        'if entry.get("dtype") != codec.safetensors_dtype:', "if False:", f"{OTHER_TENSORS}[dtype]",
+        'if entry.get("dtype") != wire.dtype:', "if False:", f"{OTHER_TENSORS}[dtype]",
     ),
     guard(
-        "another shape, dtype or order", TENSORS, 'if entry.get("shape") != list(spec.shape):', "if False:",
+        "another shape, dtype or order", TENSORS, 'if entry.get("shape") != list(wire.shape):', "if False:",
         f"{OTHER_TENSORS}[shape]",
     ),
     guard(
