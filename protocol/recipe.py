@@ -15,7 +15,6 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 
 OptimizerName = Literal["adamw", "muon"]
 OPTIMIZERS: Final[tuple[OptimizerName, ...]] = get_args(OptimizerName)
-ADAMW: Final = "adamw"
 MUON: Final = "muon"
 
 MAX_INNER_STEPS: Final = 100_000

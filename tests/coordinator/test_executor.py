@@ -232,7 +232,7 @@ def test_momentum_is_kept_by_block(bench: Bench) -> None:
     first = bench.aggregate((contribution(1, digest, (0,)),), **settings)
     manifest = bench.versions.manifest(first.manifest)
     assert set(manifest.momenta) == {TRUNK, column_block(0)}
-    only_trunk = contribution(1, digest, ())
+    only_trunk = contribution(1, bench.submit((), constant(1.0)), ())
     second = bench.aggregate(
         (only_trunk,), parent_version=Version(1), parent_manifest=first.manifest, version=Version(2), **settings
     )

@@ -49,7 +49,9 @@ def test_leases_of_version_3_keep_their_recipes() -> None:
     lease = engine.state.leases[LeaseId("r2.3")].lease
     assert (lease.worker, lease.inner_steps, lease.batch_sequences) == ("c", 8, 4)
     old = json.loads((SNAPSHOTS / "engine_3.json").read_text())["leases"]["r2.3"]["lease"]
-    assert dataclasses.asdict(lease.recipe) == {name: old[name] for name in dataclasses.asdict(lease.recipe)}
+    kept = {name: value for name, value in old.items() if hasattr(lease.recipe, name)}
+    assert len(kept) == 11
+    assert kept.items() <= dataclasses.asdict(lease.recipe).items()
     assert lease.recipe.weight_decay == 0.02  # not a recipe's default
     measure = next(command for command in engine.pending if isinstance(command, MeasureSubmission))
     assert measure.lease == engine.state.leases[LeaseId("r2.2")].lease

@@ -21,10 +21,16 @@ KINDS = {
     "int": FieldDescriptor.TYPE_UINT32,
 }
 
-ODD = Recipe(
-    optimizer="adamw", learning_rate=0.1, muon_learning_rate=0.2, muon_momentum=0.3, router_lr_scale=0.4,
-    warmup_steps=5, weight_decay=0.6, adam_beta1=0.7, adam_beta2=0.8, adam_eps=0.9, clip_norm=11.0,
-)  # fmt: skip
+
+def odd(field: dataclasses.Field[Any]) -> Any:
+    """A value within the field's bounds that is not its default."""
+    if "choices" in field.metadata:
+        return next(choice for choice in field.metadata["choices"] if choice != field.default)
+    low, high = field.metadata["low"], field.metadata["high"]
+    return low + 7 if isinstance(field.default, int) else low + 0.37 * (high - low)
+
+
+ODD = Recipe(**{field.name: odd(field) for field in dataclasses.fields(Recipe)})
 """No default among them."""
 
 
