@@ -14,8 +14,7 @@ from typing import Any
 from aggregation.names import EXPECTED, RULES
 from coordinator.engine.config import InnerRecipe
 from protocol.errors import ConfigError
-
-ATTACKS = ("sign-flip", "scale", "noise", "label-flip", "nan", "free-ride")
+from simulator.attacks import ATTACKS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +29,7 @@ class SimulationOptions:
     byzantine: int = 0
     attack: str = "sign-flip"
     attack_strength: float | None = None
-    """None: the attack's own default (simulator/adversary.py)."""
+    """None: the attack's own default (simulator/attacks.py)."""
     seed: int = 0
     lone: bool = False
     keep_homes: bool = False
