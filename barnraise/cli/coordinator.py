@@ -268,6 +268,7 @@ def invite(
     as_json: Json = False,
 ) -> None:
     """Make join links. They work while the run is served; it need not be now."""
+    from barnraise.cli.links import give_links, require_writable
     from coordinator.edge.operator_client import create_invites
     from coordinator.run.folder import RunFolder
     from coordinator.run.inviting import InviteTerms
@@ -275,28 +276,12 @@ def invite(
     terms = InviteTerms.checked(count=count, trusted=trusted, life_s=expires_in_h * 3600.0, owner=owner)
     run_folder = RunFolder.open(folder)
     if to is not None:
-        from barnraise.cli.links import require_writable
-
         require_writable(to)
     links, served = create_invites(run_folder, terms)
     give_links(links, to=to, as_json=as_json)
     if not served:
         note = f"the coordinator is not running: these work once it is (`barnraise coordinator run {folder}`)"
         print(note, file=sys.stderr)
-
-
-def give_links(links: list[str], *, to: Path | None, as_json: bool = False) -> None:
-    """Print join links, or write each into a file of its own."""
-    if to is not None:
-        from barnraise.cli.links import write_links
-
-        written = [str(path) for path in write_links(to, links)]
-        print_json({"files": written}) if as_json else print(f"{len(written)} join links are in {to}", flush=True)
-    elif as_json:
-        print_json({"join_links": links})
-    else:
-        for link in links:
-            print(link, flush=True)
 
 
 @app.command()

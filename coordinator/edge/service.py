@@ -23,7 +23,7 @@ from coordinator.engine.events import (
 )
 from coordinator.engine.lease import Lease
 from coordinator.engine.phases import LeaseStatus
-from coordinator.engine.state import LeaseRecord
+from coordinator.engine.rows import LeaseRecord
 from moe.layout import submission_specs
 from protocol.causes import Cause
 from protocol.codecs import codec_named

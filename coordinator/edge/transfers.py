@@ -21,7 +21,7 @@ from coordinator.edge.served import RunContext
 from coordinator.edge.service import WorkerService, digest_from
 from coordinator.edge.sessions import Session
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus
-from coordinator.engine.state import LeaseRecord
+from coordinator.engine.rows import LeaseRecord
 from coordinator.store.artifacts import PartialUpload
 from protocol.errors import DigestMismatch, MalformedMessage, Refused, Unavailable
 from protocol.framing import FrameReader, frames_of

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from coordinator.engine.schedules import SCHEDULES, most_recipe_steps
 from protocol.errors import ConfigError
 from protocol.ids import RunId
 
 OPTIMIZERS = ("adamw", "muon")
 """What workers know (worker/train/optimizer.py; a test compares them)."""
+SCHEDULES = ("cosine", "linear", "constant")
+"""How a learning rate may fall; schedules.py has their formulas."""
 MAX_INNER_STEPS = 100_000
 """Workers take no lease with more (worker/lease.py)."""
 MAX_COLUMNS = 65_536
@@ -194,3 +195,8 @@ def check_config(config: EngineConfig) -> None:
     for holds, message in problems:
         if not holds:
             raise ConfigError(message)
+
+
+def most_recipe_steps(config: EngineConfig) -> int:
+    """The recipe's steps in the round that has most of them."""
+    return max(config.inner.inner_steps, config.inner.final_inner_steps or 0)

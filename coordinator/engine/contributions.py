@@ -16,7 +16,8 @@ from coordinator.engine import pacing
 from coordinator.engine.commands import BlockClip, Contribution
 from coordinator.engine.lease import Lease
 from coordinator.engine.phases import LeaseStatus
-from coordinator.engine.state import EngineState, LeaseRecord
+from coordinator.engine.rows import LeaseRecord
+from coordinator.engine.state import EngineState
 from protocol.ids import TRUNK, BlockId, LeaseId, WorkerId, column_block
 
 

@@ -15,7 +15,7 @@ from coordinator.engine.events import SubmissionCommitted
 from coordinator.engine.lease import DataRange, Lease
 from coordinator.engine.phases import LOST_STATUSES, OPEN_PHASES, LeaseStatus, Phase
 from coordinator.engine.reasons import BLAMED_KEYS, DUPLICATE, INCOMPLETE, LATE, Case, Reason, Verdict, reason, rejected
-from coordinator.engine.state import LeaseRecord, Quarantine, UploadReport
+from coordinator.engine.rows import LeaseRecord, Quarantine, UploadReport
 from coordinator.engine.turn import Turn
 from protocol.ids import LeaseId, RoundNumber, WorkerId
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
-from coordinator.engine import leases, pacing, rescue, rounds, screening
+from coordinator.engine import closing, leases, pacing, rescue, screening
 from coordinator.engine.commands import (
     AggregateRound,
     AnnounceVerdict,
@@ -32,7 +32,7 @@ from coordinator.engine.events import (
 from coordinator.engine.history import Checkpoint, Failure, Validation, remembered
 from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.reasons import LATE, UNMEASURABLE, Case, rejected
-from coordinator.engine.state import LeaseRecord
+from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.turn import Turn
 from protocol.errors import IllegalEvent
 
@@ -87,7 +87,7 @@ def on_round_aggregated(turn: Turn, event: RoundAggregated) -> None:
     got = (event.round, event.version, event.parent_version)
     if got != expected:
         raise IllegalEvent(f"{event.command_id} must give (round, version, parent) {expected}, got {got}")
-    rounds.publish(turn, event, command)
+    closing.publish(turn, event, command)
 
 
 def on_version_validated(turn: Turn, event: VersionValidated) -> None:
@@ -136,7 +136,7 @@ def on_command_failed(turn: Turn, event: CommandFailed) -> None:
         turn.settle(event.command_id)
     elif state.stop_reason is not None and state.phase is Phase.AGGREGATING:
         turn.settle(event.command_id)
-        rounds.finish(turn)
+        closing.finish(turn)
     elif isinstance(command, AggregateRound) and failure.of_content >= MOST_TRIES:
         turn.settle(event.command_id)
         rescue.after_failures(turn, command, failure.error)

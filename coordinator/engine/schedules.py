@@ -8,14 +8,9 @@ A constant rate that decays over the last rounds alone is the warmup-stable-deca
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+from coordinator.engine.config import EngineConfig
 from protocol.ids import RoundNumber
-
-if TYPE_CHECKING:
-    from coordinator.engine.config import EngineConfig
-
-SCHEDULES = ("cosine", "linear", "constant")
 
 
 def learning_rate(config: EngineConfig, round_number: RoundNumber) -> float:
@@ -40,8 +35,3 @@ def recipe_steps(config: EngineConfig, round_number: RoundNumber) -> int:
         return first
     progress = min(1.0, (round_number - 1) / (config.max_rounds - 1))
     return max(1, round(first * math.pow(final / first, progress)))
-
-
-def most_recipe_steps(config: EngineConfig) -> int:
-    """The recipe's steps in the round that has most of them."""
-    return max(config.inner.inner_steps, config.inner.final_inner_steps or 0)

@@ -20,7 +20,8 @@ from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus, Phase
 from coordinator.engine.presence import silence_limit_s
 from coordinator.engine.reasons import UNAGGREGATABLE, UNUSABLE
 from coordinator.engine.records import event_from_json
-from coordinator.engine.state import EngineState, LeaseRecord
+from coordinator.engine.rows import LeaseRecord
+from coordinator.engine.state import EngineState
 from protocol.errors import IllegalEvent
 from protocol.ids import Digest, LeaseId, WorkerId, worker_id_of
 from simulator.deterministic.attendance import Attendance

@@ -20,7 +20,8 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.reasons import Case, Reason
 from coordinator.engine.records import event_from_json, event_to_json
-from coordinator.engine.state import EngineState, LeaseRecord, Quarantine
+from coordinator.engine.rows import LeaseRecord, Quarantine
+from coordinator.engine.state import EngineState
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.clock import LOOK_EVERY_S, MOST_AWAY_S, STEP_S, Clocks, RunClock, machine_s
 from coordinator.run.migrations import MIGRATIONS

@@ -2,9 +2,9 @@
 
     python -m tests.guards [--only WORDS ...] [--list] [--jobs N] [--json FILE] [--resume] [--timeout S]
 
-The guards are in tests/guards/table.py, each under its line of docs/security.md. `--only` takes those whose line, file,
-text or test contains one of the words; `--resume` leaves out what FILE says was caught. Exit code 1 where a guard can
-be cut out unnoticed, or is not where the table says, or the unmodified tests do not pass.
+The guards are in tests/guards/table.py, each under its line of docs/security.md. `--only` takes those whose line, cut
+or test contains one of the words; `--resume` leaves out what FILE says was caught. Exit code 1 where a guard can be
+cut out unnoticed, or is not where the table says, or the unmodified tests do not pass.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def main() -> int:
     args = _arguments()
     kept = json.loads(args.json.read_text(encoding="utf-8")) if args.resume and args.json.exists() else []
     before = [one for one in kept if one["outcome"] == CAUGHT]
-    caught = {(one["guard"], one["without"], *one["tests"]) for one in before}
+    caught = {(*one["cuts"], *one["tests"]) for one in before}
     wanted = [guard for guard in GUARDS if _is_wanted(guard, args.only)]
-    chosen = [one for one in wanted if (one.cuts[0].text, one.cuts[0].without, *one.tests) not in caught]
+    chosen = [one for one in wanted if one.key not in caught]
     if args.list or not chosen:
         print("\n".join(guard.name for guard in chosen))
         print(f"{len(chosen)} of {len(GUARDS)} guards")
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def _is_wanted(guard: Guard, words: list[str] | None) -> bool:
-    told = [guard.name, *guard.tests, *(part for cut in guard.cuts for part in (cut.file, cut.text))]
+    told = [guard.line, *guard.key]
     return not words or any(word in text for word in words for text in told)
 
 
@@ -63,9 +63,7 @@ def _as_json(result: Result) -> dict[str, object]:
     guard = result.guard
     return {
         "line": guard.line,
-        "files": [cut.file for cut in guard.cuts],
-        "guard": guard.cuts[0].text,
-        "without": guard.cuts[0].without,
+        "cuts": [cut.told() for cut in guard.cuts],
         "tests": list(guard.tests),
         "outcome": result.outcome,
         "seconds": round(result.seconds, 1),

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
+from tests.guards.cuts import becomes, dropped, never, planted
 from tests.guards.guard import Guard, guard
 
-SIGNING = "protocol/signing.py"
-AUTH = "coordinator/edge/auth.py"
-SESSIONS = "coordinator/edge/sessions.py"
-INVITES = "coordinator/store/registry.py"
-RPC = "coordinator/edge/rpc.py"
-MEMBERSHIP = "coordinator/edge/membership.py"
-TRANSFERS = "coordinator/edge/transfers.py"
 REPLAYED = "test_callers.py::test_a_replayed_call_is_refused"
 REOPENED = "test_callers.py::test_a_replayed_opening_of_a_session_does_not_end_the_running_one"
 WINDOW = "test_callers.py::test_a_replay_from_before_the_window_is_refused"
@@ -31,77 +25,66 @@ LEASE = "test_callers.py::test_an_unknown_or_anothers_lease_is_refused"
 VERSION = "test_callers.py::test_another_protocol_version_is_told_who_must_update"
 
 SIGNED = (
-    guard("replayed", AUTH, "        session.window.accept(call.counter)\n", "", REPLAYED),
-    guard("replayed", SIGNING, "if self._used >> behind & 1:", "if False:", REPLAYED),
-    guard("replayed", SIGNING, "if behind >= COUNTER_WINDOW:", "if False:", WINDOW),
-    guard("replayed", AUTH, "if public_key + nonce in self._nonces:", "if False:", REOPENED),
-    guard("replayed", AUTH, "if len(nonce) != NONCE_BYTES:", "if False:", REOPENED),
-    guard("forged", "protocol/identity.py", ".verify(signature, message)", "", FORGED, ANOTHER, HOLDS_FOR, FOREIGN),
-    guard(
-        "forged", AUTH, "        verify_call(session.public_key, call, method, body, audience=self._audience)\n", "",
-        FORGED, ANOTHER,
-    ),
-    guard(
-        "forged", AUTH, "        verify_call(public_key, call, method, body, audience=self._audience)\n", "",
-        FOREIGN, KEY_SIZE,
-    ),
-    guard(
-        "forged", AUTH,
-        "        verify_call(session.public_key, call, method, body, audience=self._audience)\n"
-        "        session.window.accept(call.counter)\n",
-        "        session.window.accept(call.counter)\n"
-        "        verify_call(session.public_key, call, method, body, audience=self._audience)\n",
-        FORGED, note="the other way round, a forger spends its victim's counters",
-    ),
-    guard("forged", SIGNING, "        method.encode(),\n", "", ANOTHER),
-    guard("forged", SIGNING, "        hashlib.sha256(body).digest(),\n", "", ANOTHER),
-    guard("forged", SIGNING, '        call.counter.to_bytes(COUNTER_BYTES, "big"),\n        call.request_id,\n',
-          "        call.request_id,\n", f"{HOLDS_FOR}[barnraise-counter-bin]"),
-    guard("forged", SIGNING, "        call.request_id,\n        method", "        method",
-          f"{HOLDS_FOR}[barnraise-request-bin]"),
-    guard("forged", SIGNING, "        call.session_id,\n        call.counter", "        call.counter",
-          f"{HOLDS_FOR}[barnraise-session-bin]"),
-    guard("forged", SIGNING, "if missing:", "if False:", UNSIGNED),
-    guard("forged", SIGNING, "if key in found:", "if False:", FORM),
-    guard("forged", SIGNING, "if not isinstance(value, bytes) or len(value) not in _LENGTHS[key]:", "if False:", FORM),
-    guard("forged", AUTH, "if not call.session_id:", "if False:", FORM),
-    guard("forged", AUTH, "if call.session_id or call.counter:", "if False:", FORM),
-    guard("forged", RPC, "            self._auth.check_key(call.metadata, method, body, request.public_key)"
-          "  # type: ignore[attr-defined]\n", "", UNSIGNED, KEY_SIZE),
-    guard("forged", "protocol/identity.py", "if len(public_key) != PUBLIC_KEY_BYTES:", "if False:", KEY_SIZE),
+    guard("replayed", dropped("coordinator:Authenticator.session_call", "session.window.accept(...)"), REPLAYED),
+    guard("replayed", never("protocol:CounterWindow.accept", "self._used >> behind & 1"), REPLAYED),
+    guard("replayed", never("protocol:CounterWindow.accept", "behind >= COUNTER_WINDOW"), WINDOW),
+    guard("replayed", never("coordinator:Authenticator.spend_nonce", "public_key + nonce in self._nonces"), REOPENED),
+    guard("replayed", never("coordinator:Authenticator.spend_nonce", "len(nonce) != NONCE_BYTES"), REOPENED),
+    guard("forged", becomes("protocol:verify",
+          "Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)",
+          "Ed25519PublicKey.from_public_bytes(public_key)"), FORGED, ANOTHER, HOLDS_FOR, FOREIGN),
+    guard("forged", dropped("coordinator:Authenticator.session_call", "verify_call(...)"), FORGED, ANOTHER),
+    guard("forged", dropped("coordinator:Authenticator.check_key", "verify_call(...)"), FOREIGN, KEY_SIZE),
+    guard("forged", dropped("coordinator:Authenticator.session_call", "session.window.accept(...)"), FORGED,
+          also=(planted("coordinator:Authenticator.session_call", "session.window.accept(call.counter)",
+          before="verify_call(session.public_key, call, ...)"),),
+          note="the other way round, a forger spends its victim's counters"),
+    guard("forged", dropped("protocol:_signed_bytes", "method.encode()"), ANOTHER),
+    guard("forged", dropped("protocol:_signed_bytes", "hashlib.sha256(body).digest()"), ANOTHER),
+    guard("forged", dropped("protocol:_signed_bytes", "call.counter.to_bytes(...)"),
+          f"{HOLDS_FOR}[barnraise-counter-bin]"),
+    guard("forged", dropped("protocol:_signed_bytes", "call.request_id"), f"{HOLDS_FOR}[barnraise-request-bin]"),
+    guard("forged", dropped("protocol:_signed_bytes", "call.session_id"), f"{HOLDS_FOR}[barnraise-session-bin]"),
+    guard("forged", never("protocol:parse_metadata", "missing", says="call is not signed: metadata lacks"), UNSIGNED),
+    guard("forged", never("protocol:parse_metadata", "key in found"), FORM),
+    guard("forged", never("protocol:parse_metadata", "not isinstance(value, bytes) or len(value) not in _LENGTHS[key]"),
+          FORM),
+    guard("forged", never("coordinator:Authenticator.session_call", "not call.session_id"), FORM),
+    guard("forged", never("coordinator:Authenticator.check_key", "call.session_id or call.counter"), FORM),
+    guard("forged", dropped("coordinator:Endpoint.keyed.handle", "self._auth.check_key(...)"), UNSIGNED, KEY_SIZE),
+    guard("forged", never("protocol:verify", "len(public_key) != PUBLIC_KEY_BYTES"), KEY_SIZE),
 )  # fmt: skip
 
 SESSION = (
-    guard("stale", SESSIONS, "            self.close(self._by_worker.get(worker))\n", "", STALE, LONG_POLL),
-    guard("stale", SESSIONS, "        self._by_id.pop(session.session_id, None)\n", "", STALE),
-    guard("stale", SESSIONS, "        session.closed.set()\n", "", LONG_POLL),
-    guard("stale", "coordinator/edge/service.py", "if closed.done():", "if False:", LONG_POLL),
-    guard("foreign", SIGNING, "        _DOMAIN,\n        audience,\n", "        _DOMAIN,\n", FOREIGN),
-    guard("foreign", RPC, "if session.is_operator != operator:", "if operator and not session.is_operator:", OPERATOR),
-    guard("foreign", RPC, "if session.is_operator != operator:", "if session.is_operator and not operator:", ORDERS),
-    guard("foreign", SESSIONS, "if len(self._operators) > OPERATOR_SESSIONS:", "if False:", OPERATOR),
-    guard("a reused invite", INVITES, "if redeemed_by is not None:", "if False:", REUSED),
-    guard("a reused invite", INVITES,
-          '            connection.execute("UPDATE invites SET redeemed_by = ? WHERE digest = ?",'
-          " (worker, _digest(invite)))\n", "", REUSED),
-    guard("a reused invite", MEMBERSHIP, "            if member is None:\n", "            if False:\n", REUSED),
-    guard("an expired or unknown invite", INVITES, "if now_s > expires_at_s:", "if False:", EXPIRED),
-    guard("an expired or unknown invite", INVITES, "            if row is None:\n",
-          "            if row is None:\n                row = (0, now_s, None)\n            if False:\n", EXPIRED),
-    guard("an unknown or another's lease", "coordinator/edge/service.py",
-          " or record.lease.worker != session.worker:", ":", LEASE),
-    guard("an unknown or another's lease", TRANSFERS,
-          ' or record.lease.worker != session.worker:\n            raise Refused(f"lease {header',
-          ':\n            raise Refused(f"lease {header', LEASE),
-    guard("an unknown or another's lease", TRANSFERS,
-          " or record.lease.worker != session.worker:\n            raise Refused(\n",
-          ":\n            raise Refused(\n", LEASE),
-    guard("another protocol version", AUTH, "if version != PROTOCOL_VERSION:", "if False:",
+    guard("stale", dropped("coordinator:SessionTable.open", "self.close(..., self._by_worker.get(worker), ...)"), STALE,
+          LONG_POLL),
+    guard("stale", dropped("coordinator:SessionTable.close", "self._by_id.pop(...)"), STALE),
+    guard("stale", dropped("coordinator:SessionTable.close", "session.closed.set()"), LONG_POLL),
+    guard("stale", never("coordinator:WorkerService._wait_for_lease", "closed.done()"), LONG_POLL),
+    guard("foreign", dropped("protocol:_signed_bytes", "audience"), FOREIGN),
+    guard("foreign", becomes("coordinator:Endpoint._admit", "session.is_operator != operator",
+          "operator and (not session.is_operator)"), OPERATOR),
+    guard("foreign", becomes("coordinator:Endpoint._admit", "session.is_operator != operator",
+          "session.is_operator and (not operator)"), ORDERS),
+    guard("foreign", never("coordinator:SessionTable.open", "len(self._operators) > OPERATOR_SESSIONS"), OPERATOR),
+    guard("a reused invite", never("coordinator:Registry.redeem", "redeemed_by is not None"), REUSED),
+    guard("a reused invite", dropped("coordinator:Registry.redeem",
+          "connection.execute(..., (worker, _digest(invite)), ...)"), REUSED),
+    guard("a reused invite", never("coordinator:Membership.open_session", "member is None"), REUSED),
+    guard("an expired or unknown invite", never("coordinator:Registry.redeem", "now_s > expires_at_s"), EXPIRED),
+    guard("an expired or unknown invite", becomes("coordinator:Registry.redeem",
+          "raise Unauthenticated(..., cause=Cause.INVITE_UNKNOWN)", "row = (0, now_s, None, None)"), EXPIRED),
+    guard("an unknown or another's lease", dropped("coordinator:WorkerService._lease_of",
+          "record.lease.worker != session.worker"), LEASE),
+    guard("an unknown or another's lease", dropped("coordinator:Transfers._committed_record",
+          "record.lease.worker != session.worker"), LEASE),
+    guard("an unknown or another's lease", dropped("coordinator:Transfers._data_of",
+          "record.lease.worker != session.worker"), LEASE),
+    guard("another protocol version", never("coordinator.edge:check_protocol_version", "version != PROTOCOL_VERSION"),
           f"{VERSION}[0]", f"{VERSION}[2]", f"{VERSION}[4294967295]"),
-    guard("another protocol version", MEMBERSHIP,
-          "        check_protocol_version(request.protocol_version)\n        columns", "        columns", VERSION),
-    guard("another protocol version", MEMBERSHIP,
-          "        check_protocol_version(request.protocol_version)\n        run", "        run", VERSION),
+    guard("another protocol version", dropped("coordinator:Membership.enrol", "check_protocol_version(...)"), VERSION),
+    guard("another protocol version", dropped("coordinator:Membership.open_session", "check_protocol_version(...)"),
+          VERSION),
 )  # fmt: skip
 
 CALLERS: tuple[Guard, ...] = (*SIGNED, *SESSION)

@@ -1,4 +1,4 @@
-"""What a guard is: a piece of the product's text, what is left without it, and the tests that must then fail.
+"""What a guard is: a piece of the product, what is left without it, and the tests that must then fail.
 
 Plain data; touches nothing. A guard may need several cuts at once, where two defences overlap and either would do.
 """
@@ -8,28 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.guards.cuts import Cut
+
 ROOT = Path(__file__).parents[2]
 TESTS = "tests/edge"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cut:
-    """`text`, which stands exactly once in `file`, becomes `without`."""
-
-    file: str
-    text: str
-    without: str
-
-    def applied(self, content: str) -> str:
-        """`content` with the guard cut out; Moved where it is not there exactly once."""
-        count = content.count(self.text)
-        if count != 1:
-            raise Moved(f"the guard has moved: {self.file} has {count} of {self.text.strip()[:60]!r}")
-        return content.replace(self.text, self.without)
-
-
-class Moved(Exception):
-    """The product's text is not what the table says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,30 +30,26 @@ class Guard:
 
     @property
     def name(self) -> str:
-        """For people: where it is and how it begins."""
-        first = self.cuts[0]
-        return f"{self.line}: {first.file}: {' '.join(first.text.split())[:70]} ({self.tests[0].partition('::')[2]})"
+        """For people: where it is and what is cut."""
+        return f"{self.line}: {self.cuts[0].told()[:110]} ({self.tests[0].partition('::')[2]})"
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What tells it from every other one."""
+        return (*(cut.told() for cut in self.cuts), *self.tests)
 
     def edits(self, root: Path) -> dict[Path, str]:
         """Each file's text without the guard; Moved where the table is out of date."""
         contents: dict[Path, str] = {}
         for cut in self.cuts:
-            path = root / cut.file
+            path = cut.path(root)
             before = contents[path] if path in contents else path.read_text(encoding="utf-8")
             contents[path] = cut.applied(before)
         return contents
 
 
 def guard(
-    line: str,
-    file: str,
-    text: str,
-    without: str,
-    *tests: str,
-    also: tuple[Cut, ...] = (),
-    note: str = "",
-    makes_run: bool = False,
+    line: str, cut: Cut, *tests: str, also: tuple[Cut, ...] = (), note: str = "", makes_run: bool = False
 ) -> Guard:
     """A guard that is one cut, or one cut and those that overlap it."""
-    cuts = (Cut(file=file, text=text, without=without), *also)
-    return Guard(line=line, cuts=cuts, tests=tests, note=note, makes_run=makes_run)
+    return Guard(line=line, cuts=(cut, *also), tests=tests, note=note, makes_run=makes_run)

@@ -24,7 +24,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tests.guards.guard import ROOT, TESTS, Guard, Moved
+from tests.guards.cuts import Moved
+from tests.guards.guard import ROOT, TESTS, Guard
 
 CAUGHT, SURVIVED, MOVED, BROKEN, HUNG = "caught", "SURVIVED", "MOVED", "BROKEN", "HUNG"
 MAX_MEMORY_BYTES = 16 << 30

@@ -23,8 +23,8 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.index import Index
 from coordinator.engine.lease import Lease
 from coordinator.engine.phases import Phase
+from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.snapshots import SnapshotText
-from coordinator.engine.state import LeaseRecord
 from coordinator.engine.tally import RoundTally
 from coordinator.engine.version import ENGINE_VERSION
 from protocol.errors import IllegalEvent
@@ -94,7 +94,7 @@ class Swarm:
     def check_index(self) -> None:
         """What the engine kept up to date is what looking at the whole state anew gives."""
         state = self.engine.state
-        kept, anew = described(state.index, state.now_s), described(Index(state), state.now_s)
+        kept, anew = described(state.index, state.now_s), described(state.indexed(), state.now_s)
         assert kept == anew
 
     def check_text(self) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.engine import pacing, speeds
 from coordinator.engine.lease import Lease
-from coordinator.engine.state import LeaseRecord, SpeedReport
+from coordinator.engine.rows import LeaseRecord, SpeedReport
 from protocol.ids import RoundNumber, WorkerId
 
 

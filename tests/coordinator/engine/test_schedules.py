@@ -11,9 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.engine.config import MAX_INNER_STEPS, EngineConfig, InnerRecipe, check_config
+from coordinator.engine.config import (
+    MAX_INNER_STEPS,
+    SCHEDULES,
+    EngineConfig,
+    InnerRecipe,
+    check_config,
+    most_recipe_steps,
+)
 from coordinator.engine.engine import Engine
-from coordinator.engine.schedules import SCHEDULES, learning_rate, most_recipe_steps, recipe_steps
+from coordinator.engine.schedules import learning_rate, recipe_steps
 from protocol.errors import ConfigError
 from protocol.ids import RoundNumber, RunId
 from worker import lease as workers_lease
