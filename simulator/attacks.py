@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from protocol.ids import LeaseId, RoundNumber
+from protocol.ids import BlockId, LeaseId, RoundNumber
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-Blocks = Mapping[str, Mapping[str, "Tensor"]]
+Blocks = Mapping[BlockId, Mapping[str, "Tensor"]]
 """A pseudo-gradient: block, then parameter name, then tensor."""
 
 
@@ -43,7 +43,7 @@ class Colluders:
     group: tuple[Honest, ...]
     """Everybody's of the same round, by lease; `own` is one of them."""
 
-    def holding(self, block: str) -> list[Mapping[str, Tensor]]:
+    def holding(self, block: BlockId) -> list[Mapping[str, Tensor]]:
         """The group's honest tensors of one block: as many as hold it, `own` among them where it does."""
         return [one.pseudo_gradient[block] for one in self.group if block in one.pseudo_gradient]
 

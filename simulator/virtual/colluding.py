@@ -50,7 +50,8 @@ class Group:
             if alike and other.worker in self._members and other.lease_id not in known:
                 known[other.lease_id] = other, train(other)
         group = {lease_id: _honest(*known[lease_id]) for lease_id in sorted(known)}
-        forged = member.on_result(Colluders(own=group[lease.lease_id], group=tuple(group.values())))
+        sent = member.on_result(Colluders(own=group[lease.lease_id], group=tuple(group.values())))
+        forged = {block: dict(tensors) for block, tensors in sent.items()}
         return dataclasses.replace(known[lease.lease_id][1], pseudo_gradient=forged)
 
     def _known(self, of: RoundNumber) -> _Results:

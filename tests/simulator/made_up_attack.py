@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import torch
 
+from protocol.ids import BlockId
 from simulator.attacks import Attack, Blocks, Colluders
 
 
 def little(view: Colluders, strength: float, generator: torch.Generator) -> Blocks:
-    forged: dict[str, dict[str, torch.Tensor]] = {}
+    forged: dict[BlockId, dict[str, torch.Tensor]] = {}
     for block, own in view.own.pseudo_gradient.items():
         forged[block] = {}
         for name, tensor in own.items():

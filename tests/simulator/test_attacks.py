@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from protocol.ids import LeaseId, RoundNumber, WorkerId
+from protocol.ids import TRUNK, BlockId, LeaseId, RoundNumber, WorkerId, column_block
 from simulator.adversary import Adversary
 from simulator.attacks import ATTACKS, Blocks, Colluders, Honest
 from simulator.processes.options import SimulationOptions
@@ -18,10 +18,10 @@ from simulator.virtual.colluding import Group
 from tests.simulator import made_up_attack
 
 VOCAB, NEW = 259, "little"
-SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
-    "trunk": {"embed": (6, 4), "norm": (4,)},
-    "column.1": {"gate": (3, 4)},
-    "column.2": {"gate": (3, 4)},
+SHAPES: dict[BlockId, dict[str, tuple[int, ...]]] = {
+    TRUNK: {"embed": (6, 4), "norm": (4,)},
+    column_block(1): {"gate": (3, 4)},
+    column_block(2): {"gate": (3, 4)},
 }
 
 
@@ -36,7 +36,7 @@ def honest(number: int, *columns: int, dtype: torch.dtype = torch.float32) -> Ho
     generator = torch.Generator().manual_seed(number)
     blocks = {
         block: {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in SHAPES[block].items()}
-        for block in ("trunk", *(f"column.{column}" for column in columns))
+        for block in (TRUNK, *map(column_block, columns))
     }
     return Honest(
         lease_id=LeaseId(f"r1.{number}"), round=RoundNumber(1), columns=tuple(columns), pseudo_gradient=blocks
@@ -119,9 +119,9 @@ def test_the_attacks_of_today_use_their_own_lease_alone() -> None:
 def test_a_lie_within_the_groups_spread_takes_the_groups_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ATTACKS, NEW, made_up_attack.ROW)
     sent = adversary(NEW, 1.0).on_result(view())
-    both = torch.stack([view().group[index].pseudo_gradient["column.1"]["gate"] for index in (0, 1)])
+    both = torch.stack([view().group[index].pseudo_gradient[column_block(1)]["gate"] for index in (0, 1)])
     # of two values, the mean less one standard deviation is the smaller one
-    torch.testing.assert_close(sent["column.1"]["gate"], both.amin(dim=0))
+    torch.testing.assert_close(sent[column_block(1)]["gate"], both.amin(dim=0))
 
 
 # ---- who sees what in the virtual swarm ---------------------------------------------------------------
