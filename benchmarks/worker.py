@@ -38,7 +38,7 @@ from worker.train.trainer import TrainMetrics, pseudo_gradient_of, train_shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
+class WorkerCase:
     """One thing to measure."""
 
     residency: str
@@ -51,17 +51,17 @@ class Case:
 
 
 QUICK = (
-    Case(residency="frozen", columns=8, inner_steps=10, batch_sequences=8),
-    Case(residency="frozen", columns=4, inner_steps=10, batch_sequences=8),
+    WorkerCase(residency="frozen", columns=8, inner_steps=10, batch_sequences=8),
+    WorkerCase(residency="frozen", columns=4, inner_steps=10, batch_sequences=8),
 )
 CASES = (
-    Case(residency="frozen", columns=8, inner_steps=10, batch_sequences=16),
-    Case(residency="frozen", columns=8, inner_steps=30, batch_sequences=16),
-    Case(residency="frozen", columns=4, inner_steps=10, batch_sequences=16),
-    Case(residency="frozen", columns=4, inner_steps=30, batch_sequences=16),
-    Case(residency="absent", columns=4, inner_steps=30, batch_sequences=16),
-    Case(residency="frozen", columns=8, inner_steps=10, batch_sequences=16, optimizer="muon"),
-    Case(residency="frozen", columns=4, inner_steps=10, batch_sequences=16, optimizer="muon"),
+    WorkerCase(residency="frozen", columns=8, inner_steps=10, batch_sequences=16),
+    WorkerCase(residency="frozen", columns=8, inner_steps=30, batch_sequences=16),
+    WorkerCase(residency="frozen", columns=4, inner_steps=10, batch_sequences=16),
+    WorkerCase(residency="frozen", columns=4, inner_steps=30, batch_sequences=16),
+    WorkerCase(residency="absent", columns=4, inner_steps=30, batch_sequences=16),
+    WorkerCase(residency="frozen", columns=8, inner_steps=10, batch_sequences=16, optimizer="muon"),
+    WorkerCase(residency="frozen", columns=4, inner_steps=10, batch_sequences=16, optimizer="muon"),
 )
 
 
@@ -76,7 +76,7 @@ def main() -> None:
         report.write_json(options.json, rows)
 
 
-def measure(case: Case, pairs: int) -> report.Row:
+def measure(case: WorkerCase, pairs: int) -> report.Row:
     """One row: tokens a second of both, and their ratios."""
     bench = Bench(case)
     bare_s, loop_s, lease_s = [], [], []
@@ -107,7 +107,7 @@ def measure(case: Case, pairs: int) -> report.Row:
 class Bench:
     """One case's model, lease and data."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: WorkerCase) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if self.device == "cuda" else None
         self.case = case
@@ -174,7 +174,7 @@ class Bench:
         return time.perf_counter()
 
 
-def _lease(case: Case) -> Lease:
+def _lease(case: WorkerCase) -> Lease:
     return Lease(
         lease_id=LeaseId("benchmark"),
         round=RoundNumber(1),

@@ -106,7 +106,7 @@ def _check_vocabulary(tokenizer_json: bytes, vocab_size: int) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
+class CheckpointFacts:
     """What is known of a checkpoint on disk before its weights are loaded."""
 
     config: PreTrainedConfig
@@ -127,7 +127,7 @@ def checkpoint_config(folder: Path) -> PreTrainedConfig:
     return inspect_checkpoint(folder).config
 
 
-def inspect_checkpoint(folder: Path) -> Checkpoint:
+def inspect_checkpoint(folder: Path) -> CheckpointFacts:
     """Configuration and type of a checkpoint on disk; ConfigError says why it cannot be used.
 
     Of the weights only headers are read, and the two ends of a model whose configuration calls them tied.
@@ -151,7 +151,7 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
             f"{folder}/config.json calls the embeddings tied, but {HEAD} has values of its own: it is trained, and "
             "exported, as a tensor of its own (tie_word_embeddings false)"
         )
-    return Checkpoint(config=config_from_json(values), dtype=weights.dtype(found.dtype), remarks=tuple(remarks))
+    return CheckpointFacts(config=config_from_json(values), dtype=weights.dtype(found.dtype), remarks=tuple(remarks))
 
 
 def _check_architecture(path: Path) -> None:

@@ -26,13 +26,13 @@ app = typer.Typer(no_args_is_help=True, help="Define a run, serve it, invite peo
 MOST_HOURS = 8784
 """The longest life of an invite, a leap year (coordinator/edge/operator_service.py), in the unit of the option."""
 
-Run = Annotated[Path, typer.Argument(help="The run's folder.")]
+RunArgument = Annotated[Path, typer.Argument(help="The run's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 
 @app.command()
 def init(
-    folder: Run,
+    folder: RunArgument,
     settings: Annotated[Path | None, typer.Option(help="A settings.toml to start from; options override it.")] = None,
     name: Annotated[str | None, typer.Option(help="What people see.")] = None,
     preset: Annotated[str | None, typer.Option(help="Train this shape from scratch: tiny, 100m, olmoe-7b.")] = None,
@@ -135,7 +135,7 @@ def _present(options: dict[str, Any]) -> dict[str, Any]:
 
 @app.command()
 def export(
-    folder: Run,
+    folder: RunArgument,
     out: Annotated[Path, typer.Argument(help="Hugging Face folder to write: new, or empty.")],
     version: Annotated[int | None, typer.Option(min=0, help="Which version; the latest by default.")] = None,
     dtype: Annotated[
@@ -176,7 +176,7 @@ def export(
 
 @app.command()
 def backup(
-    folder: Run,
+    folder: RunArgument,
     out: Annotated[Path, typer.Argument(help="New folder for the backup; as private as the run itself.")],
     as_json: Json = False,
 ) -> None:
@@ -210,7 +210,7 @@ def restore(
 
 
 @app.command()
-def verify(folder: Run, as_json: Json = False) -> int:
+def verify(folder: RunArgument, as_json: Json = False) -> int:
     """Check journal, registry, keys, versions and submissions; exit code 1 where something is wrong."""
     from coordinator.run.folder import RunFolder
     from coordinator.run.verify import verify_run
@@ -228,7 +228,7 @@ def verify(folder: Run, as_json: Json = False) -> int:
 
 @app.command()
 def run(
-    folder: Run,
+    folder: RunArgument,
     invites: Annotated[int, typer.Option(min=0, max=1000, help="Make so many join links at the start.")] = 0,
     invites_to: Annotated[
         Path | None, typer.Option(help="Write them as files into this folder instead of printing them.")
@@ -245,7 +245,7 @@ def run(
 
 @app.command()
 def invite(
-    folder: Run,
+    folder: RunArgument,
     count: Annotated[int, typer.Option(min=1, max=1000, help="How many join links; each is for one machine.")] = 1,
     trusted: Annotated[bool, typer.Option("--trusted", help="For founders: full weight from the start.")] = False,
     expires_in_h: Annotated[
@@ -286,7 +286,7 @@ def invite(
 
 @app.command()
 def stop(
-    folder: Run,
+    folder: RunArgument,
     reason: Annotated[str, typer.Option(help="What the workers are told.")] = "stopped by the operator",
 ) -> None:
     """End the run for good: its last version is validated and exported, and the workers are told."""
@@ -298,7 +298,7 @@ def stop(
 
 
 def status(
-    folder: Run,
+    folder: RunArgument,
     watch: Annotated[
         float | None,
         typer.Option(

@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 from coordinator.edge.served import RunContext
-from coordinator.edge.sessions import Session
+from coordinator.edge.sessions import CallerSession
 from coordinator.engine.commands import AnnounceVerdict
 from coordinator.engine.events import (
     LeaseRequested,
@@ -51,14 +51,14 @@ class WorkerService:
         self.told_over: set[WorkerId] = set()
         """Workers that have heard that the run is over."""
 
-    def on_alive(self, session: Session) -> None:
+    def on_alive(self, session: CallerSession) -> None:
         """Any signed call is a sign of life."""
         now_s = self._run.run_time()
         last = self._beats.get(session.worker)
         beat = WorkerSeen(at_s=now_s, worker=session.worker) if last is None else dataclasses.replace(last, at_s=now_s)
         self._run.pump.seen(beat)
 
-    async def acquire_lease(self, session: Session, request: pb.AcquireLeaseRequest) -> pb.AcquireLeaseReply:
+    async def acquire_lease(self, session: CallerSession, request: pb.AcquireLeaseRequest) -> pb.AcquireLeaseReply:
         """A lease, now or while the call is held open; or why there is none."""
         run, worker = self._run, session.worker
         box = run.mailboxes.of(worker)
@@ -78,7 +78,7 @@ class WorkerService:
         reply.verdicts.extend(verdict_message(verdict) for verdict in box.take_verdicts())
         return reply
 
-    async def _wait_for_lease(self, session: Session, wait_s: float) -> Lease | None:
+    async def _wait_for_lease(self, session: CallerSession, wait_s: float) -> Lease | None:
         run, box = self._run, self._run.mailboxes.of(session.worker)
         grant = box.expect_grant()
         closed = asyncio.ensure_future(session.closed.wait())
@@ -99,7 +99,7 @@ class WorkerService:
             if box.grant is grant:
                 box.grant = None
 
-    async def return_lease(self, session: Session, request: pb.ReturnLeaseRequest) -> pb.ReturnLeaseReply:
+    async def return_lease(self, session: CallerSession, request: pb.ReturnLeaseRequest) -> pb.ReturnLeaseReply:
         """The worker hands a lease back. Again is fine."""
         record = self._lease_of(session, request.lease_id)
         if record.status in {LeaseStatus.GRANTED, LeaseStatus.COMMITTED}:
@@ -113,7 +113,7 @@ class WorkerService:
             )
         return pb.ReturnLeaseReply()
 
-    async def heartbeat(self, session: Session, request: pb.HeartbeatRequest) -> pb.HeartbeatReply:
+    async def heartbeat(self, session: CallerSession, request: pb.HeartbeatRequest) -> pb.HeartbeatReply:
         """A sign of life; the answer says which of the worker's leases count no more."""
         run, lease_id = self._run, LeaseId(request.lease_id)
         beat = WorkerSeen(
@@ -133,7 +133,7 @@ class WorkerService:
         return reply
 
     async def commit_submission(
-        self, session: Session, request: pb.CommitSubmissionRequest
+        self, session: CallerSession, request: pb.CommitSubmissionRequest
     ) -> pb.CommitSubmissionReply:
         """The worker commits to a digest; the answer says how many of the bytes are here already.
 
@@ -177,7 +177,7 @@ class WorkerService:
         return pb.CommitSubmissionReply(upload_offset=payload_bytes)
 
     def _committed(
-        self, session: Session, record: LeaseRecord, request: pb.CommitSubmissionRequest, digest: Digest
+        self, session: CallerSession, record: LeaseRecord, request: pb.CommitSubmissionRequest, digest: Digest
     ) -> SubmissionCommitted:
         return SubmissionCommitted(
             at_s=self._run.run_time(),
@@ -192,13 +192,13 @@ class WorkerService:
             train_s=request.train_s,
         )
 
-    async def uploaded(self, session: Session, lease_id: LeaseId, digest: Digest) -> None:
+    async def uploaded(self, session: CallerSession, lease_id: LeaseId, digest: Digest) -> None:
         """All bytes of a committed submission are durable."""
         await self._run.pump.submit(
             SubmissionUploaded(at_s=self._run.run_time(), worker=session.worker, lease_id=lease_id, digest=digest)
         )
 
-    async def get_manifest(self, session: Session, request: pb.GetManifestRequest) -> pb.GetManifestReply:
+    async def get_manifest(self, session: CallerSession, request: pb.GetManifestRequest) -> pb.GetManifestReply:
         """A published version's manifest, signed; the latest where none is named."""
         run = self._run
         latest = run.pump.engine.state.version
@@ -209,7 +209,7 @@ class WorkerService:
         content = await asyncio.to_thread(run.versions.manifest_bytes, digest)
         return pb.GetManifestReply(manifest_json=content, signature=sign_manifest(run.manifest_identity, content))
 
-    def _lease_of(self, session: Session, lease_id: str) -> LeaseRecord:
+    def _lease_of(self, session: CallerSession, lease_id: str) -> LeaseRecord:
         record = self._run.pump.engine.state.leases.get(LeaseId(lease_id))
         if record is None or record.lease.worker != session.worker:
             raise FinalRefusal(

@@ -23,10 +23,10 @@ from coordinator.engine.commands import (
 from coordinator.engine.events import (
     CheckpointWritten,
     CommandFailed,
+    CommandTrouble,
     ContributionsTried,
     RoundAggregated,
     SubmissionMeasured,
-    Trouble,
     VersionValidated,
 )
 from coordinator.engine.history import Checkpoint, Failure, Validation, remembered
@@ -123,7 +123,7 @@ def on_command_failed(turn: Turn, event: CommandFailed) -> None:
     failure = Failure(
         count=1 + (before.count if before else 0),
         error=event.error,
-        of_content=(event.trouble is Trouble.CONTENT) + (before.of_content if before else 0),
+        of_content=(event.trouble is CommandTrouble.CONTENT) + (before.of_content if before else 0),
     )
     state.put_failure(event.command_id, failure)
     if failure.count < MOST_TRIES:

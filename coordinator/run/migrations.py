@@ -15,22 +15,22 @@ from typing import Any
 from coordinator.store.journal import Journal, Snapshot
 from protocol.errors import ConfigError
 
-State = dict[str, Any]
-Migrations = Mapping[int, Callable[[State], State]]
+OldState = dict[str, Any]
+Migrations = Mapping[int, Callable[[OldState], OldState]]
 """From an engine version to what turns its snapshot into the next version's."""
 
 
-def _two_to_three(state: State) -> State:
+def _two_to_three(state: OldState) -> OldState:
     """Times become run time, and sentences become keys with figures."""
     return _keys_for_sentences(_run_time(state))
 
 
-def _run_time(state: State) -> State:
+def _run_time(state: OldState) -> OldState:
     """Times were the wall clock's. Run time goes on from there, so the calendar showed the same until now."""
     return {**state, "calendar": [{"at_s": 0.0, "wall_s": 0.0}]}
 
 
-def _keys_for_sentences(state: State) -> State:
+def _keys_for_sentences(state: OldState) -> OldState:
     """Reasons are keys with figures. The sentences of before are kept as they were told."""
     for record in state["leases"].values():
         if record["verdict"] is not None:
@@ -47,7 +47,7 @@ def _keys_for_sentences(state: State) -> State:
     return state
 
 
-def _as_told(sentence: str) -> State:
+def _as_told(sentence: str) -> OldState:
     return {"case": "as_told", "figures": {}, "about": sentence}
 
 
@@ -71,7 +71,7 @@ def migrate_journal(journal: Journal, target: int, migrations: Migrations) -> No
             f"this run was not stopped cleanly by its release (engine version {found}, this program has {target}): "
             "start and stop it once with that release, then start it with this one"
         )
-    state: State = json.loads(snapshot.state)
+    state: OldState = json.loads(snapshot.state)
     for version in steps:
         state = migrations[version](state)
     state["engine_version"] = target

@@ -22,7 +22,7 @@ from aggregation.names import rule_in_force
 from aggregation.norms import sum_of_squares
 from aggregation.outer import OuterStep
 from coordinator.engine.commands import AggregateRound, Contribution
-from coordinator.engine.events import FailedAlone, Substitute, Trouble
+from coordinator.engine.events import CommandTrouble, FailedAlone, Substitute
 from coordinator.store.artifacts import ArtifactStore
 from coordinator.store.versions import Versions
 from coordinator.work.failures import trouble_of
@@ -44,7 +44,7 @@ MOST_ERROR_CHARACTERS = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class OuterResult:
     """What an outer step came to."""
 
     manifest: Digest
@@ -64,7 +64,7 @@ class RoundAggregator:
         self._versions = versions
         self._tokens_of = tokens_of
 
-    def run(self, command: AggregateRound, base: Mapping[BlockId, Tensors], *, created_at_s: float) -> Outcome:
+    def run(self, command: AggregateRound, base: Mapping[BlockId, Tensors], *, created_at_s: float) -> OuterResult:
         """The new version, durable."""
         cause = hashlib.sha256(repr(command).encode()).hexdigest()
         parent = self._versions.manifest(command.parent_manifest)
@@ -72,7 +72,7 @@ class RoundAggregator:
         if found is not None:  # done before a restart, but the journal did not hear of it
             update_norm_l2 = self._update_norm(base, self._versions.manifest(found))
             expected = (self._expected_rule(block, holders, command) for block, holders in self._held(command))
-            return Outcome(found, update_norm_l2, summed_up(command.rule, expected))
+            return OuterResult(found, update_norm_l2, summed_up(command.rule, expected))
         blocks, momenta = dict(parent.blocks), dict(parent.momenta)
         squares: list[float] = []
         rules: list[BlockRule] = []
@@ -99,7 +99,7 @@ class RoundAggregator:
             tokens_trained=parent.tokens_trained + sum(self._tokens_of(one.lease_id) for one in command.contributions),
         )
         published = self._versions.publish(manifest, cause)
-        return Outcome(published, math.sqrt(math.fsum(squares)), summed_up(command.rule, rules))
+        return OuterResult(published, math.sqrt(math.fsum(squares)), summed_up(command.rule, rules))
 
     def failing_alone(self, command: AggregateRound, base: Mapping[BlockId, Tensors]) -> tuple[FailedAlone, ...]:
         """The contributions of which alone no step can be made, in the command's order. Nothing is written.
@@ -238,7 +238,7 @@ def _rules_to_try(command: AggregateRound) -> Iterator[str]:
 
 def _raise_if_machine(error: Exception) -> None:
     """Disk and memory are nobody's fault, and no reason to leave anything out."""
-    if trouble_of(error) is Trouble.MACHINE:
+    if trouble_of(error) is CommandTrouble.MACHINE:
         raise error
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from coordinator.engine import closing, contributions, gaps, leases, quorum, rescue
 from coordinator.engine import engine as engine_module
 from coordinator.engine.commands import DropPayload
-from coordinator.engine.event_table import EventRow
+from coordinator.engine.event_table import EVENT_TABLE, EventRow
 from coordinator.engine.events import FailedAlone, RoundAggregated
 from coordinator.engine.index import Index
 from coordinator.engine.phases import LeaseStatus, Phase
@@ -99,7 +99,7 @@ def _no_compare_and_set() -> Iterator[None]:
         closing.publish(turn, event, command)
 
     anywhere = EventRow(RoundAggregated, frozenset(Phase), publish)
-    with _replaced(engine_module, "EVENT_TABLE", {**engine_module.EVENT_TABLE, RoundAggregated: anywhere}):
+    with _replaced(engine_module, "EVENT_TABLE", {**EVENT_TABLE, RoundAggregated: anywhere}):
         yield
 
 

@@ -36,7 +36,7 @@ from protocol.errors import LocalError
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, RunId, Version, digest_of
 from protocol.manifest import BlockRef, Manifest
 from protocol.tensors import decode_tensors, encode_tensors
-from simulator.deterministic.disk import Block, Disk, VersionEntry
+from simulator.deterministic.disk import Disk, StoredBlock, VersionEntry
 from simulator.deterministic.invariants import InvariantBroken
 from simulator.deterministic.language import HELDOUT_SEQUENCES, MICRO, SEQUENCE_LENGTH, Language
 from simulator.deterministic.work import DISK_FULL, MissingContent, Site, Trained
@@ -295,7 +295,7 @@ def _mirror(disk: Disk, versions: Versions, parent: Digest | None, manifest: Man
     named = {block: Digest(ref.digest) for block, ref in manifest.blocks.items()}
     for block, block_digest in named.items():
         if block_digest != before.get(block):
-            disk.blocks[block_digest] = Block(before.get(block), f"version {manifest.version}")
+            disk.blocks[block_digest] = StoredBlock(before.get(block), f"version {manifest.version}")
     disk.manifests[digest] = named
     disk.versions[manifest.version] = VersionEntry(digest, "real")
     kept = set(versions.kept())

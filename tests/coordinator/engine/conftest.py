@@ -32,7 +32,7 @@ from protocol.ids import Digest, LeaseId, RunId, WorkerId, digest_of
 
 C = TypeVar("C")
 SECRET = b"a secret of the tests"
-MACHINE, CONTENT = ev.Trouble.MACHINE, ev.Trouble.CONTENT
+MACHINE, CONTENT = ev.CommandTrouble.MACHINE, ev.CommandTrouble.CONTENT
 MOST_RECORDS_CHECKED = 40
 """A check of everything after each event is for small swarms."""
 
@@ -247,7 +247,7 @@ class Swarm:
             )
         )
 
-    def failed(self, command_id: str, error: str = "disk full", trouble: ev.Trouble = MACHINE) -> list[Command]:
+    def failed(self, command_id: str, error: str = "disk full", trouble: ev.CommandTrouble = MACHINE) -> list[Command]:
         return self.handle(ev.CommandFailed(at_s=self.now_s, command_id=command_id, error=error, trouble=trouble))
 
     def tried(self, *failed: str, lost: bool = False) -> list[Command]:

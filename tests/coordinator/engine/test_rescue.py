@@ -9,7 +9,7 @@ from coordinator.engine.commands import AggregateRound, AnnounceVerdict, DropPay
 from coordinator.engine.phases import Phase
 from protocol.errors import IllegalEvent
 
-CONTENT, MACHINE = ev.Trouble.CONTENT, ev.Trouble.MACHINE
+CONTENT, MACHINE = ev.CommandTrouble.CONTENT, ev.CommandTrouble.MACHINE
 
 
 def aggregating(swarm, **changes):

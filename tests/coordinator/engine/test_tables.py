@@ -166,7 +166,7 @@ def test_commands_survive(swarm):
     s.after(5)
     s.submit("a", "b")
     for _ in range(3):
-        s.failed("aggregate:r1", trouble=ev.Trouble.CONTENT)
+        s.failed("aggregate:r1", trouble=ev.CommandTrouble.CONTENT)
     s.tried("r1.1")
     s.stop()
     s.aggregated()
