@@ -16,10 +16,12 @@ from moe.families import Family
 
 class MadeUpConfig(OlmoeConfig):
     model_type = "made_up"
-    attribute_map = {"bank_size": "num_experts", "num_local_experts": "num_experts"}  # noqa: RUF012
+    attribute_map = {"num_experts": "bank_size", "num_local_experts": "bank_size"}  # noqa: RUF012
 
-    def __init__(self, **values: Any) -> None:
-        super().__init__(**{"norm_topk_prob": True, **values})
+    def __init__(self, *, bank_size: int = 8, **values: Any) -> None:
+        if "num_experts" in values:
+            raise TypeError("it is called bank_size")
+        super().__init__(**{"norm_topk_prob": True, **values, "num_experts": bank_size})
 
 
 @use_experts_implementation
