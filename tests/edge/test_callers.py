@@ -13,6 +13,7 @@ import pytest
 from coordinator.edge.server import CoordinatorServer
 from coordinator.run.folder import RunFolder
 from protocol.identity import PrivateIdentity
+from protocol.limits import PROTOCOL_VERSION
 from protocol.signing import COUNTER_KEY, COUNTER_WINDOW, REQUEST_KEY, SESSION_KEY, CallSigner
 from protocol.v1 import barnraise_pb2 as pb
 
@@ -188,7 +189,7 @@ async def test_an_expired_or_unknown_invite_is_refused(honest: Any, join: Join, 
     await refused(Code.UNAUTHENTICATED, "ask the operator").of(late.enrol(invite=""))
 
 
-@pytest.mark.parametrize("version", [0, 2, 2**32 - 1])
+@pytest.mark.parametrize("version", [0, PROTOCOL_VERSION + 1, 2**32 - 1])
 async def test_another_protocol_version_is_told_who_must_update(
     honest: Any, join: Join, refused: Refused, version: int
 ) -> None:
