@@ -147,7 +147,7 @@ LEASES = (
     guard("absurd hyperparameters, columns, counts, deadlines", RECIPE, 'if value not in bounds["choices"]:',
           "if False:", f"{ABSURD}[optimizer]"),
     guard("absurd hyperparameters, columns, counts, deadlines", RECIPE,
-          'elif not (math.isfinite(value) and bounds["low"] <= value <= bounds["high"]):',
+          'elif not bounds["low"] <= value <= bounds["high"]:',
           'elif value < bounds["low"] or value > bounds["high"]:', f"{ABSURD}[no number]",
           note="comparisons that are written the other way round let NaN in"),
     guard("absurd hyperparameters, columns, counts, deadlines", LEASE,
