@@ -189,12 +189,12 @@ async def test_an_expired_or_unknown_invite_is_refused(honest: Any, join: Join, 
     await refused(Code.UNAUTHENTICATED, "ask the operator").of(late.enrol(invite=""))
 
 
-@pytest.mark.parametrize("version", [0, PROTOCOL_VERSION + 1, 2**32 - 1])
+@pytest.mark.parametrize("version", [0, PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1, 2**32 - 1])
 async def test_another_protocol_version_is_told_who_must_update(
     honest: Any, join: Join, refused: Refused, version: int
 ) -> None:
     client = await join(enrolled=False)
-    whose = "worker's" if version == 0 else "coordinator's"
+    whose = "worker's" if version < PROTOCOL_VERSION else "coordinator's"
     await refused(Code.FAILED_PRECONDITION, f"update the {whose}").of(client.enrol(protocol_version=version))
     await client.enrol()
     await refused(Code.FAILED_PRECONDITION, f"update the {whose}").of(client.open(protocol_version=version))
