@@ -24,7 +24,7 @@ def honest() -> dict[str, dict[str, Tensor]]:
     return {b: {n: torch.randn(shape, generator=generator) for n, shape in ts.items()} for b, ts in shapes.items()}
 
 
-def forged(attack: str, blocks: dict[str, dict[str, Tensor]], strength: float | None = None, lease: str = "r1.0"):  # type: ignore[no-untyped-def]
+def forged(attack: str, blocks: dict[str, dict[str, Tensor]], strength: float | None = None, lease: str = "r1.0"):
     return Adversary.of(attack=attack, strength=strength, seed=7, vocab_size=VOCAB).on_result(lease, blocks)
 
 
