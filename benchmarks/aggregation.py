@@ -26,7 +26,7 @@ from aggregation.reducers import trimmed_count
 from aggregation.rules import aggregate
 from benchmarks import byzfl_rules, report
 
-Call = Callable[[Tensor], object]
+RuleCall = Callable[[Tensor], object]
 
 QUICK_SIZES = ((8, 250_000), (16, 1_000_000))
 SIZES = ((16, 1_000_000), (32, 1_000_000), (16, 10_000_000), (32, 10_000_000))
@@ -74,7 +74,7 @@ def measure(workers: int, parameters: int, *, quick: bool) -> Iterator[report.Ro
         }
 
 
-def calls(workers: int, parameters: int) -> Iterator[tuple[str, str, str, Call]]:
+def calls(workers: int, parameters: int) -> Iterator[tuple[str, str, str, RuleCall]]:
     """Rule, kind of weights, implementation, and what to call with the stack."""
     equal = [1.0] * workers
     unequal = [1.0 + (worker % 3) / 2 for worker in range(workers)]
@@ -85,13 +85,13 @@ def calls(workers: int, parameters: int) -> Iterator[tuple[str, str, str, Call]]
     yield from _byzfl(workers, parameters)
 
 
-def _ours(rule: str, weights: list[float]) -> Call:
+def _ours(rule: str, weights: list[float]) -> RuleCall:
     return lambda stack_WP: aggregate(stack_WP, weights, rule, seed=1)
 
 
-def _byzfl(workers: int, parameters: int) -> Iterator[tuple[str, str, str, Call]]:
+def _byzfl(workers: int, parameters: int) -> Iterator[tuple[str, str, str, RuleCall]]:
     byzfl, f = byzfl_rules.aggregators(), trimmed_count(workers)
-    rules: dict[str, Call] = {
+    rules: dict[str, RuleCall] = {
         "mean": byzfl.Average(),
         "median": byzfl.Median(),
         "trimmed_mean": byzfl.TrMean(f=f),
@@ -107,7 +107,7 @@ def _byzfl(workers: int, parameters: int) -> Iterator[tuple[str, str, str, Call]
         yield rule, "equal", "byzfl", call
 
 
-def paired_seconds(call: Call, stack_WP: Tensor, *, repeats: int) -> tuple[float, float]:
+def paired_seconds(call: RuleCall, stack_WP: Tensor, *, repeats: int) -> tuple[float, float]:
     """Median seconds of the call and of `torch.sum`, taken in turn after one warm-up of each."""
     call_s: list[float] = []
     sum_s: list[float] = []
@@ -120,13 +120,13 @@ def paired_seconds(call: Call, stack_WP: Tensor, *, repeats: int) -> tuple[float
     return statistics.median(call_s), statistics.median(sum_s)
 
 
-def _seconds(call: Call, stack_WP: Tensor) -> float:
+def _seconds(call: RuleCall, stack_WP: Tensor) -> float:
     begin = time.perf_counter()
     call(stack_WP)
     return time.perf_counter() - begin
 
 
-def peak_extra_mb(call: Call, stack_WP: Tensor) -> float | None:
+def peak_extra_mb(call: RuleCall, stack_WP: Tensor) -> float | None:
     """Rise of the peak resident size during the call, in 10^6 bytes; None where the system does not tell."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc only: else memory freed earlier hides what is taken

@@ -38,7 +38,7 @@ from coordinator.engine.events import (
     VersionValidated,
     WorkerEnrolled,
 )
-from coordinator.engine.lease import Lease
+from coordinator.engine.lease import GrantedLease
 from coordinator.engine.version import ENGINE_VERSION
 from protocol.ids import RunId, WorkerId, digest_of
 
@@ -52,7 +52,7 @@ SECRET = b"a benchmark's secret"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class MachineModel:
     """One simulated worker."""
 
     worker: WorkerId
@@ -61,22 +61,22 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
+class FinishedLease:
     """One lease, as its worker saw it."""
 
-    machine: Machine
+    machine: MachineModel
     round: int
     ended_s: float
     steps: int
 
 
-def machines_of(count: int, seed: int) -> list[Machine]:
+def machines_of(count: int, seed: int) -> list[MachineModel]:
     """Speeds x1 to x4 and uplinks of 1 to 20 Mbit/s, each evenly on a logarithmic scale, drawn independently."""
     draw = random.Random(seed)
     shares = [place / (count - 1) for place in range(count)]
     slowness, uplinks = draw.sample(shares, count), draw.sample(shares, count)
     return [
-        Machine(
+        MachineModel(
             worker=WorkerId(f"{number:064x}"),
             step_s=STEP_S * 4.0**slow,
             upload_s=PAYLOAD_BYTES * 8 / (1e6 * 20.0**uplink),
@@ -88,13 +88,13 @@ def machines_of(count: int, seed: int) -> list[Machine]:
 class Loop:
     """The engine and its swarm, in virtual time: every event at its moment, the engine's own timers between them."""
 
-    def __init__(self, machines: Sequence[Machine], config: EngineConfig, *, uplinks_seen: bool) -> None:
+    def __init__(self, machines: Sequence[MachineModel], config: EngineConfig, *, uplinks_seen: bool) -> None:
         self._machines = {machine.worker: machine for machine in machines}
         self._uplinks_seen = uplinks_seen
         self._order = itertools.count()
         self._agenda: list[tuple[float, int, Event]] = []
         self._draw = random.Random(len(machines))
-        self.spans: list[Span] = []
+        self.spans: list[FinishedLease] = []
         created = RunCreated(at_s=0.0, engine_version=ENGINE_VERSION, config=config, base_manifest=digest_of(b"v0"))
         self.engine, commands = Engine.create(created, SECRET)
         self.engine.due(0.0)
@@ -134,7 +134,7 @@ class Loop:
         elif isinstance(command, SlowCommand):
             self._plan(self._result_of(command, now_s + 0.1))
 
-    def _work_on(self, lease: Lease, now_s: float) -> None:
+    def _work_on(self, lease: GrantedLease, now_s: float) -> None:
         machine = self._machines[lease.worker]
         train_s = lease.inner_steps * machine.step_s * self._draw.uniform(0.95, 1.05)
         commit_s = now_s + FETCH_S + train_s
@@ -158,7 +158,7 @@ class Loop:
         uploaded = SubmissionUploaded(at_s=end_s, worker=lease.worker, lease_id=lease.lease_id, digest=committed.digest)
         self._plan(uploaded)
         self._plan(LeaseRequested(at_s=end_s + 0.5, worker=lease.worker))
-        self.spans.append(Span(machine=machine, round=lease.round, ended_s=end_s, steps=lease.inner_steps))
+        self.spans.append(FinishedLease(machine=machine, round=lease.round, ended_s=end_s, steps=lease.inner_steps))
 
     def _result_of(self, command: SlowCommand, at_s: float) -> Event:
         command_id = command.command_id
@@ -243,7 +243,7 @@ def row(pacing: Pacing, workers: int, rounds: int, swarms: int) -> dict[str, Cel
     return {"pacing": pacing.name, "workers": workers, "swarms": swarms, **means}
 
 
-def figures_of(pacing: Pacing, machines: Sequence[Machine], rounds: int) -> dict[str, float]:
+def figures_of(pacing: Pacing, machines: Sequence[MachineModel], rounds: int) -> dict[str, float]:
     """One swarm's figures, over the rounds after the engine has learnt who is who."""
     loop = Loop(machines, config_of(pacing, len(machines), rounds), uplinks_seen=pacing.uplinks_seen)
     loop.run()

@@ -34,7 +34,7 @@ from typing import Any
 
 import structlog
 
-from benchmarks.parity_rows import CASES, CENTRAL, WORKERS, Case, training_of, volunteers
+from benchmarks.parity_rows import CASES, CENTRAL, WORKERS, ParityCase, training_of, volunteers
 from benchmarks.report import Cell, machine, print_rows, write_json
 from coordinator.engine.config import InnerRecipe
 from protocol.manifest import Manifest
@@ -46,7 +46,7 @@ STEPS = 200
 """Inner steps of each worker, and steps of central training."""
 
 
-def run_case(case: Case, seed: int, steps: int, changes: Mapping[str, str], data: str) -> dict[str, Any]:
+def run_case(case: ParityCase, seed: int, steps: int, changes: Mapping[str, str], data: str) -> dict[str, Any]:
     """Train one row with one seed; its held-out loss and what it took. Runs in a process of its own."""
     import torch
 
@@ -67,7 +67,7 @@ def run_case(case: Case, seed: int, steps: int, changes: Mapping[str, str], data
     return {"row": case.name, "seed": seed, **result, "wall_s": time.perf_counter() - started_s}
 
 
-def _settings(case: Case, seed: int, steps: int, changes: Mapping[str, str], data: str) -> Any:
+def _settings(case: ParityCase, seed: int, steps: int, changes: Mapping[str, str], data: str) -> Any:
     from coordinator.settings import RunSettings
 
     table: dict[str, Any] = copy.deepcopy(dict(case.engine or {}))
@@ -98,7 +98,7 @@ def _settings(case: Case, seed: int, steps: int, changes: Mapping[str, str], dat
     )
 
 
-def _centrally(run: Any, case: Case, steps: int, recipe: InnerRecipe) -> dict[str, Any]:
+def _centrally(run: Any, case: ParityCase, steps: int, recipe: InnerRecipe) -> dict[str, Any]:
     import torch
 
     from barnraise.pretrain.central import CentralPlan, CentralTraining, cosine, first_shard
@@ -123,7 +123,7 @@ def _centrally(run: Any, case: Case, steps: int, recipe: InnerRecipe) -> dict[st
     return {"val_loss": loss, "sequences": steps * batch}
 
 
-def _by_swarm(run: Any, case: Case, seed: int) -> dict[str, Any]:
+def _by_swarm(run: Any, case: ParityCase, seed: int) -> dict[str, Any]:
     from coordinator.run.opened import OpenedRun
     from simulator.virtual.swarm import STILL, VirtualSwarm
 
@@ -174,7 +174,7 @@ def main() -> None:
         write_json(args.json, rows)
 
 
-def table(cases: Sequence[Case], results: Sequence[Mapping[str, Any]]) -> list[dict[str, Cell]]:
+def table(cases: Sequence[ParityCase], results: Sequence[Mapping[str, Any]]) -> list[dict[str, Cell]]:
     """One row for each case: mean over seeds, its standard error, and the paired distance to what it is against."""
     by_row: dict[str, dict[int, Mapping[str, Any]]] = {}
     for result in results:
@@ -223,7 +223,7 @@ def _mean_of(results: Mapping[int, Mapping[str, Any]], key: str) -> float | None
 
 
 def _run_all(
-    cases: Sequence[Case],
+    cases: Sequence[ParityCase],
     seeds: Sequence[int],
     steps: int,
     changes: Mapping[str, str],
@@ -252,7 +252,7 @@ def _run_all(
     return done
 
 
-def _key(case: Case, seed: int, steps: int, changes: Mapping[str, str]) -> str:
+def _key(case: ParityCase, seed: int, steps: int, changes: Mapping[str, str]) -> str:
     """A file name that differs wherever the training does."""
     from protocol.ids import RunId
 
@@ -278,7 +278,7 @@ def _key(case: Case, seed: int, steps: int, changes: Mapping[str, str]) -> str:
     return f"{case.name.replace(',', '').replace(' ', '-')}-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _central_recipe(case: Case, changes: Mapping[str, str]) -> InnerRecipe:
+def _central_recipe(case: ParityCase, changes: Mapping[str, str]) -> InnerRecipe:
     """The swarm's recipe, with what is central training's own."""
     of_row = dict(case.engine or {}).get("inner", CENTRAL)
     inner = {key.removeprefix("inner."): json.loads(text) for key, text in changes.items() if key.startswith("inner.")}

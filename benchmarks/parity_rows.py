@@ -23,7 +23,7 @@ ADAMW: Mapping[str, Any] = {"optimizer": "adamw", "learning_rate": 8e-3, "final_
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
+class ParityCase:
     """One row of the table."""
 
     name: str
@@ -43,43 +43,43 @@ class Case:
     """How many times as many rounds: where leases are lost or short, equal tokens take more of them."""
 
 
-def _losing_leases(row: str, setting: str) -> tuple[Case, Case]:
+def _losing_leases(row: str, setting: str) -> tuple[ParityCase, ParityCase]:
     """A row with dropouts: over as many rounds, and over as many more as bring it to equal tokens."""
-    losing = Case(name=f"{row} dropout", setting=setting, against=row, dropout=DROPOUT, engine=QUICK_TO_NOTICE)
+    losing = ParityCase(name=f"{row} dropout", setting=setting, against=row, dropout=DROPOUT, engine=QUICK_TO_NOTICE)
     return losing, replace(losing, name=f"{losing.name}, equal tokens", rounds=1.0 / (1.0 - DROPOUT))
 
 
 CASES = (
-    Case(name="central", setting="central", against="central"),
-    Case(name="lone", setting="lone", against="central"),
-    Case(name="diloco", setting="diloco", against="central"),
-    Case(name="diloco kept moments", setting="diloco", against="diloco", moments="kept"),
-    Case(name="diloco eager", setting="diloco", against="diloco", eager=True),
-    Case(name="diloco outer momentum", setting="diloco", against="diloco", engine={"outer_momentum": 0.3}),
+    ParityCase(name="central", setting="central", against="central"),
+    ParityCase(name="lone", setting="lone", against="central"),
+    ParityCase(name="diloco", setting="diloco", against="central"),
+    ParityCase(name="diloco kept moments", setting="diloco", against="diloco", moments="kept"),
+    ParityCase(name="diloco eager", setting="diloco", against="diloco", eager=True),
+    ParityCase(name="diloco outer momentum", setting="diloco", against="diloco", engine={"outer_momentum": 0.3}),
     *_losing_leases("diloco", "diloco"),
-    Case(name="diloco uneven", setting="diloco", against="diloco", slowest=4.0),
-    Case(name="diloco uneven, equal tokens", setting="diloco", against="diloco", slowest=4.0, rounds=0.87),
-    Case(
+    ParityCase(name="diloco uneven", setting="diloco", against="diloco", slowest=4.0),
+    ParityCase(name="diloco uneven, equal tokens", setting="diloco", against="diloco", slowest=4.0, rounds=0.87),
+    ParityCase(
         name="diloco uneven, recipe at most",
         setting="diloco",
         against="diloco",
         slowest=4.0,
         engine={"most_steps_share": 1.0},
     ),
-    Case(name="half frozen", setting="half_frozen", against="diloco"),
-    Case(
+    ParityCase(name="half frozen", setting="half_frozen", against="diloco"),
+    ParityCase(
         name="half frozen outer momentum", setting="half_frozen", against="half frozen", engine={"outer_momentum": 0.3}
     ),
     *_losing_leases("half frozen", "half_frozen"),
-    Case(name="half absent", setting="half_absent", against="diloco"),
+    ParityCase(name="half absent", setting="half_absent", against="diloco"),
     *_losing_leases("half absent", "half_absent"),
-    Case(name="diloco 20 steps", setting="diloco", against="diloco", engine={"inner": {"inner_steps": 20}}),
-    Case(name="central adamw", setting="central", against="central", engine={"inner": ADAMW}),
-    Case(name="diloco adamw", setting="diloco", against="central adamw", engine={"inner": ADAMW}),
+    ParityCase(name="diloco 20 steps", setting="diloco", against="diloco", engine={"inner": {"inner_steps": 20}}),
+    ParityCase(name="central adamw", setting="central", against="central", engine={"inner": ADAMW}),
+    ParityCase(name="diloco adamw", setting="diloco", against="central adamw", engine={"inner": ADAMW}),
 )
 
 
-def training_of(case: Case, layout: Any) -> Any:
+def training_of(case: ParityCase, layout: Any) -> Any:
     """How the row's leases are trained."""
     from simulator.virtual.inner import EagerLeases, KeptMoments, PureLeases, Shards
 
@@ -90,7 +90,7 @@ def training_of(case: Case, layout: Any) -> Any:
     return EagerLeases(pure, workers=WORKERS) if case.eager else pure
 
 
-def volunteers(case: Case, columns: int) -> Iterator[Any]:
+def volunteers(case: ParityCase, columns: int) -> Iterator[Any]:
     """The row's workers: speeds spread evenly on a logarithmic scale from 1 to `slowest`."""
     from simulator.virtual.swarm import Volunteer
 

@@ -46,7 +46,7 @@ from coordinator.engine.events import (
     WorkerEnrolled,
     WorkerSeen,
 )
-from coordinator.engine.lease import Lease
+from coordinator.engine.lease import GrantedLease
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.pump import Pump
 from coordinator.store.journal import Journal
@@ -71,7 +71,7 @@ class Decision:
     effect: str
 
 
-class Swarm:
+class ScriptedSwarm:
     """What all workers do next, in virtual time. Knows the engine by its commands alone."""
 
     def __init__(self, workers: int, rounds: int = ROUNDS, heartbeat_s: float = HEARTBEAT_S) -> None:
@@ -172,7 +172,7 @@ class Swarm:
             )
         return CheckpointWritten(at_s=at_s, command_id=command_id, version=getattr(command, "version", 0), path="")  # type: ignore[arg-type]
 
-    def _train(self, lease: Lease) -> None:
+    def _train(self, lease: GrantedLease) -> None:
         took_s = LEASE_S * self._random.uniform(0.8, 1.2) * lease.inner_steps / self.config.inner.inner_steps
         start_s, worker, lease_id = self.now_s, lease.worker, lease.lease_id
         beat_s = start_s + self._random.uniform(0.0, self._heartbeat_s)
@@ -201,7 +201,7 @@ class Swarm:
         heapq.heappush(self._agenda, (event.at_s, next(self._order), event))
 
 
-def played(swarm: Swarm, engine: Engine) -> Iterator[Decision]:
+def played(swarm: ScriptedSwarm, engine: Engine) -> Iterator[Decision]:
     """Play all rounds on the bare engine, with what time calls for as a pump would."""
     for unfinished in engine.pending:
         swarm.on_command(unfinished)
@@ -212,7 +212,7 @@ def played(swarm: Swarm, engine: Engine) -> Iterator[Decision]:
         yield _decided(swarm, engine, event)
 
 
-def _decided(swarm: Swarm, engine: Engine, event: Event) -> Decision:
+def _decided(swarm: ScriptedSwarm, engine: Engine, event: Event) -> Decision:
     phase, started_s = engine.state.phase, time.thread_time()
     commands = engine.handle(event)
     took_s = time.thread_time() - started_s
@@ -224,7 +224,7 @@ def _decided(swarm: Swarm, engine: Engine, event: Event) -> Decision:
 
 def engine_rows(workers: int) -> list[Row]:
     """Decisions of the bare engine, one after the other on one core; all together, then by kind of event."""
-    swarm = Swarm(workers)
+    swarm = ScriptedSwarm(workers)
     engine = swarm.create()
     gc.collect()
     decisions = sorted(played(swarm, engine), key=lambda decision: decision.took_s)
@@ -244,7 +244,7 @@ def _engine_row(what: str, workers: int, decisions: Sequence[Decision]) -> Row:
 def memory_row(workers: int) -> Row:
     """Bytes that the engine holds for each worker when the last round has closed; the swarm's own are not counted."""
     tracemalloc.start()
-    swarm = Swarm(workers, heartbeat_s=2.5 * HEARTBEAT_S)  # only the latest of a worker is kept
+    swarm = ScriptedSwarm(workers, heartbeat_s=2.5 * HEARTBEAT_S)  # only the latest of a worker is kept
     engine = swarm.create()
     for _ in played(swarm, engine):
         pass
@@ -262,12 +262,12 @@ def pump_row(workers: int) -> Row:
     """Events through the real pump into a real journal, with 64 calls waiting at any time."""
     with tempfile.TemporaryDirectory(prefix="barnraise-scale-") as folder:
         started_s = time.perf_counter()
-        took_s = asyncio.run(_pumped(Swarm(workers, PUMPED_ROUNDS), Path(folder)))
+        took_s = asyncio.run(_pumped(ScriptedSwarm(workers, PUMPED_ROUNDS), Path(folder)))
         whole_s = time.perf_counter() - started_s
     return {"what": "pump", "workers": workers, **_figures(sorted(took_s), whole_s)}
 
 
-async def _pumped(swarm: Swarm, folder: Path) -> list[float]:
+async def _pumped(swarm: ScriptedSwarm, folder: Path) -> list[float]:
     engine = swarm.create()
     journal = Journal.create(folder / "journal.sqlite", engine_version=ENGINE_VERSION)
     pump = Pump(

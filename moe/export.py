@@ -30,13 +30,14 @@ from moe.blocks import Blocks, slice_blocks
 from moe.companions import Companions, export_companions, write_companions
 from moe.config import config_from_json, config_to_json
 from moe.full import full_model
-from moe.layout import FROZEN, Layout, layout
+from moe.layout import Layout, layout
 from moe.skeleton import model_class
 from moe.tokenizer import TOKENIZER_FILE, byte_tokenizer_json, read_vocabulary
 from moe.weights import EMBEDDING, HEAD, checked_dtype, open_weights
 from protocol.errors import ConfigError
 from protocol.folders import Kind, filled_whole, require_fillable
 from protocol.ids import BlockId
+from protocol.residency import FROZEN
 
 # Loading and saving are steps of commands that draw their own progress and say what is wrong in one sentence.
 _logging: Any = transformers_logging
@@ -106,7 +107,7 @@ def _check_vocabulary(tokenizer_json: bytes, vocab_size: int) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
+class CheckpointFacts:
     """What is known of a checkpoint on disk before its weights are loaded."""
 
     config: PreTrainedConfig
@@ -127,7 +128,7 @@ def checkpoint_config(folder: Path) -> PreTrainedConfig:
     return inspect_checkpoint(folder).config
 
 
-def inspect_checkpoint(folder: Path) -> Checkpoint:
+def inspect_checkpoint(folder: Path) -> CheckpointFacts:
     """Configuration and type of a checkpoint on disk; ConfigError says why it cannot be used.
 
     Of the weights only headers are read, and the two ends of a model whose configuration calls them tied.
@@ -151,7 +152,7 @@ def inspect_checkpoint(folder: Path) -> Checkpoint:
             f"{folder}/config.json calls the embeddings tied, but {HEAD} has values of its own: it is trained, and "
             "exported, as a tensor of its own (tie_word_embeddings false)"
         )
-    return Checkpoint(config=config_from_json(values), dtype=weights.dtype(found.dtype), remarks=tuple(remarks))
+    return CheckpointFacts(config=config_from_json(values), dtype=weights.dtype(found.dtype), remarks=tuple(remarks))
 
 
 def _check_architecture(path: Path) -> None:

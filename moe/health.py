@@ -38,7 +38,7 @@ DEAD_LOAD: Final = 0.05
 DUPLICATE_COSINE: Final = 0.9
 """Cosine above which two experts are one: random ones of the smallest preset (36,864 weights) stay below 0.03."""
 
-Progress = Callable[[int, int], None]
+OnSequences = Callable[[int, int], None]
 """Called with the sequences done and all of them."""
 
 
@@ -189,7 +189,7 @@ def examine(
     *,
     batch: int,
     column_sets: Iterable[Iterable[int]] = (),
-    progress: Progress | None = None,
+    progress: OnSequences | None = None,
 ) -> ExpertHealth:
     """Run `tokens_NT1` through the model, once and then once for each of `column_sets`, and judge its experts.
 

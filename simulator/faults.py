@@ -52,7 +52,7 @@ class FaultKind(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Address:
+class FaultSite:
     """Where a fault strikes; None matches everything."""
 
     worker: int | None = None
@@ -72,7 +72,7 @@ class Fault:
     """One thing that goes wrong."""
 
     kind: FaultKind
-    at: Address
+    at: FaultSite
     seconds: float = 0.0
     share: float = 0.5
     durable: bool = True
@@ -152,7 +152,7 @@ def suspend(seconds: float, **where: Any) -> Fault:
 
 
 def _fault(kind: FaultKind, values: dict[str, Any], *, times: int = 1, **where: Any) -> Fault:
-    return Fault(kind=kind, at=Address(**where), times=times, **values)
+    return Fault(kind=kind, at=FaultSite(**where), times=times, **values)
 
 
 @dataclass(slots=True)
@@ -185,7 +185,7 @@ class FaultPlan:
         return tuple(fault for _, fault in self._left)
 
 
-def _matches(at: Address, point: Point) -> bool:
+def _matches(at: FaultSite, point: Point) -> bool:
     exact = (
         (at.worker, point.worker),
         (at.round, point.round),
@@ -212,7 +212,7 @@ def faults_from_json(text: str) -> tuple[Fault, ...]:
     """The plan that `text` was made of; ConfigError names what is wrong with it."""
     try:
         return tuple(
-            Fault(**{**plain, "kind": FaultKind(plain["kind"]), "at": Address(**plain["at"])})
+            Fault(**{**plain, "kind": FaultKind(plain["kind"]), "at": FaultSite(**plain["at"])})
             for plain in json.loads(text)
         )
     except (ValueError, TypeError, KeyError) as error:

@@ -21,6 +21,7 @@ from moe.layout import Layout, block_tensor_specs, layout
 from protocol.codecs import FP32, codec_named
 from protocol.errors import MalformedMessage
 from protocol.ids import BlockId, Digest
+from protocol.lease import Lease
 from protocol.manifest import BlockRef, Manifest, verify_manifest
 from protocol.sequences import decode_sequences, max_payload_bytes
 from protocol.tensors import payload_size
@@ -28,7 +29,7 @@ from worker.allowance import DiskAllowance
 from worker.background import Background
 from worker.client import CoordinatorClient
 from worker.home import Enrolment
-from worker.lease import Lease, RunDescription
+from worker.lease import RunDescription
 
 PARALLEL_DOWNLOADS = 4  # hides the round trip of small blocks; more would only share the same line
 
@@ -127,9 +128,9 @@ class Fetcher:
 
     async def _sequences(self, lease: Lease, run: Run, on_bytes: Callable[[int], None]) -> NDArray[np.int64]:
         length = run.description.sequence_length + 1
-        bound = max_payload_bytes(lease.data_count, length)
+        bound = max_payload_bytes(lease.data.count, length)
         payload = await self._client.download_lease_data(lease.lease_id, bound, on_bytes)
-        return decode_sequences(payload, lease.data_count, length, int(run.layout.config_json["vocab_size"]))
+        return decode_sequences(payload, lease.data.count, length, int(run.layout.config_json["vocab_size"]))
 
 
 def checked_ref(manifest: Manifest, block: BlockId, run: Run, lease: Lease) -> BlockRef:

@@ -17,6 +17,8 @@ import typer
 
 from barnraise.cli.options import Settings, number
 from barnraise.cli.output import ProgressLine, documents_told, print_json, say_note
+from protocol.codecs import CODECS
+from protocol.residency import RESIDENCIES
 
 if TYPE_CHECKING:
     from coordinator.settings import RunSettings
@@ -26,13 +28,13 @@ app = typer.Typer(no_args_is_help=True, help="Define a run, serve it, invite peo
 MOST_HOURS = 8784
 """The longest life of an invite, a leap year (coordinator/edge/operator_service.py), in the unit of the option."""
 
-Run = Annotated[Path, typer.Argument(help="The run's folder.")]
+RunArgument = Annotated[Path, typer.Argument(help="The run's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 
 @app.command()
 def init(
-    folder: Run,
+    folder: RunArgument,
     settings: Annotated[Path | None, typer.Option(help="A settings.toml to start from; options override it.")] = None,
     name: Annotated[str | None, typer.Option(help="What people see.")] = None,
     preset: Annotated[str | None, typer.Option(help="Train this shape from scratch: tiny, 100m, olmoe-7b.")] = None,
@@ -40,8 +42,8 @@ def init(
         Path | None, typer.Option(help="Train on from this Hugging Face folder, at a quarter of the usual rates.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="A prepared dataset, a text file or folder, or stdlib.")] = None,
-    residency: Annotated[str | None, typer.Option(help="frozen or absent.")] = None,
-    codec: Annotated[str | None, typer.Option(help="What submissions are encoded in: bf16 or fp32.")] = None,
+    residency: Annotated[str | None, typer.Option(help=f"{' or '.join(RESIDENCIES)}.")] = None,
+    codec: Annotated[str | None, typer.Option(help=f"What submissions are encoded in: {' or '.join(CODECS)}.")] = None,
     sequence_length: Annotated[int | None, typer.Option(help="Tokens a sequence.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the first weights.")] = None,
     rounds: Annotated[int | None, typer.Option(help="After so many rounds the run is over.")] = None,
@@ -135,7 +137,7 @@ def _present(options: dict[str, Any]) -> dict[str, Any]:
 
 @app.command()
 def export(
-    folder: Run,
+    folder: RunArgument,
     out: Annotated[Path, typer.Argument(help="Hugging Face folder to write: new, or empty.")],
     version: Annotated[int | None, typer.Option(min=0, help="Which version; the latest by default.")] = None,
     dtype: Annotated[
@@ -176,7 +178,7 @@ def export(
 
 @app.command()
 def backup(
-    folder: Run,
+    folder: RunArgument,
     out: Annotated[Path, typer.Argument(help="New folder for the backup; as private as the run itself.")],
     as_json: Json = False,
 ) -> None:
@@ -210,7 +212,7 @@ def restore(
 
 
 @app.command()
-def verify(folder: Run, as_json: Json = False) -> int:
+def verify(folder: RunArgument, as_json: Json = False) -> int:
     """Check journal, registry, keys, versions and submissions; exit code 1 where something is wrong."""
     from coordinator.run.folder import RunFolder
     from coordinator.run.verify import verify_run
@@ -228,7 +230,7 @@ def verify(folder: Run, as_json: Json = False) -> int:
 
 @app.command()
 def run(
-    folder: Run,
+    folder: RunArgument,
     invites: Annotated[int, typer.Option(min=0, max=1000, help="Make so many join links at the start.")] = 0,
     invites_to: Annotated[
         Path | None, typer.Option(help="Write them as files into this folder instead of printing them.")
@@ -245,7 +247,7 @@ def run(
 
 @app.command()
 def invite(
-    folder: Run,
+    folder: RunArgument,
     count: Annotated[int, typer.Option(min=1, max=1000, help="How many join links; each is for one machine.")] = 1,
     trusted: Annotated[bool, typer.Option("--trusted", help="For founders: full weight from the start.")] = False,
     expires_in_h: Annotated[
@@ -268,6 +270,7 @@ def invite(
     as_json: Json = False,
 ) -> None:
     """Make join links. They work while the run is served; it need not be now."""
+    from barnraise.cli.links import give_links, require_writable
     from coordinator.edge.operator_client import create_invites
     from coordinator.run.folder import RunFolder
     from coordinator.run.inviting import InviteTerms
@@ -275,8 +278,6 @@ def invite(
     terms = InviteTerms.checked(count=count, trusted=trusted, life_s=expires_in_h * 3600.0, owner=owner)
     run_folder = RunFolder.open(folder)
     if to is not None:
-        from barnraise.cli.links import require_writable
-
         require_writable(to)
     links, served = create_invites(run_folder, terms)
     give_links(links, to=to, as_json=as_json)
@@ -285,23 +286,9 @@ def invite(
         print(note, file=sys.stderr)
 
 
-def give_links(links: list[str], *, to: Path | None, as_json: bool = False) -> None:
-    """Print join links, or write each into a file of its own."""
-    if to is not None:
-        from barnraise.cli.links import write_links
-
-        written = [str(path) for path in write_links(to, links)]
-        print_json({"files": written}) if as_json else print(f"{len(written)} join links are in {to}", flush=True)
-    elif as_json:
-        print_json({"join_links": links})
-    else:
-        for link in links:
-            print(link, flush=True)
-
-
 @app.command()
 def stop(
-    folder: Run,
+    folder: RunArgument,
     reason: Annotated[str, typer.Option(help="What the workers are told.")] = "stopped by the operator",
 ) -> None:
     """End the run for good: its last version is validated and exported, and the workers are told."""
@@ -313,7 +300,7 @@ def stop(
 
 
 def status(
-    folder: Run,
+    folder: RunArgument,
     watch: Annotated[
         float | None,
         typer.Option(

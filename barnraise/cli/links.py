@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from barnraise.cli.output import print_json
 from protocol.errors import ConfigError
 from protocol.folders import telling_folder_trouble
 
@@ -46,6 +47,18 @@ def write_links(folder: Path, links: Sequence[str]) -> list[Path]:
                 raise
             written.append(path)
     return written
+
+
+def give_links(links: list[str], *, to: Path | None, as_json: bool = False) -> None:
+    """Print join links, or write each into a file of its own."""
+    if to is not None:
+        written = [str(path) for path in write_links(to, links)]
+        print_json({"files": written}) if as_json else print(f"{len(written)} join links are in {to}", flush=True)
+    elif as_json:
+        print_json({"join_links": links})
+    else:
+        for link in links:
+            print(link, flush=True)
 
 
 def require_writable(folder: Path) -> None:

@@ -10,8 +10,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from barnraise.cli.coordinator import give_links
-from barnraise.cli.links import require_writable
+from barnraise.cli.links import give_links, require_writable
 from coordinator.edge.collection import collect_rarely
 from coordinator.edge.server import CoordinatorServer
 from coordinator.run.folder import RunFolder

@@ -38,7 +38,7 @@ from protocol.folders import sync_folder, sync_tree, work_inside
 from protocol.ids import Digest, digest_of
 from protocol.sequences import token_dtype
 
-Progress = Callable[[int, int], None]
+OnText = Callable[[int, int], None]
 """Called with documents and tokens so far."""
 Note = Callable[[str], None]
 """Called, at the end, with sentences on what was left out."""
@@ -62,7 +62,7 @@ def prepare(
     heldout_share: float = 0.05,
     licence: str | None = None,
     allowed_uses: Sequence[str] | None = None,
-    progress: Progress | None = None,
+    progress: OnText | None = None,
     note: Note = lambda _: None,
 ) -> Dataset:
     """Tokenize `sources` into `out_dir/DIGEST` and open it; a folder that is there already is used as it is."""
@@ -94,7 +94,7 @@ def open_or_prepare(
     out_dir: str | Path,
     *,
     checkpoint: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: OnText | None = None,
     note: Note = lambda _: None,
 ) -> Dataset:
     """The dataset that `data` names, or one that is prepared from it with the tokenizer of the checkpoint."""
@@ -147,7 +147,7 @@ def _tokenize(
     tokenizer: DocumentTokenizer,
     parts: _Parts,
     heldout_share: float,
-    progress: Progress | None,
+    progress: OnText | None,
     note: Note,
 ) -> list[SourceCard]:
     """Write every document to its part; the cards of the sources."""

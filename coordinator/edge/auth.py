@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from coordinator.edge.sessions import Session, SessionTable
+from coordinator.edge.sessions import CallerSession, SessionTable
 from protocol.causes import Cause
 from protocol.errors import Refused, Unauthenticated
 from protocol.limits import PROTOCOL_VERSION
@@ -31,7 +31,7 @@ class Authenticator:
         self._audience = audience
         self._nonces: OrderedDict[bytes, None] = OrderedDict()
 
-    def session_call(self, metadata: Metadata | None, method: str, body: bytes) -> tuple[Session, SignedCall]:
+    def session_call(self, metadata: Metadata | None, method: str, body: bytes) -> tuple[CallerSession, SignedCall]:
         """The session that this call belongs to. Spends its counter."""
         call = parse_metadata(metadata)
         if not call.session_id:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from coordinator.edge.served import RunContext
 from coordinator.edge.service import clean_reason
-from coordinator.edge.sessions import Session
+from coordinator.edge.sessions import CallerSession
 from coordinator.edge.status import RunStatus
 from coordinator.engine.events import RunStopped
 from coordinator.engine.phases import Phase
@@ -26,7 +26,7 @@ class OperatorService:
         self._port = port
         self._status = status
 
-    async def create_invite(self, _: Session, request: pb.CreateInviteRequest) -> pb.CreateInviteReply:
+    async def create_invite(self, _: CallerSession, request: pb.CreateInviteRequest) -> pb.CreateInviteReply:
         """New join links."""
         terms = InviteTerms.checked(
             count=request.count, trusted=request.trusted, life_s=request.expires_in_s, owner=request.owner
@@ -45,11 +45,11 @@ class OperatorService:
             now_s=run.wall_time(),
         )
 
-    async def get_status(self, _: Session, __: pb.GetStatusRequest) -> pb.GetStatusReply:
+    async def get_status(self, _: CallerSession, __: pb.GetStatusRequest) -> pb.GetStatusReply:
         """The run at this moment."""
         return pb.GetStatusReply(status_json=self._status().model_dump_json())
 
-    async def stop_run(self, _: Session, request: pb.StopRunRequest) -> pb.StopRunReply:
+    async def stop_run(self, _: CallerSession, request: pb.StopRunRequest) -> pb.StopRunReply:
         """End the run after its last validation and checkpoint; again is fine."""
         state = self._run.pump.engine.state
         if state.stop_reason is None and state.phase not in {Phase.FINISHING, Phase.OVER}:

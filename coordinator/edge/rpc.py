@@ -2,7 +2,7 @@
 
 Decides which status an error is. Handlers have identity (de)serializers, because signatures are over raw bytes and
 tensors are not protobuf. Every message is counted, every caller limited (throttle.py), nothing waited for
-without end (pace.py). What is not one of our errors is logged whole and told in part.
+without end (patience.py). What is not one of our errors is logged whole and told in part.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 
 from coordinator.edge.auth import Authenticator
-from coordinator.edge.pace import Pace
-from coordinator.edge.sessions import Session
+from coordinator.edge.patience import Patience
+from coordinator.edge.sessions import CallerSession
 from coordinator.edge.throttle import Release, Throttle, address_of
 from coordinator.run.traffic import Traffic
 from protocol.causes import CAUSE_KEY, Cause
@@ -103,7 +103,7 @@ class Endpoint:
         auth: Authenticator,
         traffic: Traffic,
         throttle: Throttle,
-        on_alive: Callable[[Session], None] = lambda _: None,
+        on_alive: Callable[[CallerSession], None] = lambda _: None,
     ) -> None:
         self._service = service
         self._auth = auth
@@ -140,7 +140,7 @@ class Endpoint:
         self,
         name: str,
         kind: type[Request],
-        answer: Callable[[Session, Request], Awaitable[Message]],
+        answer: Callable[[CallerSession, Request], Awaitable[Message]],
         *,
         operator: bool = False,
         remember: bool = False,
@@ -168,7 +168,7 @@ class Endpoint:
         self,
         name: str,
         kind: type[Request],
-        answer: Callable[[Session, Request, AsyncIterator[bytes], Pace], Awaitable[Message]],
+        answer: Callable[[CallerSession, Request, AsyncIterator[bytes], Patience], Awaitable[Message]],
     ) -> tuple[str, Handler]:
         """A stream of a signed header and raw frames, answered once."""
         method = self._method(name)
@@ -178,7 +178,7 @@ class Endpoint:
             session, _ = self._auth.session_call(call.metadata, method, header)
             self._admit(session, operator=False)
             call.at_end(self._throttle.stream(session.worker))
-            reply = await answer(session, parse(kind, header), call.messages, call.pace("this upload"))
+            reply = await answer(session, parse(kind, header), call.messages, call.patience("this upload"))
             await call.write(reply.SerializeToString())
 
         return name, self._handler(name, handle, longest_s=self._throttle.limits.transfer_s)
@@ -187,7 +187,7 @@ class Endpoint:
         self,
         name: str,
         kind: type[Request],
-        answer: Callable[[Session, Request], AsyncIterator[bytes]],
+        answer: Callable[[CallerSession, Request], AsyncIterator[bytes]],
     ) -> tuple[str, Handler]:
         """A signed request, answered by raw frames."""
         method = self._method(name)
@@ -197,13 +197,13 @@ class Endpoint:
             session, _ = self._auth.session_call(call.metadata, method, body)
             self._admit(session, operator=False)
             call.at_end(self._throttle.stream(session.worker))
-            pace = call.pace("this download")
+            patience = call.patience("this download")
             async for frame in answer(session, parse(kind, body)):
-                await call.write(frame, pace)
+                await call.write(frame, patience)
 
         return name, self._handler(name, handle, longest_s=self._throttle.limits.transfer_s)
 
-    def _admit(self, session: Session, operator: bool) -> None:
+    def _admit(self, session: CallerSession, operator: bool) -> None:
         if session.is_operator != operator:
             raise Unauthenticated(f"this call is for {'the operator' if operator else 'workers'} only")
         if not operator:
@@ -298,20 +298,20 @@ class _Call:
             raise MalformedMessage(f"{self._method}: the stream ended before its opening header")
         return message
 
-    async def write(self, message: bytes, pace: Pace | None = None) -> None:
+    async def write(self, message: bytes, patience: Patience | None = None) -> None:
         """Send one message, as fast as the other side takes it."""
-        pace = pace or self.pace(f"the answer to {self._method}")
+        patience = patience or self.patience(f"the answer to {self._method}")
         if not self._began:
             # On its own: with a message that is never taken gRPC would send it twice, and fail to end the call.
             self._began = True
             await self._context.send_initial_metadata(())
-        await pace.wait(self._context.write(message))
-        pace.moved(len(message))
+        await patience.wait(self._context.write(message))
+        patience.moved(len(message))
         self._traffic.bytes_down += len(message)
 
-    def pace(self, what: str) -> Pace:
+    def patience(self, what: str) -> Patience:
         """The patience for one transfer."""
-        return Pace(what, self._throttle.limits, self._throttle.clock)
+        return Patience(what, self._throttle.limits, self._throttle.clock)
 
     async def _counted(self, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for message in messages:

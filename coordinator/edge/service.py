@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 from coordinator.edge.served import RunContext
-from coordinator.edge.sessions import Session
+from coordinator.edge.sessions import CallerSession
 from coordinator.engine.commands import AnnounceVerdict
 from coordinator.engine.events import (
     LeaseRequested,
@@ -21,16 +21,18 @@ from coordinator.engine.events import (
     SubmissionUploaded,
     WorkerSeen,
 )
-from coordinator.engine.lease import Lease
+from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LeaseStatus
-from coordinator.engine.state import LeaseRecord
+from coordinator.engine.rows import LeaseRecord
 from moe.layout import submission_specs
 from protocol.causes import Cause
 from protocol.codecs import codec_named
 from protocol.errors import FinalRefusal, IllegalEvent, MalformedMessage, Refused, Unauthenticated
 from protocol.ids import Digest, LeaseId, WorkerId
+from protocol.lease import Lease
 from protocol.limits import MAX_WAIT_S
 from protocol.manifest import sign_manifest
+from protocol.messages import fill
 from protocol.tensors import payload_size
 from protocol.text import printable
 from protocol.v1 import barnraise_pb2 as pb
@@ -51,14 +53,14 @@ class WorkerService:
         self.told_over: set[WorkerId] = set()
         """Workers that have heard that the run is over."""
 
-    def on_alive(self, session: Session) -> None:
+    def on_alive(self, session: CallerSession) -> None:
         """Any signed call is a sign of life."""
         now_s = self._run.run_time()
         last = self._beats.get(session.worker)
         beat = WorkerSeen(at_s=now_s, worker=session.worker) if last is None else dataclasses.replace(last, at_s=now_s)
         self._run.pump.seen(beat)
 
-    async def acquire_lease(self, session: Session, request: pb.AcquireLeaseRequest) -> pb.AcquireLeaseReply:
+    async def acquire_lease(self, session: CallerSession, request: pb.AcquireLeaseRequest) -> pb.AcquireLeaseReply:
         """A lease, now or while the call is held open; or why there is none."""
         run, worker = self._run, session.worker
         box = run.mailboxes.of(worker)
@@ -78,7 +80,7 @@ class WorkerService:
         reply.verdicts.extend(verdict_message(verdict) for verdict in box.take_verdicts())
         return reply
 
-    async def _wait_for_lease(self, session: Session, wait_s: float) -> Lease | None:
+    async def _wait_for_lease(self, session: CallerSession, wait_s: float) -> GrantedLease | None:
         run, box = self._run, self._run.mailboxes.of(session.worker)
         grant = box.expect_grant()
         closed = asyncio.ensure_future(session.closed.wait())
@@ -99,7 +101,7 @@ class WorkerService:
             if box.grant is grant:
                 box.grant = None
 
-    async def return_lease(self, session: Session, request: pb.ReturnLeaseRequest) -> pb.ReturnLeaseReply:
+    async def return_lease(self, session: CallerSession, request: pb.ReturnLeaseRequest) -> pb.ReturnLeaseReply:
         """The worker hands a lease back. Again is fine."""
         record = self._lease_of(session, request.lease_id)
         if record.status in {LeaseStatus.GRANTED, LeaseStatus.COMMITTED}:
@@ -113,7 +115,7 @@ class WorkerService:
             )
         return pb.ReturnLeaseReply()
 
-    async def heartbeat(self, session: Session, request: pb.HeartbeatRequest) -> pb.HeartbeatReply:
+    async def heartbeat(self, session: CallerSession, request: pb.HeartbeatRequest) -> pb.HeartbeatReply:
         """A sign of life; the answer says which of the worker's leases count no more."""
         run, lease_id = self._run, LeaseId(request.lease_id)
         beat = WorkerSeen(
@@ -133,7 +135,7 @@ class WorkerService:
         return reply
 
     async def commit_submission(
-        self, session: Session, request: pb.CommitSubmissionRequest
+        self, session: CallerSession, request: pb.CommitSubmissionRequest
     ) -> pb.CommitSubmissionReply:
         """The worker commits to a digest; the answer says how many of the bytes are here already.
 
@@ -177,7 +179,7 @@ class WorkerService:
         return pb.CommitSubmissionReply(upload_offset=payload_bytes)
 
     def _committed(
-        self, session: Session, record: LeaseRecord, request: pb.CommitSubmissionRequest, digest: Digest
+        self, session: CallerSession, record: LeaseRecord, request: pb.CommitSubmissionRequest, digest: Digest
     ) -> SubmissionCommitted:
         return SubmissionCommitted(
             at_s=self._run.run_time(),
@@ -192,13 +194,13 @@ class WorkerService:
             train_s=request.train_s,
         )
 
-    async def uploaded(self, session: Session, lease_id: LeaseId, digest: Digest) -> None:
+    async def uploaded(self, session: CallerSession, lease_id: LeaseId, digest: Digest) -> None:
         """All bytes of a committed submission are durable."""
         await self._run.pump.submit(
             SubmissionUploaded(at_s=self._run.run_time(), worker=session.worker, lease_id=lease_id, digest=digest)
         )
 
-    async def get_manifest(self, session: Session, request: pb.GetManifestRequest) -> pb.GetManifestReply:
+    async def get_manifest(self, session: CallerSession, request: pb.GetManifestRequest) -> pb.GetManifestReply:
         """A published version's manifest, signed; the latest where none is named."""
         run = self._run
         latest = run.pump.engine.state.version
@@ -209,7 +211,7 @@ class WorkerService:
         content = await asyncio.to_thread(run.versions.manifest_bytes, digest)
         return pb.GetManifestReply(manifest_json=content, signature=sign_manifest(run.manifest_identity, content))
 
-    def _lease_of(self, session: Session, lease_id: str) -> LeaseRecord:
+    def _lease_of(self, session: CallerSession, lease_id: str) -> LeaseRecord:
         record = self._run.pump.engine.state.leases.get(LeaseId(lease_id))
         if record is None or record.lease.worker != session.worker:
             raise FinalRefusal(
@@ -233,31 +235,11 @@ class WorkerService:
                 raise FinalRefusal(f"{name} must be a finite number, got {getattr(request, name)}")
 
 
-def lease_message(lease: Lease, now_s: float) -> pb.Lease:
+def lease_message(lease: GrantedLease, now_s: float) -> pb.Lease:
     """A lease for the wire: its deadline as seconds from now, since clocks differ."""
-    data = pb.DataRange(seed=lease.data.seed, start=lease.data.start, count=lease.data.count)
-    return pb.Lease(
-        lease_id=lease.lease_id,
-        round=lease.round,
-        base_version=lease.base_version,
-        columns=lease.columns,
-        data=data,
-        seed=lease.seed,
-        inner_steps=lease.inner_steps,
-        batch_sequences=lease.batch_sequences,
-        learning_rate=lease.learning_rate,
-        router_lr_scale=lease.router_lr_scale,
-        warmup_steps=lease.warmup_steps,
-        weight_decay=lease.weight_decay,
-        adam_beta1=lease.adam_beta1,
-        adam_beta2=lease.adam_beta2,
-        adam_eps=lease.adam_eps,
-        clip_norm=lease.clip_norm,
-        optimizer=lease.optimizer,
-        muon_learning_rate=lease.muon_learning_rate,
-        muon_momentum=lease.muon_momentum,
-        ttl_s=max(0.0, lease.deadline_s - now_s),
-    )
+    message = pb.Lease(ttl_s=max(0.0, lease.deadline_s - now_s))
+    fill(message, lease, Lease)
+    return message
 
 
 def verdict_message(verdict: AnnounceVerdict) -> pb.Verdict:

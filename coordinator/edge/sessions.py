@@ -24,7 +24,7 @@ OPERATOR_SESSIONS = 64
 
 
 @dataclass(slots=True)
-class Session:
+class CallerSession:
     """One key's session."""
 
     session_id: bytes
@@ -47,13 +47,13 @@ class SessionTable:
     """Open sessions, by id and by worker."""
 
     def __init__(self) -> None:
-        self._by_id: dict[bytes, Session] = {}
-        self._by_worker: dict[WorkerId, Session] = {}
-        self._operators: deque[Session] = deque()
+        self._by_id: dict[bytes, CallerSession] = {}
+        self._by_worker: dict[WorkerId, CallerSession] = {}
+        self._operators: deque[CallerSession] = deque()
 
-    def open(self, public_key: bytes, worker: WorkerId, *, is_operator: bool) -> Session:
+    def open(self, public_key: bytes, worker: WorkerId, *, is_operator: bool) -> CallerSession:
         """A new session; the key's earlier one ends. The operator may have several (a status watch, a command)."""
-        session = Session(secrets.token_bytes(SESSION_ID_BYTES), public_key, worker, is_operator)
+        session = CallerSession(secrets.token_bytes(SESSION_ID_BYTES), public_key, worker, is_operator)
         if not is_operator:
             self.close(self._by_worker.get(worker))
             self._by_worker[worker] = session
@@ -64,7 +64,7 @@ class SessionTable:
         self._by_id[session.session_id] = session
         return session
 
-    def close(self, session: Session | None) -> None:
+    def close(self, session: CallerSession | None) -> None:
         """End a session: calls that wait under it are answered."""
         if session is None:
             return
@@ -78,7 +78,7 @@ class SessionTable:
         for session in list(self._by_id.values()):
             self.close(session)
 
-    def find(self, session_id: bytes) -> Session:
+    def find(self, session_id: bytes) -> CallerSession:
         """The open session with this id."""
         session = self._by_id.get(session_id)
         if session is None:

@@ -14,7 +14,8 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.history import LeftOut, RoundRecord
 from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.reasons import told
-from coordinator.engine.state import EngineState, LeaseRecord, WorkerRecord
+from coordinator.engine.rows import LeaseRecord, WorkerRecord
+from coordinator.engine.state import EngineState
 from coordinator.run.traffic import Traffic
 from coordinator.work import substitutes
 from protocol.ids import RunId, WorkerId

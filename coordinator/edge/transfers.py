@@ -16,12 +16,12 @@ from typing import Any
 
 import structlog
 
-from coordinator.edge.pace import Pace
+from coordinator.edge.patience import Patience
 from coordinator.edge.served import RunContext
 from coordinator.edge.service import WorkerService, digest_from
-from coordinator.edge.sessions import Session
+from coordinator.edge.sessions import CallerSession
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus
-from coordinator.engine.state import LeaseRecord
+from coordinator.engine.rows import LeaseRecord
 from coordinator.store.artifacts import PartialUpload
 from protocol.errors import DigestMismatch, MalformedMessage, Refused, Unavailable
 from protocol.framing import FrameReader, frames_of
@@ -77,7 +77,7 @@ class Transfers:
         self._lease_data: OrderedDict[LeaseId, bytes] = OrderedDict()
 
     async def upload(
-        self, session: Session, header: pb.UploadHeader, frames: AsyncIterator[bytes], pace: Pace
+        self, session: CallerSession, header: pb.UploadHeader, frames: AsyncIterator[bytes], patience: Patience
     ) -> pb.UploadReply:
         """Take the bytes of a committed submission."""
         record = self._committed_record(session, header)
@@ -85,7 +85,7 @@ class Transfers:
         if record.status is not LeaseStatus.COMMITTED:
             return pb.UploadReply(received_bytes=header.payload_bytes, complete=True)
         if not self._run.store.payloads.has(digest):
-            reader = await self._take(session, header, lease_id, digest, frames, pace)
+            reader = await self._take(session, header, lease_id, digest, frames, patience)
             if not reader.complete:
                 return pb.UploadReply(received_bytes=reader.offset, complete=False)
         await self._service.uploaded(session, lease_id, digest)
@@ -93,12 +93,12 @@ class Transfers:
 
     async def _take(
         self,
-        session: Session,
+        session: CallerSession,
         header: pb.UploadHeader,
         lease_id: LeaseId,
         digest: Digest,
         frames: AsyncIterator[bytes],
-        pace: Pace,
+        patience: Patience,
     ) -> FrameReader:
         """Write frames until the payload is whole and kept, or the stream ends."""
         slot = await self._take_over(lease_id)
@@ -106,7 +106,7 @@ class Transfers:
             upload = await asyncio.to_thread(self._run.store.open_upload, lease_id, digest, header.offset)
             try:
                 reader = await asyncio.to_thread(_reader, upload, header.payload_bytes, digest)
-                await slot.run(self._receive(session, lease_id, reader, upload, frames, pace))
+                await slot.run(self._receive(session, lease_id, reader, upload, frames, patience))
                 if reader.complete:
                     resumed = header.offset > 0
                     await asyncio.to_thread(self._finish, lease_id, reader, upload, digest, resumed=resumed)
@@ -130,19 +130,19 @@ class Transfers:
 
     async def _receive(
         self,
-        session: Session,
+        session: CallerSession,
         lease_id: LeaseId,
         reader: FrameReader,
         upload: PartialUpload,
         frames: AsyncIterator[bytes],
-        pace: Pace,
+        patience: Patience,
     ) -> None:
         alive_at_s = self._run.run_time()
         while not reader.complete:
-            frame = await pace.wait(anext(frames, None))
+            frame = await patience.wait(anext(frames, None))
             if frame is None:
                 return
-            pace.moved(len(frame))
+            patience.moved(len(frame))
             if session.closed.is_set():
                 raise Unavailable(f"upload for lease {lease_id}: the session was replaced; commit to learn the offset")
             await asyncio.to_thread(_write, upload, reader, frame)
@@ -166,7 +166,7 @@ class Transfers:
             raise
         self._run.store.finish_upload(lease_id, upload, digest)
 
-    def _committed_record(self, session: Session, header: pb.UploadHeader) -> LeaseRecord:
+    def _committed_record(self, session: CallerSession, header: pb.UploadHeader) -> LeaseRecord:
         record = self._run.pump.engine.state.leases.get(LeaseId(header.lease_id))
         if record is None or record.lease.worker != session.worker:
             raise Refused(f"lease {header.lease_id[:64]!r} is not one of this worker's; nothing to upload")
@@ -181,7 +181,7 @@ class Transfers:
             )
         return record
 
-    async def download(self, session: Session, request: pb.DownloadRequest) -> AsyncIterator[bytes]:
+    async def download(self, session: CallerSession, request: pb.DownloadRequest) -> AsyncIterator[bytes]:
         """Frames of a block, or of the caller's own lease data, from the offset on."""
         if request.WhichOneof("resource") == "block_digest":
             frames = await asyncio.to_thread(self._block_frames, digest_from(request.block_digest), request.offset)
@@ -199,7 +199,7 @@ class Transfers:
             raise Refused(f"block {digest[:16]}… is not kept here; take the manifest of the version that is leased")
         return _file_frames(os.open(blocks.path(digest), os.O_RDONLY), blocks.size(digest), offset)
 
-    async def _data_of(self, session: Session, lease_id: LeaseId) -> bytes:
+    async def _data_of(self, session: CallerSession, lease_id: LeaseId) -> bytes:
         record = self._run.pump.engine.state.leases.get(lease_id)
         if record is None or record.lease.worker != session.worker:
             raise Refused(

@@ -18,7 +18,8 @@ from coordinator.engine.index import offers_enough
 from coordinator.engine.pacing import Pace
 from coordinator.engine.phases import Phase
 from coordinator.engine.quorum import Standings
-from coordinator.engine.state import EngineState, WorkerRecord
+from coordinator.engine.rows import WorkerRecord
+from coordinator.engine.state import EngineState
 from coordinator.engine.turn import Turn
 from protocol.ids import WorkerId
 

@@ -9,70 +9,34 @@ contract with the pump.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
-from coordinator.engine import explain, gaps, leases, records, results, rounds, telling
-from coordinator.engine.commands import Command, EndRun, SlowCommand, ValidateVersion
+from coordinator.engine import explain, records, rounds, telling
+from coordinator.engine.commands import Command, SlowCommand, ValidateVersion
 from coordinator.engine.config import check_config
 from coordinator.engine.draws import Draws
+from coordinator.engine.event_table import EVENT_TABLE
 from coordinator.engine.events import (
-    CapabilityChanged,
-    CheckpointWritten,
     ClockStepped,
-    CommandFailed,
-    ContributionsTried,
     CoordinatorResumed,
     Event,
-    LeaseRequested,
-    LeaseReturned,
-    RoundAggregated,
     RunCreated,
-    RunStopped,
-    SubmissionCommitted,
-    SubmissionMeasured,
-    SubmissionUploaded,
     Ticked,
-    VersionValidated,
-    WorkerEnrolled,
     WorkerSeen,
     WorkerSilent,
 )
 from coordinator.engine.explain import Wait
-from coordinator.engine.history import CalendarMark, remembered
-from coordinator.engine.phases import LeaseStatus, Phase
-from coordinator.engine.presence import Presence, silence_limit_s
-from coordinator.engine.reasons import Case, reason
-from coordinator.engine.state import EngineState, LeaseRecord, RoundState, WorkerRecord
+from coordinator.engine.handlers import enrolled
+from coordinator.engine.history import CalendarMark
+from coordinator.engine.phases import Phase
+from coordinator.engine.presence import Presence
+from coordinator.engine.rows import RoundState
+from coordinator.engine.state import EngineState
 from coordinator.engine.turn import Turn
 from coordinator.engine.version import ENGINE_VERSION
 from protocol.errors import ConfigError, IllegalEvent
-from protocol.ids import Digest, LeaseId, RoundNumber, Version, WorkerId
-
-_EVERYWHERE = frozenset(Phase)
-_BEFORE_THE_END = _EVERYWHERE - {Phase.OVER}
-
-LEGAL_EVENTS: Mapping[type[Event], frozenset[Phase]] = {
-    WorkerEnrolled: _EVERYWHERE,
-    CapabilityChanged: _EVERYWHERE,
-    WorkerSeen: _EVERYWHERE,
-    WorkerSilent: _EVERYWHERE,
-    CoordinatorResumed: _EVERYWHERE,
-    ClockStepped: _EVERYWHERE,
-    LeaseRequested: _EVERYWHERE,
-    LeaseReturned: _EVERYWHERE,
-    SubmissionCommitted: _BEFORE_THE_END,
-    SubmissionUploaded: _BEFORE_THE_END,
-    SubmissionMeasured: _EVERYWHERE,
-    RoundAggregated: frozenset({Phase.AGGREGATING}),
-    ContributionsTried: frozenset({Phase.AGGREGATING}),
-    VersionValidated: _BEFORE_THE_END,
-    CheckpointWritten: _BEFORE_THE_END,
-    CommandFailed: _BEFORE_THE_END,
-    Ticked: _EVERYWHERE,
-    RunStopped: _BEFORE_THE_END,
-}
-"""Which events each phase takes at all; `RunCreated` only ever creates an engine."""
+from protocol.ids import LeaseId, RoundNumber, Version, WorkerId
 
 
 class Engine:
@@ -111,7 +75,7 @@ class Engine:
         """Apply one event. All that follows from it, and from time having passed, comes back as commands."""
         self._check_legal(event)
         if isinstance(event, WorkerSeen):
-            self._worker(event.worker)
+            enrolled(self._state, event.worker)
             self._presence.note(event)
             return []
         state = self._state
@@ -119,7 +83,7 @@ class Engine:
         turn = Turn(state=state, draws=self._draws)
         try:
             state.now_s = max(state.now_s, event.at_s)
-            self._HANDLERS[type(event)](self, turn, event)
+            EVENT_TABLE[type(event)].apply(turn, event)
             rounds.advance(turn)
         except BaseException:
             state.take_back()
@@ -195,11 +159,11 @@ class Engine:
 
     def wait_reason(self, worker: WorkerId) -> str:
         """Why `worker` has no new lease."""
-        return explain.wait_reason(self._state, self._worker(worker))
+        return explain.wait_reason(self._state, enrolled(self._state, worker))
 
     def wait_sentence(self, worker: WorkerId, now_s: float) -> str:
         """The same, said to the volunteer, with when it is expected to be over. For replies to requests for a lease."""
-        return telling.wait_sentence(self._state, self._worker(worker), now_s)
+        return telling.wait_sentence(self._state, enrolled(self._state, worker), now_s)
 
     def lease_ended(self, worker: WorkerId, lease_id: LeaseId) -> str | None:
         """Why going on with this lease is worth nothing; None while it is not. For replies to heartbeats."""
@@ -219,125 +183,11 @@ class Engine:
             raise ConfigError(f"the snapshot is of engine version {state.engine_version}, this is {ENGINE_VERSION}")
         return cls(state, secret)
 
-    # ---- events ---------------------------------------------------------------------------------------
-
-    def on_worker_enrolled(self, turn: Turn, event: WorkerEnrolled) -> None:
-        """A new worker; it is asked for nothing until it asks for a lease."""
-        if event.worker in turn.state.workers:
-            raise IllegalEvent(f"worker {event.worker} is enrolled already")
-        turn.state.put_worker(
-            WorkerRecord(
-                worker=event.worker,
-                name=event.name,
-                trusted=event.trusted,
-                max_columns=event.max_columns,
-                tokens_per_s=event.tokens_per_s,
-                heard_at_s=turn.state.now_s,
-                owner=event.owner,
-            )
-        )
-
-    def on_capability_changed(self, turn: Turn, event: CapabilityChanged) -> None:
-        """Counts from the next lease on."""
-        self._worker(event.worker)
-        turn.hear(event.worker)
-        turn.state.update_worker(event.worker, max_columns=event.max_columns, tokens_per_s=event.tokens_per_s)
-
-    def on_worker_silent(self, turn: Turn, event: WorkerSilent) -> None:
-        """Its open lease is lost; what it has committed to may still arrive."""
-        state = turn.state
-        if self._worker(event.worker).heard_at_s > event.last_seen_at_s:
-            return  # it spoke while the finding was on its way to the journal
-        leases.break_uploads(turn, event.worker)
-        state.update_worker(event.worker, present=False, waiting_since_s=None, waits_until_s=None)
-        record = state.open_lease_of(event.worker)
-        if record is not None:
-            limit_s, silent_s = silence_limit_s(state.config), state.now_s - event.last_seen_at_s
-            leases.expire(turn, record.lease.lease_id, reason(Case.SILENT, silent_s=silent_s, most_s=limit_s))
-
-    def on_coordinator_resumed(self, turn: Turn, event: CoordinatorResumed) -> None:
-        """Nobody is blamed for a time in which nobody was here."""
-        gaps.bridge(turn, event.gap_s)
-
-    def on_clock_stepped(self, turn: Turn, event: ClockStepped) -> None:
-        """A mark in the calendar."""
-        mark = CalendarMark(at_s=turn.state.now_s, wall_s=event.wall_s)
-        turn.state.calendar = remembered(turn.state.calendar, mark)
-
-    def on_lease_requested(self, turn: Turn, event: LeaseRequested) -> None:
-        """The worker is idle: it gets its open lease again, or a new one as soon as there is one for it."""
-        state = turn.state
-        self._worker(event.worker)
-        turn.hear(event.worker)
-        if state.phase is Phase.OVER:
-            turn.emit(EndRun(why=state.ended or reason(Case.ENDED)))
-            return
-        waits_until_s = None if event.wait_s is None else state.now_s + event.wait_s
-        leases.break_uploads(turn, event.worker)  # whoever is idle sends nothing
-        since_s = state.workers[event.worker].waiting_since_s
-        state.update_worker(
-            event.worker, waiting_since_s=state.now_s if since_s is None else since_s, waits_until_s=waits_until_s
-        )
-        record = state.open_lease_of(event.worker)
-        if record is None:
-            return
-        hopeless = leases.why_not_again(turn, record)
-        if hopeless is None:
-            leases.grant_again(turn, record)
-        else:
-            leases.expire(turn, record.lease.lease_id, hopeless)
-
-    def on_lease_returned(self, turn: Turn, event: LeaseReturned) -> None:
-        """Said twice, or after the lease was lost, it changes nothing."""
-        record = self._lease(event.worker, event.lease_id)
-        turn.hear(event.worker)
-        if record.status in {LeaseStatus.GRANTED, LeaseStatus.COMMITTED}:
-            leases.hand_back(turn, record, event.reason)
-
-    def on_submission_committed(self, turn: Turn, event: SubmissionCommitted) -> None:
-        """A first commit is taken or refused; the same again is answered the same; another digest is illegal."""
-        record = self._lease(event.worker, event.lease_id)
-        if record.status is LeaseStatus.RETURNED:
-            raise IllegalEvent(f"lease {event.lease_id} was handed back by {event.worker}; it takes no submission")
-        undecided = record.status is LeaseStatus.EXPIRED and record.digest is None
-        if record.status is LeaseStatus.GRANTED or undecided:
-            turn.hear(event.worker)
-            leases.commit(turn, record, event)
-            return
-        if record.digest is not None:
-            self._check_digest(record, event.digest)
-        turn.hear(event.worker)
-        leases.break_uploads(turn, event.worker)  # it asks from which byte to go on
-        results.repeat_verdict(turn, record)
-
-    def on_submission_uploaded(self, turn: Turn, event: SubmissionUploaded) -> None:
-        """Bytes of a commit; twice changes nothing, without one is illegal."""
-        record = self._lease(event.worker, event.lease_id)
-        if record.digest is None:
-            raise IllegalEvent(f"lease {event.lease_id} of {event.worker} is {record.status}: nothing was committed")
-        self._check_digest(record, event.digest)
-        turn.hear(event.worker)
-        if record.status is LeaseStatus.COMMITTED:
-            leases.upload(turn, record)
-        elif record.status is LeaseStatus.EXPIRED:
-            results.refuse_lost_upload(turn, record)
-        else:
-            results.repeat_verdict(turn, record)
-
-    def on_ticked(self, turn: Turn, event: Ticked) -> None:
-        """Time passed; what it brings about is the same after every event, but that a wave of leases goes on."""
-        if turn.state.round.granting:
-            turn.state.update_round(granting=False)
-
-    def on_run_stopped(self, turn: Turn, event: RunStopped) -> None:
-        """Said twice it changes nothing."""
-        if turn.state.stop_reason is None and turn.state.phase is not Phase.FINISHING:
-            rounds.stop(turn, event.reason)
-
     # ---- legality -------------------------------------------------------------------------------------
 
     def _check_legal(self, event: Event) -> None:
-        phases = LEGAL_EVENTS.get(type(event), frozenset())
+        row = EVENT_TABLE.get(type(event))
+        phases = frozenset() if row is None else row.phases
         kind = type(event).__name__
         if self._state.phase not in phases:
             allowed = ", ".join(sorted(phases)) or "creation only"
@@ -348,43 +198,3 @@ class Engine:
             raise IllegalEvent(f"{kind} with a gap of {event.gap_s} s")
         if isinstance(event, ClockStepped) and not math.isfinite(event.wall_s):
             raise IllegalEvent(f"{kind} with a calendar time of {event.wall_s}")
-
-    def _worker(self, worker: WorkerId) -> WorkerRecord:
-        if worker not in self._state.workers:
-            raise IllegalEvent(f"worker {worker} is not enrolled in run {self._state.config.run_id}")
-        return self._state.workers[worker]
-
-    def _lease(self, worker: WorkerId, lease_id: LeaseId) -> LeaseRecord:
-        self._worker(worker)
-        record = self._state.leases.get(lease_id)
-        if record is None:
-            raise IllegalEvent(f"lease {lease_id} is not known: never granted, or too many rounds ago")
-        if record.lease.worker != worker:
-            raise IllegalEvent(f"lease {lease_id} belongs to {record.lease.worker}, not to {worker}")
-        return record
-
-    @staticmethod
-    def _check_digest(record: LeaseRecord, digest: Digest) -> None:
-        if record.digest != digest:
-            lease = record.lease
-            raise IllegalEvent(f"{lease.worker} committed {lease.lease_id} to {record.digest} and now brings {digest}")
-
-    _HANDLERS: ClassVar[dict[type[Event], Callable[[Engine, Turn, Any], None]]] = {
-        WorkerEnrolled: on_worker_enrolled,
-        CapabilityChanged: on_capability_changed,
-        WorkerSilent: on_worker_silent,
-        CoordinatorResumed: on_coordinator_resumed,
-        ClockStepped: on_clock_stepped,
-        LeaseRequested: on_lease_requested,
-        LeaseReturned: on_lease_returned,
-        SubmissionCommitted: on_submission_committed,
-        SubmissionUploaded: on_submission_uploaded,
-        SubmissionMeasured: lambda _, turn, event: results.on_submission_measured(turn, event),
-        RoundAggregated: lambda _, turn, event: results.on_round_aggregated(turn, event),
-        ContributionsTried: lambda _, turn, event: results.on_contributions_tried(turn, event),
-        VersionValidated: lambda _, turn, event: results.on_version_validated(turn, event),
-        CheckpointWritten: lambda _, turn, event: results.on_checkpoint_written(turn, event),
-        CommandFailed: lambda _, turn, event: results.on_command_failed(turn, event),
-        Ticked: on_ticked,
-        RunStopped: on_run_stopped,
-    }

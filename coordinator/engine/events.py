@@ -250,7 +250,7 @@ class CheckpointWritten(Event):
     path: str
 
 
-class Trouble(StrEnum):
+class CommandTrouble(StrEnum):
     """What a command failed of."""
 
     MACHINE = "machine"
@@ -265,7 +265,7 @@ class CommandFailed(Event):
 
     command_id: str
     error: str
-    trouble: Trouble
+    trouble: CommandTrouble
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,8 @@ from coordinator.engine.dispatch import Hindrance
 from coordinator.engine.phases import LOST_STATUSES, LeaseStatus, Phase
 from coordinator.engine.quorum import ColumnStanding, Outlook
 from coordinator.engine.reasons import told
-from coordinator.engine.state import EngineState, LeaseRecord, WorkerRecord
+from coordinator.engine.rows import LeaseRecord, WorkerRecord
+from coordinator.engine.state import EngineState
 from protocol.ids import LeaseId, WorkerId
 
 

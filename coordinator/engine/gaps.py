@@ -13,7 +13,8 @@ from dataclasses import replace
 from coordinator.engine.leases import break_uploads
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.presence import silence_limit_s
-from coordinator.engine.state import EngineState, LeaseRecord, RoundState, WorkerRecord
+from coordinator.engine.rows import LeaseRecord, RoundState, WorkerRecord
+from coordinator.engine.state import EngineState
 from coordinator.engine.turn import Turn
 
 MOVED_OF_A_ROUND = ("gathered_at_s", "first_lease_at_s", "grace_until_s", "spare_wait_until_s")

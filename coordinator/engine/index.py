@@ -8,32 +8,36 @@ leaves it out, and an index that is built anew from a state equals the one that 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING
 
+from coordinator.engine.config import EngineConfig
 from coordinator.engine.medians import NormMedian
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus
+from coordinator.engine.rows import LeaseRecord, RoundState, WorkerRecord
 from coordinator.engine.schedules import recipe_steps
 from coordinator.engine.speeds import Speeds
 from coordinator.engine.tally import RoundTally
 from coordinator.engine.timetable import Timetable
 from protocol.ids import Digest, LeaseId, RoundNumber, WorkerId
 
-if TYPE_CHECKING:
-    from coordinator.engine.config import EngineConfig
-    from coordinator.engine.state import EngineState, LeaseRecord, RoundState, WorkerRecord
-
 _NO_LEASES: dict[LeaseId, None] = {}
 
 
 class Index:
-    """Kept by `EngineState`, which reports every record that it replaces."""
+    """Of two tables, which it reads. Kept by `EngineState`, which reports every row that it replaces."""
 
-    def __init__(self, state: EngineState) -> None:
-        self._state = state
-        self._columns = state.config.columns
-        self._round = state.round.round
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        workers: Mapping[WorkerId, WorkerRecord],
+        leases: Mapping[LeaseId, LeaseRecord],
+        current: RoundState,
+    ) -> None:
+        self._config = config
+        self._workers, self._leases = workers, leases
+        self._round = current.round
         self.present: set[WorkerId] = set()
         self._tallies: dict[RoundNumber, RoundTally] = {}
         self._leases_of: dict[WorkerId, dict[LeaseId, None]] = {}
@@ -61,11 +65,11 @@ class Index:
         """Workers that are leased again only later."""
         self.quarantines: Timetable[WorkerId] = Timetable()
         """By the time at which they end at the latest."""
-        self.speeds = Speeds(recipe_steps(state.config, self._round))
+        self.speeds = Speeds(recipe_steps(config, self._round))
         self.norms = NormMedian()
-        for worker in state.workers.values():
+        for worker in workers.values():
             self.put_worker(None, worker)
-        for lease in state.leases.values():
+        for lease in leases.values():
             self.put_lease(None, lease)
 
     # ---- keeping up ---------------------------------------------------------------------------------
@@ -109,15 +113,22 @@ class Index:
         elif old is not None and old.status is LeaseStatus.GRANTED:
             self.open_leases.pop(worker, None)
             self.deadlines.discard(lease_id)
-        self._place(self._state.workers[worker])
+        self._place(self._workers[worker])
 
-    def turn_to(self, current: RoundState) -> None:
+    def keep_leases(self, kept: Mapping[LeaseId, LeaseRecord]) -> None:
+        """`kept` is the table of leases from now on; what is not in it is forgotten."""
+        forgotten = [record for lease_id, record in self._leases.items() if lease_id not in kept]
+        self._leases = kept
+        for record in forgotten:
+            self.put_lease(record, None)
+
+    def turn_to(self, current: RoundState, config: EngineConfig) -> None:
         """Another round is the present one."""
-        self._round = current.round
-        self.speeds.turn_to(recipe_steps(self._state.config, self._round))
+        self._config, self._round = config, current.round
+        self.speeds.turn_to(recipe_steps(config, self._round))
         for lease_round in [number for number, tally in self._tallies.items() if not tally.leases]:
             del self._tallies[lease_round]
-        for record in self._state.workers.values():
+        for record in self._workers.values():
             self._place(record)
 
     def forget_cooled(self, now_s: float) -> None:
@@ -155,11 +166,11 @@ class Index:
 
     def _tally(self, number: RoundNumber) -> RoundTally:
         if number not in self._tallies:
-            self._tallies[number] = RoundTally(self._columns)
+            self._tallies[number] = RoundTally(self._config.columns)
         return self._tallies[number]
 
     def _owner_of(self, record: LeaseRecord) -> str:
-        return self._state.workers[record.lease.worker].owner
+        return self._workers[record.lease.worker].owner
 
     def _count(self, old: LeaseRecord | None, new: LeaseRecord | None) -> None:
         record = new or old
@@ -197,7 +208,7 @@ class Index:
 
     def _set_present(self, worker: WorkerId, present: bool) -> None:
         """A commit of somebody who is gone is no longer waited for; see `RoundTally.count`."""
-        records = (self._state.leases[lease_id] for lease_id in self.leases_of(worker))
+        records = (self._leases[lease_id] for lease_id in self.leases_of(worker))
         commits = [record for record in records if record.status is LeaseStatus.COMMITTED]
         for record in commits:
             tally, owner = self._tally(record.lease.round), self._owner_of(record)
@@ -225,7 +236,7 @@ class Index:
         """Put a worker into the sets where it belongs now."""
         worker, holds = record.worker, record.worker in self.tally.holders
         _put(self.idle_fresh, worker, worker in self.idle and not holds)
-        eligible = record.present and record.quarantine is None and offers_enough(self._state.config, record)
+        eligible = record.present and record.quarantine is None and offers_enough(self._config, record)
         _put(self.free, worker, eligible and not holds and worker not in self.open_leases)
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from coordinator.engine.config import EngineConfig
 from coordinator.engine.draws import Draws
-from coordinator.engine.state import EngineState, WorkerRecord
+from coordinator.engine.rows import WorkerRecord
+from coordinator.engine.state import EngineState
 from protocol.ids import RoundNumber, WorkerId
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from coordinator.engine.config import EngineConfig
 from coordinator.engine.events import WorkerSeen
-from coordinator.engine.state import EngineState, WorkerRecord
+from coordinator.engine.rows import WorkerRecord
+from coordinator.engine.state import EngineState
 from coordinator.engine.timetable import Timetable
 from protocol.ids import WorkerId
 

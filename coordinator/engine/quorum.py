@@ -14,7 +14,8 @@ from statistics import median
 
 from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.reasons import Case, Reason, reason
-from coordinator.engine.state import EngineState, LeaseRecord
+from coordinator.engine.rows import LeaseRecord
+from coordinator.engine.state import EngineState
 from coordinator.engine.tally import was_lost
 from protocol.ids import WorkerId
 

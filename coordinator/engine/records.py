@@ -82,15 +82,15 @@ def _parsed(text: str) -> Any:
         raise LocalError(f"not a record: {error}") from error
 
 
-Codec = tuple[Callable[[Any], Any], Callable[[Any], Any]]
+_Coding = tuple[Callable[[Any], Any], Callable[[Any], Any]]
 
 
-def _codec(declared: Any) -> Codec:
+def _codec(declared: Any) -> _Coding:
     return _codec_of(declared)
 
 
 @functools.cache
-def _codec_of(declared: Any) -> Codec:
+def _codec_of(declared: Any) -> _Coding:
     """Encoder and decoder of one type; made once, since the journal's whole replay goes through them."""
     declared = getattr(declared, "__supertype__", declared)  # a NewType is written as what it stands for
     if declared in _REGISTRY:
@@ -110,7 +110,7 @@ def _codec_of(declared: Any) -> Codec:
     return _scalar(declared)
 
 
-def _tagged(declared: type, kinds: dict[str, type]) -> Codec:
+def _tagged(declared: type, kinds: dict[str, type]) -> _Coding:
     def encode(value: Any) -> Any:
         name = type(value).__name__
         if kinds.get(name) is not type(value):
@@ -124,7 +124,7 @@ def _tagged(declared: type, kinds: dict[str, type]) -> Codec:
     return encode, decode
 
 
-def _dataclass(declared: Any) -> Codec:
+def _dataclass(declared: Any) -> _Coding:
     hints = typing.get_type_hints(declared)
     # what is not given to the constructor follows from the rest
     codecs = {field.name: _codec(hints[field.name]) for field in dataclasses.fields(declared) if field.init}
@@ -139,7 +139,7 @@ def _dataclass(declared: Any) -> Codec:
     return encode, decode
 
 
-def _optional(arguments: tuple[Any, ...]) -> Codec:
+def _optional(arguments: tuple[Any, ...]) -> _Coding:
     inner = [argument for argument in arguments if argument is not type(None)]
     if len(inner) != 1:
         raise LocalError(f"only X | None can be recorded, not {arguments}")
@@ -150,7 +150,7 @@ def _optional(arguments: tuple[Any, ...]) -> Codec:
     )
 
 
-def _dict(arguments: tuple[Any, ...]) -> Codec:
+def _dict(arguments: tuple[Any, ...]) -> _Coding:
     key_type = getattr(arguments[0], "__supertype__", arguments[0])
     encode, decode = _codec(arguments[1])
     return (
@@ -159,7 +159,7 @@ def _dict(arguments: tuple[Any, ...]) -> Codec:
     )
 
 
-def _scalar(declared: Any) -> Codec:
+def _scalar(declared: Any) -> _Coding:
     accepted = (int, float) if declared is float else (declared,)
 
     def check(value: Any) -> Any:

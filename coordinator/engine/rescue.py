@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from coordinator.engine import closing, leases
 from coordinator.engine import contributions as votes
-from coordinator.engine import leases, rounds
 from coordinator.engine.commands import AggregateRound, Contribution, TryContributions
 from coordinator.engine.events import FailedAlone
 from coordinator.engine.history import LeftOut
@@ -31,7 +31,7 @@ def after_failures(turn: Turn, command: AggregateRound, error: str) -> None:
     verdict = rejected(UNUSABLE, Case.ROUND_GIVEN_UP, error, round=command.round)
     for one in command.contributions:
         _leave_out(turn, one, verdict)
-    rounds.publish_nothing(turn, verdict.why)
+    closing.publish_nothing(turn, verdict.why)
 
 
 def without_those(turn: Turn, attempt: AggregateRound, failed: Sequence[FailedAlone]) -> None:
@@ -42,7 +42,7 @@ def without_those(turn: Turn, attempt: AggregateRound, failed: Sequence[FailedAl
             _leave_out(turn, one, _verdict(known[one.lease_id], attempt))
     rest = tuple(one for one in attempt.contributions if one.lease_id not in known)
     if not rest:
-        rounds.publish_nothing(turn, reason(Case.ALL_LEFT_OUT))
+        closing.publish_nothing(turn, reason(Case.ALL_LEFT_OUT))
         return
     records = [turn.state.leases[one.lease_id] for one in rest]
     turn.emit(

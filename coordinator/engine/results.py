@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
-from coordinator.engine import leases, pacing, rescue, rounds, screening
+from coordinator.engine import closing, leases, pacing, rescue, screening
 from coordinator.engine.commands import (
     AggregateRound,
     AnnounceVerdict,
@@ -23,16 +23,16 @@ from coordinator.engine.commands import (
 from coordinator.engine.events import (
     CheckpointWritten,
     CommandFailed,
+    CommandTrouble,
     ContributionsTried,
     RoundAggregated,
     SubmissionMeasured,
-    Trouble,
     VersionValidated,
 )
 from coordinator.engine.history import Checkpoint, Failure, Validation, remembered
 from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.reasons import LATE, UNMEASURABLE, Case, rejected
-from coordinator.engine.state import LeaseRecord
+from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.turn import Turn
 from protocol.errors import IllegalEvent
 
@@ -87,7 +87,7 @@ def on_round_aggregated(turn: Turn, event: RoundAggregated) -> None:
     got = (event.round, event.version, event.parent_version)
     if got != expected:
         raise IllegalEvent(f"{event.command_id} must give (round, version, parent) {expected}, got {got}")
-    rounds.publish(turn, event, command)
+    closing.publish(turn, event, command)
 
 
 def on_version_validated(turn: Turn, event: VersionValidated) -> None:
@@ -123,7 +123,7 @@ def on_command_failed(turn: Turn, event: CommandFailed) -> None:
     failure = Failure(
         count=1 + (before.count if before else 0),
         error=event.error,
-        of_content=(event.trouble is Trouble.CONTENT) + (before.of_content if before else 0),
+        of_content=(event.trouble is CommandTrouble.CONTENT) + (before.of_content if before else 0),
     )
     state.put_failure(event.command_id, failure)
     if failure.count < MOST_TRIES:
@@ -136,7 +136,7 @@ def on_command_failed(turn: Turn, event: CommandFailed) -> None:
         turn.settle(event.command_id)
     elif state.stop_reason is not None and state.phase is Phase.AGGREGATING:
         turn.settle(event.command_id)
-        rounds.finish(turn)
+        closing.finish(turn)
     elif isinstance(command, AggregateRound) and failure.of_content >= MOST_TRIES:
         turn.settle(event.command_id)
         rescue.after_failures(turn, command, failure.error)

@@ -8,14 +8,11 @@ A constant rate that decays over the last rounds alone is the warmup-stable-deca
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
+from coordinator.engine.config import EngineConfig
 from protocol.ids import RoundNumber
-
-if TYPE_CHECKING:
-    from coordinator.engine.config import EngineConfig
-
-SCHEDULES = ("cosine", "linear", "constant")
+from protocol.recipe import Recipe, recipe_of
 
 
 def learning_rate(config: EngineConfig, round_number: RoundNumber) -> float:
@@ -33,6 +30,17 @@ def learning_rate(config: EngineConfig, round_number: RoundNumber) -> float:
     return inner.learning_rate * (inner.final_lr_share + (1.0 - inner.final_lr_share) * kept)
 
 
+def lease_recipe(config: EngineConfig, round_number: RoundNumber, steps: int) -> Recipe:
+    """What a lease of so many steps names in this round: both rates follow the schedule."""
+    inner, rate = config.inner, learning_rate(config, round_number)
+    return replace(
+        recipe_of(inner),
+        learning_rate=rate,
+        muon_learning_rate=inner.muon_learning_rate * rate / inner.learning_rate,
+        warmup_steps=min(inner.warmup_steps, steps),
+    )
+
+
 def recipe_steps(config: EngineConfig, round_number: RoundNumber) -> int:
     """Inner steps of a whole lease in this round: from `inner_steps` to `final_inner_steps`, by equal ratios."""
     first, final = config.inner.inner_steps, config.inner.final_inner_steps
@@ -40,8 +48,3 @@ def recipe_steps(config: EngineConfig, round_number: RoundNumber) -> int:
         return first
     progress = min(1.0, (round_number - 1) / (config.max_rounds - 1))
     return max(1, round(first * math.pow(final / first, progress)))
-
-
-def most_recipe_steps(config: EngineConfig) -> int:
-    """The recipe's steps in the round that has most of them."""
-    return max(config.inner.inner_steps, config.inner.final_inner_steps or 0)

@@ -12,12 +12,9 @@ import math
 from bisect import bisect_left, insort
 from collections.abc import Callable
 from statistics import median
-from typing import TYPE_CHECKING
 
+from coordinator.engine.rows import WorkerRecord
 from protocol.ids import WorkerId
-
-if TYPE_CHECKING:
-    from coordinator.engine.state import WorkerRecord
 
 _LEAST_STEP_S = 1e-9
 """No machine is faster; a report that says so (or underflows to nothing) must not become a divisor of 0."""

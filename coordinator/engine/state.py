@@ -1,4 +1,4 @@
-"""What the engine knows: frozen records in a few dictionaries, and nothing that a replay of the journal would not give.
+"""What the engine knows: tables of frozen rows (rows.py), and nothing that a replay of the journal would not give.
 
 Records are replaced, never changed, and only through the methods below, which note what was there before (undo.py) and
 keep the index (index.py) in step. Heartbeats live elsewhere (presence.py) on purpose.
@@ -13,159 +13,15 @@ from typing import Any
 
 from coordinator.engine.commands import SlowCommand
 from coordinator.engine.config import MAX_COLUMNS, EngineConfig
-from coordinator.engine.events import BlockNorm, Substitute
-from coordinator.engine.history import (
-    CalendarMark,
-    Checkpoint,
-    Failure,
-    LeftOut,
-    RoundRecord,
-    Totals,
-    Validation,
-    wall_at_s,
-)
+from coordinator.engine.events import Substitute
+from coordinator.engine.history import CalendarMark, Checkpoint, Failure, RoundRecord, Totals, Validation, wall_at_s
 from coordinator.engine.index import Index
-from coordinator.engine.lease import Lease
+from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LeaseStatus, Phase, move_lease, move_phase
-from coordinator.engine.reasons import Reason, Verdict, told
+from coordinator.engine.reasons import Reason, told
+from coordinator.engine.rows import LeaseRecord, RoundState, WorkerRecord
 from coordinator.engine.undo import Undo
-from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpeedReport:
-    """How long one lease took, from journalled facts alone."""
-
-    steps: int
-    train_s: float
-    """As the worker says, at most `wall_s`."""
-    wall_s: float
-    """From grant to commit, by the coordinator's clock."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UploadReport:
-    """How long the bytes of one submission took, by the coordinator's clock alone."""
-
-    payload_bytes: int
-    upload_s: float
-    """From commit to all bytes; to the end of the lease where they had not come by then, which is at most the truth."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quarantine:
-    """Set aside until the earlier of the two ends."""
-
-    until_round: RoundNumber
-    until_s: float
-    why: Reason
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerRecord:
-    """One enrolled worker."""
-
-    worker: WorkerId
-    name: str
-    trusted: bool
-    max_columns: int
-    tokens_per_s: float
-    heard_at_s: float
-    """Last journalled event from it."""
-    owner: str = ""
-    """Whose machine it is; empty: nobody's but its own. Never changes."""
-    present: bool = True
-    waiting_since_s: float | None = None
-    waits_until_s: float | None = None
-    """None while waiting: until it does something else."""
-    reports: tuple[SpeedReport, ...] = ()
-    uploads: tuple[UploadReport, ...] = ()
-    held_round: RoundNumber | None = None
-    held_columns: tuple[int, ...] = ()
-    """Columns of its latest lease, and that lease's round."""
-    cooling_until_s: float = 0.0
-    """After losing more than one lease in a round: no busy circle of leases handed back."""
-    rejected_in_row: int = 0
-    quarantine: Quarantine | None = None
-    leases_granted: int = 0
-    leases_expired: int = 0
-    leases_returned: int = 0
-    accepted: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
-    """Reason key to count."""
-
-    @property
-    def person(self) -> str:
-        """Equal for the machines of one owner, and for no others: who it is that has one vote."""
-        return f"owner {self.owner}" if self.owner else self.worker
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseRecord:
-    """A lease and what became of it."""
-
-    lease: Lease
-    status: LeaseStatus = LeaseStatus.GRANTED
-    regrants: int = 0
-    gap_s: float = 0.0
-    """Of the time since its grant, so much in which the coordinator was not there."""
-    digest: Digest | None = None
-    payload_bytes: int = 0
-    codec: str = ""
-    committed_at_s: float | None = None
-    upload_broken: bool = False
-    """Since the commit something came between: how long the bytes take tells nothing about the uplink."""
-    uploaded_at_s: float | None = None
-    train_loss_first: float = 0.0
-    train_loss_last: float = 0.0
-    norms: tuple[BlockNorm, ...] = ()
-    """At the common number of steps."""
-    heldout_gain: float = 0.0
-    heldout_gain_se: float = 0.0
-    verdict: Verdict | None = None
-    ended: Reason | None = None
-    """Why it expired or was returned, or was accepted and counts nowhere."""
-    counted_in: RoundNumber | None = None
-
-    @property
-    def end_reason(self) -> str:
-        """Why it ended, in words; empty where it did not, or by a verdict."""
-        return told(self.ended) if self.ended else ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundState:
-    """The round that is open, or being aggregated."""
-
-    round: RoundNumber
-    base_version: Version
-    opened_at_s: float
-    gathered_at_s: float | None = None
-    """When enough workers were first waiting."""
-    first_lease_at_s: float | None = None
-    settled_at_s: float | None = None
-    """When every column had its quorum, or nobody left who could bring it."""
-    grace_until_s: float | None = None
-    spare_wait_until_s: float | None = None
-    """A column is short and somebody who could serve it has yet to ask: so long is waited."""
-    next_lease: int = 1
-    granting: bool = False
-    """One decision grants `EngineConfig.most_grants` leases at most; more are to follow, with the next `Ticked`."""
-    sticky: dict[WorkerId, tuple[int, ...]] = field(default_factory=dict)
-    """Who held which columns in the round before."""
-    redrawn: dict[int, tuple[WorkerId, ...]] = field(default_factory=dict)
-    """Who is to leave each column's replica set this round."""
-    accepted: int = 0
-    rejected: int = 0
-    expired: int = 0
-    returned: int = 0
-    closed: Reason | None = None
-    left_out: tuple[LeftOut, ...] = ()
-
-    @property
-    def close_reason(self) -> str:
-        """Why it closed, in words; empty while it is open."""
-        return told(self.closed) if self.closed else ""
+from protocol.ids import BlockId, Digest, LeaseId, Version, WorkerId
 
 
 @dataclass(slots=True, kw_only=True)
@@ -205,7 +61,7 @@ class EngineState:
     def __post_init__(self) -> None:
         if not 1 <= self.config.columns <= MAX_COLUMNS:
             raise ValueError(f"a run has 1 to {MAX_COLUMNS} expert columns, got {self.config.columns}")
-        self.index = Index(self)
+        self.index = self.indexed()
 
     # ---- one event, whole or not at all ---------------------------------------------------------------
 
@@ -227,7 +83,11 @@ class EngineState:
             setattr(self, name, value)
         self._undo = None
         if not undo.is_empty or self.round is not round_before:
-            self.index = Index(self)
+            self.index = self.indexed()
+
+    def indexed(self) -> Index:
+        """An index of the tables as they are now."""
+        return Index(self.config, workers=self.workers, leases=self.leases, current=self.round)
 
     def copy(self) -> EngineState:
         """The state as it is now, to keep."""
@@ -271,10 +131,8 @@ class EngineState:
 
     def keep_leases(self, kept: dict[LeaseId, LeaseRecord]) -> None:
         """Forget all leases but `kept`."""
-        forgotten = [record for lease_id, record in self.leases.items() if lease_id not in kept]
         self.leases = kept
-        for record in forgotten:
-            self.index.put_lease(record, None)
+        self.index.keep_leases(kept)
 
     def put_pending(self, command: SlowCommand) -> None:
         """A command is to be carried out."""
@@ -299,7 +157,7 @@ class EngineState:
     def open_round(self, current: RoundState) -> None:
         """Another round takes the place of the present one."""
         self.round = current
-        self.index.turn_to(current)
+        self.index.turn_to(current, self.config)
 
     def set_status(self, lease_id: LeaseId, status: LeaseStatus) -> LeaseRecord:
         """Change a lease's status, by the table."""
@@ -348,7 +206,7 @@ class EngineState:
         lease_id = self.index.open_leases.get(worker)
         return None if lease_id is None else self.leases[lease_id]
 
-    def person_of(self, lease: Lease) -> str:
+    def person_of(self, lease: GrantedLease) -> str:
         """Whose vote a lease's submission is."""
         return self.workers[lease.worker].person
 
@@ -367,7 +225,7 @@ class EngineState:
         resting = self.index.resting_on(digest)
         return bool(resting) and resting != {besides}
 
-    def staleness_of(self, lease: Lease) -> int:
+    def staleness_of(self, lease: GrantedLease) -> int:
         """Rounds between a lease's own and the one in which its submission would count now."""
         counts_in = self.round.round + (self.phase is Phase.AGGREGATING)
         return counts_in - lease.round

@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from coordinator.engine.phases import LIVE_STATUSES, LOST_STATUSES, LeaseStatus
 from coordinator.engine.reasons import BLAMED_KEYS
+from coordinator.engine.rows import LeaseRecord
 from protocol.ids import LeaseId, WorkerId
-
-if TYPE_CHECKING:
-    from coordinator.engine.state import LeaseRecord
 
 K = TypeVar("K", bound=Hashable)
 

@@ -11,7 +11,8 @@ from coordinator.engine import dispatch, pacing, quorum, rounds
 from coordinator.engine.dispatch import Hindrance
 from coordinator.engine.phases import Phase
 from coordinator.engine.reasons import told
-from coordinator.engine.state import EngineState, LeaseRecord, WorkerRecord
+from coordinator.engine.rows import LeaseRecord, WorkerRecord
+from coordinator.engine.state import EngineState
 
 SOON_S = 5.0
 """An estimate below this is `any moment`: nobody plans by it."""

@@ -15,22 +15,22 @@ from typing import Any
 from coordinator.store.journal import Journal, Snapshot
 from protocol.errors import ConfigError
 
-State = dict[str, Any]
-Migrations = Mapping[int, Callable[[State], State]]
+OldState = dict[str, Any]
+Migrations = Mapping[int, Callable[[OldState], OldState]]
 """From an engine version to what turns its snapshot into the next version's."""
 
 
-def _two_to_three(state: State) -> State:
+def _two_to_three(state: OldState) -> OldState:
     """Times become run time, and sentences become keys with figures."""
     return _keys_for_sentences(_run_time(state))
 
 
-def _run_time(state: State) -> State:
+def _run_time(state: OldState) -> OldState:
     """Times were the wall clock's. Run time goes on from there, so the calendar showed the same until now."""
     return {**state, "calendar": [{"at_s": 0.0, "wall_s": 0.0}]}
 
 
-def _keys_for_sentences(state: State) -> State:
+def _keys_for_sentences(state: OldState) -> OldState:
     """Reasons are keys with figures. The sentences of before are kept as they were told."""
     for record in state["leases"].values():
         if record["verdict"] is not None:
@@ -47,11 +47,32 @@ def _keys_for_sentences(state: State) -> State:
     return state
 
 
-def _as_told(sentence: str) -> State:
+def _as_told(sentence: str) -> OldState:
     return {"case": "as_told", "figures": {}, "about": sentence}
 
 
-MIGRATIONS: Migrations = {2: _two_to_three}
+def _three_to_four(state: OldState) -> OldState:
+    """What one lease was granted by has a name of its own."""
+    return _with_nested_recipes(state)
+
+
+_RECIPE_OF_3 = (
+    *("optimizer", "learning_rate", "muon_learning_rate", "muon_momentum", "router_lr_scale", "warmup_steps"),
+    *("weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_norm"),
+)
+"""Fields of a lease of version 3 that are its recipe's now. As they were then, whatever a recipe has today."""
+
+
+def _with_nested_recipes(state: OldState) -> OldState:
+    """A lease spelt its recipe out among its own fields: in the table of leases, and in commands that wait."""
+    leases = [record["lease"] for record in state["leases"].values()]
+    leases += [command["lease"] for command in state["pending"].values() if "lease" in command]
+    for lease in leases:
+        lease["recipe"] = {name: lease.pop(name) for name in _RECIPE_OF_3}
+    return state
+
+
+MIGRATIONS: Migrations = {2: _two_to_three, 3: _three_to_four}
 """Whoever raises ENGINE_VERSION adds the step from the one before, or the reason why not. 1 to 2: a version 1 was never
 released, and its leases named no optimizer, which nothing after it could make up."""
 
@@ -71,7 +92,7 @@ def migrate_journal(journal: Journal, target: int, migrations: Migrations) -> No
             f"this run was not stopped cleanly by its release (engine version {found}, this program has {target}): "
             "start and stop it once with that release, then start it with this one"
         )
-    state: State = json.loads(snapshot.state)
+    state: OldState = json.loads(snapshot.state)
     for version in steps:
         state = migrations[version](state)
     state["engine_version"] = target

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from coordinator.engine.events import Trouble
+from coordinator.engine.events import CommandTrouble
 from protocol.errors import StorageTrouble
 
 _MACHINE = (OSError, MemoryError, StorageTrouble)
@@ -16,9 +16,9 @@ _TORCH_OUT_OF_MEMORY = "OutOfMemoryError"
 _NO_MEMORY_WORDS = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
 
 
-def trouble_of(error: BaseException) -> Trouble:
+def trouble_of(error: BaseException) -> CommandTrouble:
     """Disk and memory, torch's included: `MACHINE`, worth trying again without end. All else: `CONTENT`."""
-    return Trouble.MACHINE if any(map(_is_machine, _causes(error))) else Trouble.CONTENT
+    return CommandTrouble.MACHINE if any(map(_is_machine, _causes(error))) else CommandTrouble.CONTENT
 
 
 def _is_machine(error: BaseException) -> bool:

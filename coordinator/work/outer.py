@@ -15,23 +15,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from safetensors import safe_open
 
 from aggregation.blockwise import BlockContribution, aggregate_block
 from aggregation.names import rule_in_force
 from aggregation.norms import sum_of_squares
 from aggregation.outer import OuterStep
 from coordinator.engine.commands import AggregateRound, Contribution
-from coordinator.engine.events import FailedAlone, Substitute, Trouble
+from coordinator.engine.events import CommandTrouble, FailedAlone, Substitute
 from coordinator.store.artifacts import ArtifactStore
 from coordinator.store.versions import Versions
 from coordinator.work.failures import trouble_of
 from coordinator.work.substitutes import BlockRule, summed_up
-from moe.layout import Layout
+from moe.layout import Layout, submission_specs
 from protocol.codecs import codec_named
 from protocol.errors import BarnraiseError, LocalError
 from protocol.ids import TRUNK, BlockId, Digest, LeaseId, column_block
 from protocol.manifest import BlockRef, Manifest
+from protocol.submission import decode_block
 from protocol.text import printable
 
 Tensors = dict[str, torch.Tensor]
@@ -44,7 +44,7 @@ MOST_ERROR_CHARACTERS = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class OuterResult:
     """What an outer step came to."""
 
     manifest: Digest
@@ -64,7 +64,7 @@ class RoundAggregator:
         self._versions = versions
         self._tokens_of = tokens_of
 
-    def run(self, command: AggregateRound, base: Mapping[BlockId, Tensors], *, created_at_s: float) -> Outcome:
+    def run(self, command: AggregateRound, base: Mapping[BlockId, Tensors], *, created_at_s: float) -> OuterResult:
         """The new version, durable."""
         cause = hashlib.sha256(repr(command).encode()).hexdigest()
         parent = self._versions.manifest(command.parent_manifest)
@@ -72,7 +72,7 @@ class RoundAggregator:
         if found is not None:  # done before a restart, but the journal did not hear of it
             update_norm_l2 = self._update_norm(base, self._versions.manifest(found))
             expected = (self._expected_rule(block, holders, command) for block, holders in self._held(command))
-            return Outcome(found, update_norm_l2, summed_up(command.rule, expected))
+            return OuterResult(found, update_norm_l2, summed_up(command.rule, expected))
         blocks, momenta = dict(parent.blocks), dict(parent.momenta)
         squares: list[float] = []
         rules: list[BlockRule] = []
@@ -99,7 +99,7 @@ class RoundAggregator:
             tokens_trained=parent.tokens_trained + sum(self._tokens_of(one.lease_id) for one in command.contributions),
         )
         published = self._versions.publish(manifest, cause)
-        return Outcome(published, math.sqrt(math.fsum(squares)), summed_up(command.rule, rules))
+        return OuterResult(published, math.sqrt(math.fsum(squares)), summed_up(command.rule, rules))
 
     def failing_alone(self, command: AggregateRound, base: Mapping[BlockId, Tensors]) -> tuple[FailedAlone, ...]:
         """The contributions of which alone no step can be made, in the command's order. Nothing is written.
@@ -211,11 +211,9 @@ class RoundAggregator:
         if not self._store.payloads.has(contribution.digest):
             raise LocalError(f"the bytes of lease {contribution.lease_id} are not here any more")
         path = self._store.payloads.path(contribution.digest)
-        with safe_open(path, framework="pt") as file:
-            return {
-                spec.name: codec.decode(file.get_tensor(f"{block}/{spec.name}"))
-                for spec in self._layout.block_specs(block)
-            }
+        specs = submission_specs(self._layout, contribution.columns)
+        decoded = decode_block(path, specs, codec, block)
+        return {spec.name: decoded[spec.name] for spec in self._layout.block_specs(block)}
 
     def _update_norm(self, base: Mapping[BlockId, Tensors], manifest: Manifest) -> float:
         squares = (_moved(base[block], self._versions.load_block(block, ref)) for block, ref in manifest.blocks.items())
@@ -238,7 +236,7 @@ def _rules_to_try(command: AggregateRound) -> Iterator[str]:
 
 def _raise_if_machine(error: Exception) -> None:
     """Disk and memory are nobody's fault, and no reason to leave anything out."""
-    if trouble_of(error) is Trouble.MACHINE:
+    if trouble_of(error) is CommandTrouble.MACHINE:
         raise error
 
 

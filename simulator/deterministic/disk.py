@@ -22,7 +22,7 @@ OnAppend = Callable[[int, bool, Sequence[str]], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class StoredBlock:
     """One block's content: what it was made of, in place of tensors."""
 
     parent: Digest | None
@@ -55,7 +55,7 @@ class Disk:
     unsynced_payloads: dict[Digest, bytes] = field(default_factory=dict)
     uploads: dict[tuple[LeaseId, Digest], bytearray] = field(default_factory=dict)
     synced_bytes: dict[tuple[LeaseId, Digest], int] = field(default_factory=dict)
-    blocks: dict[Digest, Block] = field(default_factory=dict)
+    blocks: dict[Digest, StoredBlock] = field(default_factory=dict)
     manifests: dict[Digest, dict[BlockId, Digest]] = field(default_factory=dict)
     versions: dict[int, VersionEntry] = field(default_factory=dict)
     appended: hashlib._Hash = field(default_factory=hashlib.sha256)

@@ -117,7 +117,7 @@ class KillOutcome:
     """The least loss that the language allows."""
 
 
-Progress = Callable[[int, float, int], None]
+OnVersion = Callable[[int, float, int], None]
 """Told each version that is validated: its number, its held-out loss, kills so far."""
 
 
@@ -179,7 +179,7 @@ def run_with_kills(
     folder: Path,
     quorum: int = REPLICAS,
     trace: bool = False,
-    progress: Progress | None = None,
+    progress: OnVersion | None = None,
 ) -> KillOutcome:
     """One whole run of real training in `folder`, which is empty; `kills=0` is the undisturbed one.
 
@@ -207,7 +207,7 @@ class KillWorld(World):
         self._is_aggregating = False
         work.on_write = self._on_write
 
-    def tell(self, progress: Progress) -> None:
+    def tell(self, progress: OnVersion) -> None:
         """Report each validated version."""
         plan = self._kill_plan
         self._real.on_validated = lambda version, loss: progress(version, loss, plan.struck)

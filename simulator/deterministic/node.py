@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 from coordinator.edge.mailboxes import Mailboxes
-from coordinator.edge.pace import Pace
+from coordinator.edge.patience import Patience
 from coordinator.edge.served import RunContext
 from coordinator.edge.service import WorkerService
 from coordinator.edge.sessions import SessionTable
@@ -295,7 +295,7 @@ class CoordinatorNode:
         if session.public_key != key:
             raise Unauthenticated("this session is another key's")
         self._service.on_alive(session)
-        return await self._transfers.upload(session, header, frames, Pace("Upload", EdgeLimits(), self._loop.time))
+        return await self._transfers.upload(session, header, frames, Patience("Upload", EdgeLimits(), self._loop.time))
 
     async def _make_known(self, key: bytes, name: str, max_columns: int, tokens_per_s: float) -> None:
         worker = worker_id_of(key)

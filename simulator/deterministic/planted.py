@@ -13,9 +13,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from coordinator.engine import contributions, gaps, leases, quorum, rescue, results, rounds
+from coordinator.engine import closing, contributions, gaps, leases, quorum, rescue
 from coordinator.engine import engine as engine_module
 from coordinator.engine.commands import DropPayload
+from coordinator.engine.event_table import EVENT_TABLE, EventRow
 from coordinator.engine.events import FailedAlone, RoundAggregated
 from coordinator.engine.index import Index
 from coordinator.engine.phases import LeaseStatus, Phase
@@ -95,10 +96,10 @@ def _no_compare_and_set() -> Iterator[None]:
         asked[event.command_id] = command
         if turn.state.phase is not Phase.AGGREGATING:
             turn.state.phase = Phase.AGGREGATING
-        rounds.publish(turn, event, command)
+        closing.publish(turn, event, command)
 
-    legal = {**engine_module.LEGAL_EVENTS, RoundAggregated: frozenset(Phase)}
-    with _replaced(results, "on_round_aggregated", publish), _replaced(engine_module, "LEGAL_EVENTS", legal):
+    anywhere = EventRow(RoundAggregated, frozenset(Phase), publish)
+    with _replaced(engine_module, "EVENT_TABLE", {**EVENT_TABLE, RoundAggregated: anywhere}):
         yield
 
 

@@ -32,13 +32,14 @@ from coordinator.engine.events import (
     SubmissionMeasured,
     VersionValidated,
 )
-from moe.layout import FROZEN, Layout, ParamSpec, submission_specs
+from moe.layout import Layout, ParamSpec, submission_specs
 from protocol.codecs import codec_named
 from protocol.errors import LocalError
 from protocol.ids import TRUNK, BlockId, Digest, LeaseId, Version, column_block
+from protocol.lease import Lease
+from protocol.residency import FROZEN
 from protocol.tensors import payload_size
-from simulator.deterministic.disk import Block, Disk, VersionEntry
-from worker.lease import Lease
+from simulator.deterministic.disk import Disk, StoredBlock, VersionEntry
 
 DISK_FULL = OSError(28, "No space left on device")
 
@@ -150,7 +151,7 @@ class HashWork:
 
     def first_version(self, disk: Disk) -> Digest:
         """Blocks that come from nothing."""
-        return _write_version(disk, 0, {name: Block(None, name) for name in self.layout.blocks}, "created")
+        return _write_version(disk, 0, {name: StoredBlock(None, name) for name in self.layout.blocks}, "created")
 
     def executor(self, site: Site) -> CheapExecutor:
         """On hashes."""
@@ -165,7 +166,7 @@ class HashWork:
         """The hash of what it depends on."""
         del worker
         size_bytes = payload_size(submission_specs(self.layout, lease.columns), codec_named(self.codec))
-        return Trained(payload=trained_payload(lease, base, lease.data_start, size_bytes))
+        return Trained(payload=trained_payload(lease, base, lease.data.start, size_bytes))
 
     def interrupted(self, worker: int, lease: Lease, base: Mapping[BlockId, Digest], share: float) -> None:
         """Nothing is left of it."""
@@ -276,8 +277,8 @@ class CheapExecutor:
             update_norm_l2=1.0,
         )
 
-    def _stepped(self, command: AggregateRound, parent: Mapping[BlockId, Digest]) -> dict[BlockId, Block]:
-        blocks: dict[BlockId, Block] = {}
+    def _stepped(self, command: AggregateRound, parent: Mapping[BlockId, Digest]) -> dict[BlockId, StoredBlock]:
+        blocks: dict[BlockId, StoredBlock] = {}
         for name, digest in parent.items():
             holders = [
                 one
@@ -288,7 +289,7 @@ class CheapExecutor:
             if len(holders) > 1 and any(self._site.spoils(one.lease_id) is Spoils.TOGETHER for one in holders):
                 entering = []  # a cautious step leaves the block as it was
             kept = self._disk.blocks[digest]
-            blocks[name] = Block(digest, f"r{command.round}:" + ",".join(entering)) if entering else kept
+            blocks[name] = StoredBlock(digest, f"r{command.round}:" + ",".join(entering)) if entering else kept
         for one in command.contributions:
             self._payload(one.digest, command.command_id)
         return blocks
@@ -315,7 +316,7 @@ class CheapExecutor:
             self._disk.manifests.pop(entry.manifest, None)
 
 
-def _write_version(disk: Disk, version: int, blocks: Mapping[BlockId, Block], cause: str) -> Digest:
+def _write_version(disk: Disk, version: int, blocks: Mapping[BlockId, StoredBlock], cause: str) -> Digest:
     digests = {name: block.digest for name, block in blocks.items()}
     disk.blocks.update({block.digest: block for block in blocks.values()})
     text = "\x1f".join([str(version), cause, *(f"{name}={digest}" for name, digest in digests.items())])

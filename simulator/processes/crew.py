@@ -29,7 +29,7 @@ SHORTEST_AWAY_S, LONGEST_AWAY_S = 0.5, 30.0
 
 
 @dataclass(slots=True, kw_only=True)
-class Member:
+class CrewMember:
     """One worker's place in the swarm, through all its processes."""
 
     spec: WorkerSpec
@@ -56,7 +56,7 @@ class Crew:
             seed=options.seed, workers=options.workers, rounds=options.rounds, probability=options.dropout
         )
         self.byzantine = byzantine_workers(seed=options.seed, workers=options.workers, count=options.byzantine)
-        self.members: list[Member] = []
+        self.members: list[CrewMember] = []
 
     @property
     def byzantine_names(self) -> tuple[str, ...]:
@@ -97,7 +97,7 @@ class Crew:
     def start(self, links: Sequence[str], *, vocab_size: int) -> None:
         """Start everybody, each with a link of its own."""
         for index, link in zip(range(self._options.workers), links, strict=True):
-            member = Member(spec=self._spec(index, link, vocab_size))
+            member = CrewMember(spec=self._spec(index, link, vocab_size))
             self.members.append(member)
             self._launch(member)
 
@@ -111,7 +111,7 @@ class Crew:
             elif member.process is not None and not member.alive and not member.left and member.back_at_s is None:
                 self._on_gone(member, seen)
 
-    def _on_gone(self, member: Member, seen: Observation) -> None:
+    def _on_gone(self, member: CrewMember, seen: Observation) -> None:
         assert member.process is not None
         code = member.process.exitcode
         if code == 0:
@@ -126,7 +126,7 @@ class Crew:
             member.left = True
             self._display.say(f"{member.spec.name} ended with exit code {code} once more and is left out")
 
-    def _on_dropout(self, member: Member, seen: Observation) -> None:
+    def _on_dropout(self, member: CrewMember, seen: Observation) -> None:
         last = read_vanishing(member.spec.vanishings)
         drop = next((one for one in member.spec.dropouts if last is not None and one.round == last.round), None)
         if drop is None or last is None:  # killed by something else, such as a lack of memory
@@ -140,7 +140,7 @@ class Crew:
         away_s = min(LONGEST_AWAY_S, max(SHORTEST_AWAY_S, drop.away_share * seen.typical_round_s))
         member.back_at_s = time.monotonic() + away_s
 
-    def _launch(self, member: Member) -> None:
+    def _launch(self, member: CrewMember) -> None:
         log = self._options.work / "logs" / f"{member.spec.name}.log"
         member.process = self._group.start(member.spec.name, log, worker_process, member.spec)
 

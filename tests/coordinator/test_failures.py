@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from coordinator.engine.events import Trouble
+from coordinator.engine.events import CommandTrouble
 from coordinator.work.failures import trouble_of
 from protocol.errors import LocalError, MalformedMessage, StorageTrouble
 
@@ -38,7 +38,7 @@ def cpu_out_of_memory() -> Exception:
     ids=repr,
 )
 def test_disk_and_memory_are_the_machines(error: Exception) -> None:
-    assert trouble_of(error) is Trouble.MACHINE
+    assert trouble_of(error) is CommandTrouble.MACHINE
 
 
 @pytest.mark.parametrize(
@@ -54,4 +54,4 @@ def test_disk_and_memory_are_the_machines(error: Exception) -> None:
     ids=repr,
 )
 def test_everything_else_is_what_went_in(error: Exception) -> None:
-    assert trouble_of(error) is Trouble.CONTENT
+    assert trouble_of(error) is CommandTrouble.CONTENT

@@ -18,12 +18,12 @@ from coordinator.engine.config import EngineConfig, InnerRecipe
 from coordinator.engine.engine import Engine
 from coordinator.engine.events import (
     CommandFailed,
+    CommandTrouble,
     CoordinatorResumed,
     Event,
     LeaseRequested,
     RunCreated,
     SubmissionCommitted,
-    Trouble,
     VersionValidated,
     WorkerEnrolled,
     WorkerSeen,
@@ -307,7 +307,7 @@ async def test_a_failed_command_is_told_and_tried_again(setup: Setup, monkeypatc
     failures = [event for event in setup.events() if isinstance(event, CommandFailed)]
     assert len(failures) == 2
     assert "No space left" in failures[0].error
-    assert {failure.trouble for failure in failures} == {Trouble.MACHINE}
+    assert {failure.trouble for failure in failures} == {CommandTrouble.MACHINE}
     await pump.stop()
     journal.close()
 
@@ -342,7 +342,7 @@ async def test_no_exception_of_slow_work_stops_the_pump(
         recorder.fail_times = 2
         await until(lambda: not pump.engine.pending)
     failures = [event for event in setup.events() if isinstance(event, CommandFailed)]
-    assert {failure.trouble for failure in failures} == {Trouble.CONTENT}
+    assert {failure.trouble for failure in failures} == {CommandTrouble.CONTENT}
     assert all(failure.error.isprintable() and 0 < len(failure.error) <= 500 for failure in failures)
     assert not pump.failed.done()
     at_length = [line for line in logs if line["event"] == "command_failed"]

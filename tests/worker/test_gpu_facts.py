@@ -11,7 +11,7 @@ import torch
 
 from worker.machine import gpu_facts
 from worker.machine.gpu_facts import failure_of, gather_gpu_facts, try_product
-from worker.machine.gpus import Failure, GpuFacts, choose_gpu
+from worker.machine.gpus import GpuFacts, GpuFailure, choose_gpu
 
 
 def on_bus(root: Path, vendor: str, kind: str) -> None:
@@ -63,7 +63,7 @@ def test_a_device_that_multiplies_wrongly_does_not(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda left, _right: left + 0)
     with pytest.raises(gpu_facts.WrongProduct) as wrong:
         try_product("cpu", torch.float32)
-    assert failure_of(wrong.value) is Failure.WRONG
+    assert failure_of(wrong.value) is GpuFailure.WRONG
 
 
 @pytest.mark.parametrize(
@@ -71,15 +71,15 @@ def test_a_device_that_multiplies_wrongly_does_not(monkeypatch: pytest.MonkeyPat
     [
         (
             "CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors",
-            Failure.NO_KERNELS,
+            GpuFailure.NO_KERNELS,
         ),
-        ("CUDA error: invalid device function", Failure.NO_KERNELS),
-        ("CUDA out of memory. Tried to allocate 20.00 MiB", Failure.MEMORY),
-        ("CUDA error: all CUDA-capable devices are busy or unavailable", Failure.BUSY),
-        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling cublasCreate", Failure.OTHER),
+        ("CUDA error: invalid device function", GpuFailure.NO_KERNELS),
+        ("CUDA out of memory. Tried to allocate 20.00 MiB", GpuFailure.MEMORY),
+        ("CUDA error: all CUDA-capable devices are busy or unavailable", GpuFailure.BUSY),
+        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling cublasCreate", GpuFailure.OTHER),
     ],
 )
-def test_torchs_words_are_understood(text: str, failure: Failure) -> None:
+def test_torchs_words_are_understood(text: str, failure: GpuFailure) -> None:
     assert failure_of(RuntimeError(text)) is failure
 
 
@@ -101,7 +101,7 @@ def fake_gpus(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], fail
 
 def test_a_card_that_dies_in_the_first_kernel_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = fake_gpus(monkeypatch, (6, 1), {torch.float32: "no kernel image is available"})
-    assert [trial.failure for trial in facts.trials] == [Failure.NO_KERNELS]
+    assert [trial.failure for trial in facts.trials] == [GpuFailure.NO_KERNELS]
     assert choose_gpu(facts, None).index is None
 
 

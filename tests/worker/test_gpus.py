@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from protocol.errors import ConfigError
-from worker.machine.gpus import Capability, Card, Failure, GpuFacts, Trial, choose_gpu
+from worker.machine.gpus import Capability, Card, GpuFacts, GpuFailure, Trial, choose_gpu
 
 PIP = "python -m pip"
 CURRENT = f'{PIP} install "torch==2.13.0+cu130" --index-url https://download.pytorch.org/whl/cu130'
@@ -36,7 +36,7 @@ def tried(facts: GpuFacts, *trials: Trial) -> GpuFacts:
     return dataclasses.replace(facts, trials=trials, driver="580.95.05")
 
 
-def gpu(card: Card, failure: Failure | None = None) -> Trial:
+def gpu(card: Card, failure: GpuFailure | None = None) -> Trial:
     assert card.capability is not None
     return Trial(name=card.name, capability=card.capability, failure=failure)
 
@@ -58,14 +58,22 @@ UNUSABLE = {
     "a card that is hidden": (here(CU130, ADA, "580.1", hidden=True), "CUDA_VISIBLE_DEVICES", ""),
     "a card that does not open": (here(CU130, ADA, "580.1"), "cannot open it. Restart the machine", ""),
     "a card that no build knows": (here(CPU_WHEEL, KEPLER, "470.1"), "No build of PyTorch 2.13.0", ""),
-    "no kernels for an older card": (tried(CU130, gpu(PASCAL, Failure.NO_KERNELS)), "no kernels for it", OLDER),
-    "no kernels for a newer card": (tried(CU126, gpu(BLACKWELL, Failure.NO_KERNELS)), "no kernels for it", CURRENT),
-    "no kernels in any build": (tried(CU126, gpu(KEPLER, Failure.NO_KERNELS)), "compute capability 3.5: use the", ""),
-    "a full card": (tried(CU130, gpu(ADA, Failure.MEMORY)), "its memory is full. Close what uses it", ""),
-    "a card held by another": (tried(CU130, gpu(ADA, Failure.BUSY)), "another program has it", ""),
-    "a card that multiplies wrongly": (tried(CU130, gpu(ADA, Failure.WRONG)), "came out wrong. Update its driver", ""),
-    "a card that fails": (tried(CU130, gpu(ADA, Failure.OTHER)), "a matrix product on it failed. Update", ""),
-    "an AMD card that fails": (tried(ROCM, gpu(ADA, Failure.OTHER)), "AMD GPUs are used where they work", ""),
+    "no kernels for an older card": (tried(CU130, gpu(PASCAL, GpuFailure.NO_KERNELS)), "no kernels for it", OLDER),
+    "no kernels for a newer card": (tried(CU126, gpu(BLACKWELL, GpuFailure.NO_KERNELS)), "no kernels for it", CURRENT),
+    "no kernels in any build": (
+        tried(CU126, gpu(KEPLER, GpuFailure.NO_KERNELS)),
+        "compute capability 3.5: use the",
+        "",
+    ),
+    "a full card": (tried(CU130, gpu(ADA, GpuFailure.MEMORY)), "its memory is full. Close what uses it", ""),
+    "a card held by another": (tried(CU130, gpu(ADA, GpuFailure.BUSY)), "another program has it", ""),
+    "a card that multiplies wrongly": (
+        tried(CU130, gpu(ADA, GpuFailure.WRONG)),
+        "came out wrong. Update its driver",
+        "",
+    ),
+    "a card that fails": (tried(CU130, gpu(ADA, GpuFailure.OTHER)), "a matrix product on it failed. Update", ""),
+    "an AMD card that fails": (tried(ROCM, gpu(ADA, GpuFailure.OTHER)), "AMD GPUs are used where they work", ""),
 }
 
 
@@ -91,7 +99,7 @@ def test_a_card_whose_product_comes_out_is_used_without_a_word(card: Card) -> No
 
 
 def test_the_first_card_that_works_is_used_and_the_other_one_told() -> None:
-    facts = tried(CU130, gpu(PASCAL, Failure.NO_KERNELS), gpu(ADA))
+    facts = tried(CU130, gpu(PASCAL, GpuFailure.NO_KERNELS), gpu(ADA))
     for device in (None, "cuda"):
         choice = choose_gpu(facts, device)
         assert choice.index == 1

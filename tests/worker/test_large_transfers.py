@@ -19,14 +19,14 @@ from protocol.joinlink import JoinLink
 from protocol.limits import FRAME_BYTES
 from protocol.manifest import BlockRef
 from protocol.v1 import barnraise_pb2 as pb
-from simulator.faults import Address, Fault, FaultKind, FaultPlan
+from simulator.faults import Fault, FaultKind, FaultPlan, FaultSite
 from simulator.processes.launcher import ProcessGroup
 from tests.machines.proxy import FaultyLink
 from tests.served import make_run, submission_for, write_text
 from tests.worker.large_transfers import Moved, move, serve
 from worker.outbox import file_digest
 
-CUT = Fault(kind=FaultKind.DROP, at=Address())
+CUT = Fault(kind=FaultKind.DROP, at=FaultSite())
 PATIENCE_S = 900.0
 STREAMED_BYTES = 160 << 20
 """What a process may take while blocks of any size pass through it: frames and buffers, no block."""

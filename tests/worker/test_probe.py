@@ -13,7 +13,7 @@ import pytest
 from moe.layout import Layout
 from protocol.errors import ConfigError
 from worker.machine.cgroups import GroupLimits
-from worker.machine.gpus import Failure, GpuFacts, Trial
+from worker.machine.gpus import GpuFacts, GpuFailure, Trial
 from worker.machine.probe import Machine, columns_that_fit, measure_speed, micro_batch_that_fits, probe_machine
 from worker.options import WorkerOptions, check_device
 from worker.progress import JsonReporter, LiveReporter, PlainReporter, QuietReporter, make_reporter
@@ -81,7 +81,7 @@ def test_a_gpu_that_works_is_offered_with_its_own_memory(monkeypatch: pytest.Mon
 
 
 def test_a_gpu_that_does_not_work_is_told_and_left_alone() -> None:
-    broken = Trial(name="A", capability=(6, 1), failure=Failure.NO_KERNELS)
+    broken = Trial(name="A", capability=(6, 1), failure=GpuFailure.NO_KERNELS)
     facts = GpuFacts(torch_cuda="13.0", trials=(broken,), driver="580.1")
     machine = probe_machine(None, gpu_facts=lambda: facts)
     assert machine.device == "cpu"

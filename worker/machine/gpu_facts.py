@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 import torch
 
-from worker.machine.gpus import Capability, Card, Failure, GpuFacts, Trial
+from worker.machine.gpus import Capability, Card, GpuFacts, GpuFailure, Trial
 
 PRODUCT_SIZE = 64  # a power of two: the product of matrices of ones is exact in every dtype
 BF16_SINCE: Capability = (8, 0)
@@ -94,18 +94,18 @@ def try_product(device: str, dtype: torch.dtype) -> None:
         raise WrongProduct(f"gradient in {dtype} on {device}")
 
 
-def failure_of(error: Exception) -> Failure:
+def failure_of(error: Exception) -> GpuFailure:
     """What kind of failure torch speaks of. It has one class of errors for all, so its words decide."""
     if isinstance(error, WrongProduct):
-        return Failure.WRONG
+        return GpuFailure.WRONG
     text = str(error).lower()
     if isinstance(error, torch.OutOfMemoryError) or "out of memory" in text:
-        return Failure.MEMORY
+        return GpuFailure.MEMORY
     if "busy or unavailable" in text:
-        return Failure.BUSY
+        return GpuFailure.BUSY
     if "no kernel image" in text or "architecture mismatch" in text or "invalid device function" in text:
-        return Failure.NO_KERNELS
-    return Failure.OTHER
+        return GpuFailure.NO_KERNELS
+    return GpuFailure.OTHER
 
 
 def _ask_driver() -> tuple[tuple[Card, ...], str | None, bool]:

@@ -41,7 +41,7 @@ BUILDS = (CURRENT, OLDER)
 """Preferred first. 13.2 covers the same cards and drivers as 13.0, and is an experiment of its makers."""
 
 
-class Failure(Enum):
+class GpuFailure(Enum):
     """How a product on a GPU ended that did not come out."""
 
     NO_KERNELS = "this PyTorch has no kernels for it"
@@ -65,7 +65,7 @@ class Trial:
 
     name: str
     capability: Capability
-    failure: Failure | None = None
+    failure: GpuFailure | None = None
     detail: str = ""
     """The failure in the library's words: for reports of faults, not for the volunteer."""
     bf16: bool = False
@@ -146,10 +146,10 @@ def _trial_problem(facts: GpuFacts, index: int) -> str:
         return f"{named}) cannot be used: {trial.failure.value}. AMD GPUs are used where they work; none is tested."
     named += f", compute capability {_dotted(trial.capability)})"
     match trial.failure:
-        case Failure.NO_KERNELS:
+        case GpuFailure.NO_KERNELS:
             built = f"PyTorch {facts.torch_version} has no kernels for it"
             return f"{named} cannot be used: {built}. {_remedy(facts, trial.capability)}"
-        case Failure.MEMORY | Failure.BUSY:
+        case GpuFailure.MEMORY | GpuFailure.BUSY:
             return f"{named} cannot be used: {trial.failure.value}. Close what uses it (nvidia-smi shows that)."
     return f"{named} cannot be used: {trial.failure.value}. Update its driver, restart, and look with nvidia-smi."
 

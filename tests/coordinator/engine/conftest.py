@@ -21,10 +21,10 @@ from coordinator.engine.commands import (
 from coordinator.engine.config import EngineConfig, InnerRecipe, ScreeningConfig
 from coordinator.engine.engine import Engine
 from coordinator.engine.index import Index
-from coordinator.engine.lease import Lease
+from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import Phase
+from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.snapshots import SnapshotText
-from coordinator.engine.state import LeaseRecord
 from coordinator.engine.tally import RoundTally
 from coordinator.engine.version import ENGINE_VERSION
 from protocol.errors import IllegalEvent
@@ -32,7 +32,7 @@ from protocol.ids import Digest, LeaseId, RunId, WorkerId, digest_of
 
 C = TypeVar("C")
 SECRET = b"a secret of the tests"
-MACHINE, CONTENT = ev.Trouble.MACHINE, ev.Trouble.CONTENT
+MACHINE, CONTENT = ev.CommandTrouble.MACHINE, ev.CommandTrouble.CONTENT
 MOST_RECORDS_CHECKED = 40
 """A check of everything after each event is for small swarms."""
 
@@ -94,7 +94,7 @@ class Swarm:
     def check_index(self) -> None:
         """What the engine kept up to date is what looking at the whole state anew gives."""
         state = self.engine.state
-        kept, anew = described(state.index, state.now_s), described(Index(state), state.now_s)
+        kept, anew = described(state.index, state.now_s), described(state.indexed(), state.now_s)
         assert kept == anew
 
     def check_text(self) -> None:
@@ -166,7 +166,7 @@ class Swarm:
         lease_id = self.lease(name).lease_id
         return self.handle(ev.LeaseReturned(at_s=self.now_s, worker=WorkerId(name), lease_id=lease_id, reason=reason))
 
-    def commit(self, name: str, lease: Lease | None = None, **changes: Any) -> list[Command]:
+    def commit(self, name: str, lease: GrantedLease | None = None, **changes: Any) -> list[Command]:
         lease = lease or self.lease(name)
         fields: dict[str, Any] = {
             "digest": self.digest(lease.lease_id),
@@ -183,7 +183,7 @@ class Swarm:
             )
         )
 
-    def upload(self, name: str, lease: Lease | None = None, digest: Digest | None = None) -> list[Command]:
+    def upload(self, name: str, lease: GrantedLease | None = None, digest: Digest | None = None) -> list[Command]:
         lease = lease or self.lease(name)
         digest = digest or self.digest(lease.lease_id)
         return self.handle(
@@ -247,7 +247,7 @@ class Swarm:
             )
         )
 
-    def failed(self, command_id: str, error: str = "disk full", trouble: ev.Trouble = MACHINE) -> list[Command]:
+    def failed(self, command_id: str, error: str = "disk full", trouble: ev.CommandTrouble = MACHINE) -> list[Command]:
         return self.handle(ev.CommandFailed(at_s=self.now_s, command_id=command_id, error=error, trouble=trouble))
 
     def tried(self, *failed: str, lost: bool = False) -> list[Command]:
@@ -297,7 +297,7 @@ class Swarm:
     def leases(self, name: str) -> list[LeaseRecord]:
         return [r for r in self.engine.state.leases.values() if r.lease.worker == name]
 
-    def lease(self, name: str) -> Lease:
+    def lease(self, name: str) -> GrantedLease:
         """The latest lease of a worker."""
         return self.leases(name)[-1].lease
 

@@ -9,7 +9,6 @@ import pytest
 
 from coordinator.engine import history
 from coordinator.engine.commands import AggregateRound
-from coordinator.engine.index import Index
 from protocol.errors import IllegalEvent
 from protocol.ids import WorkerId
 
@@ -105,7 +104,7 @@ def test_an_event_that_fails_half_way_is_taken_back_whole(swarm, monkeypatch, at
     def fails(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("coordinator.engine.rounds._write_checkpoint", fails)
+    monkeypatch.setattr("coordinator.engine.closing._write_checkpoint", fails)
     with pytest.raises(ZeroDivisionError):
         s.stop()
     assert s.engine.snapshot() == before
@@ -132,7 +131,7 @@ def test_the_index_is_compared_and_not_just_asserted(swarm):
     state.workers[WorkerId("a")] = replace(state.workers[WorkerId("a")], present=False)
     with pytest.raises(AssertionError):
         s.check_index()
-    state.index = Index(state)
+    state.index = state.indexed()
     s.check_index()
 
 

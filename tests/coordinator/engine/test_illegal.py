@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+
 import pytest
 
 from coordinator.engine import events as ev
 from coordinator.engine.commands import AggregateRound
-from coordinator.engine.engine import LEGAL_EVENTS, Engine
+from coordinator.engine.engine import Engine
+from coordinator.engine.event_table import EVENT_TABLE, ROWS
 from coordinator.engine.phases import Phase
 from protocol.errors import ConfigError, IllegalEvent, LocalError
 from protocol.ids import LeaseId, Version, WorkerId, digest_of
@@ -76,7 +80,7 @@ def event_of(kind: type[ev.Event], s) -> ev.Event:
         ev.ContributionsTried: {"command_id": "try:r1", "round": 1, "failed": ()},
         ev.VersionValidated: {"command_id": "validate:v0", "version": 0, "val_loss": 1.0, "val_loss_se": 0.1},
         ev.CheckpointWritten: {"command_id": "checkpoint:v1", "version": 1, "path": ""},
-        ev.CommandFailed: {"command_id": "validate:v0", "error": "", "trouble": ev.Trouble.MACHINE},
+        ev.CommandFailed: {"command_id": "validate:v0", "error": "", "trouble": ev.CommandTrouble.MACHINE},
         ev.SubmissionCommitted: {
             "worker": worker,
             "lease_id": lease,
@@ -96,20 +100,28 @@ def event_of(kind: type[ev.Event], s) -> ev.Event:
 
 @pytest.mark.parametrize(
     "kind",
-    [ev.RunCreated, *(kind for kind, phases in LEGAL_EVENTS.items() if phases != frozenset(Phase))],
+    [row.event for row in ROWS if row.phases != frozenset(Phase)],
     ids=lambda kind: kind.__name__,
 )
 def test_an_event_outside_its_phases(in_phase, kind):
     s = in_phase
-    if s.phase in LEGAL_EVENTS.get(kind, ()):
+    if s.phase in EVENT_TABLE[kind].phases:
         return
     with pytest.raises(IllegalEvent, match=f"{kind.__name__} while the run is {s.phase}"):
         s.handle(event_of(kind, s))
 
 
-def test_every_event_has_its_phases():
-    kinds = {k for k in vars(ev).values() if isinstance(k, type) and issubclass(k, ev.Event)}
-    assert kinds - {ev.Event} == {ev.RunCreated, *LEGAL_EVENTS}
+def test_every_event_has_exactly_one_row():
+    kinds = [k for k in vars(ev).values() if isinstance(k, type) and issubclass(k, ev.Event) and k is not ev.Event]
+    rows = Counter(row.event for row in ROWS)
+    assert rows == Counter(kinds)
+
+
+def test_each_event_has_a_handler_of_its_own():
+    """Named after it, but for the two that change no state: what makes an engine, and heartbeats."""
+    named = {row.event: row.apply.__name__ for row in ROWS}
+    assert named.pop(ev.RunCreated) == named.pop(ev.WorkerSeen)
+    assert named == {k: "on" + re.sub("([A-Z])", lambda found: f"_{found[1].lower()}", k.__name__) for k in named}
 
 
 def test_workers_and_leases_that_do_not_exist(in_phase):

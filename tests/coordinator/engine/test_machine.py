@@ -148,7 +148,7 @@ class EngineMachine(RuleBasedStateMachine):
         elif isinstance(command, WriteCheckpoint):
             self.swarm.exported()
 
-    @rule(which=st.integers(0, 5), trouble=st.sampled_from(ev.Trouble), times=st.sampled_from([1, 3]))
+    @rule(which=st.integers(0, 5), trouble=st.sampled_from(ev.CommandTrouble), times=st.sampled_from([1, 3]))
     def failure(self, which, trouble, times):
         pending = self.swarm.engine.pending
         for _ in range(times if pending else 0):

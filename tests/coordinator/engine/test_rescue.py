@@ -10,7 +10,7 @@ from coordinator.engine.phases import Phase
 from protocol.errors import IllegalEvent
 from protocol.ids import LeaseId, RoundNumber, Version
 
-CONTENT, MACHINE = ev.Trouble.CONTENT, ev.Trouble.MACHINE
+CONTENT, MACHINE = ev.CommandTrouble.CONTENT, ev.CommandTrouble.MACHINE
 
 
 def aggregating(swarm, **changes):

@@ -11,9 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.engine.config import MAX_INNER_STEPS, EngineConfig, InnerRecipe, check_config
+from coordinator.engine.config import (
+    MAX_INNER_STEPS,
+    SCHEDULES,
+    EngineConfig,
+    InnerRecipe,
+    check_config,
+    most_recipe_steps,
+)
 from coordinator.engine.engine import Engine
-from coordinator.engine.schedules import SCHEDULES, learning_rate, most_recipe_steps, recipe_steps
+from coordinator.engine.schedules import learning_rate, recipe_steps
 from protocol.errors import ConfigError
 from protocol.ids import RoundNumber, RunId
 from worker import lease as workers_lease
@@ -173,4 +180,6 @@ def test_a_snapshot_in_mid_schedule_goes_on_where_it_was(swarm):
     rounds = [play_round(s) for _ in range(3)]
     assert [found["a"] for found in rounds] == [32, 64, 128]
     assert [found["c"] for found in rounds] == [8, 16, 32]
-    assert s.lease("a").learning_rate == pytest.approx(s.config.inner.learning_rate * s.config.inner.final_lr_share)
+    assert s.lease("a").recipe.learning_rate == pytest.approx(
+        s.config.inner.learning_rate * s.config.inner.final_lr_share
+    )

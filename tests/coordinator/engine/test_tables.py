@@ -20,7 +20,7 @@ from coordinator.engine import events as ev
 from coordinator.engine import records
 from coordinator.engine.commands import SlowCommand
 from coordinator.engine.draws import Draws
-from coordinator.engine.engine import LEGAL_EVENTS
+from coordinator.engine.event_table import ROWS
 from coordinator.engine.phases import (
     LEASE_MOVES,
     PHASE_MOVES,
@@ -39,9 +39,10 @@ SECRET = b"0123456789abcdef"
 
 def legal_events_table() -> str:
     lines = ["| event | " + " | ".join(Phase) + " |", "|---|" + "---|" * len(Phase)]
-    for kind, phases in LEGAL_EVENTS.items():
-        cells = " | ".join("yes" if phase in phases else "–" for phase in Phase)
-        lines.append(f"| `{kind.__name__}` | {cells} |")
+    for row in ROWS:
+        cells = " | ".join("yes" if phase in row.phases else "–" for phase in Phase)
+        if row.phases:
+            lines.append(f"| `{row.event.__name__}` | {cells} |")
     return "\n".join(lines)
 
 
@@ -134,7 +135,7 @@ def test_a_short_secret_is_refused():
 
 # ---- records
 
-EVENTS = (ev.RunCreated, *LEGAL_EVENTS)
+EVENTS = tuple(row.event for row in ROWS)
 
 
 @settings(deadline=None)
@@ -168,7 +169,7 @@ def test_commands_survive(swarm):
     s.after(5)
     s.submit("a", "b")
     for _ in range(3):
-        s.failed("aggregate:r1", trouble=ev.Trouble.CONTENT)
+        s.failed("aggregate:r1", trouble=ev.CommandTrouble.CONTENT)
     s.tried("r1.1")
     s.stop()
     s.aggregated()

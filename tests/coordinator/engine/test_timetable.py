@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from coordinator.engine.events import BlockNorm
 from coordinator.engine.medians import MIN_NORMS, medians_of
 from coordinator.engine.phases import LeaseStatus
+from coordinator.engine.rows import LeaseRecord, SpeedReport, UploadReport, WorkerRecord
 from coordinator.engine.screening import remember
 from coordinator.engine.speeds import Speeds, overhead_s, step_s, upload_s
-from coordinator.engine.state import LeaseRecord, SpeedReport, UploadReport, WorkerRecord
 from coordinator.engine.tally import RoundTally
 from coordinator.engine.timetable import Timetable
 from protocol.ids import TRUNK, WorkerId, column_block

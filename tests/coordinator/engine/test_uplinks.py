@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from coordinator.engine import events as ev
 from coordinator.engine import pacing, quorum, speeds
 from coordinator.engine.config import EngineConfig
-from coordinator.engine.state import UploadReport, WorkerRecord
+from coordinator.engine.rows import UploadReport, WorkerRecord
 from protocol.ids import RunId, WorkerId
 
 quick = settings(max_examples=200, deadline=None, derandomize=True)

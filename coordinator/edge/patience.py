@@ -18,7 +18,7 @@ Value = TypeVar("Value")
 _SHORTEST_WAIT_S = 1e-3
 
 
-class Pace:
+class Patience:
     """One transfer's."""
 
     def __init__(self, what: str, limits: EdgeLimits, clock: Callable[[], float]) -> None:

@@ -1,0 +1,152 @@
+"""What a run knows of each worker, each lease and its present round: the frozen rows of the state's tables.
+
+Decides nothing and holds nothing but facts. Rows are replaced, never changed, and only through the methods of
+`EngineState` (state.py); their fields are a format (records.py): snapshots have them by these names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from coordinator.engine.events import BlockNorm
+from coordinator.engine.history import LeftOut
+from coordinator.engine.lease import GrantedLease
+from coordinator.engine.phases import LeaseStatus
+from coordinator.engine.reasons import Reason, Verdict, told
+from protocol.ids import Digest, RoundNumber, Version, WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedReport:
+    """How long one lease took, from journalled facts alone."""
+
+    steps: int
+    train_s: float
+    """As the worker says, at most `wall_s`."""
+    wall_s: float
+    """From grant to commit, by the coordinator's clock."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadReport:
+    """How long the bytes of one submission took, by the coordinator's clock alone."""
+
+    payload_bytes: int
+    upload_s: float
+    """From commit to all bytes; to the end of the lease where they had not come by then, which is at most the truth."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quarantine:
+    """Set aside until the earlier of the two ends."""
+
+    until_round: RoundNumber
+    until_s: float
+    why: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRecord:
+    """One enrolled worker."""
+
+    worker: WorkerId
+    name: str
+    trusted: bool
+    max_columns: int
+    tokens_per_s: float
+    heard_at_s: float
+    """Last journalled event from it."""
+    owner: str = ""
+    """Whose machine it is; empty: nobody's but its own. Never changes."""
+    present: bool = True
+    waiting_since_s: float | None = None
+    waits_until_s: float | None = None
+    """None while waiting: until it does something else."""
+    reports: tuple[SpeedReport, ...] = ()
+    uploads: tuple[UploadReport, ...] = ()
+    held_round: RoundNumber | None = None
+    held_columns: tuple[int, ...] = ()
+    """Columns of its latest lease, and that lease's round."""
+    cooling_until_s: float = 0.0
+    """After losing more than one lease in a round: no busy circle of leases handed back."""
+    rejected_in_row: int = 0
+    quarantine: Quarantine | None = None
+    leases_granted: int = 0
+    leases_expired: int = 0
+    leases_returned: int = 0
+    accepted: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    """Reason key to count."""
+
+    @property
+    def person(self) -> str:
+        """Equal for the machines of one owner, and for no others: who it is that has one vote."""
+        return f"owner {self.owner}" if self.owner else self.worker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRecord:
+    """A lease and what became of it."""
+
+    lease: GrantedLease
+    status: LeaseStatus = LeaseStatus.GRANTED
+    regrants: int = 0
+    gap_s: float = 0.0
+    """Of the time since its grant, so much in which the coordinator was not there."""
+    digest: Digest | None = None
+    payload_bytes: int = 0
+    codec: str = ""
+    committed_at_s: float | None = None
+    upload_broken: bool = False
+    """Since the commit something came between: how long the bytes take tells nothing about the uplink."""
+    uploaded_at_s: float | None = None
+    train_loss_first: float = 0.0
+    train_loss_last: float = 0.0
+    norms: tuple[BlockNorm, ...] = ()
+    """At the common number of steps."""
+    heldout_gain: float = 0.0
+    heldout_gain_se: float = 0.0
+    verdict: Verdict | None = None
+    ended: Reason | None = None
+    """Why it expired or was returned, or was accepted and counts nowhere."""
+    counted_in: RoundNumber | None = None
+
+    @property
+    def end_reason(self) -> str:
+        """Why it ended, in words; empty where it did not, or by a verdict."""
+        return told(self.ended) if self.ended else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundState:
+    """The round that is open, or being aggregated."""
+
+    round: RoundNumber
+    base_version: Version
+    opened_at_s: float
+    gathered_at_s: float | None = None
+    """When enough workers were first waiting."""
+    first_lease_at_s: float | None = None
+    settled_at_s: float | None = None
+    """When every column had its quorum, or nobody left who could bring it."""
+    grace_until_s: float | None = None
+    spare_wait_until_s: float | None = None
+    """A column is short and somebody who could serve it has yet to ask: so long is waited."""
+    next_lease: int = 1
+    granting: bool = False
+    """One decision grants `EngineConfig.most_grants` leases at most; more are to follow, with the next `Ticked`."""
+    sticky: dict[WorkerId, tuple[int, ...]] = field(default_factory=dict)
+    """Who held which columns in the round before."""
+    redrawn: dict[int, tuple[WorkerId, ...]] = field(default_factory=dict)
+    """Who is to leave each column's replica set this round."""
+    accepted: int = 0
+    rejected: int = 0
+    expired: int = 0
+    returned: int = 0
+    closed: Reason | None = None
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def close_reason(self) -> str:
+        """Why it closed, in words; empty while it is open."""
+        return told(self.closed) if self.closed else ""

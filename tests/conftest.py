@@ -1,0 +1,18 @@
+"""Shared by all rooms' tests: a small corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real text, small enough to be prepared in a moment: this project's own sources."""
+    folder = tmp_path_factory.mktemp("corpus")
+    room = Path(__file__).parents[1] / "simulator"
+    for source in sorted(room.rglob("*.py")):
+        name = "-".join(source.relative_to(room).parts)
+        (folder / name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    return folder
