@@ -1,10 +1,11 @@
-"""How the house is kept: no import circle, and no file too long to be read in one sitting.
+"""How the house is kept: no import circle, no file too long to be read in one sitting, no link that leads nowhere.
 
 What is too long still stands in a list here, which may only get shorter: an entry that holds again fails the test.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -36,6 +37,15 @@ def test_no_file_is_too_long() -> None:
 def test_no_modules_import_each_other_in_a_circle() -> None:
     graph = grimp.build_graph(*ROOMS, cache_dir=None)  # imports inside of functions, and for types alone, count too
     assert circles(graph.modules, graph.find_modules_directly_imported_by) == set()
+
+
+def test_every_link_of_the_docs_leads_to_a_file() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    linked = [
+        (page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8"))
+    ]
+    assert len(linked) > 30
+    assert [(page.name, link) for page, link in linked if not (page.parent / link).exists()] == []
 
 
 def test_a_long_file_is_found_and_a_generated_one_is_not(tmp_path: Path) -> None:
