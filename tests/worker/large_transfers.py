@@ -78,7 +78,8 @@ def move(link_text: str, ca_pem: bytes, block: BlockRef, target: Path, payload: 
     from worker.client import CoordinatorClient
 
     link, identity = JoinLink.parse(link_text), PrivateIdentity.generate()
-    invite = str(link.invite)
+    assert link.invite is not None
+    invite = link.invite
 
     async def run() -> Moved:
         client = CoordinatorClient(link, ca_pem, identity, first_backoff_s=0.05, max_backoff_s=0.5)
