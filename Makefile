@@ -1,7 +1,7 @@
 # make demo   eight workers train one model on this machine, some vanish, two lie
 # make test   the tests
 # make soak   the long proofs: hundreds of kills, many seeds, millions of inputs
-# make check  lint, types, import directions, generated code, tests
+# make check  lint, types, import directions, generated code and tables, tests
 
 PYTHON ?= python3
 VENV := .venv
@@ -40,6 +40,7 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m protocol.generate --check
+	$(BIN)/python -m benchmarks.tables --check
 
 check: lint test
 
@@ -49,6 +50,7 @@ format: $(READY)
 
 generate: $(READY)
 	$(BIN)/python -m protocol.generate
+	$(BIN)/python -m benchmarks.tables
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .hypothesis barnraise-demo barnraise-demo-[0-9]*

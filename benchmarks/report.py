@@ -52,7 +52,7 @@ def write_json(path: Path | str, rows: Sequence[Row]) -> None:
 
 
 def machine() -> str:
-    """One line for docs/performance.md: processor, cores, system, Python."""
+    """One line for a file in results/: processor, cores, system, Python."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return (
         f"{_processor_name()}, {cores} cores, {platform.system()} {platform.machine()}, "

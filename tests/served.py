@@ -52,7 +52,7 @@ def write_text(folder: Path) -> Path:
 
 def make_run(folder: Path, text: Path, engine: Mapping[str, Any]) -> Path:
     """A run that nobody has served yet, to be copied."""
-    small = {"preset": "tiny", "data": str(text), "port": 0, "sequence_length": 32, "codec": "fp32"}
+    small: dict[str, Any] = {"preset": "tiny", "data": str(text), "port": 0, "sequence_length": 32, "codec": "fp32"}
     init_run(folder, RunSettings(**small, heldout_limit=4, screening_sequences=4, engine={**ENGINE, **engine}))
     return folder
 
@@ -96,7 +96,7 @@ class RawClient:
         return reply.FromString(await self.raw(name, request.SerializeToString(), **kw))
 
     async def enrol(self, **changes: Any) -> pb.EnrolReply:
-        fields = {
+        fields: dict[str, Any] = {
             "protocol_version": PROTOCOL_VERSION,
             "public_key": self.identity.public_key,
             "invite": self.link.invite,
@@ -106,7 +106,7 @@ class RawClient:
         return await self.call("Enrol", pb.EnrolRequest(**(fields | changes)), pb.EnrolReply)
 
     def opening(self, **changes: Any) -> pb.OpenSessionRequest:
-        fields = {
+        fields: dict[str, Any] = {
             "protocol_version": PROTOCOL_VERSION,
             "public_key": self.identity.public_key,
             "nonce": secrets.token_bytes(16),
@@ -127,7 +127,7 @@ class RawClient:
         return await self.call("AcquireLease", pb.AcquireLeaseRequest(wait_s=wait_s), pb.AcquireLeaseReply)
 
     async def commit(self, lease: pb.Lease, payload: bytes, **changes: Any) -> pb.CommitSubmissionReply:
-        fields = {
+        fields: dict[str, Any] = {
             "lease_id": lease.lease_id,
             "digest": hashlib.sha256(payload).digest(),
             "payload_bytes": len(payload),
@@ -142,7 +142,7 @@ class RawClient:
 
     def uploading(self, lease: pb.Lease, payload: bytes, *, frames: Any = None, timeout: float = 20.0, **changes: Any):
         """An upload that is under way: the honest frames from the offset that it names, or those that are given."""
-        fields = {
+        fields: dict[str, Any] = {
             "lease_id": lease.lease_id,
             "digest": hashlib.sha256(payload).digest(),
             "payload_bytes": len(payload),

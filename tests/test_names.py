@@ -13,7 +13,6 @@ SHARED = {
     "Command",
     "Event",
     "FolderLock",
-    "Lease",
     "RoundRecord",
     "Submission",
     "Trained",

@@ -20,7 +20,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,11 +69,15 @@ def commands_of(page: str) -> list[Command]:
     return found
 
 
+def _at_most(most: str, found: re.Match[str]) -> str:
+    return str(found[1]) + min(found[2], most, key=int)
+
+
 def _without_comment(line: str) -> str:
     """`line` up to the # that the shell takes for a comment's."""
     lexer = shlex.shlex(line, posix=True)
     lexer.whitespace_split = True
-    source = lexer.instream
+    source: Any = lexer.instream
     ends = [0]
     while lexer.get_token() is not None:
         ends.append(source.tell())
@@ -182,7 +188,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 def smaller(line: str) -> str:
     """`line` with no more rounds, workers and liars than a test has time for."""
     for option, most in SMALL.items():
-        line = re.sub(rf"({option}[ =])(\d+)", lambda found, most=most: found[1] + min(found[2], most, key=int), line)
+        line = re.sub(rf"({option}[ =])(\d+)", partial(_at_most, most), line)
     return line
 
 

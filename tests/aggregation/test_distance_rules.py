@@ -57,12 +57,14 @@ def geometric_median(rows, weights):
 
 
 def lower_and_upper(values, weights):
-    pairs, total, passed, lower, upper = sorted(zip(values, weights, strict=True)), sum(weights), 0.0, None, None
+    pairs, total, passed = sorted(zip(values, weights, strict=True)), sum(weights), 0.0
+    lower: list[float] = []
+    upper: list[float] = []
     for value, weight in pairs:
         passed += weight
-        lower = value if lower is None and 2 * passed >= total else lower
-        upper = value if upper is None and 2 * passed > total else upper
-    return (lower + upper) / 2
+        lower += [value] * (2 * passed >= total)
+        upper += [value] * (2 * passed > total)
+    return (lower[0] + upper[0]) / 2
 
 
 def median(rows, weights):

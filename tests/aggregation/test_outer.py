@@ -39,6 +39,7 @@ def test_nothing_passed_in_changes():
     copies = [{name: tensor.clone() for name, tensor in part.items()} for part in (start, gradient, momentum)]
     new, buffer = OuterStep(0.7, 0.9).step(start, gradient, momentum)
     new["w"].zero_()
+    assert buffer is not None
     buffer["w"].zero_()
     for part, copy in zip((start, gradient, momentum), copies, strict=True):
         assert all(torch.equal(part[name], copy[name]) for name in copy)
@@ -47,6 +48,7 @@ def test_nothing_passed_in_changes():
 def test_first_momentum_does_not_alias_the_gradient():
     gradient = block(1)
     _, buffer = OuterStep(0.7, 0.9).step(block(0), gradient)
+    assert buffer is not None
     assert buffer["w"].data_ptr() != gradient["w"].data_ptr()
 
 

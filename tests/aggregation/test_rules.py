@@ -34,12 +34,14 @@ def reference_one(values, weights, rule):
         return math.fsum(w * x for w, x in zip(weights, values, strict=True)) / math.fsum(weights)
     pairs = sorted(zip(values, weights, strict=True))
     if rule == "median":
-        total, passed, lower, upper = sum(map(Fraction, weights)), Fraction(0), None, None
+        total, passed = sum(map(Fraction, weights)), Fraction(0)
+        lower: list[float] = []
+        upper: list[float] = []
         for value, weight in pairs:
             passed += Fraction(weight)
-            lower = value if lower is None and 2 * passed >= total else lower
-            upper = value if upper is None and 2 * passed > total else upper
-        return (lower + upper) / 2
+            lower += [value] * (2 * passed >= total)
+            upper += [value] * (2 * passed > total)
+        return (lower[0] + upper[0]) / 2
     f = trimmed_count(len(values))
     kept = [value for value, _ in pairs][f : len(pairs) - f]
     share = {value: np.mean([w for x, w in pairs if x == value]) for value in kept}

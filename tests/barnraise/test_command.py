@@ -168,7 +168,12 @@ def test_links_that_could_not_be_handed_over_are_never_made(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made: list[object] = []
-    monkeypatch.setattr("coordinator.edge.operator_client.create_invites", lambda *_, **__: made.append(1) or [])
+
+    def create(*_: object, **__: object) -> list[str]:
+        made.append(1)
+        return []
+
+    monkeypatch.setattr("coordinator.edge.operator_client.create_invites", create)
     monkeypatch.setattr("coordinator.run.folder.RunFolder.open", lambda root: root)
     (tmp_path / "file").touch()
     assert run(["coordinator", "invite", str(tmp_path), "--to", str(tmp_path / "file" / "links")]) == 2

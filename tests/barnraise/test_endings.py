@@ -137,7 +137,7 @@ def test_signs_of_ours_have_a_plain_form(monkeypatch: pytest.MonkeyPatch) -> Non
     print("5.1 → 4.9 ± 0.1 ▁█ ž \udce9")
     print_json({"name": "Ω😀"})
     terminal.flush()
-    said = terminal.buffer.getvalue().decode("ascii")  # type: ignore[attr-defined]
+    said = terminal.buffer.getvalue().decode("ascii")
     assert said.splitlines()[0] == "5.1 -> 4.9 +/- 0.1 18 \\u017e \\udce9"
     assert json.loads(said.split("\n", 1)[1]) == {"name": "Ω😀"}
 

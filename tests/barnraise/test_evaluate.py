@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from barnraise.cli.app import EXIT_INTERRUPTED, run
+from barnraise.cli.app import run
+from barnraise.cli.endings import EXIT_INTERRUPTED
 from barnraise.evaluation import evaluate
 from coordinator.datasets import Dataset, prepare
 from moe.export import export_checkpoint

@@ -28,7 +28,7 @@ from simulator.virtual.swarm import STILL
 torch.set_num_threads(1)
 
 GENERATION = {"do_sample": True, "temperature": 0.6, "top_k": 20, "eos_token_id": [40, 41]}
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 320,
     "hidden_size": 32,
     "intermediate_size": 32,
@@ -64,7 +64,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}<end>{% endfor %}"
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    Qwen3MoeForCausalLM(Qwen3MoeConfig(**SHAPE)).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = Qwen3MoeForCausalLM(Qwen3MoeConfig(**SHAPE))
+    model.to(torch.bfloat16).save_pretrained(folder)
     (folder / "generation_config.json").write_text(json.dumps(GENERATION))
     return folder
 
@@ -162,6 +163,7 @@ def test_rotating_checkpoints_carry_it_as_well(checkpoint: Path, text: Path, tmp
     begin = ["coordinator", "init", str(tmp_path / "run"), "--checkpoint", str(checkpoint), "--data", str(text), *SMALL]
     assert run(begin) == 0
     from coordinator.engine.commands import WriteCheckpoint
+    from coordinator.engine.events import CheckpointWritten
     from protocol.ids import Version
 
     opened = OpenedRun.open(RunFolder.open(tmp_path / "run"), STILL)
@@ -171,7 +173,8 @@ def test_rotating_checkpoints_carry_it_as_well(checkpoint: Path, text: Path, tmp
         written = opened.executor.execute(WriteCheckpoint(command_id="c", version=Version(0), manifest=manifest))
     finally:
         opened.close()
-    out = Path(written.path)  # type: ignore[union-attr]
+    assert isinstance(written, CheckpointWritten)
+    out = Path(written.path)
     assert told(out) == told(checkpoint)
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
 

@@ -162,7 +162,7 @@ def test_gain_is_positive_downhill_negative_uphill_and_zero_for_nothing(bench: B
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
-    torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()  # type: ignore[no-untyped-call]
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
 
     def along(sign: float) -> Callable[[str, tuple[int, ...]], torch.Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 import torch
 
@@ -46,7 +48,7 @@ def test_disk_and_memory_are_the_machines(error: Exception) -> None:
         LocalError("aggregation: expected a largest norm above 0"),
         MalformedMessage("6 tensors of 7"),
         RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
-        torch.linalg.LinAlgError("singular"),
+        cast(Any, torch.linalg).LinAlgError("singular"),
         KeyError("w"),
     ],
     ids=repr,

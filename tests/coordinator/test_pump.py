@@ -504,7 +504,7 @@ async def test_events_go_on_while_a_snapshot_is_written_and_it_is_of_its_own_mom
 
     setup = Setup(tmp_path)
     pump, _, journal = setup.open()
-    monkeypatch.setattr(pump_module.asyncio, "sleep", held)
+    monkeypatch.setattr(asyncio, "sleep", held)
     for number in range(3):
         await pump.submit(enrolled(WorkerId(f"{number:032x}")))
     for number in range(3, 9):  # more than a snapshot's worth, beside the one that stands still
@@ -512,7 +512,7 @@ async def test_events_go_on_while_a_snapshot_is_written_and_it_is_of_its_own_mom
     assert journal.latest_snapshot() is None
     go_on.set()
     await until(lambda: journal.latest_snapshot() is not None)
-    monkeypatch.setattr(pump_module.asyncio, "sleep", sleep)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     snapshot = journal.latest_snapshot()
     assert snapshot is not None
     assert snapshot.position < journal.last_position

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -16,7 +17,6 @@ from typing import Any
 
 import pytest
 
-import coordinator.edge.stopped
 from barnraise.cli.app import run as barnraise
 from barnraise.cli.status import print_status
 from coordinator.edge.operator_client import create_invites, fetch_status
@@ -192,7 +192,7 @@ def test_a_coordinator_starts_while_somebody_looks_who_holds_the_run(
     lock.release()
     looking = os.open(run.root / folder_lock.LOCK_FILE, os.O_RDONLY)
     lock_file(looking, shared=True)
-    monkeypatch.setattr(folder_lock.time, "sleep", lambda _: os.close(looking))
+    monkeypatch.setattr(time, "sleep", lambda _: os.close(looking))
     lock.acquire()
     lock.release()
 
@@ -265,7 +265,7 @@ def test_an_older_engines_journal_is_brought_up_to_date_in_the_copy_alone(
 
 
 def test_a_journal_that_changes_under_the_copy_is_copied_anew(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    genuine, copies = coordinator.edge.stopped.shutil.copyfile, []
+    genuine, copies = shutil.copyfile, []
 
     def copied(source: Path, target: Path) -> None:
         genuine(source, target)
@@ -275,19 +275,19 @@ def test_a_journal_that_changes_under_the_copy_is_copied_anew(run: RunFolder, mo
         if len(copies) == 2:
             raise FileNotFoundError(errno.ENOENT, "gone", str(source))
 
-    monkeypatch.setattr(coordinator.edge.stopped.shutil, "copyfile", copied)
+    monkeypatch.setattr(shutil, "copyfile", copied)
     assert not fetch_status(run).answering
     assert len(copies) >= 3
 
 
 def test_a_journal_that_never_holds_still_is_told(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    genuine, times = coordinator.edge.stopped.shutil.copyfile, iter(range(1, 1000))
+    genuine, times = shutil.copyfile, iter(range(1, 1000))
 
     def copied(source: Path, target: Path) -> None:
         genuine(source, target)
         os.utime(source, ns=(0, next(times) * 10**9))
 
-    monkeypatch.setattr(coordinator.edge.stopped.shutil, "copyfile", copied)
+    monkeypatch.setattr(shutil, "copyfile", copied)
     with pytest.raises(Unavailable, match="is being written to"):
         fetch_status(run)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -156,7 +157,7 @@ def test_what_is_advertised_has_one_form_and_may_name_another_port() -> None:
         ({"host": ""}, "it is empty"),
     ],
 )
-def test_an_address_that_cannot_be_used_later_is_refused_at_once(setting: dict[str, object], words: str) -> None:
+def test_an_address_that_cannot_be_used_later_is_refused_at_once(setting: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         RunSettings(preset="tiny", **setting)
 
@@ -174,7 +175,8 @@ def test_a_run_whose_absent_experts_need_top_k_leases_no_fewer_columns(tmp_path:
     """A spare for one lost column would otherwise be a lease that no worker can take."""
     (text := tmp_path / "text").mkdir()
     prepare([str(write_text(text))], dataset := tmp_path / "data")
-    for residency, least in (("absent", 2), ("frozen", 1)):
+    cases: tuple[tuple[Literal["absent", "frozen"], int], ...] = (("absent", 2), ("frozen", 1))
+    for residency, least in cases:
         settings = RunSettings(preset="tiny", data=str(dataset), residency=residency)
         init_run(tmp_path / residency, settings)
         journal = Journal.open(tmp_path / residency / "journal.sqlite", writable=False)

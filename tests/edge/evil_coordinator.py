@@ -32,7 +32,7 @@ from worker.options import WorkerOptions
 SERVICE = "barnraise.protocol.v1.Coordinator"
 MACHINE = Machine(device="cpu", device_name="test", memory_bytes=1 << 30, threads=1, bf16=False)
 Bend = Callable[[Any], Any]
-UNARY = {
+UNARY: dict[str, Any] = {
     "Enrol": pb.EnrolRequest,
     "OpenSession": pb.OpenSessionRequest,
     "AcquireLease": pb.AcquireLeaseRequest,

@@ -8,7 +8,7 @@ import math
 import secrets
 import struct
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -341,7 +341,7 @@ async def test_control_characters_reach_no_terminal_and_no_log(
         await client.call(
             "ReturnLease", pb.ReturnLeaseRequest(lease_id=lease.lease_id, reason=text), pb.ReturnLeaseReply
         )
-        quoting = Endpoint("s", Any, Traffic(), Throttle())  # an error that quotes without `repr`
+        quoting = Endpoint("s", cast(Any, None), Traffic(), Throttle())  # an error that quotes without `repr`
         quoting._log_refusal("m", Refusing(text), "192.0.2.7")
     assert {"call_refused", "lease_returned"} <= {line["event"] for line in lines}
     assert all(printable(value) for line in lines for value in line.values() if isinstance(value, str))

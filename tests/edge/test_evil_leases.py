@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -54,9 +55,13 @@ async def test_an_absurd_lease_is_refused_and_named(meeting: Meeting, changes: d
     assert "Download" not in meeting.evil.asked
 
 
+def _always(reply: Any) -> Callable[[Any], Any]:
+    return lambda _: reply
+
+
 async def test_being_told_to_wait_no_time_for_ever_does_not_spin(meeting: Meeting) -> None:
     for pause_s in (0.0, -1.0, float("nan")):
-        meeting.evil.bent["AcquireLease"] = lambda _, s=pause_s: pb.AcquireLeaseReply(wait=pb.Wait(retry_after_s=s))
+        meeting.evil.bent["AcquireLease"] = _always(pb.AcquireLeaseReply(wait=pb.Wait(retry_after_s=pause_s)))
         meeting.evil.asked.clear()
         task = meeting.start()
         async with asyncio.timeout(10):
@@ -74,7 +79,7 @@ async def test_a_heartbeat_interval_that_is_none_is_replaced(meeting: Meeting) -
     for interval_s in (0.0, -1.0, float("nan")):
         session = meeting.evil._OpenSession(pb.OpenSessionRequest())
         session.heartbeat_interval_s = interval_s
-        meeting.evil.bent["OpenSession"] = lambda _, s=session: s
+        meeting.evil.bent["OpenSession"] = _always(session)
         meeting.evil.asked.clear()
         meeting.told.events.clear()
         task = meeting.start()
@@ -93,7 +98,7 @@ async def test_what_it_says_cannot_steer_the_terminal(meeting: Meeting, capsys: 
     from worker.progress import LiveReporter, make_reporter
 
     evil_text = "\x1b]0;owned\x07\x1b[2J\r\nfake line\u202e"
-    verdicts = [pb.Verdict(lease_id=evil_text, outcome=2, reason=evil_text)] * 5000
+    verdicts = [pb.Verdict(lease_id=evil_text, outcome=pb.Verdict.REJECTED, reason=evil_text)] * 5000
     meeting.evil.bent["AcquireLease"] = lambda _: pb.AcquireLeaseReply(
         over=pb.RunOver(reason=evil_text), verdicts=verdicts
     )

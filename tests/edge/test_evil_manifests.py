@@ -10,7 +10,7 @@ import pytest
 
 from protocol.framing import frames_of
 from protocol.identity import PrivateIdentity
-from protocol.ids import TRUNK, RunId
+from protocol.ids import TRUNK, RunId, Version
 from protocol.manifest import BlockRef, Manifest, sign_manifest
 from protocol.sequences import HEADER
 from protocol.v1 import barnraise_pb2 as pb
@@ -48,7 +48,10 @@ WRONG: dict[str, tuple[Callable[[EvilCoordinator], Bend], str]] = {
     "signature of zeros": (lambda _: field(signature=bytes(64)), "signature"),
     "no signature": (lambda _: field(signature=b""), "signature"),
     "run": (resigned(lambda m: dataclasses.replace(m, run_id=RunId("another"))), "expected run, version"),
-    "version": (resigned(lambda m: dataclasses.replace(m, version=1, parent_version=0)), "expected run, version"),
+    "version": (
+        resigned(lambda m: dataclasses.replace(m, version=Version(1), parent_version=Version(0))),
+        "expected run, version",
+    ),
     "residency": (resigned(lambda m: dataclasses.replace(m, residency="absent")), "expected run, version"),
     "model": (resigned(lambda m: dataclasses.replace(m, model={**m.model, "vocab_size": 8})), "another model"),
     "larger": (resigned(with_trunk(payload_bytes=2**50)), "block trunk: expected"),
@@ -114,7 +117,7 @@ async def test_sequences_that_are_none_are_never_trained_on(
 ) -> None:
     evil = meeting.evil
     honest = evil.content
-    evil.content = lambda r: bend(honest(r)) if r.lease_data else honest(r)  # type: ignore[method-assign]
+    evil.content = lambda r: bend(honest(r)) if r.lease_data else honest(r)  # type: ignore[method-assign, assignment]
     ended = await meeting.end()
     assert ended.exit_code == 1
     assert words in str(meeting.told)

@@ -66,7 +66,9 @@ def secrets_under(run: RunFolder, home: Path, links: list[str]) -> set[bytes]:
     """Invites, private keys and the run's secret, in every spelling."""
     found = set[bytes]()
     for link in links:
-        found |= {JoinLink.parse(link).invite.encode()}
+        invite = JoinLink.parse(link).invite
+        assert invite is not None
+        found |= {invite.encode()}
     found |= spellings(run.draw_secret())
     keys = [path for root in (run.root, home) for path in root.rglob("*") if path.suffix in {".key", ".pem"}]
     for path in keys:

@@ -165,7 +165,7 @@ def message_mutated(random: Random, kind: type[Message], data: bytes) -> bytes:
 
 
 def _change_field(random: Random, message: Message) -> None:
-    fields = message.DESCRIPTOR.fields
+    fields: Any = message.DESCRIPTOR.fields
     if not fields:
         return
     field = random.choice(fields)

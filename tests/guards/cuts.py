@@ -116,6 +116,7 @@ def _found(cut: Cut, tree: ast.Module, scope: ast.AST) -> list[Edit]:
 def _edits(cut: Cut, scope: ast.AST, names: Names) -> Iterator[Edit]:
     """Each way in which the cut fits into `scope`."""
     if cut.kind == "first":
+        assert isinstance(scope, DEFINITION), f"{cut.where} has no statements"
         return iter([_planting(scope.body, 1 if ast.get_docstring(scope) else 0, cut.instead, {})])
     pattern = _code(cut.what)
     if cut.kind in {"never", "always"}:
@@ -137,8 +138,9 @@ def _condition_edits(cut: Cut, scope: ast.AST, pattern: ast.AST, names: Names) -
 
 def _unquoting_edits(scope: ast.AST, pattern: ast.AST, names: Names) -> Iterator[Edit]:
     for node in ast.walk(scope):
-        is_quoted = isinstance(node, ast.FormattedValue) and node.conversion == ord("r")
-        if is_quoted and matches(pattern, node.value, names) is not None:
+        if not isinstance(node, ast.FormattedValue) or node.conversion != ord("r"):
+            continue
+        if matches(pattern, node.value, names) is not None:
             yield partial(setattr, node, "conversion", -1)
 
 
@@ -204,8 +206,9 @@ class _Whole(ast.NodeTransformer):
         super().generic_visit(node)
         if isinstance(node, ast.BoolOp) and len(node.values) == 1:
             return node.values[0]
-        if getattr(node, "body", None) == []:
-            node.body = [ast.Pass()]
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and not body:
+            body.append(ast.Pass())
         return node
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -46,7 +48,7 @@ def test_slicing_into_overlapping_shards_and_merging_is_bit_identical(config, re
     shards = data.draw(st.lists(columns, min_size=1, max_size=4))
     left_over = sorted(set(range(cut.columns)) - set().union(*shards))
     shards.append(set(left_over) | set(range(fewest)))
-    merged = {}
+    merged: dict[Any, Any] = {}
     for held in shards:
         given_blocks = {block: blocks[block] for block in cut.needed_blocks(held)}
         for block, tensors in build_shard(cut, held, given_blocks).held_blocks().items():

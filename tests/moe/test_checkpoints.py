@@ -17,6 +17,7 @@ from moe.full import full_model
 from moe.layout import FROZEN, layout
 from moe.skeleton import model_class
 from protocol.errors import ConfigError
+from protocol.ids import TRUNK
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 TOKENS = torch.randint(0, 256, (2, 12), generator=torch.Generator().manual_seed(3))
@@ -25,11 +26,12 @@ TOKENS = torch.randint(0, 256, (2, 12), generator=torch.Generator().manual_seed(
 def saved(config: PreTrainedConfig, folder: Path, dtype: torch.dtype = torch.float32, **how: Any) -> Path:
     """A model of that shape with random weights, as `transformers` itself saves it."""
     torch.manual_seed(11)
-    model_class(config.model_type)(config).to(dtype).save_pretrained(folder, **how)
+    model: Any = model_class(config.model_type)(config)
+    model.to(dtype).save_pretrained(folder, **how)
     return folder
 
 
-def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -188,7 +190,8 @@ def test_an_export_is_kept_in_the_type_that_was_asked_for(config, tmp_path, dtyp
     found, blocks = import_checkpoint(folder)
     out = tmp_path / "out"
     export_checkpoint(blocks, layout(found, FROZEN), out, dtype=dtype)
-    model, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    model, report = loaded
     assert not report["missing_keys"] | report["unexpected_keys"]
     assert {tensor.dtype for tensor in model.parameters()} == {kept}
     assert json.loads((out / "config.json").read_text())["dtype"] == str(kept).removeprefix("torch.")
@@ -200,7 +203,7 @@ def test_an_export_is_kept_in_the_type_that_was_asked_for(config, tmp_path, dtyp
 def test_fp16_that_would_overflow_is_refused(small_config, tmp_path):
     config = small_config("olmoe")
     found, blocks = import_checkpoint(saved(config, tmp_path / "given"))
-    blocks["trunk"]["model.norm.weight"][0] = 70_000.0
+    blocks[TRUNK]["model.norm.weight"][0] = 70_000.0
     with pytest.raises(ConfigError, match=r"model\.norm\.weight .*choose bf16 or fp32"):
         export_checkpoint(blocks, layout(found, FROZEN), tmp_path / "out", dtype="fp16")
     with pytest.raises(ConfigError, match="expected one of fp32, bf16, fp16"):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ def make(slots, held, *, activation=None):
     generator = torch.Generator().manual_seed(3)
     up = torch.randn(4, 16, 8, generator=generator) / 3
     down = torch.randn(4, 8, 8, generator=generator) / 3
-    module = nn.Module()
+    module: Any = nn.Module()
     module.act_fn = activation or nn.SiLU()
     module._apply_gate = lambda both: module.act_fn(both.chunk(2, -1)[0]) * both.chunk(2, -1)[1]
     order = torch.tensor(slots).argsort()
@@ -50,7 +52,7 @@ def test_output_and_gradients_are_those_of_a_loop_over_tokens(slots, held, index
     down.requires_grad_()
     target = torch.randn(3, 8)
     (slow(x, index, weights, up, down, activation) * target).sum().backward()
-    expected = [t.grad.clone() for t in (x, weights)]
+    expected = [t.grad.clone() for t in (x, weights) if t.grad is not None]
     x.grad = weights.grad = None
     out = barnraise_frozen_experts_forward(module, x, index, weights)
     (out * target).sum().backward()

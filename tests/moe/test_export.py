@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from moe.full import full_model, initial_blocks
 from moe.layout import ABSENT, FROZEN, layout
 from moe.presets import preset
 from protocol.errors import ConfigError
+from protocol.ids import TRUNK
 
 # Runs where nothing of this project can be imported, however it was installed.
 STRANGER = """
@@ -59,7 +61,7 @@ print(json.dumps(facts))
 def exported(tmp_path_factory):
     """One folder for each architecture, opened by a process that does not know this project."""
     from_here = Path(__file__).with_name("conftest.py")
-    namespace: dict = {}
+    namespace: dict[str, Any] = {}
     exec(compile(from_here.read_text(), str(from_here), "exec"), namespace)
     root = tmp_path_factory.mktemp("exported")
     tokens = torch.randint(0, 256, (2, 12), generator=torch.Generator().manual_seed(1))
@@ -129,7 +131,7 @@ def test_an_export_replaces_the_former_one_and_leaves_nothing_beside_it(tmp_path
         export_checkpoint(initial_blocks(config, cut, seed), cut, tmp_path / "checkpoint", replace=True)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
     _, blocks = import_checkpoint(tmp_path / "checkpoint")
-    assert torch.equal(blocks["trunk"]["lm_head.weight"], initial_blocks(config, cut, 2)["trunk"]["lm_head.weight"])
+    assert torch.equal(blocks[TRUNK]["lm_head.weight"], initial_blocks(config, cut, 2)[TRUNK]["lm_head.weight"])
 
 
 def test_a_failed_export_keeps_the_former_one(tmp_path, monkeypatch):

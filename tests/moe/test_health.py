@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def experts_of(model, layer):
     return model.get_submodule(f"model.layers.{layer}.mlp.experts")
 
 
-def plain(health: ExpertHealth) -> dict:
+def plain(health: ExpertHealth) -> dict[str, Any]:
     return json.loads(json.dumps(health.as_dict(), allow_nan=False))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any, cast
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ def test_frozen_experts_pass_gradients_on_and_get_none(config, tokens):
     assert all(not tensor.requires_grad and tensor.grad is None for tensor in frozen.values())
     # Router rows of frozen experts and the embedding of every token seen learn from what those experts answered.
     routers = [p for name, p in shard.module.named_parameters() if name.endswith("mlp.gate.weight")]
-    assert all(router.grad[1:].abs().sum() > 0 for router in routers)
+    assert all(router.grad is not None and router.grad[1:].abs().sum() > 0 for router in routers)
 
 
 def test_an_absent_shard_is_a_smaller_valid_model_of_the_same_class(config, tokens):
@@ -151,15 +152,15 @@ def test_a_step_is_in_the_next_forward(config, cut, residency, tokens, kwargs, c
 
 def test_experts_really_compute_in_bf16_and_weights_stay_fp32(config, cut, tokens, monkeypatch):
     seen = set()
-    import moe.experts
+    from moe import experts
 
-    plain = moe.experts.grouped_mm
+    plain = cast(Any, experts).grouped_mm
 
     def watched(left, right, **kwargs):
         seen.add((left.dtype, right.dtype))
         return plain(left, right, **kwargs)
 
-    monkeypatch.setattr(moe.experts, "grouped_mm", watched)
+    monkeypatch.setattr(experts, "grouped_mm", watched)
     blocks = initial_blocks(config, cut, 5)
     for columns in (range(cut.top_k), range(cut.columns)):
         shard = build_shard(cut, columns, blocks, compute_dtype=torch.bfloat16)
@@ -167,7 +168,7 @@ def test_experts_really_compute_in_bf16_and_weights_stay_fp32(config, cut, token
         assert all(torch.equal(exact[b][name], blocks[b][name]) for b in exact for name in exact[b])
         shard.loss(tokens).total.backward()
         assert seen == {(torch.bfloat16, torch.bfloat16)}
-        assert all(p.dtype == p.grad.dtype == torch.float32 for p in shard.parameters())
+        assert all(p.grad is not None and p.dtype == p.grad.dtype == torch.float32 for p in shard.parameters())
 
 
 def skew_routers(blocks, cut):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -92,7 +93,7 @@ def test_tokenizers_that_give_other_ids_are_others():
     renamed = json.loads(own)["added_tokens"]
     renamed[2]["special"] = False  # now a text can produce it
     assert not same_tokenizer(own, changed(added_tokens=renamed))
-    other_merge = merged() | {"merges": [["h", "e"]]}
+    other_merge: dict[str, Any] = merged() | {"merges": [["h", "e"]]}
     other_merge["vocab"] = {("he" if k == "er" else k): v for k, v in other_merge["vocab"].items()}
     assert not same_tokenizer(with_merge, changed(model=other_merge))
 

@@ -116,8 +116,8 @@ class Volunteer:
         committed = await client.commit(lease, payload, codec="bf16")
         self._told.commits.add(key)
         if committed.upload_offset < len(payload):
-            reply = await client.upload(lease, payload, offset=committed.upload_offset)
-            if not reply.complete:
+            uploaded = await client.upload(lease, payload, offset=committed.upload_offset)
+            if not uploaded.complete:
                 return
             self._told.uploads.add(key)
         elif not committed.HasField("verdict"):

@@ -116,7 +116,7 @@ def _watch_files(executioner: Executioner) -> None:
         executioner.reach("payload dropped")
 
     ContentStore._adopt = watched_adopt  # type: ignore[method-assign]
-    Versions.publish = watched_publish  # type: ignore[method-assign]
+    Versions.publish = watched_publish  # type: ignore[method-assign, assignment]
     ArtifactStore.drop_payload = watched_drop  # type: ignore[method-assign]
 
 

@@ -99,8 +99,8 @@ def _watch(reach: Any) -> None:
         drop(self, *arguments)
         reach("submission dropped")
 
-    Session._move, _InnerLoop.step = moved, stepped  # type: ignore[method-assign]
-    LeaseStates.save, Outbox.save, Outbox.drop = kept, stored, dropped  # type: ignore[method-assign]
+    Session._move, _InnerLoop.step = moved, stepped  # type: ignore[method-assign, assignment]
+    LeaseStates.save, Outbox.save, Outbox.drop = kept, stored, dropped  # type: ignore[method-assign, assignment]
 
 
 def _slow_down(step_s: float) -> None:
@@ -114,7 +114,7 @@ def _slow_down(step_s: float) -> None:
         step(self, *arguments)
 
     if step_s:
-        _InnerLoop.step = slow  # type: ignore[method-assign]
+        _InnerLoop.step = slow  # type: ignore[method-assign, assignment]
 
 
 @dataclass(slots=True, kw_only=True)

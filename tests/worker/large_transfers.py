@@ -78,12 +78,14 @@ def move(link_text: str, ca_pem: bytes, block: BlockRef, target: Path, payload: 
     from worker.client import CoordinatorClient
 
     link, identity = JoinLink.parse(link_text), PrivateIdentity.generate()
+    assert link.invite is not None
+    invite = link.invite
 
     async def run() -> Moved:
         client = CoordinatorClient(link, ca_pem, identity, first_backoff_s=0.05, max_backoff_s=0.5)
         client.connect()
         try:
-            await _begin(client, identity.public_key, link.invite)
+            await _begin(client, identity.public_key, invite)
             memory = Memory()
             came, went = _Halfway("down", block.payload_bytes, pipe), _Halfway("up", payload.stat().st_size, pipe)
             await client.download_block(block.digest, block.payload_bytes, target, came)

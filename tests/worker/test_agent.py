@@ -15,8 +15,8 @@ from protocol.framing import frames_of
 from protocol.limits import FRAME_BYTES
 from protocol.v1 import barnraise_pb2 as pb
 from worker.client import CoordinatorClient
+from worker.messages import EXIT_OK, EXIT_REFUSED
 from worker.sentences import finished
-from worker.session import EXIT_OK, EXIT_REFUSED
 
 
 async def finish(task: asyncio.Task[Any]) -> Any:

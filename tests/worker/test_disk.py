@@ -9,7 +9,7 @@ import pytest
 from protocol.errors import ConfigError
 from protocol.ids import LeaseId, RunId, WorkerId, digest_of
 from protocol.tls import CertificateAuthority, manifest_key_message
-from worker import home, rejoin
+from worker import home
 from worker.blocks import BlockCache
 from worker.disk import FolderLock
 from worker.home import Enrolment, open_home
@@ -143,6 +143,6 @@ def test_a_user_without_a_home_folder_is_told_to_name_one(monkeypatch: pytest.Mo
     def unknown(*_: object, **__: object) -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(rejoin.platformdirs, "user_data_path", unknown)
+    monkeypatch.setattr("worker.rejoin.platformdirs.user_data_path", unknown)
     with pytest.raises(ConfigError, match="no home folder: say with --home FOLDER"):
         home.open_home(None, "0" * 64)

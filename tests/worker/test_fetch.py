@@ -14,7 +14,7 @@ from moe.layout import Layout, block_tensor_specs
 from protocol.codecs import FP32
 from protocol.errors import ConfigError, MalformedMessage, RemoteError, Unauthenticated
 from protocol.identity import PrivateIdentity
-from protocol.ids import Digest, RoundNumber, RunId, Version, WorkerId, digest_of
+from protocol.ids import TRUNK, Digest, RoundNumber, RunId, Version, WorkerId, digest_of
 from protocol.manifest import BlockRef, Manifest, sign_manifest
 from protocol.tensors import encode_tensors, payload_size
 from protocol.v1 import barnraise_pb2 as pb
@@ -93,7 +93,8 @@ class World:
 
     async def fetch(self, lease: Any, signer: PrivateIdentity = KEY, data: Any = None) -> Any:
         content = self.manifest.to_json()
-        self.client = FakeClient(content, sign_manifest(signer, content), dict(self.by_digest), self.data)
+        blocks = {str(digest): payload for digest, payload in self.by_digest.items()}
+        self.client = FakeClient(content, sign_manifest(signer, content), blocks, self.data)
         enrolment = Enrolment(
             worker_id=WorkerId("w"),
             run_id=RunId("run"),
@@ -147,7 +148,7 @@ async def test_the_cache_does_not_grow_from_version_to_version(
             block: BlockRef(digest=digest_of(payload), payload_bytes=len(payload))
             for block, payload in payloads.items()
         }
-        changes = {"version": Version(version), "parent_version": Version(version - 1), "blocks": refs}
+        changes: dict[str, Any] = {"version": Version(version), "parent_version": Version(version - 1), "blocks": refs}
         world.manifest = dataclasses.replace(world.manifest, **changes)
         world.by_digest = {digest_of(payload): payload for payload in payloads.values()}
 
@@ -203,7 +204,7 @@ async def test_a_manifest_of_something_else_is_refused(world: World, make_lease:
 
 async def test_a_block_of_the_wrong_size_is_refused_before_it_is_fetched(world: World, make_lease: Any) -> None:
     huge = BlockRef(digest=Digest("0" * 64), payload_bytes=1 << 45)
-    blocks = {**world.manifest.blocks, "trunk": huge}
+    blocks = {**world.manifest.blocks, TRUNK: huge}
     world.manifest = dataclasses.replace(world.manifest, blocks=blocks)
     with pytest.raises(MalformedMessage, match="trunk"):
         await world.fetch(make_lease())

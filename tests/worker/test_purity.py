@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ def test_a_shard_forgets_the_lease_before(
             shard.load(blocks)
             told = Disturbance(kind, nth)
             with disturbed(told), contextlib.suppress(TrainingStopped, RuntimeError):
-                train_shard(shard, one, sequences, micro_batch=MICRO_BATCH, should_stop=lambda told=told: told.stopped)
+                stopped = partial(getattr, told, "stopped")
+                train_shard(shard, one, sequences, micro_batch=MICRO_BATCH, should_stop=stopped)
             shard.eval()
             torch.rand(nth)
             assert bits_after(shard) == wanted, f"{kind} in micro-batch {nth}"

@@ -15,11 +15,9 @@ from protocol.ids import LeaseId
 from tests.worker.leases import lease_message, read_lease
 from worker import messages as m
 from worker.lease import ReceivedLease
+from worker.messages import EXIT_FAILED, EXIT_OK, EXIT_REFUSED
 from worker.session import (
     ALLOWED,
-    EXIT_FAILED,
-    EXIT_OK,
-    EXIT_REFUSED,
     LEGAL_MOVES,
     MAX_FAILURES,
     MAX_REFUSED_PAUSE_S,
@@ -47,7 +45,7 @@ class Driver:
         return self.commands
 
     def reply(self, kind: type[m.Reply], **fields: object) -> list[m.Command]:
-        return self.feed(kind(ticket=self.session._ticket, **fields))  # type: ignore[arg-type]
+        return self.feed(kind(ticket=self.session._ticket, **fields))
 
     def the(self, kind: type[Kind]) -> Kind:
         found = [command for command in self.commands if isinstance(command, kind)]

@@ -13,7 +13,7 @@ import pytest
 from worker.allowance import RECORDS_BYTES, DiskAllowance, lease_bytes
 from worker.client import CoordinatorClient
 from worker.machine.probe import Machine
-from worker.session import EXIT_OK, EXIT_REFUSED
+from worker.messages import EXIT_OK, EXIT_REFUSED
 
 
 async def finish(task: asyncio.Task[Any]) -> Any:

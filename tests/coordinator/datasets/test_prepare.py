@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,7 +192,7 @@ class TestStandardLibrary:
 
 class TestHubSource:
     def fake(self, monkeypatch, entries, **calls):
-        module = types.ModuleType("datasets")
+        module: Any = types.ModuleType("datasets")
 
         def load_dataset(path, name, *, split):
             calls.update(path=path, name=name, split=split)
@@ -215,8 +216,8 @@ class TestHubSource:
         assert (source.kind, source.name, source.documents, source.skipped) == ("datasets", "owner/name", 20, 2)
 
     def test_config_and_split_are_named(self, monkeypatch):
-        calls = {}
-        module = types.ModuleType("datasets")
+        calls: dict[str, object] = {}
+        module: Any = types.ModuleType("datasets")
         module.load_dataset = lambda path, name, *, split: calls.update(path=path, name=name, split=split) or iter(())
         monkeypatch.setitem(sys.modules, "datasets", module)
         list(parse_source("datasets:owner/name:small@test").documents(Tally()))

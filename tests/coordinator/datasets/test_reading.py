@@ -194,7 +194,7 @@ def test_names_that_are_not_utf8_are_written_down_legibly(tmp_path):
         (place / f"{number}.txt").write_text(f"text {number}")
     (place / os.fsdecode(b"p\xe9.bin")).write_bytes(b"\0")
     (place / os.fsdecode(b"q\xe9.txt")).write_text("its name is no matter")
-    noted = []
+    noted: list[str] = []
     made = prepare([place], tmp_path / "out", licence="\udce9", allowed_uses=["\udce9"], note=noted.append)
     again = Dataset.open(made.folder)
     assert again.card == made.card

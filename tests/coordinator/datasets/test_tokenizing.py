@@ -34,6 +34,7 @@ def test_bytes_are_bytes_and_end_with_the_end():
     tokenizer = tokenizer_named("bytes")
     (tokens,) = tokenizer.encode(["né <|eos|>".encode()])
     assert bytes(tokens[:-1].astype(np.uint8)).decode() == "né <|eos|>"
+    assert tokenizer.end_of_document is not None
     assert tokens[-1] == tokenizer.end_of_document >= 256
     assert tokenizer.vocab_size > tokenizer.end_of_document
 

@@ -322,7 +322,7 @@ def described(index: Index, now_s: float) -> dict[str, Any]:
         "resting": index._resting_on,
         "open": index.open_leases,
         "deadlines": {key: index.deadlines.moment_s(key) for key in index.deadlines},
-        "next deadline": index.deadlines.earliest() and index.deadlines.earliest()[0],
+        "next deadline": (index.deadlines.earliest() or (None,))[0],
         "quarantines": {key: index.quarantines.moment_s(key) for key in index.quarantines},
         "cooling": {key for key in index.cooling if index.cooling.moment_s(key) > now_s},
         "machines": index.machines,

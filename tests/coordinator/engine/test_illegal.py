@@ -13,7 +13,7 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.event_table import EVENT_TABLE, ROWS
 from coordinator.engine.phases import Phase
 from protocol.errors import ConfigError, IllegalEvent, LocalError
-from protocol.ids import LeaseId, WorkerId, digest_of
+from protocol.ids import LeaseId, Version, WorkerId, digest_of
 
 
 def gathering(s):
@@ -133,7 +133,9 @@ def test_workers_and_leases_that_do_not_exist(in_phase):
         lambda: s.handle(ev.WorkerSilent(at_s=0, worker=WorkerId("z"), last_seen_at_s=0.0)),
         lambda: s.handle(ev.LeaseReturned(at_s=0, worker=WorkerId("a"), lease_id=LeaseId("r9.1"), reason="")),
         lambda: s.enrol("a"),
-        lambda: s.handle(ev.SubmissionMeasured(at_s=0, command_id="measure:r9.1", lease_id="r9.1", malformed="")),
+        lambda: s.handle(
+            ev.SubmissionMeasured(at_s=0, command_id="measure:r9.1", lease_id=LeaseId("r9.1"), malformed="")
+        ),
         lambda: s.handle(ev.Ticked(at_s=float("nan"))),
     ):
         with pytest.raises(IllegalEvent):
@@ -207,7 +209,7 @@ def test_results_about_another_version(swarm):
     for kind, command_id in ((ev.VersionValidated, "validate:v0"), (ev.CheckpointWritten, "checkpoint:v0")):
         fields = {"val_loss": 1.0, "val_loss_se": 0.1} if kind is ev.VersionValidated else {"path": ""}
         with pytest.raises(IllegalEvent, match="is about version 0, got 7"):
-            s.handle(kind(at_s=0, command_id=command_id, version=7, **fields))
+            s.handle(kind(at_s=0, command_id=command_id, version=Version(7), **fields))
 
 
 def test_configurations_under_which_nothing_could_go_well(swarm):

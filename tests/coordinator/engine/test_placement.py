@@ -99,7 +99,7 @@ def test_data_is_never_named_twice_in_an_epoch(swarm):
     s = swarm(train_sequences=100, max_rounds=9)
     names = ["a", "b"]
     s.join(*names)
-    seen = set()
+    seen: set[tuple[str, int]] = set()
     for _ in range(4):
         for name in names:
             data = s.lease(name).data

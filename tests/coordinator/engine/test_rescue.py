@@ -8,6 +8,7 @@ from coordinator.engine import events as ev
 from coordinator.engine.commands import AggregateRound, AnnounceVerdict, DropPayload, TryContributions
 from coordinator.engine.phases import Phase
 from protocol.errors import IllegalEvent
+from protocol.ids import LeaseId, RoundNumber, Version
 
 CONTENT, MACHINE = ev.CommandTrouble.CONTENT, ev.CommandTrouble.MACHINE
 
@@ -165,12 +166,12 @@ def test_a_stopped_run_that_cannot_aggregate_ends(swarm, tried):
 def test_results_that_do_not_answer_the_question_are_illegal(swarm):
     s = aggregating(swarm)
     with pytest.raises(IllegalEvent, match="not a pending"):
-        s.handle(ev.ContributionsTried(at_s=s.now_s, command_id="try:r1", round=1, failed=()))
+        s.handle(ev.ContributionsTried(at_s=s.now_s, command_id="try:r1", round=RoundNumber(1), failed=()))
     fail_aggregation(s)
-    other, once = ev.FailedAlone(lease_id="r9.9", error=""), ev.FailedAlone(lease_id="r1.1", error="")
+    other, once = (ev.FailedAlone(lease_id=LeaseId(lease), error="") for lease in ("r9.9", "r1.1"))
     for failed, number in (((other,), 1), ((once, once), 1), ((once,), 2)):
         with pytest.raises(IllegalEvent, match="tries"):
-            s.handle(ev.ContributionsTried(at_s=s.now_s, command_id="try:r1", round=number, failed=failed))
+            s.handle(ev.ContributionsTried(at_s=s.now_s, command_id="try:r1", round=RoundNumber(number), failed=failed))
 
 
 def test_what_other_rules_made_is_kept_of_the_latest_version(swarm):
@@ -180,7 +181,8 @@ def test_what_other_rules_made_is_kept_of_the_latest_version(swarm):
     command = s.waiting_for(AggregateRound)
     s.handle(
         ev.RoundAggregated(
-            at_s=s.now_s, command_id=command.command_id, round=1, version=1, parent_version=0,
+            at_s=s.now_s, command_id=command.command_id,
+            round=RoundNumber(1), version=Version(1), parent_version=Version(0),
             manifest=s.digest("v1"), update_norm_l2=1.0, substitutes=(made,),
         )
     )  # fmt: skip

@@ -10,7 +10,8 @@ from coordinator.engine.phases import Phase
 def test_three_rounds_end_the_run(swarm, pick):
     s = swarm()
     s.join("a", "b", "c")
-    versions, seeds = [], []
+    versions: list[int] = []
+    seeds: list[int] = []
     for number in (1, 2, 3):
         assert (s.round, s.phase) == (number, Phase.TRAINING)
         s.after(10)

@@ -12,7 +12,7 @@ from coordinator.engine.config import ScreeningConfig
 from coordinator.engine.events import BlockNorm, SubmissionMeasured
 from coordinator.engine.medians import medians_of
 from coordinator.engine.phases import Phase
-from protocol.ids import TRUNK, WorkerId, column_block
+from protocol.ids import TRUNK, BlockId, LeaseId, WorkerId, column_block
 
 HISTORY = {TRUNK: (1.0, 1.0, 1.2), column_block(0): (0.5, 0.5, 0.5), column_block(1): (0.01, 0.01, 0.01)}
 
@@ -26,11 +26,11 @@ def verdict_on(
         column_block(1): 0.01,
         **{k.replace("_", "."): v for k, v in norms.items()},
     }
-    given = tuple(BlockNorm(block=block, norm_l2=value, base_l2=base) for block, value in values.items())
+    given = tuple(BlockNorm(block=BlockId(block), norm_l2=value, base_l2=base) for block, value in values.items())
     event = SubmissionMeasured(
         at_s=0.0,
         command_id="",
-        lease_id="r1.1",
+        lease_id=LeaseId("r1.1"),
         malformed=malformed,
         norms=given,
         heldout_gain=gain,

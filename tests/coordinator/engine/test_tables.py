@@ -9,6 +9,7 @@ import os
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -30,6 +31,7 @@ from coordinator.engine.phases import (
     move_phase,
 )
 from protocol.errors import LocalError
+from protocol.ids import TRUNK, LeaseId, WorkerId
 
 DOCS = Path(__file__).parents[3] / "docs" / "engine.md"
 SECRET = b"0123456789abcdef"
@@ -90,7 +92,7 @@ def test_every_phase_is_reached_and_only_over_is_final():
 
 
 def test_draws_repeat_and_differ_by_every_part():
-    streams = [(1, "a"), (2, "a"), (1, "b"), (1, "a", "b"), (1, "ab"), (1, "a", 1), (1, "a1")]
+    streams: list[tuple[Any, ...]] = [(1, "a"), (2, "a"), (1, "b"), (1, "a", "b"), (1, "ab"), (1, "a", 1), (1, "a1")]
     first = [Draws(SECRET).stream(n, *purpose).u64() for n, *purpose in streams]
     assert first == [Draws(SECRET).stream(n, *purpose).u64() for n, *purpose in streams]
     assert len(set(first)) == len(first)
@@ -139,7 +141,7 @@ EVENTS = tuple(row.event for row in ROWS)
 @settings(deadline=None)
 @given(data=st.data())
 def test_events_survive_the_journal(data):
-    event = data.draw(st.one_of(*(st.builds(kind) for kind in EVENTS)))
+    event = data.draw(st.one_of(*(st.builds(cast(Any, kind)) for kind in EVENTS)))
     again = records.event_from_json(records.event_to_json(event))
     assert type(again) is type(event)
     assert repr(again) == repr(event)  # equal but for NaN, which is equal to nothing
@@ -149,12 +151,13 @@ def test_infinities_and_nan_survive():
     event = ev.SubmissionMeasured(
         at_s=0.1 + 0.2,
         command_id="m",
-        lease_id="r1.1",
+        lease_id=LeaseId("r1.1"),
         malformed="",
-        norms=(ev.BlockNorm(block="trunk", norm_l2=math.inf),),
+        norms=(ev.BlockNorm(block=TRUNK, norm_l2=math.inf),),
         heldout_gain=math.nan,
     )
     again = records.event_from_json(records.event_to_json(event))
+    assert isinstance(again, ev.SubmissionMeasured)
     assert again.norms == event.norms
     assert math.isnan(again.heldout_gain)
     assert again.at_s == 0.1 + 0.2
@@ -198,13 +201,13 @@ def test_what_is_no_event_is_refused(text):
 
 
 def test_a_field_that_an_older_journal_does_not_have_takes_its_default():
-    plain = json.loads(records.event_to_json(ev.LeaseRequested(at_s=1.0, worker="a", wait_s=3.0)))
+    plain = json.loads(records.event_to_json(ev.LeaseRequested(at_s=1.0, worker=WorkerId("a"), wait_s=3.0)))
     del plain["wait_s"]
-    assert records.event_from_json(json.dumps(plain)) == ev.LeaseRequested(at_s=1.0, worker="a")
+    assert records.event_from_json(json.dumps(plain)) == ev.LeaseRequested(at_s=1.0, worker=WorkerId("a"))
 
 
 def test_all_data_is_frozen():
     for module in (ev, cmd):
         for kind in vars(module).values():
             if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-                assert kind.__dataclass_params__.frozen, kind
+                assert cast(Any, kind).__dataclass_params__.frozen, kind

@@ -81,7 +81,7 @@ records = st.builds(
 )
 
 
-def speeds_anew(known: dict[str, WorkerRecord]) -> tuple[dict[str, float], float | None]:
+def speeds_anew(known: dict[WorkerId, WorkerRecord]) -> tuple[dict[WorkerId, float], float | None]:
     """Speeds and the median of those present, by looking at everybody."""
     measured = {w: s for w, r in known.items() if (s := step_s(r)) is not None}
     probes = {w: r.tokens_per_s for w, r in known.items() if 0 < r.tokens_per_s < float("inf")}
@@ -92,7 +92,7 @@ def speeds_anew(known: dict[str, WorkerRecord]) -> tuple[dict[str, float], float
     return speeds, median(present) if present else None
 
 
-def ends_anew(known: dict[str, WorkerRecord], steps: int) -> float | None:
+def ends_anew(known: dict[WorkerId, WorkerRecord], steps: int) -> float | None:
     """The median end of a whole lease, the same way; those never measured need besides training what is usual."""
     speeds, _ = speeds_anew(known)
     fixed = {w: overhead_s(r) + upload_s(r) for w, r in known.items() if r.reports}
@@ -105,7 +105,8 @@ def ends_anew(known: dict[str, WorkerRecord], steps: int) -> float | None:
 @quick
 @given(st.lists(st.one_of(records, st.sampled_from([4, 8, 32])), max_size=30))
 def test_speeds_are_those_of_looking_at_everybody_anew(changes):
-    kept, known, steps = Speeds(8), {}, 8
+    kept, steps = Speeds(8), 8
+    known: dict[WorkerId, WorkerRecord] = {}
     for record in changes:
         if isinstance(record, int):
             steps = record

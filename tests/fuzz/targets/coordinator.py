@@ -136,7 +136,11 @@ def _stranger_call(data: bytes) -> object:
 def _stranger_calls() -> list[bytes]:
     there = world()
     capability = pb.Capability(device="cpu", device_name="x", memory_bytes=8 << 30, tokens_per_s=9.0, software="s")
-    who = {"protocol_version": PROTOCOL_VERSION, "public_key": there.stranger.public_key, "capability": capability}
+    who: dict[str, Any] = {
+        "protocol_version": PROTOCOL_VERSION,
+        "public_key": there.stranger.public_key,
+        "capability": capability,
+    }
     return _headed(
         STRANGERS,
         {

@@ -55,7 +55,7 @@ _NOTHING = Rate(burst=0, per_s=1e-9)
 class StillPump:
     """The pump without its journal file: each event goes through the journal's format into the engine."""
 
-    def __init__(self, engine: Engine, secret: bytes, deliver: Callable[[Command], None]) -> None:
+    def __init__(self, engine: Engine, secret: bytes, deliver: Callable[[GrantLease], None]) -> None:
         self.engine = engine
         self._secret = secret
         self._deliver = deliver
@@ -98,12 +98,13 @@ def _key_is_one(public_key: bytes, *_: Any, **__: Any) -> None:
 @contextmanager
 def _signatures_hold() -> Iterator[None]:
     """Inside, each signature is good: the `metadata` target has those, and they are a third of a call's cost."""
-    checked = coordinator.edge.auth.verify_call
-    coordinator.edge.auth.verify_call = _key_is_one
+    auth: Any = coordinator.edge.auth
+    checked = auth.verify_call
+    auth.verify_call = _key_is_one
     try:
         yield
     finally:
-        coordinator.edge.auth.verify_call = checked
+        auth.verify_call = checked
 
 
 class World:

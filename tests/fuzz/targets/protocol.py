@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,12 +46,13 @@ SHORT_FRAME_BYTES = 64
 @contextmanager
 def short_frames() -> Iterator[None]:
     """Inside, transfers are cut into frames of SHORT_FRAME_BYTES."""
-    whole = protocol.framing.FRAME_BYTES
-    protocol.framing.FRAME_BYTES = SHORT_FRAME_BYTES
+    framing: Any = protocol.framing
+    whole = framing.FRAME_BYTES
+    framing.FRAME_BYTES = SHORT_FRAME_BYTES
     try:
         yield
     finally:
-        protocol.framing.FRAME_BYTES = whole
+        framing.FRAME_BYTES = whole
 
 
 def frames(payload: bytes, offset: int = 0) -> list[bytes]:
@@ -67,8 +70,12 @@ def _tensors(codec: Codec) -> bytes:
     return encode_tensors({spec.name: torch.ones(spec.shape) for spec in SPECS}, codec)
 
 
+def _tensor_samples(codec: Codec) -> list[bytes]:
+    return [_tensors(codec)]
+
+
 def _tensor_decoder(codec: Codec) -> Callable[[bytes], object]:
-    def outcome(payload: object) -> object:
+    def outcome(payload: Any) -> object:
         try:
             return {name: tensor.numpy().tobytes() for name, tensor in decode_tensors(payload, SPECS, codec).items()}
         except MalformedMessage as refusal:
@@ -92,7 +99,7 @@ def _feed_frames(data: bytes) -> object:
     head, offset = data[0] if data else 0, 0
     if head % 3:
         offset = min(head, len(PAYLOAD))
-    hasher = protocol.framing.hashlib.sha256(PAYLOAD[:offset]) if head % 3 == 2 else None
+    hasher = hashlib.sha256(PAYLOAD[:offset]) if head % 3 == 2 else None
     with short_frames():
         reader = FrameReader(len(PAYLOAD), digest_of(PAYLOAD), offset, hasher)
         if hasher is None:
@@ -206,12 +213,13 @@ def _bootstrap(data: bytes) -> object:
     with theirs:
         theirs.sendall(data)
         theirs.shutdown(socket.SHUT_WR)
-        whole = protocol.bootstrap.socket
-        protocol.bootstrap.socket = SimpleNamespace(create_connection=lambda *_, **__: ours)
+        bootstrap: Any = protocol.bootstrap
+        whole = bootstrap.socket
+        bootstrap.socket = SimpleNamespace(create_connection=lambda *_, **__: ours)
         try:
             return fetch_ca("example.org", 443, authority().fingerprint, 2.0)
         finally:
-            protocol.bootstrap.socket = whole
+            bootstrap.socket = whole
             ours.close()
 
 
@@ -244,7 +252,7 @@ TARGETS = (
             name=f"tensors-{codec.name}",
             decode=_tensor_decoder(codec),
             refusals=(MalformedMessage,),
-            samples=lambda codec=codec: [_tensors(codec)],
+            samples=partial(_tensor_samples, codec),
         )
         for codec in CODECS.values()
     ),

@@ -125,7 +125,8 @@ def _answered(name: str, data: bytes) -> m.Event:
 def _check_heartbeats(agent: Agent) -> None:
     """The heartbeats that a session began: a timer at no time (NaN) holds up those of everything else in the loop."""
     assert agent._heartbeats is not None
-    interval_s = agent._heartbeats.get_coro().cr_frame.f_locals["interval_s"]
+    beating: Any = agent._heartbeats.get_coro()
+    interval_s = beating.cr_frame.f_locals["interval_s"]
     agent._heartbeats.cancel()
     assert MIN_HEARTBEAT_S <= interval_s <= MAX_HEARTBEAT_S, f"a heartbeat every {interval_s} s"
 
@@ -141,8 +142,9 @@ def _beaten(data: bytes) -> object:
         await asyncio.sleep(1.5)
         failed = beating.done()
         beating.cancel()
-        if failed and beating.exception() is not None:
-            raise beating.exception()
+        error = beating.exception() if failed else None
+        if error is not None:
+            raise error
         return [agent._events.get_nowait() for _ in range(agent._events.qsize())]
 
     for event in finish(beat()):

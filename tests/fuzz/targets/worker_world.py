@@ -59,12 +59,14 @@ class Unsigned(PrivateIdentity):
 @contextlib.contextmanager
 def cheaply() -> Iterator[None]:
     """Inside, what has nothing to do with an input is done once: 7 ms for a model's layout, 1 ms for our versions."""
-    plain = worker.fetch.layout, worker.joining.software_versions
-    worker.fetch.layout, worker.joining.software_versions = _layout, lambda: "test"
+    fetch: Any = worker.fetch
+    joining: Any = worker.joining
+    plain = fetch.layout, joining.software_versions
+    fetch.layout, joining.software_versions = _layout, lambda: "test"
     try:
         yield
     finally:
-        worker.fetch.layout, worker.joining.software_versions = plain
+        fetch.layout, joining.software_versions = plain
 
 
 def description(**changes: Any) -> pb.RunDescription:
@@ -102,7 +104,7 @@ class World:
         self.joining = Joining(options, link, self.home, QuietReporter())
         self.joining._background = InlineBackground()
         self.joining._client = self.client
-        self.joining._bootstrap = self._bootstrap
+        self.joining._bootstrap = self._bootstrap  # type: ignore[method-assign]
         self.joining._enrolment = self.enrolment = Enrolment(
             worker_id=IDENTITY.worker_id,
             run_id=RunId("run"),
