@@ -38,7 +38,7 @@ from coordinator.engine.events import (
     VersionValidated,
     WorkerEnrolled,
 )
-from coordinator.engine.lease import Lease
+from coordinator.engine.lease import GrantedLease
 from coordinator.engine.version import ENGINE_VERSION
 from protocol.ids import RunId, WorkerId, digest_of
 
@@ -134,7 +134,7 @@ class Loop:
         elif isinstance(command, SlowCommand):
             self._plan(self._result_of(command, now_s + 0.1))
 
-    def _work_on(self, lease: Lease, now_s: float) -> None:
+    def _work_on(self, lease: GrantedLease, now_s: float) -> None:
         machine = self._machines[lease.worker]
         train_s = lease.inner_steps * machine.step_s * self._draw.uniform(0.95, 1.05)
         commit_s = now_s + FETCH_S + train_s

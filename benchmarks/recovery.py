@@ -21,7 +21,7 @@ from coordinator.engine import commands as cm
 from coordinator.engine import events as ev
 from coordinator.engine.config import EngineConfig, InnerRecipe
 from coordinator.engine.engine import Engine
-from coordinator.engine.lease import Lease
+from coordinator.engine.lease import GrantedLease
 from coordinator.engine.records import event_to_json
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.pump import MAX_BATCH, SNAPSHOT_EVERY, load_engine
@@ -174,7 +174,7 @@ def _answers(command: cm.Command, at_s: float) -> list[ev.Event]:
     return []
 
 
-def _submission(lease: Lease, at_s: float) -> list[ev.Event]:
+def _submission(lease: GrantedLease, at_s: float) -> list[ev.Event]:
     digest = digest_of(lease.lease_id.encode())
     return [
         ev.SubmissionCommitted(

@@ -46,7 +46,7 @@ from coordinator.engine.events import (
     WorkerEnrolled,
     WorkerSeen,
 )
-from coordinator.engine.lease import Lease
+from coordinator.engine.lease import GrantedLease
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.pump import Pump
 from coordinator.store.journal import Journal
@@ -172,7 +172,7 @@ class ScriptedSwarm:
             )
         return CheckpointWritten(at_s=at_s, command_id=command_id, version=getattr(command, "version", 0), path="")  # type: ignore[arg-type]
 
-    def _train(self, lease: Lease) -> None:
+    def _train(self, lease: GrantedLease) -> None:
         took_s = LEASE_S * self._random.uniform(0.8, 1.2) * lease.inner_steps / self.config.inner.inner_steps
         start_s, worker, lease_id = self.now_s, lease.worker, lease.lease_id
         beat_s = start_s + self._random.uniform(0.0, self._heartbeat_s)

@@ -30,9 +30,11 @@ from moe.presets import preset
 from moe.shard import ShardModel, build_shard
 from protocol.codecs import BF16, FP32
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, digest_of
+from protocol.lease import DataRange, Lease
+from protocol.recipe import Recipe
+from protocol.submission import encode_submission
 from protocol.tensors import decode_tensors, encode_tensors
 from worker.blocks import BlockCache
-from worker.lease import Lease
 from worker.outbox import Outbox, Submission
 from worker.train.trainer import TrainMetrics, pseudo_gradient_of, train_shard
 
@@ -115,7 +117,7 @@ class Bench:
         self.layout: Layout = layout(config, case.residency)
         self.lease = _lease(case)
         self.tokens_NL: NDArray[np.int64] = np.random.default_rng(0).integers(
-            0, 256, (self.lease.data_count, case.sequence_length + 1)
+            0, 256, (self.lease.data.count, case.sequence_length + 1)
         )
         blocks = initial_blocks(config, self.layout, seed=0)
         self._folder = tempfile.TemporaryDirectory(prefix="barnraise-benchmark-")
@@ -138,15 +140,16 @@ class Bench:
         self.shard.load(self._blocks)
         lease, batch = self.lease, self.case.batch_sequences
         started_s = self._now()
-        groups = self.shard.parameter_groups(lease.learning_rate, lease.router_lr_scale, lease.weight_decay)
+        recipe = lease.recipe
+        groups = self.shard.parameter_groups(recipe.learning_rate, recipe.router_lr_scale, recipe.weight_decay)
         parameters = [parameter for group in groups for parameter in group["params"]]
         optimizer = torch.optim.AdamW(
-            groups, betas=(lease.adam_beta1, lease.adam_beta2), eps=lease.adam_eps, fused=True
+            groups, betas=(recipe.adam_beta1, recipe.adam_beta2), eps=recipe.adam_eps, fused=True
         )
         for step in range(lease.inner_steps):
             tokens_BL = torch.from_numpy(self.tokens_NL[step * batch : (step + 1) * batch]).to(self.device)
             self.shard.loss(tokens_BL).total.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(parameters, lease.clip_norm)
+            torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return self._now() - started_s
@@ -163,8 +166,7 @@ class Bench:
         metrics = train_shard(self.shard, self.lease, self.tokens_NL, device=self.device)
         inner_s += self._now()
         gradient = pseudo_gradient_of(start, self.shard.held_blocks())
-        flat = {f"{block}/{name}": tensor for block, tensors in gradient.items() for name, tensor in tensors.items()}
-        payload = encode_tensors(flat, BF16)
+        payload = encode_submission(gradient, BF16)
         self._outbox.save(_submission(self.lease, payload, metrics), payload)
         return self._now() - started_s, inner_s
 
@@ -180,24 +182,11 @@ def _lease(case: WorkerCase) -> Lease:
         round=RoundNumber(1),
         base_version=Version(0),
         columns=tuple(range(case.columns)),
-        data_seed=0,
-        data_start=0,
-        data_count=case.inner_steps * case.batch_sequences,
+        data=DataRange(seed=0, start=0, count=case.inner_steps * case.batch_sequences),
         seed=0,
         inner_steps=case.inner_steps,
         batch_sequences=case.batch_sequences,
-        learning_rate=4e-3,
-        router_lr_scale=0.1,
-        warmup_steps=3,
-        weight_decay=0.01,
-        adam_beta1=0.9,
-        adam_beta2=0.99,
-        adam_eps=1e-8,
-        clip_norm=1.0,
-        optimizer=case.optimizer,
-        muon_learning_rate=0.02,
-        muon_momentum=0.95,
-        ttl_s=3600.0,
+        recipe=Recipe(optimizer=case.optimizer, learning_rate=4e-3, muon_learning_rate=0.02, warmup_steps=3),
     )
 
 

@@ -12,15 +12,17 @@ import math
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from aggregation.names import EXPECTED, RULES  # names alone: reading a file must not load torch
 from coordinator.engine.config import EngineConfig, InnerRecipe, ScreeningConfig, check_config
+from protocol.codecs import BF16, CODECS
 from protocol.errors import ConfigError
 from protocol.hosts import WILDCARDS, address_text, canonical_host, dialable_host, split_port
 from protocol.ids import RunId
+from protocol.residency import FROZEN, Residency
 
 DEFAULT_PORT = 7465
 """No service is registered there with IANA; the digits stand for nothing."""
@@ -45,8 +47,8 @@ class RunSettings(BaseModel):
     """A Hugging Face folder on disk."""
     data: str = "stdlib"
     """A folder made by `barnraise data prepare`, or a source to prepare: file, folder, `stdlib`, `datasets:NAME`."""
-    residency: Literal["frozen", "absent"] = "frozen"
-    codec: Literal["fp32", "bf16"] = "bf16"
+    residency: Residency = FROZEN
+    codec: str = BF16.name
     """What a submission is encoded in."""
     sequence_length: int = Field(default=128, ge=8, le=131_072)
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -90,6 +92,13 @@ class RunSettings(BaseModel):
     @classmethod
     def _advertised_can_be_dialled(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_telling_pydantic(_canonical_address, one) for one in value)
+
+    @field_validator("codec")
+    @classmethod
+    def _codec_is_known(cls, value: str) -> str:
+        if value not in CODECS:
+            raise ValueError(f"must be one of {', '.join(CODECS)}, got {value!r}")
+        return value
 
     @field_validator("engine")
     @classmethod

@@ -30,13 +30,14 @@ from moe.blocks import Blocks, slice_blocks
 from moe.companions import Companions, export_companions, write_companions
 from moe.config import config_from_json, config_to_json
 from moe.full import full_model
-from moe.layout import FROZEN, Layout, layout
+from moe.layout import Layout, layout
 from moe.skeleton import model_class
 from moe.tokenizer import TOKENIZER_FILE, byte_tokenizer_json, read_vocabulary
 from moe.weights import EMBEDDING, HEAD, checked_dtype, open_weights
 from protocol.errors import ConfigError
 from protocol.folders import Kind, filled_whole, require_fillable
 from protocol.ids import BlockId
+from protocol.residency import FROZEN
 
 # Loading and saving are steps of commands that draw their own progress and say what is wrong in one sentence.
 _logging: Any = transformers_logging

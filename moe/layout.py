@@ -21,11 +21,9 @@ from moe.families import Family, family_named
 from moe.skeleton import meta_model
 from protocol.errors import ConfigError, LocalError
 from protocol.ids import TRUNK, BlockId, column_block, column_of
-from protocol.tensors import TensorSpec
-
-FROZEN: Final = "frozen"
-ABSENT: Final = "absent"
-RESIDENCIES: Final = (FROZEN, ABSENT)
+from protocol.residency import ABSENT, FROZEN, RESIDENCIES
+from protocol.specs import TensorSpec
+from protocol.submission import submission_name
 
 FP32_BYTES: Final = 4
 OPTIMIZER_MOMENTS: Final = 2
@@ -185,7 +183,7 @@ def layout(config: PreTrainedConfig, residency: str) -> Layout:
 def submission_specs(model_layout: Layout, columns: Iterable[int]) -> list[TensorSpec]:
     """What a submission for a shard of these columns must hold: names `BLOCK/PARAMETER`, sorted by name."""
     specs = [
-        TensorSpec(name=f"{block}/{spec.name}", shape=spec.shape)
+        TensorSpec(name=submission_name(block, spec.name), shape=spec.shape)
         for block in model_layout.shard_blocks(columns)
         for spec in model_layout.block_specs(block)
     ]

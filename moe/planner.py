@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from moe.config import moe_layers
-from moe.layout import ABSENT, FP32_BYTES, OPTIMIZER_MOMENTS, Layout
+from moe.layout import FP32_BYTES, OPTIMIZER_MOMENTS, Layout
+from protocol.residency import ABSENT
 from protocol.text import human_bytes
 
 ALLOCATOR_SLACK: Final = 1.10

@@ -20,10 +20,11 @@ from transformers import PreTrainedModel
 from moe.blocks import Blocks, check_blocks
 from moe.config import config_from_json
 from moe.experts import EXPERTS_IMPLEMENTATION, attach_experts
-from moe.layout import FROZEN, Layout
+from moe.layout import Layout
 from moe.skeleton import PLAIN_EXPERTS, materialise, meta_model
 from protocol.errors import LocalError
 from protocol.ids import TRUNK, BlockId, column_block
+from protocol.residency import FROZEN
 
 AnyBlocks = Mapping[BlockId, Mapping[str, Tensor]]
 

@@ -1,40 +1,44 @@
-"""How fp32 tensors are written for the wire: each codec is a dtype and the two conversions.
+"""How fp32 tensors are written for the wire: the port that every codec fills, the codecs there are, and their table.
 
-A codec is named in the run's description; everything decodes back to fp32. bf16 keeps fp32's range, so no scale is
+A codec is named in the run's description; everything decodes back to fp32. The bytes of a payload are known before it
+exists: each codec says which pieces it makes of a tensor of a given shape. bf16 keeps fp32's range, so no scale is
 needed, and rounds to nearest even with a relative error of at most 2**-8.
+
+A new codec is a class of its own file and an entry of `CODECS`; tests/protocol/codec_contract.py is what it must pass.
+Loads no torch before a tensor is at hand, and neither may a codec's file: settings are checked against this table.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from protocol.errors import MalformedMessage
+from protocol.specs import Encoded, TensorSpec, WireDtype, WireSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Codec(Protocol):
-    """One encoding of fp32 tensors."""
+    """One encoding of fp32 tensors. Holds nothing of its own: the same arguments give the same bits."""
 
     @property
     def name(self) -> str:
         """As the run's description spells it."""
 
-    @property
-    def wire_dtype(self) -> torch.dtype:
-        """What the encoded tensors are made of."""
+    def wire_specs(self, spec: TensorSpec) -> tuple[WireSpec, ...]:
+        """The pieces that a tensor of this spec is written as, in order; their parts have different names."""
 
-    @property
-    def safetensors_dtype(self) -> str:
-        """`wire_dtype` as a safetensors header spells it."""
+    def encode(self, tensor: Tensor, state: Tensor | None = None) -> Encoded:
+        """`tensor` in pieces as `wire_specs` says; `state` is what the same tensor's last encoding left, if any."""
 
-    def encode(self, tensor: Tensor) -> Tensor:
-        """`tensor` as contiguous `wire_dtype` in main memory, of the same shape."""
+    def decode(self, parts: tuple[Tensor, ...], spec: TensorSpec) -> Tensor:
+        """A contiguous fp32 tensor of `spec.shape`, from pieces of the right dtypes and shapes and of any content.
 
-    def decode(self, tensor: Tensor) -> Tensor:
-        """An encoded tensor as fp32, of the same shape."""
+        Allocates in proportion to the shape. MalformedMessage where the content is invalid (an index out of range);
+        whether values are finite is for the caller to check.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,27 +46,39 @@ class CastCodec:
     """A codec that is a cast and nothing else."""
 
     name: str
-    wire_dtype: torch.dtype
-    safetensors_dtype: str
+    wire_dtype: WireDtype
+    torch_dtype: str
+    """`wire_dtype` as torch spells it."""
 
-    def encode(self, tensor: Tensor) -> Tensor:
-        """Cast to the wire dtype; a no-op view where it already is that."""
-        return tensor.detach().to(device="cpu", dtype=self.wire_dtype).contiguous()
+    def wire_specs(self, spec: TensorSpec) -> tuple[WireSpec, ...]:
+        """One piece of the same shape."""
+        return (WireSpec(dtype=self.wire_dtype, shape=spec.shape),)
 
-    def decode(self, tensor: Tensor) -> Tensor:
+    def encode(self, tensor: Tensor, state: Tensor | None = None) -> Encoded:
+        """Cast to the wire dtype; a view without a copy where it already is that."""
+        import torch
+
+        del state
+        return Encoded((tensor.detach().to(device="cpu", dtype=getattr(torch, self.torch_dtype)).contiguous(),))
+
+    def decode(self, parts: tuple[Tensor, ...], spec: TensorSpec) -> Tensor:
         """Cast back to fp32; exact for both dtypes."""
-        return tensor.to(torch.float32)
+        import torch
+
+        del spec
+        return parts[0].to(torch.float32)
 
 
-FP32: Codec = CastCodec(name="fp32", wire_dtype=torch.float32, safetensors_dtype="F32")
-BF16: Codec = CastCodec(name="bf16", wire_dtype=torch.bfloat16, safetensors_dtype="BF16")
+BF16: Codec = CastCodec(name="bf16", wire_dtype="BF16", torch_dtype="bfloat16")
+FP32: Codec = CastCodec(name="fp32", wire_dtype="F32", torch_dtype="float32")
 
-_CODECS = {codec.name: codec for codec in (FP32, BF16)}
+CODECS: dict[str, Codec] = {codec.name: codec for codec in (BF16, FP32)}
+"""Every codec that a run may name."""
 
 
 def codec_named(name: str) -> Codec:
     """The codec that `name` stands for; raises MalformedMessage listing the known ones."""
-    codec = _CODECS.get(name)
+    codec = CODECS.get(name)
     if codec is None:
-        raise MalformedMessage(f"unknown codec {name[:32]!r}; known are {', '.join(sorted(_CODECS))}")
+        raise MalformedMessage(f"unknown codec {name[:32]!r}; known are {', '.join(sorted(CODECS))}")
     return codec

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 
-PROTOCOL_VERSION = 1
-"""Sent when enrolling and opening a session; the coordinator refuses any other with a sentence."""
+PROTOCOL_VERSION = 2
+"""Sent when enrolling and opening a session; the coordinator refuses any other with a sentence. 2: a lease's recipe is
+a message of its own, in which a worker of version 1 would read zeros."""
 
 FRAME_BYTES = 512 * 1024
 """Payload of one raw frame: throughput over TLS is flat from 256 KiB to 1 MiB, and smaller frames keep memory low."""

@@ -19,6 +19,7 @@ from protocol.errors import MalformedMessage
 from protocol.identity import PrivateIdentity, verify
 from protocol.ids import BlockId, Digest, RoundNumber, RunId, Version, column_of
 from protocol.limits import MAX_CONTROL_BYTES
+from protocol.residency import RESIDENCIES
 
 MAX_BLOCKS = 4097
 """Trunk and 4096 columns; the largest models of today have 512 experts in a layer."""
@@ -26,7 +27,6 @@ _MAX_INTEGER = 2**53
 """Above it, JSON readers in other languages begin to round."""
 _DOMAIN = b"barnraise-manifest-v1"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_RESIDENCIES = ("frozen", "absent")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +127,8 @@ def _from_fields(fields: dict[str, Any]) -> Manifest:
         raise MalformedMessage("manifest must name blocks, and momenta for none but those")
     if not isinstance(fields["model"], dict):
         raise MalformedMessage("manifest field model is not a JSON object")
-    if fields["residency"] not in _RESIDENCIES:
-        raise MalformedMessage(f"manifest residency must be one of {', '.join(_RESIDENCIES)}")
+    if fields["residency"] not in RESIDENCIES:
+        raise MalformedMessage(f"manifest residency must be one of {', '.join(RESIDENCIES)}")
     run_id = fields["run_id"]
     if not isinstance(run_id, str) or not 1 <= len(run_id) <= 128 or not run_id.isprintable():
         raise MalformedMessage("manifest run_id must be 1 to 128 printable characters")

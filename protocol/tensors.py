@@ -12,9 +12,7 @@ Format: https://huggingface.co/docs/safetensors (u64 header length, JSON header 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping, MutableMapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
@@ -24,31 +22,26 @@ from torch import Tensor
 
 from protocol.codecs import Codec
 from protocol.errors import LocalError, MalformedMessage
+from protocol.specs import TensorSpec, WireDtype, WireSpec
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 """A header of 100 000 tensors takes about 10 MiB; only read to explain a refusal."""
 _LENGTH_BYTES = 8
 _ALIGNMENT_BYTES = 8
-_MAX_DIMENSIONS = 8
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class TensorSpec:
-    """Name and shape that a tensor must have."""
-
-    name: str
-    shape: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not self.name or self.name == "__metadata__" or not self.name.isprintable():
-            raise LocalError(f"not a tensor name: {self.name!r}")
-        if len(self.shape) > _MAX_DIMENSIONS or any(size < 0 for size in self.shape):
-            raise LocalError(f"tensor {self.name}: not a shape: {self.shape}")
-
-    @property
-    def elements(self) -> int:
-        """Number of values."""
-        return math.prod(self.shape)
+_DTYPES: Mapping[WireDtype, torch.dtype] = {
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+}
 
 
 def payload_size(specs: Sequence[TensorSpec], codec: Codec) -> int:
@@ -56,43 +49,82 @@ def payload_size(specs: Sequence[TensorSpec], codec: Codec) -> int:
     return len(_header(_by_name(specs), codec)) + _values_bytes(specs, codec)
 
 
-def encode_parts(tensors: Mapping[str, Tensor], codec: Codec) -> Iterator[bytes | memoryview]:
-    """The payload in pieces (header, then each tensor by name), for a writer that wants no second copy in memory."""
-    yield _header([TensorSpec(name, tuple(tensors[name].shape)) for name in sorted(tensors)], codec)
-    for name in sorted(tensors):
-        yield _bytes_of(codec.encode(tensors[name]))
+def encode_parts(
+    tensors: Mapping[str, Tensor], codec: Codec, states: MutableMapping[str, Tensor] | None = None
+) -> Iterator[bytes | memoryview]:
+    """The payload in pieces (header, then each tensor by name), for a writer that wants no second copy in memory.
+
+    `states` holds what a codec left of earlier encodings of the same tensors, by name, and is brought up to date.
+    """
+    specs = [TensorSpec(name, tuple(tensors[name].shape)) for name in sorted(tensors)]
+    yield _header(specs, codec)
+    for spec in specs:
+        encoded = codec.encode(tensors[spec.name], None if states is None else states.get(spec.name))
+        if states is not None and encoded.state is not None:
+            states[spec.name] = encoded.state
+        yield from map(_bytes_of, _as_promised(encoded.parts, spec, codec))
 
 
-def encode_tensors(tensors: Mapping[str, Tensor], codec: Codec) -> bytes:
-    """One safetensors file: wire dtype by `codec`, names in order, the same bytes for the same tensors."""
-    return b"".join(encode_parts(tensors, codec))
+def encode_tensors(
+    tensors: Mapping[str, Tensor], codec: Codec, states: MutableMapping[str, Tensor] | None = None
+) -> bytes:
+    """One safetensors file: dtypes by `codec`, names in order, the same bytes for the same tensors (and states)."""
+    return b"".join(encode_parts(tensors, codec, states))
 
 
 def decode_tensors(
-    payload: bytes | bytearray | memoryview | Path, specs: Sequence[TensorSpec], codec: Codec
+    payload: bytes | bytearray | memoryview | Path,
+    specs: Sequence[TensorSpec],
+    codec: Codec,
+    wanted: Container[str] | None = None,
 ) -> dict[str, Tensor]:
-    """fp32 tensors by name; MalformedMessage, before allocating, unless `payload` is exactly `specs` in `codec`."""
+    """fp32 tensors by name; MalformedMessage, before allocating, unless `payload` is exactly `specs` in `codec`.
+
+    Where `wanted` names some of them, only their bytes are read.
+    """
     if isinstance(payload, Path):
         with payload.open("rb") as file:
-            return _decode(_FileSource(file), specs, codec)
-    return _decode(_MemorySource(memoryview(payload).cast("B")), specs, codec)
+            return _decode(_FileSource(file), specs, codec, wanted)
+    return _decode(_MemorySource(memoryview(payload).cast("B")), specs, codec, wanted)
 
 
-def _decode(source: _FileSource | _MemorySource, specs: Sequence[TensorSpec], codec: Codec) -> dict[str, Tensor]:
+def _decode(
+    source: _FileSource | _MemorySource, specs: Sequence[TensorSpec], codec: Codec, wanted: Container[str] | None
+) -> dict[str, Tensor]:
     ordered = _by_name(specs)
     header = _header(ordered, codec)
-    expected = len(header) + _values_bytes(specs, codec)
+    expected = len(header) + _values_bytes(ordered, codec)
     if source.total_bytes != expected or source.read(0, len(header)) != header:
         raise MalformedMessage(_difference(source, ordered, codec, expected))
     decoded = {}
     offset = len(header)
     for spec in ordered:
-        encoded = torch.empty(spec.shape, dtype=codec.wire_dtype)
-        target = _bytes_of(encoded)
+        if wanted is None or spec.name in wanted:
+            decoded[spec.name] = _read_tensor(source, offset, spec, codec)
+        offset += _values_bytes([spec], codec)
+    return decoded
+
+
+def _read_tensor(source: _FileSource | _MemorySource, offset: int, spec: TensorSpec, codec: Codec) -> Tensor:
+    parts: list[Tensor] = []
+    for wire in codec.wire_specs(spec):
+        parts.append(torch.empty(wire.shape, dtype=_DTYPES[wire.dtype]))
+        target = _bytes_of(parts[-1])
         source.read_into(target, offset)
         offset += len(target)
-        decoded[spec.name] = codec.decode(encoded)
-    return decoded
+    tensor = codec.decode(tuple(parts), spec)
+    if tensor.dtype != torch.float32 or tuple(tensor.shape) != spec.shape:
+        raise LocalError(f"codec {codec.name} made {tensor.dtype} {tuple(tensor.shape)} of {spec.name} {spec.shape}")
+    return tensor
+
+
+def _as_promised(parts: tuple[Tensor, ...], spec: TensorSpec, codec: Codec) -> tuple[Tensor, ...]:
+    """`parts`, which everybody else would refuse if they were not as the codec says beforehand."""
+    got = [(part.dtype, tuple(part.shape)) for part in parts]
+    expected = [(_DTYPES[wire.dtype], wire.shape) for wire in codec.wire_specs(spec)]
+    if got != expected:
+        raise LocalError(f"codec {codec.name} wrote {spec.name} as {got}, promised were {expected}")
+    return parts
 
 
 def _by_name(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
@@ -104,19 +136,31 @@ def _by_name(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
 
 
 def _values_bytes(specs: Sequence[TensorSpec], codec: Codec) -> int:
-    return sum(spec.elements for spec in specs) * codec.wire_dtype.itemsize
+    return sum(_wire_bytes(wire) for spec in specs for wire in codec.wire_specs(spec))
+
+
+def _wire_bytes(wire: WireSpec) -> int:
+    return wire.elements * _DTYPES[wire.dtype].itemsize
+
+
+def _wires(ordered: Sequence[TensorSpec], codec: Codec) -> dict[str, WireSpec]:
+    """Each piece of each tensor under its name on the wire, in the order of the bytes."""
+    wires: dict[str, WireSpec] = {}
+    for spec in ordered:
+        for wire in codec.wire_specs(spec):
+            name = f"{spec.name}#{wire.part}" if wire.part else spec.name
+            if name in wires:
+                raise LocalError(f"two tensors would be called {name} on the wire")
+            wires[name] = wire
+    return wires
 
 
 def _header(ordered: Sequence[TensorSpec], codec: Codec) -> bytes:
     entries = {}
     offset = 0
-    for spec in ordered:
-        end = offset + spec.elements * codec.wire_dtype.itemsize
-        entries[spec.name] = {
-            "dtype": codec.safetensors_dtype,
-            "shape": list(spec.shape),
-            "data_offsets": [offset, end],
-        }
+    for name, wire in _wires(ordered, codec).items():
+        end = offset + _wire_bytes(wire)
+        entries[name] = {"dtype": wire.dtype, "shape": list(wire.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNMENT_BYTES)
@@ -176,15 +220,16 @@ def _difference(source: _FileSource | _MemorySource, ordered: Sequence[TensorSpe
 
 
 def _entry_difference(entries: dict[str, object], ordered: Sequence[TensorSpec], codec: Codec) -> str:
-    for spec in ordered:
-        entry = entries.get(spec.name)
+    wires = _wires(ordered, codec)
+    for name, wire in wires.items():
+        entry = entries.get(name)
         if not isinstance(entry, dict):
-            return f"tensor {spec.name} is missing"
-        if entry.get("dtype") != codec.safetensors_dtype:
-            return f"tensor {spec.name} has dtype {_short(entry.get('dtype'))}, expected {codec.safetensors_dtype}"
-        if entry.get("shape") != list(spec.shape):
-            return f"tensor {spec.name} has shape {_short(entry.get('shape'))}, expected {list(spec.shape)}"
-    unexpected = sorted(set(entries) - {spec.name for spec in ordered})
+            return f"tensor {name} is missing"
+        if entry.get("dtype") != wire.dtype:
+            return f"tensor {name} has dtype {_short(entry.get('dtype'))}, expected {wire.dtype}"
+        if entry.get("shape") != list(wire.shape):
+            return f"tensor {name} has shape {_short(entry.get('shape'))}, expected {list(wire.shape)}"
+    unexpected = sorted(set(entries) - wires.keys())
     if unexpected:
         return f"tensor {_short(unexpected[0])} was not asked for"
     return "tensor header is not canonical: names sorted, offsets contiguous from 0, no metadata, spaces to 8 bytes"

@@ -15,6 +15,7 @@ from typing import Any
 
 from protocol.errors import BarnraiseError, BrokeDown, RemoteError, Unavailable
 from protocol.ids import LeaseId
+from protocol.lease import Lease
 from protocol.storage import is_full, is_storage_trouble, storage_trouble
 from protocol.text import human_bytes
 from protocol.v1 import barnraise_pb2 as pb
@@ -24,7 +25,7 @@ from worker.client import CoordinatorClient, SessionEnded
 from worker.disk import DISK_RETRY_S
 from worker.fetch import FetchedLease, Fetcher, Run
 from worker.joining import Joining
-from worker.lease import Lease, lease_from_message, printable
+from worker.lease import lease_from_message, printable
 from worker.machine.probe import Machine
 from worker.options import WorkerOptions
 from worker.outbox import Outbox, Submission

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moe.layout import ABSENT, Layout, block_tensor_specs, submission_specs
+from moe.layout import Layout, block_tensor_specs, submission_specs
 from protocol.codecs import FP32, codec_named
 from protocol.errors import ConfigError
+from protocol.residency import ABSENT
 from protocol.tensors import payload_size
 from protocol.text import human_bytes
 from worker.blocks import BlockCache

@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.lease import Lease
 from protocol.sequences import decode_sequences, max_payload_bytes
-from worker.lease import Lease
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class DataSource(Protocol):
     """
 
     async def sequences(self, lease: Lease, shape: SequenceShape, on_bytes: Callable[[int], None]) -> NDArray[np.int64]:
-        """[`lease.data_count`, `shape.tokens`], every token below `shape.vocab_size`.
+        """[`lease.data.count`, `shape.tokens`], every token below `shape.vocab_size`.
 
         `on_bytes` is told of every piece that came over the network. MalformedMessage where what came is not that.
         """
@@ -55,6 +55,6 @@ class AssignedData:
 
     async def sequences(self, lease: Lease, shape: SequenceShape, on_bytes: Callable[[int], None]) -> NDArray[np.int64]:
         """See `DataSource`."""
-        bound = max_payload_bytes(lease.data_count, shape.tokens)
+        bound = max_payload_bytes(lease.data.count, shape.tokens)
         payload = await self._coordinator.download_lease_data(lease.lease_id, bound, on_bytes)
-        return decode_sequences(payload, lease.data_count, shape.tokens, shape.vocab_size)
+        return decode_sequences(payload, lease.data.count, shape.tokens, shape.vocab_size)

@@ -21,6 +21,7 @@ from moe.layout import Layout, block_tensor_specs, layout
 from protocol.codecs import FP32, codec_named
 from protocol.errors import MalformedMessage
 from protocol.ids import BlockId, Digest
+from protocol.lease import Lease
 from protocol.manifest import BlockRef, Manifest, verify_manifest
 from protocol.tensors import payload_size
 from worker.allowance import DiskAllowance
@@ -28,7 +29,7 @@ from worker.background import Background
 from worker.client import CoordinatorClient
 from worker.data import AssignedData, DataSource, SequenceShape
 from worker.home import Enrolment
-from worker.lease import Lease, RunDescription
+from worker.lease import RunDescription
 
 PARALLEL_DOWNLOADS = 4  # hides the round trip of small blocks; more would only share the same line
 

@@ -11,7 +11,7 @@ from enum import Enum, auto
 
 from protocol.causes import Cause
 from protocol.ids import LeaseId
-from worker.lease import Lease
+from protocol.lease import Lease
 
 EXIT_OK = 0
 EXIT_FAILED = 1

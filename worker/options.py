@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from worker.lease import Lease
+    from protocol.lease import Lease
     from worker.train.trainer import LeaseResult
 
 Output = Literal["auto", "plain", "json", "quiet"]

@@ -16,8 +16,8 @@ from typing import Any
 from protocol.causes import Cause
 from protocol.errors import IllegalEvent
 from protocol.ids import LeaseId
+from protocol.lease import Lease
 from worker import messages as m
-from worker.lease import Lease
 from worker.messages import EXIT_FAILED, EXIT_OK, EXIT_REFUSED, News
 
 MAX_FAILURES = 3  # in a row; a machine that fails three leases fails the fourth, and each one costs the run a replica

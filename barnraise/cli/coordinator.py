@@ -17,6 +17,8 @@ import typer
 
 from barnraise.cli.options import Settings, number
 from barnraise.cli.output import ProgressLine, documents_told, print_json, say_note
+from protocol.codecs import CODECS
+from protocol.residency import RESIDENCIES
 
 if TYPE_CHECKING:
     from coordinator.settings import RunSettings
@@ -40,8 +42,8 @@ def init(
         Path | None, typer.Option(help="Train on from this Hugging Face folder, at a quarter of the usual rates.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="A prepared dataset, a text file or folder, or stdlib.")] = None,
-    residency: Annotated[str | None, typer.Option(help="frozen or absent.")] = None,
-    codec: Annotated[str | None, typer.Option(help="What submissions are encoded in: bf16 or fp32.")] = None,
+    residency: Annotated[str | None, typer.Option(help=f"{' or '.join(RESIDENCIES)}.")] = None,
+    codec: Annotated[str | None, typer.Option(help=f"What submissions are encoded in: {' or '.join(CODECS)}.")] = None,
     sequence_length: Annotated[int | None, typer.Option(help="Tokens a sequence.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the first weights.")] = None,
     rounds: Annotated[int | None, typer.Option(help="After so many rounds the run is over.")] = None,

@@ -12,6 +12,7 @@ import typer
 
 from barnraise.cli.options import MOST_SEED, number
 from barnraise.cli.output import parse_bytes, print_json, print_pairs, print_sample, print_table
+from protocol.residency import FROZEN, RESIDENCIES
 from protocol.text import human_bytes
 
 
@@ -57,7 +58,7 @@ def plan(
     preset: Annotated[str, typer.Option(help="tiny, 100m or olmoe-7b.")] = "tiny",
     checkpoint: Annotated[Path | None, typer.Option(help="A Hugging Face folder instead of a preset.")] = None,
     memory: Annotated[str, typer.Option(help="Memory to train in, for example 24GB.")] = "8GB",
-    residency: Annotated[str, typer.Option(help="frozen or absent.")] = "frozen",
+    residency: Annotated[str, typer.Option(help=f"{' or '.join(RESIDENCIES)}.")] = FROZEN,
     batch: Annotated[int, typer.Option(min=1, help="Sequences an inner step.")] = 16,
     sequence_length: Annotated[int, typer.Option(min=1, help="Tokens a sequence.")] = 128,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,

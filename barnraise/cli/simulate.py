@@ -14,6 +14,8 @@ import typer
 
 from barnraise.cli.options import MOST_SEED, Settings, number
 from barnraise.cli.output import print_json, print_pairs, print_sample
+from protocol.codecs import BF16, CODECS
+from protocol.residency import FROZEN, RESIDENCIES
 from protocol.text import human_bytes
 from simulator.attacks import ATTACKS
 
@@ -65,8 +67,8 @@ def simulate(
         Path | None, typer.Option(help="Train on from this Hugging Face folder, at a quarter of the usual rates.")
     ] = None,
     data: Annotated[str, typer.Option(help="stdlib, a file, a folder, or a prepared dataset.")] = "stdlib",
-    residency: Annotated[str, typer.Option(help="frozen or absent.")] = "frozen",
-    codec: Annotated[str, typer.Option(help="What submissions are encoded in: bf16 or fp32.")] = "bf16",
+    residency: Annotated[str, typer.Option(help=f"{' or '.join(RESIDENCIES)}.")] = FROZEN,
+    codec: Annotated[str, typer.Option(help=f"What submissions are encoded in: {' or '.join(CODECS)}.")] = BF16.name,
     columns: Annotated[int | None, typer.Option(min=1, help="Expert columns a worker holds at most.")] = None,
     inner_steps: Annotated[int | None, typer.Option(min=1, help="Inner steps a lease; a run's default is 10.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences an inner step; a run's default is 16.")] = None,

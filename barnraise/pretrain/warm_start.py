@@ -27,7 +27,7 @@ from coordinator.settings import RunSettings, describe
 from moe.companions import companions_of
 from moe.export import CHECKPOINT_KIND, export_checkpoint, import_checkpoint, inspect_checkpoint
 from moe.full import evaluate_loss, full_model, initial_blocks
-from moe.layout import FROZEN, Layout, layout
+from moe.layout import Layout, layout
 from moe.presets import preset
 from moe.shard import build_shard
 from moe.tokenizer import require_same_tokenizer
@@ -35,6 +35,7 @@ from moe.weights import checked_dtype
 from protocol.errors import ConfigError
 from protocol.file_lock import lock_file
 from protocol.folders import require_fillable, telling_folder_trouble
+from protocol.residency import FROZEN
 
 if TYPE_CHECKING:
     from coordinator.datasets import Dataset

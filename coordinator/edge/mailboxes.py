@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from coordinator.engine.commands import AnnounceVerdict
-from coordinator.engine.lease import Lease
+from coordinator.engine.lease import GrantedLease
 from protocol.ids import WorkerId
 
 KEPT_VERDICTS = 64
@@ -22,18 +22,18 @@ KEPT_VERDICTS = 64
 class Mailbox:
     """One worker's."""
 
-    grant: asyncio.Future[Lease] | None = None
+    grant: asyncio.Future[GrantedLease] | None = None
     """The waiting AcquireLease call, if there is one."""
     verdicts: deque[AnnounceVerdict] = field(default_factory=lambda: deque(maxlen=KEPT_VERDICTS))
 
-    def expect_grant(self) -> asyncio.Future[Lease]:
+    def expect_grant(self) -> asyncio.Future[GrantedLease]:
         """Wait for a grant; an earlier wait of the same worker ends."""
         if self.grant is not None:
             self.grant.cancel()
         self.grant = asyncio.get_running_loop().create_future()
         return self.grant
 
-    def deliver(self, lease: Lease) -> None:
+    def deliver(self, lease: GrantedLease) -> None:
         """Hand the lease to the waiting call; without one it is dropped, since asking again brings it again."""
         if self.grant is not None and not self.grant.done():
             self.grant.set_result(lease)

@@ -20,6 +20,7 @@ from moe.planner import Plan, plan
 from protocol.causes import Cause
 from protocol.errors import MalformedMessage, Refused, Unauthenticated
 from protocol.ids import worker_id_of
+from protocol.residency import ABSENT
 from protocol.tls import manifest_key_message
 from protocol.v1 import barnraise_pb2 as pb
 
@@ -124,7 +125,7 @@ class Membership:
         if not fitting.fits:
             raise Refused(f"this machine cannot take part: {fitting.reason}; offer more memory", cause=Cause.TOO_SMALL)
         wanted = capability.max_columns or self._run.layout.columns
-        fewest = self._run.layout.top_k if self._run.layout.residency == "absent" else 1
+        fewest = self._run.layout.top_k if self._run.layout.residency == ABSENT else 1
         if wanted < fewest:
             raise Refused(
                 f"a shard of this run has at least {fewest} columns, and you offer to hold {wanted} (--columns)",

@@ -21,7 +21,7 @@ from coordinator.engine.events import (
     SubmissionUploaded,
     WorkerSeen,
 )
-from coordinator.engine.lease import Lease
+from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.rows import LeaseRecord
 from moe.layout import submission_specs
@@ -29,8 +29,10 @@ from protocol.causes import Cause
 from protocol.codecs import codec_named
 from protocol.errors import FinalRefusal, IllegalEvent, MalformedMessage, Refused, Unauthenticated
 from protocol.ids import Digest, LeaseId, WorkerId
+from protocol.lease import Lease
 from protocol.limits import MAX_WAIT_S
 from protocol.manifest import sign_manifest
+from protocol.messages import fill
 from protocol.tensors import payload_size
 from protocol.text import printable
 from protocol.v1 import barnraise_pb2 as pb
@@ -78,7 +80,7 @@ class WorkerService:
         reply.verdicts.extend(verdict_message(verdict) for verdict in box.take_verdicts())
         return reply
 
-    async def _wait_for_lease(self, session: CallerSession, wait_s: float) -> Lease | None:
+    async def _wait_for_lease(self, session: CallerSession, wait_s: float) -> GrantedLease | None:
         run, box = self._run, self._run.mailboxes.of(session.worker)
         grant = box.expect_grant()
         closed = asyncio.ensure_future(session.closed.wait())
@@ -233,31 +235,11 @@ class WorkerService:
                 raise FinalRefusal(f"{name} must be a finite number, got {getattr(request, name)}")
 
 
-def lease_message(lease: Lease, now_s: float) -> pb.Lease:
+def lease_message(lease: GrantedLease, now_s: float) -> pb.Lease:
     """A lease for the wire: its deadline as seconds from now, since clocks differ."""
-    data = pb.DataRange(seed=lease.data.seed, start=lease.data.start, count=lease.data.count)
-    return pb.Lease(
-        lease_id=lease.lease_id,
-        round=lease.round,
-        base_version=lease.base_version,
-        columns=lease.columns,
-        data=data,
-        seed=lease.seed,
-        inner_steps=lease.inner_steps,
-        batch_sequences=lease.batch_sequences,
-        learning_rate=lease.learning_rate,
-        router_lr_scale=lease.router_lr_scale,
-        warmup_steps=lease.warmup_steps,
-        weight_decay=lease.weight_decay,
-        adam_beta1=lease.adam_beta1,
-        adam_beta2=lease.adam_beta2,
-        adam_eps=lease.adam_eps,
-        clip_norm=lease.clip_norm,
-        optimizer=lease.optimizer,
-        muon_learning_rate=lease.muon_learning_rate,
-        muon_momentum=lease.muon_momentum,
-        ttl_s=max(0.0, lease.deadline_s - now_s),
-    )
+    message = pb.Lease(ttl_s=max(0.0, lease.deadline_s - now_s))
+    fill(message, lease, Lease)
+    return message
 
 
 def verdict_message(verdict: AnnounceVerdict) -> pb.Verdict:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coordinator.engine.lease import Lease
+from coordinator.engine.lease import GrantedLease
 from coordinator.engine.reasons import Reason, Verdict, told
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId
 
@@ -22,7 +22,7 @@ class Command:
 class GrantLease(Command):
     """Hand this lease to its worker (answer its waiting call)."""
 
-    lease: Lease
+    lease: GrantedLease
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class SlowCommand(Command):
 class MeasureSubmission(SlowCommand):
     """Decode, check and measure one submission. Ends in `SubmissionMeasured`."""
 
-    lease: Lease
+    lease: GrantedLease
     digest: Digest
     payload_bytes: int
     codec: str

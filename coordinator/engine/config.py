@@ -11,32 +11,22 @@ from dataclasses import dataclass
 
 from protocol.errors import ConfigError
 from protocol.ids import RunId
+from protocol.recipe import MAX_INNER_STEPS, Recipe, breaches
 
-OPTIMIZERS = ("adamw", "muon")
-"""What workers know (worker/train/optimizer.py; a test compares them)."""
 SCHEDULES = ("cosine", "linear", "constant")
 """How a learning rate may fall; schedules.py has their formulas."""
-MAX_INNER_STEPS = 100_000
-"""Workers take no lease with more (worker/lease.py)."""
 MAX_COLUMNS = 65_536
 """Far above any model's experts: what is counted by column has room for so many and no more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InnerRecipe:
-    """Inner optimizer (fresh moments each lease) as every lease of the run names it."""
+class InnerRecipe(Recipe):
+    """The recipe that a run begins with, how much a lease trains by it, and how it changes from round to round."""
 
     inner_steps: int = 10
     final_inner_steps: int | None = None
     """The last round's number, moved to by equal ratios from round to round; None: `inner_steps` in every round."""
     batch_sequences: int = 16
-    optimizer: str = "muon"
-    """`muon`: Muon on matrices and AdamW on the rest; `adamw`: AdamW on everything."""
-    learning_rate: float = 0.016
-    """AdamW's."""
-    muon_learning_rate: float = 0.08
-    """Muon's; it follows the same schedule."""
-    muon_momentum: float = 0.95
     schedule: str = "cosine"
     """How the learning rate falls over the run's rounds: `cosine`, `linear` or `constant` (not at all)."""
     final_lr_share: float = 0.05
@@ -45,13 +35,6 @@ class InnerRecipe:
     """Share of the rounds (after the warm-up), at the end, over which it falls; before them it is `learning_rate`."""
     warmup_rounds: int = 0
     """First rounds over which it rises to `learning_rate`: what training on from a checkpoint wants."""
-    router_lr_scale: float = 0.1
-    warmup_steps: int = 2
-    weight_decay: float = 0.01
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.99
-    adam_eps: float = 1e-8
-    clip_norm: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +151,7 @@ def check_config(config: EngineConfig) -> None:
             1 <= config.most_steps_share <= 2,
             f"most_steps_share must be 1 to 2, got {config.most_steps_share}: weights and scales are capped at 2",
         ),
-        (inner.learning_rate > 0, f"learning_rate must be above 0, got {inner.learning_rate}"),
+        *((False, f"{name} must be {expected}, got {got!r}") for name, expected, got in breaches(inner)),
         (inner.schedule in SCHEDULES, f"schedule must be one of {', '.join(SCHEDULES)}, got {inner.schedule!r}"),
         (
             0 < inner.final_lr_share <= 1,

@@ -14,7 +14,7 @@ from statistics import median
 
 from coordinator.engine import pacing
 from coordinator.engine.commands import BlockClip, Contribution
-from coordinator.engine.lease import Lease
+from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.state import EngineState
@@ -80,7 +80,7 @@ def contributions_of(state: EngineState, records: Sequence[LeaseRecord]) -> tupl
 
 def _trunk_voters(state: EngineState, records: Sequence[LeaseRecord]) -> set[LeaseId]:
     """For each person one submission: the newest, and of these the first."""
-    voters: dict[str, Lease] = {}
+    voters: dict[str, GrantedLease] = {}
     for record in records:
         known = voters.setdefault(state.person_of(record.lease), record.lease)
         if record.lease.round > known.round:

@@ -12,25 +12,26 @@ from dataclasses import replace
 from coordinator.engine import pacing, trust
 from coordinator.engine.commands import AnnounceVerdict, CancelLease, DropPayload, GrantLease, MeasureSubmission
 from coordinator.engine.events import SubmissionCommitted
-from coordinator.engine.lease import DataRange, Lease
+from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LOST_STATUSES, OPEN_PHASES, LeaseStatus, Phase
 from coordinator.engine.reasons import DUPLICATE, INCOMPLETE, LATE, Case, Reason, Verdict, reason, rejected
 from coordinator.engine.rows import LeaseRecord, UploadReport
+from coordinator.engine.schedules import lease_recipe
 from coordinator.engine.turn import Turn
 from protocol.ids import LeaseId, WorkerId
+from protocol.lease import DataRange
 
 
 def grant(
     turn: Turn, worker: WorkerId, columns: tuple[int, ...], eighths: int, pace: pacing.Pace, *, spare: bool
-) -> Lease:
+) -> GrantedLease:
     """Write a new lease and hand it to its worker."""
     state, config = turn.state, turn.state.config
     current, inner = state.round, state.config.inner
     steps = pacing.steps_of(config, current.round, eighths)
-    rate = pacing.learning_rate(config, current.round)
     lease_id = LeaseId(f"r{current.round}.{current.next_lease}")
     ttl_s = pacing.time_to_live_s(config, state.workers[worker], pace, steps)
-    lease = Lease(
+    lease = GrantedLease(
         lease_id=lease_id,
         round=current.round,
         worker=worker,
@@ -40,17 +41,7 @@ def grant(
         seed=turn.draws.seed(current.round, "lease", lease_id),
         inner_steps=steps,
         batch_sequences=inner.batch_sequences,
-        learning_rate=rate,
-        router_lr_scale=inner.router_lr_scale,
-        warmup_steps=min(inner.warmup_steps, steps),
-        weight_decay=inner.weight_decay,
-        adam_beta1=inner.adam_beta1,
-        adam_beta2=inner.adam_beta2,
-        adam_eps=inner.adam_eps,
-        clip_norm=inner.clip_norm,
-        optimizer=inner.optimizer,
-        muon_learning_rate=inner.muon_learning_rate * rate / inner.learning_rate,
-        muon_momentum=inner.muon_momentum,
+        recipe=lease_recipe(config, current.round, steps),
         granted_at_s=state.now_s,
         deadline_s=state.now_s + ttl_s,
         spare=spare,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from coordinator.engine.events import BlockNorm
 from coordinator.engine.history import LeftOut
-from coordinator.engine.lease import Lease
+from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.reasons import Reason, Verdict, told
 from protocol.ids import Digest, RoundNumber, Version, WorkerId
@@ -88,7 +88,7 @@ class WorkerRecord:
 class LeaseRecord:
     """A lease and what became of it."""
 
-    lease: Lease
+    lease: GrantedLease
     status: LeaseStatus = LeaseStatus.GRANTED
     regrants: int = 0
     gap_s: float = 0.0

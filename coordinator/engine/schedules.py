@@ -8,9 +8,11 @@ A constant rate that decays over the last rounds alone is the warmup-stable-deca
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from coordinator.engine.config import EngineConfig
 from protocol.ids import RoundNumber
+from protocol.recipe import Recipe, recipe_of
 
 
 def learning_rate(config: EngineConfig, round_number: RoundNumber) -> float:
@@ -26,6 +28,17 @@ def learning_rate(config: EngineConfig, round_number: RoundNumber) -> float:
         return inner.learning_rate
     kept = left if inner.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * (1.0 - left)))
     return inner.learning_rate * (inner.final_lr_share + (1.0 - inner.final_lr_share) * kept)
+
+
+def lease_recipe(config: EngineConfig, round_number: RoundNumber, steps: int) -> Recipe:
+    """What a lease of so many steps names in this round: both rates follow the schedule."""
+    inner, rate = config.inner, learning_rate(config, round_number)
+    return replace(
+        recipe_of(inner),
+        learning_rate=rate,
+        muon_learning_rate=inner.muon_learning_rate * rate / inner.learning_rate,
+        warmup_steps=min(inner.warmup_steps, steps),
+    )
 
 
 def recipe_steps(config: EngineConfig, round_number: RoundNumber) -> int:

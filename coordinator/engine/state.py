@@ -16,7 +16,7 @@ from coordinator.engine.config import MAX_COLUMNS, EngineConfig
 from coordinator.engine.events import Substitute
 from coordinator.engine.history import CalendarMark, Checkpoint, Failure, RoundRecord, Totals, Validation, wall_at_s
 from coordinator.engine.index import Index
-from coordinator.engine.lease import Lease
+from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LeaseStatus, Phase, move_lease, move_phase
 from coordinator.engine.reasons import Reason, told
 from coordinator.engine.rows import LeaseRecord, RoundState, WorkerRecord
@@ -206,7 +206,7 @@ class EngineState:
         lease_id = self.index.open_leases.get(worker)
         return None if lease_id is None else self.leases[lease_id]
 
-    def person_of(self, lease: Lease) -> str:
+    def person_of(self, lease: GrantedLease) -> str:
         """Whose vote a lease's submission is."""
         return self.workers[lease.worker].person
 
@@ -225,7 +225,7 @@ class EngineState:
         resting = self.index.resting_on(digest)
         return bool(resting) and resting != {besides}
 
-    def staleness_of(self, lease: Lease) -> int:
+    def staleness_of(self, lease: GrantedLease) -> int:
         """Rounds between a lease's own and the one in which its submission would count now."""
         counts_in = self.round.round + (self.phase is Phase.AGGREGATING)
         return counts_in - lease.round

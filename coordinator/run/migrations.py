@@ -51,7 +51,28 @@ def _as_told(sentence: str) -> OldState:
     return {"case": "as_told", "figures": {}, "about": sentence}
 
 
-MIGRATIONS: Migrations = {2: _two_to_three}
+def _three_to_four(state: OldState) -> OldState:
+    """What one lease was granted by has a name of its own."""
+    return _with_nested_recipes(state)
+
+
+_RECIPE_OF_3 = (
+    *("optimizer", "learning_rate", "muon_learning_rate", "muon_momentum", "router_lr_scale", "warmup_steps"),
+    *("weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_norm"),
+)
+"""Fields of a lease of version 3 that are its recipe's now. As they were then, whatever a recipe has today."""
+
+
+def _with_nested_recipes(state: OldState) -> OldState:
+    """A lease spelt its recipe out among its own fields: in the table of leases, and in commands that wait."""
+    leases = [record["lease"] for record in state["leases"].values()]
+    leases += [command["lease"] for command in state["pending"].values() if "lease" in command]
+    for lease in leases:
+        lease["recipe"] = {name: lease.pop(name) for name in _RECIPE_OF_3}
+    return state
+
+
+MIGRATIONS: Migrations = {2: _two_to_three, 3: _three_to_four}
 """Whoever raises ENGINE_VERSION adds the step from the one before, or the reason why not. 1 to 2: a version 1 was never
 released, and its leases named no optimizer, which nothing after it could make up."""
 

@@ -37,7 +37,6 @@ from coordinator.engine.events import (
     SubmissionMeasured,
     VersionValidated,
 )
-from coordinator.engine.lease import Lease
 from coordinator.settings import RunSettings
 from coordinator.store.artifacts import ArtifactStore
 from coordinator.store.versions import Versions
@@ -49,7 +48,8 @@ from moe.layout import Layout, submission_specs
 from protocol.codecs import codec_named
 from protocol.errors import LocalError, MalformedMessage
 from protocol.ids import BlockId, Digest, LeaseId, Version
-from protocol.tensors import decode_tensors
+from protocol.lease import Lease
+from protocol.submission import decode_submission
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -176,8 +176,10 @@ class Executor:
         )
 
     def _measure(self, command: MeasureSubmission) -> tuple[tuple[BlockNorm, ...], float, float]:
-        submission = decode_submission(self._layout, self._store, command.lease, command.digest, command.codec)
-        base = self._base_blocks(self._base_manifest(command.lease))
+        lease, path = command.lease, self._store.payloads.path(command.digest)
+        specs = submission_specs(self._layout, lease.columns)
+        submission = decode_submission(path, specs, codec_named(command.codec), lease.blocks)
+        base = self._base_blocks(self._base_manifest(lease))
         norms: list[BlockNorm] = []
         for block, tensors in submission.items():
             norm_l2 = block_norm(tensors)
@@ -241,16 +243,3 @@ class Executor:
         while len(self._bases) > CACHED_VERSIONS:
             self._bases.popitem(last=False)
         return blocks
-
-
-def decode_submission(
-    layout: Layout, store: ArtifactStore, lease: Lease, digest: Digest, codec: str
-) -> dict[BlockId, Tensors]:
-    """A payload as what was leased: block by block, fp32. MalformedMessage where it is anything else."""
-    specs = submission_specs(layout, lease.columns)
-    flat = decode_tensors(store.payloads.path(digest), specs, codec_named(codec))
-    blocks: dict[BlockId, Tensors] = {block: {} for block in lease.blocks}
-    for name, tensor in flat.items():
-        block, _, parameter = name.partition("/")
-        blocks[BlockId(block)][parameter] = tensor
-    return blocks

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from safetensors import safe_open
 
 from aggregation.blockwise import BlockContribution, aggregate_block
 from aggregation.names import rule_in_force
@@ -27,11 +26,12 @@ from coordinator.store.artifacts import ArtifactStore
 from coordinator.store.versions import Versions
 from coordinator.work.failures import trouble_of
 from coordinator.work.substitutes import BlockRule, summed_up
-from moe.layout import Layout
+from moe.layout import Layout, submission_specs
 from protocol.codecs import codec_named
 from protocol.errors import BarnraiseError, LocalError
 from protocol.ids import TRUNK, BlockId, Digest, LeaseId, column_block
 from protocol.manifest import BlockRef, Manifest
+from protocol.submission import decode_block
 from protocol.text import printable
 
 Tensors = dict[str, torch.Tensor]
@@ -211,11 +211,9 @@ class RoundAggregator:
         if not self._store.payloads.has(contribution.digest):
             raise LocalError(f"the bytes of lease {contribution.lease_id} are not here any more")
         path = self._store.payloads.path(contribution.digest)
-        with safe_open(path, framework="pt") as file:
-            return {
-                spec.name: codec.decode(file.get_tensor(f"{block}/{spec.name}"))
-                for spec in self._layout.block_specs(block)
-            }
+        specs = submission_specs(self._layout, contribution.columns)
+        decoded = decode_block(path, specs, codec, block)
+        return {spec.name: decoded[spec.name] for spec in self._layout.block_specs(block)}
 
     def _update_norm(self, base: Mapping[BlockId, Tensors], manifest: Manifest) -> float:
         squares = (_moved(base[block], self._versions.load_block(block, ref)) for block, ref in manifest.blocks.items())

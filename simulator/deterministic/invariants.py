@@ -15,7 +15,7 @@ from typing import NoReturn
 from coordinator.engine.commands import AggregateRound, AnnounceVerdict, CancelLease, Command, GrantLease
 from coordinator.engine.engine import Engine
 from coordinator.engine.events import Event, RoundAggregated, WorkerSilent
-from coordinator.engine.lease import Lease
+from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus, Phase
 from coordinator.engine.presence import silence_limit_s
 from coordinator.engine.reasons import UNAGGREGATABLE, UNUSABLE
@@ -60,7 +60,7 @@ class Book:
         """When an event of each worker was applied last, by the coordinator's attendance."""
         self._owners = {worker_id_of(key): owner for key, owner in owners.items()}
         self._note = note
-        self._leases: dict[LeaseId, Lease] = {}
+        self._leases: dict[LeaseId, GrantedLease] = {}
         self._positions: dict[tuple[int, int], LeaseId] = {}
         """(seed of the epoch, position) to the lease that names it."""
         self._open_acks: dict[LeaseId, Digest] = {}
@@ -275,7 +275,7 @@ class Book:
         if held_s < given_s - SLACK_S:
             _broken(f"lease {lease_id} ended after {held_s:.1f} of {given_s:.1f} s: {reason}")
 
-    def _on_granted(self, lease: Lease) -> None:
+    def _on_granted(self, lease: GrantedLease) -> None:
         given_s = lease.deadline_s - lease.granted_at_s
         self._granted.setdefault(lease.lease_id, (self.attendance.present_s, given_s))
         before = self._leases.get(lease.lease_id)
@@ -306,7 +306,7 @@ class Book:
             self._counted[one.lease_id] = event.version
 
 
-def _identity(lease: Lease) -> tuple[object, ...]:
+def _identity(lease: GrantedLease) -> tuple[object, ...]:
     return (lease.worker, lease.round, lease.columns, lease.base_version, lease.data, lease.seed, lease.inner_steps)
 
 

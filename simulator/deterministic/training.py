@@ -28,19 +28,21 @@ from coordinator.store.versions import Versions
 from coordinator.work.executor import Executor
 from moe.config import config_from_json
 from moe.full import initial_blocks
-from moe.layout import FROZEN, block_tensor_specs, layout
+from moe.layout import block_tensor_specs, layout
 from moe.shard import ShardModel, build_shard
 from moe.tokenizer import TOKENIZER_FILE
 from protocol.codecs import FP32, codec_named
 from protocol.errors import LocalError
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, RunId, Version, digest_of
+from protocol.lease import Lease
 from protocol.manifest import BlockRef, Manifest
-from protocol.tensors import decode_tensors, encode_tensors
+from protocol.residency import FROZEN
+from protocol.submission import encode_submission
+from protocol.tensors import decode_tensors
 from simulator.deterministic.disk import Disk, StoredBlock, VersionEntry
 from simulator.deterministic.invariants import InvariantBroken
 from simulator.deterministic.language import HELDOUT_SEQUENCES, MICRO, SEQUENCE_LENGTH, Language
 from simulator.deterministic.work import DISK_FULL, MissingContent, Site, Trained
-from worker.lease import Lease
 from worker.train.lease_state import LeaseStates, LocalState, computation_of
 from worker.train.trainer import TrainingStopped, pseudo_gradient_of, train_shard
 
@@ -163,8 +165,7 @@ class RealWork:
         shard, start = self._loaded(lease, base)
         metrics = train_shard(shard, lease, self._sequences(lease), keeper=keeper)
         gradient = pseudo_gradient_of(start, shard.held_blocks())
-        flat = {f"{block}/{name}": tensor for block, tensors in gradient.items() for name, tensor in tensors.items()}
-        payload = encode_tensors(flat, codec_named(self.codec))
+        payload = encode_submission(gradient, codec_named(self.codec))
         return Trained(payload=payload, loss_first=metrics.loss_first, loss_last=metrics.loss_last)
 
     def interrupted(self, worker: int, lease: Lease, base: Mapping[BlockId, Digest], share: float) -> None:
@@ -205,7 +206,7 @@ class RealWork:
         return shard, start
 
     def _sequences(self, lease: Lease) -> NDArray[np.int64]:
-        rows = self.language.sequences(lease.data_seed, lease.data_start, lease.data_count, SEQUENCE_LENGTH)
+        rows = self.language.sequences(lease.data.seed, lease.data.start, lease.data.count, SEQUENCE_LENGTH)
         return rows.astype(np.int64)
 
     def _keeper(self, worker: int, lease: Lease, base: Mapping[BlockId, Digest]) -> _Keeper:

@@ -17,13 +17,14 @@ from typing import Any
 
 from protocol.errors import BarnraiseError, Unauthenticated, Unavailable
 from protocol.ids import BlockId, Digest, LeaseId
+from protocol.lease import Lease
 from protocol.v1 import barnraise_pb2 as pb
 from simulator.deterministic.loop import PROCESS, Process, VirtualLoop
 from simulator.deterministic.network import Network
 from simulator.deterministic.scenario import Scenario, VolunteerSpec, key_of
 from simulator.deterministic.work import Trained, Work, stretched
 from worker import messages as m
-from worker.lease import Lease, lease_from_message
+from worker.lease import lease_from_message
 from worker.refusals import Refusals, nothing_to_send
 from worker.session import IN_SESSION, Session, State
 

@@ -32,13 +32,14 @@ from coordinator.engine.events import (
     SubmissionMeasured,
     VersionValidated,
 )
-from moe.layout import FROZEN, Layout, ParamSpec, submission_specs
+from moe.layout import Layout, ParamSpec, submission_specs
 from protocol.codecs import codec_named
 from protocol.errors import LocalError
 from protocol.ids import TRUNK, BlockId, Digest, LeaseId, Version, column_block
+from protocol.lease import Lease
+from protocol.residency import FROZEN
 from protocol.tensors import payload_size
 from simulator.deterministic.disk import Disk, StoredBlock, VersionEntry
-from worker.lease import Lease
 
 DISK_FULL = OSError(28, "No space left on device")
 
@@ -165,7 +166,7 @@ class HashWork:
         """The hash of what it depends on."""
         del worker
         size_bytes = payload_size(submission_specs(self.layout, lease.columns), codec_named(self.codec))
-        return Trained(payload=trained_payload(lease, base, lease.data_start, size_bytes))
+        return Trained(payload=trained_payload(lease, base, lease.data.start, size_bytes))
 
     def interrupted(self, worker: int, lease: Lease, base: Mapping[BlockId, Digest], share: float) -> None:
         """Nothing is left of it."""

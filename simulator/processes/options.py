@@ -13,7 +13,9 @@ from typing import Any
 
 from aggregation.names import EXPECTED, RULES
 from coordinator.engine.config import InnerRecipe
+from protocol.codecs import BF16
 from protocol.errors import ConfigError
+from protocol.residency import FROZEN
 from simulator.attacks import ATTACKS
 
 
@@ -41,8 +43,8 @@ class SimulationOptions:
     checkpoint: Path | None = None
     """A Hugging Face folder to go on with, at a quarter of the usual rates. None of both is the preset `tiny`."""
     data: str = "stdlib"
-    residency: str = "frozen"
-    codec: str = "bf16"
+    residency: str = FROZEN
+    codec: str = BF16.name
     sequence_length: int = 128
     columns_per_worker: int | None = None
     """None: as many as fit, which for a small model is all of them."""

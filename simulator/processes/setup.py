@@ -29,7 +29,7 @@ def run_settings(options: SimulationOptions) -> RunSettings:
             checkpoint=None if options.checkpoint is None else str(options.checkpoint),
             data=options.data,
             residency=options.residency,  # type: ignore[arg-type]  # pydantic checks it
-            codec=options.codec,  # type: ignore[arg-type]
+            codec=options.codec,
             sequence_length=options.sequence_length,
             seed=derived_seed(options.seed, "run"),
             port=0,

@@ -18,10 +18,10 @@ from simulator.attacks import Colluders, Honest
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from coordinator.engine.lease import Lease
+    from coordinator.engine.lease import GrantedLease
     from worker.train.trainer import LeaseResult
 
-    _Results = dict[LeaseId, tuple[Lease, LeaseResult]]
+    _Results = dict[LeaseId, tuple[GrantedLease, LeaseResult]]
 
 ROUNDS_KEPT = 2
 """A submission that was committed in time may come one round late."""
@@ -34,12 +34,14 @@ class Group:
         self._members = dict(members)
         self._results: dict[RoundNumber, _Results] = {}
 
-    def on_batch(self, lease: Lease, sequences_NL: NDArray[Any]) -> NDArray[Any]:
+    def on_batch(self, lease: GrantedLease, sequences_NL: NDArray[Any]) -> NDArray[Any]:
         """What the holder of `lease` trains on: as assigned, but for liars who touch their data."""
         member = self._members.get(lease.worker)
         return sequences_NL if member is None else member.on_batch(lease.lease_id, sequences_NL)
 
-    def answer(self, lease: Lease, leases: Iterable[Lease], train: Callable[[Lease], LeaseResult]) -> LeaseResult:
+    def answer(
+        self, lease: GrantedLease, leases: Iterable[GrantedLease], train: Callable[[GrantedLease], LeaseResult]
+    ) -> LeaseResult:
         """What is sent for `lease`; `leases` are those that were granted in the present round, to whomever."""
         member = self._members.get(lease.worker)
         if member is None:
@@ -59,7 +61,7 @@ class Group:
         return self._results.setdefault(of, {})
 
 
-def _honest(lease: Lease, result: LeaseResult) -> Honest:
+def _honest(lease: GrantedLease, result: LeaseResult) -> Honest:
     return Honest(
         lease_id=lease.lease_id, round=lease.round, columns=lease.columns, pseudo_gradient=result.pseudo_gradient
     )

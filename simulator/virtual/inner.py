@@ -19,8 +19,8 @@ from moe.layout import Layout
 from moe.shard import ShardModel, build_shard
 from protocol.errors import LocalError
 from protocol.ids import WorkerId
+from protocol.lease import Lease
 from simulator.virtual.swarm import Blocks
-from worker.lease import Lease
 from worker.train.optimizer import InnerOptimizer
 from worker.train.trainer import LeaseResult, TrainMetrics, pseudo_gradient_of, train_shard, warmup_factor
 
@@ -117,11 +117,11 @@ class KeptMoments:
             parts.total.backward()  # type: ignore[no-untyped-call]
             losses.append(float(parts.nll.detach()))
             # moments that are warm need no warm-up; the very first lease's do
-            warm = warmup_factor(step, lease.warmup_steps) if first else 1.0
-            optimizer.step(warm * lease.learning_rate / first_rate)
+            warm = warmup_factor(step, lease.recipe.warmup_steps) if first else 1.0
+            optimizer.step(warm * lease.recipe.learning_rate / first_rate)
         metrics = TrainMetrics(
             inner_steps_done=lease.inner_steps,
-            tokens=lease.data_count * (sequences_NL.shape[1] - 1),
+            tokens=lease.data.count * (sequences_NL.shape[1] - 1),
             loss_first=losses[0],
             loss_last=sum(losses[-5:]) / len(losses[-5:]),
             train_s=time.perf_counter() - started_s,
@@ -132,5 +132,5 @@ class KeptMoments:
     def _begin(self, worker: WorkerId, lease: Lease, start: Blocks) -> tuple[ShardModel, InnerOptimizer, float]:
         shards = self._shards
         shard = build_shard(shards.layout, lease.columns, start, device=shards.device, seed=lease.seed)
-        self._own[worker] = shard, InnerOptimizer(shard, lease), lease.learning_rate
+        self._own[worker] = shard, InnerOptimizer(shard, lease.recipe), lease.recipe.learning_rate
         return self._own[worker]

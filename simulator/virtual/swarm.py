@@ -24,7 +24,7 @@ from coordinator.engine.events import (
     WorkerEnrolled,
     WorkerSeen,
 )
-from coordinator.engine.lease import Lease
+from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.presence import silence_limit_s
 from coordinator.engine.records import event_to_json
@@ -33,11 +33,11 @@ from coordinator.run.opened import OpenedRun
 from protocol.codecs import codec_named
 from protocol.errors import IllegalEvent, LocalError
 from protocol.ids import BlockId, Digest, LeaseId, Version, WorkerId, digest_of
-from protocol.tensors import encode_tensors
+from protocol.lease import Lease
+from protocol.submission import encode_submission
 from simulator.adversary import Adversary
 from simulator.seeds import derived_stream
 from simulator.virtual.colluding import Group
-from worker.lease import Lease as WorkerLease
 from worker.train.trainer import LeaseResult
 
 if TYPE_CHECKING:
@@ -77,9 +77,7 @@ class Volunteer:
 class Training(Protocol):
     """What becomes of a lease: `PureLeases` (inner.py), or a variant that an experiment compares it with."""
 
-    def __call__(
-        self, worker: WorkerId, lease: WorkerLease, start: Blocks, sequences_NL: NDArray[Any], /
-    ) -> LeaseResult:
+    def __call__(self, worker: WorkerId, lease: Lease, start: Blocks, sequences_NL: NDArray[Any], /) -> LeaseResult:
         """Train `lease` from the blocks of its base version."""
 
 
@@ -175,7 +173,7 @@ class VirtualSwarm:
                 self._go_on_uploading(record.lease, record.digest)
         self._after(0.0, self._beat)
 
-    def _go_on_uploading(self, lease: Lease, digest: Digest) -> None:
+    def _go_on_uploading(self, lease: GrantedLease, digest: Digest) -> None:
         """An earlier process had it committed: training it again could end in other bits on some devices."""
         machine = self._machines[lease.worker]
         machine.uploading.add(lease.lease_id)
@@ -226,7 +224,7 @@ class VirtualSwarm:
             return
         self._apply(LeaseRequested(at_s=self.now_s, worker=machine.volunteer.worker))
 
-    def _start(self, machine: _Machine, lease: Lease) -> None:
+    def _start(self, machine: _Machine, lease: GrantedLease) -> None:
         if machine.away or machine.lease_id == lease.lease_id:
             return
         machine.lease_id = lease.lease_id
@@ -244,7 +242,7 @@ class VirtualSwarm:
             machine.lease_id = None
         self._after(ASKS_AGAIN_S, lambda: self._ask(machine))
 
-    def _vanish(self, machine: _Machine, lease: Lease, left_s: float) -> None:
+    def _vanish(self, machine: _Machine, lease: GrantedLease, left_s: float) -> None:
         if machine.lease_id != lease.lease_id:
             return
         machine.away, machine.lease_id = True, None
@@ -256,7 +254,7 @@ class VirtualSwarm:
         machine.away = False
         self._ask(machine)
 
-    def _commit(self, machine: _Machine, lease: Lease) -> None:
+    def _commit(self, machine: _Machine, lease: GrantedLease) -> None:
         if machine.lease_id != lease.lease_id:
             return  # cancelled meanwhile: nothing needs to be trained
         machine.lease_id = None
@@ -279,7 +277,7 @@ class VirtualSwarm:
         )
         self._after(machine.volunteer.upload_s, lambda: self._uploaded(machine, lease, digest))
 
-    def _uploaded(self, machine: _Machine, lease: Lease, digest: Digest) -> None:
+    def _uploaded(self, machine: _Machine, lease: GrantedLease, digest: Digest) -> None:
         if lease.lease_id in machine.uploading:
             machine.uploading.discard(lease.lease_id)
             self._apply(
@@ -287,24 +285,19 @@ class VirtualSwarm:
             )
         self._after(ASKS_AGAIN_S, lambda: self._ask(machine))
 
-    def _trained(self, lease: Lease) -> tuple[LeaseResult, bytes]:
+    def _trained(self, lease: GrantedLease) -> tuple[LeaseResult, bytes]:
         settings = self._run.settings
         round_leases = [record.lease for record in self._engine.state.leases_of_round()]
         result = self._group.answer(lease, round_leases, self._honest)
         self.trained_sequences += lease.sequences
-        flat = {
-            f"{block}/{name}": tensor
-            for block, tensors in result.pseudo_gradient.items()
-            for name, tensor in tensors.items()
-        }
-        return result, encode_tensors(flat, codec_named(settings.codec))
+        return result, encode_submission(result.pseudo_gradient, codec_named(settings.codec))
 
-    def _honest(self, lease: Lease) -> LeaseResult:
+    def _honest(self, lease: GrantedLease) -> LeaseResult:
         """What its holder computes before it lies, if it does."""
         data, length = lease.data, self._run.settings.sequence_length
         sequences_NL = self._run.dataset.sequences(data.seed, data.start, data.count, length).astype("int64")
         sequences_NL = self._group.on_batch(lease, sequences_NL)
-        return self._training(lease.worker, worker_lease(lease), self._base(lease.base_version), sequences_NL)
+        return self._training(lease.worker, lease, self._base(lease.base_version), sequences_NL)
 
     def _base(self, version: Version) -> Blocks:
         if version not in self._bases:
@@ -315,31 +308,3 @@ class VirtualSwarm:
             self._bases = {kept: blocks for kept, blocks in self._bases.items() if kept >= oldest}
             self._bases[version] = self._run.versions.load_blocks(self._run.versions.manifest(digest))
         return self._bases[version]
-
-
-def worker_lease(lease: Lease) -> WorkerLease:
-    """The lease as it would reach its worker over the wire."""
-    return WorkerLease(
-        lease_id=lease.lease_id,
-        round=lease.round,
-        base_version=lease.base_version,
-        columns=lease.columns,
-        data_seed=lease.data.seed,
-        data_start=lease.data.start,
-        data_count=lease.data.count,
-        seed=lease.seed,
-        inner_steps=lease.inner_steps,
-        batch_sequences=lease.batch_sequences,
-        learning_rate=lease.learning_rate,
-        router_lr_scale=lease.router_lr_scale,
-        warmup_steps=lease.warmup_steps,
-        weight_decay=lease.weight_decay,
-        adam_beta1=lease.adam_beta1,
-        adam_beta2=lease.adam_beta2,
-        adam_eps=lease.adam_eps,
-        clip_norm=lease.clip_norm,
-        optimizer=lease.optimizer,
-        muon_learning_rate=lease.muon_learning_rate,
-        muon_momentum=lease.muon_momentum,
-        ttl_s=max(1.0, lease.deadline_s - lease.granted_at_s),
-    )

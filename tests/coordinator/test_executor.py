@@ -30,7 +30,7 @@ from coordinator.engine.events import (
     SubmissionMeasured,
     VersionValidated,
 )
-from coordinator.engine.lease import DataRange, Lease
+from coordinator.engine.lease import GrantedLease
 from coordinator.run.folder import RunFolder
 from coordinator.store.versions import Versions
 from coordinator.work.executor import Executor
@@ -40,6 +40,8 @@ from moe.layout import submission_specs
 from protocol.codecs import codec_named
 from protocol.errors import LocalError
 from protocol.ids import TRUNK, BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId, column_block
+from protocol.lease import DataRange
+from protocol.recipe import Recipe
 from protocol.tensors import encode_tensors
 
 Tensors = dict[str, torch.Tensor]
@@ -72,13 +74,11 @@ class Bench:
         self.base_manifest: Digest = digest
         self.base = self.versions.load_blocks(self.versions.manifest(digest))
 
-    def lease(self, number: int, columns: tuple[int, ...]) -> Lease:
-        return Lease(
+    def lease(self, number: int, columns: tuple[int, ...]) -> GrantedLease:
+        return GrantedLease(
             lease_id=LeaseId(f"r1.{number}"), round=RoundNumber(1), worker=WorkerId(f"{number:032x}"),
             base_version=Version(0), columns=columns, data=DataRange(seed=1, start=0, count=4), seed=1, inner_steps=2,
-            batch_sequences=2, learning_rate=1e-3, router_lr_scale=0.1, warmup_steps=0, weight_decay=0.0,
-            adam_beta1=0.9, adam_beta2=0.99, adam_eps=1e-8, clip_norm=1.0, optimizer="adamw", muon_learning_rate=0.02,
-            muon_momentum=0.95, granted_at_s=0.0, deadline_s=1e9,
+            batch_sequences=2, recipe=Recipe(), granted_at_s=0.0, deadline_s=1e9,
         )  # fmt: skip
 
     def submit(self, columns: tuple[int, ...], value: Callable[[str, tuple[int, ...]], torch.Tensor]) -> Digest:
@@ -232,7 +232,7 @@ def test_momentum_is_kept_by_block(bench: Bench) -> None:
     first = bench.aggregate((contribution(1, digest, (0,)),), **settings)
     manifest = bench.versions.manifest(first.manifest)
     assert set(manifest.momenta) == {TRUNK, column_block(0)}
-    only_trunk = contribution(1, digest, ())
+    only_trunk = contribution(1, bench.submit((), constant(1.0)), ())
     second = bench.aggregate(
         (only_trunk,), parent_version=Version(1), parent_manifest=first.manifest, version=Version(2), **settings
     )

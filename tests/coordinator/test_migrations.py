@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+from coordinator.engine.commands import MeasureSubmission
 from coordinator.engine.engine import Engine
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.migrations import MIGRATIONS
+from protocol.ids import LeaseId
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 
@@ -38,3 +41,17 @@ def test_sentences_of_version_2_are_kept_as_they_were_told() -> None:
     assert verdicts[""].accepted
     assert verdicts[""].reason == "half a step along it lowers held-out loss by 0.05 nats a token"
     assert not verdicts["heldout_loss_rose"].accepted
+
+
+def test_leases_of_version_3_keep_their_recipes() -> None:
+    """In the second round: one accepted, one uploaded whose measurement waits, one in training."""
+    engine = migrated(3)
+    lease = engine.state.leases[LeaseId("r2.3")].lease
+    assert (lease.worker, lease.inner_steps, lease.batch_sequences) == ("c", 8, 4)
+    old = json.loads((SNAPSHOTS / "engine_3.json").read_text())["leases"]["r2.3"]["lease"]
+    kept = {name: value for name, value in old.items() if hasattr(lease.recipe, name)}
+    assert len(kept) == 11
+    assert kept.items() <= dataclasses.asdict(lease.recipe).items()
+    assert lease.recipe.weight_decay == 0.02  # not a recipe's default
+    measure = next(command for command in engine.pending if isinstance(command, MeasureSubmission))
+    assert measure.lease == engine.state.leases[LeaseId("r2.2")].lease

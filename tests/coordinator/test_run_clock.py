@@ -260,13 +260,13 @@ def test_a_gap_makes_no_worker_look_slow(machine: Machine, run: Coordinator) -> 
 HISTORY = {
     "EngineState.now_s", "WorkerRecord.tokens_per_s", "SpeedReport.train_s", "SpeedReport.wall_s",
     "UploadReport.upload_s", "LeaseRecord.gap_s", "LeaseRecord.committed_at_s", "LeaseRecord.uploaded_at_s",
-    "Lease.granted_at_s", "RoundState.opened_at_s", "RoundState.settled_at_s", "RoundRecord.opened_at_s",
+    "GrantedLease.granted_at_s", "RoundState.opened_at_s", "RoundState.settled_at_s", "RoundRecord.opened_at_s",
     "RoundRecord.closed_at_s", "CalendarMark.at_s", "CalendarMark.wall_s",
 }  # fmt: skip
 """What happened, and how long it took; counted from a grant, a gap is taken off (`LeaseRecord.gap_s`)."""
 MOVED = {
     "WorkerRecord.heard_at_s", "WorkerRecord.waiting_since_s", "WorkerRecord.waits_until_s",
-    "WorkerRecord.cooling_until_s", "Quarantine.until_s", "Lease.deadline_s",
+    "WorkerRecord.cooling_until_s", "Quarantine.until_s", "GrantedLease.deadline_s",
     *(f"RoundState.{name}" for name in gaps.MOVED_OF_A_ROUND),
 }  # fmt: skip
 

@@ -18,6 +18,8 @@ from protocol.ids import Digest, worker_id_of
 from protocol.joinlink import JoinLink
 from protocol.limits import server_options
 from protocol.manifest import sign_manifest
+from protocol.messages import fill
+from protocol.recipe import Recipe
 from protocol.sequences import encode_sequences
 from protocol.tls import manifest_key_message
 from protocol.v1 import barnraise_pb2 as pb
@@ -119,10 +121,9 @@ class EvilCoordinator:
             return pb.AcquireLeaseReply(over=pb.RunOver(reason="done"))
         lease = pb.Lease(
             lease_id="r1.1", round=1, base_version=0, columns=[0, 1], data=pb.DataRange(seed=1, start=0, count=4),
-            seed=3, inner_steps=2, batch_sequences=2, learning_rate=1e-3, router_lr_scale=0.1, warmup_steps=0,
-            weight_decay=0.0, adam_beta1=0.9, adam_beta2=0.99, adam_eps=1e-8, clip_norm=1.0, optimizer="adamw",
-            muon_learning_rate=0.02, muon_momentum=0.95, ttl_s=60.0,
+            seed=3, inner_steps=2, batch_sequences=2, ttl_s=60.0,
         )  # fmt: skip
+        fill(lease.recipe, Recipe(optimizer="adamw", learning_rate=1e-3), Recipe)
         return pb.AcquireLeaseReply(lease=lease)
 
     def _ReturnLease(self, _: pb.ReturnLeaseRequest) -> pb.ReturnLeaseReply:

@@ -13,24 +13,25 @@ from tests.edge.evil_coordinator import Meeting, field
 
 NAN = float("nan")
 ABSURD: dict[str, dict[str, Any]] = {
-    "learning_rate": {"learning_rate": 1e30},
-    "no number": {"learning_rate": NAN},
-    "router_lr_scale": {"router_lr_scale": 1e9},
-    "warmup_steps": {"warmup_steps": 2**31},
-    "adam_beta1": {"adam_beta1": 1.0},
-    "adam_beta2": {"adam_beta2": 1.5},
-    "adam_eps": {"adam_eps": 0.0},
-    "clip_norm": {"clip_norm": -1.0},
-    "optimizer": {"optimizer": "sgd"},
-    "muon_learning_rate": {"muon_learning_rate": 1e9},
-    "muon_momentum": {"muon_momentum": 1.0},
-    "weight_decay": {"weight_decay": float("inf")},
+    "learning_rate": {"recipe__learning_rate": 1e30},
+    "no number": {"recipe__learning_rate": NAN},
+    "router_lr_scale": {"recipe__router_lr_scale": 1e9},
+    "warmup_steps": {"recipe__warmup_steps": 2**31},
+    "adam_beta1": {"recipe__adam_beta1": 1.0},
+    "adam_beta2": {"recipe__adam_beta2": 1.5},
+    "adam_eps": {"recipe__adam_eps": 0.0},
+    "clip_norm": {"recipe__clip_norm": -1.0},
+    "optimizer": {"recipe__optimizer": "sgd"},
+    "muon_learning_rate": {"recipe__muon_learning_rate": 1e9},
+    "muon_momentum": {"recipe__muon_momentum": 1.0},
+    "weight_decay": {"recipe__weight_decay": 1e9},
     "inner_steps": {"inner_steps": 200_000, "data__count": 400_000},
     "batch_sequences": {"batch_sequences": 100_000, "data__count": 200_000},
     "data count": {"data__count": 2**40},
     "all of the data": {"tokens of the data range": None, "inner_steps": 10_000, "batch_sequences": 10_000,
                         "data__count": 10**8},
     "ttl_s": {"ttl_s": 1e12},
+    "no time": {"ttl_s": NAN},
     "no columns": {"columns": []},
     "a column that is none": {"columns": [0, 10**6]},
     "columns out of order": {"columns": [1, 0]},
@@ -44,7 +45,7 @@ ABSURD: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("changes", ABSURD.values(), ids=ABSURD)
 async def test_an_absurd_lease_is_refused_and_named(meeting: Meeting, changes: dict[str, Any]) -> None:
-    named = next(iter(changes)).replace("__", ".")
+    named = next(iter(changes)).removeprefix("recipe__").replace("__", ".")
     changes = {name: value for name, value in changes.items() if value is not None}
     meeting.evil.bent["AcquireLease"] = field(**{f"lease__{name}": value for name, value in changes.items()})
     ended = await meeting.end()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.guards.cuts import always, becomes, dropped, never
+from tests.guards.cuts import always, becomes, dropped, never, planted
 from tests.guards.guard import Guard, guard
 
 RUN = "test_evil_identity.py::test_a_run_that_is_not_what_it_says_is_left"
@@ -29,6 +29,13 @@ def _bound(what: str, *cases: str) -> Guard:
     """One field's check in a lease."""
     tests = [f"{ABSURD}[{case}]" for case in cases]
     return guard("absurd hyperparameters, columns, counts, deadlines", dropped("worker", what), *tests)
+
+
+def _recipe_bound(field: str) -> Guard:
+    """One field's bounds in a recipe."""
+    cut = planted("protocol.recipe:breaches", f"if field.name == {field!r}:\n    continue",
+                  after="getattr(recipe, field.name), field.metadata")  # fmt: skip
+    return guard("absurd hyperparameters, columns, counts, deadlines", cut, f"{ABSURD}[{field}]")
 
 
 def _field(what: str, case: str) -> Guard:
@@ -98,23 +105,29 @@ LEASES = (
           dropped("worker:lease_from_message", "columns[-1] < layout_columns"),
           f"{ABSURD}[a column that is none]"),
     guard("absurd hyperparameters, columns, counts, deadlines", becomes("worker:_within",
-          "math.isfinite(value) and low <= value <= high", "not (value < low or value > high)"), f"{ABSURD}[no number]",
+          "math.isfinite(value) and low <= value <= high", "not (value < low or value > high)"), f"{ABSURD}[no time]",
           note="comparisons that are written the other way round let NaN in"),
     _bound('_within(..., "inner_steps")', "inner_steps"),
     _bound('_within(..., "batch_sequences")', "batch_sequences"),
-    _bound('_within(..., "warmup_steps")', "warmup_steps"),
+    _recipe_bound("warmup_steps"),
     _bound('_require(..., "data.count", ...)', "data count"),
     _bound('_within(..., "tokens of the data range")', "all of the data"),
-    _bound('_within(..., "learning_rate")', "learning_rate", "no number"),
-    _bound('_within(..., "router_lr_scale")', "router_lr_scale"),
-    _bound('_within(..., "weight_decay")', "weight_decay"),
-    _bound('_within(..., "adam_beta1")', "adam_beta1"),
-    _bound('_within(..., "adam_beta2")', "adam_beta2"),
-    _bound('_within(..., "adam_eps")', "adam_eps"),
-    _bound('_within(..., "clip_norm")', "clip_norm"),
-    _bound('_require(..., "optimizer", ...)', "optimizer"),
-    _bound('_within(..., "muon_learning_rate")', "muon_learning_rate"),
-    _bound('_within(..., "muon_momentum")', "muon_momentum"),
+    _recipe_bound("learning_rate"),
+    _recipe_bound("router_lr_scale"),
+    _recipe_bound("weight_decay"),
+    _recipe_bound("adam_beta1"),
+    _recipe_bound("adam_beta2"),
+    _recipe_bound("adam_eps"),
+    _recipe_bound("clip_norm"),
+    guard("absurd hyperparameters, columns, counts, deadlines", becomes("protocol.recipe:breaches",
+          'not (math.isfinite(value) and bounds["low"] <= value <= bounds["high"])',
+          'value < bounds["low"] or value > bounds["high"]'), f"{ABSURD}[no number]",
+          note="comparisons that are written the other way round let NaN in"),
+    guard("absurd hyperparameters, columns, counts, deadlines",
+          becomes("worker", "breaches(message.recipe)", "()"), f"{ABSURD}[learning_rate]"),
+    _recipe_bound("optimizer"),
+    _recipe_bound("muon_learning_rate"),
+    _recipe_bound("muon_momentum"),
     _bound('_within(..., "ttl_s")', "ttl_s"),
     guard("being told to ask again at once, for ever", becomes("worker:Agent._acquire",
           "retry_s if retry_s > MIN_RETRY_AFTER_S else MIN_RETRY_AFTER_S", "max(retry_s, 0.0)"), NO_SPIN),

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from protocol.ids import LeaseId, RoundNumber, Version
+from protocol.lease import DataRange, Lease
+from protocol.recipe import Recipe
 from simulator.processes.vanishing import Vanishing, note_vanishing, read_vanishing, sequences_ending_at
-from worker.lease import Lease
 from worker.train.trainer import train_shard
 
 
@@ -38,12 +39,10 @@ class LinearLoss:
 
 def lease_of(*, inner_steps: int, batch: int) -> Lease:
     return Lease(
-        lease_id=LeaseId("r1.1"), round=RoundNumber(1), base_version=Version(0), columns=(0,), data_seed=0,
-        data_start=0, data_count=inner_steps * batch, seed=0, inner_steps=inner_steps, batch_sequences=batch,
-        learning_rate=1e-3,
-        router_lr_scale=1.0, warmup_steps=0, weight_decay=0.0, adam_beta1=0.9, adam_beta2=0.99, adam_eps=1e-8,
-        clip_norm=1.0, optimizer="adamw",
-            muon_learning_rate=0.02, muon_momentum=0.95, ttl_s=60.0,
+        lease_id=LeaseId("r1.1"), round=RoundNumber(1), base_version=Version(0), columns=(0,),
+        data=DataRange(seed=0, start=0, count=inner_steps * batch), seed=0,
+        inner_steps=inner_steps, batch_sequences=batch,
+        recipe=Recipe(optimizer="adamw", learning_rate=1e-3, router_lr_scale=1.0, warmup_steps=0, weight_decay=0.0),
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from protocol.ids import BlockId, LeaseId
 from simulator.adversary import Adversary
 from simulator.attacks import ATTACKS, Attack, Colluders
 from simulator.virtual.inner import EagerLeases, KeptMoments, PureLeases, Shards
-from simulator.virtual.swarm import STILL, VirtualSwarm, Volunteer, worker_lease
+from simulator.virtual.swarm import STILL, VirtualSwarm, Volunteer
 
 ROUNDS, STEPS = 3, 2
 CREW = tuple(Volunteer(name=str(number), max_columns=4) for number in range(3))
@@ -121,8 +121,8 @@ def test_kept_moments_begin_as_fresh_ones_and_then_differ(tmp_path: Path, data: 
     swarm = VirtualSwarm(parts, CREW, fresh, seed=0)
     while not parts.engine.state.leases:
         swarm.advance()
-    lease = worker_lease(next(iter(parts.engine.state.leases.values())).lease)
-    tokens = parts.dataset.sequences(lease.data_seed, lease.data_start, lease.data_count, 16).astype("int64")
+    lease = next(iter(parts.engine.state.leases.values())).lease
+    tokens = parts.dataset.sequences(lease.data.seed, lease.data.start, lease.data.count, 16).astype("int64")
     worker = CREW[0].worker
     firsts = [training(worker, lease, base, tokens).pseudo_gradient for training in (fresh, kept)]
     seconds = [training(worker, lease, base, tokens).pseudo_gradient for training in (fresh, kept)]
@@ -147,8 +147,8 @@ def test_an_eager_lease_begins_at_the_version_before_less_its_own_share(tmp_path
     swarm = VirtualSwarm(parts, CREW, pure, seed=0)
     while not parts.engine.state.leases:
         swarm.advance()
-    lease = worker_lease(next(iter(parts.engine.state.leases.values())).lease)
-    tokens = parts.dataset.sequences(lease.data_seed, lease.data_start, lease.data_count, 16).astype("int64")
+    lease = next(iter(parts.engine.state.leases.values())).lease
+    tokens = parts.dataset.sequences(lease.data.seed, lease.data.start, lease.data.count, 16).astype("int64")
     own = eager(CREW[0].worker, lease, first, tokens).pseudo_gradient
     eager(CREW[0].worker, lease, newer, tokens)
     eager(CREW[0].worker, lease, newer, tokens)

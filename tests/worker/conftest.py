@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -25,11 +24,11 @@ from moe.full import initial_blocks
 from moe.layout import Layout, layout
 from moe.presets import preset
 from protocol.ids import BlockId
-from tests.worker.leases import lease_message, read_lease
+from tests.worker.leases import changed_lease, lease_message, read_lease
 from worker.agent import Agent
 from worker.home import open_home
 from worker.joining import Joining
-from worker.lease import Lease
+from worker.lease import ReceivedLease
 from worker.machine.probe import Machine
 from worker.options import WorkerOptions
 from worker.rejoin import home_root, link_of
@@ -62,8 +61,8 @@ def blocks_of() -> Callable[[Layout], Blocks]:
 
 
 @pytest.fixture
-def make_lease() -> Callable[..., Lease]:
-    return lambda **changes: dataclasses.replace(read_lease(lease_message()), **changes)
+def make_lease() -> Callable[..., ReceivedLease]:
+    return lambda **changes: changed_lease(read_lease(lease_message()), **changes)
 
 
 @pytest.fixture

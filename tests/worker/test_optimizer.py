@@ -10,16 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.engine import config as engine_config
 from moe.layout import Layout
 from moe.shard import build_shard
-from worker import lease as lease_module
-from worker.lease import Lease
-from worker.train.optimizer import OPTIMIZERS, InnerOptimizer, Muon, orthogonalised
-
-
-def test_every_room_knows_the_same_optimizers() -> None:
-    assert OPTIMIZERS == lease_module.OPTIMIZERS == engine_config.OPTIMIZERS
+from protocol.lease import Lease
+from protocol.recipe import OPTIMIZERS
+from worker.train.optimizer import InnerOptimizer, Muon, orthogonalised
 
 
 @given(st.integers(1, 24), st.integers(1, 24), st.integers(0, 2**31), st.floats(1e-3, 1e3))
@@ -77,7 +72,7 @@ def test_it_steps_everything_that_is_held_and_at_a_factor_of_zero_nothing(
 ) -> None:
     lease = make_lease(optimizer=optimizer)
     shard = build_shard(small_layout, lease.columns, blocks_of(small_layout))
-    inner = InnerOptimizer(shard, lease)
+    inner = InnerOptimizer(shard, lease.recipe)
     assert {id(parameter) for parameter in inner.parameters} == {id(parameter) for parameter in shard.parameters()}
     for factor, moves in ((0.0, False), (1.0, True)):
         before = [parameter.detach().clone() for parameter in inner.parameters]
@@ -93,7 +88,7 @@ def test_muon_takes_the_matrices_and_leaves_head_router_and_embedding_to_adamw(
 ) -> None:
     lease = make_lease(optimizer="muon")
     shard = build_shard(small_layout, lease.columns, blocks_of(small_layout))
-    inner = InnerOptimizer(shard, lease)
+    inner = InnerOptimizer(shard, lease.recipe)
     shard.loss(torch.from_numpy(sequences[:4])).total.backward()
     inner.step(1.0)
     by_muon = {name for name, parameter in shard.module.named_parameters() if "momentum" in inner.state_of(parameter)}

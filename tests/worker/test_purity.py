@@ -16,12 +16,13 @@ from moe.layout import Layout
 from moe.shard import LossParts, ShardModel, build_shard
 from protocol.codecs import FP32
 from protocol.ids import Digest, RunId, digest_of
+from protocol.lease import Lease
 from protocol.tensors import encode_tensors
 from tests.worker.conftest import MACHINE
 from worker.allowance import DiskAllowance
 from worker.blocks import BlockCache
 from worker.fetch import FetchedLease, Run
-from worker.lease import Lease, RunDescription
+from worker.lease import RunDescription
 from worker.options import WorkerOptions
 from worker.outbox import Outbox
 from worker.train.lease_state import LeaseStates

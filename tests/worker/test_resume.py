@@ -21,7 +21,7 @@ from moe.layout import Layout, layout
 from moe.shard import build_shard
 from protocol.errors import StorageTrouble
 from protocol.ids import BlockId, Digest, digest_of
-from worker.lease import Lease
+from protocol.lease import Lease
 from worker.train.lease_state import RECORD, LeaseKeeper, LeaseStates, LocalState, computation_of
 from worker.train.trainer import TrainingStopped, pseudo_gradient_of, train_shard
 

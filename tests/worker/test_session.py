@@ -14,7 +14,7 @@ from protocol.errors import IllegalEvent
 from protocol.ids import LeaseId
 from tests.worker.leases import lease_message, read_lease
 from worker import messages as m
-from worker.lease import Lease
+from worker.lease import ReceivedLease
 from worker.session import (
     ALLOWED,
     EXIT_FAILED,
@@ -28,7 +28,7 @@ from worker.session import (
 )
 
 
-def make_lease(lease_id: str = "r1.1") -> Lease:
+def make_lease(lease_id: str = "r1.1") -> ReceivedLease:
     return read_lease(lease_message(lease_id=lease_id))
 
 

@@ -15,7 +15,7 @@ from moe.layout import Layout
 from moe.shard import ShardModel, build_shard
 from protocol.errors import LocalError
 from protocol.ids import TRUNK, column_block
-from worker.lease import Lease
+from protocol.lease import Lease
 from worker.train.trainer import (
     TrainingFailedError,
     TrainingStopped,
@@ -77,9 +77,10 @@ def test_a_reloaded_shard_trains_like_a_new_one(
 
 def test_it_is_a_bare_adamw_loop(frozen_layout: Layout, blocks_of: Any, make_lease: Make, sequences: Sequences) -> None:
     lease, blocks = make_lease(), blocks_of(frozen_layout)
+    recipe = lease.recipe
     ours, _ = train(frozen_layout, blocks, lease, sequences)
     shard = build_shard(frozen_layout, lease.columns, blocks, seed=lease.seed)
-    groups = shard.parameter_groups(lease.learning_rate, lease.router_lr_scale, lease.weight_decay)
+    groups = shard.parameter_groups(recipe.learning_rate, recipe.router_lr_scale, recipe.weight_decay)
     rates = [group["lr"] for group in groups]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-8)
     for step in range(lease.inner_steps):
@@ -87,7 +88,7 @@ def test_it_is_a_bare_adamw_loop(frozen_layout: Layout, blocks_of: Any, make_lea
             group["lr"] = rate * min(1.0, (step + 1) / 2)
         optimizer.zero_grad()
         shard.loss(torch.from_numpy(sequences[step * 4 : step * 4 + 4])).total.backward()
-        torch.nn.utils.clip_grad_norm_(shard.parameters(), lease.clip_norm)
+        torch.nn.utils.clip_grad_norm_(shard.parameters(), recipe.clip_norm)
         optimizer.step()
     torch.testing.assert_close(flat(ours), flat(pseudo_gradient_of(blocks, shard.held_blocks())), rtol=1e-4, atol=1e-6)
 

@@ -24,18 +24,19 @@ from torch import Tensor
 
 from moe.config import config_from_json
 from moe.full import initial_blocks
-from moe.layout import FROZEN, Layout
+from moe.layout import Layout
 from moe.planner import ALLOCATOR_SLACK, Plan, activation_bytes, plan
 from moe.shard import build_shard
 from protocol.errors import ConfigError
 from protocol.ids import BlockId, LeaseId, RoundNumber, Version
+from protocol.lease import DataRange, Lease
+from protocol.recipe import Recipe
+from protocol.residency import FROZEN
 from protocol.text import human_bytes
-from worker.lease import Lease
 from worker.machine.cgroups import GroupLimits, group_limits
 from worker.machine.gpu_facts import gather_gpu_facts
 from worker.machine.gpus import GpuFacts, choose_gpu
 from worker.options import check_device
-from worker.train.optimizer import MUON
 from worker.train.trainer import train_shard
 
 CPU_SHARE = 0.5
@@ -236,22 +237,9 @@ def _probe_lease(batch: int) -> Lease:
         round=RoundNumber(0),
         base_version=Version(0),
         columns=(0,),
-        data_seed=0,
-        data_start=0,
-        data_count=batch,
+        data=DataRange(seed=0, start=0, count=batch),
         seed=0,
         inner_steps=1,
         batch_sequences=batch,
-        learning_rate=1e-3,
-        router_lr_scale=0.1,
-        warmup_steps=0,
-        weight_decay=0.0,
-        adam_beta1=0.9,
-        adam_beta2=0.99,
-        adam_eps=1e-8,
-        clip_norm=1.0,
-        optimizer=MUON,
-        muon_learning_rate=0.02,
-        muon_momentum=0.95,
-        ttl_s=60.0,
+        recipe=Recipe(learning_rate=1e-3, muon_learning_rate=0.02, warmup_steps=0, weight_decay=0.0),
     )

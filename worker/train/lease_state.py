@@ -29,11 +29,11 @@ from torch import Tensor
 from protocol.errors import StorageTrouble
 from protocol.folders import sync_folder
 from protocol.ids import BlockId, Digest, LeaseId
+from protocol.lease import Lease
 from protocol.private_files import write_private
 from protocol.storage import is_full, telling_storage_trouble
 from protocol.text import human_bytes
 from worker.disk import private_folder
-from worker.lease import Lease
 from worker.outbox import file_digest
 
 FORMAT = 1
@@ -70,7 +70,8 @@ class _Record(BaseModel):
 
 def computation_of(lease: Lease, digests: Mapping[BlockId, Digest], device: str) -> str:
     """Names what is computed: progress is taken up only where this is the same. The deadline is no part of it."""
-    fields = {name: value for name, value in dataclasses.asdict(lease).items() if name != "ttl_s"}
+    whole = dataclasses.asdict(lease)
+    fields = {field.name: whole[field.name] for field in dataclasses.fields(Lease)}
     parts = [FORMAT, fields, sorted(digests.items()), device.partition(":")[0], torch.__version__]
     return f"{lease.lease_id}:{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}"
 

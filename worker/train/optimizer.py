@@ -1,6 +1,6 @@
 """The inner optimizer: AdamW over everything that is held, or Muon over its matrices and AdamW over the rest.
 
-Decides how a gradient becomes an update, from what a lease names and nothing else. Holds always: only held parameters
+Decides how a gradient becomes an update, from the recipe and nothing else. Holds always: only held parameters
 are seen; state starts fresh; everything that the next step depends on is in `state_of`.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) replaces a matrix's momentum by the nearest
@@ -17,9 +17,7 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
-ADAMW: Final = "adamw"
-MUON: Final = "muon"
-OPTIMIZERS: Final = (ADAMW, MUON)
+from protocol.recipe import MUON, Recipe
 
 _QUINTIC: Final = (3.4445, -4.7750, 2.0315)
 """Jordan's coefficients: steepest at zero, so five steps lift every singular value to about one."""
@@ -28,44 +26,6 @@ _EPS: Final = 1e-7
 
 MATRICES: Final = ("matrices", "fused")
 """Names of the parameter groups that Muon takes."""
-
-
-class OptimizerSettings(Protocol):
-    """What of a lease, or of a run's recipe, the optimizer depends on."""
-
-    @property
-    def optimizer(self) -> str:
-        """One of `OPTIMIZERS`."""
-
-    @property
-    def learning_rate(self) -> float:
-        """AdamW's."""
-
-    @property
-    def router_lr_scale(self) -> float:
-        """Routers' learning rate as a share of AdamW's."""
-
-    @property
-    def weight_decay(self) -> float:
-        """Decoupled, times the learning rate."""
-
-    @property
-    def adam_beta1(self) -> float: ...  # noqa: D102
-    @property
-    def adam_beta2(self) -> float: ...  # noqa: D102
-    @property
-    def adam_eps(self) -> float: ...  # noqa: D102
-    @property
-    def muon_learning_rate(self) -> float:
-        """Length of a step along a semi-orthogonal matrix."""
-
-    @property
-    def muon_momentum(self) -> float:
-        """Share of the momentum that stays from step to step."""
-
-    @property
-    def clip_norm(self) -> float:
-        """Largest L2 norm of all gradients together."""
 
 
 class HasGroups(Protocol):
@@ -78,27 +38,27 @@ class HasGroups(Protocol):
 class InnerOptimizer:
     """One lease's optimizer, or one of a longer training."""
 
-    def __init__(self, shard: HasGroups, settings: OptimizerSettings) -> None:
+    def __init__(self, shard: HasGroups, recipe: Recipe) -> None:
         groups = shard.parameter_groups(
-            lr=settings.learning_rate,
-            router_lr_scale=settings.router_lr_scale,
-            weight_decay=settings.weight_decay,
+            lr=recipe.learning_rate,
+            router_lr_scale=recipe.router_lr_scale,
+            weight_decay=recipe.weight_decay,
         )
-        matrices = [group for group in groups if settings.optimizer == MUON and group["name"] in MATRICES]
+        matrices = [group for group in groups if recipe.optimizer == MUON and group["name"] in MATRICES]
         others = [group for group in groups if not any(group is taken for taken in matrices)]
         self.parameters: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
-        betas = (settings.adam_beta1, settings.adam_beta2)
+        betas = (recipe.adam_beta1, recipe.adam_beta2)
         self._optimizers: list[torch.optim.Optimizer] = []
         if matrices:
-            by_muon = [{**group, "lr": settings.muon_learning_rate} for group in matrices]
-            self._optimizers.append(Muon(by_muon, momentum=settings.muon_momentum))
+            by_muon = [{**group, "lr": recipe.muon_learning_rate} for group in matrices]
+            self._optimizers.append(Muon(by_muon, momentum=recipe.muon_momentum))
         if any(group["params"] for group in others):
-            self._optimizers.append(torch.optim.AdamW(others, betas=betas, eps=settings.adam_eps, fused=True))
+            self._optimizers.append(torch.optim.AdamW(others, betas=betas, eps=recipe.adam_eps, fused=True))
         self._rates = [float(group["lr"]) for group in self._groups()]
-        self._clip_norm = settings.clip_norm
+        self._clip_norm = recipe.clip_norm
 
     def step(self, factor: float) -> None:
-        """Clip the gradients, step with `factor` times the settings' rates, and drop the gradients."""
+        """Clip the gradients, step with `factor` times the recipe's rates, and drop the gradients."""
         for group, rate in zip(self._groups(), self._rates, strict=True):
             group["lr"] = rate * factor
         torch.nn.utils.clip_grad_norm_(self.parameters, self._clip_norm, foreach=True)

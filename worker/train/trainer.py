@@ -25,7 +25,7 @@ from torch import Tensor
 
 from protocol.errors import BarnraiseError, LocalError
 from protocol.ids import BlockId
-from worker.lease import Lease
+from protocol.lease import Lease
 from worker.train.lease_state import LocalState
 from worker.train.optimizer import InnerOptimizer
 
@@ -125,8 +125,8 @@ def train_shard(
     keeper: Keeper | None = None,
 ) -> TrainMetrics:
     """Run the lease's inner steps on `shard`, in place, from where `keeper` says that an earlier process came."""
-    if sequences_NL.shape[0] != lease.data_count:
-        raise LocalError(f"lease {lease.lease_id}: {lease.data_count} sequences leased, {sequences_NL.shape[0]} given")
+    if sequences_NL.shape[0] != lease.data.count:
+        raise LocalError(f"lease {lease.lease_id}: {lease.data.count} sequences leased, {sequences_NL.shape[0]} given")
     loop = _InnerLoop(shard, lease, device, micro_batch or lease.batch_sequences, should_stop)
     kept = keeper.load() if keeper is not None else None
     first = 0 if kept is None else loop.take_up(kept)
@@ -143,7 +143,7 @@ def train_shard(
         if keeper is not None and step + 1 < lease.inner_steps and keeper.due():
             keeper.save(loop.state(step + 1, time.perf_counter() - started_s))
     loss_first, loss_last = loop.finite_losses()
-    tokens = lease.data_count * (sequences_NL.shape[1] - 1)
+    tokens = lease.data.count * (sequences_NL.shape[1] - 1)
     return TrainMetrics(
         inner_steps_done=lease.inner_steps,
         tokens=tokens,
@@ -160,7 +160,7 @@ class _InnerLoop:
     def __init__(
         self, shard: TrainableShard, lease: Lease, device: str, micro_batch: int, should_stop: Callable[[], bool]
     ) -> None:
-        self._optimizer = InnerOptimizer(shard, lease)
+        self._optimizer = InnerOptimizer(shard, lease.recipe)
         self._shard = shard
         self._lease = lease
         self._device = device
@@ -176,7 +176,7 @@ class _InnerLoop:
     def step(self, step: int, tokens_BL: Tensor) -> None:
         tokens_BL = tokens_BL.to(self._device, non_blocking=True)
         self._losses.append(self._gradients(tokens_BL))
-        self._optimizer.step(warmup_factor(step, self._lease.warmup_steps))
+        self._optimizer.step(warmup_factor(step, self._lease.recipe.warmup_steps))
 
     def _gradients(self, tokens_BL: Tensor) -> Tensor:
         while True:

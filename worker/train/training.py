@@ -21,7 +21,8 @@ from protocol.codecs import FP32, codec_named
 from protocol.errors import StorageTrouble
 from protocol.ids import BlockId, digest_of
 from protocol.storage import is_full
-from protocol.tensors import decode_tensors, encode_tensors, payload_size
+from protocol.submission import encode_submission
+from protocol.tensors import decode_tensors, payload_size
 from worker.allowance import DiskAllowance
 from worker.disk import DISK_RETRY_S
 from worker.fetch import FetchedLease
@@ -201,12 +202,7 @@ class TrainingRoom:
 
     def _store(self, job: _Job, result: LeaseResult) -> Submission:
         codec = codec_named(job.fetched.run.description.codec)
-        flat = {
-            f"{block}/{name}": tensor
-            for block, tensors in result.pseudo_gradient.items()
-            for name, tensor in tensors.items()
-        }
-        payload = encode_tensors(flat, codec)
+        payload = encode_submission(result.pseudo_gradient, codec)
         submission = Submission(
             lease_id=job.fetched.lease.lease_id,
             digest=digest_of(payload),

@@ -21,7 +21,7 @@ from coordinator.engine.commands import (
 from coordinator.engine.config import EngineConfig, InnerRecipe, ScreeningConfig
 from coordinator.engine.engine import Engine
 from coordinator.engine.index import Index
-from coordinator.engine.lease import Lease
+from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import Phase
 from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.snapshots import SnapshotText
@@ -166,7 +166,7 @@ class Swarm:
         lease_id = self.lease(name).lease_id
         return self.handle(ev.LeaseReturned(at_s=self.now_s, worker=WorkerId(name), lease_id=lease_id, reason=reason))
 
-    def commit(self, name: str, lease: Lease | None = None, **changes: Any) -> list[Command]:
+    def commit(self, name: str, lease: GrantedLease | None = None, **changes: Any) -> list[Command]:
         lease = lease or self.lease(name)
         fields: dict[str, Any] = {
             "digest": self.digest(lease.lease_id),
@@ -183,7 +183,7 @@ class Swarm:
             )
         )
 
-    def upload(self, name: str, lease: Lease | None = None, digest: Digest | None = None) -> list[Command]:
+    def upload(self, name: str, lease: GrantedLease | None = None, digest: Digest | None = None) -> list[Command]:
         lease = lease or self.lease(name)
         digest = digest or self.digest(lease.lease_id)
         return self.handle(
@@ -297,7 +297,7 @@ class Swarm:
     def leases(self, name: str) -> list[LeaseRecord]:
         return [r for r in self.engine.state.leases.values() if r.lease.worker == name]
 
-    def lease(self, name: str) -> Lease:
+    def lease(self, name: str) -> GrantedLease:
         """The latest lease of a worker."""
         return self.leases(name)[-1].lease
 

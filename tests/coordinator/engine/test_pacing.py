@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from coordinator.engine import pacing, speeds
-from coordinator.engine.lease import Lease
+from coordinator.engine.lease import GrantedLease
 from coordinator.engine.rows import LeaseRecord, SpeedReport
 from protocol.ids import RoundNumber, WorkerId
 
@@ -111,7 +111,7 @@ def test_weights_are_capped_at_a_multiple_of_the_median():
 def test_pseudo_gradients_are_brought_to_common_steps(swarm):
     s = swarm()
     s.join("a")
-    lease: Lease = s.lease("a")
+    lease: GrantedLease = s.lease("a")
     assert pacing.recipe_scale(s.config, lease) == 1.0
     assert lease.sequences == 32
 
@@ -119,7 +119,7 @@ def test_pseudo_gradients_are_brought_to_common_steps(swarm):
 def test_a_round_of_short_leases_is_a_short_step_and_not_an_extrapolated_one(swarm):
     s = swarm()
     s.join("a")
-    full: Lease = s.lease("a")
+    full: GrantedLease = s.lease("a")
     quarter = dataclasses.replace(full, inner_steps=full.inner_steps // 4)
     alone = pacing.common_steps([quarter, quarter], [1.0, 1.0])
     assert [pacing.step_scale(alone, lease) for lease in (quarter, quarter)] == [1.0, 1.0]

@@ -180,4 +180,6 @@ def test_a_snapshot_in_mid_schedule_goes_on_where_it_was(swarm):
     rounds = [play_round(s) for _ in range(3)]
     assert [found["a"] for found in rounds] == [32, 64, 128]
     assert [found["c"] for found in rounds] == [8, 16, 32]
-    assert s.lease("a").learning_rate == pytest.approx(s.config.inner.learning_rate * s.config.inner.final_lr_share)
+    assert s.lease("a").recipe.learning_rate == pytest.approx(
+        s.config.inner.learning_rate * s.config.inner.final_lr_share
+    )

@@ -19,7 +19,7 @@ import protocol.framing
 from moe.config import config_to_json
 from moe.presets import preset
 from protocol.bootstrap import fetch_ca
-from protocol.codecs import BF16, FP32, Codec
+from protocol.codecs import CODECS, Codec
 from protocol.errors import ConfigError, DigestMismatch, MalformedMessage, Unauthenticated, Unavailable
 from protocol.framing import FrameReader, frames_of
 from protocol.identity import PrivateIdentity
@@ -28,7 +28,8 @@ from protocol.joinlink import JoinLink
 from protocol.manifest import BlockRef, Manifest
 from protocol.sequences import decode_sequences, encode_sequences
 from protocol.signing import CallSigner, CounterWindow, SignedCall, _signed_bytes, parse_metadata, verify_call
-from protocol.tensors import TensorSpec, decode_tensors, encode_tensors
+from protocol.specs import TensorSpec
+from protocol.tensors import decode_tensors, encode_tensors
 from protocol.tls import CertificateAuthority, fingerprint_of, verify_vouch
 from tests.fuzz.mutate import after_head, joined, pieces_mutated, split
 from tests.fuzz.target import Target, scratch
@@ -245,7 +246,7 @@ TARGETS = (
             refusals=(MalformedMessage,),
             samples=lambda codec=codec: [_tensors(codec)],
         )
-        for codec in (FP32, BF16)
+        for codec in CODECS.values()
     ),
     Target(
         name="frames",

@@ -1,0 +1,48 @@
+"""A lease: one shard and one range of the data, to be trained by one recipe. A pure function of what is written in it.
+
+Holds no behaviour beyond reading its own fields. Who has it and until when is each side's own to keep, by its own
+clock: `coordinator.engine.lease.GrantedLease`, `worker.lease.ReceivedLease`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocol.ids import TRUNK, BlockId, LeaseId, RoundNumber, Version, column_block
+from protocol.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataRange:
+    """Positions [start, start + count) of the training sequences, permuted by `seed`. Counts once in a run."""
+
+    seed: int
+    start: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """What a worker is asked to compute; the fields of `message Lease`."""
+
+    lease_id: LeaseId
+    round: RoundNumber
+    base_version: Version
+    columns: tuple[int, ...]
+    """Held expert columns, ascending."""
+    data: DataRange
+    seed: int
+    inner_steps: int
+    batch_sequences: int
+    """Sequences an inner step."""
+    recipe: Recipe
+
+    @property
+    def sequences(self) -> int:
+        """Sequences assigned by the coordinator: what the submission's weight is made of."""
+        return self.inner_steps * self.batch_sequences
+
+    @property
+    def blocks(self) -> tuple[BlockId, ...]:
+        """Blocks that a submission for this lease must hold: the trunk, then its columns."""
+        return (TRUNK, *(column_block(column) for column in self.columns))

@@ -1,0 +1,77 @@
+"""The recipe of an inner step: which optimizer, at which rates, warmed up and clipped how.
+
+Holds the one list of its fields, each with its default and its bounds; `message Recipe` in the proto has the same
+names. The wire, the journal, the worker's checks and the settings all walk that list, so a field is added in these two
+places and named elsewhere only where its value is used. A lease carries a whole recipe: no field of it is left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple, get_args
+
+OptimizerName = Literal["adamw", "muon"]
+OPTIMIZERS: Final[tuple[OptimizerName, ...]] = get_args(OptimizerName)
+MUON: Final = "muon"
+
+MAX_INNER_STEPS: Final = 100_000
+"""DiLoCo's longest published inner loop is 2,000; two orders above that is an attack."""
+_BELOW_ONE: Final = 1.0 - 1e-9
+
+
+def _within(default: float, low: float, high: float) -> Any:
+    return dataclasses.field(default=default, metadata={"low": low, "high": high})
+
+
+def _one_of(default: str, choices: tuple[str, ...]) -> Any:
+    return dataclasses.field(default=default, metadata={"choices": choices})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How every step of a lease is taken, with fresh moments at its begin."""
+
+    optimizer: str = _one_of(MUON, OPTIMIZERS)
+    """`muon`: Muon on matrices and AdamW on the rest; `adamw`: AdamW on everything."""
+    learning_rate: float = _within(0.016, 1e-9, 1.0)
+    """AdamW's."""
+    muon_learning_rate: float = _within(0.08, 1e-9, 1.0)
+    """Muon's; it follows the same schedule. Length of a step along a semi-orthogonal matrix."""
+    muon_momentum: float = _within(0.95, 0.0, _BELOW_ONE)
+    router_lr_scale: float = _within(0.1, 0.0, 100.0)
+    """Routers' learning rate as a share of AdamW's."""
+    warmup_steps: int = _within(2, 0, MAX_INNER_STEPS)
+    """First steps of a lease over which the rate rises."""
+    weight_decay: float = _within(0.01, 0.0, 10.0)
+    """Decoupled, times the learning rate."""
+    adam_beta1: float = _within(0.9, 0.0, _BELOW_ONE)
+    adam_beta2: float = _within(0.99, 0.0, _BELOW_ONE)
+    adam_eps: float = _within(1e-8, 1e-16, 1.0)
+    clip_norm: float = _within(1.0, 1e-6, 1e6)
+    """Norm to which the gradients of all that is held are clipped together."""
+
+
+class Breach(NamedTuple):
+    """One field that is out of its bounds."""
+
+    field: str
+    expected: str
+    got: object
+
+
+def breaches(recipe: Any) -> Iterator[Breach]:
+    """Each field of `recipe` (a Recipe, or a message of its fields) that is out of bounds. NaN is out of all bounds."""
+    for field in dataclasses.fields(Recipe):
+        value, bounds = getattr(recipe, field.name), field.metadata
+        if "choices" in bounds:
+            if value not in bounds["choices"]:
+                yield Breach(field.name, f"one of {', '.join(bounds['choices'])}", value)
+        elif not bounds["low"] <= value <= bounds["high"]:
+            yield Breach(field.name, f"{bounds['low']:g} to {bounds['high']:g}", value)
+
+
+def recipe_of(wider: Recipe) -> Recipe:
+    """The recipe alone of an object that has more fields than it."""
+    return Recipe(**{field.name: getattr(wider, field.name) for field in dataclasses.fields(Recipe)})
