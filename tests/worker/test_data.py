@@ -36,7 +36,7 @@ class OwnTexts:
 
     async def sequences(self, lease: Lease, shape: SequenceShape, on_bytes: Callable[[int], None]) -> NDArray[np.int64]:
         draw = np.random.default_rng(lease.seed)
-        return self._rows_NL[draw.integers(0, len(self._rows_NL), lease.data_count)]
+        return self._rows_NL[draw.integers(0, len(self._rows_NL), lease.data.count)]
 
 
 SOURCES: dict[str, Callable[[], DataSource]] = {
