@@ -25,7 +25,8 @@ from coordinator.engine.lease import Lease
 from coordinator.engine.records import event_to_json
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.pump import MAX_BATCH, SNAPSHOT_EVERY, load_engine
-from coordinator.store.journal import Journal, Snapshot
+from coordinator.store.journal import Journal
+from coordinator.store.ports import Snapshot
 from protocol.ids import RunId, WorkerId, column_block, digest_of
 
 SECRET = b"of the benchmark"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -69,16 +69,27 @@ def encode_tensors(tensors: Mapping[str, Tensor], codec: Codec) -> bytes:
 
 
 def decode_tensors(
-    payload: bytes | bytearray | memoryview | Path, specs: Sequence[TensorSpec], codec: Codec
+    payload: bytes | bytearray | memoryview | Path | BinaryIO,
+    specs: Sequence[TensorSpec],
+    codec: Codec,
+    *,
+    only: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
-    """fp32 tensors by name; MalformedMessage, before allocating, unless `payload` is exactly `specs` in `codec`."""
+    """fp32 tensors by name; MalformedMessage, before allocating, unless `payload` is exactly `specs` in `codec`.
+
+    `only` names those that are wanted: no others are read.
+    """
     if isinstance(payload, Path):
         with payload.open("rb") as file:
-            return _decode(_FileSource(file), specs, codec)
-    return _decode(_MemorySource(memoryview(payload).cast("B")), specs, codec)
+            return _decode(_FileSource(file), specs, codec, only)
+    if isinstance(payload, bytes | bytearray | memoryview):
+        return _decode(_MemorySource(memoryview(payload).cast("B")), specs, codec, only)
+    return _decode(_FileSource(payload), specs, codec, only)
 
 
-def _decode(source: _FileSource | _MemorySource, specs: Sequence[TensorSpec], codec: Codec) -> dict[str, Tensor]:
+def _decode(
+    source: _FileSource | _MemorySource, specs: Sequence[TensorSpec], codec: Codec, only: Collection[str] | None
+) -> dict[str, Tensor]:
     ordered = _by_name(specs)
     header = _header(ordered, codec)
     expected = len(header) + _values_bytes(specs, codec)
@@ -87,11 +98,11 @@ def _decode(source: _FileSource | _MemorySource, specs: Sequence[TensorSpec], co
     decoded = {}
     offset = len(header)
     for spec in ordered:
-        encoded = torch.empty(spec.shape, dtype=codec.wire_dtype)
-        target = _bytes_of(encoded)
-        source.read_into(target, offset)
-        offset += len(target)
-        decoded[spec.name] = codec.decode(encoded)
+        if only is None or spec.name in only:
+            encoded = torch.empty(spec.shape, dtype=codec.wire_dtype)
+            source.read_into(_bytes_of(encoded), offset)
+            decoded[spec.name] = codec.decode(encoded)
+        offset += spec.elements * codec.wire_dtype.itemsize
     return decoded
 
 
@@ -155,7 +166,7 @@ class _FileSource:
         while done < len(target):
             got = self._file.readinto(target[done:])  # type: ignore[attr-defined]  # a buffered file has it
             if not got:
-                raise LocalError(f"{self._file.name} became shorter while it was read")
+                raise LocalError("a payload became shorter while it was read")
             done += got
 
 

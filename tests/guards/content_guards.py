@@ -10,6 +10,7 @@ SERVICE = "coordinator/edge/service.py"
 TRANSFERS = "coordinator/edge/transfers.py"
 FRAMING = "protocol/framing.py"
 ARTIFACTS = "coordinator/store/artifacts.py"
+PORTS = "coordinator/store/ports.py"
 INVITES = "coordinator/store/registry.py"
 MEMBERSHIP = "coordinator/edge/membership.py"
 TENSORS = "protocol/tensors.py"
@@ -180,15 +181,15 @@ TRANSFER = (
 
 NAMES = (
     guard("path tricks", SERVICE, "if len(digest) != 32:", "if False:", PATHS),
-    guard("path tricks", ARTIFACTS, r'_DIGEST = re.compile(r"[0-9a-f]{64}\Z")', '_DIGEST = re.compile(".*")', STORE),
-    guard("path tricks", ARTIFACTS, r'[0-9a-f]{64}\Z', "[0-9a-f]{64}", STORE),
+    guard("path tricks", PORTS, r'_DIGEST = re.compile(r"[0-9a-f]{64}\Z")', '_DIGEST = re.compile(".*")', STORE),
+    guard("path tricks", PORTS, r'[0-9a-f]{64}\Z', "[0-9a-f]{64}", STORE),
     guard(
         "path tricks", ARTIFACTS, r'_LEASE_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")',
         '_LEASE_FILE = re.compile(".*")', STORE,
     ),
     guard("path tricks", ARTIFACTS, r"{0,99}\Z", "{0,99}", STORE),
     guard("path tricks", ARTIFACTS, "[A-Za-z0-9][A-Za-z0-9._-]{0,99}", "[A-Za-z0-9._-]{1,100}", STORE),
-    guard("path tricks", ARTIFACTS, "if _DIGEST.match(digest) is None:", "if False:", STORE),
+    guard("path tricks", PORTS, "if _DIGEST.match(digest) is None:", "if False:", STORE),
     guard("path tricks", ARTIFACTS, "if _LEASE_FILE.match(lease_id) is None:", "if False:", STORE),
     guard("path tricks", SERVICE, "if request.codec != self._run.settings.codec:", "if False:", PATHS),
     guard("path tricks", TRANSFERS, "if not blocks.has(digest):", "if False:", PATHS),
