@@ -19,26 +19,21 @@ from dataclasses import dataclass, replace
 from statistics import fmean, median
 
 from benchmarks.report import Cell, parse_args, print_rows, write_json
-from coordinator.engine.commands import AggregateRound, Command, GrantLease, MeasureSubmission, SlowCommand
-from coordinator.engine.commands import ValidateVersion as Validate
+from coordinator.engine.commands import Command, GrantLease, MeasureSubmission, SlowCommand
 from coordinator.engine.config import EngineConfig, InnerRecipe
 from coordinator.engine.engine import Engine
 from coordinator.engine.events import (
-    BlockNorm,
-    CheckpointWritten,
     Event,
     LeaseRequested,
-    RoundAggregated,
     RunCreated,
     SubmissionCommitted,
-    SubmissionMeasured,
     SubmissionUploaded,
-    VersionValidated,
     WorkerEnrolled,
 )
 from coordinator.engine.lease import Lease
 from coordinator.engine.version import ENGINE_VERSION
 from protocol.ids import RunId, WorkerId, digest_of
+from simulator.virtual.canned import canned_result
 from simulator.virtual.engine_loop import Agenda, EngineLoop
 
 PAYLOAD_BYTES = 10_000_000
@@ -150,35 +145,9 @@ class Loop(EngineLoop):
         self.spans.append(Span(machine=machine, round=lease.round, ended_s=end_s, steps=lease.inner_steps))
 
     def _result_of(self, command: SlowCommand, at_s: float) -> Event:
-        command_id = command.command_id
-        if isinstance(command, MeasureSubmission):
-            norms = tuple(BlockNorm(block=block, norm_l2=1.0, base_l2=10.0) for block in command.lease.blocks)
-            scaled = tuple(replace(norm, norm_l2=norm.norm_l2 * command.lease.inner_steps) for norm in norms)
-            gain = 0.01 * command.lease.inner_steps
-            return SubmissionMeasured(
-                at_s=at_s,
-                command_id=command_id,
-                lease_id=command.lease.lease_id,
-                malformed="",
-                norms=scaled,
-                heldout_gain=gain,
-                heldout_gain_se=0.001,
-            )
-        if isinstance(command, AggregateRound):
-            return RoundAggregated(
-                at_s=at_s,
-                command_id=command_id,
-                round=command.round,
-                version=command.version,
-                parent_version=command.parent_version,
-                manifest=digest_of(command_id.encode()),
-                update_norm_l2=1.0,
-            )
-        if isinstance(command, Validate):
-            return VersionValidated(
-                at_s=at_s, command_id=command_id, version=command.version, val_loss=3.0, val_loss_se=0.01
-            )
-        return CheckpointWritten(at_s=at_s, command_id=command_id, version=getattr(command, "version", 0), path="")  # type: ignore[arg-type]
+        """More steps make a longer and a better update."""
+        steps = command.lease.inner_steps if isinstance(command, MeasureSubmission) else 0
+        return canned_result(command, at_s, norm_l2=lambda: 1.0 * steps, gain=lambda: 0.01 * steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

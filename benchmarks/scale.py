@@ -26,21 +26,15 @@ import structlog
 
 from benchmarks.report import Cell, Row, machine, parse_args, print_rows, write_json
 from coordinator.edge.collection import collect_rarely
-from coordinator.engine.commands import AggregateRound, Command, GrantLease, MeasureSubmission, SlowCommand
-from coordinator.engine.commands import ValidateVersion as Validate
+from coordinator.engine.commands import AggregateRound, Command, GrantLease, SlowCommand
 from coordinator.engine.config import EngineConfig, InnerRecipe
 from coordinator.engine.engine import Engine
 from coordinator.engine.events import (
-    BlockNorm,
-    CheckpointWritten,
     Event,
     LeaseRequested,
-    RoundAggregated,
     RunCreated,
     SubmissionCommitted,
-    SubmissionMeasured,
     SubmissionUploaded,
-    VersionValidated,
     WorkerEnrolled,
     WorkerSeen,
 )
@@ -50,6 +44,7 @@ from coordinator.run.pump import Pump
 from coordinator.store.journal import Journal
 from coordinator.work.port import Work
 from protocol.ids import RunId, WorkerId, digest_of
+from simulator.virtual.canned import canned_result
 from simulator.virtual.engine_loop import Agenda, EngineLoop
 
 COLUMNS, HELD = 64, 4
@@ -131,37 +126,12 @@ class Swarm(Work):
 
     def execute(self, command: SlowCommand) -> Event:
         """As if `command` had been carried out."""
-        at_s, command_id = self.agenda.now_s + 0.5, command.command_id
-        if isinstance(command, MeasureSubmission):
-            norms = tuple(
-                BlockNorm(block=block, norm_l2=self._random.uniform(0.9, 1.1), base_l2=10.0)
-                for block in command.lease.blocks
-            )
-            return SubmissionMeasured(
-                at_s=at_s,
-                command_id=command_id,
-                lease_id=command.lease.lease_id,
-                malformed="",
-                norms=norms,
-                heldout_gain=self._random.uniform(0.04, 0.06),
-                heldout_gain_se=0.001,
-            )
         if isinstance(command, AggregateRound):
             self._published += 1
-            return RoundAggregated(
-                at_s=at_s,
-                command_id=command_id,
-                round=command.round,
-                version=command.version,
-                parent_version=command.parent_version,
-                manifest=digest_of(command_id.encode()),
-                update_norm_l2=1.0,
-            )
-        if isinstance(command, Validate):
-            return VersionValidated(
-                at_s=at_s, command_id=command_id, version=command.version, val_loss=3.0, val_loss_se=0.01
-            )
-        return CheckpointWritten(at_s=at_s, command_id=command_id, version=getattr(command, "version", 0), path="")  # type: ignore[arg-type]
+        draw = self._random.uniform
+        return canned_result(
+            command, self.agenda.now_s + 0.5, norm_l2=lambda: draw(0.9, 1.1), gain=lambda: draw(0.04, 0.06)
+        )
 
     def _train(self, lease: Lease) -> None:
         took_s = LEASE_S * self._random.uniform(0.8, 1.2) * lease.inner_steps / self.config.inner.inner_steps
