@@ -201,6 +201,10 @@ class MemoryPayloads(MemoryBlobs):
         super().__init__(disk.payloads)
         self._disk = disk
 
+    def keep(self, digest: Digest, content: bytes) -> None:
+        """Synced with it: a planted bug leaves that out."""
+        super().keep(digest, content)
+
 
 class MemoryUpload:
     """One upload's bytes so far."""
