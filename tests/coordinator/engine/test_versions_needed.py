@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from coordinator.engine.commands import AggregateRound
+from coordinator.engine.contributions import oldest_version_needed
 from tests.coordinator.engine.conftest import Swarm
 
 
@@ -38,11 +39,18 @@ def test_a_lease_that_is_out_keeps_the_version_it_trains_on(swarm: Callable[...,
     assert (command.parent_version, command.oldest_needed) == (1, 0)
 
 
-def test_a_lease_that_is_lost_to_silence_keeps_it_until_its_deadline(swarm: Callable[..., Swarm]) -> None:
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_lease_that_is_lost_to_silence_keeps_its_base_until_its_deadline(
+    swarm: Callable[..., Swarm], is_lost: bool
+) -> None:
     s = in_second_round(swarm, heartbeat_interval_s=1e6, lease_ttl_s=1e4)
-    s.silent("c")
-    assert s.record("r1.3").status == "expired"
-    assert closed(s).oldest_needed == 0
+    if is_lost:
+        s.silent("c")
+    state = s.engine.state
+    state.keep_leases({key: record for key, record in state.leases.items() if record.lease.worker == "c"})
+    assert s.record("r1.3").status == ("expired" if is_lost else "granted")
+    assert oldest_version_needed(state) == 0
+    assert oldest_version_needed(state.seen_at(s.record("r1.3").lease.deadline_s)) == (1 if is_lost else 0)
 
 
 def test_one_that_is_handed_back_keeps_nothing(swarm: Callable[..., Swarm]) -> None:
