@@ -13,34 +13,28 @@ them, by speed) and all wait between their own end and the round's; each as a sh
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
 
 from benchmarks.report import Cell, parse_args, print_rows, write_json
-from coordinator.engine.commands import AggregateRound, Command, GrantLease, MeasureSubmission, SlowCommand
-from coordinator.engine.commands import ValidateVersion as Validate
+from coordinator.engine.commands import Command, GrantLease, MeasureSubmission, SlowCommand
 from coordinator.engine.config import EngineConfig, InnerRecipe
 from coordinator.engine.engine import Engine
 from coordinator.engine.events import (
-    BlockNorm,
-    CheckpointWritten,
     Event,
     LeaseRequested,
-    RoundAggregated,
     RunCreated,
     SubmissionCommitted,
-    SubmissionMeasured,
     SubmissionUploaded,
-    VersionValidated,
     WorkerEnrolled,
 )
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.version import ENGINE_VERSION
 from protocol.ids import RunId, WorkerId, digest_of
+from simulator.virtual.canned import canned_result
+from simulator.virtual.engine_loop import Agenda, EngineLoop
 
 PAYLOAD_BYTES = 10_000_000
 FETCH_S = 5.0
@@ -85,23 +79,22 @@ def machines_of(count: int, seed: int) -> list[MachineModel]:
     ]
 
 
-class Loop:
+class Loop(EngineLoop):
     """The engine and its swarm, in virtual time: every event at its moment, the engine's own timers between them."""
 
     def __init__(self, machines: Sequence[MachineModel], config: EngineConfig, *, uplinks_seen: bool) -> None:
         self._machines = {machine.worker: machine for machine in machines}
         self._uplinks_seen = uplinks_seen
-        self._order = itertools.count()
-        self._agenda: list[tuple[float, int, Event]] = []
         self._draw = random.Random(len(machines))
         self.spans: list[FinishedLease] = []
         created = RunCreated(at_s=0.0, engine_version=ENGINE_VERSION, config=config, base_manifest=digest_of(b"v0"))
-        self.engine, commands = Engine.create(created, SECRET)
-        self.engine.due(0.0)
+        engine, commands = Engine.create(created, SECRET)
+        super().__init__(engine, Agenda())
+        engine.due(0.0)
         for command in commands:
-            self._carry_out(command, 0.0)
+            self.carry_out(command)
         for machine in machines:
-            self._plan(
+            self.agenda.plan(
                 WorkerEnrolled(
                     at_s=0.0,
                     worker=machine.worker,
@@ -111,28 +104,19 @@ class Loop:
                     tokens_per_s=1000.0 / machine.step_s,
                 )
             )
-            self._plan(LeaseRequested(at_s=0.0, worker=machine.worker))
+            self.agenda.plan(LeaseRequested(at_s=0.0, worker=machine.worker))
 
     def run(self) -> None:
         """To the end of the run."""
-        while self._agenda:
-            at_s, _, event = heapq.heappop(self._agenda)
-            wakeup_s = self.engine.next_wakeup_s()
-            while wakeup_s is not None and wakeup_s <= at_s:
-                for due in self.engine.due(wakeup_s):
-                    self._handle(due)
-                wakeup_s = self.engine.next_wakeup_s()
-            self._handle(event)
+        while self.agenda:
+            self.advance()
 
-    def _handle(self, event: Event) -> None:
-        for command in self.engine.handle(event):
-            self._carry_out(command, self.engine.state.now_s)
-
-    def _carry_out(self, command: Command, now_s: float) -> None:
+    def carry_out(self, command: Command) -> None:
+        """A lease is worked on; slow work takes a tenth of a second."""
         if isinstance(command, GrantLease):
-            self._work_on(command.lease, now_s)
+            self._work_on(command.lease, self.now_s)
         elif isinstance(command, SlowCommand):
-            self._plan(self._result_of(command, now_s + 0.1))
+            self.agenda.plan(self._result_of(command, self.now_s + 0.1))
 
     def _work_on(self, lease: GrantedLease, now_s: float) -> None:
         machine = self._machines[lease.worker]
@@ -151,48 +135,19 @@ class Loop:
             train_loss_last=4.0,
             train_s=train_s,
         )
-        self._plan(committed)
+        self.agenda.plan(committed)
         if not self._uplinks_seen:
-            self._plan(replace(committed, at_s=commit_s + upload_s / 2))
+            self.agenda.plan(replace(committed, at_s=commit_s + upload_s / 2))
         end_s = commit_s + upload_s
         uploaded = SubmissionUploaded(at_s=end_s, worker=lease.worker, lease_id=lease.lease_id, digest=committed.digest)
-        self._plan(uploaded)
-        self._plan(LeaseRequested(at_s=end_s + 0.5, worker=lease.worker))
+        self.agenda.plan(uploaded)
+        self.agenda.plan(LeaseRequested(at_s=end_s + 0.5, worker=lease.worker))
         self.spans.append(FinishedLease(machine=machine, round=lease.round, ended_s=end_s, steps=lease.inner_steps))
 
     def _result_of(self, command: SlowCommand, at_s: float) -> Event:
-        command_id = command.command_id
-        if isinstance(command, MeasureSubmission):
-            norms = tuple(BlockNorm(block=block, norm_l2=1.0, base_l2=10.0) for block in command.lease.blocks)
-            scaled = tuple(replace(norm, norm_l2=norm.norm_l2 * command.lease.inner_steps) for norm in norms)
-            gain = 0.01 * command.lease.inner_steps
-            return SubmissionMeasured(
-                at_s=at_s,
-                command_id=command_id,
-                lease_id=command.lease.lease_id,
-                malformed="",
-                norms=scaled,
-                heldout_gain=gain,
-                heldout_gain_se=0.001,
-            )
-        if isinstance(command, AggregateRound):
-            return RoundAggregated(
-                at_s=at_s,
-                command_id=command_id,
-                round=command.round,
-                version=command.version,
-                parent_version=command.parent_version,
-                manifest=digest_of(command_id.encode()),
-                update_norm_l2=1.0,
-            )
-        if isinstance(command, Validate):
-            return VersionValidated(
-                at_s=at_s, command_id=command_id, version=command.version, val_loss=3.0, val_loss_se=0.01
-            )
-        return CheckpointWritten(at_s=at_s, command_id=command_id, version=getattr(command, "version", 0), path="")  # type: ignore[arg-type]
-
-    def _plan(self, event: Event) -> None:
-        heapq.heappush(self._agenda, (event.at_s, next(self._order), event))
+        """More steps make a longer and a better update."""
+        steps = command.lease.inner_steps if isinstance(command, MeasureSubmission) else 0
+        return canned_result(command, at_s, norm_l2=lambda: 1.0 * steps, gain=lambda: 0.01 * steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,8 +25,10 @@ from coordinator.engine.lease import GrantedLease
 from coordinator.engine.records import event_to_json
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.pump import MAX_BATCH, SNAPSHOT_EVERY, load_engine
-from coordinator.store.journal import Journal, Snapshot
-from protocol.ids import RunId, WorkerId, column_block, digest_of
+from coordinator.store.journal import Journal
+from coordinator.store.ports import Snapshot
+from protocol.ids import RunId, WorkerId, digest_of
+from simulator.virtual.canned import canned_result
 
 SECRET = b"of the benchmark"
 WORKERS = 50
@@ -146,31 +148,8 @@ def _answers(command: cm.Command, at_s: float) -> list[ev.Event]:
     match command:
         case cm.GrantLease(lease=lease):
             return _submission(lease, at_s)
-        case cm.MeasureSubmission(lease=lease):
-            blocks = ("trunk", *map(column_block, lease.columns))
-            norms = tuple(ev.BlockNorm(block=block, norm_l2=1.0, base_l2=10.0) for block in blocks)  # type: ignore[arg-type]
-            return [
-                ev.SubmissionMeasured(
-                    at_s=at_s, command_id=command.command_id, lease_id=lease.lease_id, malformed="", norms=norms,
-                    heldout_gain=0.1, heldout_gain_se=0.01,
-                )
-            ]  # fmt: skip
-        case cm.AggregateRound():
-            return [
-                ev.RoundAggregated(
-                    at_s=at_s, command_id=command.command_id, round=command.round, version=command.version,
-                    parent_version=command.parent_version, manifest=digest_of(f"version {command.version}".encode()),
-                    update_norm_l2=1.0,
-                )
-            ]  # fmt: skip
-        case cm.ValidateVersion():
-            return [
-                ev.VersionValidated(
-                    at_s=at_s, command_id=command.command_id, version=command.version, val_loss=3.0, val_loss_se=0.01
-                )
-            ]
-        case cm.WriteCheckpoint():
-            return [ev.CheckpointWritten(at_s=at_s, command_id=command.command_id, version=command.version, path="p")]
+        case cm.SlowCommand():
+            return [canned_result(command, at_s, gain=lambda: 0.1)]
     return []
 
 

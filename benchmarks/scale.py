@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import heapq
-import itertools
 import os
 import random
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,21 +26,15 @@ import structlog
 
 from benchmarks.report import Cell, Row, machine, parse_args, print_rows, write_json
 from coordinator.edge.collection import collect_rarely
-from coordinator.engine.commands import AggregateRound, Command, GrantLease, MeasureSubmission, SlowCommand
-from coordinator.engine.commands import ValidateVersion as Validate
+from coordinator.engine.commands import AggregateRound, Command, GrantLease, SlowCommand
 from coordinator.engine.config import EngineConfig, InnerRecipe
 from coordinator.engine.engine import Engine
 from coordinator.engine.events import (
-    BlockNorm,
-    CheckpointWritten,
     Event,
     LeaseRequested,
-    RoundAggregated,
     RunCreated,
     SubmissionCommitted,
-    SubmissionMeasured,
     SubmissionUploaded,
-    VersionValidated,
     WorkerEnrolled,
     WorkerSeen,
 )
@@ -50,7 +42,10 @@ from coordinator.engine.lease import GrantedLease
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.pump import Pump
 from coordinator.store.journal import Journal
+from coordinator.work.port import Work
 from protocol.ids import RunId, WorkerId, digest_of
+from simulator.virtual.canned import canned_result
+from simulator.virtual.engine_loop import Agenda, EngineLoop
 
 COLUMNS, HELD = 64, 4
 HEARTBEAT_S, LEASE_S = 10.0, 60.0
@@ -71,16 +66,14 @@ class Decision:
     effect: str
 
 
-class ScriptedSwarm:
+class ScriptedSwarm(Work):
     """What all workers do next, in virtual time. Knows the engine by its commands alone."""
 
     def __init__(self, workers: int, rounds: int = ROUNDS, heartbeat_s: float = HEARTBEAT_S) -> None:
-        self.now_s = 0.0
+        self.agenda = Agenda()
         self._rounds = rounds
         self._heartbeat_s = heartbeat_s
         self._random = random.Random(workers)
-        self._order = itertools.count()
-        self._agenda: list[tuple[float, int, Event]] = []
         self._published = 0
         self.config = EngineConfig(
             run_id=RunId("scale"),
@@ -98,7 +91,7 @@ class ScriptedSwarm:
         )
         for number in range(workers):
             worker, at_s = WorkerId(f"{number:064x}"), self._random.uniform(0.0, HEARTBEAT_S)
-            self._plan(
+            self.agenda.plan(
                 WorkerEnrolled(
                     at_s=at_s,
                     worker=worker,
@@ -108,7 +101,7 @@ class ScriptedSwarm:
                     tokens_per_s=self._random.uniform(800.0, 1200.0),
                 )
             )
-            self._plan(LeaseRequested(at_s=at_s + 0.1, worker=worker))
+            self.agenda.plan(LeaseRequested(at_s=at_s + 0.1, worker=worker))
 
     def create(self) -> Engine:
         """The run's engine; greeted, as a pump does first."""
@@ -124,63 +117,31 @@ class ScriptedSwarm:
         """Whether all rounds are published."""
         return self._published >= self._rounds
 
-    def next_event(self) -> Event | None:
-        """What happens next; None while something has to be carried out first."""
-        if self.is_done or not self._agenda:
-            return None
-        self.now_s, _, event = heapq.heappop(self._agenda)
-        return event
-
     def on_command(self, command: Command) -> None:
         """A lease is worked on; slow work is done half a second later."""
         if isinstance(command, GrantLease):
             self._train(command.lease)
         elif isinstance(command, SlowCommand):
-            self._plan(self.result_of(command))
+            self.agenda.plan(self.execute(command))
 
-    def result_of(self, command: SlowCommand) -> Event:
+    def execute(self, command: SlowCommand) -> Event:
         """As if `command` had been carried out."""
-        at_s, command_id = self.now_s + 0.5, command.command_id
-        if isinstance(command, MeasureSubmission):
-            norms = tuple(
-                BlockNorm(block=block, norm_l2=self._random.uniform(0.9, 1.1), base_l2=10.0)
-                for block in command.lease.blocks
-            )
-            return SubmissionMeasured(
-                at_s=at_s,
-                command_id=command_id,
-                lease_id=command.lease.lease_id,
-                malformed="",
-                norms=norms,
-                heldout_gain=self._random.uniform(0.04, 0.06),
-                heldout_gain_se=0.001,
-            )
         if isinstance(command, AggregateRound):
             self._published += 1
-            return RoundAggregated(
-                at_s=at_s,
-                command_id=command_id,
-                round=command.round,
-                version=command.version,
-                parent_version=command.parent_version,
-                manifest=digest_of(command_id.encode()),
-                update_norm_l2=1.0,
-            )
-        if isinstance(command, Validate):
-            return VersionValidated(
-                at_s=at_s, command_id=command_id, version=command.version, val_loss=3.0, val_loss_se=0.01
-            )
-        return CheckpointWritten(at_s=at_s, command_id=command_id, version=getattr(command, "version", 0), path="")  # type: ignore[arg-type]
+        draw = self._random.uniform
+        return canned_result(
+            command, self.agenda.now_s + 0.5, norm_l2=lambda: draw(0.9, 1.1), gain=lambda: draw(0.04, 0.06)
+        )
 
     def _train(self, lease: GrantedLease) -> None:
         took_s = LEASE_S * self._random.uniform(0.8, 1.2) * lease.inner_steps / self.config.inner.inner_steps
-        start_s, worker, lease_id = self.now_s, lease.worker, lease.lease_id
+        start_s, worker, lease_id = self.agenda.now_s, lease.worker, lease.lease_id
         beat_s = start_s + self._random.uniform(0.0, self._heartbeat_s)
         while beat_s < start_s + took_s:
-            self._plan(WorkerSeen(at_s=beat_s, worker=worker, lease_id=lease_id, tokens_per_s=1000.0))
+            self.agenda.plan(WorkerSeen(at_s=beat_s, worker=worker, lease_id=lease_id, tokens_per_s=1000.0))
             beat_s += self._heartbeat_s
         digest = digest_of(lease_id.encode())
-        self._plan(
+        self.agenda.plan(
             SubmissionCommitted(
                 at_s=start_s + took_s,
                 worker=worker,
@@ -194,40 +155,44 @@ class ScriptedSwarm:
                 train_s=took_s * 0.95,
             )
         )
-        self._plan(SubmissionUploaded(at_s=start_s + took_s + 1.0, worker=worker, lease_id=lease_id, digest=digest))
-        self._plan(LeaseRequested(at_s=start_s + took_s + 1.1, worker=worker))
-
-    def _plan(self, event: Event) -> None:
-        heapq.heappush(self._agenda, (event.at_s, next(self._order), event))
+        end_s = start_s + took_s + 1.0
+        self.agenda.plan(SubmissionUploaded(at_s=end_s, worker=worker, lease_id=lease_id, digest=digest))
+        self.agenda.plan(LeaseRequested(at_s=start_s + took_s + 1.1, worker=worker))
 
 
-def played(swarm: ScriptedSwarm, engine: Engine) -> Iterator[Decision]:
-    """Play all rounds on the bare engine, with what time calls for as a pump would."""
-    for unfinished in engine.pending:
-        swarm.on_command(unfinished)
-    while (event := swarm.next_event()) is not None:
-        while (wakeup_s := engine.next_wakeup_s()) is not None and wakeup_s <= swarm.now_s:
-            for each in engine.due(swarm.now_s):
-                yield _decided(swarm, engine, each)
-        yield _decided(swarm, engine, event)
+class Decisions(EngineLoop):
+    """All rounds on the bare engine, with what time calls for as a pump would; each decision timed."""
 
+    def __init__(self, swarm: ScriptedSwarm) -> None:
+        super().__init__(swarm.create(), swarm.agenda)
+        self._swarm = swarm
+        self.made: list[Decision] = []
 
-def _decided(swarm: ScriptedSwarm, engine: Engine, event: Event) -> Decision:
-    phase, started_s = engine.state.phase, time.thread_time()
-    commands = engine.handle(event)
-    took_s = time.thread_time() - started_s
-    for command in commands:
-        swarm.on_command(command)
-    effect = f"{phase}>{engine.state.phase}, {len(commands)} commands" if took_s > NOTED_S else ""
-    return Decision(type(event), took_s, effect)
+    def play(self) -> list[Decision]:
+        """To the end."""
+        while self.agenda and not self._swarm.is_done:
+            self.advance()
+        return self.made
+
+    def handle(self, event: Event) -> list[Command]:
+        """Timed."""
+        phase, started_s = self.engine.state.phase, time.thread_time()
+        commands = self.engine.handle(event)
+        took_s = time.thread_time() - started_s
+        effect = f"{phase}>{self.engine.state.phase}, {len(commands)} commands" if took_s > NOTED_S else ""
+        self.made.append(Decision(type(event), took_s, effect))
+        return commands
+
+    def carry_out(self, command: Command) -> None:
+        """The swarm's business."""
+        self._swarm.on_command(command)
 
 
 def engine_rows(workers: int) -> list[Row]:
     """Decisions of the bare engine, one after the other on one core; all together, then by kind of event."""
-    swarm = ScriptedSwarm(workers)
-    engine = swarm.create()
+    loop = Decisions(ScriptedSwarm(workers))
     gc.collect()
-    decisions = sorted(played(swarm, engine), key=lambda decision: decision.took_s)
+    decisions = sorted(loop.play(), key=lambda decision: decision.took_s)
     without_heartbeats = [decision for decision in decisions if decision.event is not WorkerSeen]
     kinds = sorted({decision.event for decision in decisions}, key=lambda kind: kind.__name__)
     parts = [("engine", without_heartbeats)]
@@ -244,11 +209,10 @@ def _engine_row(what: str, workers: int, decisions: Sequence[Decision]) -> Row:
 def memory_row(workers: int) -> Row:
     """Bytes that the engine holds for each worker when the last round has closed; the swarm's own are not counted."""
     tracemalloc.start()
-    swarm = ScriptedSwarm(workers, heartbeat_s=2.5 * HEARTBEAT_S)  # only the latest of a worker is kept
-    engine = swarm.create()
-    for _ in played(swarm, engine):
-        pass
-    swarm.__dict__.clear()
+    loop = Decisions(ScriptedSwarm(workers, heartbeat_s=2.5 * HEARTBEAT_S))  # only the latest of a worker is kept
+    loop.play()
+    engine = loop.engine
+    del loop
     gc.collect()
     whole = tracemalloc.get_traced_memory()[0]
     del engine
@@ -273,10 +237,10 @@ async def _pumped(swarm: ScriptedSwarm, folder: Path) -> list[float]:
     pump = Pump(
         engine,
         journal,
-        execute=swarm.result_of,
+        work=swarm,
         dispatch=swarm.on_command,
         observer=_Silent(),
-        clock=lambda: swarm.now_s,
+        clock=lambda: swarm.agenda.now_s,
     )
     took_s: list[float] = []
     lines = asyncio.Semaphore(IN_FLIGHT)
@@ -291,12 +255,12 @@ async def _pumped(swarm: ScriptedSwarm, folder: Path) -> list[float]:
     async with asyncio.TaskGroup() as calls:
         while not swarm.is_done:
             # virtual time stands still while leases are being handed out, or it would run ahead of them
-            event = None if engine.state.round.granting else swarm.next_event()
-            if event is None:
+            if engine.state.round.granting or not swarm.agenda:
                 await asyncio.sleep(0.001)
-            elif isinstance(event, WorkerSeen):
+            elif isinstance(event := swarm.agenda.take(), WorkerSeen):
                 pump.seen(event)
             else:
+                assert isinstance(event, Event)
                 await lines.acquire()
                 calls.create_task(call(event))
     await pump.stop()

@@ -6,7 +6,7 @@ Decides nothing and touches nothing. Block ids are the only ones with structure:
 from __future__ import annotations
 
 import hashlib
-from typing import NewType
+from typing import BinaryIO, NewType
 
 RunId = NewType("RunId", str)
 WorkerId = NewType("WorkerId", str)
@@ -19,6 +19,7 @@ RoundNumber = NewType("RoundNumber", int)
 
 TRUNK = BlockId("trunk")
 _COLUMN_PREFIX = "column."
+_PIECE_BYTES = 1 << 20
 
 
 def column_block(column: int) -> BlockId:
@@ -41,6 +42,14 @@ def column_of(block: BlockId) -> int | None:
 def digest_of(payload: bytes | bytearray | memoryview) -> Digest:
     """SHA-256 of `payload` as a content address."""
     return Digest(hashlib.sha256(payload).hexdigest())
+
+
+def stream_digest(file: BinaryIO) -> Digest:
+    """SHA-256 of what is left to read of an open file, whatever its size."""
+    hasher = hashlib.sha256()
+    while piece := file.read(_PIECE_BYTES):
+        hasher.update(piece)
+    return Digest(hasher.hexdigest())
 
 
 def worker_id_of(public_key: bytes) -> WorkerId:

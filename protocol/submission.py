@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
+from typing import BinaryIO
 
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from protocol.specs import TensorSpec
 from protocol.tensors import decode_tensors, encode_tensors
 
 Blocks = Mapping[BlockId, Mapping[str, Tensor]]
-Payload = bytes | bytearray | memoryview | Path
+Payload = bytes | bytearray | memoryview | Path | BinaryIO
 
 
 def submission_name(block: BlockId, parameter: str) -> str:
@@ -57,5 +58,5 @@ def decode_block(payload: Payload, specs: Iterable[TensorSpec], codec: Codec, bl
     prefix = submission_name(block, "")
     whole = list(specs)
     wanted = {spec.name for spec in whole if spec.name.startswith(prefix)}
-    found = decode_tensors(payload, whole, codec, wanted)
+    found = decode_tensors(payload, whole, codec, only=wanted)
     return {name.removeprefix(prefix): tensor for name, tensor in found.items()}

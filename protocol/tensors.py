@@ -12,7 +12,7 @@ Format: https://huggingface.co/docs/safetensors (u64 header length, JSON header 
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
@@ -73,23 +73,26 @@ def encode_tensors(
 
 
 def decode_tensors(
-    payload: bytes | bytearray | memoryview | Path,
+    payload: bytes | bytearray | memoryview | Path | BinaryIO,
     specs: Sequence[TensorSpec],
     codec: Codec,
-    wanted: Container[str] | None = None,
+    *,
+    only: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
     """fp32 tensors by name; MalformedMessage, before allocating, unless `payload` is exactly `specs` in `codec`.
 
-    Where `wanted` names some of them, only their bytes are read.
+    `only` names those that are wanted: no others are read.
     """
     if isinstance(payload, Path):
         with payload.open("rb") as file:
-            return _decode(_FileSource(file), specs, codec, wanted)
-    return _decode(_MemorySource(memoryview(payload).cast("B")), specs, codec, wanted)
+            return _decode(_FileSource(file), specs, codec, only)
+    if isinstance(payload, bytes | bytearray | memoryview):
+        return _decode(_MemorySource(memoryview(payload).cast("B")), specs, codec, only)
+    return _decode(_FileSource(payload), specs, codec, only)
 
 
 def _decode(
-    source: _FileSource | _MemorySource, specs: Sequence[TensorSpec], codec: Codec, wanted: Container[str] | None
+    source: _FileSource | _MemorySource, specs: Sequence[TensorSpec], codec: Codec, only: Collection[str] | None
 ) -> dict[str, Tensor]:
     ordered = _by_name(specs)
     header = _header(ordered, codec)
@@ -99,7 +102,7 @@ def _decode(
     decoded = {}
     offset = len(header)
     for spec in ordered:
-        if wanted is None or spec.name in wanted:
+        if only is None or spec.name in only:
             decoded[spec.name] = _read_tensor(source, offset, spec, codec)
         offset += _values_bytes([spec], codec)
     return decoded
@@ -199,7 +202,7 @@ class _FileSource:
         while done < len(target):
             got = self._file.readinto(target[done:])  # type: ignore[attr-defined]  # a buffered file has it
             if not got:
-                raise LocalError(f"{self._file.name} became shorter while it was read")
+                raise LocalError("a payload became shorter while it was read")
             done += got
 
 

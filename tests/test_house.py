@@ -18,10 +18,7 @@ MAX_LINES = 350
 GENERATED = ("*_pb2.py", "*_pb2_grpc.py")
 
 STILL_LONG = {
-    "benchmarks/scale.py",
-    "coordinator/run/pump.py",
     "simulator/deterministic/planted.py",
-    "simulator/deterministic/training.py",
     "simulator/deterministic/world.py",
     "worker/agent.py",
     "worker/client.py",

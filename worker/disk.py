@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from protocol.errors import ConfigError
-from protocol.file_lock import lock_file
-from protocol.storage import telling_storage_trouble
+from protocol.file_lock import FileLock
 
 DISK_RETRY_S = 5.0
 """How often a disk that took no writes is tried again: a volunteer who makes room sees work go on at once."""
@@ -22,28 +20,7 @@ def private_folder(path: Path) -> Path:
     return path
 
 
-class FolderLock:
-    """Keeps a second worker out of a folder; the system lets go of it when the process ends, however it ends."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._descriptor: int | None = None
-
-    def acquire(self) -> None:
-        """Take the lock, or ConfigError when another process has it."""
-        with telling_storage_trouble(self._path):
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            lock_file(descriptor)
-        except OSError as error:
-            os.close(descriptor)
-            raise ConfigError(
-                f"another worker already uses {self._path.parent}; give this one a folder of its own with --home"
-            ) from error
-        self._descriptor = descriptor
-
-    def release(self) -> None:
-        """Let go of the lock."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+def worker_lock(path: Path) -> FileLock:
+    """The lock that keeps a second worker out of the folder that holds `path`."""
+    said = f"another worker already uses {path.parent}; give this one a folder of its own with --home"
+    return FileLock(path, lambda _: said)

@@ -18,7 +18,7 @@ from protocol.private_files import write_private
 from protocol.tls import fingerprint_of, manifest_key_message, verify_vouch
 from worker.allowance import DiskAllowance
 from worker.blocks import BlockCache
-from worker.disk import FolderLock, private_folder
+from worker.disk import private_folder, worker_lock
 from worker.outbox import Outbox
 from worker.rejoin import ENROLMENT_FILE, Address, home_root, remember_address
 from worker.train.lease_state import LeaseStates
@@ -56,7 +56,7 @@ class RunHome:
     def __init__(self, folder: Path, fingerprint: str, disk_bytes: int | None = None) -> None:
         self.folder = private_folder(folder)
         self._fingerprint = fingerprint
-        self._lock = FolderLock(self.folder / "lock")
+        self._lock = worker_lock(self.folder / "lock")
         self.outbox = Outbox(self.folder / "outbox")
         self.progress = LeaseStates(self.folder / "progress")
         self.disk = DiskAllowance(self.folder, BlockCache(self.folder / "blocks"), self.progress, disk_bytes)

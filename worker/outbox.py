@@ -6,14 +6,13 @@ is durable before the record that names it, so a crash leaves either nothing or 
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol.folders import sync_folder
-from protocol.ids import Digest, LeaseId, digest_of
+from protocol.ids import Digest, LeaseId, digest_of, stream_digest
 from protocol.private_files import write_private
 from worker.disk import private_folder
 
@@ -105,9 +104,6 @@ class Outbox:
 
 
 def file_digest(path: Path) -> Digest:
-    """SHA-256 of a file, a megabyte at a time."""
-    hasher = hashlib.sha256()
+    """SHA-256 of a file."""
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            hasher.update(chunk)
-    return Digest(hasher.hexdigest())
+        return stream_digest(file)

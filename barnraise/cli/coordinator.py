@@ -159,7 +159,7 @@ def export(
     require_room(out, replace=force)
     replaces = (out / CHECKPOINT_KIND.completed_by).exists()
     layout = run.layout()
-    versions = Versions(run.root / "versions", run.artifacts(), layout)
+    versions = Versions(run.root / "versions", run.artifacts().blocks, layout)
     newest = run.published_version()
     kept = [number for number in versions.kept() if number <= newest]
     chosen = newest if version is None else version

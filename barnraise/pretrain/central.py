@@ -151,7 +151,7 @@ def first_shard(run: RunFolder, *, device: str = "cpu", compute_dtype: torch.dty
     from protocol.errors import LocalError
 
     layout = run.layout()
-    versions = Versions(run.root / "versions", run.artifacts(), layout)
+    versions = Versions(run.root / "versions", run.artifacts().blocks, layout)
     digest = versions.manifest_digest(FIRST_VERSION)
     if digest is None:
         raise LocalError(f"{run.root} does not keep version {FIRST_VERSION}")

@@ -13,7 +13,7 @@ from coordinator.edge.mailboxes import Mailboxes
 from coordinator.edge.sessions import SessionTable
 from coordinator.run.pump import Pump
 from coordinator.settings import RunSettings
-from coordinator.store.artifacts import ArtifactStore
+from coordinator.store.ports import Artifacts
 from coordinator.store.registry import Registry
 from coordinator.store.versions import Versions
 from moe.layout import Layout, block_tensor_specs
@@ -32,7 +32,7 @@ class RunContext:
     settings: RunSettings
     layout: Layout
     dataset: Dataset
-    store: ArtifactStore
+    store: Artifacts
     versions: Versions
     registry: Registry
     sessions: SessionTable

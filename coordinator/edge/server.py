@@ -163,7 +163,7 @@ class CoordinatorServer:
         pump = Pump(
             engine,
             parts.journal,
-            execute=parts.executor.execute,
+            work=parts.executor,
             dispatch=dispatch,
             observer=parts.event_log,
             clock=parts.clock.now_s,

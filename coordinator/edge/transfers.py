@@ -12,7 +12,7 @@ import asyncio
 import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import structlog
 
@@ -22,7 +22,7 @@ from coordinator.edge.service import WorkerService, digest_from
 from coordinator.edge.sessions import CallerSession
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus
 from coordinator.engine.rows import LeaseRecord
-from coordinator.store.artifacts import PartialUpload
+from coordinator.store.ports import Upload
 from protocol.errors import DigestMismatch, MalformedMessage, Refused, Unavailable
 from protocol.framing import FrameReader, frames_of
 from protocol.ids import Digest, LeaseId
@@ -133,7 +133,7 @@ class Transfers:
         session: CallerSession,
         lease_id: LeaseId,
         reader: FrameReader,
-        upload: PartialUpload,
+        upload: Upload,
         frames: AsyncIterator[bytes],
         patience: Patience,
     ) -> None:
@@ -150,9 +150,7 @@ class Transfers:
                 alive_at_s = self._run.run_time()
                 self._service.on_alive(session)
 
-    def _finish(
-        self, lease_id: LeaseId, reader: FrameReader, upload: PartialUpload, digest: Digest, *, resumed: bool
-    ) -> None:
+    def _finish(self, lease_id: LeaseId, reader: FrameReader, upload: Upload, digest: Digest, *, resumed: bool) -> None:
         try:
             reader.finish()
         except DigestMismatch as error:
@@ -197,7 +195,7 @@ class Transfers:
         blocks = self._run.store.blocks
         if not blocks.has(digest):
             raise Refused(f"block {digest[:16]}… is not kept here; take the manifest of the version that is leased")
-        return _file_frames(os.open(blocks.path(digest), os.O_RDONLY), blocks.size(digest), offset)
+        return _file_frames(blocks.open(digest), offset)
 
     async def _data_of(self, session: CallerSession, lease_id: LeaseId) -> bytes:
         record = self._run.pump.engine.state.leases.get(lease_id)
@@ -221,19 +219,21 @@ class Transfers:
         return encode_sequences(self._run.dataset.sequences(data.seed, data.start, data.count, length))
 
 
-def _write(upload: PartialUpload, reader: FrameReader, frame: bytes) -> None:
+def _write(upload: Upload, reader: FrameReader, frame: bytes) -> None:
     upload.write(reader.feed(frame))
 
 
-def _reader(upload: PartialUpload, payload_bytes: int, digest: Digest) -> FrameReader:
+def _reader(upload: Upload, payload_bytes: int, digest: Digest) -> FrameReader:
     reader = FrameReader(payload_bytes, digest, upload.received_bytes)
     for piece in upload.prefix():
         reader.skip(piece)
     return reader
 
 
-def _file_frames(file_descriptor: int, size: int, offset: int) -> Iterator[bytes]:
-    try:
-        yield from frames_of(lambda start, length: os.pread(file_descriptor, length, start), size, offset)
-    finally:
-        os.close(file_descriptor)
+def _file_frames(file: BinaryIO, offset: int) -> Iterator[bytes]:
+    def read(start: int, length: int) -> bytes:
+        file.seek(start)
+        return file.read(length)
+
+    with file:
+        yield from frames_of(read, file.seek(0, os.SEEK_END), offset)

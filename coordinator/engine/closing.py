@@ -58,6 +58,7 @@ def close(turn: Turn, why: Reason) -> None:
             outer_learning_rate=state.config.outer_learning_rate,
             outer_momentum=state.config.outer_momentum,
             seed=turn.draws.seed(state.round.round, "bucketing"),
+            oldest_needed=votes.oldest_version_needed(state),
         )
     )
 

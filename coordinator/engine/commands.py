@@ -111,6 +111,8 @@ class Contribution:
     """Multiply the pseudo-gradient by this to bring it to the round's common number of inner steps."""
     weight: float
     """From sequences that the coordinator assigned, capped, times the staleness discount."""
+    sequences: int
+    """That the coordinator assigned: what the model was trained on with it."""
     include_trunk: bool = True
     """False for a second submission of one worker, or of one owner, in a round: nobody votes twice on the trunk."""
 
@@ -138,6 +140,8 @@ class AggregateRound(SlowCommand):
     outer_momentum: float
     seed: int
     """Secret draw for rules that deal contributions at random (bucketing)."""
+    oldest_needed: Version
+    """Versions below it are needed by nobody any more; the parent is never below it."""
     cautious: bool = False
     """A block for which the rule fails is made by the coordinate-wise median instead, or stays as it was."""
 

@@ -4,7 +4,8 @@ Decides, holding always: one person (a worker, or all machines of one owner) has
 worker's submissions of this round stand before its late ones, and before late ones of its owner's other machines where
 both hold a column. Where several submissions of one person count (disjoint columns), the newest, and of these the
 first, counts on the trunk, too. Weights are made of sequences that the coordinator assigned, capped against the median,
-and discounted by staleness and by what the worker is trusted with.
+and discounted by staleness and by what the worker is trusted with. And which versions of the model nobody needs any
+more by then.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from collections.abc import Sequence
 from statistics import median
 
 from coordinator.engine import pacing
-from coordinator.engine.commands import BlockClip, Contribution
+from coordinator.engine.commands import BlockClip, Contribution, ValidateVersion, WriteCheckpoint
 from coordinator.engine.lease import GrantedLease
-from coordinator.engine.phases import LeaseStatus
+from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus
 from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.state import EngineState
 from coordinator.engine.trust import trust_of
-from protocol.ids import TRUNK, BlockId, LeaseId, WorkerId, column_block
+from protocol.ids import TRUNK, BlockId, LeaseId, Version, WorkerId, column_block
 
 
 def countable(state: EngineState) -> list[LeaseRecord]:
@@ -72,6 +73,7 @@ def contributions_of(state: EngineState, records: Sequence[LeaseRecord]) -> tupl
                 base_version=lease.base_version,
                 step_scale=pacing.step_scale(common_steps, lease),
                 weight=weight * trust * config.staleness_discount ** state.staleness_of(lease),
+                sequences=lease.sequences,
                 include_trunk=lease.lease_id in voters,
             )
         )
@@ -101,3 +103,20 @@ def clips_of(
     blocks = [block for block in (TRUNK, *map(column_block, range(state.config.columns))) if block in norms]
     clip = state.config.clip_to_median
     return tuple(BlockClip(block=block, max_norm_l2=median(norms[block]) if clip else float("inf")) for block in blocks)
+
+
+def oldest_version_needed(state: EngineState) -> Version:
+    """The oldest version that a lease or a pending command may still speak of; at most the present one."""
+    needed = [state.version]
+    needed += [record.lease.base_version for record in state.leases.values() if _may_be_heard_of(state, record)]
+    for command in state.pending.values():
+        if isinstance(command, ValidateVersion | WriteCheckpoint):
+            needed.append(command.version)
+    return min(needed)
+
+
+def _may_be_heard_of(state: EngineState, record: LeaseRecord) -> bool:
+    """It counts, may count, or is lost to silence and may come back with a digest before its deadline."""
+    if record.status is LeaseStatus.EXPIRED:
+        return state.now_s < record.lease.deadline_s
+    return record.status in LIVE_STATUSES

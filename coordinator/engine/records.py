@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import types
 import typing
@@ -54,6 +55,12 @@ def event_from_json(text: str) -> Event:
 def command_to_json(command: Command) -> str:
     """One command, for logs and reports."""
     return json.dumps(to_plain(command, Command), separators=(",", ":"))
+
+
+def command_digest(command: Command) -> str:
+    """SHA-256 of the command's canonical JSON (keys sorted): the same for the same command, whoever writes it down."""
+    text = json.dumps(to_plain(command, Command), separators=(",", ":"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def command_from_json(text: str) -> Command:

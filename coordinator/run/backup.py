@@ -2,7 +2,7 @@
 
 Decides what belongs into a backup and in which order it is taken. Always: the journal is copied first, at one moment
 between two commits, and then everything that the engine of that moment needs, found by replaying the copy; files that
-the running coordinator may delete meanwhile are pinned by hard links first, and if one is gone already the journal is
+the running coordinator may delete meanwhile are pinned first, and if one is gone already the journal is
 copied anew. Every file's digest is taken while it is copied, content-addressed ones must match their names, and the
 list is signed by the run's own authority. A backup holds the run's secrets: it is as private as the run folder.
 
@@ -12,19 +12,22 @@ uploads that are not whole (nobody was told that they are safe).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
-import secrets
-import shutil
 import sqlite3
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from coordinator.run.pump import load_engine
 from coordinator.run.verify import payloads_needed
+from coordinator.store.artifacts import blob_name
 from coordinator.store.journal import Journal
 from coordinator.store.versions import Versions
 from protocol.errors import ConfigError, LocalError, RemoteError
@@ -40,12 +43,12 @@ RECORD = "backup.json"
 SIGNATURE = "backup.sig"
 BACKUP_KIND = Kind(completed_by=SIGNATURE, private=True)
 _DOMAIN = b"barnraise backup v1\n"
-_PINS = ".pins-"
 _PLAIN_FILES = ("settings.toml", "run.json", "endpoint.json")
 _FOLDERS = ("secret", "dataset", "tokenizer")
 ATTEMPTS = 10
 """Copies of the journal before giving up; each lasts milliseconds, and a version is made in seconds at the least."""
 _CHUNK_BYTES = 1 << 20
+_Opener = Callable[[], BinaryIO]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,14 +65,10 @@ class BackupFacts:
 
 def back_up(run: RunFolder, out: Path) -> BackupFacts:
     """Copy `run` into the new or empty folder `out`; it is there whole or not at all."""
-    pins = run.root / f"{_PINS}{secrets.token_hex(4)}"
-    try:
-        with filled_whole(out, BACKUP_KIND) as building:
-            position, version, blobs = _take_state(run, building, pins)
-            files = _copy_all(run, building, blobs)
-            return _seal(run, building, files, position, version)
-    finally:
-        shutil.rmtree(pins, ignore_errors=True)
+    with filled_whole(out, BACKUP_KIND) as building, contextlib.ExitStack() as pinned:
+        position, version, blobs = _take_state(run, building, pinned)
+        files = _copy_all(run, building, blobs)
+        return _seal(run, building, files, position, version)
 
 
 def restore(backup: Path, folder: Path) -> BackupFacts:
@@ -79,27 +78,19 @@ def restore(backup: Path, folder: Path) -> BackupFacts:
     record = _checked_record(backup)
     with filled_whole(folder, RUN_KIND) as building:
         for name, entry in record["files"].items():
-            if _copied(backup / name, building / name) != entry["sha256"]:
+            if _copied(_opener(backup / name), building / name) != entry["sha256"]:
                 raise ConfigError(f"{backup / name} is not what was backed up; use another backup")
         (building / "checkpoints").mkdir(exist_ok=True)
     return _facts(record)
 
 
-def clear_pins(root: Path) -> None:
-    """Remove what an interrupted backup left in a run folder."""
-    for path in root.glob(f"{_PINS}*"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _take_state(run: RunFolder, building: Path, pins: Path) -> tuple[int, int, dict[str, Path]]:
-    """Copy the journal, and pin every file that its state needs: name in the backup to a path that stays."""
+def _take_state(run: RunFolder, building: Path, pinned: contextlib.ExitStack) -> tuple[int, int, dict[str, _Opener]]:
+    """Copy the journal, and pin all that its state needs: name in the backup to what opens it until `pinned` ends."""
     target = building / "journal.sqlite"
     gone: FileNotFoundError | None = None
     for _ in range(ATTEMPTS):
         for stale in building.glob("journal.sqlite*"):
             stale.unlink()
-        shutil.rmtree(pins, ignore_errors=True)
-        pins.mkdir(mode=0o700)
         source = Journal.open(run.journal_path, writable=False)
         try:
             source.copy_to(target)
@@ -112,8 +103,11 @@ def _take_state(run: RunFolder, building: Path, pins: Path) -> tuple[int, int, d
         finally:
             copy.close()
         try:
-            needed = _needed(run, int(state.version), [digest for _, digest in payloads_needed(state)])
-            return position, int(state.version), {name: _pinned(path, pins) for name, path in needed.items()}
+            payloads = [digest for _, digest in payloads_needed(state)]
+            with contextlib.ExitStack() as attempt:
+                needed = _needed(run, int(state.version), payloads, attempt)
+                pinned.push(attempt.pop_all())
+                return position, int(state.version), needed
         except (FileNotFoundError, LocalError) as error:
             gone = error if isinstance(error, FileNotFoundError) else FileNotFoundError(str(error))
     raise ConfigError(
@@ -122,33 +116,27 @@ def _take_state(run: RunFolder, building: Path, pins: Path) -> tuple[int, int, d
     )
 
 
-def _needed(run: RunFolder, version: int, payloads: list[Digest]) -> dict[str, Path]:
+def _needed(run: RunFolder, version: int, payloads: list[Digest], pinned: contextlib.ExitStack) -> dict[str, _Opener]:
     store = run.artifacts()
-    versions = Versions(run.root / "versions", store, run.layout())
-    paths: list[Path] = [store.payloads.path(digest) for digest in payloads]
+    versions = Versions(run.root / "versions", store.blocks, run.layout())
+    index: dict[str, _Opener] = {}
+    blocks: list[Digest] = []
     for kept in versions.kept():
         manifest = versions.manifest_digest(kept)
         if kept > version or manifest is None:
             continue  # written, not published: it is made again
-        paths.append(run.root / "versions" / f"{kept:08d}.json")
-        paths += [store.blocks.path(digest) for digest in (manifest, *versions.named_by(manifest))]
-    return {str(path.relative_to(run.root)): path for path in dict.fromkeys(paths)}
+        name = f"versions/{kept:08d}.json"
+        index[name] = partial(io.BytesIO, (run.root / name).read_bytes())
+        blocks += [manifest, *versions.named_by(manifest)]
+    for folder, blobs, digests in (("payloads", store.payloads, payloads), ("blocks", store.blocks, blocks)):
+        wanted = dict.fromkeys(digests)
+        opened = pinned.enter_context(blobs.pin(wanted))
+        index |= {f"artifacts/{folder}/{blob_name(digest)}": partial(opened, digest) for digest in wanted}
+    return index
 
 
-def _pinned(path: Path, pins: Path) -> Path:
-    """A hard link to `path`: it keeps the content when the coordinator deletes its own name for it."""
-    pin = pins / secrets.token_hex(8)
-    try:
-        os.link(path, pin)
-    except FileNotFoundError:
-        raise
-    except OSError:  # a file system without links: a copy made at once does as well
-        shutil.copyfile(path, pin)
-    return pin
-
-
-def _copy_all(run: RunFolder, building: Path, blobs: dict[str, Path]) -> dict[str, dict[str, Any]]:
-    files = {name: _entry(path, building / name) for name, path in blobs.items()}
+def _copy_all(run: RunFolder, building: Path, blobs: dict[str, _Opener]) -> dict[str, dict[str, Any]]:
+    files = {name: _entry(opener, building / name) for name, opener in blobs.items()}
     for name, entry in files.items():
         if name.startswith("artifacts/") and entry["sha256"] != Path(name).name:
             raise ConfigError(
@@ -160,7 +148,7 @@ def _copy_all(run: RunFolder, building: Path, blobs: dict[str, Path]) -> dict[st
         plain += [path for path in sorted((run.root / folder).rglob("*")) if path.is_file()]
     for path in plain:
         name = str(path.relative_to(run.root))
-        files[name] = _entry(path, building / name)
+        files[name] = _entry(_opener(path), building / name)
     for path in sorted(building.glob("*.sqlite*")):
         files[path.name] = {"sha256": _digest(path), "bytes": path.stat().st_size}
     return files
@@ -219,18 +207,22 @@ def _facts(record: dict[str, Any]) -> BackupFacts:
     )
 
 
-def _entry(source: Path, target: Path) -> dict[str, Any]:
-    return {"sha256": _copied(source, target), "bytes": target.stat().st_size}
+def _opener(path: Path) -> _Opener:
+    return lambda: path.open("rb")
 
 
-def _copied(source: Path, target: Path) -> str:
+def _entry(opener: _Opener, target: Path) -> dict[str, Any]:
+    return {"sha256": _copied(opener, target), "bytes": target.stat().st_size}
+
+
+def _copied(opener: _Opener, target: Path) -> str:
     """Copy durably and privately; the digest of what was read."""
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     hasher = hashlib.sha256()
     try:
-        reading = source.open("rb")
+        reading = opener()
     except FileNotFoundError as error:
-        raise ConfigError(f"{source} is missing: the backup is not whole") from error
+        raise ConfigError(f"{error.filename} is missing: the backup is not whole") from error
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with reading, os.fdopen(descriptor, "wb") as writing:
         while chunk := reading.read(_CHUNK_BYTES):

@@ -303,7 +303,7 @@ def _write_first_version(
 ) -> Any:
     from coordinator.store.versions import Versions
 
-    versions = Versions(run.root / "versions", run.artifacts(), layout)
+    versions = Versions(run.root / "versions", run.artifacts().blocks, layout)
     manifest = Manifest(
         run_id=run_id,
         version=FIRST_VERSION,

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 
 from coordinator.run.folder import RunFolder
-from coordinator.run.lock import FolderLock
+from coordinator.run.lock import folder_lock
 from coordinator.run.reaching import last_port
 from coordinator.settings import RunSettings
 from coordinator.store.registry import DEFAULT_INVITE_LIFE_S, Registry, clean_name
@@ -65,7 +65,7 @@ def make_links(
 
 def make_links_while_stopped(folder: RunFolder, terms: InviteTerms) -> list[str]:
     """Join links of a run that nobody serves at present; ConfigError when somebody does, or no port is known yet."""
-    lock = FolderLock(folder.root)
+    lock = folder_lock(folder.root)
     lock.acquire()
     try:
         settings = folder.settings()

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from coordinator.store.journal import Journal, Snapshot
+from coordinator.store.ports import EventStore, Snapshot
 from protocol.errors import ConfigError
 
 OldState = dict[str, Any]
@@ -52,8 +52,8 @@ def _as_told(sentence: str) -> OldState:
 
 
 def _three_to_four(state: OldState) -> OldState:
-    """What one lease was granted by has a name of its own."""
-    return _with_nested_recipes(state)
+    """Commands carry what the executor read from the engine before; a lease's recipe has a name of its own."""
+    return _with_nested_recipes(_with_counts_in_commands(state))
 
 
 _RECIPE_OF_3 = (
@@ -72,12 +72,31 @@ def _with_nested_recipes(state: OldState) -> OldState:
     return state
 
 
+def _with_counts_in_commands(state: OldState) -> OldState:
+    """Pending outer steps say what each contribution was trained on, and which versions nobody needs any more."""
+    for command in state["pending"].values():
+        step = command.get("attempt", command)
+        if "contributions" in step:
+            step["oldest_needed"] = _oldest_version_needed(state)
+            for one in step["contributions"]:
+                lease = state["leases"][one["lease_id"]]["lease"]
+                one["sequences"] = lease["inner_steps"] * lease["batch_sequences"]
+    return state
+
+
+def _oldest_version_needed(state: OldState) -> int:
+    """Of all leases that are not forgotten, whatever became of them: too old costs some disk for one round."""
+    leases = (record["lease"]["base_version"] for record in state["leases"].values())
+    commands = (command["version"] for command in state["pending"].values() if "version" in command)
+    return int(min([state["version"], *leases, *commands]))
+
+
 MIGRATIONS: Migrations = {2: _two_to_three, 3: _three_to_four}
 """Whoever raises ENGINE_VERSION adds the step from the one before, or the reason why not. 1 to 2: a version 1 was never
 released, and its leases named no optimizer, which nothing after it could make up."""
 
 
-def migrate_journal(journal: Journal, target: int, migrations: Migrations) -> None:
+def migrate_journal(journal: EventStore, target: int, migrations: Migrations) -> None:
     """Bring `journal` to engine version `target`, or ConfigError with what to do."""
     found = journal.engine_version
     steps = range(found, target)

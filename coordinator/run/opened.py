@@ -11,18 +11,19 @@ import torch
 
 from coordinator.engine.engine import Engine
 from coordinator.engine.phases import LIVE_STATUSES
-from coordinator.run.backup import clear_pins
 from coordinator.run.clock import Clocks, RunClock
 from coordinator.run.eventlog import EventLog
 from coordinator.run.folder import RunFolder
-from coordinator.run.lock import FolderLock
+from coordinator.run.lock import folder_lock
 from coordinator.run.pump import load_engine
 from coordinator.run.traffic import TRAFFIC, Traffic
 from coordinator.run.verify import lost_payloads, require_version
+from coordinator.settings import RunSettings
 from coordinator.store.journal import Journal, JournalObserver, unobserved
 from coordinator.store.versions import Versions
-from coordinator.work.executor import Executor
+from coordinator.work.executor import Executor, WorkSettings
 from protocol.errors import StorageTrouble
+from protocol.file_lock import FileLock
 from protocol.ids import Digest, LeaseId
 
 _log = structlog.get_logger("coordinator")
@@ -31,13 +32,13 @@ _log = structlog.get_logger("coordinator")
 class OpenedRun:
     """One run's files and stores, from `open` to `close`."""
 
-    def __init__(self, folder: RunFolder, lock: FolderLock, clocks: Clocks, observer: JournalObserver) -> None:
+    def __init__(self, folder: RunFolder, lock: FileLock, clocks: Clocks, observer: JournalObserver) -> None:
         self._lock = lock
         self.settings = folder.settings()
         self.layout = folder.layout()
         self.dataset = folder.dataset()
         self.store = folder.artifacts()
-        self.versions = Versions(folder.root / "versions", self.store, self.layout)
+        self.versions = Versions(folder.root / "versions", self.store.blocks, self.layout)
         self.registry = folder.registry()
         self.journal = Journal.open(folder.journal_path, observer=observer)
         self.engine, self.verdicts = load_engine(self.journal, folder.draw_secret())
@@ -47,9 +48,9 @@ class OpenedRun:
         self.event_log = EventLog(folder.events_path, self._wall_at_s)
         torch.set_num_threads(self.settings.executor_threads)
         self.executor = Executor(
-            settings=self.settings,
+            settings=work_settings(self.settings),
             layout=self.layout,
-            store=self.store,
+            payloads=self.store.payloads,
             versions=self.versions,
             dataset=self.dataset,
             companions=folder.companions(self.dataset),
@@ -57,17 +58,16 @@ class OpenedRun:
             checkpoints=folder.checkpoints,
             clock=self.clock.now_s,
             wall_clock=self.clock.wall_s,
-            tokens_of=self._tokens_of,
-            oldest_needed=self._oldest_needed,
         )
 
     @classmethod
     def open(cls, folder: RunFolder, clocks: Clocks, observer: JournalObserver = unobserved) -> OpenedRun:
         """Open everything, and clear away what an interrupted process left half done."""
-        lock = FolderLock(folder.root)
+        lock = folder_lock(folder.root)
         lock.acquire()
         try:
             parts = cls(folder, lock, clocks, observer)
+            parts.journal.fence()
             parts._check_and_clear(folder)
         except BaseException:
             lock.release()
@@ -80,7 +80,6 @@ class OpenedRun:
         require_version(self.versions, self.store, int(state.version), state.manifest)
         for lost in lost_payloads(state, self.store):
             _log.error("payload_missing", reason=lost)
-        clear_pins(folder.root)
         self.store.blocks.remove_temporaries()
         self.store.payloads.remove_temporaries()
         self.store.keep_submissions(submissions_kept(self.engine))
@@ -99,13 +98,17 @@ class OpenedRun:
     def _wall_at_s(self, at_s: float) -> float | None:
         return self.engine.state.wall_at_s(at_s)
 
-    def _tokens_of(self, lease_id: LeaseId) -> int:
-        record = self.engine.state.leases.get(lease_id)
-        return 0 if record is None else record.lease.sequences * self.settings.sequence_length
 
-    def _oldest_needed(self) -> int:
-        """The oldest version that a lease or a pending command still needs."""
-        return oldest_version_needed(self.engine)
+def work_settings(settings: RunSettings) -> WorkSettings:
+    """What slow work must know of a run's settings."""
+    return WorkSettings(
+        sequence_length=settings.sequence_length,
+        heldout_limit=settings.heldout_limit,
+        screening_sequences=settings.screening_sequences,
+        evaluation_batch=settings.evaluation_batch,
+        evaluation_device=settings.evaluation_device,
+        keep_checkpoints=settings.keep_checkpoints,
+    )
 
 
 def submissions_kept(engine: Engine) -> list[tuple[LeaseId, Digest]]:
@@ -118,14 +121,3 @@ def submissions_kept(engine: Engine) -> list[tuple[LeaseId, Digest]]:
         for record in engine.state.leases.values()
         if record.digest is not None and record.status in LIVE_STATUSES and record.counted_in is None
     ]
-
-
-def oldest_version_needed(engine: Engine) -> int:
-    """The oldest version that the engine may still speak of."""
-    state = engine.state
-    needed = [int(state.version)]
-    needed += [record.lease.base_version for record in state.leases.values() if record.status in LIVE_STATUSES]
-    for command in engine.pending:
-        for name in ("version", "parent_version"):
-            needed += [getattr(command, name)] if hasattr(command, name) else []
-    return min(needed)

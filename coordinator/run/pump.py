@@ -8,8 +8,7 @@ An event that the engine finds illegal is in the journal by then, and is skipped
 as it was, and does so again on every replay, so both sides of a restart agree. The submitter gets the `IllegalEvent`.
 Any other exception from the engine may have left it half changed: the pump stops, and a restart reads the journal.
 
-A slow command that fails, with whatever exception, stops nothing either: it ran in a thread of its own and touched no
-state, so the failure is journalled, with whether it was the machine's, and the engine decides what becomes of it.
+Slow commands are carried out beside all this (`coordinator/run/slow.py`), and their results come back as events.
 
 A disk that takes no writes stops nothing and loses nothing: what could not be recorded was not applied either, its
 submitter hears so and comes again, what the pump itself owes the journal is kept and tried again.
@@ -19,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import heapq
 import itertools
 import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -29,26 +27,19 @@ from typing import Protocol
 
 import structlog
 
-from coordinator.engine.commands import (
-    AggregateRound,
-    AnnounceVerdict,
-    Command,
-    MeasureSubmission,
-    SlowCommand,
-    TryContributions,
-    ValidateVersion,
-)
+from coordinator.engine.commands import AnnounceVerdict, Command, SlowCommand
 from coordinator.engine.engine import Engine
-from coordinator.engine.events import CommandFailed, Event, RunCreated, WorkerSeen
+from coordinator.engine.events import Event, RunCreated, WorkerSeen
 from coordinator.engine.records import event_from_json, event_to_json
 from coordinator.engine.snapshots import SnapshotText
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.clock import LOOK_EVERY_S
 from coordinator.run.migrations import MIGRATIONS, Migrations, migrate_journal
-from coordinator.store.journal import Journal, JournalObserver, Moment, Snapshot, unobserved
-from coordinator.work.failures import trouble_of
+from coordinator.run.slow import SlowCommands
+from coordinator.store.journal import JournalObserver, Moment, unobserved
+from coordinator.store.ports import EventStore, Snapshot
+from coordinator.work.port import Work
 from protocol.errors import BarnraiseError, ConfigError, IllegalEvent, LocalError, StorageTrouble, Unavailable
-from protocol.text import printable
 
 SNAPSHOT_EVERY = 2000
 """Events between snapshots: a replay of that many takes well under a second, a snapshot a few milliseconds."""
@@ -56,27 +47,12 @@ SNAPSHOT_SLICE = 32
 """Records of a snapshot that are written without letting anything else happen: 1 to 2 ms."""
 MAX_BATCH = 256
 """Events in one commit: a bound on how long a reply waits behind others."""
-RETRY_FIRST_S = 1.0
-RETRY_MOST_S = 60.0
 LEAST_WAIT_S = 0.001
 """For a timer that is not due yet: two clocks differ by what a float rounds away, and no loop may spin meanwhile."""
-MOST_DOUBLINGS = 10
-"""Far beyond the longest pause; a disk that is full for a day makes over a thousand tries, and 2**1024 is no float."""
-MOST_ERROR_CHARACTERS = 500
-"""Of an error's words, in the journal."""
 STALL_RETRY_S = 5.0
 """How soon a disk that took no writes is tried again where nobody asks: an operator who makes room sees it go on."""
 
 _log = structlog.get_logger(__name__)
-
-# Lower goes first: what the round waits for, then what only informs.
-_PRIORITIES: dict[type[SlowCommand], int] = {
-    AggregateRound: 0,
-    TryContributions: 0,
-    MeasureSubmission: 1,
-    ValidateVersion: 2,
-}
-_LAST_PRIORITY = 3
 
 
 class Observer(Protocol):
@@ -96,7 +72,7 @@ class _Queued:
 
 
 def load_engine(
-    journal: Journal, secret: bytes, migrations: Migrations = MIGRATIONS
+    journal: EventStore, secret: bytes, migrations: Migrations = MIGRATIONS
 ) -> tuple[Engine, list[AnnounceVerdict]]:
     """The engine as the journal leaves it, and the verdicts since the last snapshot."""
     if journal.engine_version != ENGINE_VERSION:
@@ -125,9 +101,9 @@ class Pump:
     def __init__(
         self,
         engine: Engine,
-        journal: Journal,
+        journal: EventStore,
         *,
-        execute: Callable[[SlowCommand], Event],
+        work: Work,
         dispatch: Callable[[Command], None],
         observer: Observer,
         clock: Callable[[], float],
@@ -136,7 +112,6 @@ class Pump:
     ) -> None:
         self.engine = engine
         self._journal = journal
-        self._execute = execute
         self._dispatch = dispatch
         self._observer = observer
         self._clock = clock
@@ -149,30 +124,22 @@ class Pump:
         self._stop_asked = asyncio.Event()
         self._queue: list[_Queued] = []
         self._wake = asyncio.Event()
-        self._slow_wake = asyncio.Event()
-        self._slow: list[tuple[int, int, SlowCommand]] = []
-        self._slow_known: set[str] = set()
-        self._attempts: dict[str, int] = {}
-        self._failures_told: dict[str, str] = {}
-        """Of commands that fail, with what they failed last: said at length once."""
-        self._order = itertools.count()
+        self._slow = SlowCommands(work, is_wanted=engine.is_pending, report=self._report, clock=clock)
         self._since_snapshot = 0
         self._snapshot_text = SnapshotText()
         self._snapshot: asyncio.Task[None] | None = None
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._retries: set[asyncio.TimerHandle] = set()
         self._writer = ThreadPoolExecutor(1, "journal")
-        self._executor = ThreadPoolExecutor(1, "executor")
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def start(self) -> None:
         """Begin, with what an earlier process left unfinished."""
         for command in self.engine.pending:
-            self._push_slow(command)
+            self._slow.push(command)
         self._tasks = [
             asyncio.create_task(self._run(self._write_loop())),
-            asyncio.create_task(self._run(self._slow_loop())),
+            asyncio.create_task(self._run(self._slow.run())),
         ]
 
     async def stop(self) -> None:
@@ -180,9 +147,7 @@ class Pump:
         self._stopping = True
         self._stop_asked.set()
         self._wake.set()
-        self._slow_wake.set()
-        for retry in self._retries:
-            retry.cancel()
+        self._slow.stop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._snapshot_saved()
         if not self.failed.done():
@@ -190,7 +155,7 @@ class Pump:
             await self._snapshot_saved()
             self.failed.cancel()
         self._writer.shutdown()
-        self._executor.shutdown()
+        self._slow.close()
 
     async def submit(self, event: Event) -> list[Command]:
         """Record and apply `event`; the answer means that it is durable. Raises IllegalEvent where it is one."""
@@ -231,7 +196,7 @@ class Pump:
         _refuse(self._queue, LocalError(f"the coordinator stopped: {error!r}"))
         self._queue.clear()
         self._wake.set()
-        self._slow_wake.set()
+        self._slow.stop()
 
     async def _write_loop(self) -> None:
         while True:
@@ -312,7 +277,7 @@ class Pump:
         for command in commands:
             self._observer.command(command, queued.event.at_s)
             if isinstance(command, SlowCommand):
-                self._push_slow(command)
+                self._slow.push(command)
             else:
                 self._dispatch(command)
         self._at(Moment.APPLIED, (record,))
@@ -343,38 +308,6 @@ class Pump:
             # The events are all there; only the next start reads more of them. Tried again after as many more.
             _log.warning("snapshot_put_off", reason=str(error))
 
-    def _push_slow(self, command: SlowCommand) -> None:
-        if command.command_id in self._slow_known or self._stopping:
-            return
-        self._slow_known.add(command.command_id)
-        priority = _PRIORITIES.get(type(command), _LAST_PRIORITY)
-        heapq.heappush(self._slow, (priority, next(self._order), command))
-        self._slow_wake.set()
-
-    async def _slow_loop(self) -> None:
-        loop = asyncio.get_running_loop()
-        while not self._stopping:
-            if not self._slow:
-                self._slow_wake.clear()
-                await self._slow_wake.wait()
-                continue
-            _, _, command = heapq.heappop(self._slow)
-            self._slow_known.discard(command.command_id)
-            if not self.engine.is_pending(command.command_id):
-                self._forget_failures(command)
-                continue  # the engine has lost interest, e.g. the run was stopped
-            try:
-                result = await loop.run_in_executor(self._executor, self._execute, command)
-            except Exception as error:
-                result = self._on_failure(command, error)
-            else:
-                self._forget_failures(command)
-            await self._report(result)
-
-    def _forget_failures(self, command: SlowCommand) -> None:
-        self._attempts.pop(command.command_id, None)
-        self._failures_told.pop(command.command_id, None)
-
     async def _report(self, result: Event) -> None:
         """Submit a result; where it cannot be recorded, again and again: the work is done and must not be lost."""
         while not self._stopping:  # at a stop it stays pending and is done again after the restart
@@ -387,18 +320,6 @@ class Pump:
                 return  # the submitter of a result has nobody to tell
             else:
                 return
-
-    def _on_failure(self, command: SlowCommand, error: Exception) -> CommandFailed:
-        attempt = self._attempts.get(command.command_id, 0)
-        self._attempts[command.command_id] = attempt + 1
-        delay_s = min(RETRY_MOST_S, RETRY_FIRST_S * 2 ** min(attempt, MOST_DOUBLINGS))
-        words = printable((str(error) or repr(error))[:MOST_ERROR_CHARACTERS])
-        if self._failures_told.get(command.command_id) != words:  # the same again is one line of the event log
-            self._failures_told[command.command_id] = words
-            _log.error("command_failed", command=command.command_id, error=repr(error), exc_info=error)
-        handle = asyncio.get_running_loop().call_later(delay_s, self._push_slow, command)
-        self._retries.add(handle)
-        return CommandFailed(at_s=self._clock(), command_id=command.command_id, error=words, trouble=trouble_of(error))
 
 
 def _refuse(batch: Sequence[_Queued], error: BarnraiseError) -> None:

@@ -7,7 +7,6 @@ files that it does not name are never missed, and a version that was written but
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,13 +18,14 @@ from cryptography.exceptions import InvalidSignature
 
 from coordinator.engine.commands import AggregateRound, MeasureSubmission
 from coordinator.engine.phases import LeaseStatus
-from coordinator.run.lock import FolderLock
+from coordinator.run.lock import folder_lock
 from coordinator.run.pump import load_engine
-from coordinator.store.artifacts import ArtifactStore, ContentStore
+from coordinator.store.artifacts import ArtifactStore
 from coordinator.store.journal import Journal
+from coordinator.store.ports import BlobStore
 from coordinator.store.versions import Versions
 from protocol.errors import BarnraiseError, ConfigError
-from protocol.ids import Digest, LeaseId
+from protocol.ids import Digest, LeaseId, stream_digest
 from protocol.manifest import sign_manifest, verify_manifest
 from protocol.tls import manifest_key_message, verify_vouch
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from coordinator.engine.state import EngineState
     from coordinator.run.folder import RunFolder
 
-_CHUNK_BYTES = 1 << 20
 _RESTORE = "put back a backup with `barnraise coordinator restore`"
 
 
@@ -64,7 +63,7 @@ def require_version(versions: Versions, store: ArtifactStore, version: int, mani
 def lost_payloads(state: EngineState, store: ArtifactStore) -> list[str]:
     """A sentence for each submission that the engine counts on and whose bytes are gone."""
     return [
-        f"the submission for lease {lease_id} was received, but {store.payloads.path(digest)} is missing: "
+        f"the submission for lease {lease_id} was received, but {store.payloads.place(digest)} is missing: "
         "put that file back from a backup, or its lease counts for nothing"
         for lease_id, digest in payloads_needed(state)
         if not store.payloads.has(digest)
@@ -157,7 +156,7 @@ def _dataset(run: RunFolder) -> tuple[int, list[str]]:
 
 def _versions(run: RunFolder, state: EngineState) -> tuple[int, list[str]]:
     store = run.artifacts()
-    versions = Versions(run.root / "versions", store, run.layout())
+    versions = Versions(run.root / "versions", store.blocks, run.layout())
     present = versions.manifest_digest(int(state.version))
     problems = []
     if present != state.manifest:
@@ -186,30 +185,22 @@ def _payloads(run: RunFolder, state: EngineState) -> tuple[int, list[str]]:
     return len(seen), [*problems, *lost_payloads(state, store)]
 
 
-def _damage(store: ContentStore, digest: Digest, seen: set[Digest]) -> list[str]:
+def _damage(store: BlobStore, digest: Digest, seen: set[Digest]) -> list[str]:
     """What is wrong with one file; each is read once."""
     if digest in seen:
         return []
     seen.add(digest)
-    path = store.path(digest)
-    if not path.is_file():
-        return [f"{path} is missing: {_RESTORE}"]
-    return [] if file_digest(path) == digest else [f"{path} is not what its name promises: {_RESTORE}"]
-
-
-def file_digest(path: Path) -> Digest:
-    """SHA-256 of a file, a megabyte at a time."""
-    hasher = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            hasher.update(chunk)
-    return Digest(hasher.hexdigest())
+    place = store.place(digest)
+    if not store.has(digest):
+        return [f"{place} is missing: {_RESTORE}"]
+    with store.open(digest) as file:
+        return [] if stream_digest(file) == digest else [f"{place} is not what its name promises: {_RESTORE}"]
 
 
 @contextlib.contextmanager
 def _nobody_serves(root: Path) -> Iterator[bool]:
     """Whether no coordinator serves `root`, for as long as one is inside."""
-    lock = FolderLock(root)
+    lock = folder_lock(root)
     try:
         lock.acquire()
     except ConfigError:

@@ -2,8 +2,8 @@
 
 Decides where bytes lie and when they count as kept. Touches only its own folder. Always: a digest is answered for only
 when its file is complete and durable (temporary name, fsync, rename, fsync of the folder), so an event may name it.
-Two stores of the same make: `blocks/` is what manifests name, swept by `collect`; `payloads/` is what workers sent,
-deleted one by one when the engine says so. `uploads/LEASE.DIGEST.part` grows until its digest holds.
+Two stores of the same make: `blocks/` is what manifests name, swept by `Versions.keep_from`; `payloads/` is what
+workers sent, dropped one by one when the engine says so. `uploads/LEASE.DIGEST.part` grows until its digest holds.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import structlog
 
+from coordinator.store.ports import BlobStore, Upload, require_digest
 from protocol.errors import LocalError, MalformedMessage, Unavailable
 from protocol.folders import sync_folder
 from protocol.ids import Digest, LeaseId, digest_of
@@ -25,49 +28,50 @@ from protocol.storage import is_storage_trouble, telling_storage_trouble
 
 _log = structlog.get_logger(__name__)
 
-_DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _LEASE_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 _DIGEST_PREFIX = 16
+_PINS = ".pins-"
 _COPY_BYTES = 1 << 20
 """Bytes hashed at a time when a partial upload is resumed: large enough that the loop costs nothing beside SHA-256."""
 
 
-class ContentStore:
-    """Files named by their SHA-256 in one folder, spread over 256 subfolders."""
+def blob_name(digest: Digest) -> str:
+    """The name of a content's file in a folder of them, spread over 256 subfolders."""
+    return f"{digest[:2]}/{require_digest(digest)}"
+
+
+class ContentStore(BlobStore):
+    """A `BlobStore` of files in one folder."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def path(self, digest: Digest) -> Path:
-        """Where `digest` lies, or would lie."""
-        if _DIGEST.match(digest) is None:
-            raise MalformedMessage(f"not a SHA-256 digest: {digest[:80]!r}")
-        return self._root / digest[:2] / digest
+    def place(self, digest: Digest) -> str:
+        """The file's path."""
+        return str(self._path(digest))
 
-    def has(self, digest: Digest) -> bool:
-        """Whether the whole content is here."""
-        return self.path(digest).is_file()
+    def stat(self, digest: Digest) -> int | None:
+        """Bytes of the content; None where it is not here."""
+        path = self._path(digest)
+        try:
+            return path.stat().st_size
+        except FileNotFoundError:
+            return None
 
-    def size(self, digest: Digest) -> int:
-        """Bytes of the content."""
-        return self._existing(digest).stat().st_size
-
-    def read(self, digest: Digest) -> bytes:
-        """The content, checked against its name: a disk that lies is found here and not in a model."""
-        content = self._existing(digest).read_bytes()
-        if digest_of(content) != digest:
-            raise LocalError(
-                f"{self.path(digest)} no longer has the digest it is named by; the disk or a person changed it"
-            )
-        return content
+    def open(self, digest: Digest) -> BinaryIO:
+        """The file; LocalError where it is not here."""
+        try:
+            return self._path(digest).open("rb")
+        except FileNotFoundError:
+            raise LocalError(f"artifact {digest} is not in {self._root}") from None
 
     def put(self, content: bytes) -> Digest:
         """Keep `content`; durable when this returns. Putting it again costs one hash."""
         digest = digest_of(content)
-        target = self.path(digest)
-        if target.is_file() and target.stat().st_size == len(content):
+        if self.stat(digest) == len(content):
             return digest
+        target = self._path(digest)
         temporary = self._root / f".{secrets.token_hex(8)}.tmp"
         try:
             with telling_storage_trouble(self._root):
@@ -83,29 +87,49 @@ class ContentStore:
 
     def adopt(self, file: Path, digest: Digest) -> None:
         """Move a synced file, whose digest the caller has checked, under its name."""
-        self._adopt(file, self.path(digest))
+        self._adopt(file, self._path(digest))
 
-    def delete(self, digest: Digest) -> None:
+    def drop(self, digest: Digest) -> None:
         """Forget the content; fine when it is not here."""
+        path = self._path(digest)
         with contextlib.suppress(OSError):  # what a read-only disk keeps, the next start clears away
-            self.path(digest).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def pin(self, digests: Iterable[Digest]) -> Iterator[Callable[[Digest], BinaryIO]]:
+        """By hard links beside the files, which keep the content when somebody else deletes its name."""
+        pins = self._root / f"{_PINS}{secrets.token_hex(4)}"
+        pins.mkdir(mode=0o700)
+        try:
+            for digest in digests:
+                self._link(digest, pins / digest)
+            yield lambda digest: (pins / digest).open("rb")
+        finally:
+            shutil.rmtree(pins, ignore_errors=True)
 
     def digests(self) -> Iterator[Digest]:
         """Everything that is kept."""
-        for path in self._root.glob("??/*"):
-            if _DIGEST.match(path.name):
-                yield Digest(path.name)
+        for path in self._root.glob(f"??/{'[0-9a-f]' * 64}"):
+            yield Digest(path.name)
 
     def remove_temporaries(self) -> None:
-        """Clear what an interrupted `put` left behind. Only while nothing writes."""
+        """Clear what an interrupted `put` or `pin` left behind. Only while nothing writes."""
         for path in self._root.glob(".*.tmp"):
             path.unlink(missing_ok=True)
+        for path in self._root.glob(f"{_PINS}*"):
+            shutil.rmtree(path, ignore_errors=True)
 
-    def _existing(self, digest: Digest) -> Path:
-        path = self.path(digest)
-        if not path.is_file():
-            raise LocalError(f"artifact {digest} is not in {self._root}")
-        return path
+    def _path(self, digest: Digest) -> Path:
+        return self._root / blob_name(digest)
+
+    def _link(self, digest: Digest, pin: Path) -> None:
+        path = self._path(digest)
+        try:
+            os.link(path, pin)
+        except FileNotFoundError:
+            raise LocalError(f"artifact {digest} is not in {self._root}") from None
+        except OSError:  # a file system without links: a copy made at once does as well
+            shutil.copyfile(path, pin)
 
     def _adopt(self, file: Path, target: Path) -> None:
         if not target.parent.is_dir():
@@ -191,7 +215,7 @@ class ArtifactStore:
         os.ftruncate(file_descriptor, offset)
         return PartialUpload(path, file_descriptor, offset)
 
-    def finish_upload(self, lease_id: LeaseId, upload: PartialUpload, digest: Digest) -> None:
+    def finish_upload(self, lease_id: LeaseId, upload: Upload, digest: Digest) -> None:
         """The caller has checked the digest: make the payload durable under its name."""
         upload.sync()
         upload.close()
@@ -204,7 +228,7 @@ class ArtifactStore:
 
     def drop_payload(self, digest: Digest) -> None:
         """Forget a submission, whole or in part."""
-        self.payloads.delete(digest)
+        self.payloads.drop(digest)
         for path in self._uploads.glob(f"*.{digest[:_DIGEST_PREFIX]}.part"):
             path.unlink(missing_ok=True)
 
@@ -213,19 +237,13 @@ class ArtifactStore:
         pairs = list(wanted)
         digests = {digest for _, digest in pairs}
         uploads = {self._upload_path(lease_id, digest) for lease_id, digest in pairs}
-        stale = [self.payloads.path(digest) for digest in self.payloads.digests() if digest not in digests]
-        stale += [path for path in self._uploads.glob("*.part") if path not in uploads]
-        for path in stale:
+        stale = [digest for digest in self.payloads.digests() if digest not in digests]
+        for digest in stale:
+            self.payloads.drop(digest)
+        parts = [path for path in self._uploads.glob("*.part") if path not in uploads]
+        for path in parts:
             path.unlink(missing_ok=True)
-        return len(stale)
-
-    def collect(self, keep: Iterable[Digest]) -> int:
-        """Delete every block that is not in `keep`; returns how many. Only while nobody writes blocks."""
-        kept = set(keep)
-        garbage = [digest for digest in self.blocks.digests() if digest not in kept]
-        for digest in garbage:
-            self.blocks.delete(digest)
-        return len(garbage)
+        return len(stale) + len(parts)
 
     def _upload_path(self, lease_id: LeaseId, digest: Digest) -> Path:
         # The digest is part of the name: bytes of two different submissions for one lease never mix.

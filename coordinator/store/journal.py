@@ -3,7 +3,8 @@
 Decides when events and snapshots are written and whether what is read back is what was written; knows nothing of what
 they mean (a record is a line of text). Always: one writer; one commit for everything queued; a commit is on disk before
 `append` returns (SQLite in WAL mode with synchronous=FULL); positions rise by one and never come back, not even after a
-cut; a commit that failed changed nothing. The format lies in `coordinator/store/journal_file.py`.
+cut; a commit that failed changed nothing, and a handle that was fenced out makes none. The format lies in
+`coordinator/store/journal_file.py`.
 
 Sources: SQLite's own description of WAL durability (https://sqlite.org/wal.html, https://sqlite.org/pragma.html#pragma_synchronous).
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import NoReturn
@@ -31,17 +32,9 @@ from coordinator.store.journal_file import (
     telling,
     transaction,
 )
+from coordinator.store.ports import EventStore, Snapshot
 from protocol.errors import ConfigError, LocalError
 from protocol.storage import telling_storage_trouble
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    """The engine's state after the event at `position`."""
-
-    position: int
-    engine_version: int
-    state: str
 
 
 class Moment(StrEnum):
@@ -65,6 +58,9 @@ _TAILS = (
     "SELECT position, chain FROM events ORDER BY position DESC LIMIT 1",
     "SELECT position, chain FROM snapshots ORDER BY position DESC LIMIT 1",
 )
+_SET_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
+_EPOCH = "epoch"
+"""In `meta`: rises by one whenever a coordinator takes the journal over."""
 _CHAINS = ("SELECT chain FROM snapshots WHERE position = ?", "SELECT chain FROM events WHERE position = ?")
 
 JournalObserver = Callable[[Moment, Sequence[str]], None]
@@ -74,8 +70,8 @@ def unobserved(_moment: Moment, _records: Sequence[str]) -> None:
     """The observer of a journal that nobody watches."""
 
 
-class Journal:
-    """One run's journal file. Owned by one process; used by one thread at a time."""
+class Journal(EventStore):
+    """One run's journal file, an `EventStore`. Owned by one process; used by one thread at a time."""
 
     def __init__(
         self,
@@ -91,6 +87,7 @@ class Journal:
         self._mark = Mark(path)
         self._writable = writable
         self._last_position, self._chain = self._tail()
+        self._epoch = self._epoch_written()
 
     @classmethod
     def create(cls, path: Path, *, engine_version: int) -> Journal:
@@ -150,7 +147,7 @@ class Journal:
         for position, record in enumerate(records, start=self._last_position + 1):
             chain = chained(chain, record)
             rows.append((position, record, chain))
-        with telling(self._path), transaction(self._connection):
+        with self._writing():
             self._connection.executemany("INSERT INTO events VALUES (?, ?, ?)", rows)
             self._observer(Moment.INSERTED, records)
         self._last_position, self._chain = rows[-1][0], chain
@@ -178,7 +175,7 @@ class Journal:
         if snapshot.position > self._last_position:
             raise LocalError(f"snapshot at {snapshot.position} is ahead of the journal's {self._last_position}")
         chain = self._chain if snapshot.position == self._last_position else self._chain_at(snapshot.position)
-        with telling(self._path), transaction(self._connection):
+        with self._writing():
             row = (snapshot.position, snapshot.engine_version, snapshot.state, chain, state_digest(snapshot.state))
             self._connection.execute("INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?, ?, ?)", row)
             self._connection.execute("DELETE FROM snapshots WHERE position < ?", (snapshot.position,))
@@ -207,8 +204,16 @@ class Journal:
 
     def set_meta(self, key: str, value: str) -> None:
         """Keep a small value beside the events, durably."""
+        with self._writing():
+            self._connection.execute(_SET_META, (key, value))
+
+    def fence(self) -> None:
+        """Keep everybody out who opened this journal before, whatever became of the lock on its folder."""
         with telling(self._path), transaction(self._connection):
-            self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+            epoch = self._epoch_written() + 1
+            self._connection.execute(_SET_META, (_EPOCH, str(epoch)))
+        self._epoch = epoch
+        self._last_position, self._chain = self._tail()
 
     def copy_to(self, target: Path) -> None:
         """A copy of the journal at one moment between two commits, while it may be written to."""
@@ -231,6 +236,19 @@ class Journal:
         """Release the file. What was appended stays."""
         self._mark.close()
         self._connection.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """All of what is inside, durably, or nothing; LocalError where somebody has fenced this handle out."""
+        with telling(self._path), transaction(self._connection):
+            if self._epoch_written() != self._epoch:
+                raise LocalError(
+                    f"{self._path} was taken over by another process: this one may not write to it any more"
+                )
+            yield
+
+    def _epoch_written(self) -> int:
+        return int(self.meta(_EPOCH) or 0)
 
     def _tail(self) -> tuple[int, bytes]:
         """Position and chain of the newest event, or of the snapshot that covers it."""

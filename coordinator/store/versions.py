@@ -1,8 +1,8 @@
 """Versions of the model on disk: manifests, the blocks and momenta that they name, and which is whose.
 
-Decides how a version is written and read back; touches `artifacts/` of one run. Always: everything a manifest names is
-durable before the manifest is, and the index names the manifest last. Writing the same version for the same reason
-again answers with what is there (a command may be repeated after a restart).
+Decides how a version is written and read back; touches the blocks of one run, and the index `versions/`. Always:
+everything a manifest names is durable before the manifest is, and the index names the manifest last. Writing the same
+version for the same reason again answers with what is there (a command may be repeated after a restart).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coordinator.store.artifacts import ArtifactStore
+from coordinator.store.ports import BlobStore
 from moe.layout import Layout, block_tensor_specs
 from protocol.codecs import FP32
 from protocol.errors import ConfigError, LocalError
@@ -31,9 +31,9 @@ Tensors = dict[str, "Tensor"]
 class Versions:
     """All versions of one run."""
 
-    def __init__(self, folder: Path, store: ArtifactStore, layout: Layout) -> None:
+    def __init__(self, folder: Path, blobs: BlobStore, layout: Layout) -> None:
         self._folder = folder
-        self._store = store
+        self._blobs = blobs
         self._layout = layout
         folder.mkdir(mode=0o700, exist_ok=True)
         self._read_manifest = lru_cache(maxsize=8)(self._parse_manifest)
@@ -45,7 +45,7 @@ class Versions:
 
     def manifest_bytes(self, digest: Digest) -> bytes:
         """The manifest as it is signed."""
-        return self._store.blocks.read(digest)
+        return self._blobs.read(digest)
 
     def manifest(self, digest: Digest) -> Manifest:
         """The manifest, parsed."""
@@ -53,7 +53,7 @@ class Versions:
 
     def load_block(self, block: BlockId, ref: BlockRef) -> Tensors:
         """A block, or its momentum, from disk."""
-        payload = self._store.blocks.read(ref.digest)
+        payload = self._blobs.read(ref.digest)
         return decode_tensors(payload, block_tensor_specs(self._layout, block), FP32)
 
     def load_blocks(self, manifest: Manifest) -> dict[BlockId, Tensors]:
@@ -63,7 +63,7 @@ class Versions:
     def put_block(self, tensors: Mapping[str, Tensor]) -> BlockRef:
         """Keep a block or a momentum buffer."""
         payload = encode_tensors(tensors, FP32)
-        return BlockRef(digest=self._store.blocks.put(payload), payload_bytes=len(payload))
+        return BlockRef(digest=self._blobs.put(payload), payload_bytes=len(payload))
 
     def find(self, version: int, cause: str) -> Digest | None:
         """The manifest that `cause` produced for `version` before, if all of it is still here."""
@@ -71,16 +71,16 @@ class Versions:
         if entry is None or entry["cause"] != cause:
             return None
         digest = Digest(entry["manifest"])
-        if not self._store.blocks.has(digest):
+        if not self._blobs.has(digest):
             return None
-        return digest if all(self._store.blocks.has(named) for named in self.named_by(digest)) else None
+        return digest if all(self._blobs.has(named) for named in self.named_by(digest)) else None
 
     def publish(self, manifest: Manifest, cause: str) -> Digest:
         """Keep a manifest whose blocks are all here, and name it as that version's."""
-        missing = [block for block, ref in manifest.blocks.items() if not self._store.blocks.has(ref.digest)]
+        missing = [block for block, ref in manifest.blocks.items() if not self._blobs.has(ref.digest)]
         if missing:
             raise LocalError(f"version {manifest.version}: blocks {missing} are named but not written")
-        digest = self._store.blocks.put(manifest.to_json())
+        digest = self._blobs.put(manifest.to_json())
         entry = json.dumps({"manifest": digest, "cause": cause})
         write_private(self._path(manifest.version), entry.encode())
         return digest
@@ -105,9 +105,10 @@ class Versions:
             yield Digest(ref.digest)
 
     def keep_from(self, oldest: Version) -> int:
-        """Drop versions below `oldest` and sweep what nothing names any more; returns how many files went.
+        """Drop versions below `oldest` and sweep what nothing names any more; returns how many blobs went.
 
-        Version 0 stays: it is what a run, or an audit of it, starts from.
+        Only while nobody writes blocks: what was put and is not named yet would go, too. Version 0 stays: it is what a
+        run, or an audit of it, starts from.
         """
         keep: set[Digest] = set()
         for version in self.kept():
@@ -115,9 +116,12 @@ class Versions:
                 self._path(version).unlink(missing_ok=True)
                 continue
             digest = self.manifest_digest(version)
-            if digest is not None and self._store.blocks.has(digest):
+            if digest is not None and self._blobs.has(digest):
                 keep |= {digest, *self.named_by(digest)}
-        return self._store.collect(keep)
+        garbage = [digest for digest in self._blobs.digests() if digest not in keep]
+        for digest in garbage:
+            self._blobs.drop(digest)
+        return len(garbage)
 
     def _entry(self, version: int) -> dict[str, str] | None:
         try:

@@ -1,8 +1,9 @@
 """Carries out the engine's slow commands: measures submissions, aggregates rounds, validates and exports versions.
 
 Decides no verdict: results are facts, as events. Touches artifacts, versions and checkpoints of one run; runs in one
-thread, one command at a time, so its caches need no lock. Always: repeating a command is harmless, since what it writes
-is content-addressed or replaced whole.
+thread, one command at a time, so its caches need no lock. Always: what comes of a command follows from the command and
+the files that it names, never from the engine's state; repeating it is harmless, since what it writes is
+content-addressed or replaced whole.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import singledispatchmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,17 +39,17 @@ from coordinator.engine.events import (
     SubmissionMeasured,
     VersionValidated,
 )
-from coordinator.settings import RunSettings
-from coordinator.store.artifacts import ArtifactStore
+from coordinator.store.ports import BlobStore
 from coordinator.store.versions import Versions
 from coordinator.work.outer import RoundAggregator
+from coordinator.work.port import Work
 from moe.companions import Companions
 from moe.export import export_checkpoint
 from moe.full import full_model, load_blocks, mean_and_error, sequence_losses
 from moe.layout import Layout, submission_specs
 from protocol.codecs import codec_named
 from protocol.errors import LocalError, MalformedMessage
-from protocol.ids import BlockId, Digest, LeaseId, Version
+from protocol.ids import BlockId, Digest
 from protocol.lease import Lease
 from protocol.submission import decode_submission
 
@@ -65,15 +67,32 @@ CACHED_VERSIONS = 2
 CACHED_BASELINES = 64
 
 
-class Executor:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkSettings:
+    """What slow work must know of a run's settings."""
+
+    sequence_length: int
+    """Tokens of a sequence, in training and in measuring."""
+    heldout_limit: int
+    """Held-out sequences that a version is validated on, at most."""
+    screening_sequences: int
+    """Held-out sequences that a submission's gain is measured on."""
+    evaluation_batch: int
+    """Sequences that go through the model at a time."""
+    evaluation_device: str
+    keep_checkpoints: int
+    """Exported versions that stay; older ones are deleted."""
+
+
+class Executor(Work):
     """One run's executor. `execute` is called from one thread at a time."""
 
     def __init__(
         self,
         *,
-        settings: RunSettings,
+        settings: WorkSettings,
         layout: Layout,
-        store: ArtifactStore,
+        payloads: BlobStore,
         versions: Versions,
         dataset: Dataset,
         companions: Companions,
@@ -81,12 +100,10 @@ class Executor:
         checkpoints: Path,
         clock: Callable[[], float],
         wall_clock: Callable[[], float] = time.time,
-        tokens_of: Callable[[LeaseId], int],
-        oldest_needed: Callable[[], int],
     ) -> None:
         self._settings = settings
         self._layout = layout
-        self._store = store
+        self._payloads = payloads
         self._versions = versions
         self._dataset = dataset
         self._companions = companions
@@ -94,8 +111,7 @@ class Executor:
         self._checkpoints = checkpoints
         self._clock = clock
         self._wall_clock = wall_clock
-        self._oldest_needed = oldest_needed
-        self._aggregator = RoundAggregator(layout, store, versions, tokens_of)
+        self._aggregator = RoundAggregator(layout, payloads, versions, settings.sequence_length)
         self._bases: OrderedDict[Digest, dict[BlockId, Tensors]] = OrderedDict()
         self._baselines: OrderedDict[tuple[Digest, int], Tensor] = OrderedDict()
         self._model: Any = None
@@ -131,7 +147,7 @@ class Executor:
         base = self._base_blocks(command.parent_manifest)
         outcome = self._aggregator.run(command, base, created_at_s=self._wall_clock())
         # Here and nowhere else, because this thread is the only one that writes blocks.
-        self._versions.keep_from(Version(min(command.parent_version, self._oldest_needed())))
+        self._versions.keep_from(command.oldest_needed)
         return RoundAggregated(
             at_s=self._clock(),
             command_id=command.command_id,
@@ -176,9 +192,10 @@ class Executor:
         )
 
     def _measure(self, command: MeasureSubmission) -> tuple[tuple[BlockNorm, ...], float, float]:
-        lease, path = command.lease, self._store.payloads.path(command.digest)
+        lease = command.lease
         specs = submission_specs(self._layout, lease.columns)
-        submission = decode_submission(path, specs, codec_named(command.codec), lease.blocks)
+        with self._payloads.open(command.digest) as file:
+            submission = decode_submission(file, specs, codec_named(command.codec), lease.blocks)
         base = self._base_blocks(self._base_manifest(lease))
         norms: list[BlockNorm] = []
         for block, tensors in submission.items():

@@ -9,9 +9,8 @@ the version that it starts from.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,14 +21,15 @@ from aggregation.norms import sum_of_squares
 from aggregation.outer import OuterStep
 from coordinator.engine.commands import AggregateRound, Contribution
 from coordinator.engine.events import CommandTrouble, FailedAlone, Substitute
-from coordinator.store.artifacts import ArtifactStore
+from coordinator.engine.records import command_digest
+from coordinator.store.ports import BlobStore
 from coordinator.store.versions import Versions
 from coordinator.work.failures import trouble_of
 from coordinator.work.substitutes import BlockRule, summed_up
 from moe.layout import Layout, submission_specs
 from protocol.codecs import codec_named
 from protocol.errors import BarnraiseError, LocalError
-from protocol.ids import TRUNK, BlockId, Digest, LeaseId, column_block
+from protocol.ids import TRUNK, BlockId, Digest, column_block
 from protocol.manifest import BlockRef, Manifest
 from protocol.submission import decode_block
 from protocol.text import printable
@@ -56,17 +56,15 @@ class OuterResult:
 class RoundAggregator:
     """Carries out `AggregateRound`."""
 
-    def __init__(
-        self, layout: Layout, store: ArtifactStore, versions: Versions, tokens_of: Callable[[LeaseId], int]
-    ) -> None:
+    def __init__(self, layout: Layout, payloads: BlobStore, versions: Versions, sequence_length: int) -> None:
         self._layout = layout
-        self._store = store
+        self._payloads = payloads
         self._versions = versions
-        self._tokens_of = tokens_of
+        self._sequence_length = sequence_length
 
     def run(self, command: AggregateRound, base: Mapping[BlockId, Tensors], *, created_at_s: float) -> OuterResult:
         """The new version, durable."""
-        cause = hashlib.sha256(repr(command).encode()).hexdigest()
+        cause = command_digest(command)
         parent = self._versions.manifest(command.parent_manifest)
         found = self._versions.find(command.version, cause)
         if found is not None:  # done before a restart, but the journal did not hear of it
@@ -85,6 +83,7 @@ class RoundAggregator:
             blocks[block] = self._versions.put_block(stepped[0])
             if stepped[1] is not None:
                 momenta[block] = self._versions.put_block(stepped[1])
+        sequences = sum(one.sequences for one in command.contributions)
         manifest = Manifest(
             run_id=parent.run_id,
             version=command.version,
@@ -96,7 +95,7 @@ class RoundAggregator:
             blocks=blocks,
             momenta=momenta,
             val_loss=None,
-            tokens_trained=parent.tokens_trained + sum(self._tokens_of(one.lease_id) for one in command.contributions),
+            tokens_trained=parent.tokens_trained + sequences * self._sequence_length,
         )
         published = self._versions.publish(manifest, cause)
         return OuterResult(published, math.sqrt(math.fsum(squares)), summed_up(command.rule, rules))
@@ -130,7 +129,7 @@ class RoundAggregator:
 
     def _why_lost(self, one: Contribution) -> str | None:
         try:
-            self._store.payloads.read(one.digest)
+            self._payloads.read(one.digest)
         except BarnraiseError as error:
             return _words(error)
         return None
@@ -208,11 +207,11 @@ class RoundAggregator:
     def _block_of(self, contribution: Contribution, block: BlockId) -> Tensors:
         """One block of a payload that screening has decoded whole: only its own bytes are read."""
         codec = codec_named(contribution.codec)
-        if not self._store.payloads.has(contribution.digest):
+        if not self._payloads.has(contribution.digest):
             raise LocalError(f"the bytes of lease {contribution.lease_id} are not here any more")
-        path = self._store.payloads.path(contribution.digest)
         specs = submission_specs(self._layout, contribution.columns)
-        decoded = decode_block(path, specs, codec, block)
+        with self._payloads.open(contribution.digest) as file:
+            decoded = decode_block(file, specs, codec, block)
         return {spec.name: decoded[spec.name] for spec in self._layout.block_specs(block)}
 
     def _update_norm(self, base: Mapping[BlockId, Tensors], manifest: Manifest) -> float:

@@ -2,19 +2,22 @@
 
 Decides what a restart finds. Always: the disk outlives processes, and a dead process cannot write to it any more; an
 append is durable when it returns, whole or not at all; bytes of an upload that were not synced may be lost with the
-power. Offers what the pump, the transfers and the executor ask of `Journal`, `ArtifactStore` and `Versions`.
+power. `MemoryJournal` is an `EventStore` and `MemoryBlobs` a `BlobStore`; uploads are as `ArtifactStore` has them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 from coordinator.engine.version import ENGINE_VERSION
-from coordinator.store.journal import Snapshot
+from coordinator.store.ports import BlobStore, EventStore, Snapshot, Upload, require_digest
 from protocol.errors import LocalError, Unavailable
-from protocol.ids import BlockId, Digest, LeaseId
+from protocol.ids import BlockId, Digest, LeaseId, digest_of
 from simulator.deterministic.loop import Process
 
 OnAppend = Callable[[int, bool, Sequence[str]], None]
@@ -50,11 +53,15 @@ class Disk:
     unsynced_records: list[tuple[int, str]] = field(default_factory=list)
     """Appended by a journal that does not sync: gone with the power. The real journal leaves none."""
     last_position: int = 0
+    epoch: int = 0
+    """Of the process that has the journal."""
     snapshot: Snapshot | None = None
     payloads: dict[Digest, bytes] = field(default_factory=dict)
     unsynced_payloads: dict[Digest, bytes] = field(default_factory=dict)
     uploads: dict[tuple[LeaseId, Digest], bytearray] = field(default_factory=dict)
     synced_bytes: dict[tuple[LeaseId, Digest], int] = field(default_factory=dict)
+    block_payloads: dict[Digest, bytes] = field(default_factory=dict)
+    """Blocks as bytes, where a run has any."""
     blocks: dict[Digest, StoredBlock] = field(default_factory=dict)
     manifests: dict[Digest, dict[BlockId, Digest]] = field(default_factory=dict)
     versions: dict[int, VersionEntry] = field(default_factory=dict)
@@ -74,14 +81,19 @@ class Disk:
             del content[synced + int((len(content) - synced) * keep_share) :]
 
 
-class MemoryJournal:
-    """One process's handle on the journal."""
+class MemoryJournal(EventStore):
+    """One process's handle on the journal, an `EventStore`."""
 
     def __init__(self, disk: Disk, process: Process, on_append: OnAppend) -> None:
         self._disk = disk
         self._process = process
         self._on_append = on_append
-        self.engine_version = ENGINE_VERSION
+        self._epoch = disk.epoch
+
+    @property
+    def engine_version(self) -> int:
+        """This program's: a simulated run is never another release's."""
+        return ENGINE_VERSION
 
     @property
     def last_position(self) -> int:
@@ -93,6 +105,7 @@ class MemoryJournal:
         disk = self._disk
         if not records or not self._process.alive:
             return disk.last_position
+        self._require_epoch()
         last = disk.last_position + len(records)
         self._on_append(last, False, records)
         if self._process.alive:
@@ -115,6 +128,7 @@ class MemoryJournal:
         """Keep it, and cut what it covers."""
         if not self._process.alive:
             return
+        self._require_epoch()
         if snapshot.position > self._disk.last_position:
             raise LocalError(f"snapshot at {snapshot.position} is ahead of {self._disk.last_position}")
         self._disk.snapshot = snapshot
@@ -124,20 +138,72 @@ class MemoryJournal:
         """The newest."""
         return self._disk.snapshot
 
+    def fence(self) -> None:
+        """A process that thinks itself alive, and is not alone any more, writes nothing from now on."""
+        self._disk.epoch += 1
+        self._epoch = self._disk.epoch
 
-class MemoryPayloads:
+    def _require_epoch(self) -> None:
+        if self._epoch != self._disk.epoch:
+            raise LocalError(f"the journal was taken over by another process than {self._process.name}")
+
+
+class MemoryBlobs(BlobStore):
+    """A `BlobStore` over one table of a disk."""
+
+    def __init__(self, kept: dict[Digest, bytes]) -> None:
+        self._kept = kept
+
+    def put(self, content: bytes) -> Digest:
+        """Durable when this returns."""
+        digest = digest_of(content)
+        self.keep(digest, content)
+        return digest
+
+    def keep(self, digest: Digest, content: bytes) -> None:
+        """As `put`, where the caller has checked the digest."""
+        self._kept[digest] = content
+
+    def open(self, digest: Digest) -> BinaryIO:
+        """A file in memory."""
+        if not self.has(digest):
+            raise LocalError(f"{self.place(digest)} is not here")
+        return io.BytesIO(self._kept[digest])
+
+    def stat(self, digest: Digest) -> int | None:
+        """Its bytes."""
+        content = self._kept.get(require_digest(digest))
+        return None if content is None else len(content)
+
+    def drop(self, digest: Digest) -> None:
+        """Forget it."""
+        self._kept.pop(require_digest(digest), None)
+
+    def digests(self) -> Iterator[Digest]:
+        """All of them."""
+        return iter(list(self._kept))
+
+    @contextlib.contextmanager
+    def pin(self, digests: Iterable[Digest]) -> Iterator[Callable[[Digest], BinaryIO]]:
+        """By keeping the bytes."""
+        pinned = {digest: self.open(digest) for digest in digests}
+        yield pinned.__getitem__
+
+    def place(self, digest: Digest) -> str:
+        """In memory."""
+        return f"blob {require_digest(digest)}"
+
+
+class MemoryPayloads(MemoryBlobs):
     """Whole submissions."""
 
     def __init__(self, disk: Disk) -> None:
+        super().__init__(disk.payloads)
         self._disk = disk
 
-    def has(self, digest: Digest) -> bool:
-        """Whether it is here."""
-        return digest in self._disk.payloads
-
     def keep(self, digest: Digest, content: bytes) -> None:
-        """Durable when this returns."""
-        self._disk.payloads[digest] = content
+        """Synced with it: a planted bug leaves that out."""
+        super().keep(digest, content)
 
 
 class MemoryUpload:
@@ -177,7 +243,7 @@ class MemoryStore:
 
     def __init__(self, disk: Disk, process: Process) -> None:
         self._disk, self._process = disk, process
-        self.payloads = MemoryPayloads(disk)
+        self.payloads, self.blocks = MemoryPayloads(disk), MemoryBlobs(disk.block_payloads)
 
     def upload_offset(self, lease_id: LeaseId, digest: Digest) -> int:
         """Bytes of this submission that are here but not whole."""
@@ -194,7 +260,7 @@ class MemoryStore:
             self._disk.synced_bytes[key] = min(self._disk.synced_bytes.get(key, 0), offset)
         return MemoryUpload(self._disk, self._process, key, offset)
 
-    def finish_upload(self, lease_id: LeaseId, upload: MemoryUpload, digest: Digest) -> None:
+    def finish_upload(self, lease_id: LeaseId, upload: Upload, digest: Digest) -> None:
         """Sync, then name it as whole."""
         upload.sync()
         if self._process.alive:

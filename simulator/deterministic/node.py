@@ -25,8 +25,9 @@ from coordinator.engine.phases import Phase
 from coordinator.engine.records import event_to_json
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.clock import Clocks, RunClock
-from coordinator.run.opened import oldest_version_needed, submissions_kept
+from coordinator.run.opened import submissions_kept
 from coordinator.run.pump import Pump, load_engine
+from coordinator.work import port
 from protocol.errors import Refused, Unauthenticated
 from protocol.ids import LeaseId, WorkerId, worker_id_of
 from protocol.v1 import barnraise_pb2 as pb
@@ -35,6 +36,18 @@ from simulator.deterministic.invariants import Book
 from simulator.deterministic.loop import PROCESS, Process, VirtualLoop
 from simulator.deterministic.scenario import Scenario
 from simulator.deterministic.work import Site, Spoils, Work
+
+
+class _Told(port.Work):
+    """Work whose every result is told of before it is handed back."""
+
+    def __init__(self, work: port.Work, tell: Callable[[SlowCommand], None]) -> None:
+        self._work, self._tell = work, tell
+
+    def execute(self, command: SlowCommand) -> Event:
+        result = self._work.execute(command)
+        self._tell(command)
+        return result
 
 
 class CoordinatorNode:
@@ -101,12 +114,13 @@ class CoordinatorNode:
 
     def _start(self, process: Process) -> None:
         PROCESS.set(process)
-        journal: Any = MemoryJournal(self.disk, process, self._on_append)
+        journal = MemoryJournal(self.disk, process, self._on_append)
+        journal.fence()
         engine, verdicts = load_engine(journal, self._secret)
         state, clocks = engine.state, Clocks(machine=self._loop.time, wall=self._wall_s)
         self._clock = RunClock(clocks, last_s=state.now_s, last_wall_s=state.wall_at_s(state.now_s))
         self._book.restarted(engine, self.disk.last_position)
-        self._store: Any = MemoryStore(self.disk, process)
+        self._store = MemoryStore(self.disk, process)
         self._store.keep_submissions(submissions_kept(engine))
         self._count_applied(engine)
         self._mailboxes, self.sessions = Mailboxes(), SessionTable()
@@ -117,18 +131,16 @@ class CoordinatorNode:
         site = Site(
             disk=self.disk,
             clock=self._clock.now_s,
-            oldest_needed=lambda: oldest_version_needed(engine),
             is_wanted=lambda command: command.command_id in engine.state.pending,
             fails=self._on_execute,
             spoils=self._spoils,
             on_aggregated=self._book.aggregated,
-            sequences_of=lambda lease_id: _sequences_of(engine, lease_id),
         )
         executor = self._work.executor(site)
         self._pump = pump = Pump(
             engine,
             journal,
-            execute=lambda command: self._executed(command, executor.execute(command)),
+            work=_Told(executor, self._on_executed),
             dispatch=self._dispatch,
             observer=self,
             clock=self._clock.now_s,
@@ -224,10 +236,6 @@ class CoordinatorNode:
         self._note(f"  -> {command}")
         self._book.commanded(command)
 
-    def _executed(self, command: SlowCommand, result: Event) -> Event:
-        self._on_executed(command)
-        return result
-
     async def submit_result(self, command: SlowCommand) -> None:
         """The result of `command` once more, as of an executor that was slow to notice that it is not needed."""
 
@@ -237,12 +245,10 @@ class CoordinatorNode:
         site = Site(
             disk=self.disk,
             clock=self._clock.now_s,
-            oldest_needed=lambda: 0,
             is_wanted=never,
             fails=never,
             spoils=self._spoils,
             on_aggregated=lambda *_: None,
-            sequences_of=lambda _: 0,
         )
         await self._pump.submit(self._work.executor(site).execute(command))
 
@@ -325,8 +331,3 @@ class CoordinatorNode:
         if record.lease.base_version not in self.disk.versions:
             raise Refused(f"version {record.lease.base_version} is not kept here")
         return self.disk.manifests[self.disk.versions[record.lease.base_version].manifest]
-
-
-def _sequences_of(engine: Engine, lease_id: LeaseId) -> int:
-    record = engine.state.leases.get(lease_id)
-    return 0 if record is None else record.lease.sequences

@@ -26,9 +26,8 @@ from coordinator.run import clock as run_clock
 from coordinator.run import pump as pump_module
 from coordinator.run.clock import RunClock
 from coordinator.run.pump import Pump
-from coordinator.store import journal
+from coordinator.store.ports import Snapshot
 from protocol.errors import IllegalEvent
-from simulator.deterministic import node, work
 from simulator.deterministic.disk import MemoryJournal, MemoryPayloads
 from worker import messages as m
 from worker import session as session_module
@@ -107,9 +106,9 @@ def _pending_forgotten() -> AbstractContextManager[None]:
     start = Pump.start
 
     def forgetful(pump: Any) -> None:
-        push, pump._push_slow = pump._push_slow, lambda _: None
+        push, pump._slow.push = pump._slow.push, lambda _: None
         start(pump)
-        pump._push_slow = push
+        pump._slow.push = push
 
     return _replaced(Pump, "start", forgetful)
 
@@ -162,7 +161,7 @@ def _owner_votes_twice() -> AbstractContextManager[None]:
 
 
 def _snapshot_one_behind() -> AbstractContextManager[None]:
-    honest = journal.Snapshot
+    honest = Snapshot
 
     def behind(*, position: int, **rest: Any) -> Any:
         return honest(position=position - 1, **rest)
@@ -173,7 +172,7 @@ def _snapshot_one_behind() -> AbstractContextManager[None]:
 def _snapshot_claims_later() -> AbstractContextManager[None]:
     save = MemoryJournal.save_snapshot
 
-    def claiming(handle: Any, snapshot: journal.Snapshot) -> None:
+    def claiming(handle: Any, snapshot: Snapshot) -> None:
         save(handle, replace(snapshot, position=handle.last_position))
 
     return _replaced(MemoryJournal, "save_snapshot", claiming)
@@ -211,22 +210,7 @@ def _data_named_twice() -> AbstractContextManager[None]:
 
 
 def _base_swept_early() -> AbstractContextManager[None]:
-    def newest_only(engine: Any) -> int:
-        return int(engine.state.version) + 1
-
-    swept = _replaced(node, "oldest_version_needed", newest_only)
-
-    @contextlib.contextmanager
-    def both() -> Iterator[None]:
-        keep_from = work.CheapExecutor._keep_from
-
-        def eager(executor: Any, oldest: int) -> None:
-            keep_from(executor, max(oldest, executor._oldest_needed()))
-
-        with swept, _replaced(work.CheapExecutor, "_keep_from", eager):
-            yield
-
-    return both()
+    return _replaced(contributions, "oldest_version_needed", lambda state: state.version + 1)
 
 
 def _wall_clock_decides() -> AbstractContextManager[None]:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 
 from coordinator.engine.commands import AggregateRound, SlowCommand, ValidateVersion
 from coordinator.engine.events import CheckpointWritten, Event, RoundAggregated, VersionValidated
+from coordinator.run.opened import work_settings
 from coordinator.settings import RunSettings
 from coordinator.store.artifacts import ArtifactStore
+from coordinator.store.ports import BlobStore
 from coordinator.store.versions import Versions
 from coordinator.work.executor import Executor
 from moe.config import config_from_json
@@ -39,7 +41,7 @@ from protocol.manifest import BlockRef, Manifest
 from protocol.residency import FROZEN
 from protocol.submission import encode_submission
 from protocol.tensors import decode_tensors
-from simulator.deterministic.disk import Disk, StoredBlock, VersionEntry
+from simulator.deterministic.disk import Disk, MemoryPayloads, StoredBlock, VersionEntry
 from simulator.deterministic.invariants import InvariantBroken
 from simulator.deterministic.language import HELDOUT_SEQUENCES, MICRO, SEQUENCE_LENGTH, Language
 from simulator.deterministic.work import DISK_FULL, MissingContent, Site, Trained
@@ -48,8 +50,6 @@ from worker.train.trainer import TrainingStopped, pseudo_gradient_of, train_shar
 
 SAVE_EVERY_STEPS = 3
 """A worker writes its progress after this many inner steps: what a kill may cost."""
-MOST_FILES = 64
-"""Submissions that lie about as files: more than a round has."""
 
 Tensors = dict[str, torch.Tensor]
 
@@ -128,10 +128,10 @@ class RealWork:
 
     def executor(self, site: Site) -> RealExecutor:
         """As a process has it that was just started: nothing is cached."""
-        return RealExecutor(self, site, self._versions(), _Store(self._files, site.disk, self._folder / "submissions"))
+        return RealExecutor(self, site, self._versions())
 
     def _versions(self) -> Versions:
-        return _Versions(self._folder / "versions", self._files, self.layout, self)
+        return _Versions(self._folder / "versions", self._files.blocks, self.layout, self)
 
     def checkpoints(self) -> Path:
         """Where checkpoints go."""
@@ -249,12 +249,12 @@ class _Keeper:
 class RealExecutor:
     """The real executor; the simulated disk's books are kept beside it, for the invariants."""
 
-    def __init__(self, work: RealWork, site: Site, versions: Versions, store: _Store) -> None:
+    def __init__(self, work: RealWork, site: Site, versions: Versions) -> None:
         self._work, self._site, self._versions = work, site, versions
         self._executor = Executor(
-            settings=work.settings,
+            settings=work_settings(work.settings),
             layout=work.layout,
-            store=cast(Any, store),
+            payloads=_Payloads(site.disk),
             versions=versions,
             dataset=work.language,
             companions={TOKENIZER_FILE: work.language.tokenizer_json},
@@ -262,8 +262,6 @@ class RealExecutor:
             checkpoints=work.checkpoints(),
             clock=site.clock,
             wall_clock=lambda: 0.0,
-            tokens_of=lambda lease_id: site.sequences_of(lease_id) * SEQUENCE_LENGTH,
-            oldest_needed=site.oldest_needed,
         )
 
     def execute(self, command: SlowCommand) -> Event:
@@ -307,8 +305,8 @@ def _mirror(disk: Disk, versions: Versions, parent: Digest | None, manifest: Man
 class _Versions(Versions):
     """The real ones, in which a process may die between two files."""
 
-    def __init__(self, folder: Path, store: ArtifactStore, model_layout: Any, work: RealWork) -> None:
-        super().__init__(folder, store, model_layout)
+    def __init__(self, folder: Path, blobs: BlobStore, model_layout: Any, work: RealWork) -> None:
+        super().__init__(folder, blobs, model_layout)
         self._work = work
 
     def put_block(self, tensors: Mapping[str, torch.Tensor]) -> BlockRef:
@@ -320,37 +318,11 @@ class _Versions(Versions):
         return super().publish(manifest, cause)
 
 
-class _Store:
-    """What the executor asks of the artifact store: submissions are on the simulated disk."""
+class _Payloads(MemoryPayloads):
+    """Submissions of the simulated disk. Nothing asks for one out of doubt: MissingContent where it is not there."""
 
-    def __init__(self, files: ArtifactStore, disk: Disk, folder: Path) -> None:
-        self.blocks, self.payloads = files.blocks, _Payloads(disk, folder)
-
-
-class _Payloads:
-    """Submissions of the simulated disk, as the files that the executor reads."""
-
-    def __init__(self, disk: Disk, folder: Path) -> None:
-        self._disk, self._folder = disk, folder
-        folder.mkdir(exist_ok=True)
-
-    def path(self, digest: Digest) -> Path:
-        """A file with what the disk holds now; MissingContent where it holds nothing."""
-        content = self._disk.payloads.get(digest)
-        if content is None:
+    def stat(self, digest: Digest) -> int:
+        found = super().stat(digest)
+        if found is None:
             raise MissingContent(f"payload {digest[:12]} is needed and not on disk")
-        path = self._folder / digest
-        if not path.exists():
-            files = list(self._folder.iterdir())
-            for old in files if len(files) > MOST_FILES else ():
-                old.unlink()
-            path.write_bytes(content)
-        return path
-
-    def has(self, digest: Digest) -> bool:
-        """Whether it is there, which is not asked out of doubt: MissingContent where it is not."""
-        return self.path(digest).exists()
-
-    def read(self, digest: Digest) -> bytes:
-        """The content."""
-        return self.path(digest).read_bytes()
+        return found

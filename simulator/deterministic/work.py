@@ -32,6 +32,8 @@ from coordinator.engine.events import (
     SubmissionMeasured,
     VersionValidated,
 )
+from coordinator.engine.records import command_digest
+from coordinator.work import port
 from moe.layout import Layout, ParamSpec, submission_specs
 from protocol.codecs import codec_named
 from protocol.errors import LocalError
@@ -72,25 +74,16 @@ class Spoils(StrEnum):
     """The same, and a cautious step fails whole."""
 
 
-class Executes(Protocol):
-    """What `coordinator.work.executor.Executor` is to the pump."""
-
-    def execute(self, command: SlowCommand) -> Event:
-        """Carry out `command`; the event that it ends in."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     """Where a coordinator's process does its slow work."""
 
     disk: Disk
     clock: Callable[[], float]
-    oldest_needed: Callable[[], int]
     is_wanted: Callable[[SlowCommand], bool]
     fails: Callable[[SlowCommand], bool]
     spoils: Callable[[LeaseId], Spoils]
     on_aggregated: Callable[[AggregateRound, Digest], None]
-    sequences_of: Callable[[LeaseId], int]
 
 
 class Work(Protocol):
@@ -109,7 +102,7 @@ class Work(Protocol):
     def first_version(self, disk: Disk) -> Digest:
         """Write version 0; its manifest."""
 
-    def executor(self, site: Site) -> Executes:
+    def executor(self, site: Site) -> port.Work:
         """The executor of a process that was just started."""
 
     def share_left(self, worker: int, lease: Lease, base: Mapping[BlockId, Digest]) -> float:
@@ -185,7 +178,7 @@ def stretched(text: str, size_bytes: int) -> bytes:
     return (digest * (size_bytes // len(digest) + 1))[:size_bytes]
 
 
-class CheapExecutor:
+class CheapExecutor(port.Work):
     """What `coordinator.work.executor.Executor` is to the pump, on hashes."""
 
     def __init__(self, site: Site) -> None:
@@ -259,14 +252,14 @@ class CheapExecutor:
     def _aggregate(self, command: AggregateRound, at_s: float) -> RoundAggregated:
         self._check_whole(command)
         parent = self._blocks_of(command.parent_manifest)
-        cause = hashlib.sha256(repr(command).encode()).hexdigest()
+        cause = command_digest(command)
         done = self._disk.versions.get(command.version)
         if done is not None and done.cause == cause:
             manifest = done.manifest
         else:
             manifest = _write_version(self._disk, command.version, self._stepped(command, parent), cause)
         self._site.on_aggregated(command, manifest)
-        self._keep_from(min(command.parent_version, self._site.oldest_needed()))
+        self._keep_from(command.oldest_needed)
         return RoundAggregated(
             at_s=at_s,
             command_id=command.command_id,

@@ -8,9 +8,6 @@ coordinator does: an interrupted run goes on from its journal, and leases that w
 
 from __future__ import annotations
 
-import heapq
-import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -38,6 +35,7 @@ from protocol.submission import encode_submission
 from simulator.adversary import Adversary
 from simulator.seeds import derived_stream
 from simulator.virtual.colluding import Group
+from simulator.virtual.engine_loop import Agenda, EngineLoop
 from worker.train.trainer import LeaseResult
 
 if TYPE_CHECKING:
@@ -91,8 +89,8 @@ class _Machine:
     uploading: set[LeaseId] = field(default_factory=set)
 
 
-class VirtualSwarm:
-    """One run, played to its end by `play`, or event by event by `advance`. Owns the clock, not the run."""
+class VirtualSwarm(EngineLoop):
+    """One run, played to its end by `play`, or moment by moment by `advance`. Owns the clock, not the run."""
 
     def __init__(
         self,
@@ -104,16 +102,13 @@ class VirtualSwarm:
         colluders: Mapping[WorkerId, Adversary] | None = None,
     ) -> None:
         """`colluders`: volunteers who lie, and see what the others of them have (colluding.py)."""
+        super().__init__(run.engine, Agenda(run.engine.state.now_s))
         self._run = run
         self._group = Group(colluders or {})
-        self._engine = run.engine
         self._training = training
         self._seed = seed
         self._machines = {volunteer.worker: _Machine(volunteer) for volunteer in volunteers}
-        self._order = itertools.count()
-        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._bases: dict[Version, Blocks] = {}
-        self.now_s = self._engine.state.now_s
         self.trained_sequences = 0
         """Sequences of all leases that were trained to their end, whether or not they came to count."""
         self._begin()
@@ -121,43 +116,26 @@ class VirtualSwarm:
     @property
     def is_over(self) -> bool:
         """Whether the run has ended."""
-        return self._engine.state.phase is Phase.OVER
+        return self.engine.state.phase is Phase.OVER
 
     def play(self, on_version: Callable[[Version], None] = lambda _version: None) -> None:
         """Until the run is over; told of each newly published version."""
-        version = self._engine.state.version
+        version = self.engine.state.version
         while not self.is_over:
             self.advance()
-            if self._engine.state.version != version:
-                version = self._engine.state.version
+            if self.engine.state.version != version:
+                version = self.engine.state.version
                 on_version(version)
-
-    def advance(self) -> None:
-        """To the next moment at which something happens."""
-        wakeup_s = self._engine.next_wakeup_s()
-        next_s = self._agenda[0][0] if self._agenda else math.inf
-        if wakeup_s is not None and wakeup_s <= next_s:
-            self.now_s = max(self.now_s, wakeup_s)
-            for event in self._engine.due(self.now_s):
-                self._apply(event)
-            return
-        if not self._agenda:
-            raise LocalError(
-                f"the swarm stands still in round {self._engine.state.round.round}: nobody has a next step"
-            )
-        at_s, _, deed = heapq.heappop(self._agenda)
-        self.now_s = max(self.now_s, at_s)
-        deed()
 
     # ---- the coordinator's side -------------------------------------------------------------------
 
     def _begin(self) -> None:
-        for command in self._engine.pending:
-            self._after(EXECUTION_S, lambda command=command: self._execute(command))  # type: ignore[misc]
+        for command in self.engine.pending:
+            self.agenda.after(EXECUTION_S, lambda command=command: self._execute(command))  # type: ignore[misc]
         for machine in self._machines.values():
             volunteer = machine.volunteer
-            if volunteer.worker not in self._engine.state.workers:
-                self._apply(
+            if volunteer.worker not in self.engine.state.workers:
+                self.apply(
                     WorkerEnrolled(
                         at_s=self.now_s,
                         worker=volunteer.worker,
@@ -167,29 +145,28 @@ class VirtualSwarm:
                         tokens_per_s=1.0 / volunteer.step_s,
                     )
                 )
-            self._after(0.0, lambda machine=machine: self._ask(machine))  # type: ignore[misc]
-        for record in self._engine.state.leases.values():
+            self.agenda.after(0.0, lambda machine=machine: self._ask(machine))  # type: ignore[misc]
+        for record in self.engine.state.leases.values():
             if record.status is LeaseStatus.COMMITTED and record.digest and self._run.store.payloads.has(record.digest):
                 self._go_on_uploading(record.lease, record.digest)
-        self._after(0.0, self._beat)
+        self.agenda.after(0.0, self._beat)
 
     def _go_on_uploading(self, lease: GrantedLease, digest: Digest) -> None:
         """An earlier process had it committed: training it again could end in other bits on some devices."""
         machine = self._machines[lease.worker]
         machine.uploading.add(lease.lease_id)
-        self._after(machine.volunteer.upload_s, lambda: self._uploaded(machine, lease, digest))
+        self.agenda.after(machine.volunteer.upload_s, lambda: self._uploaded(machine, lease, digest))
 
-    def _apply(self, event: Event) -> None:
-        """As the pump does: durable, then applied, then carried out."""
+    def handle(self, event: Event) -> list[Command]:
+        """As the pump does: durable, then applied."""
         self._run.journal.append([event_to_json(event)])
         try:
-            commands = self._engine.handle(event)
+            return self.engine.handle(event)
         except IllegalEvent:
-            return  # it is skipped again at every replay
-        for command in commands:
-            self._carry_out(command)
+            return []  # it is skipped again at every replay
 
-    def _carry_out(self, command: Command) -> None:
+    def carry_out(self, command: Command) -> None:
+        """What the pump would dispatch or have executed."""
         match command:
             case GrantLease(lease=lease):
                 self._start(self._machines[lease.worker], lease)
@@ -198,31 +175,28 @@ class VirtualSwarm:
             case DropPayload(digest=digest):
                 self._run.store.drop_payload(digest)
             case SlowCommand():
-                self._after(EXECUTION_S, lambda: self._execute(command))
+                self.agenda.after(EXECUTION_S, lambda: self._execute(command))
             case EndRun():
-                self._agenda.clear()
+                self.agenda.clear()
             case _:
                 pass
 
     def _execute(self, command: SlowCommand) -> None:
-        if self._engine.is_pending(command.command_id):
-            self._apply(self._run.executor.execute(command))
-
-    def _after(self, wait_s: float, deed: Callable[[], None]) -> None:
-        heapq.heappush(self._agenda, (self.now_s + wait_s, next(self._order), deed))
+        if self.engine.is_pending(command.command_id):
+            self.apply(self._run.executor.execute(command))
 
     # ---- the volunteers' side ---------------------------------------------------------------------
 
     def _beat(self) -> None:
         for worker, machine in self._machines.items():
             if not machine.away:
-                self._engine.handle(WorkerSeen(at_s=self.now_s, worker=worker, lease_id=machine.lease_id))
-        self._after(self._engine.state.config.heartbeat_interval_s, self._beat)
+                self.engine.handle(WorkerSeen(at_s=self.now_s, worker=worker, lease_id=machine.lease_id))
+        self.agenda.after(self.engine.state.config.heartbeat_interval_s, self._beat)
 
     def _ask(self, machine: _Machine) -> None:
         if machine.away or machine.lease_id is not None or machine.uploading:
             return
-        self._apply(LeaseRequested(at_s=self.now_s, worker=machine.volunteer.worker))
+        self.apply(LeaseRequested(at_s=self.now_s, worker=machine.volunteer.worker))
 
     def _start(self, machine: _Machine, lease: GrantedLease) -> None:
         if machine.away or machine.lease_id == lease.lease_id:
@@ -232,23 +206,23 @@ class VirtualSwarm:
         chance = derived_stream(self._seed, "dropout", lease.lease_id, machine.volunteer.name)
         if chance.random() < machine.volunteer.dropout:
             after_s = chance.random() * train_s
-            self._after(after_s, lambda: self._vanish(machine, lease, train_s - after_s))
+            self.agenda.after(after_s, lambda: self._vanish(machine, lease, train_s - after_s))
         else:
-            self._after(train_s, lambda: self._commit(machine, lease))
+            self.agenda.after(train_s, lambda: self._commit(machine, lease))
 
     def _stop(self, machine: _Machine, lease_id: LeaseId) -> None:
         machine.uploading.discard(lease_id)
         if machine.lease_id == lease_id:
             machine.lease_id = None
-        self._after(ASKS_AGAIN_S, lambda: self._ask(machine))
+        self.agenda.after(ASKS_AGAIN_S, lambda: self._ask(machine))
 
     def _vanish(self, machine: _Machine, lease: GrantedLease, left_s: float) -> None:
         if machine.lease_id != lease.lease_id:
             return
         machine.away, machine.lease_id = True, None
         # back when the lease would have ended, or when it has been given up, whichever is later
-        given_up_s = silence_limit_s(self._engine.state.config)
-        self._after(max(given_up_s, left_s), lambda: self._return(machine))
+        given_up_s = silence_limit_s(self.engine.state.config)
+        self.agenda.after(max(given_up_s, left_s), lambda: self._return(machine))
 
     def _return(self, machine: _Machine) -> None:
         machine.away = False
@@ -261,7 +235,7 @@ class VirtualSwarm:
         result, payload = self._trained(lease)
         digest = self._run.store.payloads.put(payload)
         machine.uploading.add(lease.lease_id)
-        self._apply(
+        self.apply(
             SubmissionCommitted(
                 at_s=self.now_s,
                 worker=lease.worker,
@@ -275,19 +249,17 @@ class VirtualSwarm:
                 train_s=lease.inner_steps * machine.volunteer.step_s,
             )
         )
-        self._after(machine.volunteer.upload_s, lambda: self._uploaded(machine, lease, digest))
+        self.agenda.after(machine.volunteer.upload_s, lambda: self._uploaded(machine, lease, digest))
 
     def _uploaded(self, machine: _Machine, lease: GrantedLease, digest: Digest) -> None:
         if lease.lease_id in machine.uploading:
             machine.uploading.discard(lease.lease_id)
-            self._apply(
-                SubmissionUploaded(at_s=self.now_s, worker=lease.worker, lease_id=lease.lease_id, digest=digest)
-            )
-        self._after(ASKS_AGAIN_S, lambda: self._ask(machine))
+            self.apply(SubmissionUploaded(at_s=self.now_s, worker=lease.worker, lease_id=lease.lease_id, digest=digest))
+        self.agenda.after(ASKS_AGAIN_S, lambda: self._ask(machine))
 
     def _trained(self, lease: GrantedLease) -> tuple[LeaseResult, bytes]:
         settings = self._run.settings
-        round_leases = [record.lease for record in self._engine.state.leases_of_round()]
+        round_leases = [record.lease for record in self.engine.state.leases_of_round()]
         result = self._group.answer(lease, round_leases, self._honest)
         self.trained_sequences += lease.sequences
         return result, encode_submission(result.pseudo_gradient, codec_named(settings.codec))
@@ -304,7 +276,7 @@ class VirtualSwarm:
             digest = self._run.versions.manifest_digest(version)
             if digest is None:
                 raise LocalError(f"base version {version} is not kept")
-            oldest = min([version, *(lease.lease.base_version for lease in self._engine.state.leases.values())])
+            oldest = min([version, *(lease.lease.base_version for lease in self.engine.state.leases.values())])
             self._bases = {kept: blocks for kept, blocks in self._bases.items() if kept >= oldest}
             self._bases[version] = self._run.versions.load_blocks(self._run.versions.manifest(digest))
         return self._bases[version]

@@ -14,11 +14,14 @@ import pytest
 
 from barnraise.cli.app import run as run_command
 from coordinator.edge.server import CoordinatorServer
-from coordinator.run import backup as backup_module
-from coordinator.run.backup import back_up, clear_pins, restore
+from coordinator.run.backup import back_up, restore
+from coordinator.run.clock import Clocks
 from coordinator.run.folder import RunFolder
+from coordinator.run.opened import OpenedRun
 from coordinator.run.verify import verify_run
-from protocol.errors import ConfigError
+from coordinator.store.artifacts import ContentStore
+from protocol.errors import ConfigError, LocalError
+from protocol.ids import Digest
 from protocol.joinlink import JoinLink
 from tests.killing import every_kill
 
@@ -72,23 +75,23 @@ def test_a_backup_is_private_and_leaves_nothing_in_the_run(run: RunFolder, tmp_p
     assert stat.S_IMODE((tmp_path / "backup").stat().st_mode) == 0o700
     for path in (tmp_path / "backup").rglob("*"):
         assert path.is_dir() or stat.S_IMODE(path.stat().st_mode) == 0o600, path
-    assert [name for name in sorted(p.name for p in run.root.iterdir()) if name.startswith(".")] == []
+    assert list(run.root.rglob(".*")) == []
     assert set(before) <= {path.name for path in run.root.iterdir()}
 
 
 def test_a_file_that_vanishes_while_the_backup_is_taken_makes_it_start_anew(
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, failures = backup_module._pinned, 2
+    real, failures = ContentStore._link, 2
 
-    def vanishing(path: Path, pins: Path) -> Path:
+    def vanishing(store: ContentStore, digest: Digest, pin: Path) -> None:
         nonlocal failures
         if failures:
             failures -= 1
-            raise FileNotFoundError(path)
-        return real(path, pins)
+            raise LocalError(f"artifact {digest} is gone")
+        real(store, digest, pin)
 
-    monkeypatch.setattr(backup_module, "_pinned", vanishing)
+    monkeypatch.setattr(ContentStore, "_link", vanishing)
     back_up(run, tmp_path / "backup")
     restore(tmp_path / "backup", tmp_path / "again")
     assert problems(RunFolder.open(tmp_path / "again")) == []
@@ -101,7 +104,7 @@ def test_a_file_that_stays_away_is_told_and_nothing_is_left(run: RunFolder, tmp_
         back_up(run, tmp_path / "backup")
     assert not (tmp_path / "backup").exists()
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-    assert list(run.root.glob(".pins-*")) == []
+    assert list(run.root.rglob(".pins-*")) == []
 
 
 @pytest.mark.parametrize("damage", ["block", "journal", "record", "signature", "missing"])
@@ -187,10 +190,11 @@ def test_nothing_is_ever_overwritten(run: RunFolder, tmp_path: Path) -> None:
 
 
 def test_what_an_interrupted_backup_left_is_cleared_at_the_next_start(run: RunFolder) -> None:
-    (run.root / ".pins-1234").mkdir()
-    (run.root / ".pins-1234" / "a").write_bytes(b"a")
-    clear_pins(run.root)
-    assert list(run.root.glob(".pins-*")) == []
+    pins = run.root / "artifacts" / "blocks" / ".pins-1234"
+    pins.mkdir()
+    (pins / "a").write_bytes(b"a")
+    OpenedRun.open(run, Clocks()).close()
+    assert not pins.exists()
 
 
 def test_the_commands(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,7 @@ from coordinator.engine.events import (
 )
 from coordinator.engine.lease import GrantedLease
 from coordinator.run.folder import RunFolder
+from coordinator.run.opened import work_settings
 from coordinator.store.versions import Versions
 from coordinator.work.executor import Executor
 from coordinator.work.substitutes import told
@@ -52,22 +53,19 @@ class Bench:
 
     def __init__(self, run: RunFolder) -> None:
         self.run, self.layout, self.store = run, run.layout(), run.artifacts()
-        self.versions = Versions(run.root / "versions", self.store, self.layout)
+        self.versions = Versions(run.root / "versions", self.store.blocks, self.layout)
         self.dataset = run.dataset()
         self.settings = run.settings().model_copy(update={"keep_checkpoints": 2})
-        self.oldest = 0
         self.executor = Executor(
-            settings=self.settings,
+            settings=work_settings(self.settings),
             layout=self.layout,
-            store=self.store,
+            payloads=self.store.payloads,
             versions=self.versions,
             dataset=self.dataset,
             companions=run.companions(self.dataset),
             dtype=run.export_dtype,
             checkpoints=run.checkpoints,
             clock=lambda: 1000.0,
-            tokens_of=lambda _: 100,
-            oldest_needed=lambda: self.oldest,
         )
         digest = self.versions.manifest_digest(0)
         assert digest is not None
@@ -89,7 +87,7 @@ class Bench:
     def measure(self, digest: Digest, columns: tuple[int, ...], *, gain: bool = False) -> SubmissionMeasured:
         command = MeasureSubmission(
             command_id="measure:r1.1", lease=self.lease(1, columns), digest=digest,
-            payload_bytes=self.store.payloads.size(digest), codec="fp32", heldout_seed=7, measure_gain=gain,
+            payload_bytes=self.store.payloads.stat(digest) or 0, codec="fp32", heldout_seed=7, measure_gain=gain,
         )  # fmt: skip
         event = self.executor.execute(command)
         assert isinstance(event, SubmissionMeasured)
@@ -99,7 +97,7 @@ class Bench:
         command = AggregateRound(
             command_id="aggregate:r1", round=RoundNumber(1), parent_version=Version(0),
             parent_manifest=self.base_manifest, version=Version(1), contributions=contributions, clips=(),
-            rule="mean", outer_learning_rate=1.0, outer_momentum=0.0, seed=7,
+            rule="mean", outer_learning_rate=1.0, outer_momentum=0.0, seed=7, oldest_needed=Version(0),
         )  # fmt: skip
         event = self.executor.execute(dataclasses.replace(command, **changes))
         assert isinstance(event, RoundAggregated)
@@ -117,7 +115,7 @@ def bench(run: RunFolder) -> Bench:
 def contribution(number: int, digest: Digest, columns: tuple[int, ...], **changes: Any) -> Contribution:
     plain = Contribution(
         lease_id=LeaseId(f"r1.{number}"), digest=digest, codec="fp32", columns=columns, base_version=Version(0),
-        step_scale=1.0, weight=1.0,
+        step_scale=1.0, weight=1.0, sequences=3,
     )  # fmt: skip
     return dataclasses.replace(plain, **changes)
 
@@ -199,7 +197,7 @@ def test_a_mean_by_block_leaves_what_nobody_held(bench: Bench) -> None:
             torch.testing.assert_close(tensor, base[block][name] - step)
     parent, child = bench.versions.manifest(bench.base_manifest), bench.versions.manifest(event.manifest)
     assert child.blocks[column_block(5)] == parent.blocks[column_block(5)]
-    assert child.tokens_trained == 200
+    assert child.tokens_trained == 2 * 3 * 32
     assert (child.version, child.parent_version, child.momenta) == (1, 0, {})
     moved = [new[b][n] - base[b][n] for b in new for n in new[b]]
     expected = math.sqrt(sum(float(delta.double().square().sum()) for delta in moved))
@@ -324,7 +322,7 @@ def attempt(bench: Bench, sent: tuple[Contribution, ...], **changes: Any) -> Agg
     command = AggregateRound(
         command_id="aggregate:r1", round=RoundNumber(1), parent_version=Version(0),
         parent_manifest=bench.base_manifest, version=Version(1), contributions=sent, clips=(),
-        rule="krum", outer_learning_rate=1.0, outer_momentum=0.5, seed=7,
+        rule="krum", outer_learning_rate=1.0, outer_momentum=0.5, seed=7, oldest_needed=Version(0),
     )  # fmt: skip
     return dataclasses.replace(command, **changes)
 
@@ -353,10 +351,10 @@ def test_who_fails_alone_is_found_in_order_and_nothing_is_written(
 
 def test_bytes_that_the_disk_lost_or_changed_are_not_held_against_their_worker(bench: Bench) -> None:
     sent = three(bench)
-    path = bench.store.payloads.path(sent[0].digest)
+    path = Path(bench.store.payloads.place(sent[0].digest))
     path.chmod(0o600)
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    bench.store.payloads.delete(sent[2].digest)
+    bench.store.payloads.drop(sent[2].digest)
     assert [(one.lease_id, one.lost) for one in tried(bench, sent).failed] == [("r1.1", True), ("r1.3", True)]
 
 
@@ -380,7 +378,7 @@ def test_the_machines_trouble_leaves_nobody_out(
 def test_a_base_that_cannot_be_read_is_nobodys_fault(bench: Bench) -> None:
     first = bench.aggregate(three(bench), outer_momentum=0.5)
     momentum = bench.versions.manifest(first.manifest).momenta[column_block(0)]
-    bench.store.blocks.delete(Digest(momentum.digest))
+    bench.store.blocks.drop(Digest(momentum.digest))
     with pytest.raises(LocalError, match="is not in"):
         tried(bench, three(bench), parent_manifest=first.manifest)
 
@@ -434,12 +432,12 @@ def test_old_versions_are_swept_but_not_what_is_still_needed(bench: Bench) -> No
     digest = bench.submit((0,), constant(0.1))
     manifests = [bench.base_manifest]
     for version in range(1, 5):
-        bench.oldest = 2 if version == 4 else 0
         event = bench.aggregate(
             (contribution(1, digest, (0,)),),
             parent_version=Version(version - 1),
             parent_manifest=manifests[-1],
             version=Version(version),
+            oldest_needed=Version(2 if version == 4 else 0),
         )
         manifests.append(event.manifest)
     kept = [version for version in range(5) if bench.versions.manifest_digest(version)]

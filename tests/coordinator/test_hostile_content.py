@@ -13,7 +13,7 @@ import torch
 from aggregation.blockwise import aggregate_block
 from barnraise.cli.status import print_status
 from coordinator.edge.server import CoordinatorServer
-from coordinator.run import pump as pump_module
+from coordinator.run import slow
 from coordinator.run.folder import RunFolder
 from moe.layout import submission_specs
 from protocol.codecs import codec_named
@@ -79,7 +79,7 @@ async def test_a_submission_that_breaks_the_outer_step_is_left_out_and_everybody
         return aggregate_block(contributions, rule, seed=seed)
 
     monkeypatch.setattr("coordinator.work.outer.aggregate_block", breaks)
-    monkeypatch.setattr(pump_module, "RETRY_FIRST_S", 0.0)
+    monkeypatch.setattr(slow, "RETRY_FIRST_S", 0.0)
     clients = [await join() for _ in range(3)]
     _, marked, _ = await one_round(run, clients, server, marked=[False, True, False])
     status = server.status()

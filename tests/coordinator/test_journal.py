@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.store.journal import Journal, Moment, Snapshot
+from coordinator.store.journal import Journal, Moment
 from coordinator.store.journal_file import SCHEMA_VERSION
+from coordinator.store.ports import Snapshot
 from protocol.errors import ConfigError, LocalError, StorageTrouble
 
 

@@ -7,17 +7,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-from coordinator.engine.commands import MeasureSubmission
+import pytest
+
+from coordinator.engine.commands import AggregateRound, MeasureSubmission, TryContributions
 from coordinator.engine.engine import Engine
+from coordinator.engine.events import RoundAggregated
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.migrations import MIGRATIONS
-from protocol.ids import LeaseId
+from coordinator.run.pump import load_engine
+from coordinator.store.journal import Journal
+from coordinator.store.ports import Snapshot
+from protocol.ids import LeaseId, digest_of
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 
 
-def migrated(version: int) -> Engine:
-    state: dict[str, Any] = json.loads((SNAPSHOTS / f"engine_{version}.json").read_text())
+def migrated(version: int, situation: str = "") -> Engine:
+    state: dict[str, Any] = json.loads((SNAPSHOTS / f"engine_{version}{situation}.json").read_text())
     assert state["engine_version"] == version
     for step in range(version, ENGINE_VERSION):
         state = MIGRATIONS[step](state)
@@ -55,3 +61,33 @@ def test_leases_of_version_3_keep_their_recipes() -> None:
     assert lease.recipe.weight_decay == 0.02  # not a recipe's default
     measure = next(command for command in engine.pending if isinstance(command, MeasureSubmission))
     assert measure.lease == engine.state.leases[LeaseId("r2.2")].lease
+
+
+@pytest.mark.parametrize("situation", ["_aggregating", "_trying"])
+def test_an_outer_step_that_was_asked_for_by_version_3_says_what_the_executor_read_before(situation: str) -> None:
+    (command,) = (
+        one.attempt if isinstance(one, TryContributions) else one
+        for one in migrated(3, situation).state.pending.values()
+        if isinstance(one, AggregateRound | TryContributions)
+    )
+    assert [(one.lease_id, one.sequences) for one in command.contributions] == [
+        ("r1.3", 32), ("r2.1", 32), ("r2.2", 32), ("r2.3", 32)
+    ]  # fmt: skip
+    assert (command.oldest_needed, command.parent_version) == (0, 1)
+
+
+def test_a_run_that_version_3_stopped_in_an_outer_step_goes_on(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "journal.sqlite", engine_version=3)
+    journal.append([f"event {number}" for number in range(5)])
+    state = (SNAPSHOTS / "engine_3_aggregating.json").read_text()
+    journal.save_snapshot(Snapshot(position=5, engine_version=3, state=state))
+    engine, _ = load_engine(journal, b"a secret of the tests")
+    journal.close()
+    (command,) = (one for one in engine.pending if isinstance(one, AggregateRound))
+    engine.handle(
+        RoundAggregated(
+            at_s=engine.state.now_s + 1.0, command_id=command.command_id, round=command.round, version=command.version,
+            parent_version=command.parent_version, manifest=digest_of(b"v2"), update_norm_l2=1.0,
+        )
+    )  # fmt: skip
+    assert (engine.state.version, engine.state.round.round) == (2, 3)

@@ -33,8 +33,10 @@ from coordinator.engine.records import event_from_json, event_to_json
 from coordinator.engine.snapshots import SnapshotText
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run import pump as pump_module
+from coordinator.run import slow
 from coordinator.run.pump import Pump, load_engine
-from coordinator.store.journal import Journal, Snapshot
+from coordinator.store.journal import Journal
+from coordinator.store.ports import Snapshot
 from protocol.errors import ConfigError, IllegalEvent, LocalError, Unavailable
 from protocol.ids import Digest, RunId, WorkerId
 from protocol.storage import storage_trouble
@@ -111,7 +113,7 @@ class Setup:
         pump = Pump(
             engine,
             journal,
-            execute=recorder.execute,
+            work=recorder,
             dispatch=recorder.dispatch,
             observer=recorder,
             clock=self.clock,
@@ -293,7 +295,7 @@ async def test_pending_commands_are_done_again_after_a_restart_and_everybody_is_
 
 
 async def test_a_failed_command_is_told_and_tried_again(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pump_module, "RETRY_FIRST_S", 0.0)
+    monkeypatch.setattr(slow, "RETRY_FIRST_S", 0.0)
     original = Recorder.__init__
 
     def failing(self: Recorder, path: Path) -> None:
@@ -313,11 +315,11 @@ async def test_a_failed_command_is_told_and_tried_again(setup: Setup, monkeypatc
 
 
 async def test_a_day_of_failures_is_survived(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pump_module, "RETRY_FIRST_S", 0.0)
+    monkeypatch.setattr(slow, "RETRY_FIRST_S", 0.0)
     monkeypatch.setattr(Recorder, "failure", OSError(28, "No space left on device"))
     pump, recorder, journal = setup.open()
     recorder.fail_times = 1
-    pump._attempts["validate:v0"] = 1440
+    pump._slow._attempts["validate:v0"] = 1440
     await until(lambda: not pump.engine.pending or pump.failed.done())
     assert not pump.failed.done()
     await pump.stop()
@@ -335,7 +337,7 @@ class OfAnotherLibrary(Exception):
 async def test_no_exception_of_slow_work_stops_the_pump(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
-    monkeypatch.setattr(pump_module, "RETRY_FIRST_S", 0.0)
+    monkeypatch.setattr(slow, "RETRY_FIRST_S", 0.0)
     monkeypatch.setattr(Recorder, "failure", failure)
     pump, recorder, journal = setup.open()
     with structlog.testing.capture_logs() as logs:

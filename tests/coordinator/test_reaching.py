@@ -21,10 +21,9 @@ from barnraise.cli.app import run as barnraise
 from barnraise.cli.status import print_status
 from coordinator.edge.operator_client import create_invites, fetch_status
 from coordinator.edge.server import CoordinatorServer
-from coordinator.run import lock as folder_lock
 from coordinator.run.folder import RunFolder
 from coordinator.run.inviting import InviteTerms
-from coordinator.run.lock import FolderLock, lock_holder
+from coordinator.run.lock import LOCK_FILE, folder_lock, lock_holder
 from coordinator.run.migrations import MIGRATIONS
 from coordinator.run.reaching import CoordinatorStopped, reach, write_endpoint
 from coordinator.store.journal import Journal
@@ -147,7 +146,7 @@ async def test_another_runs_coordinator_on_the_port_is_another_program(
 def test_a_process_that_holds_the_run_and_does_not_answer_is_told_from_a_stopped_one(
     run: RunFolder, silent: int, stranger: int
 ) -> None:
-    lock = FolderLock(run.root)
+    lock = folder_lock(run.root)
     lock.acquire()
     try:
         who = f"process {os.getpid()} serves"
@@ -176,8 +175,8 @@ def test_an_endpoint_that_says_nothing_is_none(run: RunFolder, text: str) -> Non
 
 def test_who_holds_a_run_is_seen_without_writing(run: RunFolder) -> None:
     assert lock_holder(run.root) is None
-    assert not (run.root / folder_lock.LOCK_FILE).exists()
-    lock = FolderLock(run.root)
+    assert not (run.root / LOCK_FILE).exists()
+    lock = folder_lock(run.root)
     lock.acquire()
     assert lock_holder(run.root) == str(os.getpid())
     lock.release()
@@ -187,12 +186,12 @@ def test_who_holds_a_run_is_seen_without_writing(run: RunFolder) -> None:
 def test_a_coordinator_starts_while_somebody_looks_who_holds_the_run(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock = FolderLock(run.root)
+    lock = folder_lock(run.root)
     lock.acquire()
     lock.release()
-    looking = os.open(run.root / folder_lock.LOCK_FILE, os.O_RDONLY)
+    looking = os.open(run.root / LOCK_FILE, os.O_RDONLY)
     lock_file(looking, shared=True)
-    monkeypatch.setattr(time, "sleep", lambda _: os.close(looking))
+    monkeypatch.setattr("protocol.file_lock.time.sleep", lambda _: os.close(looking))
     lock.acquire()
     lock.release()
 

@@ -47,7 +47,7 @@ def test_the_journal_begins_with_the_runs_creation_and_version_0_is_whole(run: R
     assert position == 1
     assert isinstance(created, RunCreated)
     assert created.config.columns == run.layout().columns
-    versions = Versions(run.root / "versions", run.artifacts(), run.layout())
+    versions = Versions(run.root / "versions", run.artifacts().blocks, run.layout())
     assert versions.manifest_digest(0) == created.base_manifest
     manifest = versions.manifest(created.base_manifest)
     assert set(versions.load_blocks(manifest)) == set(run.layout().blocks)

@@ -135,14 +135,15 @@ async def test_a_submission_whose_bytes_are_gone_is_told(
     def later(_: Any) -> Any:
         raise Unavailable("not now")
 
-    monkeypatch.setattr(server._opened().pump, "_execute", later)
+    assert server._parts is not None
+    monkeypatch.setattr(server._parts.executor, "execute", later)
     assert (await client.upload(lease, payload)).complete
     await server.stop(0.0)
     journal = Journal.open(run.journal_path)
     engine, _ = load_engine(journal, run.draw_secret())
     journal.close()
     ((_, digest),) = payloads_needed(engine.state)
-    (run.artifacts().payloads.path(digest)).unlink()
+    run.artifacts().payloads.drop(digest)
     (problem,) = problems(run)["submissions"]
     assert problem.startswith(f"the submission for lease {lease.lease_id} was received, but ")
     assert "put that file back from a backup" in problem

@@ -49,7 +49,7 @@ class EvilCoordinator:
     def __init__(self, run: RunFolder) -> None:
         self.run, self.layout = run, run.layout()
         self.store, self.dataset = run.artifacts(), run.dataset()
-        self.versions = Versions(run.root / "versions", self.store, self.layout)
+        self.versions = Versions(run.root / "versions", self.store.blocks, self.layout)
         digest = self.versions.manifest_digest(0)
         assert digest is not None
         self.manifest = self.versions.manifest(digest)

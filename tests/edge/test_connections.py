@@ -261,7 +261,7 @@ async def test_a_call_whose_answer_is_never_taken_is_freed_at_its_deadline(
     mute = await worker(server)
     reply = await mute.call("GetManifest", pb.GetManifestRequest(), pb.GetManifestReply)
     assert len(reply.manifest_json) > 0
-    block = max(server._parts.store.blocks.digests(), key=server._parts.store.blocks.size)  # type: ignore[union-attr]
+    block = max(server._parts.store.blocks.digests(), key=server._parts.store.blocks.stat)  # type: ignore[union-attr, arg-type]
     request = pb.DownloadRequest(block_digest=bytes.fromhex(block)).SerializeToString()
     connection = await Http2.dial(server.port)
     for _ in range(4):

@@ -315,7 +315,7 @@ def test_no_name_is_a_path_of_the_store(run: RunFolder, path: str) -> None:
     """Behind what the calls refuse: the store itself makes no path of a digest or lease id that is none."""
     store, digest = run.artifacts(), Digest("a" * 64)
     with pytest.raises(MalformedMessage, match="digest"):
-        store.blocks.path(Digest(path))
+        store.blocks.stat(Digest(path))
     if path != "A" * 64:
         with pytest.raises(MalformedMessage, match="lease id"):
             store.open_upload(LeaseId(path), digest, 0)

@@ -104,7 +104,7 @@ NAMES = (
           '"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"'), STORE),
     guard("path tricks", becomes("coordinator:_LEASE_FILE", r"'[A-Za-z0-9][A-Za-z0-9._-]{0,99}\\Z'",
           r"'[A-Za-z0-9._-]{1,100}\\Z'"), STORE),
-    guard("path tricks", never("coordinator:ContentStore.path", "_DIGEST.match(digest) is None"), STORE),
+    guard("path tricks", never("coordinator.store.ports:require_digest", "_DIGEST.match(digest) is None"), STORE),
     guard("path tricks", never("coordinator:ArtifactStore._upload_path", "_LEASE_FILE.match(lease_id) is None"), STORE),
     guard("path tricks", never("coordinator:WorkerService._check_submission",
           "request.codec != self._run.settings.codec"), PATHS),

@@ -17,12 +17,13 @@ from moe.families import FAMILIES, Family
 from moe.families.keys import COMMON
 from moe.full import full_model, initial_blocks
 from moe.health import examine
-from moe.layout import ABSENT, FROZEN, Layout, layout
+from moe.layout import Layout, layout
 from moe.planner import activation_bytes
 from moe.routing import RouterTap
 from moe.shard import build_shard
 from moe.skeleton import model_class
 from protocol.ids import TRUNK
+from protocol.residency import ABSENT, FROZEN
 from tests.moe import made_up
 
 SMALL: dict[str, Any] = {
@@ -174,7 +175,9 @@ def test_export_and_import_are_a_round_trip_through_transformers(frozen: Layout,
     config, back = import_checkpoint(tmp_path / "checkpoint")
     assert config_to_json(config) == frozen.config_json
     assert all(torch.equal(back[b][name], blocks[b][name]) for b in blocks for name in blocks[b])
-    opened, report = AutoModelForCausalLM.from_pretrained(
+    opened: Any
+    report: Any
+    opened, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
         tmp_path / "checkpoint", dtype=torch.float32, output_loading_info=True
     )
     assert not report["missing_keys"]

@@ -13,10 +13,11 @@ from moe.blocks import slice_blocks
 from moe.findings import ExpertHealth
 from moe.full import evaluate_loss, full_model, initial_blocks, sequence_losses
 from moe.health import DEAD_LOAD, column_sets, examine
-from moe.layout import ABSENT, FROZEN, layout
+from moe.layout import layout
 from moe.routing import RouterTap, routers
 from moe.shard import build_shard
 from protocol.errors import ConfigError, LocalError
+from protocol.residency import ABSENT, FROZEN
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def check(run: RunFolder, first: str, ledger: Path, acknowledged: Acknowledged) 
 
 
 def _check_descent(run: RunFolder, newest: int) -> None:
-    versions = Versions(run.root / "versions", run.artifacts(), run.layout())
+    versions = Versions(run.root / "versions", run.artifacts().blocks, run.layout())
     for version in (one for one in versions.kept() if 0 < one <= newest):
         digest = versions.manifest_digest(version)
         assert digest is not None

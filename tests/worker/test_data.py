@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from protocol.errors import MalformedMessage
+from protocol.lease import Lease
 from protocol.sequences import encode_sequences, max_payload_bytes
 from worker.data import AssignedData, DataSource, SequenceShape
-from worker.lease import Lease
 
 SHAPE = SequenceShape(tokens=17, vocab_size=264)
 Make = Callable[..., Lease]

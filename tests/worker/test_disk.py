@@ -11,7 +11,7 @@ from protocol.ids import LeaseId, RunId, WorkerId, digest_of
 from protocol.tls import CertificateAuthority, manifest_key_message
 from worker import home
 from worker.blocks import BlockCache
-from worker.disk import FolderLock
+from worker.disk import worker_lock
 from worker.home import Enrolment, open_home
 from worker.outbox import RECORD, Outbox, Submission
 
@@ -97,7 +97,7 @@ def test_a_block_that_rotted_on_disk_is_not_used(tmp_path: Path) -> None:
 
 
 def test_one_worker_a_folder(tmp_path: Path) -> None:
-    first, second = FolderLock(tmp_path / "lock"), FolderLock(tmp_path / "lock")
+    first, second = worker_lock(tmp_path / "lock"), worker_lock(tmp_path / "lock")
     first.acquire()
     with pytest.raises(ConfigError, match="--home"):
         second.acquire()

@@ -29,6 +29,7 @@ from coordinator.engine.tally import RoundTally
 from coordinator.engine.version import ENGINE_VERSION
 from protocol.errors import IllegalEvent
 from protocol.ids import Digest, LeaseId, RunId, WorkerId, digest_of
+from simulator.virtual.engine_loop import Agenda, EngineLoop
 
 C = TypeVar("C")
 SECRET = b"a secret of the tests"
@@ -58,23 +59,32 @@ def small_config(**changes: Any) -> EngineConfig:
     return replace(base, **changes)
 
 
-class Swarm:
+class Swarm(EngineLoop):
     """Drives one engine with a virtual clock, and keeps the journal that a pump would have kept."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.secret = SECRET
-        self.now_s = 0.0
         self.created = ev.RunCreated(
             at_s=0.0, engine_version=ENGINE_VERSION, config=config, base_manifest=digest_of(b"v0")
         )
-        self.engine, commands = Engine.create(self.created, SECRET)
+        engine, commands = Engine.create(self.created, SECRET)
+        super().__init__(engine, Agenda())
         assert self.engine.due(0.0) == []  # the first question of a process; nobody is there to be greeted
         self.journal: list[ev.Event] = []
         self.log: list[Command] = list(commands)
         self.text = SnapshotText()
 
     # ---- plumbing
+
+    @property
+    def now_s(self) -> float:
+        return self.agenda.now_s
+
+    @now_s.setter
+    def now_s(self, now_s: float) -> None:
+        """A clock that is set, back or forth, and no timer runs out."""
+        self.agenda.now_s = now_s
 
     def handle(self, event: ev.Event) -> list[Command]:
         if not isinstance(event, ev.WorkerSeen):
@@ -106,11 +116,7 @@ class Swarm:
 
     def at(self, now_s: float) -> Swarm:
         """Move the clock, letting the pump's part happen on the way."""
-        while (wakeup_s := self.engine.next_wakeup_s()) is not None and wakeup_s <= now_s:
-            self.now_s = max(self.now_s, wakeup_s)
-            for event in self.engine.due(self.now_s):
-                self.handle(event)
-        self.now_s = max(self.now_s, now_s)
+        self.wind_to(now_s)
         return self
 
     def after(self, seconds: float) -> Swarm:

@@ -1,0 +1,132 @@
+"""Slow commands, one after the other, beside everything else: what the pump has them done by, and when again.
+
+Decides the order (what the round waits for goes first), and how long a command that failed rests before it is tried
+again. Always: each runs in a thread of its own and touches no state; a failure of whatever kind stops nothing and is
+handed back as an event, with whether it was the machine's, so that the engine decides what becomes of it; a command
+that the engine has lost interest in is not begun any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+
+from coordinator.engine.commands import (
+    AggregateRound,
+    MeasureSubmission,
+    SlowCommand,
+    TryContributions,
+    ValidateVersion,
+)
+from coordinator.engine.events import CommandFailed, Event
+from coordinator.work.failures import trouble_of
+from coordinator.work.port import Work
+from protocol.text import printable
+
+RETRY_FIRST_S = 1.0
+RETRY_MOST_S = 60.0
+MOST_DOUBLINGS = 10
+"""Far beyond the longest pause; a disk that is full for a day makes over a thousand tries, and 2**1024 is no float."""
+MOST_ERROR_CHARACTERS = 500
+"""Of an error's words, in the journal."""
+
+_log = structlog.get_logger(__name__)
+
+# Lower goes first: what the round waits for, then what only informs.
+_PRIORITIES: dict[type[SlowCommand], int] = {
+    AggregateRound: 0,
+    TryContributions: 0,
+    MeasureSubmission: 1,
+    ValidateVersion: 2,
+}
+_LAST_PRIORITY = 3
+
+
+class SlowCommands:
+    """One pump's. `run` once; `stop` lets the command that is under way end."""
+
+    def __init__(
+        self,
+        work: Work,
+        *,
+        is_wanted: Callable[[str], bool],
+        report: Callable[[Event], Awaitable[None]],
+        clock: Callable[[], float],
+    ) -> None:
+        """`is_wanted` says of a command's id whether the engine still waits for it; `report` takes each result."""
+        self._work = work
+        self._is_wanted = is_wanted
+        self._report = report
+        self._clock = clock
+        self._queue: list[tuple[int, int, SlowCommand]] = []
+        self._queued: set[str] = set()
+        self._order = itertools.count()
+        self._wake = asyncio.Event()
+        self._attempts: dict[str, int] = {}
+        self._failures_told: dict[str, str] = {}
+        """Of commands that fail, with what they failed last: said at length once."""
+        self._retries: set[asyncio.TimerHandle] = set()
+        self._stopping = False
+        self._thread = ThreadPoolExecutor(1, "executor")
+
+    def push(self, command: SlowCommand) -> None:
+        """Have `command` carried out; nothing where it is queued already."""
+        if command.command_id in self._queued or self._stopping:
+            return
+        self._queued.add(command.command_id)
+        priority = _PRIORITIES.get(type(command), _LAST_PRIORITY)
+        heapq.heappush(self._queue, (priority, next(self._order), command))
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        self._stopping = True
+        self._wake.set()
+        for retry in self._retries:
+            retry.cancel()
+
+    def close(self) -> None:
+        """After `run` has ended."""
+        self._thread.shutdown()
+
+    async def run(self) -> None:
+        """Until `stop`."""
+        while not self._stopping:
+            if not self._queue:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            _, _, command = heapq.heappop(self._queue)
+            self._queued.discard(command.command_id)
+            if self._is_wanted(command.command_id):
+                await self._report(await self._carried_out(command))
+            else:
+                self._forget_failures(command)  # the engine has lost interest, e.g. the run was stopped
+
+    async def _carried_out(self, command: SlowCommand) -> Event:
+        try:
+            result = await asyncio.get_running_loop().run_in_executor(self._thread, self._work.execute, command)
+        except Exception as error:
+            return self._on_failure(command, error)
+        self._forget_failures(command)
+        return result
+
+    def _forget_failures(self, command: SlowCommand) -> None:
+        self._attempts.pop(command.command_id, None)
+        self._failures_told.pop(command.command_id, None)
+
+    def _on_failure(self, command: SlowCommand, error: Exception) -> CommandFailed:
+        attempt = self._attempts.get(command.command_id, 0)
+        self._attempts[command.command_id] = attempt + 1
+        delay_s = min(RETRY_MOST_S, RETRY_FIRST_S * 2 ** min(attempt, MOST_DOUBLINGS))
+        words = printable((str(error) or repr(error))[:MOST_ERROR_CHARACTERS])
+        if self._failures_told.get(command.command_id) != words:  # the same again is one line of the event log
+            self._failures_told[command.command_id] = words
+            _log.error("command_failed", command=command.command_id, error=repr(error), exc_info=error)
+        self._retries.add(asyncio.get_running_loop().call_later(delay_s, self.push, command))
+        return CommandFailed(at_s=self._clock(), command_id=command.command_id, error=words, trouble=trouble_of(error))

@@ -1,0 +1,64 @@
+"""Slow work that is not done: results as they would look, at once. For swarms in which nothing is trained.
+
+Decides no figure that a caller does not give; touches nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from coordinator.engine.commands import (
+    AggregateRound,
+    MeasureSubmission,
+    SlowCommand,
+    ValidateVersion,
+    WriteCheckpoint,
+)
+from coordinator.engine.events import (
+    BlockNorm,
+    CheckpointWritten,
+    Event,
+    RoundAggregated,
+    SubmissionMeasured,
+    VersionValidated,
+)
+from protocol.errors import LocalError
+from protocol.ids import digest_of
+
+
+def canned_result(
+    command: SlowCommand,
+    at_s: float,
+    *,
+    norm_l2: Callable[[], float] = lambda: 1.0,
+    gain: Callable[[], float] = lambda: 0.05,
+) -> Event:
+    """The event that `command` ends in at `at_s`; `norm_l2` is asked once a block, `gain` once a submission."""
+    command_id = command.command_id
+    match command:
+        case MeasureSubmission(lease=lease):
+            norms = tuple(BlockNorm(block=block, norm_l2=norm_l2(), base_l2=10.0) for block in lease.blocks)
+            return SubmissionMeasured(
+                at_s=at_s,
+                command_id=command_id,
+                lease_id=lease.lease_id,
+                malformed="",
+                norms=norms,
+                heldout_gain=gain(),
+                heldout_gain_se=0.001,
+            )
+        case AggregateRound():
+            return RoundAggregated(
+                at_s=at_s,
+                command_id=command_id,
+                round=command.round,
+                version=command.version,
+                parent_version=command.parent_version,
+                manifest=digest_of(command_id.encode()),
+                update_norm_l2=1.0,
+            )
+        case ValidateVersion(version=version):
+            return VersionValidated(at_s=at_s, command_id=command_id, version=version, val_loss=3.0, val_loss_se=0.01)
+        case WriteCheckpoint(version=version):
+            return CheckpointWritten(at_s=at_s, command_id=command_id, version=version, path="")
+    raise LocalError(f"no canned result for {type(command).__name__}")
