@@ -155,6 +155,16 @@ def weighted_trimmed_mean(weights: Sequence[float]) -> ChunkReducer:
     return reduce_chunk
 
 
+def any_median(weights: Sequence[float]) -> ChunkReducer:
+    """The weighted median; equal weights take the cheaper way to the same answer."""
+    return median(len(weights)) if min(weights) == max(weights) else weighted_median(weights)
+
+
+def any_trimmed_mean(weights: Sequence[float]) -> ChunkReducer:
+    """The weighted trimmed mean, likewise."""
+    return trimmed_mean(len(weights)) if min(weights) == max(weights) else weighted_trimmed_mean(weights)
+
+
 def _trimmed_with_ties(
     values_WT: Tensor, low_T: Tensor, high_T: Tensor, shares: Sequence[float], trimmed: int
 ) -> Tensor:

@@ -1,9 +1,9 @@
 """Robust aggregation: W pseudo-gradients become one.
 
-Decides how a rule's name is carried out: which passes are made over the rows, cut into chunks that stay in the cache.
+Decides how a rule is carried out: which passes are made over the rows, cut into chunks that stay in the cache.
 Rules of one coordinate (median, trimmed mean) take one; rules that see the block as one vector take one for the inner
 products and one to combine the rows with what followed from them; nearest-neighbour mixing takes one more before.
-Names are explained in `aggregation.names`; each rule's formula, bounds and use of weights stand with it (`reducers`,
+Rules are the table in `aggregation.names`; each rule's formula, bounds and use of weights stand with it (`reducers`,
 `geometry`, `presteps`).
 
 Always: nothing non-finite or of another shape reaches a rule (LocalError), so no result is NaN; the order of workers
@@ -16,37 +16,24 @@ Legend: W workers, V rows after a pre-step, P parameters, C columns of one chunk
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from aggregation import geometry
 from aggregation.distances import centred_gram, mix, start_and_gram
-from aggregation.names import RULES, Base, RuleName, rule_in_force
+from aggregation.names import BASES, RULES, RuleName, Sees, rule_in_force
 from aggregation.pieces import Rows, check_weights, checked_rows, refuse_non_finite
 from aggregation.presteps import mixing_for
-from aggregation.reducers import (
-    ChunkReducer,
-    combination,
-    median,
-    trimmed_mean,
-    weighted_mean,
-    weighted_median,
-    weighted_trimmed_mean,
-)
+from aggregation.reducers import ChunkReducer, any_median, combination
 from protocol.errors import LocalError
 
 __all__ = ["CHUNK_COLUMNS", "RULES", "aggregate", "aggregate_pieces", "aggregate_rows", "rule_in_force"]
 
 CHUNK_COLUMNS = 1 << 15
-
-_BY_DISTANCE: dict[Base, Callable[[Tensor, Sequence[float]], Tensor]] = {
-    "krum": geometry.krum,
-    "multi_krum": geometry.multi_krum,
-    "geometric_median": geometry.geometric_median,
-}
 
 
 def aggregate(stack_WP: Tensor, weights_W: Sequence[float] | Tensor, rule: str, *, seed: int | None = None) -> Tensor:
@@ -102,18 +89,17 @@ def aggregate_pieces(
     result = [torch.empty_like(piece, memory_format=torch.contiguous_format) for piece in rows[0]]
     flat = [piece.view(-1) for piece in result]
     width = max(1, min(chunk_columns, checked.longest_piece))
-    if name.base == "mean":
-        _mean(checked, weighted_mean(weights, checked.scales), flat, width)
+    if BASES[name.base].sees is Sees.SUM:
+        _mean(checked, _function(name)(weights, checked.scales), flat, width)
     else:
         _robust(checked, weights, name, seed, flat, width)
     return result
 
 
-def robust_reducer(base: Base, weights: Sequence[float]) -> ChunkReducer:
-    """What reduces a chunk under `trimmed_mean`, or else `median`; equal weights take the cheaper way to one answer."""
-    if min(weights) == max(weights):
-        return trimmed_mean(len(weights)) if base == "trimmed_mean" else median(len(weights))
-    return weighted_trimmed_mean(weights) if base == "trimmed_mean" else weighted_median(weights)
+def _function(name: RuleName) -> Any:
+    """What stands in the rule's row; `Sees` says what it is called with and what it answers."""
+    module, _, function = BASES[name.base].function.partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def _robust(
@@ -121,17 +107,16 @@ def _robust(
 ) -> None:
     gram_WW = centred_gram(rows, width) if name.pre == "nnm" else None
     mixing_VW, mixed_weights = mixing_for(name.pre, gram_WW, weights, seed)
-    by_distance = _BY_DISTANCE.get(name.base)
-    if by_distance is not None:
-        coefficients_V = by_distance(centred_gram(rows, width, mixing_VW), mixed_weights)
+    sees, function = BASES[name.base].sees, _function(name)
+    if sees is Sees.COORDINATES:
+        _reduce(rows, mixing_VW, function(mixed_weights), result, width)
+    elif sees is Sees.DISTANCES:
+        coefficients_V = function(centred_gram(rows, width, mixing_VW), mixed_weights)
         _combine(rows, mixing_VW, coefficients_V, 0.0, result, width)
-    elif name.base == "centered_clipping":
-        start = robust_reducer("median", mixed_weights)
-        gram_VV = start_and_gram(rows, mixing_VW, start, result, width)
-        coefficients_V = geometry.centered_clipping(gram_VV, mixed_weights)
-        _combine(rows, mixing_VW, coefficients_V, 1.0 - float(coefficients_V.sum()), result, width)
     else:
-        _reduce(rows, mixing_VW, robust_reducer(name.base, mixed_weights), result, width)
+        gram_VV = start_and_gram(rows, mixing_VW, any_median(mixed_weights), result, width)
+        coefficients_V = function(gram_VV, mixed_weights)
+        _combine(rows, mixing_VW, coefficients_V, 1.0 - float(coefficients_V.sum()), result, width)
 
 
 def _mean(rows: Rows, reduce_chunk: ChunkReducer, result: list[Tensor], width: int) -> None:

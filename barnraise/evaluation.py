@@ -21,7 +21,8 @@ from coordinator.datasets import open_or_prepare
 from coordinator.datasets.card import DatasetCard
 from moe.config import config_to_json
 from moe.export import inspect_checkpoint, open_checkpoint
-from moe.health import ExpertHealth, column_sets, examine, usual_held
+from moe.findings import ExpertHealth
+from moe.health import column_sets, examine, usual_held
 from moe.tokenizer import byte_tokenizer_json, require_same_tokenizer
 from protocol.errors import ConfigError
 from protocol.ids import digest_of

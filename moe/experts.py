@@ -20,7 +20,6 @@ from transformers.activations import SiLUActivation
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 EXPERTS_IMPLEMENTATION: Final = "barnraise_frozen"
-PROJECTIONS: Final = ("gate_up_proj", "down_proj")
 
 
 class _GroupedLinear(torch.autograd.Function):
@@ -102,15 +101,17 @@ def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
 def attach_experts(experts: nn.Module, slots: list[int], held: int, weights: dict[str, Tensor]) -> None:
     """Give a fused experts module its weights in slot order: the first `held` of them are trained.
 
-    `weights` maps each projection to [E, N, H] in the compute dtype; `slots[e]` is where expert e lies in it. The
-    trained parameter keeps the projection's own name. Weights in fp32 are shared, not copied.
+    `weights` maps the module's two projections, the one into the experts first, to [E, N, H] in the compute dtype;
+    `slots[e]` is where expert e lies in it. The trained parameter keeps the projection's own name. Weights in fp32 are
+    shared, not copied.
     """
-    for projection in PROJECTIONS:
-        all_ENH = weights[projection]
+    into, out_of = weights
+    experts.projections = into, out_of  # type: ignore[assignment]  # any attribute of a module may be plain data
+    for projection, all_ENH in weights.items():
         experts.register_buffer(f"{projection}_all", all_ENH, persistent=False)
         experts.register_parameter(projection, nn.Parameter(all_ENH[:held].to(torch.float32)))
     in_order = slots == list(range(len(slots)))
-    slot_of = None if in_order else torch.tensor(slots, device=weights[PROJECTIONS[0]].device)
+    slot_of = None if in_order else torch.tensor(slots, device=weights[into].device)
     experts.register_buffer("slot_of_expert", slot_of, persistent=False)
 
 
@@ -128,8 +129,9 @@ def barnraise_frozen_experts_forward(
 ) -> Tensor:
     """Output_TH of the experts that the router chose; signature and meaning are those of `transformers`."""
     tokens, top_k = top_k_index.shape
-    held_up, all_up = _weights(self, "gate_up_proj")
-    held_down, all_down = _weights(self, "down_proj")
+    into, out_of = cast(tuple[str, str], self.projections)
+    held_up, all_up = _weights(self, into)
+    held_down, all_down = _weights(self, out_of)
     slot_of_expert = self.slot_of_expert
     slot_S = top_k_index.reshape(-1)
     if slot_of_expert is not None:

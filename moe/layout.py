@@ -17,6 +17,7 @@ from typing import Any, Final
 from transformers import PreTrainedConfig
 
 from moe.config import config_to_json, normalises_gates
+from moe.families import Family, family_named
 from moe.skeleton import meta_model
 from protocol.errors import ConfigError, LocalError
 from protocol.ids import TRUNK, BlockId, column_block, column_of
@@ -24,22 +25,9 @@ from protocol.residency import ABSENT, FROZEN, RESIDENCIES
 from protocol.specs import TensorSpec
 from protocol.submission import submission_name
 
-EXPERT_SUFFIXES: Final = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
-ROUTER_SUFFIX: Final = ".mlp.gate.weight"
-
 FP32_BYTES: Final = 4
 OPTIMIZER_MOMENTS: Final = 2
 """AdamW keeps a first and a second moment, in fp32."""
-
-
-def is_expert(name: str) -> bool:
-    """Whether the parameter is a fused expert tensor [E, ., .]."""
-    return name.endswith(EXPERT_SUFFIXES)
-
-
-def is_router(name: str) -> bool:
-    """Whether the parameter is a router [E, H]."""
-    return name.endswith(ROUTER_SUFFIX)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +57,11 @@ class Layout:
     top_k: int
     tied: tuple[tuple[str, str], ...]
     """(name that repeats a tensor, name under which the trunk holds it)."""
+
+    @property
+    def family(self) -> Family:
+        """What the model is made of."""
+        return family_named(self.config_json["model_type"])
 
     @property
     def min_columns(self) -> int:
@@ -160,7 +153,7 @@ def layout(config: PreTrainedConfig, residency: str) -> Layout:
             "residency absent needs gates that are renormalised after top-k (norm_topk_prob): without it, the weight "
             "of the experts that are there depends on the logits of those that are not"
         )
-    model = meta_model(config)
+    family, model = family_named(config.model_type), meta_model(config)
     kept = {id(tensor): name for name, tensor in model.named_parameters()}
     tied = tuple(
         (name, kept[id(tensor)])
@@ -170,7 +163,7 @@ def layout(config: PreTrainedConfig, residency: str) -> Layout:
     trunk, column, experts = [], [], values["num_experts"]
     for name, tensor in model.named_parameters():
         shape = tuple(tensor.shape)
-        if not (is_expert(name) or (is_router(name) and residency == ABSENT)):
+        if not (family.is_expert(name) or (family.is_router(name) and residency == ABSENT)):
             trunk.append(ParamSpec(name=name, shape=shape))
         elif shape[0] != experts:
             raise LocalError(f"{name}: expected {experts} experts in its first dimension, got shape {shape}")

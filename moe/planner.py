@@ -100,7 +100,7 @@ def activation_bytes(layout: Layout, tokens: int, compute_bytes: int = FP32_BYTE
     keys = values["num_key_value_heads"] * head_dim
     # Residual stream twice and norms in fp32; queries, keys, values before and after norm and rotation; their output.
     attention = tokens * (6 * hidden * FP32_BYTES + (5 * queries + 6 * keys) * compute_bytes)
-    width = values.get("moe_intermediate_size", values["intermediate_size"])
+    width = values[layout.family.expert_width]
     # A token's copy for each expert, the two projections, the gated product, the output before and after weighting.
     expert = tokens * values["num_experts_per_tok"] * (3 * hidden + 5 * width) * compute_bytes
     dense = tokens * 4 * values["intermediate_size"] * compute_bytes

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moe.config import config_to_json, normalises_gates
-from moe.layout import is_router
+from moe.families import family_named
 from protocol.errors import ConfigError, LocalError
 
 NEEDS_RENORMALISED_GATES = (
@@ -37,16 +37,26 @@ class Routing:
     """[S, K] int64: the experts that each token was sent to."""
 
 
-def routers(model: nn.Module) -> dict[int, nn.Module]:
+def routers(model: PreTrainedModel) -> dict[int, nn.Module]:
     """Each layer's router, by the layer's index; dense layers have none."""
+    return _by_layer(model, family_named(model.config.model_type).router_rows[0])
+
+
+def expert_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
+    """Each layer's experts, likewise."""
+    return _by_layer(model, family_named(model.config.model_type).gate_up)
+
+
+def _by_layer(model: PreTrainedModel, suffix: str) -> dict[int, nn.Module]:
+    """The modules that hold a parameter whose name ends so."""
     found = {}
     for name, _ in model.named_parameters():
-        if is_router(name):
-            path = name.removesuffix(".weight")
+        if name.endswith(suffix):
+            path = name.rpartition(".")[0]
             layer = path.split(".layers.", 1)[1].split(".", 1)[0]
             found[int(layer)] = model.get_submodule(path)
     if not found:
-        raise LocalError(f"{type(model).__name__} has no router that could be looked into")
+        raise LocalError(f"{type(model).__name__} has no {suffix} that could be looked into")
     return dict(sorted(found.items()))
 
 
@@ -103,7 +113,7 @@ class RouterTap:
 def _route_within(held: tuple[int, ...], logits_SE: Tensor, gates_SK: Tensor) -> tuple[Tensor, Tensor]:
     """Gates and choices over the held columns, in the numbers of the whole model."""
     held_D = torch.tensor(held, device=logits_SE.device)
-    # As the routers of all three architectures do it: softmax in fp32, the largest K, divided by their sum.
+    # As the routers of every family in the table do it: softmax in fp32, the largest K, divided by their sum.
     shares_SD = logits_SE[:, held_D].float().softmax(dim=-1)
     best_SK, places_SK = shares_SD.topk(gates_SK.shape[-1], dim=-1)
     return (best_SK / best_SK.sum(dim=-1, keepdim=True)).to(gates_SK.dtype), held_D[places_SK]

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from moe.blocks import Blocks, check_blocks
 from moe.config import config_from_json
-from moe.experts import EXPERTS_IMPLEMENTATION, PROJECTIONS, attach_experts
-from moe.layout import Layout, is_expert, is_router
+from moe.experts import EXPERTS_IMPLEMENTATION, attach_experts
+from moe.layout import Layout
 from moe.skeleton import PLAIN_EXPERTS, materialise, meta_model
 from protocol.errors import LocalError
 from protocol.ids import TRUNK, BlockId, column_block
@@ -81,15 +81,16 @@ class ShardModel:
         matrices: list[Tensor] = []
         fused: list[Tensor] = []
         head, routers, plain = [], [], []
+        family = self.layout.family
         for name, parameter in self.module.named_parameters():
-            if is_router(name):
+            if family.is_router(name):
                 routers.append(parameter)
             elif parameter.ndim < 2 or name.endswith("embed_tokens.weight"):
                 plain.append(parameter)
             elif name.endswith("lm_head.weight"):
                 head.append(parameter)
             else:
-                (fused if name.endswith(PROJECTIONS[0]) else matrices).append(parameter)
+                (fused if name.endswith(family.gate_up) else matrices).append(parameter)
         decayed = {"lr": lr, "weight_decay": weight_decay}
         groups = [
             {"params": matrices, **decayed, "name": "matrices", "parts": 1},
@@ -158,9 +159,9 @@ def build_shard(
     held = layout.check_columns(columns)
     _check_given(layout, held, blocks)
     torch.manual_seed(seed)
-    values = dict(layout.config_json)
+    family, values = layout.family, layout.config_json
     if layout.residency != FROZEN:
-        values["num_experts"] = len(held)
+        values = family.shrunk(values, len(held))
     where = torch.device(device)
     dtype = compute_dtype or torch.float32
     # With every expert held in fp32 there is nothing for our experts function to do that torch's own does not.
@@ -169,7 +170,7 @@ def build_shard(
     tensors = {spec.name: blocks[TRUNK][spec.name].to(where, copy=True) for spec in layout.trunk}
     order = _slot_order(layout, held)
     for spec in layout.column:
-        rows_dtype = dtype if is_expert(spec.name) else torch.float32
+        rows_dtype = dtype if family.is_expert(spec.name) else torch.float32
         stacked = torch.empty((len(order), *spec.shape), device=where, dtype=rows_dtype)
         for slot, column in enumerate(order):
             stacked[slot].copy_(blocks[column_block(column)][spec.name])
@@ -188,12 +189,13 @@ def _attach_all(
     # In a frozen shard the router counts experts of the whole model; in an absent one, those that are there.
     numbers = range(layout.columns) if layout.residency == FROZEN else range(len(held))
     slots = [order.index(number) for number in numbers] if layout.residency == FROZEN else list(numbers)
-    parents = sorted({name.rpartition(".")[0] for name in tensors if is_expert(name)})
+    projections = layout.family.projections
+    parents = sorted({name.rpartition(".")[0] for name in tensors if layout.family.is_expert(name)})
     for parent in parents:
-        weights = {projection: tensors.pop(f"{parent}.{projection}") for projection in PROJECTIONS}
+        weights = {projection: tensors.pop(f"{parent}.{projection}") for projection in projections}
         experts = module.get_submodule(parent)
         attach_experts(experts, slots, len(held), weights)
-        for projection in PROJECTIONS:
+        for projection in projections:
             parameter = experts.get_parameter(projection)
             if parameter.data_ptr() == weights[projection].data_ptr():
                 continue

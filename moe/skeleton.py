@@ -8,34 +8,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    MixtralForCausalLM,
-    OlmoeForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-    Qwen3MoeForCausalLM,
-)
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from protocol.errors import ConfigError, LocalError
+from moe.families import family_named
+from protocol.errors import LocalError
 
-_CLASSES: Final[Mapping[str, type[PreTrainedModel]]] = {
-    "olmoe": OlmoeForCausalLM,
-    "mixtral": MixtralForCausalLM,
-    "qwen3_moe": Qwen3MoeForCausalLM,
-}
 PLAIN_EXPERTS: Final = "grouped_mm"
 """The experts function of `transformers` itself."""
 
 
 def model_class(model_type: str) -> type[PreTrainedModel]:
-    """The `transformers` class of an architecture."""
-    if model_type not in _CLASSES:
-        raise ConfigError(f"architecture {model_type!r} is not supported; one of {', '.join(_CLASSES)} is")
-    return _CLASSES[model_type]
+    """The `transformers` class of a family; ConfigError for an architecture that has no row in the table."""
+    family = family_named(model_type)
+    found = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[family.model_type]]
+    return cast(type[PreTrainedModel], found)
 
 
 def meta_model(config: PreTrainedConfig, experts_implementation: str = PLAIN_EXPERTS) -> PreTrainedModel:

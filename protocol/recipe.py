@@ -8,7 +8,6 @@ places and named elsewhere only where its value is used. A lease carries a whole
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, get_args
@@ -69,7 +68,7 @@ def breaches(recipe: Any) -> Iterator[Breach]:
         if "choices" in bounds:
             if value not in bounds["choices"]:
                 yield Breach(field.name, f"one of {', '.join(bounds['choices'])}", value)
-        elif not (math.isfinite(value) and bounds["low"] <= value <= bounds["high"]):
+        elif not bounds["low"] <= value <= bounds["high"]:
             yield Breach(field.name, f"{bounds['low']:g} to {bounds['high']:g}", value)
 
 

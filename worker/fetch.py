@@ -23,11 +23,11 @@ from protocol.errors import MalformedMessage
 from protocol.ids import BlockId, Digest
 from protocol.lease import Lease
 from protocol.manifest import BlockRef, Manifest, verify_manifest
-from protocol.sequences import decode_sequences, max_payload_bytes
 from protocol.tensors import payload_size
 from worker.allowance import DiskAllowance
 from worker.background import Background
 from worker.client import CoordinatorClient
+from worker.data import AssignedData, DataSource, SequenceShape
 from worker.home import Enrolment
 from worker.lease import RunDescription
 
@@ -40,6 +40,12 @@ class Run:
 
     description: RunDescription
     layout: Layout
+
+    @property
+    def sequences(self) -> SequenceShape:
+        """What a lease's sequences are like."""
+        length, values = self.description.sequence_length, self.layout.config_json
+        return SequenceShape(tokens=length + 1, vocab_size=int(values["vocab_size"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +75,15 @@ class Fetcher:
     """Fetches for one enrolment."""
 
     def __init__(
-        self, client: CoordinatorClient, disk: DiskAllowance, enrolment: Enrolment, background: Background
+        self,
+        client: CoordinatorClient,
+        disk: DiskAllowance,
+        enrolment: Enrolment,
+        background: Background,
+        data: DataSource | None = None,
     ) -> None:
+        """`data` is where sequences come from; None: the coordinator assigns them."""
+        self._data = AssignedData(client) if data is None else data
         self._background = background
         self._client = client
         self._disk = disk
@@ -83,7 +96,7 @@ class Fetcher:
         needed = {block: checked_ref(manifest, block, run, lease) for block in run.layout.needed_blocks(lease.columns)}
         await self._download_missing(needed, manifest, on_bytes)
         digests = {block: ref.digest for block, ref in needed.items()}
-        sequences_NL = await self._sequences(lease, run, on_bytes)
+        sequences_NL = await self._data.sequences(lease, run.sequences, on_bytes)
         return FetchedLease(lease=lease, run=run, digests=digests, sequences=sequences_NL)
 
     async def _manifest(self, lease: Lease, run: Run) -> Manifest:
@@ -125,12 +138,6 @@ class Fetcher:
         missing = {ref.digest: ref for ref in needed.values() if not cache.has(ref.digest, ref.payload_bytes)}
         self._disk.make_room(sum(cache.missing_bytes(ref.digest, ref.payload_bytes) for ref in missing.values()))
         return missing
-
-    async def _sequences(self, lease: Lease, run: Run, on_bytes: Callable[[int], None]) -> NDArray[np.int64]:
-        length = run.description.sequence_length + 1
-        bound = max_payload_bytes(lease.data.count, length)
-        payload = await self._client.download_lease_data(lease.lease_id, bound, on_bytes)
-        return decode_sequences(payload, lease.data.count, length, int(run.layout.config_json["vocab_size"]))
 
 
 def checked_ref(manifest: Manifest, block: BlockId, run: Run, lease: Lease) -> BlockRef:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from moe.health import ExpertHealth
+    from moe.findings import ExpertHealth
 
 _TOKEN, _LOAD, _CHANGED, _KL, _QUIET = "#1f6feb", "#bf8700", "#d1242f", "#8250df", "#57606a"
 _LOAD_LIMIT_LOG2 = 3.0

@@ -14,7 +14,7 @@ from barnraise.cli.output import ProgressLine, print_json, print_pairs, print_ta
 
 if TYPE_CHECKING:
     from barnraise.evaluation import Evaluation
-    from moe.health import ExpertHealth
+    from moe.findings import ExpertHealth
 
 _DIGEST_SHOWN = 12
 EVALUATION, PICTURE = "evaluation.json", "health.png"

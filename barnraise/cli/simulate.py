@@ -17,6 +17,7 @@ from barnraise.cli.output import print_json, print_pairs, print_sample
 from protocol.codecs import BF16, CODECS
 from protocol.residency import FROZEN, RESIDENCIES
 from protocol.text import human_bytes
+from simulator.attacks import ATTACKS
 
 if TYPE_CHECKING:
     from simulator.processes.options import SimulationOptions
@@ -40,7 +41,7 @@ def simulate(
         ),
     ] = 0.0,
     byzantine: Annotated[int, typer.Option(min=0, help="How many of the workers lie.")] = 0,
-    attack: Annotated[str, typer.Option(help="sign-flip, scale, noise, label-flip, nan or free-ride.")] = "sign-flip",
+    attack: Annotated[str, typer.Option(help=f"What they do: {', '.join(ATTACKS)} (docs/commands.md).")] = "sign-flip",
     attack_strength: Annotated[
         float | None,
         typer.Option(parser=number(above=0), metavar="NUMBER", help="How hard; each attack has its own default."),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from coordinator.engine import contributions as votes
-from coordinator.engine import leases, pacing, placement, screening
+from coordinator.engine import leases, pacing, placement, screening, trust
 from coordinator.engine.commands import AggregateRound, MeasureSubmission, ValidateVersion, WriteCheckpoint
 from coordinator.engine.draws import Draws
 from coordinator.engine.events import RoundAggregated
@@ -147,7 +147,7 @@ def lift_quarantines(turn: Turn, workers: Iterable[WorkerId]) -> None:
     state = turn.state
     for worker in workers:
         kept = state.workers[worker].quarantine
-        if kept is not None and (state.round.round >= kept.until_round or state.now_s >= kept.until_s):
+        if kept is not None and trust.is_served(kept, round_=state.round.round, now_s=state.now_s):
             state.update_worker(worker, quarantine=None)
 
 

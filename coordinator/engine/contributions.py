@@ -4,7 +4,7 @@ Decides, holding always: one person (a worker, or all machines of one owner) has
 worker's submissions of this round stand before its late ones, and before late ones of its owner's other machines where
 both hold a column. Where several submissions of one person count (disjoint columns), the newest, and of these the
 first, counts on the trunk, too. Weights are made of sequences that the coordinator assigned, capped against the median,
-and discounted by staleness.
+and discounted by staleness and by what the worker is trusted with.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.state import EngineState
+from coordinator.engine.trust import trust_of
 from protocol.ids import TRUNK, BlockId, LeaseId, WorkerId, column_block
 
 
@@ -61,6 +62,7 @@ def contributions_of(state: EngineState, records: Sequence[LeaseRecord]) -> tupl
     for record, weight in zip(records, weights, strict=True):
         lease = record.lease
         assert record.digest is not None
+        trust = trust_of(config, state.workers[lease.worker]).weight
         contributions.append(
             Contribution(
                 lease_id=lease.lease_id,
@@ -69,7 +71,7 @@ def contributions_of(state: EngineState, records: Sequence[LeaseRecord]) -> tupl
                 columns=lease.columns,
                 base_version=lease.base_version,
                 step_scale=pacing.step_scale(common_steps, lease),
-                weight=weight * config.staleness_discount ** state.staleness_of(lease),
+                weight=weight * trust * config.staleness_discount ** state.staleness_of(lease),
                 include_trunk=lease.lease_id in voters,
             )
         )

@@ -20,6 +20,7 @@ from coordinator.engine.phases import Phase
 from coordinator.engine.quorum import Standings
 from coordinator.engine.rows import WorkerRecord
 from coordinator.engine.state import EngineState
+from coordinator.engine.trust import trust_of
 from coordinator.engine.turn import Turn
 from protocol.ids import WorkerId
 
@@ -50,7 +51,7 @@ def is_waiting(state: EngineState, record: WorkerRecord) -> bool:
 
 def hindrance_of(state: EngineState, record: WorkerRecord) -> Hindrance | None:
     """Why this worker gets no lease whatever the round needs; None where it may."""
-    if record.quarantine is not None:
+    if not trust_of(state.config, record).may_hold:
         return Hindrance.SET_ASIDE
     if not offers_enough(state.config, record):
         return Hindrance.OFFERS_TOO_LITTLE

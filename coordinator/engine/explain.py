@@ -23,6 +23,7 @@ from coordinator.engine.quorum import ColumnStanding, Outlook
 from coordinator.engine.reasons import told
 from coordinator.engine.rows import LeaseRecord, WorkerRecord
 from coordinator.engine.state import EngineState
+from coordinator.engine.trust import trust_of
 from protocol.ids import LeaseId, WorkerId
 
 
@@ -112,7 +113,7 @@ def _gathering(state: EngineState) -> Wait:
         left_s = rounds.gathering_left_s(state)
         return Wait(subject=subject, reason=f"{ready} workers are waiting; {left_s:.1f} s left for more to come")
     workers = state.workers.values()
-    aside = sum(1 for record in workers if record.quarantine is not None)
+    aside = sum(1 for record in workers if not trust_of(state.config, record).may_hold)
     cooling = sum(
         1 for record in workers if dispatch.is_waiting(state, record) and record.cooling_until_s > state.now_s
     )

@@ -19,6 +19,7 @@ from coordinator.engine.schedules import recipe_steps
 from coordinator.engine.speeds import Speeds
 from coordinator.engine.tally import RoundTally
 from coordinator.engine.timetable import Timetable
+from coordinator.engine.trust import trust_of
 from protocol.ids import Digest, LeaseId, RoundNumber, WorkerId
 
 _NO_LEASES: dict[LeaseId, None] = {}
@@ -236,7 +237,7 @@ class Index:
         """Put a worker into the sets where it belongs now."""
         worker, holds = record.worker, record.worker in self.tally.holders
         _put(self.idle_fresh, worker, worker in self.idle and not holds)
-        eligible = record.present and record.quarantine is None and offers_enough(self._config, record)
+        eligible = record.present and trust_of(self._config, record).may_hold and offers_enough(self._config, record)
         _put(self.free, worker, eligible and not holds and worker not in self.open_leases)
 
 

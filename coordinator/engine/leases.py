@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from coordinator.engine import pacing
+from coordinator.engine import pacing, trust
 from coordinator.engine.commands import AnnounceVerdict, CancelLease, DropPayload, GrantLease, MeasureSubmission
 from coordinator.engine.events import SubmissionCommitted
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LOST_STATUSES, OPEN_PHASES, LeaseStatus, Phase
-from coordinator.engine.reasons import BLAMED_KEYS, DUPLICATE, INCOMPLETE, LATE, Case, Reason, Verdict, reason, rejected
-from coordinator.engine.rows import LeaseRecord, Quarantine, UploadReport
+from coordinator.engine.reasons import DUPLICATE, INCOMPLETE, LATE, Case, Reason, Verdict, reason, rejected
+from coordinator.engine.rows import LeaseRecord, UploadReport
 from coordinator.engine.schedules import lease_recipe
 from coordinator.engine.turn import Turn
-from protocol.ids import LeaseId, RoundNumber, WorkerId
+from protocol.ids import LeaseId, WorkerId
 from protocol.lease import DataRange
 
 
@@ -213,7 +213,7 @@ def reject(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
     record = state.set_status(lease_id, LeaseStatus.REJECTED)
     state.update_lease(lease_id, verdict=verdict)
     worker = state.workers[record.lease.worker]
-    in_row = worker.rejected_in_row + (verdict.key in BLAMED_KEYS)
+    in_row = trust.refused_in_row(worker, verdict)
     counts = {**worker.rejected, verdict.key: worker.rejected.get(verdict.key, 0) + 1}
     state.update_worker(worker.worker, rejected=counts, rejected_in_row=in_row)
     by_reason = state.totals.submissions_rejected
@@ -222,8 +222,9 @@ def reject(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
     )
     if record.lease.round == state.round.round:
         state.update_round(rejected=state.round.rejected + 1)
-    if verdict.key in BLAMED_KEYS and in_row >= state.config.quarantine_after:
-        _quarantine(turn, worker.worker, in_row, verdict)
+    aside = trust.quarantine_after(state.config, in_row, verdict, round_=state.round.round, now_s=state.now_s)
+    if aside is not None:
+        state.update_worker(worker.worker, quarantine=aside, rejected_in_row=0)
     turn.emit(AnnounceVerdict(worker=worker.worker, lease_id=lease_id, verdict=verdict))
     drop_payload(turn, state.leases[lease_id])
 
@@ -290,12 +291,3 @@ def _cool(turn: Turn, worker: WorkerId) -> None:
     )
     if lost > 1:
         state.update_worker(worker, cooling_until_s=state.now_s + state.config.min_lease_s)
-
-
-def _quarantine(turn: Turn, worker: WorkerId, in_row: int, verdict: Verdict) -> None:
-    config, state = turn.state.config, turn.state
-    until_round = RoundNumber(state.round.round + config.quarantine_rounds + 1)
-    figures = {"in_row": in_row, "rounds": config.quarantine_rounds, "seconds": config.quarantine_s}
-    why = reason(Case.SET_ASIDE, verdict.key, **figures)
-    quarantine = Quarantine(until_round=until_round, until_s=state.now_s + config.quarantine_s, why=why)
-    state.update_worker(worker, quarantine=quarantine, rejected_in_row=0)

@@ -17,6 +17,7 @@ from coordinator.engine.reasons import Case, Reason, reason
 from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.state import EngineState
 from coordinator.engine.tally import was_lost
+from coordinator.engine.trust import trust_of
 from protocol.ids import WorkerId
 
 
@@ -149,7 +150,7 @@ def grace_s(state: EngineState) -> float:
 def has_spare_candidates(state: EngineState, standings: Standings) -> bool:
     """Whether somebody is here who could take a column at risk, but has not asked for a lease yet."""
     return bool(standings.at_risk()) and any(
-        record.quarantine is None
+        trust_of(state.config, record).may_hold
         and record.cooling_until_s <= state.now_s
         and record.worker not in state.index.open_leases
         and record.waiting_since_s is None

@@ -156,12 +156,17 @@ class WorkerHooks:
         return sequences_ending_at(tokens_NL, (step - 1) * lease.batch_sequences, vanish)
 
     def on_result(self, lease: Any, result: Any) -> Any:
-        """The result that is submitted."""
+        """The result that is submitted. A liar in a process of its own sees its own lease alone: a group of one."""
         if self._adversary is None:
             return result
         import dataclasses
 
-        forged = self._adversary.on_result(lease.lease_id, result.pseudo_gradient)
+        from simulator.attacks import Colluders, Honest
+
+        own = Honest(
+            lease_id=lease.lease_id, round=lease.round, columns=lease.columns, pseudo_gradient=result.pseudo_gradient
+        )
+        forged = self._adversary.on_result(Colluders(own=own, group=(own,)))
         return dataclasses.replace(result, pseudo_gradient=forged)
 
 

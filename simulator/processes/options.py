@@ -16,8 +16,7 @@ from coordinator.engine.config import InnerRecipe
 from protocol.codecs import BF16
 from protocol.errors import ConfigError
 from protocol.residency import FROZEN
-
-ATTACKS = ("sign-flip", "scale", "noise", "label-flip", "nan", "free-ride")
+from simulator.attacks import ATTACKS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +31,7 @@ class SimulationOptions:
     byzantine: int = 0
     attack: str = "sign-flip"
     attack_strength: float | None = None
-    """None: the attack's own default (simulator/adversary.py)."""
+    """None: the attack's own default (simulator/attacks.py)."""
     seed: int = 0
     lone: bool = False
     keep_homes: bool = False

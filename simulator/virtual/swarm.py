@@ -35,7 +35,9 @@ from protocol.errors import IllegalEvent, LocalError
 from protocol.ids import BlockId, Digest, LeaseId, Version, WorkerId, digest_of
 from protocol.lease import Lease
 from protocol.submission import encode_submission
+from simulator.adversary import Adversary
 from simulator.seeds import derived_stream
+from simulator.virtual.colluding import Group
 from worker.train.trainer import LeaseResult
 
 if TYPE_CHECKING:
@@ -92,8 +94,18 @@ class _Machine:
 class VirtualSwarm:
     """One run, played to its end by `play`, or event by event by `advance`. Owns the clock, not the run."""
 
-    def __init__(self, run: OpenedRun, volunteers: Sequence[Volunteer], training: Training, *, seed: int) -> None:
+    def __init__(
+        self,
+        run: OpenedRun,
+        volunteers: Sequence[Volunteer],
+        training: Training,
+        *,
+        seed: int,
+        colluders: Mapping[WorkerId, Adversary] | None = None,
+    ) -> None:
+        """`colluders`: volunteers who lie, and see what the others of them have (colluding.py)."""
         self._run = run
+        self._group = Group(colluders or {})
         self._engine = run.engine
         self._training = training
         self._seed = seed
@@ -246,7 +258,7 @@ class VirtualSwarm:
         if machine.lease_id != lease.lease_id:
             return  # cancelled meanwhile: nothing needs to be trained
         machine.lease_id = None
-        result, payload = self._trained(machine.volunteer.worker, lease)
+        result, payload = self._trained(lease)
         digest = self._run.store.payloads.put(payload)
         machine.uploading.add(lease.lease_id)
         self._apply(
@@ -273,15 +285,19 @@ class VirtualSwarm:
             )
         self._after(ASKS_AGAIN_S, lambda: self._ask(machine))
 
-    def _trained(self, worker: WorkerId, lease: GrantedLease) -> tuple[LeaseResult, bytes]:
+    def _trained(self, lease: GrantedLease) -> tuple[LeaseResult, bytes]:
         settings = self._run.settings
-        sequences_NL = self._run.dataset.sequences(
-            lease.data.seed, lease.data.start, lease.data.count, settings.sequence_length
-        )
-        start = self._base(lease.base_version)
-        result = self._training(worker, lease, start, sequences_NL.astype("int64"))
+        round_leases = [record.lease for record in self._engine.state.leases_of_round()]
+        result = self._group.answer(lease, round_leases, self._honest)
         self.trained_sequences += lease.sequences
         return result, encode_submission(result.pseudo_gradient, codec_named(settings.codec))
+
+    def _honest(self, lease: GrantedLease) -> LeaseResult:
+        """What its holder computes before it lies, if it does."""
+        data, length = lease.data, self._run.settings.sequence_length
+        sequences_NL = self._run.dataset.sequences(data.seed, data.start, data.count, length).astype("int64")
+        sequences_NL = self._group.on_batch(lease, sequences_NL)
+        return self._training(lease.worker, lease, self._base(lease.base_version), sequences_NL)
 
     def _base(self, version: Version) -> Blocks:
         if version not in self._bases:

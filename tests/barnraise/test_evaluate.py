@@ -16,11 +16,12 @@ from barnraise.evaluation import evaluate
 from coordinator.datasets import Dataset, prepare
 from moe.export import export_checkpoint
 from moe.full import evaluate_loss, full_model, initial_blocks
-from moe.layout import FROZEN, layout
+from moe.layout import layout
 from moe.presets import preset
 from moe.tokenizer import byte_tokenizer_json
 from protocol.errors import ConfigError
 from protocol.ids import TRUNK
+from protocol.residency import FROZEN
 
 torch.set_num_threads(1)
 

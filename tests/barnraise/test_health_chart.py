@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from barnraise.charts.health import draw_health
-from moe.health import DeadExpert, ExpertHealth, LayerHealth, RoutingDrift
+from moe.findings import DeadExpert, ExpertHealth, LayerHealth, RoutingDrift
 
 
 def example(layers: int = 2, columns: int = 4) -> ExpertHealth:

@@ -13,6 +13,7 @@ import pytest
 from coordinator.edge.server import CoordinatorServer
 from coordinator.run.folder import RunFolder
 from protocol.identity import PrivateIdentity
+from protocol.limits import PROTOCOL_VERSION
 from protocol.signing import COUNTER_KEY, COUNTER_WINDOW, REQUEST_KEY, SESSION_KEY, CallSigner
 from protocol.v1 import barnraise_pb2 as pb
 
@@ -188,12 +189,12 @@ async def test_an_expired_or_unknown_invite_is_refused(honest: Any, join: Join, 
     await refused(Code.UNAUTHENTICATED, "ask the operator").of(late.enrol(invite=""))
 
 
-@pytest.mark.parametrize("version", [0, 2, 2**32 - 1])
+@pytest.mark.parametrize("version", [0, PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1, 2**32 - 1])
 async def test_another_protocol_version_is_told_who_must_update(
     honest: Any, join: Join, refused: Refused, version: int
 ) -> None:
     client = await join(enrolled=False)
-    whose = "worker's" if version == 0 else "coordinator's"
+    whose = "worker's" if version < PROTOCOL_VERSION else "coordinator's"
     await refused(Code.FAILED_PRECONDITION, f"update the {whose}").of(client.enrol(protocol_version=version))
     await client.enrol()
     await refused(Code.FAILED_PRECONDITION, f"update the {whose}").of(client.open(protocol_version=version))

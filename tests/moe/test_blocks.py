@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from moe.blocks import merge_blocks, slice_blocks
 from moe.full import full_model, initial_blocks
-from moe.layout import ABSENT, layout
+from moe.layout import layout
 from moe.shard import build_shard
 from protocol.errors import LocalError
 from protocol.ids import TRUNK, column_block
+from protocol.residency import ABSENT
 
 CASES = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from moe.export import export_checkpoint, import_checkpoint, inspect_checkpoint
 from moe.full import full_model
-from moe.layout import FROZEN, layout
+from moe.layout import layout
 from moe.skeleton import model_class
 from protocol.errors import ConfigError
 from protocol.ids import TRUNK
+from protocol.residency import FROZEN
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 TOKENS = torch.randint(0, 256, (2, 12), generator=torch.Generator().manual_seed(3))

@@ -14,9 +14,10 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFas
 from moe.companions import companions_of, end_of_text, read_companions, write_companions
 from moe.export import export_checkpoint, sample
 from moe.full import initial_blocks
-from moe.layout import FROZEN, Layout, layout
+from moe.layout import Layout, layout
 from moe.tokenizer import byte_tokenizer_json
 from protocol.errors import ConfigError
+from protocol.residency import FROZEN
 
 TEMPLATE = "{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}"
 GENERATION = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "eos_token_id": [40, 42], "pad_token_id": 42}

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 from moe.export import export_checkpoint, import_checkpoint, sample
 from moe.full import full_model, initial_blocks
-from moe.layout import ABSENT, FROZEN, layout
+from moe.layout import layout
 from moe.presets import preset
 from protocol.errors import ConfigError
 from protocol.ids import TRUNK
+from protocol.residency import ABSENT, FROZEN
 
 # Runs where nothing of this project can be imported, however it was installed.
 STRANGER = """

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from moe.full import evaluate_loss, full_model, initial_blocks, load_blocks
-from moe.layout import ABSENT, FROZEN, layout
+from moe.layout import layout
 from protocol.errors import LocalError
 from protocol.ids import TRUNK, column_block
+from protocol.residency import ABSENT, FROZEN
 
 
 def test_initial_blocks_depend_on_the_seed_alone(config, residency):

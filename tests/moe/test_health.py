@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from moe.blocks import slice_blocks
-from moe.experts import PROJECTIONS
+from moe.findings import ExpertHealth
 from moe.full import evaluate_loss, full_model, initial_blocks, sequence_losses
-from moe.health import DEAD_LOAD, ExpertHealth, column_sets, examine
-from moe.layout import ABSENT, FROZEN, layout
+from moe.health import DEAD_LOAD, column_sets, examine
+from moe.layout import layout
 from moe.routing import RouterTap, routers
 from moe.shard import build_shard
 from protocol.errors import ConfigError, LocalError
+from protocol.residency import ABSENT, FROZEN
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_a_planted_dead_expert_is_found(model, many):
 def test_planted_duplicates_are_found_in_their_layer(model, many):
     layer = list(routers(model))[-1]
     with torch.no_grad():
-        for projection in PROJECTIONS:
+        for projection in ("gate_up_proj", "down_proj"):
             weights = experts_of(model, layer).get_parameter(projection)
             weights[3] = 2.0 * weights[1] + 0.1 * weights[1].std() * torch.randn(weights[1].shape)
     (found,) = examine(model, many[:2], batch=8).duplicates

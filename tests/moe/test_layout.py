@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from moe.layout import ABSENT, FROZEN, ParamSpec, block_tensor_specs, layout, submission_specs
+from moe.layout import ParamSpec, block_tensor_specs, layout, submission_specs
 from moe.presets import preset
 from protocol.errors import ConfigError, LocalError
 from protocol.ids import TRUNK, BlockId, column_block
+from protocol.residency import ABSENT, FROZEN
 
 
 def test_every_parameter_lies_in_exactly_one_block(config, residency):

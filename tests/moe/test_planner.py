@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from moe.full import initial_blocks
-from moe.layout import ABSENT, FROZEN, layout
+from moe.layout import layout
 from moe.planner import activation_bytes, plan
 from moe.presets import preset
 from moe.shard import build_shard
+from protocol.residency import ABSENT, FROZEN
 
 
 def test_more_memory_never_holds_fewer_columns(config, residency):

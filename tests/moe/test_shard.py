@@ -10,12 +10,13 @@ from torch import nn
 from moe.blocks import merge_blocks
 from moe.config import config_from_json, config_to_json
 from moe.full import full_model, initial_blocks
-from moe.layout import ABSENT, FROZEN, layout
+from moe.layout import layout
 from moe.presets import preset
 from moe.shard import build_shard
 from moe.skeleton import model_class
 from protocol.errors import ConfigError, LocalError
 from protocol.ids import TRUNK, column_block, column_of
+from protocol.residency import ABSENT, FROZEN
 
 
 def reference_gradients(model, coefficient, tokens):

@@ -9,8 +9,10 @@ import pytest
 
 from coordinator.settings import RunSettings
 from protocol.codecs import CODECS, Codec, codec_named
+from protocol.errors import LocalError
 from protocol.specs import Encoded, TensorSpec, WireSpec
-from tests.protocol.codec_contract import CodecContract
+from protocol.tensors import encode_tensors
+from tests.protocol.codec_contract import CodecContract, values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +46,18 @@ class EightBits:
         del spec
         scale, levels = parts
         return levels.to(torch.float32) * scale.reshape(())
+
+
+class Liar(EightBits):
+    """Writes something else than it says beforehand."""
+
+    def wire_specs(self, spec: TensorSpec) -> tuple[WireSpec, ...]:
+        return tuple(reversed(EightBits.wire_specs(self, spec)))
+
+
+def test_what_a_codec_did_not_promise_never_leaves_the_worker() -> None:
+    with pytest.raises(LocalError, match="codec eight_bits wrote t as"):
+        encode_tensors({"t": values(TensorSpec("t", (8,)))}, Liar())
 
 
 class TestEightBits(CodecContract):

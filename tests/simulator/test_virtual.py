@@ -13,7 +13,9 @@ from coordinator.datasets import prepare
 from coordinator.run.folder import RunFolder, init_run
 from coordinator.run.opened import OpenedRun
 from coordinator.settings import RunSettings
-from protocol.ids import BlockId
+from protocol.ids import BlockId, LeaseId
+from simulator.adversary import Adversary
+from simulator.attacks import ATTACKS, Attack, Colluders
 from simulator.virtual.inner import EagerLeases, KeptMoments, PureLeases, Shards
 from simulator.virtual.swarm import STILL, VirtualSwarm, Volunteer
 
@@ -163,3 +165,25 @@ def test_an_eager_lease_begins_at_the_version_before_less_its_own_share(tmp_path
 
 def _equal(one: Mapping[BlockId, Any], other: Mapping[BlockId, Any]) -> bool:
     return all(torch.equal(one[block][name], other[block][name]) for block in one for name in one[block])
+
+
+def test_colluders_of_a_swarm_see_each_others_truth_before_they_lie(tmp_path: Path, data: Path) -> None:
+    seen: list[tuple[int, set[str]]] = []
+
+    def flipped(view: Colluders, strength: float, _generator: torch.Generator) -> Any:
+        seen.append((view.own.round, {one.lease_id for one in view.group}))
+        return {b: {n: -strength * t for n, t in ts.items()} for b, ts in view.own.pseudo_gradient.items()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ATTACKS, "watched", Attack(does="flips", strength=1.0, forge=flipped))
+        liar = Adversary.of(attack="watched", strength=None, seed=0, vocab_size=264)
+        parts = opened(made(tmp_path / "run", data))
+        colluders = {CREW[0].worker: liar, CREW[1].worker: liar}
+        VirtualSwarm(parts, CREW, PureLeases(Shards(parts.layout)), seed=0, colluders=colluders).play()
+    leases = {lease_id: record.lease for lease_id, record in parts.engine.state.leases.items()}
+    assert len(seen) == 2 * ROUNDS
+    for number, group in seen:
+        kept = [leases[LeaseId(one)] for one in group if one in leases]
+        assert all(lease.worker in colluders and lease.round == number for lease in kept)
+        assert len(group) == 2
+    parts.close()

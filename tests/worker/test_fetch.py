@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from moe.layout import Layout, block_tensor_specs
@@ -20,6 +21,7 @@ from protocol.v1 import barnraise_pb2 as pb
 from worker.allowance import DiskAllowance
 from worker.background import Background
 from worker.blocks import BlockCache
+from worker.data import SequenceShape
 from worker.fetch import Fetcher, Run, understand_run
 from worker.home import Enrolment
 from worker.lease import RunDescription
@@ -89,7 +91,7 @@ class World:
         self.disk = DiskAllowance(cache, BlockCache(cache / "blocks"), LeaseStates(cache / "progress"), None)
         self.client: FakeClient | None = None
 
-    async def fetch(self, lease: Any, signer: PrivateIdentity = KEY) -> Any:
+    async def fetch(self, lease: Any, signer: PrivateIdentity = KEY, data: Any = None) -> Any:
         content = self.manifest.to_json()
         blocks = {str(digest): payload for digest, payload in self.by_digest.items()}
         self.client = FakeClient(content, sign_manifest(signer, content), blocks, self.data)
@@ -101,7 +103,7 @@ class World:
             manifest_key_vouch_hex="",
             trusted=False,
         )
-        fetcher = Fetcher(self.client, self.disk, enrolment, Background())  # type: ignore[arg-type]
+        fetcher = Fetcher(self.client, self.disk, enrolment, Background(), data)  # type: ignore[arg-type]
         return await fetcher.fetch(lease, self.run, lambda _count: None)
 
 
@@ -118,6 +120,17 @@ async def test_fetches_what_the_residency_needs_and_only_what_is_missing(world: 
     assert len(world.client.downloaded) == len(fetched.digests)
     await world.fetch(make_lease())
     assert world.client.downloaded == []
+
+
+async def test_sequences_come_from_the_source_that_it_is_given(world: World, make_lease: Any) -> None:
+    class Own:
+        async def sequences(self, lease: Any, shape: SequenceShape, on_bytes: Any) -> Any:
+            return np.full((lease.data_count, shape.tokens), shape.vocab_size - 1)
+
+    world.data = b"nothing that could be read"
+    fetched = await world.fetch(make_lease(), data=Own())
+    assert fetched.sequences.shape == (20, 17)
+    assert (fetched.sequences == world.run.layout.config_json["vocab_size"] - 1).all()
 
 
 async def test_the_cache_does_not_grow_from_version_to_version(

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.engine.config import (
-    MAX_INNER_STEPS,
     SCHEDULES,
     EngineConfig,
     InnerRecipe,
@@ -23,7 +22,7 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.schedules import learning_rate, recipe_steps
 from protocol.errors import ConfigError
 from protocol.ids import RoundNumber, RunId
-from worker import lease as workers_lease
+from protocol.recipe import MAX_INNER_STEPS
 
 SECRET = b"a secret of the tests"
 quick = settings(max_examples=150, deadline=None, derandomize=True)
@@ -99,10 +98,6 @@ def test_a_linear_rate_that_falls_late_is_constant_and_then_decays():
 def test_a_warm_start_ramps_up_to_the_rate():
     rates = rates_of(config_of(5, learning_rate=1.0, schedule="constant", warmup_rounds=3))
     assert rates == [0.25, 0.5, 0.75, 1.0, 1.0]
-
-
-def test_the_bound_of_steps_is_the_workers():
-    assert MAX_INNER_STEPS == workers_lease.MAX_INNER_STEPS
 
 
 @pytest.mark.parametrize(

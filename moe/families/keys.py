@@ -1,0 +1,80 @@
+"""What one key of a model's configuration may be, and the keys that every family has.
+
+Decides ranges; touches nothing. Holds always: no value of any key can name code, files or addresses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+ACTIVATIONS: Final = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """What one key's value may be."""
+
+    kind: type
+    low: float = 0
+    high: float = 0
+    multiple_of: int = 1
+    optional: bool = False
+    many: bool = False
+
+    def problem(self, value: object) -> str | None:
+        """Why `value` is not allowed; None when it is."""
+        if value is None:
+            return None if self.optional else "must not be null"
+        if self.many and isinstance(value, list):
+            if len(value) > self.high + 1:
+                return f"has {len(value)} entries, more than {int(self.high) + 1}"
+            return next((why for entry in value if (why := self._problem_of_one(entry))), None)
+        return self._problem_of_one(value)
+
+    def _problem_of_one(self, value: object) -> str | None:
+        if self.kind is str:
+            return None if value in ACTIVATIONS else f"expected one of {', '.join(ACTIVATIONS)}, got {value!r:.60}"
+        if self.kind is bool:
+            return None if isinstance(value, bool) else f"expected true or false, got {value!r:.60}"
+        number = isinstance(value, int) or (self.kind is float and isinstance(value, float) and math.isfinite(value))
+        if isinstance(value, bool) or not number:
+            return f"expected a finite {self.kind.__name__}, got {value!r:.60}"
+        assert isinstance(value, int | float)
+        if not self.low <= value <= self.high:
+            return f"expected {self.low:g} to {self.high:g}, got {value!r:.60}"
+        if self.multiple_of > 1 and value % self.multiple_of:
+            return f"expected a multiple of {self.multiple_of}, got {value!r:.60}"
+        return None
+
+
+FLAG: Final = Key(kind=bool)
+# Widths are multiples of 8: torch's grouped_mm wants every bf16 row to start on a 16-byte boundary.
+WIDTH: Final = Key(kind=int, low=8, high=1 << 16, multiple_of=8)
+HEAD_DIM: Final = Key(kind=int, low=2, high=1024, multiple_of=2)
+_TOKEN: Final = Key(kind=int, low=0, high=1 << 20, optional=True)
+
+# Upper ends lie above every published model and keep a hostile number from building for hours.
+COMMON: Final[Mapping[str, Key]] = {
+    "vocab_size": Key(kind=int, low=2, high=1 << 20),
+    "hidden_size": WIDTH,
+    "intermediate_size": WIDTH,
+    "num_hidden_layers": Key(kind=int, low=1, high=256),
+    "num_attention_heads": Key(kind=int, low=1, high=512),
+    "num_key_value_heads": Key(kind=int, low=1, high=512),
+    "num_experts": Key(kind=int, low=1, high=4096),
+    "num_experts_per_tok": Key(kind=int, low=1, high=256),
+    "hidden_act": Key(kind=str),
+    "max_position_embeddings": Key(kind=int, low=1, high=1 << 24),
+    "initializer_range": Key(kind=float, low=1e-6, high=10.0),
+    "rms_norm_eps": Key(kind=float, low=1e-12, high=1e-1),
+    "rope_theta": Key(kind=float, low=1.0, high=1e9),
+    "tie_word_embeddings": FLAG,
+    "router_aux_loss_coef": Key(kind=float, low=0.0, high=10.0),
+    "pad_token_id": _TOKEN,
+    "bos_token_id": _TOKEN,
+    "eos_token_id": Key(kind=int, low=0, high=1 << 20, optional=True, many=True),
+}
+"""Named as we name them, whatever a class calls them (`Family.spelt`)."""
