@@ -20,7 +20,6 @@ GENERATED = ("*_pb2.py", "*_pb2_grpc.py")
 STILL_LONG = {
     "benchmarks/scale.py",
     "coordinator/run/pump.py",
-    "moe/health.py",
     "simulator/deterministic/planted.py",
     "simulator/deterministic/training.py",
     "simulator/deterministic/world.py",

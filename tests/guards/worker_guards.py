@@ -120,7 +120,7 @@ LEASES = (
     _recipe_bound("adam_eps"),
     _recipe_bound("clip_norm"),
     guard("absurd hyperparameters, columns, counts, deadlines", becomes("protocol.recipe:breaches",
-          'not (math.isfinite(value) and bounds["low"] <= value <= bounds["high"])',
+          'not bounds["low"] <= value <= bounds["high"]',
           'value < bounds["low"] or value > bounds["high"]'), f"{ABSURD}[no number]",
           note="comparisons that are written the other way round let NaN in"),
     guard("absurd hyperparameters, columns, counts, deadlines",
