@@ -47,6 +47,12 @@ def test_every_link_of_the_docs_leads_to_a_file() -> None:
     assert [(page.name, link) for page, link in linked if not (page.parent / link).exists()] == []
 
 
+def test_every_file_that_a_contributor_is_sent_to_is_there() -> None:
+    named = re.findall(r"`([\w./]+/[\w.]+\.\w+)`", (ROOT / "CONTRIBUTING.md").read_text("utf-8"))
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_a_long_file_is_found_and_a_generated_one_is_not(tmp_path: Path) -> None:
     for room in ROOMS:
         (tmp_path / room).mkdir()
