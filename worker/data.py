@@ -1,6 +1,6 @@
 """Where a lease's sequences come from: assigned by the coordinator, which is the only way that there is today.
 
-Decides nothing about training: whatever the source, a lease is trained on exactly `data_count` sequences, in order.
+Decides nothing about training: whatever the source, a lease is trained on exactly `data.count` sequences, in order.
 Touches the network through the port that it is given.
 """
 

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from protocol.errors import MalformedMessage
+from protocol.lease import Lease
 from protocol.sequences import encode_sequences, max_payload_bytes
 from worker.data import AssignedData, DataSource, SequenceShape
-from worker.lease import Lease
 
 SHAPE = SequenceShape(tokens=17, vocab_size=264)
 Make = Callable[..., Lease]
@@ -36,7 +36,7 @@ class OwnTexts:
 
     async def sequences(self, lease: Lease, shape: SequenceShape, on_bytes: Callable[[int], None]) -> NDArray[np.int64]:
         draw = np.random.default_rng(lease.seed)
-        return self._rows_NL[draw.integers(0, len(self._rows_NL), lease.data_count)]
+        return self._rows_NL[draw.integers(0, len(self._rows_NL), lease.data.count)]
 
 
 SOURCES: dict[str, Callable[[], DataSource]] = {
