@@ -125,7 +125,7 @@ async def test_fetches_what_the_residency_needs_and_only_what_is_missing(world: 
 async def test_sequences_come_from_the_source_that_it_is_given(world: World, make_lease: Any) -> None:
     class Own:
         async def sequences(self, lease: Any, shape: SequenceShape, on_bytes: Any) -> Any:
-            return np.full((lease.data_count, shape.tokens), shape.vocab_size - 1)
+            return np.full((lease.data.count, shape.tokens), shape.vocab_size - 1)
 
     world.data = b"nothing that could be read"
     fetched = await world.fetch(make_lease(), data=Own())
