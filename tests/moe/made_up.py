@@ -39,7 +39,7 @@ class Bank(nn.Module):
 
     gate_up_proj = property(lambda self: self.into)
     down_proj = property(lambda self: self.out_of)
-    forward = OlmoeExperts.forward.__wrapped__  # type: ignore[attr-defined]
+    forward = vars(OlmoeExperts.forward)["__wrapped__"]
 
 
 class Block(nn.Module):

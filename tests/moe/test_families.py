@@ -175,11 +175,10 @@ def test_export_and_import_are_a_round_trip_through_transformers(frozen: Layout,
     config, back = import_checkpoint(tmp_path / "checkpoint")
     assert config_to_json(config) == frozen.config_json
     assert all(torch.equal(back[b][name], blocks[b][name]) for b in blocks for name in blocks[b])
-    opened: Any
-    report: Any
-    opened, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         tmp_path / "checkpoint", dtype=torch.float32, output_loading_info=True
     )
+    opened, report = loaded
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     with torch.no_grad():

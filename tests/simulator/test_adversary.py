@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import pytest
 import torch
@@ -12,10 +10,9 @@ from torch import Tensor
 from protocol.errors import ConfigError
 from protocol.ids import TRUNK, BlockId, LeaseId, RoundNumber, column_block
 from simulator.adversary import Adversary
-from simulator.attacks import ATTACKS, Colluders, Honest
+from simulator.attacks import ATTACKS, Blocks, Colluders, Honest
 
 VOCAB = 259
-Blocks = Mapping[BlockId, Mapping[str, Tensor]]
 
 
 @pytest.fixture
@@ -28,7 +25,7 @@ def honest() -> Blocks:
     return {b: {n: torch.randn(shape, generator=generator) for n, shape in ts.items()} for b, ts in shapes.items()}
 
 
-def forged(attack: str, blocks: Blocks, strength: float | None = None, lease: str = "r1.0") -> Blocks:
+def forged(attack: str, blocks: Blocks, strength: float | None = None, lease: str = "r1.0"):
     return Adversary.of(attack=attack, strength=strength, seed=7, vocab_size=VOCAB).on_result(alone(blocks, lease))
 
 

@@ -22,6 +22,7 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.schedules import learning_rate, recipe_steps
 from protocol.errors import ConfigError
 from protocol.ids import RoundNumber, RunId
+from protocol.recipe import MAX_INNER_STEPS
 
 SECRET = b"a secret of the tests"
 quick = settings(max_examples=150, deadline=None, derandomize=True)
