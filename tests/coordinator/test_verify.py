@@ -80,7 +80,7 @@ def test_keys_that_do_not_belong_together_are_found(run: RunFolder) -> None:
 async def test_two_coordinators_never_serve_one_folder(run: RunFolder, server: CoordinatorServer) -> None:
     with pytest.raises(ConfigError, match=r"another coordinator \(process \d+\) serves"):
         await CoordinatorServer(run).start()
-    assert server.status().run_id == run.run_id, "the first one goes on undisturbed"
+    assert (await server.status()).run_id == run.run_id, "the first one goes on undisturbed"
 
 
 async def test_a_start_that_fails_lets_go_of_the_folder(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

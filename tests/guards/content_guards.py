@@ -13,7 +13,7 @@ ARTIFACTS = "coordinator/store/artifacts.py"
 INVITES = "coordinator/store/registry.py"
 MEMBERSHIP = "coordinator/edge/membership.py"
 TENSORS = "protocol/tensors.py"
-NUMBERS = "test_content.py::test_numbers_that_are_none_are_refused_or_ignored"
+NUMBERS = "test_content.py::test_invalid_numbers_are_refused_or_ignored"
 BAD_FRAME = "test_content.py::test_a_bad_frame_is_refused"
 DRIBBLED = "test_content.py::test_bytes_beyond_the_payload_and_dribbled_frames_are_refused"
 OFFSETS = "test_content.py::test_offsets_outside_of_the_payload_are_refused"
@@ -69,18 +69,18 @@ MESSAGES = (
     guard(
         "NaN and infinity in any number", MEMBERSHIP,
         "if not math.isfinite(speed) or not 0.0 <= speed <= MAX_TOKENS_PER_S:", "if False:", NUMBERS,
-        note="either half refuses what is no number",
+        note="either half refuses what is not a number",
     ),
     guard(
-        "NaN and infinity in any number", "coordinator/edge/status.py",
+        "NaN and infinity in any number", "coordinator/edge/standing.py",
         "train_loss=fresh.train_loss if fresh else None", 'train_loss=float("inf") if fresh else None',
         "test_content.py::test_status_stays_json_whatever_a_heartbeat_says", NUMBERS,
         note="planted: a status with infinity in it, written as such",
         also=(
             Cut(
                 file="coordinator/edge/status.py",
-                text="class RunStatus(_Data):\n",
-                without='class RunStatus(_Data):\n    model_config = ConfigDict(ser_json_inf_nan="constants")\n',
+                text="class RunStatus(RunSummary):\n",
+                without='class RunStatus(RunSummary):\n    model_config = ConfigDict(ser_json_inf_nan="constants")\n',
             ),
             Cut(
                 file="coordinator/edge/status.py",
