@@ -1,10 +1,10 @@
 """A copy of a run that can go on elsewhere, taken while the run is served; and putting it back.
 
-Decides what belongs into a backup and in which order it is taken. Always: the journal is copied first, at one moment
-between two commits, and then everything that the engine of that moment needs, found by replaying the copy; files that
-the running coordinator may delete meanwhile are pinned by hard links first, and if one is gone already the journal is
-copied anew. Every file's digest is taken while it is copied, content-addressed ones must match their names, and the
-list is signed by the run's own authority. A backup holds the run's secrets: it is as private as the run folder.
+Decides in which order a backup is taken. Always: the journal is copied first, at one moment between two commits, and
+then everything that the engine of that moment needs (`needed.py`), found by replaying the copy; files that the running
+coordinator may delete meanwhile are pinned by hard links first, and if one is gone already the journal is copied anew.
+Every file's digest is taken while it is copied, content-addressed ones must match their names, and the list is signed
+by the run's own authority. A backup holds the run's secrets: it is as private as the run folder.
 
 Not in it: exported checkpoints (`barnraise coordinator export` makes them again), `events.jsonl` (never read back), and
 uploads that are not whole (nobody was told that they are safe).
@@ -23,13 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coordinator.run.needed import Needed, needed_by
 from coordinator.run.pump import load_engine
-from coordinator.run.verify import payloads_needed
 from coordinator.store.journal import Journal
 from coordinator.store.versions import Versions
 from protocol.errors import ConfigError, LocalError, RemoteError
 from protocol.folders import Kind, filled_whole
-from protocol.ids import Digest
 from protocol.private_files import write_private
 from protocol.tls import verify_vouch
 
@@ -108,12 +107,12 @@ def _take_state(run: RunFolder, building: Path, pins: Path) -> tuple[int, int, d
         copy = Journal.open(target)
         try:
             engine, _ = load_engine(copy, run.draw_secret())
-            position, state = copy.last_position, engine.state
+            position, needed = copy.last_position, needed_by(engine.state)
         finally:
             copy.close()
         try:
-            needed = _needed(run, int(state.version), [digest for _, digest in payloads_needed(state)])
-            return position, int(state.version), {name: _pinned(path, pins) for name, path in needed.items()}
+            files = _files_of(run, needed)
+            return position, needed.version, {name: _pinned(path, pins) for name, path in files.items()}
         except (FileNotFoundError, LocalError) as error:
             gone = error if isinstance(error, FileNotFoundError) else FileNotFoundError(str(error))
     raise ConfigError(
@@ -122,15 +121,18 @@ def _take_state(run: RunFolder, building: Path, pins: Path) -> tuple[int, int, d
     )
 
 
-def _needed(run: RunFolder, version: int, payloads: list[Digest]) -> dict[str, Path]:
+def _files_of(run: RunFolder, needed: Needed) -> dict[str, Path]:
     store = run.artifacts()
     versions = Versions(run.root / "versions", store, run.layout())
-    paths: list[Path] = [store.payloads.path(digest) for digest in payloads]
-    for kept in versions.kept():
-        manifest = versions.manifest_digest(kept)
-        if kept > version or manifest is None:
-            continue  # written, not published: it is made again
-        paths.append(run.root / "versions" / f"{kept:08d}.json")
+    paths: list[Path] = [store.payloads.path(digest) for digest in needed.payloads.values()]
+    for version in needed.versions_among(versions.kept()):
+        manifest = versions.manifest_digest(version)
+        if manifest is not None:
+            paths.append(run.root / "versions" / f"{version:08d}.json")
+        elif version == needed.version:
+            manifest = needed.manifest  # an opening puts the index right
+        else:
+            continue  # dropped since it was listed
         paths += [store.blocks.path(digest) for digest in (manifest, *versions.named_by(manifest))]
     return {str(path.relative_to(run.root)): path for path in dict.fromkeys(paths)}
 

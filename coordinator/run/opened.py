@@ -9,13 +9,12 @@ from __future__ import annotations
 import structlog
 import torch
 
-from coordinator.engine.engine import Engine
-from coordinator.engine.phases import LIVE_STATUSES
 from coordinator.run.backup import clear_pins
 from coordinator.run.clock import Clocks, RunClock
 from coordinator.run.eventlog import EventLog
 from coordinator.run.folder import RunFolder
 from coordinator.run.lock import FolderLock
+from coordinator.run.needed import needed_by
 from coordinator.run.pump import load_engine
 from coordinator.run.traffic import TRAFFIC, Traffic
 from coordinator.run.verify import lost_payloads, require_version
@@ -23,7 +22,7 @@ from coordinator.store.journal import Journal, JournalObserver, unobserved
 from coordinator.store.versions import Versions
 from coordinator.work.executor import Executor
 from protocol.errors import StorageTrouble
-from protocol.ids import Digest, LeaseId
+from protocol.ids import LeaseId
 
 _log = structlog.get_logger("coordinator")
 
@@ -76,14 +75,14 @@ class OpenedRun:
 
     def _check_and_clear(self, folder: RunFolder) -> None:
         """Everything that the journal names must be here, before anything that it does not name is thrown away."""
-        state = self.engine.state
-        require_version(self.versions, self.store, int(state.version), state.manifest)
-        for lost in lost_payloads(state, self.store):
+        needed = needed_by(self.engine.state)
+        require_version(self.versions, self.store, needed)
+        for lost in lost_payloads(needed, self.store):
             _log.error("payload_missing", reason=lost)
         clear_pins(folder.root)
         self.store.blocks.remove_temporaries()
         self.store.payloads.remove_temporaries()
-        self.store.keep_submissions(submissions_kept(self.engine))
+        self.store.keep_submissions(needed.submissions)
 
     def close(self) -> None:
         """Close files. What was counted is kept."""
@@ -105,27 +104,4 @@ class OpenedRun:
 
     def _oldest_needed(self) -> int:
         """The oldest version that a lease or a pending command still needs."""
-        return oldest_version_needed(self.engine)
-
-
-def submissions_kept(engine: Engine) -> list[tuple[LeaseId, Digest]]:
-    """Lease and digest of what may still be sent, measured or counted: a restart clears away every other submission.
-
-    One that was counted is not among them: its process may have died after the outer step and before it dropped it.
-    """
-    return [
-        (record.lease.lease_id, record.digest)
-        for record in engine.state.leases.values()
-        if record.digest is not None and record.status in LIVE_STATUSES and record.counted_in is None
-    ]
-
-
-def oldest_version_needed(engine: Engine) -> int:
-    """The oldest version that the engine may still speak of."""
-    state = engine.state
-    needed = [int(state.version)]
-    needed += [record.lease.base_version for record in state.leases.values() if record.status in LIVE_STATUSES]
-    for command in engine.pending:
-        for name in ("version", "parent_version"):
-            needed += [getattr(command, name)] if hasattr(command, name) else []
-    return min(needed)
+        return needed_by(self.engine.state).oldest_version

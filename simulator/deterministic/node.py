@@ -25,7 +25,7 @@ from coordinator.engine.phases import Phase
 from coordinator.engine.records import event_to_json
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.clock import Clocks, RunClock
-from coordinator.run.opened import oldest_version_needed, submissions_kept
+from coordinator.run.needed import needed_by
 from coordinator.run.pump import Pump, load_engine
 from protocol.errors import Refused, Unauthenticated
 from protocol.ids import LeaseId, WorkerId, worker_id_of
@@ -107,7 +107,7 @@ class CoordinatorNode:
         self._clock = RunClock(clocks, last_s=state.now_s, last_wall_s=state.wall_at_s(state.now_s))
         self._book.restarted(engine, self.disk.last_position)
         self._store: Any = MemoryStore(self.disk, process)
-        self._store.keep_submissions(submissions_kept(engine))
+        self._store.keep_submissions(needed_by(engine.state).submissions)
         self._count_applied(engine)
         self._mailboxes, self.sessions = Mailboxes(), SessionTable()
         for verdict in verdicts:
@@ -117,7 +117,7 @@ class CoordinatorNode:
         site = Site(
             disk=self.disk,
             clock=self._clock.now_s,
-            oldest_needed=lambda: oldest_version_needed(engine),
+            oldest_needed=lambda: needed_by(engine.state).oldest_version,
             is_wanted=lambda command: command.command_id in engine.state.pending,
             fails=self._on_execute,
             spoils=self._spoils,

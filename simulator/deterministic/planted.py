@@ -210,10 +210,12 @@ def _data_named_twice() -> AbstractContextManager[None]:
 
 
 def _base_swept_early() -> AbstractContextManager[None]:
-    def newest_only(engine: Any) -> int:
-        return int(engine.state.version) + 1
+    genuine = node.needed_by
 
-    swept = _replaced(node, "oldest_version_needed", newest_only)
+    def newest_only(state: Any) -> Any:
+        return replace(genuine(state), oldest_version=int(state.version) + 1)
+
+    swept = _replaced(node, "needed_by", newest_only)
 
     @contextlib.contextmanager
     def both() -> Iterator[None]:

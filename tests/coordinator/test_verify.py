@@ -11,8 +11,9 @@ import pytest
 
 from coordinator.edge.server import CoordinatorServer
 from coordinator.run.folder import RunFolder
+from coordinator.run.needed import needed_by
 from coordinator.run.pump import load_engine
-from coordinator.run.verify import payloads_needed, verify_run
+from coordinator.run.verify import verify_run
 from coordinator.store.journal import Journal
 from protocol.errors import ConfigError, Unavailable
 
@@ -141,7 +142,7 @@ async def test_a_submission_whose_bytes_are_gone_is_told(
     journal = Journal.open(run.journal_path)
     engine, _ = load_engine(journal, run.draw_secret())
     journal.close()
-    ((_, digest),) = payloads_needed(engine.state)
+    (digest,) = needed_by(engine.state).payloads.values()
     (run.artifacts().payloads.path(digest)).unlink()
     (problem,) = problems(run)["submissions"]
     assert problem.startswith(f"the submission for lease {lease.lease_id} was received, but ")
