@@ -1,6 +1,7 @@
 """A lease: one shard granted to one worker until a deadline. A pure function of what is written in it.
 
-Holds no behaviour beyond reading its own fields; `coordinator/engine/placement.py` decides what goes in.
+Holds no behaviour beyond reading its own fields. `leases.py` puts it together: columns come from `placement.py`, steps
+and deadline from `pacing.py`, rates from `schedules.py`.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class Versions:
     def keep_from(self, oldest: Version) -> int:
         """Drop versions below `oldest` and sweep what nothing names any more; returns how many files went.
 
-        Version 0 stays: it is what a run, or an audit of it, starts from.
+        Version 0 stays: it is what the run began with.
         """
         keep: set[Digest] = set()
         for version in self.kept():

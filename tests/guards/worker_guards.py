@@ -20,13 +20,13 @@ LINK = "test_evil_identity.py::test_a_coordinator_that_the_join_link_does_not_na
 HUGE = "test_evil_identity.py::test_a_model_of_huge_shapes_costs_nothing"
 ABSURD = "test_evil_leases.py::test_an_absurd_lease_is_refused_and_named"
 NO_SPIN = "test_evil_leases.py::test_being_told_to_wait_no_time_for_ever_does_not_spin"
-BEATS = "test_evil_leases.py::test_a_heartbeat_interval_that_is_none_is_replaced"
+BEATS = "test_evil_leases.py::test_an_invalid_heartbeat_interval_is_replaced"
 TERMINAL = "test_evil_leases.py::test_what_it_says_cannot_steer_the_terminal"
 UNTRUE = "test_evil_manifests.py::test_a_manifest_that_does_not_hold_is_refused"
 BOUND = "test_evil_manifests.py::test_a_block_above_the_runs_own_bound_is_not_fetched"
 OLDER = "test_evil_manifests.py::test_an_older_version_than_leased_is_no_substitute"
 BLOCK = "test_evil_manifests.py::test_a_block_that_is_not_what_was_signed_is_never_used"
-NO_SEQUENCES = "test_evil_manifests.py::test_sequences_that_are_none_are_never_trained_on"
+NO_SEQUENCES = "test_evil_manifests.py::test_invalid_sequences_are_never_trained_on"
 ENDLESS = "test_evil_streams.py::test_an_endless_stream_is_hung_up_on"
 STALLED = "test_evil_streams.py::test_a_stalled_download_is_broken_off_and_taken_up_again"
 FOR_EVER = "test_evil_streams.py::test_a_stream_that_stalls_for_ever_costs_the_lease_and_not_the_volunteer"
@@ -115,7 +115,7 @@ LEASES = (
           "_require(columns", f"{ABSURD}[columns out of order]"),
     guard("absurd hyperparameters, columns, counts, deadlines", LEASE,
           "_require(ascending and columns[-1] < layout_columns", "_require(ascending",
-          f"{ABSURD}[a column that is none]"),
+          f"{ABSURD}[an invalid column]"),
     guard("absurd hyperparameters, columns, counts, deadlines", LEASE,
           "_require(math.isfinite(value) and low <= value <= high,", "_require(not (value < low or value > high),",
           f"{ABSURD}[no number]", note="comparisons that are written the other way round let NaN in"),
@@ -141,7 +141,7 @@ LEASES = (
     guard("being told to ask again at once, for ever", AGENT,
           "retry_s = retry_s if retry_s > MIN_RETRY_AFTER_S else MIN_RETRY_AFTER_S", "retry_s = max(retry_s, 0.0)",
           NO_SPIN),
-    guard("a heartbeat interval that is no number, or none at all", AGENT,
+    guard("a heartbeat interval that is missing or not a number", AGENT,
           "interval_s = interval_s if interval_s > MIN_HEARTBEAT_S else MIN_HEARTBEAT_S",
           "interval_s = max(interval_s, 0.0)", BEATS),
     guard("text that steers the terminal", "worker/progress.py",
@@ -179,17 +179,17 @@ CONTENT = (
     guard("a block that does not match", FRAMING,
           "if not hmac.compare_digest(got.encode(), self.digest.encode()):", "if False:", BLOCK),
     guard("a block that does not match", CLIENT, "            reader.finish()\n", "", BLOCK),
-    guard("sequences that are none", SEQUENCES, "if largest >= vocab_size:", "if False:",
+    guard("invalid sequences", SEQUENCES, "if largest >= vocab_size:", "if False:",
           f"{NO_SEQUENCES}[vocabulary]"),
-    guard("sequences that are none", SEQUENCES, 'if magic != MAGIC or padding != b"\\0\\0\\0":', "if False:",
+    guard("invalid sequences", SEQUENCES, 'if magic != MAGIC or padding != b"\\0\\0\\0":', "if False:",
           f"{NO_SEQUENCES}[magic]"),
-    guard("sequences that are none", SEQUENCES, "if (got_count, got_length) != (count, length):", "if False:",
+    guard("invalid sequences", SEQUENCES, "if (got_count, got_length) != (count, length):", "if False:",
           f"{NO_SEQUENCES}[count]"),
-    guard("sequences that are none", SEQUENCES, "if payload.nbytes != expected_bytes:", "if False:",
+    guard("invalid sequences", SEQUENCES, "if payload.nbytes != expected_bytes:", "if False:",
           f"{NO_SEQUENCES}[short]"),
-    guard("sequences that are none", SEQUENCES, "if payload.nbytes < HEADER.size:", "if False:",
+    guard("invalid sequences", SEQUENCES, "if payload.nbytes < HEADER.size:", "if False:",
           f"{NO_SEQUENCES}[less than a header]"),
-    guard("sequences that are none", SEQUENCES, "if token_bytes not in _WIRE_DTYPES:", "if False:",
+    guard("invalid sequences", SEQUENCES, "if token_bytes not in _WIRE_DTYPES:", "if False:",
           f"{NO_SEQUENCES}[width of a token]"),
     guard("an endless stream", FRAMING, "if offset != self.offset:", "if False:",
           f"{ENDLESS}[block]", f"{ENDLESS}[lease_data]",
