@@ -24,6 +24,7 @@ from coordinator.engine.tally import was_lost
 from coordinator.run import clock as run_clock
 from coordinator.run import pump as pump_module
 from coordinator.run.clock import RunClock
+from coordinator.run.needed import needed_by
 from coordinator.run.pump import Pump
 from coordinator.store import journal
 from protocol.errors import IllegalEvent
@@ -210,10 +211,8 @@ def _data_named_twice() -> AbstractContextManager[None]:
 
 
 def _base_swept_early() -> AbstractContextManager[None]:
-    genuine = node.needed_by
-
     def newest_only(state: Any) -> Any:
-        return replace(genuine(state), oldest_version=int(state.version) + 1)
+        return replace(needed_by(state), oldest_version=int(state.version) + 1)
 
     swept = _replaced(node, "needed_by", newest_only)
 

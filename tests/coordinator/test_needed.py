@@ -19,7 +19,7 @@ from coordinator.run.pump import load_engine
 from coordinator.run.verify import verify_run
 from coordinator.store.journal import Journal
 from protocol.errors import ConfigError, Unavailable
-from protocol.ids import LeaseId
+from protocol.ids import Digest, LeaseId
 from tests.coordinator.engine.conftest import Swarm, small_config
 
 
@@ -101,7 +101,8 @@ async def test_opening_backup_and_verify_agree_about_what_is_needed(
     store = run.artifacts()
     (digest,) = needed.payloads.values()
     path = store.payloads.path(digest)
-    stray = path.with_name("0" * 64)
+    stray = store.payloads.path(Digest("0" * 64))
+    stray.parent.mkdir()
     stray.write_bytes(b"of a lease that the journal does not know")
     OpenedRun.open(run, Clocks()).close()
     assert path.is_file(), "opening keeps it"
