@@ -3,7 +3,7 @@
 Decides the order: a contribution is first multiplied by its `step_scale` (to the round's common number of inner
 steps), then clipped as a whole block to `max_norm_l2`, then handed to the rule, which sees the block as one vector
 (distances are between blocks, not tensors). Both factors are applied chunk by chunk inside the rule, so no scaled copy
-of a contribution exists. Contributions of weight 0 (probation) are measured against the schema but have no say.
+of a contribution exists. Contributions of weight 0 are checked against the schema but have no say.
 
 Holds always: whatever finite values were sent, no rule raises, and the result is finite. A largest norm of 0 (the
 median is 0 where most holders did not move the block) leaves nothing of anybody's: all count as zeros.

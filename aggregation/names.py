@@ -80,7 +80,7 @@ EXPECTED: Final = f"{', '.join(BASES)}, or one of them but mean after {' or '.jo
 
 
 def parse_rule(rule: str) -> RuleName:
-    """Take a name apart; LocalError where it is none, since settings have been checked.
+    """Take a name apart; LocalError where it is invalid, since settings have been checked.
 
     >>> parse_rule("nnm+krum")
     RuleName(base='krum', pre='nnm')

@@ -35,7 +35,7 @@ _ROWS: Final = 4096
 
 
 def checked_dtype(name: str) -> torch.dtype:
-    """The type that a person named; ConfigError when it is none of those that a checkpoint can be kept in."""
+    """The type that a person named; ConfigError when a checkpoint cannot be kept in it."""
     if name not in DTYPES:
         raise ConfigError(f"dtype {name!r:.40}: expected one of {', '.join(DTYPES)}")
     return DTYPES[name]

@@ -56,7 +56,7 @@ class Cause(StrEnum):
 
 
 def cause_named(name: str | bytes | None) -> Cause | None:
-    """The cause of this name; None where it is none that is known here."""
+    """The cause of this name; None where it is unknown here."""
     try:
         return Cause(name.decode("ascii", "replace") if isinstance(name, bytes) else name or "")
     except ValueError:

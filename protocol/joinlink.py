@@ -43,7 +43,7 @@ class JoinLink:
         if not _FINGERPRINT.fullmatch(self.fingerprint):
             raise ConfigError(
                 f"join link: the fingerprint must be 64 hexadecimal digits, got {len(self.fingerprint)} characters"
-                f"{'' if len(self.fingerprint) != 64 else ' of which some are none'}"
+                f"{'' if len(self.fingerprint) != 64 else ', not all of them hexadecimal'}"
             )
         if self.invite is not None and not _INVITE.fullmatch(self.invite):
             raise ConfigError(

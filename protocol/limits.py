@@ -18,7 +18,7 @@ FRAME_BYTES = 512 * 1024
 FRAME_HEADER_BYTES = 16
 
 MAX_CONTROL_BYTES = 1024 * 1024
-"""Largest control message: a manifest of 1024 blocks with momenta takes 300 KiB, a status of 1000 workers no less."""
+"""Largest control message: a manifest of 1024 blocks with momenta takes 300 KiB, a page of a status up to 512."""
 MAX_MESSAGE_BYTES = max(MAX_CONTROL_BYTES, FRAME_BYTES + FRAME_HEADER_BYTES)
 """What gRPC refuses before it reaches our code, compressed or not."""
 MAX_METADATA_BYTES = 8 * 1024

@@ -170,7 +170,7 @@ def _refs(fields: dict[str, Any], name: str) -> dict[BlockId, BlockRef]:
         try:
             column_of(BlockId(block))
         except ValueError as error:
-            raise MalformedMessage(f"manifest field {name} has a block id that is none: {block[:40]!r}") from error
+            raise MalformedMessage(f"manifest field {name} has an invalid block id: {block[:40]!r}") from error
         if not isinstance(entry, dict) or set(entry) != {"digest", "payload_bytes"}:
             raise MalformedMessage(f"manifest block {block[:40]} must have digest and payload_bytes")
         digest = entry["digest"]

@@ -12,7 +12,6 @@ ROOT = Path(__file__).parents[1]
 SHARED = {
     "Command",
     "Event",
-    "RoundRecord",
     "Submission",
     "Trained",
     "Training",

@@ -199,7 +199,7 @@ class Agent:
 
     async def _enrol(self, call: m.Enrol) -> m.Event:
         enrolment = await self._joining.enrol(self._machine)
-        trusted = " as a founder" if enrolment.trusted else ""
+        trusted = " as trusted" if enrolment.trusted else ""
         text = f"enrolled{trusted} as worker {enrolment.worker_id}"
         self._reporter.say("enrolled", text, worker=enrolment.worker_id, trusted=enrolment.trusted)
         return m.Enrolled(ticket=call.ticket)

@@ -57,7 +57,7 @@ class WorkerOptions:
     """torch threads; None: as many as cores."""
     output: Output = "auto"
     measure_speed: bool = True
-    """False: say nothing about speed; the coordinator finds out from heartbeats."""
+    """False: say nothing about speed; the coordinator finds out from the first submissions."""
     keep_progress_every_s: float = 30.0
     """A lease's progress is written to disk this often, for the case that the process is killed; 0: after each step."""
     first_backoff_s: float = 0.5

@@ -8,7 +8,7 @@ from __future__ import annotations
 import typer
 
 import barnraise.cli.coordinator as coordinator_commands
-from barnraise.cli import data, evaluate, model, pretrain, simulate, worker
+from barnraise.cli import data, evaluate, model, pretrain, simulate, status, worker
 from barnraise.cli.endings import (
     EXIT_CORRECTABLE,
     EXIT_DONE,
@@ -30,7 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(worker.app, name="worker", rich_help_panel="Volunteer")
 app.add_typer(coordinator_commands.app, name="coordinator", rich_help_panel="Operator")
-app.command("status", rich_help_panel="Operator")(coordinator_commands.status)
+app.command("status", rich_help_panel="Operator")(status.status)
 app.add_typer(data.app, name="data", rich_help_panel="Operator")
 app.command("pretrain", rich_help_panel="Operator")(pretrain.pretrain)
 app.command("plan", rich_help_panel="Operator")(model.plan)

@@ -10,7 +10,6 @@ import dataclasses
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from time import sleep
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,6 +28,9 @@ MOST_HOURS = 8784
 """The longest life of an invite, a leap year (coordinator/edge/operator_service.py), in the unit of the option."""
 
 RunArgument = Annotated[Path, typer.Argument(help="The run's folder.")]
+Trusted = Annotated[
+    bool, typer.Option("--trusted", help="Mark who joins with these links as trusted; nothing depends on it yet.")
+]
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 
@@ -235,7 +237,9 @@ def run(
     invites_to: Annotated[
         Path | None, typer.Option(help="Write them as files into this folder instead of printing them.")
     ] = None,
-    trusted: Annotated[bool, typer.Option("--trusted", help="These links are for founders.")] = False,
+    trusted: Annotated[
+        bool, typer.Option("--trusted", help="Mark these workers as trusted; nothing depends on it yet.")
+    ] = False,
 ) -> int:
     """Serve the run until it is over, or until Ctrl-C; the next start goes on where this one was."""
     import asyncio
@@ -249,7 +253,9 @@ def run(
 def invite(
     folder: RunArgument,
     count: Annotated[int, typer.Option(min=1, max=1000, help="How many join links; each is for one machine.")] = 1,
-    trusted: Annotated[bool, typer.Option("--trusted", help="For founders: full weight from the start.")] = False,
+    trusted: Annotated[
+        bool, typer.Option("--trusted", help="Mark these workers as trusted; nothing depends on it yet.")
+    ] = False,
     expires_in_h: Annotated[
         float,
         typer.Option(
@@ -297,34 +303,3 @@ def stop(
 
     stop_run(RunFolder.open(folder), reason=reason)
     print("the run is ending: its last version is validated and exported first")
-
-
-def status(
-    folder: RunArgument,
-    watch: Annotated[
-        float | None,
-        typer.Option(
-            parser=number(least=0.2, most=86_400), metavar="SECONDS", help="Show it again every so many seconds."
-        ),
-    ] = None,
-    as_json: Json = False,
-) -> int:
-    """What the run is doing, and why the round is not closed; from its journal while no coordinator answers.
-
-    Exit code 0: the coordinator answered, or the run is over. 1: nobody answered; what is shown is the journal's end.
-    """
-    from barnraise.cli.status import print_status
-    from coordinator.edge.operator_client import fetch_status
-    from coordinator.run.folder import RunFolder
-
-    run_folder = RunFolder.open(folder)
-    while True:
-        found = fetch_status(run_folder)
-        if as_json:
-            print_json(found.model_dump(mode="json"))
-        else:
-            print_status(found)
-        if watch is None or found.over:
-            return 0 if found.answering or found.over else 1
-        sleep(watch)
-        print()

@@ -1,6 +1,6 @@
 """Options that several commands share, and what a number must be to be taken.
 
-Decides ranges in people's units; a number that is none, or not finite, is refused here and not in the middle of work.
+Decides ranges in people's units; what is not a number, or not finite, is refused here and not in the middle of work.
 """
 
 from __future__ import annotations

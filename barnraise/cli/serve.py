@@ -44,7 +44,7 @@ async def _serve(folder: Path, *, invites: int, invites_to: Path | None, trusted
         told.cancel()
         if over.done():
             over.result()
-            print(f"the run is over: {server.status().end_reason}", file=sys.stderr)
+            print(f"the run is over: {server.summary().end_reason}", file=sys.stderr)
         else:
             over.cancel()
     finally:

@@ -1,64 +1,142 @@
-"""How `barnraise status` tells a run's state: where it stands, why it waits, who is there.
+"""`barnraise status`, and how it tells a run's state: where it stands, why it waits, who is there.
 
-Decides the words only; the reasons are the engine's own.
+Decides the words only, and how many workers a person is shown unasked; the reasons are the engine's own.
 """
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
+from time import sleep
+from typing import TYPE_CHECKING, Annotated
 
-from barnraise.cli.output import print_pairs, print_table
+import typer
+
+from barnraise.cli.coordinator import Json, RunArgument
+from barnraise.cli.options import number
+from barnraise.cli.output import print_json, print_pairs, print_table
+from protocol.errors import ConfigError
 from protocol.text import human_bytes
 
 if TYPE_CHECKING:
-    from coordinator.edge.status import RunStatus, WorkerStatus
+    from coordinator.edge.status import RunStatus, WorkerState, WorkerStatus
+    from coordinator.engine.history import RoundRecord
 
-_LAST_ROUNDS = 5
+WORKERS_SHOWN = 20
+"""Of more workers only so many are shown, unless all are asked for."""
+
+
+def status(
+    folder: RunArgument,
+    watch: Annotated[
+        float | None,
+        typer.Option(
+            parser=number(least=0.2, most=86_400), metavar="SECONDS", help="Show it again every so many seconds."
+        ),
+    ] = None,
+    workers: Annotated[bool, typer.Option("--workers", help="Show every worker, not only the first 20.")] = False,
+    state: Annotated[
+        str, typer.Option(metavar="STATE", help="Show the workers in this state only, e.g. `quarantined`.")
+    ] = "",
+    rounds: Annotated[bool, typer.Option("--rounds", help="Show every closed round that is remembered.")] = False,
+    as_json: Json = False,
+) -> int:
+    """What the run is doing, and why the round is not closed; from its journal while no coordinator answers.
+
+    Of many workers, 20 are shown: those first that are set aside, refused or idle. JSON holds everything. Exit code 0:
+    the coordinator answered, or the run is over. 1: nobody answered; what is shown is the journal's end.
+    """
+    from coordinator.edge.operator_client import fetch_status
+    from coordinator.edge.pages import EVERYTHING, Wanted
+    from coordinator.run.folder import RunFolder
+
+    states = _states(state)
+    most = None if workers or states else WORKERS_SHOWN
+    wanted = EVERYTHING if as_json else Wanted(workers=most, states=states, rounds=rounds, rest=False)
+    run_folder = RunFolder.open(folder)
+    while True:
+        found = fetch_status(run_folder, wanted)
+        if as_json:
+            print_json(json.loads(found.model_dump_json()))
+        else:
+            print_status(found)
+            if most is not None:
+                say_how_many_more(found, folder)
+        if watch is None or found.over:
+            return 0 if found.answering or found.over else 1
+        sleep(watch)
+        print()
+
+
+def _states(name: str) -> frozenset[WorkerState]:
+    from coordinator.edge.status import WorkerState
+
+    if not name:
+        return frozenset()
+    try:
+        return frozenset({WorkerState(name)})
+    except ValueError as error:
+        raise ConfigError(f"no worker is ever {name!r}; a state is one of {', '.join(WorkerState)}") from error
 
 
 def print_status(status: RunStatus) -> None:
     """For people."""
     if not status.answering and not status.over:  # nobody need start what is over
         print(f"{_sentence(status.trouble or 'no coordinator answers')} {_as_of(status.last_record_s)}\n")
-    losses = [f"{one.val_loss:.3f}" for one in status.validations[-_LAST_ROUNDS:]]
+    losses = [f"{one.val_loss:.3f}" for one in status.latest_validations]
     rejected = ", ".join(f"{count} {reason}" for reason, count in sorted(status.submissions_rejected.items()))
+    states = ", ".join(f"{count} {state}" for state, count in status.worker_states.items())
     print_pairs(
         (
             ("run", f"{status.name} ({status.run_id})"),
             ("round", f"{status.round} of {status.max_rounds}, {status.phase}, version {status.version}"),
             ("held-out loss", " → ".join(losses) if losses else "not measured yet"),
+            (
+                "workers",
+                f"{status.enrolled} enrolled, {status.connected} connected" + (f": {states}" if states else ""),
+            ),
             ("leases", f"{status.leases_granted} granted, {status.leases_expired} expired"),
             ("submissions", f"{status.submissions_accepted} accepted, {rejected or 'none rejected'}"),
             ("traffic", f"{human_bytes(status.bytes_up)} up, {human_bytes(status.bytes_down)} down"),
         )
     )
+    _print_reasons(status)
+    notes = [f"round {one.round}: {one.close_reason}" for one in status.latest_rounds if one.version is None]
+    notes += [*status.left_out, *(f"version {status.version}: {one}" for one in status.substitutes)]
+    if notes:
+        print("\nOf the latest rounds:")
+        for note in notes:
+            print(f"  {note}")
+    if status.history:
+        print()
+        facts = ("round", "version", "lasted", "accepted", "rejected", "expired", "loss", "closed because")
+        print_table(facts, [_round_row(one) for one in status.history])
+    if status.workers:
+        print()
+        columns = ("worker", "state", "columns", "accepted", "rejected", "why")
+        print_table(columns, [_worker_row(one) for one in status.workers])
+
+
+def say_how_many_more(status: RunStatus, folder: Path) -> None:
+    """Where not all workers are in the table: how many there are besides, and how to see them."""
+    more = status.enrolled - len(status.workers)
+    if more > 0:
+        print(f"and {more} more: `barnraise status {folder} --workers` shows all, `--state STATE` those in one state")
+
+
+def _print_reasons(status: RunStatus) -> None:
+    """Why the round is not closed, and what is being done."""
     if status.over:
         print(f"\nThe run is over: {status.end_reason}")
     elif status.waits:
         print(f"\nWhy the round {'is' if status.answering else 'was'} not closed:")
         for wait in status.waits:
             print(f"  {wait.subject}: {wait.reason}")
+        if status.more_waits:
+            print(f"  and {status.more_waits} more")
     for work in status.working_on:
         print(f"  {'working on' if status.answering else 'goes on with'} {work}")
-    notes = _notes(status)
-    if notes:
-        print("\nOf the latest rounds:")
-        for note in notes:
-            print(f"  {note}")
-    if status.workers:
-        print()
-        print_table(
-            ("worker", "state", "columns", "accepted", "rejected", "why"), [_row(one) for one in status.workers]
-        )
-
-
-def _notes(status: RunStatus) -> list[str]:
-    """Which rounds published nothing, who was left out of them, and what other rules made of the latest version."""
-    latest = status.history[-_LAST_ROUNDS:]
-    notes = [f"round {one.round}: {one.close_reason}" for one in latest if one.version is None]
-    notes += [f"round {one.round}: {left_out}" for one in latest for left_out in one.left_out]
-    return notes + [f"version {status.version}: {substitute}" for substitute in status.substitutes]
 
 
 def _sentence(text: str) -> str:
@@ -72,7 +150,20 @@ def _as_of(last_record_s: float | None) -> str:
     return f"Nothing has been recorded since {moment}; this is the run as it was then:"
 
 
-def _row(worker: WorkerStatus) -> dict[str, object]:
+def _round_row(one: RoundRecord) -> dict[str, object]:
+    return {
+        "round": one.round,
+        "version": one.version,
+        "lasted": f"{one.lasted_s:.0f} s",
+        "accepted": one.accepted,
+        "rejected": one.rejected,
+        "expired": one.expired,
+        "loss": None if one.val_loss is None else f"{one.val_loss:.3f}",
+        "closed because": one.close_reason,
+    }
+
+
+def _worker_row(worker: WorkerStatus) -> dict[str, object]:
     return {
         "worker": (worker.name or worker.worker[:8]) + (f" ({worker.owner}'s)" if worker.owner else ""),
         "state": worker.state,

@@ -17,7 +17,8 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from pydantic import ValidationError
 
-from coordinator.edge.status import RunStatus
+from coordinator.edge.pages import EVERYTHING, Page, Query, Wanted, put_together
+from coordinator.edge.status import RunStatus, RunSummary
 from coordinator.edge.stopped import status_of_journal
 from coordinator.run.folder import RunFolder
 from coordinator.run.inviting import InviteTerms, make_links_while_stopped
@@ -67,13 +68,28 @@ class OperatorClient:
     async def __aexit__(self, *_: object) -> None:
         await self._channel.close(None)
 
-    async def status(self) -> RunStatus:
-        """The run at this moment."""
+    async def summary(self) -> RunSummary:
+        """The run at this moment, in short."""
         reply = await self._call(_OPERATOR + "GetStatus", pb.GetStatusRequest(), pb.GetStatusReply)
         try:
-            return RunStatus.model_validate_json(reply.status_json)
+            return RunSummary.model_validate_json(reply.status_json)
         except ValidationError as error:
-            raise MalformedMessage(f"the coordinator's status is none: {_OTHER_VERSION}") from error
+            raise MalformedMessage(f"the coordinator's status is invalid: {_OTHER_VERSION}") from error
+
+    async def page(self, query: Query) -> Page:
+        """One page of rows."""
+        request = pb.ListStatusRequest(
+            kind=query.kind.value,
+            after=query.after,
+            most=query.most,
+            states=sorted(query.states),
+        )
+        reply = await self._call(_OPERATOR + "ListStatus", request, pb.ListStatusReply)
+        return Page(rows=tuple(reply.rows_json), next=reply.next)
+
+    async def status(self, wanted: Wanted = EVERYTHING) -> RunStatus:
+        """The run at this moment, with the rows that are wanted."""
+        return await put_together(await self.summary(), self.page, wanted)
 
     async def create_invites(self, terms: InviteTerms) -> list[str]:
         """New join links."""
@@ -101,12 +117,12 @@ class OperatorClient:
             raise MalformedMessage(f"the answer is not a {kind.DESCRIPTOR.name}: {_OTHER_VERSION}") from error
 
 
-def fetch_status(run_folder: RunFolder) -> RunStatus:
-    """The status of the run: from its coordinator, and where none answers, from its journal."""
+def fetch_status(run_folder: RunFolder, wanted: Wanted = EVERYTHING) -> RunStatus:
+    """What is wanted of the run's status: from its coordinator, and where none answers, from its journal."""
     try:
-        return _with_client(run_folder, lambda client: client.status())
+        return _with_client(run_folder, lambda client: client.status(wanted))
     except Unavailable as error:
-        return status_of_journal(run_folder, str(error))
+        return asyncio.run(status_of_journal(run_folder, str(error), wanted))
 
 
 def create_invites(run_folder: RunFolder, terms: InviteTerms) -> tuple[list[str], bool]:

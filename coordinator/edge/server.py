@@ -20,11 +20,12 @@ from coordinator.edge.auth import Authenticator
 from coordinator.edge.mailboxes import Mailboxes
 from coordinator.edge.membership import Membership
 from coordinator.edge.operator_service import OperatorService
+from coordinator.edge.pages import Page, Query, StatusReader, put_together
 from coordinator.edge.rpc import Endpoint
 from coordinator.edge.served import RunContext
 from coordinator.edge.service import WorkerService
 from coordinator.edge.sessions import SessionTable
-from coordinator.edge.status import RunStatus, run_status
+from coordinator.edge.status import RunStatus, RunSummary
 from coordinator.edge.throttle import Throttle
 from coordinator.edge.transfers import Transfers
 from coordinator.engine.commands import AnnounceVerdict, CancelLease, Command, DropPayload, EndRun, GrantLease
@@ -127,19 +128,20 @@ class CoordinatorServer:
         finally:
             ended.cancel()
 
-    def status(self) -> RunStatus:
-        """The run at this moment."""
-        assert self._parts is not None
-        run = self._opened()
-        return run_status(
-            run.pump.engine,
-            run_id=run.run_id,
-            name=run.settings.name,
-            now_s=run.run_time(),
-            wall_s=run.wall_time(),
-            traffic=self._parts.traffic,
-            connected=run.sessions.has,
-        )
+    def summary(self) -> RunSummary:
+        """The run at this moment, in short."""
+        self._opened()
+        return self._status.summary()
+
+    async def status(self) -> RunStatus:
+        """The run with everything that is known of it; between the pages other calls go on."""
+        self._opened()
+
+        async def ask(query: Query) -> Page:
+            await asyncio.sleep(0)
+            return self._status.page(query)
+
+        return await put_together(self._status.summary(), ask)
 
     async def create_invites(
         self, *, count: int = 1, trusted: bool = False, expires_in_s: float = DEFAULT_INVITE_LIFE_S
@@ -192,7 +194,16 @@ class CoordinatorServer:
     def _add_services(self, server: Any, run: RunContext, traffic: Traffic) -> None:
         auth = Authenticator(run.sessions, bytes.fromhex(run.authority.fingerprint))
         self._service = service = WorkerService(run)
-        self._operator = operator = OperatorService(run, lambda: self.port, self.status)
+        self._status = StatusReader(
+            run.pump.engine,
+            run_id=run.run_id,
+            name=run.settings.name,
+            run_time=run.run_time,
+            wall_time=run.wall_time,
+            traffic=traffic,
+            connected=run.sessions.has,
+        )
+        self._operator = operator = OperatorService(run, lambda: self.port, self._status)
         membership, transfers = Membership(run, auth), Transfers(run, service)
         worker_calls = Endpoint(COORDINATOR_SERVICE, auth, traffic, self._throttle, service.on_alive)
         operator_calls = Endpoint(OPERATOR_SERVICE, auth, traffic, self._throttle)
@@ -217,6 +228,7 @@ class CoordinatorServer:
                         "CreateInvite", pb.CreateInviteRequest, operator.create_invite, operator=True, remember=True
                     ),
                     operator_calls.unary("GetStatus", pb.GetStatusRequest, operator.get_status, operator=True),
+                    operator_calls.unary("ListStatus", pb.ListStatusRequest, operator.list_status, operator=True),
                     operator_calls.unary("StopRun", pb.StopRunRequest, operator.stop_run, operator=True),
                 ]
             ),
@@ -237,7 +249,7 @@ class CoordinatorServer:
                 continue  # gRPC does not say which of the two it was
         raise ConfigError(
             f"cannot listen on {address_text(settings.host, wanted)}: another program (another coordinator?) has that "
-            "port, or the address is none of this machine's; end that program, or set another host or port in "
+            "port, or this machine does not have that address; end that program, or set another host or port in "
             f"{self._folder.root / 'settings.toml'}"
         )
 

@@ -30,7 +30,7 @@ class CallerSession:
     session_id: bytes
     public_key: bytes
     worker: WorkerId
-    """The operator's key has an id of the same make, but is no worker."""
+    """The operator's key has an id of the same make, but is not a worker."""
     is_operator: bool
     window: CounterWindow = field(default_factory=CounterWindow)
     closed: asyncio.Event = field(default_factory=asyncio.Event)

@@ -1,29 +1,71 @@
-"""What an operator sees: one run at one moment, every state with its reason, as data that goes over the wire as JSON.
+"""What an operator sees of a run: the schema of what goes over the wire as JSON, and is printed as such.
 
-Decides nothing: it reads the engine's state. `RunStatus` is the schema of GetStatusReply.status_json.
+Decides nothing. `RunSummary` is of constant size, whatever the run's (GetStatus); `StatusRow`s come in pages
+(ListStatus); `RunStatus` is the two put together, complete or in part, for whoever asked.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import json
 from collections.abc import Callable
+from dataclasses import replace
+from enum import StrEnum
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, WrapSerializer
 
-from coordinator.engine.engine import Engine
-from coordinator.engine.history import LeftOut, RoundRecord
-from coordinator.engine.phases import LeaseStatus, Phase
+from coordinator.engine.history import RoundRecord
 from coordinator.engine.reasons import told
-from coordinator.engine.rows import LeaseRecord, WorkerRecord
-from coordinator.engine.state import EngineState
-from coordinator.run.traffic import Traffic
-from coordinator.work import substitutes
-from protocol.ids import RunId, WorkerId
 
 
 class _Data(BaseModel):
     # a loss may be infinite, which plain JSON has no number for; as a string it is a float again on the other side
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+
+def _in_words(record: RoundRecord, as_plain: Callable[[RoundRecord], dict[str, Any]]) -> dict[str, Any]:
+    """The record's own fields, and what a person would make of them; a reader of the record skips the latter."""
+    plain = as_plain(record)
+    plain["lasted_s"], plain["close_reason"] = record.lasted_s, record.close_reason
+    for entry, one in zip(plain["left_out"], record.left_out, strict=True):
+        entry["told"] = told(one.why)
+    return plain
+
+
+ClosedRound = Annotated[RoundRecord, WrapSerializer(_in_words)]
+"""A closed round as JSON: in a status and in a simulation's report alike."""
+
+
+class _Rounds(_Data):
+    rounds: tuple[ClosedRound, ...]
+
+
+def rounds_as_plain(records: tuple[RoundRecord, ...]) -> list[dict[str, Any]]:
+    """Closed rounds as values that any JSON can hold."""
+    plain: list[dict[str, Any]] = json.loads(_Rounds(rounds=records).model_dump_json())["rounds"]
+    return plain
+
+
+def by_calendar(record: RoundRecord, wall_at_s: Callable[[float], float | None]) -> RoundRecord:
+    """`record` with its close by the calendar, and its opening as long before as it lasted by the run's own clock."""
+    closed_at_s = wall_at_s(record.closed_at_s)
+    if closed_at_s is None:
+        return record
+    return replace(record, opened_at_s=closed_at_s - record.lasted_s, closed_at_s=closed_at_s)
+
+
+class WorkerState(StrEnum):
+    """What a worker is doing, those first that an operator may have to look at."""
+
+    QUARANTINED = "quarantined"
+    REJECTED = "rejected"
+    IDLE = "idle"
+    WAITING = "waiting"
+    UPLOADING = "uploading"
+    MEASURING = "measuring"
+    TRAINING = "training"
+    ACCEPTED = "accepted"
+    ABSENT = "absent"
 
 
 class WaitStatus(_Data):
@@ -41,8 +83,7 @@ class WorkerStatus(_Data):
     trusted: bool
     owner: str
     """Whose machine it is, as the operator said with its invite; empty: nobody's but its own."""
-    state: str
-    """training, uploading, measuring, accepted, rejected, waiting, quarantined, absent or idle."""
+    state: WorkerState
     why: str
     connected: bool
     max_columns: int
@@ -60,29 +101,6 @@ class WorkerStatus(_Data):
     rejected: dict[str, int]
 
 
-class RoundStatus(_Data):
-    """One closed round."""
-
-    round: int
-    version: int | None
-    opened_at_s: float
-    closed_at_s: float
-    """Calendar time, in seconds since the epoch, like all moments here."""
-    lasted_s: float
-    """Run time from its opening to its close; the difference of the two is off by what the wall clock was set."""
-    accepted: int
-    rejected: int
-    expired: int
-    returned: int
-    late_used: int
-    update_norm_l2: float | None
-    val_loss: float | None
-    val_loss_se: float | None
-    close_reason: str
-    left_out: tuple[str, ...]
-    """Submissions that were accepted and could not be aggregated: whose, and why."""
-
-
 class ValidationStatus(_Data):
     """Held-out loss of one version, nats a token."""
 
@@ -98,8 +116,8 @@ class CheckpointStatus(_Data):
     path: str
 
 
-class RunStatus(_Data):
-    """A run at one moment."""
+class RunSummary(_Data):
+    """A run at one moment, in a size that does not grow with it: of what may be many, the first or latest few."""
 
     answering: bool = True
     """Whether a coordinator said so. False: this is the journal's last record, and nobody is at work on it."""
@@ -110,6 +128,7 @@ class RunStatus(_Data):
     run_id: str
     name: str
     at_s: float
+    """Calendar time, in seconds since the epoch, like all moments here."""
     started_at_s: float | None
     round: int
     max_rounds: int
@@ -118,12 +137,21 @@ class RunStatus(_Data):
     over: bool
     end_reason: str | None
     waits: tuple[WaitStatus, ...]
-    workers: tuple[WorkerStatus, ...]
-    history: tuple[RoundStatus, ...]
+    """Why the round is not closed: the first of the reasons."""
+    more_waits: int
+    """How many there are besides."""
+    enrolled: int
+    connected: int
+    worker_states: dict[WorkerState, int]
+    """How many workers are in each state; a state that nobody is in is left out."""
+    rounds_closed: int
+    latest_rounds: tuple[ClosedRound, ...]
+    latest_validations: tuple[ValidationStatus, ...]
+    latest_checkpoint: CheckpointStatus | None
+    left_out: tuple[str, ...]
+    """Submissions that were accepted in the latest rounds and could not be aggregated: round, whose, and why."""
     substitutes: tuple[str, ...]
     """Blocks of the latest version that the run's rule did not answer for: which, why, and what would mend it."""
-    validations: tuple[ValidationStatus, ...]
-    checkpoints: tuple[CheckpointStatus, ...]
     working_on: tuple[str, ...]
     """Slow commands that are pending, e.g. `aggregate:r3`, with an error where one failed."""
     leases_granted: int
@@ -131,182 +159,23 @@ class RunStatus(_Data):
     leases_returned: int
     submissions_accepted: int
     submissions_rejected: dict[str, int]
-    rejected_by_worker: dict[str, int]
     bytes_up: int
     bytes_down: int
     calls: int
     refused_calls: int
 
 
-def run_status(
-    engine: Engine,
-    *,
-    run_id: RunId,
-    name: str,
-    now_s: float,
-    wall_s: float,
-    traffic: Traffic,
-    connected: Callable[[WorkerId], bool],
-) -> RunStatus:
-    """The run as of run time `now_s`, which is `wall_s` by the calendar."""
-    state = engine.state
-    totals, current = state.totals, _current_leases(engine)
-    return RunStatus(
-        run_id=run_id,
-        name=name,
-        at_s=wall_s,
-        started_at_s=_wall_s(state, state.history[0].opened_at_s if state.history else state.round.opened_at_s),
-        round=state.round.round,
-        max_rounds=state.config.max_rounds,
-        version=state.version,
-        phase=state.phase,
-        over=state.phase is Phase.OVER,
-        end_reason=state.end_reason,
-        waits=tuple(WaitStatus(subject=wait.subject, reason=wait.reason) for wait in engine.explain(now_s)),
-        workers=tuple(
-            _worker(engine, record, current.get(record.worker), connected(record.worker), now_s)
-            for record in state.workers.values()
-        ),
-        history=tuple(_round(state, record) for record in state.history),
-        substitutes=tuple(map(substitutes.told, state.substitutes)),
-        validations=tuple(
-            ValidationStatus(version=v.version, val_loss=v.val_loss, val_loss_se=v.val_loss_se)
-            for v in state.validations
-        ),
-        checkpoints=tuple(CheckpointStatus(version=c.version, path=c.path) for c in state.checkpoints),
-        working_on=tuple(_pending(engine)),
-        leases_granted=totals.leases_granted,
-        leases_expired=totals.leases_expired,
-        leases_returned=totals.leases_returned,
-        submissions_accepted=totals.submissions_accepted,
-        submissions_rejected=dict(totals.submissions_rejected),
-        rejected_by_worker={
-            worker: sum(record.rejected.values()) for worker, record in state.workers.items() if record.rejected
-        },
-        bytes_up=traffic.bytes_up,
-        bytes_down=traffic.bytes_down,
-        calls=traffic.calls,
-        refused_calls=traffic.refused_calls,
-    )
+class RunStatus(RunSummary):
+    """A summary and the rows that were asked for with it. Rows are as of the moment at which each page was made."""
+
+    workers: tuple[WorkerStatus, ...] = ()
+    history: tuple[ClosedRound, ...] = ()
+    validations: tuple[ValidationStatus, ...] = ()
+    checkpoints: tuple[CheckpointStatus, ...] = ()
 
 
-def one_line(status: RunStatus) -> str:
+def one_line(status: RunSummary) -> str:
     """A status for a log line or a terminal without colours."""
-    states = Counter(worker.state for worker in status.workers)
-    who = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no workers"
-    loss = f", loss {status.validations[-1].val_loss:.3f}" if status.validations else ""
+    who = ", ".join(f"{count} {state}" for state, count in sorted(status.worker_states.items())) or "no workers"
+    loss = f", loss {status.latest_validations[-1].val_loss:.3f}" if status.latest_validations else ""
     return f"round {status.round} of {status.max_rounds} {status.phase}: {who}{loss}"
-
-
-def _round(state: EngineState, record: RoundRecord) -> RoundStatus:
-    as_recorded = RoundStatus.model_fields.keys() - {"left_out", "lasted_s"}
-    facts = {name: getattr(record, name) for name in as_recorded}
-    facts |= {name: _wall_s(state, facts[name]) for name in ("opened_at_s", "closed_at_s")}
-    return RoundStatus(
-        **facts,
-        lasted_s=record.closed_at_s - record.opened_at_s,
-        left_out=tuple(f"{_name(state, one)}'s {one.lease_id}: {told(one.why)}" for one in record.left_out),
-    )
-
-
-def _name(state: EngineState, one: LeftOut) -> str:
-    return state.workers[one.worker].name or one.worker[:8]
-
-
-def _wall_s(state: EngineState, at_s: float) -> float:
-    """Calendar time at run time `at_s`; run time itself in a run that has no calendar."""
-    wall_s = state.wall_at_s(at_s)
-    return at_s if wall_s is None else wall_s
-
-
-def _pending(engine: Engine) -> list[str]:
-    failures = engine.state.failures
-    lines = []
-    for command in engine.pending:
-        failure = failures.get(command.command_id)
-        lines.append(command.command_id + (f" (failed {failure.count} times: {failure.error})" if failure else ""))
-    return lines
-
-
-def _worker(
-    engine: Engine, record: WorkerRecord, lease: LeaseRecord | None, connected: bool, now_s: float
-) -> WorkerStatus:
-    beat = engine.last_seen.get(record.worker)
-    training = lease is not None and lease.status is LeaseStatus.GRANTED
-    fresh = beat if beat is not None and lease is not None and beat.lease_id == lease.lease.lease_id else None
-    heard_at_s = max(record.heard_at_s, beat.at_s) if beat else record.heard_at_s
-    return WorkerStatus(
-        worker=record.worker,
-        name=record.name,
-        trusted=record.trusted,
-        owner=record.owner,
-        state=_state(record, lease),
-        why=_why(engine, record, lease, fresh.inner_step if fresh else 0, now_s),
-        connected=connected and record.present,
-        max_columns=record.max_columns,
-        columns=lease.lease.columns if lease else (),
-        lease_id=lease.lease.lease_id if lease else None,
-        inner_step=fresh.inner_step if fresh and training else 0,
-        inner_steps=lease.lease.inner_steps if lease else 0,
-        train_loss=fresh.train_loss if fresh else None,
-        tokens_per_s=fresh.tokens_per_s if fresh else record.tokens_per_s,
-        silent_s=max(0.0, now_s - heard_at_s),
-        leases_granted=record.leases_granted,
-        leases_expired=record.leases_expired,
-        leases_returned=record.leases_returned,
-        accepted=record.accepted,
-        rejected=dict(record.rejected),
-    )
-
-
-def _why(engine: Engine, record: WorkerRecord, lease: LeaseRecord | None, inner_step: int, now_s: float) -> str:
-    if lease is None or not record.present:
-        return engine.wait_reason(record.worker)
-    name, columns = lease.lease.lease_id, ", ".join(map(str, lease.lease.columns))
-    if lease.status is LeaseStatus.GRANTED:
-        left_s = max(0.0, lease.lease.deadline_s - now_s)
-        steps = f"{inner_step} of {lease.lease.inner_steps} inner steps"
-        return f"lease {name}, columns {columns}: {steps}, {left_s:.0f} s left"
-    if lease.status is LeaseStatus.COMMITTED:
-        return f"lease {name}: committed, {lease.payload_bytes} bytes are on their way"
-    if lease.status is LeaseStatus.UPLOADED:
-        return f"lease {name}: its submission is being measured"
-    if lease.verdict is not None:
-        return f"lease {name}: {lease.verdict.reason}; {engine.wait_reason(record.worker)}"
-    return engine.wait_reason(record.worker)
-
-
-_STATES = {
-    LeaseStatus.GRANTED: "training",
-    LeaseStatus.COMMITTED: "uploading",
-    LeaseStatus.UPLOADED: "measuring",
-    LeaseStatus.ACCEPTED: "accepted",
-    LeaseStatus.REJECTED: "rejected",
-}
-
-
-def _state(record: WorkerRecord, lease: LeaseRecord | None) -> str:
-    if not record.present:
-        return "absent"
-    if lease is not None and lease.status in {LeaseStatus.GRANTED, LeaseStatus.COMMITTED, LeaseStatus.UPLOADED}:
-        return _STATES[lease.status]
-    if record.quarantine is not None:
-        return "quarantined"
-    if lease is not None and lease.status in _STATES:
-        return _STATES[lease.status]
-    return "waiting" if record.waiting_since_s is not None else "idle"
-
-
-def _current_leases(engine: Engine) -> dict[WorkerId, LeaseRecord]:
-    """Each worker's latest lease of the present round, or one that is still on its way; all leases are read once."""
-    state = engine.state
-    live = {LeaseStatus.GRANTED, LeaseStatus.COMMITTED, LeaseStatus.UPLOADED}
-    current: dict[WorkerId, LeaseRecord] = {}
-    for record in state.leases.values():
-        if record.lease.round != state.round.round and record.status not in live:
-            continue
-        other = current.get(record.lease.worker)
-        rank = (record.status in live, record.lease.granted_at_s)
-        if other is None or rank > (other.status in live, other.lease.granted_at_s):
-            current[record.lease.worker] = record
-    return current

@@ -7,12 +7,14 @@ engine wrote is brought up to date in the copy. Touches a temporary folder.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from coordinator.edge.status import RunStatus, run_status
+from coordinator.edge.pages import Page, Query, StatusReader, Wanted, put_together
+from coordinator.edge.status import RunStatus
 from coordinator.run.folder import RunFolder
 from coordinator.run.pump import load_engine
 from coordinator.run.traffic import TRAFFIC, Traffic
@@ -26,8 +28,19 @@ _SUFFIXES = ("", "-wal", ".mark")
 """The journal, what is not in it yet, and the mark that tells whether its end is all there."""
 
 
-def status_of_journal(folder: RunFolder, trouble: str) -> RunStatus:
-    """The run as of its journal's last record; `trouble` says why nobody was asked."""
+async def status_of_journal(folder: RunFolder, trouble: str, wanted: Wanted) -> RunStatus:
+    """What is wanted of the run, as of its journal's last record; `trouble` says why nobody was asked."""
+    reader, last_record_s = await asyncio.to_thread(_read, folder)
+
+    async def ask(query: Query) -> Page:
+        return reader.page(query)
+
+    said = {"answering": False, "trouble": trouble, "last_record_s": last_record_s}
+    return await put_together(reader.summary().model_copy(update=said), ask, wanted)
+
+
+def _read(folder: RunFolder) -> tuple[StatusReader, float]:
+    """What reads the journal's engine, and the wall time of its last record."""
     place = _temporary_place()
     with (
         telling_storage_trouble(place),
@@ -40,16 +53,16 @@ def status_of_journal(folder: RunFolder, trouble: str) -> RunStatus:
             traffic = Traffic.from_json(journal.meta(TRAFFIC))
         finally:
             journal.close()
-    status = run_status(
+    reader = StatusReader(
         engine,
         run_id=folder.run_id,
         name=folder.settings().name,
-        now_s=engine.state.now_s,
-        wall_s=last_record_s,
+        run_time=lambda: engine.state.now_s,
+        wall_time=lambda: last_record_s,
         traffic=traffic,
         connected=lambda _: False,
     )
-    return status.model_copy(update={"answering": False, "trouble": trouble, "last_record_s": last_record_s})
+    return reader, last_record_s
 
 
 def _temporary_place() -> Path:

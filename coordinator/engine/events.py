@@ -60,7 +60,7 @@ class CapabilityChanged(Event):
 class WorkerSeen(Event):
     """A sign of life (a heartbeat, or any signed call). Never journalled, and never part of the engine's state.
 
-    What follows from silence is journalled instead, as `WorkerSilent`: see `Engine.overdue`.
+    What follows from silence is journalled instead, as `WorkerSilent`: see `Engine.due`.
     """
 
     worker: WorkerId
@@ -72,7 +72,7 @@ class WorkerSeen(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSilent(Event):
-    """The pump's finding, proposed by `Engine.overdue`, that a worker was not heard for the silence limit.
+    """The pump's finding, proposed by `Engine.due`, that a worker was not heard for the silence limit.
 
     Heartbeats are not journalled, so this is: a replay then expires the very same leases.
     """

@@ -6,7 +6,7 @@ themselves read is in `telling.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
 from dataclasses import dataclass
 
 from coordinator.engine import dispatch, pacing, quorum, rounds
@@ -37,27 +37,31 @@ class Wait:
 
 def waits(state: EngineState, now_s: float) -> tuple[Wait, ...]:
     """Everything that keeps the present round from closing (or the run from ending), as of `now_s`."""
+    return first_waits(state, now_s, most=sys.maxsize)[0]
+
+
+def first_waits(state: EngineState, now_s: float, *, most: int) -> tuple[tuple[Wait, ...], int]:
+    """The first `most` of the same, and how many there are besides; only these are put into words."""
     at = state.seen_at(max(state.now_s, now_s))
     if at.phase is Phase.OVER:
-        return ()
+        return (), 0
     if at.phase is Phase.GATHERING:
-        return (_gathering(at),)
-    if at.phase in rounds.RUNNING_PHASES:
-        outlook = quorum.outlook_of(at)
-        expected = [record for record in at.leases.values() if at.is_awaited(record)]
-        measuring = [record for record in expected if record.status is LeaseStatus.UPLOADED]
-        awaited = [record for record in expected if record.status is not LeaseStatus.UPLOADED]
-        awaited += quorum.absent_commits(at)
-        return (*_columns(at, outlook), *_leases(at, awaited), *map(_measuring, measuring))
-    wanted = (AggregateRound, TryContributions) if at.phase is Phase.AGGREGATING else SlowCommand
-    return tuple(_command(at, command) for command in at.pending.values() if isinstance(command, wanted))
+        return (_gathering(at),), 0
+    if at.phase not in rounds.RUNNING_PHASES:
+        wanted = (AggregateRound, TryContributions) if at.phase is Phase.AGGREGATING else SlowCommand
+        commands = [command for command in at.pending.values() if isinstance(command, wanted)]
+        return tuple(_command(at, command) for command in commands[:most]), max(0, len(commands) - most)
+    columns = _columns(at, quorum.outlook_of(at))
+    expected = [record for record in at.leases.values() if at.is_awaited(record)]
+    awaited = [record for record in expected if record.status is not LeaseStatus.UPLOADED]
+    awaited += quorum.absent_commits(at)
+    awaited += [record for record in expected if record.status is LeaseStatus.UPLOADED]
+    shown = [*columns, *(_lease(at, record) for record in awaited[: max(0, most - len(columns))])][:most]
+    return tuple(shown), len(columns) + len(awaited) - len(shown)
 
 
-def wait_reason(state: EngineState, record: WorkerRecord) -> str:
-    """Why this worker has no new lease."""
-    standing = dispatch.hindrance_of(state, record)
-    if standing is not None:
-        return _hindrance(state, record, standing)
+def common_reason(state: EngineState) -> str | None:
+    """Why nobody at all has a new lease; None where each worker has a reason of its own. Looks at every worker."""
     if state.phase is Phase.OVER:
         return f"the run is over: {state.end_reason}"
     if state.phase is Phase.GATHERING:
@@ -66,6 +70,17 @@ def wait_reason(state: EngineState, record: WorkerRecord) -> str:
         return f"round {state.round.round} is being aggregated; the next round opens soon"
     if state.phase is Phase.FINISHING:
         return "the run took its last step; it is being validated and exported"
+    return None
+
+
+def wait_reason(state: EngineState, record: WorkerRecord, common: str | None = None) -> str:
+    """Why this worker has no new lease. `common`: what `common_reason` said, where it was asked already."""
+    standing = dispatch.hindrance_of(state, record)
+    if standing is not None:
+        return _hindrance(state, record, standing)
+    common = common or common_reason(state)
+    if common is not None:
+        return common
     open_lease = state.open_lease_of(record.worker)
     if open_lease is not None:
         return f"it holds lease {open_lease.lease.lease_id}"
@@ -154,8 +169,10 @@ def _column_reason(state: EngineState, outlook: Outlook, standing: ColumnStandin
     return f"{reported}, {max(0.0, until_s - state.now_s):.0f} s of grace left"
 
 
-def _leases(state: EngineState, awaited: Iterable[LeaseRecord]) -> list[Wait]:
-    return [Wait(subject=f"lease {record.lease.lease_id}", reason=_lease_reason(state, record)) for record in awaited]
+def _lease(state: EngineState, record: LeaseRecord) -> Wait:
+    measuring = record.status is LeaseStatus.UPLOADED
+    reason = f"{record.payload_bytes} bytes arrived; being screened" if measuring else _lease_reason(state, record)
+    return Wait(subject=f"lease {record.lease.lease_id}", reason=reason)
 
 
 def _lease_reason(state: EngineState, record: LeaseRecord) -> str:
@@ -166,12 +183,6 @@ def _lease_reason(state: EngineState, record: LeaseRecord) -> str:
         return f"{name} committed {state.now_s - record.committed_at_s:.0f} s ago and {doing}"
     held_s, left_s = state.now_s - record.lease.granted_at_s, record.lease.deadline_s - state.now_s
     return f"{name} trains {record.lease.inner_steps} steps since {held_s:.0f} s; {left_s:.0f} s to its deadline"
-
-
-def _measuring(record: LeaseRecord) -> Wait:
-    return Wait(
-        subject=f"lease {record.lease.lease_id}", reason=f"{record.payload_bytes} bytes arrived; being screened"
-    )
 
 
 def _command(state: EngineState, command: SlowCommand) -> Wait:

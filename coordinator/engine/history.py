@@ -25,7 +25,7 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundRecord:
-    """A closed round."""
+    """A closed round: what the state, a status and a simulation's report hold of it."""
 
     round: RoundNumber
     base_version: Version
@@ -47,6 +47,11 @@ class RoundRecord:
     unpublished: Reason | None = None
     """Why it has no version."""
     left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def lasted_s(self) -> float:
+        """Run time from its opening to its close."""
+        return self.closed_at_s - self.opened_at_s
 
     @property
     def close_reason(self) -> str:

@@ -1,6 +1,7 @@
 """A lease as the engine keeps it: the protocol's, and to whom it was granted, when and until when.
 
-Holds no behaviour beyond reading its own fields; `coordinator/engine/leases.py` writes them.
+Holds no behaviour beyond reading its own fields. `leases.py` puts it together: columns come from `placement.py`, steps
+and deadline from `pacing.py`, rates from `schedules.py`.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 Decides from journalled facts alone (probes at enrolment, durations of earlier submissions), never from heartbeats. A
 lease ends when its upload does: overhead + steps x time of a step + upload. Whoever would end the recipe's steps near
-the median worker's end, or sooner, does them; whoever would end later does fewer, in eighths, so that all end near the
-same time and near-equal machines do equal steps (docs/decisions/0005: why none does more). Times are medians of the
-last reports, so one odd lease changes little, and a worker cannot claim a shorter time than it took.
+the median worker's end does them; whoever would end later does fewer, and whoever would end sooner does more, in
+eighths and up to `most_steps_share` times the recipe's (docs/decisions/0005: why twice), so that all end near the same
+time and near-equal machines do equal steps. Times are medians of the last reports, so one odd lease changes little, and
+a worker cannot claim a shorter time than it took.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ MOST_REGRANTS = 2
 
 
 def report_of(record: LeaseRecord, committed_at_s: float, train_s: float, inner_steps: int) -> SpeedReport:
-    """What a commit tells about speed; a training time that is no number or longer than the wall is the wall's.
+    """What a commit tells about speed; a training time that is not a number, or is longer than the wall, is the wall's.
 
     Its worker may have trained while the coordinator was not there, but could neither fetch nor commit: of such a gap
     nothing but training is counted.

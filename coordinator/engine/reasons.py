@@ -146,7 +146,7 @@ def rejected(key: str, case: Case, about: str = "", /, **figures: float) -> Verd
 
 
 class _Figures(dict[str, float | str]):
-    """A figure that an older release did not write is no number, rather than no sentence."""
+    """A figure that an older release did not write reads as nan: better than no sentence."""
 
     def __missing__(self, key: str) -> float:
         return float("nan")

@@ -64,7 +64,7 @@ class RoundTally:
         self.absent_commits = 0
         """Commits of workers that fell silent."""
         self.gains: list[float] = []
-        """Held-out gains of the accepted, ascending; one that is no number (screening is off) is left out."""
+        """Held-out gains of the accepted, ascending; nan (screening is off) is left out."""
 
     def count(self, record: LeaseRecord, *, owner: str, present: bool, by: int) -> None:
         """Count a lease whose worker is `present` or not, and `owner`'s machine, in (`by` 1) or out again (`by` -1)."""

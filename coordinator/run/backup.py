@@ -1,10 +1,10 @@
 """A copy of a run that can go on elsewhere, taken while the run is served; and putting it back.
 
-Decides what belongs into a backup and in which order it is taken. Always: the journal is copied first, at one moment
-between two commits, and then everything that the engine of that moment needs, found by replaying the copy; files that
-the running coordinator may delete meanwhile are pinned first, and if one is gone already the journal is
-copied anew. Every file's digest is taken while it is copied, content-addressed ones must match their names, and the
-list is signed by the run's own authority. A backup holds the run's secrets: it is as private as the run folder.
+Decides in which order a backup is taken. Always: the journal is copied first, at one moment between two commits, and
+then everything that the engine of that moment needs (`needed.py`), found by replaying the copy; files that the running
+coordinator may delete meanwhile are pinned first, and if one is gone already the journal is copied anew.
+Every file's digest is taken while it is copied, content-addressed ones must match their names, and the list is signed
+by the run's own authority. A backup holds the run's secrets: it is as private as the run folder.
 
 Not in it: exported checkpoints (`barnraise coordinator export` makes them again), `events.jsonl` (never read back), and
 uploads that are not whole (nobody was told that they are safe).
@@ -25,8 +25,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from coordinator.run.needed import Needed, needed_by
 from coordinator.run.pump import load_engine
-from coordinator.run.verify import payloads_needed
 from coordinator.store.artifacts import blob_name
 from coordinator.store.journal import Journal
 from coordinator.store.versions import Versions
@@ -99,15 +99,14 @@ def _take_state(run: RunFolder, building: Path, pinned: contextlib.ExitStack) ->
         copy = Journal.open(target)
         try:
             engine, _ = load_engine(copy, run.draw_secret())
-            position, state = copy.last_position, engine.state
+            position, needed = copy.last_position, needed_by(engine.state)
         finally:
             copy.close()
         try:
-            payloads = [digest for _, digest in payloads_needed(state)]
             with contextlib.ExitStack() as attempt:
-                needed = _needed(run, int(state.version), payloads, attempt)
+                files = _files_of(run, needed, attempt)
                 pinned.push(attempt.pop_all())
-                return position, int(state.version), needed
+                return position, needed.version, files
         except (FileNotFoundError, LocalError) as error:
             gone = error if isinstance(error, FileNotFoundError) else FileNotFoundError(str(error))
     raise ConfigError(
@@ -116,18 +115,22 @@ def _take_state(run: RunFolder, building: Path, pinned: contextlib.ExitStack) ->
     )
 
 
-def _needed(run: RunFolder, version: int, payloads: list[Digest], pinned: contextlib.ExitStack) -> dict[str, _Opener]:
+def _files_of(run: RunFolder, needed: Needed, pinned: contextlib.ExitStack) -> dict[str, _Opener]:
     store = run.artifacts()
     versions = Versions(run.root / "versions", store.blocks, run.layout())
     index: dict[str, _Opener] = {}
     blocks: list[Digest] = []
-    for kept in versions.kept():
-        manifest = versions.manifest_digest(kept)
-        if kept > version or manifest is None:
-            continue  # written, not published: it is made again
-        name = f"versions/{kept:08d}.json"
-        index[name] = partial(io.BytesIO, (run.root / name).read_bytes())
+    for version in needed.versions_among(versions.kept()):
+        manifest = versions.manifest_digest(version)
+        if manifest is not None:
+            name = f"versions/{version:08d}.json"
+            index[name] = partial(io.BytesIO, (run.root / name).read_bytes())
+        elif version == needed.version:
+            manifest = needed.manifest  # an opening puts the index right
+        else:
+            continue  # dropped since it was listed
         blocks += [manifest, *versions.named_by(manifest)]
+    payloads = needed.payloads.values()
     for folder, blobs, digests in (("payloads", store.payloads, payloads), ("blocks", store.blocks, blocks)):
         wanted = dict.fromkeys(digests)
         opened = pinned.enter_context(blobs.pin(wanted))

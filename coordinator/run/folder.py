@@ -15,7 +15,7 @@
     coordinator.lock      held by the process that serves the run
 
 Always: a run folder is there whole or not at all (protocol/folders.py); `run.json` is moved in last, and a
-folder without it is no run.
+folder without it is not a run.
 """
 
 from __future__ import annotations

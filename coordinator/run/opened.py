@@ -9,12 +9,11 @@ from __future__ import annotations
 import structlog
 import torch
 
-from coordinator.engine.engine import Engine
-from coordinator.engine.phases import LIVE_STATUSES
 from coordinator.run.clock import Clocks, RunClock
 from coordinator.run.eventlog import EventLog
 from coordinator.run.folder import RunFolder
 from coordinator.run.lock import folder_lock
+from coordinator.run.needed import needed_by
 from coordinator.run.pump import load_engine
 from coordinator.run.traffic import TRAFFIC, Traffic
 from coordinator.run.verify import lost_payloads, require_version
@@ -24,7 +23,6 @@ from coordinator.store.versions import Versions
 from coordinator.work.executor import Executor, WorkSettings
 from protocol.errors import StorageTrouble
 from protocol.file_lock import FileLock
-from protocol.ids import Digest, LeaseId
 
 _log = structlog.get_logger("coordinator")
 
@@ -76,13 +74,13 @@ class OpenedRun:
 
     def _check_and_clear(self, folder: RunFolder) -> None:
         """Everything that the journal names must be here, before anything that it does not name is thrown away."""
-        state = self.engine.state
-        require_version(self.versions, self.store, int(state.version), state.manifest)
-        for lost in lost_payloads(state, self.store):
+        needed = needed_by(self.engine.state)
+        require_version(self.versions, self.store, needed)
+        for lost in lost_payloads(needed, self.store):
             _log.error("payload_missing", reason=lost)
         self.store.blocks.remove_temporaries()
         self.store.payloads.remove_temporaries()
-        self.store.keep_submissions(submissions_kept(self.engine))
+        self.store.keep_submissions(needed.submissions)
 
     def close(self) -> None:
         """Close files. What was counted is kept."""
@@ -109,15 +107,3 @@ def work_settings(settings: RunSettings) -> WorkSettings:
         evaluation_device=settings.evaluation_device,
         keep_checkpoints=settings.keep_checkpoints,
     )
-
-
-def submissions_kept(engine: Engine) -> list[tuple[LeaseId, Digest]]:
-    """Lease and digest of what may still be sent, measured or counted: a restart clears away every other submission.
-
-    One that was counted is not among them: its process may have died after the outer step and before it dropped it.
-    """
-    return [
-        (record.lease.lease_id, record.digest)
-        for record in engine.state.leases.values()
-        if record.digest is not None and record.status in LIVE_STATUSES and record.counted_in is None
-    ]

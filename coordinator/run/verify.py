@@ -1,7 +1,7 @@
 """Is everything here that the journal speaks of, and is it what it was?
 
-Decides what a run needs to go on, and what counts as damage. Reads only; changes nothing. The journal is the truth:
-files that it does not name are never missed, and a version that was written but not published is no damage.
+Decides what counts as damage; what a run needs is in `needed.py`. Reads only; changes nothing. The journal is the
+truth: files that it does not name are never missed, and a version that was written but not published is no damage.
 """
 
 from __future__ import annotations
@@ -16,22 +16,20 @@ from typing import TYPE_CHECKING
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
-from coordinator.engine.commands import AggregateRound, MeasureSubmission
-from coordinator.engine.phases import LeaseStatus
 from coordinator.run.lock import folder_lock
+from coordinator.run.needed import Needed, needed_by
 from coordinator.run.pump import load_engine
 from coordinator.store.artifacts import ArtifactStore
 from coordinator.store.journal import Journal
 from coordinator.store.ports import BlobStore
 from coordinator.store.versions import Versions
 from protocol.errors import BarnraiseError, ConfigError
-from protocol.ids import Digest, LeaseId, stream_digest
+from protocol.ids import Digest, stream_digest
 from protocol.manifest import sign_manifest, verify_manifest
 from protocol.tls import manifest_key_message, verify_vouch
 
 if TYPE_CHECKING:
     from coordinator.engine.engine import Engine
-    from coordinator.engine.state import EngineState
     from coordinator.run.folder import RunFolder
 
 _RESTORE = "put back a backup with `barnraise coordinator restore`"
@@ -47,8 +45,9 @@ class Check:
     problems: tuple[str, ...]
 
 
-def require_version(versions: Versions, store: ArtifactStore, version: int, manifest: Digest) -> None:
+def require_version(versions: Versions, store: ArtifactStore, needed: Needed) -> None:
     """The run's present version must be whole; ConfigError names what is missing. The index is put right."""
+    version, manifest = needed.version, needed.manifest
     if not store.blocks.has(manifest):
         raise ConfigError(f"the manifest {manifest} of version {version} is missing from artifacts/blocks: {_RESTORE}")
     missing = [digest for digest in versions.named_by(manifest) if not store.blocks.has(digest)]
@@ -60,31 +59,14 @@ def require_version(versions: Versions, store: ArtifactStore, version: int, mani
     versions.restore_entry(version, manifest)
 
 
-def lost_payloads(state: EngineState, store: ArtifactStore) -> list[str]:
+def lost_payloads(needed: Needed, store: ArtifactStore) -> list[str]:
     """A sentence for each submission that the engine counts on and whose bytes are gone."""
     return [
         f"the submission for lease {lease_id} was received, but {store.payloads.place(digest)} is missing: "
         "put that file back from a backup, or its lease counts for nothing"
-        for lease_id, digest in payloads_needed(state)
+        for lease_id, digest in needed.payloads.items()
         if not store.payloads.has(digest)
     ]
-
-
-def payloads_needed(state: EngineState) -> Iterator[tuple[LeaseId, Digest]]:
-    """Lease and digest of every submission whose bytes are still to be read."""
-    named: dict[Digest, LeaseId] = {}
-    for lease_id, record in state.leases.items():
-        waiting = record.status is LeaseStatus.ACCEPTED and record.counted_in is None
-        if record.digest is not None and (record.status is LeaseStatus.UPLOADED or waiting):
-            named[record.digest] = lease_id
-    for command in state.pending.values():
-        match command:
-            case MeasureSubmission():
-                named[command.digest] = command.lease.lease_id
-            case AggregateRound():
-                named |= {one.digest: one.lease_id for one in command.contributions}
-    for digest, lease_id in named.items():
-        yield lease_id, digest
 
 
 def verify_run(run: RunFolder) -> list[Check]:
@@ -94,9 +76,9 @@ def verify_run(run: RunFolder) -> list[Check]:
     checks.append(_checked("registry", lambda: _registry(run)))
     checks.append(_checked("keys and signatures", lambda: _signatures(run)))
     if engines:
-        state = engines[0].state
-        checks.append(_checked("versions", lambda: _versions(run, state)))
-        checks.append(_checked("submissions", lambda: _payloads(run, state)))
+        needed = needed_by(engines[0].state)
+        checks.append(_checked("versions", lambda: _versions(run, needed)))
+        checks.append(_checked("submissions", lambda: _payloads(run, needed)))
     checks.append(_checked("dataset", lambda: _dataset(run)))
     return checks
 
@@ -154,16 +136,16 @@ def _dataset(run: RunFolder) -> tuple[int, list[str]]:
     return 1, []
 
 
-def _versions(run: RunFolder, state: EngineState) -> tuple[int, list[str]]:
+def _versions(run: RunFolder, needed: Needed) -> tuple[int, list[str]]:
     store = run.artifacts()
     versions = Versions(run.root / "versions", store.blocks, run.layout())
-    present = versions.manifest_digest(int(state.version))
+    present = versions.manifest_digest(needed.version)
     problems = []
-    if present != state.manifest:
-        problems.append(f"version {state.version} is {state.manifest} in the journal and {present} in versions/")
+    if present != needed.manifest:
+        problems.append(f"version {needed.version} is {needed.manifest} in the journal and {present} in versions/")
     seen: set[Digest] = set()
-    manifests = {version: versions.manifest_digest(version) for version in versions.kept() if version <= state.version}
-    for version, digest in {**manifests, int(state.version): state.manifest}.items():
+    manifests = {version: versions.manifest_digest(version) for version in needed.versions_among(versions.kept())}
+    for version, digest in {**manifests, needed.version: needed.manifest}.items():
         assert digest is not None
         found = _damage(store.blocks, digest, seen)
         problems += found
@@ -177,12 +159,12 @@ def _versions(run: RunFolder, state: EngineState) -> tuple[int, list[str]]:
     return len(seen), problems
 
 
-def _payloads(run: RunFolder, state: EngineState) -> tuple[int, list[str]]:
+def _payloads(run: RunFolder, needed: Needed) -> tuple[int, list[str]]:
     store, seen, problems = run.artifacts(), set[Digest](), list[str]()
-    for _, digest in payloads_needed(state):
+    for digest in needed.payloads.values():
         if store.payloads.has(digest):
             problems += _damage(store.payloads, digest, seen)
-    return len(seen), [*problems, *lost_payloads(state, store)]
+    return len(seen), [*problems, *lost_payloads(needed, store)]
 
 
 def _damage(store: BlobStore, digest: Digest, seen: set[Digest]) -> list[str]:

@@ -107,8 +107,8 @@ class Versions:
     def keep_from(self, oldest: Version) -> int:
         """Drop versions below `oldest` and sweep what nothing names any more; returns how many blobs went.
 
-        Only while nobody writes blocks: what was put and is not named yet would go, too. Version 0 stays: it is what a
-        run, or an audit of it, starts from.
+        Only while nobody writes blocks: what was put and is not named yet would go, too. Version 0 stays: it is what
+        the run began with.
         """
         keep: set[Digest] = set()
         for version in self.kept():

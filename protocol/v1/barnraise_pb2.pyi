@@ -345,6 +345,36 @@ class GetStatusReply(_message.Message):
     status_json: str
     def __init__(self, status_json: _Optional[str] = ...) -> None: ...
 
+class ListStatusRequest(_message.Message):
+    __slots__ = ("kind", "after", "most", "states")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        WORKERS: _ClassVar[ListStatusRequest.Kind]
+        ROUNDS: _ClassVar[ListStatusRequest.Kind]
+        VALIDATIONS: _ClassVar[ListStatusRequest.Kind]
+        CHECKPOINTS: _ClassVar[ListStatusRequest.Kind]
+    WORKERS: ListStatusRequest.Kind
+    ROUNDS: ListStatusRequest.Kind
+    VALIDATIONS: ListStatusRequest.Kind
+    CHECKPOINTS: ListStatusRequest.Kind
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    MOST_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    kind: ListStatusRequest.Kind
+    after: str
+    most: int
+    states: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, kind: _Optional[_Union[ListStatusRequest.Kind, str]] = ..., after: _Optional[str] = ..., most: _Optional[int] = ..., states: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ListStatusReply(_message.Message):
+    __slots__ = ("rows_json", "next")
+    ROWS_JSON_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    rows_json: _containers.RepeatedScalarFieldContainer[str]
+    next: str
+    def __init__(self, rows_json: _Optional[_Iterable[str]] = ..., next: _Optional[str] = ...) -> None: ...
+
 class StopRunRequest(_message.Message):
     __slots__ = ("reason",)
     REASON_FIELD_NUMBER: _ClassVar[int]

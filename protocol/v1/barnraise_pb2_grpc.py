@@ -463,6 +463,11 @@ class OperatorStub:
                 request_serializer=protocol_dot_v1_dot_barnraise__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=protocol_dot_v1_dot_barnraise__pb2.GetStatusReply.FromString,
                 _registered_method=True)
+        self.ListStatus = channel.unary_unary(
+                '/barnraise.protocol.v1.Operator/ListStatus',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.ListStatusRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.ListStatusReply.FromString,
+                _registered_method=True)
         self.StopRun = channel.unary_unary(
                 '/barnraise.protocol.v1.Operator/StopRun',
                 request_serializer=protocol_dot_v1_dot_barnraise__pb2.StopRunRequest.SerializeToString,
@@ -486,6 +491,12 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListStatus(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StopRun(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -504,6 +515,11 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=protocol_dot_v1_dot_barnraise__pb2.GetStatusRequest.FromString,
                     response_serializer=protocol_dot_v1_dot_barnraise__pb2.GetStatusReply.SerializeToString,
+            ),
+            'ListStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListStatus,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.ListStatusRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.ListStatusReply.SerializeToString,
             ),
             'StopRun': grpc.unary_unary_rpc_method_handler(
                     servicer.StopRun,
@@ -566,6 +582,33 @@ class Operator:
             '/barnraise.protocol.v1.Operator/GetStatus',
             protocol_dot_v1_dot_barnraise__pb2.GetStatusRequest.SerializeToString,
             protocol_dot_v1_dot_barnraise__pb2.GetStatusReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Operator/ListStatus',
+            protocol_dot_v1_dot_barnraise__pb2.ListStatusRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.ListStatusReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,7 +25,7 @@ from coordinator.engine.phases import Phase
 from coordinator.engine.records import event_to_json
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.clock import Clocks, RunClock
-from coordinator.run.opened import submissions_kept
+from coordinator.run.needed import needed_by
 from coordinator.run.pump import Pump, load_engine
 from coordinator.work import port
 from protocol.errors import Refused, Unauthenticated
@@ -121,7 +121,7 @@ class CoordinatorNode:
         self._clock = RunClock(clocks, last_s=state.now_s, last_wall_s=state.wall_at_s(state.now_s))
         self._book.restarted(engine, self.disk.last_position)
         self._store = MemoryStore(self.disk, process)
-        self._store.keep_submissions(submissions_kept(engine))
+        self._store.keep_submissions(needed_by(engine.state).submissions)
         self._count_applied(engine)
         self._mailboxes, self.sessions = Mailboxes(), SessionTable()
         for verdict in verdicts:

@@ -92,9 +92,9 @@ async def _tell(server: CoordinatorServer, pipe: Connection) -> None:
         if finished.done():
             finished.result()  # raises what broke the pump
         over, told_finished = finished.done() and not told_finished, finished.done()
-        pipe.send({"kind": "finished" if over else "status", "status": server.status().model_dump(mode="json")})
+        pipe.send({"kind": "finished" if over else "status", "status": await server.status()})
     finished.cancel()
-    pipe.send({"kind": "status", "status": server.status().model_dump(mode="json")})
+    pipe.send({"kind": "status", "status": await server.status()})
 
 
 def worker_process(spec: WorkerSpec) -> None:

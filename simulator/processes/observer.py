@@ -1,17 +1,17 @@
 """Takes in the coordinator's status, moment by moment, and keeps what the live view and the report need of it.
 
-Decides nothing. The only place in this room that knows the schema of the status.
+Decides nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
+from coordinator.edge.status import RunStatus, WorkerState, WorkerStatus
+from coordinator.engine.history import RoundRecord
 from simulator.processes.options import SimulationOptions
-from simulator.processes.report import RoundRecord
 from simulator.processes.view import SwarmView, WorkerView
 
 FIRST_GUESS_S = 4.0
@@ -46,32 +46,31 @@ class Observation:
 
     def __init__(self, options: SimulationOptions) -> None:
         self._options = options
-        self._status: Mapping[str, Any] = {}
+        self._status: RunStatus | None = None
 
-    def take(self, status: Mapping[str, Any]) -> None:
-        """A new status (coordinator.edge.status.RunStatus as plain data); it replaces the one before."""
+    def take(self, status: RunStatus) -> None:
+        """A new status, with all its rows; it replaces the one before."""
         self._status = status
 
     @property
     def val_loss(self) -> tuple[float, ...]:
         """Held-out loss of each validated version, in order."""
-        found = sorted(self._status.get("validations", ()), key=lambda one: int(one["version"]))
-        return tuple(float(one["val_loss"]) for one in found)
+        return tuple(one.val_loss for one in self._status.validations) if self._status else ()
 
     @property
     def rounds(self) -> tuple[RoundRecord, ...]:
         """Closed rounds, in order."""
-        return tuple(_round_record(one) for one in self._status.get("history", ()))
+        return self._status.history if self._status else ()
 
     @property
     def workers(self) -> tuple[Standing, ...]:
         """What the coordinator says of each worker that it knows."""
-        return tuple(_standing(one) for one in self._status.get("workers", ()))
+        return tuple(map(_standing, self._status.workers)) if self._status else ()
 
     @property
     def rejections(self) -> dict[str, int]:
         """Reason key to number of submissions."""
-        return {str(key): int(count) for key, count in self._status.get("submissions_rejected", {}).items()}
+        return dict(self._status.submissions_rejected) if self._status else {}
 
     @property
     def bytes_up(self) -> int:
@@ -85,57 +84,44 @@ class Observation:
 
     def counter(self, name: str) -> int:
         """One of the status's counters; 0 before the first status."""
-        return int(self._status.get(name, 0))
+        return int(getattr(self._status, name)) if self._status else 0
 
     @property
     def typical_round_s(self) -> float:
         """Median duration of the closed rounds: how long "a lease's time" is on this machine."""
-        durations = [record.duration_s for record in self.rounds if record.duration_s is not None]
+        durations = [record.lasted_s for record in self.rounds]
         return median(durations) if durations else FIRST_GUESS_S
 
     @property
     def train_wall_s(self) -> float | None:
         """From the first round's opening to the last one's close, by the calendar."""
-        history = self._status.get("history", ())
-        return float(history[-1]["closed_at_s"] - history[0]["opened_at_s"]) if history else None
+        return self.rounds[-1].closed_at_s - self.rounds[0].opened_at_s if self.rounds else None
 
     def view(self, stage: str, *, elapsed_s: float, crew: Sequence[Glance]) -> SwarmView:
         """Everything, for the live view."""
         standings = {standing.name: standing for standing in self.workers}
-        workers = tuple(_worker_view(glance, standings.get(glance.name)) for glance in crew)
+        status = self._status
         return SwarmView(
             stage=stage,
-            round=min(int(self._status.get("round", 0)), self._options.rounds),
+            round=min(status.round, self._options.rounds) if status else 0,
             rounds=self._options.rounds,
-            phase=str(self._status.get("phase", "")),
+            phase=status.phase if status else "",
             elapsed_s=elapsed_s,
             val_loss=self.val_loss,
-            waits=tuple(f"{wait['subject']}: {wait['reason']}" for wait in self._status.get("waits", ())),
-            workers=workers,
+            waits=tuple(f"{wait.subject}: {wait.reason}" for wait in status.waits) if status else (),
+            workers=tuple(_worker_view(glance, standings.get(glance.name)) for glance in crew),
             history=self.rounds,
         )
 
 
-def _round_record(one: Mapping[str, Any]) -> RoundRecord:
-    return RoundRecord(
-        round=int(one["round"]),
-        val_loss=one["val_loss"],
-        accepted=int(one["accepted"]),
-        rejected=int(one["rejected"]),
-        expired=int(one["expired"]),
-        duration_s=round(float(one["lasted_s"]), 3),
-        why_closed=str(one["close_reason"]),
-    )
-
-
-def _standing(one: Mapping[str, Any]) -> Standing:
-    steps = f", step {one['inner_step']} of {one['inner_steps']}" if one["state"] == "training" else ""
+def _standing(one: WorkerStatus) -> Standing:
+    steps = f", step {one.inner_step} of {one.inner_steps}" if one.state is WorkerState.TRAINING else ""
     return Standing(
-        name=str(one["name"]),
-        state=str(one["state"]),
-        why=str(one["why"]) + steps,
-        accepted=int(one["accepted"]),
-        rejected=sum(one["rejected"].values()),
+        name=one.name,
+        state=one.state,
+        why=one.why + steps,
+        accepted=one.accepted,
+        rejected=sum(one.rejected.values()),
     )
 
 

@@ -8,25 +8,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from coordinator.edge.status import rounds_as_plain
+from coordinator.engine.history import RoundRecord
 from protocol.errors import ConfigError
 
 REPORT_NAME = "report.json"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundRecord:
-    """One closed round."""
-
-    round: int
-    val_loss: float | None
-    accepted: int
-    rejected: int
-    expired: int
-    duration_s: float | None
-    why_closed: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +67,7 @@ class SimulationReport:
     health: Mapping[str, object] | None = None
     """How the last version's experts are doing, in short (moe.health); the whole is in `health.json`."""
     rounds: tuple[RoundRecord, ...] = ()
+    """Those of the last status, written as a status writes them."""
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> Path:
@@ -86,7 +76,7 @@ class SimulationReport:
         path = folder / REPORT_NAME
         temporary = path.with_suffix(".json.tmp")
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=2, allow_nan=False)
+            json.dump(self.as_dict(), file, indent=2, allow_nan=False)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
@@ -95,7 +85,8 @@ class SimulationReport:
 
     def as_dict(self) -> dict[str, object]:
         """The same, as plain data."""
-        return asdict(self)
+        plain = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {**plain, "rounds": rounds_as_plain(self.rounds)}
 
 
 def read_report(folder: Path) -> dict[str, object]:

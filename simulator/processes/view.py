@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simulator.processes.report import RoundRecord
+from coordinator.engine.history import RoundRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,7 +72,7 @@ async def test_a_new_session_replaces_the_old_and_ends_its_long_poll(
     await client.commit(lease, submission(run, lease))  # nothing more to lease until its bytes are here
     old_signer = client.signer
     poll = asyncio.ensure_future(client.acquire(wait_s=20.0))
-    while server.status().workers[0].state == "uploading" and not waiting(server):
+    while (await server.status()).workers[0].state == "uploading" and not waiting(server):
         await asyncio.sleep(0)
     await client.open()
     await Refusal(Code.UNAUTHENTICATED, "ended").of(poll)

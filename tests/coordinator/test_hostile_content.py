@@ -13,6 +13,7 @@ import torch
 from aggregation.blockwise import aggregate_block
 from barnraise.cli.status import print_status
 from coordinator.edge.server import CoordinatorServer
+from coordinator.engine.reasons import told
 from coordinator.run import slow
 from coordinator.run.folder import RunFolder
 from moe.layout import submission_specs
@@ -45,14 +46,14 @@ def sent(run: RunFolder, lease: pb.Lease, *, zeroed: int | None = None, marked: 
 
 async def one_round(run: RunFolder, clients: list[Any], server: CoordinatorServer, **each: list[Any]) -> list[str]:
     """Every client does its lease; returns when the round is closed, with the leases in the order of the clients."""
-    before = len(server.status().history)
+    before = len((await server.status()).history)
     replies = await asyncio.gather(*(client.acquire(wait_s=20.0) for client in clients))
     for index, reply in enumerate(replies):
         payload = sent(run, reply.lease, **{name: values[index] for name, values in each.items()})
         await clients[index].commit(reply.lease, payload)
         assert (await clients[index].upload(reply.lease, payload)).complete
     async with asyncio.timeout(30):
-        while len(server.status().history) == before:
+        while len((await server.status()).history) == before:
             await asyncio.sleep(0.01)  # not 0: a loop that never rests keeps the executor's thread from the interpreter
     return [reply.lease.lease_id for reply in replies]
 
@@ -63,7 +64,7 @@ async def test_two_zeroed_columns_of_three_do_not_stop_the_run(
     clients = [await join() for _ in range(3)]
     await one_round(run, clients, server, zeroed=[1, 1, None])
     await one_round(run, clients, server)
-    assert [row.version for row in server.status().history] == [1, 2]
+    assert [row.version for row in (await server.status()).history] == [1, 2]
 
 
 async def test_a_submission_that_breaks_the_outer_step_is_left_out_and_everybody_is_told(
@@ -82,22 +83,23 @@ async def test_a_submission_that_breaks_the_outer_step_is_left_out_and_everybody
     monkeypatch.setattr(slow, "RETRY_FIRST_S", 0.0)
     clients = [await join() for _ in range(3)]
     _, marked, _ = await one_round(run, clients, server, marked=[False, True, False])
-    status = server.status()
+    status = await server.status()
     (row,) = status.history
     assert (row.version, row.accepted, row.rejected) == (1, 2, 1)
     told_of_it = f"raw's {marked}: left out of round 1: aggregating it fails, even alone (trunk: 0 / 0)"
-    assert row.left_out == (told_of_it,)
+    assert status.left_out == (f"round 1: {told_of_it}",)
+    assert [(one.lease_id, told(one.why)) for one in row.left_out] == [(marked, told_of_it.partition(": ")[2])]
     assert status.submissions_rejected == {"unaggregatable": 1}
     print_status(status)
-    told = capsys.readouterr().out
-    assert f"round 1: {told_of_it}" in told
-    assert "had 2 submissions each, too few for trimmed_mean" in told
+    printed = capsys.readouterr().out
+    assert f"round 1: {told_of_it}" in printed
+    assert "had 2 submissions each, too few for trimmed_mean" in printed
     reply = await clients[1].acquire(wait_s=0.0)
     assert [verdict.outcome for verdict in reply.verdicts] == [pb.Verdict.ACCEPTED, pb.Verdict.REJECTED]
     assert "ContributionsTried" in run.events_path.read_text()
     await server.stop(0.0)
     again = CoordinatorServer(run)
     await again.start()
-    assert again.status().history[0].left_out == row.left_out
+    assert (await again.status()).history[0].left_out == row.left_out
     async with clients_of(run, again):
         await again.stop(0.0)

@@ -61,7 +61,7 @@ async def test_the_same_lease_is_given_again_until_it_is_returned(join: Join, se
     returned = pb.ReturnLeaseRequest(lease_id=lease.lease_id, reason="leaving\x1b[31m")
     await client.call("ReturnLease", returned, pb.ReturnLeaseReply)
     await client.call("ReturnLease", returned, pb.ReturnLeaseReply)
-    assert server.status().leases_returned == 1
+    assert (await server.status()).leases_returned == 1
     beat = pb.HeartbeatRequest(lease_id=lease.lease_id)
     reply = await client.call("Heartbeat", beat, pb.HeartbeatReply)
     assert [cancelled.lease_id for cancelled in reply.cancelled] == [lease.lease_id]

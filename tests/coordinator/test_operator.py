@@ -136,6 +136,6 @@ async def test_join_links_are_made_while_it_is_stopped_and_work_when_it_runs_aga
     try:
         async with clients_of(run, server) as make:
             await make(link=link)
-            assert server.status().workers[0].owner == "maria"
+            assert (await server.status()).workers[0].owner == "maria"
     finally:
         await server.stop(0.0)

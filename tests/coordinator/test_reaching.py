@@ -79,7 +79,7 @@ async def test_a_join_link_over_ipv6_works_from_its_making_to_a_session(run: Run
         assert pem == run.authority().cert_pem
         async with clients_of(run, server) as make:
             await make(link=link)
-            assert server.status().workers[0].connected
+            assert (await server.status()).workers[0].connected
     finally:
         await server.stop(0.0)
 
@@ -322,7 +322,7 @@ def test_watching_goes_on_across_a_stop_and_a_restart(
         action()
 
     with monkeypatch.context() as patch:
-        patch.setattr("barnraise.cli.coordinator.sleep", instead_of_sleeping)
+        patch.setattr("barnraise.cli.status.sleep", instead_of_sleeping)
         code = barnraise(["status", str(run.root), "--json", "--watch", "1"])
     assert code == 130
     decoder, text, seen = json.JSONDecoder(), capsys.readouterr().out, []

@@ -44,7 +44,7 @@ async def test_a_restart_in_mid_upload_goes_on_with_the_same_lease_at_the_same_b
 
     sent = await client.upload(lease, payload, frames=two_frames())
     assert not sent.complete
-    bytes_up = first.status().bytes_up
+    bytes_up = (await first.status()).bytes_up
     await first.stop(0.0)
     await client.close()
 
@@ -52,7 +52,7 @@ async def test_a_restart_in_mid_upload_goes_on_with_the_same_lease_at_the_same_b
     assert await second.start() == port
     client = client_type(JoinLink.parse(link), run, client.identity)
     await client.open()  # no new enrolment: membership is durable
-    assert second.status().bytes_up >= bytes_up
+    assert (await second.status()).bytes_up >= bytes_up
     assert second._run is not None
     record = second._run.pump.engine.state.leases[lease.lease_id]
     assert record.status is LeaseStatus.COMMITTED
@@ -144,7 +144,7 @@ async def test_invites_expire_by_the_calendar_and_leases_by_run_time(run: RunFol
     with pytest.raises(grpc.aio.AioRpcError, match="expired"):
         await late.enrol()
     assert (await client.acquire()).lease.ttl_s == pytest.approx(lease.ttl_s, abs=1e-3)
-    assert server.status().at_s == 2e9 + 7200.0
+    assert (await server.status()).at_s == 2e9 + 7200.0
     await client.close()
     await late.close()
     await server.stop(0.0)

@@ -322,7 +322,7 @@ def test_every_open_moment_moves_by_the_gap_and_no_other(run: Coordinator) -> No
     assert state.round == dataclasses.replace(before.round, **moments)
 
 
-def test_a_gap_that_is_none_is_refused(run: Coordinator) -> None:
+def test_an_invalid_gap_is_refused(run: Coordinator) -> None:
     for gap_s in (-1.0, math.nan, math.inf):
         with pytest.raises(IllegalEvent, match="gap"):
             run.engine.handle(ev.CoordinatorResumed(at_s=run.clock.now_s(), gap_s=gap_s))

@@ -36,7 +36,7 @@ async def test_a_whole_run_with_one_worker_ends_in_checkpoints(
     assert over.WhichOneof("outcome") == "over"
     assert [verdict.outcome for verdict in over.verdicts][-1] == pb.Verdict.ACCEPTED
     await asyncio.wait_for(server.finished(), 10.0)
-    status = server.status()
+    status = await server.status()
     assert status.over
     assert status.version == 2
     assert [record.version for record in status.history] == [1, 2]
@@ -161,7 +161,7 @@ async def test_a_non_finite_submission_is_refused_even_without_screening(
         await asyncio.sleep(0.01)
     assert reply.verdict.outcome == pb.Verdict.REJECTED
     assert "not finite" in reply.verdict.reason
-    assert server.status().submissions_rejected == {"malformed": 1}
+    assert (await server.status()).submissions_rejected == {"malformed": 1}
     assert not list((run.root / "artifacts" / "payloads").glob("??/*"))
 
 

@@ -11,8 +11,9 @@ import pytest
 
 from coordinator.edge.server import CoordinatorServer
 from coordinator.run.folder import RunFolder
+from coordinator.run.needed import needed_by
 from coordinator.run.pump import load_engine
-from coordinator.run.verify import payloads_needed, verify_run
+from coordinator.run.verify import verify_run
 from coordinator.store.journal import Journal
 from protocol.errors import ConfigError, Unavailable
 
@@ -80,7 +81,7 @@ def test_keys_that_do_not_belong_together_are_found(run: RunFolder) -> None:
 async def test_two_coordinators_never_serve_one_folder(run: RunFolder, server: CoordinatorServer) -> None:
     with pytest.raises(ConfigError, match=r"another coordinator \(process \d+\) serves"):
         await CoordinatorServer(run).start()
-    assert server.status().run_id == run.run_id, "the first one goes on undisturbed"
+    assert (await server.status()).run_id == run.run_id, "the first one goes on undisturbed"
 
 
 async def test_a_start_that_fails_lets_go_of_the_folder(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +143,7 @@ async def test_a_submission_whose_bytes_are_gone_is_told(
     journal = Journal.open(run.journal_path)
     engine, _ = load_engine(journal, run.draw_secret())
     journal.close()
-    ((_, digest),) = payloads_needed(engine.state)
+    (digest,) = needed_by(engine.state).payloads.values()
     run.artifacts().payloads.drop(digest)
     (problem,) = problems(run)["submissions"]
     assert problem.startswith(f"the submission for lease {lease.lease_id} was received, but ")

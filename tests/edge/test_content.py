@@ -77,7 +77,7 @@ async def test_bytes_that_are_no_registration_are_refused(honest: Any, join: Joi
 # ---- numbers ----------------------------------------------------------------------------------------------------
 
 
-async def test_numbers_that_are_none_are_refused_or_ignored(
+async def test_invalid_numbers_are_refused_or_ignored(
     honest: Any, join: Join, refused: Refused, server: CoordinatorServer, run: RunFolder
 ) -> None:
     client = await join(columns=1)
@@ -88,7 +88,7 @@ async def test_numbers_that_are_none_are_refused_or_ignored(
             await refused(Code.FAILED_PRECONDITION, "finite").of(client.commit(lease, payload, **{name: value}))
         beat = pb.HeartbeatRequest(lease_id=lease.lease_id, train_loss=value, tokens_per_s=value)
         await client.call("Heartbeat", beat, pb.HeartbeatReply)
-        assert all(math.isfinite(number) for number in numbers_of(server.status().model_dump()))
+        assert all(math.isfinite(number) for number in numbers_of((await server.status()).model_dump()))
         assert (await client.acquire(wait_s=value)).lease.lease_id == lease.lease_id
         capability = pb.Capability(device="cpu", memory_bytes=8 << 30, tokens_per_s=value)
         other = await join(enrolled=False)
@@ -112,7 +112,7 @@ async def test_status_stays_json_whatever_a_heartbeat_says(honest: Any, join: Jo
     lease = (await client.acquire()).lease
     beat = pb.HeartbeatRequest(lease_id=lease.lease_id, inner_step=2**32 - 1, train_loss=1e308, tokens_per_s=-1e308)
     await client.call("Heartbeat", beat, pb.HeartbeatReply)
-    json.loads(server.status().model_dump_json(), parse_constant=pytest.fail)
+    json.loads((await server.status()).model_dump_json(), parse_constant=pytest.fail)
 
 
 # ---- tensors ----------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ async def test_a_truncated_upload_counts_for_nothing_and_goes_on_where_it_broke(
     reply = await client.upload(lease, payload, frames=whole[:1])
     assert (reply.complete, reply.received_bytes) == (False, FRAME_BYTES)
     assert (await client.commit(lease, payload)).upload_offset == FRAME_BYTES
-    assert server.status().submissions_accepted == 0
+    assert (await server.status()).submissions_accepted == 0
     assert (await client.upload(lease, payload, frames=whole[1:], offset=FRAME_BYTES)).complete
 
 
@@ -312,7 +312,7 @@ async def test_no_name_becomes_a_path(
 
 @pytest.mark.parametrize("path", [*PATHS, "a" * 64 + "/../../x", "A" * 64])
 def test_no_name_is_a_path_of_the_store(run: RunFolder, path: str) -> None:
-    """Behind what the calls refuse: the store itself makes no path of a digest or lease id that is none."""
+    """Behind what the calls refuse: the store itself makes no path of an invalid digest or lease id."""
     store, digest = run.artifacts(), Digest("a" * 64)
     with pytest.raises(MalformedMessage, match="digest"):
         store.blocks.stat(Digest(path))
@@ -345,7 +345,7 @@ async def test_control_characters_reach_no_terminal_and_no_log(
         quoting._log_refusal("m", Refusing(text), "192.0.2.7")
     assert {"call_refused", "lease_returned"} <= {line["event"] for line in lines}
     assert all(printable(value) for line in lines for value in line.values() if isinstance(value, str))
-    assert printable(server.status().model_dump_json().encode().decode("unicode_escape"))
+    assert printable((await server.status()).model_dump_json().encode().decode("unicode_escape"))
 
 
 def printable(text: str | None) -> bool:

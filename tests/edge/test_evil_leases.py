@@ -34,7 +34,7 @@ ABSURD: dict[str, dict[str, Any]] = {
     "ttl_s": {"ttl_s": 1e12},
     "no time": {"ttl_s": NAN},
     "no columns": {"columns": []},
-    "a column that is none": {"columns": [0, 10**6]},
+    "an invalid column": {"columns": [0, 10**6]},
     "columns out of order": {"columns": [1, 0]},
     "too many columns": {"columns": list(range(8)) * 2},
     "lease_id that is a path": {"lease_id": "../../etc/passwd\n"},
@@ -74,7 +74,7 @@ async def test_being_told_to_wait_no_time_for_ever_does_not_spin(meeting: Meetin
             await task
 
 
-async def test_a_heartbeat_interval_that_is_none_is_replaced(meeting: Meeting) -> None:
+async def test_an_invalid_heartbeat_interval_is_replaced(meeting: Meeting) -> None:
     meeting.evil.bent["AcquireLease"] = lambda _: pb.AcquireLeaseReply(wait=pb.Wait(retry_after_s=60.0))
     for interval_s in (0.0, -1.0, float("nan")):
         session = meeting.evil._OpenSession(pb.OpenSessionRequest())

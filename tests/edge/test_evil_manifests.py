@@ -112,7 +112,7 @@ SEQUENCES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 
 @pytest.mark.parametrize(("bend", "words"), SEQUENCES.values(), ids=SEQUENCES)
-async def test_sequences_that_are_none_are_never_trained_on(
+async def test_invalid_sequences_are_never_trained_on(
     meeting: Meeting, bend: Callable[[bytes], bytes], words: str
 ) -> None:
     evil = meeting.evil

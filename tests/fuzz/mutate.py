@@ -59,7 +59,7 @@ def mutated(random: Random, samples: Sequence[bytes]) -> bytes:
 
 
 def _json_mutated(random: Random, data: bytes) -> bytes | None:
-    """The same document with one value replaced, removed, renamed or added; None where `data` is none."""
+    """The same document with one value replaced, removed, renamed or added; None where `data` is not JSON."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.guards.cuts import always, becomes, dropped, never, planted, unquoted
 from tests.guards.guard import Guard, guard
 
-NUMBERS = "test_content.py::test_numbers_that_are_none_are_refused_or_ignored"
+NUMBERS = "test_content.py::test_invalid_numbers_are_refused_or_ignored"
 BAD_FRAME = "test_content.py::test_a_bad_frame_is_refused"
 DRIBBLED = "test_content.py::test_bytes_beyond_the_payload_and_dribbled_frames_are_refused"
 OFFSETS = "test_content.py::test_offsets_outside_of_the_payload_are_refused"
@@ -41,9 +41,9 @@ MESSAGES = (
           "min(max(request.wait_s, 0.0), MAX_WAIT_S)"), NUMBERS),
     guard("NaN and infinity in any number", never("coordinator.edge:speed_of",
           "not math.isfinite(speed) or not 0.0 <= speed <= MAX_TOKENS_PER_S"), NUMBERS,
-          note="either half refuses what is no number"),
-    guard("NaN and infinity in any number", becomes("coordinator.edge:_worker", "fresh.train_loss", 'float("inf")'),
-          "test_content.py::test_status_stays_json_whatever_a_heartbeat_says", NUMBERS,
+          note="either half refuses what is not a number"),
+    guard("NaN and infinity in any number", becomes("coordinator.edge:worker_status", "fresh.train_loss",
+          'float("inf")'), "test_content.py::test_status_stays_json_whatever_a_heartbeat_says", NUMBERS,
           also=(planted("coordinator:RunStatus", 'model_config = ConfigDict(ser_json_inf_nan="constants")'),
           planted("coordinator:WorkerStatus", 'model_config = ConfigDict(ser_json_inf_nan="constants")')),
           note="planted: a status with infinity in it, written as such"),

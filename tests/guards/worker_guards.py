@@ -10,13 +10,13 @@ LINK = "test_evil_identity.py::test_a_coordinator_that_the_join_link_does_not_na
 HUGE = "test_evil_identity.py::test_a_model_of_huge_shapes_costs_nothing"
 ABSURD = "test_evil_leases.py::test_an_absurd_lease_is_refused_and_named"
 NO_SPIN = "test_evil_leases.py::test_being_told_to_wait_no_time_for_ever_does_not_spin"
-BEATS = "test_evil_leases.py::test_a_heartbeat_interval_that_is_none_is_replaced"
+BEATS = "test_evil_leases.py::test_an_invalid_heartbeat_interval_is_replaced"
 TERMINAL = "test_evil_leases.py::test_what_it_says_cannot_steer_the_terminal"
 UNTRUE = "test_evil_manifests.py::test_a_manifest_that_does_not_hold_is_refused"
 BOUND = "test_evil_manifests.py::test_a_block_above_the_runs_own_bound_is_not_fetched"
 OLDER = "test_evil_manifests.py::test_an_older_version_than_leased_is_no_substitute"
 BLOCK = "test_evil_manifests.py::test_a_block_that_is_not_what_was_signed_is_never_used"
-NO_SEQUENCES = "test_evil_manifests.py::test_sequences_that_are_none_are_never_trained_on"
+NO_SEQUENCES = "test_evil_manifests.py::test_invalid_sequences_are_never_trained_on"
 ENDLESS = "test_evil_streams.py::test_an_endless_stream_is_hung_up_on"
 STALLED = "test_evil_streams.py::test_a_stalled_download_is_broken_off_and_taken_up_again"
 FOR_EVER = "test_evil_streams.py::test_a_stream_that_stalls_for_ever_costs_the_lease_and_not_the_volunteer"
@@ -103,7 +103,7 @@ LEASES = (
           f"{ABSURD}[columns out of order]"),
     guard("absurd hyperparameters, columns, counts, deadlines",
           dropped("worker:lease_from_message", "columns[-1] < layout_columns"),
-          f"{ABSURD}[a column that is none]"),
+          f"{ABSURD}[an invalid column]"),
     guard("absurd hyperparameters, columns, counts, deadlines", becomes("worker:_within",
           "math.isfinite(value) and low <= value <= high", "not (value < low or value > high)"), f"{ABSURD}[no time]",
           note="comparisons that are written the other way round let NaN in"),
@@ -131,7 +131,7 @@ LEASES = (
     _bound('_within(..., "ttl_s")', "ttl_s"),
     guard("being told to ask again at once, for ever", becomes("worker:Agent._acquire",
           "retry_s if retry_s > MIN_RETRY_AFTER_S else MIN_RETRY_AFTER_S", "max(retry_s, 0.0)"), NO_SPIN),
-    guard("a heartbeat interval that is no number, or none at all", becomes("worker:Agent._open",
+    guard("a heartbeat interval that is missing or not a number", becomes("worker:Agent._open",
           "interval_s if interval_s > MIN_HEARTBEAT_S else MIN_HEARTBEAT_S", "max(interval_s, 0.0)"), BEATS),
     guard("text that steers the terminal", becomes("worker:PlainReporter.say", "printable(text, MAX_LINE_CHARACTERS)",
           "text"), TERMINAL),
@@ -171,17 +171,17 @@ CONTENT = (
           "not hmac.compare_digest(got.encode(), self.digest.encode())"), BLOCK),
     guard("a block that does not match", dropped("worker:CoordinatorClient._download_block_once", "reader.finish()"),
           BLOCK),
-    guard("sequences that are none", never("protocol:decode_sequences", "largest >= vocab_size"),
+    guard("invalid sequences", never("protocol:decode_sequences", "largest >= vocab_size"),
           f"{NO_SEQUENCES}[vocabulary]"),
-    guard("sequences that are none", never("protocol:_checked_header", r"magic != MAGIC or padding != b'\x00\x00\x00'"),
+    guard("invalid sequences", never("protocol:_checked_header", r"magic != MAGIC or padding != b'\x00\x00\x00'"),
           f"{NO_SEQUENCES}[magic]"),
-    guard("sequences that are none", never("protocol:_checked_header", "(got_count, got_length) != (count, length)"),
+    guard("invalid sequences", never("protocol:_checked_header", "(got_count, got_length) != (count, length)"),
           f"{NO_SEQUENCES}[count]"),
-    guard("sequences that are none", never("protocol:_checked_header", "payload.nbytes != expected_bytes"),
+    guard("invalid sequences", never("protocol:_checked_header", "payload.nbytes != expected_bytes"),
           f"{NO_SEQUENCES}[short]"),
-    guard("sequences that are none", never("protocol:_checked_header", "payload.nbytes < HEADER.size"),
+    guard("invalid sequences", never("protocol:_checked_header", "payload.nbytes < HEADER.size"),
           f"{NO_SEQUENCES}[less than a header]"),
-    guard("sequences that are none", never("protocol:_checked_header", "token_bytes not in _WIRE_DTYPES"),
+    guard("invalid sequences", never("protocol:_checked_header", "token_bytes not in _WIRE_DTYPES"),
           f"{NO_SEQUENCES}[width of a token]"),
     guard("an endless stream", never("protocol:FrameReader.feed", "offset != self.offset"), f"{ENDLESS}[block]",
           f"{ENDLESS}[lease_data]", also=(never("protocol:FrameReader.feed", "offset + length > self.expected_size"),

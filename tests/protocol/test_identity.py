@@ -40,7 +40,7 @@ def test_a_signature_holds_for_its_message_and_key_only(message: bytes, bit: int
 
 
 @pytest.mark.parametrize("key", [b"", bytes(31), bytes(33), b"\xff" * 32])
-def test_keys_that_are_none_are_refused(key: bytes) -> None:
+def test_invalid_keys_are_refused(key: bytes) -> None:
     with pytest.raises(Unauthenticated):
         verify(key, bytes(64), b"")
 

@@ -288,7 +288,7 @@ def test_hosts_given_twice_or_in_other_alphabets() -> None:
 
 
 @pytest.mark.parametrize("host", ["", "a..b", "x" * 64])
-def test_hosts_that_are_none_are_refused(host: str) -> None:
+def test_invalid_hosts_are_refused(host: str) -> None:
     with pytest.raises(ConfigError, match="is not a host name or address"):
         _AUTHORITY.issue_leaf([host])
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from barnraise.charts.loss import draw_loss
+from coordinator.edge.pages import ROWS, PageKind
+from coordinator.engine.history import RoundRecord
+from coordinator.engine.reasons import Case, reason
 from protocol.errors import ConfigError
-from simulator.processes.report import RoundRecord, SimulationReport, read_report
+from protocol.ids import RoundNumber, Version
+from simulator.processes.report import SimulationReport, read_report
 from simulator.processes.results import loss_picture
 
 PROMISED = {
@@ -22,7 +27,22 @@ PROMISED = {
 
 def example(losses: tuple[float, ...] = (5.56, 3.2, 2.6, 2.3, 2.1)) -> SimulationReport:
     rounds = tuple(
-        RoundRecord(round=n, val_loss=loss, accepted=5, rejected=2, expired=n % 3, duration_s=4.0, why_closed="quorum")
+        RoundRecord(
+            round=RoundNumber(n),
+            base_version=Version(n - 1),
+            version=Version(n),
+            opened_at_s=5.0 * n,
+            closed_at_s=5.0 * n + 4.0,
+            accepted=5,
+            rejected=2,
+            expired=n % 3,
+            returned=0,
+            late_used=0,
+            update_norm_l2=1.0,
+            val_loss=loss,
+            val_loss_se=0.01,
+            closed=reason(Case.ALL_RESOLVED),
+        )
         for n, loss in enumerate(losses[1:], start=1)
     )
     return SimulationReport(
@@ -46,6 +66,20 @@ def test_the_promised_keys_are_there(tmp_path: Path) -> None:
     assert set(json.loads(path.read_text())) >= PROMISED
     assert read_report(tmp_path)["byzantine_rejected"] == 8
     assert [one.name for one in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_closed_round_is_written_as_a_status_writes_it(tmp_path: Path) -> None:
+    report = example((5.0, 2.5, 2.0))
+    one, two = report.rounds
+    report = dataclasses.replace(report, rounds=(one, dataclasses.replace(two, val_loss=math.inf)))
+    first, second = json.loads(report.write(tmp_path).read_text())["rounds"]
+    assert (first["round"], first["val_loss"], first["lasted_s"], first["close_reason"]) == (
+        1, 2.5, 4.0, report.rounds[0].close_reason,
+    )  # fmt: skip
+    assert second["val_loss"] == "Infinity", "plain JSON has no number for it"
+    sent = json.loads(ROWS[PageKind.ROUNDS].dump_json(report.rounds[0]))
+    assert sent == first
+    assert ROWS[PageKind.ROUNDS].validate_python(first) == report.rounds[0]
 
 
 def test_a_report_that_is_not_one_is_said_so(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files as they lie on people's disks: text is taken, what is none is counted and named, nothing ends the rest."""
+"""Files as they lie on people's disks: text is taken, what is not text is counted and named, nothing ends the rest."""
 
 import errno
 import io

@@ -49,13 +49,14 @@ KINDS: dict[str, type[Message]] = {
     "GetManifest": pb.GetManifestRequest,
     "CreateInvite": pb.CreateInviteRequest,
     "GetStatus": pb.GetStatusRequest,
+    "ListStatus": pb.ListStatusRequest,
     "StopRun": pb.StopRunRequest,
     "Enrol": pb.EnrolRequest,
     "OpenSession": pb.OpenSessionRequest,
     "Check": health_pb2.HealthCheckRequest,
 }
 WORKERS = ("AcquireLease", "ReturnLease", "Heartbeat", "CommitSubmission", "GetManifest")
-OPERATORS = ("CreateInvite", "GetStatus", "StopRun")
+OPERATORS = ("CreateInvite", "GetStatus", "ListStatus", "StopRun")
 STRANGERS = ("Enrol", "OpenSession", "Check")
 
 
@@ -121,6 +122,10 @@ def _operator_calls() -> list[bytes]:
         {
             "CreateInvite": [pb.CreateInviteRequest(trusted=True, expires_in_s=3600.0, count=2)],
             "GetStatus": [pb.GetStatusRequest()],
+            "ListStatus": [
+                pb.ListStatusRequest(),
+                pb.ListStatusRequest(kind=pb.ListStatusRequest.ROUNDS, after="1", most=3, states=["idle"]),
+            ],
             "StopRun": [pb.StopRunRequest(reason="enough")],
         },
     )
@@ -215,12 +220,12 @@ def _operator_client() -> OperatorClient:
 def _status_reply(data: bytes) -> object:
     client = _operator_client()
     client._channel.answers = [status(data[0], data[1:]) if data[:1] > b"\xc8" else data[1:]]
-    return finish(client.status())
+    return finish(client.summary())
 
 
 def _status_replies() -> list[bytes]:
     there = world()
-    text = there.status().model_dump_json()
+    text = there.summary().model_dump_json()
     return [b"\0" + pb.GetStatusReply(status_json=text).SerializeToString(), b"\xf0the words of a refusal"]
 
 

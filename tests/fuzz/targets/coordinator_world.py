@@ -123,7 +123,7 @@ class World:
         self.pump = StillPump(self.parts.engine, folder.draw_secret(), self._deliver)
         server._parts = self.parts
         server.port = 50051
-        self.run_folder, self.status = folder, server.status
+        self.run_folder, self.summary = folder, server.summary
         self.run = server._run = replace(finish(self._assembled(server)), pump=self.pump)
         self.handlers: dict[str, Any] = {}
         server._add_services(self, self.run, self.parts.traffic)

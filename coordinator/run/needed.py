@@ -1,0 +1,67 @@
+"""What a run needs on disk to go on: the one definition that opening, backup and verify work from.
+
+Decides which submissions and versions the state still speaks of. Pure: it reads an engine's state and touches nothing.
+Always: whatever a pending command will read is among it, and so is everything that a worker was told is safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from coordinator.engine.commands import AggregateRound, MeasureSubmission
+from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus
+from coordinator.engine.state import EngineState
+from protocol.ids import Digest, LeaseId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needed:
+    """What must be there, or may still come."""
+
+    version: int
+    """The latest that was published: all of it must be there."""
+    manifest: Digest
+    """Of that version."""
+    payloads: Mapping[LeaseId, Digest]
+    """Submissions that have arrived and are still to be measured or counted: their bytes must be there."""
+    uploads: Mapping[LeaseId, Digest]
+    """Commits whose bytes have yet to come: what is there of them need not be sent again."""
+
+    @property
+    def submissions(self) -> list[tuple[LeaseId, Digest]]:
+        """Lease and digest of both: an opening keeps these and clears away every other submission."""
+        return [*self.payloads.items(), *self.uploads.items()]
+
+    def versions_among(self, kept: Iterable[int]) -> list[int]:
+        """Of the versions that are kept, those that belong to the run, ascending; the latest always does.
+
+        A newer one was written and not published: it is made again.
+        """
+        return sorted({self.version, *(version for version in kept if version <= self.version)})
+
+
+def needed_by(state: EngineState) -> Needed:
+    """What `state` speaks of.
+
+    A submission that was counted is not among it: its process may have died after the outer step and before it dropped
+    the bytes.
+    """
+    payloads: dict[LeaseId, Digest] = {}
+    uploads: dict[LeaseId, Digest] = {}
+    for lease_id, record in state.leases.items():
+        if record.digest is None or record.status not in LIVE_STATUSES or record.counted_in is not None:
+            continue
+        (uploads if record.status is LeaseStatus.COMMITTED else payloads)[lease_id] = record.digest
+    for command in state.pending.values():
+        match command:
+            case MeasureSubmission():
+                payloads[command.lease.lease_id] = command.digest
+            case AggregateRound():
+                payloads |= {one.lease_id: one.digest for one in command.contributions}
+    return Needed(
+        version=int(state.version),
+        manifest=state.manifest,
+        payloads=payloads,
+        uploads=uploads,
+    )
