@@ -167,6 +167,8 @@ def check_config(config: EngineConfig) -> None:
             1 <= config.most_steps_share <= 2,
             f"most_steps_share must be 1 to 2, got {config.most_steps_share}: weights and scales are capped at 2",
         ),
+        (config.outer_learning_rate > 0, f"outer_learning_rate must be above 0, got {config.outer_learning_rate}"),
+        (0 <= config.outer_momentum < 1, f"outer_momentum must be 0 to below 1, got {config.outer_momentum}"),
         (inner.learning_rate > 0, f"learning_rate must be above 0, got {inner.learning_rate}"),
         (inner.schedule in SCHEDULES, f"schedule must be one of {', '.join(SCHEDULES)}, got {inner.schedule!r}"),
         (

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from coordinator.engine import explain, gaps, leases, records, results, rounds, telling
+from coordinator.engine import changes, explain, gaps, leases, records, results, rounds, telling
 from coordinator.engine.commands import Command, EndRun, SlowCommand, ValidateVersion
 from coordinator.engine.config import check_config
 from coordinator.engine.draws import Draws
@@ -29,6 +29,8 @@ from coordinator.engine.events import (
     RoundAggregated,
     RunCreated,
     RunStopped,
+    SettingChanged,
+    SettingsFixed,
     SubmissionCommitted,
     SubmissionMeasured,
     SubmissionUploaded,
@@ -71,6 +73,8 @@ LEGAL_EVENTS: Mapping[type[Event], frozenset[Phase]] = {
     CommandFailed: _BEFORE_THE_END,
     Ticked: _EVERYWHERE,
     RunStopped: _BEFORE_THE_END,
+    SettingsFixed: _EVERYWHERE,
+    SettingChanged: _BEFORE_THE_END - {Phase.FINISHING},
 }
 """Which events each phase takes at all; `RunCreated` only ever creates an engine."""
 
@@ -101,6 +105,7 @@ class Engine:
             manifest=event.base_manifest,
             round=RoundState(round=RoundNumber(1), base_version=Version(0), opened_at_s=event.at_s),
             calendar=calendar,
+            fixed_settings=dict(event.settings),
         )
         turn = Turn(state=state, draws=Draws(secret))
         if event.config.validate_every:
@@ -387,4 +392,6 @@ class Engine:
         CommandFailed: lambda _, turn, event: results.on_command_failed(turn, event),
         Ticked: on_ticked,
         RunStopped: on_run_stopped,
+        SettingsFixed: lambda _, turn, event: changes.on_settings_fixed(turn, event),
+        SettingChanged: lambda _, turn, event: changes.on_setting_changed(turn, event),
     }

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
+from coordinator.engine import changes, leases, pacing, placement, quorum, screening
 from coordinator.engine import contributions as votes
-from coordinator.engine import leases, pacing, placement, quorum, screening
 from coordinator.engine.commands import AggregateRound, EndRun, MeasureSubmission, ValidateVersion, WriteCheckpoint
 from coordinator.engine.dispatch import are_ready, dispatch, is_waiting
 from coordinator.engine.draws import Draws
@@ -115,8 +115,9 @@ def publish(turn: Turn, event: RoundAggregated, command: AggregateRound) -> None
 
 
 def next_round_or_finish(turn: Turn) -> None:
-    """Open the next round, unless the run is to end."""
+    """Open the next round, with the settings of that moment, unless the run is to end."""
     state = turn.state
+    changes.adopt(state)
     if state.stop_reason is not None or state.round.round >= state.config.max_rounds:
         finish(turn)
         return
@@ -158,7 +159,7 @@ def _step(turn: Turn) -> None:
             _review(turn)
     elif state.phase is Phase.FINISHING and not state.pending:
         state.move_to(Phase.OVER)
-        done = reason(Case.ALL_ROUNDS_DONE, rounds=state.config.max_rounds)
+        done = reason(Case.ALL_ROUNDS_DONE, rounds=state.round.round)
         state.ended = done if state.stop_reason is None else reason(Case.ENDED, state.stop_reason)
         turn.emit(EndRun(why=state.ended))
 

@@ -20,6 +20,7 @@ from coordinator.engine.history import (
     Failure,
     LeftOut,
     RoundRecord,
+    SettingChange,
     Totals,
     Validation,
     wall_at_s,
@@ -195,6 +196,11 @@ class EngineState:
     checkpoints: tuple[Checkpoint, ...] = ()
     calendar: tuple[CalendarMark, ...] = ()
     """For people; nothing is decided by it."""
+    next_config: EngineConfig | None = None
+    """What was changed since the round opened is in it; the next round's."""
+    setting_changes: tuple[SettingChange, ...] = ()
+    fixed_settings: dict[str, str] = field(default_factory=dict)
+    """Key to JSON of settings that are none of the engine's: what the run began with, for the start to compare."""
     stop_reason: str | None = None
     ended: Reason | None = None
 
@@ -324,6 +330,11 @@ class EngineState:
     def wall_at_s(self, at_s: float) -> float | None:
         """Calendar time at run time `at_s`, in seconds since the epoch; None in a run that has none."""
         return wall_at_s(self.calendar, at_s)
+
+    @property
+    def chosen_config(self) -> EngineConfig:
+        """The settings as they were last set, whether or not they count yet."""
+        return self.config if self.next_config is None else self.next_config
 
     @property
     def end_reason(self) -> str | None:

@@ -1,10 +1,11 @@
 """A copy of a run that can go on elsewhere, taken while the run is served; and putting it back.
 
-Decides what belongs into a backup and in which order it is taken. Always: the journal is copied first, at one moment
-between two commits, and then everything that the engine of that moment needs, found by replaying the copy; files that
-the running coordinator may delete meanwhile are pinned by hard links first, and if one is gone already the journal is
-copied anew. Every file's digest is taken while it is copied, content-addressed ones must match their names, and the
-list is signed by the run's own authority. A backup holds the run's secrets: it is as private as the run folder.
+Decides what belongs into a backup and in which order it is taken. Always: the settings are copied first, then the
+journal, at one moment between two commits, and then everything that the engine of that moment needs, found by
+replaying the copy; files that the running coordinator may delete meanwhile are pinned by hard links first, and if one
+is gone already the journal is copied anew. Every file's digest is taken while it is copied, content-addressed ones
+must match their names, and the list is signed by the run's own authority. A backup holds the run's secrets: it is as
+private as the run folder.
 
 Not in it: exported checkpoints (`barnraise coordinator export` makes them again), `events.jsonl` (never read back), and
 uploads that are not whole (nobody was told that they are safe).
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coordinator.run.changing import SETTINGS_WRITTEN
 from coordinator.run.pump import load_engine
 from coordinator.run.verify import payloads_needed
 from coordinator.store.journal import Journal
@@ -41,7 +43,8 @@ SIGNATURE = "backup.sig"
 BACKUP_KIND = Kind(completed_by=SIGNATURE, private=True)
 _DOMAIN = b"barnraise backup v1\n"
 _PINS = ".pins-"
-_PLAIN_FILES = ("settings.toml", "run.json", "endpoint.json")
+_SETTINGS = "settings.toml"
+_PLAIN_FILES = ("run.json", "endpoint.json")
 _FOLDERS = ("secret", "dataset", "tokenizer")
 ATTEMPTS = 10
 """Copies of the journal before giving up; each lasts milliseconds, and a version is made in seconds at the least."""
@@ -96,10 +99,12 @@ def _take_state(run: RunFolder, building: Path, pins: Path) -> tuple[int, int, d
     target = building / "journal.sqlite"
     gone: FileNotFoundError | None = None
     for _ in range(ATTEMPTS):
-        for stale in building.glob("journal.sqlite*"):
-            stale.unlink()
+        for stale in (*building.glob("journal.sqlite*"), building / _SETTINGS):
+            stale.unlink(missing_ok=True)
         shutil.rmtree(pins, ignore_errors=True)
         pins.mkdir(mode=0o700)
+        # before the journal: a setting that is changed in between is then brought into line, as after a crash
+        _copied(run.root / _SETTINGS, building / _SETTINGS)
         source = Journal.open(run.journal_path, writable=False)
         try:
             source.copy_to(target)
@@ -108,6 +113,7 @@ def _take_state(run: RunFolder, building: Path, pins: Path) -> tuple[int, int, d
         copy = Journal.open(target)
         try:
             engine, _ = load_engine(copy, run.draw_secret())
+            copy.set_meta(SETTINGS_WRITTEN, "0")
             position, state = copy.last_position, engine.state
         finally:
             copy.close()
@@ -161,7 +167,7 @@ def _copy_all(run: RunFolder, building: Path, blobs: dict[str, Path]) -> dict[st
     for path in plain:
         name = str(path.relative_to(run.root))
         files[name] = _entry(path, building / name)
-    for path in sorted(building.glob("*.sqlite*")):
+    for path in (building / _SETTINGS, *sorted(building.glob("*.sqlite*"))):
         files[path.name] = {"sha256": _digest(path), "bytes": path.stat().st_size}
     return files
 

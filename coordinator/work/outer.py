@@ -85,6 +85,8 @@ class RoundAggregator:
             blocks[block] = self._versions.put_block(stepped[0])
             if stepped[1] is not None:
                 momenta[block] = self._versions.put_block(stepped[1])
+            else:  # set to 0 in the middle of the run: should it come back, it begins anew
+                momenta.pop(block, None)
         manifest = Manifest(
             run_id=parent.run_id,
             version=command.version,

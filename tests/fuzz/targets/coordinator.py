@@ -50,12 +50,13 @@ KINDS: dict[str, type[Message]] = {
     "CreateInvite": pb.CreateInviteRequest,
     "GetStatus": pb.GetStatusRequest,
     "StopRun": pb.StopRunRequest,
+    "ChangeSetting": pb.ChangeSettingRequest,
     "Enrol": pb.EnrolRequest,
     "OpenSession": pb.OpenSessionRequest,
     "Check": health_pb2.HealthCheckRequest,
 }
 WORKERS = ("AcquireLease", "ReturnLease", "Heartbeat", "CommitSubmission", "GetManifest")
-OPERATORS = ("CreateInvite", "GetStatus", "StopRun")
+OPERATORS = ("CreateInvite", "GetStatus", "StopRun", "ChangeSetting")
 STRANGERS = ("Enrol", "OpenSession", "Check")
 
 
@@ -122,6 +123,7 @@ def _operator_calls() -> list[bytes]:
             "CreateInvite": [pb.CreateInviteRequest(trusted=True, expires_in_s=3600.0, count=2)],
             "GetStatus": [pb.GetStatusRequest()],
             "StopRun": [pb.StopRunRequest(reason="enough")],
+            "ChangeSetting": [pb.ChangeSettingRequest(key="quorum", value="2")],
         },
     )
 
