@@ -28,7 +28,8 @@ from simulator.deterministic.invariants import Book, InvariantBroken
 from simulator.deterministic.loop import MOST_STEPS, VirtualLoop
 from simulator.deterministic.network import Network
 from simulator.deterministic.node import CoordinatorNode
-from simulator.deterministic.scenario import START_S, Scenario, scenario_of
+from simulator.deterministic.scenario import START_S, Scenario, SettingPlan, scenario_of
+from simulator.deterministic.settings_book import SettingsBook
 from simulator.deterministic.volunteer import Volunteer
 from simulator.deterministic.work import HashWork, Work
 from simulator.faults import COORDINATOR, Fault, FaultKind, FaultPlan, Point
@@ -93,7 +94,8 @@ class World:
         self._disk = Disk()
         note = self._note if trace else _silent
         attendance = Attendance(lambda: self._loop.now_s)
-        self._book = Book(self._disk, scenario.owners, scenario.spoilers, attendance, note)
+        changes = SettingsBook(scenario.config, self._disk)
+        self._book = Book(self._disk, scenario.owners, scenario.spoilers, attendance, changes, note)
         secret = hashlib.sha256(f"secret {scenario.seed}".encode()).digest()
         self._node = CoordinatorNode(
             self._loop,
@@ -135,6 +137,8 @@ class World:
                 self._loop.call_at(volunteer.spec.arrives_s, volunteer.boot)
             if scenario.stop_after_s is not None:
                 self._loop.call_at(START_S + scenario.stop_after_s, self._stop_run)
+            for plan in scenario.changes:
+                self._loop.call_at(START_S + plan.after_s, self._change_setting, plan)
             self._loop.call_later(WATCH_EVERY_S, self._watch)
             ended = self._loop.run(self._has_ended, scenario.limit_s)
             self._conclude(ended)
@@ -201,6 +205,11 @@ class World:
     def _stop_run(self) -> None:
         if self._node.is_up:
             self._loop.create_task(self._quietly(self._node.stop_run("enough")), context=self._node.context)
+
+    def _change_setting(self, plan: SettingPlan) -> None:
+        if self._node.is_up:
+            changing = self._node.change_setting(plan.key, plan.value)
+            self._loop.create_task(self._quietly(changing), context=self._node.context)
 
     # ---- faults --------------------------------------------------------------------------------------------------
 
