@@ -40,6 +40,7 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m protocol.generate --check
+	$(BIN)/python -m coordinator.settings_reference --check
 
 check: lint test
 
@@ -49,6 +50,7 @@ format: $(READY)
 
 generate: $(READY)
 	$(BIN)/python -m protocol.generate
+	$(BIN)/python -m coordinator.settings_reference
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .hypothesis barnraise-demo barnraise-demo-[0-9]*

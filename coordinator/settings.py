@@ -77,16 +77,21 @@ class RunSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(default="barnraise run", min_length=1, max_length=64)
+    """What people see."""
     preset: str | None = None
+    """Train this shape from scratch."""
     checkpoint: str | None = None
-    """A Hugging Face folder on disk."""
+    """Train on from this Hugging Face folder on disk."""
     data: str = "stdlib"
     """A folder made by `barnraise data prepare`, or a source to prepare: file, folder, `stdlib`, `datasets:NAME`."""
     residency: Literal["frozen", "absent"] = "frozen"
+    """What stands in for the expert columns that a worker does not hold: frozen copies, or nothing."""
     codec: Literal["fp32", "bf16"] = "bf16"
     """What a submission is encoded in."""
     sequence_length: int = Field(default=128, ge=8, le=131_072)
+    """Tokens a sequence."""
     seed: int = Field(default=0, ge=0, lt=2**63)
+    """Of the first weights."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for every interface."""
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65_535)
@@ -103,6 +108,7 @@ class RunSettings(BaseModel):
     evaluation_device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     """Where screening and validation compute their losses."""
     keep_checkpoints: int = Field(default=3, ge=1)
+    """Newest exports that are kept in `checkpoints/`."""
     executor_threads: int = Field(default=1, ge=1)
     """torch threads for screening and aggregation."""
     sim_secret_from_seed: bool = False

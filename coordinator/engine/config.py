@@ -26,9 +26,11 @@ class InnerRecipe:
     """Inner optimizer (fresh moments each lease) as every lease of the run names it."""
 
     inner_steps: int = 10
+    """Optimizer steps of a whole lease."""
     final_inner_steps: int | None = None
     """The last round's number, moved to by equal ratios from round to round; None: `inner_steps` in every round."""
     batch_sequences: int = 16
+    """Sequences an inner step. Deadlines follow speeds measured before a change: double it at most, at a time."""
     optimizer: str = "muon"
     """`muon`: Muon on matrices and AdamW on the rest; `adamw`: AdamW on everything."""
     learning_rate: float = 0.016
@@ -36,6 +38,7 @@ class InnerRecipe:
     muon_learning_rate: float = 0.08
     """Muon's; it follows the same schedule."""
     muon_momentum: float = 0.95
+    """Muon's, with Nesterov's correction."""
     schedule: str = "cosine"
     """How the learning rate falls over the run's rounds: `cosine`, `linear` or `constant` (not at all)."""
     final_lr_share: float = 0.05
@@ -45,12 +48,19 @@ class InnerRecipe:
     warmup_rounds: int = 0
     """First rounds over which it rises to `learning_rate`: what training on from a checkpoint wants."""
     router_lr_scale: float = 0.1
+    """The router's rate, as a share of the others'."""
     warmup_steps: int = 2
+    """First steps of a lease over which its rate rises from nothing."""
     weight_decay: float = 0.01
+    """Decoupled, scaled by the rate."""
     adam_beta1: float = 0.9
+    """Decay of AdamW's first moment, a step."""
     adam_beta2: float = 0.99
+    """Decay of AdamW's second moment, a step."""
     adam_eps: float = 1e-8
+    """Added to AdamW's denominator."""
     clip_norm: float = 1.0
+    """Gradients longer than this are shortened to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +68,7 @@ class ScreeningConfig:
     """Thresholds of the cheap checks. `enabled=False` is for experiments that show what screening is worth."""
 
     enabled: bool = True
+    """Whether submissions are measured and judged."""
     max_norm_factor: float = 3.0
     """Refused when the norm, scaled to common steps, is over this many times the running median."""
     min_norm_factor: float = 0.02
@@ -79,13 +90,14 @@ class ScreeningConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """Everything that decides how rounds go. Constant for a run; part of the journal's first event."""
+    """Everything that decides how rounds go. In the journal's first event; `changes.py` says what changes later."""
 
     run_id: RunId
     columns: int
     train_sequences: int
     """Sequences in the dataset's training part; a lease names positions below this number."""
     max_rounds: int = 20
+    """After so many rounds the run is over; rates and steps that follow a schedule reach their end then."""
     min_columns: int = 1
     """Fewest columns a lease may hold (the router's top-k where absent experts are left out of the shard)."""
     replicas: int = 3
@@ -101,6 +113,7 @@ class EngineConfig:
     gather_s: float = 2.0
     """How long the first round waits for more workers than `min_workers`, and a later one, at most, for that many."""
     heartbeat_interval_s: float = 10.0
+    """How often a worker says that it is there."""
     heartbeat_misses: float = 3.0
     """A lease expires when its worker was silent for this many intervals."""
     lease_ttl_s: float = 900.0
@@ -108,10 +121,13 @@ class EngineConfig:
     lease_slack: float = 3.0
     """Deadline = slack x expected duration, within [min_lease_s, lease_ttl_s]."""
     min_lease_s: float = 30.0
+    """Shortest time that a lease is given."""
     round_deadline_s: float = 3600.0
+    """From a round's first lease to its close, whoever is still awaited."""
     grace_share: float = 0.5
     """After quorum, wait for stragglers this share of the round's median lease, from grant to upload."""
     min_grace_s: float = 1.0
+    """Shortest wait for stragglers."""
     pace_tolerance: float = 0.25
     """Workers that would end up to this much later than the median one do as many inner steps as everybody."""
     most_steps_share: float = 2.0
@@ -136,10 +152,13 @@ class EngineConfig:
     clip_to_median: bool = True
     """Clip each submission's block to the median norm, after scaling to common steps."""
     outer_learning_rate: float = 1.0
+    """How much of the aggregated pseudo-gradient the model moves by."""
     outer_momentum: float = 0.0
     """0 is plain averaging; otherwise SGD with Nesterov momentum, by block."""
     validate_every: int = 1
+    """Held-out loss is computed for every so many versions; 0: for the last alone."""
     checkpoint_every: int = 5
+    """Every so many versions one is exported to `checkpoints/`; 0: the last alone."""
 
 
 def check_config(config: EngineConfig) -> None:
