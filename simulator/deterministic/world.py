@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import inspect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +87,8 @@ class World:
         self._draw = derived_stream(scenario.seed, "world")
         self._plan = FaultPlan(scenario.faults) if plan is None else plan
         self._violation: str | None = None
+        self._orders: list[Coroutine[Any, Any, None]] = []
+        """Of the operator, about settings."""
         self._kills = {"coordinator": 0, "worker": 0}
         self._executions: dict[str, int] = {}
         self._states: dict[tuple[int, str], int] = {}
@@ -165,6 +168,9 @@ class World:
             volunteer.kill()
         self._loop.error = None
         self._loop.run(lambda: True, self._loop.now_s)
+        for order in self._orders:
+            if inspect.getcoroutinestate(order) == inspect.CORO_CREATED:  # its process died, or slept, before it began
+                order.close()
 
     def _outcome(self) -> Outcome:
         return Outcome(
@@ -209,7 +215,9 @@ class World:
     def _change_setting(self, plan: SettingPlan) -> None:
         if self._node.is_up:
             changing = self._node.change_setting(plan.key, plan.value)
-            self._loop.create_task(self._quietly(changing), context=self._node.context)
+            order = self._quietly(changing)
+            self._orders += [changing, order]
+            self._loop.create_task(order, context=self._node.context)
 
     # ---- faults --------------------------------------------------------------------------------------------------
 
