@@ -41,6 +41,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 	$(BIN)/python -m protocol.generate --check
 	$(BIN)/python -m benchmarks.tables --check
+	$(BIN)/python -m coordinator.settings_reference --check
 
 check: lint test
 
@@ -51,6 +52,7 @@ format: $(READY)
 generate: $(READY)
 	$(BIN)/python -m protocol.generate
 	$(BIN)/python -m benchmarks.tables
+	$(BIN)/python -m coordinator.settings_reference
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .hypothesis barnraise-demo barnraise-demo-[0-9]*

@@ -24,7 +24,7 @@ from benchmarks.report import Cell, machine, parse_args, print_rows, write_json
 from coordinator.datasets import Dataset, prepare
 from coordinator.run.folder import init_run
 from coordinator.run.opened import OpenedRun
-from coordinator.settings import RunSettings, going_on
+from coordinator.settings import RunSettings
 from simulator.seeds import derived_seed
 from simulator.virtual.inner import PureLeases, Shards
 from simulator.virtual.swarm import STILL, VirtualSwarm, Volunteer
@@ -49,16 +49,14 @@ def losses_by_round(
         seed=derived_seed(seed, "continuing"),
         heldout_limit=512,
         sim_secret_from_seed=True,
-        engine=going_on(
-            {
-                "max_rounds": rounds,
-                "min_workers": WORKERS,
-                "gather_s": 0.0,
-                "heartbeat_interval_s": 5.0,
-                "checkpoint_every": 0,
-                "inner": {"inner_steps": inner_steps},
-            }
-        ),
+        engine={
+            "max_rounds": rounds,
+            "min_workers": WORKERS,
+            "gather_s": 0.0,
+            "heartbeat_interval_s": 5.0,
+            "checkpoint_every": 0,
+            "inner": {"inner_steps": inner_steps},
+        },
     )
     opened = OpenedRun.open(init_run(folder / "run", settings), STILL)
     try:

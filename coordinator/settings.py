@@ -1,7 +1,8 @@
 """What an operator sets when a run is made: one frozen model, validated once, kept as `settings.toml`.
 
-Decides nothing about rounds itself: the `[engine]` table overrides fields of `coordinator.engine.config.EngineConfig`.
-Touches no file; `coordinator/run/folder.py` reads and writes it.
+Decides which settings are the machine's, the run's and the rounds' (`Counts`), and nothing about rounds itself: the
+`[engine]` table overrides fields of `coordinator.engine.config.EngineConfig`. Touches no file; `coordinator/run` reads
+and writes it.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import math
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from enum import StrEnum
+from typing import Any, get_type_hints
 
+import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from aggregation.names import EXPECTED, RULES  # names alone: reading a file must not load torch
-from coordinator.engine.config import EngineConfig, InnerRecipe, ScreeningConfig, check_config
+from coordinator.engine.changes import DERIVED, FIXED, flat, settings_of
+from coordinator.engine.config import EngineConfig, check_config
 from protocol.codecs import BF16, CODECS
 from protocol.errors import ConfigError
 from protocol.hosts import WILDCARDS, address_text, canonical_host, dialable_host, split_port
@@ -31,9 +35,42 @@ GOING_ON: Mapping[str, Any] = {"learning_rate": 4e-3, "muon_learning_rate": 0.02
 """What a run that begins with a checkpoint has in place of the recipe's rates (a quarter), unless it is told otherwise:
 at the recipe's own, every step away from a checkpoint whose training ended at low rates raises the loss at first."""
 
-_DERIVED = frozenset({"run_id", "columns", "train_sequences", "min_columns"})
-_NESTED: Mapping[str, type] = {"inner": InnerRecipe, "screening": ScreeningConfig}
+_NESTED: Mapping[str, Any] = {
+    name: kind for name, kind in get_type_hints(EngineConfig).items() if dataclasses.is_dataclass(kind)
+}
 _ENGINE = TypeAdapter(EngineConfig)
+
+MACHINE = frozenset(
+    {
+        "name",
+        "host",
+        "port",
+        "advertised_hosts",
+        "evaluation_batch",
+        "evaluation_device",
+        "executor_threads",
+        "keep_checkpoints",
+    }
+)
+"""Settings that no lease, block or figure depends on."""
+
+
+class Counts(StrEnum):
+    """When the value of a setting is taken, and how it is changed."""
+
+    MACHINE = "machine"
+    """At each start; edit `settings.toml`."""
+    RUN = "run"
+    """At `init`, once and for all."""
+    ROUND = "round"
+    """When a round opens; `barnraise coordinator set` changes it."""
+
+
+def counts(key: str) -> Counts:
+    """When `key` counts: a field of `RunSettings`, or one of the engine's as `quorum` and `inner.learning_rate`."""
+    if key in RunSettings.model_fields:
+        return Counts.MACHINE if key in MACHINE else Counts.RUN
+    return Counts.RUN if key in FIXED else Counts.ROUND
 
 
 class RunSettings(BaseModel):
@@ -42,16 +79,21 @@ class RunSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(default="barnraise run", min_length=1, max_length=64)
+    """What people see."""
     preset: str | None = None
+    """Train this shape from scratch."""
     checkpoint: str | None = None
-    """A Hugging Face folder on disk."""
+    """Train on from this Hugging Face folder on disk."""
     data: str = "stdlib"
     """A folder made by `barnraise data prepare`, or a source to prepare: file, folder, `stdlib`, `datasets:NAME`."""
     residency: Residency = FROZEN
+    """What stands in for the expert columns that a worker does not hold: frozen copies, or nothing."""
     codec: str = BF16.name
     """What a submission is encoded in."""
     sequence_length: int = Field(default=128, ge=8, le=131_072)
+    """Tokens a sequence."""
     seed: int = Field(default=0, ge=0, lt=2**63)
+    """Of the first weights."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for every interface."""
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65_535)
@@ -68,6 +110,7 @@ class RunSettings(BaseModel):
     evaluation_device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     """Where screening and validation compute their losses."""
     keep_checkpoints: int = Field(default=3, ge=1)
+    """Newest exports that are kept in `checkpoints/`."""
     executor_threads: int = Field(default=1, ge=1)
     """torch threads for screening and aggregation."""
     sim_secret_from_seed: bool = False
@@ -104,7 +147,7 @@ class RunSettings(BaseModel):
     @classmethod
     def _engine_is_known(cls, value: dict[str, Any]) -> dict[str, Any]:
         table = _without_none(value)
-        _check_engine(table)
+        check_engine(table)
         return table
 
     @model_validator(mode="after")
@@ -138,7 +181,23 @@ class RunSettings(BaseModel):
 
     def to_toml(self) -> str:
         """As `settings.toml`; `from_toml` of it is equal."""
-        return _toml_of(self.model_dump(mode="json", exclude_none=True))
+        return tomlkit.dumps(self.model_dump(mode="json", exclude_none=True))
+
+    def as_begun(self) -> RunSettings:
+        """The settings with which a run begins: rates that suit a checkpoint, where it has one and they are not set."""
+        return self if self.checkpoint is None else self.model_copy(update={"engine": going_on(self.engine)})
+
+    @property
+    def fixed(self) -> dict[str, str]:
+        """Key to JSON of what is fixed at `init` and none of the engine's."""
+        plain = self.model_dump(mode="json", exclude={*MACHINE, "engine"})
+        return {key: json.dumps(value) for key, value in plain.items()}
+
+    def stated(self, config: EngineConfig) -> dict[str, Any]:
+        """The engine's settings that the `[engine]` table names, by whole key; `config` is the run's."""
+        derived = {name: getattr(config, name) for name in DERIVED}
+        values = settings_of(self.engine_config(**derived))
+        return {key: values[key] for key in flat(self.engine)}
 
     @classmethod
     def from_toml(cls, text: str, source: str) -> RunSettings:
@@ -174,7 +233,7 @@ def engine_overrides(assignments: Iterable[str]) -> dict[str, Any]:
         inner = table.setdefault(path[0], {}) if path else table
         if not path and name in _NESTED:
             raise ConfigError(f"--set {name}: name one of its settings, as {name}.{_first_field(_NESTED[name])}=...")
-        inner[name] = _value_of(value.strip())
+        inner[name] = value_of(value.strip())
     return table
 
 
@@ -196,6 +255,54 @@ def going_on(engine: Mapping[str, Any]) -> dict[str, Any]:
     return merged({"inner": gentle}, engine) if "inner" in engine else {**engine, "inner": gentle}
 
 
+def value_of(text: str) -> Any:
+    """What TOML makes of `text`; text that is no TOML value stands for itself."""
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return found["value"] if found.keys() == {"value"} else text
+
+
+def check_engine(table: Mapping[str, Any]) -> EngineConfig:
+    """The configuration that an `[engine]` table gives, but for model and data; ValueError where it would not do."""
+    _check_names(table)
+    try:
+        config = _ENGINE.validate_python({**table, "run_id": "run", "columns": 1, "train_sequences": 1})
+    except ValidationError as error:
+        raise ValueError(describe(error)) from error
+    for path, value in settings_of(config).items():
+        if isinstance(value, str | bool | None):
+            continue
+        if not math.isfinite(value) or (value < 0 and path != "screening.min_heldout_gain"):
+            raise ValueError(f"`{path}` must be a finite number of 0 or more, got {value}")
+    for name in ("max_rounds", "replicas", "quorum", "min_workers"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"`{name}` must be 1 or more, got {getattr(config, name)}")
+    try:
+        check_config(dataclasses.replace(config, train_sequences=sys.maxsize))
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    if config.rule not in RULES:
+        raise ValueError(f"`rule` must be {EXPECTED}; got {config.rule!r}")
+    return config
+
+
+def _check_names(table: Mapping[str, Any]) -> None:
+    known = {field.name for field in dataclasses.fields(EngineConfig)}
+    for key in table:
+        if key in DERIVED:
+            raise ValueError(f"`{key}` follows from the model and the data and cannot be set")
+        if key not in known:
+            raise ValueError(f"unknown engine setting `{key}`; known are {', '.join(sorted(known - DERIVED))}")
+    for name, kind in _NESTED.items():
+        inner = table.get(name, {})
+        names = {field.name for field in dataclasses.fields(kind)}
+        unknown = sorted(set(inner) - names) if isinstance(inner, Mapping) else []
+        if unknown:
+            raise ValueError(f"unknown setting `{name}.{unknown[0]}`; known are {', '.join(sorted(names))}")
+
+
 def _canonical_address(text: str) -> str:
     """`HOST` or `HOST:PORT` in its one form."""
     host, port = split_port(text)
@@ -215,77 +322,7 @@ def _first_field(kind: type) -> str:
     return dataclasses.fields(kind)[0].name
 
 
-def _value_of(text: str) -> Any:
-    """What TOML makes of `text`; text that is no TOML value stands for itself."""
-    try:
-        found = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return text
-    return found["value"] if found.keys() == {"value"} else text
-
-
-def _check_engine(table: Mapping[str, Any]) -> None:
-    known = {field.name for field in dataclasses.fields(EngineConfig)}
-    for key in table:
-        if key in _DERIVED:
-            raise ValueError(f"`{key}` follows from the model and the data and cannot be set")
-        if key not in known:
-            raise ValueError(f"unknown engine setting `{key}`; known are {', '.join(sorted(known - _DERIVED))}")
-    for name, kind in _NESTED.items():
-        inner = table.get(name, {})
-        names = {field.name for field in dataclasses.fields(kind)}
-        unknown = sorted(set(inner) - names) if isinstance(inner, Mapping) else []
-        if unknown:
-            raise ValueError(f"unknown setting `{name}.{unknown[0]}`; known are {', '.join(sorted(names))}")
-    try:
-        config = _ENGINE.validate_python({**table, "run_id": "run", "columns": 1, "train_sequences": 1})
-    except ValidationError as error:
-        raise ValueError(describe(error)) from error
-    for path, value in _numbers("", dataclasses.asdict(config)):
-        if not math.isfinite(value) or (value < 0 and not path.endswith("min_heldout_gain")):
-            raise ValueError(f"`{path}` must be a finite number of 0 or more, got {value}")
-    for name in ("max_rounds", "replicas", "quorum", "min_workers"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"`{name}` must be 1 or more, got {getattr(config, name)}")
-    try:
-        check_config(dataclasses.replace(config, train_sequences=sys.maxsize))
-    except ConfigError as error:
-        raise ValueError(str(error)) from error
-    if config.rule not in RULES:
-        raise ValueError(f"`rule` must be {EXPECTED}; got {config.rule!r}")
-
-
 def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
     """A setting of None is one that is not set: TOML has no word for it."""
     given = {key: value for key, value in table.items() if value is not None}
     return {key: _without_none(value) if isinstance(value, Mapping) else value for key, value in given.items()}
-
-
-def _numbers(prefix: str, table: Mapping[str, Any]) -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            found += _numbers(f"{prefix}{key}.", value)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found.append((prefix + key, float(value)))
-    return found
-
-
-def _toml_of(table: Mapping[str, Any], prefix: str = "") -> str:
-    """TOML of nested tables of scalars and lists, which is all that settings are; tomllib only reads."""
-    lines = [f"{key} = {_toml_value(value)}" for key, value in table.items() if not isinstance(value, Mapping)]
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            lines += ["", f"[{prefix}{key}]", _toml_of(value, f"{prefix}{key}.").rstrip("\n")]
-    return "\n".join(lines).lstrip("\n") + "\n"
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, str):
-        # A JSON string is a TOML basic string, but for the one control character that JSON lets through.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_toml_value(item) for item in value)}]"
-    return repr(value)

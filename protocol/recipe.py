@@ -40,6 +40,7 @@ class Recipe:
     muon_learning_rate: float = _within(0.08, 1e-9, 1.0)
     """Muon's; it follows the same schedule. Length of a step along a semi-orthogonal matrix."""
     muon_momentum: float = _within(0.95, 0.0, _BELOW_ONE)
+    """Muon's, with Nesterov's correction."""
     router_lr_scale: float = _within(0.1, 0.0, 100.0)
     """Routers' learning rate as a share of AdamW's."""
     warmup_steps: int = _within(2, 0, MAX_INNER_STEPS)
@@ -47,8 +48,11 @@ class Recipe:
     weight_decay: float = _within(0.01, 0.0, 10.0)
     """Decoupled, times the learning rate."""
     adam_beta1: float = _within(0.9, 0.0, _BELOW_ONE)
+    """Decay of AdamW's first moment, a step."""
     adam_beta2: float = _within(0.99, 0.0, _BELOW_ONE)
+    """Decay of AdamW's second moment, a step."""
     adam_eps: float = _within(1e-8, 1e-16, 1.0)
+    """Added to AdamW's denominator."""
     clip_norm: float = _within(1.0, 1e-6, 1e6)
     """Norm to which the gradients of all that is held are clipped together."""
 

@@ -1,4 +1,4 @@
-"""The operator's commands: make a run, serve it, invite people, see why it waits, end it, export it.
+"""The operator's commands: make a run, serve it, invite people, see why it waits, change a setting, end it, export it.
 
 Decides how settings are asked for; `coordinator/` does the rest. Calls to a running coordinator go over its own gRPC,
 with the key that `init` wrote into the run folder.
@@ -113,7 +113,7 @@ def _settings(
 
     from pydantic import ValidationError
 
-    from coordinator.settings import RunSettings, describe, engine_overrides, going_on, merged
+    from coordinator.settings import RunSettings, describe, engine_overrides, merged
     from protocol.errors import ConfigError
 
     try:
@@ -125,8 +125,6 @@ def _settings(
     table["engine"] = merged(merged(table.get("engine", {}), options), engine_overrides(assignments))
     if "preset" not in table and "checkpoint" not in table:
         table["preset"] = "tiny"
-    if "checkpoint" in table:
-        table["engine"] = going_on(table["engine"])
     try:
         return RunSettings.model_validate(table)
     except ValidationError as error:

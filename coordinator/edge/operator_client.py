@@ -1,14 +1,16 @@
-"""The operator's side of the wire, for the command line: status, invites, stop.
+"""The operator's side of the wire, for the command line: status, invites, settings, stop.
 
-Decides what is answered without a coordinator: a status comes from the journal then, and join links from the registry.
-Reads the run folder for address, CA and the operator's key, so it works on the coordinator's machine; the calls
-themselves are the same signed gRPC calls as everybody's, dialled as `coordinator/run/reaching.py` says. No sentence of
-gRPC's gets out of here: those that the coordinator itself sent are marked as such.
+Decides what is answered without a coordinator: a status comes from the journal then, join links from the registry,
+and a setting is changed under the folder's lock. Reads the run folder for address, CA and the operator's key, so it
+works on the coordinator's machine; the calls themselves are the same signed gRPC calls as everybody's, dialled as
+`coordinator/run/reaching.py` says. No sentence of gRPC's gets out of here: those that the coordinator itself sent are
+marked as such.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -20,6 +22,7 @@ from pydantic import ValidationError
 from coordinator.edge.pages import EVERYTHING, Page, Query, Wanted, put_together
 from coordinator.edge.status import RunStatus, RunSummary
 from coordinator.edge.stopped import status_of_journal
+from coordinator.run.changing import Change, change_while_stopped
 from coordinator.run.folder import RunFolder
 from coordinator.run.inviting import InviteTerms, make_links_while_stopped
 from coordinator.run.reaching import CoordinatorStopped, reach
@@ -103,6 +106,21 @@ class OperatorClient:
         """End the run."""
         await self._call(_OPERATOR + "StopRun", pb.StopRunRequest(reason=reason), pb.StopRunReply)
 
+    async def change_setting(self, key: str, value: str) -> Change:
+        """Change a setting of the rounds. `value` as in TOML, or a bare word."""
+        request = pb.ChangeSettingRequest(key=key, value=value)
+        reply = await self._call(_OPERATOR + "ChangeSetting", request, pb.ChangeSettingReply)
+        try:
+            return Change(
+                key=reply.key,
+                before=json.loads(reply.before_json),
+                value=json.loads(reply.value_json),
+                from_round=reply.from_round,
+                file_trouble=reply.file_trouble,
+            )
+        except ValueError as error:
+            raise MalformedMessage(f"the coordinator's answer makes no sense: {_OTHER_VERSION}") from error
+
     async def _call(self, method: str, request: Message, kind: type[Reply]) -> Reply:
         body = request.SerializeToString()
         try:
@@ -136,6 +154,14 @@ def create_invites(run_folder: RunFolder, terms: InviteTerms) -> tuple[list[str]
 def stop_run(run_folder: RunFolder, *, reason: str = "stopped by the operator") -> None:
     """End the run: its last version is validated and exported, then the coordinator is done."""
     _with_client(run_folder, lambda client: client.stop_run(reason))
+
+
+def change_setting(run_folder: RunFolder, key: str, value: str) -> tuple[Change, bool]:
+    """What was changed, and whether a coordinator is there for which it counts; a stopped one finds it when it runs."""
+    try:
+        return _with_client(run_folder, lambda client: client.change_setting(key, value)), True
+    except CoordinatorStopped:
+        return change_while_stopped(run_folder, key, value), False
 
 
 def _with_client(run_folder: RunFolder, use: Callable[[OperatorClient], Awaitable[Result]]) -> Result:

@@ -1,11 +1,13 @@
-"""The operator's calls: invites, status, stop. Only for the key that `init` wrote into the run folder.
+"""The operator's calls: invites, status, settings, stop. Only for the key that `init` wrote into the run folder.
 
-Decides nothing; touches the registry and, to stop a run, the pump.
+Decides nothing; touches the registry, `settings.toml` and, to stop a run or to change a setting, the pump. Always: the
+file is written after the change is durable.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 
 from coordinator.edge.pages import PAGE_ROWS, PageKind, Query, StatusReader
@@ -13,8 +15,9 @@ from coordinator.edge.served import RunContext
 from coordinator.edge.service import clean_reason
 from coordinator.edge.sessions import CallerSession
 from coordinator.edge.status import WorkerState
-from coordinator.engine.events import RunStopped
+from coordinator.engine.events import RunStopped, SettingChanged
 from coordinator.engine.phases import Phase
+from coordinator.run.changing import SettingsFile, first_round, planned
 from coordinator.run.inviting import InviteTerms, make_links
 from protocol.errors import MalformedMessage
 from protocol.v1 import barnraise_pb2 as pb
@@ -23,8 +26,13 @@ from protocol.v1 import barnraise_pb2 as pb
 class OperatorService:
     """Answers the operator."""
 
-    def __init__(self, run: RunContext, port: Callable[[], int], status: StatusReader) -> None:
+    def __init__(
+        self, run: RunContext, settings_file: SettingsFile, port: Callable[[], int], status: StatusReader
+    ) -> None:
         self._run = run
+        self._file = settings_file
+        self._changing = asyncio.Lock()
+        """One change at a time: each is written before the next is made."""
         self._port = port
         self._status = status
 
@@ -62,6 +70,23 @@ class OperatorService:
         if state.stop_reason is None and state.phase not in {Phase.FINISHING, Phase.OVER}:
             await self._run.pump.submit(RunStopped(at_s=self._run.run_time(), reason=clean_reason(request.reason)))
         return pb.StopRunReply()
+
+    async def change_setting(self, _: CallerSession, request: pb.ChangeSettingRequest) -> pb.ChangeSettingReply:
+        """Change a setting of the rounds; the same value again changes nothing."""
+        pump = self._run.pump
+        async with self._changing:
+            key, before, value = planned(pump.engine.state, request.key, request.value)
+            if value != before:
+                await pump.submit(SettingChanged(at_s=self._run.run_time(), key=key, value=json.dumps(value)))
+            state = pump.engine.state.seen_at(self._run.run_time())
+            trouble = await asyncio.to_thread(self._file.write, state, key)
+        return pb.ChangeSettingReply(
+            key=key,
+            before_json=json.dumps(before),
+            value_json=json.dumps(value),
+            from_round=first_round(state),
+            file_trouble=trouble,
+        )
 
 
 def _query(request: pb.ListStatusRequest) -> Query:

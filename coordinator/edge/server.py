@@ -30,6 +30,7 @@ from coordinator.edge.throttle import Throttle
 from coordinator.edge.transfers import Transfers
 from coordinator.engine.commands import AnnounceVerdict, CancelLease, Command, DropPayload, EndRun, GrantLease
 from coordinator.engine.phases import Phase
+from coordinator.run.changing import SettingsFile
 from coordinator.run.clock import Clocks
 from coordinator.run.eventlog import configure_logging
 from coordinator.run.folder import RunFolder
@@ -94,7 +95,7 @@ class CoordinatorServer:
             run.mailboxes.ended.set()
         run.pump.start()
         self._grpc = grpc.aio.server(options=server_options(), maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS)
-        self._add_services(self._grpc, run, parts.traffic)
+        self._add_services(self._grpc, run, parts.traffic, parts.settings_file)
         self.port = self._listen(run.settings)
         await self._grpc.start()
         await asyncio.to_thread(write_endpoint, self._folder, run.settings.host, self.port)
@@ -191,7 +192,7 @@ class CoordinatorServer:
             wall_time=parts.clock.wall_s,
         )
 
-    def _add_services(self, server: Any, run: RunContext, traffic: Traffic) -> None:
+    def _add_services(self, server: Any, run: RunContext, traffic: Traffic, settings_file: SettingsFile) -> None:
         auth = Authenticator(run.sessions, bytes.fromhex(run.authority.fingerprint))
         self._service = service = WorkerService(run)
         self._status = StatusReader(
@@ -203,7 +204,7 @@ class CoordinatorServer:
             traffic=traffic,
             connected=run.sessions.has,
         )
-        self._operator = operator = OperatorService(run, lambda: self.port, self._status)
+        self._operator = operator = OperatorService(run, settings_file, lambda: self.port, self._status)
         membership, transfers = Membership(run, auth), Transfers(run, service)
         worker_calls = Endpoint(COORDINATOR_SERVICE, auth, traffic, self._throttle, service.on_alive)
         operator_calls = Endpoint(OPERATOR_SERVICE, auth, traffic, self._throttle)
@@ -230,6 +231,9 @@ class CoordinatorServer:
                     operator_calls.unary("GetStatus", pb.GetStatusRequest, operator.get_status, operator=True),
                     operator_calls.unary("ListStatus", pb.ListStatusRequest, operator.list_status, operator=True),
                     operator_calls.unary("StopRun", pb.StopRunRequest, operator.stop_run, operator=True),
+                    operator_calls.unary(
+                        "ChangeSetting", pb.ChangeSettingRequest, operator.change_setting, operator=True
+                    ),
                 ]
             ),
             # Check alone: Watch is a stream that a stranger could hold for ever.

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from coordinator.engine import changes, leases, pacing, placement, screening, trust
 from coordinator.engine import contributions as votes
-from coordinator.engine import leases, pacing, placement, screening, trust
 from coordinator.engine.commands import AggregateRound, MeasureSubmission, ValidateVersion, WriteCheckpoint
 from coordinator.engine.draws import Draws
 from coordinator.engine.events import RoundAggregated
@@ -91,8 +91,9 @@ def publish_nothing(turn: Turn, why: Reason) -> None:
 
 
 def next_round_or_finish(turn: Turn) -> None:
-    """Open the next round, unless the run is to end."""
+    """Open the next round, with the settings of that moment, unless the run is to end."""
     state = turn.state
+    changes.adopt(state)
     if state.stop_reason is not None or state.round.round >= state.config.max_rounds:
         finish(turn)
         return

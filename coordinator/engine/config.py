@@ -24,9 +24,11 @@ class InnerRecipe(Recipe):
     """The recipe that a run begins with, how much a lease trains by it, and how it changes from round to round."""
 
     inner_steps: int = 10
+    """Optimizer steps of a whole lease."""
     final_inner_steps: int | None = None
     """The last round's number, moved to by equal ratios from round to round; None: `inner_steps` in every round."""
     batch_sequences: int = 16
+    """Sequences an inner step. Deadlines follow speeds measured before a change: double it at most, at a time."""
     schedule: str = "cosine"
     """How the learning rate falls over the run's rounds: `cosine`, `linear` or `constant` (not at all)."""
     final_lr_share: float = 0.05
@@ -42,6 +44,7 @@ class ScreeningConfig:
     """Thresholds of the cheap checks. `enabled=False` is for experiments that show what screening is worth."""
 
     enabled: bool = True
+    """Whether submissions are measured and judged."""
     max_norm_factor: float = 3.0
     """Refused when the norm, scaled to common steps, is over this many times the running median."""
     min_norm_factor: float = 0.02
@@ -63,13 +66,14 @@ class ScreeningConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """Everything that decides how rounds go. Constant for a run; part of the journal's first event."""
+    """Everything that decides how rounds go. In the journal's first event; `changes.py` says what changes later."""
 
     run_id: RunId
     columns: int
     train_sequences: int
     """Sequences in the dataset's training part; a lease names positions below this number."""
     max_rounds: int = 20
+    """After so many rounds the run is over; rates and steps that follow a schedule reach their end then."""
     min_columns: int = 1
     """Fewest columns a lease may hold (the router's top-k where absent experts are left out of the shard)."""
     replicas: int = 3
@@ -85,6 +89,7 @@ class EngineConfig:
     gather_s: float = 2.0
     """How long the first round waits for more workers than `min_workers`, and a later one, at most, for that many."""
     heartbeat_interval_s: float = 10.0
+    """How often a worker says that it is there."""
     heartbeat_misses: float = 3.0
     """A lease expires when its worker was silent for this many intervals."""
     lease_ttl_s: float = 900.0
@@ -92,10 +97,13 @@ class EngineConfig:
     lease_slack: float = 3.0
     """Deadline = slack x expected duration, within [min_lease_s, lease_ttl_s]."""
     min_lease_s: float = 30.0
+    """Shortest time that a lease is given."""
     round_deadline_s: float = 3600.0
+    """From a round's first lease to its close, whoever is still awaited."""
     grace_share: float = 0.5
     """After quorum, wait for stragglers this share of the round's median lease, from grant to upload."""
     min_grace_s: float = 1.0
+    """Shortest wait for stragglers."""
     pace_tolerance: float = 0.25
     """Workers that would end up to this much later than the median one do as many inner steps as everybody."""
     most_steps_share: float = 2.0
@@ -120,10 +128,13 @@ class EngineConfig:
     clip_to_median: bool = True
     """Clip each submission's block to the median norm, after scaling to common steps."""
     outer_learning_rate: float = 1.0
+    """How much of the aggregated pseudo-gradient the model moves by."""
     outer_momentum: float = 0.0
     """0 is plain averaging; otherwise SGD with Nesterov momentum, by block."""
     validate_every: int = 1
+    """Held-out loss is computed for every so many versions; 0: for the last alone."""
     checkpoint_every: int = 5
+    """Every so many versions one is exported to `checkpoints/`; 0: the last alone."""
 
 
 def check_config(config: EngineConfig) -> None:
@@ -152,6 +163,8 @@ def check_config(config: EngineConfig) -> None:
             f"most_steps_share must be 1 to 2, got {config.most_steps_share}: weights and scales are capped at 2",
         ),
         *((False, f"{name} must be {expected}, got {got!r}") for name, expected, got in breaches(inner)),
+        (config.outer_learning_rate > 0, f"outer_learning_rate must be above 0, got {config.outer_learning_rate}"),
+        (0 <= config.outer_momentum < 1, f"outer_momentum must be 0 to below 1, got {config.outer_momentum}"),
         (inner.schedule in SCHEDULES, f"schedule must be one of {', '.join(SCHEDULES)}, got {inner.schedule!r}"),
         (
             0 < inner.final_lr_share <= 1,

@@ -65,6 +65,7 @@ class Engine:
             manifest=event.base_manifest,
             round=RoundState(round=RoundNumber(1), base_version=Version(0), opened_at_s=event.at_s),
             calendar=calendar,
+            fixed_settings=dict(event.settings),
         )
         turn = Turn(state=state, draws=Draws(secret))
         if event.config.validate_every:

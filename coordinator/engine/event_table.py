@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from coordinator.engine import changes, handlers, results
 from coordinator.engine import events as ev
-from coordinator.engine import handlers, results
 from coordinator.engine.phases import Phase
 from coordinator.engine.turn import Turn
 from protocol.errors import LocalError
@@ -56,6 +56,8 @@ ROWS = (
     EventRow(ev.CommandFailed, _BEFORE_THE_END, results.on_command_failed),
     EventRow(ev.Ticked, _EVERYWHERE, handlers.on_ticked),
     EventRow(ev.RunStopped, _BEFORE_THE_END, handlers.on_run_stopped),
+    EventRow(ev.SettingsFixed, _EVERYWHERE, changes.on_settings_fixed),
+    EventRow(ev.SettingChanged, _BEFORE_THE_END - {Phase.FINISHING}, changes.on_setting_changed),
 )
 
 EVENT_TABLE: Mapping[type[ev.Event], EventRow] = {row.event: row for row in ROWS}

@@ -7,7 +7,7 @@ to read, and decides nothing. Nothing here knows where an event came from.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from coordinator.engine.config import EngineConfig
@@ -31,6 +31,26 @@ class RunCreated(Event):
     """Digest of the manifest of version 0."""
     wall_s: float | None = None
     """Calendar time at `at_s`, in seconds since the epoch; None in simulations that have none."""
+    settings: dict[str, str] = field(default_factory=dict)
+    """Settings that are fixed at `init` and none of the engine's: key to JSON, for the next starts to compare."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsFixed(Event):
+    """A start found settings that no earlier event had fixed: the run, or the setting, is older than the comparison."""
+
+    settings: dict[str, str]
+    """Key to JSON. What is fixed already stays as it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingChanged(Event):
+    """The operator changed a setting of the rounds; it counts from the next round on."""
+
+    key: str
+    """As `quorum` or `inner.learning_rate`."""
+    value: str
+    """JSON."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,6 +77,19 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SettingChange:
+    """One change of a setting by the operator."""
+
+    number: int
+    """1 is the run's first change."""
+    at_s: float
+    key: str
+    before: str
+    """JSON, as is `value`."""
+    value: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CalendarMark:
     """What the calendar showed at a run time. From mark to mark both advance alike, up to what a step counts as."""
 
@@ -109,7 +122,7 @@ class Totals:
 
 
 KEPT_ROWS = 1000
-"""Closed rounds, validations, checkpoints and calendar marks that are remembered: the event log has them all."""
+"""Rounds, validations, checkpoints, changed settings and calendar marks that are remembered: the event log has all."""
 
 Row = TypeVar("Row")
 

@@ -77,7 +77,7 @@ def _step(turn: Turn) -> None:
             _review(turn)
     elif state.phase is Phase.FINISHING and not state.pending:
         state.move_to(Phase.OVER)
-        done = reason(Case.ALL_ROUNDS_DONE, rounds=state.config.max_rounds)
+        done = reason(Case.ALL_ROUNDS_DONE, rounds=state.round.round)
         state.ended = done if state.stop_reason is None else reason(Case.ENDED, state.stop_reason)
         turn.emit(EndRun(why=state.ended))
 

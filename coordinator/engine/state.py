@@ -14,7 +14,16 @@ from typing import Any
 from coordinator.engine.commands import SlowCommand
 from coordinator.engine.config import MAX_COLUMNS, EngineConfig
 from coordinator.engine.events import Substitute
-from coordinator.engine.history import CalendarMark, Checkpoint, Failure, RoundRecord, Totals, Validation, wall_at_s
+from coordinator.engine.history import (
+    CalendarMark,
+    Checkpoint,
+    Failure,
+    RoundRecord,
+    SettingChange,
+    Totals,
+    Validation,
+    wall_at_s,
+)
 from coordinator.engine.index import Index
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LeaseStatus, Phase, move_lease, move_phase
@@ -51,6 +60,11 @@ class EngineState:
     checkpoints: tuple[Checkpoint, ...] = ()
     calendar: tuple[CalendarMark, ...] = ()
     """For people; nothing is decided by it."""
+    next_config: EngineConfig | None = None
+    """What was changed since the round opened is in it; the next round's."""
+    setting_changes: tuple[SettingChange, ...] = ()
+    fixed_settings: dict[str, str] = field(default_factory=dict)
+    """Key to JSON of settings that are none of the engine's: what the run began with, for the start to compare."""
     stop_reason: str | None = None
     ended: Reason | None = None
 
@@ -182,6 +196,11 @@ class EngineState:
     def wall_at_s(self, at_s: float) -> float | None:
         """Calendar time at run time `at_s`, in seconds since the epoch; None in a run that has none."""
         return wall_at_s(self.calendar, at_s)
+
+    @property
+    def chosen_config(self) -> EngineConfig:
+        """The settings as they were last set, whether or not they count yet."""
+        return self.config if self.next_config is None else self.next_config
 
     @property
     def end_reason(self) -> str | None:

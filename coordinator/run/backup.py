@@ -1,10 +1,10 @@
 """A copy of a run that can go on elsewhere, taken while the run is served; and putting it back.
 
-Decides in which order a backup is taken. Always: the journal is copied first, at one moment between two commits, and
-then everything that the engine of that moment needs (`needed.py`), found by replaying the copy; files that the running
-coordinator may delete meanwhile are pinned first, and if one is gone already the journal is copied anew.
-Every file's digest is taken while it is copied, content-addressed ones must match their names, and the list is signed
-by the run's own authority. A backup holds the run's secrets: it is as private as the run folder.
+Decides in which order a backup is taken. Always: the settings are copied first, then the journal, at one moment
+between two commits, and then everything that the engine of that moment needs (`needed.py`), found by replaying the
+copy; files that the running coordinator may delete meanwhile are pinned first, and if one is gone already the journal
+is copied anew. Every file's digest is taken while it is copied, content-addressed ones must match their names, and the
+list is signed by the run's own authority. A backup holds the run's secrets: it is as private as the run folder.
 
 Not in it: exported checkpoints (`barnraise coordinator export` makes them again), `events.jsonl` (never read back), and
 uploads that are not whole (nobody was told that they are safe).
@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from coordinator.run.changing import SETTINGS_WRITTEN
 from coordinator.run.needed import Needed, needed_by
 from coordinator.run.pump import load_engine
 from coordinator.store.artifacts import blob_name
@@ -43,7 +44,8 @@ RECORD = "backup.json"
 SIGNATURE = "backup.sig"
 BACKUP_KIND = Kind(completed_by=SIGNATURE, private=True)
 _DOMAIN = b"barnraise backup v1\n"
-_PLAIN_FILES = ("settings.toml", "run.json", "endpoint.json")
+_SETTINGS = "settings.toml"
+_PLAIN_FILES = ("run.json", "endpoint.json")
 _FOLDERS = ("secret", "dataset", "tokenizer")
 ATTEMPTS = 10
 """Copies of the journal before giving up; each lasts milliseconds, and a version is made in seconds at the least."""
@@ -89,8 +91,10 @@ def _take_state(run: RunFolder, building: Path, pinned: contextlib.ExitStack) ->
     target = building / "journal.sqlite"
     gone: FileNotFoundError | None = None
     for _ in range(ATTEMPTS):
-        for stale in building.glob("journal.sqlite*"):
-            stale.unlink()
+        for stale in (*building.glob("journal.sqlite*"), building / _SETTINGS):
+            stale.unlink(missing_ok=True)
+        # before the journal: a setting that is changed in between is then brought into line, as after a crash
+        _copied(_opener(run.root / _SETTINGS), building / _SETTINGS)
         source = Journal.open(run.journal_path, writable=False)
         try:
             source.copy_to(target)
@@ -99,6 +103,7 @@ def _take_state(run: RunFolder, building: Path, pinned: contextlib.ExitStack) ->
         copy = Journal.open(target)
         try:
             engine, _ = load_engine(copy, run.draw_secret())
+            copy.set_meta(SETTINGS_WRITTEN, "0")
             position, needed = copy.last_position, needed_by(engine.state)
         finally:
             copy.close()
@@ -152,7 +157,7 @@ def _copy_all(run: RunFolder, building: Path, blobs: dict[str, _Opener]) -> dict
     for path in plain:
         name = str(path.relative_to(run.root))
         files[name] = _entry(_opener(path), building / name)
-    for path in sorted(building.glob("*.sqlite*")):
+    for path in (building / _SETTINGS, *sorted(building.glob("*.sqlite*"))):
         files[path.name] = {"sha256": _digest(path), "bytes": path.stat().st_size}
     return files
 

@@ -26,6 +26,7 @@ from coordinator.engine.events import (
     LeaseReturned,
     RoundAggregated,
     RunStopped,
+    SettingChanged,
     VersionValidated,
     WorkerEnrolled,
     WorkerSilent,
@@ -44,6 +45,7 @@ _TOLD: dict[type[Event], tuple[str, tuple[str, ...]]] = {
     CheckpointWritten: ("checkpoint_written", ("version", "path")),
     CommandFailed: ("command_failed", ("command_id", "trouble", "error")),
     RunStopped: ("run_stopped", ("reason",)),
+    SettingChanged: ("setting_changed", ("key", "value")),
     ClockStepped: ("clock_stepped", ("step_s",)),
 }
 

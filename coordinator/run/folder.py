@@ -188,6 +188,10 @@ class RunFolder:
             raise ConfigError(f"{self.dataset_path} has digest {dataset.digest}, the run began with {expected}")
         return dataset
 
+    def fixed_settings(self, settings: RunSettings) -> dict[str, str]:
+        """Key to JSON of what is fixed at `init`, with the data's digest, which `run.json` keeps."""
+        return {**settings.fixed, "dataset_digest": json.dumps(self._facts()["dataset_digest"])}
+
     def _facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads((self.root / "run.json").read_bytes())
         return facts
@@ -202,10 +206,12 @@ def init_run(
 ) -> RunFolder:
     """Make a run in a new or an empty folder: keys, data, version 0, and the journal's first event.
 
+    One that begins with a checkpoint has gentler rates (`GOING_ON`) than the recipe's, where `settings` name none.
     `note` gets sentences that the operator should see; `progress` documents and tokens while text is prepared.
     """
     way_out = "a run begins in a new or an empty folder"
     require_fillable(folder, RUN_KIND, way_out=way_out)
+    settings = settings.as_begun()
     check_beginning(settings)
     with filled_whole(folder, RUN_KIND, way_out=way_out) as building:
         _build(building, settings, note, progress)
@@ -231,9 +237,15 @@ def _build(
     }
     write_private(root / "run.json", json.dumps(facts, indent=2).encode())
     write_private(root / "settings.toml", settings.to_toml().encode())
-    manifest = _write_first_version(RunFolder(root), layout, blocks, run_id, settings)
+    run = RunFolder(root)
+    manifest = _write_first_version(run, layout, blocks, run_id, settings)
     created = RunCreated(
-        at_s=0.0, engine_version=ENGINE_VERSION, config=config, base_manifest=manifest, wall_s=time.time()
+        at_s=0.0,
+        engine_version=ENGINE_VERSION,
+        config=config,
+        base_manifest=manifest,
+        wall_s=time.time(),
+        settings=run.fixed_settings(settings),
     )
     journal = Journal.create(root / "journal.sqlite", engine_version=ENGINE_VERSION)
     journal.append([event_to_json(created)])

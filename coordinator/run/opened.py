@@ -9,6 +9,9 @@ from __future__ import annotations
 import structlog
 import torch
 
+from coordinator.engine.events import SettingsFixed
+from coordinator.engine.records import event_to_json
+from coordinator.run.changing import SETTINGS_WRITTEN, SettingsFile
 from coordinator.run.clock import Clocks, RunClock
 from coordinator.run.eventlog import EventLog
 from coordinator.run.folder import RunFolder
@@ -32,14 +35,15 @@ class OpenedRun:
 
     def __init__(self, folder: RunFolder, lock: FileLock, clocks: Clocks, observer: JournalObserver) -> None:
         self._lock = lock
+        self.journal = Journal.open(folder.journal_path, observer=observer)
+        self.engine, self.verdicts = load_engine(self.journal, folder.draw_secret())
+        self.settings_file = self._checked_settings(folder)
         self.settings = folder.settings()
         self.layout = folder.layout()
         self.dataset = folder.dataset()
         self.store = folder.artifacts()
         self.versions = Versions(folder.root / "versions", self.store.blocks, self.layout)
         self.registry = folder.registry()
-        self.journal = Journal.open(folder.journal_path, observer=observer)
-        self.engine, self.verdicts = load_engine(self.journal, folder.draw_secret())
         self.traffic = Traffic.from_json(self.journal.meta(TRAFFIC))
         state = self.engine.state
         self.clock = RunClock(clocks, last_s=state.now_s, last_wall_s=state.wall_at_s(state.now_s))
@@ -82,10 +86,31 @@ class OpenedRun:
         self.store.payloads.remove_temporaries()
         self.store.keep_submissions(needed.submissions)
 
+    def _checked_settings(self, folder: RunFolder) -> SettingsFile:
+        """The file agrees with the journal, or is brought into line where a process died between both."""
+        state = self.engine.state
+        try:
+            file = SettingsFile(folder, self.journal)
+            unfixed = file.unfixed(state)
+            if unfixed:
+                fixed = SettingsFixed(at_s=state.now_s, settings=unfixed)
+                self.journal.append([event_to_json(fixed)])
+                self.engine.handle(fixed)
+            file.check(state)
+            was_written = file.written
+            file.write(state)
+            if file.written != was_written:
+                self.journal.set_meta(SETTINGS_WRITTEN, str(file.written))
+        except BaseException:
+            self.journal.close()
+            raise
+        return file
+
     def close(self) -> None:
         """Close files. What was counted is kept."""
         try:
             self.journal.set_meta(TRAFFIC, self.traffic.to_json())
+            self.journal.set_meta(SETTINGS_WRITTEN, str(self.settings_file.written))
         except StorageTrouble as error:
             _log.warning("traffic_not_kept", reason=str(error))
         self.journal.close()

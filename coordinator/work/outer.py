@@ -83,6 +83,8 @@ class RoundAggregator:
             blocks[block] = self._versions.put_block(stepped[0])
             if stepped[1] is not None:
                 momenta[block] = self._versions.put_block(stepped[1])
+            else:  # set to 0 in the middle of the run: should it come back, it begins anew
+                momenta.pop(block, None)
         sequences = sum(one.sequences for one in command.contributions)
         manifest = Manifest(
             run_id=parent.run_id,

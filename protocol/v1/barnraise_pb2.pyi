@@ -384,3 +384,25 @@ class StopRunRequest(_message.Message):
 class StopRunReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ChangeSettingRequest(_message.Message):
+    __slots__ = ("key", "value")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    value: str
+    def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+
+class ChangeSettingReply(_message.Message):
+    __slots__ = ("key", "before_json", "value_json", "from_round", "file_trouble")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_JSON_FIELD_NUMBER: _ClassVar[int]
+    VALUE_JSON_FIELD_NUMBER: _ClassVar[int]
+    FROM_ROUND_FIELD_NUMBER: _ClassVar[int]
+    FILE_TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    before_json: str
+    value_json: str
+    from_round: int
+    file_trouble: str
+    def __init__(self, key: _Optional[str] = ..., before_json: _Optional[str] = ..., value_json: _Optional[str] = ..., from_round: _Optional[int] = ..., file_trouble: _Optional[str] = ...) -> None: ...

@@ -473,6 +473,11 @@ class OperatorStub:
                 request_serializer=protocol_dot_v1_dot_barnraise__pb2.StopRunRequest.SerializeToString,
                 response_deserializer=protocol_dot_v1_dot_barnraise__pb2.StopRunReply.FromString,
                 _registered_method=True)
+        self.ChangeSetting = channel.unary_unary(
+                '/barnraise.protocol.v1.Operator/ChangeSetting',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.ChangeSettingRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.ChangeSettingReply.FromString,
+                _registered_method=True)
 
 
 class OperatorServicer:
@@ -503,6 +508,12 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ChangeSetting(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -525,6 +536,11 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.StopRun,
                     request_deserializer=protocol_dot_v1_dot_barnraise__pb2.StopRunRequest.FromString,
                     response_serializer=protocol_dot_v1_dot_barnraise__pb2.StopRunReply.SerializeToString,
+            ),
+            'ChangeSetting': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeSetting,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.ChangeSettingRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.ChangeSettingReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -636,6 +652,33 @@ class Operator:
             '/barnraise.protocol.v1.Operator/StopRun',
             protocol_dot_v1_dot_barnraise__pb2.StopRunRequest.SerializeToString,
             protocol_dot_v1_dot_barnraise__pb2.StopRunReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeSetting(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Operator/ChangeSetting',
+            protocol_dot_v1_dot_barnraise__pb2.ChangeSettingRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.ChangeSettingReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from coordinator.engine.commands import AggregateRound, AnnounceVerdict, CancelLease, Command, GrantLease
 from coordinator.engine.engine import Engine
@@ -27,6 +27,9 @@ from protocol.ids import Digest, LeaseId, WorkerId, worker_id_of
 from simulator.deterministic.attendance import Attendance
 from simulator.deterministic.disk import Disk
 from simulator.deterministic.work import Spoils
+
+if TYPE_CHECKING:
+    from simulator.deterministic.settings_book import SettingsBook
 
 EXPLAIN_EVERY = 8
 """Asking why the round is not closed costs as much as an event; every eighth is enough over thousands of seeds."""
@@ -49,11 +52,13 @@ class Book:
         owners: Mapping[bytes, str],
         spoilers: Mapping[WorkerId, Spoils],
         attendance: Attendance,
+        changes: SettingsBook,
         note: Callable[[str], None],
     ) -> None:
         self._disk = disk
         self._spoilers = spoilers
         self.attendance = attendance
+        self.changes = changes
         self._granted: dict[LeaseId, tuple[float, float]] = {}
         """When each lease was granted, by the coordinator's attendance, and how long it was given."""
         self._spoke_s: dict[WorkerId, float] = {}
@@ -145,6 +150,7 @@ class Book:
     def applied(self, event: Event, engine: Engine) -> None:
         """`event` was journalled and handled."""
         state = engine.state
+        self.changes.applied(event)
         if isinstance(event, RoundAggregated):
             self._on_published(event, state)
         self._check(state)
@@ -155,6 +161,7 @@ class Book:
 
     def commanded(self, command: Command) -> None:
         """`command` follows from an event."""
+        self.changes.commanded(command)
         if isinstance(command, GrantLease):
             self._on_granted(command.lease)
         elif isinstance(command, CancelLease | AnnounceVerdict) and "deadline" in command.reason:
@@ -177,6 +184,7 @@ class Book:
         self._version = state.version
         if state.version in self._published and self._published[state.version] != state.manifest:
             _broken(f"version {state.version} has another manifest than when it was published")
+        self.changes.check(state)
         self._check_acks(state)
         self._check_shares(state)
         self._check_memory(state)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import itertools
+import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
@@ -20,7 +21,15 @@ from coordinator.edge.throttle import EdgeLimits
 from coordinator.edge.transfers import Transfers
 from coordinator.engine.commands import AnnounceVerdict, Command, DropPayload, EndRun, GrantLease, SlowCommand
 from coordinator.engine.engine import Engine
-from coordinator.engine.events import CapabilityChanged, Event, RunCreated, RunStopped, WorkerEnrolled, WorkerSeen
+from coordinator.engine.events import (
+    CapabilityChanged,
+    Event,
+    RunCreated,
+    RunStopped,
+    SettingChanged,
+    WorkerEnrolled,
+    WorkerSeen,
+)
 from coordinator.engine.phases import Phase
 from coordinator.engine.records import event_to_json
 from coordinator.engine.version import ENGINE_VERSION
@@ -223,6 +232,12 @@ class CoordinatorNode:
     async def stop_run(self, reason: str) -> None:
         """The operator ends the run."""
         await self._pump.submit(RunStopped(at_s=self._clock.now_s(), reason=reason))
+
+    async def change_setting(self, key: str, value: float) -> None:
+        """The operator changes a setting."""
+        event = SettingChanged(at_s=self._clock.now_s(), key=key, value=json.dumps(value))
+        await self._pump.submit(event)
+        self._book.changes.acknowledge(event)
 
     # ---- the pump's surroundings ---------------------------------------------------------------------------------
 

@@ -41,6 +41,15 @@ class VolunteerSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SettingPlan:
+    """The operator changes a setting."""
+
+    after_s: float
+    key: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """One seed's whole world."""
 
@@ -59,6 +68,7 @@ class Scenario:
     limit_s: float
     stop_after_s: float | None
     """When the operator stops the run."""
+    changes: tuple[SettingPlan, ...] = ()
 
     @property
     def owners(self) -> dict[bytes, str]:
@@ -98,7 +108,19 @@ def scenario_of(seed: int) -> Scenario:
         calm_s=calm_s,
         limit_s=calm_s + 6 * 3600.0,
         stop_after_s=draw.uniform(30.0, 300.0) if draw.random() < 0.1 else None,
+        changes=_changes(seed),
     )
+
+
+def _changes(seed: int) -> tuple[SettingPlan, ...]:
+    """In every third world the operator changes settings, from draws of their own."""
+    draw = derived_stream(seed, "settings")
+    if draw.random() < 0.66:
+        return ()
+    kinds = (("outer_learning_rate", 0.5, 0.7), ("inner.learning_rate", 0.004, 0.02), ("quorum", 1, 2))
+    drawn = [draw.choice(kinds) for _ in range(draw.randint(1, 3))]
+    plans = (SettingPlan(after_s=draw.uniform(0.0, 150.0), key=key, value=draw.choice(of)) for key, *of in drawn)
+    return tuple(plans)
 
 
 def _clock_faults(seed: int) -> list[Fault]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import inspect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,8 @@ from simulator.deterministic.invariants import Book, InvariantBroken
 from simulator.deterministic.loop import MOST_STEPS, VirtualLoop
 from simulator.deterministic.network import Network
 from simulator.deterministic.node import CoordinatorNode
-from simulator.deterministic.scenario import START_S, Scenario, scenario_of
+from simulator.deterministic.scenario import START_S, Scenario, SettingPlan, scenario_of
+from simulator.deterministic.settings_book import SettingsBook
 from simulator.deterministic.volunteer import Volunteer
 from simulator.deterministic.work import HashWork, Work
 from simulator.faults import COORDINATOR, Fault, FaultKind, FaultPlan, Point
@@ -85,6 +87,8 @@ class World:
         self._draw = derived_stream(scenario.seed, "world")
         self._plan = FaultPlan(scenario.faults) if plan is None else plan
         self._violation: str | None = None
+        self._orders: list[Coroutine[Any, Any, None]] = []
+        """Of the operator, about settings."""
         self._kills = {"coordinator": 0, "worker": 0}
         self._executions: dict[str, int] = {}
         self._states: dict[tuple[int, str], int] = {}
@@ -93,7 +97,8 @@ class World:
         self._disk = Disk()
         note = self._note if trace else _silent
         attendance = Attendance(lambda: self._loop.now_s)
-        self._book = Book(self._disk, scenario.owners, scenario.spoilers, attendance, note)
+        changes = SettingsBook(scenario.config, self._disk)
+        self._book = Book(self._disk, scenario.owners, scenario.spoilers, attendance, changes, note)
         secret = hashlib.sha256(f"secret {scenario.seed}".encode()).digest()
         self._node = CoordinatorNode(
             self._loop,
@@ -135,6 +140,8 @@ class World:
                 self._loop.call_at(volunteer.spec.arrives_s, volunteer.boot)
             if scenario.stop_after_s is not None:
                 self._loop.call_at(START_S + scenario.stop_after_s, self._stop_run)
+            for plan in scenario.changes:
+                self._loop.call_at(START_S + plan.after_s, self._change_setting, plan)
             self._loop.call_later(WATCH_EVERY_S, self._watch)
             ended = self._loop.run(self._has_ended, scenario.limit_s)
             self._conclude(ended)
@@ -161,6 +168,9 @@ class World:
             volunteer.kill()
         self._loop.error = None
         self._loop.run(lambda: True, self._loop.now_s)
+        for order in self._orders:
+            if inspect.getcoroutinestate(order) == inspect.CORO_CREATED:  # its process died, or slept, before it began
+                order.close()
 
     def _outcome(self) -> Outcome:
         return Outcome(
@@ -201,6 +211,13 @@ class World:
     def _stop_run(self) -> None:
         if self._node.is_up:
             self._loop.create_task(self._quietly(self._node.stop_run("enough")), context=self._node.context)
+
+    def _change_setting(self, plan: SettingPlan) -> None:
+        if self._node.is_up:
+            changing = self._node.change_setting(plan.key, plan.value)
+            order = self._quietly(changing)
+            self._orders += [changing, order]
+            self._loop.create_task(order, context=self._node.context)
 
     # ---- faults --------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from coordinator.engine.config import InnerRecipe
 from coordinator.run.beginning import check_beginning
-from coordinator.settings import RunSettings, describe, going_on, merged
+from coordinator.settings import RunSettings, describe, merged
 from protocol.errors import ConfigError
 from protocol.ids import RunId
 from simulator.processes.options import SimulationOptions
@@ -23,7 +23,7 @@ from simulator.seeds import derived_seed
 def run_settings(options: SimulationOptions) -> RunSettings:
     """Settings of the run that a simulation with these options makes. Raises ConfigError naming what is wrong."""
     try:
-        return RunSettings(
+        settings = RunSettings(
             name=f"simulation {options.seed}",
             preset=options.preset,
             checkpoint=None if options.checkpoint is None else str(options.checkpoint),
@@ -40,6 +40,7 @@ def run_settings(options: SimulationOptions) -> RunSettings:
         )
     except ValidationError as error:
         raise ConfigError(describe(error)) from error
+    return settings.as_begun()
 
 
 def check_simulation(options: SimulationOptions) -> None:
@@ -85,8 +86,7 @@ def engine_table(options: SimulationOptions) -> dict[str, Any]:
     }
     if options.undefended:
         table |= {"rule": "mean", "clip_to_median": False, "screening": {"enabled": False}}
-    table = merged(table, options.engine)
-    return table if options.checkpoint is None else going_on(table)
+    return merged(table, options.engine)
 
 
 def _chosen(recipe: InnerRecipe) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from transformers import (
 
 from barnraise.cli.app import run
 from coordinator.datasets import Dataset, prepare
-from coordinator.run.folder import RunFolder
+from coordinator.run.folder import RunFolder, init_run
 from coordinator.run.opened import OpenedRun
+from coordinator.settings import GOING_ON
 from simulator.virtual.swarm import STILL
 
 torch.set_num_threads(1)
@@ -142,6 +143,20 @@ def test_a_run_exports_what_the_checkpoint_had(
     given, out = (AutoModelForCausalLM.from_pretrained(place) for place in (checkpoint, tmp_path / "run-out"))
     assert {tensor.dtype for tensor in out.parameters()} == {torch.bfloat16}
     assert all(torch.equal(a, b) for a, b in zip(given.parameters(), out.parameters(), strict=True))
+
+
+def test_python_and_the_command_begin_at_the_same_gentle_rates(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    prepared = str(tmp_path / "data")
+    assert run(["data", "prepare", str(text), "--out", prepared, "--tokenizer", str(checkpoint)]) == 0
+    begin = ["coordinator", "init", str(tmp_path / "told"), "--checkpoint", str(checkpoint), "--data", prepared, *SMALL]
+    assert run(begin) == 0
+    by_command = RunFolder.open(tmp_path / "told").settings()
+    stripped = {key: value for key, value in by_command.engine.items() if key != "inner"}
+    kept = {key: value for key, value in by_command.engine["inner"].items() if key not in GOING_ON}
+    bare = by_command.model_copy(update={"engine": {**stripped, "inner": kept}})
+    by_python = init_run(tmp_path / "called", bare)
+    assert by_python.settings() == by_command
+    assert by_python.settings().engine["inner"]["learning_rate"] == GOING_ON["learning_rate"]
 
 
 def test_the_type_of_an_export_is_chosen(checkpoint: Path, text: Path, tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ HISTORY = {
     "EngineState.now_s", "WorkerRecord.tokens_per_s", "SpeedReport.train_s", "SpeedReport.wall_s",
     "UploadReport.upload_s", "LeaseRecord.gap_s", "LeaseRecord.committed_at_s", "LeaseRecord.uploaded_at_s",
     "GrantedLease.granted_at_s", "RoundState.opened_at_s", "RoundState.settled_at_s", "RoundRecord.opened_at_s",
-    "RoundRecord.closed_at_s", "CalendarMark.at_s", "CalendarMark.wall_s",
+    "RoundRecord.closed_at_s", "CalendarMark.at_s", "CalendarMark.wall_s", "SettingChange.at_s",
 }  # fmt: skip
 """What happened, and how long it took; counted from a grant, a gap is taken off (`LeaseRecord.gap_s`)."""
 MOVED = {

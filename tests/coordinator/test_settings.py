@@ -47,6 +47,8 @@ def test_engine_overrides_reach_the_engine() -> None:
         ({"gather_s": float("nan")}, "gather_s"),
         ({"lease_ttl_s": -1.0}, "lease_ttl_s"),
         ({"replicas": 0}, "replicas"),
+        ({"outer_learning_rate": 0.0}, "outer_learning_rate must be above 0"),
+        ({"outer_momentum": 1.0}, "outer_momentum must be 0 to below 1"),
         ({"rule": 3}, "rule"),
         ({"inner": {"schedule": "step"}}, "schedule must be one of cosine, linear, constant"),
         ({"inner": {"final_inner_steps": 0}}, "final_inner_steps must be 1 or more"),
@@ -167,8 +169,9 @@ def test_a_checkpoint_is_gone_on_with_gently_unless_told_otherwise() -> None:
     told = going_on({"max_rounds": 9, "inner": {"learning_rate": 1.0}})
     assert told["inner"] == {**GOING_ON, "learning_rate": 1.0}
     assert told["max_rounds"] == 9
-    short = RunSettings(checkpoint="somewhere", engine=going_on({"max_rounds": 2}))
+    short = RunSettings(checkpoint="somewhere", engine={"max_rounds": 2}).as_begun()
     assert "warmup_rounds" not in short.engine["inner"]
+    assert RunSettings(preset="tiny").as_begun() == RunSettings(preset="tiny")
 
 
 def test_a_run_whose_absent_experts_need_top_k_leases_no_fewer_columns(tmp_path: Path) -> None:

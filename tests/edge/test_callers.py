@@ -126,7 +126,7 @@ async def test_an_unsigned_call_is_refused_on_every_method(honest: Any, join: Jo
     names = "Enrol OpenSession AcquireLease ReturnLease Heartbeat CommitSubmission GetManifest Upload Download"
     for name in names.split():
         await refused(Code.UNAUTHENTICATED, "not signed").of(client.raw(name, b"", metadata=()))
-    for name in ["CreateInvite", "GetStatus", "ListStatus", "StopRun"]:
+    for name in ["CreateInvite", "GetStatus", "ListStatus", "StopRun", "ChangeSetting"]:
         await refused(Code.UNAUTHENTICATED, "not signed").of(client.raw(OPERATOR + name, b"", metadata=()))
 
 
@@ -144,7 +144,7 @@ async def test_a_signature_of_the_wrong_form_is_refused(honest: Any, join: Join,
 
 async def test_a_worker_cannot_give_the_operators_orders(honest: Any, join: Join, refused: Refused) -> None:
     client = await join()
-    for name in ["CreateInvite", "GetStatus", "ListStatus", "StopRun"]:
+    for name in ["CreateInvite", "GetStatus", "ListStatus", "StopRun", "ChangeSetting"]:
         await refused(Code.UNAUTHENTICATED, "for the operator only").of(client.raw(OPERATOR + name, b""))
 
 

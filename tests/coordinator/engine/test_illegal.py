@@ -94,6 +94,7 @@ def event_of(kind: type[ev.Event], s) -> ev.Event:
         },
         ev.SubmissionUploaded: {"worker": worker, "lease_id": lease, "digest": s.digest("r1.1")},
         ev.RunStopped: {"reason": "enough"},
+        ev.SettingChanged: {"key": "quorum", "value": "1"},
     }
     return kind(at_s=s.now_s, **extra[kind])
 

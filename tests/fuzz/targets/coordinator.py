@@ -51,12 +51,13 @@ KINDS: dict[str, type[Message]] = {
     "GetStatus": pb.GetStatusRequest,
     "ListStatus": pb.ListStatusRequest,
     "StopRun": pb.StopRunRequest,
+    "ChangeSetting": pb.ChangeSettingRequest,
     "Enrol": pb.EnrolRequest,
     "OpenSession": pb.OpenSessionRequest,
     "Check": health_pb2.HealthCheckRequest,
 }
 WORKERS = ("AcquireLease", "ReturnLease", "Heartbeat", "CommitSubmission", "GetManifest")
-OPERATORS = ("CreateInvite", "GetStatus", "ListStatus", "StopRun")
+OPERATORS = ("CreateInvite", "GetStatus", "ListStatus", "StopRun", "ChangeSetting")
 STRANGERS = ("Enrol", "OpenSession", "Check")
 
 
@@ -127,6 +128,7 @@ def _operator_calls() -> list[bytes]:
                 pb.ListStatusRequest(kind=pb.ListStatusRequest.ROUNDS, after="1", most=3, states=["idle"]),
             ],
             "StopRun": [pb.StopRunRequest(reason="enough")],
+            "ChangeSetting": [pb.ChangeSettingRequest(key="quorum", value="2")],
         },
     )
 
