@@ -9,9 +9,6 @@ from protocol.errors import ConfigError
 from protocol.file_lock import lock_file
 from protocol.storage import telling_storage_trouble
 
-DISK_RETRY_S = 5.0
-"""How often a disk that took no writes is tried again: a volunteer who makes room sees work go on at once."""
-
 
 def private_folder(path: Path) -> Path:
     """`path` as a folder that only its owner may enter, made where it is missing."""

@@ -3,7 +3,8 @@
 Decides what is fetched: only blocks that the cache lacks, and exactly the leased sequences; and, from the lease's
 manifest, which blocks are of no more use. Holds always: a manifest
 counts only if the run's manifest key signed it for this run and version; a block only at the size that this worker
-computed itself, under the digest in that manifest. Touches the network through the client, and the block cache.
+computed itself, under the digest in that manifest, whoever gave its bytes. Touches the network through its ports, and
+the block cache.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,10 +27,9 @@ from protocol.manifest import BlockRef, Manifest, verify_manifest
 from protocol.sequences import decode_sequences, max_payload_bytes
 from protocol.tensors import payload_size
 from worker.allowance import DiskAllowance
-from worker.background import Background
-from worker.client import CoordinatorClient
 from worker.home import Enrolment
 from worker.lease import Lease, RunDescription
+from worker.ports import Background, BlockSource, Coordinator
 
 PARALLEL_DOWNLOADS = 4  # hides the round trip of small blocks; more would only share the same line
 
@@ -65,13 +66,22 @@ def understand_run(description: RunDescription) -> Run:
 
 
 class Fetcher:
-    """Fetches for one enrolment."""
+    """Fetches for one enrolment. Blocks come from `source`, by default the coordinator."""
 
     def __init__(
-        self, client: CoordinatorClient, disk: DiskAllowance, enrolment: Enrolment, background: Background
+        self,
+        coordinator: Coordinator,
+        disk: DiskAllowance,
+        enrolment: Enrolment,
+        background: Background,
+        *,
+        source: BlockSource | None = None,
+        parallel: int = PARALLEL_DOWNLOADS,
     ) -> None:
         self._background = background
-        self._client = client
+        self._coordinator = coordinator
+        self._source = source or coordinator
+        self._parallel = parallel
         self._disk = disk
         self._cache = disk.blocks
         self._enrolment = enrolment
@@ -86,7 +96,7 @@ class Fetcher:
         return FetchedLease(lease=lease, run=run, digests=digests, sequences=sequences_NL)
 
     async def _manifest(self, lease: Lease, run: Run) -> Manifest:
-        reply = await self._client.get_manifest(lease.base_version)
+        reply = await self._coordinator.get_manifest(lease.base_version)
         verify_manifest(self._enrolment.manifest_public_key, reply.manifest_json, reply.signature)
         manifest = Manifest.from_json(reply.manifest_json)
         expected = (self._enrolment.run_id, lease.base_version, run.description.residency)
@@ -101,13 +111,11 @@ class Fetcher:
         self, needed: dict[BlockId, BlockRef], manifest: Manifest, on_bytes: Callable[[int], None]
     ) -> None:
         missing = await self._background.run(self._missing, needed, manifest)
-        free = asyncio.Semaphore(PARALLEL_DOWNLOADS)
+        free = asyncio.Semaphore(self._parallel)
 
         async def download(ref: BlockRef) -> None:
             async with free:
-                target = self._cache.partial(ref.digest)
-                await self._client.download_block(ref.digest, ref.payload_bytes, target, on_bytes)
-                self._cache.adopt(ref.digest)
+                await self._coordinator.patiently(lambda: self._download(ref, on_bytes))
 
         tasks = [asyncio.create_task(download(ref)) for ref in missing.values()]
         try:
@@ -115,6 +123,20 @@ class Fetcher:
         finally:
             for task in tasks:
                 task.cancel()
+
+    async def _download(self, ref: BlockRef, on_bytes: Callable[[int], None]) -> None:
+        """Go on with one block where an earlier try broke off, and believe it once its digest holds."""
+        partial = self._cache.begin(ref.digest, ref.payload_bytes)
+        try:
+            async with aclosing(self._source.block(ref.digest, ref.payload_bytes, partial.offset)) as pieces:
+                async for piece in pieces:
+                    partial.add(piece)
+                    on_bytes(len(piece))
+        except MalformedMessage:
+            partial.forget()
+            raise
+        partial.finish()
+        self._cache.adopt(ref.digest)
 
     def _missing(self, needed: dict[BlockId, BlockRef], manifest: Manifest) -> dict[Digest, BlockRef]:
         """What is to be downloaded, after making room for it: old blocks go before new ones come."""
@@ -128,7 +150,7 @@ class Fetcher:
     async def _sequences(self, lease: Lease, run: Run, on_bytes: Callable[[int], None]) -> NDArray[np.int64]:
         length = run.description.sequence_length + 1
         bound = max_payload_bytes(lease.data_count, length)
-        payload = await self._client.download_lease_data(lease.lease_id, bound, on_bytes)
+        payload = await self._coordinator.download_lease_data(lease.lease_id, bound, on_bytes)
         return decode_sequences(payload, lease.data_count, length, int(run.layout.config_json["vocab_size"]))
 
 

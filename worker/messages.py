@@ -27,6 +27,8 @@ class News(Enum):
     SUBMISSION_REFUSED = auto()
     SUBMISSION_KEPT = auto()
     """Refused, but not for good: it is offered again."""
+    PAUSED = auto()
+    RESUMED = auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +165,19 @@ class LeaseCancelled(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Paused(Event):
+    """The volunteer's policy: no work now. `stops_training`: not even what is in training."""
+
+    reason: str
+    stops_training: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed(Event):
+    """The volunteer's policy: work is welcome again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LeaveRequested(Event):
     """The volunteer wants their machine back."""
 
@@ -236,6 +251,11 @@ class ReturnLease(Call):
 
     lease_id: LeaseId
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelCall(Command):
+    """Give up the call that is going on; no event follows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -132,6 +132,10 @@ def told(tell: m.Tell) -> str:
         case News.SUBMISSION_KEPT:
             again = f"It is safe on this disk, and is offered again in {duration(tell.pause_s)}."
             return f"The coordinator did not take this work just now{_quoted(tell)}. {again}"
+        case News.PAUSED:
+            return f"No new work for now{_quoted(tell)}; what is in training is finished first."
+        case News.RESUMED:
+            return "Work is welcome again: asking for some."
 
 
 def waiting(reason: str, lasting_s: float = 0.0) -> str:

@@ -1,16 +1,15 @@
 """A worker's life as a state machine without I/O: events in, commands out.
 
-Decides what a worker does next: enrol, open a session, ask for a lease, fetch, train, commit, upload, leave. Knows no
-clock, network, file or tensor (worker/agent.py has those). What holds always: moves follow `LEGAL_MOVES`; an event the
-present state does not allow raises `IllegalEvent` and changes nothing; an answer to a call that was replaced, or about
-a lease that is gone, is old news and ignored; a trained submission is never forgotten before it is settled, or refused
-for good.
+Decides what a worker does next: enrol, open a session, ask for a lease, fetch, train, commit, upload, pause, leave.
+Knows no clock, network, file or tensor (worker/agent.py has those). What holds always: moves follow `LEGAL_MOVES`
+(worker/states.py); an event the present state does not allow raises `IllegalEvent` and changes nothing; an answer to a
+call that was replaced, or about a lease that is gone, is old news and ignored; a trained submission is never forgotten
+before it is settled, or refused for good; while it is paused, nothing new is asked for or begun.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
 from typing import Any
 
 from protocol.causes import Cause
@@ -19,83 +18,17 @@ from protocol.ids import LeaseId
 from worker import messages as m
 from worker.lease import Lease
 from worker.messages import EXIT_FAILED, EXIT_OK, EXIT_REFUSED, News
+from worker.states import ALLOWED, LEGAL_MOVES, State
+from worker.timing import Pauses
 
 MAX_FAILURES = 3  # in a row; a machine that fails three leases fails the fourth, and each one costs the run a replica
-FAILURE_PAUSE_S = 5.0
-REFUSED_PAUSE_S = 2.0
-"""Before a submission that was refused, but not for good, is offered again; then twice as long, and so on."""
-MAX_REFUSED_PAUSE_S = 300.0
-
-
-class State(Enum):
-    """Where a worker stands."""
-
-    DISCONNECTED = "disconnected"
-    ENROLLING = "enrolling"
-    OPENING = "opening"
-    IDLE = "idle"
-    FETCHING = "fetching"
-    TRAINING = "training"
-    RESUMING = "resuming"
-    """Training goes on while a new session asks whether the lease still stands."""
-    COMMITTING = "committing"
-    UPLOADING = "uploading"
-    RETURNING = "returning"
-    """Handing back a lease that cannot be done, to go on with another."""
-    LEAVING = "leaving"
-    OVER = "over"
-
-
-S = State
-_LOST_OR_LEFT = {S.OPENING, S.LEAVING, S.OVER}
-LEGAL_MOVES: dict[State, frozenset[State]] = {
-    S.DISCONNECTED: frozenset({S.ENROLLING, S.OPENING, S.OVER}),
-    S.ENROLLING: frozenset({S.OPENING, S.OVER}),
-    S.OPENING: frozenset({S.IDLE, S.RESUMING, S.COMMITTING, S.OVER}),
-    S.IDLE: frozenset({S.FETCHING, S.OPENING, S.OVER}),
-    S.FETCHING: frozenset({S.TRAINING, S.RETURNING, S.IDLE, *_LOST_OR_LEFT}),
-    S.TRAINING: frozenset({S.COMMITTING, S.RETURNING, S.IDLE, *_LOST_OR_LEFT}),
-    S.RESUMING: frozenset({S.TRAINING, S.FETCHING, S.COMMITTING, S.RETURNING, S.IDLE, *_LOST_OR_LEFT}),
-    S.COMMITTING: frozenset({S.UPLOADING, S.IDLE, S.OPENING, S.OVER}),
-    S.UPLOADING: frozenset({S.COMMITTING, S.IDLE, S.OPENING, S.OVER}),
-    S.RETURNING: frozenset({S.IDLE, *_LOST_OR_LEFT}),
-    S.LEAVING: frozenset({S.OVER}),
-    S.OVER: frozenset(),
-}
-
-IN_SESSION = frozenset(S) - {S.DISCONNECTED, S.ENROLLING, S.OPENING, S.OVER}
-HOLDING = frozenset({S.FETCHING, S.TRAINING, S.RESUMING, S.OPENING, S.COMMITTING, S.UPLOADING, S.RETURNING})
-WHILE_TRAINING = frozenset({S.TRAINING, S.RESUMING, S.OPENING})
-ASKING = frozenset({S.IDLE, S.RESUMING})
-
-ALLOWED: dict[type[m.Event], frozenset[State]] = {
-    m.Started: frozenset({S.DISCONNECTED}),
-    m.Enrolled: frozenset({S.ENROLLING}),
-    m.Opened: frozenset({S.OPENING}),
-    m.LeaseGranted: ASKING,
-    m.ToldToWait: ASKING,
-    m.RunEnded: ASKING,
-    m.Fetched: frozenset({S.FETCHING}),
-    m.FetchFailed: frozenset({S.FETCHING}),
-    m.Committed: frozenset({S.COMMITTING}),
-    m.Uploaded: frozenset({S.UPLOADING}),
-    m.UploadBroken: frozenset({S.UPLOADING}),
-    m.Returned: frozenset({S.RETURNING, S.LEAVING}),
-    m.CallRefused: frozenset(S) - {S.DISCONNECTED, S.TRAINING, S.OVER},
-    m.SessionLost: IN_SESSION,
-    m.Trained: WHILE_TRAINING,
-    m.TrainingFailed: WHILE_TRAINING,
-    m.LeaseCancelled: HOLDING,
-    m.LeaveRequested: frozenset(S),
-    m.LeaveTimedOut: frozenset({S.LEAVING, S.OVER}),
-}
-"""Which states allow which (live) event."""
 
 
 class Session:
     """One worker's state. `handle` is its only way to change."""
 
-    def __init__(self) -> None:
+    def __init__(self, pauses: Pauses | None = None) -> None:
+        self._pauses = pauses or Pauses()
         self.state = State.DISCONNECTED
         self.lease: Lease | None = None
         self.session = 0
@@ -107,6 +40,7 @@ class Session:
         self._failures = 0
         self._refusals = 0
         """Times in a row that the submission was refused, but not for good."""
+        self._is_paused = False
 
     @property
     def lease_id(self) -> LeaseId | None:
@@ -185,6 +119,8 @@ class Session:
             return []
         stopped = self._stop_training()
         self.lease = event.lease
+        if self._is_paused:
+            return [*stopped, *self._give_back("the volunteer's machine is to pause")]
         self._move(State.FETCHING)
         return [*stopped, m.FetchShard(ticket=self._next_ticket(), lease=event.lease)]
 
@@ -246,7 +182,7 @@ class Session:
     def _on_returned(self, _: m.Returned) -> list[m.Command]:
         if self.state is State.LEAVING:
             return self._finish(EXIT_OK, "the lease is handed back")
-        return self._ask(after_s=FAILURE_PAUSE_S * self._failures)
+        return self._ask(after_s=self._pauses.failure_s * self._failures)
 
     def _on_call_refused(self, event: m.CallRefused) -> list[m.Command]:
         match self.state:
@@ -255,10 +191,34 @@ class Session:
             case State.COMMITTING | State.UPLOADING:
                 return self._refused_for_good(event) if event.final else self._refused_for_now(event)
             case State.RETURNING:
-                return self._ask(after_s=FAILURE_PAUSE_S * self._failures)
+                return self._ask(after_s=self._pauses.failure_s * self._failures)
             case State.LEAVING:
                 return self._finish(EXIT_OK, event.reason)
         return [*self._stop_training(), *self._finish(EXIT_REFUSED, event.reason, event.cause)]
+
+    # ---- pauses -------------------------------------------------------------------------------------------------
+
+    def _on_paused(self, event: m.Paused) -> list[m.Command]:
+        """What is in training is finished and sent, unless the policy says otherwise; what is not begun goes back."""
+        told = [] if self._is_paused else [m.Tell(news=News.PAUSED, reason=event.reason)]
+        self._is_paused = True
+        match self.state:
+            case State.IDLE:
+                return [*told, *self._rest()]
+            case State.FETCHING:
+                return [*told, *self._give_back(event.reason)]
+            case State.TRAINING | State.RESUMING if event.stops_training:
+                return [*told, *self._stop_training(), *self._give_back(event.reason)]
+            case State.OPENING if event.stops_training and self._is_training:
+                self.lease = None  # nobody can be told now; the coordinator gives it up at its deadline
+                return [*told, *self._stop_training()]
+        return list(told)
+
+    def _on_resumed(self, _: m.Resumed) -> list[m.Command]:
+        if not self._is_paused:
+            return []
+        self._is_paused = False
+        return [m.Tell(news=News.RESUMED, reason=""), *(self._ask() if self.state is State.PAUSED else ())]
 
     # ---- the way out --------------------------------------------------------------------------------------------
 
@@ -290,8 +250,15 @@ class Session:
         if self._failures >= MAX_FAILURES:
             return self._finish(EXIT_FAILED, f"{self._failures} leases in a row failed on this machine")
         self.lease = None
+        if self._is_paused:
+            return self._rest()
         self._move(State.IDLE)
         return [m.AcquireLease(ticket=self._next_ticket(), after_s=after_s, may_wait=True)]
+
+    def _rest(self) -> list[m.Command]:
+        self._move(State.PAUSED)
+        self._next_ticket()  # whatever is still on its way is old news: a lease among it is had by asking again
+        return [m.CancelCall()]
 
     def _commit(self, after_s: float = 0.0) -> list[m.Command]:
         assert self._unsent is not None
@@ -299,7 +266,7 @@ class Session:
         return [m.CommitSubmission(ticket=self._next_ticket(), lease_id=self._unsent, after_s=after_s)]
 
     def _refused_for_now(self, event: m.CallRefused) -> list[m.Command]:
-        pause_s = min(REFUSED_PAUSE_S * 2.0**self._refusals, MAX_REFUSED_PAUSE_S)
+        pause_s = min(self._pauses.refused_s * 2.0**self._refusals, self._pauses.most_refused_s)
         self._refusals = min(self._refusals + 1, 10)
         kept = m.Tell(news=News.SUBMISSION_KEPT, reason=event.reason, cause=event.cause, pause_s=pause_s)
         return [kept, *self._commit(after_s=pause_s)]
@@ -316,12 +283,15 @@ class Session:
         return [drop, *self._ask()]
 
     def _give_up(self, event: m.CallRefused | m.FetchFailed | m.TrainingFailed) -> list[m.Command]:
-        assert self.lease is not None
         reason, detail = event.reason, event.detail if isinstance(event, m.TrainingFailed) else ""
         self._failures += 1
+        failed = m.Tell(news=News.LEASE_FAILED, reason=reason, cause=event.cause, detail=detail)
+        return [failed, *self._give_back(reason)]
+
+    def _give_back(self, reason: str) -> list[m.Command]:
+        assert self.lease is not None
         self._move(State.RETURNING)
-        back = m.ReturnLease(ticket=self._next_ticket(), lease_id=self.lease.lease_id, reason=reason)
-        return [m.Tell(news=News.LEASE_FAILED, reason=reason, cause=event.cause, detail=detail), back]
+        return [m.ReturnLease(ticket=self._next_ticket(), lease_id=self.lease.lease_id, reason=reason)]
 
     def _stop_training(self) -> list[m.Command]:
         if not self._is_training:
@@ -362,6 +332,8 @@ _HANDLERS: dict[type[m.Event], Callable[[Session, Any], list[m.Command]]] = {
     m.Trained: Session._on_trained,
     m.TrainingFailed: Session._on_training_failed,
     m.LeaseCancelled: Session._on_lease_cancelled,
+    m.Paused: Session._on_paused,
+    m.Resumed: Session._on_resumed,
     m.LeaveRequested: Session._on_leave_requested,
     m.LeaveTimedOut: Session._on_leave_timed_out,
 }

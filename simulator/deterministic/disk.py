@@ -14,11 +14,17 @@ from dataclasses import dataclass, field
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.store.journal import Snapshot
 from protocol.errors import LocalError, Unavailable
-from protocol.ids import BlockId, Digest, LeaseId
+from protocol.ids import BlockId, Digest, LeaseId, digest_of
 from simulator.deterministic.loop import Process
 
 OnAppend = Callable[[int, bool, Sequence[str]], None]
 """Called around a commit with its last position, whether it is durable by now, and its records."""
+
+
+def stretched(text: str, size_bytes: int) -> bytes:
+    """`size_bytes` bytes that depend on all of `text`."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return (digest * (size_bytes // len(digest) + 1))[:size_bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +33,17 @@ class Block:
 
     parent: Digest | None
     cause: str
+    size_bytes: int = 32
+
+    @property
+    def payload(self) -> bytes:
+        """The bytes that workers fetch."""
+        return stretched(f"{self.parent}\x1f{self.cause}", self.size_bytes)
 
     @property
     def digest(self) -> Digest:
         """Its content address."""
-        return Digest(hashlib.sha256(f"{self.parent}\x1f{self.cause}".encode()).hexdigest())
+        return digest_of(self.payload)
 
 
 @dataclass(frozen=True, slots=True)

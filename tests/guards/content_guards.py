@@ -141,11 +141,11 @@ TRANSFER = (
     ),
     guard("bad, short or surplus frames", FRAMING, "if magic != _MAGIC:", "if False:", f"{BAD_FRAME}[magic]"),
     guard(
-        "bad, short or surplus frames", FRAMING, "if not 0 < length <= FRAME_BYTES:",
-        "if not 0 <= length <= FRAME_BYTES:", f"{BAD_FRAME}[empty]",
+        "bad, short or surplus frames", FRAMING, "if not 0 < length <= self._frame_bytes:",
+        "if not 0 <= length <= self._frame_bytes:", f"{BAD_FRAME}[empty]",
     ),
     guard(
-        "bad, short or surplus frames", FRAMING, "if not 0 < length <= FRAME_BYTES:", "if not 0 < length:",
+        "bad, short or surplus frames", FRAMING, "if not 0 < length <= self._frame_bytes:", "if not 0 < length:",
         f"{BAD_FRAME}[too long]",
     ),
     guard(
@@ -153,7 +153,7 @@ TRANSFER = (
         f"{BAD_FRAME}[another length]",
     ),
     guard(
-        "bad, short or surplus frames", FRAMING, "if not 0 < length <= FRAME_BYTES:", "if length == 0:",
+        "bad, short or surplus frames", FRAMING, "if not 0 < length <= self._frame_bytes:", "if length == 0:",
         f"{BAD_FRAME}[huge length]", note="either refuses a length that is not there",
         also=(Cut(file=FRAMING, text="if len(frame) != FRAME_HEADER_BYTES + length:", without="if False:"),),
     ),

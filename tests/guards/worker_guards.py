@@ -6,6 +6,9 @@ from tests.guards.guard import Cut, Guard, guard
 
 LEASE = "worker/lease.py"
 AGENT = "worker/agent.py"
+BLOCKS = "worker/blocks.py"
+CALLS = "worker/calls.py"
+WIRE = "worker/wire.py"
 CLIENT = "worker/client.py"
 JOINING = "worker/joining.py"
 FETCH = "worker/fetch.py"
@@ -69,7 +72,7 @@ IDENTITY = (
     guard("a description of the run that makes no sense", CLIENT,
           'raise MalformedMessage(f"{name}: the reply is not a {reply.DESCRIPTOR.name}") from error', "raise",
           f"{RUN}[no reply]"),
-    guard("a downgrade to another version", CLIENT, "    grpc.StatusCode.FAILED_PRECONDITION: Refused,\n", "",
+    guard("a downgrade to another version", WIRE, '    "FAILED_PRECONDITION": Refused,\n', "",
           f"{RUN}[another version]"),
     guard("a description of the run that makes no sense", CLIENT,
           "if len(reply.session_id) != SESSION_ID_BYTES:", "if False:", f"{RUN}[no session]", f"{RUN}[long session]"),
@@ -138,7 +141,7 @@ LEASES = (
     _bound('_within(message.muon_learning_rate, 1e-9, 1.0, "muon_learning_rate")', "muon_learning_rate"),
     _bound('_within(message.muon_momentum, 0.0, 1.0 - 1e-9, "muon_momentum")', "muon_momentum"),
     _bound('_within(message.ttl_s, 0.0, MAX_TTL_S, "ttl_s")', "ttl_s"),
-    guard("being told to ask again at once, for ever", AGENT,
+    guard("being told to ask again at once, for ever", CALLS,
           "retry_s = retry_s if retry_s > MIN_RETRY_AFTER_S else MIN_RETRY_AFTER_S", "retry_s = max(retry_s, 0.0)",
           NO_SPIN),
     guard("a heartbeat interval that is no number, or none at all", AGENT,
@@ -148,9 +151,9 @@ LEASES = (
           "{printable(text, MAX_LINE_CHARACTERS)}\", file=self._stream", "{text}\", file=self._stream", TERMINAL),
     guard("text that steers the terminal", "worker/progress.py",
           "self._console.print(printable(text, MAX_LINE_CHARACTERS), ", "self._console.print(text, ", TERMINAL),
-    guard("text that steers the terminal", AGENT, "reason=printable(reply.over.reason))", "reason=reply.over.reason)",
+    guard("text that steers the terminal", CALLS, "reason=printable(reply.over.reason))", "reason=reply.over.reason)",
           TERMINAL),
-    guard("text that steers the terminal", AGENT, "reply.verdicts[:MAX_VERDICTS]", "reply.verdicts", TERMINAL),
+    guard("text that steers the terminal", CALLS, "reply.verdicts[:MAX_VERDICTS]", "reply.verdicts", TERMINAL),
 )  # fmt: skip
 
 CONTENT = (
@@ -176,9 +179,8 @@ CONTENT = (
     guard("a wrong manifest signature, another run's manifest, another model, other sizes", MANIFEST,
           "if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):", "if False:",
           f"{UNTRUE}[digest that is a path]"),
-    guard("a block that does not match", FRAMING,
-          "if not hmac.compare_digest(got.encode(), self.digest.encode()):", "if False:", BLOCK),
-    guard("a block that does not match", CLIENT, "            reader.finish()\n", "", BLOCK),
+    guard("a block that does not match", BLOCKS, "if got != self._digest:", "if False:", BLOCK),
+    guard("a block that does not match", FETCH, "        partial.finish()\n", "", BLOCK),
     guard("sequences that are none", SEQUENCES, "if largest >= vocab_size:", "if False:",
           f"{NO_SEQUENCES}[vocabulary]"),
     guard("sequences that are none", SEQUENCES, 'if magic != MAGIC or padding != b"\\0\\0\\0":', "if False:",
@@ -196,11 +198,12 @@ CONTENT = (
           also=(Cut(file=FRAMING, text="if offset + length > self.expected_size:", without="if False:"),
                 Cut(file=FRAMING, text="if self._ended:", without="if False:")),
           note="a frame too many is out of place, or beyond the end, or after the last"),
-    guard("a stalled stream", CLIENT, "asyncio.wait_for(frames.read(), self._stall_s)", "frames.read()", STALLED),
+    guard("a stalled stream", CLIENT, "asyncio.wait_for(anext(frames, None), self._stall_s)", "anext(frames, None)",
+          STALLED),
     guard("a stalled stream", CLIENT, "if frames_sent() == before:", "if False:", NOT_TAKEN),
     guard("a stalled stream", AGENT,
-          "self._deadline = loop.call_later(lease.ttl_s, self._on_deadline, lease.lease_id)",
-          "self._deadline = loop.call_later(3600.0, self._on_deadline, lease.lease_id)", FOR_EVER),
+          "call_later(lease.ttl_s, self._act, lease.lease_id)", "call_later(3600.0, self._act, lease.lease_id)",
+          FOR_EVER),
     guard("oversized and compressed replies", LIMITS, '("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)',
           '("grpc.max_receive_message_length", -1)', OVERSIZED),
     guard("oversized and compressed replies", LIMITS,

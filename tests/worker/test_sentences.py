@@ -15,11 +15,11 @@ from protocol.causes import Cause, cause_named
 from protocol.errors import ConfigError, DigestMismatch, MalformedMessage, Refused, StorageTrouble, Unavailable
 from worker import messages as m
 from worker import sentences
-from worker.client import error_of
 from worker.messages import News
 from worker.repeats import AGAIN_AFTER_S, Repeats
 from worker.sentences import Work
 from worker.trouble import training_trouble_of, trouble_of
+from worker.wire import error_of
 
 FOREIGN = re.compile(
     r"UNKNOWN|UNAVAILABLE|ipv4:|ipv6:|last error|addresses|SSL|handshake|CUDA|RuntimeError|Error\b|SessionEnded|Enrol:"

@@ -15,17 +15,10 @@ from protocol.ids import LeaseId
 from tests.worker.leases import lease_message, read_lease
 from worker import messages as m
 from worker.lease import Lease
-from worker.session import (
-    ALLOWED,
-    EXIT_FAILED,
-    EXIT_OK,
-    EXIT_REFUSED,
-    LEGAL_MOVES,
-    MAX_FAILURES,
-    MAX_REFUSED_PAUSE_S,
-    Session,
-    State,
-)
+from worker.messages import EXIT_FAILED, EXIT_OK, EXIT_REFUSED
+from worker.session import MAX_FAILURES, Session
+from worker.states import ALLOWED, LEGAL_MOVES, State
+from worker.timing import Pauses
 
 
 def make_lease(lease_id: str = "r1.1") -> Lease:
@@ -74,6 +67,12 @@ def opening() -> Driver:
 def idle() -> Driver:
     driver = opening()
     driver.reply(m.Opened)
+    return driver
+
+
+def paused() -> Driver:
+    driver = idle()
+    driver.feed(m.Paused(reason="on battery"))
     return driver
 
 
@@ -131,6 +130,7 @@ AT: dict[State, Callable[[], Driver]] = {
     State.ENROLLING: enrolling,
     State.OPENING: opening,
     State.IDLE: idle,
+    State.PAUSED: paused,
     State.FETCHING: fetching,
     State.TRAINING: training,
     State.RESUMING: resuming,
@@ -166,6 +166,8 @@ def live_events(driver: Driver) -> list[m.Event]:
         m.LeaseCancelled(lease_id=session.lease_id or LeaseId("none"), reason="expired"),
         m.LeaveRequested(reason="SIGTERM"),
         m.LeaveTimedOut(),
+        m.Paused(reason="on battery", stops_training=True),
+        m.Resumed(),
     ]
 
 
@@ -411,7 +413,7 @@ def test_refusals_in_a_row_are_further_and_further_apart() -> None:
         pauses_s.append(driver.the(m.CommitSubmission).after_s)
     assert pauses_s == sorted(pauses_s)
     assert pauses_s[0] >= 1.0
-    assert pauses_s[-1] == MAX_REFUSED_PAUSE_S
+    assert pauses_s[-1] == Pauses().most_refused_s
     driver.reply(m.Committed, offset=0, settled=True)
     assert driver.session._refusals == 0
 

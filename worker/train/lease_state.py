@@ -33,8 +33,9 @@ from protocol.private_files import write_private
 from protocol.storage import is_full, telling_storage_trouble
 from protocol.text import human_bytes
 from worker.disk import private_folder
+from worker.files import file_digest
 from worker.lease import Lease
-from worker.outbox import file_digest
+from worker.ports import LeaseProgress
 
 FORMAT = 1
 DEFAULT_EVERY_S = 30.0
@@ -160,7 +161,7 @@ class LeaseKeeper:
 
     def __init__(
         self,
-        states: LeaseStates,
+        states: LeaseProgress,
         computation: str,
         *,
         every_s: float = DEFAULT_EVERY_S,
