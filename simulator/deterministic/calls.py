@@ -16,6 +16,10 @@ from protocol.signing import Metadata
 from simulator.deterministic.loop import Process, VirtualLoop
 from worker.wire import error_told
 
+HOPS = 2
+"""Turns of the caller's event loop between a message's arrival and its being handed over, as gRPC's own thread takes
+them: in a process that stood still, timers that fell due meanwhile come first."""
+
 Hop = Callable[[], Awaitable[bool]]
 """A message on its way: when it would be there, and whether it is."""
 
@@ -58,6 +62,8 @@ class Call:
             self._waiter = self._loop.create_future()
             await self._waiter
         came = self._came.popleft()
+        for _ in range(HOPS):
+            await asyncio.sleep(0)
         if isinstance(came, RemoteError):
             raise came
         return came

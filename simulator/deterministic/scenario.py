@@ -52,6 +52,8 @@ class VolunteerSpec:
     """What its submissions do to an outer step."""
     frame_s: float = 0.0
     """Seconds that a frame takes down its line, besides the usual."""
+    hiccup_s: float = 0.0
+    """Every few seconds its processes stand still for up to so long, as on a machine that swaps."""
     pauses: tuple[tuple[float, float, bool], ...] = ()
     """(from, to, whether training is stopped): when the volunteer's policy wants no work."""
 
@@ -139,7 +141,8 @@ def _clock_faults(seed: int) -> list[Fault]:
         faults.append(f.step(by_s, after_s=after_s))
         faults += [f.step(-by_s, after_s=after_s + draw.uniform(5.0, 60.0))] if draw.random() < 0.5 else []
     if draw.random() < 0.6:
-        faults.append(f.suspend(draw.choice((20.0, 200.0, 10_800.0)), after_s=START_S + draw.uniform(0.0, 150.0)))
+        sleeps_s = draw.choice((20.0, 200.0, 1000.0, 10_800.0))
+        faults.append(f.suspend(sleeps_s, after_s=START_S + draw.uniform(0.0, 150.0)))
     return faults
 
 
@@ -186,12 +189,13 @@ def _some_spoiling(seed: int, volunteers: list[VolunteerSpec]) -> tuple[Voluntee
 
 
 def _some_apart(seed: int, calm_s: float, volunteers: tuple[VolunteerSpec, ...]) -> tuple[VolunteerSpec, ...]:
-    """A few have slow lines, and a few have rules about when to work."""
+    """A few have slow lines, a few swap, and a few have rules about when to work."""
     draw = derived_stream(seed, "lines and rules")
     return tuple(
         replace(
             volunteer,
             frame_s=draw.uniform(2.0, 12.0) if draw.random() < 0.12 else 0.0,
+            hiccup_s=draw.choice((1.0, 5.0, 20.0)) if draw.random() < 0.2 else 0.0,
             pauses=_pauses(draw, calm_s) if draw.random() < 0.12 else (),
         )
         for volunteer in volunteers

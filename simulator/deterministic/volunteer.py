@@ -149,7 +149,6 @@ class Volunteer:
             understand=understood,
             measure=lambda *_: 8.0 / self.spec.step_s,
         )
-        self.watcher.on_identity(self.index, home.identity().public_key)
         self._trainer = SimulatedTrainer(
             self.index,
             self.spec,
@@ -173,6 +172,7 @@ class Volunteer:
             session=session,
         )
         self._loop.create_task(self._live(process, self._agent))
+        self._hiccup(process, first=True)
 
     def _dial(
         self,
@@ -181,6 +181,7 @@ class Volunteer:
         identity: PrivateIdentity,
         on_trouble: Callable[[Exception, float], None],
     ) -> CoordinatorClient:
+        self.watcher.on_identity(self.index, identity.public_key)
         wire = SimulatedWire(self._network, self.index, authority().cert_pem)
         return CoordinatorClient(
             link,
@@ -226,6 +227,14 @@ class Volunteer:
         """The process stands still: whatever happens meanwhile, it sees afterwards."""
         if self.process is not None:
             self.process.asleep_until_s = self._loop.now_s + seconds
+
+    def _hiccup(self, process: Process, *, first: bool = False) -> None:
+        longest_s = self.spec.hiccup_s
+        if longest_s > 0.0 and process is self.process and self._loop.now_s < self._scenario.calm_s:
+            if not first:
+                self.stall(self._draw.uniform(0.0, longest_s))
+            next_s = self._draw.uniform(0.5, 10.0)
+            self._loop.call_later(next_s, self._hiccup, process, context=self._outside.copy())
 
     # ---- what is watched -----------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from coordinator.engine.commands import SlowCommand
 from coordinator.engine.phases import Phase
@@ -181,7 +181,7 @@ class World:
 
     def _stop_run(self) -> None:
         if self._node.is_up:
-            self._loop.create_task(self._quietly(self._node.stop_run("enough")), context=self._node.context)
+            self._loop.create_task(self._quietly(lambda: self._node.stop_run("enough")), context=self._node.context)
 
     # ---- faults --------------------------------------------------------------------------------------------------
 
@@ -269,11 +269,11 @@ class World:
 
     def _result_again(self, command: SlowCommand) -> None:
         if self._node.is_up:
-            self._loop.create_task(self._quietly(self._node.submit_result(command)), context=self._node.context)
+            self._loop.create_task(self._quietly(lambda: self._node.submit_result(command)), context=self._node.context)
 
-    async def _quietly(self, work: object) -> None:
+    async def _quietly(self, work: Callable[[], Awaitable[None]]) -> None:
         with contextlib.suppress(BarnraiseError):
-            await work  # type: ignore[misc]
+            await work()
 
     def _rots(self) -> bool:
         """Whether a block comes off the coordinator's disk with a wrong byte."""

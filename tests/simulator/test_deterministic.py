@@ -66,6 +66,9 @@ FOUND_EACH_TIME = (
     "payload-without-sync",
     "wall-clock-decides",
     "suspend-unnoticed",
+    "block-digest-unchecked",
+    "enrolment-retried-under-a-new-key",
+    "old-deadline-not-cancelled",
 )
 
 

@@ -32,7 +32,8 @@ from tests.fuzz.targets.protocol import IDENTITY, authority
 from tests.fuzz.targets.worker_world import STATUS_HEAD, cheaply, description, world
 from tests.worker.leases import lease_message, read_lease
 from worker import messages as m
-from worker.agent import MAX_HEARTBEAT_S, MIN_HEARTBEAT_S, MIN_RETRY_AFTER_S, Agent
+from worker.agent import MAX_HEARTBEAT_S, MIN_HEARTBEAT_S, Agent
+from worker.calls import MIN_RETRY_AFTER_S
 from worker.fetch import understand_run
 from worker.lease import description_from_message
 
