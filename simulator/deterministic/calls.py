@@ -7,6 +7,7 @@ status, a sentence, trailers.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
@@ -16,9 +17,9 @@ from protocol.signing import Metadata
 from simulator.deterministic.loop import Process, VirtualLoop
 from worker.wire import error_told
 
-HOPS = 2
-"""Turns of the caller's event loop between a message's arrival and its being handed over, as gRPC's own thread takes
-them: in a process that stood still, timers that fell due meanwhile come first."""
+MOST_HOPS = 4
+"""Turns of the caller's event loop between a message's arrival and its being handed over: gRPC's own thread takes some;
+in a process that stood still, what fell due meanwhile comes in any order."""
 
 Hop = Callable[[], Awaitable[bool]]
 """A message on its way: when it would be there, and whether it is."""
@@ -36,7 +37,9 @@ class Call:
         metadata: Metadata,
         timeout_s: float,
         caller: Process,
+        draw: random.Random,
     ) -> None:
+        self._draw = draw
         self.worker, self.name, self.messages, self.metadata, self.caller = worker, name, messages, metadata, caller
         self.ends_s = loop.now_s + timeout_s
         self.is_over = False
@@ -62,7 +65,7 @@ class Call:
             self._waiter = self._loop.create_future()
             await self._waiter
         came = self._came.popleft()
-        for _ in range(HOPS):
+        for _ in range(self._draw.randrange(MOST_HOPS)):
             await asyncio.sleep(0)
         if isinstance(came, RemoteError):
             raise came

@@ -79,7 +79,7 @@ class Network:
         """Make a call. `end` it, whatever comes of it."""
         process = PROCESS.get()
         assert process is not None
-        call = Call(self._loop, worker, name, messages, metadata, timeout_s, process)
+        call = Call(self._loop, worker, name, messages, metadata, timeout_s, process, self._draw)
         self._next = number = self._next + 1
         self._open[number] = call
         call.closers.append(lambda: self._open.pop(number, None))

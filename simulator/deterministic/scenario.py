@@ -191,15 +191,19 @@ def _some_spoiling(seed: int, volunteers: list[VolunteerSpec]) -> tuple[Voluntee
 def _some_apart(seed: int, calm_s: float, volunteers: tuple[VolunteerSpec, ...]) -> tuple[VolunteerSpec, ...]:
     """A few have slow lines, a few swap, and a few have rules about when to work."""
     draw = derived_stream(seed, "lines and rules")
-    return tuple(
-        replace(
-            volunteer,
-            frame_s=draw.uniform(2.0, 12.0) if draw.random() < 0.12 else 0.0,
-            hiccup_s=draw.choice((1.0, 5.0, 20.0)) if draw.random() < 0.2 else 0.0,
-            pauses=_pauses(draw, calm_s) if draw.random() < 0.12 else (),
+    apart = []
+    for volunteer in volunteers:
+        pauses = _pauses(draw, calm_s) if draw.random() < 0.15 else ()
+        swaps = draw.random() < (0.7 if pauses else 0.15)
+        apart.append(
+            replace(
+                volunteer,
+                frame_s=draw.uniform(2.0, 12.0) if draw.random() < 0.12 else 0.0,
+                hiccup_s=draw.choice((1.0, 5.0, 20.0)) if swaps else 0.0,
+                pauses=pauses,
+            )
         )
-        for volunteer in volunteers
-    )
+    return tuple(apart)
 
 
 def _pauses(draw: random.Random, calm_s: float) -> tuple[tuple[float, float, bool], ...]:
