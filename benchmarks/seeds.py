@@ -19,8 +19,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import report
+from simulator.deterministic.outcome import Outcome
 from simulator.deterministic.planted import PLANTED
-from simulator.deterministic.world import Outcome, run_seed
+from simulator.deterministic.world import run_seed
 
 QUICK_SEEDS = 500
 SEEDS = 2000

@@ -32,19 +32,33 @@ class Hasher(Protocol):
         """Digest of all bytes so far."""
 
 
-def frames_of(read: Callable[[int, int], bytes], size: int, offset: int = 0) -> Iterator[bytes]:
+class Unhashed:
+    """For a receiver that hashes elsewhere: `FrameReader.finish` is then not called."""
+
+    def update(self, data: bytes | bytearray | memoryview, /) -> None:
+        """Nothing."""
+
+    def hexdigest(self) -> str:
+        """No digest at all."""
+        return ""
+
+
+def frames_of(
+    read: Callable[[int, int], bytes], size: int, offset: int = 0, frame_bytes: int | None = None
+) -> Iterator[bytes]:
     """Frames of bytes `offset` to `size` of a payload, where `read(offset, length)` gives exactly that part of it.
 
-    `offset` may come from the other side: MalformedMessage if it lies outside the payload.
+    `offset` may come from the other side: MalformedMessage if it lies outside the payload. Both sides must mean the
+    same `frame_bytes`, which only simulations change.
     """
     if not 0 <= offset <= size:
         raise MalformedMessage(f"transfer asked from byte {offset} of a payload of {size} bytes")
-    return _frames(read, size, offset)
+    return _frames(read, size, offset, frame_bytes or FRAME_BYTES)
 
 
-def _frames(read: Callable[[int, int], bytes], size: int, offset: int) -> Iterator[bytes]:
+def _frames(read: Callable[[int, int], bytes], size: int, offset: int, frame_bytes: int) -> Iterator[bytes]:
     while offset < size:
-        length = min(FRAME_BYTES, size - offset)
+        length = min(frame_bytes, size - offset)
         payload = read(offset, length)
         if len(payload) != length:
             raise LocalError(f"payload ends at byte {offset + len(payload)}, expected {size}")
@@ -55,7 +69,15 @@ def _frames(read: Callable[[int, int], bytes], size: int, offset: int) -> Iterat
 class FrameReader:
     """Checks the frames of one transfer, in order, and at the end the digest of the whole."""
 
-    def __init__(self, expected_size: int, digest: Digest, offset: int = 0, hasher: Hasher | None = None) -> None:
+    def __init__(
+        self,
+        expected_size: int,
+        digest: Digest,
+        offset: int = 0,
+        hasher: Hasher | None = None,
+        *,
+        frame_bytes: int | None = None,
+    ) -> None:
         """Expect bytes `offset` to `expected_size`.
 
         `hasher` is a SHA-256 that has taken the first `offset` bytes already; without one, give them to `skip` before
@@ -65,6 +87,7 @@ class FrameReader:
             raise MalformedMessage(f"transfer starts at byte {offset} of a payload of {expected_size} bytes")
         self.expected_size = expected_size
         self.digest = digest
+        self._frame_bytes = frame_bytes or FRAME_BYTES
         self.offset = offset
         """First byte that is still missing."""
         self._hasher: Hasher = hashlib.sha256() if hasher is None else hasher
@@ -91,8 +114,9 @@ class FrameReader:
         magic, length, offset = _HEADER.unpack_from(frame)
         if magic != _MAGIC:
             raise MalformedMessage(f"frame at byte {self.offset} starts with {magic!r}, expected {_MAGIC!r}")
-        if not 0 < length <= FRAME_BYTES:
-            raise MalformedMessage(f"frame at byte {self.offset} claims {length} bytes, allowed are 1 to {FRAME_BYTES}")
+        if not 0 < length <= self._frame_bytes:
+            allowed = f"allowed are 1 to {self._frame_bytes}"
+            raise MalformedMessage(f"frame at byte {self.offset} claims {length} bytes, {allowed}")
         if len(frame) != FRAME_HEADER_BYTES + length:
             raise MalformedMessage(
                 f"frame at byte {self.offset} claims {length} bytes and has {len(frame) - FRAME_HEADER_BYTES}"
@@ -104,13 +128,13 @@ class FrameReader:
         if self._ended:
             # Millions of frames of one byte would cost a thousand times what their bytes do.
             raise MalformedMessage(
-                f"frame at byte {offset} follows a short one: all but the last hold {FRAME_BYTES} bytes"
+                f"frame at byte {offset} follows a short one: all but the last hold {self._frame_bytes} bytes"
             )
         payload = frame[FRAME_HEADER_BYTES:]
         self._hasher.update(payload)
         self._hashed_bytes += length
         self.offset += length
-        self._ended = length < FRAME_BYTES
+        self._ended = length < self._frame_bytes
         return payload
 
     def finish(self) -> None:

@@ -46,8 +46,13 @@ class PrivateIdentity:
     @classmethod
     def load(cls, path: Path) -> PrivateIdentity:
         """Read what `save` wrote; ConfigError names the file where it is missing or not an Ed25519 key."""
+        return cls.from_pem(read_private(path), path)
+
+    @classmethod
+    def from_pem(cls, pem: bytes, path: Path) -> PrivateIdentity:
+        """What `to_pem` gave, found at `path`; ConfigError where it is not an Ed25519 key."""
         try:
-            key = load_pem_private_key(read_private(path), password=None)
+            key = load_pem_private_key(pem, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise ConfigError(f"{path} does not hold a private key in PEM") from error
         if not isinstance(key, Ed25519PrivateKey):
@@ -55,8 +60,12 @@ class PrivateIdentity:
         return cls(key)
 
     def save(self, path: Path) -> None:
-        """Write the private key as PKCS #8 PEM, mode 0600."""
-        write_private(path, self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        """Write the private key, mode 0600."""
+        write_private(path, self.to_pem())
+
+    def to_pem(self) -> bytes:
+        """The private key as PKCS #8 PEM, to be kept where nobody else reads it."""
+        return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
     def sign(self, message: bytes) -> bytes:
         """64-byte signature; callers put their domain first (protocol/canonical.py)."""

@@ -16,7 +16,8 @@ from protocol.residency import ABSENT
 from protocol.tensors import payload_size
 from protocol.text import human_bytes
 from worker.blocks import BlockCache
-from worker.train.lease_state import LeaseStates
+from worker.files import DISK, Files
+from worker.ports import LeaseProgress
 
 UNASKED_BLOCKS_BYTES = 8 << 30
 """Without a cap: blocks are kept up to so much, or up to what the present lease needs."""
@@ -29,8 +30,10 @@ RECORDS_BYTES = 64 << 10
 class DiskAllowance:
     """The room that one run's folder has."""
 
-    def __init__(self, folder: Path, blocks: BlockCache, progress: LeaseStates, max_bytes: int | None) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: Path, blocks: BlockCache, progress: LeaseProgress, max_bytes: int | None, files: Files = DISK
+    ) -> None:
+        self._folder, self._files = folder, files
         self.blocks = blocks
         self.progress = progress
         self._max_bytes = max_bytes
@@ -40,7 +43,7 @@ class DiskAllowance:
         if self._max_bytes is None:
             self.blocks.trim(max(0, UNASKED_BLOCKS_BYTES - coming_bytes))
             return True
-        over_bytes = self._used_bytes() + coming_bytes - self._max_bytes
+        over_bytes = self._files.used_bytes(self._folder) + coming_bytes - self._max_bytes
         if over_bytes > 0:
             over_bytes -= self.blocks.trim(max(0, self.blocks.used_bytes - over_bytes))
         return over_bytes <= 0
@@ -69,15 +72,6 @@ class DiskAllowance:
             f"--disk {human_bytes(self._max_bytes)} is too little: one lease of this run needs {parts},"
             f" so it must be {needed_mib}MB or more"
         )
-
-    def _used_bytes(self) -> int:
-        used = 0
-        for path in self._folder.rglob("*"):
-            try:
-                used += path.stat().st_size if path.is_file() else 0
-            except OSError:  # gone since it was listed
-                continue
-        return used
 
 
 def lease_bytes(layout: Layout, codec: str, columns: int) -> tuple[int, int]:

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 
-class Background:
-    """Runs functions in daemon threads and awaits their results."""
+class Threads:
+    """Runs functions in daemon threads and awaits their results; a `Background` (worker/ports.py)."""
 
     def __init__(self) -> None:
         self._threads: set[threading.Thread] = set()

@@ -2,20 +2,20 @@
 
 Decides what stays: what the present lease needs, always; of the rest only blocks that the lease's version still names,
 since a block that nobody trained goes into the next version as it is, and what no version names any more is never asked
-for again. A block is believed only under its digest: hashed when it arrives, and once more by each process that finds
-it on disk. Touches its own folder.
+for again. A block is believed only under its digest, wherever it came from: hashed when it arrives, and once more by
+each process that finds it on disk. Touches its own folder.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Collection, Iterator
+import hashlib
+from collections.abc import Collection
 from pathlib import Path
 
+from protocol.causes import Cause
+from protocol.errors import DigestMismatch, MalformedMessage, Unavailable
 from protocol.ids import Digest
-from worker.disk import private_folder
-from worker.outbox import file_digest
+from worker.files import CHUNK_BYTES, DISK, FileEntry, Files, file_digest
 
 _PARTIAL = ".part"
 
@@ -23,8 +23,9 @@ _PARTIAL = ".part"
 class BlockCache:
     """Content-addressed files, whole and partial."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = private_folder(folder)
+    def __init__(self, folder: Path, files: Files = DISK) -> None:
+        files.make_folder(folder)
+        self._folder, self._files = folder, files
         self._needed: frozenset[Digest] = frozenset()
         self._verified: set[Digest] = set()
 
@@ -39,66 +40,111 @@ class BlockCache:
     def has(self, digest: Digest, payload_bytes: int) -> bool:
         """Whether the whole block is here. A file that rotted is removed."""
         path = self.path(digest)
-        if not path.is_file():
+        size_bytes = self._files.size(path)
+        if size_bytes is None:
             return False
         if digest not in self._verified:
-            if path.stat().st_size != payload_bytes or file_digest(path) != digest:
-                path.unlink(missing_ok=True)
+            if size_bytes != payload_bytes or file_digest(path, self._files) != digest:
+                self._files.remove(path)
                 return False
             self._verified.add(digest)
-        os.utime(path)
+        self._files.touch(path)
         return True
 
+    def begin(self, digest: Digest, payload_bytes: int) -> PartialBlock:
+        """Go on with the block where an earlier download broke off."""
+        return PartialBlock(self.partial(digest), self._files, digest, payload_bytes)
+
     def adopt(self, digest: Digest) -> None:
-        """A finished download, whose digest the download has checked, becomes a block."""
-        self.partial(digest).replace(self.path(digest))
+        """A finished download, whose digest has been checked, becomes a block."""
+        self._files.rename(self.partial(digest), self.path(digest))
         self._verified.add(digest)
 
     def missing_bytes(self, digest: Digest, payload_bytes: int) -> int:
         """Bytes of the block that are still to come."""
-        try:
-            return max(0, payload_bytes - self.partial(digest).stat().st_size)
-        except OSError:
-            return payload_bytes
+        return max(0, payload_bytes - (self._files.size(self.partial(digest)) or 0))
 
     def expect(self, needed: Collection[Digest], of_version: Collection[Digest]) -> None:
         """A lease begins that needs `needed`, of a version of the blocks `of_version`. What neither names goes."""
         self._needed = frozenset(needed)
         useful = self._needed | frozenset(of_version)
-        for path in list(self._folder.iterdir()):
-            if _digest_of(path) not in useful:
-                self._remove(path)
+        for entry in self._files.entries(self._folder):
+            if _digest_of(entry.path) not in useful:
+                self._remove(entry.path)
 
     def trim(self, to_bytes: int) -> int:
         """Delete what the present lease does not need, oldest use first, down to `to_bytes`; returns bytes freed."""
-        files = sorted(self._files())
-        total_bytes = before_bytes = sum(size for _, size, _ in files)
-        for _, size, path in files:
+        files = self._files.entries(self._folder)
+        total_bytes = before_bytes = sum(entry.size_bytes for entry in files)
+        for entry in sorted(files, key=_oldest_use) if total_bytes > to_bytes else ():
             if total_bytes <= to_bytes:
                 break
-            if _digest_of(path) not in self._needed and self._remove(path):
-                total_bytes -= size
+            if _digest_of(entry.path) not in self._needed and self._remove(entry.path):
+                total_bytes -= entry.size_bytes
         return before_bytes - total_bytes
 
     @property
     def used_bytes(self) -> int:
         """Bytes of everything here."""
-        return sum(size for _, size, _ in self._files())
-
-    def _files(self) -> Iterator[tuple[int, int, Path]]:
-        """Last use, bytes and path of each file."""
-        for path in self._folder.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                status = path.stat()
-                yield status.st_mtime_ns, status.st_size, path
+        return sum(entry.size_bytes for entry in self._files.entries(self._folder))
 
     def _remove(self, path: Path) -> bool:
         self._verified.discard(_digest_of(path))
         try:
-            path.unlink(missing_ok=True)
+            self._files.remove(path)
         except OSError:  # a read-only disk, say: what cannot be removed stays, and is no harm
             return False
         return True
+
+
+class PartialBlock:
+    """One block on its way here: what is on disk of it, and what comes."""
+
+    def __init__(self, path: Path, files: Files, digest: Digest, payload_bytes: int) -> None:
+        self._path, self._files, self._digest, self._payload_bytes = path, files, digest, payload_bytes
+        self._hasher = hashlib.sha256()
+        self.offset = 0
+        """First byte that is missing."""
+        self._take_up()
+
+    def add(self, piece: bytes) -> None:
+        """The next bytes; MalformedMessage where they are more than the block has."""
+        if self.offset + len(piece) > self._payload_bytes:
+            raise MalformedMessage(f"block {self._digest[:12]}… came with more than its {self._payload_bytes} bytes")
+        self._files.append(self._path, piece)
+        self._hasher.update(piece)
+        self.offset += len(piece)
+
+    def finish(self) -> None:
+        """Unavailable where bytes are missing; DigestMismatch, and all is forgotten, where they are not the block's."""
+        if self.offset < self._payload_bytes:
+            raise Unavailable(
+                f"block {self._digest[:12]}… broke off at byte {self.offset} of {self._payload_bytes}",
+                cause=Cause.BROKEN_OFF,
+            )
+        got = self._hasher.hexdigest()
+        if got != self._digest:
+            self.forget()
+            raise DigestMismatch(f"block of {self._payload_bytes} bytes has digest {got}, expected {self._digest}")
+
+    def forget(self) -> None:
+        """Nothing that came is worth keeping."""
+        self._files.remove(self._path)
+
+    def _take_up(self) -> None:
+        size_bytes = self._files.size(self._path)
+        if size_bytes is None:
+            return
+        if size_bytes > self._payload_bytes:
+            self.forget()
+            return
+        while chunk := self._files.read(self._path, self.offset, CHUNK_BYTES):
+            self._hasher.update(chunk)
+            self.offset += len(chunk)
+
+
+def _oldest_use(entry: FileEntry) -> tuple[int, Path]:
+    return entry.used_ns, entry.path
 
 
 def _digest_of(path: Path) -> Digest:

@@ -7,9 +7,6 @@ from pathlib import Path
 from protocol.errors import ConfigError
 from protocol.file_lock import FileLock
 
-DISK_RETRY_S = 5.0
-"""How often a disk that took no writes is tried again: a volunteer who makes room sees work go on at once."""
-
 
 def private_folder(path: Path) -> Path:
     """`path` as a folder that only its owner may enter, made where it is missing."""

@@ -3,89 +3,52 @@
 Decides what is fetched: only blocks that the cache lacks, and exactly the leased sequences; and, from the lease's
 manifest, which blocks are of no more use. Holds always: a manifest
 counts only if the run's manifest key signed it for this run and version; a block only at the size that this worker
-computed itself, under the digest in that manifest. Touches the network through the client, and the block cache.
+computed itself, under the digest in that manifest, whoever gave its bytes. Touches the network through its ports, and
+the block cache.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import aclosing
 
-import numpy as np
-from numpy.typing import NDArray
-
-from moe.config import config_from_json
-from moe.layout import Layout, block_tensor_specs, layout
-from protocol.codecs import FP32, codec_named
+from moe.layout import block_tensor_specs
+from protocol.codecs import FP32
 from protocol.errors import MalformedMessage
 from protocol.ids import BlockId, Digest
 from protocol.lease import Lease
 from protocol.manifest import BlockRef, Manifest, verify_manifest
 from protocol.tensors import payload_size
 from worker.allowance import DiskAllowance
-from worker.background import Background
-from worker.client import CoordinatorClient
-from worker.data import AssignedData, DataSource, SequenceShape
+from worker.data import AssignedData, DataSource
+from worker.fetched import FetchedLease, Run
 from worker.home import Enrolment
-from worker.lease import RunDescription
+from worker.ports import Background, BlockSource, Coordinator
 
 PARALLEL_DOWNLOADS = 4  # hides the round trip of small blocks; more would only share the same line
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """A run that this worker has understood: its description, and the model's layout made from it."""
-
-    description: RunDescription
-    layout: Layout
-
-    @property
-    def sequences(self) -> SequenceShape:
-        """What a lease's sequences are like."""
-        length, values = self.description.sequence_length, self.layout.config_json
-        return SequenceShape(tokens=length + 1, vocab_size=int(values["vocab_size"]))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FetchedLease:
-    """Everything training needs, checked and on this machine."""
-
-    lease: Lease
-    run: Run
-    digests: dict[BlockId, Digest]
-    sequences: NDArray[np.int64]
-    """[N, L]: the lease's sequences in order."""
-
-
-def understand_run(description: RunDescription) -> Run:
-    """The run's layout, from its closed configuration; MalformedMessage or ConfigError with the reason."""
-    try:
-        values = json.loads(description.model_json)
-    except (ValueError, RecursionError) as error:
-        raise MalformedMessage("the run's model configuration is not JSON") from error
-    if not isinstance(values, dict):
-        raise MalformedMessage("the run's model configuration is not a JSON object")
-    codec_named(description.codec)
-    return Run(description=description, layout=layout(config_from_json(values), description.residency))
-
-
 class Fetcher:
-    """Fetches for one enrolment."""
+    """Fetches for one enrolment. Blocks come from `source`, by default the coordinator."""
 
     def __init__(
         self,
-        client: CoordinatorClient,
+        coordinator: Coordinator,
         disk: DiskAllowance,
         enrolment: Enrolment,
         background: Background,
+        *,
+        source: BlockSource | None = None,
         data: DataSource | None = None,
+        parallel: int = PARALLEL_DOWNLOADS,
     ) -> None:
-        """`data` is where sequences come from; None: the coordinator assigns them."""
-        self._data = AssignedData(client) if data is None else data
+        """Blocks come from `source`, sequences from `data`; where there is none, both from the coordinator."""
+        self._data = AssignedData(coordinator) if data is None else data
         self._background = background
-        self._client = client
+        self._coordinator = coordinator
+        self._source = source or coordinator
+        self._parallel = parallel
         self._disk = disk
         self._cache = disk.blocks
         self._enrolment = enrolment
@@ -100,7 +63,7 @@ class Fetcher:
         return FetchedLease(lease=lease, run=run, digests=digests, sequences=sequences_NL)
 
     async def _manifest(self, lease: Lease, run: Run) -> Manifest:
-        reply = await self._client.get_manifest(lease.base_version)
+        reply = await self._coordinator.get_manifest(lease.base_version)
         verify_manifest(self._enrolment.manifest_public_key, reply.manifest_json, reply.signature)
         manifest = Manifest.from_json(reply.manifest_json)
         expected = (self._enrolment.run_id, lease.base_version, run.description.residency)
@@ -115,13 +78,11 @@ class Fetcher:
         self, needed: dict[BlockId, BlockRef], manifest: Manifest, on_bytes: Callable[[int], None]
     ) -> None:
         missing = await self._background.run(self._missing, needed, manifest)
-        free = asyncio.Semaphore(PARALLEL_DOWNLOADS)
+        free = asyncio.Semaphore(self._parallel)
 
         async def download(ref: BlockRef) -> None:
             async with free:
-                target = self._cache.partial(ref.digest)
-                await self._client.download_block(ref.digest, ref.payload_bytes, target, on_bytes)
-                self._cache.adopt(ref.digest)
+                await self._coordinator.patiently(lambda: self._download(ref, on_bytes))
 
         tasks = [asyncio.create_task(download(ref)) for ref in missing.values()]
         try:
@@ -129,6 +90,20 @@ class Fetcher:
         finally:
             for task in tasks:
                 task.cancel()
+
+    async def _download(self, ref: BlockRef, on_bytes: Callable[[int], None]) -> None:
+        """Go on with one block where an earlier try broke off, and believe it once its digest holds."""
+        partial = self._cache.begin(ref.digest, ref.payload_bytes)
+        try:
+            async with aclosing(self._source.block(ref.digest, ref.payload_bytes, partial.offset)) as pieces:
+                async for piece in pieces:
+                    partial.add(piece)
+                    on_bytes(len(piece))
+        except MalformedMessage:
+            partial.forget()
+            raise
+        partial.finish()
+        self._cache.adopt(ref.digest)
 
     def _missing(self, needed: dict[BlockId, BlockRef], manifest: Manifest) -> dict[Digest, BlockRef]:
         """What is to be downloaded, after making room for it: old blocks go before new ones come."""

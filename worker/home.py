@@ -6,6 +6,7 @@ can never get at each other's files, and no two runs see the same key. Touches t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -14,13 +15,14 @@ from protocol.errors import ConfigError, RemoteError
 from protocol.identity import PrivateIdentity
 from protocol.ids import RunId, WorkerId
 from protocol.joinlink import JoinLink
-from protocol.private_files import write_private
 from protocol.tls import fingerprint_of, manifest_key_message, verify_vouch
 from worker.allowance import DiskAllowance
 from worker.blocks import BlockCache
-from worker.disk import private_folder, worker_lock
+from worker.disk import worker_lock
+from worker.files import DISK, Files
 from worker.outbox import Outbox
-from worker.rejoin import ENROLMENT_FILE, Address, home_root, remember_address
+from worker.ports import LeaseProgress
+from worker.rejoin import ADDRESS_FILE, ENROLMENT_FILE, Address, address_from, home_root
 from worker.train.lease_state import LeaseStates
 
 
@@ -53,13 +55,22 @@ class Enrolment(BaseModel):
 class RunHome:
     """One run's folder."""
 
-    def __init__(self, folder: Path, fingerprint: str, disk_bytes: int | None = None) -> None:
-        self.folder = private_folder(folder)
-        self._fingerprint = fingerprint
-        self._lock = worker_lock(self.folder / "lock")
-        self.outbox = Outbox(self.folder / "outbox")
-        self.progress = LeaseStates(self.folder / "progress")
-        self.disk = DiskAllowance(self.folder, BlockCache(self.folder / "blocks"), self.progress, disk_bytes)
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: str,
+        progress: LeaseProgress,
+        disk_bytes: int | None = None,
+        *,
+        files: Files = DISK,
+        new_identity: Callable[[], PrivateIdentity] = PrivateIdentity.generate,
+    ) -> None:
+        files.make_folder(folder)
+        self.folder, self.progress = folder, progress
+        self._files, self._fingerprint, self._new_identity = files, fingerprint, new_identity
+        self._lock = worker_lock(folder / "lock")
+        self.outbox = Outbox(folder / "outbox", files)
+        self.disk = DiskAllowance(folder, BlockCache(folder / "blocks", files), progress, disk_bytes, files)
 
     def lock(self) -> None:
         """Keep other workers out; ConfigError when one is in."""
@@ -72,19 +83,20 @@ class RunHome:
     def identity(self) -> PrivateIdentity:
         """This worker's key for this run, made on first use."""
         path = self.folder / "identity.pem"
-        if path.exists():
-            return PrivateIdentity.load(path)
-        identity = PrivateIdentity.generate()
-        identity.save(path)
+        kept = self.kept("identity.pem")
+        if kept is not None:
+            return PrivateIdentity.from_pem(kept, path)
+        identity = self._new_identity()
+        self._files.write(path, identity.to_pem())
         return identity
 
     def enrolment(self) -> Enrolment | None:
         """The enrolment, checked against the fingerprint; None where there is none, or what is there does not hold."""
-        path = self.folder / ENROLMENT_FILE
-        if not path.exists():
+        kept = self.kept(ENROLMENT_FILE)
+        if kept is None:
             return None
         try:
-            enrolment = Enrolment.model_validate_json(path.read_bytes())
+            enrolment = Enrolment.model_validate_json(kept)
             enrolment.check(self._fingerprint)
         except (ValidationError, ValueError, RemoteError, ConfigError):
             return None  # enrolling again is idempotent for the same key
@@ -92,13 +104,29 @@ class RunHome:
 
     def save_enrolment(self, enrolment: Enrolment) -> None:
         """Remember the enrolment."""
-        write_private(self.folder / ENROLMENT_FILE, enrolment.model_dump_json().encode())
+        self.keep(ENROLMENT_FILE, enrolment.model_dump_json().encode())
+
+    def keep(self, name: str, content: bytes) -> None:
+        """Write a small file of this run, durably."""
+        self._files.write(self.folder / name, content)
+
+    def kept(self, name: str) -> bytes | None:
+        """What `keep` wrote; None where it did not; ConfigError where it cannot be read."""
+        try:
+            return self._files.read(self.folder / name)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ConfigError(f"cannot read {self.folder / name}: {error.strerror or error}") from error
 
     def remember_address(self, link: JoinLink, run_name: str = "") -> None:
         """Write down where the coordinator answered: the way back, without the invite."""
-        remember_address(self.folder, Address(host=link.host, port=link.port, run_name=run_name))
+        address = Address(host=link.host, port=link.port, run_name=run_name)
+        if address_from(self.kept(ADDRESS_FILE)) != address:
+            self.keep(ADDRESS_FILE, address.to_json())
 
 
 def open_home(home: Path | None, fingerprint: str, disk_bytes: int | None = None) -> RunHome:
     """The folder for the run behind `fingerprint`, under `home` or the platform's place for user data."""
-    return RunHome(home_root(home) / "runs" / fingerprint[:32], fingerprint, disk_bytes)
+    folder = home_root(home) / "runs" / fingerprint[:32]
+    return RunHome(folder, fingerprint, LeaseStates(folder / "progress"), disk_bytes)

@@ -24,6 +24,9 @@ from worker.trouble import trouble_of
 
 if TYPE_CHECKING:
     from protocol.joinlink import JoinLink
+    from worker.agent import Agent
+    from worker.home import RunHome
+    from worker.machine.probe import Machine
     from worker.progress import Reporter
 
 __all__ = ["WorkerOptions", "run_worker"]
@@ -55,13 +58,22 @@ def run_worker(options: WorkerOptions) -> int:
         return exit_code
 
 
+def make_agent(options: WorkerOptions, machine: Machine, link: JoinLink, home: RunHome, reporter: Reporter) -> Agent:
+    """An agent with its real ports: gRPC, this disk, a training thread, the system's clock."""
+    from worker.agent import Agent
+    from worker.joining import Joining
+    from worker.train.training import TrainingRoom
+
+    trainer = TrainingRoom(options, machine, home.disk, home.outbox, reporter)
+    joining = Joining(options, link, home, reporter)
+    return Agent(machine, joining, home.outbox, trainer, reporter, pauses=options.pauses, policy=options.policy)
+
+
 async def _work(options: WorkerOptions, link: JoinLink, reporter: Reporter) -> tuple[int, bool]:
     import torch
 
     from protocol.text import human_bytes
-    from worker.agent import Agent
     from worker.home import open_home
-    from worker.joining import Joining
     from worker.machine.probe import probe_machine
 
     home = open_home(options.home, link.fingerprint, options.disk_bytes)
@@ -73,7 +85,7 @@ async def _work(options: WorkerOptions, link: JoinLink, reporter: Reporter) -> t
         reporter.say("machine", f"{machine.device}: {machine.device_name}, {memory} offered", device=machine.device)
         if machine.notice:
             reporter.say("gpu_not_used", machine.notice)
-        agent = Agent(options, machine, Joining(options, link, home, reporter), home.outbox, reporter)
+        agent = make_agent(options, machine, link, home, reporter)
         with LeavingOnSignals(agent.leave):
             finish = await agent.run()
         detail = printable(finish.reason)

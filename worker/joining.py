@@ -10,33 +10,33 @@ import contextlib
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from moe.layout import Layout
 from protocol.errors import ConfigError, LocalError, MalformedMessage, StorageTrouble
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest, RunId, WorkerId, digest_of
 from protocol.joinlink import JoinLink
 from protocol.limits import MAX_NAME_CHARACTERS, PROTOCOL_VERSION
-from protocol.private_files import write_private
-from protocol.tls import fetch_ca
 from protocol.v1 import barnraise_pb2 as pb
-from worker.background import Background
+from worker.background import Threads
 from worker.client import CoordinatorClient
-from worker.fetch import Run, understand_run
+from worker.fetched import Run, understand_run
 from worker.home import Enrolment, RunHome
-from worker.lease import description_from_message, printable
+from worker.lease import RunDescription, description_from_message, printable
 from worker.machine.probe import Machine, columns_that_fit, measure_speed, software_versions
 from worker.options import WorkerOptions
+from worker.ports import Background, Coordinator
 from worker.progress import Reporter
 from worker.repeats import Repeats
-from worker.sentences import Work, reached_again, unreached
+from worker.sentences import InHand, reached_again, unreached
+from worker.timing import Timing
 from worker.trouble import trouble_of
 
 Value = TypeVar("Value")
 
-BOOTSTRAP_TIMEOUT_S = 10.0
 SPEED_FILE = "speed.json"
 
 
@@ -57,22 +57,47 @@ class Offer:
     tokens_per_s: float
 
 
+class Dial(Protocol):
+    """Makes the line to a coordinator."""
+
+    def __call__(
+        self, link: JoinLink, identity: PrivateIdentity, on_trouble: Callable[[Exception, float], None], /
+    ) -> Coordinator:
+        """To the coordinator of `link`, signing with `identity`; nothing is sent yet."""
+
+
 class Joining:
     """One worker's membership of one run."""
 
-    def __init__(self, options: WorkerOptions, link: JoinLink, home: RunHome, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        options: WorkerOptions,
+        link: JoinLink,
+        home: RunHome,
+        reporter: Reporter,
+        *,
+        timing: Timing | None = None,
+        dial: Dial | None = None,
+        background: Background | None = None,
+        understand: Callable[[RunDescription], Run] = understand_run,
+        measure: Callable[[Layout, Machine, int, int], float] = measure_speed,
+    ) -> None:
         self.home = home
+        self.timing = timing or Timing()
+        self._dial = dial or self._grpc
+        self._understand, self._measure = understand, measure
         self._options = options
         self._link = link
         self._reporter = reporter
         self._identity: PrivateIdentity = home.identity()
         self._enrolment = home.enrolment()
-        self._background = Background()
-        self._client: CoordinatorClient | None = None
+        self._background = background or Threads()
+        self._client: Coordinator | None = None
+        self._is_connected = False
         self._run: Run | None = None
         self._offer: Offer | None = None
-        self._troubles = Repeats()
-        self._work: Callable[[], Work] = lambda: Work.NOTHING
+        self._troubles = Repeats(self.timing.clock)
+        self._work: Callable[[], InHand] = lambda: InHand.NOTHING
 
     @property
     def is_enrolled(self) -> bool:
@@ -85,7 +110,7 @@ class Joining:
         return _present(self._enrolment, "enrolment")
 
     @property
-    def client(self) -> CoordinatorClient:
+    def client(self) -> Coordinator:
         """The client; there is one once enrolling or opening has begun."""
         return _present(self._client, "client")
 
@@ -109,7 +134,7 @@ class Joining:
         """Where the coordinator is looked for, as `HOST:PORT`."""
         return self._link.address
 
-    def tell_work(self, work: Callable[[], Work]) -> None:
+    def tell_work(self, work: Callable[[], InHand]) -> None:
         """Ask `work` what is in hand, when trouble is told."""
         self._work = work
 
@@ -171,7 +196,7 @@ class Joining:
         if description.run_id != self.enrolment.run_id:
             raise MalformedMessage(f"session of run {description.run_id}, but enrolled in {self.enrolment.run_id}")
         if self._run is None or self._run.description != description:
-            self._run = await self._background.run(understand_run, description)
+            self._run = await self._background.run(self._understand, description)
         self.home.remember_address(self._link, description.name)
         if self._offer is None:
             before = self._capability(machine)
@@ -181,28 +206,25 @@ class Joining:
         return reply.heartbeat_interval_s
 
     async def _connect(self) -> bytes:
+        if self._client is None:
+            self._client = self._dial(self._link, self._identity, self._on_trouble)
         if self._enrolment is not None:
             ca_pem = self._enrolment.ca_pem.encode()
         else:
-            ca_pem = await self._bootstrap()
-        if self._client is None:
-            self._client = self._new_client(ca_pem)
-            self._client.connect()
+            ca_pem = await self._client.certificate(self._background)
+        if not self._is_connected:
+            self._client.connect(ca_pem)
+            self._is_connected = True
         return ca_pem
 
-    async def _bootstrap(self) -> bytes:
-        link = self._link
-        retrying = self._new_client(b"").retrying()
-        return await retrying(
-            self._background.run, fetch_ca, link.host, link.port, link.fingerprint, BOOTSTRAP_TIMEOUT_S
-        )
-
-    def _new_client(self, ca_pem: bytes) -> CoordinatorClient:
+    def _grpc(
+        self, link: JoinLink, identity: PrivateIdentity, on_trouble: Callable[[Exception, float], None]
+    ) -> Coordinator:
         return CoordinatorClient(
-            self._link,
-            ca_pem,
-            self._identity,
-            on_trouble=self._on_trouble,
+            link,
+            identity,
+            timing=self.timing,
+            on_trouble=on_trouble,
             first_backoff_s=self._options.first_backoff_s,
             max_backoff_s=self._options.max_backoff_s,
             stall_s=self._options.stall_s,
@@ -233,18 +255,18 @@ class Joining:
         basis = digest_of(f"{run.description} {machine.device_name} {machine.threads} {columns}".encode())
         speed = self._remembered(basis)
         if speed is None:
-            tokens_per_s = await self._background.run(measure_speed, run.layout, machine, columns, length)
+            tokens_per_s = await self._background.run(self._measure, run.layout, machine, columns, length)
             speed = Speed(basis=basis, tokens_per_s=tokens_per_s)
             with contextlib.suppress(StorageTrouble):  # a full disk: it is measured again the next time
-                write_private(self.home.folder / SPEED_FILE, speed.model_dump_json().encode())
+                self.home.keep(SPEED_FILE, speed.model_dump_json().encode())
             text = f"speed: {tokens_per_s:,.0f} tokens/s"
             self._reporter.say("measured", text, tokens_per_s=round(tokens_per_s, 1))
         return Offer(columns=columns, tokens_per_s=speed.tokens_per_s)
 
     def _remembered(self, basis: Digest) -> Speed | None:
         try:
-            speed = Speed.model_validate_json((self.home.folder / SPEED_FILE).read_bytes())
-        except (OSError, ValidationError):
+            speed = Speed.model_validate_json(self.home.kept(SPEED_FILE) or b"")
+        except (ConfigError, ValidationError):
             return None
         return speed if speed.basis == basis else None
 

@@ -12,6 +12,7 @@ from enum import Enum, auto
 from protocol.causes import Cause
 from protocol.ids import LeaseId
 from protocol.lease import Lease
+from worker.lease import ReceivedLease
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -27,15 +28,17 @@ class News(Enum):
     SUBMISSION_REFUSED = auto()
     SUBMISSION_KEPT = auto()
     """Refused, but not for good: it is offered again."""
+    PAUSED = auto()
+    RESUMED = auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class SessionEvent:
     """Base of everything that can happen to a session."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Started(Event):
+class Started(SessionEvent):
     """The process is up. `unsent` names a submission that an earlier process left on disk."""
 
     enrolled: bool
@@ -43,7 +46,7 @@ class Started(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reply(Event):
+class Reply(SessionEvent):
     """Base of answers to a command over the network."""
 
     ticket: int
@@ -63,7 +66,7 @@ class Opened(Reply):
 class LeaseGranted(Reply):
     """Work. The same lease again, when the coordinator still holds one open for this worker."""
 
-    lease: Lease
+    lease: ReceivedLease
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +133,7 @@ class FetchFailed(Reply):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SessionLost(Event):
+class SessionLost(SessionEvent):
     """The coordinator does not know session number `session` any more (it was restarted, say)."""
 
     session: int
@@ -138,14 +141,14 @@ class SessionLost(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trained(Event):
+class Trained(SessionEvent):
     """Training number `training` ended well, and its submission is on disk."""
 
     training: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingFailed(Event):
+class TrainingFailed(SessionEvent):
     """Training number `training` ended without a submission. `detail` is the raw text, for diagnosis."""
 
     training: int
@@ -155,7 +158,7 @@ class TrainingFailed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseCancelled(Event):
+class LeaseCancelled(SessionEvent):
     """The lease is worth nothing any more: the coordinator said so, or kept its data back until the deadline."""
 
     lease_id: LeaseId
@@ -163,24 +166,37 @@ class LeaseCancelled(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeaveRequested(Event):
+class Paused(SessionEvent):
+    """The volunteer's policy: no work now. `stops_training`: not even what is in training."""
+
+    reason: str
+    stops_training: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed(SessionEvent):
+    """The volunteer's policy: work is welcome again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaveRequested(SessionEvent):
     """The volunteer wants their machine back."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeaveTimedOut(Event):
+class LeaveTimedOut(SessionEvent):
     """The coordinator did not take the lease back in time; it will find out by silence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
+class SessionCommand:
     """Base of everything a session asks for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call(Command):
+class Call(SessionCommand):
     """Base of commands over the network. A new one replaces any that is still going on."""
 
     ticket: int
@@ -239,7 +255,12 @@ class ReturnLease(Call):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StartTraining(Command):
+class CancelCall(SessionCommand):
+    """Give up the call that is going on; no event follows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartTraining(SessionCommand):
     """Train. Ends in `Trained` or `TrainingFailed` with the same number, unless it is stopped."""
 
     training: int
@@ -247,21 +268,21 @@ class StartTraining(Command):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StopTraining(Command):
+class StopTraining(SessionCommand):
     """Stop as soon as a micro-step ends; no event follows."""
 
     training: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DropSubmission(Command):
+class DropSubmission(SessionCommand):
     """The submission on disk is needed no more."""
 
     lease_id: LeaseId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tell(Command):
+class Tell(SessionCommand):
     """Show this to the volunteer. `reason` may be raw; `detail`, where there is one, is rawer."""
 
     news: News
@@ -274,7 +295,7 @@ class Tell(Command):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finish(Command):
+class Finish(SessionCommand):
     """Nothing follows; the process leaves with `exit_code`. `keeps`: finished work stays on the disk."""
 
     exit_code: int

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from protocol.errors import ConfigError
 from protocol.limits import STALL_TIMEOUT_S
+from worker.policy import Always, Policy
+from worker.timing import Pauses
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,6 +66,9 @@ class WorkerOptions:
     max_backoff_s: float = 30.0
     stall_s: float = STALL_TIMEOUT_S
     """A transfer on which nothing moves for so long is broken off and taken up again."""
+    pauses: Pauses = field(default_factory=Pauses)
+    policy: Policy = field(default_factory=Always)
+    """When this machine may work."""
     trainer_hook: Callable[[Lease, LeaseResult], LeaseResult] | None = None
     """Changes the result before it is encoded: how the simulator makes adversaries. Not reachable from the command."""
     batch_hook: Callable[[Lease, NDArray[np.int64]], NDArray[np.int64]] | None = None
@@ -71,10 +76,10 @@ class WorkerOptions:
 
     def __post_init__(self) -> None:
         check_device(self.device)
-        for field in ("max_columns", "memory_bytes", "disk_bytes"):
-            value = getattr(self, field)
+        for name in ("max_columns", "memory_bytes", "disk_bytes"):
+            value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"{field} must be 1 or more, got {value}")
+                raise ConfigError(f"{name} must be 1 or more, got {value}")
         if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
             raise ConfigError(f"threads must be 1 to {MAX_THREADS}, got {self.threads}")
         if self.output not in ("auto", "plain", "json", "quiet"):

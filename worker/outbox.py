@@ -11,13 +11,11 @@ from pathlib import Path
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from protocol.folders import sync_folder
-from protocol.ids import Digest, LeaseId, digest_of, stream_digest
-from protocol.private_files import write_private
-from worker.disk import private_folder
+from protocol.ids import Digest, LeaseId, digest_of
+from worker.files import DISK, Files, file_digest
 
 RECORD = "submission.json"
-_CHUNK_BYTES = 1 << 20
+_PAYLOAD = ".safetensors"
 
 log = structlog.get_logger()
 
@@ -41,32 +39,37 @@ class Submission(BaseModel):
 class Outbox:
     """Holds at most one submission."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = private_folder(folder)
+    def __init__(self, folder: Path, files: Files = DISK) -> None:
+        files.make_folder(folder)
+        self._folder, self._files = folder, files
         self._verified: Digest | None = None
         """Digest of the payload that this process wrote or has checked: hashing gigabytes once is enough."""
 
     def payload_path(self, submission: Submission) -> Path:
         """Where the bytes of `submission` lie."""
-        return self._folder / f"{submission.digest}.safetensors"
+        return self._folder / f"{submission.digest}{_PAYLOAD}"
+
+    def read(self, submission: Submission, offset: int, length: int) -> bytes:
+        """A part of the bytes of `submission`."""
+        return self._files.read(self.payload_path(submission), offset, length)
 
     def save(self, submission: Submission, payload: bytes) -> None:
         """Make `submission` durable; replaces the one before."""
         assert digest_of(payload) == submission.digest
         assert len(payload) == submission.payload_bytes
-        write_private(self.payload_path(submission), payload)
-        write_private(self._folder / RECORD, submission.model_dump_json().encode())
+        self._files.write(self.payload_path(submission), payload)
+        self._files.write(self._folder / RECORD, submission.model_dump_json().encode())
         self._verified = submission.digest
         self._remove_payloads(keep=self.payload_path(submission))
 
     def load(self) -> Submission | None:
         """The submission on disk; None where there is none, or what is there is not whole (it is then removed)."""
         record = self._folder / RECORD
-        if not record.exists():
+        if self._files.size(record) is None:
             self._remove_payloads(keep=None)
             return None
         try:
-            submission = Submission.model_validate_json(record.read_bytes())
+            submission = Submission.model_validate_json(self._files.read(record))
         except ValidationError as error:
             log.warning("outbox_dropped", reason="unreadable record", detail=str(error.errors()[0]["msg"]))
             self.clear()
@@ -85,25 +88,19 @@ class Outbox:
 
     def clear(self) -> None:
         """Empty the folder; the record goes first, so that no record ever names a missing payload."""
-        (self._folder / RECORD).unlink(missing_ok=True)
-        sync_folder(self._folder)
+        self._files.remove(self._folder / RECORD)
+        self._files.sync(self._folder)
         self._remove_payloads(keep=None)
 
     def _is_whole(self, submission: Submission) -> bool:
         path = self.payload_path(submission)
-        if not path.is_file() or path.stat().st_size != submission.payload_bytes:
+        if self._files.size(path) != submission.payload_bytes:
             return False
-        if self._verified != submission.digest and file_digest(path) == submission.digest:
+        if self._verified != submission.digest and file_digest(path, self._files) == submission.digest:
             self._verified = submission.digest
         return self._verified == submission.digest
 
     def _remove_payloads(self, keep: Path | None) -> None:
-        for path in [*self._folder.glob("*.safetensors"), *self._folder.glob(".*.safetensors.*")]:
-            if path != keep:
-                path.unlink(missing_ok=True)
-
-
-def file_digest(path: Path) -> Digest:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return stream_digest(file)
+        for path, *_ in self._files.entries(self._folder):
+            if path != keep and _PAYLOAD in path.name:  # whole ones, and what a crash left of one
+                self._files.remove(path)

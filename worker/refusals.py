@@ -15,24 +15,21 @@ from worker import messages as m
 from worker.lease import printable
 from worker.trouble import trouble_of
 
-KEPT_AFTER_DEADLINE_S = 7200.0
-"""After its lease's deadline a submission still counts in the round that follows its own; a round lasts an hour at most
-unless the operator has said otherwise."""
-
 
 class Refusals:
     """Turns errors into answers to the calls that they ended."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], kept_after_deadline_s: float) -> None:
         self._clock = clock
+        self._kept_after_deadline_s = kept_after_deadline_s
         # of work that an earlier process left, no deadline is known
-        self._kept_until_s = clock() + KEPT_AFTER_DEADLINE_S
+        self._kept_until_s = clock() + kept_after_deadline_s
 
     def keep_for(self, ttl_s: float) -> None:
         """A lease with so long to its deadline is what any work will be of from now on."""
-        self._kept_until_s = self._clock() + ttl_s + KEPT_AFTER_DEADLINE_S
+        self._kept_until_s = self._clock() + ttl_s + self._kept_after_deadline_s
 
-    def answer(self, call: m.Call, error: Exception) -> m.Event:
+    def answer(self, call: m.Call, error: Exception) -> m.SessionEvent:
         """`call` ended in `error`."""
         trouble = trouble_of(error)
         reason, cause = printable(trouble.detail), trouble.cause
@@ -42,11 +39,11 @@ class Refusals:
             return m.CallRefused(ticket=call.ticket, reason=reason, cause=cause, final=True)
         if self._clock() < self._kept_until_s:
             return m.CallRefused(ticket=call.ticket, reason=reason, cause=cause)
-        hours = f"{KEPT_AFTER_DEADLINE_S / 3600:g} h"
+        hours = f"{self._kept_after_deadline_s / 3600:g} h"
         why = f"it was refused until {hours} after its deadline, and would not count any more"
         return m.CallRefused(ticket=call.ticket, reason=why, detail=reason, final=True)
 
 
-def nothing_to_send(call: m.Call) -> m.Event:
+def nothing_to_send(call: m.Call) -> m.SessionEvent:
     """The submission that `call` is about is not on disk."""
     return m.CallRefused(ticket=call.ticket, reason="the submission on disk is gone or damaged", final=True)

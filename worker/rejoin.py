@@ -2,7 +2,7 @@
 
 Decides from what the home folder remembers of each run: its fingerprint, and where its coordinator answered last. The
 address says only where to look; who may answer there is settled by the run's certificate, which the enrolment holds, so
-a new address is as safe as the old. Reads the home folder, and writes one small file in a run's folder. Light: it runs
+a new address is as safe as the old. Reads the home folder. Light: it runs
 before torch and gRPC are imported.
 """
 
@@ -19,7 +19,6 @@ import platformdirs
 
 from protocol.errors import ConfigError
 from protocol.joinlink import JoinLink, WayBack
-from protocol.private_files import write_private
 from protocol.text import printable
 
 ADDRESS_FILE = "address.json"
@@ -34,6 +33,10 @@ class Address:
     host: str
     port: int
     run_name: str = ""
+
+    def to_json(self) -> bytes:
+        """As it is kept in a run's folder."""
+        return json.dumps(asdict(self)).encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,12 +109,6 @@ def known_runs(root: Path) -> list[KnownRun]:
     return sorted(runs, key=lambda run: (run.address.run_name if run.address else "", run.run_id))
 
 
-def remember_address(folder: Path, address: Address) -> None:
-    """Write down where the coordinator of the run in `folder` answered, if that is news."""
-    if _address(folder) != address:
-        write_private(folder / ADDRESS_FILE, json.dumps(asdict(address)).encode())
-
-
 def _only(known: Sequence[KnownRun]) -> JoinLink:
     if not known:
         raise ConfigError(
@@ -153,7 +150,15 @@ def _known(folder: Path) -> KnownRun | None:
 
 def _address(folder: Path) -> Address | None:
     try:
-        value = json.loads((folder / ADDRESS_FILE).read_bytes())
+        return address_from((folder / ADDRESS_FILE).read_bytes())
+    except OSError:
+        return None
+
+
+def address_from(content: bytes | None) -> Address | None:
+    """What `to_json` gave; None where it is something else, or nothing."""
+    try:
+        value = json.loads(content or b"")
         host, port, name = str(value["host"]), int(value["port"]), printable(str(value["run_name"])[:64])
         JoinLink(host=host, port=port, fingerprint="0" * 64)
     except (OSError, ValueError, LookupError, TypeError, RecursionError, ConfigError):

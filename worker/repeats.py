@@ -7,7 +7,6 @@ its clock is given.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 
 AGAIN_AFTER_S = 600.0
@@ -18,7 +17,7 @@ _DURATIONS = re.compile(r"\d+(\.\d+)? (s|min|h)\b")
 class Repeats:
     """One kind of news: waiting, say."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._key: str | None = None
         self._since_s = 0.0

@@ -18,7 +18,7 @@ from worker.messages import News
 MAX_QUOTED_CHARACTERS = 300
 
 
-class Work(Enum):
+class InHand(Enum):
     """What the worker has in hand while it cannot reach the coordinator."""
 
     NOTHING = ""
@@ -81,7 +81,7 @@ _REPORTS = {
 _HANDED_BACK = "The lease goes back, and another machine does it."
 
 
-def unreached(cause: Cause | None, address: str, work: Work, lasting_s: float = 0.0) -> str:
+def unreached(cause: Cause | None, address: str, work: InHand, lasting_s: float = 0.0) -> str:
     """The coordinator cannot be reached, or cannot serve: it is tried again until it can."""
     what = _UNREACHED.get(cause or Cause.UNREACHABLE, "The coordinator at {address} cannot be reached")
     since = f" (for {duration(lasting_s)} now)" if lasting_s > 0.0 else ""
@@ -118,7 +118,7 @@ def told(tell: m.Tell) -> str:
     """Something that the session decided."""
     match tell.news:
         case News.SESSION_LOST:
-            work = f" {Work.TRAINING.value}" if tell.trains_on else ""
+            work = f" {InHand.TRAINING.value}" if tell.trains_on else ""
             return f"The coordinator was restarted, or this machine was away for long: signing in again.{work}"
         case News.LEASE_ENDED:
             return f"This lease is over{_quoted(tell)}. What was trained for it is lost; another is asked for."
@@ -132,6 +132,10 @@ def told(tell: m.Tell) -> str:
         case News.SUBMISSION_KEPT:
             again = f"It is safe on this disk, and is offered again in {duration(tell.pause_s)}."
             return f"The coordinator did not take this work just now{_quoted(tell)}. {again}"
+        case News.PAUSED:
+            return f"No new work for now{_quoted(tell)}; what is in training is finished first."
+        case News.RESUMED:
+            return "Work is welcome again: asking for some."
 
 
 def waiting(reason: str, lasting_s: float = 0.0) -> str:

@@ -1,16 +1,15 @@
 """A worker's life as a state machine without I/O: events in, commands out.
 
-Decides what a worker does next: enrol, open a session, ask for a lease, fetch, train, commit, upload, leave. Knows no
-clock, network, file or tensor (worker/agent.py has those). What holds always: moves follow `LEGAL_MOVES`; an event the
-present state does not allow raises `IllegalEvent` and changes nothing; an answer to a call that was replaced, or about
-a lease that is gone, is old news and ignored; a trained submission is never forgotten before it is settled, or refused
-for good.
+Decides what a worker does next: enrol, open a session, ask for a lease, fetch, train, commit, upload, pause, leave.
+Knows no clock, network, file or tensor (worker/agent.py has those). What holds always: moves follow `LEGAL_MOVES`
+(worker/states.py); an event the present state does not allow raises `IllegalEvent` and changes nothing; an answer to a
+call that was replaced, or about a lease that is gone, is old news and ignored; a trained submission is never forgotten
+before it is settled, or refused for good; while it is paused, nothing new is asked for or begun.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
 from typing import Any
 
 from protocol.causes import Cause
@@ -19,83 +18,17 @@ from protocol.ids import LeaseId
 from protocol.lease import Lease
 from worker import messages as m
 from worker.messages import EXIT_FAILED, EXIT_OK, EXIT_REFUSED, News
+from worker.states import ALLOWED, LEGAL_MOVES, State
+from worker.timing import Pauses
 
 MAX_FAILURES = 3  # in a row; a machine that fails three leases fails the fourth, and each one costs the run a replica
-FAILURE_PAUSE_S = 5.0
-REFUSED_PAUSE_S = 2.0
-"""Before a submission that was refused, but not for good, is offered again; then twice as long, and so on."""
-MAX_REFUSED_PAUSE_S = 300.0
-
-
-class State(Enum):
-    """Where a worker stands."""
-
-    DISCONNECTED = "disconnected"
-    ENROLLING = "enrolling"
-    OPENING = "opening"
-    IDLE = "idle"
-    FETCHING = "fetching"
-    TRAINING = "training"
-    RESUMING = "resuming"
-    """Training goes on while a new session asks whether the lease still stands."""
-    COMMITTING = "committing"
-    UPLOADING = "uploading"
-    RETURNING = "returning"
-    """Handing back a lease that cannot be done, to go on with another."""
-    LEAVING = "leaving"
-    OVER = "over"
-
-
-S = State
-_LOST_OR_LEFT = {S.OPENING, S.LEAVING, S.OVER}
-LEGAL_MOVES: dict[State, frozenset[State]] = {
-    S.DISCONNECTED: frozenset({S.ENROLLING, S.OPENING, S.OVER}),
-    S.ENROLLING: frozenset({S.OPENING, S.OVER}),
-    S.OPENING: frozenset({S.IDLE, S.RESUMING, S.COMMITTING, S.OVER}),
-    S.IDLE: frozenset({S.FETCHING, S.OPENING, S.OVER}),
-    S.FETCHING: frozenset({S.TRAINING, S.RETURNING, S.IDLE, *_LOST_OR_LEFT}),
-    S.TRAINING: frozenset({S.COMMITTING, S.RETURNING, S.IDLE, *_LOST_OR_LEFT}),
-    S.RESUMING: frozenset({S.TRAINING, S.FETCHING, S.COMMITTING, S.RETURNING, S.IDLE, *_LOST_OR_LEFT}),
-    S.COMMITTING: frozenset({S.UPLOADING, S.IDLE, S.OPENING, S.OVER}),
-    S.UPLOADING: frozenset({S.COMMITTING, S.IDLE, S.OPENING, S.OVER}),
-    S.RETURNING: frozenset({S.IDLE, *_LOST_OR_LEFT}),
-    S.LEAVING: frozenset({S.OVER}),
-    S.OVER: frozenset(),
-}
-
-IN_SESSION = frozenset(S) - {S.DISCONNECTED, S.ENROLLING, S.OPENING, S.OVER}
-HOLDING = frozenset({S.FETCHING, S.TRAINING, S.RESUMING, S.OPENING, S.COMMITTING, S.UPLOADING, S.RETURNING})
-WHILE_TRAINING = frozenset({S.TRAINING, S.RESUMING, S.OPENING})
-ASKING = frozenset({S.IDLE, S.RESUMING})
-
-ALLOWED: dict[type[m.Event], frozenset[State]] = {
-    m.Started: frozenset({S.DISCONNECTED}),
-    m.Enrolled: frozenset({S.ENROLLING}),
-    m.Opened: frozenset({S.OPENING}),
-    m.LeaseGranted: ASKING,
-    m.ToldToWait: ASKING,
-    m.RunEnded: ASKING,
-    m.Fetched: frozenset({S.FETCHING}),
-    m.FetchFailed: frozenset({S.FETCHING}),
-    m.Committed: frozenset({S.COMMITTING}),
-    m.Uploaded: frozenset({S.UPLOADING}),
-    m.UploadBroken: frozenset({S.UPLOADING}),
-    m.Returned: frozenset({S.RETURNING, S.LEAVING}),
-    m.CallRefused: frozenset(S) - {S.DISCONNECTED, S.TRAINING, S.OVER},
-    m.SessionLost: IN_SESSION,
-    m.Trained: WHILE_TRAINING,
-    m.TrainingFailed: WHILE_TRAINING,
-    m.LeaseCancelled: HOLDING,
-    m.LeaveRequested: frozenset(S),
-    m.LeaveTimedOut: frozenset({S.LEAVING, S.OVER}),
-}
-"""Which states allow which (live) event."""
 
 
 class Session:
     """One worker's state. `handle` is its only way to change."""
 
-    def __init__(self) -> None:
+    def __init__(self, pauses: Pauses | None = None) -> None:
+        self._pauses = pauses or Pauses()
         self.state = State.DISCONNECTED
         self.lease: Lease | None = None
         self.session = 0
@@ -107,6 +40,7 @@ class Session:
         self._failures = 0
         self._refusals = 0
         """Times in a row that the submission was refused, but not for good."""
+        self._is_paused = False
 
     @property
     def lease_id(self) -> LeaseId | None:
@@ -123,7 +57,7 @@ class Session:
         """Whether a trained submission waits on disk."""
         return self._unsent is not None
 
-    def handle(self, event: m.Event) -> list[m.Command]:
+    def handle(self, event: m.SessionEvent) -> list[m.SessionCommand]:
         """Apply one event and say what to do."""
         if self._is_old_news(event):
             return []
@@ -131,7 +65,7 @@ class Session:
             raise IllegalEvent(f"{type(event).__name__} in state {self.state.value}")
         return _HANDLERS[type(event)](self, event)
 
-    def _is_old_news(self, event: m.Event) -> bool:
+    def _is_old_news(self, event: m.SessionEvent) -> bool:
         match event:
             case m.Reply(ticket=ticket):
                 if ticket > self._ticket:
@@ -151,17 +85,17 @@ class Session:
 
     # ---- the way in ---------------------------------------------------------------------------------------------
 
-    def _on_started(self, event: m.Started) -> list[m.Command]:
+    def _on_started(self, event: m.Started) -> list[m.SessionCommand]:
         self._unsent = event.unsent
         if event.enrolled:
             return self._open()
         self._move(State.ENROLLING)
         return [m.Enrol(ticket=self._next_ticket())]
 
-    def _on_enrolled(self, _: m.Enrolled) -> list[m.Command]:
+    def _on_enrolled(self, _: m.Enrolled) -> list[m.SessionCommand]:
         return self._open()
 
-    def _on_opened(self, _: m.Opened) -> list[m.Command]:
+    def _on_opened(self, _: m.Opened) -> list[m.SessionCommand]:
         if self._unsent is not None:
             return self._commit()
         if self._is_training:
@@ -169,7 +103,7 @@ class Session:
             return [m.AcquireLease(ticket=self._next_ticket(), after_s=0.0, may_wait=False)]
         return self._ask()
 
-    def _on_session_lost(self, event: m.SessionLost) -> list[m.Command]:
+    def _on_session_lost(self, event: m.SessionLost) -> list[m.SessionCommand]:
         if self.state is State.LEAVING:
             return self._finish(EXIT_OK, "left; the session had ended")
         if not self._is_training and self._unsent is None:
@@ -178,41 +112,43 @@ class Session:
 
     # ---- a lease ------------------------------------------------------------------------------------------------
 
-    def _on_lease_granted(self, event: m.LeaseGranted) -> list[m.Command]:
+    def _on_lease_granted(self, event: m.LeaseGranted) -> list[m.SessionCommand]:
         if self._is_training and self.lease is not None and event.lease.lease_id == self.lease.lease_id:
             self.lease = event.lease
             self._move(State.TRAINING)
             return []
         stopped = self._stop_training()
         self.lease = event.lease
+        if self._is_paused:
+            return [*stopped, *self._give_back("the volunteer's machine is to pause")]
         self._move(State.FETCHING)
         return [*stopped, m.FetchShard(ticket=self._next_ticket(), lease=event.lease)]
 
-    def _on_told_to_wait(self, event: m.ToldToWait) -> list[m.Command]:
+    def _on_told_to_wait(self, event: m.ToldToWait) -> list[m.SessionCommand]:
         stopped = self._stop_training()
         self.lease = None
         return [*stopped, *self._ask(after_s=event.retry_after_s)]
 
-    def _on_run_ended(self, event: m.RunEnded) -> list[m.Command]:
+    def _on_run_ended(self, event: m.RunEnded) -> list[m.SessionCommand]:
         return [*self._stop_training(), *self._finish(EXIT_OK, f"the run is over: {event.reason}")]
 
-    def _on_fetched(self, _: m.Fetched) -> list[m.Command]:
+    def _on_fetched(self, _: m.Fetched) -> list[m.SessionCommand]:
         assert self.lease is not None
         self._training += 1
         self._is_training = True
         self._move(State.TRAINING)
         return [m.StartTraining(training=self._training, lease=self.lease)]
 
-    def _on_fetch_failed(self, event: m.FetchFailed) -> list[m.Command]:
+    def _on_fetch_failed(self, event: m.FetchFailed) -> list[m.SessionCommand]:
         return self._give_up(event)
 
-    def _on_trained(self, _: m.Trained) -> list[m.Command]:
+    def _on_trained(self, _: m.Trained) -> list[m.SessionCommand]:
         assert self.lease is not None
         self._is_training = False
         self._unsent = self.lease.lease_id
         return [] if self.state is State.OPENING else self._commit()
 
-    def _on_training_failed(self, event: m.TrainingFailed) -> list[m.Command]:
+    def _on_training_failed(self, event: m.TrainingFailed) -> list[m.SessionCommand]:
         self._is_training = False
         if self.state is State.OPENING:
             self.lease = None
@@ -220,7 +156,7 @@ class Session:
             return [m.Tell(news=News.LEASE_FAILED, reason=event.reason, cause=event.cause, detail=event.detail)]
         return self._give_up(event)
 
-    def _on_lease_cancelled(self, event: m.LeaseCancelled) -> list[m.Command]:
+    def _on_lease_cancelled(self, event: m.LeaseCancelled) -> list[m.SessionCommand]:
         if self._unsent is not None:
             # This news may have crossed a commit that brings the lease back: only a commit's own answer settles it.
             return self._commit() if self.state is State.UPLOADING else []
@@ -230,39 +166,63 @@ class Session:
 
     # ---- a submission -------------------------------------------------------------------------------------------
 
-    def _on_committed(self, event: m.Committed) -> list[m.Command]:
+    def _on_committed(self, event: m.Committed) -> list[m.SessionCommand]:
         assert self._unsent is not None
         if event.settled:
             return self._settle()
         self._move(State.UPLOADING)
         return [m.UploadSubmission(ticket=self._next_ticket(), lease_id=self._unsent, offset=event.offset)]
 
-    def _on_uploaded(self, _: m.Uploaded) -> list[m.Command]:
+    def _on_uploaded(self, _: m.Uploaded) -> list[m.SessionCommand]:
         return self._settle()
 
-    def _on_upload_broken(self, _: m.UploadBroken) -> list[m.Command]:
+    def _on_upload_broken(self, _: m.UploadBroken) -> list[m.SessionCommand]:
         return self._commit()
 
-    def _on_returned(self, _: m.Returned) -> list[m.Command]:
+    def _on_returned(self, _: m.Returned) -> list[m.SessionCommand]:
         if self.state is State.LEAVING:
             return self._finish(EXIT_OK, "the lease is handed back")
-        return self._ask(after_s=FAILURE_PAUSE_S * self._failures)
+        return self._ask(after_s=self._pauses.failure_s * self._failures)
 
-    def _on_call_refused(self, event: m.CallRefused) -> list[m.Command]:
+    def _on_call_refused(self, event: m.CallRefused) -> list[m.SessionCommand]:
         match self.state:
             case State.FETCHING:
                 return self._give_up(event)
             case State.COMMITTING | State.UPLOADING:
                 return self._refused_for_good(event) if event.final else self._refused_for_now(event)
             case State.RETURNING:
-                return self._ask(after_s=FAILURE_PAUSE_S * self._failures)
+                return self._ask(after_s=self._pauses.failure_s * self._failures)
             case State.LEAVING:
                 return self._finish(EXIT_OK, event.reason)
         return [*self._stop_training(), *self._finish(EXIT_REFUSED, event.reason, event.cause)]
 
+    # ---- pauses -------------------------------------------------------------------------------------------------
+
+    def _on_paused(self, event: m.Paused) -> list[m.SessionCommand]:
+        """What is in training is finished and sent, unless the policy says otherwise; what is not begun goes back."""
+        told = [] if self._is_paused else [m.Tell(news=News.PAUSED, reason=event.reason)]
+        self._is_paused = True
+        match self.state:
+            case State.IDLE:
+                return [*told, *self._rest()]
+            case State.FETCHING:
+                return [*told, *self._give_back(event.reason)]
+            case State.TRAINING | State.RESUMING if event.stops_training:
+                return [*told, *self._stop_training(), *self._give_back(event.reason)]
+            case State.OPENING if event.stops_training and self._is_training:
+                self.lease = None  # nobody can be told now; the coordinator gives it up at its deadline
+                return [*told, *self._stop_training()]
+        return list(told)
+
+    def _on_resumed(self, _: m.Resumed) -> list[m.SessionCommand]:
+        if not self._is_paused:
+            return []
+        self._is_paused = False
+        return [m.Tell(news=News.RESUMED, reason=""), *(self._ask() if self.state is State.PAUSED else ())]
+
     # ---- the way out --------------------------------------------------------------------------------------------
 
-    def _on_leave_requested(self, event: m.LeaveRequested) -> list[m.Command]:
+    def _on_leave_requested(self, event: m.LeaveRequested) -> list[m.SessionCommand]:
         if self.state in (State.LEAVING, State.OVER):
             return []
         stopped = self._stop_training()
@@ -276,60 +236,70 @@ class Session:
                 return []
         return [*stopped, *self._finish(EXIT_OK, f"left: {event.reason}")]
 
-    def _on_leave_timed_out(self, _: m.LeaveTimedOut) -> list[m.Command]:
+    def _on_leave_timed_out(self, _: m.LeaveTimedOut) -> list[m.SessionCommand]:
         return [] if self.state is State.OVER else self._finish(EXIT_OK, "left without the coordinator's answer")
 
     # ---- moves --------------------------------------------------------------------------------------------------
 
-    def _open(self) -> list[m.Command]:
+    def _open(self) -> list[m.SessionCommand]:
         self.session += 1
         self._move(State.OPENING)
         return [m.OpenSession(ticket=self._next_ticket(), session=self.session)]
 
-    def _ask(self, after_s: float = 0.0) -> list[m.Command]:
+    def _ask(self, after_s: float = 0.0) -> list[m.SessionCommand]:
         if self._failures >= MAX_FAILURES:
             return self._finish(EXIT_FAILED, f"{self._failures} leases in a row failed on this machine")
         self.lease = None
+        if self._is_paused:
+            return self._rest()
         self._move(State.IDLE)
         return [m.AcquireLease(ticket=self._next_ticket(), after_s=after_s, may_wait=True)]
 
-    def _commit(self, after_s: float = 0.0) -> list[m.Command]:
+    def _rest(self) -> list[m.SessionCommand]:
+        self._move(State.PAUSED)
+        self._next_ticket()  # whatever is still on its way is old news: a lease among it is had by asking again
+        return [m.CancelCall()]
+
+    def _commit(self, after_s: float = 0.0) -> list[m.SessionCommand]:
         assert self._unsent is not None
         self._move(State.COMMITTING)
         return [m.CommitSubmission(ticket=self._next_ticket(), lease_id=self._unsent, after_s=after_s)]
 
-    def _refused_for_now(self, event: m.CallRefused) -> list[m.Command]:
-        pause_s = min(REFUSED_PAUSE_S * 2.0**self._refusals, MAX_REFUSED_PAUSE_S)
+    def _refused_for_now(self, event: m.CallRefused) -> list[m.SessionCommand]:
+        pause_s = min(self._pauses.refused_s * 2.0**self._refusals, self._pauses.most_refused_s)
         self._refusals = min(self._refusals + 1, 10)
         kept = m.Tell(news=News.SUBMISSION_KEPT, reason=event.reason, cause=event.cause, pause_s=pause_s)
         return [kept, *self._commit(after_s=pause_s)]
 
-    def _refused_for_good(self, event: m.CallRefused) -> list[m.Command]:
+    def _refused_for_good(self, event: m.CallRefused) -> list[m.SessionCommand]:
         refused = m.Tell(news=News.SUBMISSION_REFUSED, reason=event.reason, cause=event.cause, detail=event.detail)
         return [refused, *self._settle()]
 
-    def _settle(self) -> list[m.Command]:
+    def _settle(self) -> list[m.SessionCommand]:
         assert self._unsent is not None
         drop = m.DropSubmission(lease_id=self._unsent)
         self._unsent = None
         self._failures = self._refusals = 0
         return [drop, *self._ask()]
 
-    def _give_up(self, event: m.CallRefused | m.FetchFailed | m.TrainingFailed) -> list[m.Command]:
-        assert self.lease is not None
+    def _give_up(self, event: m.CallRefused | m.FetchFailed | m.TrainingFailed) -> list[m.SessionCommand]:
         reason, detail = event.reason, event.detail if isinstance(event, m.TrainingFailed) else ""
         self._failures += 1
-        self._move(State.RETURNING)
-        back = m.ReturnLease(ticket=self._next_ticket(), lease_id=self.lease.lease_id, reason=reason)
-        return [m.Tell(news=News.LEASE_FAILED, reason=reason, cause=event.cause, detail=detail), back]
+        failed = m.Tell(news=News.LEASE_FAILED, reason=reason, cause=event.cause, detail=detail)
+        return [failed, *self._give_back(reason)]
 
-    def _stop_training(self) -> list[m.Command]:
+    def _give_back(self, reason: str) -> list[m.SessionCommand]:
+        assert self.lease is not None
+        self._move(State.RETURNING)
+        return [m.ReturnLease(ticket=self._next_ticket(), lease_id=self.lease.lease_id, reason=reason)]
+
+    def _stop_training(self) -> list[m.SessionCommand]:
         if not self._is_training:
             return []
         self._is_training = False
         return [m.StopTraining(training=self._training)]
 
-    def _finish(self, exit_code: int, reason: str, cause: Cause | None = None) -> list[m.Command]:
+    def _finish(self, exit_code: int, reason: str, cause: Cause | None = None) -> list[m.SessionCommand]:
         self._move(State.OVER)
         self._next_ticket()  # whatever is still on its way is old news
         return [m.Finish(exit_code=exit_code, reason=reason, cause=cause, keeps=self._unsent is not None)]
@@ -344,7 +314,7 @@ class Session:
         self.state = state
 
 
-_HANDLERS: dict[type[m.Event], Callable[[Session, Any], list[m.Command]]] = {
+_HANDLERS: dict[type[m.SessionEvent], Callable[[Session, Any], list[m.SessionCommand]]] = {
     m.Started: Session._on_started,
     m.Enrolled: Session._on_enrolled,
     m.Opened: Session._on_opened,
@@ -362,6 +332,8 @@ _HANDLERS: dict[type[m.Event], Callable[[Session, Any], list[m.Command]]] = {
     m.Trained: Session._on_trained,
     m.TrainingFailed: Session._on_training_failed,
     m.LeaseCancelled: Session._on_lease_cancelled,
+    m.Paused: Session._on_paused,
+    m.Resumed: Session._on_resumed,
     m.LeaveRequested: Session._on_leave_requested,
     m.LeaveTimedOut: Session._on_leave_timed_out,
 }

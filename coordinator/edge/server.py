@@ -28,6 +28,7 @@ from coordinator.edge.sessions import SessionTable
 from coordinator.edge.status import RunStatus, RunSummary
 from coordinator.edge.throttle import Throttle
 from coordinator.edge.transfers import Transfers
+from coordinator.edge.worker_calls import COORDINATOR_SERVICE, worker_handlers
 from coordinator.engine.commands import AnnounceVerdict, CancelLease, Command, DropPayload, EndRun, GrantLease
 from coordinator.engine.phases import Phase
 from coordinator.run.changing import SettingsFile
@@ -47,7 +48,6 @@ from protocol.hosts import address_text
 from protocol.limits import MAX_CONCURRENT_RPCS, server_options
 from protocol.v1 import barnraise_pb2 as pb
 
-COORDINATOR_SERVICE = "barnraise.protocol.v1.Coordinator"
 OPERATOR_SERVICE = "barnraise.protocol.v1.Operator"
 HEALTH_SERVICE = "grpc.health.v1.Health"
 
@@ -205,24 +205,11 @@ class CoordinatorServer:
             connected=run.sessions.has,
         )
         self._operator = operator = OperatorService(run, settings_file, lambda: self.port, self._status)
-        membership, transfers = Membership(run, auth), Transfers(run, service)
         worker_calls = Endpoint(COORDINATOR_SERVICE, auth, traffic, self._throttle, service.on_alive)
         operator_calls = Endpoint(OPERATOR_SERVICE, auth, traffic, self._throttle)
         health_calls = Endpoint(HEALTH_SERVICE, auth, traffic, self._throttle)
         handlers = {
-            COORDINATOR_SERVICE: dict(
-                [
-                    worker_calls.keyed("Enrol", pb.EnrolRequest, membership.enrol),
-                    worker_calls.keyed("OpenSession", pb.OpenSessionRequest, membership.open_session),
-                    worker_calls.unary("AcquireLease", pb.AcquireLeaseRequest, service.acquire_lease),
-                    worker_calls.unary("ReturnLease", pb.ReturnLeaseRequest, service.return_lease),
-                    worker_calls.unary("Heartbeat", pb.HeartbeatRequest, service.heartbeat),
-                    worker_calls.unary("CommitSubmission", pb.CommitSubmissionRequest, service.commit_submission),
-                    worker_calls.unary("GetManifest", pb.GetManifestRequest, service.get_manifest),
-                    worker_calls.upload("Upload", pb.UploadHeader, transfers.upload),
-                    worker_calls.download("Download", pb.DownloadRequest, transfers.download),
-                ]
-            ),
+            COORDINATOR_SERVICE: worker_handlers(worker_calls, Membership(run, auth), service, Transfers(run, service)),
             OPERATOR_SERVICE: dict(
                 [
                     operator_calls.unary(

@@ -70,8 +70,9 @@ class _Slot:
 class Transfers:
     """Answers Upload and Download."""
 
-    def __init__(self, run: RunContext, service: WorkerService) -> None:
+    def __init__(self, run: RunContext, service: WorkerService, frame_bytes: int | None = None) -> None:
         self._run = run
+        self._frame_bytes = frame_bytes
         self._service = service
         self._uploading: dict[LeaseId, _Slot] = {}
         self._lease_data: OrderedDict[LeaseId, bytes] = OrderedDict()
@@ -105,7 +106,7 @@ class Transfers:
         try:
             upload = await asyncio.to_thread(self._run.store.open_upload, lease_id, digest, header.offset)
             try:
-                reader = await asyncio.to_thread(_reader, upload, header.payload_bytes, digest)
+                reader = await asyncio.to_thread(self._reader, upload, header.payload_bytes, digest)
                 await slot.run(self._receive(session, lease_id, reader, upload, frames, patience))
                 if reader.complete:
                     resumed = header.offset > 0
@@ -185,7 +186,7 @@ class Transfers:
             frames = await asyncio.to_thread(self._block_frames, digest_from(request.block_digest), request.offset)
         elif request.WhichOneof("resource") == "lease_data":
             payload = await self._data_of(session, LeaseId(request.lease_data))
-            frames = frames_of(lambda start, length: payload[start : start + length], len(payload), request.offset)
+            frames = self._frames_of(payload, request.offset)
         else:
             raise MalformedMessage("Download must name a block or a lease")
         while (frame := await asyncio.to_thread(next, frames, None)) is not None:
@@ -196,6 +197,15 @@ class Transfers:
         if not blocks.has(digest):
             raise Refused(f"block {digest[:16]}… is not kept here; take the manifest of the version that is leased")
         return _file_frames(blocks.open(digest), offset)
+
+    def _frames_of(self, payload: bytes, offset: int) -> Iterator[bytes]:
+        return frames_of(lambda start, length: payload[start : start + length], len(payload), offset, self._frame_bytes)
+
+    def _reader(self, upload: Upload, payload_bytes: int, digest: Digest) -> FrameReader:
+        reader = FrameReader(payload_bytes, digest, upload.received_bytes, frame_bytes=self._frame_bytes)
+        for piece in upload.prefix():
+            reader.skip(piece)
+        return reader
 
     async def _data_of(self, session: CallerSession, lease_id: LeaseId) -> bytes:
         record = self._run.pump.engine.state.leases.get(lease_id)
@@ -221,13 +231,6 @@ class Transfers:
 
 def _write(upload: Upload, reader: FrameReader, frame: bytes) -> None:
     upload.write(reader.feed(frame))
-
-
-def _reader(upload: Upload, payload_bytes: int, digest: Digest) -> FrameReader:
-    reader = FrameReader(payload_bytes, digest, upload.received_bytes)
-    for piece in upload.prefix():
-        reader.skip(piece)
-    return reader
 
 
 def _file_frames(file: BinaryIO, offset: int) -> Iterator[bytes]:

@@ -109,8 +109,10 @@ class Pump:
         clock: Callable[[], float],
         clock_news: Callable[[], list[Event]] = list,
         journal_observer: JournalObserver = unobserved,
+        snapshot_every: int | None = None,
     ) -> None:
         self.engine = engine
+        self._snapshot_every = snapshot_every
         self._journal = journal
         self._dispatch = dispatch
         self._observer = observer
@@ -249,7 +251,7 @@ class Pump:
             raise
         self._since_snapshot += len(batch)
         # a snapshot costs what the state holds: of a large one it comes after more events
-        if self._since_snapshot >= max(SNAPSHOT_EVERY, self.engine.state.records // 2):
+        if self._since_snapshot >= max(self._snapshot_every or SNAPSHOT_EVERY, self.engine.state.records // 2):
             self._begin_snapshot()
 
     def _stall(self, batch: Sequence[_Queued], error: StorageTrouble) -> None:

@@ -77,6 +77,13 @@ class Registry:
                 _add_owner(connection, table)
         return cls(connection, path)
 
+    @classmethod
+    def in_memory(cls) -> Registry:
+        """One that is gone with this object: for simulations."""
+        connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        connection.executescript(_SCHEMA)
+        return cls(connection, Path(":memory:"))
+
     def create_invite(self, *, trusted: bool, expires_at_s: float, owner: str = "") -> str:
         """A new single-use invite, for a machine of `owner`."""
         invite = secrets.token_urlsafe(INVITE_BYTES)

@@ -24,17 +24,29 @@ OnAppend = Callable[[int, bool, Sequence[str]], None]
 """Called around a commit with its last position, whether it is durable by now, and its records."""
 
 
+def stretched(text: str, size_bytes: int) -> bytes:
+    """`size_bytes` bytes that depend on all of `text`."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return (digest * (size_bytes // len(digest) + 1))[:size_bytes]
+
+
 @dataclass(frozen=True, slots=True)
 class StoredBlock:
     """One block's content: what it was made of, in place of tensors."""
 
     parent: Digest | None
     cause: str
+    size_bytes: int = 32
+
+    @property
+    def payload(self) -> bytes:
+        """The bytes that workers fetch."""
+        return stretched(f"{self.parent}\x1f{self.cause}", self.size_bytes)
 
     @property
     def digest(self) -> Digest:
         """Its content address."""
-        return Digest(hashlib.sha256(f"{self.parent}\x1f{self.cause}".encode()).hexdigest())
+        return digest_of(self.payload)
 
 
 @dataclass(frozen=True, slots=True)

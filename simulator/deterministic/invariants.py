@@ -23,10 +23,12 @@ from coordinator.engine.records import event_from_json
 from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.state import EngineState
 from protocol.errors import IllegalEvent
-from protocol.ids import Digest, LeaseId, WorkerId, worker_id_of
+from protocol.ids import BlockId, Digest, LeaseId, WorkerId, worker_id_of
 from simulator.deterministic.attendance import Attendance
+from simulator.deterministic.broken import InvariantBroken
 from simulator.deterministic.disk import Disk
 from simulator.deterministic.work import Spoils
+from worker.fetched import FetchedLease
 
 if TYPE_CHECKING:
     from simulator.deterministic.settings_book import SettingsBook
@@ -37,10 +39,6 @@ SLACK_S = 6.0
 """Between an event's time and its being applied: commits take their time."""
 KEPT_ROUNDS = 5
 """Rounds whose leases the state may hold: the present one, two that may still count, two to answer from."""
-
-
-class InvariantBroken(BaseException):
-    """A promise that the system makes does not hold. No `Exception`: nothing that is simulated may deal with it."""
 
 
 class Book:
@@ -77,6 +75,11 @@ class Book:
         self._aggregations: dict[str, AggregateRound] = {}
         self.last: tuple[Engine, int] | None = None
         """The engine of the process that died last, and the journal position that it had applied."""
+        self._refused: set[LeaseId] = set()
+        """Submissions that the coordinator refused for good."""
+        self._identities: dict[int, bytes] = {}
+        self._signed: dict[int, dict[BlockId, Digest]] = {}
+        """By version: its blocks, as its manifest named them."""
 
     @property
     def acknowledged(self) -> int:
@@ -101,21 +104,44 @@ class Book:
         if lease_id not in self._fates:
             self._open_acks.setdefault(lease_id, digest)
 
-    def forgotten(self, lease_id: LeaseId, state: EngineState) -> None:
+    def forgotten(self, lease_id: LeaseId, state: EngineState | None) -> None:
         """A worker threw its submission away: only when it was told that it is safe, or of no use any more."""
-        record = state.leases.get(lease_id)
-        awaited = record is not None and record.status is LeaseStatus.COMMITTED
-        if awaited and lease_id not in self._open_acks and lease_id not in self._fates:
-            _broken(f"the worker of lease {lease_id} forgot its submission, which nobody has the bytes of")
+        if lease_id in self._open_acks or lease_id in self._fates or lease_id in self._refused:
+            return
+        record = None if state is None else state.leases.get(lease_id)
+        shown = "not known" if record is None else record.status
+        _broken(f"the worker of lease {lease_id} ({shown}) forgot its submission, which nobody has the bytes of")
+
+    def refused(self, lease_id: str) -> None:
+        """A worker was told that this submission will never be taken."""
+        self._refused.add(LeaseId(lease_id))
+
+    def identity(self, worker: int, public_key: bytes) -> None:
+        """A worker's process signs with this key: the one that its invite went to."""
+        if self._identities.setdefault(worker, public_key) != public_key:
+            _broken(f"volunteer {worker} has another key than before: its invite, and its record, are another's")
+
+    def trains(self, fetched: FetchedLease, held: Mapping[BlockId, Digest]) -> None:
+        """A worker begins to train a lease, from blocks with these contents."""
+        lease = fetched.lease
+        signed = self._signed.get(lease.base_version, {})
+        for block, digest in held.items():
+            if signed.get(block) != digest:
+                _broken(f"lease {lease.lease_id} is trained from a {block} that version {lease.base_version} has not")
 
     def aggregated(self, command: AggregateRound, manifest: Digest) -> None:
         """An outer step was computed; it is not the run's before its event."""
         self._aggregations[command.command_id] = command
         self._check_votes(command)
         parent, child = self._disk.manifests[command.parent_manifest], self._disk.manifests[manifest]
+        self._signed[command.version] = child
         for block, digest in child.items():
             if digest != parent[block] and self._disk.blocks[digest].parent != parent[block]:
                 _broken(f"version {command.version}: {block} does not descend from version {command.parent_version}'s")
+
+    def created(self, blocks: Mapping[BlockId, Digest]) -> None:
+        """Version 0 is on disk."""
+        self._signed[0] = dict(blocks)
 
     def restarted(self, engine: Engine, journal_position: int) -> None:
         """A new process has read the journal: it must know at least what the dead one knew, and agree with it."""

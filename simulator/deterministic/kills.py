@@ -20,12 +20,13 @@ from coordinator.engine.records import event_from_json
 from protocol.ids import RunId
 from simulator.deterministic.language import TRAIN_SEQUENCES
 from simulator.deterministic.loop import MOST_STEPS
+from simulator.deterministic.outcome import Outcome, quiet
 from simulator.deterministic.scenario import START_S, Scenario, VolunteerSpec
 from simulator.deterministic.training import RealWork, one_thread
-from simulator.deterministic.world import Outcome, World, quiet
+from simulator.deterministic.world import World
 from simulator.faults import COORDINATOR, Fault, FaultKind, FaultPlan, Point, kill
 from simulator.seeds import derived_stream
-from worker.session import State
+from worker.states import State
 
 VOLUNTEERS, REPLICAS = 6, 3
 STEPS_A_ROUND = 100_000
@@ -266,7 +267,7 @@ class KillWorld(World):
         for fault in self._plan.take(point, frozenset({FaultKind.KILL})):
             self._strike(COORDINATOR, fault)
 
-    def _on_state(self, worker: int, state: State) -> None:
+    def on_state(self, worker: int, state: State) -> None:
         """At once, or in the middle of what begins here."""
         point = Point(worker=worker, call=f"state:{state.value}", now_s=self._loop.now_s)
         for fault in self._plan.take(point, frozenset({FaultKind.KILL})):

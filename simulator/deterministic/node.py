@@ -1,54 +1,58 @@
 """The simulated coordinator's machine: one process at a time, which can die and be started again.
 
 Decides nothing about rounds: engine, pump, calls and transfers are the real ones, put together as
-`coordinator/edge/server.py` does it, on a disk in memory. Signatures and TLS are left out: a call names its session.
+`coordinator/edge/server.py` does it, on a disk in memory: enrolment with invites, sessions, signatures, limits. TLS
+alone is left out.
 """
 
 from __future__ import annotations
 
 import contextvars
+import functools
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, cast
 
+from coordinator.edge.auth import Authenticator
 from coordinator.edge.mailboxes import Mailboxes
-from coordinator.edge.patience import Patience
+from coordinator.edge.membership import Membership
+from coordinator.edge.rpc import Endpoint
 from coordinator.edge.served import RunContext
 from coordinator.edge.service import WorkerService
 from coordinator.edge.sessions import SessionTable
-from coordinator.edge.throttle import EdgeLimits
+from coordinator.edge.throttle import Throttle
 from coordinator.edge.transfers import Transfers
+from coordinator.edge.worker_calls import COORDINATOR_SERVICE, worker_handlers
 from coordinator.engine.commands import AnnounceVerdict, Command, DropPayload, EndRun, GrantLease, SlowCommand
 from coordinator.engine.engine import Engine
-from coordinator.engine.events import (
-    CapabilityChanged,
-    Event,
-    RunCreated,
-    RunStopped,
-    SettingChanged,
-    WorkerEnrolled,
-    WorkerSeen,
-)
+from coordinator.engine.events import Event, RunCreated, RunStopped, SettingChanged, WorkerSeen
 from coordinator.engine.phases import Phase
 from coordinator.engine.records import event_to_json
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.clock import Clocks, RunClock
 from coordinator.run.needed import needed_by
 from coordinator.run.pump import Pump, load_engine
+from coordinator.run.traffic import Traffic
+from coordinator.store.registry import Registry
 from coordinator.work import port
-from protocol.errors import Refused, Unauthenticated
-from protocol.ids import LeaseId, WorkerId, worker_id_of
-from protocol.v1 import barnraise_pb2 as pb
+from protocol.errors import Refused
+from protocol.identity import PrivateIdentity
+from protocol.ids import Digest, LeaseId, RunId
+from protocol.tls import CertificateAuthority
+from simulator.deterministic.calls import CallContext
 from simulator.deterministic.disk import Disk, MemoryJournal, MemoryStore, OnAppend
 from simulator.deterministic.invariants import Book
 from simulator.deterministic.loop import PROCESS, Process, VirtualLoop
 from simulator.deterministic.scenario import Scenario
-from simulator.deterministic.work import Site, Spoils, Work
+from simulator.deterministic.work import Served, SimulatedWork, Site, Spoils
+
+INVITE_LIFE_S = 1e9
+MANIFEST_KEY = PrivateIdentity.from_seed(b"the key that signs manifests....")
 
 
 class _Told(port.Work):
-    """Work whose every result is told of before it is handed back."""
+    """SimulatedWork whose every result is told of before it is handed back."""
 
     def __init__(self, work: port.Work, tell: Callable[[SlowCommand], None]) -> None:
         self._work, self._tell = work, tell
@@ -66,7 +70,7 @@ class CoordinatorNode:
         self,
         loop: VirtualLoop,
         scenario: Scenario,
-        work: Work,
+        work: SimulatedWork,
         secret: bytes,
         book: Book,
         disk: Disk,
@@ -75,8 +79,10 @@ class CoordinatorNode:
         on_execute: Callable[[SlowCommand], bool],
         on_executed: Callable[[SlowCommand], None],
         on_died: Callable[[BaseException | None], None],
+        rots: Callable[[], bool],
         note: Callable[[str], None],
     ) -> None:
+        self._rots = rots
         self.disk = disk
         self._work = work
         self.process: Process | None = None
@@ -90,7 +96,9 @@ class CoordinatorNode:
             on_executed,
             on_died,
         )
+        self._registry = Registry.in_memory()  # as durable as the disk
         manifest = work.first_version(disk)
+        book.created(disk.manifests[manifest])
         created = RunCreated(
             at_s=0.0, engine_version=ENGINE_VERSION, config=scenario.config, base_manifest=manifest, wall_s=loop.now_s
         )
@@ -154,21 +162,26 @@ class CoordinatorNode:
             observer=self,
             clock=self._clock.now_s,
             clock_news=self._clock.news,
+            snapshot_every=self._scenario.snapshot_every,
         )
         pump.failed.add_done_callback(lambda failed: self._on_failed(process, failed))
-        self._service = WorkerService(self._context())
-        self._transfers = Transfers(self._context(), self._service)
+        self._handlers = self._served()
         pump.start()
 
     def _wall_s(self) -> float:
         return self._loop.now_s + self.wall_ahead_s
 
     def _context(self) -> RunContext:
-        parts: Any = dict.fromkeys(("dataset", "versions", "registry", "authority", "manifest_identity"))
+        work: Any = self._work
         return RunContext(
             run_id=self._scenario.config.run_id,
-            settings=cast(Any, self._work),  # codec and sequence length are all that the calls read
-            layout=self._work.layout,
+            settings=work,  # name, residency, codec and sequence length are all that the calls read
+            layout=work.layout,
+            dataset=work.texts,
+            versions=cast(Any, work.served(self.disk)),
+            registry=self._registry,
+            authority=authority(),
+            manifest_identity=MANIFEST_KEY,
             store=self._store,
             sessions=self.sessions,
             mailboxes=self._mailboxes,
@@ -176,8 +189,19 @@ class CoordinatorNode:
             operator_key=b"",
             run_time=self._clock.now_s,
             wall_time=self._clock.wall_s,
-            **parts,
         )
+
+    def _served(self) -> dict[str, Any]:
+        run, limits = self._context(), Throttle(clock=self._loop.time)
+        auth = Authenticator(run.sessions, bytes.fromhex(authority().fingerprint))
+        service = WorkerService(run)
+        endpoint = Endpoint(COORDINATOR_SERVICE, auth, Traffic(), limits, service.on_alive)
+        transfers = _Transfers(run, service, self._work.frame_bytes, cast(Any, run.versions), self._rots)
+        return worker_handlers(endpoint, Membership(run, auth), service, transfers)
+
+    def invite(self, owner: str) -> str:
+        """A new invite for a machine of `owner`."""
+        return self._registry.create_invite(trusted=False, expires_at_s=self._loop.now_s + INVITE_LIFE_S, owner=owner)
 
     def _count_applied(self, engine: Engine) -> None:
         """Know which position the process has applied: a crash may come between the commit and that."""
@@ -284,65 +308,30 @@ class CoordinatorNode:
 
     # ---- calls ---------------------------------------------------------------------------------------------------
 
-    async def answer(self, call: str, key: bytes, session_id: bytes, request: Any) -> Any:
-        """What the process answers to one call."""
-        if call in {"Enrol", "OpenSession"}:
-            await self._make_known(key, *request)
-            if call == "Enrol":
-                return None
-            return self.sessions.open(key, worker_id_of(key), is_operator=False).session_id
-        session = self.sessions.find(session_id)
-        if session.public_key != key:
-            raise Unauthenticated("this session is another key's")
-        self._service.on_alive(session)
-        match call:
-            case "Heartbeat":
-                return await self._service.heartbeat(session, request)
-            case "AcquireLease":
-                return await self._service.acquire_lease(session, request)
-            case "CommitSubmission":
-                return await self._service.commit_submission(session, request)
-            case "ReturnLease":
-                return await self._service.return_lease(session, request)
-            case "Fetch":
-                return self._fetch(session.worker, request)
-        raise Refused(f"no such call: {call}")
+    async def answer(self, name: str, messages: AsyncIterator[bytes], context: CallContext) -> None:
+        """One call, by the real handlers."""
+        await self._handlers[name].stream_stream(messages, context)
 
-    async def receive(
-        self, key: bytes, session_id: bytes, header: pb.UploadHeader, frames: AsyncIterator[bytes]
-    ) -> Any:
-        """One upload."""
-        session = self.sessions.find(session_id)
-        if session.public_key != key:
-            raise Unauthenticated("this session is another key's")
-        self._service.on_alive(session)
-        return await self._transfers.upload(session, header, frames, Patience("Upload", EdgeLimits(), self._loop.time))
 
-    async def _make_known(self, key: bytes, name: str, max_columns: int, tokens_per_s: float) -> None:
-        worker = worker_id_of(key)
-        known = self._pump.engine.state.workers.get(worker)
-        at_s = self._clock.now_s()
-        if known is None:
-            event: Event = WorkerEnrolled(
-                at_s=at_s,
-                worker=worker,
-                name=name,
-                trusted=False,
-                max_columns=max_columns,
-                tokens_per_s=tokens_per_s,
-                owner=self._scenario.owners[key],
-            )
-        elif known.max_columns != max_columns:
-            event = CapabilityChanged(at_s=at_s, worker=worker, max_columns=max_columns, tokens_per_s=tokens_per_s)
-        else:
-            return
-        await self._pump.submit(event)
+class _Transfers(Transfers):
+    """The real ones, but for where blocks lie."""
 
-    def _fetch(self, worker: WorkerId, lease_id: str) -> Any:
-        """The base blocks of a lease of one's own."""
-        record = self._pump.engine.state.leases.get(cast(Any, lease_id))
-        if record is None or record.lease.worker != worker:
-            raise Refused(f"lease {lease_id} is not one of this worker's")
-        if record.lease.base_version not in self.disk.versions:
-            raise Refused(f"version {record.lease.base_version} is not kept here")
-        return self.disk.manifests[self.disk.versions[record.lease.base_version].manifest]
+    def __init__(
+        self, run: RunContext, service: WorkerService, frame_bytes: int, served: Served, rots: Callable[[], bool]
+    ) -> None:
+        super().__init__(run, service, frame_bytes)
+        self._served, self._rots = served, rots
+
+    def _block_frames(self, digest: Digest, offset: int) -> Iterator[bytes]:
+        content = self._served.block(digest)
+        if content is None:
+            raise Refused(f"block {digest[:16]} is not kept here; take the manifest of the version that is leased")
+        if self._rots():
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        return self._frames_of(content, offset)
+
+
+@functools.cache
+def authority() -> CertificateAuthority:
+    """One for all simulated runs of a process: making one costs more than a seed, and nothing depends on its key."""
+    return CertificateAuthority.create(RunId("simulated"))

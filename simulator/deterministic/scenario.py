@@ -6,12 +6,14 @@ message arrives, so a run that still does not end has no excuse.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from coordinator.engine.config import EngineConfig, InnerRecipe
+from protocol.identity import PrivateIdentity
 from protocol.ids import RunId, WorkerId, worker_id_of
 from simulator import faults as f
 from simulator.deterministic.work import Spoils
@@ -19,9 +21,19 @@ from simulator.faults import Fault
 from simulator.seeds import derived_stream
 
 START_S = 1000.0
-CALLS = ("Enrol", "OpenSession", "AcquireLease", "Fetch", "CommitSubmission", "Upload", "ReturnLease", "Heartbeat")
+CALLS = (
+    "Enrol",
+    "OpenSession",
+    "AcquireLease",
+    "GetManifest",
+    "Download",
+    "CommitSubmission",
+    "Upload",
+    "ReturnLease",
+    "Heartbeat",
+)
 SLOW_WORK = ("MeasureSubmission", "AggregateRound", "ValidateVersion", "WriteCheckpoint")
-WORKER_STATES = ("opening", "idle", "fetching", "training", "resuming", "committing", "uploading")
+WORKER_STATES = ("enrolling", "opening", "idle", "fetching", "training", "resuming", "committing", "uploading")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +50,12 @@ class VolunteerSpec:
     """Whom the invite names; empty: nobody."""
     spoils: Spoils = Spoils.NOTHING
     """What its submissions do to an outer step."""
+    frame_s: float = 0.0
+    """Seconds that a frame takes down its line, besides the usual."""
+    hiccup_s: float = 0.0
+    """Every few seconds its processes stand still for up to so long, as on a machine that swaps."""
+    pauses: tuple[tuple[float, float, bool], ...] = ()
+    """(from, to, whether training is stopped): when the volunteer's policy wants no work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +87,8 @@ class Scenario:
     stop_after_s: float | None
     """When the operator stops the run."""
     changes: tuple[SettingPlan, ...] = ()
+    rot_share: float = 0.0
+    """Of the blocks that the coordinator's disk gives, those with a wrong byte."""
 
     @property
     def owners(self) -> dict[bytes, str]:
@@ -81,9 +101,15 @@ class Scenario:
         return {worker_id_of(key_of(self.seed, index)): spec.spoils for index, spec in enumerate(self.volunteers)}
 
 
+def identity_of(seed: int, index: int, nth: int = 0) -> PrivateIdentity:
+    """The `nth` key that one volunteer makes; an honest worker makes one."""
+    return PrivateIdentity.from_seed(hashlib.sha256(f"volunteer {seed} {index} {nth}".encode()).digest())
+
+
+@functools.lru_cache(maxsize=64)
 def key_of(seed: int, index: int) -> bytes:
     """The public key of one volunteer."""
-    return hashlib.sha256(f"volunteer {seed} {index}".encode()).digest()
+    return identity_of(seed, index).public_key
 
 
 def scenario_of(seed: int) -> Scenario:
@@ -97,7 +123,9 @@ def scenario_of(seed: int) -> Scenario:
     return Scenario(
         seed=seed,
         config=config,
-        volunteers=_some_spoiling(seed, [_volunteer(draw, config, owners) for _ in range(volunteers)]),
+        volunteers=_some_apart(
+            seed, calm_s, _some_spoiling(seed, [_volunteer(draw, config, owners) for _ in range(volunteers)])
+        ),
         faults=(*(_fault(draw, volunteers) for _ in range(draw.choice((0, 1, 2, 4, 6, 9)))), *_clock_faults(seed)),
         drop_share=draw.choice((0.0, 0.02, 0.1)) if rough else 0.0,
         duplicate_share=draw.choice((0.0, 0.05, 0.2)) if rough else 0.0,
@@ -109,6 +137,7 @@ def scenario_of(seed: int) -> Scenario:
         limit_s=calm_s + 6 * 3600.0,
         stop_after_s=draw.uniform(30.0, 300.0) if draw.random() < 0.1 else None,
         changes=_changes(seed),
+        rot_share=derived_stream(seed, "rot").choice((0.0, 0.0, 0.05)),
     )
 
 
@@ -134,7 +163,8 @@ def _clock_faults(seed: int) -> list[Fault]:
         faults.append(f.step(by_s, after_s=after_s))
         faults += [f.step(-by_s, after_s=after_s + draw.uniform(5.0, 60.0))] if draw.random() < 0.5 else []
     if draw.random() < 0.6:
-        faults.append(f.suspend(draw.choice((20.0, 200.0, 10_800.0)), after_s=START_S + draw.uniform(0.0, 150.0)))
+        sleeps_s = draw.choice((20.0, 200.0, 1000.0, 10_800.0))
+        faults.append(f.suspend(sleeps_s, after_s=START_S + draw.uniform(0.0, 150.0)))
     return faults
 
 
@@ -178,6 +208,29 @@ def _some_spoiling(seed: int, volunteers: list[VolunteerSpec]) -> tuple[Voluntee
         return tuple(volunteers)
     kinds = (*Spoils, *[Spoils.NOTHING] * 3)
     return tuple(replace(volunteer, spoils=draw.choice(kinds)) for volunteer in volunteers)
+
+
+def _some_apart(seed: int, calm_s: float, volunteers: tuple[VolunteerSpec, ...]) -> tuple[VolunteerSpec, ...]:
+    """A few have slow lines, a few swap, and a few have rules about when to work."""
+    draw = derived_stream(seed, "lines and rules")
+    apart = []
+    for volunteer in volunteers:
+        pauses = _pauses(draw, calm_s) if draw.random() < 0.15 else ()
+        swaps = draw.random() < (0.7 if pauses else 0.15)
+        apart.append(
+            replace(
+                volunteer,
+                frame_s=draw.uniform(2.0, 12.0) if draw.random() < 0.12 else 0.0,
+                hiccup_s=draw.choice((1.0, 5.0, 20.0)) if swaps else 0.0,
+                pauses=pauses,
+            )
+        )
+    return tuple(apart)
+
+
+def _pauses(draw: random.Random, calm_s: float) -> tuple[tuple[float, float, bool], ...]:
+    begins_s = [draw.uniform(START_S, calm_s) for _ in range(draw.randint(1, 3))]
+    return tuple((at_s, min(calm_s, at_s + draw.choice((5.0, 40.0, 200.0))), draw.random() < 0.5) for at_s in begins_s)
 
 
 def _fault(draw: random.Random, volunteers: int) -> Fault:

@@ -18,8 +18,8 @@ from coordinator.engine.records import event_to_json
 from coordinator.engine.schedules import learning_rate
 from coordinator.engine.state import EngineState
 from protocol.ids import LeaseId, RoundNumber
+from simulator.deterministic.broken import InvariantBroken
 from simulator.deterministic.disk import Disk
-from simulator.deterministic.invariants import InvariantBroken
 
 
 class SettingsBook:

@@ -1,70 +1,94 @@
-"""A simulated volunteer's machine: the real session on it, a disk that outlives its processes, and cheap training.
+"""A simulated volunteer's machine: the real worker on it, with simulated ports, and a disk that outlives its processes.
 
-Decides nothing about the order of things (`worker/session.py` does). It carries out commands as `worker/agent.py`
-does: one call at a time beside the heartbeats, a new call replaces it, a finished submission is on disk before the
-session hears of it.
+Decides nothing about what a worker does: agent, fetcher, outbox, block cache, enrolment and client are the product's.
+Simulated are the line (network.py), the disk (volunteer_disk.py), the trainer (trainer.py) and the clock.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import hashlib
+import functools
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
-from protocol.errors import BarnraiseError, Unauthenticated, Unavailable
-from protocol.ids import BlockId, Digest, LeaseId
-from protocol.lease import Lease
-from protocol.v1 import barnraise_pb2 as pb
+from protocol.identity import PrivateIdentity
+from protocol.ids import Digest, LeaseId
+from protocol.joinlink import JoinLink
+from simulator.deterministic.broken import InvariantBroken
 from simulator.deterministic.loop import PROCESS, Process, VirtualLoop
-from simulator.deterministic.network import Network
-from simulator.deterministic.scenario import Scenario, VolunteerSpec, key_of
-from simulator.deterministic.work import Trained, Work, stretched
+from simulator.deterministic.network import Network, SimulatedWire
+from simulator.deterministic.node import authority
+from simulator.deterministic.scenario import Scenario, VolunteerSpec, identity_of
+from simulator.deterministic.trainer import OnTraining, SimulatedTrainer
+from simulator.deterministic.volunteer_disk import MemoryFiles, VolunteerDisk
+from simulator.deterministic.work import SimulatedWork
 from worker import messages as m
-from worker.lease import lease_from_message
-from worker.refusals import Refusals, nothing_to_send
-from worker.session import IN_SESSION, Session, State
+from worker.agent import Agent
+from worker.client import CoordinatorClient
+from worker.fetched import Run, understand_run
+from worker.home import RunHome
+from worker.joining import Joining
+from worker.lease import RunDescription
+from worker.machine.probe import Machine
+from worker.options import WorkerOptions
+from worker.outbox import Outbox
+from worker.policy import Circumstances, Permission
+from worker.progress import QuietReporter
+from worker.session import Session
+from worker.states import State
+from worker.timing import Timing
 
-LONG_POLL_S = 20.0
-UPLOAD_PAUSE_S = 1.0
+Result = TypeVar("Result")
+
 COMES_BACK_S = 60.0
 """After a process left by itself, its volunteer starts it again."""
+LATE_SHARE = 0.3
+"""Of the calls that are given up, those whose answer may still be there before that is noticed."""
+SLACK_S = 1.0
+"""Between a grant's arrival and its being handled."""
+HOME = Path("/home/volunteer")
+MACHINE = Machine(device="cpu", device_name="simulated", memory_bytes=1 << 40, threads=1, bf16=False)
+QUIET = QuietReporter()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
-    """A trained lease, on the volunteer's disk."""
+class Watcher(Protocol):
+    """Whoever keeps the book of a simulated run."""
 
-    lease_id: LeaseId
-    trained: Trained
-    inner_steps: int
-    train_s: float
+    def acknowledged(self, lease_id: LeaseId, digest: Digest) -> None:
+        """A worker was told that its submission is safe."""
 
-    @property
-    def payload(self) -> bytes:
-        """What is sent."""
-        return self.trained.payload
+    def forgotten(self, worker: int, lease_id: LeaseId) -> None:
+        """A worker throws its submission away."""
 
-    @property
-    def digest(self) -> Digest:
-        """Its content address."""
-        return Digest(hashlib.sha256(self.payload).hexdigest())
+    def on_state(self, worker: int, state: State) -> None:
+        """A worker's session is in another state."""
+
+    def on_identity(self, worker: int, public_key: bytes) -> None:
+        """A worker's process signs with this key."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
-    """A lease in training, from `started_s` on."""
+class WatchedSession(Session):
+    """The real one, which tells what it is told and what it decides."""
 
-    lease: Lease
-    base: dict[BlockId, Digest]
-    started_s: float
-    takes_s: float
+    def __init__(self, volunteer: SimulatedVolunteer, outbox: Outbox) -> None:
+        super().__init__()
+        self._volunteer, self._outbox = volunteer, outbox
+
+    def handle(self, event: m.SessionEvent) -> list[m.SessionCommand]:
+        """As the session does."""
+        before, unsent = self.state, self._unsent
+        kept = self._outbox.load() if unsent is not None and _is_settling(event) else None
+        commands = super().handle(event)
+        if kept is not None and self._unsent is None:
+            self._volunteer.watcher.acknowledged(kept.lease_id, kept.digest)
+        self._volunteer.on_event(event, before, self.state, commands)
+        return commands
 
 
-class Volunteer:
+class SimulatedVolunteer:
     """One machine. `boot` starts a process on it, `kill` ends it."""
 
     def __init__(
@@ -74,26 +98,31 @@ class Volunteer:
         loop: VirtualLoop,
         scenario: Scenario,
         network: Network,
-        work: Work,
+        work: SimulatedWork,
         draw: random.Random,
+        invite: str,
         *,
-        acknowledged: Callable[[LeaseId, Digest], None],
-        forgotten: Callable[[LeaseId], None],
-        on_state: Callable[[int, State], None],
+        watcher: Watcher,
+        on_training: OnTraining,
         note: Callable[[str], None],
     ) -> None:
-        self.index, self.spec = index, spec
-        self.key = key_of(scenario.seed, index)
+        self.index, self.spec, self.watcher = index, spec, watcher
         self.process: Process | None = None
         self.told_over = False
-        self._loop, self._network, self._work, self._draw = loop, network, work, draw
-        self._heartbeat_s = scenario.config.heartbeat_interval_s
-        self._train_sequences = scenario.config.train_sequences
-        self._acknowledged, self._forgotten, self._on_state, self._note = acknowledged, forgotten, on_state, note
-        self._enrolled = False  # on disk, as is the outbox
-        self._outbox: Submission | None = None
-        self._training: Training | None = None
-        self._stalled_until_s = 0.0
+        self.state = State.DISCONNECTED
+        """Of the session of the process that runs, or ran last."""
+        self._loop, self._scenario, self._network, self._work, self._draw = loop, scenario, network, work, draw
+        self._on_training, self._note = on_training, note
+        self._outside = contextvars.copy_context()
+        self._disk = VolunteerDisk()
+        self._identities = 0
+        self._told_until_s: dict[LeaseId, float] = {}
+        """When each lease ends, by what was told last."""
+        ca = authority()
+        self._link = JoinLink(host="coordinator.test", port=7070, fingerprint=ca.fingerprint, invite=invite)
+        self._options = WorkerOptions(
+            name=f"volunteer {index}", max_columns=spec.max_columns, threads=1, first_backoff_s=0.5
+        )
 
     # ---- processes -----------------------------------------------------------------------------------------------
 
@@ -101,248 +130,192 @@ class Volunteer:
         """Start a process; what an earlier one left on disk is there."""
         if self.process is not None or self.told_over:
             return
-        self.process = Process(f"volunteer {self.index}")
-        self._context = contextvars.copy_context()
-        self._context.run(PROCESS.set, self.process)
-        self._session = Session()
-        self._session_id = b""
-        self._call: asyncio.Task[None] | None = None
-        self._base: dict[BlockId, Digest] = {}
-        self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._broken_uploads = 0
-        self._refusals = Refusals(lambda: self._loop.now_s)
-        unsent = self._outbox.lease_id if self._outbox else None
-        self._post(m.Started(enrolled=self._enrolled, unsent=unsent))
+        self.process = process = Process(f"volunteer {self.index}")
+        self._outside.copy().run(self._start, process)
 
-    @property
-    def state(self) -> State:
-        """Of the session of the process that runs, or ran last."""
-        return self._session.state
+    def _start(self, process: Process) -> None:
+        PROCESS.set(process)
+        files = MemoryFiles(self._disk, process)
+        home = RunHome(
+            HOME, self._link.fingerprint, self._work.progress(self.index), files=files, new_identity=self._new_identity
+        )
+        timing = Timing(clock=self._loop.time, draw=self._draw)
+        joining = Joining(
+            self._options,
+            self._link,
+            home,
+            QUIET,
+            timing=timing,
+            dial=functools.partial(self._dial, timing),
+            background=Inline(),
+            understand=understood,
+            measure=lambda *_: 8.0 / self.spec.step_s,
+        )
+        self._trainer = SimulatedTrainer(
+            self.index,
+            self.spec,
+            self._loop,
+            self._work,
+            self._draw,
+            home.disk.blocks,
+            files,
+            home.outbox,
+            self._on_training,
+        )
+        session = WatchedSession(self, home.outbox)
+        self._agent = LateAgent(
+            MACHINE,
+            joining,
+            home.outbox,
+            self._trainer,
+            QUIET,
+            policy=Rules(self.spec.pauses) if self.spec.pauses else None,
+            circumstances=lambda: Circumstances(wall_s=self._loop.now_s),
+            session=session,
+        )
+        self._agent.late_s = lambda: self._draw.uniform(0.0, 8.0) if self._draw.random() < LATE_SHARE else 0.0
+        self._loop.create_task(self._live(process, self._agent))
+        self._hiccup(process, first=True)
 
-    def kill(self) -> None:
-        """Gone; the disk stays."""
+    def _dial(
+        self,
+        timing: Timing,
+        link: JoinLink,
+        identity: PrivateIdentity,
+        on_trouble: Callable[[Exception, float], None],
+    ) -> CoordinatorClient:
+        self.watcher.on_identity(self.index, identity.public_key)
+        wire = SimulatedWire(self._network, self.index, authority().cert_pem)
+        return CoordinatorClient(
+            link,
+            identity,
+            wire=wire,
+            timing=timing,
+            on_trouble=on_trouble,
+            frame_bytes=self._work.frame_bytes,
+        )
+
+    def _new_identity(self) -> PrivateIdentity:
+        self._identities += 1
+        return identity_of(self._scenario.seed, self.index, self._identities - 1)
+
+    async def _live(self, process: Process, agent: Agent) -> None:
+        try:
+            finish = await agent.run()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as bug:
+            self._loop.error = self._loop.error or bug
+            raise
+        if process.alive:
+            self._loop.call_soon(self._leave, finish, context=self._outside.copy())
+
+    def _leave(self, finish: m.Finish) -> None:
+        self._note(f"volunteer {self.index} leaves: {finish.reason}")
+        self.told_over = finish.reason.startswith("the run is over")
+        self.kill(power_loss=False)
+        self._loop.call_later(COMES_BACK_S, self.boot)
+
+    def kill(self, *, power_loss: bool) -> None:
+        """Gone; the disk stays, but for what was not synced where the power went."""
         process, self.process = self.process, None
-        if process is not None:
-            process.kill()
-            for timer in self._timers.values():
-                timer.cancel()
-            self._interrupt_training()
-
-    def _interrupt_training(self) -> None:
-        training, self._training = self._training, None
-        if training is not None:
-            share = min(1.0, (self._loop.now_s - training.started_s) / training.takes_s)
-            self._work.interrupted(self.index, training.lease, training.base, share)
+        if process is None:
+            return
+        self._trainer.kill()
+        process.kill()
+        if power_loss:
+            self._disk.lose_power(self._draw)
 
     def stall(self, seconds: float) -> None:
         """The process stands still: whatever happens meanwhile, it sees afterwards."""
-        self._stalled_until_s = self._loop.now_s + seconds
+        if self.process is not None:
+            self.process.asleep_until_s = self._loop.now_s + seconds
 
-    def leave(self) -> None:
-        """The volunteer wants the machine back."""
-        self._post(m.LeaveRequested(reason="the volunteer wants the machine back"))
+    def _hiccup(self, process: Process, *, first: bool = False) -> None:
+        longest_s = self.spec.hiccup_s
+        if longest_s > 0.0 and process is self.process and self._loop.now_s < self._scenario.calm_s:
+            if not first:
+                self.stall(self._draw.uniform(0.0, longest_s))
+            next_s = self._draw.uniform(0.5, 10.0)
+            self._loop.call_later(next_s, self._hiccup, process, context=self._outside.copy())
 
-    def _post(self, event: m.Event) -> None:
-        process = self.process
-        assert process is not None
-        self._loop.call_at(max(self._loop.now_s, self._stalled_until_s), self._handle, process, event)
+    # ---- what is watched -----------------------------------------------------------------------------------------
 
-    def _handle(self, process: Process, event: m.Event) -> None:
-        if not process.alive:
-            return
-        if self._loop.now_s < self._stalled_until_s:
-            self._post(event)
-            return
-        before = self._session.state
-        commands = self._session.handle(event)
-        self._note(f"volunteer {self.index} {before.value} -> {self._session.state.value}: {type(event).__name__}")
+    def on_event(self, event: m.SessionEvent, before: State, after: State, commands: list[m.SessionCommand]) -> None:
+        """The session has handled `event`."""
+        self.state = after
+        self._note(f"volunteer {self.index} {before.value} -> {after.value}: {type(event).__name__}")
+        if isinstance(event, m.LeaseGranted):
+            self._told_until_s[event.lease.lease_id] = self._loop.now_s + event.lease.ttl_s
+        elif isinstance(event, m.LeaseCancelled) and before is State.FETCHING and after is not before:
+            self._check_patience(event)
         for command in commands:
-            self._execute(command)
-        if self._session.state is not before:
-            self._on_state(self.index, self._session.state)
+            if isinstance(command, m.DropSubmission):
+                self.watcher.forgotten(self.index, command.lease_id)
+        if after is not before:
+            # Soon, not now: what follows from the event is begun, and then the process may die of it.
+            self._loop.call_soon(self.watcher.on_state, self.index, after, context=self._outside.copy())
 
-    # ---- commands ------------------------------------------------------------------------------------------------
+    def _check_patience(self, event: m.LeaseCancelled) -> None:
+        left_s = self._told_until_s.get(event.lease_id, 0.0) - self._loop.now_s
+        if "its deadline passed" in event.reason and left_s > SLACK_S:
+            raise InvariantBroken(f"lease {event.lease_id} was given up {left_s:.1f} s before its deadline")
 
-    def _execute(self, command: m.Command) -> None:
-        match command:
-            case m.Call():
-                if self._call is not None:
-                    self._call.cancel()
-                self._call = self._loop.create_task(self._perform(command), context=self._context)
-            case m.StartTraining(training=training, lease=lease):
-                self._train(training, lease)
-            case m.StopTraining():
-                self._training = None
-                self._cancel("training")
-            case m.DropSubmission(lease_id=lease_id):
-                if self._outbox is not None and self._outbox.lease_id == lease_id:
-                    self._outbox = None
-                    self._forgotten(lease_id)
-            case m.Finish(reason=reason):
-                self._finish(reason)
 
-    def _finish(self, reason: str) -> None:
-        self._note(f"volunteer {self.index} leaves: {reason}")
-        self.told_over = reason.startswith("the run is over")
-        self.kill()
-        self._loop.call_later(COMES_BACK_S, self.boot)
+class LateAgent(Agent):
+    """The real one, but for a race that virtual time hardly ever shows: an answer came before its call was given up.
 
-    def _train(self, training: int, lease: Lease) -> None:
-        base = dict(self._base)
-        whole_s = lease.inner_steps * self.spec.step_s * self._draw.uniform(0.8, 1.3)
-        takes_s = whole_s * self._work.share_left(self.index, lease, base)
-        self._training = Training(lease=lease, base=base, started_s=self._loop.now_s, takes_s=takes_s)
-        self._timer("training", takes_s, self._trained, training, lease, base, whole_s)
+    What was fetched is handed over beside its event, so a fetch is given up at once.
+    """
 
-    def _trained(self, training: int, lease: Lease, base: dict[BlockId, Digest], train_s: float) -> None:
-        self._training = None
-        trained = self._work.trained(self.index, lease, base)
-        if self.spec.liar:
-            trained = Trained(payload=stretched(f"{lease.lease_id} {self.index} lies", len(trained.payload)))
-        self._outbox = Submission(
-            lease_id=lease.lease_id, trained=trained, inner_steps=lease.inner_steps, train_s=train_s
-        )
-        self._post(m.Trained(training=training))
+    late_s: Callable[[], float] = staticmethod(lambda: 0.0)
 
-    def _timer(self, name: str, seconds: float, act: Callable[..., None], *args: Any) -> None:
-        self._cancel(name)
-        self._timers[name] = self._loop.call_later(seconds, act, *args, context=self._context)
+    _fetches = False
 
-    def _cancel(self, name: str) -> None:
-        if name in self._timers:
-            self._timers.pop(name).cancel()
+    def _execute(self, command: m.SessionCommand) -> None:
+        super()._execute(command)
+        if isinstance(command, m.Call):
+            self._fetches = isinstance(command, m.FetchShard)
 
-    # ---- calls ---------------------------------------------------------------------------------------------------
+    def _cancel_call(self) -> None:
+        call, late_s = self._call, self.late_s()
+        if call is None or late_s == 0.0 or self._fetches:
+            super()._cancel_call()
+        else:
+            asyncio.get_running_loop().call_later(late_s, call.cancel)
 
-    async def _perform(self, call: m.Call) -> None:
-        session = self._session.session
-        event: m.Event
-        try:
-            event = await self._answer(call)
-        except Unauthenticated as error:
-            event = m.SessionLost(session=session, reason=str(error))
-            if isinstance(call, m.Enrol | m.OpenSession):
-                event = self._refusals.answer(call, error)
-        except BarnraiseError as error:
-            event = self._refusals.answer(call, error)
-        self._post(event)
 
-    async def _answer(self, call: m.Call) -> m.Event:
-        match call:
-            case m.Enrol():
-                await self._ask("Enrol", self._offer())
-                self._enrolled = True
-                return m.Enrolled(ticket=call.ticket)
-            case m.OpenSession():
-                self._session_id = await self._ask("OpenSession", self._offer())
-                self._timer("heartbeat", self._heartbeat_s, self._beat, call.session)
-                return m.Opened(ticket=call.ticket)
-            case m.AcquireLease():
-                return await self._acquire(call)
-            case m.FetchShard(lease=lease):
-                self._base = await self._ask("Fetch", lease.lease_id)
-                return m.Fetched(ticket=call.ticket)
-            case m.CommitSubmission():
-                return await self._commit(call)
-            case m.UploadSubmission():
-                return await self._upload(call)
-            case m.ReturnLease(lease_id=lease_id, reason=reason):
-                await self._ask("ReturnLease", pb.ReturnLeaseRequest(lease_id=lease_id, reason=reason))
-                return m.Returned(ticket=call.ticket)
-        raise AssertionError(f"no such call: {call}")
+class Rules:
+    """A volunteer's rules about when to work; a `worker.policy.Policy`."""
 
-    async def _ask(self, call: str, request: Any, hold_s: float = 0.0) -> Any:
-        return await self._network.call(self.index, call, self.key, self._session_id, request, hold_s)
+    look_again_s: float | None = 3.0
 
-    def _offer(self) -> tuple[str, int, float]:
-        return (f"volunteer {self.index}", self.spec.max_columns, 8.0 / self.spec.step_s)
+    def __init__(self, pauses: tuple[tuple[float, float, bool], ...]) -> None:
+        self._pauses = pauses
 
-    async def _acquire(self, call: m.AcquireLease) -> m.Event:
-        if call.after_s > 0:
-            await asyncio.sleep(call.after_s * self._draw.uniform(0.8, 1.2))
-        wait_s = LONG_POLL_S if call.may_wait else 0.0
-        reply = await self._ask("AcquireLease", pb.AcquireLeaseRequest(wait_s=wait_s), wait_s)
-        match reply.WhichOneof("outcome"):
-            case "lease":
-                columns, length = self._work.layout.columns, self._work.sequence_length
-                lease = lease_from_message(
-                    reply.lease, max_columns=columns, layout_columns=columns, sequence_length=length
-                )
-                self._refusals.keep_for(lease.ttl_s)
-                self._timer("deadline", lease.ttl_s, self._on_deadline, lease.lease_id)
-                return m.LeaseGranted(ticket=call.ticket, lease=lease)
-            case "over":
-                return m.RunEnded(ticket=call.ticket, reason=reply.over.reason)
-        return m.ToldToWait(ticket=call.ticket, reason=reply.wait.reason, retry_after_s=reply.wait.retry_after_s)
+    def may_work(self, now: Circumstances) -> Permission:
+        """Not in a pause."""
+        for from_s, to_s, stops_training in self._pauses:
+            if from_s <= now.wall_s < to_s:
+                return Permission(allowed=False, reason="not now", stops_training=stops_training)
+        return Permission(allowed=True)
 
-    async def _commit(self, call: m.CommitSubmission) -> m.Event:
-        if call.after_s > 0:
-            await asyncio.sleep(call.after_s * self._draw.uniform(0.8, 1.2))
-        kept = self._outbox
-        if kept is None or kept.lease_id != call.lease_id:
-            return nothing_to_send(call)
-        request = pb.CommitSubmissionRequest(
-            lease_id=kept.lease_id,
-            digest=bytes.fromhex(kept.digest),
-            payload_bytes=len(kept.payload),
-            codec=self._work.codec,
-            inner_steps_done=kept.inner_steps,
-            tokens=kept.inner_steps,
-            train_loss_first=kept.trained.loss_first,
-            train_loss_last=kept.trained.loss_last,
-            train_s=kept.train_s,
-        )
-        reply = await self._ask("CommitSubmission", request)
-        judged = reply.HasField("verdict") and reply.verdict.outcome != pb.Verdict.PENDING
-        has_all = reply.upload_offset >= len(kept.payload)
-        if judged or has_all:
-            self._acknowledged(kept.lease_id, kept.digest)
-        return m.Committed(ticket=call.ticket, offset=reply.upload_offset, settled=judged or has_all)
 
-    async def _upload(self, call: m.UploadSubmission) -> m.Event:
-        kept = self._outbox
-        if kept is None or kept.lease_id != call.lease_id:
-            return nothing_to_send(call)
-        header = pb.UploadHeader(
-            lease_id=kept.lease_id,
-            digest=bytes.fromhex(kept.digest),
-            payload_bytes=len(kept.payload),
-            offset=call.offset,
-        )
-        try:
-            reply = await self._network.upload(self.index, self.key, self._session_id, header, kept.payload)
-        except Unavailable:
-            reply = pb.UploadReply()
-        if not reply.complete:
-            pause_s = UPLOAD_PAUSE_S * 2.0 ** min(self._broken_uploads, 6)
-            self._broken_uploads += 1
-            await asyncio.sleep(self._draw.uniform(0.0, pause_s))
-            return m.UploadBroken(ticket=call.ticket)
-        self._broken_uploads = 0
-        self._acknowledged(kept.lease_id, kept.digest)
-        return m.Uploaded(ticket=call.ticket)
+class Inline:
+    """A `worker.ports.Background` that blocks."""
 
-    # ---- beside the calls ----------------------------------------------------------------------------------------
+    busy = False
 
-    def _beat(self, session: int) -> None:
-        if self._session.session != session:
-            return
-        self._timer("heartbeat", self._heartbeat_s, self._beat, session)
-        if self._session.state in IN_SESSION and self._loop.now_s >= self._stalled_until_s:
-            self._loop.create_task(self._heartbeat(session), context=self._context)
+    async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """At once."""
+        return function(*arguments)
 
-    async def _heartbeat(self, session: int) -> None:
-        request = pb.HeartbeatRequest(lease_id=self._session.lease_id or "")
-        try:
-            reply = await self._network.once(self.index, "Heartbeat", self.key, self._session_id, request)
-        except Unauthenticated as error:
-            self._post(m.SessionLost(session=session, reason=str(error)))
-            return
-        except BarnraiseError:
-            return
-        for cancelled in reply.cancelled:
-            self._post(m.LeaseCancelled(lease_id=LeaseId(cancelled.lease_id), reason=cancelled.reason))
 
-    def _on_deadline(self, lease_id: LeaseId) -> None:
-        if self._session.state is State.FETCHING:
-            self._post(m.LeaseCancelled(lease_id=lease_id, reason="its deadline passed before its data had come"))
+@functools.lru_cache(maxsize=32)
+def understood(description: RunDescription) -> Run:
+    """As `worker.fetch.understand_run`, once for each model."""
+    return understand_run(description)
+
+
+def _is_settling(event: m.SessionEvent) -> bool:
+    return isinstance(event, m.Uploaded) or (isinstance(event, m.Committed) and event.settled)

@@ -7,60 +7,42 @@ bug, where there is one), so a seed that fails can be run again with its trace.
 from __future__ import annotations
 
 import contextlib
-import gc
+import functools
 import hashlib
-import inspect
-import logging
-from collections.abc import Coroutine, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import structlog
+from collections.abc import Awaitable, Callable, Sequence
 
 from coordinator.engine.commands import SlowCommand
 from coordinator.engine.phases import Phase
-from coordinator.run import pump as pump_module
-from protocol import framing
-from protocol.errors import BarnraiseError, StorageTrouble
-from protocol.ids import LeaseId
+from protocol.errors import BarnraiseError, FinalRefusal, RemoteError, StorageTrouble
+from protocol.ids import Digest, LeaseId
+from protocol.v1 import barnraise_pb2 as pb
 from simulator.deterministic.attendance import Attendance
+from simulator.deterministic.broken import InvariantBroken
+from simulator.deterministic.calls import SimulatedCall
 from simulator.deterministic.disk import Disk
-from simulator.deterministic.invariants import Book, InvariantBroken
+from simulator.deterministic.hashwork import HashWork
+from simulator.deterministic.invariants import Book
 from simulator.deterministic.loop import MOST_STEPS, VirtualLoop
 from simulator.deterministic.network import Network
 from simulator.deterministic.node import CoordinatorNode
+from simulator.deterministic.outcome import Outcome, quiet
 from simulator.deterministic.scenario import START_S, Scenario, SettingPlan, scenario_of
 from simulator.deterministic.settings_book import SettingsBook
-from simulator.deterministic.volunteer import Volunteer
-from simulator.deterministic.work import HashWork, Work
+from simulator.deterministic.volunteer import SimulatedVolunteer
+from simulator.deterministic.work import SimulatedWork
 from simulator.faults import COORDINATOR, Fault, FaultKind, FaultPlan, Point
 from simulator.seeds import derived_stream
-from worker.session import State
+from worker.states import State
 
 RESTART_AFTER_FAILURE_S = 5.0
 WATCH_EVERY_S = 5.0
+POWER_LOSS_SHARE = 0.3
+"""Of the deaths of a volunteer's process."""
 GOODBYE_S = 200.0
 """Virtual seconds in which every volunteer has heard that the run is over."""
 _KILL = frozenset({FaultKind.KILL})
 _FAIL = frozenset({FaultKind.FAIL})
 _TIMED = frozenset({FaultKind.KILL, FaultKind.STALL, FaultKind.PARTITION, FaultKind.STEP, FaultKind.SUSPEND})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What came of one seed."""
-
-    seed: int
-    violation: str | None
-    history: str
-    """Digest of everything that was journalled: the same for the same seed, on every machine."""
-    events: int
-    acknowledged: int
-    versions: int
-    coordinator_kills: int
-    worker_kills: int
-    virtual_s: float
-    trace: tuple[str, ...] = ()
 
 
 def run_seed(seed: int, *, trace: bool = False) -> Outcome:
@@ -77,7 +59,7 @@ class World:
         scenario: Scenario,
         *,
         trace: bool = False,
-        work: Work | None = None,
+        work: SimulatedWork | None = None,
         plan: FaultPlan | None = None,
         most_steps: int = MOST_STEPS,
     ) -> None:
@@ -87,7 +69,6 @@ class World:
         self._draw = derived_stream(scenario.seed, "world")
         self._plan = FaultPlan(scenario.faults) if plan is None else plan
         self._violation: str | None = None
-        self._orders: list[Coroutine[Any, Any, None]] = []
         """Of the operator, about settings."""
         self._kills = {"coordinator": 0, "worker": 0}
         self._executions: dict[str, int] = {}
@@ -111,11 +92,12 @@ class World:
             on_execute=self._on_execute,
             on_executed=self._on_executed,
             on_died=self._on_pump_failed,
+            rots=self._rots,
             note=note,
         )
-        self._network = Network(self._loop, scenario, self._node, self._plan, self._draw, note)
+        self._network = Network(self._loop, scenario, self._node, self._plan, self._draw, note, self._on_refused)
         self._volunteers = [
-            Volunteer(
+            SimulatedVolunteer(
                 index,
                 spec,
                 self._loop,
@@ -123,9 +105,9 @@ class World:
                 self._network,
                 work,
                 self._draw,
-                acknowledged=self._book.acknowledge,
-                forgotten=self._on_forgotten,
-                on_state=self._on_state,
+                self._node.invite(spec.owner),
+                watcher=self,
+                on_training=self._book.trains,
                 note=note,
             )
             for index, spec in enumerate(scenario.volunteers)
@@ -134,18 +116,17 @@ class World:
     def run(self) -> Outcome:
         """To the end."""
         scenario = self._scenario
-        with _small(scenario.snapshot_every, self._work.frame_bytes):
-            self._loop.call_soon(self._node.boot)
-            for volunteer in self._volunteers:
-                self._loop.call_at(volunteer.spec.arrives_s, volunteer.boot)
-            if scenario.stop_after_s is not None:
-                self._loop.call_at(START_S + scenario.stop_after_s, self._stop_run)
-            for plan in scenario.changes:
-                self._loop.call_at(START_S + plan.after_s, self._change_setting, plan)
-            self._loop.call_later(WATCH_EVERY_S, self._watch)
-            ended = self._loop.run(self._has_ended, scenario.limit_s)
-            self._conclude(ended)
-            self._end_processes()
+        self._loop.call_soon(self._node.boot)
+        for volunteer in self._volunteers:
+            self._loop.call_at(volunteer.spec.arrives_s, volunteer.boot)
+        if scenario.stop_after_s is not None:
+            self._loop.call_at(START_S + scenario.stop_after_s, self._stop_run)
+        for plan in scenario.changes:
+            self._loop.call_at(START_S + plan.after_s, self._change_setting, plan)
+        self._loop.call_later(WATCH_EVERY_S, self._watch)
+        ended = self._loop.run(self._has_ended, scenario.limit_s)
+        self._conclude(ended)
+        self._end_processes()
         return self._outcome()
 
     def _conclude(self, ended: bool) -> None:
@@ -165,12 +146,9 @@ class World:
         """Let every task end: one that is merely forgotten complains later."""
         self._node.crash(power_loss=False, keep_share=1.0)
         for volunteer in self._volunteers:
-            volunteer.kill()
+            volunteer.kill(power_loss=False)
         self._loop.error = None
         self._loop.run(lambda: True, self._loop.now_s)
-        for order in self._orders:
-            if inspect.getcoroutinestate(order) == inspect.CORO_CREATED:  # its process died, or slept, before it began
-                order.close()
 
     def _outcome(self) -> Outcome:
         return Outcome(
@@ -210,14 +188,12 @@ class World:
 
     def _stop_run(self) -> None:
         if self._node.is_up:
-            self._loop.create_task(self._quietly(self._node.stop_run("enough")), context=self._node.context)
+            self._loop.create_task(self._quietly(lambda: self._node.stop_run("enough")), context=self._node.context)
 
     def _change_setting(self, plan: SettingPlan) -> None:
         if self._node.is_up:
-            changing = self._node.change_setting(plan.key, plan.value)
-            order = self._quietly(changing)
-            self._orders += [changing, order]
-            self._loop.create_task(order, context=self._node.context)
+            change = functools.partial(self._node.change_setting, plan.key, plan.value)
+            self._loop.create_task(self._quietly(change), context=self._node.context)
 
     # ---- faults --------------------------------------------------------------------------------------------------
 
@@ -254,7 +230,7 @@ class World:
             return
         self._kills["worker"] += 1
         volunteer = self._volunteers[worker]
-        volunteer.kill()
+        volunteer.kill(power_loss=self._draw.random() < POWER_LOSS_SHARE)
         self._loop.call_later(fault.seconds, volunteer.boot)
 
     def _crash(self, *, back_after_s: float, power_loss: bool) -> None:
@@ -305,11 +281,16 @@ class World:
 
     def _result_again(self, command: SlowCommand) -> None:
         if self._node.is_up:
-            self._loop.create_task(self._quietly(self._node.submit_result(command)), context=self._node.context)
+            self._loop.create_task(self._quietly(lambda: self._node.submit_result(command)), context=self._node.context)
 
-    async def _quietly(self, work: object) -> None:
+    async def _quietly(self, work: Callable[[], Awaitable[None]]) -> None:
         with contextlib.suppress(BarnraiseError):
-            await work  # type: ignore[misc]
+            await work()
+
+    def _rots(self) -> bool:
+        """Whether a block comes off the coordinator's disk with a wrong byte."""
+        share = self._scenario.rot_share if self._loop.now_s < self._scenario.calm_s else 0.0
+        return share > 0.0 and self._draw.random() < share
 
     def _on_pump_failed(self, error: BaseException | None) -> None:
         """The process says why and leaves; its operator starts it again."""
@@ -318,11 +299,35 @@ class World:
         self._violation = self._violation or what
         self._crash(back_after_s=RESTART_AFTER_FAILURE_S, power_loss=False)
 
-    def _on_forgotten(self, lease_id: LeaseId) -> None:
-        if self._node.engine is not None:
-            self._book.forgotten(lease_id, self._node.engine.state)
+    # ---- volunteers ------------------------------------------------------------------------------------------------
 
-    def _on_state(self, worker: int, state: State) -> None:
+    def _on_refused(self, worker: int, call: SimulatedCall, error: RemoteError) -> None:
+        del worker
+        self._note(f"refused {call.name}: {type(error).__name__} {error}")
+        if isinstance(error, FinalRefusal) and call.name == "CommitSubmission":
+            self._book.refused(pb.CommitSubmissionRequest.FromString(call.messages[0]).lease_id)
+        if isinstance(error, FinalRefusal) and call.name == "Upload":
+            self._book.refused(pb.UploadHeader.FromString(call.messages[0]).lease_id)
+
+    def acknowledged(self, lease_id: LeaseId, digest: Digest) -> None:
+        """A worker was told that its submission is safe."""
+        self._book.acknowledge(lease_id, digest)
+
+    def forgotten(self, worker: int, lease_id: LeaseId) -> None:
+        """A worker throws its submission away."""
+        del worker
+        state = None if self._node.engine is None else self._node.engine.state
+        self._book.forgotten(lease_id, state)
+
+    def on_identity(self, worker: int, public_key: bytes) -> None:
+        """A worker's process signs with this key."""
+        try:
+            self._book.identity(worker, public_key)
+        except InvariantBroken as broken:  # the task that dials is the worker's, and nobody looks at how it ends
+            self._violation = self._violation or str(broken)
+
+    def on_state(self, worker: int, state: State) -> None:
+        """A worker's session is in another state."""
         name = f"state:{state.value}"
         nth = self._states[worker, name] = self._states.get((worker, name), 0) + 1
         now_s = self._loop.now_s
@@ -341,29 +346,3 @@ class World:
 
 def _silent(_: str) -> None:
     return None
-
-
-@contextlib.contextmanager
-def _small(snapshot_every: int, frame_bytes: int) -> Iterator[None]:
-    """Snapshots and frames as often as a run of thousands of events and of gigabytes has them."""
-    wire: Any = framing
-    kept = pump_module.SNAPSHOT_EVERY, wire.FRAME_BYTES
-    pump_module.SNAPSHOT_EVERY, wire.FRAME_BYTES = snapshot_every, frame_bytes
-    try:
-        yield
-    finally:
-        pump_module.SNAPSHOT_EVERY, wire.FRAME_BYTES = kept
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No log lines, which a run under faults has many of, and no garbage collection while a seed runs."""
-    kept, collecting = structlog.get_config(), gc.isenabled()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    gc.disable()
-    try:
-        yield
-    finally:
-        structlog.configure(**kept)
-        if collecting:
-            gc.enable()

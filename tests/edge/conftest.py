@@ -128,9 +128,8 @@ def client_type() -> type[RawClient]:
 
 
 @pytest.fixture
-async def meeting(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Meeting]:
+async def meeting(run: RunFolder, tmp_path: Path) -> AsyncIterator[Meeting]:
     """A worker about to join an evil coordinator. It stops after its third failure, without pauses."""
-    monkeypatch.setattr("worker.session.FAILURE_PAUSE_S", 0.01)
     met = Meeting(EvilCoordinator(run), tmp_path / "home")
     await met.evil.start()
     yield met

@@ -23,11 +23,11 @@ from protocol.recipe import Recipe
 from protocol.sequences import encode_sequences
 from protocol.tls import manifest_key_message
 from protocol.v1 import barnraise_pb2 as pb
-from worker.agent import Agent
 from worker.home import open_home
-from worker.joining import Joining
+from worker.join import make_agent
 from worker.machine.probe import Machine
 from worker.options import WorkerOptions
+from worker.timing import Pauses
 
 SERVICE = "barnraise.protocol.v1.Coordinator"
 MACHINE = Machine(device="cpu", device_name="test", memory_bytes=1 << 30, threads=1, bf16=False)
@@ -208,11 +208,12 @@ class Meeting:
             measure_speed=False,
             first_backoff_s=0.01,
             max_backoff_s=0.02,
+            pauses=Pauses(failure_s=0.01, upload_s=0.01),
             **changes,
         )
         link = JoinLink.parse(options.link)
         home = open_home(options.home, link.fingerprint)
-        self.agent = Agent(options, MACHINE, Joining(options, link, home, self.told), home.outbox, self.told)
+        self.agent = make_agent(options, MACHINE, link, home, self.told)
         self.task = asyncio.create_task(self.agent.run())
         return self.task
 

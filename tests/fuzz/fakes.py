@@ -13,8 +13,10 @@ from typing import Any
 import grpc
 
 from protocol.errors import Refused
+from protocol.joinlink import JoinLink
 from simulator.deterministic.loop import VirtualLoop
-from worker.background import Background
+from worker.ports import Progress
+from worker.wire import GrpcWire
 
 MOST_STEPS = 5_000
 """Callbacks for one input; hundreds are honest, and whoever needs more goes in circles."""
@@ -53,8 +55,8 @@ def finish(work: Coroutine[Any, Any, Any]) -> Any:
     return _LOOP.finish(work)
 
 
-class InlineBackground(Background):
-    """`worker.background.Background` without threads."""
+class InlineBackground:
+    """`worker.background.Threads` without threads."""
 
     busy = False
 
@@ -96,6 +98,39 @@ class FakeChannel:
 
     def _next(self) -> Any:
         return self.answers.pop(0) if self.answers else Refused("this coordinator answers once")
+
+
+class FakeWire(GrpcWire):
+    """The real line, over such a channel."""
+
+    def __init__(self, link: JoinLink, channel: FakeChannel, ca_pem: bytes) -> None:
+        super().__init__(link)
+        self._channel, self._ca_pem = channel, ca_pem
+
+    def bootstrap(self, timeout_s: float) -> bytes:
+        """The right certificate."""
+        return self._ca_pem
+
+    def connect(self, ca_pem: bytes) -> None:
+        """The channel stays."""
+
+
+class Idle:
+    """A trainer that is never given anything."""
+
+    progress = Progress()
+
+    def start(self, *_: Any) -> None:
+        """Not to be called."""
+        raise AssertionError
+
+    def stop(self) -> None:
+        """Nothing runs."""
+
+    def join(self, timeout_s: float) -> bool:
+        """It has ended."""
+        del timeout_s
+        return True
 
 
 class _Frames:

@@ -34,7 +34,7 @@ _POLL_S = 0.05
 _PLAIN_RUN = "pristine_run"
 _LOADED = "ignore::pytest.PytestAssertRewriteWarning"  # a plugin that came with the libraries is there already
 _HEAVY = ("torch", "transformers", "grpc", "pytest", "structlog", "pydantic", "cryptography.x509",
-          "safetensors.torch", "typer", "rich.progress", "psutil", "tenacity", "tokenizers", "numpy")  # fmt: skip
+          "safetensors.torch", "typer", "rich.progress", "psutil", "tokenizers", "numpy")  # fmt: skip
 _MODELS = ("mixtral", "olmoe", "qwen3_moe")
 
 

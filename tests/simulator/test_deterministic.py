@@ -9,8 +9,10 @@ from collections import Counter
 
 import pytest
 
-from simulator.deterministic.planted import PLANTED, PlantedBug
-from simulator.deterministic.world import Outcome, run_seed
+from simulator.deterministic.outcome import Outcome
+from simulator.deterministic.planted import PLANTED
+from simulator.deterministic.planting import PlantedBug
+from simulator.deterministic.world import run_seed
 
 SEEDS_EACH_TIME = 150
 SOAK_SEEDS = 20_000
@@ -64,6 +66,9 @@ FOUND_EACH_TIME = (
     "payload-without-sync",
     "wall-clock-decides",
     "suspend-unnoticed",
+    "block-digest-unchecked",
+    "enrolment-retried-under-a-new-key",
+    "old-deadline-not-cancelled",
 )
 
 

@@ -32,7 +32,7 @@ def test_sixty_kills_lose_nothing_repeat_nothing_and_cost_little(tmp_path: Path)
     assert killed.fates.total() == killed.outcome.acknowledged >= quiet.outcome.acknowledged
     assert killed.outcome.coordinator_kills > 10 < killed.outcome.worker_kills
     assert killed.interrupted["nothing"] < 30
-    assert {"a commit", "training (worker)", "uploading (worker)"} <= killed.interrupted.keys()
+    assert {"a commit", "training (worker)", "fetching (worker)"} <= killed.interrupted.keys()
     assert quiet.val_losses[6] < quiet.val_losses[0] - 0.5
     assert killed.val_losses[6] == pytest.approx(quiet.val_losses[6], rel=MOST_DIFFERENCE)
 

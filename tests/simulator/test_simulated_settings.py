@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simulator.deterministic.planted_settings import SET_BEFORE_DURABLE
+from simulator.deterministic.coordinator_bugs import set_before_durable
 from simulator.deterministic.scenario import scenario_of
 from simulator.deterministic.world import run_seed
 
@@ -18,6 +18,6 @@ def test_seeds_that_change_settings_hold_and_do_change_them() -> None:
 
 
 def test_a_setting_that_is_applied_before_it_is_durable_is_found() -> None:
-    with SET_BEFORE_DURABLE.plant():
+    with set_before_durable():
         found = next(outcome for outcome in map(run_seed, range(1000)) if outcome.violation is not None)
     assert run_seed(found.seed).violation is None

@@ -27,7 +27,7 @@ from protocol.ids import BlockId
 from tests.worker.leases import changed_lease, lease_message, read_lease
 from worker.agent import Agent
 from worker.home import open_home
-from worker.joining import Joining
+from worker.join import make_agent
 from worker.lease import ReceivedLease
 from worker.machine.probe import Machine
 from worker.options import WorkerOptions
@@ -138,8 +138,7 @@ class Swarm:
         recorder = Recorder()
         link = link_of(options.link, home_root(options.home))
         run_home = open_home(options.home, link.fingerprint, options.disk_bytes)
-        joining = Joining(options, link, run_home, recorder)
-        agent = Agent(options, machine, joining, run_home.outbox, recorder)
+        agent = make_agent(options, machine, link, run_home, recorder)
         task = asyncio.create_task(agent.run())
         self.tasks.append(task)
         return agent, recorder, task

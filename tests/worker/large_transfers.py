@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial as bound
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -82,13 +83,13 @@ def move(link_text: str, ca_pem: bytes, block: BlockRef, target: Path, payload: 
     invite = link.invite
 
     async def run() -> Moved:
-        client = CoordinatorClient(link, ca_pem, identity, first_backoff_s=0.05, max_backoff_s=0.5)
-        client.connect()
+        client = CoordinatorClient(link, identity, first_backoff_s=0.05, max_backoff_s=0.5)
+        client.connect(ca_pem)
         try:
             await _begin(client, identity.public_key, invite)
             memory = Memory()
             came, went = _Halfway("down", block.payload_bytes, pipe), _Halfway("up", payload.stat().st_size, pipe)
-            await client.download_block(block.digest, block.payload_bytes, target, came)
+            await _bring(client, block, target, came)
             offsets = await _deliver(client, payload, went)
             return Moved(
                 down_bytes=came.total,
@@ -129,11 +130,26 @@ async def _begin(client: Any, public_key: bytes, invite: str) -> None:
     await client.open_session(capability)
 
 
+async def _bring(client: Any, block: BlockRef, target: Path, came: Callable[[int], None]) -> None:
+    """The block into `target`, as a fetcher brings it."""
+    from worker.blocks import PartialBlock
+    from worker.files import DISK
+
+    async def step() -> None:
+        partial = PartialBlock(target, DISK, block.digest, block.payload_bytes)
+        async for piece in client.block(block.digest, block.payload_bytes, partial.offset):
+            partial.add(piece)
+            came(len(piece))
+        partial.finish()
+
+    await client.patiently(step)
+
+
 async def _deliver(client: Any, payload: Path, went: Callable[[int], None]) -> tuple[int, ...]:
     """Commit and upload, as often as it takes; where each upload began."""
     from protocol.errors import Unavailable
     from protocol.v1 import barnraise_pb2 as pb
-    from worker.outbox import file_digest
+    from worker.files import DISK, file_digest
 
     lease, digest, size = (await client.acquire_lease(20.0)).lease, file_digest(payload), payload.stat().st_size
     named = {"lease_id": lease.lease_id, "digest": bytes.fromhex(digest), "payload_bytes": size}
@@ -142,6 +158,6 @@ async def _deliver(client: Any, payload: Path, went: Callable[[int], None]) -> t
     while (offset := (await client.commit_submission(commit)).upload_offset) < size:
         offsets.append(offset)
         with contextlib.suppress(Unavailable):
-            if (await client.upload(pb.UploadHeader(**named, offset=offset), payload, went)).complete:
+            if (await client.upload(pb.UploadHeader(**named, offset=offset), bound(DISK.read, payload), went)).complete:
                 break
     return tuple(offsets)

@@ -17,6 +17,7 @@ from protocol.v1 import barnraise_pb2 as pb
 from worker.client import CoordinatorClient
 from worker.messages import EXIT_OK, EXIT_REFUSED
 from worker.sentences import finished
+from worker.timing import Pauses
 
 
 async def finish(task: asyncio.Task[Any]) -> Any:
@@ -106,10 +107,9 @@ async def test_unsent_work_is_sent_by_the_next_process(swarm: Any, monkeypatch: 
 
 @pytest.mark.parametrize("how", ["ends early", "cannot be read"])
 async def test_a_broken_upload_resumes_at_its_offset(swarm: Any, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    monkeypatch.setattr("worker.agent.UPLOAD_PAUSE_S", 0.01)
     offsets: list[int] = []
 
-    def breaking(read: Any, size: int, offset: int = 0) -> Iterator[bytes]:
+    def breaking(read: Any, size: int, offset: int, _frame_bytes: Any) -> Iterator[bytes]:
         offsets.append(offset)
         for frame in frames_of(read, size, offset):
             yield frame
@@ -119,7 +119,7 @@ async def test_a_broken_upload_resumes_at_its_offset(swarm: Any, monkeypatch: py
                 return
 
     monkeypatch.setattr(worker.client, "frames_of", breaking)
-    _, recorder, task = swarm.agent()
+    _, recorder, task = swarm.agent(pauses=Pauses(upload_s=0.01))
     assert (await finish(task)).exit_code == EXIT_OK
     assert len(offsets) == 2
     if how == "ends early":
@@ -163,24 +163,23 @@ async def test_a_damaged_block_is_refused_and_told(swarm: Any, monkeypatch: pyte
 
 
 async def test_a_broken_download_resumes(swarm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = CoordinatorClient._frames
-    offsets: list[int] = []
+    real = CoordinatorClient.block
+    asked: list[tuple[str, int]] = []
 
-    async def breaking(self: Any, request: Any, size: int) -> AsyncIterator[bytes]:
-        if request.WhichOneof("resource") == "block_digest":
-            offsets.append(request.offset)
-        async for frame in real(self, request, size):
-            yield frame
-            if len(offsets) == 1 and request.WhichOneof("resource") == "block_digest":
+    async def breaking(self: Any, digest: Any, size: int, offset: int) -> AsyncIterator[bytes]:
+        asked.append((digest, offset))
+        is_first = len(asked) == 1
+        async for piece in real(self, digest, size, offset):
+            if is_first:
+                yield piece[: 16 * 1024]
                 raise Unavailable("the line broke")
+            yield piece
 
-    monkeypatch.setattr(CoordinatorClient, "_frames", breaking)
-    monkeypatch.setattr("protocol.framing.FRAME_BYTES", 16 * 1024)
-    monkeypatch.setattr("worker.fetch.PARALLEL_DOWNLOADS", 1)
+    monkeypatch.setattr(CoordinatorClient, "block", breaking)
     _, recorder, task = swarm.agent()
     assert (await finish(task)).exit_code == EXIT_OK
-    assert offsets[0] == 0
-    assert offsets[1] == 16 * 1024
+    broken = asked[0][0]
+    assert [offset for digest, offset in asked if digest == broken] == [0, 16 * 1024]
     assert "cannot be reached" in recorder.texts("unavailable")[0]
     assert dict(recorder.details)["unavailable"] == "the line broke"
 

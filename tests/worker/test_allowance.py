@@ -14,7 +14,8 @@ from protocol.errors import ConfigError
 from protocol.ids import Digest, LeaseId, digest_of
 from worker.allowance import RECORDS_BYTES, DiskAllowance, lease_bytes
 from worker.blocks import BlockCache
-from worker.train.lease_state import LeaseKeeper, LeaseStates, LocalState, computation_of
+from worker.train.lease_state import LeaseKeeper, LeaseStates, computation_of
+from worker.train.local_state import LocalState
 
 
 class Disk:

@@ -21,8 +21,8 @@ LARGE_BYTES = int(2 * MAX_TRANSFER_S * MIN_TRANSFER_BYTES_PER_S)
 async def client(swarm: Swarm) -> AsyncIterator[CoordinatorClient]:
     """Enrolled, and in a session."""
     link, identity = JoinLink.parse(swarm.link), PrivateIdentity.generate()
-    made = CoordinatorClient(link, swarm.folder.authority().cert_pem, identity, first_backoff_s=0.01)
-    made.connect()
+    made = CoordinatorClient(link, identity, first_backoff_s=0.01)
+    made.connect(swarm.folder.authority().cert_pem)
     capability = pb.Capability(device="cpu", memory_bytes=8 << 30)
     await made.enrol(
         pb.EnrolRequest(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from protocol.manifest import BlockRef, Manifest, sign_manifest
 from protocol.tensors import encode_tensors, payload_size
 from protocol.v1 import barnraise_pb2 as pb
 from worker.allowance import DiskAllowance
-from worker.background import Background
+from worker.background import Threads
 from worker.blocks import BlockCache
 from worker.data import SequenceShape
-from worker.fetch import Fetcher, Run, understand_run
+from worker.fetch import Fetcher
+from worker.fetched import Run, understand_run
 from worker.home import Enrolment
 from worker.lease import RunDescription
 from worker.train.lease_state import LeaseStates
@@ -54,9 +56,12 @@ class FakeClient:
     async def get_manifest(self, version: int) -> pb.GetManifestReply:
         return pb.GetManifestReply(manifest_json=self.manifest, signature=self.signature)
 
-    async def download_block(self, digest: str, payload_bytes: int, target: Path, on_bytes: Any) -> None:
+    async def patiently(self, step: Any) -> Any:
+        return await step()
+
+    async def block(self, digest: str, payload_bytes: int, offset: int) -> AsyncIterator[bytes]:
         self.downloaded.append(digest)
-        target.write_bytes(self.blocks[digest])
+        yield self.blocks[digest][offset:]
 
     async def download_lease_data(self, lease_id: str, max_bytes: int, on_bytes: Any) -> bytes:
         return self.data
@@ -103,7 +108,7 @@ class World:
             manifest_key_vouch_hex="",
             trusted=False,
         )
-        fetcher = Fetcher(self.client, self.disk, enrolment, Background(), data)  # type: ignore[arg-type]
+        fetcher = Fetcher(self.client, self.disk, enrolment, Threads(), data=data)  # type: ignore[arg-type]
         return await fetcher.fetch(lease, self.run, lambda _count: None)
 
 
@@ -170,14 +175,14 @@ async def test_old_blocks_go_before_new_ones_come(world: World, make_lease: Any,
     stale = tmp_path / "blocks" / f"{'0' * 64}.part"
     stale.write_bytes(b"half a block of an old version")
     gone: list[bool] = []
-    download = FakeClient.download_block
+    block = FakeClient.block
 
-    async def watching(self: FakeClient, *arguments: Any) -> None:
+    def watching(self: FakeClient, *arguments: Any) -> AsyncIterator[bytes]:
         gone.append(not stale.exists())
-        await download(self, *arguments)
+        return block(self, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FakeClient, "download_block", watching)
+        patch.setattr(FakeClient, "block", watching)
         await world.fetch(make_lease())
     assert gone
     assert all(gone)

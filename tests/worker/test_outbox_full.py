@@ -12,8 +12,9 @@ import pytest
 from protocol.errors import StorageTrouble
 from protocol.ids import LeaseId, digest_of
 from protocol.storage import telling_storage_trouble
+from worker.options import WorkerOptions
 from worker.outbox import Outbox, Submission
-from worker.train import training
+from worker.timing import Pauses
 from worker.train.trainer import TrainingStopped
 from worker.train.training import TrainingRoom
 
@@ -74,12 +75,11 @@ class Disk:
 
 
 def room(outbox: Any, reporter: Any, disk: Disk | None = None) -> TrainingRoom:
-    nothing = cast("Any", None)
-    return TrainingRoom(nothing, nothing, cast("Any", disk or Disk()), outbox, reporter)
+    options = WorkerOptions(pauses=Pauses(disk_s=0.0))
+    return TrainingRoom(options, cast("Any", None), cast("Any", disk or Disk()), outbox, reporter)
 
 
-def test_finished_work_waits_for_room_and_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "DISK_RETRY_S", 0.0)
+def test_finished_work_waits_for_room_and_says_so_once(tmp_path: Path) -> None:
     outbox, said = FullFor(tmp_path, 3), Said()
     room(outbox, said)._keep(cast("Any", Job()), submission(b"gradient"), b"gradient")
     assert outbox.outbox.load() == submission(b"gradient")

@@ -22,7 +22,7 @@ from protocol.tensors import encode_tensors
 from tests.worker.conftest import MACHINE
 from worker.allowance import DiskAllowance
 from worker.blocks import BlockCache
-from worker.fetch import FetchedLease, Run
+from worker.fetched import FetchedLease, Run
 from worker.lease import RunDescription
 from worker.options import WorkerOptions
 from worker.outbox import Outbox

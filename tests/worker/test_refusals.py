@@ -24,9 +24,11 @@ from protocol.errors import (
 from protocol.ids import LeaseId
 from tests.worker.conftest import Swarm
 from worker import messages as m
-from worker.client import error_of
-from worker.refusals import KEPT_AFTER_DEADLINE_S, Refusals
+from worker.refusals import Refusals
+from worker.timing import Pauses
+from worker.wire import error_of
 
+KEPT_AFTER_DEADLINE_S = Pauses().kept_after_deadline_s
 COMMIT = m.CommitSubmission(ticket=3, lease_id=LeaseId("r1.1"))
 UPLOAD = m.UploadSubmission(ticket=4, lease_id=LeaseId("r1.1"), offset=0)
 PASSING: list[Exception] = [
@@ -75,7 +77,7 @@ def test_a_coordinator_that_broke_on_a_call_is_told_from_one_that_is_away() -> N
 @pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__)
 def test_only_what_is_final_is_final_until_it_would_count_no_more(error: Exception, call: m.Call) -> None:
     now_s = [1000.0]
-    refusals = Refusals(lambda: now_s[0])
+    refusals = Refusals(lambda: now_s[0], KEPT_AFTER_DEADLINE_S)
     assert answer(refusals, call, FinalRefusal("the lease is void")).final
     assert not answer(refusals, call, error).final
     refusals.keep_for(ttl_s=900.0)
@@ -91,7 +93,7 @@ def test_only_what_is_final_is_final_until_it_would_count_no_more(error: Excepti
 
 def test_work_of_an_earlier_process_is_kept_as_long() -> None:
     now_s = [1000.0]
-    refusals = Refusals(lambda: now_s[0])
+    refusals = Refusals(lambda: now_s[0], KEPT_AFTER_DEADLINE_S)
     now_s[0] += KEPT_AFTER_DEADLINE_S - 1.0
     assert not answer(refusals, COMMIT, Refused("no")).final
     now_s[0] += 2.0
@@ -132,10 +134,9 @@ def refusing(times: int, error: Callable[[], Exception]) -> Callable[[Callable[.
 async def test_work_outlives_refusals_that_are_not_final(
     swarm: Swarm, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, error: Callable[[], Exception]
 ) -> None:
-    monkeypatch.setattr("worker.session.REFUSED_PAUSE_S", 0.01)
     monkeypatch.setattr(owner, name, refusing(3, error)(getattr(owner, name)))
     await _restarted(swarm)
-    _, told, task = swarm.agent()
+    _, told, task = swarm.agent(pauses=Pauses(refused_s=0.01))
     await told.saw("uploaded")
     assert (await task).exit_code == 0
     assert len([text for text in told.texts("note") if "safe on this disk" in text]) == 3
@@ -145,10 +146,9 @@ async def test_work_outlives_refusals_that_are_not_final(
 async def test_a_coordinator_that_never_takes_it_is_left_for_other_work(
     swarm: Swarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.refusals.KEPT_AFTER_DEADLINE_S", -1e6)
     monkeypatch.setattr(Transfers, "upload", refusing(1, lambda: Refused("never"))(Transfers.upload))
     await _restarted(swarm)
-    agent, told, _ = swarm.agent()
+    agent, told, _ = swarm.agent(pauses=Pauses(kept_after_deadline_s=-1e6))
     dropped = await told.saw("note")
     assert "dropped" in dropped
     assert not agent._session.has_unsent

@@ -12,7 +12,7 @@ from protocol.errors import ConfigError
 from protocol.ids import RunId
 from protocol.joinlink import JoinLink, WayBack
 from protocol.tls import CertificateAuthority
-from worker.rejoin import Address, known_runs, link_of, remember_address
+from worker.rejoin import ADDRESS_FILE, Address, known_runs, link_of
 
 INVITE = "i" * 22
 
@@ -25,7 +25,7 @@ def enrolled(root: Path, run_id: str, address: Address | None) -> str:
     folder.mkdir(parents=True)
     (folder / "enrolment.json").write_text(json.dumps({"ca_pem": ca_pem.decode(), "run_id": run_id}))
     if address is not None:
-        remember_address(folder, address)
+        (folder / ADDRESS_FILE).write_bytes(address.to_json())
     return fingerprint
 
 

@@ -22,7 +22,8 @@ from moe.shard import build_shard
 from protocol.errors import StorageTrouble
 from protocol.ids import BlockId, Digest, digest_of
 from protocol.lease import Lease
-from worker.train.lease_state import RECORD, LeaseKeeper, LeaseStates, LocalState, computation_of
+from worker.train.lease_state import RECORD, LeaseKeeper, LeaseStates, computation_of
+from worker.train.local_state import LocalState
 from worker.train.trainer import TrainingStopped, pseudo_gradient_of, train_shard
 
 DIGESTS = {BlockId("trunk"): Digest("0" * 64)}

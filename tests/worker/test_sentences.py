@@ -15,11 +15,11 @@ from protocol.causes import Cause, cause_named
 from protocol.errors import ConfigError, DigestMismatch, MalformedMessage, Refused, StorageTrouble, Unavailable
 from worker import messages as m
 from worker import sentences
-from worker.client import error_of
 from worker.messages import News
 from worker.repeats import AGAIN_AFTER_S, Repeats
-from worker.sentences import Work
+from worker.sentences import InHand
 from worker.trouble import training_trouble_of, trouble_of
+from worker.wire import error_of
 
 FOREIGN = re.compile(
     r"UNKNOWN|UNAVAILABLE|ipv4:|ipv6:|last error|addresses|SSL|handshake|CUDA|RuntimeError|Error\b|SessionEnded|Enrol:"
@@ -50,7 +50,7 @@ def test_what_grpc_says_becomes_a_cause_and_stays_out_of_sight(details: str, cau
     trouble = trouble_of(error)
     assert trouble.cause is cause
     assert details in trouble.detail, "for diagnosis"
-    for work in Work:
+    for work in InHand:
         sentence = sentences.unreached(trouble.cause, "example.org:7070", work)
         assert "example.org:7070" in sentence
         assert not FOREIGN.search(sentence), sentence

@@ -16,21 +16,16 @@ from tests.worker.leases import lease_message, read_lease
 from worker import messages as m
 from worker.lease import ReceivedLease
 from worker.messages import EXIT_FAILED, EXIT_OK, EXIT_REFUSED
-from worker.session import (
-    ALLOWED,
-    LEGAL_MOVES,
-    MAX_FAILURES,
-    MAX_REFUSED_PAUSE_S,
-    Session,
-    State,
-)
+from worker.session import MAX_FAILURES, Session
+from worker.states import ALLOWED, LEGAL_MOVES, State
+from worker.timing import Pauses
 
 
 def make_lease(lease_id: str = "r1.1") -> ReceivedLease:
     return read_lease(lease_message(lease_id=lease_id))
 
 
-Kind = TypeVar("Kind", bound=m.Command)
+Kind = TypeVar("Kind", bound=m.SessionCommand)
 
 
 class Driver:
@@ -38,13 +33,13 @@ class Driver:
 
     def __init__(self) -> None:
         self.session = Session()
-        self.commands: list[m.Command] = []
+        self.commands: list[m.SessionCommand] = []
 
-    def feed(self, event: m.Event) -> list[m.Command]:
+    def feed(self, event: m.SessionEvent) -> list[m.SessionCommand]:
         self.commands = self.session.handle(event)
         return self.commands
 
-    def reply(self, kind: type[m.Reply], **fields: object) -> list[m.Command]:
+    def reply(self, kind: type[m.Reply], **fields: object) -> list[m.SessionCommand]:
         return self.feed(kind(ticket=self.session._ticket, **fields))
 
     def the(self, kind: type[Kind]) -> Kind:
@@ -72,6 +67,12 @@ def opening() -> Driver:
 def idle() -> Driver:
     driver = opening()
     driver.reply(m.Opened)
+    return driver
+
+
+def paused() -> Driver:
+    driver = idle()
+    driver.feed(m.Paused(reason="on battery"))
     return driver
 
 
@@ -129,6 +130,7 @@ AT: dict[State, Callable[[], Driver]] = {
     State.ENROLLING: enrolling,
     State.OPENING: opening,
     State.IDLE: idle,
+    State.PAUSED: paused,
     State.FETCHING: fetching,
     State.TRAINING: training,
     State.RESUMING: resuming,
@@ -140,7 +142,7 @@ AT: dict[State, Callable[[], Driver]] = {
 }
 
 
-def live_events(driver: Driver) -> list[m.Event]:
+def live_events(driver: Driver) -> list[m.SessionEvent]:
     """One of each event, as live as it can be in the driver's state."""
     session = driver.session
     ticket, number = session._ticket, session._training
@@ -164,6 +166,8 @@ def live_events(driver: Driver) -> list[m.Event]:
         m.LeaseCancelled(lease_id=session.lease_id or LeaseId("none"), reason="expired"),
         m.LeaveRequested(reason="SIGTERM"),
         m.LeaveTimedOut(),
+        m.Paused(reason="on battery", stops_training=True),
+        m.Resumed(),
     ]
 
 
@@ -409,7 +413,7 @@ def test_refusals_in_a_row_are_further_and_further_apart() -> None:
         pauses_s.append(driver.the(m.CommitSubmission).after_s)
     assert pauses_s == sorted(pauses_s)
     assert pauses_s[0] >= 1.0
-    assert pauses_s[-1] == MAX_REFUSED_PAUSE_S
+    assert pauses_s[-1] == Pauses().most_refused_s
     driver.reply(m.Committed, offset=0, settled=True)
     assert driver.session._refusals == 0
 

@@ -14,6 +14,7 @@ from worker.allowance import RECORDS_BYTES, DiskAllowance, lease_bytes
 from worker.client import CoordinatorClient
 from worker.machine.probe import Machine
 from worker.messages import EXIT_OK, EXIT_REFUSED
+from worker.timing import Pauses
 
 
 async def finish(task: asyncio.Task[Any]) -> Any:
@@ -28,7 +29,6 @@ def run_folder_bytes(home: Path) -> int:
 async def test_a_download_pauses_only_when_nothing_is_left_to_give_way(
     swarm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.agent.DISK_RETRY_S", 0.0)
     gave_way = iter([True, False])
     monkeypatch.setattr(DiskAllowance, "give_way", lambda _self: next(gave_way))
     failures = iter([OSError(errno.ENOSPC, "No space left"), OSError(errno.ENOSPC, "No space left"), None])
@@ -40,7 +40,7 @@ async def test_a_download_pauses_only_when_nothing_is_left_to_give_way(
         return await fetch_manifest(self, version)
 
     monkeypatch.setattr(CoordinatorClient, "get_manifest", on_a_full_disk)
-    _, recorder, task = swarm.agent()
+    _, recorder, task = swarm.agent(pauses=Pauses(disk_s=0.0))
     assert (await finish(task)).exit_code == EXIT_OK
     assert len(recorder.texts("paused")) == 1
 

@@ -9,6 +9,7 @@ figures; writes nothing.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import os
 import platform
@@ -150,6 +151,7 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
+@functools.cache
 def software_versions() -> str:
     """For the operator's eye."""
     return f"barnraise {importlib.metadata.version('barnraise')}, torch {torch.__version__}, {platform.system()}"

@@ -16,7 +16,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -24,7 +23,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from protocol.errors import StorageTrouble
 from protocol.folders import sync_folder
@@ -34,7 +32,9 @@ from protocol.private_files import write_private
 from protocol.storage import is_full, telling_storage_trouble
 from protocol.text import human_bytes
 from worker.disk import private_folder
-from worker.outbox import file_digest
+from worker.files import file_digest
+from worker.ports import LeaseProgress
+from worker.train.local_state import LocalState
 
 FORMAT = 1
 DEFAULT_EVERY_S = 30.0
@@ -44,17 +44,6 @@ MOST_SHARE_OF_TIME = 0.02
 RECORD = "progress.json"
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalState:
-    """The inner loop between two steps: weights, moments and everything else that the next step depends on."""
-
-    step: int
-    """Steps done."""
-    micro_batch: int
-    train_s: float
-    tensors: Mapping[str, Tensor]
 
 
 class _Record(BaseModel):
@@ -161,7 +150,7 @@ class LeaseKeeper:
 
     def __init__(
         self,
-        states: LeaseStates,
+        states: LeaseProgress,
         computation: str,
         *,
         every_s: float = DEFAULT_EVERY_S,

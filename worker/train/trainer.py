@@ -26,7 +26,7 @@ from torch import Tensor
 from protocol.errors import BarnraiseError, LocalError
 from protocol.ids import BlockId
 from protocol.lease import Lease
-from worker.train.lease_state import LocalState
+from worker.train.local_state import LocalState
 from worker.train.optimizer import InnerOptimizer
 
 LOSS_READ_EVERY_S = 1.0

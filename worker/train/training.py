@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,24 +23,15 @@ from protocol.storage import is_full
 from protocol.submission import encode_submission
 from protocol.tensors import decode_tensors, payload_size
 from worker.allowance import DiskAllowance
-from worker.disk import DISK_RETRY_S
-from worker.fetch import FetchedLease
+from worker.fetched import FetchedLease
 from worker.machine.probe import Machine, micro_batch_that_fits
 from worker.options import WorkerOptions
 from worker.outbox import Outbox, Submission
+from worker.ports import Progress
 from worker.progress import Reporter
 from worker.train.lease_state import LeaseKeeper, computation_of
 from worker.train.trainer import LeaseResult, TrainingStopped, pseudo_gradient_of, train_shard
 from worker.trouble import Trouble, training_trouble_of
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far training is: written by the training thread, read by heartbeats. Plain values, so no lock."""
-
-    inner_step: int = 0
-    train_loss: float = 0.0
-    tokens_per_s: float = 0.0
 
 
 class _Job:
@@ -233,7 +223,7 @@ class TrainingRoom:
                 if not paused:
                     self._reporter.say("paused", f"paused: {error}", reason=str(error))
                 paused = True
-                if job.stop.wait(DISK_RETRY_S):
+                if job.stop.wait(self._options.pauses.disk_s):
                     raise TrainingStopped("stopped while it waited for room on the disk") from error
                 continue
             if paused:

@@ -35,13 +35,13 @@ def test_a_change_counts_when_the_next_round_opens_and_leases_keep_theirs(swarm,
     assert s.engine.state.config.outer_learning_rate == 1.0
     assert s.engine.state.chosen_config.outer_learning_rate == 0.5
     s.ask("a")
-    assert pick(GrantLease, s.log)[-1].lease.recipe.learning_rate == before.learning_rate  # granted again, the same
+    assert pick(GrantLease, s.log)[-1].lease.recipe.learning_rate == before.recipe.learning_rate  # the same again
     assert to_aggregation(s, "a", "b", "c").outer_learning_rate == 1.0
     s.ask("a", "b", "c")
     s.aggregated()
     state = s.engine.state
     assert (s.round, state.config.outer_learning_rate, state.next_config) == (2, 0.5, None)
-    assert s.lease("a").learning_rate == pytest.approx(0.001 * before.learning_rate / 0.016, rel=0.5)
+    assert s.lease("a").recipe.learning_rate == pytest.approx(0.001 * before.recipe.learning_rate / 0.016, rel=0.5)
     assert to_aggregation(s, "a", "b", "c").outer_learning_rate == 0.5
     assert s.replayed().snapshot() == s.engine.snapshot()
 

@@ -11,8 +11,9 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
 from coordinator.edge.operator_client import OperatorClient
-from coordinator.edge.server import COORDINATOR_SERVICE, HEALTH_SERVICE, OPERATOR_SERVICE
+from coordinator.edge.server import HEALTH_SERVICE, OPERATOR_SERVICE
 from coordinator.edge.throttle import address_of
+from coordinator.edge.worker_calls import COORDINATOR_SERVICE
 from moe.layout import submission_specs
 from protocol.codecs import FP32
 from protocol.errors import RemoteError

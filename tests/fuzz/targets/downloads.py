@@ -19,7 +19,7 @@ from tests.fuzz.mutate import (
     pieces_mutated,
     split,
 )
-from tests.fuzz.target import Target, scratch
+from tests.fuzz.target import Target
 from tests.fuzz.targets.protocol import IDENTITY, PAYLOAD, frames, short_frames
 from tests.fuzz.targets.worker_world import world
 from worker.fetch import Fetcher, checked_ref
@@ -57,12 +57,14 @@ def _signed(content: bytes) -> bytes:
 
 def _block(data: bytes) -> object:
     """The first byte says how much an earlier download left; the frames of the rest follow."""
-    there, path = world(), scratch() / "block.part"
-    path.write_bytes(PAYLOAD[: data[0] if data else 0])
+    there, ref = world(), BlockRef(digest=digest_of(PAYLOAD), payload_bytes=len(PAYLOAD))
+    cache = there.home.disk.blocks
+    cache.partial(ref.digest).write_bytes(PAYLOAD[: data[0] if data else 0])
     there.channel.answers, there.channel.frames = [b""], split(data[1:])
+    fetcher = Fetcher(there.client, there.home.disk, there.enrolment, InlineBackground())
     with short_frames():
-        finish(there.client.download_block(digest_of(PAYLOAD), len(PAYLOAD), path, lambda _: None))
-    assert path.read_bytes() == PAYLOAD
+        finish(there.client.patiently(lambda: fetcher._download(ref, lambda _: None)))
+    assert cache.path(ref.digest).read_bytes() == PAYLOAD
     return None
 
 

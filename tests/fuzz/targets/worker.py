@@ -32,8 +32,9 @@ from tests.fuzz.targets.protocol import IDENTITY, authority
 from tests.fuzz.targets.worker_world import STATUS_HEAD, cheaply, description, world
 from tests.worker.leases import lease_message, read_lease
 from worker import messages as m
-from worker.agent import MAX_HEARTBEAT_S, MIN_HEARTBEAT_S, MIN_RETRY_AFTER_S, Agent
-from worker.fetch import understand_run
+from worker.agent import MAX_HEARTBEAT_S, MIN_HEARTBEAT_S, Agent
+from worker.calls import MIN_RETRY_AFTER_S
+from worker.fetched import understand_run
 from worker.lease import description_from_message
 
 REFUSED = (RemoteError, ConfigError)
@@ -93,7 +94,7 @@ CALLS: dict[str, m.Call] = {
 }
 
 
-def _answered(name: str, data: bytes) -> m.Event:
+def _answered(name: str, data: bytes) -> m.SessionEvent:
     """The event that the agent makes of a reply; RemoteError where it refuses it."""
     there = world()
     there.answer(data)
@@ -104,7 +105,7 @@ def _answered(name: str, data: bytes) -> m.Event:
     elif there.joining._offer is None:
         there.joining._offer = worker.joining.Offer(columns=3, tokens_per_s=1.0)
 
-    async def ask() -> m.Event:
+    async def ask() -> m.SessionEvent:
         await agent._perform(CALLS[name])
         event = agent._events.get_nowait()
         if isinstance(event, Exception):

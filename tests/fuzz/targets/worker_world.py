@@ -18,14 +18,14 @@ from protocol.ids import LeaseId, RunId, digest_of
 from protocol.joinlink import JoinLink
 from protocol.tls import manifest_key_message
 from protocol.v1 import barnraise_pb2 as pb
-from tests.fuzz.fakes import FakeChannel, InlineBackground, status
+from tests.fuzz.fakes import FakeChannel, FakeWire, Idle, InlineBackground, status
 from tests.fuzz.target import scratch
 from tests.fuzz.targets.protocol import IDENTITY, PAYLOAD, SEED, authority
 from tests.worker.leases import lease_message, read_lease
 from worker import messages as m
 from worker.agent import Agent
 from worker.client import CoordinatorClient
-from worker.fetch import understand_run
+from worker.fetched import understand_run
 from worker.home import Enrolment, RunHome, open_home
 from worker.joining import Joining
 from worker.lease import description_from_message
@@ -99,12 +99,12 @@ class World:
         )  # fmt: skip
         self.home.outbox.save(submission, PAYLOAD)
         options = WorkerOptions(link=str(link), measure_speed=False, name="a worker")
-        self.client = CoordinatorClient(link, authority().cert_pem, Unsigned.from_seed(SEED))
-        self.client._channel = self.channel
-        self.joining = Joining(options, link, self.home, QuietReporter())
-        self.joining._background = InlineBackground()
+        wire = FakeWire(link, self.channel, authority().cert_pem)
+        self.client = CoordinatorClient(link, Unsigned.from_seed(SEED), wire=wire)
+        self.joining = Joining(
+            options, link, self.home, QuietReporter(), dial=lambda *_: self.client, background=InlineBackground()
+        )
         self.joining._client = self.client
-        self.joining._bootstrap = self._bootstrap  # type: ignore[method-assign]
         self.joining._enrolment = self.enrolment = Enrolment(
             worker_id=IDENTITY.worker_id,
             run_id=RunId("run"),
@@ -117,13 +117,10 @@ class World:
         self.options = options
         self.lease = read_lease(lease_message(base_version=1))
 
-    async def _bootstrap(self) -> bytes:
-        return authority().cert_pem
-
     def agent(self) -> Agent:
         """In a session, idle."""
         self.joining._run, self.joining._enrolment = self.run, self.enrolment
-        agent = Agent(self.options, MACHINE, self.joining, self.home.outbox, QuietReporter())
+        agent = Agent(MACHINE, self.joining, self.home.outbox, Idle(), QuietReporter())
         agent._session.handle(m.Started(enrolled=True))
         agent._session.handle(m.Opened(ticket=1))
         return agent

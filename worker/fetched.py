@@ -1,0 +1,58 @@
+"""What a worker has understood of a run, and what it has fetched for a lease: data, and no more.
+
+Decides nothing but whether a run's description makes sense. Touches nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe.config import config_from_json
+from moe.layout import Layout, layout
+from protocol.codecs import codec_named
+from protocol.errors import MalformedMessage
+from protocol.ids import BlockId, Digest
+from protocol.lease import Lease
+from worker.data import SequenceShape
+from worker.lease import RunDescription
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run that this worker has understood: its description, and the model's layout made from it."""
+
+    description: RunDescription
+    layout: Layout
+
+    @property
+    def sequences(self) -> SequenceShape:
+        """What a lease's sequences are like."""
+        length, values = self.description.sequence_length, self.layout.config_json
+        return SequenceShape(tokens=length + 1, vocab_size=int(values["vocab_size"]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchedLease:
+    """Everything training needs, checked and on this machine."""
+
+    lease: Lease
+    run: Run
+    digests: dict[BlockId, Digest]
+    sequences: NDArray[np.int64]
+    """[N, L]: the lease's sequences in order."""
+
+
+def understand_run(description: RunDescription) -> Run:
+    """The run's layout, from its closed configuration; MalformedMessage or ConfigError with the reason."""
+    try:
+        values = json.loads(description.model_json)
+    except (ValueError, RecursionError) as error:
+        raise MalformedMessage("the run's model configuration is not JSON") from error
+    if not isinstance(values, dict):
+        raise MalformedMessage("the run's model configuration is not a JSON object")
+    codec_named(description.codec)
+    return Run(description=description, layout=layout(config_from_json(values), description.residency))
