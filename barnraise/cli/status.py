@@ -77,7 +77,7 @@ def _states(name: str) -> frozenset[WorkerState]:
     try:
         return frozenset({WorkerState(name)})
     except ValueError as error:
-        raise ConfigError(f"no worker is ever {name!r}; a state is one of {', '.join(WorkerState)}") from error
+        raise ConfigError(f"{name!r} is not a worker's state: expected one of {', '.join(WorkerState)}") from error
 
 
 def print_status(status: RunStatus) -> None:

@@ -1,7 +1,7 @@
 """What an operator sees of a run: the schema of what goes over the wire as JSON, and is printed as such.
 
-Decides nothing. `RunSummary` is of constant size, whatever the run's (GetStatus); `StatusRow`s come in pages
-(ListStatus); `RunStatus` is the two put together, complete or in part, for whoever asked.
+Decides nothing. `RunSummary` is of constant size, whatever the run's (GetStatus); workers, rounds, validations and
+checkpoints come in pages (ListStatus); `RunStatus` is the two put together, complete or in part, for whoever asked.
 """
 
 from __future__ import annotations
