@@ -9,9 +9,11 @@ from protocol.file_lock import FileLock
 
 
 def private_folder(path: Path) -> Path:
-    """`path` as a folder that only its owner may enter, made where it is missing."""
+    """`path` as a folder that only its owner may enter, made where it is missing, as are those above it."""
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (*reversed(path.parents), path):  # `parents=True` would leave those above open to everybody
+            if not folder.is_dir():
+                folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot make the folder {path}: {error.strerror}") from error
     return path

@@ -171,7 +171,7 @@ TINIEST: Mapping[str, Any] = {
     "num_experts_per_tok": 1,
     "max_position_embeddings": 16,
 }
-"""OLMoE's shape, as small as it gets."""
+"""The tiny preset's family, as small as it gets."""
 
 
 @functools.cache

@@ -28,8 +28,8 @@ MODES = (
         "private files",
         becomes(
             "worker:private_folder",
-            "path.mkdir(mode=0o700, parents=True, exist_ok=True)",
-            "path.mkdir(parents=True, exist_ok=True)",
+            "folder.mkdir(mode=0o700, exist_ok=True)",
+            "folder.mkdir(exist_ok=True)",
         ),
         VOLUNTEER,
     ),

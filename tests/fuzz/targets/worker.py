@@ -11,7 +11,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 
-import worker.fetch
+import worker.fetched
 import worker.joining
 from moe.config import config_from_json, config_to_json
 from moe.presets import preset

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cache, lru_cache
 from typing import Any
 
-import worker.fetch
+import worker.fetched
 import worker.joining
 from moe.config import config_from_json, config_to_json
 from moe.layout import Layout, layout
@@ -59,14 +59,14 @@ class Unsigned(PrivateIdentity):
 @contextlib.contextmanager
 def cheaply() -> Iterator[None]:
     """Inside, what has nothing to do with an input is done once: 7 ms for a model's layout, 1 ms for our versions."""
-    fetch: Any = worker.fetch
+    fetched: Any = worker.fetched
     joining: Any = worker.joining
-    plain = fetch.layout, joining.software_versions
-    fetch.layout, joining.software_versions = _layout, lambda: "test"
+    plain = fetched.layout, joining.software_versions
+    fetched.layout, joining.software_versions = _layout, lambda: "test"
     try:
         yield
     finally:
-        fetch.layout, joining.software_versions = plain
+        fetched.layout, joining.software_versions = plain
 
 
 def description(**changes: Any) -> pb.RunDescription:
