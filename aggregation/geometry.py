@@ -109,7 +109,7 @@ def geometric_median(gram_WW: Tensor, weights: Sequence[float]) -> Tensor:
             return at_row_W
         ahead = here.at(_newton_step(here))
         if here.left <= CANCELLED:
-            # one more step gives the last digits; a long one is no refinement, but rounding where every point will do
+            # one more step gives the last digits; a long one is not refinement but rounding where every point will do
             is_fine = float((ahead.coefficients_W - here.coefficients_W).abs().max()) <= REFINEMENT
             return (ahead if is_fine else here).coefficients_W
         moved_W = here.pulls_W / here.pulls_W.sum()
@@ -177,7 +177,7 @@ class _Pulls:
         """Inner products of the directions from z to the rows."""
         pull = float((weights_W @ self.directions_WW @ weights_W).clamp(min=0.0).sqrt())
         self.left = pull / float(weights_W.sum())
-        """Length of all pulls together, as a share of the weight: 0 at a median that is no row."""
+        """Length of all pulls together, as a share of the weight: 0 at a median that is not a row."""
 
     def at(self, coefficients_W: Tensor) -> _Pulls:
         """The same at another point."""

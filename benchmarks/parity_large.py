@@ -30,7 +30,9 @@ from coordinator.run.folder import RunFolder, init_run
 from coordinator.run.opened import OpenedRun
 from coordinator.settings import RunSettings
 from moe.full import evaluate_loss, full_model
+from moe.presets import PRESETS
 from protocol.errors import ConfigError
+from protocol.recipe import MUON, OPTIMIZERS
 from simulator.virtual.inner import PureLeases, Shards
 from simulator.virtual.swarm import STILL, VirtualSwarm, Volunteer
 
@@ -219,7 +221,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="where everything is kept between calls")
     parser.add_argument("--minutes", type=float, default=9.0, help="how long this call may work")
-    parser.add_argument("--preset", default="100m", help="tiny, 100m or olmoe-7b")
+    parser.add_argument("--preset", default="100m", choices=PRESETS)
     parser.add_argument("--data", default="stdlib", help="folder, file, stdlib, or datasets:NAME")
     parser.add_argument("--tokens", type=float, default=300e6, help="of all workers together")
     parser.add_argument("--workers", type=int, default=8)
@@ -227,7 +229,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32, help="sequences a worker's inner step takes")
     parser.add_argument("--micro-batch", type=int, default=None, help="sequences in memory at a time")
     parser.add_argument("--sequence-length", type=int, default=512)
-    parser.add_argument("--optimizer", default="muon", help="muon or adamw")
+    parser.add_argument("--optimizer", default=MUON, choices=OPTIMIZERS)
     parser.add_argument("--lr", type=float, default=1e-3, help="the swarm's rate of AdamW")
     parser.add_argument("--muon-lr", type=float, default=0.02, help="the swarm's rate of Muon")
     parser.add_argument("--central-lr", type=float, default=1e-3)

@@ -43,7 +43,7 @@ A run's settings stand in `settings.toml` in its folder: the run's own at the to
 - A round of which nothing is leased yet takes a change at once: a run that waits for more workers than come is freed by
   `set RUN min_workers 2`.
 - `set` works while the run is served and while it is not. The change is journalled first, then the file is written,
-  its comments and order kept; whoever dies in between leaves a file that the next start brings into line.
+  its comments and order kept; a process that dies in between leaves a file that the next start brings into line.
 - A file that was edited against the journal is refused at the start, with both values and what to do. What `[engine]`
   does not name, the journal decides.
 - A change of `inner.*` makes screening forget the norms it has seen: they belong to another recipe. For one round norms

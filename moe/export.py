@@ -161,7 +161,7 @@ def _check_architecture(path: Path) -> None:
         values = json.loads(path.read_bytes())
         model_type = values.get("model_type")
     except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read: it is no object in JSON") from error
+        raise ConfigError(f"{path} cannot be read: it is not a JSON object") from error
     if not isinstance(model_type, str):
         raise ConfigError(f"{path} names no model_type: it is not the configuration of a model of transformers")
     model_class(model_type)

@@ -1,18 +1,20 @@
 """Model shapes that have a name. Decides sizes only; touches nothing.
 
 `tiny` learns Python source on two CPU cores in minutes; `100m` suits one small GPU; `olmoe-7b` is the shape of
-OLMoE-1B-7B-0924 (arXiv:2409.02060) with its vocabulary.
+OLMoE-1B-7B-0924 (arXiv:2409.02060) with its vocabulary. Loads no `transformers` by itself, so that commands can list
+the names.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
-
-from transformers import OlmoeConfig, PreTrainedConfig
+from typing import TYPE_CHECKING, Any, Final
 
 from moe.tokenizer import BOS_ID, BYTE_VOCAB_SIZE, EOS_ID, PAD_ID
 from protocol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,8 @@ def preset(name: str, *, vocab_size: int | None = None) -> PreTrainedConfig:
 
     Special tokens of the preset stay only where its own vocabulary stays: another tokenizer's lie elsewhere.
     """
+    from transformers import OlmoeConfig
+
     shape = _SHAPES.get(name)
     if shape is None:
         raise ConfigError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")

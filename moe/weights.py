@@ -77,7 +77,7 @@ def open_weights(folder: Path) -> Weights:
     for path in _weight_files(folder):
         try:
             with safe_open(path, "pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+                for name in opened.keys():  # noqa: SIM118 (it is not a mapping)
                     files[name], stored[name] = path, opened.get_slice(name).get_dtype()
         except (OSError, SafetensorError) as error:
             raise ConfigError(

@@ -1,7 +1,7 @@
 """Why a call came to nothing, as a word that both sides know: what sentences for people are chosen by.
 
 A coordinator sends the word beside a refusal (in the trailing metadata `barnraise-cause`), so that nobody has to guess
-from the text of a status, which may be gRPC's own. An unknown word counts as none: versions may differ.
+from the text of a status, which may be gRPC's own. An unknown word counts as a missing one: versions may differ.
 """
 
 from __future__ import annotations

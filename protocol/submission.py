@@ -19,6 +19,7 @@ from protocol.specs import TensorSpec
 from protocol.tensors import decode_tensors, encode_tensors
 
 Blocks = Mapping[BlockId, Mapping[str, Tensor]]
+"""Block, then parameter name, then tensor: a base version, or a pseudo-gradient."""
 Payload = bytes | bytearray | memoryview | Path | BinaryIO
 
 

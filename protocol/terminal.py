@@ -14,6 +14,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
+EXIT_INTERRUPTED = 130
+"""Stopped by Ctrl-C, as shells tell it: 128 and the number of SIGINT."""
+
 
 def ending_signals() -> tuple[signal.Signals, ...]:
     """Signals that ask this process to end in good order. Windows has no SIGHUP; SIGQUIT ends at once, as ever."""

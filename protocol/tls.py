@@ -124,7 +124,7 @@ def manifest_key_message(run_id: RunId, manifest_public_key: bytes) -> bytes:
 
 
 def fingerprint_of(ca_pem: bytes) -> str:
-    """SHA-256 of the certificate's DER bytes, in lower-case hexadecimal; MalformedMessage if it is no certificate."""
+    """SHA-256 of the certificate's DER bytes, in lower-case hexadecimal; MalformedMessage if it is not one."""
     return hashlib.sha256(_load_certificate(ca_pem).public_bytes(Encoding.DER)).hexdigest()
 
 

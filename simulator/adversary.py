@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from protocol.errors import ConfigError
 from protocol.ids import LeaseId
-from simulator.attacks import ATTACKS, Blocks, Colluders
+from protocol.submission import Blocks
+from simulator.attacks import ATTACKS, Colluders
 from simulator.seeds import derived_seed
 
 

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-Blocks = Mapping[BlockId, Mapping[str, "Tensor"]]
-"""A pseudo-gradient: block, then parameter name, then tensor."""
+    from protocol.submission import Blocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +47,7 @@ class Colluders:
         return [one.pseudo_gradient[block] for one in self.group if block in one.pseudo_gradient]
 
 
-Forge = Callable[[Colluders, float, "torch.Generator"], Blocks]
+Forge = Callable[[Colluders, float, "torch.Generator"], "Blocks"]
 """(view, strength, generator) -> what is sent instead of `view.own`: the same names, shapes and dtypes."""
 Corrupt = Callable[["NDArray[np.int64]", float, "np.random.Generator", int], "NDArray[np.int64]"]
 """(sequences [N, T], strength, generator, vocabulary) -> what is trained on instead, of the same shape."""

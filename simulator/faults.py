@@ -12,13 +12,10 @@ journal position, bytes on a connection, time. What is not named matches everyth
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
-
-from protocol.errors import ConfigError
 
 COORDINATOR = -1
 """The `worker` of an address that means the coordinator's own process or disk."""
@@ -200,20 +197,3 @@ def _matches(at: FaultSite, point: Point) -> bool:
     if at.after_bytes is not None and (point.sent_bytes is None or point.sent_bytes < at.after_bytes):
         return False
     return at.after_s is None or point.now_s >= at.after_s
-
-
-def faults_to_json(faults: Iterable[Fault]) -> str:
-    """The plan as text, for a report or for another process."""
-    plain = [{**asdict(fault), "kind": fault.kind.value} for fault in faults]
-    return json.dumps(plain, separators=(",", ":"))
-
-
-def faults_from_json(text: str) -> tuple[Fault, ...]:
-    """The plan that `text` was made of; ConfigError names what is wrong with it."""
-    try:
-        return tuple(
-            Fault(**{**plain, "kind": FaultKind(plain["kind"]), "at": FaultSite(**plain["at"])})
-            for plain in json.loads(text)
-        )
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"not a list of faults: {error}; see simulator/faults.py for the fields") from error

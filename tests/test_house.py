@@ -1,4 +1,4 @@
-"""How the house is kept: no file too long to be read in one sitting, no link that leads nowhere."""
+"""How the house is kept: no file too long to be read in one sitting, no link or path that leads nowhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from tests.test_imports import ROOMS
 ROOT = Path(__file__).parents[1]
 MAX_LINES = 350
 GENERATED = ("*_pb2.py", "*_pb2_grpc.py")
+FOLDERS = "|".join((*ROOMS, "tests", "docs", "results"))
+PATH = re.compile(rf"(?<![\w/.-])(?:{FOLDERS})/[a-z0-9_/-]+\.(?:py|md|json|proto)\b")
+HISTORY = ("CHANGELOG.md", "docs/log.md", "docs/decisions/*")
+"""What was so when it was written."""
 
 
 def test_no_file_is_too_long() -> None:
@@ -23,6 +27,20 @@ def test_every_link_of_the_docs_leads_to_a_file() -> None:
     ]
     assert len(linked) > 30
     assert [(page.name, link) for page, link in linked if not (page.parent / link).exists()] == []
+
+
+def test_every_file_that_docs_or_code_speak_of_is_there() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    code = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    read = [path for path in (*pages, *code) if not any(path.match(pattern) for pattern in HISTORY)]
+    named = [(path, name) for path in read for name in PATH.findall(path.read_text(encoding="utf-8"))]
+    assert len(named) > 100
+    assert [(str(path.relative_to(ROOT)), name) for path, name in named if not (ROOT / name).exists()] == []
+
+
+def test_a_path_is_told_from_a_placeholder() -> None:
+    text = "`results/NAME.json`, our/worker/a.py, worker/gone.py; `docs/decisions/0099-x.md`"
+    assert PATH.findall(text) == ["worker/gone.py", "docs/decisions/0099-x.md"]
 
 
 def test_a_long_file_is_found_and_a_generated_one_is_not(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def home_root(home: Path | None) -> Path:
 
 
 def known_runs(root: Path) -> list[KnownRun]:
-    """Runs that this machine is enrolled in, by name; what cannot be read is no enrolment."""
+    """Runs that this machine is enrolled in, by name; what cannot be read is left out."""
     folders = root.glob("runs/*") if root.is_dir() else ()
     runs = [run for folder in folders if (run := _known(folder)) is not None]
     return sorted(runs, key=lambda run: (run.address.run_name if run.address else "", run.run_id))

@@ -32,8 +32,8 @@ _UNREACHED = {
     Cause.NAME_UNKNOWN: "The name in {address} cannot be looked up: either this machine is offline, or it is mistyped",
     Cause.NO_ROUTE: "There is no way to {address} from this network: look at this machine's connection",
     Cause.NO_ANSWER: "The coordinator at {address} does not answer in time",
-    Cause.NOT_A_COORDINATOR: "Whoever answers at {address} does not speak as a coordinator does",
-    Cause.WRONG_CERTIFICATE: "Whoever answers at {address} is not the run that you joined",
+    Cause.NOT_A_COORDINATOR: "What answers at {address} is not a coordinator of Barnraise",
+    Cause.WRONG_CERTIFICATE: "The coordinator at {address} is not that of the run that you joined",
     Cause.BROKEN_OFF: "The connection to {address} broke off",
     Cause.OVERLOADED: "The coordinator at {address} has too much to do, or is being stopped",
     Cause.OUT_OF_STORAGE: "The coordinator at {address} has no room on its disk; its operator has to make some",
@@ -50,8 +50,8 @@ _FINAL = {
     Cause.NOT_ENROLLED: f"The run does not know this machine, or does not any more. {_NEW_LINK}",
     Cause.OTHER_VERSION: "This barnraise and the coordinator's do not understand each other: update the older.",
     Cause.TOO_SMALL: "This machine offers too little for this run: {said}.",
-    Cause.WRONG_CERTIFICATE: "Whoever answers at {address} is not the run that the join link names, so nothing was sent"
-    " there. Compare the link with what the operator sent you; if it is the same, ask for a new one.",
+    Cause.WRONG_CERTIFICATE: "The coordinator at {address} is not the one that the join link names, so nothing was sent"
+    " to it. Compare the link with what the operator sent you; if it is the same, ask for a new one.",
     Cause.MALFORMED: "What the coordinator at {address} sent is not what was agreed, so none of it was used. Tell the"
     " run's operator.",
     Cause.LOCAL_STORAGE: "A file of the worker's cannot be read or written: make room on this machine's disk, or see"

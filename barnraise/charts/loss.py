@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _SWARM, _LONE, _REJECTED, _EXPIRED, _QUIET = "#1f6feb", "#d1242f", "#d1242f", "#bf8700", "#57606a"
 
@@ -53,7 +54,7 @@ def draw_loss(picture: LossPicture, path: Path) -> None:
     canvas.print_figure(str(path), format="png")
 
 
-def _draw_losses(axes, picture: LossPicture) -> None:  # type: ignore[no-untyped-def]
+def _draw_losses(axes: Any, picture: LossPicture) -> None:
     """Loss after each round; the first point is the untrained model."""
     axes.set_ylabel("held-out loss, nats a token")
     if picture.val_loss:
@@ -68,7 +69,7 @@ def _draw_losses(axes, picture: LossPicture) -> None:  # type: ignore[no-untyped
         axes.text(0.5, 0.5, "no version was validated", ha="center", transform=axes.transAxes, color=_QUIET)
 
 
-def _draw_fates(axes, picture: LossPicture) -> None:  # type: ignore[no-untyped-def]
+def _draw_fates(axes: Any, picture: LossPicture) -> None:
     """What became of each round's leases, as stacked bars."""
     positions = [record.round for record in picture.rounds]
     accepted = [record.accepted for record in picture.rounds]

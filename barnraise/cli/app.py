@@ -12,13 +12,13 @@ from barnraise.cli import data, evaluate, model, pretrain, settings, simulate, s
 from barnraise.cli.endings import (
     EXIT_CORRECTABLE,
     EXIT_DONE,
-    EXIT_INTERRUPTED,
     EXIT_UNFINISHED,
     ending_of,
     flushed,
     has_reader,
 )
 from barnraise.cli.output import speak_in_any_encoding
+from protocol.terminal import EXIT_INTERRUPTED
 
 app = typer.Typer(
     name="barnraise",

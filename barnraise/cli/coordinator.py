@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from barnraise.cli.options import Settings, number
+from barnraise.cli.options import Json, Settings, number, one_of
 from barnraise.cli.output import ProgressLine, documents_told, print_json, say_note
+from moe.presets import PRESETS
 from protocol.codecs import CODECS
 from protocol.residency import RESIDENCIES
 
@@ -28,10 +29,6 @@ MOST_HOURS = 8784
 """The longest life of an invite, a leap year (coordinator/edge/operator_service.py), in the unit of the option."""
 
 RunArgument = Annotated[Path, typer.Argument(help="The run's folder.")]
-Trusted = Annotated[
-    bool, typer.Option("--trusted", help="Mark who joins with these links as trusted; nothing depends on it yet.")
-]
-Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 
 @app.command()
@@ -39,13 +36,13 @@ def init(
     folder: RunArgument,
     settings: Annotated[Path | None, typer.Option(help="A settings.toml to start from; options override it.")] = None,
     name: Annotated[str | None, typer.Option(help="What people see.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Train this shape from scratch: tiny, 100m, olmoe-7b.")] = None,
+    preset: Annotated[str | None, typer.Option(help=f"Train this shape from scratch: {one_of(PRESETS)}.")] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Train on from this Hugging Face folder, at a quarter of the usual rates.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="A prepared dataset, a text file or folder, or stdlib.")] = None,
-    residency: Annotated[str | None, typer.Option(help=f"{' or '.join(RESIDENCIES)}.")] = None,
-    codec: Annotated[str | None, typer.Option(help=f"What submissions are encoded in: {' or '.join(CODECS)}.")] = None,
+    residency: Annotated[str | None, typer.Option(help=f"{one_of(RESIDENCIES)}.")] = None,
+    codec: Annotated[str | None, typer.Option(help=f"What submissions are encoded in: {one_of(CODECS)}.")] = None,
     sequence_length: Annotated[int | None, typer.Option(help="Tokens a sequence.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the first weights.")] = None,
     rounds: Annotated[int | None, typer.Option(help="After so many rounds the run is over.")] = None,

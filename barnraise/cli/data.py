@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from barnraise.cli.options import number
+from barnraise.cli.options import Json, number
 from barnraise.cli.output import ProgressLine, documents_told, print_json, print_pairs, say_note
 from protocol.text import human_bytes
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from coordinator.datasets import DatasetCard
 
 app = typer.Typer(no_args_is_help=True, help="Make and look at datasets.")
-
-Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 
 @app.command()

@@ -23,7 +23,6 @@ EXIT_UNFINISHED = 1
 EXIT_CORRECTABLE = 2
 EXIT_FAULT = 70
 """A fault of the program itself; the number is sysexits.h's EX_SOFTWARE."""
-EXIT_INTERRUPTED = 130
 
 _OUTPUT = Path("the output")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from barnraise.cli.options import Json
 from barnraise.cli.output import ProgressLine, print_json, print_pairs, print_table, say_note
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write evaluation.json and health.png into this folder.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier evaluation in that folder.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Loss and perplexity on text that no worker saw, with standard errors, and how the experts are doing."""
     from protocol.errors import ConfigError

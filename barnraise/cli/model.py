@@ -10,13 +10,14 @@ from typing import Annotated
 
 import typer
 
-from barnraise.cli.options import MOST_SEED, number
+from barnraise.cli.options import MOST_SEED, Json, number, one_of
 from barnraise.cli.output import parse_bytes, print_json, print_pairs, print_sample, print_table
+from moe.presets import PRESETS
 from protocol.residency import FROZEN, RESIDENCIES
 from protocol.text import human_bytes
 
 
-def version(as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
+def version(as_json: Json = False) -> None:
     """Which versions are installed."""
     from barnraise import __version__
     from barnraise.versions import installed_versions
@@ -38,7 +39,7 @@ def sample(
             help="Below 1 it is more careful; 0 always takes the likeliest token.",
         ),
     ] = 0.8,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Let a checkpoint write some text."""
     from protocol.errors import ConfigError
@@ -55,13 +56,13 @@ def sample(
 
 
 def plan(
-    preset: Annotated[str, typer.Option(help="tiny, 100m or olmoe-7b.")] = "tiny",
+    preset: Annotated[str, typer.Option(help=f"{one_of(PRESETS)}.")] = "tiny",
     checkpoint: Annotated[Path | None, typer.Option(help="A Hugging Face folder instead of a preset.")] = None,
     memory: Annotated[str, typer.Option(help="Memory to train in, for example 24GB.")] = "8GB",
-    residency: Annotated[str, typer.Option(help=f"{' or '.join(RESIDENCIES)}.")] = FROZEN,
+    residency: Annotated[str, typer.Option(help=f"{one_of(RESIDENCIES)}.")] = FROZEN,
     batch: Annotated[int, typer.Option(min=1, help="Sequences an inner step.")] = 16,
     sequence_length: Annotated[int, typer.Option(min=1, help="Tokens a sequence.")] = 128,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Json = False,
 ) -> int:
     """How many expert columns fit in a given memory, and why; exit code 1 where not even one does."""
     from moe.export import checkpoint_config

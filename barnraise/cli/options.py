@@ -6,12 +6,14 @@ Decides ranges in people's units; what is not a number, or not finite, is refuse
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated
 
 import typer
 
 MOST_SEED = 2**63 - 1
+
+Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 Settings = Annotated[
     list[str] | None,
@@ -22,6 +24,12 @@ Settings = Annotated[
         "A wrong key is answered with those there are.",
     ),
 ]
+
+
+def one_of(names: Iterable[str]) -> str:
+    """The names that an option may have, for its help."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def number(

@@ -14,8 +14,10 @@ from typing import Annotated
 
 import typer
 
-from barnraise.cli.options import MOST_SEED, number
+from barnraise.cli.options import MOST_SEED, Json, number, one_of
 from barnraise.cli.output import ProgressLine, documents_told, print_json, print_pairs, say_note
+from moe.presets import PRESETS
+from protocol.recipe import OPTIMIZERS
 
 REPORT_EVERY_S = 1.0
 
@@ -23,13 +25,13 @@ REPORT_EVERY_S = 1.0
 def pretrain(
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint; new, or empty.")],
     data: Annotated[str, typer.Option(help="A prepared dataset, or a source: folder, file, stdlib, datasets:NAME.")],
-    preset: Annotated[str, typer.Option(help="tiny, 100m or olmoe-7b.")] = "tiny",
+    preset: Annotated[str, typer.Option(help=f"{one_of(PRESETS)}.")] = "tiny",
     checkpoint: Annotated[Path | None, typer.Option(help="A Hugging Face folder to go on with.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 200,
     batch: Annotated[int, typer.Option(min=1, help="Sequences a step.")] = 64,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Sequences in memory at a time.")] = None,
     sequence_length: Annotated[int, typer.Option(min=1, help="Tokens a sequence.")] = 128,
-    optimizer: Annotated[str | None, typer.Option(help="muon or adamw; a run's own by default.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help=f"{one_of(OPTIMIZERS)}; a run's own by default.")] = None,
     learning_rate: Annotated[
         float | None,
         typer.Option(parser=number(above=0), metavar="NUMBER", help="Peak of AdamW's rate; a cosine lowers it."),
@@ -42,7 +44,7 @@ def pretrain(
         str | None, typer.Option(help="What OUT is kept in: fp32, bf16 or fp16; that of --checkpoint by default.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Json = False,
 ) -> int | None:
     """Pre-train a model on this machine, as the start of a run. Stopped, the same command goes on."""
     from barnraise.evaluation import chosen_device

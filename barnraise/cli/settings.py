@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from barnraise.cli.coordinator import Json, RunArgument
+from barnraise.cli.coordinator import RunArgument
+from barnraise.cli.options import Json
 from barnraise.cli.output import print_json
 
 

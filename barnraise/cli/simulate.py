@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from barnraise.cli.options import MOST_SEED, Settings, number
+from aggregation.names import BASES, PRE_STEPS
+from barnraise.cli.options import MOST_SEED, Settings, number, one_of
 from barnraise.cli.output import print_json, print_pairs, print_sample
 from protocol.codecs import BF16, CODECS
 from protocol.residency import FROZEN, RESIDENCIES
@@ -67,18 +68,15 @@ def simulate(
         Path | None, typer.Option(help="Train on from this Hugging Face folder, at a quarter of the usual rates.")
     ] = None,
     data: Annotated[str, typer.Option(help="stdlib, a file, a folder, or a prepared dataset.")] = "stdlib",
-    residency: Annotated[str, typer.Option(help=f"{' or '.join(RESIDENCIES)}.")] = FROZEN,
-    codec: Annotated[str, typer.Option(help=f"What submissions are encoded in: {' or '.join(CODECS)}.")] = BF16.name,
+    residency: Annotated[str, typer.Option(help=f"{one_of(RESIDENCIES)}.")] = FROZEN,
+    codec: Annotated[str, typer.Option(help=f"What submissions are encoded in: {one_of(CODECS)}.")] = BF16.name,
     columns: Annotated[int | None, typer.Option(min=1, help="Expert columns a worker holds at most.")] = None,
     inner_steps: Annotated[int | None, typer.Option(min=1, help="Inner steps a lease; a run's default is 10.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences an inner step; a run's default is 16.")] = None,
     sequence_length: Annotated[int, typer.Option(min=8, help="Tokens a sequence.")] = 128,
     rule: Annotated[
         str,
-        typer.Option(
-            help="mean, median, trimmed_mean, krum, multi_krum, geometric_median or centered_clipping; "
-            "all but mean also as nnm+RULE or bucketing+RULE."
-        ),
+        typer.Option(help=f"{one_of(BASES)}; all but mean also as {one_of(f'{pre}+RULE' for pre in PRE_STEPS)}."),
     ] = "trimmed_mean",
     settings: Settings = None,
     as_json: Json = False,

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from barnraise.cli.coordinator import Json, RunArgument
-from barnraise.cli.options import number
+from barnraise.cli.coordinator import RunArgument
+from barnraise.cli.options import Json, number
 from barnraise.cli.output import print_json, print_pairs, print_table
 from protocol.errors import ConfigError
 from protocol.text import human_bytes
@@ -77,7 +77,7 @@ def _states(name: str) -> frozenset[WorkerState]:
     try:
         return frozenset({WorkerState(name)})
     except ValueError as error:
-        raise ConfigError(f"no worker is ever {name!r}; a state is one of {', '.join(WorkerState)}") from error
+        raise ConfigError(f"{name!r} is not a worker's state: expected one of {', '.join(WorkerState)}") from error
 
 
 def print_status(status: RunStatus) -> None:

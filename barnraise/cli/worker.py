@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from barnraise.cli.options import Json
 from barnraise.cli.output import parse_bytes, print_json, print_pairs
 from protocol.text import human_bytes
 
@@ -98,7 +99,7 @@ def join(
 def probe(
     device: Device = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads to measure with.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """What this machine would offer to a run."""
     from worker.options import check_device

@@ -107,7 +107,7 @@ def read_card(folder: Path) -> DatasetCard:
         with path.open("rb") as file:
             raw = file.read(MAX_CARD_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{folder} is no prepared dataset: cannot read {CARD_FILE} ({error.strerror})") from error
+        raise ConfigError(f"{folder} is not a prepared dataset: cannot read {CARD_FILE} ({error.strerror})") from error
     if len(raw) > MAX_CARD_BYTES:
         raise ConfigError(f"{path}: expected at most {MAX_CARD_BYTES} bytes of card")
     try:

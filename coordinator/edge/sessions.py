@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from protocol.causes import Cause
 from protocol.errors import Unauthenticated
 from protocol.ids import WorkerId
-from protocol.signing import CounterWindow
+from protocol.signing import SESSION_ID_BYTES, CounterWindow
 
-SESSION_ID_BYTES = 16
 REMEMBERED_REPLIES = 32
 """Replies kept for a repeated request id: a client has a handful of calls under way at most."""
 OPERATOR_SESSIONS = 64

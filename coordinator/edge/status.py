@@ -1,7 +1,7 @@
 """What an operator sees of a run: the schema of what goes over the wire as JSON, and is printed as such.
 
-Decides nothing. `RunSummary` is of constant size, whatever the run's (GetStatus); `StatusRow`s come in pages
-(ListStatus); `RunStatus` is the two put together, complete or in part, for whoever asked.
+Decides nothing. `RunSummary` is of constant size, whatever the run's (GetStatus); workers, rounds, validations and
+checkpoints come in pages (ListStatus); `RunStatus` is the two put together, complete or in part, for whoever asked.
 """
 
 from __future__ import annotations
@@ -172,10 +172,3 @@ class RunStatus(RunSummary):
     history: tuple[ClosedRound, ...] = ()
     validations: tuple[ValidationStatus, ...] = ()
     checkpoints: tuple[CheckpointStatus, ...] = ()
-
-
-def one_line(status: RunSummary) -> str:
-    """A status for a log line or a terminal without colours."""
-    who = ", ".join(f"{count} {state}" for state, count in sorted(status.worker_states.items())) or "no workers"
-    loss = f", loss {status.latest_validations[-1].val_loss:.3f}" if status.latest_validations else ""
-    return f"round {status.round} of {status.max_rounds} {status.phase}: {who}{loss}"

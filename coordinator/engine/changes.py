@@ -46,7 +46,7 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def with_setting(config: EngineConfig, key: str, value: Any) -> EngineConfig:
-    """`config` with one setting changed; ConfigError where there is none of that name or value, or it is fixed."""
+    """`config` with one setting changed; ConfigError for an unknown name, an impossible value, or one that is fixed."""
     plain = to_plain(config, EngineConfig)
     *path, name = key.split(".")
     table = plain

@@ -99,7 +99,7 @@ class EngineConfig:
     min_lease_s: float = 30.0
     """Shortest time that a lease is given."""
     round_deadline_s: float = 3600.0
-    """From a round's first lease to its close, whoever is still awaited."""
+    """From a round's first lease to its close, though some are still awaited."""
     grace_share: float = 0.5
     """After quorum, wait for stragglers this share of the round's median lease, from grant to upload."""
     min_grace_s: float = 1.0

@@ -46,12 +46,8 @@ class Stream:
             pass
         return number % bound
 
-    def shuffled(self, items: Sequence[T]) -> list[T]:
-        """A permutation of `items` (Fisher-Yates)."""
-        return self.sample(items, len(items))
-
     def sample(self, items: Sequence[T], number: int) -> list[T]:
-        """The first `number` of a permutation of `items`; as many draws."""
+        """The first `number` of a permutation of `items` (Fisher-Yates); as many draws."""
         mixed, number = list(items), min(number, len(items))
         for place in range(min(number, len(mixed) - 1)):
             other = place + self.below(len(mixed) - place)

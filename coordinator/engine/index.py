@@ -2,7 +2,7 @@
 
 Decides nothing. Holds always: everything here follows from the state's workers, leases and round alone, so a snapshot
 leaves it out, and an index that is built anew from a state equals the one that was kept up to date with it
-(`tests/coordinator/engine/test_index.py` compares the two after every event).
+(`tests/coordinator/engine/conftest.py` compares the two after every event).
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from typing import TypeVar
 
 from coordinator.engine.config import EngineConfig
 from coordinator.engine.rows import LeaseRecord, SpeedReport, WorkerRecord
-from coordinator.engine.schedules import learning_rate as learning_rate  # noqa: PLC0414 - asked for here, too
 from coordinator.engine.schedules import recipe_steps
 from coordinator.engine.speeds import Speeds, overhead_s, upload_s
 from coordinator.engine.state import EngineState

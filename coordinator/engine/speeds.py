@@ -2,7 +2,7 @@
 
 Decides from journalled facts alone: a worker's own reports where there are any, its probe in proportion to others'
 probes and measures otherwise. Holds always: what is kept is what looking at all workers anew would give; a probe that
-is no positive, finite number counts as none. The median is of ends, not of speeds: half of those present do the
+is not a positive, finite number counts as missing. The median is of ends, not of speeds: half of those present do the
 recipe's steps whatever their uplinks are.
 """
 

@@ -64,7 +64,7 @@ class EngineState:
     """What was changed since the round opened is in it; the next round's."""
     setting_changes: tuple[SettingChange, ...] = ()
     fixed_settings: dict[str, str] = field(default_factory=dict)
-    """Key to JSON of settings that are none of the engine's: what the run began with, for the start to compare."""
+    """Key to JSON of settings that are not the engine's: what the run began with, for the start to compare."""
     stop_reason: str | None = None
     ended: Reason | None = None
 

@@ -1,9 +1,9 @@
 """How a setting of a run is changed, and how `settings.toml` is held against the journal.
 
 Decides when a file is refused: the journal says what counts, and a file that says something else was edited. One case
-is none: the file is written after the event is durable, so a process that dies between leaves the value of before in
-it. What was surely written is kept beside the events (`SETTINGS_WRITTEN`), and what was changed since is brought into
-line at the next start. Touches the run folder; only its coordinator, or whoever holds its lock, does so.
+is not an edit: the file is written after the event is durable, so a process that dies in between leaves the former
+value in it. What was surely written is kept beside the events (`SETTINGS_WRITTEN`), and what was changed since is
+brought into line at the next start. Touches the run folder; only its coordinator, or the holder of its lock, does so.
 """
 
 from __future__ import annotations

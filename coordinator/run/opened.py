@@ -70,13 +70,13 @@ class OpenedRun:
         try:
             parts = cls(folder, lock, clocks, observer)
             parts.journal.fence()
-            parts._check_and_clear(folder)
+            parts._check_and_clear()
         except BaseException:
             lock.release()
             raise
         return parts
 
-    def _check_and_clear(self, folder: RunFolder) -> None:
+    def _check_and_clear(self) -> None:
         """Everything that the journal names must be here, before anything that it does not name is thrown away."""
         needed = needed_by(self.engine.state)
         require_version(self.versions, self.store, needed)

@@ -30,7 +30,7 @@ from protocol.text import printable
 
 RETRY_MOST_S = 60.0
 MOST_DOUBLINGS = 10
-"""Far beyond the longest pause; a disk that is full for a day makes over a thousand tries, and 2**1024 is no float."""
+"""Far beyond the longest pause; a disk that is full for a day makes over a thousand tries, 2**1024 is not a float."""
 MOST_ERROR_CHARACTERS = 500
 """Of an error's words, in the journal."""
 

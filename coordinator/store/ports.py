@@ -61,14 +61,14 @@ class EventStore(Protocol):
 
 
 def require_digest(digest: Digest) -> Digest:
-    """`digest`, or MalformedMessage where it is none: what every store asks of a name before it looks anything up."""
+    """`digest`, or MalformedMessage where it is not one: asked by every store before it looks anything up."""
     if _DIGEST.match(digest) is None:
         raise MalformedMessage(f"not a SHA-256 digest: {digest[:80]!r}")
     return digest
 
 
 class BlobStore(Protocol):
-    """Whole contents under their SHA-256. MalformedMessage for a name that is no digest, whatever is asked."""
+    """Whole contents under their SHA-256. MalformedMessage for a name that is not a digest, whatever is asked."""
 
     def put(self, content: bytes) -> Digest:
         """Keep `content`; durable when this returns. Putting it again is cheap. StorageTrouble when it cannot be."""

@@ -246,14 +246,6 @@ class CoordinatorNode:
             return
         self._on_died(failed.exception())
 
-    async def shut_down(self) -> None:
-        """What SIGTERM does: answer who waits, commit what is queued, snapshot."""
-        process = self.process
-        self.sessions.close_all()
-        await self._pump.stop()
-        if self.process is process:
-            self.crash(power_loss=False, keep_share=1.0)
-
     async def stop_run(self, reason: str) -> None:
         """The operator ends the run."""
         await self._pump.submit(RunStopped(at_s=self._clock.now_s(), reason=reason))

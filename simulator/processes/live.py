@@ -138,10 +138,10 @@ def render(view: SwarmView) -> Group:
 
 def _worker_table(view: SwarmView) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name, justify in (("worker", "left"), ("", "left"), ("state", "left"), ("accepted", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    table.add_column("rejected", justify="right")
-    table.add_column("dropped", justify="right")
+    for name in ("worker", "", "state"):
+        table.add_column(name)
+    for name in ("accepted", "rejected", "dropped"):
+        table.add_column(name, justify="right")
     table.add_column("why", overflow="ellipsis", no_wrap=True, max_width=70)
     for worker in view.workers:
         style = "" if worker.alive else "dim"

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from coordinator.edge.status import rounds_as_plain
 from coordinator.engine.history import RoundRecord
-from protocol.errors import ConfigError
 
 REPORT_NAME = "report.json"
 
@@ -87,15 +86,3 @@ class SimulationReport:
         """The same, as plain data."""
         plain = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return {**plain, "rounds": rounds_as_plain(self.rounds)}
-
-
-def read_report(folder: Path) -> dict[str, object]:
-    """What `report.json` in `folder` says."""
-    path = folder / REPORT_NAME
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"no readable report at {path}: {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"no report in {path}: expected an object, got {type(found).__name__}")
-    return found

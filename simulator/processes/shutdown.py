@@ -14,9 +14,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from protocol.terminal import ending_signals, is_hangup, outliving_terminal
-
-EXIT_INTERRUPTED = 130
+from protocol.terminal import EXIT_INTERRUPTED, ending_signals, is_hangup, outliving_terminal
 
 
 class StopRequest:

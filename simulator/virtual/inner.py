@@ -20,7 +20,7 @@ from moe.shard import ShardModel, build_shard
 from protocol.errors import LocalError
 from protocol.ids import WorkerId
 from protocol.lease import Lease
-from simulator.virtual.swarm import Blocks
+from protocol.submission import Blocks
 from worker.train.optimizer import InnerOptimizer
 from worker.train.trainer import LeaseResult, TrainMetrics, pseudo_gradient_of, train_shard, warmup_factor
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from coordinator.engine.commands import CancelLease, Command, DropPayload, EndRun, GrantLease, SlowCommand
@@ -29,9 +30,9 @@ from coordinator.run.clock import Clocks
 from coordinator.run.opened import OpenedRun
 from protocol.codecs import codec_named
 from protocol.errors import IllegalEvent, LocalError
-from protocol.ids import BlockId, Digest, LeaseId, Version, WorkerId, digest_of
+from protocol.ids import Digest, LeaseId, Version, WorkerId, digest_of
 from protocol.lease import Lease
-from protocol.submission import encode_submission
+from protocol.submission import Blocks, encode_submission
 from simulator.adversary import Adversary
 from simulator.seeds import derived_stream
 from simulator.virtual.colluding import Group
@@ -40,9 +41,6 @@ from worker.train.trainer import LeaseResult
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
-
-Blocks = Mapping[BlockId, Mapping[str, "Tensor"]]
 
 STILL = Clocks(machine=lambda: 0.0, wall=lambda: 0.0)
 """To open a run with: the engine's time is the latest of all events, and the swarm's events carry it."""
@@ -131,7 +129,7 @@ class VirtualSwarm(EngineLoop):
 
     def _begin(self) -> None:
         for command in self.engine.pending:
-            self.agenda.after(EXECUTION_S, lambda command=command: self._execute(command))  # type: ignore[misc]
+            self.agenda.after(EXECUTION_S, partial(self._execute, command))
         for machine in self._machines.values():
             volunteer = machine.volunteer
             if volunteer.worker not in self.engine.state.workers:
@@ -145,7 +143,7 @@ class VirtualSwarm(EngineLoop):
                         tokens_per_s=1.0 / volunteer.step_s,
                     )
                 )
-            self.agenda.after(0.0, lambda machine=machine: self._ask(machine))  # type: ignore[misc]
+            self.agenda.after(0.0, partial(self._ask, machine))
         for record in self.engine.state.leases.values():
             if record.status is LeaseStatus.COMMITTED and record.digest and self._run.store.payloads.has(record.digest):
                 self._go_on_uploading(record.lease, record.digest)

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from barnraise.cli.app import run
-from barnraise.cli.endings import EXIT_INTERRUPTED
 from barnraise.evaluation import evaluate
 from coordinator.datasets import Dataset, prepare
 from moe.export import export_checkpoint
@@ -22,6 +21,7 @@ from moe.tokenizer import byte_tokenizer_json
 from protocol.errors import ConfigError
 from protocol.ids import TRUNK
 from protocol.residency import FROZEN
+from protocol.terminal import EXIT_INTERRUPTED
 
 torch.set_num_threads(1)
 

@@ -12,7 +12,7 @@ import pytest
 from barnraise.cli.status import print_status
 from coordinator.edge.operator_client import OperatorClient, create_invites, fetch_status, stop_run
 from coordinator.edge.server import CoordinatorServer
-from coordinator.edge.status import RunStatus, one_line
+from coordinator.edge.status import RunStatus, WorkerState
 from coordinator.run.folder import RunFolder
 from coordinator.run.inviting import InviteTerms
 from coordinator.run.reaching import CoordinatorStopped
@@ -34,7 +34,7 @@ async def test_status_invites_and_stop(run: RunFolder, server: CoordinatorServer
     assert (worker.state, worker.lease_id, worker.connected) == ("training", lease.lease_id, True)
     assert "0 of 2 inner steps" in worker.why
     assert status.waits
-    assert "1 training" in one_line(status)
+    assert status.worker_states[WorkerState.TRAINING] == 1
     links, served = await asyncio.to_thread(create_invites, run, InviteTerms(count=2, trusted=True))
     assert served
     assert len({JoinLink.parse(link).invite for link in links}) == 2

@@ -170,4 +170,4 @@ async def test_the_command_shows_a_few_workers_and_all_when_asked(
     everything = json.loads(await told("--json"))
     assert len(everything["workers"]) == 31
     assert await asyncio.to_thread(barnraise, ["status", str(run.root), "--state", "asleep"]) == 2
-    assert "no worker is ever 'asleep'" in capsys.readouterr().err
+    assert "'asleep' is not a worker's state" in capsys.readouterr().err

@@ -215,8 +215,8 @@ def test_fp16_that_would_overflow_is_refused(small_config, tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("not JSON", "no object in JSON"),
-        ("[]", "no object in JSON"),
+        ("not JSON", "not a JSON object"),
+        ("[]", "not a JSON object"),
         ("{}", "names no model_type"),
         ('{"model_type": 3}', "names no model_type"),
         ('{"model_type": "llama"}', "architecture 'llama' is not supported; one of olmoe, mixtral, qwen3_moe is"),

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 from protocol.ids import BlockId
-from simulator.attacks import Attack, Blocks, Colluders
+from protocol.submission import Blocks
+from simulator.attacks import Attack, Colluders
 
 
 def little(view: Colluders, strength: float, generator: torch.Generator) -> Blocks:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from protocol.errors import ConfigError
 from protocol.ids import TRUNK, BlockId, LeaseId, RoundNumber, column_block
+from protocol.submission import Blocks
 from simulator.adversary import Adversary
-from simulator.attacks import ATTACKS, Blocks, Colluders, Honest
+from simulator.attacks import ATTACKS, Colluders, Honest
 
 VOCAB = 259
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from protocol.ids import TRUNK, BlockId, LeaseId, RoundNumber, WorkerId, column_block
+from protocol.submission import Blocks
 from simulator.adversary import Adversary
-from simulator.attacks import ATTACKS, Blocks, Colluders, Honest
+from simulator.attacks import ATTACKS, Colluders, Honest
 from simulator.processes.options import SimulationOptions
 from simulator.virtual.colluding import Group
 from tests.simulator import made_up_attack

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.errors import ConfigError
 from simulator import faults as f
-from simulator.faults import Fault, FaultKind, FaultPlan, Point, faults_from_json, faults_to_json
+from simulator.faults import Fault, FaultKind, FaultPlan, Point
 
 EVERY_KIND = frozenset(FaultKind)
 
@@ -52,18 +51,3 @@ def test_two_equal_faults_are_two() -> None:
     plan = FaultPlan([f.drop(call="Upload"), f.drop(call="Upload")])
     assert len(plan.take(Point(call="Upload"), EVERY_KIND)) == 2
     assert plan.unspent == ()
-
-
-def test_a_plan_survives_being_written_down() -> None:
-    faults = (
-        f.kill(2.0, durable=False, power_loss=True, worker=f.COORDINATOR, journal_position=7),
-        f.truncate(0.25, worker=1, call="Upload", nth=1),
-        f.fail_at(worker=2, round=3, times=4),
-    )
-    assert faults_from_json(faults_to_json(faults)) == faults
-
-
-@pytest.mark.parametrize("text", ["", "{}x", '[{"kind": "explode", "at": {}}]', '[{"kind": "kill", "at": {"who": 1}}]'])
-def test_what_is_no_plan_is_refused_in_a_sentence(text: str) -> None:
-    with pytest.raises(ConfigError, match="not a list of faults"):
-        faults_from_json(text)

@@ -13,9 +13,8 @@ from barnraise.charts.loss import draw_loss
 from coordinator.edge.pages import ROWS, PageKind
 from coordinator.engine.history import RoundRecord
 from coordinator.engine.reasons import Case, reason
-from protocol.errors import ConfigError
 from protocol.ids import RoundNumber, Version
-from simulator.processes.report import SimulationReport, read_report
+from simulator.processes.report import SimulationReport
 from simulator.processes.results import loss_picture
 
 PROMISED = {
@@ -63,8 +62,9 @@ def example(losses: tuple[float, ...] = (5.56, 3.2, 2.6, 2.3, 2.1)) -> Simulatio
 
 def test_the_promised_keys_are_there(tmp_path: Path) -> None:
     path = example().write(tmp_path)
-    assert set(json.loads(path.read_text())) >= PROMISED
-    assert read_report(tmp_path)["byzantine_rejected"] == 8
+    written = json.loads(path.read_text())
+    assert set(written) >= PROMISED
+    assert written["byzantine_rejected"] == 8
     assert [one.name for one in tmp_path.iterdir()] == ["report.json"]
 
 
@@ -80,14 +80,6 @@ def test_a_closed_round_is_written_as_a_status_writes_it(tmp_path: Path) -> None
     sent = json.loads(ROWS[PageKind.ROUNDS].dump_json(report.rounds[0]))
     assert sent == first
     assert ROWS[PageKind.ROUNDS].validate_python(first) == report.rounds[0]
-
-
-def test_a_report_that_is_not_one_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"report\.json"):
-        read_report(tmp_path)
-    (tmp_path / "report.json").write_text("[]")
-    with pytest.raises(ConfigError, match="expected an object"):
-        read_report(tmp_path)
 
 
 @pytest.mark.parametrize("losses", [(5.56, 3.2, 2.6), (5.5,), ()])

@@ -31,7 +31,7 @@ def test_a_machine_without_any_card_says_nothing(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_card_on_the_bus_without_a_driver_is_seen(tmp_path: Path) -> None:
     on_bus(tmp_path, "0x10de", "0x040300")
-    assert gather_gpu_facts(tmp_path).cards == (), "its sound output is no card"
+    assert gather_gpu_facts(tmp_path).cards == (), "its sound output is not a card"
     on_bus(tmp_path, "0x10de", "0x030000")
     on_bus(tmp_path, "0x1002", "0x030000")
     facts = gather_gpu_facts(tmp_path)

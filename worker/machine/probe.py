@@ -2,7 +2,7 @@
 
 Decides how much is offered when the volunteer did not say: half of the memory that is free on a CPU, nine tenths on a
 GPU. Never more than is free: in a container, that is what its limits leave. A cap on a CPU is for the whole process, so
-what the process takes already is no part of the offer. Which GPU is used, gpus.py decides. Reads the system's
+what the process takes already is not part of the offer. Which GPU is used, gpus.py decides. Reads the system's
 figures; writes nothing.
 """
 

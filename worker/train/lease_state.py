@@ -58,7 +58,7 @@ class _Record(BaseModel):
 
 
 def computation_of(lease: Lease, digests: Mapping[BlockId, Digest], device: str) -> str:
-    """Names what is computed: progress is taken up only where this is the same. The deadline is no part of it."""
+    """Names what is computed: progress is taken up only where this is the same. The deadline is not part of it."""
     whole = dataclasses.asdict(lease)
     fields = {field.name: whole[field.name] for field in dataclasses.fields(Lease)}
     parts = [FORMAT, fields, sorted(digests.items()), device.partition(":")[0], torch.__version__]

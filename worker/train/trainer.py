@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,12 +26,12 @@ from torch import Tensor
 from protocol.errors import BarnraiseError, LocalError
 from protocol.ids import BlockId
 from protocol.lease import Lease
+from protocol.submission import Blocks
 from worker.train.local_state import LocalState
 from worker.train.optimizer import InnerOptimizer
 
 LOSS_READ_EVERY_S = 1.0
 
-Blocks = Mapping[BlockId, Mapping[str, Tensor]]
 OnStep = Callable[[int, float | None], None]
 """Called after each inner step with the number of steps done, and the training loss where it was read anew."""
 

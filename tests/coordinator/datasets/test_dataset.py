@@ -169,9 +169,9 @@ def test_what_is_no_card_is_refused(copied, raw):
 
 
 def test_a_folder_that_is_no_dataset_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no prepared dataset"):
+    with pytest.raises(ConfigError, match="not a prepared dataset"):
         Dataset.open(tmp_path)
-    with pytest.raises(ConfigError, match="no prepared dataset"):
+    with pytest.raises(ConfigError, match="not a prepared dataset"):
         Dataset.open(tmp_path / "nowhere")
 
 

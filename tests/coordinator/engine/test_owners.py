@@ -124,7 +124,7 @@ def test_a_late_submission_gives_way_to_a_newer_one_of_the_other_machine_where_b
 
 
 def test_a_grace_is_not_spent_on_columns_that_are_not_short(swarm, pick):
-    """A machine that could serve no column at risk is no spare."""
+    """A machine that could serve no column at risk is not a spare."""
     s = swarm(columns=4, quorum=2, replicas=2, min_workers=1)
     s.join("a1", columns=4, owner="anna")
     s.enrol("a2", columns=4, owner="anna")

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from coordinator.engine import pacing, speeds
+from coordinator.engine import pacing, schedules, speeds
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.rows import LeaseRecord, SpeedReport
 from protocol.ids import RoundNumber, WorkerId
@@ -94,13 +94,13 @@ def test_deadlines_follow_speed_within_limits(swarm):
 
 def test_learning_rate_goes_down_a_cosine(swarm):
     config = swarm(max_rounds=11).config
-    rates = [pacing.learning_rate(config, RoundNumber(n)) for n in range(1, 12)]
+    rates = [schedules.learning_rate(config, RoundNumber(n)) for n in range(1, 12)]
     peak, share = config.inner.learning_rate, config.inner.final_lr_share
     assert rates[0] == pytest.approx(peak)
     assert rates[5] == pytest.approx(peak * (1 + share) / 2)
     assert rates[-1] == pytest.approx(peak * share)
     assert rates == sorted(rates, reverse=True)
-    assert pacing.learning_rate(swarm(max_rounds=1).config, RoundNumber(1)) == pytest.approx(peak)
+    assert schedules.learning_rate(swarm(max_rounds=1).config, RoundNumber(1)) == pytest.approx(peak)
 
 
 def test_weights_are_capped_at_a_multiple_of_the_median():
