@@ -48,11 +48,11 @@ Latency = Callable[[str], tuple[float, float]]
 class Callback:
     """What is to be called, and whether it still is: as much of an `asyncio.Handle` as anybody asks for here."""
 
-    __slots__ = ("args", "call", "context")
+    __slots__ = ("args", "call", "context", "put_off")
 
     def __init__(self, call: Callable[..., Any], args: tuple[Any, ...], context: contextvars.Context) -> None:
         self.call: Callable[..., Any] | None = call
-        self.args, self.context = args, context
+        self.args, self.context, self.put_off = args, context, False
 
     def cancel(self) -> None:
         """It is skipped when its time comes."""
@@ -102,6 +102,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             process, call = callback.context.get(PROCESS), callback.call
             if process is not None and process.asleep_until_s > self.now_s and process.alive:
                 self._sequence += 1
+                callback.put_off = True
                 heapq.heappush(self._timers, (process.asleep_until_s, self._sequence, callback))
             elif call is not None:
                 self._call(callback, call)
@@ -109,6 +110,11 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             if steps > most:
                 self.error = RuntimeError(f"{steps} callbacks at {self.now_s}, {self._steps} before: a busy circle")
         self._steps += steps
+
+    def catch_up(self) -> None:
+        """Do now what was put off until a process wakes; for the end, when there are none any more."""
+        self._ready += [callback for _, _, callback in sorted(self._timers, key=lambda t: t[:2]) if callback.put_off]
+        self._timers.clear()
 
     def _call(self, callback: Callback, call: Callable[..., Any]) -> None:
         try:

@@ -81,7 +81,7 @@ class CoordinatorNode:
         on_executed: Callable[[SlowCommand], None],
         on_died: Callable[[BaseException | None], None],
         rots: Callable[[], bool],
-        note: Callable[[str], None],
+        note: Callable[..., None],
     ) -> None:
         self._rots = rots
         self.disk = disk
@@ -268,12 +268,12 @@ class CoordinatorNode:
 
     def event(self, event: Event) -> None:
         """The pump's observer."""
-        self._note(f"applied {event}")
+        self._note("applied", event)
         self._book.applied(event, self._pump.engine)
 
     def command(self, command: Command, at_s: float) -> None:
         """The pump's observer."""
-        self._note(f"  -> {command}")
+        self._note("  ->", command)
         self._book.commanded(command)
 
     async def submit_result(self, command: SlowCommand) -> None:
