@@ -13,4 +13,4 @@ _LENGTH = struct.Struct(">I")
 
 def length_prefixed(domain: bytes, *fields: bytes) -> bytes:
     """`domain` and `fields`, each after its length as an unsigned 32-bit big-endian number."""
-    return b"".join(part for field in (domain, *fields) for part in (_LENGTH.pack(len(field)), field))
+    return b"".join([part for field in (domain, *fields) for part in (_LENGTH.pack(len(field)), field)])

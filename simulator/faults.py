@@ -168,7 +168,7 @@ class FaultPlan:
         """The faults of these kinds that strike at `point`; each call spends one firing of each."""
         if not self._left:
             return ()
-        struck = tuple(fault for _, fault in self._left if fault.kind in kinds and _matches(fault.at, point))
+        struck = tuple([fault for _, fault in self._left if _matches(fault.at, point) and fault.kind in kinds])
         if struck:
             self.fired += [(point.now_s, fault) for fault in struck]
             spent = {id(fault) for fault in struck}
@@ -183,13 +183,12 @@ class FaultPlan:
 
 
 def _matches(at: FaultSite, point: Point) -> bool:
-    exact = (
-        (at.worker, point.worker),
-        (at.round, point.round),
-        (at.call, point.call),
-        (at.nth, point.nth),
-    )
-    if any(wanted is not None and wanted != got for wanted, got in exact):
+    if (
+        (at.worker is not None and at.worker != point.worker)
+        or (at.round is not None and at.round != point.round)
+        or (at.call is not None and at.call != point.call)
+        or (at.nth is not None and at.nth != point.nth)
+    ):
         return False
     position = point.journal_position
     if at.journal_position is not None and (position is None or position < at.journal_position):

@@ -248,7 +248,12 @@ class CoordinatorClient:
         metadata = self._signer.metadata(SERVICE + "Download", body)
         frames = self._wire.download("Download", body, metadata, transfer_deadline_s(payload_bytes))
         try:
-            while (frame := await asyncio.wait_for(anext(frames, None), self._stall_s)) is not None:
+            while True:
+                # not `wait_for`: cancelled just after its time was up, it leaves `anext` running, and nothing can close
+                async with asyncio.timeout(self._stall_s):
+                    frame = await anext(frames, None)
+                if frame is None:
+                    return
                 yield frame
         except TimeoutError:
             raise Unavailable(f"Download: nothing came for {self._stall_s:g} s", cause=Cause.NO_ANSWER) from None

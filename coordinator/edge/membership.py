@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from coordinator.edge.auth import Authenticator, check_protocol_version
 from coordinator.edge.served import RunContext
@@ -76,7 +76,7 @@ class Membership:
         return pb.OpenSessionReply(
             session_id=session.session_id,
             heartbeat_interval_s=run.pump.engine.state.config.heartbeat_interval_s,
-            run=self._description(),
+            run=self._description,
         )
 
     async def _make_known(self, member: Member, columns: int, tokens_per_s: float) -> None:
@@ -104,6 +104,7 @@ class Membership:
                 )
             )
 
+    @cached_property
     def _description(self) -> pb.RunDescription:
         run = self._run
         return pb.RunDescription(

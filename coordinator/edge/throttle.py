@@ -7,6 +7,7 @@ memory is bounded, and what is refused says when to come again; whoever stays wi
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import math
 import time
@@ -150,6 +151,7 @@ class Throttle:
         return True
 
 
+@functools.lru_cache(maxsize=4096)
 def address_of(peer: str) -> str:
     """The address behind gRPC's peer name, such as `ipv4:192.0.2.7:50000` or `ipv6:%5B2001:db8::1%5D:50000`."""
     host = unquote(peer).partition(":")[2].rpartition(":")[0].removeprefix("[").removesuffix("]")

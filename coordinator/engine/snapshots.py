@@ -7,6 +7,7 @@ that is still there from the snapshot before is not made again.
 
 from __future__ import annotations
 
+import functools
 import json
 import typing
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,7 @@ class SnapshotText:
 
     def pieces(self, state: EngineState) -> Iterator[str]:
         """The text of `state` as it is now, in pieces of one record or one field."""
-        return self._written(state.recorded(), typing.get_type_hints(EngineState))
+        return self._written(state.recorded(), _hints())
 
     def _written(self, values: Mapping[str, Any], hints: Mapping[str, Any]) -> Iterator[str]:
         before = "{"
@@ -53,6 +54,11 @@ class SnapshotText:
             before = ","
         self._known[name] = kept
         yield "}" if records else "{}"
+
+
+@functools.cache
+def _hints() -> Mapping[str, Any]:
+    return typing.get_type_hints(EngineState)
 
 
 def _text(plain: Any) -> str:

@@ -72,7 +72,7 @@ class HashWork:
         """The hash of what it depends on."""
         del worker
         lease = fetched.lease
-        size_bytes = payload_size(submission_specs(self.layout, lease.columns), codec_named(self.codec))
+        size_bytes = _submission_bytes(self.layout.columns, tuple(lease.columns), self.codec)
         return TrainedLease(payload=trained_payload(lease, fetched.digests, fetched.sequences, size_bytes))
 
     def interrupted(self, worker: int, fetched: FetchedLease, share: float) -> None:
@@ -183,3 +183,8 @@ def _layout(columns: int) -> Layout:
 @functools.cache
 def _block_bytes(columns: int, is_trunk: bool) -> int:
     return payload_size(block_tensor_specs(_layout(columns), TRUNK if is_trunk else column_block(0)), FP32)
+
+
+@functools.cache
+def _submission_bytes(columns: int, held: tuple[int, ...], codec: str) -> int:
+    return payload_size(submission_specs(_layout(columns), held), codec_named(codec))

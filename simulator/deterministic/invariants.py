@@ -27,6 +27,7 @@ from protocol.ids import BlockId, Digest, LeaseId, WorkerId, worker_id_of
 from simulator.deterministic.attendance import Attendance
 from simulator.deterministic.broken import InvariantBroken
 from simulator.deterministic.disk import Disk
+from simulator.deterministic.memory import check_memory
 from simulator.deterministic.work import Spoils
 from worker.fetched import FetchedLease
 
@@ -37,8 +38,6 @@ EXPLAIN_EVERY = 8
 """Asking why the round is not closed costs as much as an event; every eighth is enough over thousands of seeds."""
 SLACK_S = 6.0
 """Between an event's time and its being applied: commits take their time."""
-KEPT_ROUNDS = 5
-"""Rounds whose leases the state may hold: the present one, two that may still count, two to answer from."""
 
 
 class Book:
@@ -213,7 +212,7 @@ class Book:
         self.changes.check(state)
         self._check_acks(state)
         self._check_shares(state)
-        self._check_memory(state)
+        check_memory(state, self._disk)
 
     def _check_acks(self, state: EngineState) -> None:
         for lease_id, digest in list(self._open_acks.items()):
@@ -275,17 +274,6 @@ class Book:
                 if (person, block) in voted:
                     _broken(f"{person} votes twice on {block} in version {command.version}")
                 voted.add((person, block))
-
-    def _check_memory(self, state: EngineState) -> None:
-        most_leases = (KEPT_ROUNDS + 1) * (4 * len(state.workers) + 4)
-        if len(state.leases) > most_leases:
-            _broken(f"the state holds {len(state.leases)} leases, at most {most_leases} are needed")
-        if len(state.pending) > len(state.leases) + 2 * (len(state.history) + 2):
-            _broken(f"{len(state.pending)} commands are pending")
-        if len(state.failures) > len(state.pending):
-            _broken(f"{len(state.failures)} failures are remembered for {len(state.pending)} pending commands")
-        if len(self._disk.payloads) > len(state.leases):
-            _broken(f"{len(self._disk.payloads)} payloads are kept for {len(state.leases)} leases")
 
     def _check_silence(self, event: Event, state: EngineState) -> None:
         """Nobody is taken for absent sooner than after the silence limit of a coordinator that listens.

@@ -45,6 +45,24 @@ Latency = Callable[[str], tuple[float, float]]
 """For a thread pool's name: seconds until its work is done, and from then until it is reported."""
 
 
+class Callback:
+    """What is to be called, and whether it still is: as much of an `asyncio.Handle` as anybody asks for here."""
+
+    __slots__ = ("args", "call", "context", "put_off")
+
+    def __init__(self, call: Callable[..., Any], args: tuple[Any, ...], context: contextvars.Context) -> None:
+        self.call: Callable[..., Any] | None = call
+        self.args, self.context, self.put_off = args, context, False
+
+    def cancel(self) -> None:
+        """It is skipped when its time comes."""
+        self.call, self.args = None, ()
+
+    def cancelled(self) -> bool:
+        """Whether it was."""
+        return self.call is None
+
+
 class VirtualLoop(asyncio.AbstractEventLoop):
     """Runs one simulated world."""
 
@@ -52,8 +70,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self.now_s = start_s
         self._most_steps = most_steps
         self._latency = latency
-        self._ready: deque[asyncio.Handle] = deque()
-        self._timers: list[tuple[float, int, asyncio.Handle]] = []
+        self._ready: deque[Callback] = deque()
+        self._timers: list[tuple[float, int, Callback]] = []
         self._sequence = 0
         self._steps = 0
         self.error: BaseException | None = None
@@ -67,7 +85,10 @@ class VirtualLoop(asyncio.AbstractEventLoop):
                 self._run_ready()
                 if until():
                     return True
-                if not self._timers or self._timers[0][0] > limit_s:
+                timers = self._timers
+                while timers and timers[0][2].call is None:
+                    heapq.heappop(timers)
+                if not timers or timers[0][0] > limit_s:
                     return False
                 self._advance()
         finally:
@@ -75,25 +96,38 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return False
 
     def _run_ready(self) -> None:
-        steps = 0
-        while self._ready and self.error is None:
-            handle = self._ready.popleft()
-            process = handle._context.get(PROCESS)  # type: ignore[attr-defined]
-            if process is not None and process.alive and process.asleep_until_s > self.now_s:
+        steps, ready, most = 0, self._ready, min(MOST_STEPS_AT_ONE_TIME, self._most_steps - self._steps)
+        while ready and self.error is None:
+            callback = ready.popleft()
+            process, call = callback.context.get(PROCESS), callback.call
+            if process is not None and process.asleep_until_s > self.now_s and process.alive:
                 self._sequence += 1
-                heapq.heappush(self._timers, (process.asleep_until_s, self._sequence, handle))
-            elif not handle.cancelled():
-                handle._run()
+                callback.put_off = True
+                heapq.heappush(self._timers, (process.asleep_until_s, self._sequence, callback))
+            elif call is not None:
+                self._call(callback, call)
             steps += 1
-            if steps > MOST_STEPS_AT_ONE_TIME or self._steps + steps > self._most_steps:
+            if steps > most:
                 self.error = RuntimeError(f"{steps} callbacks at {self.now_s}, {self._steps} before: a busy circle")
         self._steps += steps
 
+    def catch_up(self) -> None:
+        """Do now what was put off until a process wakes; for the end, when there are none any more."""
+        self._ready += [callback for _, _, callback in sorted(self._timers, key=lambda t: t[:2]) if callback.put_off]
+        self._timers.clear()
+
+    def _call(self, callback: Callback, call: Callable[..., Any]) -> None:
+        try:
+            callback.context.run(call, *callback.args)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self.call_exception_handler({"message": f"{call} raised", "exception": error})
+
     def _advance(self) -> None:
-        when_s, _, handle = heapq.heappop(self._timers)
-        if not handle.cancelled():
-            self.now_s = max(self.now_s, when_s)
-            self._ready.append(handle)
+        when_s, _, callback = heapq.heappop(self._timers)
+        self.now_s = max(self.now_s, when_s)
+        self._ready.append(callback)
 
     # ---- what asyncio asks of a loop -----------------------------------------------------------------------------
 
@@ -101,33 +135,26 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         """Virtual seconds."""
         return self.now_s
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> asyncio.Handle:  # type: ignore[override]
+    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         """After what is ready now."""
-        handle = asyncio.Handle(callback, args, self, context)
-        self._ready.append(handle)
-        return handle
+        called = Callback(callback, args, contextvars.copy_context() if context is None else context)
+        self._ready.append(called)
+        return called
 
-    def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> asyncio.Handle:  # type: ignore[override]
+    def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         """There are no threads."""
         return self.call_soon(callback, *args, context=context)
 
-    def call_later(  # type: ignore[override]
-        self, delay: float, callback: Callable[..., Any], *args: Any, context: Any = None
-    ) -> asyncio.TimerHandle:
+    def call_later(self, delay: float, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         """In `delay` virtual seconds."""
         return self.call_at(self.now_s + delay, callback, *args, context=context)
 
-    def call_at(  # type: ignore[override]
-        self, when: float, callback: Callable[..., Any], *args: Any, context: Any = None
-    ) -> asyncio.TimerHandle:
+    def call_at(self, when: float, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         """At a virtual time."""
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        called = Callback(callback, args, contextvars.copy_context() if context is None else context)
         self._sequence += 1
-        heapq.heappush(self._timers, (when, self._sequence, handle))
-        return handle
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It is skipped when its time comes."""
+        heapq.heappush(self._timers, (when, self._sequence, called))
+        return called
 
     def create_future(self) -> asyncio.Future[Any]:
         """A future of this loop."""

@@ -46,6 +46,7 @@ from simulator.deterministic.disk import Disk, MemoryJournal, MemoryStore, OnApp
 from simulator.deterministic.invariants import Book
 from simulator.deterministic.loop import PROCESS, Process, VirtualLoop
 from simulator.deterministic.scenario import Scenario
+from simulator.deterministic.signatures import check_of
 from simulator.deterministic.work import Served, SimulatedWork, Site, Spoils
 
 INVITE_LIFE_S = 1e9
@@ -81,7 +82,7 @@ class CoordinatorNode:
         on_executed: Callable[[SlowCommand], None],
         on_died: Callable[[BaseException | None], None],
         rots: Callable[[], bool],
-        note: Callable[[str], None],
+        note: Callable[..., None],
     ) -> None:
         self._rots = rots
         self.disk = disk
@@ -194,7 +195,7 @@ class CoordinatorNode:
 
     def _served(self) -> dict[str, Any]:
         run, limits = self._context(), Throttle(clock=self._loop.time)
-        auth = Authenticator(run.sessions, bytes.fromhex(authority().fingerprint))
+        auth = Authenticator(run.sessions, bytes.fromhex(authority().fingerprint), check=check_of(self._scenario.seed))
         service = WorkerService(run)
         endpoint = Endpoint(COORDINATOR_SERVICE, auth, Traffic(), limits, service.on_alive)
         transfers = _Transfers(run, service, self._work.frame_bytes, cast(Any, run.versions), self._rots)
@@ -260,12 +261,12 @@ class CoordinatorNode:
 
     def event(self, event: Event) -> None:
         """The pump's observer."""
-        self._note(f"applied {event}")
+        self._note("applied", event)
         self._book.applied(event, self._pump.engine)
 
     def command(self, command: Command, at_s: float) -> None:
         """The pump's observer."""
-        self._note(f"  -> {command}")
+        self._note("  ->", command)
         self._book.commanded(command)
 
     async def submit_result(self, command: SlowCommand) -> None:

@@ -148,6 +148,7 @@ class World:
         for volunteer in self._volunteers:
             volunteer.kill(power_loss=False)
         self._loop.error = None
+        self._loop.catch_up()
         self._loop.run(lambda: True, self._loop.now_s)
 
     def _outcome(self) -> Outcome:
@@ -164,9 +165,9 @@ class World:
             trace=tuple(self._trace or ()),
         )
 
-    def _note(self, text: str) -> None:
+    def _note(self, *said: object) -> None:
         if self._trace is not None:
-            self._trace.append(f"{self._loop.now_s - START_S:10.3f} {text}")
+            self._trace.append(f"{self._loop.now_s - START_S:10.3f} {' '.join(map(str, said))}")
 
     # ---- the end -------------------------------------------------------------------------------------------------
 
@@ -344,5 +345,5 @@ class World:
         return draw.uniform(0.0, 0.01), draw.uniform(0.0, 0.002)
 
 
-def _silent(_: str) -> None:
+def _silent(*_: object) -> None:
     return None

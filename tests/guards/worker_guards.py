@@ -188,7 +188,7 @@ CONTENT = (
           never("protocol:FrameReader.feed", "self._ended")),
           note="a frame too many is out of place, or beyond the end, or after the last"),
     guard("a stalled stream", becomes("worker:CoordinatorClient._frames",
-          "asyncio.wait_for(anext(frames, None), self._stall_s)", "anext(frames, None)"), STALLED),
+          "asyncio.timeout(self._stall_s)", "asyncio.timeout(None)"), STALLED),
     guard("a stalled stream", never("worker:CoordinatorClient._unless_stalled", "frames_sent() == before"), NOT_TAKEN),
     guard("a stalled stream", becomes("worker.agent", "_.call_later(lease.ttl_s, self._act, lease.lease_id)",
           "asyncio.get_running_loop().call_later(3600.0, self._act, lease.lease_id)"), FOR_EVER),

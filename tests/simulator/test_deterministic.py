@@ -100,3 +100,9 @@ def test_a_failing_seed_prints_its_trace() -> None:
 @pytest.mark.soak
 def test_many_seeds_hold() -> None:
     assert first_failure(range(SEEDS_EACH_TIME, SOAK_SEEDS)) is None
+
+
+@pytest.mark.parametrize("seed", [3000292, 5000630])
+def test_a_download_cancelled_just_as_its_time_is_up_ends_quietly(seed: int) -> None:
+    """`wait_for` left the read running there, and closing what it read from was an error that ended the worker."""
+    assert run_seed(seed).violation is None

@@ -1,0 +1,48 @@
+"""What a coordinator may hold at most in a simulated run, in memory and on disk.
+
+Decides nothing. Always: a run's leases, commands and payloads do not pile up, however many leases a volunteer loses.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from coordinator.engine.phases import LeaseStatus
+from coordinator.engine.state import EngineState
+from simulator.deterministic.broken import InvariantBroken
+from simulator.deterministic.disk import Disk
+
+KEPT_ROUNDS = 3
+"""For which a lease is kept after the last one that it could count in: to answer from, and one more."""
+_OPEN = frozenset({LeaseStatus.GRANTED, LeaseStatus.COMMITTED, LeaseStatus.UPLOADED})
+
+
+def check_memory(state: EngineState, disk: Disk) -> None:
+    """Raises InvariantBroken where there is more than can be needed."""
+    _check_leases(state)
+    if len(state.pending) > len(state.leases) + 2 * (len(state.history) + 2):
+        raise InvariantBroken(f"{len(state.pending)} commands are pending")
+    if len(state.failures) > len(state.pending):
+        failed, pending = len(state.failures), len(state.pending)
+        raise InvariantBroken(f"{failed} failures are remembered for {pending} pending commands")
+    if len(disk.payloads) > len(state.leases):
+        raise InvariantBroken(f"{len(disk.payloads)} payloads are kept for {len(state.leases)} leases")
+
+
+def _check_leases(state: EngineState) -> None:
+    """A round may stay open for as long as nobody brings anything, and all that time leases may be lost.
+
+    But a worker that lost two waits for `min_lease_s` after the second and each one more, and of those that it did not
+    lose no two have a column in common. So one worker's leases of a round are bounded by its columns and its age.
+    """
+    number, config = state.round.round, state.config
+    of_round = Counter[str]()
+    for lease_id, record in state.leases.items():
+        if record.lease.round == number:
+            of_round[record.lease.worker] += 1
+        elif record.lease.round < number - config.max_staleness - KEPT_ROUNDS and record.status not in _OPEN:
+            raise InvariantBroken(f"lease {lease_id} of round {record.lease.round} is kept in round {number}")
+    most = config.columns + 2 + (state.now_s - state.round.opened_at_s) / config.min_lease_s
+    for worker, count in of_round.items():
+        if count > most:
+            raise InvariantBroken(f"worker {worker[:8]} has {count} leases of round {number}, at most {most:.0f}")
