@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from protocol.canonical import length_prefixed
@@ -40,9 +40,6 @@ _LENGTHS = {
 }
 
 Metadata = tuple[tuple[str, bytes], ...]
-
-Verify = Callable[[bytes, bytes, bytes], None]
-"""As `protocol.identity.verify`: (public key, signature, message); Unauthenticated where it does not hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,11 +105,9 @@ def parse_metadata(metadata: Iterable[tuple[str, str | bytes]] | None) -> Signed
     )
 
 
-def verify_call(
-    public_key: bytes, call: SignedCall, method: str, body: bytes, *, audience: bytes = b"", check: Verify = verify
-) -> None:
+def verify_call(public_key: bytes, call: SignedCall, method: str, body: bytes, *, audience: bytes = b"") -> None:
     """Raises Unauthenticated unless the holder of `public_key` signed exactly this call. Then spend its counter."""
-    check(public_key, call.signature, _signed_bytes(call, method, body, audience))
+    verify(public_key, call.signature, _signed_bytes(call, method, body, audience))
 
 
 def _signed_bytes(call: SignedCall, method: str, body: bytes, audience: bytes) -> bytes:

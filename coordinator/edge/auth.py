@@ -13,9 +13,8 @@ from collections.abc import Iterable
 from coordinator.edge.sessions import CallerSession, SessionTable
 from protocol.causes import Cause
 from protocol.errors import Refused, Unauthenticated
-from protocol.identity import verify
 from protocol.limits import PROTOCOL_VERSION
-from protocol.signing import SignedCall, Verify, parse_metadata, verify_call
+from protocol.signing import SignedCall, parse_metadata, verify_call
 
 NONCE_BYTES = 16
 REMEMBERED_NONCES = 65_536
@@ -27,9 +26,8 @@ Metadata = Iterable[tuple[str, str | bytes]]
 class Authenticator:
     """Checks calls for one coordinator."""
 
-    def __init__(self, sessions: SessionTable, audience: bytes, *, check: Verify = verify) -> None:
+    def __init__(self, sessions: SessionTable, audience: bytes) -> None:
         self._sessions = sessions
-        self._check = check
         self._audience = audience
         self._nonces: OrderedDict[bytes, None] = OrderedDict()
 
@@ -39,7 +37,7 @@ class Authenticator:
         if not call.session_id:
             raise Unauthenticated(f"{method} needs a session; call OpenSession first")
         session = self._sessions.find(call.session_id)
-        verify_call(session.public_key, call, method, body, audience=self._audience, check=self._check)
+        verify_call(session.public_key, call, method, body, audience=self._audience)
         session.window.accept(call.counter)
         return session, call
 
@@ -48,7 +46,7 @@ class Authenticator:
         call = parse_metadata(metadata)
         if call.session_id or call.counter:
             raise Unauthenticated(f"{method} is called outside of any session: empty session id, counter 0")
-        verify_call(public_key, call, method, body, audience=self._audience, check=self._check)
+        verify_call(public_key, call, method, body, audience=self._audience)
 
     def spend_nonce(self, public_key: bytes, nonce: bytes) -> None:
         """An OpenSession request opens one session only."""

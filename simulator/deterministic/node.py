@@ -46,7 +46,6 @@ from simulator.deterministic.disk import Disk, MemoryJournal, MemoryStore, OnApp
 from simulator.deterministic.invariants import Book
 from simulator.deterministic.loop import PROCESS, Process, VirtualLoop
 from simulator.deterministic.scenario import Scenario
-from simulator.deterministic.signatures import check_of
 from simulator.deterministic.work import Served, SimulatedWork, Site, Spoils
 
 INVITE_LIFE_S = 1e9
@@ -195,7 +194,7 @@ class CoordinatorNode:
 
     def _served(self) -> dict[str, Any]:
         run, limits = self._context(), Throttle(clock=self._loop.time)
-        auth = Authenticator(run.sessions, bytes.fromhex(authority().fingerprint), check=check_of(self._scenario.seed))
+        auth = Authenticator(run.sessions, bytes.fromhex(authority().fingerprint))
         service = WorkerService(run)
         endpoint = Endpoint(COORDINATOR_SERVICE, auth, Traffic(), limits, service.on_alive)
         transfers = _Transfers(run, service, self._work.frame_bytes, cast(Any, run.versions), self._rots)

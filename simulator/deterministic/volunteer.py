@@ -22,7 +22,6 @@ from simulator.deterministic.loop import PROCESS, Process, VirtualLoop
 from simulator.deterministic.network import Network, SimulatedWire
 from simulator.deterministic.node import authority
 from simulator.deterministic.scenario import Scenario, VolunteerSpec, identity_of
-from simulator.deterministic.signatures import signer_of
 from simulator.deterministic.trainer import OnTraining, SimulatedTrainer
 from simulator.deterministic.volunteer_disk import MemoryFiles, VolunteerDisk
 from simulator.deterministic.work import SimulatedWork
@@ -189,7 +188,7 @@ class SimulatedVolunteer:
         wire = SimulatedWire(self._network, self.index, authority().cert_pem)
         return CoordinatorClient(
             link,
-            signer_of(self._scenario.seed, identity),
+            identity,
             wire=wire,
             timing=timing,
             on_trouble=on_trouble,
