@@ -24,7 +24,8 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.records import event_to_json
 from coordinator.engine.version import ENGINE_VERSION
-from coordinator.run.pump import MAX_BATCH, SNAPSHOT_EVERY, load_engine
+from coordinator.run.pump import MAX_BATCH, load_engine
+from coordinator.run.pump_limits import PumpLimits
 from coordinator.store.journal import Journal
 from coordinator.store.ports import Snapshot
 from protocol.ids import RunId, WorkerId, digest_of
@@ -118,7 +119,7 @@ class _Writer:
         self._since_cut += len(self._batch)
         self._batch = []
         # Not at the very end: a kill finds a tail, at worst one as long as this.
-        if self._cut and self._since_cut >= SNAPSHOT_EVERY:
+        if self._cut and self._since_cut >= PumpLimits().snapshot_every:
             state = json.dumps(self.engine.snapshot(), separators=(",", ":"), allow_nan=True)
             position = self.journal.last_position
             self.journal.save_snapshot(Snapshot(position=position, engine_version=ENGINE_VERSION, state=state))

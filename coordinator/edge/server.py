@@ -38,6 +38,7 @@ from coordinator.run.folder import RunFolder
 from coordinator.run.inviting import InviteTerms
 from coordinator.run.opened import OpenedRun
 from coordinator.run.pump import Pump
+from coordinator.run.pump_limits import PumpLimits
 from coordinator.run.reaching import last_port, write_endpoint
 from coordinator.run.traffic import Traffic
 from coordinator.settings import RunSettings
@@ -67,11 +68,13 @@ class CoordinatorServer:
         clocks: Clocks | None = None,
         throttle: Throttle | None = None,
         journal_observer: JournalObserver = unobserved,
+        pump_limits: PumpLimits | None = None,
     ) -> None:
         self._folder = run_folder if isinstance(run_folder, RunFolder) else RunFolder.open(run_folder)
         self._clocks = clocks or Clocks()
         self._throttle = throttle or Throttle()
         self._journal_observer = journal_observer
+        self._pump_limits = pump_limits
         self._run: RunContext | None = None
         self._parts: OpenedRun | None = None
         self._grpc: Any = None
@@ -172,6 +175,7 @@ class CoordinatorServer:
             clock=parts.clock.now_s,
             clock_news=parts.clock.news,
             journal_observer=self._journal_observer,
+            limits=self._pump_limits,
         )
         folder = self._folder
         return RunContext(

@@ -35,22 +35,17 @@ from coordinator.engine.snapshots import SnapshotText
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.clock import LOOK_EVERY_S
 from coordinator.run.migrations import MIGRATIONS, Migrations, migrate_journal
+from coordinator.run.pump_limits import PumpLimits
 from coordinator.run.slow import SlowCommands
 from coordinator.store.journal import JournalObserver, Moment, unobserved
 from coordinator.store.ports import EventStore, Snapshot
 from coordinator.work.port import Work
 from protocol.errors import BarnraiseError, ConfigError, IllegalEvent, LocalError, StorageTrouble, Unavailable
 
-SNAPSHOT_EVERY = 2000
-"""Events between snapshots: a replay of that many takes well under a second, a snapshot a few milliseconds."""
-SNAPSHOT_SLICE = 32
-"""Records of a snapshot that are written without letting anything else happen: 1 to 2 ms."""
 MAX_BATCH = 256
 """Events in one commit: a bound on how long a reply waits behind others."""
 LEAST_WAIT_S = 0.001
 """For a timer that is not due yet: two clocks differ by what a float rounds away, and no loop may spin meanwhile."""
-STALL_RETRY_S = 5.0
-"""How soon a disk that took no writes is tried again where nobody asks: an operator who makes room sees it go on."""
 
 _log = structlog.get_logger(__name__)
 
@@ -109,10 +104,10 @@ class Pump:
         clock: Callable[[], float],
         clock_news: Callable[[], list[Event]] = list,
         journal_observer: JournalObserver = unobserved,
-        snapshot_every: int | None = None,
+        limits: PumpLimits | None = None,
     ) -> None:
         self.engine = engine
-        self._snapshot_every = snapshot_every
+        self._limits = limits = limits or PumpLimits()
         self._journal = journal
         self._dispatch = dispatch
         self._observer = observer
@@ -126,7 +121,13 @@ class Pump:
         self._stop_asked = asyncio.Event()
         self._queue: list[_Queued] = []
         self._wake = asyncio.Event()
-        self._slow = SlowCommands(work, is_wanted=engine.is_pending, report=self._report, clock=clock)
+        self._slow = SlowCommands(
+            work,
+            is_wanted=engine.is_pending,
+            report=self._report,
+            clock=clock,
+            retry_first_s=limits.retry_first_s,
+        )
         self._since_snapshot = 0
         self._snapshot_text = SnapshotText()
         self._snapshot: asyncio.Task[None] | None = None
@@ -228,7 +229,7 @@ class Pump:
         left_s = LOOK_EVERY_S if wakeup_s is None else min(LOOK_EVERY_S, wakeup_s - self._clock())
         delay_s = max(left_s, LEAST_WAIT_S) if left_s > 0.0 else 0.0
         if self._owed:
-            delay_s = STALL_RETRY_S
+            delay_s = self._limits.stall_retry_s
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), delay_s)
 
@@ -251,7 +252,7 @@ class Pump:
             raise
         self._since_snapshot += len(batch)
         # a snapshot costs what the state holds: of a large one it comes after more events
-        if self._since_snapshot >= max(self._snapshot_every or SNAPSHOT_EVERY, self.engine.state.records // 2):
+        if self._since_snapshot >= max(self._limits.snapshot_every, self.engine.state.records // 2):
             self._begin_snapshot()
 
     def _stall(self, batch: Sequence[_Queued], error: StorageTrouble) -> None:
@@ -300,7 +301,7 @@ class Pump:
 
     async def _save_snapshot(self, position: int, pieces: Iterator[str]) -> None:
         written: list[str] = []
-        while piece := list(itertools.islice(pieces, SNAPSHOT_SLICE)):
+        while piece := list(itertools.islice(pieces, self._limits.snapshot_slice)):
             written += piece
             await asyncio.sleep(0)
         snapshot = Snapshot(position=position, engine_version=ENGINE_VERSION, state="".join(written))
@@ -317,7 +318,7 @@ class Pump:
                 await self.submit(result)
             except Unavailable:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stop_asked.wait(), STALL_RETRY_S)
+                    await asyncio.wait_for(self._stop_asked.wait(), self._limits.stall_retry_s)
             except (IllegalEvent, LocalError):
                 return  # the submitter of a result has nobody to tell
             else:

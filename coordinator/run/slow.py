@@ -28,7 +28,6 @@ from coordinator.work.failures import trouble_of
 from coordinator.work.port import Work
 from protocol.text import printable
 
-RETRY_FIRST_S = 1.0
 RETRY_MOST_S = 60.0
 MOST_DOUBLINGS = 10
 """Far beyond the longest pause; a disk that is full for a day makes over a thousand tries, 2**1024 is not a float."""
@@ -57,12 +56,14 @@ class SlowCommands:
         is_wanted: Callable[[str], bool],
         report: Callable[[Event], Awaitable[None]],
         clock: Callable[[], float],
+        retry_first_s: float,
     ) -> None:
         """`is_wanted` says of a command's id whether the engine still waits for it; `report` takes each result."""
         self._work = work
         self._is_wanted = is_wanted
         self._report = report
         self._clock = clock
+        self._retry_first_s = retry_first_s
         self._queue: list[tuple[int, int, SlowCommand]] = []
         self._queued: set[str] = set()
         self._order = itertools.count()
@@ -123,7 +124,7 @@ class SlowCommands:
     def _on_failure(self, command: SlowCommand, error: Exception) -> CommandFailed:
         attempt = self._attempts.get(command.command_id, 0)
         self._attempts[command.command_id] = attempt + 1
-        delay_s = min(RETRY_MOST_S, RETRY_FIRST_S * 2 ** min(attempt, MOST_DOUBLINGS))
+        delay_s = min(RETRY_MOST_S, self._retry_first_s * 2 ** min(attempt, MOST_DOUBLINGS))
         words = printable((str(error) or repr(error))[:MOST_ERROR_CHARACTERS])
         if self._failures_told.get(command.command_id) != words:  # the same again is one line of the event log
             self._failures_told[command.command_id] = words

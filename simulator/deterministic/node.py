@@ -33,6 +33,7 @@ from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.clock import Clocks, RunClock
 from coordinator.run.needed import needed_by
 from coordinator.run.pump import Pump, load_engine
+from coordinator.run.pump_limits import PumpLimits
 from coordinator.run.traffic import Traffic
 from coordinator.store.registry import Registry
 from coordinator.work import port
@@ -162,7 +163,7 @@ class CoordinatorNode:
             observer=self,
             clock=self._clock.now_s,
             clock_news=self._clock.news,
-            snapshot_every=self._scenario.snapshot_every,
+            limits=PumpLimits(snapshot_every=self._scenario.snapshot_every),
         )
         pump.failed.add_done_callback(lambda failed: self._on_failed(process, failed))
         self._handlers = self._served()

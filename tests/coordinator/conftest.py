@@ -11,6 +11,7 @@ import torch
 
 from coordinator.edge.server import CoordinatorServer
 from coordinator.run.folder import RunFolder
+from coordinator.run.pump_limits import PumpLimits
 from tests.served import RawClient, clients_of, copy_run, make_run, submission_for, write_text
 
 torch.set_num_threads(1)
@@ -37,9 +38,15 @@ def run(pristine_run: Path, tmp_path: Path) -> RunFolder:
 
 
 @pytest.fixture
-async def server(run: RunFolder) -> AsyncIterator[CoordinatorServer]:
+def pump_limits() -> PumpLimits:
+    """As in the product; a file of tests may have its own."""
+    return PumpLimits()
+
+
+@pytest.fixture
+async def server(run: RunFolder, pump_limits: PumpLimits) -> AsyncIterator[CoordinatorServer]:
     """The run, served."""
-    started = CoordinatorServer(run)
+    started = CoordinatorServer(run, pump_limits=pump_limits)
     await started.start()
     yield started
     await started.stop(0.0)

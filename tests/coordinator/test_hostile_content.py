@@ -14,8 +14,8 @@ from aggregation.blockwise import aggregate_block
 from barnraise.cli.status import print_status
 from coordinator.edge.server import CoordinatorServer
 from coordinator.engine.reasons import told
-from coordinator.run import slow
 from coordinator.run.folder import RunFolder
+from coordinator.run.pump_limits import PumpLimits
 from moe.layout import submission_specs
 from protocol.codecs import codec_named
 from protocol.tensors import encode_tensors
@@ -25,6 +25,12 @@ from tests.served import clients_of, copy_run, make_run
 Join = Callable[..., Any]
 MARK = 0.0078125
 """The first value of each tensor of a marked submission."""
+
+
+@pytest.fixture
+def pump_limits() -> PumpLimits:
+    """What failed is tried again at once."""
+    return PumpLimits(retry_first_s=0.0)
 
 
 @pytest.fixture
@@ -80,7 +86,6 @@ async def test_a_submission_that_breaks_the_outer_step_is_left_out_and_everybody
         return aggregate_block(contributions, rule, seed=seed)
 
     monkeypatch.setattr("coordinator.work.outer.aggregate_block", breaks)
-    monkeypatch.setattr(slow, "RETRY_FIRST_S", 0.0)
     clients = [await join() for _ in range(3)]
     _, marked, _ = await one_round(run, clients, server, marked=[False, True, False])
     status = await server.status()

@@ -33,8 +33,8 @@ from coordinator.engine.records import event_from_json, event_to_json
 from coordinator.engine.snapshots import SnapshotText
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run import pump as pump_module
-from coordinator.run import slow
 from coordinator.run.pump import Pump, load_engine
+from coordinator.run.pump_limits import PumpLimits
 from coordinator.store.journal import Journal
 from coordinator.store.ports import Snapshot
 from protocol.errors import ConfigError, IllegalEvent, LocalError, Unavailable
@@ -93,7 +93,8 @@ def enrolled(worker: WorkerId = ANNA) -> WorkerEnrolled:
 
 
 class Setup:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, limits: PumpLimits | None = None) -> None:
+        self.limits = limits
         self.path = folder / "journal.sqlite"
         self.clock = Clock()
         self.news: list[Event] = []
@@ -118,6 +119,7 @@ class Setup:
             observer=recorder,
             clock=self.clock,
             clock_news=self.take_news,
+            limits=self.limits,
         )
         pump.start()
         return pump, recorder, journal
@@ -295,7 +297,7 @@ async def test_pending_commands_are_done_again_after_a_restart_and_everybody_is_
 
 
 async def test_a_failed_command_is_told_and_tried_again(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slow, "RETRY_FIRST_S", 0.0)
+    setup.limits = PumpLimits(retry_first_s=0.0)
     original = Recorder.__init__
 
     def failing(self: Recorder, path: Path) -> None:
@@ -315,7 +317,7 @@ async def test_a_failed_command_is_told_and_tried_again(setup: Setup, monkeypatc
 
 
 async def test_a_day_of_failures_is_survived(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slow, "RETRY_FIRST_S", 0.0)
+    setup.limits = PumpLimits(retry_first_s=0.0)
     monkeypatch.setattr(Recorder, "failure", OSError(28, "No space left on device"))
     pump, recorder, journal = setup.open()
     recorder.fail_times = 1
@@ -337,7 +339,7 @@ class OfAnotherLibrary(Exception):
 async def test_no_exception_of_slow_work_stops_the_pump(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
-    monkeypatch.setattr(slow, "RETRY_FIRST_S", 0.0)
+    setup.limits = PumpLimits(retry_first_s=0.0)
     monkeypatch.setattr(Recorder, "failure", failure)
     pump, recorder, journal = setup.open()
     with structlog.testing.capture_logs() as logs:
@@ -411,7 +413,7 @@ async def test_a_full_disk_refuses_instead_of_promising_and_goes_on_when_there_i
 async def test_what_the_pump_itself_owes_the_journal_is_recorded_once_there_is_room(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pump_module, "STALL_RETRY_S", 0.0)
+    setup.limits = PumpLimits(stall_retry_s=0.0)
     pump, _, journal = setup.open()
     await pump.submit(enrolled())
     await until(lambda: not pump.engine.pending)
@@ -428,7 +430,7 @@ async def test_what_the_pump_itself_owes_the_journal_is_recorded_once_there_is_r
 
 
 async def test_the_result_of_slow_work_outlives_a_full_disk(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pump_module, "STALL_RETRY_S", 0.0)
+    setup.limits = PumpLimits(stall_retry_s=0.0)
     pump, recorder, journal = setup.open()
     disk = FullDisk(journal, monkeypatch)
     await until(lambda: disk.refused >= 2)
@@ -440,8 +442,8 @@ async def test_the_result_of_slow_work_outlives_a_full_disk(setup: Setup, monkey
 
 
 async def test_a_snapshot_that_does_not_fit_is_put_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pump_module, "SNAPSHOT_EVERY", 2)
-    setup = Setup(tmp_path)
+    limits = PumpLimits(snapshot_every=2)
+    setup = Setup(tmp_path, limits)
     pump, _, journal = setup.open()
 
     def full(_: Snapshot) -> None:
@@ -472,8 +474,8 @@ async def test_a_submitter_that_goes_away_does_not_take_its_event_along(setup: S
 
 
 async def test_a_snapshot_replaces_the_events_it_covers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pump_module, "SNAPSHOT_EVERY", 3)
-    setup = Setup(tmp_path)
+    limits = PumpLimits(snapshot_every=3)
+    setup = Setup(tmp_path, limits)
     pump, _, journal = setup.open()
     for number in range(7):
         await pump.submit(enrolled(WorkerId(f"{number:032x}")))
@@ -493,8 +495,7 @@ async def test_a_snapshot_replaces_the_events_it_covers(tmp_path: Path, monkeypa
 async def test_events_go_on_while_a_snapshot_is_written_and_it_is_of_its_own_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pump_module, "SNAPSHOT_EVERY", 3)
-    monkeypatch.setattr(pump_module, "SNAPSHOT_SLICE", 1)
+    limits = PumpLimits(snapshot_every=3, snapshot_slice=1)
     go_on = asyncio.Event()
     pieces = SnapshotText.pieces
     sleep = asyncio.sleep
@@ -504,7 +505,7 @@ async def test_events_go_on_while_a_snapshot_is_written_and_it_is_of_its_own_mom
             await go_on.wait()
         await sleep(delay_s)
 
-    setup = Setup(tmp_path)
+    setup = Setup(tmp_path, limits)
     pump, _, journal = setup.open()
     monkeypatch.setattr(asyncio, "sleep", held)
     for number in range(3):

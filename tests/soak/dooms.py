@@ -74,18 +74,18 @@ def coordinator_life(folder: Path, ledger: Path, doom: Doom, pipe: Connection) -
     import torch
 
     from coordinator.edge.server import CoordinatorServer
-    from coordinator.run import pump
     from coordinator.run.folder import RunFolder
+    from coordinator.run.pump_limits import PumpLimits
 
     torch.set_num_threads(1)
-    pump.SNAPSHOT_EVERY = 11
     executioner = Executioner(doom, ledger)
     _watch_files(executioner)
     if doom.kind == "CommandFailed":
         _fail_once()
 
     async def serve() -> None:
-        server = CoordinatorServer(RunFolder.open(folder), journal_observer=executioner.observe)
+        limits = PumpLimits(snapshot_every=11)
+        server = CoordinatorServer(RunFolder.open(folder), journal_observer=executioner.observe, pump_limits=limits)
         await server.start()
         pipe.send("listening")
         await asyncio.Event().wait()
