@@ -8,7 +8,7 @@ Frozen: a model of full size, the other experts without gradients. Absent: a sma
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +23,9 @@ from moe.experts import EXPERTS_IMPLEMENTATION, attach_experts
 from moe.layout import Layout
 from moe.skeleton import PLAIN_EXPERTS, materialise, meta_model
 from protocol.errors import LocalError
-from protocol.ids import TRUNK, BlockId, column_block
+from protocol.ids import TRUNK, column_block
 from protocol.residency import FROZEN
-
-AnyBlocks = Mapping[BlockId, Mapping[str, Tensor]]
+from protocol.submission import Blocks as AnyBlocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

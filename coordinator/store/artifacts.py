@@ -149,7 +149,7 @@ class PartialUpload:
         self.received_bytes = received_bytes
 
     def prefix(self) -> Iterator[bytes]:
-        """The bytes that are here already, in pieces: a resumed upload hashes them first."""
+        """See `Upload`. LocalError where somebody else cut the file meanwhile."""
         offset = 0
         while offset < self.received_bytes:
             piece = os.pread(self._file_descriptor, min(_COPY_BYTES, self.received_bytes - offset), offset)
@@ -159,7 +159,7 @@ class PartialUpload:
             yield piece
 
     def write(self, piece: bytes) -> None:
-        """Append; not durable until `sync`."""
+        """See `Upload`. Unavailable while the disk takes nothing."""
         view = memoryview(piece)
         with self._lock:
             if self._file_descriptor < 0:
@@ -171,12 +171,12 @@ class PartialUpload:
                 view = view[written:]
 
     def sync(self) -> None:
-        """Make what was written durable."""
+        """See `Upload`."""
         with _later_again():
             os.fsync(self._file_descriptor)
 
     def close(self) -> None:
-        """Release the file; its bytes stay for the next attempt."""
+        """See `Upload`. Closing twice is fine."""
         with self._lock:
             if self._file_descriptor >= 0:
                 os.close(self._file_descriptor)
@@ -184,7 +184,7 @@ class PartialUpload:
 
 
 class ArtifactStore:
-    """The artifacts folder of one run."""
+    """The artifacts folder of one run, an `Artifacts`."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -194,13 +194,13 @@ class ArtifactStore:
         self._uploads.mkdir(mode=0o700, exist_ok=True)
 
     def upload_offset(self, lease_id: LeaseId, digest: Digest) -> int:
-        """Bytes of this submission that are on disk but not whole."""
+        """See `Artifacts`: the size of the file."""
         with contextlib.suppress(FileNotFoundError):
             return self._upload_path(lease_id, digest).stat().st_size
         return 0
 
     def open_upload(self, lease_id: LeaseId, digest: Digest, offset: int) -> PartialUpload:
-        """Go on at `offset`, which may be less than what is here (the rest is cut off), never more."""
+        """See `Artifacts`."""
         path = self._upload_path(lease_id, digest)
         with _later_again():
             file_descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -216,14 +216,14 @@ class ArtifactStore:
         return PartialUpload(path, file_descriptor, offset)
 
     def finish_upload(self, lease_id: LeaseId, upload: Upload, digest: Digest) -> None:
-        """The caller has checked the digest: make the payload durable under its name."""
+        """See `Artifacts`."""
         upload.sync()
         upload.close()
         with _later_again():
             self.payloads.adopt(self._upload_path(lease_id, digest), digest)
 
     def drop_upload(self, lease_id: LeaseId, digest: Digest) -> None:
-        """Forget a partial upload whose bytes are not what was promised."""
+        """See `Artifacts`."""
         self._upload_path(lease_id, digest).unlink(missing_ok=True)
 
     def drop_payload(self, digest: Digest) -> None:

@@ -128,12 +128,12 @@ class Journal(EventStore):
 
     @property
     def engine_version(self) -> int:
-        """Version of the engine that wrote this journal: another one may decide differently on replay."""
+        """See `EventStore`."""
         return int(self.meta("engine_version") or 0)
 
     @property
     def last_position(self) -> int:
-        """Position of the newest event; 0 where there is none."""
+        """See `EventStore`."""
         return self._last_position
 
     def append(self, records: Sequence[str]) -> int:
@@ -187,7 +187,7 @@ class Journal(EventStore):
         self._observer(Moment.CUT, ())
 
     def latest_snapshot(self) -> Snapshot | None:
-        """The newest snapshot, if there is one."""
+        """See `EventStore`."""
         query = "SELECT position, engine_version, state, digest FROM snapshots ORDER BY position DESC LIMIT 1"
         with telling(self._path, "read"):
             row = self._connection.execute(query).fetchone()

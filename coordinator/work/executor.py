@@ -118,7 +118,7 @@ class Executor(Work):
 
     @singledispatchmethod
     def execute(self, command: SlowCommand) -> Event:
-        """Carry out `command`; the event that it ends in."""
+        """See `Work`."""
         raise LocalError(f"the executor does not know {type(command).__name__}")
 
     @execute.register

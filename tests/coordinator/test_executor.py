@@ -49,7 +49,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Bench:
-    """An executor over a fresh run, and helpers that make submissions."""
+    """An executor over a fresh run, and ways to make submissions for it."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run, self.layout, self.store = run, run.layout(), run.artifacts()

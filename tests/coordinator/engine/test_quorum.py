@@ -73,12 +73,12 @@ def test_a_worker_that_is_done_replaces_what_was_lost_without_a_second_vote_on_t
     s.silent("d")
     s.submit("a", "b", "c")
     assert s.phase is Phase.TRAINING  # somebody here could serve
-    helper = next(n for n in "abc" if not lost & set(s.lease(n).columns))
-    (grant,) = pick(GrantLease, s.ask(helper))
+    rescuer = next(n for n in "abc" if not lost & set(s.lease(n).columns))
+    (grant,) = pick(GrantLease, s.ask(rescuer))
     assert set(grant.lease.columns) == lost
     assert grant.lease.spare
     s.after(4)
-    s.submit(helper, norm=0.3)
+    s.submit(rescuer, norm=0.3)
     contributions = s.waiting_for(AggregateRound).contributions
     trunks = [s.record(c.lease_id).lease.worker for c in contributions if c.include_trunk]
     assert sorted(trunks) == ["a", "b", "c"]
