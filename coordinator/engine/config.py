@@ -123,8 +123,7 @@ class EngineConfig:
     inner: InnerRecipe = InnerRecipe()
     screening: ScreeningConfig = ScreeningConfig()
     rule: str = "trimmed_mean"
-    """A name of `aggregation.names`: `mean`, `median`, `trimmed_mean`, `krum`, `multi_krum`, `geometric_median`,
-    `centered_clipping`; all but `mean` also as `nnm+RULE` or `bucketing+RULE`. docs/aggregation.md helps to choose."""
+    """How submissions become one, as `median` or `nnm+krum`. docs/aggregation.md lists rules and helps to choose."""
     clip_to_median: bool = True
     """Clip each submission's block to the median norm, after scaling to common steps."""
     outer_learning_rate: float = 1.0

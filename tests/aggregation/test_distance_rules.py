@@ -167,7 +167,19 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "mean"])
+WITHIN = {"median", "trimmed_mean"}
+"""Bases whose every coordinate lies between honest ones."""
+REACH = {
+    "krum": lambda rows, f: 1 + math.sqrt(rows - f - 1),
+    "multi_krum": lambda rows, f: 1 + math.sqrt(rows - f - 1),
+    "geometric_median": lambda rows, f: 2 * (rows - f) / (rows - 2 * f),
+    "centered_clipping": lambda rows, f: 4.0,
+}
+"""How far from the honest mean the others' docstrings let them be, in honest spreads. A rule in neither table is held
+to what every rule promises (`test_contract.py`) and no more."""
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule.rpartition("+")[2] in {*WITHIN, *REACH}])
 @pytest.mark.parametrize("lie", LIES)
 @settings(max_examples=25, deadline=None)
 @given(workers=st.integers(3, 17), seed=st.integers(0, 2**32 - 1))
@@ -189,16 +201,10 @@ def test_tolerated_liars_stay_without_reach(rule, lie, workers, seed):
     away = float((got - honest.mean(0)).norm())
     if name.pre == "nnm" and lie not in {"nearby", "one coordinate"}:
         assert away <= 1e-4  # every honest row has become the honest mean
-    elif name.base in {"median", "trimmed_mean"}:
+    elif name.base in WITHIN:
         assert bool(((got >= honest.amin(0) - 1e-5) & (got <= honest.amax(0) + 1e-5)).all())
     else:
-        factor = {
-            "krum": 1 + math.sqrt(rows - f - 1),
-            "multi_krum": 1 + math.sqrt(rows - f - 1),
-            "geometric_median": 2 * (rows - f) / (rows - 2 * f),
-            "centered_clipping": 4.0,
-        }[name.base]
-        assert away <= factor * spread * 1.001
+        assert away <= REACH[name.base](rows, f) * spread * 1.001
 
 
 @pytest.mark.parametrize("base", ROBUST_BASES)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from moe.export import export_checkpoint, import_checkpoint, inspect_checkpoint
+from moe.families import FAMILIES
 from moe.full import full_model
 from moe.layout import layout
 from moe.skeleton import model_class
@@ -219,7 +220,7 @@ def test_fp16_that_would_overflow_is_refused(small_config, tmp_path):
         ("[]", "not a JSON object"),
         ("{}", "names no model_type"),
         ('{"model_type": 3}', "names no model_type"),
-        ('{"model_type": "llama"}', "architecture 'llama' is not supported; one of olmoe, mixtral, qwen3_moe is"),
+        ('{"model_type": "llama"}', f"architecture 'llama' is not supported; one of {', '.join(FAMILIES)} is"),
         ('{"model_type": "my_moe", "auto_map": {"AutoConfig": "mine.Config"}}', "architecture 'my_moe'"),
     ],
 )

@@ -67,6 +67,8 @@ def family(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> F
 
 @pytest.fixture
 def values(family: Family) -> dict[str, Any]:
+    missing = sorted(family.keys - SMALL.keys())
+    assert not missing, f"tests/moe/test_families.py: SMALL needs a small value of {', '.join(missing)}"
     return {"model_type": family.model_type, **{key: SMALL[key] for key in family.keys}}
 
 
@@ -216,4 +218,4 @@ def test_the_families_are_named_in_the_table_alone() -> None:
         for name in FAMILIES
         if name.replace("_", "") in path.read_text().lower().replace("_", "").replace("olmoe-7b", "")
     ]
-    assert not found
+    assert not found, "a family's name belongs in moe/families/table.py alone, prose included"

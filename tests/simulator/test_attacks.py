@@ -107,8 +107,9 @@ def test_the_table_of_the_docs_is_the_table(attack: str) -> None:
         SimulationOptions(out=Path("x"), byzantine=1, attack=NEW)  # the command takes it, too
         return
     row = ATTACKS[attack]
-    docs = Path(__file__).parents[2] / "docs" / "commands.md"
-    assert f"| {attack} | {row.does} | {row.strength:g} |" in docs.read_text()
+    lines = (Path(__file__).parents[2] / "docs" / "commands.md").read_text().splitlines()
+    line = f"| {attack} | {row.does} | {row.strength:g} |"
+    assert line in lines, f"docs/commands.md, What attackers do: its table lacks the line\n{line}"
 
 
 def test_the_attacks_of_today_use_their_own_lease_alone() -> None:
