@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from protocol.errors import ConfigError
 from protocol.ids import LeaseId
 from protocol.submission import Blocks
-from simulator.attacks import ATTACKS, Colluders
+from simulator.attack import Colluders
+from simulator.attacks import ATTACKS
 from simulator.seeds import derived_seed
 
 

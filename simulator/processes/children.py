@@ -161,7 +161,7 @@ class WorkerHooks:
             return result
         import dataclasses
 
-        from simulator.attacks import Colluders, Honest
+        from simulator.attack import Colluders, Honest
 
         own = Honest(
             lease_id=lease.lease_id, round=lease.round, columns=lease.columns, pseudo_gradient=result.pseudo_gradient

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from protocol.ids import LeaseId, RoundNumber, WorkerId
 from simulator.adversary import Adversary
-from simulator.attacks import Colluders, Honest
+from simulator.attack import Colluders, Honest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,7 +11,8 @@ from protocol.errors import ConfigError
 from protocol.ids import TRUNK, BlockId, LeaseId, RoundNumber, column_block
 from protocol.submission import Blocks
 from simulator.adversary import Adversary
-from simulator.attacks import ATTACKS, Colluders, Honest
+from simulator.attack import Colluders, Honest
+from simulator.attacks import ATTACKS
 
 VOCAB = 259
 

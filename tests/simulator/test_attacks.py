@@ -13,7 +13,8 @@ from torch import Tensor
 from protocol.ids import TRUNK, BlockId, LeaseId, RoundNumber, WorkerId, column_block
 from protocol.submission import Blocks
 from simulator.adversary import Adversary
-from simulator.attacks import ATTACKS, Colluders, Honest
+from simulator.attack import Colluders, Honest
+from simulator.attacks import ATTACKS
 from simulator.processes.options import SimulationOptions
 from simulator.virtual.colluding import Group
 from tests.simulator import made_up_attack

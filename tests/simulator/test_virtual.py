@@ -15,7 +15,8 @@ from coordinator.run.opened import OpenedRun
 from coordinator.settings import RunSettings
 from protocol.ids import BlockId, LeaseId
 from simulator.adversary import Adversary
-from simulator.attacks import ATTACKS, Attack, Colluders
+from simulator.attack import Attack, Colluders
+from simulator.attacks import ATTACKS
 from simulator.virtual.inner import EagerLeases, KeptMoments, PureLeases, Shards
 from simulator.virtual.swarm import STILL, VirtualSwarm, Volunteer
 
