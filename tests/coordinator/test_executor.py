@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +14,8 @@ import torch
 
 from aggregation.blockwise import aggregate_block
 from coordinator.engine.commands import (
-    AggregateRound,
     BlockClip,
     Contribution,
-    MeasureSubmission,
     TryContributions,
     ValidateVersion,
     WriteCheckpoint,
@@ -26,102 +23,21 @@ from coordinator.engine.commands import (
 from coordinator.engine.events import (
     CheckpointWritten,
     ContributionsTried,
-    RoundAggregated,
-    SubmissionMeasured,
     VersionValidated,
 )
-from coordinator.engine.lease import GrantedLease
 from coordinator.run.folder import RunFolder
-from coordinator.run.opened import work_settings
-from coordinator.store.versions import Versions
-from coordinator.work.executor import Executor
 from coordinator.work.substitutes import told
 from moe.full import evaluate_loss, full_model
-from moe.layout import submission_specs
-from protocol.codecs import codec_named
 from protocol.errors import LocalError
-from protocol.ids import TRUNK, BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId, column_block
-from protocol.lease import DataRange
-from protocol.recipe import Recipe
-from protocol.tensors import encode_tensors
+from protocol.ids import TRUNK, Digest, Version, column_block
+from tests.coordinator.work_bench import Bench, attempt, constant, contribution, three
 
 Tensors = dict[str, torch.Tensor]
-
-
-class Bench:
-    """An executor over a fresh run, and ways to make submissions for it."""
-
-    def __init__(self, run: RunFolder) -> None:
-        self.run, self.layout, self.store = run, run.layout(), run.artifacts()
-        self.versions = Versions(run.root / "versions", self.store.blocks, self.layout)
-        self.dataset = run.dataset()
-        self.settings = run.settings().model_copy(update={"keep_checkpoints": 2})
-        self.executor = Executor(
-            settings=work_settings(self.settings),
-            layout=self.layout,
-            payloads=self.store.payloads,
-            versions=self.versions,
-            dataset=self.dataset,
-            companions=run.companions(self.dataset),
-            dtype=run.export_dtype,
-            checkpoints=run.checkpoints,
-            clock=lambda: 1000.0,
-        )
-        digest = self.versions.manifest_digest(0)
-        assert digest is not None
-        self.base_manifest: Digest = digest
-        self.base = self.versions.load_blocks(self.versions.manifest(digest))
-
-    def lease(self, number: int, columns: tuple[int, ...]) -> GrantedLease:
-        return GrantedLease(
-            lease_id=LeaseId(f"r1.{number}"), round=RoundNumber(1), worker=WorkerId(f"{number:032x}"),
-            base_version=Version(0), columns=columns, data=DataRange(seed=1, start=0, count=4), seed=1, inner_steps=2,
-            batch_sequences=2, recipe=Recipe(), granted_at_s=0.0, deadline_s=1e9,
-        )  # fmt: skip
-
-    def submit(self, columns: tuple[int, ...], value: Callable[[str, tuple[int, ...]], torch.Tensor]) -> Digest:
-        specs = submission_specs(self.layout, columns)
-        tensors = {spec.name: value(spec.name, spec.shape) for spec in specs}
-        return self.store.payloads.put(encode_tensors(tensors, codec_named("fp32")))
-
-    def measure(self, digest: Digest, columns: tuple[int, ...], *, gain: bool = False) -> SubmissionMeasured:
-        command = MeasureSubmission(
-            command_id="measure:r1.1", lease=self.lease(1, columns), digest=digest,
-            payload_bytes=self.store.payloads.stat(digest) or 0, codec="fp32", heldout_seed=7, measure_gain=gain,
-        )  # fmt: skip
-        event = self.executor.execute(command)
-        assert isinstance(event, SubmissionMeasured)
-        return event
-
-    def aggregate(self, contributions: tuple[Contribution, ...], **changes: Any) -> RoundAggregated:
-        command = AggregateRound(
-            command_id="aggregate:r1", round=RoundNumber(1), parent_version=Version(0),
-            parent_manifest=self.base_manifest, version=Version(1), contributions=contributions, clips=(),
-            rule="mean", outer_learning_rate=1.0, outer_momentum=0.0, seed=7, oldest_needed=Version(0),
-        )  # fmt: skip
-        event = self.executor.execute(dataclasses.replace(command, **changes))
-        assert isinstance(event, RoundAggregated)
-        return event
-
-    def blocks_of(self, event: RoundAggregated) -> dict[BlockId, Tensors]:
-        return self.versions.load_blocks(self.versions.manifest(event.manifest))
 
 
 @pytest.fixture
 def bench(run: RunFolder) -> Bench:
     return Bench(run)
-
-
-def contribution(number: int, digest: Digest, columns: tuple[int, ...], **changes: Any) -> Contribution:
-    plain = Contribution(
-        lease_id=LeaseId(f"r1.{number}"), digest=digest, codec="fp32", columns=columns, base_version=Version(0),
-        step_scale=1.0, weight=1.0, sequences=3,
-    )  # fmt: skip
-    return dataclasses.replace(plain, **changes)
-
-
-def constant(value: float) -> Callable[[str, tuple[int, ...]], torch.Tensor]:
-    return lambda _, shape: torch.full(shape, value)
 
 
 def test_norms_are_those_of_each_block_held(bench: Bench) -> None:
@@ -312,19 +228,6 @@ class Breaks:
         if self.marked in values and len(values) >= self.least and rule in self.rules:
             raise ZeroDivisionError("0 / 0")
         return aggregate_block(sent, rule, seed=seed)
-
-
-def three(bench: Bench) -> tuple[Contribution, ...]:
-    return tuple(contribution(n, bench.submit((0,), constant(float(n))), (0,)) for n in (1, 2, 3))
-
-
-def attempt(bench: Bench, sent: tuple[Contribution, ...], **changes: Any) -> AggregateRound:
-    command = AggregateRound(
-        command_id="aggregate:r1", round=RoundNumber(1), parent_version=Version(0),
-        parent_manifest=bench.base_manifest, version=Version(1), contributions=sent, clips=(),
-        rule="krum", outer_learning_rate=1.0, outer_momentum=0.5, seed=7, oldest_needed=Version(0),
-    )  # fmt: skip
-    return dataclasses.replace(command, **changes)
 
 
 def tried(bench: Bench, sent: tuple[Contribution, ...], **changes: Any) -> ContributionsTried:

@@ -12,7 +12,7 @@ from coordinator.engine.commands import BlockClip
 from coordinator.engine.records import command_digest, command_from_json, command_to_json
 from coordinator.run.folder import RunFolder
 from protocol.ids import TRUNK, Version
-from tests.coordinator.test_executor import Bench, attempt, constant, contribution, three
+from tests.coordinator.work_bench import Bench, attempt, constant, contribution, three
 
 
 @pytest.fixture
