@@ -147,8 +147,7 @@ class WorkerService:
         self._check_submission(record.lease, request)
         if record.status not in _JUDGED and not (record.digest == digest and record.status is not LeaseStatus.EXPIRED):
             if run.mailboxes.ended.is_set():
-                reason = run.pump.engine.state.end_reason or "it has ended"
-                raise FinalRefusal(f"the run is over ({reason}): lease {record.lease.lease_id} takes no submission")
+                raise self._over(record.lease.lease_id)
             try:
                 await run.pump.submit(self._committed(session, record, request, digest))
             except IllegalEvent as error:
@@ -196,9 +195,17 @@ class WorkerService:
 
     async def uploaded(self, session: CallerSession, lease_id: LeaseId, digest: Digest) -> None:
         """All bytes of a committed submission are durable."""
-        await self._run.pump.submit(
-            SubmissionUploaded(at_s=self._run.run_time(), worker=session.worker, lease_id=lease_id, digest=digest)
-        )
+        arrived = SubmissionUploaded(at_s=self._run.run_time(), worker=session.worker, lease_id=lease_id, digest=digest)
+        try:
+            await self._run.pump.submit(arrived)
+        except IllegalEvent as error:
+            if self._run.mailboxes.ended.is_set():  # while its last bytes were on their way
+                raise self._over(lease_id) from error
+            raise
+
+    def _over(self, lease_id: LeaseId) -> FinalRefusal:
+        reason = self._run.pump.engine.state.end_reason or "it has ended"
+        return FinalRefusal(f"the run is over ({reason}): lease {lease_id} takes no submission")
 
     async def get_manifest(self, session: CallerSession, request: pb.GetManifestRequest) -> pb.GetManifestReply:
         """A published version's manifest, signed; the latest where none is named."""

@@ -214,7 +214,7 @@ def setting_rows(run: RunFolder) -> list[SettingRow]:
     """By the journal, but for what is this machine's: what can be changed, then the latter, then what is fixed."""
     journal = Journal.open(run.journal_path, writable=False)
     try:
-        state = load_engine(journal, run.draw_secret())[0].state
+        state = load_engine(journal, run.draw_secret(), only_read=True)[0].state
     finally:
         journal.close()
     settings = run.settings()

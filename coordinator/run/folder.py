@@ -167,7 +167,7 @@ class RunFolder:
 
         journal = Journal.open(self.journal_path, writable=False)
         try:
-            return int(load_engine(journal, self.draw_secret())[0].state.version)
+            return int(load_engine(journal, self.draw_secret(), only_read=True)[0].state.version)
         finally:
             journal.close()
 

@@ -3,7 +3,7 @@
 Decides which runs of an older engine go on under this one. The same events may lead another engine to another state, so
 a journal is never replayed by it; but a *snapshot* is data and can be rewritten. So: a run that its own release stopped
 cleanly (a snapshot and nothing after it) goes on if each step to the present version is known here; any other is
-refused with what to do. Touches the journal that it is given, in one commit.
+refused with what to do. Reads the journal that it is given; whoever opens a run to serve it saves what came of it.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ MIGRATIONS: Migrations = {2: _two_to_three, 3: _three_to_four}
 released, and its leases named no optimizer, which nothing after it could make up."""
 
 
-def migrate_journal(journal: EventStore, target: int, migrations: Migrations) -> None:
-    """Bring `journal` to engine version `target`, or ConfigError with what to do."""
+def migrated_snapshot(journal: EventStore, target: int, migrations: Migrations) -> Snapshot:
+    """What `journal` holds, as engine version `target` has it, or ConfigError with what to do. Writes nothing."""
     found = journal.engine_version
     steps = range(found, target)
     if found > target or any(version not in migrations for version in steps):
@@ -116,4 +116,4 @@ def migrate_journal(journal: EventStore, target: int, migrations: Migrations) ->
         state = migrations[version](state)
     state["engine_version"] = target
     plain = json.dumps(state, separators=(",", ":"), allow_nan=True)
-    journal.save_snapshot(Snapshot(position=snapshot.position, engine_version=target, state=plain))
+    return Snapshot(position=snapshot.position, engine_version=target, state=plain)

@@ -34,7 +34,7 @@ from coordinator.engine.records import event_from_json, event_to_json
 from coordinator.engine.snapshots import SnapshotText
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.clock import LOOK_EVERY_S
-from coordinator.run.migrations import MIGRATIONS, Migrations, migrate_journal
+from coordinator.run.migrations import MIGRATIONS, Migrations, migrated_snapshot
 from coordinator.run.pump_limits import PumpLimits
 from coordinator.run.slow import SlowCommands
 from coordinator.store.journal import JournalObserver, Moment, unobserved
@@ -67,12 +67,18 @@ class _Queued:
 
 
 def load_engine(
-    journal: EventStore, secret: bytes, migrations: Migrations = MIGRATIONS
+    journal: EventStore, secret: bytes, migrations: Migrations = MIGRATIONS, *, only_read: bool = False
 ) -> tuple[Engine, list[AnnounceVerdict]]:
-    """The engine as the journal leaves it, and the verdicts since the last snapshot."""
-    if journal.engine_version != ENGINE_VERSION:
-        migrate_journal(journal, ENGINE_VERSION, migrations)
-    snapshot = journal.latest_snapshot()
+    """The engine as the journal leaves it, and the verdicts since the last snapshot.
+
+    A journal of the release before is migrated; `only_read`: in memory alone.
+    """
+    if journal.engine_version == ENGINE_VERSION:
+        snapshot = journal.latest_snapshot()
+    else:
+        snapshot = migrated_snapshot(journal, ENGINE_VERSION, migrations)
+        if not only_read:
+            journal.save_snapshot(snapshot)
     records = journal.read(snapshot.position if snapshot else 0)
     verdicts: list[AnnounceVerdict] = []
     if snapshot is not None:

@@ -99,7 +99,7 @@ def _journal(run: RunFolder, engines: list[Engine]) -> tuple[int, list[str]]:
         with _nobody_serves(run.root) as alone:
             if alone:  # while it is written to, the mark may be ahead of what this connection sees
                 journal.check_mark()
-        engines.append(load_engine(journal, run.draw_secret())[0])
+        engines.append(load_engine(journal, run.draw_secret(), only_read=True)[0])
         return journal.last_position, problems
     finally:
         journal.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,7 @@ from worker.policy import Circumstances, Permission
 from worker.progress import QuietReporter
 from worker.session import Session
 from worker.states import State
-from worker.timing import Timing
+from worker.timing import Pauses, Timing
 
 Result = TypeVar("Result")
 
@@ -250,11 +251,15 @@ class SimulatedVolunteer:
         elif isinstance(event, m.LeaseCancelled) and before is State.FETCHING and after is not before:
             self._check_patience(event)
         for command in commands:
-            if isinstance(command, m.DropSubmission):
+            if isinstance(command, m.DropSubmission) and not self._is_of_no_use(command.lease_id):
                 self.watcher.forgotten(self.index, command.lease_id)
         if after is not before:
             # Soon, not now: what follows from the event is begun, and then the process may die of it.
             self._loop.call_soon(self.watcher.on_state, self.index, after, context=self._outside.copy())
+
+    def _is_of_no_use(self, lease_id: LeaseId) -> bool:
+        """Whether it was refused until it would count no more."""
+        return self._loop.now_s >= self._told_until_s.get(lease_id, math.inf) + Pauses().kept_after_deadline_s
 
     def _check_patience(self, event: m.LeaseCancelled) -> None:
         left_s = self._told_until_s.get(event.lease_id, 0.0) - self._loop.now_s

@@ -91,3 +91,16 @@ def test_a_run_that_version_3_stopped_in_an_outer_step_goes_on(tmp_path: Path) -
         )
     )  # fmt: skip
     assert (engine.state.version, engine.state.round.round) == (2, 3)
+
+
+def test_a_run_of_version_3_that_is_only_looked_at_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal.create(path, engine_version=3)
+    journal.append([f"event {number}" for number in range(5)])
+    state = (SNAPSHOTS / "engine_3_aggregating.json").read_text()
+    journal.save_snapshot(Snapshot(position=5, engine_version=3, state=state))
+    journal.close()
+    looking = Journal.open(path, writable=False)
+    engine, _ = load_engine(looking, b"a secret of the tests", only_read=True)
+    assert (engine.state.version, looking.engine_version) == (1, 3)
+    looking.close()

@@ -12,6 +12,7 @@ import grpc
 from coordinator.edge.server import CoordinatorServer
 from coordinator.engine.events import RunStopped
 from coordinator.run.folder import RunFolder
+from protocol.errors import IllegalEvent
 from protocol.framing import frames_of
 from protocol.ids import LeaseId, digest_of
 from protocol.limits import FRAME_BYTES
@@ -144,6 +145,26 @@ async def test_a_commit_that_can_never_be_taken_is_refused_for_good(
     await opened.pump.submit(RunStopped(at_s=opened.run_time(), reason="enough"))
     await asyncio.wait_for(opened.mailboxes.ended.wait(), 20.0)
     await Refusal(words="the run is over (", **never).of(client.commit(handed_back, work))
+
+
+async def test_an_upload_whose_last_bytes_come_as_the_run_ends_is_refused_for_good(
+    run: RunFolder, server: CoordinatorServer, join: Join, submission: Callable[..., bytes], monkeypatch: Any
+) -> None:
+    client = await join()
+    lease = (await client.acquire()).lease
+    payload = submission(run, lease)
+    await client.commit(lease, payload)
+    opened = server._opened()
+
+    async def ended_meanwhile(_: Any) -> None:
+        opened.mailboxes.ended.set()
+        raise IllegalEvent("SubmissionUploaded while the run is over; allowed in: training")
+
+    monkeypatch.setattr(opened.pump, "submit", ended_meanwhile)
+    await Refusal(Code.FAILED_PRECONDITION, "the run is over", final=True).of(client.upload(lease, payload))
+    monkeypatch.undo()
+    opened.mailboxes.ended.clear()
+    assert (await client.upload(lease, payload)).complete, "the bytes are here"
 
 
 async def test_a_non_finite_submission_is_refused_even_without_screening(

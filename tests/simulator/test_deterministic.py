@@ -106,3 +106,8 @@ def test_many_seeds_hold() -> None:
 def test_a_download_cancelled_just_as_its_time_is_up_ends_quietly(seed: int) -> None:
     """`wait_for` left the read running there, and closing what it read from was an error that ended the worker."""
     assert run_seed(seed).violation is None
+
+
+def test_a_submission_whose_last_bytes_come_as_the_run_ends_is_refused_for_good() -> None:
+    """It was refused in the engine's words before, and the volunteer told to keep what nobody would take."""
+    assert run_seed(6004422).violation is None
