@@ -29,7 +29,7 @@ import structlog
 
 from coordinator.engine.commands import AnnounceVerdict, Command, SlowCommand
 from coordinator.engine.engine import Engine
-from coordinator.engine.events import Event, RunCreated, WorkerSeen
+from coordinator.engine.events import Event, RunCreated, Ticked, WorkerSeen, WorkerSilent
 from coordinator.engine.records import event_from_json, event_to_json
 from coordinator.engine.snapshots import SnapshotText
 from coordinator.engine.version import ENGINE_VERSION
@@ -46,6 +46,9 @@ MAX_BATCH = 256
 """Events in one commit: a bound on how long a reply waits behind others."""
 LEAST_WAIT_S = 0.001
 """For a timer that is not due yet: two clocks differ by what a float rounds away, and no loop may spin meanwhile."""
+
+_ASKED_ANEW = (Ticked, WorkerSilent)
+"""What time calls for is asked again once a full disk has room: a lease that it grants begins then."""
 
 _log = structlog.get_logger(__name__)
 
@@ -234,7 +237,7 @@ class Pump:
         wakeup_s = self.engine.next_wakeup_s()
         left_s = LOOK_EVERY_S if wakeup_s is None else min(LOOK_EVERY_S, wakeup_s - self._clock())
         delay_s = max(left_s, LEAST_WAIT_S) if left_s > 0.0 else 0.0
-        if self._owed:
+        if self.stalled is not None:
             delay_s = self._limits.stall_retry_s
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), delay_s)
@@ -266,7 +269,7 @@ class Pump:
         if self.stalled is None:
             _log.error("journal_stalled", reason=str(error))
         self.stalled = str(error)
-        self._owed = [queued for queued in batch if queued.done is None]
+        self._owed = [queued for queued in batch if queued.done is None and not isinstance(queued.event, _ASKED_ANEW)]
         told = f"the coordinator cannot record anything now ({error}); what it has accepted is safe, try again later"
         _refuse(batch, Unavailable(told))
 

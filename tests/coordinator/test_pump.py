@@ -429,6 +429,27 @@ async def test_what_the_pump_itself_owes_the_journal_is_recorded_once_there_is_r
     journal.close()
 
 
+async def test_what_time_called_for_while_the_disk_was_full_is_of_the_moment_when_there_is_room(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lease that such an event grants would else begin, and perhaps end, before its worker hears of it."""
+    setup.limits = PumpLimits(stall_retry_s=0.0)
+    pump, _, journal = setup.open()
+    await pump.submit(enrolled())
+    await until(lambda: not pump.engine.pending)
+    disk = FullDisk(journal, monkeypatch)
+    setup.clock.now_s += 1000.0  # she is silent, which nobody can write down
+    pump._wake.set()
+    await until(lambda: disk.refused >= 2)
+    setup.clock.now_s += 3600.0
+    disk.full = False
+    await until(lambda: any(isinstance(event, WorkerSilent) for event in setup.events()))
+    (silent,) = (event for event in setup.events() if isinstance(event, WorkerSilent))
+    assert silent.at_s == setup.clock.now_s
+    await pump.stop()
+    journal.close()
+
+
 async def test_the_result_of_slow_work_outlives_a_full_disk(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     setup.limits = PumpLimits(stall_retry_s=0.0)
     pump, recorder, journal = setup.open()
