@@ -22,12 +22,12 @@ from worker.joining import Joining
 from worker.lease import ReceivedLease, printable
 from worker.machine.probe import Machine
 from worker.outbox import Outbox, Submission
+from worker.pauses import Pauses
 from worker.policy import Always, Circumstances, Policy
 from worker.ports import Trainer
 from worker.progress import Reporter
 from worker.session import Session
 from worker.states import IN_SESSION, State
-from worker.timing import Pauses
 from worker.trouble import Trouble
 from worker.wire import SessionEnded
 

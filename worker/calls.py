@@ -21,11 +21,11 @@ from worker.joining import Joining
 from worker.lease import ReceivedLease, lease_from_message, printable
 from worker.machine.probe import Machine
 from worker.outbox import Outbox
+from worker.pauses import Pauses
 from worker.ports import Coordinator
 from worker.progress import Reporter
 from worker.refusals import Refusals, nothing_to_send
 from worker.repeats import Repeats
-from worker.timing import Pauses
 from worker.wire import SessionEnded
 
 LONG_POLL_S = 20.0

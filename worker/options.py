@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 from protocol.errors import ConfigError
 from protocol.limits import STALL_TIMEOUT_S
+from worker.pauses import Pauses
 from worker.policy import Always, Policy
-from worker.timing import Pauses
 
 if TYPE_CHECKING:
     import numpy as np

@@ -18,8 +18,8 @@ from protocol.ids import LeaseId
 from protocol.lease import Lease
 from worker import messages as m
 from worker.messages import EXIT_FAILED, EXIT_OK, EXIT_REFUSED, News
-from worker.states import ALLOWED, LEGAL_MOVES, State
-from worker.timing import Pauses
+from worker.pauses import Pauses
+from worker.states import ASKING, HOLDING, IN_SESSION, LEGAL_MOVES, WHILE_TRAINING, S, State
 
 MAX_FAILURES = 3  # in a row; a machine that fails three leases fails the fourth, and each one costs the run a replica
 
@@ -61,9 +61,10 @@ class Session:
         """Apply one event and say what to do."""
         if self._is_old_news(event):
             return []
-        if self.state not in ALLOWED.get(type(event), frozenset()):
+        allowed, apply = EVENTS[type(event)]
+        if self.state not in allowed:
             raise IllegalEvent(f"{type(event).__name__} in state {self.state.value}")
-        return _HANDLERS[type(event)](self, event)
+        return apply(self, event)
 
     def _is_old_news(self, event: m.SessionEvent) -> bool:
         match event:
@@ -314,26 +315,27 @@ class Session:
         self.state = state
 
 
-_HANDLERS: dict[type[m.SessionEvent], Callable[[Session, Any], list[m.SessionCommand]]] = {
-    m.Started: Session._on_started,
-    m.Enrolled: Session._on_enrolled,
-    m.Opened: Session._on_opened,
-    m.LeaseGranted: Session._on_lease_granted,
-    m.ToldToWait: Session._on_told_to_wait,
-    m.RunEnded: Session._on_run_ended,
-    m.Fetched: Session._on_fetched,
-    m.FetchFailed: Session._on_fetch_failed,
-    m.Committed: Session._on_committed,
-    m.Uploaded: Session._on_uploaded,
-    m.UploadBroken: Session._on_upload_broken,
-    m.Returned: Session._on_returned,
-    m.CallRefused: Session._on_call_refused,
-    m.SessionLost: Session._on_session_lost,
-    m.Trained: Session._on_trained,
-    m.TrainingFailed: Session._on_training_failed,
-    m.LeaseCancelled: Session._on_lease_cancelled,
-    m.Paused: Session._on_paused,
-    m.Resumed: Session._on_resumed,
-    m.LeaveRequested: Session._on_leave_requested,
-    m.LeaveTimedOut: Session._on_leave_timed_out,
+EVENTS: dict[type[m.SessionEvent], tuple[frozenset[State], Callable[[Session, Any], list[m.SessionCommand]]]] = {
+    m.Started: (frozenset({S.DISCONNECTED}), Session._on_started),
+    m.Enrolled: (frozenset({S.ENROLLING}), Session._on_enrolled),
+    m.Opened: (frozenset({S.OPENING}), Session._on_opened),
+    m.LeaseGranted: (ASKING, Session._on_lease_granted),
+    m.ToldToWait: (ASKING, Session._on_told_to_wait),
+    m.RunEnded: (ASKING, Session._on_run_ended),
+    m.Fetched: (frozenset({S.FETCHING}), Session._on_fetched),
+    m.FetchFailed: (frozenset({S.FETCHING}), Session._on_fetch_failed),
+    m.Committed: (frozenset({S.COMMITTING}), Session._on_committed),
+    m.Uploaded: (frozenset({S.UPLOADING}), Session._on_uploaded),
+    m.UploadBroken: (frozenset({S.UPLOADING}), Session._on_upload_broken),
+    m.Returned: (frozenset({S.RETURNING, S.LEAVING}), Session._on_returned),
+    m.CallRefused: (frozenset(S) - {S.DISCONNECTED, S.TRAINING, S.PAUSED, S.OVER}, Session._on_call_refused),
+    m.SessionLost: (IN_SESSION, Session._on_session_lost),
+    m.Trained: (WHILE_TRAINING, Session._on_trained),
+    m.TrainingFailed: (WHILE_TRAINING, Session._on_training_failed),
+    m.LeaseCancelled: (HOLDING, Session._on_lease_cancelled),
+    m.Paused: (frozenset(S) - {S.OVER}, Session._on_paused),
+    m.Resumed: (frozenset(S) - {S.OVER}, Session._on_resumed),
+    m.LeaveRequested: (frozenset(S), Session._on_leave_requested),
+    m.LeaveTimedOut: (frozenset({S.LEAVING, S.OVER}), Session._on_leave_timed_out),
 }
+"""Each live event: the states that allow it, and what applies it."""

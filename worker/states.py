@@ -1,13 +1,11 @@
-"""Where a worker may stand, which moves lead from there, and which events each state allows: tables, no behaviour.
+"""Where a worker may stand, and which moves lead from there: tables, no behaviour.
 
-`worker/session.py` holds to them; `docs` and tests read them.
+`worker/session.py` holds to them, and has the table of events; tests read both.
 """
 
 from __future__ import annotations
 
 from enum import Enum
-
-from worker import messages as m
 
 
 class State(Enum):
@@ -54,28 +52,3 @@ IN_SESSION = frozenset(S) - {S.DISCONNECTED, S.ENROLLING, S.OPENING, S.OVER}
 HOLDING = frozenset({S.FETCHING, S.TRAINING, S.RESUMING, S.OPENING, S.COMMITTING, S.UPLOADING, S.RETURNING})
 WHILE_TRAINING = frozenset({S.TRAINING, S.RESUMING, S.OPENING})
 ASKING = frozenset({S.IDLE, S.RESUMING})
-
-ALLOWED: dict[type[m.SessionEvent], frozenset[State]] = {
-    m.Started: frozenset({S.DISCONNECTED}),
-    m.Enrolled: frozenset({S.ENROLLING}),
-    m.Opened: frozenset({S.OPENING}),
-    m.LeaseGranted: ASKING,
-    m.ToldToWait: ASKING,
-    m.RunEnded: ASKING,
-    m.Fetched: frozenset({S.FETCHING}),
-    m.FetchFailed: frozenset({S.FETCHING}),
-    m.Committed: frozenset({S.COMMITTING}),
-    m.Uploaded: frozenset({S.UPLOADING}),
-    m.UploadBroken: frozenset({S.UPLOADING}),
-    m.Returned: frozenset({S.RETURNING, S.LEAVING}),
-    m.CallRefused: frozenset(S) - {S.DISCONNECTED, S.TRAINING, S.PAUSED, S.OVER},
-    m.SessionLost: IN_SESSION,
-    m.Trained: WHILE_TRAINING,
-    m.TrainingFailed: WHILE_TRAINING,
-    m.LeaseCancelled: HOLDING,
-    m.Paused: frozenset(S) - {S.OVER},
-    m.Resumed: frozenset(S) - {S.OVER},
-    m.LeaveRequested: frozenset(S),
-    m.LeaveTimedOut: frozenset({S.LEAVING, S.OVER}),
-}
-"""Which states allow which (live) event."""

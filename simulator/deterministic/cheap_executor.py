@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,24 +35,12 @@ from coordinator.engine.records import command_digest
 from coordinator.work import port
 from protocol.errors import LocalError
 from protocol.ids import TRUNK, BlockId, Digest, column_block
+from protocol.lease import Lease
 from simulator.deterministic.disk import Disk, StoredBlock, VersionEntry, stretched
 from simulator.deterministic.work import DISK_FULL, MissingContent, Site, Spoils, Texts
 
 WriteVersion = Callable[[Disk, int, Mapping[BlockId, StoredBlock], str], Digest]
 """(disk, version, blocks, cause) to the manifest's digest."""
-
-
-class LeaseLike(Protocol):
-    """What training depends on, by the names that both sides of the wire use."""
-
-    @property
-    def lease_id(self) -> str: ...  # noqa: D102
-    @property
-    def columns(self) -> tuple[int, ...]: ...  # noqa: D102
-    @property
-    def seed(self) -> int: ...  # noqa: D102
-    @property
-    def inner_steps(self) -> int: ...  # noqa: D102
 
 
 class CheapExecutor(port.Work):
@@ -190,9 +178,7 @@ class CheapExecutor(port.Work):
             self._disk.manifests.pop(entry.manifest, None)
 
 
-def trained_payload(
-    lease: LeaseLike, base: Mapping[BlockId, Digest], sequences_NL: NDArray[Any], size_bytes: int
-) -> bytes:
+def trained_payload(lease: Lease, base: Mapping[BlockId, Digest], sequences_NL: NDArray[Any], size_bytes: int) -> bytes:
     """The one right submission for a lease."""
     held = (TRUNK, *(column_block(column) for column in lease.columns))
     read = hashlib.sha256(sequences_NL.astype(np.uint8).tobytes()).hexdigest()

@@ -36,11 +36,12 @@ from worker.lease import RunDescription
 from worker.machine.probe import Machine
 from worker.options import WorkerOptions
 from worker.outbox import Outbox
+from worker.pauses import Pauses
 from worker.policy import Circumstances, Permission
 from worker.progress import QuietReporter
 from worker.session import Session
 from worker.states import State
-from worker.timing import Pauses, Timing
+from worker.timing import Timing
 
 Result = TypeVar("Result")
 

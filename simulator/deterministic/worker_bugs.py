@@ -23,8 +23,8 @@ def outbox_emptied_at_commit() -> AbstractContextManager[None]:
         settled: list[m.SessionCommand] = session._settle()
         return settled
 
-    handlers = {**session_module._HANDLERS, m.Committed: careless}
-    return replaced(session_module, "_HANDLERS", handlers)
+    allowed, _ = session_module.EVENTS[m.Committed]
+    return replaced(session_module, "EVENTS", {**session_module.EVENTS, m.Committed: (allowed, careless)})
 
 
 def stale_ticket_accepted() -> AbstractContextManager[None]:

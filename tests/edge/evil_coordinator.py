@@ -27,7 +27,7 @@ from worker.home import open_home
 from worker.join import make_agent
 from worker.machine.probe import Machine
 from worker.options import WorkerOptions
-from worker.timing import Pauses
+from worker.pauses import Pauses
 
 SERVICE = "barnraise.protocol.v1.Coordinator"
 MACHINE = Machine(device="cpu", device_name="test", memory_bytes=1 << 30, threads=1, bf16=False)

@@ -23,9 +23,14 @@ from moe.config import config_from_json, config_to_json
 from moe.full import initial_blocks
 from moe.layout import Layout, layout
 from moe.presets import preset
+from protocol.identity import PrivateIdentity
 from protocol.ids import BlockId
+from protocol.joinlink import JoinLink
+from protocol.limits import PROTOCOL_VERSION
+from protocol.v1 import barnraise_pb2 as pb
 from tests.worker.leases import changed_lease, lease_message, read_lease
 from worker.agent import Agent
+from worker.client import CoordinatorClient
 from worker.home import open_home
 from worker.join import make_agent
 from worker.lease import ReceivedLease
@@ -183,3 +188,24 @@ async def swarm(tmp_path: Path, corpus: Path) -> AsyncIterator[Swarm]:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await made.stop()
+
+
+@pytest.fixture
+async def client(swarm: Swarm) -> AsyncIterator[CoordinatorClient]:
+    """Enrolled, and in a session."""
+    link, identity = JoinLink.parse(swarm.link), PrivateIdentity.generate()
+    made = CoordinatorClient(link, identity, first_backoff_s=0.01)
+    made.connect(swarm.folder.authority().cert_pem)
+    capability = pb.Capability(device="cpu", memory_bytes=8 << 30)
+    await made.enrol(
+        pb.EnrolRequest(
+            protocol_version=PROTOCOL_VERSION,
+            public_key=identity.public_key,
+            invite=link.invite,
+            name="client",
+            capability=capability,
+        )
+    )
+    await made.open_session(capability)
+    yield made
+    await made.close()

@@ -16,8 +16,8 @@ from protocol.limits import FRAME_BYTES
 from protocol.v1 import barnraise_pb2 as pb
 from worker.client import CoordinatorClient
 from worker.messages import EXIT_OK, EXIT_REFUSED
+from worker.pauses import Pauses
 from worker.sentences import finished
-from worker.timing import Pauses
 
 
 async def finish(task: asyncio.Task[Any]) -> Any:

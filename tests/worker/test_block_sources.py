@@ -8,13 +8,8 @@ from typing import Any
 import pytest
 
 from protocol.errors import DigestMismatch, RemoteError, Unavailable
-from protocol.identity import PrivateIdentity
 from protocol.ids import Digest, Version, digest_of
-from protocol.joinlink import JoinLink
-from protocol.limits import PROTOCOL_VERSION
 from protocol.manifest import BlockRef, Manifest
-from protocol.v1 import barnraise_pb2 as pb
-from tests.worker.conftest import Swarm
 from worker.blocks import PartialBlock
 from worker.client import CoordinatorClient
 from worker.files import DISK
@@ -33,26 +28,6 @@ class Neighbour:
         content = self._blocks[digest]
         for start in range(offset, payload_bytes, 1000):
             yield content[start : start + 1000]
-
-
-@pytest.fixture
-async def client(swarm: Swarm) -> AsyncIterator[CoordinatorClient]:
-    link, identity = JoinLink.parse(swarm.link), PrivateIdentity.generate()
-    made = CoordinatorClient(link, identity, first_backoff_s=0.01)
-    made.connect(swarm.folder.authority().cert_pem)
-    capability = pb.Capability(device="cpu", memory_bytes=8 << 30)
-    await made.enrol(
-        pb.EnrolRequest(
-            protocol_version=PROTOCOL_VERSION,
-            public_key=identity.public_key,
-            invite=link.invite,
-            name="client",
-            capability=capability,
-        )
-    )
-    await made.open_session(capability)
-    yield made
-    await made.close()
 
 
 @pytest.fixture

@@ -2,40 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
-import pytest
-
-from protocol.identity import PrivateIdentity
-from protocol.joinlink import JoinLink
-from protocol.limits import MAX_TRANSFER_S, MIN_TRANSFER_BYTES_PER_S, PROTOCOL_VERSION
+from protocol.limits import MAX_TRANSFER_S, MIN_TRANSFER_BYTES_PER_S
 from protocol.v1 import barnraise_pb2 as pb
-from tests.worker.conftest import Swarm
 from worker.client import CoordinatorClient
 
 LARGE_BYTES = int(2 * MAX_TRANSFER_S * MIN_TRANSFER_BYTES_PER_S)
 """A transfer of this size asks for as long as one stream may last."""
-
-
-@pytest.fixture
-async def client(swarm: Swarm) -> AsyncIterator[CoordinatorClient]:
-    """Enrolled, and in a session."""
-    link, identity = JoinLink.parse(swarm.link), PrivateIdentity.generate()
-    made = CoordinatorClient(link, identity, first_backoff_s=0.01)
-    made.connect(swarm.folder.authority().cert_pem)
-    capability = pb.Capability(device="cpu", memory_bytes=8 << 30)
-    await made.enrol(
-        pb.EnrolRequest(
-            protocol_version=PROTOCOL_VERSION,
-            public_key=identity.public_key,
-            invite=link.invite,
-            name="client",
-            capability=capability,
-        )
-    )
-    await made.open_session(capability)
-    yield made
-    await made.close()
 
 
 async def test_the_longest_deadline_of_a_download_is_taken(client: CoordinatorClient) -> None:

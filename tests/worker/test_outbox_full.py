@@ -14,7 +14,7 @@ from protocol.ids import LeaseId, digest_of
 from protocol.storage import telling_storage_trouble
 from worker.options import WorkerOptions
 from worker.outbox import Outbox, Submission
-from worker.timing import Pauses
+from worker.pauses import Pauses
 from worker.train.trainer import TrainingStopped
 from worker.train.training import TrainingRoom
 

@@ -24,8 +24,8 @@ from protocol.errors import (
 from protocol.ids import LeaseId
 from tests.worker.conftest import Swarm
 from worker import messages as m
+from worker.pauses import Pauses
 from worker.refusals import Refusals
-from worker.timing import Pauses
 from worker.wire import error_of
 
 KEPT_AFTER_DEADLINE_S = Pauses().kept_after_deadline_s

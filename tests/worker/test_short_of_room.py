@@ -14,7 +14,7 @@ from worker.allowance import RECORDS_BYTES, DiskAllowance, lease_bytes
 from worker.client import CoordinatorClient
 from worker.machine.probe import Machine
 from worker.messages import EXIT_OK, EXIT_REFUSED
-from worker.timing import Pauses
+from worker.pauses import Pauses
 
 
 async def finish(task: asyncio.Task[Any]) -> Any:
