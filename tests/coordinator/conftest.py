@@ -11,7 +11,9 @@ import torch
 
 from coordinator.edge.server import CoordinatorServer
 from coordinator.run.folder import RunFolder
+from coordinator.run.pump import Pump
 from coordinator.run.pump_limits import PumpLimits
+from tests.coordinator.pump_bench import Setup, no_snapshot
 from tests.served import RawClient, clients_of, copy_run, make_run, submission_for, write_text
 
 torch.set_num_threads(1)
@@ -69,3 +71,9 @@ def submission() -> Callable[..., bytes]:
 def client_type() -> type[RawClient]:
     """For tests that start and stop the server themselves."""
     return RawClient
+
+
+@pytest.fixture
+def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
+    monkeypatch.setattr(Pump, "_save_snapshot", no_snapshot)
+    return Setup(tmp_path)
