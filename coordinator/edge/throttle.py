@@ -76,7 +76,8 @@ class _Bucket:
 class Buckets:
     """One rate, counted for each caller apart."""
 
-    def __init__(self, rate: Rate, clock: Callable[[], float]) -> None:
+    def __init__(self, rate: Rate, clock: Callable[[], float], most: int = REMEMBERED_CALLERS) -> None:
+        self._most = most
         self._rate = rate
         self._clock = clock
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
@@ -86,7 +87,7 @@ class Buckets:
         rate, now_s = self._rate, self._clock()
         bucket = self._buckets.pop(caller, None) or _Bucket(float(rate.burst), now_s)
         self._buckets[caller] = bucket
-        while len(self._buckets) > REMEMBERED_CALLERS:
+        while len(self._buckets) > self._most:
             self._buckets.popitem(last=False)
         bucket.tokens = min(float(rate.burst), bucket.tokens + max(0.0, now_s - bucket.at_s) * rate.per_s)
         bucket.at_s = now_s

@@ -14,7 +14,6 @@ import grpc
 import pytest
 import structlog
 
-from coordinator.edge import throttle
 from coordinator.edge.server import CoordinatorServer
 from coordinator.edge.throttle import Buckets, EdgeLimits, Rate, address_of
 from coordinator.run.folder import RunFolder
@@ -319,9 +318,8 @@ def test_a_bucket_lets_its_burst_through_and_then_its_rate(clock: Any) -> None:
     assert buckets.take("a") == 0.5
 
 
-def test_callers_without_number_cost_bounded_memory(clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throttle, "REMEMBERED_CALLERS", 100)
-    buckets = Buckets(Rate(burst=1, per_s=0.001), clock)
+def test_callers_without_number_cost_bounded_memory(clock: Any) -> None:
+    buckets = Buckets(Rate(burst=1, per_s=0.001), clock, most=100)
     for number in range(1000):
         buckets.take(str(number))
     assert len(buckets) == 100

@@ -82,7 +82,7 @@ AMOUNT = (
     guard("a log filled by refusals", never("coordinator:Endpoint._log_refusal",
           "not internal and (not self._throttle.may_log())"), f"{RATES}test_refusals_cannot_flood_the_log"),
     guard("memory for callers without number", never("coordinator:Buckets.take",
-          "len(self._buckets) > REMEMBERED_CALLERS"), f"{RATES}test_callers_without_number_cost_bounded_memory"),
+          "len(self._buckets) > self._most"), f"{RATES}test_callers_without_number_cost_bounded_memory"),
 )  # fmt: skip
 
 SERVICES = (
