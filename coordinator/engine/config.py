@@ -65,6 +65,20 @@ class ScreeningConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuditConfig:
+    """Which leases are computed again to see whether they were computed at all, and how close that has to come."""
+
+    budget: float = 0.0
+    """Whole leases' work that audits may take a round; 0: no audits."""
+    first: int = 10
+    """Of each worker so many leases are audited with certainty, as far as the budget goes."""
+    least_probability: float = 0.05
+    """That a lease is audited however long its worker's record."""
+    tolerance: float = 0.02
+    """Relative L2 distance, trunk and columns apart, up to which an honest lease computed again may differ."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """Everything that decides how rounds go. In the journal's first event; `changes.py` says what changes later."""
 
@@ -72,6 +86,8 @@ class EngineConfig:
     columns: int
     train_sequences: int
     """Sequences in the dataset's training part; a lease names positions below this number."""
+    open_run: bool = False
+    """Whoever comes may join: newcomers have no weight until audits have vouched for them."""
     max_rounds: int = 20
     """After so many rounds the run is over; rates and steps that follow a schedule reach their end then."""
     min_columns: int = 1
@@ -122,6 +138,7 @@ class EngineConfig:
     """A submission's weight is capped at this many times the median weight."""
     inner: InnerRecipe = InnerRecipe()
     screening: ScreeningConfig = ScreeningConfig()
+    audits: AuditConfig = AuditConfig()
     rule: str = "trimmed_mean"
     """How submissions become one, as `median` or `nnm+krum`. docs/aggregation.md lists rules and helps to choose."""
     clip_to_median: bool = True

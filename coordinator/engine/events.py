@@ -157,6 +157,8 @@ class SubmissionCommitted(Event):
     train_loss_first: float
     train_loss_last: float
     train_s: float
+    micro_batch: int = 0
+    """Sequences that went through the model at a time, as the worker says; 0: it does not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -141,6 +141,7 @@ def commit(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> None:
         committed_at_s=state.now_s,
         train_loss_first=event.train_loss_first,
         train_loss_last=event.train_loss_last,
+        micro_batch=event.micro_batch,
         ended=None,
     )
 

@@ -46,6 +46,29 @@ class Quarantine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ban:
+    """Its key gets no lease and no vote any more, until somebody takes it back."""
+
+    at_s: float
+    by: str
+    """Whoever decided so: a person's name, or `engine`."""
+    why: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditResult:
+    """What one auditor found when it computed a lease again."""
+
+    auditor: str
+    """The person (`WorkerRecord.person`) who did; empty: the coordinator itself."""
+    trunk: float
+    """Relative L2 distance of what was sent from what came of it again: the trunk's."""
+    columns: float
+    """The largest among the lease's columns; 0 where it holds none."""
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRecord:
     """One enrolled worker."""
 
@@ -77,6 +100,12 @@ class WorkerRecord:
     accepted: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     """Reason key to count."""
+    valid_in_row: int = 0
+    """Submissions that stood in a row, up to the latest."""
+    audits_passed: int = 0
+    audits_failed: int = 0
+    """Leases of it that two independent auditors contradicted, or one where there was no other."""
+    ban: Ban | None = None
 
     @property
     def person(self) -> str:
@@ -97,6 +126,8 @@ class LeaseRecord:
     payload_bytes: int = 0
     codec: str = ""
     committed_at_s: float | None = None
+    micro_batch: int = 0
+    """Sequences that its worker put through the model at a time, as it says; 0 where it does not."""
     upload_broken: bool = False
     """Since the commit something came between: how long the bytes take tells nothing about the uplink."""
     uploaded_at_s: float | None = None
@@ -110,6 +141,9 @@ class LeaseRecord:
     ended: Reason | None = None
     """Why it expired or was returned, or was accepted and counts nowhere."""
     counted_in: RoundNumber | None = None
+    audit_due: bool = False
+    """It was drawn to be computed again, and has not been yet."""
+    audits: tuple[AuditResult, ...] = ()
 
     @property
     def end_reason(self) -> str:

@@ -91,7 +91,12 @@ def _oldest_version_needed(state: OldState) -> int:
     return int(min([state["version"], *leases, *commands]))
 
 
-MIGRATIONS: Migrations = {2: _two_to_three, 3: _three_to_four}
+def _four_to_five(state: OldState) -> OldState:
+    """What came with version 5 begins at its defaults."""
+    return state
+
+
+MIGRATIONS: Migrations = {2: _two_to_three, 3: _three_to_four, 4: _four_to_five}
 """Whoever raises ENGINE_VERSION adds the step from the one before, or the reason why not. 1 to 2: a version 1 was never
 released, and its leases named no optimizer, which nothing after it could make up."""
 
