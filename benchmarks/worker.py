@@ -201,6 +201,7 @@ def _submission(lease: Lease, payload: bytes, metrics: TrainMetrics) -> Submissi
         train_loss_first=metrics.loss_first,
         train_loss_last=metrics.loss_last,
         train_s=metrics.train_s,
+        micro_batch=metrics.micro_batch,
     )
 
 

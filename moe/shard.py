@@ -1,7 +1,8 @@
 """A shard that can be trained: the trunk and some expert columns, with whatever stands in for the others.
 
 Decides how a lease's model is built, what of it is trained, and what its loss is. Holds always: the optimizer can see
-only what is held; the router's balance loss is part of the loss; `held_blocks` returns bitwise what was trained.
+only what is held; the router's balance loss is part of the loss, and a function of the whole batch; `held_blocks`
+returns bitwise what was trained.
 
 Frozen: a model of full size, the other experts without gradients. Absent: a smaller model of the same class.
 """
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from moe.balance import RoutedCounts, balance_loss, routed_counts
 from moe.blocks import Blocks, check_blocks
 from moe.config import config_from_json
 from moe.experts import EXPERTS_IMPLEMENTATION, attach_experts
@@ -50,6 +52,7 @@ class ShardModel:
         self.columns = columns
         self.compute_dtype = compute_dtype
         self.balance_coefficient = float(layout.config_json["router_aux_loss_coef"])
+        self._top_k = int(layout.config_json["num_experts_per_tok"])
 
     @property
     def device(self) -> torch.device:
@@ -100,16 +103,31 @@ class ShardModel:
         ]
         return [group for group in groups if group["params"]]
 
-    def loss(self, tokens_BT1: Tensor) -> LossParts:
-        """Loss on sequences of T+1 tokens: each of the last T is predicted from those before it."""
+    def loss(self, tokens_BT1: Tensor, counts: RoutedCounts | None = None) -> LossParts:
+        """Loss on sequences of T+1 tokens: each of the last T is predicted from those before it.
+
+        Where they are a part of a batch, `counts` is what `count_routes` gives for the whole of it.
+        """
         tokens_BT1 = tokens_BT1.to(self.device, torch.long)
-        with self._autocast():
-            output = self.module(input_ids=tokens_BT1[:, :-1], output_router_logits=True, use_cache=False)
-        if not isinstance(output.aux_loss, Tensor):
-            raise LocalError("the model gave no router logits, so there is no balance loss")
+        output, logits_by_layer = self._run(self.module, tokens_BT1)
         logits_SV = output.logits.float().flatten(0, 1)
         nll = nn.functional.cross_entropy(logits_SV, tokens_BT1[:, 1:].flatten())
-        return LossParts(total=nll + self.balance_coefficient * output.aux_loss, nll=nll, balance=output.aux_loss)
+        balance = balance_loss(logits_by_layer, counts or routed_counts(logits_by_layer, self._top_k))
+        return LossParts(total=nll + self.balance_coefficient * balance, nll=nll, balance=balance)
+
+    @torch.no_grad()
+    def count_routes(self, tokens_BT1: Tensor) -> RoutedCounts:
+        """Where the routers send the tokens of these sequences: the choices that `loss` makes, without its head."""
+        _, logits_by_layer = self._run(self.module.base_model, tokens_BT1.to(self.device, torch.long))
+        return routed_counts(logits_by_layer, self._top_k)
+
+    def _run(self, module: nn.Module, tokens_BT1: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
+        """The output of the model, or of what lies below its head, and each layer's router logits."""
+        with self._autocast():
+            output = module(input_ids=tokens_BT1[:, :-1], output_router_logits=True, use_cache=False)
+        if not output.router_logits:
+            raise LocalError("the model gave no router logits, so there is no balance loss")
+        return output, output.router_logits
 
     def held_blocks(self) -> Blocks:
         """What is held, as blocks on the CPU with memory of their own: bitwise the present weights."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Sent when enrolling and opening a session; the coordinator refuses any other with a sentence. 2: a lease's recipe is
-a message of its own, in which a worker of version 1 would read zeros."""
+a message of its own, in which a worker of version 1 would read zeros. 3: the balance loss is the whole batch's, so a
+worker of version 2 that cuts its batches would compute something else, and an audit would take that for a lie."""
 
 FRAME_BYTES = 512 * 1024
 """Payload of one raw frame: throughput over TLS is flat from 256 KiB to 1 MiB, and smaller frames keep memory low."""

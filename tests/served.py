@@ -136,6 +136,7 @@ class RawClient:
             "train_loss_first": 5.0,
             "train_loss_last": 4.0,
             "train_s": 0.1,
+            "micro_batch": 1,
         }
         request = pb.CommitSubmissionRequest(**(fields | changes))
         return await self.call("CommitSubmission", request, pb.CommitSubmissionReply)

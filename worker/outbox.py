@@ -34,6 +34,8 @@ class Submission(BaseModel):
     train_loss_first: float
     train_loss_last: float
     train_s: float
+    micro_batch: int = Field(ge=1)
+    """Sequences that went through the model at a time, at the end."""
 
 
 class Outbox:

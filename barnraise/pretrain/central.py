@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from protocol.ids import RoundNumber
+from worker.train.batch import add_gradients
 from worker.train.optimizer import InnerOptimizer
 
 if TYPE_CHECKING:
@@ -67,12 +68,7 @@ class CentralTraining:
         plan = self._plan
         self.shard.train()
         tokens_BL = torch.from_numpy(self._batch().astype("int64"))
-        loss = torch.zeros((), device=self.shard.device)
-        for micro_ML in torch.split(tokens_BL, self._micro_batch):
-            parts, part = self.shard.loss(micro_ML), micro_ML.shape[0] / plan.batch_sequences
-            total: Any = parts.total * part
-            total.backward()
-            loss += parts.nll.detach() * part
+        loss = add_gradients(self.shard, tokens_BL, self._micro_batch)
         self._optimizer.step(plan.factor_at(self.step))
         self.step += 1
         return float(loss)

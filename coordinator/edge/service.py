@@ -191,6 +191,7 @@ class WorkerService:
             train_loss_first=request.train_loss_first,
             train_loss_last=request.train_loss_last,
             train_s=request.train_s,
+            micro_batch=request.micro_batch,
         )
 
     async def uploaded(self, session: CallerSession, lease_id: LeaseId, digest: Digest) -> None:
@@ -240,6 +241,9 @@ class WorkerService:
         for name in ("train_loss_first", "train_loss_last", "train_s"):
             if not math.isfinite(getattr(request, name)):
                 raise FinalRefusal(f"{name} must be a finite number, got {getattr(request, name)}")
+        if request.micro_batch > lease.batch_sequences:
+            got, most = request.micro_batch, lease.batch_sequences
+            raise FinalRefusal(f"lease {lease.lease_id} trains {most} sequences a step, micro_batch is {got}")
 
 
 def lease_message(lease: GrantedLease, now_s: float) -> pb.Lease:

@@ -226,7 +226,7 @@ class CancelledLease(_message.Message):
     def __init__(self, lease_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class CommitSubmissionRequest(_message.Message):
-    __slots__ = ("lease_id", "digest", "payload_bytes", "codec", "inner_steps_done", "tokens", "train_loss_first", "train_loss_last", "train_s")
+    __slots__ = ("lease_id", "digest", "payload_bytes", "codec", "inner_steps_done", "tokens", "train_loss_first", "train_loss_last", "train_s", "micro_batch")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -236,6 +236,7 @@ class CommitSubmissionRequest(_message.Message):
     TRAIN_LOSS_FIRST_FIELD_NUMBER: _ClassVar[int]
     TRAIN_LOSS_LAST_FIELD_NUMBER: _ClassVar[int]
     TRAIN_S_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCH_FIELD_NUMBER: _ClassVar[int]
     lease_id: str
     digest: bytes
     payload_bytes: int
@@ -245,7 +246,8 @@ class CommitSubmissionRequest(_message.Message):
     train_loss_first: float
     train_loss_last: float
     train_s: float
-    def __init__(self, lease_id: _Optional[str] = ..., digest: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ..., codec: _Optional[str] = ..., inner_steps_done: _Optional[int] = ..., tokens: _Optional[int] = ..., train_loss_first: _Optional[float] = ..., train_loss_last: _Optional[float] = ..., train_s: _Optional[float] = ...) -> None: ...
+    micro_batch: int
+    def __init__(self, lease_id: _Optional[str] = ..., digest: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ..., codec: _Optional[str] = ..., inner_steps_done: _Optional[int] = ..., tokens: _Optional[int] = ..., train_loss_first: _Optional[float] = ..., train_loss_last: _Optional[float] = ..., train_s: _Optional[float] = ..., micro_batch: _Optional[int] = ...) -> None: ...
 
 class CommitSubmissionReply(_message.Message):
     __slots__ = ("upload_offset", "verdict")

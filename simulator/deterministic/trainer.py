@@ -110,6 +110,7 @@ class SimulatedTrainer:
             train_loss_first=trained.loss_first,
             train_loss_last=trained.loss_last,
             train_s=train_s,
+            micro_batch=trained.micro_batch,
         )
         self._outbox.save(submission, trained.payload)
         done(submission)

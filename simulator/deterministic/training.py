@@ -175,7 +175,12 @@ class RealWork:
         metrics = train_shard(shard, fetched.lease, fetched.sequences, keeper=keeper)
         gradient = pseudo_gradient_of(start, shard.held_blocks())
         payload = encode_submission(gradient, codec_named(self.codec))
-        return TrainedLease(payload=payload, loss_first=metrics.loss_first, loss_last=metrics.loss_last)
+        return TrainedLease(
+            payload=payload,
+            loss_first=metrics.loss_first,
+            loss_last=metrics.loss_last,
+            micro_batch=metrics.micro_batch,
+        )
 
     def interrupted(self, worker: int, fetched: FetchedLease, share: float) -> None:
         """Train up to where the process died, so that what it kept is on disk."""

@@ -37,6 +37,7 @@ class TrainedLease:
     payload: bytes
     loss_first: float = 5.0
     loss_last: float = 4.0
+    micro_batch: int = 1
 
 
 class Spoils(StrEnum):

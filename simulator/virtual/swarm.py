@@ -245,6 +245,7 @@ class VirtualSwarm(EngineLoop):
                 train_loss_first=result.metrics.loss_first,
                 train_loss_last=result.metrics.loss_last,
                 train_s=lease.inner_steps * machine.volunteer.step_s,
+                micro_batch=result.metrics.micro_batch,
             )
         )
         self.agenda.after(machine.volunteer.upload_s, lambda: self._uploaded(machine, lease, digest))

@@ -97,6 +97,15 @@ async def test_invalid_numbers_are_refused_or_ignored(
         json.loads(line, parse_constant=pytest.fail)  # and so is what the journal keeps
 
 
+async def test_a_micro_batch_larger_than_the_batch_is_refused(honest: Any, join: Join, refused: Refused) -> None:
+    client = await join(columns=1)
+    lease = (await client.acquire()).lease
+    payload = client.submission(lease)
+    for said in (lease.batch_sequences + 1, 2**32 - 1):
+        await refused(Code.FAILED_PRECONDITION, "micro_batch").of(client.commit(lease, payload, micro_batch=said))
+    await client.commit(lease, payload, micro_batch=lease.batch_sequences)
+
+
 def numbers_of(value: Any) -> Iterator[float]:
     if isinstance(value, dict):
         value = list(value.values())

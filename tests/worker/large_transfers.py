@@ -153,7 +153,9 @@ async def _deliver(client: Any, payload: Path, went: Callable[[int], None]) -> t
 
     lease, digest, size = (await client.acquire_lease(20.0)).lease, file_digest(payload), payload.stat().st_size
     named = {"lease_id": lease.lease_id, "digest": bytes.fromhex(digest), "payload_bytes": size}
-    commit = pb.CommitSubmissionRequest(**named, codec="fp32", inner_steps_done=lease.inner_steps, train_s=0.1)
+    commit = pb.CommitSubmissionRequest(
+        **named, codec="fp32", inner_steps_done=lease.inner_steps, train_s=0.1, micro_batch=1
+    )
     offsets: list[int] = []
     while (offset := (await client.commit_submission(commit)).upload_offset) < size:
         offsets.append(offset)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import worker.client
+import worker.train.training
 from protocol.errors import Unavailable
 from protocol.framing import frames_of
 from protocol.limits import FRAME_BYTES
@@ -51,6 +52,14 @@ async def test_joins_trains_and_ends_with_the_run(swarm: Any) -> None:
     assert "accepted" in recorder.texts("submission_accepted")[0]
     assert recorder.steps == [1, 2]
     assert not list((swarm.root / "home").rglob("submission.json"))
+
+
+async def test_how_it_cut_its_batches_is_told(swarm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker.train.training, "micro_batch_that_fits", lambda *_: 1)
+    _, _, task = swarm.agent()
+    assert (await finish(task)).exit_code == EXIT_OK
+    leases = swarm.server._run.pump.engine.state.leases.values()
+    assert [record.micro_batch for record in leases if record.verdict] == [1]
 
 
 async def test_a_second_start_is_enrolled_already(swarm: Any, gate: Gate) -> None:

@@ -27,6 +27,7 @@ def submission(payload: bytes, lease: str = "r1.1") -> Submission:
         train_loss_first=5.5,
         train_loss_last=4.5,
         train_s=1.0,
+        micro_batch=4,
     )
 
 

@@ -99,7 +99,7 @@ def test_an_outbox_and_a_block_cache_live_on_it(machine: Machine) -> None:
     payload = b"gradient"
     submission = Submission(
         lease_id=LeaseId("r1.1"), digest=digest_of(payload), payload_bytes=len(payload), codec="fp32",
-        inner_steps_done=1, tokens=1, train_loss_first=2.0, train_loss_last=1.0, train_s=1.0,
+        inner_steps_done=1, tokens=1, train_loss_first=2.0, train_loss_last=1.0, train_s=1.0, micro_batch=1,
     )  # fmt: skip
     Outbox(machine.root / "outbox", machine.files).save(submission, payload)
     cache = BlockCache(machine.root / "blocks", machine.files)

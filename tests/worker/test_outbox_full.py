@@ -22,7 +22,7 @@ from worker.train.training import TrainingRoom
 def submission(payload: bytes) -> Submission:
     return Submission(
         lease_id=LeaseId("r1.1"), digest=digest_of(payload), payload_bytes=len(payload), codec="bf16",
-        inner_steps_done=1, tokens=1, train_loss_first=5.0, train_loss_last=4.0, train_s=1.0,
+        inner_steps_done=1, tokens=1, train_loss_first=5.0, train_loss_last=4.0, train_s=1.0, micro_batch=1,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from moe.balance import RoutedCounts
 from moe.layout import Layout
 from moe.shard import LossParts, ShardModel, build_shard
 from protocol.codecs import FP32
@@ -47,14 +48,14 @@ class Disturbance:
         self._kind, self._left, self._stop = kind, nth, stop
         self.stopped = False
 
-    def loss(self, shard: ShardModel, tokens_BL: torch.Tensor) -> LossParts:
+    def loss(self, shard: ShardModel, tokens_BL: torch.Tensor, counts: RoutedCounts | None = None) -> LossParts:
         self._left -= 1
         if self._left == 0 and self._kind == "stopped":
             self.stopped = True
             self._stop()
         elif self._left == 0:
             _fail_in_backward(shard, self._kind)
-        return _honest_loss(shard, tokens_BL)
+        return _honest_loss(shard, tokens_BL, counts)
 
 
 def _fail_in_backward(shard: ShardModel, kind: str) -> None:
@@ -72,7 +73,7 @@ def _fail_in_backward(shard: ShardModel, kind: str) -> None:
 @contextlib.contextmanager
 def disturbed(told: Disturbance) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(ShardModel, "loss", lambda shard, tokens_BL: told.loss(shard, tokens_BL))  # noqa: PLW0108
+        patched.setattr(ShardModel, "loss", lambda *arguments: told.loss(*arguments))  # noqa: PLW0108
         yield
 
 

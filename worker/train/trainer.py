@@ -27,6 +27,7 @@ from protocol.errors import BarnraiseError, LocalError
 from protocol.ids import BlockId
 from protocol.lease import Lease
 from protocol.submission import Blocks
+from worker.train.batch import HasLoss, add_gradients
 from worker.train.local_state import LocalState
 from worker.train.optimizer import InnerOptimizer
 
@@ -44,26 +45,11 @@ class TrainingFailedError(BarnraiseError):
     """This machine cannot finish the lease: the loss left the finite numbers, or one sequence does not fit."""
 
 
-class LossTerms(Protocol):
-    """What `TrainableShard.loss` gives: the sum that is trained on, and next-token loss in nats alone."""
-
-    @property
-    def total(self) -> Tensor:
-        """What gradients are taken of."""
-
-    @property
-    def nll(self) -> Tensor:
-        """Mean next-token loss, nats a token."""
-
-
-class TrainableShard(Protocol):
+class TrainableShard(HasLoss, Protocol):
     """What the loop needs of `moe.shard.ShardModel`."""
 
     def parameter_groups(self, *, lr: float, router_lr_scale: float, weight_decay: float) -> list[dict[str, Any]]:
         """Optimizer groups over held parameters only."""
-
-    def loss(self, tokens_BL: Tensor, /) -> LossTerms:
-        """Loss on sequences whose last token is only a target."""
 
     def train(self) -> object:
         """Enter training mode."""
@@ -181,7 +167,7 @@ class _InnerLoop:
     def _gradients(self, tokens_BL: Tensor) -> Tensor:
         while True:
             try:
-                return self._accumulate(tokens_BL)
+                return add_gradients(self._shard, tokens_BL, self.micro_batch, self._stop_if_told)
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -192,20 +178,9 @@ class _InnerLoop:
             if self._device.startswith("cuda"):
                 torch.cuda.empty_cache()
 
-    def _accumulate(self, tokens_BL: Tensor) -> Tensor:
-        batch = tokens_BL.shape[0]
-        mean_nll: Tensor | None = None
-        for start in range(0, batch, self.micro_batch):
-            if self._should_stop():
-                raise TrainingStopped(f"lease {self._lease.lease_id} was stopped")
-            micro_ML = tokens_BL[start : start + self.micro_batch]
-            parts = self._shard.loss(micro_ML)
-            share = micro_ML.shape[0] / batch
-            (parts.total if share == 1.0 else parts.total * share).backward()  # type: ignore[no-untyped-call]
-            nll = parts.nll.detach() * share
-            mean_nll = nll if mean_nll is None else mean_nll + nll
-        assert mean_nll is not None
-        return mean_nll
+    def _stop_if_told(self) -> None:
+        if self._should_stop():
+            raise TrainingStopped(f"lease {self._lease.lease_id} was stopped")
 
     def state(self, done: int, train_s: float) -> LocalState:
         """Everything that the steps after the first `done` depend on."""

@@ -203,6 +203,7 @@ class TrainingRoom:
             train_loss_first=result.metrics.loss_first,
             train_loss_last=result.metrics.loss_last,
             train_s=result.metrics.train_s,
+            micro_batch=result.metrics.micro_batch,
         )
         if job.stop.is_set():
             raise TrainingStopped("stopped before its submission was stored")

@@ -95,7 +95,7 @@ def _worker_calls() -> list[bytes]:
     commits: list[Message] = [
         pb.CommitSubmissionRequest(
             lease_id=lease_id, digest=bytes(32), payload_bytes=size, codec="fp32", inner_steps_done=2, tokens=128,
-            train_loss_first=5.0, train_loss_last=4.0, train_s=1.0,
+            train_loss_first=5.0, train_loss_last=4.0, train_s=1.0, micro_batch=1,
         )
         for lease_id in (there.marias, there.jans)
     ]  # fmt: skip

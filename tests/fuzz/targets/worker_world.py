@@ -96,6 +96,7 @@ class World:
         submission = Submission(
             lease_id=LeaseId("r1.1"), digest=digest_of(PAYLOAD), payload_bytes=len(PAYLOAD), codec="fp32",
             inner_steps_done=5, tokens=320, train_loss_first=5.0, train_loss_last=4.0, train_s=1.0,
+            micro_batch=4,
         )  # fmt: skip
         self.home.outbox.save(submission, PAYLOAD)
         options = WorkerOptions(link=str(link), measure_speed=False, name="a worker")
