@@ -34,6 +34,8 @@ class Cause(StrEnum):
     INVITE_EXPIRED = "invite-expired"
     NOT_ENROLLED = "not-enrolled"
     OTHER_VERSION = "other-version"
+    BANNED = "banned"
+    """Shut out by the operator, or after audits; the text says why and whom to write to."""
     TOO_SMALL = "too-small"
     """The machine offers too little for any lease of the run."""
     SESSION_ENDED = "session-ended"

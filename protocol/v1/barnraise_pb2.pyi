@@ -406,3 +406,33 @@ class ChangeSettingReply(_message.Message):
     from_round: int
     file_trouble: str
     def __init__(self, key: _Optional[str] = ..., before_json: _Optional[str] = ..., value_json: _Optional[str] = ..., from_round: _Optional[int] = ..., file_trouble: _Optional[str] = ...) -> None: ...
+
+class ChangeStandingRequest(_message.Message):
+    __slots__ = ("act", "worker", "owner", "invite", "why")
+    class Act(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        BAN: _ClassVar[ChangeStandingRequest.Act]
+        UNBAN: _ClassVar[ChangeStandingRequest.Act]
+        PARDON: _ClassVar[ChangeStandingRequest.Act]
+        ROLLBACK: _ClassVar[ChangeStandingRequest.Act]
+    BAN: ChangeStandingRequest.Act
+    UNBAN: ChangeStandingRequest.Act
+    PARDON: ChangeStandingRequest.Act
+    ROLLBACK: ChangeStandingRequest.Act
+    ACT_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    INVITE_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    act: ChangeStandingRequest.Act
+    worker: str
+    owner: str
+    invite: str
+    why: str
+    def __init__(self, act: _Optional[_Union[ChangeStandingRequest.Act, str]] = ..., worker: _Optional[str] = ..., owner: _Optional[str] = ..., invite: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
+
+class ChangeStandingReply(_message.Message):
+    __slots__ = ("change_json",)
+    CHANGE_JSON_FIELD_NUMBER: _ClassVar[int]
+    change_json: str
+    def __init__(self, change_json: _Optional[str] = ...) -> None: ...
