@@ -36,6 +36,8 @@ class Cause(StrEnum):
     OTHER_VERSION = "other-version"
     BANNED = "banned"
     """Shut out by the operator, or after audits; the text says why and whom to write to."""
+    TOO_MANY = "too-many"
+    """As many as the run takes from one place are enrolled."""
     TOO_SMALL = "too-small"
     """The machine offers too little for any lease of the run."""
     SESSION_ENDED = "session-ended"

@@ -14,10 +14,12 @@ from functools import cached_property, lru_cache
 
 from coordinator.edge.auth import Authenticator, check_protocol_version
 from coordinator.edge.served import RunContext
+from coordinator.edge.throttle import range_of
 from coordinator.engine.events import CapabilityChanged, WorkerEnrolled
 from coordinator.engine.telling import banned_sentence
-from coordinator.store.registry import Member, clean_name, invite_id
+from coordinator.store.registry import Member, RangeQuota, clean_name, invite_id
 from moe.planner import Plan, plan
+from protocol.admission import has_worked
 from protocol.causes import Cause
 from protocol.errors import MalformedMessage, Refused, Unauthenticated
 from protocol.ids import worker_id_of
@@ -38,15 +40,19 @@ class Membership:
         self._auth = auth
         self._plan = lru_cache(maxsize=256)(self._plan_of)
 
-    async def enrol(self, request: pb.EnrolRequest) -> pb.EnrolReply:
-        """Redeem an invite for the key that signed the call."""
+    async def enrol(self, request: pb.EnrolRequest, address: str) -> pb.EnrolReply:
+        """Redeem an invite for the key that signed the call, or say which work has to be done first."""
         check_protocol_version(request.protocol_version)
         columns = self._columns(request.capability)  # before the invite is spent: a machine too small may try again
         name = clean_name(request.name)
         run = self._run
         await self._refuse_banned(request.public_key, request.invite)
+        bits = run.settings.admission_work_bits
+        if not has_worked(run.run_id, request.public_key, request.work, bits):
+            return pb.EnrolReply(run_id=run.run_id, work_bits=bits)
+        quota = RangeQuota(range=range_of(address), most=run.settings.most_per_range)
         redeem, now_s = run.registry.redeem, run.wall_time()  # an invite expires by the calendar
-        member = await asyncio.to_thread(redeem, request.invite, request.public_key, name, now_s)
+        member = await asyncio.to_thread(redeem, request.invite, request.public_key, name, now_s, quota)
         await self._make_known(member, columns, speed_of(request.capability))
         manifest_key = run.manifest_identity.public_key
         return pb.EnrolReply(
@@ -57,7 +63,7 @@ class Membership:
             trusted=member.trusted,
         )
 
-    async def open_session(self, request: pb.OpenSessionRequest) -> pb.OpenSessionReply:
+    async def open_session(self, request: pb.OpenSessionRequest, _: str) -> pb.OpenSessionReply:
         """A new session for an enrolled key, or the operator's."""
         check_protocol_version(request.protocol_version)
         run = self._run

@@ -39,9 +39,12 @@ CREATE TABLE IF NOT EXISTS invites (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS members (
     worker TEXT PRIMARY KEY, public_key BLOB NOT NULL, name TEXT NOT NULL, trusted INTEGER NOT NULL,
-    enrolled_at_s REAL NOT NULL, owner TEXT NOT NULL DEFAULT '', invite TEXT NOT NULL DEFAULT ''
+    enrolled_at_s REAL NOT NULL, owner TEXT NOT NULL DEFAULT '', invite TEXT NOT NULL DEFAULT '',
+    came_from TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
 """
+_ADDED = (("invites", "owner"), ("members", "owner"), ("members", "invite"), ("members", "came_from"))
+"""Columns that files of older releases lack."""
 _SELECT = "SELECT worker, public_key, name, trusted, enrolled_at_s, owner, invite FROM members "
 """In the order of `_member_of`."""
 
@@ -59,6 +62,17 @@ class Member:
     """Whose machine it is; empty: nobody's but its own."""
     invite: str
     """Short digest of the invite that it came with (`invite_id`); empty in files of older releases."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RangeQuota:
+    """Where a key comes from, and how many may come from there; 0: any number."""
+
+    range: str = ""
+    most: int = 0
+
+
+ANYWHERE = RangeQuota()
 
 
 class Registry:
@@ -85,7 +99,7 @@ class Registry:
         with telling(path, "open"):
             connection = connect(path)
             connection.executescript(_SCHEMA)
-            for table, column in (("invites", "owner"), ("members", "owner"), ("members", "invite")):
+            for table, column in _ADDED:
                 _add_column(connection, table, column)
         return cls(connection, path)
 
@@ -106,7 +120,7 @@ class Registry:
             connection.execute("INSERT INTO invites (digest, trusted, expires_at_s, owner) VALUES (?, ?, ?, ?)", row)
         return invite
 
-    def redeem(self, invite: str, public_key: bytes, name: str, now_s: float) -> Member:
+    def redeem(self, invite: str, public_key: bytes, name: str, now_s: float, quota: RangeQuota = ANYWHERE) -> Member:
         """Enrol `public_key`, or answer as before when it redeemed this invite already."""
         worker = worker_id_of(public_key)
         with self._write() as connection:
@@ -130,12 +144,22 @@ class Registry:
                 raise Refused(
                     "this invite has expired; ask the operator for a new join link", cause=Cause.INVITE_EXPIRED
                 )
+            _check_quota(connection, worker, quota)
             connection.execute("UPDATE invites SET redeemed_by = ? WHERE digest = ?", (worker, _digest(invite)))
-            member = (worker, public_key, name, trusted, now_s, owner, invite_id(invite))
+            member = (
+                worker,
+                public_key,
+                name,
+                trusted,
+                now_s,
+                owner,
+                invite_id(invite),
+                quota.range if quota.most else "",
+            )
             # A key that is in already and redeems a second invite keeps what it has; trust can only be added.
             connection.execute(
-                "INSERT INTO members (worker, public_key, name, trusted, enrolled_at_s, owner, invite)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)"
+                "INSERT INTO members (worker, public_key, name, trusted, enrolled_at_s, owner, invite, came_from)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
                 " ON CONFLICT (worker) DO UPDATE SET trusted = max(trusted, excluded.trusted)",
                 member,
             )
@@ -181,6 +205,21 @@ def clean_name(name: str) -> str:
     if len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
         raise MalformedMessage(f"a worker's name has at most {MAX_NAME_CHARACTERS} printable characters")
     return name.strip() or "unnamed"
+
+
+def _check_quota(connection: sqlite3.Connection, worker: WorkerId, quota: RangeQuota) -> None:
+    if not quota.most:
+        return
+    (count,) = connection.execute(
+        "SELECT count(*) FROM members WHERE came_from = ? AND worker != ?", (quota.range, worker)
+    ).fetchone()
+    known = connection.execute("SELECT 1 FROM members WHERE worker = ?", (worker,)).fetchone()
+    if known is None and count >= quota.most:
+        raise Refused(
+            f"this run takes {quota.most} machines from one range of addresses, and so many came from yours "
+            f"({quota.range}); ask the operator to raise `most_per_range`",
+            cause=Cause.TOO_MANY,
+        )
 
 
 def invite_id(invite: str) -> str:
