@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from aggregation.names import EXPECTED, RULES  # names alone: reading a file must not load torch
 from coordinator.engine.changes import DERIVED, FIXED, flat, settings_of
 from coordinator.engine.config import EngineConfig, check_config
+from protocol.admission import MOST_WORK_BITS
 from protocol.codecs import BF16, CODECS
 from protocol.errors import ConfigError
 from protocol.hosts import WILDCARDS, address_text, canonical_host, dialable_host, split_port
@@ -50,6 +51,8 @@ MACHINE = frozenset(
         "evaluation_device",
         "executor_threads",
         "keep_checkpoints",
+        "admission_work_bits",
+        "most_per_range",
     }
 )
 """Settings that no lease, block or figure depends on."""
@@ -111,6 +114,11 @@ class RunSettings(BaseModel):
     """Where screening and validation compute their losses."""
     keep_checkpoints: int = Field(default=3, ge=1)
     """Newest exports that are kept in `checkpoints/`."""
+    admission_work_bits: int = Field(default=0, ge=0, le=MOST_WORK_BITS)
+    """Each key proves 2 to this power of hashes before it is enrolled: a price for many keys. 20 is a second or two
+    of a laptop, 26 a minute; 0: none."""
+    most_per_range: int = Field(default=0, ge=0)
+    """Keys that may enrol from one range of addresses (IPv4 /24, IPv6 /48); 0: any number."""
     executor_threads: int = Field(default=1, ge=1)
     """torch threads for screening and aggregation."""
     sim_secret_from_seed: bool = False

@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from moe.layout import Layout
+from protocol.admission import work_for
 from protocol.errors import ConfigError, LocalError, MalformedMessage, StorageTrouble
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest, RunId, WorkerId, digest_of
@@ -38,6 +39,8 @@ from worker.trouble import trouble_of
 Value = TypeVar("Value")
 
 SPEED_FILE = "speed.json"
+HASHES_PER_S = 1e6
+"""Of one core, as Python counts: for telling a volunteer how long a proof of work takes."""
 
 
 class Speed(BaseModel):
@@ -170,6 +173,11 @@ class Joining:
             capability=self._capability(machine),
         )
         reply = await self.client.enrol(request)
+        if reply.work_bits:
+            request.work = await self._background.run(self._work_for_admission, reply.run_id, reply.work_bits)
+            reply = await self.client.enrol(request)
+        if reply.work_bits:
+            raise MalformedMessage("the coordinator asks for work again that was done")
         if reply.worker_id != self._identity.worker_id:
             raise MalformedMessage(f"enrolled as {printable(reply.worker_id, 40)}, which is not this worker's key")
         if not (0 < len(reply.run_id) <= 128 and reply.run_id.isprintable()):
@@ -187,6 +195,23 @@ class Joining:
         self.home.remember_address(self._link)
         self._enrolment = enrolment
         return enrolment
+
+    def _work_for_admission(self, run_id: str, bits: int) -> bytes:
+        """The price of a key, where the run has one: seconds to minutes of one core, told as it goes."""
+        minutes = 2**bits / HASHES_PER_S / 60
+        expected = f"about {minutes:.0f} min" if minutes >= 1 else "a few seconds"
+        text = f"this run asks for a proof of work ({bits} bits) before it takes a new machine: {expected} of one core"
+        self._reporter.say("admission_work", text, bits=bits)
+        every = 2**bits // 4
+
+        def on_tried(number: int) -> None:
+            if number % max(every, 1 << 20) < 1 << 14:
+                share = number / 2**bits
+                self._reporter.say(
+                    "admission_work", f"proof of work: {share:.0%} of what it takes on average", bits=bits
+                )
+
+        return work_for(run_id, self._identity.public_key, bits, on_tried)
 
     async def open(self, machine: Machine) -> float:
         """Open a session; returns the heartbeat interval in seconds. The first time, the run is measured first."""

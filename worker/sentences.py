@@ -49,6 +49,8 @@ _FINAL = {
     Cause.INVITE_EXPIRED: f"This join link has expired. {_NEW_LINK}",
     Cause.NOT_ENROLLED: f"The run does not know this machine, or does not any more. {_NEW_LINK}",
     Cause.OTHER_VERSION: "This barnraise and the coordinator's do not understand each other: update the older.",
+    Cause.BANNED: "{said}.",
+    Cause.TOO_MANY: "{said}.",
     Cause.TOO_SMALL: "This machine offers too little for this run: {said}.",
     Cause.WRONG_CERTIFICATE: "The coordinator at {address} is not the one that the join link names, so nothing was sent"
     " to it. Compare the link with what the operator sent you; if it is the same, ask for a new one.",

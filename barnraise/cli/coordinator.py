@@ -233,7 +233,7 @@ def run(
         Path | None, typer.Option(help="Write them as files into this folder instead of printing them.")
     ] = None,
     trusted: Annotated[
-        bool, typer.Option("--trusted", help="Mark these workers as trusted; nothing depends on it yet.")
+        bool, typer.Option("--trusted", help="Founders: full weight from the start, and may audit others.")
     ] = False,
 ) -> int:
     """Serve the run until it is over, or until Ctrl-C; the next start goes on where this one was."""
@@ -249,7 +249,7 @@ def invite(
     folder: RunArgument,
     count: Annotated[int, typer.Option(min=1, max=1000, help="How many join links; each is for one machine.")] = 1,
     trusted: Annotated[
-        bool, typer.Option("--trusted", help="Mark these workers as trusted; nothing depends on it yet.")
+        bool, typer.Option("--trusted", help="Founders: full weight from the start, and may audit others.")
     ] = False,
     expires_in_h: Annotated[
         float,

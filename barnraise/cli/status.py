@@ -98,12 +98,17 @@ def print_status(status: RunStatus) -> None:
             ),
             ("leases", f"{status.leases_granted} granted, {status.leases_expired} expired"),
             ("submissions", f"{status.submissions_accepted} accepted, {rejected or 'none rejected'}"),
+            *((("rollback", status.rollback),) if status.rollback else ()),
             ("traffic", f"{human_bytes(status.bytes_up)} up, {human_bytes(status.bytes_down)} down"),
         )
     )
     _print_reasons(status)
     notes = [f"round {one.round}: {one.close_reason}" for one in status.latest_rounds if one.version is None]
-    notes += [*status.left_out, *(f"version {status.version}: {one}" for one in status.substitutes)]
+    notes += [
+        *status.rolled_back,
+        *status.left_out,
+        *(f"version {status.version}: {one}" for one in status.substitutes),
+    ]
     if notes:
         print("\nOf the latest rounds:")
         for note in notes:
@@ -114,7 +119,7 @@ def print_status(status: RunStatus) -> None:
         print_table(facts, [_round_row(one) for one in status.history])
     if status.workers:
         print()
-        columns = ("worker", "state", "columns", "accepted", "rejected", "why")
+        columns = ("worker", "state", "columns", "accepted", "rejected", "weight", "why")
         print_table(columns, [_worker_row(one) for one in status.workers])
 
 
@@ -163,6 +168,10 @@ def _round_row(one: RoundRecord) -> dict[str, object]:
     }
 
 
+_SHOWN_BY_STATE = ("founder", "trusted in full", "rising", "set aside", "banned by the operator", "banned by engine")
+"""Standings that the state, or the weight, says already."""
+
+
 def _worker_row(worker: WorkerStatus) -> dict[str, object]:
     return {
         "worker": (worker.name or worker.worker[:8]) + (f" ({worker.owner}'s)" if worker.owner else ""),
@@ -170,5 +179,6 @@ def _worker_row(worker: WorkerStatus) -> dict[str, object]:
         "columns": len(worker.columns) or None,
         "accepted": worker.accepted,
         "rejected": sum(worker.rejected.values()),
-        "why": worker.why,
+        "weight": f"{worker.weight:.2f}",
+        "why": worker.why if worker.standing in _SHOWN_BY_STATE else f"{worker.standing}; {worker.why}",
     }

@@ -14,9 +14,12 @@ from functools import cached_property, lru_cache
 
 from coordinator.edge.auth import Authenticator, check_protocol_version
 from coordinator.edge.served import RunContext
+from coordinator.edge.throttle import range_of
 from coordinator.engine.events import CapabilityChanged, WorkerEnrolled
-from coordinator.store.registry import Member, clean_name
+from coordinator.engine.telling import banned_sentence
+from coordinator.store.registry import Member, RangeQuota, clean_name, invite_id
 from moe.planner import Plan, plan
+from protocol.admission import has_worked
 from protocol.causes import Cause
 from protocol.errors import MalformedMessage, Refused, Unauthenticated
 from protocol.ids import worker_id_of
@@ -37,14 +40,19 @@ class Membership:
         self._auth = auth
         self._plan = lru_cache(maxsize=256)(self._plan_of)
 
-    async def enrol(self, request: pb.EnrolRequest) -> pb.EnrolReply:
-        """Redeem an invite for the key that signed the call."""
+    async def enrol(self, request: pb.EnrolRequest, address: str) -> pb.EnrolReply:
+        """Redeem an invite for the key that signed the call, or say which work has to be done first."""
         check_protocol_version(request.protocol_version)
         columns = self._columns(request.capability)  # before the invite is spent: a machine too small may try again
         name = clean_name(request.name)
         run = self._run
+        await self._refuse_banned(request.public_key, request.invite)
+        bits = run.settings.admission_work_bits
+        if not has_worked(run.run_id, request.public_key, request.work, bits):
+            return pb.EnrolReply(run_id=run.run_id, work_bits=bits)
+        quota = RangeQuota(range=range_of(address), most=run.settings.most_per_range)
         redeem, now_s = run.registry.redeem, run.wall_time()  # an invite expires by the calendar
-        member = await asyncio.to_thread(redeem, request.invite, request.public_key, name, now_s)
+        member = await asyncio.to_thread(redeem, request.invite, request.public_key, name, now_s, quota)
         await self._make_known(member, columns, speed_of(request.capability))
         manifest_key = run.manifest_identity.public_key
         return pb.EnrolReply(
@@ -55,7 +63,7 @@ class Membership:
             trusted=member.trusted,
         )
 
-    async def open_session(self, request: pb.OpenSessionRequest) -> pb.OpenSessionReply:
+    async def open_session(self, request: pb.OpenSessionRequest, _: str) -> pb.OpenSessionReply:
         """A new session for an enrolled key, or the operator's."""
         check_protocol_version(request.protocol_version)
         run = self._run
@@ -66,6 +74,7 @@ class Membership:
                 raise Unauthenticated(
                     f"this key is not enrolled in run {run.run_id}; join with an invite first", cause=Cause.NOT_ENROLLED
                 )
+            await self._refuse_banned(request.public_key)
             columns = self._columns(request.capability)
             self._auth.spend_nonce(request.public_key, request.nonce)
             await self._make_known(member, columns, speed_of(request.capability))
@@ -78,6 +87,17 @@ class Membership:
             heartbeat_interval_s=run.pump.engine.state.config.heartbeat_interval_s,
             run=self._description,
         )
+
+    async def _refuse_banned(self, public_key: bytes, invite: str = "") -> None:
+        """Whoever is shut out is told so, why, and whom to write to; an invite is not spent on it."""
+        state = self._run.pump.engine.state
+        known = state.workers.get(worker_id_of(public_key))
+        ban = known.ban if known is not None else None
+        if ban is None and invite:
+            owner = await asyncio.to_thread(self._run.registry.owner_of_invite, invite)
+            ban = state.banned_invites.get(invite_id(invite)) or state.banned_owners.get(owner)
+        if ban is not None:
+            raise Refused(banned_sentence(ban), cause=Cause.BANNED)
 
     async def _make_known(self, member: Member, columns: int, tokens_per_s: float) -> None:
         pump, at_s = self._run.pump, self._run.run_time()
@@ -92,6 +112,7 @@ class Membership:
                     max_columns=columns,
                     tokens_per_s=tokens_per_s,
                     owner=member.owner,
+                    invite=member.invite,
                 )
             )
         elif (known.max_columns, known.tokens_per_s) != (columns, tokens_per_s or known.tokens_per_s):

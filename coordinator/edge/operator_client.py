@@ -26,6 +26,7 @@ from coordinator.run.changing import Change, change_while_stopped
 from coordinator.run.folder import RunFolder
 from coordinator.run.inviting import InviteTerms, make_links_while_stopped
 from coordinator.run.reaching import CoordinatorStopped, reach
+from coordinator.run.standings import StandingChange, StandingOrder, change_standing_while_stopped
 from protocol.causes import CAUSE_KEY
 from protocol.errors import MalformedMessage, Refused, RemoteError, Unauthenticated, Unavailable
 from protocol.hosts import dial_target
@@ -121,6 +122,18 @@ class OperatorClient:
         except ValueError as error:
             raise MalformedMessage(f"the coordinator's answer makes no sense: {_OTHER_VERSION}") from error
 
+    async def change_standing(self, order: StandingOrder) -> StandingChange:
+        """Ban, unban or pardon."""
+        request = pb.ChangeStandingRequest(
+            act=order.act.name, worker=order.worker, owner=order.owner, invite=order.invite, why=order.why
+        )
+        reply = await self._call(_OPERATOR + "ChangeStanding", request, pb.ChangeStandingReply)
+        try:
+            found = json.loads(reply.change_json)
+            return StandingChange(**{**found, "workers": tuple(found["workers"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise MalformedMessage(f"the coordinator's answer makes no sense: {_OTHER_VERSION}") from error
+
     async def _call(self, method: str, request: Message, kind: type[Reply]) -> Reply:
         body = request.SerializeToString()
         try:
@@ -162,6 +175,14 @@ def change_setting(run_folder: RunFolder, key: str, value: str) -> tuple[Change,
         return _with_client(run_folder, lambda client: client.change_setting(key, value)), True
     except CoordinatorStopped:
         return change_while_stopped(run_folder, key, value), False
+
+
+def change_standing(run_folder: RunFolder, order: StandingOrder) -> tuple[StandingChange, bool]:
+    """What a ban, unban or pardon did, and whether a coordinator is there; a stopped one finds it when it runs."""
+    try:
+        return _with_client(run_folder, lambda client: client.change_standing(order)), True
+    except CoordinatorStopped:
+        return change_standing_while_stopped(run_folder, order), False
 
 
 def _with_client(run_folder: RunFolder, use: Callable[[OperatorClient], Awaitable[Result]]) -> Result:

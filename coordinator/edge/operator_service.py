@@ -1,4 +1,4 @@
-"""The operator's calls: invites, status, settings, stop. Only for the key that `init` wrote into the run folder.
+"""The operator's calls: invites, status, settings, bans, stop. Only for the key that `init` wrote into the run folder.
 
 Decides nothing; touches the registry, `settings.toml` and, to stop a run or to change a setting, the pump. Always: the
 file is written after the change is durable.
@@ -7,6 +7,7 @@ file is written after the change is durable.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Callable
 
@@ -19,6 +20,7 @@ from coordinator.engine.events import RunStopped, SettingChanged
 from coordinator.engine.phases import Phase
 from coordinator.run.changing import SettingsFile, first_round, planned
 from coordinator.run.inviting import InviteTerms, make_links
+from coordinator.run.standings import Act, StandingOrder, planned_standing
 from protocol.errors import MalformedMessage
 from protocol.v1 import barnraise_pb2 as pb
 
@@ -87,6 +89,19 @@ class OperatorService:
             from_round=first_round(state),
             file_trouble=trouble,
         )
+
+    async def change_standing(self, _: CallerSession, request: pb.ChangeStandingRequest) -> pb.ChangeStandingReply:
+        """Ban, unban or pardon; where it is so already, nothing changes."""
+        pump, at_s = self._run.pump, self._run.run_time()
+        act = Act(pb.ChangeStandingRequest.Act.Name(request.act).lower())
+        order = StandingOrder.checked(
+            act=act, worker=request.worker, owner=request.owner, invite=request.invite, why=request.why
+        )
+        async with self._changing:
+            event, change = planned_standing(pump.engine.state, order, at_s)
+            if event is not None:
+                await pump.submit(event)
+        return pb.ChangeStandingReply(change_json=json.dumps(dataclasses.asdict(change)))
 
 
 def _query(request: pb.ListStatusRequest) -> Query:

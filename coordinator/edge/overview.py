@@ -72,6 +72,8 @@ def summary_of(
             (CheckpointStatus(version=c.version, path=c.path) for c in reversed(state.checkpoints)), None
         ),
         left_out=_first(_left_out(state, latest), sum(len(record.left_out) for record in latest)),
+        rollback=_reach(state),
+        rolled_back=_first(_rolled_back(state), min(len(state.rollbacks), LATEST)),
         substitutes=_first(map(substitutes.told, state.substitutes), len(state.substitutes)),
         working_on=_first(_pending(engine), len(state.pending)),
         leases_granted=totals.leases_granted,
@@ -101,6 +103,27 @@ def _left_out(state: EngineState, records: Iterable[RoundRecord]) -> Iterator[st
         for one in record.left_out:
             name = state.workers[one.worker].name or one.worker[:8]
             yield f"round {record.round}: {name}'s {one.lease_id}: {told(one.why)}"
+
+
+def _reach(state: EngineState) -> str:
+    steps = state.past_steps
+    if not steps:
+        return "from the next round on" if state.config.rollback_rounds else ""
+    first = steps[0].attempt
+    return f"back to version {first.parent_version}, before round {first.round}"
+
+
+def _rolled_back(state: EngineState) -> Iterator[str]:
+    for one in state.rollbacks[-LATEST:]:
+        names = ", ".join(state.workers[worker].name or worker[:8] for worker in one.without)
+        if one.given_up is not None:
+            outcome = f"could not be made ({told(one.given_up)})"
+        elif one.version is None:
+            share = one.change_l2 / one.update_norm_l2 if one.update_norm_l2 else 0.0
+            outcome = f"makes no difference that can be measured ({share:.0%} of a round's update)"
+        else:
+            outcome = f"is version {one.version}, made again from version {one.from_version} on"
+        yield f"round {one.round}: a model without {names} (by {one.by}) {outcome}"
 
 
 def _pending(engine: Engine) -> Iterator[str]:

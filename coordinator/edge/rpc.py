@@ -122,9 +122,9 @@ class Endpoint:
         return name, self._unary(name, handle, deadline=False)
 
     def keyed(
-        self, name: str, kind: type[Request], answer: Callable[[Request], Awaitable[Message]]
+        self, name: str, kind: type[Request], answer: Callable[[Request, str], Awaitable[Message]]
     ) -> tuple[str, Handler]:
-        """A unary call that carries its own public key and needs no session."""
+        """A unary call that carries its own public key and needs no session; `answer` hears the caller's address."""
         method = self._method(name)
 
         async def handle(call: _Call) -> bytes:
@@ -132,7 +132,7 @@ class Endpoint:
             body = await call.opening()
             request = parse(kind, body)
             self._auth.check_key(call.metadata, method, body, request.public_key)  # type: ignore[attr-defined]
-            return (await answer(request)).SerializeToString()
+            return (await answer(request, call.address)).SerializeToString()
 
         return name, self._unary(name, handle)
 

@@ -29,7 +29,7 @@ from coordinator.edge.status import RunStatus, RunSummary
 from coordinator.edge.throttle import Throttle
 from coordinator.edge.transfers import Transfers
 from coordinator.edge.worker_calls import COORDINATOR_SERVICE, worker_handlers
-from coordinator.engine.commands import AnnounceVerdict, CancelLease, Command, DropPayload, EndRun, GrantLease
+from coordinator.engine.commands import AnnounceVerdict, CancelLease, Command, DropPayload, EndRun, GrantLease, ShutOut
 from coordinator.engine.phases import Phase
 from coordinator.run.changing import SettingsFile
 from coordinator.run.clock import Clocks
@@ -161,11 +161,11 @@ class CoordinatorServer:
         return self._run
 
     def _assemble(self, parts: OpenedRun) -> RunContext:
-        mailboxes = Mailboxes()
+        mailboxes, sessions = Mailboxes(), SessionTable()
         engine = parts.engine
         for verdict in parts.verdicts:
             mailboxes.of(verdict.worker).verdicts.append(verdict)
-        dispatch = partial(_dispatch, mailboxes, parts)
+        dispatch = partial(_dispatch, mailboxes, sessions, parts)
         pump = Pump(
             engine,
             parts.journal,
@@ -186,7 +186,7 @@ class CoordinatorServer:
             store=parts.store,
             versions=parts.versions,
             registry=parts.registry,
-            sessions=SessionTable(),
+            sessions=sessions,
             mailboxes=mailboxes,
             pump=pump,
             authority=folder.authority(),
@@ -224,6 +224,9 @@ class CoordinatorServer:
                     operator_calls.unary("StopRun", pb.StopRunRequest, operator.stop_run, operator=True),
                     operator_calls.unary(
                         "ChangeSetting", pb.ChangeSettingRequest, operator.change_setting, operator=True
+                    ),
+                    operator_calls.unary(
+                        "ChangeStanding", pb.ChangeStandingRequest, operator.change_standing, operator=True
                     ),
                 ]
             ),
@@ -264,12 +267,14 @@ async def _check_health(request: Any) -> Any:
     return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 
 
-def _dispatch(mailboxes: Mailboxes, parts: OpenedRun, command: Command) -> None:
+def _dispatch(mailboxes: Mailboxes, sessions: SessionTable, parts: OpenedRun, command: Command) -> None:
     match command:
         case GrantLease(lease=lease):
             mailboxes.of(lease.worker).deliver(lease)
         case CancelLease():
             pass  # the worker hears it at its next heartbeat, from the engine's state
+        case ShutOut(worker=worker):
+            sessions.close_of(worker)  # its next call opens another, which is refused with the reason
         case AnnounceVerdict():
             mailboxes.of(command.worker).verdicts.append(command)
         case DropPayload(digest=digest):

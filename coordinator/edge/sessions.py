@@ -72,6 +72,10 @@ class SessionTable:
             del self._by_worker[session.worker]
         session.closed.set()
 
+    def close_of(self, worker: WorkerId) -> None:
+        """End the worker's session, if it has one."""
+        self.close(self._by_worker.get(worker))
+
     def close_all(self) -> None:
         """The coordinator stops: everybody who waits is answered."""
         for session in list(self._by_id.values()):

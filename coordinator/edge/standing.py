@@ -11,10 +11,12 @@ from collections.abc import Callable
 
 from coordinator.edge.status import WorkerState, WorkerStatus
 from coordinator.engine import explain
+from coordinator.engine.config import EngineConfig
 from coordinator.engine.engine import Engine
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.rows import LeaseRecord, WorkerRecord
 from coordinator.engine.state import EngineState
+from coordinator.engine.trust import trust_of
 from protocol.ids import WorkerId
 
 _ON_ITS_WAY = {
@@ -41,6 +43,8 @@ def current_lease(state: EngineState, worker: WorkerId) -> LeaseRecord | None:
 
 def state_of(record: WorkerRecord, lease: LeaseRecord | None) -> WorkerState:
     """What the worker is doing."""
+    if record.ban is not None:
+        return WorkerState.BANNED
     if not record.present:
         return WorkerState.ABSENT
     if lease is not None and lease.status in _ON_ITS_WAY:
@@ -50,6 +54,22 @@ def state_of(record: WorkerRecord, lease: LeaseRecord | None) -> WorkerState:
     if lease is not None and lease.status in _JUDGED:
         return _JUDGED[lease.status]
     return WorkerState.WAITING if record.waiting_since_s is not None else WorkerState.IDLE
+
+
+def standing_of(config: EngineConfig, record: WorkerRecord) -> str:
+    """How far the worker is trusted, in a word or two."""
+    if record.ban is not None:
+        return f"banned by {record.ban.by}"
+    if record.accused is not None:
+        return "contradicted by an auditor"
+    if record.quarantine is not None:
+        return "set aside"
+    weight = trust_of(config, record).weight
+    if weight <= 0.0:
+        return "on probation"
+    if weight < 1.0:
+        return "rising"
+    return "founder" if record.trusted else "trusted in full"
 
 
 def count_states(state: EngineState) -> dict[WorkerState, int]:
@@ -92,6 +112,11 @@ def worker_status(
         leases_returned=record.leases_returned,
         accepted=record.accepted,
         rejected=dict(record.rejected),
+        weight=trust_of(engine.state.config, record).weight,
+        standing=standing_of(engine.state.config, record),
+        audits_passed=record.audits_passed,
+        audits_failed=record.audits_failed,
+        invite=record.invite,
     )
 
 

@@ -57,6 +57,7 @@ def by_calendar(record: RoundRecord, wall_at_s: Callable[[float], float | None])
 class WorkerState(StrEnum):
     """What a worker is doing, those first that an operator may have to look at."""
 
+    BANNED = "banned"
     QUARANTINED = "quarantined"
     REJECTED = "rejected"
     IDLE = "idle"
@@ -99,6 +100,14 @@ class WorkerStatus(_Data):
     leases_returned: int
     accepted: int
     rejected: dict[str, int]
+    weight: float
+    """What its submissions weigh now, 0 to 1."""
+    standing: str
+    """How far it is trusted, in a word or two."""
+    audits_passed: int
+    audits_failed: int
+    invite: str
+    """Short digest of the invite that it came with: what `coordinator ban --invite` takes."""
 
 
 class ValidationStatus(_Data):
@@ -150,6 +159,10 @@ class RunSummary(_Data):
     latest_checkpoint: CheckpointStatus | None
     left_out: tuple[str, ...]
     """Submissions that were accepted in the latest rounds and could not be aggregated: round, whose, and why."""
+    rollback: str
+    """How far back a rollback reaches, in words; empty where it is off."""
+    rolled_back: tuple[str, ...]
+    """What came of the latest ones."""
     substitutes: tuple[str, ...]
     """Blocks of the latest version that the run's rule did not answer for: which, why, and what would mend it."""
     working_on: tuple[str, ...]

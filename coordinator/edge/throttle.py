@@ -167,6 +167,16 @@ def address_of(peer: str) -> str:
     return str(address)
 
 
+@functools.lru_cache(maxsize=4096)
+def range_of(address: str) -> str:
+    """The range that an address (`address_of`) is in, as one holder usually has: IPv4 /24, IPv6 /48."""
+    try:
+        network = ipaddress.ip_network(address)
+    except ValueError:
+        return address
+    return str(network.supernet(new_prefix=24 if network.version == 4 else 48))
+
+
 def _pass(wait_s: float, what: str) -> None:
     if wait_s > 0.0:
         raise RateLimited(f"too many {what}: try again in {math.ceil(wait_s)} s")

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from coordinator.engine import changes, leases, pacing, placement, screening, trust
+from coordinator.engine import changes, leases, pacing, past, placement, rollback, screening, trust
 from coordinator.engine import contributions as votes
 from coordinator.engine.commands import AggregateRound, MeasureSubmission, ValidateVersion, WriteCheckpoint
 from coordinator.engine.draws import Draws
 from coordinator.engine.events import RoundAggregated
 from coordinator.engine.history import RoundRecord, remembered
 from coordinator.engine.medians import medians_of
+from coordinator.engine.past import PastStep
 from coordinator.engine.phases import OPEN_PHASES, LeaseStatus, Phase
-from coordinator.engine.reasons import LATE, Case, Reason, reason, rejected
+from coordinator.engine.reasons import LATE, UNANSWERED, Case, Reason, reason, rejected
 from coordinator.engine.rows import LeaseRecord, RoundState
 from coordinator.engine.state import EngineState
 from coordinator.engine.turn import Turn
@@ -28,14 +29,12 @@ def close(turn: Turn, why: Reason) -> None:
     """Nothing more is waited for: look once more at what was accepted, count it, and have a version made of it."""
     state = turn.state
     _look_again(turn)
-    records, superseded = votes.one_vote_each(state, votes.countable(state))
-    for record in superseded:
-        state.update_lease(
-            record.lease.lease_id,
-            counted_in=state.round.round,
-            ended=reason(Case.SUPERSEDED),
-        )
-        leases.drop_payload(turn, record)
+    heavy, weightless = votes.weighed(state, votes.countable(state))
+    records, superseded = votes.one_vote_each(state, heavy)
+    for left_out, case in ((superseded, Case.SUPERSEDED), (weightless, Case.WITHOUT_WEIGHT)):
+        for record in left_out:
+            state.update_lease(record.lease.lease_id, counted_in=state.round.round, ended=reason(case))
+            leases.drop_payload(turn, record)
     state.update_round(closed=why)
     if not records:
         publish_nothing(turn, reason(Case.NOTHING_ACCEPTABLE))
@@ -73,15 +72,23 @@ def publish(turn: Turn, event: RoundAggregated, command: AggregateRound) -> None
     for record in used:
         state.update_lease(record.lease.lease_id, counted_in=state.round.round)
     _record_round(turn, version=event.version, late_used=late, update_norm_l2=event.update_norm_l2)
+    step = PastStep(attempt=command, update_norm_l2=event.update_norm_l2)
+    leases.drop_behind(turn, past.kept((*state.past_steps, step), state.config.rollback_rounds))
     for record in used:
         # its status stays `accepted`: asked only whether another, uncounted lease rests on the bytes
         leases.drop_payload(turn, record)
-    every_validation, every_checkpoint = state.config.validate_every, state.config.checkpoint_every
-    if every_validation and event.version % every_validation == 0:
-        _validate(turn)
-    if every_checkpoint and event.version % every_checkpoint == 0:
-        _write_checkpoint(turn)
+    look_at_version(turn)
     next_round_or_finish(turn)
+
+
+def look_at_version(turn: Turn) -> None:
+    """Validate and export the present version, where it is one for that."""
+    state = turn.state
+    every_validation, every_checkpoint = state.config.validate_every, state.config.checkpoint_every
+    if every_validation and state.version % every_validation == 0:
+        _validate(turn)
+    if every_checkpoint and state.version % every_checkpoint == 0:
+        _write_checkpoint(turn)
 
 
 def publish_nothing(turn: Turn, why: Reason) -> None:
@@ -91,8 +98,10 @@ def publish_nothing(turn: Turn, why: Reason) -> None:
 
 
 def next_round_or_finish(turn: Turn) -> None:
-    """Open the next round, with the settings of that moment, unless the run is to end."""
+    """Open the next round, with the settings of that moment, unless the run is to end; a rollback goes before."""
     state = turn.state
+    if rollback.begin(turn):
+        return
     changes.adopt(state)
     if state.stop_reason is not None or state.round.round >= state.config.max_rounds:
         finish(turn)
@@ -101,7 +110,7 @@ def next_round_or_finish(turn: Turn) -> None:
     if state.phase is not Phase.GATHERING:
         state.move_to(Phase.GATHERING)
     _end_stale_leases(turn)
-    _forget_old_leases(state)
+    _forget_old_leases(turn)
     lift_quarantines(turn, list(state.index.quarantines))
 
 
@@ -228,14 +237,15 @@ def _end_stale_leases(turn: Turn) -> None:
             leases.expire(turn, lease_id, reason(Case.ROUND_WENT_ON, round=record.lease.round, most=most))
 
 
-def _forget_old_leases(state: EngineState) -> None:
+def _forget_old_leases(turn: Turn) -> None:
     """Resolved leases are kept a little longer than they can matter, to answer a worker that asks again."""
+    state = turn.state
     oldest = state.round.round - state.config.max_staleness - 2
     open_statuses = {LeaseStatus.GRANTED, LeaseStatus.COMMITTED, LeaseStatus.UPLOADED}
-    state.keep_leases(
-        {
-            lease_id: record
-            for lease_id, record in state.leases.items()
-            if record.lease.round >= oldest or record.status in open_statuses
-        }
-    )
+    old = [one for one in state.leases.values() if one.lease.round < oldest and one.status not in open_statuses]
+    for record in old:
+        worker = state.workers[record.lease.worker]
+        if votes.was_kept_back(record) and worker.present:
+            leases.blame(turn, worker.worker, UNANSWERED, trust.UNANSWERED)
+    forgotten = {record.lease.lease_id for record in old}
+    state.keep_leases({lease_id: one for lease_id, one in state.leases.items() if lease_id not in forgotten})

@@ -59,6 +59,19 @@ class AnnounceVerdict(Command):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShutOut(Command):
+    """End the worker's session: it is banned, and is told so when it comes back."""
+
+    worker: WorkerId
+    why: Reason
+
+    @property
+    def reason(self) -> str:
+        """Why, in words."""
+        return told(self.why)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EndRun(Command):
     """Answer every waiting call with `RunOver`."""
 
@@ -113,6 +126,8 @@ class Contribution:
     """From sequences that the coordinator assigned, capped, times the staleness discount."""
     sequences: int
     """That the coordinator assigned: what the model was trained on with it."""
+    worker: WorkerId | None = None
+    """Whose it is; None in commands of an older release."""
     include_trunk: bool = True
     """False for a second submission of one worker, or of one owner, in a round: nobody votes twice on the trunk."""
 
@@ -154,6 +169,24 @@ class TryContributions(SlowCommand):
     """
 
     attempt: AggregateRound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RebuildVersion(SlowCommand):
+    """Take outer steps again, without somebody's submissions, from a version of before on. Ends in `VersionRebuilt`.
+
+    Each step starts from what the one before came to, and from the momenta of `from_manifest`; weights, scales, clips
+    and rules are as they were.
+    """
+
+    round: RoundNumber
+    version: Version
+    parent_version: Version
+    """The present one: what it takes the place of, and is compared with."""
+    parent_manifest: Digest
+    from_version: Version
+    from_manifest: Digest
+    steps: tuple[AggregateRound, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,9 @@ mean in each round is in `schedules.py`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from coordinator.engine.trust_config import ReputationConfig, reputation_problems
 from protocol.errors import ConfigError
 from protocol.ids import RunId
 from protocol.recipe import MAX_INNER_STEPS, Recipe, breaches
@@ -125,9 +126,10 @@ class EngineConfig:
     most_steps_share: float = 2.0
     """Fast workers do up to so many times the recipe's steps, 1 to 2 (docs/decisions/0005: why 2)."""
     quarantine_after: int = 3
-    """Submissions refused by screening in a row before a worker is set aside."""
+    """Refused submissions, older ones counting less, before a worker of whose work too large a share is refused
+    (`reputation.quarantine_share`) is set aside."""
     quarantine_rounds: int = 5
-    """A quarantined worker gets no lease for this many rounds ..."""
+    """A worker's first quarantine lasts this many rounds ..."""
     quarantine_s: float = 900.0
     """... or this long, whichever ends first: a run whose every worker is set aside must not stand still for ever."""
     max_staleness: int = 1
@@ -139,12 +141,18 @@ class EngineConfig:
     inner: InnerRecipe = InnerRecipe()
     screening: ScreeningConfig = ScreeningConfig()
     audits: AuditConfig = AuditConfig()
+    reputation: ReputationConfig = field(default_factory=ReputationConfig)
     rule: str = "trimmed_mean"
     """How submissions become one, as `median` or `nnm+krum`. docs/aggregation.md lists rules and helps to choose."""
     clip_to_median: bool = True
     """Clip each submission's block to the median norm, after scaling to common steps."""
     outer_learning_rate: float = 1.0
     """How much of the aggregated pseudo-gradient the model moves by."""
+    rollback_rounds: int = 0
+    """So many rounds can be taken back and made again without a liar: their submissions and versions stay on the
+    disk. 0: no rollback."""
+    rollback_least_change: float = 0.1
+    """A rollback that would change the model by less than this share of a usual round's update is not published."""
     outer_momentum: float = 0.0
     """0 is plain averaging; otherwise SGD with Nesterov momentum, by block."""
     validate_every: int = 1
@@ -179,6 +187,9 @@ def check_config(config: EngineConfig) -> None:
             f"most_steps_share must be 1 to 2, got {config.most_steps_share}: weights and scales are capped at 2",
         ),
         *((False, f"{name} must be {expected}, got {got!r}") for name, expected, got in breaches(inner)),
+        *reputation_problems(config.reputation),
+        (0 <= config.rollback_rounds <= 100, f"rollback_rounds must be 0 to 100, got {config.rollback_rounds}"),
+        (config.rollback_least_change >= 0, "rollback_least_change must be 0 or more"),
         (config.outer_learning_rate > 0, f"outer_learning_rate must be above 0, got {config.outer_learning_rate}"),
         (0 <= config.outer_momentum < 1, f"outer_momentum must be 0 to below 1, got {config.outer_momentum}"),
         (inner.schedule in SCHEDULES, f"schedule must be one of {', '.join(SCHEDULES)}, got {inner.schedule!r}"),

@@ -13,14 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from coordinator.engine import pacing
+from coordinator.engine import pacing, past
 from coordinator.engine.commands import BlockClip, Contribution, ValidateVersion, WriteCheckpoint
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus
 from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.state import EngineState
 from coordinator.engine.trust import trust_of
-from protocol.ids import TRUNK, BlockId, LeaseId, Version, WorkerId, column_block
+from protocol.ids import TRUNK, BlockId, Digest, LeaseId, Version, WorkerId, column_block
 
 
 def countable(state: EngineState) -> list[LeaseRecord]:
@@ -32,6 +32,20 @@ def countable(state: EngineState) -> list[LeaseRecord]:
         and record.counted_in is None
         and state.staleness_of(record.lease) <= state.config.max_staleness
     ]
+
+
+def weighed(state: EngineState, records: Sequence[LeaseRecord]) -> tuple[list[LeaseRecord], list[LeaseRecord]]:
+    """The submissions whose workers are trusted with any weight now, and the others."""
+    weights = {record.lease.worker: 0.0 for record in records}
+    for worker in weights:
+        weights[worker] = trust_of(state.config, state.workers[worker]).weight
+    heavy = [record for record in records if weights[record.lease.worker] > 0.0]
+    return heavy, [record for record in records if weights[record.lease.worker] <= 0.0]
+
+
+def was_kept_back(record: LeaseRecord) -> bool:
+    """Whether its worker committed to a submission whose bytes never all came."""
+    return record.status is LeaseStatus.EXPIRED and record.digest is not None
 
 
 def one_vote_each(state: EngineState, records: Sequence[LeaseRecord]) -> tuple[list[LeaseRecord], list[LeaseRecord]]:
@@ -74,6 +88,7 @@ def contributions_of(state: EngineState, records: Sequence[LeaseRecord]) -> tupl
                 step_scale=pacing.step_scale(common_steps, lease),
                 weight=weight * trust * config.staleness_discount ** state.staleness_of(lease),
                 sequences=lease.sequences,
+                worker=lease.worker,
                 include_trunk=lease.lease_id in voters,
             )
         )
@@ -105,10 +120,16 @@ def clips_of(
     return tuple(BlockClip(block=block, max_norm_l2=median(norms[block]) if clip else float("inf")) for block in blocks)
 
 
+def payloads_behind(state: EngineState) -> set[Digest]:
+    """Submissions that counted and are kept, for a rollback to take the steps again without some of them."""
+    return past.submissions_of(state.past_steps)
+
+
 def oldest_version_needed(state: EngineState) -> Version:
     """The oldest version that a lease or a pending command may still speak of; at most the present one."""
     needed = [state.version]
     needed += [record.lease.base_version for record in state.leases.values() if _may_be_heard_of(state, record)]
+    needed += [step.attempt.parent_version for step in state.past_steps if step.has_start]
     for command in state.pending.values():
         if isinstance(command, ValidateVersion | WriteCheckpoint):
             needed.append(command.version)

@@ -28,6 +28,7 @@ from protocol.ids import WorkerId
 class Hindrance(Enum):
     """Why a worker gets no lease. In words: for operators in `explain.py`, for the volunteer in `telling.py`."""
 
+    BANNED = auto()
     SET_ASIDE = auto()
     OFFERS_TOO_LITTLE = auto()
     COOLING = auto()
@@ -52,7 +53,7 @@ def is_waiting(state: EngineState, record: WorkerRecord) -> bool:
 def hindrance_of(state: EngineState, record: WorkerRecord) -> Hindrance | None:
     """Why this worker gets no lease whatever the round needs; None where it may."""
     if not trust_of(state.config, record).may_hold:
-        return Hindrance.SET_ASIDE
+        return Hindrance.BANNED if record.ban is not None else Hindrance.SET_ASIDE
     if not offers_enough(state.config, record):
         return Hindrance.OFFERS_TOO_LITTLE
     return Hindrance.COOLING if state.now_s < record.cooling_until_s else None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator.engine import changes, handlers, results
+from coordinator.engine import bans, changes, handlers, rebuilt, results, rollback
 from coordinator.engine import events as ev
 from coordinator.engine.phases import Phase
 from coordinator.engine.turn import Turn
@@ -56,6 +56,15 @@ ROWS = (
     EventRow(ev.CommandFailed, _BEFORE_THE_END, results.on_command_failed),
     EventRow(ev.Ticked, _EVERYWHERE, handlers.on_ticked),
     EventRow(ev.RunStopped, _BEFORE_THE_END, handlers.on_run_stopped),
+    EventRow(ev.WorkerBanned, _EVERYWHERE, bans.on_worker_banned),
+    EventRow(ev.WorkerUnbanned, _EVERYWHERE, bans.on_worker_unbanned),
+    EventRow(ev.WorkerPardoned, _EVERYWHERE, bans.on_worker_pardoned),
+    EventRow(ev.OwnerBanned, _EVERYWHERE, bans.on_owner_banned),
+    EventRow(ev.OwnerUnbanned, _EVERYWHERE, bans.on_owner_unbanned),
+    EventRow(ev.InviteBanned, _EVERYWHERE, bans.on_invite_banned),
+    EventRow(ev.InviteUnbanned, _EVERYWHERE, bans.on_invite_unbanned),
+    EventRow(ev.RollbackOrdered, _BEFORE_THE_END - {Phase.FINISHING}, rollback.on_rollback_ordered),
+    EventRow(ev.VersionRebuilt, _AGGREGATING, rebuilt.on_version_rebuilt),
     EventRow(ev.SettingsFixed, _EVERYWHERE, changes.on_settings_fixed),
     EventRow(ev.SettingChanged, _BEFORE_THE_END - {Phase.FINISHING}, changes.on_setting_changed),
 )

@@ -11,14 +11,31 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from coordinator.engine.config import EngineConfig
+from coordinator.engine.event import Event
+from coordinator.engine.standing_events import (
+    InviteBanned,
+    InviteUnbanned,
+    OwnerBanned,
+    OwnerUnbanned,
+    RollbackOrdered,
+    WorkerBanned,
+    WorkerPardoned,
+    WorkerUnbanned,
+)
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """Base of all events; `at_s` is run time, in seconds: no setting of a clock moves it; suspend counts."""
-
-    at_s: float
+__all__ = [
+    "Event",
+    "InviteBanned",
+    "InviteUnbanned",
+    "OwnerBanned",
+    "OwnerUnbanned",
+    "RollbackOrdered",
+    "WorkerBanned",
+    "WorkerPardoned",
+    "WorkerUnbanned",
+]
+"""What is defined elsewhere, and is one of the events all the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +82,8 @@ class WorkerEnrolled(Event):
     """Probed speed; 0 where unknown."""
     owner: str = ""
     """Whose machine it is, as the operator said with the invite; empty: nobody's but its own."""
+    invite: str = ""
+    """Short digest of the invite; the invite itself is in no journal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,3 +319,15 @@ class RunStopped(Event):
     """The operator ended the run."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionRebuilt(Event):
+    """Result of `RebuildVersion`: a new manifest is durable in the artifact store, not yet the run's."""
+
+    command_id: str
+    version: Version
+    parent_version: Version
+    manifest: Digest
+    change_l2: float
+    """L2 norm of the difference from the version that it would take the place of, over all blocks."""

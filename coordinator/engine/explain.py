@@ -13,6 +13,7 @@ from coordinator.engine import dispatch, pacing, quorum, rounds
 from coordinator.engine.commands import (
     AggregateRound,
     MeasureSubmission,
+    RebuildVersion,
     SlowCommand,
     TryContributions,
     ValidateVersion,
@@ -48,7 +49,7 @@ def first_waits(state: EngineState, now_s: float, *, most: int) -> tuple[tuple[W
     if at.phase is Phase.GATHERING:
         return (_gathering(at),), 0
     if at.phase not in rounds.RUNNING_PHASES:
-        wanted = (AggregateRound, TryContributions) if at.phase is Phase.AGGREGATING else SlowCommand
+        wanted = (AggregateRound, TryContributions, RebuildVersion) if at.phase is Phase.AGGREGATING else SlowCommand
         commands = [command for command in at.pending.values() if isinstance(command, wanted)]
         return tuple(_command(at, command) for command in commands[:most]), max(0, len(commands) - most)
     columns = _columns(at, quorum.outlook_of(at))
@@ -106,6 +107,7 @@ def _hindrance(state: EngineState, record: WorkerRecord, hindrance: Hindrance) -
     number = state.round.round
     cooling_s = record.cooling_until_s - state.now_s
     words = {
+        Hindrance.BANNED: f"banned: {told(record.ban.why) if record.ban else ''}",
         Hindrance.SET_ASIDE: f"set aside: {told(record.quarantine.why) if record.quarantine else ''}",
         Hindrance.OFFERS_TOO_LITTLE: f"it offers {record.max_columns} columns, and this run needs "
         f"{state.config.min_columns} a worker",
@@ -198,6 +200,9 @@ def _doing(command: SlowCommand) -> str:
     if isinstance(command, TryContributions):
         tried = command.attempt
         return f"trying the {len(tried.contributions)} submissions of round {tried.round} one by one: not all aggregate"
+    if isinstance(command, RebuildVersion):
+        again = f"{len(command.steps)} outer steps again from version {command.from_version} on"
+        return f"taking {again}, without banned workers, into version {command.version}"
     if isinstance(command, MeasureSubmission):
         return f"screening lease {command.lease.lease_id}"
     kind = "validating" if isinstance(command, ValidateVersion) else "exporting"

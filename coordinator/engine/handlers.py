@@ -7,7 +7,7 @@ these, and when, is in event_table.py.
 
 from __future__ import annotations
 
-from coordinator.engine import closing, gaps, leases, results
+from coordinator.engine import bans, closing, gaps, leases, results
 from coordinator.engine.commands import EndRun
 from coordinator.engine.events import (
     CapabilityChanged,
@@ -37,7 +37,8 @@ def on_worker_enrolled(turn: Turn, event: WorkerEnrolled) -> None:
     """A new worker; it is asked for nothing until it asks for a lease."""
     if event.worker in turn.state.workers:
         raise IllegalEvent(f"worker {event.worker} is enrolled already")
-    turn.state.put_worker(
+    bans.let_in(
+        turn,
         WorkerRecord(
             worker=event.worker,
             name=event.name,
@@ -46,7 +47,8 @@ def on_worker_enrolled(turn: Turn, event: WorkerEnrolled) -> None:
             tokens_per_s=event.tokens_per_s,
             heard_at_s=turn.state.now_s,
             owner=event.owner,
-        )
+            invite=event.invite,
+        ),
     )
 
 

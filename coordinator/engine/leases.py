@@ -2,19 +2,33 @@
 
 Decides a lease's contents (with pacing and placement) and whether a commit still counts. Holds always: a worker has
 at most one open lease; a position of the training data is named by one lease only within an epoch; dropping out never
-counts against a worker, a submission that screening refused does.
+counts against a worker; a submission that screening refused does, and one that a worker which
+is here committed to and never sent, half.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from coordinator.engine import contributions as votes
 from coordinator.engine import pacing, trust
 from coordinator.engine.commands import AnnounceVerdict, CancelLease, DropPayload, GrantLease, MeasureSubmission
 from coordinator.engine.events import SubmissionCommitted
 from coordinator.engine.lease import GrantedLease
+from coordinator.engine.past import PastStep
 from coordinator.engine.phases import LOST_STATUSES, OPEN_PHASES, LeaseStatus, Phase
-from coordinator.engine.reasons import DUPLICATE, INCOMPLETE, LATE, Case, Reason, Verdict, reason, rejected
+from coordinator.engine.reasons import (
+    BANNED,
+    BLAMED_KEYS,
+    DUPLICATE,
+    INCOMPLETE,
+    LATE,
+    Case,
+    Reason,
+    Verdict,
+    reason,
+    rejected,
+)
 from coordinator.engine.rows import LeaseRecord, UploadReport
 from coordinator.engine.schedules import lease_recipe
 from coordinator.engine.turn import Turn
@@ -189,7 +203,8 @@ def accept(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
     record = state.set_status(lease_id, LeaseStatus.ACCEPTED)
     state.update_lease(lease_id, verdict=verdict)
     worker = state.workers[record.lease.worker]
-    state.update_worker(worker.worker, accepted=worker.accepted + 1, rejected_in_row=0)
+    changes = trust.after_verdict(state.config, worker, verdict)
+    state.update_worker(worker.worker, accepted=worker.accepted + 1, **changes)
     state.totals = replace(state.totals, submissions_accepted=state.totals.submissions_accepted + 1)
     if record.lease.round == state.round.round:
         state.update_round(accepted=state.round.accepted + 1)
@@ -201,7 +216,7 @@ def withdraw(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
     state = turn.state
     lease = state.leases[lease_id].lease
     worker = state.workers[lease.worker]
-    state.update_worker(worker.worker, accepted=worker.accepted - 1)
+    state.update_worker(worker.worker, accepted=worker.accepted - 1, **trust.after_withdrawal(worker))
     state.totals = replace(state.totals, submissions_accepted=state.totals.submissions_accepted - 1)
     if lease.round == state.round.round:
         state.update_round(accepted=state.round.accepted - 1)
@@ -209,32 +224,55 @@ def withdraw(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
 
 
 def reject(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
-    """The submission does not count; after several refusals by screening in a row its worker is set aside."""
+    """The submission does not count; where too many of its worker's do not, the worker is set aside."""
     state = turn.state
     record = state.set_status(lease_id, LeaseStatus.REJECTED)
     state.update_lease(lease_id, verdict=verdict)
     worker = state.workers[record.lease.worker]
-    in_row = trust.refused_in_row(worker, verdict)
     counts = {**worker.rejected, verdict.key: worker.rejected.get(verdict.key, 0) + 1}
-    state.update_worker(worker.worker, rejected=counts, rejected_in_row=in_row)
+    state.update_worker(worker.worker, rejected=counts)
     by_reason = state.totals.submissions_rejected
     state.totals = replace(
         state.totals, submissions_rejected={**by_reason, verdict.key: by_reason.get(verdict.key, 0) + 1}
     )
     if record.lease.round == state.round.round:
         state.update_round(rejected=state.round.rejected + 1)
-    aside = trust.quarantine_after(state.config, in_row, verdict, round_=state.round.round, now_s=state.now_s)
-    if aside is not None:
-        state.update_worker(worker.worker, quarantine=aside, rejected_in_row=0)
+    if verdict.key in BLAMED_KEYS:
+        blame(turn, worker.worker, verdict.key)
     turn.emit(AnnounceVerdict(worker=worker.worker, lease_id=lease_id, verdict=verdict))
     drop_payload(turn, state.leases[lease_id])
 
 
+def blame(turn: Turn, worker: WorkerId, key: str, fault: float = 1.0) -> None:
+    """Something that a worker is to blame for, `fault` of a refused submission: it is set aside when they pile up."""
+    state = turn.state
+    before = state.workers[worker]
+    weight = trust.trust_of(state.config, before).weight
+    after = state.update_worker(worker, **trust.after_fault(state.config, before, fault))
+    number, now_s = state.round.round, state.now_s
+    aside = trust.quarantine_after(state.config, after, key, round_=number, now_s=now_s, weight=weight)
+    if aside is not None:
+        probation = state.config.reputation.probation
+        state.update_worker(worker, quarantine=aside, quarantines=after.quarantines + 1, probation_left=probation)
+
+
 def drop_payload(turn: Turn, record: LeaseRecord) -> None:
-    """The bytes are needed no more, unless another live lease rests on the very same."""
+    """The bytes are needed no more, unless another live lease rests on the very same, or a rollback may."""
     digest = record.digest
-    if digest is not None and not turn.state.digest_in_use(digest, besides=record.lease.lease_id):
+    if digest is None or turn.state.digest_in_use(digest, besides=record.lease.lease_id):
+        return
+    if digest not in votes.payloads_behind(turn.state):
         turn.emit(DropPayload(digest=digest))
+
+
+def drop_behind(turn: Turn, steps: tuple[PastStep, ...]) -> None:
+    """What a rollback could take back is `steps` from now on: submissions of no other step are needed any more."""
+    state = turn.state
+    before = votes.payloads_behind(state)
+    state.past_steps = steps
+    for digest in sorted(before - votes.payloads_behind(state)):
+        if not state.index.resting_on(digest):
+            turn.emit(DropPayload(digest=digest))
 
 
 def _note_upload(turn: Turn, record: LeaseRecord) -> None:
@@ -249,6 +287,8 @@ def _note_upload(turn: Turn, record: LeaseRecord) -> None:
 
 def _refusal(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> Verdict | None:
     state, lease = turn.state, record.lease
+    if state.workers[lease.worker].ban is not None:
+        return rejected(BANNED, Case.WORKER_BANNED)
     if state.phase is Phase.FINISHING:
         return rejected(LATE, Case.RUN_TOOK_LAST_STEP)
     if state.now_s >= lease.deadline_s:

@@ -66,17 +66,23 @@ class LeaseStatus(StrEnum):
 LEASE_MOVES: Mapping[tuple[LeaseStatus, LeaseStatus], str] = {
     (LeaseStatus.GRANTED, LeaseStatus.COMMITTED): "digest named in time",
     (LeaseStatus.GRANTED, LeaseStatus.RETURNED): "handed back",
-    (LeaseStatus.GRANTED, LeaseStatus.EXPIRED): "silence, deadline, or its round is too long ago",
+    (LeaseStatus.GRANTED, LeaseStatus.EXPIRED): "silence, deadline, its round is too long ago, or its worker is banned",
     (LeaseStatus.GRANTED, LeaseStatus.REJECTED): "commits to fewer steps than leased, or to somebody else's bytes",
     (LeaseStatus.EXPIRED, LeaseStatus.COMMITTED): "silent, but back before its deadline with a digest",
     (LeaseStatus.EXPIRED, LeaseStatus.REJECTED): "committed too late, or to what may not count",
     (LeaseStatus.COMMITTED, LeaseStatus.UPLOADED): "all bytes arrived",
     (LeaseStatus.COMMITTED, LeaseStatus.RETURNED): "handed back",
     (LeaseStatus.COMMITTED, LeaseStatus.REJECTED): "bytes arrived too many rounds late",
-    (LeaseStatus.COMMITTED, LeaseStatus.EXPIRED): "bytes did not arrive within the staleness limit",
+    (
+        LeaseStatus.COMMITTED,
+        LeaseStatus.EXPIRED,
+    ): "bytes did not arrive within the staleness limit, or its worker is banned",
     (LeaseStatus.UPLOADED, LeaseStatus.ACCEPTED): "passed screening",
-    (LeaseStatus.UPLOADED, LeaseStatus.REJECTED): "refused by screening",
-    (LeaseStatus.ACCEPTED, LeaseStatus.REJECTED): "fell short once the whole round was known, or cannot be aggregated",
+    (LeaseStatus.UPLOADED, LeaseStatus.REJECTED): "refused by screening, or its worker is banned",
+    (
+        LeaseStatus.ACCEPTED,
+        LeaseStatus.REJECTED,
+    ): "fell short once the whole round was known, cannot be aggregated, or its worker is banned",
 }
 
 LIVE_STATUSES = frozenset({LeaseStatus.GRANTED, LeaseStatus.COMMITTED, LeaseStatus.UPLOADED, LeaseStatus.ACCEPTED})

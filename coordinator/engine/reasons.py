@@ -24,6 +24,9 @@ DUPLICATE = "duplicate"
 UNMEASURABLE = "unmeasurable"
 UNAGGREGATABLE = "unaggregatable"
 UNUSABLE = "unusable"
+BANNED = "banned"
+UNANSWERED = "unanswered"
+"""Of a worker, not of a submission: it was here and owed something that never came."""
 
 BLAMED_KEYS = frozenset(
     {
@@ -88,9 +91,15 @@ class Case(StrEnum):
     ASKED_AFTER_DEADLINE = "asked_after_deadline"
     STARTS_OVER = "starts_over"
     SUPERSEDED = "superseded"
+    WORKER_BANNED = "worker_banned"
+    WITHOUT_WEIGHT = "without_weight"
+    VERSION_ABANDONED = "version_abandoned"
 
     # why a worker gets no lease
     SET_ASIDE = "set_aside"
+    SHARE_REFUSED = "share_refused"
+    BANNED = "banned"
+    AUDITS_FAILED = "audits_failed"
 
     # why a round closed, or published nothing
     ROUND_DEADLINE = "round_deadline"
@@ -159,6 +168,7 @@ def told(why: Reason) -> str:
     figures = _Figures(why.figures, about=why.about)
     figures["ending"] = f"the operator stopped the run: {why.about}" if why.about else "the run is over"
     figures["still_out"] = f", {why.figures['awaited']:.0f} still out" if why.figures.get("awaited") else ""
+    figures["said"] = f": {why.about}" if why.about else ""
     return _SENTENCES[why.case].format_map(figures)
 
 
@@ -219,6 +229,9 @@ _SENTENCES: Mapping[Case, str] = {
     Case.ASKED_AFTER_DEADLINE: "its worker asked for work anew after the deadline",
     Case.STARTS_OVER: "its worker starts over and needs {needed_s:.0f} s; {left_s:.0f} s of grace are left",
     Case.SUPERSEDED: "a newer one of its worker, or of its owner, counts",
+    Case.WORKER_BANNED: "its worker is banned",
+    Case.WITHOUT_WEIGHT: "accepted, and weighs nothing: its worker is on probation",
+    Case.VERSION_ABANDONED: "version {version:.0f}, which it builds on, was taken back",
     Case.ROUND_DEADLINE: "the round's deadline of {deadline_s:.0f} s has passed{still_out}",
     Case.UNDER_QUORUM: "every lease is resolved; {columns:.0f} columns stay under quorum and nobody idle can serve "
     "them",
@@ -230,4 +243,8 @@ _SENTENCES: Mapping[Case, str] = {
     Case.ALL_ROUNDS_DONE: "all {rounds:.0f} rounds are done",
     Case.SET_ASIDE: "{in_row:.0f} submissions refused in a row (the last: {about}); no leases for {rounds:.0f} rounds "
     "or {seconds:.0f} s, whichever ends first",
+    Case.SHARE_REFUSED: "{refused:.0f} of its last {judged:.0f} submissions were refused (the latest: {about}); no "
+    "leases for {rounds:.0f} rounds or {seconds:.0f} s, whichever ends first",
+    Case.BANNED: "the operator banned it{said}",
+    Case.AUDITS_FAILED: "{auditors:.0f} independent auditors computed lease {about} again, and it is not what was sent",
 }

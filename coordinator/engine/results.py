@@ -10,11 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
-from coordinator.engine import closing, leases, pacing, rescue, screening
+from coordinator.engine import closing, leases, pacing, rebuilt, rescue, screening
 from coordinator.engine.commands import (
     AggregateRound,
     AnnounceVerdict,
     MeasureSubmission,
+    RebuildVersion,
     SlowCommand,
     TryContributions,
     ValidateVersion,
@@ -31,7 +32,7 @@ from coordinator.engine.events import (
 )
 from coordinator.engine.history import Checkpoint, Failure, Validation, remembered
 from coordinator.engine.phases import LeaseStatus, Phase
-from coordinator.engine.reasons import LATE, UNMEASURABLE, Case, rejected
+from coordinator.engine.reasons import BANNED, LATE, UNMEASURABLE, Case, rejected
 from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.turn import Turn
 from protocol.errors import IllegalEvent
@@ -132,7 +133,7 @@ def on_command_failed(turn: Turn, event: CommandFailed) -> None:
         turn.settle(event.command_id)
         verdict = rejected(UNMEASURABLE, Case.NOT_MEASURED, failure.error, tries=failure.count)
         leases.reject(turn, command.lease.lease_id, verdict)
-    elif not isinstance(command, AggregateRound | TryContributions):
+    elif not isinstance(command, AggregateRound | TryContributions | RebuildVersion):
         turn.settle(event.command_id)
     elif state.stop_reason is not None and state.phase is Phase.AGGREGATING:
         turn.settle(event.command_id)
@@ -140,6 +141,9 @@ def on_command_failed(turn: Turn, event: CommandFailed) -> None:
     elif isinstance(command, AggregateRound) and failure.of_content >= MOST_TRIES:
         turn.settle(event.command_id)
         rescue.after_failures(turn, command, failure.error)
+    elif isinstance(command, RebuildVersion) and failure.of_content >= MOST_TRIES:
+        turn.settle(event.command_id)
+        rebuilt.give_up(turn, failure.error)
 
 
 def on_contributions_tried(turn: Turn, event: ContributionsTried) -> None:
@@ -169,6 +173,9 @@ def refuse_lost_upload(turn: Turn, record: LeaseRecord) -> None:
     """Bytes of a commit that has been given up meanwhile."""
     ended = record.ended
     assert ended is not None
+    if ended.case is Case.WORKER_BANNED:
+        leases.reject(turn, record.lease.lease_id, rejected(BANNED, Case.WORKER_BANNED))
+        return
     case = Case.BYTES_AFTER_ITS_TIME if ended.case is Case.ROUND_WENT_ON else Case.BYTES_AFTER_THE_RUN
     leases.reject(turn, record.lease.lease_id, rejected(LATE, case, ended.about, **ended.figures))
 

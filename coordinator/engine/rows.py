@@ -7,13 +7,14 @@ Decides nothing and holds nothing but facts. Rows are replaced, never changed, a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from coordinator.engine.events import BlockNorm
 from coordinator.engine.history import LeftOut
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.reasons import Reason, Verdict, told
-from protocol.ids import Digest, RoundNumber, Version, WorkerId
+from protocol.ids import Digest, LeaseId, RoundNumber, Version, WorkerId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,16 @@ class Quarantine:
     until_round: RoundNumber
     until_s: float
     why: Reason
+    weight: float = 1.0
+    """What its submissions weigh that stood accepted before."""
+
+
+class BanOf(StrEnum):
+    """What a ban is on."""
+
+    KEY = "key"
+    OWNER = "owner"
+    INVITE = "invite"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +64,8 @@ class Ban:
     by: str
     """Whoever decided so: a person's name, or `engine`."""
     why: Reason
+    of: BanOf = BanOf.KEY
+    """What was banned: this key, or all that came with its owner or its invite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +105,15 @@ class WorkerRecord:
     """Columns of its latest lease, and that lease's round."""
     cooling_until_s: float = 0.0
     """After losing more than one lease in a round: no busy circle of leases handed back."""
-    rejected_in_row: int = 0
+    judged_lately: float = 0.0
+    """Submissions that were accepted, or refused for what was in them; older ones count less."""
+    refused_lately: float = 0.0
+    """Of these, the refused, and halves for what was committed and never sent."""
     quarantine: Quarantine | None = None
+    quarantines: int = 0
+    """How often it was set aside."""
+    probation_left: int = 0
+    """Valid submissions until it weighs anything again; a refused one starts them anew."""
     leases_granted: int = 0
     leases_expired: int = 0
     leases_returned: int = 0
@@ -104,8 +124,14 @@ class WorkerRecord:
     """Submissions that stood in a row, up to the latest."""
     audits_passed: int = 0
     audits_failed: int = 0
-    """Leases of it that two independent auditors contradicted, or one where there was no other."""
+    """Leases of it that two independent auditors contradicted."""
+    accused: LeaseId | None = None
+    """A lease of it that one auditor contradicted, and no other has looked at yet."""
+    false_accusations: int = 0
+    """Leases of others that it contradicted as an auditor, and two others did not."""
     ban: Ban | None = None
+    invite: str = ""
+    """Short digest of the invite that it came with; empty where older releases did not say."""
 
     @property
     def person(self) -> str:

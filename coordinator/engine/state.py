@@ -26,9 +26,10 @@ from coordinator.engine.history import (
 )
 from coordinator.engine.index import Index
 from coordinator.engine.lease import GrantedLease
+from coordinator.engine.past import PastStep, PlannedRollback, RollbackRecord
 from coordinator.engine.phases import LeaseStatus, Phase, move_lease, move_phase
 from coordinator.engine.reasons import Reason, told
-from coordinator.engine.rows import LeaseRecord, RoundState, WorkerRecord
+from coordinator.engine.rows import Ban, LeaseRecord, RoundState, WorkerRecord
 from coordinator.engine.undo import Undo
 from protocol.ids import BlockId, Digest, LeaseId, Version, WorkerId
 
@@ -65,6 +66,13 @@ class EngineState:
     setting_changes: tuple[SettingChange, ...] = ()
     fixed_settings: dict[str, str] = field(default_factory=dict)
     """Key to JSON of settings that are not the engine's: what the run began with, for the start to compare."""
+    past_steps: tuple[PastStep, ...] = ()
+    """What a rollback could take back, oldest first; what they name is kept on disk."""
+    planned_rollback: PlannedRollback | None = None
+    rollbacks: tuple[RollbackRecord, ...] = ()
+    banned_owners: dict[str, Ban] = field(default_factory=dict)
+    banned_invites: dict[str, Ban] = field(default_factory=dict)
+    """By short digest. Whoever comes with one of these is banned from the start."""
     stop_reason: str | None = None
     ended: Reason | None = None
 

@@ -11,7 +11,7 @@ from coordinator.engine import dispatch, pacing, quorum, rounds
 from coordinator.engine.dispatch import Hindrance
 from coordinator.engine.phases import Phase
 from coordinator.engine.reasons import told
-from coordinator.engine.rows import LeaseRecord, WorkerRecord
+from coordinator.engine.rows import Ban, BanOf, LeaseRecord, WorkerRecord
 from coordinator.engine.state import EngineState
 
 SOON_S = 5.0
@@ -28,6 +28,19 @@ def wait_sentence(state: EngineState, record: WorkerRecord, now_s: float) -> str
     if hindrance is None:
         return f"Round {at.round.round} is handing out its work; your turn comes at once."
     return _hindered(at, record, hindrance)
+
+
+def banned_sentence(ban: Ban) -> str:
+    """What whoever is shut out is told, and whom to ask."""
+    whose = {
+        BanOf.KEY: "This machine's key is",
+        BanOf.OWNER: "All machines of this owner are",
+        BanOf.INVITE: "All machines that came with this invite are",
+    }[ban.of]
+    return (
+        f"{whose} banned from this run: {told(ban.why)}. If that is wrong, write to the operator, who can look at the "
+        "audits and take it back"
+    )
 
 
 def about(seconds: float) -> str:
@@ -58,6 +71,7 @@ def _hindered(state: EngineState, record: WorkerRecord, hindrance: Hindrance) ->
     number, following = state.round.round, _next_round(state)
     cooling_s = record.cooling_until_s - state.now_s
     words = {
+        Hindrance.BANNED: f"{banned_sentence(record.ban)}." if record.ban else "",
         Hindrance.SET_ASIDE: "Your machine is set aside for now: "
         f"{told(record.quarantine.why) if record.quarantine else ''}. If that is a surprise, ask the operator.",
         Hindrance.OFFERS_TOO_LITTLE: f"Your machine offers to hold {record.max_columns} expert columns, and this run "

@@ -19,7 +19,8 @@ import tomlkit
 
 from coordinator.engine.changes import DERIVED, FIXED, settings_of, with_setting
 from coordinator.engine.config import EngineConfig
-from coordinator.engine.events import SettingChanged
+from coordinator.engine.engine import Engine
+from coordinator.engine.events import Event, SettingChanged
 from coordinator.engine.phases import Phase
 from coordinator.engine.records import event_to_json, to_plain
 from coordinator.engine.snapshots import SnapshotText
@@ -196,18 +197,22 @@ def _change_in(folder: RunFolder, journal: Journal, key: str, text: str) -> Chan
     state, file = engine.state, SettingsFile(folder, journal)
     key, before, value = planned(state, key, text)
     if value != before:
-        snapshot = journal.latest_snapshot()
-        was_clean = snapshot is not None and snapshot.position == journal.last_position
         # At the last event's time: how long nobody was here is for the next start to say.
-        event = SettingChanged(at_s=state.now_s, key=key, value=json.dumps(value))
-        journal.append([event_to_json(event)])
-        engine.handle(event)
-        if was_clean:  # so that the next release can go on with it, as before
-            text = "".join(SnapshotText().pieces(state))
-            journal.save_snapshot(Snapshot(position=journal.last_position, engine_version=ENGINE_VERSION, state=text))
+        record_while_stopped(journal, engine, SettingChanged(at_s=state.now_s, key=key, value=json.dumps(value)))
     trouble = file.write(state, key)
     journal.set_meta(SETTINGS_WRITTEN, str(file.written))
     return Change(key=key, before=before, value=value, from_round=first_round(state), file_trouble=trouble)
+
+
+def record_while_stopped(journal: Journal, engine: Engine, event: Event) -> None:
+    """Journal `event` and apply it, for the holder of the folder's lock; slow work that follows waits for a start."""
+    snapshot = journal.latest_snapshot()
+    was_clean = snapshot is not None and snapshot.position == journal.last_position
+    journal.append([event_to_json(event)])
+    engine.handle(event)
+    if was_clean:  # so that the next release can go on with it, as before
+        text = "".join(SnapshotText().pieces(engine.state))
+        journal.save_snapshot(Snapshot(position=journal.last_position, engine_version=ENGINE_VERSION, state=text))
 
 
 def setting_rows(run: RunFolder) -> list[SettingRow]:

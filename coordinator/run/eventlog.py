@@ -16,20 +16,29 @@ from typing import Any
 
 import structlog
 
-from coordinator.engine.commands import AnnounceVerdict, CancelLease, Command, EndRun, GrantLease
+from coordinator.engine.commands import AnnounceVerdict, CancelLease, Command, EndRun, GrantLease, ShutOut
 from coordinator.engine.events import (
     CheckpointWritten,
     ClockStepped,
     CommandFailed,
     ContributionsTried,
     Event,
+    InviteBanned,
+    InviteUnbanned,
     LeaseReturned,
+    OwnerBanned,
+    OwnerUnbanned,
+    RollbackOrdered,
     RoundAggregated,
     RunStopped,
     SettingChanged,
+    VersionRebuilt,
     VersionValidated,
+    WorkerBanned,
     WorkerEnrolled,
+    WorkerPardoned,
     WorkerSilent,
+    WorkerUnbanned,
 )
 from coordinator.engine.records import command_to_json, event_to_json
 from coordinator.work import substitutes
@@ -46,6 +55,15 @@ _TOLD: dict[type[Event], tuple[str, tuple[str, ...]]] = {
     CommandFailed: ("command_failed", ("command_id", "trouble", "error")),
     RunStopped: ("run_stopped", ("reason",)),
     SettingChanged: ("setting_changed", ("key", "value")),
+    WorkerBanned: ("worker_banned", ("worker", "by", "why")),
+    WorkerUnbanned: ("worker_unbanned", ("worker", "by", "why")),
+    WorkerPardoned: ("worker_pardoned", ("worker", "by", "why")),
+    OwnerBanned: ("owner_banned", ("owner", "by", "why")),
+    OwnerUnbanned: ("owner_unbanned", ("owner", "by", "why")),
+    InviteBanned: ("invite_banned", ("invite", "by", "why")),
+    InviteUnbanned: ("invite_unbanned", ("invite", "by", "why")),
+    RollbackOrdered: ("rollback_ordered", ("worker", "by", "why")),
+    VersionRebuilt: ("version_rebuilt", ("version", "change_l2")),
     ClockStepped: ("clock_stepped", ("step_s",)),
 }
 
@@ -87,6 +105,8 @@ class EventLog:
                 _log.info("verdict", lease_id=command.lease_id, accepted=command.accepted, reason=command.reason)
             case CancelLease():
                 _log.info("lease_cancelled", lease_id=command.lease_id, reason=command.reason)
+            case ShutOut():
+                _log.warning("worker_shut_out", worker=command.worker, reason=command.reason)
             case EndRun():
                 _log.info("run_over", reason=command.reason)
             case _:
@@ -120,7 +140,7 @@ class EventLog:
 
 def _words(command: Command) -> dict[str, str]:
     """The sentence that a command's figures stand for."""
-    return {"reason": command.reason} if isinstance(command, AnnounceVerdict | CancelLease | EndRun) else {}
+    return {"reason": command.reason} if isinstance(command, AnnounceVerdict | CancelLease | ShutOut | EndRun) else {}
 
 
 def _without_type(record: str) -> dict[str, Any]:

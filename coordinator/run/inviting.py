@@ -29,7 +29,7 @@ class InviteTerms:
 
     count: int = 1
     trusted: bool = False
-    """A mark on the workers that come with them; nothing is decided by it yet."""
+    """Founders: full weight from the start, and may audit."""
     life_s: float = DEFAULT_INVITE_LIFE_S
     owner: str = ""
 

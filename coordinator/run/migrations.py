@@ -92,7 +92,16 @@ def _oldest_version_needed(state: OldState) -> int:
 
 
 def _four_to_five(state: OldState) -> OldState:
-    """What came with version 5 begins at its defaults."""
+    """What came with version 5 begins at its defaults, and what is known of workers becomes what it would have been."""
+    return _with_shares_of_refused(state)
+
+
+def _with_shares_of_refused(state: OldState) -> OldState:
+    """Refusals in a row become a share that fades; whoever had none has so many valid submissions as were accepted."""
+    for worker in state["workers"].values():
+        in_row = worker.pop("rejected_in_row")
+        worker["judged_lately"] = worker["refused_lately"] = float(in_row)
+        worker["valid_in_row"] = 0 if in_row else worker["accepted"]
     return state
 
 

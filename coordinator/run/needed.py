@@ -24,7 +24,8 @@ class Needed:
     manifest: Digest
     """Of that version."""
     payloads: Mapping[LeaseId, Digest]
-    """Submissions that have arrived and are still to be measured or counted: their bytes must be there."""
+    """Submissions that have arrived and are still to be measured or counted, or that a rollback would count again:
+    their bytes must be there."""
     uploads: Mapping[LeaseId, Digest]
     """Commits whose bytes have yet to come: what is there of them need not be sent again."""
 
@@ -44,8 +45,8 @@ class Needed:
 def needed_by(state: EngineState) -> Needed:
     """What `state` speaks of.
 
-    A submission that was counted is not among it: its process may have died after the outer step and before it dropped
-    the bytes.
+    A submission that was counted is not among it, unless it is kept for a rollback: its process may have died after the
+    outer step and before it dropped the bytes.
     """
     payloads: dict[LeaseId, Digest] = {}
     uploads: dict[LeaseId, Digest] = {}
@@ -59,6 +60,8 @@ def needed_by(state: EngineState) -> Needed:
                 payloads[command.lease.lease_id] = command.digest
             case AggregateRound():
                 payloads |= {one.lease_id: one.digest for one in command.contributions}
+    for past in state.past_steps:
+        payloads |= {one.lease_id: one.digest for one in past.attempt.contributions}
     return Needed(
         version=int(state.version),
         manifest=state.manifest,

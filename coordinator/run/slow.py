@@ -19,6 +19,7 @@ import structlog
 from coordinator.engine.commands import (
     AggregateRound,
     MeasureSubmission,
+    RebuildVersion,
     SlowCommand,
     TryContributions,
     ValidateVersion,
@@ -40,6 +41,7 @@ _log = structlog.get_logger(__name__)
 _PRIORITIES: dict[type[SlowCommand], int] = {
     AggregateRound: 0,
     TryContributions: 0,
+    RebuildVersion: 0,
     MeasureSubmission: 1,
     ValidateVersion: 2,
 }

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import secrets
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from protocol.storage import telling_storage_trouble
 INVITE_BYTES = 16
 """128 random bits: nobody guesses one, and a join link still fits on a line."""
 
+INVITE_ID_CHARACTERS = 16
 DEFAULT_INVITE_LIFE_S = 7 * 24 * 3600.0
 
 _SCHEMA = """
@@ -37,9 +39,14 @@ CREATE TABLE IF NOT EXISTS invites (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS members (
     worker TEXT PRIMARY KEY, public_key BLOB NOT NULL, name TEXT NOT NULL, trusted INTEGER NOT NULL,
-    enrolled_at_s REAL NOT NULL, owner TEXT NOT NULL DEFAULT ''
+    enrolled_at_s REAL NOT NULL, owner TEXT NOT NULL DEFAULT '', invite TEXT NOT NULL DEFAULT '',
+    came_from TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
 """
+_ADDED = (("invites", "owner"), ("members", "owner"), ("members", "invite"), ("members", "came_from"))
+"""Columns that files of older releases lack."""
+_SELECT = "SELECT worker, public_key, name, trusted, enrolled_at_s, owner, invite FROM members "
+"""In the order of `_member_of`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +60,31 @@ class Member:
     enrolled_at_s: float
     owner: str
     """Whose machine it is; empty: nobody's but its own."""
+    invite: str
+    """Short digest of the invite that it came with (`invite_id`); empty in files of older releases."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RangeQuota:
+    """Where a key comes from, and how many may come from there; 0: any number."""
+
+    range: str = ""
+    most: int = 0
+
+
+ANYWHERE = RangeQuota()
 
 
 class Registry:
     """Invites and members of one run."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        path: Path,
+        draw: Callable[[], str] = lambda: secrets.token_urlsafe(INVITE_BYTES),
+    ) -> None:
+        self._draw = draw
         self._connection = connection
         self._path = path
         self._lock = threading.Lock()
@@ -73,26 +99,28 @@ class Registry:
         with telling(path, "open"):
             connection = connect(path)
             connection.executescript(_SCHEMA)
-            for table in ("invites", "members"):
-                _add_owner(connection, table)
+            for table, column in _ADDED:
+                _add_column(connection, table, column)
         return cls(connection, path)
 
     @classmethod
     def in_memory(cls) -> Registry:
-        """One that is gone with this object: for simulations."""
+        """One that is gone with this object, and counts its invites instead of drawing them: for simulations, which
+        repeat exactly though an invite's digest stands in the journal."""
+        numbers = itertools.count()
         connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         connection.executescript(_SCHEMA)
-        return cls(connection, Path(":memory:"))
+        return cls(connection, Path(":memory:"), lambda: f"simulated-invite-{next(numbers):06d}")
 
     def create_invite(self, *, trusted: bool, expires_at_s: float, owner: str = "") -> str:
         """A new single-use invite, for a machine of `owner`."""
-        invite = secrets.token_urlsafe(INVITE_BYTES)
+        invite = self._draw()
         with self._write() as connection:
             row = (_digest(invite), int(trusted), expires_at_s, owner)
             connection.execute("INSERT INTO invites (digest, trusted, expires_at_s, owner) VALUES (?, ?, ?, ?)", row)
         return invite
 
-    def redeem(self, invite: str, public_key: bytes, name: str, now_s: float) -> Member:
+    def redeem(self, invite: str, public_key: bytes, name: str, now_s: float, quota: RangeQuota = ANYWHERE) -> Member:
         """Enrol `public_key`, or answer as before when it redeemed this invite already."""
         worker = worker_id_of(public_key)
         with self._write() as connection:
@@ -116,22 +144,38 @@ class Registry:
                 raise Refused(
                     "this invite has expired; ask the operator for a new join link", cause=Cause.INVITE_EXPIRED
                 )
+            _check_quota(connection, worker, quota)
             connection.execute("UPDATE invites SET redeemed_by = ? WHERE digest = ?", (worker, _digest(invite)))
-            member = (worker, public_key, name, trusted, now_s, owner)
+            member = (
+                worker,
+                public_key,
+                name,
+                trusted,
+                now_s,
+                owner,
+                invite_id(invite),
+                quota.range if quota.most else "",
+            )
             # A key that is in already and redeems a second invite keeps what it has; trust can only be added.
             connection.execute(
-                "INSERT INTO members (worker, public_key, name, trusted, enrolled_at_s, owner)"
-                " VALUES (?, ?, ?, ?, ?, ?)"
+                "INSERT INTO members (worker, public_key, name, trusted, enrolled_at_s, owner, invite, came_from)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
                 " ON CONFLICT (worker) DO UPDATE SET trusted = max(trusted, excluded.trusted)",
                 member,
             )
             return self._member(worker)
 
+    def owner_of_invite(self, invite: str) -> str:
+        """Whose machines the invite is for; empty: nobody's in particular, or there is no such invite."""
+        with self._lock:
+            row = self._connection.execute("SELECT owner FROM invites WHERE digest = ?", (_digest(invite),)).fetchone()
+        return "" if row is None else str(row[0])
+
     def find(self, public_key: bytes) -> Member | None:
         """The member with this key, if it is enrolled."""
         with self._lock:
             row = self._connection.execute(
-                "SELECT worker, public_key, name, trusted, enrolled_at_s, owner FROM members WHERE worker = ?",
+                _SELECT + "WHERE worker = ?",
                 (worker_id_of(public_key),),
             ).fetchone()
         return None if row is None else _member_of(row)
@@ -139,10 +183,7 @@ class Registry:
     def members(self) -> list[Member]:
         """All members, in the order of their enrolment."""
         with self._lock:
-            rows = self._connection.execute(
-                "SELECT worker, public_key, name, trusted, enrolled_at_s, owner FROM members"
-                " ORDER BY enrolled_at_s, worker"
-            ).fetchall()
+            rows = self._connection.execute(_SELECT + "ORDER BY enrolled_at_s, worker").fetchall()
         return [_member_of(row) for row in rows]
 
     def close(self) -> None:
@@ -150,9 +191,7 @@ class Registry:
         self._connection.close()
 
     def _member(self, worker: WorkerId) -> Member:
-        row = self._connection.execute(
-            "SELECT worker, public_key, name, trusted, enrolled_at_s, owner FROM members WHERE worker = ?", (worker,)
-        ).fetchone()
+        row = self._connection.execute(_SELECT + "WHERE worker = ?", (worker,)).fetchone()
         return _member_of(row)
 
     @contextlib.contextmanager
@@ -168,17 +207,37 @@ def clean_name(name: str) -> str:
     return name.strip() or "unnamed"
 
 
+def _check_quota(connection: sqlite3.Connection, worker: WorkerId, quota: RangeQuota) -> None:
+    if not quota.most:
+        return
+    (count,) = connection.execute(
+        "SELECT count(*) FROM members WHERE came_from = ? AND worker != ?", (quota.range, worker)
+    ).fetchone()
+    known = connection.execute("SELECT 1 FROM members WHERE worker = ?", (worker,)).fetchone()
+    if known is None and count >= quota.most:
+        raise Refused(
+            f"this run takes {quota.most} machines from one range of addresses, and so many came from yours "
+            f"({quota.range}); ask the operator to raise `most_per_range`",
+            cause=Cause.TOO_MANY,
+        )
+
+
+def invite_id(invite: str) -> str:
+    """What an invite is called where it must not be given away: the start of its SHA-256."""
+    return _digest(invite).hex()[:INVITE_ID_CHARACTERS]
+
+
 def _digest(invite: str) -> bytes:
     return hashlib.sha256(invite.encode()).digest()
 
 
-def _add_owner(connection: sqlite3.Connection, table: str) -> None:
-    """Of a file from before there were owners: nobody in it has one."""
-    if "owner" not in {name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")}:
-        connection.execute(f"ALTER TABLE {table} ADD COLUMN owner TEXT NOT NULL DEFAULT ''")
+def _add_column(connection: sqlite3.Connection, table: str, column: str) -> None:
+    """Of a file from before there was such a thing: nobody in it has one."""
+    if column not in {name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")}:
+        connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} TEXT NOT NULL DEFAULT ''")
 
 
-def _member_of(row: tuple[str, bytes, str, int, float, str]) -> Member:
+def _member_of(row: tuple[str, bytes, str, int, float, str, str]) -> Member:
     return Member(
         worker=WorkerId(row[0]),
         public_key=row[1],
@@ -186,4 +245,5 @@ def _member_of(row: tuple[str, bytes, str, int, float, str]) -> Member:
         trusted=bool(row[3]),
         enrolled_at_s=row[4],
         owner=row[5],
+        invite=row[6],
     )

@@ -25,6 +25,7 @@ from aggregation.norms import block_norm
 from coordinator.engine.commands import (
     AggregateRound,
     MeasureSubmission,
+    RebuildVersion,
     SlowCommand,
     TryContributions,
     ValidateVersion,
@@ -37,12 +38,14 @@ from coordinator.engine.events import (
     Event,
     RoundAggregated,
     SubmissionMeasured,
+    VersionRebuilt,
     VersionValidated,
 )
 from coordinator.store.ports import BlobStore
 from coordinator.store.versions import Versions
 from coordinator.work.outer import RoundAggregator
 from coordinator.work.port import Work
+from coordinator.work.rebuilding import rebuild
 from moe.companions import Companions
 from moe.export import export_checkpoint
 from moe.full import full_model, load_blocks, mean_and_error, sequence_losses
@@ -157,6 +160,19 @@ class Executor(Work):
             manifest=outcome.manifest,
             update_norm_l2=outcome.update_norm_l2,
             substitutes=outcome.substitutes,
+        )
+
+    @execute.register
+    def _(self, command: RebuildVersion) -> Event:
+        now_s = self._wall_clock()
+        outcome = rebuild(command, self._aggregator, self._payloads, self._versions, created_at_s=now_s)
+        return VersionRebuilt(
+            at_s=self._clock(),
+            command_id=command.command_id,
+            version=command.version,
+            parent_version=command.parent_version,
+            manifest=outcome.manifest,
+            change_l2=outcome.change_l2,
         )
 
     @execute.register

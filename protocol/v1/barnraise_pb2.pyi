@@ -24,32 +24,36 @@ class Capability(_message.Message):
     def __init__(self, device: _Optional[str] = ..., device_name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., max_columns: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., software: _Optional[str] = ...) -> None: ...
 
 class EnrolRequest(_message.Message):
-    __slots__ = ("protocol_version", "public_key", "invite", "name", "capability")
+    __slots__ = ("protocol_version", "public_key", "invite", "name", "capability", "work")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
     INVITE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_FIELD_NUMBER: _ClassVar[int]
+    WORK_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     public_key: bytes
     invite: str
     name: str
     capability: Capability
-    def __init__(self, protocol_version: _Optional[int] = ..., public_key: _Optional[bytes] = ..., invite: _Optional[str] = ..., name: _Optional[str] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ...) -> None: ...
+    work: bytes
+    def __init__(self, protocol_version: _Optional[int] = ..., public_key: _Optional[bytes] = ..., invite: _Optional[str] = ..., name: _Optional[str] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., work: _Optional[bytes] = ...) -> None: ...
 
 class EnrolReply(_message.Message):
-    __slots__ = ("worker_id", "run_id", "manifest_public_key", "manifest_key_vouch", "trusted")
+    __slots__ = ("worker_id", "run_id", "manifest_public_key", "manifest_key_vouch", "trusted", "work_bits")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_KEY_VOUCH_FIELD_NUMBER: _ClassVar[int]
     TRUSTED_FIELD_NUMBER: _ClassVar[int]
+    WORK_BITS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     run_id: str
     manifest_public_key: bytes
     manifest_key_vouch: bytes
     trusted: bool
-    def __init__(self, worker_id: _Optional[str] = ..., run_id: _Optional[str] = ..., manifest_public_key: _Optional[bytes] = ..., manifest_key_vouch: _Optional[bytes] = ..., trusted: _Optional[bool] = ...) -> None: ...
+    work_bits: int
+    def __init__(self, worker_id: _Optional[str] = ..., run_id: _Optional[str] = ..., manifest_public_key: _Optional[bytes] = ..., manifest_key_vouch: _Optional[bytes] = ..., trusted: _Optional[bool] = ..., work_bits: _Optional[int] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
     __slots__ = ("protocol_version", "public_key", "nonce", "capability")
@@ -408,3 +412,33 @@ class ChangeSettingReply(_message.Message):
     from_round: int
     file_trouble: str
     def __init__(self, key: _Optional[str] = ..., before_json: _Optional[str] = ..., value_json: _Optional[str] = ..., from_round: _Optional[int] = ..., file_trouble: _Optional[str] = ...) -> None: ...
+
+class ChangeStandingRequest(_message.Message):
+    __slots__ = ("act", "worker", "owner", "invite", "why")
+    class Act(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        BAN: _ClassVar[ChangeStandingRequest.Act]
+        UNBAN: _ClassVar[ChangeStandingRequest.Act]
+        PARDON: _ClassVar[ChangeStandingRequest.Act]
+        ROLLBACK: _ClassVar[ChangeStandingRequest.Act]
+    BAN: ChangeStandingRequest.Act
+    UNBAN: ChangeStandingRequest.Act
+    PARDON: ChangeStandingRequest.Act
+    ROLLBACK: ChangeStandingRequest.Act
+    ACT_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    INVITE_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    act: ChangeStandingRequest.Act
+    worker: str
+    owner: str
+    invite: str
+    why: str
+    def __init__(self, act: _Optional[_Union[ChangeStandingRequest.Act, str]] = ..., worker: _Optional[str] = ..., owner: _Optional[str] = ..., invite: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
+
+class ChangeStandingReply(_message.Message):
+    __slots__ = ("change_json",)
+    CHANGE_JSON_FIELD_NUMBER: _ClassVar[int]
+    change_json: str
+    def __init__(self, change_json: _Optional[str] = ...) -> None: ...

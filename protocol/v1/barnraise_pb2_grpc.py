@@ -478,6 +478,11 @@ class OperatorStub:
                 request_serializer=protocol_dot_v1_dot_barnraise__pb2.ChangeSettingRequest.SerializeToString,
                 response_deserializer=protocol_dot_v1_dot_barnraise__pb2.ChangeSettingReply.FromString,
                 _registered_method=True)
+        self.ChangeStanding = channel.unary_unary(
+                '/barnraise.protocol.v1.Operator/ChangeStanding',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.ChangeStandingRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.ChangeStandingReply.FromString,
+                _registered_method=True)
 
 
 class OperatorServicer:
@@ -514,6 +519,12 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ChangeStanding(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -541,6 +552,11 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.ChangeSetting,
                     request_deserializer=protocol_dot_v1_dot_barnraise__pb2.ChangeSettingRequest.FromString,
                     response_serializer=protocol_dot_v1_dot_barnraise__pb2.ChangeSettingReply.SerializeToString,
+            ),
+            'ChangeStanding': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeStanding,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.ChangeStandingRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.ChangeStandingReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -679,6 +695,33 @@ class Operator:
             '/barnraise.protocol.v1.Operator/ChangeSetting',
             protocol_dot_v1_dot_barnraise__pb2.ChangeSettingRequest.SerializeToString,
             protocol_dot_v1_dot_barnraise__pb2.ChangeSettingReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeStanding(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Operator/ChangeStanding',
+            protocol_dot_v1_dot_barnraise__pb2.ChangeStandingRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.ChangeStandingReply.FromString,
             options,
             channel_credentials,
             insecure,

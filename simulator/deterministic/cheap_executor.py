@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from coordinator.engine.commands import (
     AggregateRound,
     MeasureSubmission,
+    RebuildVersion,
     SlowCommand,
     TryContributions,
     ValidateVersion,
@@ -29,6 +30,7 @@ from coordinator.engine.events import (
     FailedAlone,
     RoundAggregated,
     SubmissionMeasured,
+    VersionRebuilt,
     VersionValidated,
 )
 from coordinator.engine.records import command_digest
@@ -68,6 +70,8 @@ class CheapExecutor(port.Work):
                 return self._measure(command, at_s)
             case AggregateRound():
                 return self._aggregate(command, at_s)
+            case RebuildVersion():
+                return self._rebuilt(command, at_s)
             case TryContributions(attempt=attempt):
                 self._blocks_of(attempt.parent_manifest)
                 return self._tried(command_id, attempt, at_s)
@@ -136,6 +140,27 @@ class CheapExecutor(port.Work):
             parent_version=command.parent_version,
             manifest=manifest,
             update_norm_l2=1.0,
+        )
+
+    def _rebuilt(self, command: RebuildVersion, at_s: float) -> VersionRebuilt:
+        self._blocks_of(command.parent_manifest)
+        blocks, cause = self._blocks_of(command.from_manifest), command_digest(command)
+        done = self._disk.versions.get(command.version)
+        if done is not None and done.cause == cause:
+            manifest = done.manifest
+        else:
+            stored = {name: self._disk.blocks[digest] for name, digest in blocks.items()}
+            for number, step in enumerate(command.steps):
+                between = self._write_version(self._disk, command.version, stored, f"{cause}:{number}")
+                stored = self._stepped(step, self._blocks_of(between))
+            manifest = self._write_version(self._disk, command.version, stored, cause)
+        return VersionRebuilt(
+            at_s=at_s,
+            command_id=command.command_id,
+            version=command.version,
+            parent_version=command.parent_version,
+            manifest=manifest,
+            change_l2=1.0,
         )
 
     def _stepped(self, command: AggregateRound, parent: Mapping[BlockId, Digest]) -> dict[BlockId, StoredBlock]:

@@ -24,7 +24,7 @@ from coordinator.edge.sessions import SessionTable
 from coordinator.edge.throttle import Throttle
 from coordinator.edge.transfers import Transfers
 from coordinator.edge.worker_calls import COORDINATOR_SERVICE, worker_handlers
-from coordinator.engine.commands import AnnounceVerdict, Command, DropPayload, EndRun, GrantLease, SlowCommand
+from coordinator.engine.commands import AnnounceVerdict, Command, DropPayload, EndRun, GrantLease, ShutOut, SlowCommand
 from coordinator.engine.engine import Engine
 from coordinator.engine.events import Event, RunCreated, RunStopped, SettingChanged, WorkerSeen
 from coordinator.engine.phases import Phase
@@ -294,6 +294,8 @@ class CoordinatorNode:
                 self._mailboxes.of(lease.worker).deliver(lease)
             case AnnounceVerdict():
                 self._mailboxes.of(command.worker).verdicts.append(command)
+            case ShutOut(worker=worker):
+                self.sessions.close_of(worker)
             case DropPayload(digest=digest):
                 self._store.drop_payload(digest)
             case EndRun():

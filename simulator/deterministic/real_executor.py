@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
-from coordinator.engine.commands import AggregateRound, SlowCommand, ValidateVersion
-from coordinator.engine.events import CheckpointWritten, Event, RoundAggregated, VersionValidated
+from coordinator.engine.commands import AggregateRound, RebuildVersion, SlowCommand, ValidateVersion
+from coordinator.engine.events import CheckpointWritten, Event, RoundAggregated, VersionRebuilt, VersionValidated
 from coordinator.run.opened import work_settings
 from coordinator.settings import RunSettings
 from coordinator.store.ports import BlobStore
@@ -78,6 +78,10 @@ class RealExecutor:
             mirror(self._site.disk, self._versions, command.parent_manifest, manifest, event.manifest)
             self._work.tokens_trained = manifest.tokens_trained
             self._site.on_aggregated(command, event.manifest)
+        if isinstance(event, VersionRebuilt):
+            assert isinstance(command, RebuildVersion)
+            manifest = self._versions.manifest(event.manifest)
+            mirror(self._site.disk, self._versions, command.parent_manifest, manifest, event.manifest)
         if isinstance(event, CheckpointWritten):
             return replace(event, path=Path(event.path).name)  # the folder is another one each time
         if isinstance(event, VersionValidated) and isinstance(command, ValidateVersion):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from coordinator.engine.commands import (
     AggregateRound,
     MeasureSubmission,
+    RebuildVersion,
     SlowCommand,
     ValidateVersion,
     WriteCheckpoint,
@@ -20,6 +21,7 @@ from coordinator.engine.events import (
     Event,
     RoundAggregated,
     SubmissionMeasured,
+    VersionRebuilt,
     VersionValidated,
 )
 from protocol.errors import LocalError
@@ -56,6 +58,15 @@ def canned_result(
                 parent_version=command.parent_version,
                 manifest=digest_of(command_id.encode()),
                 update_norm_l2=1.0,
+            )
+        case RebuildVersion():
+            return VersionRebuilt(
+                at_s=at_s,
+                command_id=command_id,
+                version=command.version,
+                parent_version=command.parent_version,
+                manifest=digest_of(command_id.encode()),
+                change_l2=1.0,
             )
         case ValidateVersion(version=version):
             return VersionValidated(at_s=at_s, command_id=command_id, version=version, val_loss=3.0, val_loss_se=0.01)

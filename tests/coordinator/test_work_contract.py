@@ -19,6 +19,7 @@ from coordinator.engine import commands
 from coordinator.engine.commands import (
     AggregateRound,
     MeasureSubmission,
+    RebuildVersion,
     SlowCommand,
     TryContributions,
     ValidateVersion,
@@ -31,6 +32,7 @@ from coordinator.engine.events import (
     Event,
     RoundAggregated,
     SubmissionMeasured,
+    VersionRebuilt,
     VersionValidated,
 )
 from coordinator.engine.lease import GrantedLease
@@ -52,10 +54,11 @@ ENDS_IN: dict[type[SlowCommand], type[Event]] = {
     MeasureSubmission: SubmissionMeasured,
     AggregateRound: RoundAggregated,
     TryContributions: ContributionsTried,
+    RebuildVersion: VersionRebuilt,
     ValidateVersion: VersionValidated,
     WriteCheckpoint: CheckpointWritten,
 }
-WRITES = (AggregateRound, WriteCheckpoint)
+WRITES = (AggregateRound, RebuildVersion, WriteCheckpoint)
 LEASES = (lease(1, (0, 1)), lease(2, (1, 2)))
 
 
@@ -107,6 +110,16 @@ class Orders:
             measure,
             step,
             TryContributions(command_id="try:r1", attempt=step),
+            RebuildVersion(
+                command_id="rebuild:r1",
+                round=RoundNumber(1),
+                version=Version(2),
+                parent_version=Version(1),
+                parent_manifest=self.base_manifest,
+                from_version=Version(0),
+                from_manifest=self.base_manifest,
+                steps=(step, dataclasses.replace(step, seed=8)),
+            ),
             ValidateVersion(command_id="validate:v0", **zero),  # type: ignore[arg-type]
             WriteCheckpoint(command_id="checkpoint:v0", **zero),  # type: ignore[arg-type]
         )
@@ -141,6 +154,12 @@ class Tally(Work):
                     parent_version=command.parent_version, manifest=manifest,
                     update_norm_l2=abs(self._model(manifest) - self._model(command.parent_manifest)),
                 )  # fmt: skip
+            case RebuildVersion():
+                change, manifest = self._rebuilt(command)
+                return VersionRebuilt(
+                    at_s=at_s, command_id=command_id, version=command.version,
+                    parent_version=command.parent_version, manifest=manifest, change_l2=change,
+                )  # fmt: skip
             case TryContributions(attempt=attempt):
                 self._model(attempt.parent_manifest)
                 for one in attempt.contributions:
@@ -163,6 +182,14 @@ class Tally(Work):
             model = self._model(command.parent_manifest) - moved
             self._versions[command.version] = self._blobs.put(json.dumps(model).encode()), command_digest(command)
         return self._versions[command.version][0]
+
+    def _rebuilt(self, command: RebuildVersion) -> tuple[float, Digest]:
+        present, model = self._model(command.parent_manifest), self._model(command.from_manifest)
+        for step in command.steps:
+            model -= sum(one.weight * self._sent(one.digest) for one in step.contributions)
+        manifest = self._blobs.put(json.dumps(model).encode())
+        self._versions[command.version] = manifest, command_digest(command)
+        return abs(present - model), manifest
 
     def _model(self, manifest: Digest) -> float:
         return float(json.loads(self._blobs.read(manifest)))

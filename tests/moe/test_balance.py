@@ -23,6 +23,7 @@ def logits():
 def test_it_is_the_loss_of_transformers(logits):
     ours = balance_loss(logits, routed_counts(logits, TOP_K))
     theirs = load_balancing_loss_func(tuple(logits), EXPERTS, TOP_K)
+    assert isinstance(theirs, torch.Tensor)
     torch.testing.assert_close(ours, theirs)
     for got, expected in zip(torch.autograd.grad(ours, logits), torch.autograd.grad(theirs, logits), strict=True):
         torch.testing.assert_close(got, expected)

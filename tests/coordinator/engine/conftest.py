@@ -13,7 +13,9 @@ from coordinator.engine import events as ev
 from coordinator.engine.commands import (
     AggregateRound,
     Command,
+    Contribution,
     MeasureSubmission,
+    RebuildVersion,
     TryContributions,
     ValidateVersion,
     WriteCheckpoint,
@@ -134,17 +136,26 @@ class Swarm(EngineLoop):
 
     # ---- workers
 
-    def enrol(self, *names: str, columns: int = 0, speed: float = 0.0, owner: str = "") -> None:
+    def enrol(
+        self,
+        *names: str,
+        columns: int = 0,
+        speed: float = 0.0,
+        owner: str = "",
+        trusted: bool = False,
+        invite: str = "",
+    ) -> None:
         for name in names:
             self.handle(
                 ev.WorkerEnrolled(
                     at_s=self.now_s,
                     worker=WorkerId(name),
                     name=name,
-                    trusted=False,
+                    trusted=trusted,
                     max_columns=columns,
                     tokens_per_s=speed,
                     owner=owner,
+                    invite=invite,
                 )
             )
 
@@ -154,8 +165,8 @@ class Swarm(EngineLoop):
             found += self.handle(ev.LeaseRequested(at_s=self.now_s, worker=WorkerId(name), wait_s=wait_s))
         return found
 
-    def join(self, *names: str, columns: int = 0, owner: str = "") -> None:
-        self.enrol(*names, columns=columns, owner=owner)
+    def join(self, *names: str, **how: Any) -> None:
+        self.enrol(*names, **how)
         self.ask(*names)
 
     def beat(self, *names: str) -> None:
@@ -237,6 +248,19 @@ class Swarm(EngineLoop):
             )
         )
 
+    def rebuilt(self, change_l2: float = 1.0) -> list[Command]:
+        command = self.waiting_for(RebuildVersion)
+        return self.handle(
+            ev.VersionRebuilt(
+                at_s=self.now_s,
+                command_id=command.command_id,
+                version=command.version,
+                parent_version=command.parent_version,
+                manifest=digest_of(f"rebuilt v{command.version}".encode()),
+                change_l2=change_l2,
+            )
+        )
+
     def validated(self) -> list[Command]:
         command = self.waiting_for(ValidateVersion)
         return self.handle(
@@ -282,6 +306,8 @@ class Swarm(EngineLoop):
                 self.aggregated()
             elif isinstance(command, TryContributions):
                 self.tried()
+            elif isinstance(command, RebuildVersion):
+                self.rebuilt()
             elif isinstance(command, ValidateVersion):
                 self.validated()
             else:
@@ -309,6 +335,10 @@ class Swarm(EngineLoop):
 
     def waiting_for(self, kind: type[C]) -> C:
         return next(command for command in self.engine.pending if isinstance(command, kind))
+
+    def contributions(self) -> Sequence[Contribution]:
+        """What the round that is being aggregated is made of."""
+        return self.waiting_for(AggregateRound).contributions
 
     def reasons(self) -> dict[str, str]:
         return {wait.subject: wait.reason for wait in self.engine.explain(self.now_s)}

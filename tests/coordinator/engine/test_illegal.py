@@ -95,6 +95,14 @@ def event_of(kind: type[ev.Event], s) -> ev.Event:
         ev.SubmissionUploaded: {"worker": worker, "lease_id": lease, "digest": s.digest("r1.1")},
         ev.RunStopped: {"reason": "enough"},
         ev.SettingChanged: {"key": "quorum", "value": "1"},
+        ev.RollbackOrdered: {"worker": worker, "by": "operator", "why": ""},
+        ev.VersionRebuilt: {
+            "command_id": "rebuild:r1:0",
+            "version": 2,
+            "parent_version": 1,
+            "manifest": digest_of(b""),
+            "change_l2": 1.0,
+        },
     }
     return kind(at_s=s.now_s, **extra[kind])
 

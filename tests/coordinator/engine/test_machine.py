@@ -16,6 +16,7 @@ from coordinator.engine import events as ev
 from coordinator.engine.commands import (
     AggregateRound,
     MeasureSubmission,
+    RebuildVersion,
     TryContributions,
     ValidateVersion,
     WriteCheckpoint,
@@ -42,8 +43,9 @@ class EngineMachine(RuleBasedStateMachine):
         enabled=st.booleans(),
         min_workers=st.integers(1, 2),
         most_grants=st.sampled_from([1, 2, 256]),
+        rollback_rounds=st.sampled_from([0, 2, 3]),
     )
-    def begin(self, columns, quorum, staleness, enabled, min_workers, most_grants):
+    def begin(self, columns, quorum, staleness, enabled, min_workers, most_grants, rollback_rounds):
         from dataclasses import replace
 
         self.swarm = type(self).make(
@@ -58,6 +60,7 @@ class EngineMachine(RuleBasedStateMachine):
             lease_ttl_s=40.0,
             train_sequences=100,  # epochs turn over
             quarantine_after=2,
+            rollback_rounds=rollback_rounds,
         )
         config = self.swarm.config
         assert config.screening.enabled
@@ -121,6 +124,22 @@ class EngineMachine(RuleBasedStateMachine):
         if WorkerId(name) in self.swarm.engine.state.workers:
             self.quietly(self.swarm.silent, name)
 
+    @rule(name=names, which=st.sampled_from(["ban", "ban", "unban", "pardon", "rollback", "owner", "no owner"]))
+    def judge(self, name, which):
+        swarm = self.swarm
+        how = {"at_s": swarm.now_s, "by": "operator", "why": ""}
+        if which in {"owner", "no owner"}:
+            kind = ev.OwnerBanned if which == "owner" else ev.OwnerUnbanned
+            self.do(kind(owner="anna", **how))
+            return
+        kinds = {
+            "ban": ev.WorkerBanned,
+            "unban": ev.WorkerUnbanned,
+            "pardon": ev.WorkerPardoned,
+            "rollback": ev.RollbackOrdered,
+        }
+        self.do(kinds[which](worker=WorkerId(name), **how))
+
     @rule(name=names)
     def beat(self, name):
         if WorkerId(name) in self.swarm.engine.state.workers:
@@ -143,6 +162,8 @@ class EngineMachine(RuleBasedStateMachine):
         elif isinstance(command, TryContributions):
             tried = [one.lease_id for one in command.attempt.contributions]
             self.swarm.tried(*tried[: which % (len(tried) + 1)], lost=which % 2 == 0)
+        elif isinstance(command, RebuildVersion):
+            self.swarm.rebuilt(change_l2=float(which))
         elif isinstance(command, ValidateVersion):
             self.swarm.validated()
         elif isinstance(command, WriteCheckpoint):

@@ -114,7 +114,7 @@ def test_a_round_that_even_so_cannot_be_made_publishes_nothing_and_blames_nobody
         ("a", False), ("b", False), ("c", False),
     }  # fmt: skip
     assert {key for record in s.engine.state.workers.values() for key in record.rejected} == {"unusable"}
-    assert all(record.rejected_in_row == 0 for record in s.engine.state.workers.values())
+    assert all(record.refused_lately == 0 for record in s.engine.state.workers.values())
     (row,) = s.engine.state.history
     assert (row.version, len(row.left_out)) == (None, 3)
     assert row.close_reason.startswith("round 1 could not be aggregated and publishes nothing (no space for a number)")

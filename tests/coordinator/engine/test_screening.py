@@ -163,16 +163,34 @@ def test_set_aside_after_three_in_a_row_and_back_after_the_rounds(swarm):
     assert (s.round, s.lease("x").round) == (6, 6)
 
 
-def test_one_accepted_in_between_starts_the_count_anew(swarm):
+def test_two_lies_then_one_truth_end_set_aside(swarm):
     s = swarm(max_rounds=20)
     s.join("a", "b", "x")
-    for gain in (-1.0, -1.0, 0.05, -1.0, -1.0):
+    for gain in (-1.0, -1.0, 0.05, -1.0):
+        assert s.engine.state.workers[WorkerId("x")].quarantine is None
         s.after(5)
         s.submit("a", "b")
         s.submit("x", gain=gain)
         s.ask("a", "b", "x")
         s.aggregated()
-    assert s.engine.state.workers[WorkerId("x")].quarantine is None
+    aside = s.engine.state.workers[WorkerId("x")].quarantine
+    assert aside is not None
+    assert "3 of its last 4 submissions were refused (the latest: heldout_loss_rose)" in s.engine.wait_reason(
+        WorkerId("x")
+    )
+
+
+def test_one_refusal_in_a_long_honest_record_sets_nobody_aside(swarm):
+    s = swarm(max_rounds=40)
+    s.join("a", "b", "x")
+    for gain in (0.05, 0.05, 0.05, -1.0, 0.05, 0.05, 0.05, 0.05, -1.0, 0.05, 0.05, 0.05, 0.05, 0.05, -1.0):
+        s.after(5)
+        s.submit("a", "b")
+        s.submit("x", gain=gain)
+        s.ask("a", "b", "x")
+        s.aggregated()
+    record = s.engine.state.workers[WorkerId("x")]
+    assert (record.quarantine, record.rejected) == (None, {"heldout_loss_rose": 3})
 
 
 def test_a_refused_worker_gets_no_second_try_in_the_round(swarm):

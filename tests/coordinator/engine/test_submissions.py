@@ -28,7 +28,7 @@ def test_a_late_one_counts_in_the_next_round_at_a_discount(swarm):
     s.submit("a", "b")
     command = s.waiting_for(AggregateRound)
     late = next(c for c in command.contributions if c.lease_id == "r1.3")
-    assert (late.weight, late.base_version) == (16.0, 0)
+    assert (late.weight, late.base_version) == (32 * 0.5 * 0.55, 0)
     s.aggregated()
     assert s.engine.state.history[-1].late_used == 1
     assert s.record("r1.3").counted_in == 2
@@ -83,7 +83,7 @@ def test_too_late_is_refused_with_the_reason(swarm, pick, staleness):
     assert not verdict.accepted
     assert "committed in time, but round 1 closed without it" in verdict.reason
     assert s.engine.state.totals.submissions_rejected == {"late": 1}
-    assert s.engine.state.workers[WorkerId("c")].rejected_in_row == 0
+    assert s.engine.state.workers[WorkerId("c")].refused_lately == 0
 
 
 def test_committed_after_its_deadline(swarm, pick):
@@ -142,7 +142,7 @@ def test_fewer_steps_than_leased_do_not_count(swarm, pick):
     s.join("a")
     (verdict,) = pick(AnnounceVerdict, s.commit("a", inner_steps_done=7))
     assert verdict.reason == "7 of 8 inner steps were done"
-    assert s.engine.state.workers[WorkerId("a")].rejected_in_row == 0
+    assert s.engine.state.workers[WorkerId("a")].refused_lately == 0
 
 
 def test_bytes_that_somebody_else_already_brought(swarm, pick):
@@ -186,7 +186,7 @@ def test_what_we_cannot_measure_is_set_aside_without_blame(swarm, pick):
     (verdict,) = pick(AnnounceVerdict, s.failed("measure:r1.1"))
     assert "no fault of the worker" in verdict.reason
     assert s.engine.state.totals.submissions_rejected == {"unmeasurable": 1}
-    assert s.engine.state.workers[WorkerId("a")].rejected_in_row == 0
+    assert s.engine.state.workers[WorkerId("a")].refused_lately == 0
     assert "measure:r1.1" not in s.engine.state.pending
 
 
@@ -254,7 +254,7 @@ def test_a_run_stopped_in_mid_round_takes_back_what_no_round_will_count(swarm, p
     assert s.record("r1.1").status is LeaseStatus.REJECTED
     assert (state.totals.submissions_accepted, state.totals.submissions_rejected) == (0, {"late": 1})
     worker = state.workers[WorkerId("a")]
-    assert (worker.accepted, worker.rejected_in_row, worker.quarantine) == (0, 0, None)
+    assert (worker.accepted, worker.refused_lately, worker.quarantine) == (0, 0, None)
     again = s.commit("a", s.record("r1.1").lease)
     assert pick(AnnounceVerdict, again) == [verdict]
 
@@ -301,7 +301,7 @@ def test_a_commit_on_a_lease_that_another_has_replaced_since_is_refused(swarm, p
     assert verdict.reason == f"the worker was silent, then asked anew and was given lease {new.lease_id} instead"
     assert s.record(old.lease_id).status is LeaseStatus.REJECTED
     assert s.record(new.lease_id).status is LeaseStatus.GRANTED
-    assert s.engine.state.workers[WorkerId("a")].rejected_in_row == 0
+    assert s.engine.state.workers[WorkerId("a")].refused_lately == 0
     s.commit("a", new)
     assert s.record(new.lease_id).status is LeaseStatus.COMMITTED
 

@@ -174,9 +174,10 @@ def test_commands_survive(swarm):
     s.stop()
     s.aggregated()
     s.do_slow_work()
+    s.handle(ev.WorkerBanned(at_s=s.now_s, worker=WorkerId("b"), by="operator", why=""))
     kinds = {type(command) for command in s.log}
     every = {k for k in vars(cmd).values() if isinstance(k, type) and issubclass(k, cmd.Command)}
-    assert every - kinds <= {cmd.Command, SlowCommand, cmd.CancelLease}
+    assert every - kinds <= {cmd.Command, SlowCommand, cmd.CancelLease, cmd.RebuildVersion}
     for command in s.log:
         assert records.command_from_json(records.command_to_json(command)) == command
 

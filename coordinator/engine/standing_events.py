@@ -1,0 +1,82 @@
+"""What the operator does about who takes part: bans, pardons, rollbacks. Named from events.py, like all events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coordinator.engine.event import Event
+from protocol.ids import WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerBanned(Event):
+    """Somebody shut a key out. The engine's own bans follow from audits and need no event."""
+
+    worker: WorkerId
+    by: str
+    why: str
+    """In the words of whoever did it; the worker is told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerUnbanned(Event):
+    """A ban was taken back: the worker starts on probation."""
+
+    worker: WorkerId
+    by: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerPardoned(Event):
+    """Everything against a worker was taken back, its ban included: it was wronged."""
+
+    worker: WorkerId
+    by: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnerBanned(Event):
+    """All machines of an owner were shut out, those to come included."""
+
+    owner: str
+    by: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnerUnbanned(Event):
+    """That was taken back, but for keys that are banned themselves."""
+
+    owner: str
+    by: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InviteBanned(Event):
+    """All keys that came with an invite were shut out, those to come included."""
+
+    invite: str
+    """Its short digest."""
+    by: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InviteUnbanned(Event):
+    """That was taken back, but for keys that are banned themselves."""
+
+    invite: str
+    by: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackOrdered(Event):
+    """The operator wants a version in which nothing of this worker is, as far back as submissions are kept."""
+
+    worker: WorkerId
+    by: str
+    why: str
