@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from coordinator.engine import changes, leases, pacing, placement, screening, trust
+from coordinator.engine import audits, changes, leases, opinions, pacing, placement, screening, trust
 from coordinator.engine import contributions as votes
 from coordinator.engine.commands import AggregateRound, MeasureSubmission, ValidateVersion, WriteCheckpoint
 from coordinator.engine.draws import Draws
@@ -28,6 +28,7 @@ def close(turn: Turn, why: Reason) -> None:
     """Nothing more is waited for: look once more at what was accepted, count it, and have a version made of it."""
     state = turn.state
     _look_again(turn)
+    _pass_over_weightless(turn)
     records, superseded = votes.one_vote_each(state, votes.countable(state))
     for record in superseded:
         state.update_lease(
@@ -97,15 +98,18 @@ def next_round_or_finish(turn: Turn) -> None:
     if state.stop_reason is not None or state.round.round >= state.config.max_rounds:
         finish(turn)
         return
-    state.open_round(new_round(state, turn.draws, RoundNumber(state.round.round + 1)))
+    state.open_round(
+        new_round(state, turn.draws, RoundNumber(state.round.round + 1), carried=audits.carried_over(state))
+    )
     if state.phase is not Phase.GATHERING:
         state.move_to(Phase.GATHERING)
     _end_stale_leases(turn)
+    opinions.end_old(turn)
     _forget_old_leases(state)
     lift_quarantines(turn, list(state.index.quarantines))
 
 
-def new_round(state: EngineState, draws: Draws, number: RoundNumber) -> RoundState:
+def new_round(state: EngineState, draws: Draws, number: RoundNumber, *, carried: float) -> RoundState:
     """A round that is open, with its replicas to be redrawn."""
     sticky = placement.sticky_columns(state.workers.values(), number)
     return RoundState(
@@ -114,6 +118,7 @@ def new_round(state: EngineState, draws: Draws, number: RoundNumber) -> RoundSta
         opened_at_s=state.now_s,
         sticky=sticky,
         redrawn=placement.redrawn_holders(state.config, draws, number, sticky),
+        audit_carried=carried,
     )
 
 
@@ -129,6 +134,7 @@ def finish(turn: Turn) -> None:
     state = turn.state
     state.move_to(Phase.FINISHING)
     stopped = state.stop_reason or ""
+    opinions.end_all(turn)
     for lease_id, record in list(state.leases.items()):
         if record.status in {LeaseStatus.GRANTED, LeaseStatus.COMMITTED}:
             leases.expire(turn, lease_id, reason(Case.ENDED, stopped))
@@ -169,6 +175,16 @@ def _look_again(turn: Turn) -> None:
         verdict = screening.review_norms(config, record.norms, medians)
         if verdict is not None:
             leases.withdraw(turn, record.lease.lease_id, verdict)
+
+
+def _pass_over_weightless(turn: Turn) -> None:
+    """What has no weight is no vote, and takes nobody's place."""
+    state = turn.state
+    for record in votes.countable(state):
+        if votes.share_of(state, record) == 0.0:
+            why = reason(Case.WEIGHTLESS)
+            passed_over = state.update_lease(record.lease.lease_id, counted_in=state.round.round, ended=why)
+            leases.drop_payload(turn, passed_over)
 
 
 def _fresh(state: EngineState) -> list[LeaseRecord]:
@@ -232,10 +248,14 @@ def _forget_old_leases(state: EngineState) -> None:
     """Resolved leases are kept a little longer than they can matter, to answer a worker that asks again."""
     oldest = state.round.round - state.config.max_staleness - 2
     open_statuses = {LeaseStatus.GRANTED, LeaseStatus.COMMITTED, LeaseStatus.UPLOADED}
+    audits_open = state.index.open_audits
     state.keep_leases(
         {
             lease_id: record
             for lease_id, record in state.leases.items()
-            if record.lease.round >= oldest or record.status in open_statuses
+            if record.lease.round >= oldest
+            or record.status in open_statuses
+            or lease_id in audits_open
+            or record.lease.audits in audits_open
         }
     )

@@ -76,7 +76,10 @@ LEASE_MOVES: Mapping[tuple[LeaseStatus, LeaseStatus], str] = {
     (LeaseStatus.COMMITTED, LeaseStatus.EXPIRED): "bytes did not arrive within the staleness limit",
     (LeaseStatus.UPLOADED, LeaseStatus.ACCEPTED): "passed screening",
     (LeaseStatus.UPLOADED, LeaseStatus.REJECTED): "refused by screening",
-    (LeaseStatus.ACCEPTED, LeaseStatus.REJECTED): "fell short once the whole round was known, or cannot be aggregated",
+    (
+        LeaseStatus.ACCEPTED,
+        LeaseStatus.REJECTED,
+    ): "fell short once the whole round was known, cannot be aggregated, or failed its audit",
 }
 
 LIVE_STATUSES = frozenset({LeaseStatus.GRANTED, LeaseStatus.COMMITTED, LeaseStatus.UPLOADED, LeaseStatus.ACCEPTED})

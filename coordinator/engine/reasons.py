@@ -24,6 +24,7 @@ DUPLICATE = "duplicate"
 UNMEASURABLE = "unmeasurable"
 UNAGGREGATABLE = "unaggregatable"
 UNUSABLE = "unusable"
+AUDIT_FAILED = "audit_failed"
 
 BLAMED_KEYS = frozenset(
     {
@@ -88,6 +89,12 @@ class Case(StrEnum):
     ASKED_AFTER_DEADLINE = "asked_after_deadline"
     STARTS_OVER = "starts_over"
     SUPERSEDED = "superseded"
+
+    # what audits found
+    NOT_REPRODUCED = "not_reproduced"
+    COMPARED = "compared"
+    WEIGHTLESS = "weightless"
+    CONTRADICTED_TWICE = "contradicted_twice"
 
     # why a worker gets no lease
     SET_ASIDE = "set_aside"
@@ -219,6 +226,12 @@ _SENTENCES: Mapping[Case, str] = {
     Case.ASKED_AFTER_DEADLINE: "its worker asked for work anew after the deadline",
     Case.STARTS_OVER: "its worker starts over and needs {needed_s:.0f} s; {left_s:.0f} s of grace are left",
     Case.SUPERSEDED: "a newer one of its worker, or of its owner, counts",
+    Case.NOT_REPRODUCED: "whoever computed the lease again came to something else; nothing is final before somebody "
+    "else has, too",
+    Case.COMPARED: "accepted: it shows whether another worker's lease was computed as it should be",
+    Case.WEIGHTLESS: "accepted, but without weight: no audit has vouched for it",
+    Case.CONTRADICTED_TWICE: "two auditors who have nothing to do with each other computed lease {about} again and "
+    "came to something else",
     Case.ROUND_DEADLINE: "the round's deadline of {deadline_s:.0f} s has passed{still_out}",
     Case.UNDER_QUORUM: "every lease is resolved; {columns:.0f} columns stay under quorum and nobody idle can serve "
     "them",

@@ -1,8 +1,9 @@
 """What a worker is trusted with: one pure function of its record and the run's configuration.
 
 Decides, for everybody who asks, how much a worker's submissions weigh, whether it may hold a lease, and how likely its
-leases are to be audited; and when it is set aside, and for how long. Today quarantine is all there is: whoever is set
-aside gets no lease, everybody else is trusted in full, and nobody is audited. Holds always: what was accepted before
+leases are to be audited; and when it is set aside, and for how long. Whoever is set aside or banned
+gets no lease; whoever audits have not vouched for `audits.first` times is audited with certainty, and so is whoever is
+in doubt; then the rarer, the longer its record is. Holds always: what was accepted before
 its worker was set aside weighs as it did; being late, slow or gone takes no trust away.
 """
 
@@ -29,13 +30,23 @@ class Trust:
     """Of a lease of its being computed again, 0 to 1."""
 
 
-_FULL: Final = Trust(weight=1.0, may_hold=True, audit_probability=0.0)
-_SET_ASIDE: Final = Trust(weight=1.0, may_hold=False, audit_probability=0.0)
+MOST_UNANSWERED: Final = 1
+"""Commits without bytes that are an accident: machines do die between the two."""
 
 
-def trust_of(_config: EngineConfig, record: WorkerRecord) -> Trust:
+def trust_of(config: EngineConfig, record: WorkerRecord) -> Trust:
     """How far this worker is trusted."""
-    return _FULL if record.quarantine is None else _SET_ASIDE
+    may_hold = record.quarantine is None and record.ban is None
+    weight = 0.0 if record.ban is not None or record.audits_failed else 1.0
+    return Trust(weight=weight, may_hold=may_hold, audit_probability=_audit_probability(config, record))
+
+
+def _audit_probability(config: EngineConfig, record: WorkerRecord) -> float:
+    """1 for the first and for the doubted, then max(least, 1 / valid in a row); founders' first are taken as passed."""
+    in_doubt = record.audits_failed > 0 or record.false_accusations > 0 or record.unanswered > MOST_UNANSWERED
+    if in_doubt or (not record.trusted and record.audits_passed < config.audits.first):
+        return 1.0
+    return max(config.audits.least_probability, 1.0 / max(1, record.valid_in_row, config.audits.first))
 
 
 def refused_in_row(record: WorkerRecord, verdict: Verdict) -> int:

@@ -13,7 +13,9 @@ from coordinator.engine import events as ev
 from coordinator.engine.commands import (
     AggregateRound,
     Command,
+    CompareSubmissions,
     MeasureSubmission,
+    ReplayLease,
     TryContributions,
     ValidateVersion,
     WriteCheckpoint,
@@ -134,14 +136,14 @@ class Swarm(EngineLoop):
 
     # ---- workers
 
-    def enrol(self, *names: str, columns: int = 0, speed: float = 0.0, owner: str = "") -> None:
+    def enrol(self, *names: str, columns: int = 0, speed: float = 0.0, owner: str = "", trusted: bool = False) -> None:
         for name in names:
             self.handle(
                 ev.WorkerEnrolled(
                     at_s=self.now_s,
                     worker=WorkerId(name),
                     name=name,
-                    trusted=False,
+                    trusted=trusted,
                     max_columns=columns,
                     tokens_per_s=speed,
                     owner=owner,
@@ -154,8 +156,8 @@ class Swarm(EngineLoop):
             found += self.handle(ev.LeaseRequested(at_s=self.now_s, worker=WorkerId(name), wait_s=wait_s))
         return found
 
-    def join(self, *names: str, columns: int = 0, owner: str = "") -> None:
-        self.enrol(*names, columns=columns, owner=owner)
+    def join(self, *names: str, columns: int = 0, owner: str = "", trusted: bool = False) -> None:
+        self.enrol(*names, columns=columns, owner=owner, trusted=trusted)
         self.ask(*names)
 
     def beat(self, *names: str) -> None:
@@ -266,6 +268,46 @@ class Swarm(EngineLoop):
             )
         )
 
+    def audited(self, lease_id: str, distance: float = 0.0, error: str = "") -> list[Command]:
+        """The coordinator's own answer to the audit of that lease."""
+        return self._audited(f"replay:{lease_id}", lease_id, None, distance, error)
+
+    def compared(self, auditor: str, distance: float = 0.0, error: str = "") -> list[Command]:
+        """What comes of holding the auditor's latest lease, which is a shadow, against the one that it audits."""
+        lease = self.lease(auditor)
+        assert lease.audits is not None
+        return self._audited(f"compare:{lease.lease_id}", lease.audits, WorkerId(auditor), distance, error)
+
+    def answer(
+        self, command: ReplayLease | CompareSubmissions, distance: float = 0.0, error: str = ""
+    ) -> list[Command]:
+        """What comes of an audit that is pending."""
+        auditor = command.again.worker if isinstance(command, CompareSubmissions) else None
+        return self._audited(command.command_id, command.lease.lease_id, auditor, distance, error)
+
+    def _audited(
+        self, command_id: str, lease_id: str, auditor: WorkerId | None, distance: float, error: str
+    ) -> list[Command]:
+        return self.handle(
+            ev.LeaseReplayed(
+                at_s=self.now_s,
+                command_id=command_id,
+                lease_id=LeaseId(lease_id),
+                auditor=auditor,
+                trunk=distance,
+                columns=distance / 2,
+                error=error,
+            )
+        )
+
+    def send(self, *names: str) -> list[Command]:
+        """Commit and upload, and leave the rest to the coordinator."""
+        found: list[Command] = []
+        for name in names:
+            lease = self.lease(name)
+            found += self.commit(name, lease) + self.upload(name, lease)
+        return found
+
     def tick(self) -> list[Command]:
         return self.handle(ev.Ticked(at_s=self.now_s))
 
@@ -282,6 +324,8 @@ class Swarm(EngineLoop):
                 self.aggregated()
             elif isinstance(command, TryContributions):
                 self.tried()
+            elif isinstance(command, ReplayLease | CompareSubmissions):
+                self.answer(command)
             elif isinstance(command, ValidateVersion):
                 self.validated()
             else:
@@ -326,6 +370,7 @@ def described(index: Index, now_s: float) -> dict[str, Any]:
         "in order": list(tally.leases),
         "leases of": {worker: list(index.leases_of(worker)) for worker in index.places},
         "resting": index._resting_on,
+        "audits": (set(index.open_audits), index._shadows),
         "open": index.open_leases,
         "deadlines": {key: index.deadlines.moment_s(key) for key in index.deadlines},
         "next deadline": (index.deadlines.earliest() or (None,))[0],
