@@ -109,10 +109,11 @@ def print_status(status: RunStatus) -> None:
         *status.left_out,
         *(f"version {status.version}: {one}" for one in status.substitutes),
     ]
-    if notes:
-        print("\nOf the latest rounds:")
-        for note in notes:
-            print(f"  {note}")
+    for title, lines in (("Of the latest rounds", notes), ("Of audits", status.audits)):
+        if lines:
+            print(f"\n{title}:")
+            for line in lines:
+                print(f"  {line}")
     if status.history:
         print()
         facts = ("round", "version", "lasted", "accepted", "rejected", "expired", "loss", "closed because")

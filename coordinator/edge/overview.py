@@ -45,7 +45,7 @@ def summary_of(
     waits, more_waits = explain.first_waits(state, now_s, most=LINES)
     began_s = state.history[0].opened_at_s if state.history else state.round.opened_at_s
     began_wall_s = state.wall_at_s(began_s)
-    latest = state.history[-LATEST:]
+    latest, notes = state.history[-LATEST:], explain.audit_notes(state)
     return RunSummary(
         run_id=run_id,
         name=name,
@@ -75,6 +75,7 @@ def summary_of(
         rollback=_reach(state),
         rolled_back=_first(_rolled_back(state), min(len(state.rollbacks), LATEST)),
         substitutes=_first(map(substitutes.told, state.substitutes), len(state.substitutes)),
+        audits=_first(notes, len(notes)),
         working_on=_first(_pending(engine), len(state.pending)),
         leases_granted=totals.leases_granted,
         leases_expired=totals.leases_expired,

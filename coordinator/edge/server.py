@@ -44,6 +44,8 @@ from coordinator.run.traffic import Traffic
 from coordinator.settings import RunSettings
 from coordinator.store.journal import JournalObserver, unobserved
 from coordinator.store.registry import DEFAULT_INVITE_LIFE_S
+from coordinator.work.port import Replay
+from coordinator.work.replaying import NO_REPLAY
 from protocol.errors import ConfigError, LocalError
 from protocol.hosts import address_text
 from protocol.limits import MAX_CONCURRENT_RPCS, server_options
@@ -69,12 +71,15 @@ class CoordinatorServer:
         throttle: Throttle | None = None,
         journal_observer: JournalObserver = unobserved,
         pump_limits: PumpLimits | None = None,
+        replay: Replay | None = None,
     ) -> None:
+        """`replay`: how this process computes a lease again to audit it; None: it cannot."""
         self._folder = run_folder if isinstance(run_folder, RunFolder) else RunFolder.open(run_folder)
         self._clocks = clocks or Clocks()
         self._throttle = throttle or Throttle()
         self._journal_observer = journal_observer
         self._pump_limits = pump_limits
+        self._replay = replay
         self._run: RunContext | None = None
         self._parts: OpenedRun | None = None
         self._grpc: Any = None
@@ -84,9 +89,14 @@ class CoordinatorServer:
         """Read the journal, listen, and answer with the port."""
         configure_logging()
         # Reading settings, keys, data and journal blocks; nothing else runs in this loop yet.
-        parts = await asyncio.to_thread(OpenedRun.open, self._folder, self._clocks, self._journal_observer)
+        parts = await asyncio.to_thread(
+            OpenedRun.open, self._folder, self._clocks, self._journal_observer, self._replay
+        )
         try:
             self._parts, self._run = parts, self._assemble(parts)
+            audits = parts.engine.state.chosen_config.audits
+            if audits.budget > 0 and audits.by_coordinator and self._replay is None:
+                _log.warning("audits_not_by_coordinator", reason=NO_REPLAY)
             return await self._serve(parts, self._run)
         except BaseException:
             # The folder is let go of however far this came: the next start must find it free.

@@ -165,6 +165,8 @@ class RunSummary(_Data):
     """What came of the latest ones."""
     substitutes: tuple[str, ...]
     """Blocks of the latest version that the run's rule did not answer for: which, why, and what would mend it."""
+    audits: tuple[str, ...] = ()
+    """What audits could not be paid for, and what they leave to the operator."""
     working_on: tuple[str, ...]
     """Slow commands that are pending, e.g. `aggregate:r3`, with an error where one failed."""
     leases_granted: int

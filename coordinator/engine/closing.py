@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from coordinator.engine import changes, leases, pacing, past, placement, rollback, screening, trust
+from coordinator.engine import audits, changes, leases, opinions, pacing, past, placement, rollback, screening, trust
 from coordinator.engine import contributions as votes
 from coordinator.engine.commands import AggregateRound, MeasureSubmission, ValidateVersion, WriteCheckpoint
 from coordinator.engine.draws import Draws
@@ -29,12 +29,11 @@ def close(turn: Turn, why: Reason) -> None:
     """Nothing more is waited for: look once more at what was accepted, count it, and have a version made of it."""
     state = turn.state
     _look_again(turn)
-    heavy, weightless = votes.weighed(state, votes.countable(state))
-    records, superseded = votes.one_vote_each(state, heavy)
-    for left_out, case in ((superseded, Case.SUPERSEDED), (weightless, Case.WITHOUT_WEIGHT)):
-        for record in left_out:
-            state.update_lease(record.lease.lease_id, counted_in=state.round.round, ended=reason(case))
-            leases.drop_payload(turn, record)
+    _pass_over_weightless(turn)
+    records, superseded = votes.one_vote_each(state, votes.countable(state))
+    for record in superseded:
+        state.update_lease(record.lease.lease_id, counted_in=state.round.round, ended=reason(Case.SUPERSEDED))
+        leases.drop_payload(turn, record)
     state.update_round(closed=why)
     if not records:
         publish_nothing(turn, reason(Case.NOTHING_ACCEPTABLE))
@@ -106,15 +105,18 @@ def next_round_or_finish(turn: Turn) -> None:
     if state.stop_reason is not None or state.round.round >= state.config.max_rounds:
         finish(turn)
         return
-    state.open_round(new_round(state, turn.draws, RoundNumber(state.round.round + 1)))
+    state.open_round(
+        new_round(state, turn.draws, RoundNumber(state.round.round + 1), carried=audits.carried_over(state))
+    )
     if state.phase is not Phase.GATHERING:
         state.move_to(Phase.GATHERING)
     _end_stale_leases(turn)
+    opinions.end_old(turn)
     _forget_old_leases(turn)
     lift_quarantines(turn, list(state.index.quarantines))
 
 
-def new_round(state: EngineState, draws: Draws, number: RoundNumber) -> RoundState:
+def new_round(state: EngineState, draws: Draws, number: RoundNumber, *, carried: float) -> RoundState:
     """A round that is open, with its replicas to be redrawn."""
     sticky = placement.sticky_columns(state.workers.values(), number)
     return RoundState(
@@ -123,6 +125,7 @@ def new_round(state: EngineState, draws: Draws, number: RoundNumber) -> RoundSta
         opened_at_s=state.now_s,
         sticky=sticky,
         redrawn=placement.redrawn_holders(state.config, draws, number, sticky),
+        audit_carried=carried,
     )
 
 
@@ -138,6 +141,7 @@ def finish(turn: Turn) -> None:
     state = turn.state
     state.move_to(Phase.FINISHING)
     stopped = state.stop_reason or ""
+    opinions.end_all(turn)
     for lease_id, record in list(state.leases.items()):
         if record.status in {LeaseStatus.GRANTED, LeaseStatus.COMMITTED}:
             leases.expire(turn, lease_id, reason(Case.ENDED, stopped))
@@ -178,6 +182,17 @@ def _look_again(turn: Turn) -> None:
         verdict = screening.review_norms(config, record.norms, medians)
         if verdict is not None:
             leases.withdraw(turn, record.lease.lease_id, verdict)
+
+
+def _pass_over_weightless(turn: Turn) -> None:
+    """What has no weight is no vote, and takes nobody's place."""
+    state = turn.state
+    for record in votes.countable(state):
+        if votes.share_of(state, record) == 0.0:
+            trusted = trust.trust_of(state.config, state.workers[record.lease.worker]).weight > 0.0
+            why = reason(Case.WEIGHTLESS if trusted else Case.WITHOUT_WEIGHT)
+            passed_over = state.update_lease(record.lease.lease_id, counted_in=state.round.round, ended=why)
+            leases.drop_payload(turn, passed_over)
 
 
 def _fresh(state: EngineState) -> list[LeaseRecord]:
@@ -242,7 +257,15 @@ def _forget_old_leases(turn: Turn) -> None:
     state = turn.state
     oldest = state.round.round - state.config.max_staleness - 2
     open_statuses = {LeaseStatus.GRANTED, LeaseStatus.COMMITTED, LeaseStatus.UPLOADED}
-    old = [one for one in state.leases.values() if one.lease.round < oldest and one.status not in open_statuses]
+    audits_open = state.index.open_audits
+    old = [
+        record
+        for lease_id, record in state.leases.items()
+        if record.lease.round < oldest
+        and record.status not in open_statuses
+        and lease_id not in audits_open
+        and record.lease.audits not in audits_open
+    ]
     for record in old:
         worker = state.workers[record.lease.worker]
         if votes.was_kept_back(record) and worker.present:

@@ -190,6 +190,31 @@ class RebuildVersion(SlowCommand):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayLease(SlowCommand):
+    """Compute a lease again and say how far what was sent is from it. Ends in `LeaseReplayed`."""
+
+    lease: GrantedLease
+    digest: Digest
+    """What was sent."""
+    codec: str
+    micro_batch: int
+    """Sequences that its worker put through the model at a time, as it says; 0 where it does not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareSubmissions(SlowCommand):
+    """Say how far what was sent for a lease is from what another worker sent for the same. Ends in `LeaseReplayed`."""
+
+    lease: GrantedLease
+    digest: Digest
+    codec: str
+    again: GrantedLease
+    """The same lease in an auditor's hands (`GrantedLease.audits`)."""
+    again_digest: Digest
+    again_codec: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ValidateVersion(SlowCommand):
     """Held-out loss of a published version. Ends in `VersionValidated`."""
 

@@ -70,13 +70,24 @@ class AuditConfig:
     """Which leases are computed again to see whether they were computed at all, and how close that has to come."""
 
     budget: float = 0.0
-    """Whole leases' work that audits may take a round; 0: no audits."""
+    """Whole leases' work that audits may take a round, whoever does them; 0: no audits. What a round leaves of it the
+    next one may spend, one round's worth at most."""
+    by_coordinator: bool = True
+    """The coordinator computes leases again itself. False where it has no such machine: trusted workers alone do."""
     first: int = 10
     """Of each worker so many leases are audited with certainty, as far as the budget goes."""
     least_probability: float = 0.05
     """That a lease is audited however long its worker's record."""
     tolerance: float = 0.02
     """Relative L2 distance, trunk and columns apart, up to which an honest lease computed again may differ."""
+    unpaid_weight: float = 0.5
+    """Share of its weight that a submission keeps in a closed run which was drawn and could not be audited before it
+    counts. In open runs it keeps none."""
+    wait_s: float = 300.0
+    """A trusted worker that is idle takes an audit at once. After so long one takes it before a lease of its own."""
+    keep_rounds: int = 3
+    """Rounds after its own in which a lease may still be audited: so long are its bytes kept, and the version it began
+    from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +201,7 @@ def check_config(config: EngineConfig) -> None:
         *reputation_problems(config.reputation),
         (0 <= config.rollback_rounds <= 100, f"rollback_rounds must be 0 to 100, got {config.rollback_rounds}"),
         (config.rollback_least_change >= 0, "rollback_least_change must be 0 or more"),
+        *_audit_problems(config.audits),
         (config.outer_learning_rate > 0, f"outer_learning_rate must be above 0, got {config.outer_learning_rate}"),
         (0 <= config.outer_momentum < 1, f"outer_momentum must be 0 to below 1, got {config.outer_momentum}"),
         (inner.schedule in SCHEDULES, f"schedule must be one of {', '.join(SCHEDULES)}, got {inner.schedule!r}"),
@@ -218,6 +230,22 @@ def check_config(config: EngineConfig) -> None:
     for holds, message in problems:
         if not holds:
             raise ConfigError(message)
+
+
+def _audit_problems(audits: AuditConfig) -> tuple[tuple[bool, str], ...]:
+    return (
+        (audits.budget >= 0, f"audits.budget must be 0 or more, got {audits.budget}"),
+        (
+            0 <= audits.least_probability <= 1,
+            f"audits.least_probability must be 0 to 1, got {audits.least_probability}",
+        ),
+        (
+            audits.tolerance > 0,
+            f"audits.tolerance must be above 0, got {audits.tolerance}: no two machines agree to it",
+        ),
+        (0 <= audits.unpaid_weight <= 1, f"audits.unpaid_weight must be 0 to 1, got {audits.unpaid_weight}"),
+        (audits.keep_rounds >= 1, f"audits.keep_rounds must be 1 or more, got {audits.keep_rounds}"),
+    )
 
 
 def most_recipe_steps(config: EngineConfig) -> int:

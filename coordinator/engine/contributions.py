@@ -4,7 +4,8 @@ Decides, holding always: one person (a worker, or all machines of one owner) has
 worker's submissions of this round stand before its late ones, and before late ones of its owner's other machines where
 both hold a column. Where several submissions of one person count (disjoint columns), the newest, and of these the
 first, counts on the trunk, too. Weights are made of sequences that the coordinator assigned, capped against the median,
-and discounted by staleness and by what the worker is trusted with. And which versions of the model nobody needs any
+and discounted by staleness, by what the worker is trusted with and by audits that were called for and have not come;
+what has no weight has no vote. And which versions of the model nobody needs any
 more by then.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from coordinator.engine import pacing, past
+from coordinator.engine import audits, pacing, past
 from coordinator.engine.commands import BlockClip, Contribution, ValidateVersion, WriteCheckpoint
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus
@@ -34,18 +35,14 @@ def countable(state: EngineState) -> list[LeaseRecord]:
     ]
 
 
-def weighed(state: EngineState, records: Sequence[LeaseRecord]) -> tuple[list[LeaseRecord], list[LeaseRecord]]:
-    """The submissions whose workers are trusted with any weight now, and the others."""
-    weights = {record.lease.worker: 0.0 for record in records}
-    for worker in weights:
-        weights[worker] = trust_of(state.config, state.workers[worker]).weight
-    heavy = [record for record in records if weights[record.lease.worker] > 0.0]
-    return heavy, [record for record in records if weights[record.lease.worker] <= 0.0]
-
-
 def was_kept_back(record: LeaseRecord) -> bool:
-    """Whether its worker committed to a submission whose bytes never all came."""
-    return record.status is LeaseStatus.EXPIRED and record.digest is not None
+    """Whether its worker committed to a submission whose bytes never all came; an auditor's shadow lease costs nothing."""
+    return record.status is LeaseStatus.EXPIRED and record.digest is not None and record.lease.audits is None
+
+
+def share_of(state: EngineState, record: LeaseRecord) -> float:
+    """How much of its weight a submission has, by what its worker is trusted with and what audits say; 0: no vote."""
+    return trust_of(state.config, state.workers[record.lease.worker]).weight * audits.share_of(state, record)
 
 
 def one_vote_each(state: EngineState, records: Sequence[LeaseRecord]) -> tuple[list[LeaseRecord], list[LeaseRecord]]:
@@ -77,7 +74,6 @@ def contributions_of(state: EngineState, records: Sequence[LeaseRecord]) -> tupl
     for record, weight in zip(records, weights, strict=True):
         lease = record.lease
         assert record.digest is not None
-        trust = trust_of(config, state.workers[lease.worker]).weight
         contributions.append(
             Contribution(
                 lease_id=lease.lease_id,
@@ -86,7 +82,7 @@ def contributions_of(state: EngineState, records: Sequence[LeaseRecord]) -> tupl
                 columns=lease.columns,
                 base_version=lease.base_version,
                 step_scale=pacing.step_scale(common_steps, lease),
-                weight=weight * trust * config.staleness_discount ** state.staleness_of(lease),
+                weight=weight * share_of(state, record) * config.staleness_discount ** state.staleness_of(lease),
                 sequences=lease.sequences,
                 worker=lease.worker,
                 include_trunk=lease.lease_id in voters,
@@ -137,7 +133,9 @@ def oldest_version_needed(state: EngineState) -> Version:
 
 
 def _may_be_heard_of(state: EngineState, record: LeaseRecord) -> bool:
-    """It counts, may count, or is lost to silence and may come back with a digest before its deadline."""
+    """It counts, may count or be audited, or is lost to silence and may come back before its deadline."""
+    if record.audit_due:
+        return True
     if record.status is LeaseStatus.EXPIRED:
         return state.now_s < record.lease.deadline_s
     return record.status in LIVE_STATUSES

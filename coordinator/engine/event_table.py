@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator.engine import bans, changes, handlers, rebuilt, results, rollback
+from coordinator.engine import bans, changes, handlers, opinions, rebuilt, results, rollback
 from coordinator.engine import events as ev
 from coordinator.engine.phases import Phase
 from coordinator.engine.turn import Turn
@@ -51,6 +51,7 @@ ROWS = (
     EventRow(ev.SubmissionMeasured, _EVERYWHERE, results.on_submission_measured),
     EventRow(ev.RoundAggregated, _AGGREGATING, results.on_round_aggregated),
     EventRow(ev.ContributionsTried, _AGGREGATING, results.on_contributions_tried),
+    EventRow(ev.LeaseReplayed, _BEFORE_THE_END, opinions.on_lease_replayed),
     EventRow(ev.VersionValidated, _BEFORE_THE_END, results.on_version_validated),
     EventRow(ev.CheckpointWritten, _BEFORE_THE_END, results.on_checkpoint_written),
     EventRow(ev.CommandFailed, _BEFORE_THE_END, results.on_command_failed),

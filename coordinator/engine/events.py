@@ -272,6 +272,23 @@ class ContributionsTried(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseReplayed(Event):
+    """Result of `ReplayLease` or `CompareSubmissions`: facts only; the engine judges."""
+
+    command_id: str
+    lease_id: LeaseId
+    """The one that was computed again."""
+    auditor: WorkerId | None
+    """Who computed it again; None: the coordinator itself."""
+    trunk: float = 0.0
+    """Relative L2 distance of what was sent from what came of it again, after the codec: the trunk's."""
+    columns: float = 0.0
+    """The largest among the lease's columns."""
+    error: str = ""
+    """Why what the auditor sent is no answer (schema, size, dtype, non-finite); empty: it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VersionValidated(Event):
     """Result of `ValidateVersion`."""
 

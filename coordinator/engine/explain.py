@@ -9,16 +9,19 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from coordinator.engine import dispatch, pacing, quorum, rounds
+from coordinator.engine import audits, dispatch, pacing, quorum, rounds
 from coordinator.engine.commands import (
     AggregateRound,
+    CompareSubmissions,
     MeasureSubmission,
     RebuildVersion,
+    ReplayLease,
     SlowCommand,
     TryContributions,
     ValidateVersion,
 )
 from coordinator.engine.dispatch import Hindrance
+from coordinator.engine.history import Accusation, AuditOutcome
 from coordinator.engine.phases import LOST_STATUSES, LeaseStatus, Phase
 from coordinator.engine.quorum import ColumnStanding, Outlook
 from coordinator.engine.reasons import told
@@ -57,8 +60,42 @@ def first_waits(state: EngineState, now_s: float, *, most: int) -> tuple[tuple[W
     awaited = [record for record in expected if record.status is not LeaseStatus.UPLOADED]
     awaited += quorum.absent_commits(at)
     awaited += [record for record in expected if record.status is LeaseStatus.UPLOADED]
-    shown = [*columns, *(_lease(at, record) for record in awaited[: max(0, most - len(columns))])][:most]
-    return tuple(shown), len(columns) + len(awaited) - len(shown)
+    audited = list(audits.awaited(at))
+    shown = [*columns, *(_lease(at, record) for record in awaited[: max(0, most - len(columns))])]
+    shown = [*shown, *(_audit(at, record) for record in audited[: max(0, most - len(shown))])][:most]
+    return tuple(shown), len(columns) + len(awaited) + len(audited) - len(shown)
+
+
+def audit_notes(state: EngineState) -> tuple[str, ...]:
+    """What an operator should know of audits: what they could not pay for, and what is theirs to decide."""
+    notes: list[str] = []
+    current = state.round
+    if current.audits_unpaid:
+        kept = 0.0 if state.config.open_run else state.config.audits.unpaid_weight
+        notes.append(
+            f"{current.audits_unpaid} of {current.audits_drawn} audits drawn could not be paid for this round: what "
+            f"they were for counts {'nowhere' if kept == 0 else f'at {kept:g} of its weight'} (audits.budget is "
+            f"{state.config.audits.budget:g} leases a round)"
+        )
+    for one in state.accusations:
+        if one.outcome is AuditOutcome.UNDECIDED and state.workers[one.worker].ban is None:
+            notes.append(_undecided(state, one))
+    return tuple(notes)
+
+
+def _undecided(state: EngineState, one: Accusation) -> str:
+    name = state.workers[one.worker].name or one.worker
+    found = f"round {one.round}: {name}'s {one.lease_id} could not be reproduced by {_people(one.accusers)}"
+    if one.vouchers:
+        return f"{found}, and was by {_people(one.vouchers)}; there is no third auditor to say who is right"
+    return (
+        f"{found}, and there is no second auditor: what it sends counts nowhere, and the rest is yours to decide "
+        f"(`barnraise coordinator ban {name}`, or invite another owner's machine with --trusted)"
+    )
+
+
+def _people(people: tuple[str, ...]) -> str:
+    return " and ".join(person or "the coordinator" for person in people)
 
 
 def common_reason(state: EngineState) -> str | None:
@@ -177,6 +214,17 @@ def _lease(state: EngineState, record: LeaseRecord) -> Wait:
     return Wait(subject=f"lease {record.lease.lease_id}", reason=reason)
 
 
+def _audit(state: EngineState, record: LeaseRecord) -> Wait:
+    """Who is computing a lease again whose submission hangs on it."""
+    lease_id = record.lease.lease_id
+    hands = [state.leases[shadow] for shadow in state.index.shadows_of(lease_id)]
+    names = [state.workers[shadow.lease.worker].name or shadow.lease.worker for shadow in hands[-1:]]
+    if audits.replay_id(lease_id) in state.pending:
+        names = ["the coordinator"]
+    doing = f"{names[0]} computes it again" if names else "a trusted worker is to compute it again"
+    return Wait(subject=f"audit of lease {lease_id}", reason=f"{doing}: until then its submission has no full weight")
+
+
 def _lease_reason(state: EngineState, record: LeaseRecord) -> str:
     worker = state.workers[record.lease.worker]
     name = worker.name or worker.worker
@@ -205,6 +253,8 @@ def _doing(command: SlowCommand) -> str:
         return f"taking {again}, without banned workers, into version {command.version}"
     if isinstance(command, MeasureSubmission):
         return f"screening lease {command.lease.lease_id}"
+    if isinstance(command, ReplayLease | CompareSubmissions):
+        return f"auditing lease {command.lease.lease_id}"
     kind = "validating" if isinstance(command, ValidateVersion) else "exporting"
     return f"{kind} version {getattr(command, 'version', '?')}"
 

@@ -7,7 +7,7 @@ these, and when, is in event_table.py.
 
 from __future__ import annotations
 
-from coordinator.engine import bans, closing, gaps, leases, results
+from coordinator.engine import bans, closing, gaps, leases, results, shadows
 from coordinator.engine.commands import EndRun
 from coordinator.engine.events import (
     CapabilityChanged,
@@ -139,7 +139,9 @@ def on_submission_uploaded(turn: Turn, event: SubmissionUploaded) -> None:
         raise IllegalEvent(f"lease {event.lease_id} of {event.worker} is {record.status}: nothing was committed")
     _check_digest(record, event.digest)
     turn.hear(event.worker)
-    if record.status is LeaseStatus.COMMITTED:
+    if record.status is LeaseStatus.COMMITTED and record.lease.audits is not None:
+        shadows.upload(turn, record)
+    elif record.status is LeaseStatus.COMMITTED:
         leases.upload(turn, record)
     elif record.status is LeaseStatus.EXPIRED:
         results.refuse_lost_upload(turn, record)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TypeVar
 
 from coordinator.engine.reasons import Reason, told
@@ -121,8 +122,36 @@ class Totals:
     """Reason key to count."""
 
 
+class AuditOutcome(StrEnum):
+    """What became of a lease that an auditor could not reproduce."""
+
+    OPEN = "open"
+    """Another auditor is to say."""
+    CONFIRMED = "confirmed"
+    """Two independent auditors came to something else than what was sent."""
+    CLEARED = "cleared"
+    """Two independent auditors came to what was sent: who said otherwise was wrong."""
+    UNDECIDED = "undecided"
+    """There was nobody left to ask: the operator decides."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accusation:
+    """A lease that an auditor could not reproduce, and what others found."""
+
+    lease_id: LeaseId
+    worker: WorkerId
+    round: RoundNumber
+    at_s: float
+    """When the latest opinion came."""
+    accusers: tuple[str, ...]
+    """People (`WorkerRecord.person`); empty: the coordinator itself."""
+    vouchers: tuple[str, ...]
+    outcome: AuditOutcome
+
+
 KEPT_ROWS = 1000
-"""Rounds, validations, checkpoints, changed settings and calendar marks that are remembered: the event log has all."""
+"""Rows of each kind that are remembered: the event log has all."""
 
 Row = TypeVar("Row")
 

@@ -8,10 +8,12 @@ leaves it out, and an index that is built anew from a state equals the one that 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from typing import TypeVar
 
 from coordinator.engine.config import EngineConfig
+from coordinator.engine.lease import GrantedLease
 from coordinator.engine.medians import NormMedian
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus
 from coordinator.engine.rows import LeaseRecord, RoundState, WorkerRecord
@@ -21,6 +23,8 @@ from coordinator.engine.tally import RoundTally
 from coordinator.engine.timetable import Timetable
 from coordinator.engine.trust import trust_of
 from protocol.ids import Digest, LeaseId, RoundNumber, WorkerId
+
+K = TypeVar("K", bound=Hashable)
 
 _NO_LEASES: dict[LeaseId, None] = {}
 
@@ -50,6 +54,10 @@ class Index:
         """Of granted leases."""
         self.measuring = 0
         """Submissions, of whatever round, that we have yet to judge."""
+        self.open_audits: dict[LeaseId, None] = {}
+        """Leases that were drawn to be computed again, and have not been settled."""
+        self._shadows: dict[LeaseId, dict[LeaseId, None]] = {}
+        """By the lease that they audit."""
         self.places: dict[WorkerId, int] = {}
         """Enrolment order."""
         self.machines: dict[str, set[WorkerId]] = {}
@@ -101,13 +109,16 @@ class Index:
         lease = record.lease
         worker, lease_id = lease.worker, lease.lease_id
         self._rest_on(old, new)
+        _mark(self.open_audits, lease_id, new is not None and new.audit_due)
         if old is not None and new is not None and _counts_alike(old, new):
             return
         self._count(old, new)
         if new is None:
-            self._forget(worker, lease_id)
+            self._forget(lease)
         elif old is None:
             self._leases_of.setdefault(worker, {})[lease_id] = None
+            if lease.audits is not None:
+                self._shadows.setdefault(lease.audits, {})[lease_id] = None
         if new is not None and new.status is LeaseStatus.GRANTED:
             self.open_leases[worker] = lease_id
             self.deadlines.set(lease_id, new.lease.deadline_s)
@@ -148,8 +159,12 @@ class Index:
         """All known leases of a worker, oldest first."""
         return self._leases_of.get(worker, _NO_LEASES)
 
+    def shadows_of(self, lease_id: LeaseId) -> Iterable[LeaseId]:
+        """Leases, whatever became of them, that were granted to audit this one."""
+        return self._shadows.get(lease_id, _NO_LEASES)
+
     def resting_on(self, digest: Digest) -> AbstractSet[LeaseId]:
-        """Leases, live and not counted yet, whose submission is these bytes."""
+        """Leases whose submission is these bytes: live and not counted yet, or still to be audited."""
         return self._resting_on.get(digest, frozenset())
 
     def seats(self, number: RoundNumber, owner: str) -> AbstractSet[int]:
@@ -176,6 +191,8 @@ class Index:
     def _count(self, old: LeaseRecord | None, new: LeaseRecord | None) -> None:
         record = new or old
         assert record is not None
+        if record.lease.audits is not None:
+            return  # a shadow has no seat in a round
         present, owner = record.lease.worker in self.present, self._owner_of(record)
         tally = self._tally(record.lease.round)
         if old is not None:
@@ -188,11 +205,10 @@ class Index:
         tally.leases[new.lease.lease_id] = None
         self.measuring += new.status is LeaseStatus.UPLOADED
 
-    def _forget(self, worker: WorkerId, lease_id: LeaseId) -> None:
-        left = self._leases_of[worker]
-        del left[lease_id]
-        if not left:
-            del self._leases_of[worker]
+    def _forget(self, lease: GrantedLease) -> None:
+        _drop(self._leases_of, lease.worker, lease.lease_id)
+        if lease.audits is not None:
+            _drop(self._shadows, lease.audits, lease.lease_id)
 
     def _rest_on(self, old: LeaseRecord | None, new: LeaseRecord | None) -> None:
         before, after = _live_digest(old), _live_digest(new)
@@ -210,7 +226,7 @@ class Index:
     def _set_present(self, worker: WorkerId, present: bool) -> None:
         """A commit of somebody who is gone is no longer waited for; see `RoundTally.count`."""
         records = (self._leases[lease_id] for lease_id in self.leases_of(worker))
-        commits = [record for record in records if record.status is LeaseStatus.COMMITTED]
+        commits = [r for r in records if r.status is LeaseStatus.COMMITTED and r.lease.audits is None]
         for record in commits:
             tally, owner = self._tally(record.lease.round), self._owner_of(record)
             tally.count(record, owner=owner, present=not present, by=-1)
@@ -254,6 +270,20 @@ def _put(workers: set[WorkerId], worker: WorkerId, belongs: bool) -> None:
         workers.discard(worker)
 
 
+def _mark(leases: dict[LeaseId, None], lease_id: LeaseId, belongs: bool) -> None:
+    if belongs:
+        leases[lease_id] = None
+    else:
+        leases.pop(lease_id, None)
+
+
+def _drop(leases_by: dict[K, dict[LeaseId, None]], key: K, lease_id: LeaseId) -> None:
+    left = leases_by[key]
+    del left[lease_id]
+    if not left:
+        del leases_by[key]
+
+
 def _counts_alike(old: LeaseRecord, new: LeaseRecord) -> bool:
     """Whether nothing that is counted, or timed, differs."""
     same = old.status is new.status and old.verdict is new.verdict
@@ -261,6 +291,10 @@ def _counts_alike(old: LeaseRecord, new: LeaseRecord) -> bool:
 
 
 def _live_digest(record: LeaseRecord | None) -> Digest | None:
-    if record is None or record.status not in LIVE_STATUSES or record.counted_in is not None:
+    if record is None:
+        return None
+    if record.audit_due:
+        return record.digest
+    if record.status not in LIVE_STATUSES or record.counted_in is not None:
         return None
     return record.digest

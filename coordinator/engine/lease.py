@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protocol.ids import WorkerId
+from protocol.ids import LeaseId, WorkerId
 from protocol.lease import Lease
 
 
@@ -21,6 +21,9 @@ class GrantedLease(Lease):
     deadline_s: float
     spare: bool = False
     """Granted in mid-round because a column's quorum was at risk."""
+    audits: LeaseId | None = None
+    """The lease that it is the same as, to see what comes of it in other hands. Never on the wire: to its worker it is
+    a lease like any other."""
 
     @property
     def order(self) -> tuple[int, int, str]:

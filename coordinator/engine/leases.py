@@ -12,7 +12,13 @@ from dataclasses import replace
 
 from coordinator.engine import contributions as votes
 from coordinator.engine import pacing, trust
-from coordinator.engine.commands import AnnounceVerdict, CancelLease, DropPayload, GrantLease, MeasureSubmission
+from coordinator.engine.commands import (
+    AnnounceVerdict,
+    CancelLease,
+    DropPayload,
+    GrantLease,
+    MeasureSubmission,
+)
 from coordinator.engine.events import SubmissionCommitted
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.past import PastStep
@@ -92,12 +98,13 @@ def grant_again(turn: Turn, record: LeaseRecord) -> None:
 def why_not_again(turn: Turn, record: LeaseRecord) -> Reason | None:
     """Why a worker that starts over is better off with a new lease; None where the same one still makes sense."""
     state, lease = turn.state, record.lease
-    if lease.round != state.round.round or state.phase not in OPEN_PHASES:
+    own_round = lease.round == state.round.round and state.phase in OPEN_PHASES
+    if not own_round and lease.audits is None:
         return reason(Case.ASKED_AFTER_ROUND, round=lease.round)
     if state.now_s >= lease.deadline_s:
         return reason(Case.ASKED_AFTER_DEADLINE)
     needed_s = pacing.expected_end_s(state.workers[lease.worker], pacing.pace_of(state), lease.inner_steps)
-    until_s = state.round.grace_until_s
+    until_s = state.round.grace_until_s if lease.audits is None else None
     if needed_s is not None and until_s is not None and state.now_s + needed_s > until_s:
         return reason(Case.STARTS_OVER, needed_s=needed_s, left_s=max(0.0, until_s - state.now_s))
     return None
@@ -105,10 +112,13 @@ def why_not_again(turn: Turn, record: LeaseRecord) -> Reason | None:
 
 def expire(turn: Turn, lease_id: LeaseId, why: Reason) -> None:
     """The lease came to nothing; costs its worker nothing but the lease."""
-    _note_upload(turn, turn.state.leases[lease_id])
+    note_upload(turn, turn.state.leases[lease_id])
     record = turn.state.set_status(lease_id, LeaseStatus.EXPIRED)
     turn.state.update_lease(lease_id, ended=why)
     state, worker = turn.state, record.lease.worker
+    if record.lease.audits is not None:
+        turn.emit(CancelLease(worker=worker, lease_id=lease_id, why=why))
+        return
     state.update_worker(worker, leases_expired=state.workers[worker].leases_expired + 1)
     state.totals = replace(state.totals, leases_expired=state.totals.leases_expired + 1)
     if record.lease.round == state.round.round:
@@ -128,6 +138,8 @@ def hand_back(turn: Turn, record: LeaseRecord, words: str) -> None:
         waiting_since_s=None,
         waits_until_s=None,
     )
+    if record.lease.audits is not None:
+        return
     state.totals = replace(state.totals, leases_returned=state.totals.leases_returned + 1)
     if record.lease.round == state.round.round:
         state.update_round(returned=state.round.returned + 1)
@@ -163,7 +175,7 @@ def commit(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> None:
 def upload(turn: Turn, record: LeaseRecord) -> None:
     """All bytes are here: have them measured, unless the submission comes too many rounds late to count."""
     state, lease = turn.state, record.lease
-    _note_upload(turn, record)
+    note_upload(turn, record)
     state.update_lease(lease.lease_id, uploaded_at_s=state.now_s)
     staleness = state.staleness_of(lease)
     if staleness > state.config.max_staleness:
@@ -235,7 +247,7 @@ def reject(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
     state.totals = replace(
         state.totals, submissions_rejected={**by_reason, verdict.key: by_reason.get(verdict.key, 0) + 1}
     )
-    if record.lease.round == state.round.round:
+    if record.lease.round == state.round.round and record.lease.audits is None:
         state.update_round(rejected=state.round.rejected + 1)
     if verdict.key in BLAMED_KEYS:
         blame(turn, worker.worker, verdict.key)
@@ -257,9 +269,9 @@ def blame(turn: Turn, worker: WorkerId, key: str, fault: float = 1.0) -> None:
 
 
 def drop_payload(turn: Turn, record: LeaseRecord) -> None:
-    """The bytes are needed no more, unless another live lease rests on the very same, or a rollback may."""
+    """The bytes are needed no more, unless an audit is to come, another live lease rests on them, or a rollback may."""
     digest = record.digest
-    if digest is None or turn.state.digest_in_use(digest, besides=record.lease.lease_id):
+    if digest is None or record.audit_due or turn.state.digest_in_use(digest, besides=record.lease.lease_id):
         return
     if digest not in votes.payloads_behind(turn.state):
         turn.emit(DropPayload(digest=digest))
@@ -270,12 +282,13 @@ def drop_behind(turn: Turn, steps: tuple[PastStep, ...]) -> None:
     state = turn.state
     before = votes.payloads_behind(state)
     state.past_steps = steps
+    audited = {state.leases[lease_id].digest for lease_id in state.index.open_audits}
     for digest in sorted(before - votes.payloads_behind(state)):
-        if not state.index.resting_on(digest):
+        if digest not in audited and not state.index.resting_on(digest):
             turn.emit(DropPayload(digest=digest))
 
 
-def _note_upload(turn: Turn, record: LeaseRecord) -> None:
+def note_upload(turn: Turn, record: LeaseRecord) -> None:
     """Remember how long a commit's bytes took, or have not arrived for, where nothing came between."""
     state, since_s = turn.state, record.committed_at_s
     if record.status is not LeaseStatus.COMMITTED or record.upload_broken or since_s is None:
@@ -306,7 +319,7 @@ def _refusal(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> Ver
             return rejected(LATE, Case.SEAT_TAKEN, owner, column=min(taken))
     if event.inner_steps_done < lease.inner_steps:
         return rejected(INCOMPLETE, Case.STEPS_MISSING, done=event.inner_steps_done, leased=lease.inner_steps)
-    if state.digest_in_use(event.digest, besides=lease.lease_id):
+    if lease.audits is None and state.digest_in_use(event.digest, besides=lease.lease_id):
         return rejected(DUPLICATE, Case.SAME_BYTES)
     return None
 
@@ -328,7 +341,7 @@ def _cool(turn: Turn, worker: WorkerId) -> None:
     lost = sum(
         1
         for record in state.leases_of(worker)
-        if record.lease.round == state.round.round and record.status in LOST_STATUSES
+        if record.lease.round == state.round.round and record.lease.audits is None and record.status in LOST_STATUSES
     )
     if lost > 1:
         state.update_worker(worker, cooling_until_s=state.now_s + state.config.min_lease_s)

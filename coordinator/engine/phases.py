@@ -82,7 +82,7 @@ LEASE_MOVES: Mapping[tuple[LeaseStatus, LeaseStatus], str] = {
     (
         LeaseStatus.ACCEPTED,
         LeaseStatus.REJECTED,
-    ): "fell short once the whole round was known, cannot be aggregated, or its worker is banned",
+    ): "fell short once the whole round was known, cannot be aggregated, failed its audit, or its worker is banned",
 }
 
 LIVE_STATUSES = frozenset({LeaseStatus.GRANTED, LeaseStatus.COMMITTED, LeaseStatus.UPLOADED, LeaseStatus.ACCEPTED})

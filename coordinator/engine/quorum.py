@@ -3,7 +3,8 @@
 Decides from leases and their statuses alone. A column is *settled* when its quorum is accepted, or nothing more is on
 its way. With fewer workers than a quorum needs, what was leased is all that is waited for. When all columns are
 settled, stragglers get a grace that follows the round's own pace; at the round's deadline nobody is waited for any
-more, except our own measuring of what has arrived.
+more, except our own measuring of what has arrived. Audits that decide what a submission may count are waited for until
+that deadline, too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from operator import add
 from statistics import median
 
+from coordinator.engine import audits
 from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.reasons import Case, Reason, reason
 from coordinator.engine.rows import LeaseRecord
@@ -73,6 +75,7 @@ class Standings:
         if not self.is_holder(worker):
             return every
         records = (r for r in state.leases_of(worker) if r.lease.round == current and not was_lost(r))
+        records = (record for record in records if record.lease.audits is None)
         return every.difference(*(record.lease.columns for record in records))
 
     def at_risk(self) -> list[int]:
@@ -109,6 +112,8 @@ class Outlook:
     """Leases that workers have yet to deliver."""
     measuring: int
     """Submissions that we have yet to judge."""
+    auditing: int
+    """Audits that decide what a submission may count, and are under way."""
     settled: bool
     """Every column has its quorum, or nothing more on its way."""
 
@@ -120,6 +125,7 @@ def outlook_of(state: EngineState) -> Outlook:
         standings=standings,
         awaited=state.index.tally.awaited,
         measuring=state.index.measuring,
+        auditing=sum(1 for _ in audits.awaited(state)),
         settled=standings.is_settled(),
     )
 
@@ -166,7 +172,7 @@ def why_close(state: EngineState, outlook: Outlook) -> Reason | None:
         return None
     if is_past_deadline(state):
         return reason(Case.ROUND_DEADLINE, deadline_s=state.config.round_deadline_s, awaited=outlook.awaited)
-    if not outlook.settled:
+    if not outlook.settled or outlook.auditing:
         return None
     if not outlook.awaited:
         if waits_for_absent(state):

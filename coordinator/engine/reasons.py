@@ -27,6 +27,7 @@ UNUSABLE = "unusable"
 BANNED = "banned"
 UNANSWERED = "unanswered"
 """Of a worker, not of a submission: it was here and owed something that never came."""
+AUDIT_FAILED = "audit_failed"
 
 BLAMED_KEYS = frozenset(
     {
@@ -94,6 +95,11 @@ class Case(StrEnum):
     WORKER_BANNED = "worker_banned"
     WITHOUT_WEIGHT = "without_weight"
     VERSION_ABANDONED = "version_abandoned"
+
+    # what audits found
+    NOT_REPRODUCED = "not_reproduced"
+    COMPARED = "compared"
+    WEIGHTLESS = "weightless"
 
     # why a worker gets no lease
     SET_ASIDE = "set_aside"
@@ -232,6 +238,10 @@ _SENTENCES: Mapping[Case, str] = {
     Case.WORKER_BANNED: "its worker is banned",
     Case.WITHOUT_WEIGHT: "accepted, and weighs nothing: its worker is on probation",
     Case.VERSION_ABANDONED: "version {version:.0f}, which it builds on, was taken back",
+    Case.NOT_REPRODUCED: "whoever computed the lease again came to something else; nothing is final before somebody "
+    "else has, too",
+    Case.COMPARED: "accepted: it shows whether another worker's lease was computed as it should be",
+    Case.WEIGHTLESS: "accepted, but without weight: no audit has vouched for it",
     Case.ROUND_DEADLINE: "the round's deadline of {deadline_s:.0f} s has passed{still_out}",
     Case.UNDER_QUORUM: "every lease is resolved; {columns:.0f} columns stay under quorum and nobody idle can serve "
     "them",

@@ -10,12 +10,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
-from coordinator.engine import closing, leases, pacing, rebuilt, rescue, screening
+from coordinator.engine import audits, closing, leases, opinions, pacing, rebuilt, rescue, screening
 from coordinator.engine.commands import (
     AggregateRound,
     AnnounceVerdict,
+    CompareSubmissions,
     MeasureSubmission,
     RebuildVersion,
+    ReplayLease,
     SlowCommand,
     TryContributions,
     ValidateVersion,
@@ -79,6 +81,7 @@ def on_submission_measured(turn: Turn, event: SubmissionMeasured) -> None:
         leases.reject(turn, lease.lease_id, verdict)
         return
     leases.accept(turn, lease.lease_id, verdict)
+    audits.draw(turn, lease.lease_id)
 
 
 def on_round_aggregated(turn: Turn, event: RoundAggregated) -> None:
@@ -133,6 +136,9 @@ def on_command_failed(turn: Turn, event: CommandFailed) -> None:
         turn.settle(event.command_id)
         verdict = rejected(UNMEASURABLE, Case.NOT_MEASURED, failure.error, tries=failure.count)
         leases.reject(turn, command.lease.lease_id, verdict)
+    elif isinstance(command, ReplayLease | CompareSubmissions):
+        turn.settle(event.command_id)
+        opinions.on_unable(turn, command, failure.error, failure.count)
     elif not isinstance(command, AggregateRound | TryContributions | RebuildVersion):
         turn.settle(event.command_id)
     elif state.stop_reason is not None and state.phase is Phase.AGGREGATING:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from coordinator.engine import closing, leases, quorum
+from coordinator.engine import audits, closing, leases, opinions, quorum, shadows
 from coordinator.engine.commands import EndRun
 from coordinator.engine.dispatch import are_ready, dispatch, is_waiting
 from coordinator.engine.phases import OPEN_PHASES, Phase
@@ -29,6 +29,7 @@ def advance(turn: Turn) -> None:
     state = turn.state
     _expire_due(turn)
     closing.lift_quarantines(turn, state.index.quarantines.due(state.now_s))
+    opinions.advance(turn)
     for _ in range(_MOST_MOVES):
         before = (turn.state.phase, turn.state.round.round)
         _step(turn)
@@ -49,6 +50,7 @@ def timers_s(state: EngineState) -> Iterator[float]:
     if state.phase in RUNNING_PHASES:
         limits = (quorum.deadline_s(state), current.grace_until_s, current.spare_wait_until_s)
         moments += limits
+        moments += audits.timers_s(state)
     if state.phase in OPEN_PHASES:
         moments.append(state.index.quarantines.first_after(state.now_s))
         cooling = (state.workers[worker] for worker in state.index.cooling)
@@ -72,8 +74,10 @@ def _step(turn: Turn) -> None:
     if state.phase is Phase.GATHERING:
         _gather(turn)
     elif state.phase in RUNNING_PHASES:
+        shadows.grant(turn, overdue=True)
         dispatch(turn)
         if not state.round.granting:
+            shadows.grant(turn, overdue=False)
             _review(turn)
     elif state.phase is Phase.FINISHING and not state.pending:
         state.move_to(Phase.OVER)

@@ -170,6 +170,24 @@ class LeaseRecord:
     audit_due: bool = False
     """It was drawn to be computed again, and has not been yet."""
     audits: tuple[AuditResult, ...] = ()
+    audit_certain: bool = False
+    """It was not drawn by chance: what it is worth hangs on the result, which its round waits for."""
+    audit_unpaid: bool = False
+    """It was drawn, and the budget did not reach for it."""
+    audit_unable: bool = False
+    """The coordinator itself tried in vain to compute it again."""
+    audit_since_s: float = 0.0
+    """When its present audit was called for: the first, or another opinion."""
+
+    @property
+    def accusers(self) -> tuple[str, ...]:
+        """The people who computed it again and came to something else."""
+        return tuple(result.auditor for result in self.audits if not result.passed)
+
+    @property
+    def vouchers(self) -> tuple[str, ...]:
+        """The people who computed it again and came to the same."""
+        return tuple(result.auditor for result in self.audits if result.passed)
 
     @property
     def end_reason(self) -> str:
@@ -205,6 +223,15 @@ class RoundState:
     returned: int = 0
     closed: Reason | None = None
     left_out: tuple[LeftOut, ...] = ()
+    audit_carried: float = 0.0
+    """Of the budget for audits of the rounds before: what they left, or, below 0, what they overdrew."""
+    audit_spent: float = 0.0
+    """Whole leases' work that this round's audits take."""
+    audits_expected: float = 0.0
+    """Whole leases' work that auditing would take, by the probabilities at which the round's leases may be drawn."""
+    audits_drawn: int = 0
+    audits_unpaid: int = 0
+    """Of those drawn."""
 
     @property
     def close_reason(self) -> str:

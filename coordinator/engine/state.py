@@ -15,6 +15,7 @@ from coordinator.engine.commands import SlowCommand
 from coordinator.engine.config import MAX_COLUMNS, EngineConfig
 from coordinator.engine.events import Substitute
 from coordinator.engine.history import (
+    Accusation,
     CalendarMark,
     Checkpoint,
     Failure,
@@ -64,6 +65,8 @@ class EngineState:
     next_config: EngineConfig | None = None
     """What was changed since the round opened is in it; the next round's."""
     setting_changes: tuple[SettingChange, ...] = ()
+    accusations: tuple[Accusation, ...] = ()
+    """Leases that an auditor could not reproduce, oldest first."""
     fixed_settings: dict[str, str] = field(default_factory=dict)
     """Key to JSON of settings that are not the engine's: what the run began with, for the start to compare."""
     past_steps: tuple[PastStep, ...] = ()
@@ -239,6 +242,8 @@ class EngineState:
 
     def is_awaited(self, record: LeaseRecord) -> bool:
         """Whether the present round still waits for something to come of this lease."""
+        if record.lease.audits is not None:
+            return False
         if record.status is LeaseStatus.UPLOADED:
             return True
         if record.lease.round != self.round.round:

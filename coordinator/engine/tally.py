@@ -12,7 +12,7 @@ from collections.abc import Hashable
 from typing import TypeVar
 
 from coordinator.engine.phases import LIVE_STATUSES, LOST_STATUSES, LeaseStatus
-from coordinator.engine.reasons import BLAMED_KEYS
+from coordinator.engine.reasons import AUDIT_FAILED, BLAMED_KEYS
 from coordinator.engine.rows import LeaseRecord
 from protocol.ids import LeaseId, WorkerId
 
@@ -21,7 +21,8 @@ K = TypeVar("K", bound=Hashable)
 
 def was_lost(record: LeaseRecord) -> bool:
     """Whether nothing came of a lease without its worker being to blame: its columns may be leased to it again."""
-    late = record.verdict is not None and not record.verdict.accepted and record.verdict.key not in BLAMED_KEYS
+    blamed = BLAMED_KEYS | {AUDIT_FAILED}
+    late = record.verdict is not None and not record.verdict.accepted and record.verdict.key not in blamed
     return record.status in LOST_STATUSES or late
 
 

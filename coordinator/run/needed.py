@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from coordinator.engine.commands import AggregateRound, MeasureSubmission
+from coordinator.engine.commands import AggregateRound, CompareSubmissions, MeasureSubmission, ReplayLease
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus
 from coordinator.engine.state import EngineState
 from protocol.ids import Digest, LeaseId
@@ -24,8 +24,8 @@ class Needed:
     manifest: Digest
     """Of that version."""
     payloads: Mapping[LeaseId, Digest]
-    """Submissions that have arrived and are still to be measured or counted, or that a rollback would count again:
-    their bytes must be there."""
+    """Submissions that have arrived and are still to be measured, counted or audited, or that a rollback would count
+    again: their bytes must be there."""
     uploads: Mapping[LeaseId, Digest]
     """Commits whose bytes have yet to come: what is there of them need not be sent again."""
 
@@ -45,19 +45,27 @@ class Needed:
 def needed_by(state: EngineState) -> Needed:
     """What `state` speaks of.
 
-    A submission that was counted is not among it, unless it is kept for a rollback: its process may have died after the
-    outer step and before it dropped the bytes.
+    A submission that was counted is not among it, unless it is kept for an audit or a rollback: its process may have
+    died after the outer step and before it dropped the bytes.
     """
     payloads: dict[LeaseId, Digest] = {}
     uploads: dict[LeaseId, Digest] = {}
     for lease_id, record in state.leases.items():
-        if record.digest is None or record.status not in LIVE_STATUSES or record.counted_in is not None:
+        if record.digest is None:
+            continue
+        live = record.status in LIVE_STATUSES and record.counted_in is None
+        if not (live or record.audit_due):
             continue
         (uploads if record.status is LeaseStatus.COMMITTED else payloads)[lease_id] = record.digest
     for command in state.pending.values():
         match command:
             case MeasureSubmission():
                 payloads[command.lease.lease_id] = command.digest
+            case ReplayLease():
+                payloads[command.lease.lease_id] = command.digest
+            case CompareSubmissions():
+                payloads[command.lease.lease_id] = command.digest
+                payloads[command.again.lease_id] = command.again_digest
             case AggregateRound():
                 payloads |= {one.lease_id: one.digest for one in command.contributions}
     for past in state.past_steps:

@@ -24,6 +24,7 @@ from coordinator.settings import RunSettings
 from coordinator.store.journal import Journal, JournalObserver, unobserved
 from coordinator.store.versions import Versions
 from coordinator.work.executor import Executor, WorkSettings
+from coordinator.work.port import Replay
 from protocol.errors import StorageTrouble
 from protocol.file_lock import FileLock
 
@@ -33,7 +34,14 @@ _log = structlog.get_logger("coordinator")
 class OpenedRun:
     """One run's files and stores, from `open` to `close`."""
 
-    def __init__(self, folder: RunFolder, lock: FileLock, clocks: Clocks, observer: JournalObserver) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        lock: FileLock,
+        clocks: Clocks,
+        observer: JournalObserver,
+        replay: Replay | None = None,
+    ) -> None:
         self._lock = lock
         self.journal = Journal.open(folder.journal_path, observer=observer)
         self.engine, self.verdicts = load_engine(self.journal, folder.draw_secret())
@@ -60,15 +68,25 @@ class OpenedRun:
             checkpoints=folder.checkpoints,
             clock=self.clock.now_s,
             wall_clock=self.clock.wall_s,
+            replay=replay,
         )
 
     @classmethod
-    def open(cls, folder: RunFolder, clocks: Clocks, observer: JournalObserver = unobserved) -> OpenedRun:
-        """Open everything, and clear away what an interrupted process left half done."""
+    def open(
+        cls,
+        folder: RunFolder,
+        clocks: Clocks,
+        observer: JournalObserver = unobserved,
+        replay: Replay | None = None,
+    ) -> OpenedRun:
+        """Open everything, and clear away what an interrupted process left half done.
+
+        `replay`: how this process computes leases again, where it can.
+        """
         lock = folder_lock(folder.root)
         lock.acquire()
         try:
-            parts = cls(folder, lock, clocks, observer)
+            parts = cls(folder, lock, clocks, observer, replay)
             parts.journal.fence()
             parts._check_and_clear()
         except BaseException:

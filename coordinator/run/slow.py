@@ -18,8 +18,10 @@ import structlog
 
 from coordinator.engine.commands import (
     AggregateRound,
+    CompareSubmissions,
     MeasureSubmission,
     RebuildVersion,
+    ReplayLease,
     SlowCommand,
     TryContributions,
     ValidateVersion,
@@ -43,9 +45,11 @@ _PRIORITIES: dict[type[SlowCommand], int] = {
     TryContributions: 0,
     RebuildVersion: 0,
     MeasureSubmission: 1,
-    ValidateVersion: 2,
+    CompareSubmissions: 2,
+    ValidateVersion: 3,
+    ReplayLease: 5,  # by far the longest: one that has begun holds up everything else for as long as a lease takes
 }
-_LAST_PRIORITY = 3
+_DEFAULT_PRIORITY = 4
 
 
 class SlowCommands:
@@ -82,7 +86,7 @@ class SlowCommands:
         if command.command_id in self._queued or self._stopping:
             return
         self._queued.add(command.command_id)
-        priority = _PRIORITIES.get(type(command), _LAST_PRIORITY)
+        priority = _PRIORITIES.get(type(command), _DEFAULT_PRIORITY)
         heapq.heappush(self._queue, (priority, next(self._order), command))
         self._wake.set()
 

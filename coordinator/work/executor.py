@@ -22,10 +22,13 @@ import torch
 from torch import Tensor
 
 from aggregation.norms import block_norm
+from aggregation.replayed import ReplayDistance
 from coordinator.engine.commands import (
     AggregateRound,
+    CompareSubmissions,
     MeasureSubmission,
     RebuildVersion,
+    ReplayLease,
     SlowCommand,
     TryContributions,
     ValidateVersion,
@@ -36,6 +39,7 @@ from coordinator.engine.events import (
     CheckpointWritten,
     ContributionsTried,
     Event,
+    LeaseReplayed,
     RoundAggregated,
     SubmissionMeasured,
     VersionRebuilt,
@@ -44,15 +48,16 @@ from coordinator.engine.events import (
 from coordinator.store.ports import BlobStore
 from coordinator.store.versions import Versions
 from coordinator.work.outer import RoundAggregator
-from coordinator.work.port import Work
+from coordinator.work.port import Replay, Work
 from coordinator.work.rebuilding import rebuild
+from coordinator.work.replaying import compared, replayed
 from moe.companions import Companions
 from moe.export import export_checkpoint
 from moe.full import full_model, load_blocks, mean_and_error, sequence_losses
 from moe.layout import Layout, submission_specs
 from protocol.codecs import codec_named
 from protocol.errors import LocalError, MalformedMessage
-from protocol.ids import BlockId, Digest
+from protocol.ids import BlockId, Digest, WorkerId
 from protocol.lease import Lease
 from protocol.submission import decode_submission
 
@@ -103,7 +108,10 @@ class Executor(Work):
         checkpoints: Path,
         clock: Callable[[], float],
         wall_clock: Callable[[], float] = time.time,
+        replay: Replay | None = None,
     ) -> None:
+        """`replay`: how leases are computed again; without one, `ReplayLease` fails with a sentence that says so."""
+        self.replay = replay
         self._settings = settings
         self._layout = layout
         self._payloads = payloads
@@ -181,6 +189,46 @@ class Executor(Work):
         failed = self._aggregator.failing_alone(command.attempt, base)
         return ContributionsTried(
             at_s=self._clock(), command_id=command.command_id, round=command.attempt.round, failed=failed
+        )
+
+    @execute.register
+    def _(self, command: ReplayLease) -> Event:
+        lease = command.lease
+        data, length = lease.data, self._settings.sequence_length
+        found = replayed(
+            command,
+            self.replay,
+            layout=self._layout,
+            payloads=self._payloads,
+            base=self._base_blocks(self._base_manifest(lease)),
+            sequences_NL=self._dataset.sequences(data.seed, data.start, data.count, length).astype("int64"),
+        )
+        return self._audited(command, None, found)
+
+    @execute.register
+    def _(self, command: CompareSubmissions) -> Event:
+        try:
+            found = compared(command, layout=self._layout, payloads=self._payloads)
+        except MalformedMessage as error:
+            return LeaseReplayed(
+                at_s=self._clock(),
+                command_id=command.command_id,
+                lease_id=command.lease.lease_id,
+                auditor=command.again.worker,
+                error=str(error),
+            )
+        return self._audited(command, command.again.worker, found)
+
+    def _audited(
+        self, command: ReplayLease | CompareSubmissions, auditor: WorkerId | None, found: ReplayDistance
+    ) -> LeaseReplayed:
+        return LeaseReplayed(
+            at_s=self._clock(),
+            command_id=command.command_id,
+            lease_id=command.lease.lease_id,
+            auditor=auditor,
+            trunk=found.trunk,
+            columns=found.columns,
         )
 
     @execute.register

@@ -6,16 +6,33 @@ digests, so anybody who has those can do it, and doing it twice is harmless.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from coordinator.engine.commands import SlowCommand
 from coordinator.engine.events import Event
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from protocol.lease import Lease
+    from protocol.submission import Blocks
+
 
 class Work(Protocol):
-    """Measures, replays later, aggregates, validates, exports. Called by one thread at a time."""
+    """Measures, replays, aggregates, validates, exports. Called by one thread at a time."""
 
     def execute(self, command: SlowCommand) -> Event:
         """Carry out `command`; the event that it ends in. Whatever it raises, nothing has happened, and it may be
         asked for again (`failures.trouble_of` says whose fault it was).
+        """
+
+
+class Replay(Protocol):
+    """How a lease is computed again. The coordinator knows no training: whoever starts it brings this along."""
+
+    def __call__(self, lease: Lease, base: Blocks, sequences_NL: NDArray[np.int64], micro_batch: int, /) -> Blocks:
+        """The pseudo-gradient of `lease`, fp32, from the blocks of its base version and its N sequences of L tokens.
+
+        `micro_batch` is how many its worker put through the model at a time; 0 where it did not say.
         """

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from coordinator.engine.commands import (
     AggregateRound,
+    CompareSubmissions,
     MeasureSubmission,
     RebuildVersion,
+    ReplayLease,
     SlowCommand,
     TryContributions,
     ValidateVersion,
@@ -28,6 +30,7 @@ from coordinator.engine.events import (
     ContributionsTried,
     Event,
     FailedAlone,
+    LeaseReplayed,
     RoundAggregated,
     SubmissionMeasured,
     VersionRebuilt,
@@ -36,7 +39,7 @@ from coordinator.engine.events import (
 from coordinator.engine.records import command_digest
 from coordinator.work import port
 from protocol.errors import LocalError
-from protocol.ids import TRUNK, BlockId, Digest, column_block
+from protocol.ids import TRUNK, BlockId, Digest, WorkerId, column_block
 from protocol.lease import Lease
 from simulator.deterministic.disk import Disk, StoredBlock, VersionEntry, stretched
 from simulator.deterministic.work import DISK_FULL, MissingContent, Site, Spoils, Texts
@@ -68,6 +71,12 @@ class CheapExecutor(port.Work):
         match command:
             case MeasureSubmission():
                 return self._measure(command, at_s)
+            case ReplayLease(lease=lease, digest=digest):
+                return self._audited(command_id, lease, None, self._is_honest(command_id, lease, digest), at_s)
+            case CompareSubmissions(lease=lease, digest=digest, again=again, again_digest=again_digest):
+                sent = self._is_honest(command_id, lease, digest)
+                answered = self._is_honest(command_id, again, again_digest)
+                return self._audited(command_id, lease, again.worker, sent and answered, at_s)
             case AggregateRound():
                 return self._aggregate(command, at_s)
             case RebuildVersion():
@@ -87,13 +96,8 @@ class CheapExecutor(port.Work):
         raise MissingContent(f"no such work: {command}")
 
     def _measure(self, command: MeasureSubmission, at_s: float) -> SubmissionMeasured:
-        lease, got = command.lease, self._payload(command.digest, f"{command.command_id}")
-        if hashlib.sha256(got).hexdigest() != command.digest:
-            raise MissingContent(f"{command.command_id}: the payload is not what its digest says")
-        base = self._blocks_of(self._version(lease.base_version).manifest)
-        data, length = lease.data, self._sequence_length
-        read = self._texts.sequences(data.seed, data.start, data.count, length)
-        honest = got == trained_payload(lease, base, read, len(got))
+        lease, got = command.lease, self._payload(command.digest, command.command_id)
+        honest = self._is_honest(command.command_id, lease, command.digest)
         spread = got[0] / 1024  # honest norms differ a little
         return SubmissionMeasured(
             at_s=at_s,
@@ -103,6 +107,25 @@ class CheapExecutor(port.Work):
             norms=tuple(BlockNorm(block=block, norm_l2=1.0 + spread, base_l2=50.0) for block in lease.blocks),
             heldout_gain=0.1 + spread / 10,
             heldout_gain_se=0.02,
+        )
+
+    def _is_honest(self, command_id: str, lease: Lease, digest: Digest) -> bool:
+        """Whether a submission is what training its lease gives."""
+        got = self._payload(digest, command_id)
+        if hashlib.sha256(got).hexdigest() != digest:
+            raise MissingContent(f"{command_id}: the payload is not what its digest says")
+        base = self._blocks_of(self._version(lease.base_version).manifest)
+        data, length = lease.data, self._sequence_length
+        read = self._texts.sequences(data.seed, data.start, data.count, length)
+        return got == trained_payload(lease, base, read, len(got))
+
+    def _audited(
+        self, command_id: str, lease: Lease, auditor: WorkerId | None, alike: bool, at_s: float
+    ) -> LeaseReplayed:
+        """Two honest hashes of one lease differ by its id alone; a lie is as far as can be from either."""
+        far = 0.0 if alike else 1.0
+        return LeaseReplayed(
+            at_s=at_s, command_id=command_id, lease_id=lease.lease_id, auditor=auditor, trunk=far, columns=far
         )
 
     def _tried(self, command_id: str, attempt: AggregateRound, at_s: float) -> ContributionsTried:

@@ -252,7 +252,7 @@ class Book:
     def _check_shares(self, state: EngineState) -> None:
         held: dict[tuple[int, str], set[int]] = {}
         for record in state.leases.values():
-            if record.status not in LIVE_STATUSES:
+            if record.status not in LIVE_STATUSES or record.lease.audits is not None:
                 continue
             number, person = record.lease.round, self._person(record.lease.worker)
             theirs = held.setdefault((number, person), set())
@@ -306,6 +306,8 @@ class Book:
                 _broken(f"lease {lease.lease_id} was granted again with other contents")
             return
         self._leases[lease.lease_id] = lease
+        if lease.audits is not None:
+            return  # the same positions once more, to be compared and not counted
         for position in range(lease.data.start, lease.data.start + lease.data.count):
             other = self._positions.setdefault((lease.data.seed, position), lease.lease_id)
             if other != lease.lease_id:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 
 from coordinator.engine.phases import LeaseStatus
+from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.state import EngineState
 from simulator.deterministic.broken import InvariantBroken
 from simulator.deterministic.disk import Disk
@@ -40,9 +41,15 @@ def _check_leases(state: EngineState) -> None:
     for lease_id, record in state.leases.items():
         if record.lease.round == number:
             of_round[record.lease.worker] += 1
-        elif record.lease.round < number - config.max_staleness - KEPT_ROUNDS and record.status not in _OPEN:
+        elif record.lease.round < number - _kept_rounds(state, record) and record.status not in _OPEN:
             raise InvariantBroken(f"lease {lease_id} of round {record.lease.round} is kept in round {number}")
     most = config.columns + 2 + (state.now_s - state.round.opened_at_s) / config.min_lease_s
     for worker, count in of_round.items():
         if count > most:
             raise InvariantBroken(f"worker {worker[:8]} has {count} leases of round {number}, at most {most:.0f}")
+
+
+def _kept_rounds(state: EngineState, record: LeaseRecord) -> int:
+    """What is still to be audited, or audits such a lease, is kept until the audit's time is over."""
+    audited = record.audit_due or record.lease.audits is not None
+    return max(state.config.max_staleness, state.config.audits.keep_rounds * audited) + KEPT_ROUNDS

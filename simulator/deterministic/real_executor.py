@@ -20,6 +20,7 @@ from coordinator.settings import RunSettings
 from coordinator.store.ports import BlobStore
 from coordinator.store.versions import Versions
 from coordinator.work.executor import Executor
+from coordinator.work.port import Replay
 from moe.layout import Layout
 from moe.tokenizer import TOKENIZER_FILE
 from protocol.errors import LocalError
@@ -39,6 +40,7 @@ class ReallyDone(Protocol):
     tokens_trained: int
     val_losses: dict[int, float]
     on_validated: Callable[[int, float], None]
+    replay: Replay
 
     def checkpoints(self) -> Path:
         """Where checkpoints go."""
@@ -60,6 +62,7 @@ class RealExecutor:
             checkpoints=work.checkpoints(),
             clock=site.clock,
             wall_clock=lambda: 0.0,
+            replay=work.replay,
         )
 
     def execute(self, command: SlowCommand) -> Event:

@@ -13,12 +13,15 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from coordinator.settings import RunSettings
 from coordinator.store.artifacts import ArtifactStore
 from coordinator.store.versions import Versions
+from coordinator.work.port import Replay
 from moe.config import config_from_json
 from moe.full import initial_blocks
 from moe.layout import block_tensor_specs, layout
@@ -26,9 +29,10 @@ from moe.shard import ShardModel, build_shard
 from protocol.codecs import FP32, codec_named
 from protocol.errors import LocalError
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, RunId, Version, digest_of
+from protocol.lease import Lease
 from protocol.manifest import Manifest
 from protocol.residency import FROZEN
-from protocol.submission import encode_submission
+from protocol.submission import Blocks, encode_submission
 from protocol.tensors import decode_tensors
 from simulator.deterministic.broken import InvariantBroken
 from simulator.deterministic.disk import Disk
@@ -80,6 +84,8 @@ class RealWork:
         self.on_write: Callable[[str], None] = lambda _: None
         """Called before each block, and each manifest, is written: raises where the process dies there."""
         self.on_validated: Callable[[int, float], None] = lambda *_: None
+        self.replay: Replay = self._replay
+        """How the coordinator computes a lease again: as its worker does, in one go."""
         self._seed, self._folder = seed, folder
         self._files = ArtifactStore(folder)
         self._shards: dict[tuple[int, ...], ShardModel] = {}
@@ -140,6 +146,11 @@ class RealWork:
     def checkpoints(self) -> Path:
         """Where checkpoints go."""
         return self._folder / "checkpoints"
+
+    def _replay(self, lease: Lease, base: Blocks, sequences_NL: NDArray[Any], micro_batch: int) -> Blocks:
+        shard = self._holding(lease, base)
+        train_shard(shard, lease, sequences_NL, micro_batch=micro_batch or None)
+        return pseudo_gradient_of(base, shard.held_blocks())
 
     # ---- the volunteers' side ------------------------------------------------------------------------------------
 
@@ -213,12 +224,15 @@ class RealWork:
     def _loaded(self, fetched: FetchedLease) -> tuple[ShardModel, dict[BlockId, Tensors]]:
         lease = fetched.lease
         start = {block: self._block(block, digest) for block, digest in fetched.digests.items()}
+        return self._holding(lease, start), start
+
+    def _holding(self, lease: Lease, start: Blocks) -> ShardModel:
         shard = self._shards.get(lease.columns)
         if shard is None:
             shard = self._shards[lease.columns] = build_shard(self.layout, lease.columns, start, seed=lease.seed)
         else:
             shard.load(start)
-        return shard, start
+        return shard
 
     def _keeper(self, worker: int, fetched: FetchedLease) -> _Keeper:
         return _Keeper(self._states_of(worker), computation_of(fetched.lease, fetched.digests, "cpu"))

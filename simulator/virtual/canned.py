@@ -9,8 +9,10 @@ from collections.abc import Callable
 
 from coordinator.engine.commands import (
     AggregateRound,
+    CompareSubmissions,
     MeasureSubmission,
     RebuildVersion,
+    ReplayLease,
     SlowCommand,
     ValidateVersion,
     WriteCheckpoint,
@@ -19,6 +21,7 @@ from coordinator.engine.events import (
     BlockNorm,
     CheckpointWritten,
     Event,
+    LeaseReplayed,
     RoundAggregated,
     SubmissionMeasured,
     VersionRebuilt,
@@ -26,6 +29,7 @@ from coordinator.engine.events import (
 )
 from protocol.errors import LocalError
 from protocol.ids import digest_of
+from protocol.lease import Lease
 
 
 def canned_result(
@@ -34,8 +38,12 @@ def canned_result(
     *,
     norm_l2: Callable[[], float] = lambda: 1.0,
     gain: Callable[[], float] = lambda: 0.05,
+    distance: Callable[[Lease], float] = lambda lease: 0.0,
 ) -> Event:
-    """The event that `command` ends in at `at_s`; `norm_l2` is asked once a block, `gain` once a submission."""
+    """The event that `command` ends in at `at_s`; `norm_l2` is asked once a block, `gain` once a submission.
+
+    `distance` is asked once an audit, of the lease that is audited.
+    """
     command_id = command.command_id
     match command:
         case MeasureSubmission(lease=lease):
@@ -67,6 +75,16 @@ def canned_result(
                 parent_version=command.parent_version,
                 manifest=digest_of(command_id.encode()),
                 change_l2=1.0,
+            )
+        case ReplayLease(lease=lease):
+            far = distance(lease)
+            return LeaseReplayed(
+                at_s=at_s, command_id=command_id, lease_id=lease.lease_id, auditor=None, trunk=far, columns=far
+            )
+        case CompareSubmissions(lease=lease, again=again):
+            far = distance(lease)
+            return LeaseReplayed(
+                at_s=at_s, command_id=command_id, lease_id=lease.lease_id, auditor=again.worker, trunk=far, columns=far
             )
         case ValidateVersion(version=version):
             return VersionValidated(at_s=at_s, command_id=command_id, version=version, val_loss=3.0, val_loss_se=0.01)

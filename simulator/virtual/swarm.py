@@ -46,6 +46,8 @@ STILL = Clocks(machine=lambda: 0.0, wall=lambda: 0.0)
 """To open a run with: the engine's time is the latest of all events, and the swarm's events carry it."""
 ASKS_AGAIN_S = 0.1
 """Between the end of one lease and the question for the next."""
+COORDINATOR = WorkerId("")
+"""As whom the coordinator trains when it computes a lease again."""
 EXECUTION_S = 0.1
 """Virtual time that a slow command takes."""
 
@@ -63,6 +65,10 @@ class Volunteer:
     """0: all."""
     dropout: float = 0.0
     """Probability that it vanishes in mid-lease, and is back only after it has been given up."""
+    trusted: bool = False
+    """Invited as a founder: it may audit others."""
+    owner: str = ""
+    """Whose machine it is; empty: nobody's but its own."""
 
     @property
     def worker(self) -> WorkerId:
@@ -107,6 +113,7 @@ class VirtualSwarm(EngineLoop):
         self._seed = seed
         self._machines = {volunteer.worker: _Machine(volunteer) for volunteer in volunteers}
         self._bases: dict[Version, Blocks] = {}
+        run.executor.replay = self._replayed
         self.trained_sequences = 0
         """Sequences of all leases that were trained to their end, whether or not they came to count."""
         self._begin()
@@ -138,9 +145,10 @@ class VirtualSwarm(EngineLoop):
                         at_s=self.now_s,
                         worker=volunteer.worker,
                         name=volunteer.name,
-                        trusted=False,
+                        trusted=volunteer.trusted,
                         max_columns=volunteer.max_columns,
                         tokens_per_s=1.0 / volunteer.step_s,
+                        owner=volunteer.owner,
                     )
                 )
             self.agenda.after(0.0, partial(self._ask, machine))
@@ -269,6 +277,11 @@ class VirtualSwarm(EngineLoop):
         sequences_NL = self._run.dataset.sequences(data.seed, data.start, data.count, length).astype("int64")
         sequences_NL = self._group.on_batch(lease, sequences_NL)
         return self._training(lease.worker, lease, self._base(lease.base_version), sequences_NL)
+
+    def _replayed(self, lease: Lease, base: Blocks, sequences_NL: NDArray[Any], micro_batch: int) -> Blocks:
+        """The coordinator's own: what whoever does not lie comes to, from the lease alone."""
+        del micro_batch  # everybody here has the same machine
+        return self._training(COORDINATOR, lease, base, sequences_NL).pseudo_gradient
 
     def _base(self, version: Version) -> Blocks:
         if version not in self._bases:

@@ -12,14 +12,19 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from numpy.typing import NDArray
 
 from coordinator.engine import commands
 from coordinator.engine.commands import (
     AggregateRound,
+    CompareSubmissions,
     MeasureSubmission,
     RebuildVersion,
+    ReplayLease,
     SlowCommand,
     TryContributions,
     ValidateVersion,
@@ -30,6 +35,7 @@ from coordinator.engine.events import (
     CheckpointWritten,
     ContributionsTried,
     Event,
+    LeaseReplayed,
     RoundAggregated,
     SubmissionMeasured,
     VersionRebuilt,
@@ -40,9 +46,12 @@ from coordinator.engine.records import command_digest, event_from_json, event_to
 from coordinator.run.folder import RunFolder
 from coordinator.store.artifacts import ArtifactStore
 from coordinator.store.ports import BlobStore
-from coordinator.work.port import Work
+from coordinator.work.port import Replay, Work
+from moe.layout import Layout
 from protocol.errors import LocalError
 from protocol.ids import Digest, RoundNumber, Version
+from protocol.lease import Lease
+from protocol.submission import Blocks
 from simulator.deterministic.cheap_executor import trained_payload
 from simulator.deterministic.disk import Disk, MemoryBlobs, MemoryPayloads
 from simulator.deterministic.hashwork import HashWork
@@ -55,6 +64,8 @@ ENDS_IN: dict[type[SlowCommand], type[Event]] = {
     AggregateRound: RoundAggregated,
     TryContributions: ContributionsTried,
     RebuildVersion: VersionRebuilt,
+    ReplayLease: LeaseReplayed,
+    CompareSubmissions: LeaseReplayed,
     ValidateVersion: VersionValidated,
     WriteCheckpoint: CheckpointWritten,
 }
@@ -120,6 +131,16 @@ class Orders:
                 from_manifest=self.base_manifest,
                 steps=(step, dataclasses.replace(step, seed=8)),
             ),
+            ReplayLease(command_id="replay:r1.1", lease=LEASES[0], digest=self.sent[0], codec="fp32", micro_batch=0),
+            CompareSubmissions(
+                command_id="compare:r1.1",
+                lease=LEASES[0],
+                digest=self.sent[0],
+                codec="fp32",
+                again=LEASES[0],
+                again_digest=self.sent[0],
+                again_codec="fp32",
+            ),
             ValidateVersion(command_id="validate:v0", **zero),  # type: ignore[arg-type]
             WriteCheckpoint(command_id="checkpoint:v0", **zero),  # type: ignore[arg-type]
         )
@@ -165,6 +186,17 @@ class Tally(Work):
                 for one in attempt.contributions:
                     self._sent(one.digest)
                 return ContributionsTried(at_s=at_s, command_id=command_id, round=attempt.round, failed=())
+            case ReplayLease(lease=leased, digest=digest):
+                self._model(self._versions[leased.base_version][0])
+                far = abs(self._sent(digest) - _value(leased))
+                return LeaseReplayed(
+                    at_s=at_s, command_id=command_id, lease_id=leased.lease_id, auditor=None, trunk=far
+                )
+            case CompareSubmissions(lease=leased, digest=digest, again=again, again_digest=again_digest):
+                far = abs(self._sent(digest) - self._sent(again_digest))
+                return LeaseReplayed(
+                    at_s=at_s, command_id=command_id, lease_id=leased.lease_id, auditor=again.worker, trunk=far
+                )
             case ValidateVersion(version=version, manifest=manifest):
                 loss = self._model(manifest)
                 return VersionValidated(
@@ -201,8 +233,14 @@ class Tally(Work):
 def files(_: Path, request: pytest.FixtureRequest) -> Kind:
     run: RunFolder = request.getfixturevalue("run")
     bench = Bench(run)
+
+    def start() -> Work:
+        executor = Bench(run).executor
+        executor.replay = _replay(bench.layout)
+        return executor
+
     return Kind(
-        start=lambda: Bench(run).executor,
+        start=start,
         payloads=bench.store.payloads,
         submission=lambda one: payload_of(bench.layout, one.columns, constant(_value(one))),
         base_manifest=bench.base_manifest,
@@ -237,6 +275,7 @@ def cheap(_: Path, __: pytest.FixtureRequest) -> Kind:
 def simulated(folder: Path, _: pytest.FixtureRequest) -> Kind:
     work, disk = RealWork(1, folder), Disk()
     manifest = work.first_version(disk)
+    work.replay = _replay(work.layout)
     return Kind(
         start=lambda: work.executor(_site(disk)),
         payloads=MemoryPayloads(disk),
@@ -272,6 +311,22 @@ def _site(disk: Disk) -> Site:
         spoils=lambda _: Spoils.NOTHING,
         on_aggregated=lambda *_: None,
     )
+
+
+def _replay(layout: Layout) -> Replay:
+    """Training is tried elsewhere: a lease comes to what `_value` says, whoever computes it."""
+
+    def replay(leased: Lease, base: Blocks, sequences_NL: NDArray[Any], micro_batch: int) -> Blocks:
+        assert sequences_NL.shape[0] == leased.data.count
+        assert set(leased.blocks) <= set(base)
+        assert micro_batch == 0
+        number = 0.25 * len(leased.columns) + 0.125 * leased.columns[0]
+        return {
+            block: {name: torch.full_like(tensor, number) for name, tensor in base[block].items()}
+            for block in leased.blocks
+        }
+
+    return replay
 
 
 def _value(one: GrantedLease) -> float:
@@ -335,6 +390,9 @@ def test_a_command_ends_in_its_kind_of_event(kind: Kind, orders: Orders, asked: 
             assert [norm.block for norm in event.norms] == list(LEASES[0].blocks)
         case ContributionsTried():
             assert event.failed == ()
+        case LeaseReplayed():
+            assert (event.lease_id, event.trunk, event.columns, event.error) == (LEASES[0].lease_id, 0.0, 0.0, "")
+            assert event.auditor == (LEASES[0].worker if asked is CompareSubmissions else None)
     if asked not in WRITES:
         assert kind.stores() == before
 
@@ -368,7 +426,9 @@ def test_an_outer_step_that_says_otherwise_is_another(kind: Kind, orders: Orders
     assert len(seen) == 3
 
 
-@pytest.mark.parametrize("asked", [MeasureSubmission, AggregateRound, TryContributions])
+@pytest.mark.parametrize(
+    "asked", [MeasureSubmission, AggregateRound, TryContributions, ReplayLease, CompareSubmissions]
+)
 def test_a_submission_that_is_gone_is_told_and_nothing_made_of_it(
     kind: Kind, orders: Orders, asked: type[SlowCommand]
 ) -> None:
@@ -389,6 +449,8 @@ def test_a_submission_that_is_gone_is_told_and_nothing_made_of_it(
 
 @each_command
 def test_a_version_that_is_gone_is_nobodys_fault(kind: Kind, orders: Orders, asked: type[SlowCommand]) -> None:
+    if asked is CompareSubmissions:
+        return  # two submissions are all that it needs
     kind.lose_base()
     before = kind.stores()
     with pytest.raises(LocalError):

@@ -13,9 +13,11 @@ from coordinator.engine import events as ev
 from coordinator.engine.commands import (
     AggregateRound,
     Command,
+    CompareSubmissions,
     Contribution,
     MeasureSubmission,
     RebuildVersion,
+    ReplayLease,
     TryContributions,
     ValidateVersion,
     WriteCheckpoint,
@@ -290,6 +292,46 @@ class Swarm(EngineLoop):
             )
         )
 
+    def audited(self, lease_id: str, distance: float = 0.0, error: str = "") -> list[Command]:
+        """The coordinator's own answer to the audit of that lease."""
+        return self._audited(f"replay:{lease_id}", lease_id, None, distance, error)
+
+    def compared(self, auditor: str, distance: float = 0.0, error: str = "") -> list[Command]:
+        """What comes of holding the auditor's latest lease, which is a shadow, against the one that it audits."""
+        lease = self.lease(auditor)
+        assert lease.audits is not None
+        return self._audited(f"compare:{lease.lease_id}", lease.audits, WorkerId(auditor), distance, error)
+
+    def answer(
+        self, command: ReplayLease | CompareSubmissions, distance: float = 0.0, error: str = ""
+    ) -> list[Command]:
+        """What comes of an audit that is pending."""
+        auditor = command.again.worker if isinstance(command, CompareSubmissions) else None
+        return self._audited(command.command_id, command.lease.lease_id, auditor, distance, error)
+
+    def _audited(
+        self, command_id: str, lease_id: str, auditor: WorkerId | None, distance: float, error: str
+    ) -> list[Command]:
+        return self.handle(
+            ev.LeaseReplayed(
+                at_s=self.now_s,
+                command_id=command_id,
+                lease_id=LeaseId(lease_id),
+                auditor=auditor,
+                trunk=distance,
+                columns=distance / 2,
+                error=error,
+            )
+        )
+
+    def send(self, *names: str) -> list[Command]:
+        """Commit and upload, and leave the rest to the coordinator."""
+        found: list[Command] = []
+        for name in names:
+            lease = self.lease(name)
+            found += self.commit(name, lease) + self.upload(name, lease)
+        return found
+
     def tick(self) -> list[Command]:
         return self.handle(ev.Ticked(at_s=self.now_s))
 
@@ -308,6 +350,8 @@ class Swarm(EngineLoop):
                 self.tried()
             elif isinstance(command, RebuildVersion):
                 self.rebuilt()
+            elif isinstance(command, ReplayLease | CompareSubmissions):
+                self.answer(command)
             elif isinstance(command, ValidateVersion):
                 self.validated()
             else:
@@ -356,6 +400,7 @@ def described(index: Index, now_s: float) -> dict[str, Any]:
         "in order": list(tally.leases),
         "leases of": {worker: list(index.leases_of(worker)) for worker in index.places},
         "resting": index._resting_on,
+        "audits": (set(index.open_audits), index._shadows),
         "open": index.open_leases,
         "deadlines": {key: index.deadlines.moment_s(key) for key in index.deadlines},
         "next deadline": (index.deadlines.earliest() or (None,))[0],

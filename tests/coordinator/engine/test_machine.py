@@ -15,14 +15,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from coordinator.engine import events as ev
 from coordinator.engine.commands import (
     AggregateRound,
+    CompareSubmissions,
     MeasureSubmission,
     RebuildVersion,
+    ReplayLease,
     TryContributions,
     ValidateVersion,
     WriteCheckpoint,
 )
+from coordinator.engine.config import AuditConfig
+from coordinator.engine.contributions import oldest_version_needed
 from coordinator.engine.engine import Engine
 from coordinator.engine.phases import LIVE_STATUSES, OPEN_PHASES, PHASE_MOVES, Phase
+from coordinator.run.needed import needed_by
 from protocol.errors import IllegalEvent
 from protocol.ids import WorkerId
 
@@ -43,9 +48,19 @@ class EngineMachine(RuleBasedStateMachine):
         enabled=st.booleans(),
         min_workers=st.integers(1, 2),
         most_grants=st.sampled_from([1, 2, 256]),
+        audits=st.builds(
+            AuditConfig,
+            budget=st.sampled_from([0.0, 0.3, 2.0, 99.0]),
+            first=st.sampled_from([0, 1, 10]),
+            least_probability=st.sampled_from([0.0, 0.5]),
+            by_coordinator=st.booleans(),
+            wait_s=st.sampled_from([0.0, 20.0]),
+            keep_rounds=st.sampled_from([1, 3]),
+        ),
+        open_run=st.booleans(),
         rollback_rounds=st.sampled_from([0, 2, 3]),
     )
-    def begin(self, columns, quorum, staleness, enabled, min_workers, most_grants, rollback_rounds):
+    def begin(self, columns, quorum, staleness, enabled, min_workers, most_grants, audits, open_run, rollback_rounds):
         from dataclasses import replace
 
         self.swarm = type(self).make(
@@ -54,6 +69,8 @@ class EngineMachine(RuleBasedStateMachine):
             max_staleness=staleness,
             min_workers=min_workers,
             most_grants=most_grants,
+            audits=audits,
+            open_run=open_run,
             gather_s=1.0,
             max_rounds=4,
             round_deadline_s=60.0,
@@ -77,9 +94,14 @@ class EngineMachine(RuleBasedStateMachine):
         with contextlib.suppress(IllegalEvent):
             act(*arguments, **keywords)
 
-    @rule(name=names, columns=st.integers(0, 4), owner=st.sampled_from(["", "", "anna", "ben"]))
-    def enrol(self, name, columns, owner):
-        self.quietly(self.swarm.enrol, name, columns=columns, owner=owner)
+    @rule(
+        name=names,
+        columns=st.integers(0, 4),
+        owner=st.sampled_from(["", "", "anna", "ben"]),
+        trusted=st.sampled_from([False, True]),
+    )
+    def enrol(self, name, columns, owner, trusted):
+        self.quietly(self.swarm.enrol, name, columns=columns, owner=owner, trusted=trusted)
 
     @rule(name=names, wait_s=st.sampled_from([None, 0.0, 5.0]))
     def ask(self, name, wait_s):
@@ -149,8 +171,8 @@ class EngineMachine(RuleBasedStateMachine):
     def wait(self, seconds):
         self.swarm.after(seconds)
 
-    @rule(which=st.integers(0, 5))
-    def slow_work(self, which):
+    @rule(which=st.integers(0, 5), distance=st.sampled_from([0.0, 0.0, 1.0, float("nan")]))
+    def slow_work(self, which, distance):
         pending = self.swarm.engine.pending
         if not pending:
             return
@@ -164,6 +186,8 @@ class EngineMachine(RuleBasedStateMachine):
             self.swarm.tried(*tried[: which % (len(tried) + 1)], lost=which % 2 == 0)
         elif isinstance(command, RebuildVersion):
             self.swarm.rebuilt(change_l2=float(which))
+        elif isinstance(command, ReplayLease | CompareSubmissions):
+            self.swarm.answer(command, distance, error="no answer" if which == 5 else "")
         elif isinstance(command, ValidateVersion):
             self.swarm.validated()
         elif isinstance(command, WriteCheckpoint):
@@ -211,7 +235,7 @@ class EngineMachine(RuleBasedStateMachine):
         state = self.swarm.engine.state
         held: set[tuple[str, int, int]] = set()
         for record in state.leases.values():
-            if record.status not in LIVE_STATUSES:
+            if record.status not in LIVE_STATUSES or record.lease.audits is not None:
                 continue
             for column in record.lease.columns:
                 seat = (state.workers[record.lease.worker].person, record.lease.round, column)
@@ -233,9 +257,46 @@ class EngineMachine(RuleBasedStateMachine):
             data = record.lease.data
             assert data.count == record.lease.sequences
             assert data.start + data.count <= self.swarm.config.train_sequences
+            if record.lease.audits is not None:
+                continue  # the same positions once more, which count nowhere
             for position in range(data.start, data.start + data.count):
                 assert (data.seed, position) not in taken
                 taken.add((data.seed, position))
+
+    @invariant()
+    def nothing_final_on_one_word(self):
+        """Whoever is banned by the engine, or pays for an accusation, was contradicted by two people; own work none."""
+        state = self.swarm.engine.state
+        cases = state.accusations
+        for record in state.workers.values():
+            if record.ban is not None:
+                assert any(one.worker == record.worker and len(set(one.accusers)) >= 2 for one in cases)
+            if record.false_accusations:
+                assert any(record.person in one.accusers and len(set(one.vouchers)) >= 2 for one in cases)
+        for lease in state.leases.values():
+            people = [result.auditor for result in lease.audits]
+            assert len(people) == len(set(people)) <= 3
+            assert state.person_of(lease.lease) not in people
+
+    @invariant()
+    def what_an_audit_needs_is_kept(self):
+        state = self.swarm.engine.state
+        needed = needed_by(state)
+        for lease_id, record in state.leases.items():
+            if record.audit_due:
+                assert needed.payloads[lease_id] == record.digest
+                assert oldest_version_needed(state) <= record.lease.base_version
+        for command in state.pending.values():
+            if isinstance(command, ReplayLease | CompareSubmissions):
+                assert state.leases[command.lease.lease_id].audit_due
+
+    @invariant()
+    def shadows_count_nowhere(self):
+        for command in self.swarm.engine.state.pending.values():
+            if isinstance(command, AggregateRound):
+                leases = self.swarm.engine.state.leases
+                assert all(leases[one.lease_id].lease.audits is None for one in command.contributions)
+                assert all(one.weight > 0 for one in command.contributions)
 
     @invariant()
     def one_open_lease_each(self):

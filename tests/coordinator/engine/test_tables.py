@@ -175,6 +175,13 @@ def test_commands_survive(swarm):
     s.aggregated()
     s.do_slow_work()
     s.handle(ev.WorkerBanned(at_s=s.now_s, worker=WorkerId("b"), by="operator", why=""))
+    lease, digest = s.record("r1.1").lease, s.digest("r1.1")
+    sent: dict[str, Any] = {"lease": lease, "digest": digest, "codec": "fp32"}
+    again = dataclasses.replace(lease, lease_id=LeaseId("r1.9"), audits=lease.lease_id)
+    s.log.append(cmd.ReplayLease(command_id="replay:r1.1", micro_batch=4, **sent))
+    s.log.append(
+        cmd.CompareSubmissions(command_id="compare:r1.9", again=again, again_digest=digest, again_codec="fp32", **sent)
+    )
     kinds = {type(command) for command in s.log}
     every = {k for k in vars(cmd).values() if isinstance(k, type) and issubclass(k, cmd.Command)}
     assert every - kinds <= {cmd.Command, SlowCommand, cmd.CancelLease, cmd.RebuildVersion}

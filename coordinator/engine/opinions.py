@@ -1,0 +1,183 @@
+"""What follows from an auditor's answer: who is right, who is asked next, and when it is over.
+
+Decides by people, never by machines: one who comes to what was sent is enough where nobody disagrees; one who does not
+makes the submission worthless at once and has another person asked; two of one mind decide. Holds always: nothing final
+befalls anybody, worker or auditor, on one person's word; each lease is settled once, after three opinions at most; an
+audit for which nobody is left, or whose time is over, ends, and what is in doubt then is the operator's to decide.
+"""
+
+from __future__ import annotations
+
+from coordinator.engine import audits, leases, reputation, shadows
+from coordinator.engine.commands import CompareSubmissions, ReplayLease
+from coordinator.engine.events import LeaseReplayed
+from coordinator.engine.history import Accusation, AuditOutcome, remembered
+from coordinator.engine.phases import LeaseStatus, Phase
+from coordinator.engine.reasons import AUDIT_FAILED, MALFORMED, UNMEASURABLE, Case, rejected
+from coordinator.engine.rows import AuditResult, LeaseRecord
+from coordinator.engine.turn import Turn
+from protocol.errors import IllegalEvent
+from protocol.ids import LeaseId
+
+
+def on_lease_replayed(turn: Turn, event: LeaseReplayed) -> None:
+    """An auditor's answer; it counts once, for a command that is pending."""
+    state = turn.state
+    command = state.pending.get(event.command_id)
+    if not isinstance(command, ReplayLease | CompareSubmissions):
+        raise IllegalEvent(f"{event.command_id} is not a pending audit")
+    auditor = command.again.worker if isinstance(command, CompareSubmissions) else None
+    expected = (command.lease.lease_id, auditor)
+    if (event.lease_id, event.auditor) != expected:
+        raise IllegalEvent(f"{event.command_id} is about (lease, auditor) {expected}, got {event}")
+    turn.settle(event.command_id)
+    person = audits.COORDINATOR if auditor is None else state.workers[auditor].person
+    if isinstance(command, CompareSubmissions):
+        if event.error:
+            verdict = rejected(MALFORMED, Case.NOT_AS_LEASED, event.error)
+            leases.reject(turn, command.again.lease_id, verdict)
+            return
+        shadows.take(turn, command.again.lease_id)
+    elif event.error:
+        _note_unable(turn, event.lease_id)
+        return
+    _hear(turn, event, person)
+
+
+def on_unable(turn: Turn, command: ReplayLease | CompareSubmissions, error: str, tries: int) -> None:
+    """It was tried in vain, and is settled: nobody has said anything, and nobody is to blame."""
+    if isinstance(command, ReplayLease):
+        _note_unable(turn, command.lease.lease_id)
+        return
+    verdict = rejected(UNMEASURABLE, Case.NOT_MEASURED, error, tries=tries)
+    leases.reject(turn, command.again.lease_id, verdict)
+
+
+def advance(turn: Turn) -> None:
+    """Have the coordinator take what is its to take, and end what nobody is left for."""
+    state = turn.state
+    if state.phase in {Phase.FINISHING, Phase.OVER}:
+        return
+    for record in audits.open_audits(state):
+        if state.workers[record.lease.worker].ban is not None:
+            _give_up(turn, record)  # nothing more follows from it
+            continue
+        if audits.is_in_hand(state, record):
+            continue
+        coordinators = audits.COORDINATOR not in audits.asked(state, record)
+        if coordinators and not (record.audit_unpaid and not record.audits):
+            _replay(turn, record)
+        elif not audits.auditors(state, record):
+            _give_up(turn, record)
+
+
+def end_old(turn: Turn) -> None:
+    """A round opens: what was to be audited long ago is kept no longer."""
+    state = turn.state
+    for record in audits.open_audits(state):
+        if record.lease.round + state.config.audits.keep_rounds < state.round.round:
+            _give_up(turn, record)
+
+
+def end_all(turn: Turn) -> None:
+    """The run takes no more steps: nothing that an audit could find would change it."""
+    for record in audits.open_audits(turn.state):
+        _give_up(turn, record)
+
+
+def _replay(turn: Turn, record: LeaseRecord) -> None:
+    if record.audits:
+        audits.charge(turn.state, record.lease)  # the first was paid for when it was drawn
+    assert record.digest is not None
+    turn.emit(
+        ReplayLease(
+            command_id=audits.replay_id(record.lease.lease_id),
+            lease=record.lease,
+            digest=record.digest,
+            codec=record.codec,
+            micro_batch=record.micro_batch,
+        )
+    )
+
+
+def _note_unable(turn: Turn, lease_id: LeaseId) -> None:
+    turn.state.update_lease(lease_id, audit_unable=True)
+
+
+def _hear(turn: Turn, event: LeaseReplayed, person: str) -> None:
+    state, most = turn.state, turn.state.config.audits.tolerance
+    record = state.leases.get(event.lease_id)
+    if record is None or not record.audit_due or person in {result.auditor for result in record.audits}:
+        return  # others have settled it meanwhile, or this person has spoken
+    passed = event.trunk <= most and event.columns <= most  # nan is neither
+    result = AuditResult(auditor=person, trunk=event.trunk, columns=event.columns, passed=passed)
+    record = state.update_lease(event.lease_id, audits=(*record.audits, result), audit_since_s=state.now_s)
+    if not passed:
+        _make_worthless(turn, event)
+    _note(turn, record, AuditOutcome.OPEN)
+    reputation.after_audit(turn, turn.state.leases[event.lease_id], result)
+    _weigh(turn, event.lease_id)
+
+
+def _make_worthless(turn: Turn, event: LeaseReplayed) -> None:
+    """It is refused, unless it counts already or is being counted: what follows then is not the round's to mend."""
+    record = turn.state.leases[event.lease_id]
+    if (
+        record.status is LeaseStatus.ACCEPTED
+        and record.counted_in is None
+        and turn.state.phase is not Phase.AGGREGATING
+    ):
+        figures = {"trunk": event.trunk, "columns": event.columns}
+        leases.withdraw(turn, event.lease_id, rejected(AUDIT_FAILED, Case.NOT_REPRODUCED, **figures))
+
+
+def _weigh(turn: Turn, lease_id: LeaseId) -> None:
+    """Who is right, once that can be said."""
+    record = turn.state.leases[lease_id]
+    if len(record.accusers) >= 2:
+        _end(turn, record, AuditOutcome.CONFIRMED)
+    elif record.vouchers and (not record.accusers or len(record.vouchers) >= 2):
+        _end(turn, record, AuditOutcome.CLEARED)
+        for person in record.accusers:
+            reputation.false_accusation(turn, person)  # two others came to what was sent
+
+
+def _give_up(turn: Turn, record: LeaseRecord) -> None:
+    """Nobody is left to ask: a lone accusation stands, without being final, until the operator has decided."""
+    _end(turn, record, AuditOutcome.UNDECIDED)
+
+
+def _end(turn: Turn, record: LeaseRecord, outcome: AuditOutcome) -> None:
+    state, lease_id = turn.state, record.lease.lease_id
+    unpaid = record.audit_unpaid or (record.audit_certain and not record.audits)
+    turn.settle(audits.replay_id(lease_id))
+    for command in list(state.pending.values()):
+        if isinstance(command, CompareSubmissions) and command.lease.lease_id == lease_id:
+            turn.settle(command.command_id)
+            shadows.take(turn, command.again.lease_id)
+    record = state.update_lease(lease_id, audit_due=False, audit_unpaid=unpaid and not record.vouchers)
+    _note(turn, record, outcome)
+    if record.status is not LeaseStatus.ACCEPTED or record.counted_in is not None:
+        leases.drop_payload(turn, record)
+
+
+def _note(turn: Turn, record: LeaseRecord, outcome: AuditOutcome) -> None:
+    """For the operator: every lease that somebody could not reproduce, under its latest standing."""
+    if not record.accusers:
+        return
+    state, lease = turn.state, record.lease
+    row = Accusation(
+        lease_id=lease.lease_id,
+        worker=lease.worker,
+        round=lease.round,
+        at_s=state.now_s,
+        accusers=record.accusers,
+        vouchers=record.vouchers,
+        outcome=outcome,
+    )
+    known = [one.lease_id for one in state.accusations]
+    if lease.lease_id in known:
+        place = known.index(lease.lease_id)
+        state.accusations = (*state.accusations[:place], row, *state.accusations[place + 1 :])
+    else:
+        state.accusations = remembered(state.accusations, row)
