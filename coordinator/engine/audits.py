@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from coordinator.engine import trust
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LOST_STATUSES, LeaseStatus
 from coordinator.engine.rows import LeaseRecord, WorkerRecord
 from coordinator.engine.schedules import recipe_steps
 from coordinator.engine.state import EngineState
+from coordinator.engine.trust import may_audit as is_fit_to_audit
+from coordinator.engine.trust import trust_of
 from coordinator.engine.turn import Turn
 from protocol.ids import LeaseId
 
@@ -31,7 +32,7 @@ def draw(turn: Turn, lease_id: LeaseId) -> None:
     """The submission was accepted: whether its lease is audited, and whether the budget reaches for it."""
     state = turn.state
     lease = state.leases[lease_id].lease
-    probability = trust.trust_of(state.config, state.workers[lease.worker]).audit_probability
+    probability = trust_of(state.config, state.workers[lease.worker]).audit_probability
     if state.config.audits.budget <= 0.0 or probability <= 0.0:
         return
     certain, stream = probability >= 1.0, turn.draws.stream(lease.round, "audit", lease_id)
@@ -47,7 +48,7 @@ def draw(turn: Turn, lease_id: LeaseId) -> None:
 
 def expect(state: EngineState, lease: GrantedLease) -> None:
     """A lease was granted: so much may have to be spent on auditing it."""
-    probability = trust.trust_of(state.config, state.workers[lease.worker]).audit_probability
+    probability = trust_of(state.config, state.workers[lease.worker]).audit_probability
     expected = state.round.audits_expected + probability * cost_of(state, lease)
     state.update_round(audits_expected=expected)
 
@@ -113,7 +114,7 @@ def asked(state: EngineState, record: LeaseRecord) -> set[str]:
 def may_audit(worker: WorkerRecord, lease: GrantedLease, asked_already: set[str]) -> bool:
     """Whether this worker, some day, could be given a lease to see what comes of it in its hands."""
     able = worker.max_columns <= 0 or worker.max_columns >= len(lease.columns)
-    return able and trust.may_audit(worker) and worker.person not in asked_already
+    return able and is_fit_to_audit(worker) and worker.person not in asked_already
 
 
 def has_let_down(state: EngineState, worker: WorkerRecord) -> bool:
