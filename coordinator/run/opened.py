@@ -41,6 +41,8 @@ class OpenedRun:
         self.settings = folder.settings()
         self.layout = folder.layout()
         self.dataset = folder.dataset()
+        if not self.dataset.has_secret_split:
+            _log.warning("screening_in_public", reason="submissions are measured on the public held-out part")
         self.store = folder.artifacts()
         self.versions = Versions(folder.root / "versions", self.store.blocks, self.layout)
         self.registry = folder.registry()
