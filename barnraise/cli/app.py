@@ -8,7 +8,7 @@ from __future__ import annotations
 import typer
 
 import barnraise.cli.coordinator as coordinator_commands
-from barnraise.cli import data, evaluate, model, pretrain, settings, simulate, status, worker
+from barnraise.cli import audit_log, data, evaluate, model, pretrain, settings, simulate, status, worker
 from barnraise.cli.endings import (
     EXIT_CORRECTABLE,
     EXIT_DONE,
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.add_typer(worker.app, name="worker", rich_help_panel="Volunteer")
 coordinator_commands.app.command("set")(settings.set_setting)
 coordinator_commands.app.command("settings")(settings.list_settings)
+coordinator_commands.app.command("audit-log")(audit_log.audit_log)
 app.add_typer(coordinator_commands.app, name="coordinator", rich_help_panel="Operator")
 app.command("status", rich_help_panel="Operator")(status.status)
 app.add_typer(data.app, name="data", rich_help_panel="Operator")

@@ -5,6 +5,7 @@
     secret/               CA, leaf, keys and the secret of all draws; folder 0700, files 0600
     journal.sqlite        what happened (coordinator/store/journal.py), and beside it the mark of its newest commit
     registry.sqlite       invites and members (coordinator/store/registry.py)
+    audit.sqlite          every judgement with its figures (coordinator/store/audit_log.py), for the operator
     artifacts/            blocks, payloads, partial uploads
     versions/             which version has which manifest
     dataset/              only where the dataset was prepared for this run
@@ -107,6 +108,11 @@ class RunFolder:
     def registry_path(self) -> Path:
         """Invites and members."""
         return self.root / "registry.sqlite"
+
+    @property
+    def audit_path(self) -> Path:
+        """Every judgement with its figures."""
+        return self.root / "audit.sqlite"
 
     @property
     def checkpoints(self) -> Path:
