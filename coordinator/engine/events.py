@@ -171,6 +171,14 @@ class SubmissionUploaded(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuditAsked(Event):
+    """A worker holds the refusal of this lease's submission to be wrong."""
+
+    worker: WorkerId
+    lease_id: LeaseId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BlockNorm:
     """L2 norm of one block of a submission's pseudo-gradient, as sent."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from coordinator.engine import pacing, trust
+from coordinator.engine import appeals, pacing, trust
 from coordinator.engine.commands import AnnounceVerdict, CancelLease, DropPayload, GrantLease, MeasureSubmission
 from coordinator.engine.events import SubmissionCommitted
 from coordinator.engine.lease import GrantedLease
@@ -193,6 +193,7 @@ def accept(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
     state.totals = replace(state.totals, submissions_accepted=state.totals.submissions_accepted + 1)
     if record.lease.round == state.round.round:
         state.update_round(accepted=state.round.accepted + 1)
+    appeals.note_due(turn, lease_id)
     turn.emit(AnnounceVerdict(worker=worker.worker, lease_id=lease_id, verdict=verdict))
 
 
@@ -226,14 +227,19 @@ def reject(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
     aside = trust.quarantine_after(state.config, in_row, verdict, round_=state.round.round, now_s=state.now_s)
     if aside is not None:
         state.update_worker(worker.worker, quarantine=aside, rejected_in_row=0)
+    appeals.note_due(turn, lease_id)
     turn.emit(AnnounceVerdict(worker=worker.worker, lease_id=lease_id, verdict=verdict))
     drop_payload(turn, state.leases[lease_id])
 
 
 def drop_payload(turn: Turn, record: LeaseRecord) -> None:
-    """The bytes are needed no more, unless another live lease rests on the very same."""
+    """The bytes are needed no more, unless an audit is to come, or another live lease rests on the very same."""
     digest = record.digest
-    if digest is not None and not turn.state.digest_in_use(digest, besides=record.lease.lease_id):
+    if (
+        digest is not None
+        and not record.audit_due
+        and not turn.state.digest_in_use(digest, besides=record.lease.lease_id)
+    ):
         turn.emit(DropPayload(digest=digest))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from coordinator.engine import appeals
 from coordinator.engine.rows import AuditResult, LeaseRecord
 from coordinator.engine.turn import Turn
 
@@ -17,3 +18,4 @@ def after_audit(turn: Turn, record: LeaseRecord, result: AuditResult) -> None:
     state, worker = turn.state, turn.state.workers[record.lease.worker]
     counts = (worker.audits_passed + result.passed, worker.audits_failed + (not result.passed))
     state.put_worker(replace(worker, audits_passed=counts[0], audits_failed=counts[1]))
+    appeals.settle(turn, record, result)

@@ -13,7 +13,7 @@ from coordinator.engine.history import LeftOut
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.reasons import Reason, Verdict, told
-from protocol.ids import Digest, RoundNumber, Version, WorkerId
+from protocol.ids import Digest, LeaseId, RoundNumber, Version, WorkerId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +106,9 @@ class WorkerRecord:
     audits_failed: int = 0
     """Leases of it that two independent auditors contradicted, or one where there was no other."""
     ban: Ban | None = None
+    appeal: LeaseId | None = None
+    """A refused lease over which it asked for an audit, until its next submission has been computed again."""
+    appealed_at_s: float | None = None
 
     @property
     def person(self) -> str:

@@ -16,7 +16,7 @@ from typing import Protocol
 import structlog
 
 from coordinator.engine.commands import AnnounceVerdict, Command
-from coordinator.engine.events import Event
+from coordinator.engine.events import AuditAsked, Event
 from coordinator.engine.reasons import Reason, Verdict, told
 from coordinator.engine.rows import LeaseRecord, WorkerRecord
 from coordinator.engine.stages import Stage, stage_of
@@ -63,6 +63,9 @@ class AuditTrail:
         """`event` was applied."""
         self._last = event
         lines = [*self._about(getattr(event, "worker", None), getattr(event, "lease_id", None)), *self._of_rounds()]
+        if isinstance(event, AuditAsked):
+            record = self._state().leases.get(event.lease_id)
+            lines.append(self._line(f"asked:{event.worker}:{event.at_s:.3f}", event.at_s, record, Stage.AUDIT, "asked"))
         self._add(lines)
 
     def command(self, command: Command, at_s: float) -> None:

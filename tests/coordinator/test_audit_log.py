@@ -17,6 +17,7 @@ import pytest
 from barnraise.cli.app import run as run_command
 from coordinator.edge.server import CoordinatorServer
 from coordinator.engine.commands import AnnounceVerdict
+from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.reasons import NORM_TOO_LARGE, Case, reason, rejected
 from coordinator.engine.rows import AuditResult, Ban, Quarantine
 from coordinator.run.audit_trail import AuditTrail
@@ -24,7 +25,8 @@ from coordinator.run.backup import back_up, restore
 from coordinator.run.folder import RunFolder
 from coordinator.store.audit_log import AuditLine, AuditLog
 from protocol.errors import ConfigError
-from protocol.ids import RoundNumber
+from protocol.ids import LeaseId, RoundNumber
+from protocol.signing import CallSigner
 from protocol.v1 import barnraise_pb2 as pb
 from tests.served import clients_of
 
@@ -155,3 +157,35 @@ def test_a_disk_that_takes_nothing_costs_lines_and_not_the_run(tmp_path: Path) -
     trail = AuditTrail(Full(), lambda: nothing, lambda at_s: None)  # type: ignore[arg-type,return-value]
     trail._add([line(1)])
     trail.catch_up()
+
+
+async def test_a_worker_asks_over_the_wire_and_its_session_goes_on(
+    run: RunFolder, server: CoordinatorServer, join: Join
+) -> None:
+    client = await join(columns=8)
+
+    async def ask(lease_id: str = "") -> pb.AskAuditReply:
+        request = pb.AskAuditRequest(public_key=client.identity.public_key, lease_id=lease_id)
+        body = request.SerializeToString()
+        signer = CallSigner(client.identity, audience=client.audience)
+        metadata = signer.metadata("/barnraise.protocol.v1.Coordinator/AskAudit", body)
+        return pb.AskAuditReply.FromString(await client.raw("AskAudit", body, metadata=metadata))
+
+    assert (await ask()).reason == "none of your latest submissions was refused"
+    lease = (await client.acquire()).lease
+    refused = await ask(lease.lease_id)
+    assert not refused.taken
+    assert "was not refused" in refused.reason
+    state = server._opened().pump.engine.state
+    verdict = rejected(NORM_TOO_LARGE, Case.NORM_OVER_MEDIAN, "trunk", ratio=9.7, most=3.0)
+    state.set_status(LeaseId(lease.lease_id), LeaseStatus.COMMITTED)
+    state.set_status(LeaseId(lease.lease_id), LeaseStatus.UPLOADED)
+    state.set_status(LeaseId(lease.lease_id), LeaseStatus.REJECTED)
+    state.update_lease(LeaseId(lease.lease_id), verdict=verdict)
+    answer = await ask()
+    assert answer.taken
+    assert "no budget for computing work again" in answer.reason
+    assert "once a day" in (await ask()).reason
+    await client.beat()
+    reader = AuditLog.read_only(run.audit_path)
+    assert ("audit", "asked", lease.lease_id) in [(one.stage, one.verdict, one.lease) for one in reader.latest(most=9)]
