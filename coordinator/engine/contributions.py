@@ -36,7 +36,7 @@ def countable(state: EngineState) -> list[LeaseRecord]:
 
 
 def was_kept_back(record: LeaseRecord) -> bool:
-    """Whether its worker committed to a submission whose bytes never all came; an auditor's shadow lease costs nothing."""
+    """Whether its worker committed to a submission whose bytes never all came; a shadow lease costs nothing."""
     return record.status is LeaseStatus.EXPIRED and record.digest is not None and record.lease.audits is None
 
 

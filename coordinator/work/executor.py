@@ -84,7 +84,7 @@ class WorkSettings:
     heldout_limit: int
     """Held-out sequences that a version is validated on, at most."""
     screening_sequences: int
-    """Held-out sequences that a submission's gain is measured on."""
+    """Sequences, of those that no lease names, that a submission's gain is measured on."""
     evaluation_batch: int
     """Sequences that go through the model at a time."""
     evaluation_device: str
@@ -275,6 +275,10 @@ class Executor(Work):
             return tuple(norms), -1e9, 0.0
         return tuple(norms), gain, gain_se
 
+    def screening_sequences(self, seed: int, count: int, round_: int | None = None) -> NDArray[Any]:
+        """`count` sequences [N, L+1] that no lease names, drawn by `seed`: of `round_`'s part, or of all parts."""
+        return self._dataset.screening_batch(seed, count, self._settings.sequence_length, round_)
+
     def _base_manifest(self, lease: Lease) -> Digest:
         digest = self._versions.manifest_digest(lease.base_version)
         if digest is None:
@@ -286,9 +290,8 @@ class Executor(Work):
     ) -> tuple[float, float]:
         """Gain of half a step and its standard error. Sequences are paired: most of their spread is common to both."""
         digest = self._base_manifest(command.lease)
-        tokens = self._dataset.heldout_batch(
-            command.heldout_seed, self._settings.screening_sequences, self._settings.sequence_length
-        )
+        count = self._settings.screening_sequences
+        tokens = self.screening_sequences(command.heldout_seed, count, command.lease.round)
         before = self._baselines.get((digest, command.heldout_seed))
         if before is None:
             before = self._sequence_losses(self._loaded(base), tokens)
