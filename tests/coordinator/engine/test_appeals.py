@@ -6,8 +6,9 @@ import pytest
 
 from coordinator.engine import appeals
 from coordinator.engine import events as ev
-from coordinator.engine.commands import DropPayload
+from coordinator.engine.commands import DropPayload, ReplayLease
 from coordinator.engine.config import AuditConfig
+from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.reputation import after_audit
 from coordinator.engine.rows import AuditResult
 from coordinator.engine.turn import Turn
@@ -84,6 +85,22 @@ def test_an_audit_settles_the_question(refused, passed):
     assert worker.appeal is None
     assert worker.refused_lately == (0 if passed else before)
     assert worker.accused == (None if passed else record.lease.lease_id)
+
+
+def test_what_was_refused_again_is_replayed_and_paid_for_and_a_lone_accusation_is_all_that_follows(refused):
+    s = refused
+    asked(s)
+    next_round(s)
+    spent = s.engine.state.round.audit_spent
+    s.submit("a", **BAD)
+    record = s.record(s.lease("a").lease_id)
+    assert record.audit_certain
+    assert s.engine.state.round.audit_spent > spent
+    assert record.lease.lease_id in [c.lease.lease_id for c in s.engine.pending if isinstance(c, ReplayLease)]
+    s.audited(record.lease.lease_id, 0.5)
+    worker = s.engine.state.workers[A]
+    assert (worker.accused, worker.ban, worker.audits_failed) == (record.lease.lease_id, None, 0)
+    assert s.record(record.lease.lease_id).status is LeaseStatus.REJECTED
 
 
 def test_once_a_day(refused):
