@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from coordinator.engine import appeals
@@ -11,6 +13,7 @@ from coordinator.engine.config import AuditConfig
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.reputation import after_audit
 from coordinator.engine.rows import AuditResult
+from coordinator.engine.trust import trust_of
 from coordinator.engine.turn import Turn
 from protocol.errors import IllegalEvent
 from protocol.ids import LeaseId, WorkerId
@@ -101,6 +104,13 @@ def test_what_was_refused_again_is_replayed_and_paid_for_and_a_lone_accusation_i
     worker = s.engine.state.workers[A]
     assert (worker.accused, worker.ban, worker.audits_failed) == (record.lease.lease_id, None, 0)
     assert s.record(record.lease.lease_id).status is LeaseStatus.REJECTED
+
+
+def test_while_the_question_is_open_even_a_proven_worker_is_audited_for_sure(refused):
+    state = refused.engine.state
+    proven = replace(state.workers[A], audits_passed=20, valid_in_row=50, judged_lately=20.0, refused_lately=0.0)
+    assert trust_of(state.config, proven).audit_probability < 1.0
+    assert trust_of(state.config, replace(proven, appeal=LeaseId("r1.1"))).audit_probability == 1.0
 
 
 def test_once_a_day(refused):
