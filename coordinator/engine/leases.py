@@ -95,7 +95,8 @@ def expire(turn: Turn, lease_id: LeaseId, why: Reason) -> None:
     record = turn.state.set_status(lease_id, LeaseStatus.EXPIRED)
     turn.state.update_lease(lease_id, ended=why)
     state, worker = turn.state, record.lease.worker
-    state.update_worker(worker, leases_expired=state.workers[worker].leases_expired + 1)
+    loser = state.workers[worker]
+    state.update_worker(worker, leases_expired=loser.leases_expired + 1, lost_in_row=loser.lost_in_row + 1)
     state.totals = replace(state.totals, leases_expired=state.totals.leases_expired + 1)
     if record.lease.round == state.round.round:
         state.update_round(expired=state.round.expired + 1)
@@ -189,7 +190,7 @@ def accept(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
     record = state.set_status(lease_id, LeaseStatus.ACCEPTED)
     state.update_lease(lease_id, verdict=verdict)
     worker = state.workers[record.lease.worker]
-    state.update_worker(worker.worker, accepted=worker.accepted + 1, rejected_in_row=0)
+    state.update_worker(worker.worker, accepted=worker.accepted + 1, rejected_in_row=0, lost_in_row=0)
     state.totals = replace(state.totals, submissions_accepted=state.totals.submissions_accepted + 1)
     if record.lease.round == state.round.round:
         state.update_round(accepted=state.round.accepted + 1)

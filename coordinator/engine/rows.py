@@ -93,6 +93,8 @@ class WorkerRecord:
     cooling_until_s: float = 0.0
     """After losing more than one lease in a round: no busy circle of leases handed back."""
     rejected_in_row: int = 0
+    lost_in_row: int = 0
+    """Leases that expired since a submission of it was last accepted."""
     quarantine: Quarantine | None = None
     leases_granted: int = 0
     leases_expired: int = 0
@@ -131,6 +133,10 @@ class LeaseRecord:
     upload_broken: bool = False
     """Since the commit something came between: how long the bytes take tells nothing about the uplink."""
     uploaded_at_s: float | None = None
+    overdue_at_s: float | None = None
+    """When its round stops waiting for it; None until more than half of the round's owners have delivered."""
+    overdue: bool = False
+    """That moment has passed: it may still come, but nobody waits for it."""
     train_loss_first: float = 0.0
     train_loss_last: float = 0.0
     norms: tuple[BlockNorm, ...] = ()
