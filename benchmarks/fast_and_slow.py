@@ -75,7 +75,7 @@ HABITS = (
 
 
 @dataclass(slots=True, kw_only=True)
-class Member:
+class SwarmMember:
     """One worker and what it does now."""
 
     worker: WorkerId
@@ -98,7 +98,7 @@ class Tale:
     sequences: int = 0
 
 
-class Loop(EngineLoop):
+class FastSlowLoop(EngineLoop):
     """The engine and its sixteen, in virtual time."""
 
     def __init__(self, config: EngineConfig, habit: Habit, held: int, dropout: float, seed: int) -> None:
@@ -110,7 +110,7 @@ class Loop(EngineLoop):
         engine.due(0.0)
         for command in commands:
             self.carry_out(command)
-        self._members: dict[WorkerId, Member] = {}
+        self._members: dict[WorkerId, SwarmMember] = {}
         for number in self._draw.sample(range(WORKERS), WORKERS):
             self._join(number, habit, held)
 
@@ -119,7 +119,7 @@ class Loop(EngineLoop):
         usual_s = STEP_S * self._draw.uniform(0.9, 1.1)
         speed, claimed = (habit.speed, habit.claimed) if is_odd else (1.0, 1.0)
         delivers = habit.delivers if is_odd else 1
-        self._members[worker] = Member(worker=worker, step_s=usual_s / speed, is_odd=is_odd, delivers=delivers)
+        self._members[worker] = SwarmMember(worker=worker, step_s=usual_s / speed, is_odd=is_odd, delivers=delivers)
         enrolled = WorkerEnrolled(
             at_s=0.0, worker=worker, name="", trusted=False, max_columns=held, tokens_per_s=1000.0 * claimed / usual_s
         )
@@ -152,7 +152,7 @@ class Loop(EngineLoop):
             result = canned_result(command, self.now_s + 0.1, norm_l2=lambda: 1.0 * steps, gain=lambda: 0.01 * steps)
             self.agenda.plan(result)
 
-    def _work_on(self, member: Member, lease: GrantedLease) -> None:
+    def _work_on(self, member: SwarmMember, lease: GrantedLease) -> None:
         if member.holds == lease.lease_id:
             return  # granted again: it goes on
         member.holds, member.granted = lease.lease_id, member.granted + 1
@@ -166,7 +166,7 @@ class Loop(EngineLoop):
             self.tale.worked_on.add(lease.lease_id)
         self.agenda.after(FETCH_S + train_s, lambda: self._commit(member, lease, train_s))
 
-    def _vanish(self, member: Member, away_s: float) -> None:
+    def _vanish(self, member: SwarmMember, away_s: float) -> None:
         def back() -> None:
             member.present, member.holds = True, None
             self._ask(member)
@@ -174,7 +174,7 @@ class Loop(EngineLoop):
         member.present = False
         self.agenda.after(HEARTBEAT_S * 4 + away_s, back)
 
-    def _commit(self, member: Member, lease: GrantedLease, train_s: float) -> None:
+    def _commit(self, member: SwarmMember, lease: GrantedLease, train_s: float) -> None:
         if self.engine.lease_ended(member.worker, lease.lease_id) is not None:
             self._ask(member)
             return
@@ -200,10 +200,10 @@ class Loop(EngineLoop):
         self.apply(committed)
         self.agenda.after(UPLOAD_S * self._draw.uniform(0.9, 1.1), uploaded)
 
-    def _ask(self, member: Member) -> None:
+    def _ask(self, member: SwarmMember) -> None:
         self.apply(LeaseRequested(at_s=self.now_s, worker=member.worker))
 
-    def _beat(self, member: Member) -> None:
+    def _beat(self, member: SwarmMember) -> None:
         """It is there, or says so; who delivers nothing asks for the next as soon as there is one."""
         self.agenda.after(HEARTBEAT_S, lambda: self._beat(member))
         if not member.present:
@@ -237,7 +237,7 @@ def config_of(rounds: int, held: int) -> EngineConfig:
 
 def figures_of(habit: Habit, held: int, dropout: float, rounds: int, seed: int) -> dict[str, float]:
     """One run's figures."""
-    loop = Loop(config_of(rounds, held), habit, held, dropout, seed)
+    loop = FastSlowLoop(config_of(rounds, held), habit, held, dropout, seed)
     while not loop.is_over:
         loop.advance()
     state, tale = loop.engine.state, loop.tale

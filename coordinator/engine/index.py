@@ -222,7 +222,9 @@ class Index:
             return
         self._voices[worker.worker] = voice
         _put(self.present, worker.worker, voice.present)
-        for lease_id in self.leases_of(worker.worker) if before is not None else ():
+        if before is None:
+            return
+        for lease_id in self.leases_of(worker.worker):
             record = self._leases[lease_id]
             tally = self._tally(record.lease.round)
             tally.count(record, owner=worker.owner, person=worker.person, voice=before, by=-1)
