@@ -102,7 +102,11 @@ def print_status(status: RunStatus) -> None:
         )
     )
     _print_reasons(status)
-    notes = [f"round {one.round}: {one.close_reason}" for one in status.latest_rounds if one.version is None]
+    for caution in status.cautions:
+        print(f"\n{_sentence(caution)}")
+    notes = [
+        f"round {one.round}: {one.close_reason}" for one in status.latest_rounds if one.version is None or one.withheld
+    ]
     notes += [*status.left_out, *(f"version {status.version}: {one}" for one in status.substitutes)]
     if notes:
         print("\nOf the latest rounds:")

@@ -73,6 +73,7 @@ def summary_of(
         ),
         left_out=_first(_left_out(state, latest), sum(len(record.left_out) for record in latest)),
         substitutes=_first(map(substitutes.told, state.substitutes), len(state.substitutes)),
+        cautions=tuple(map(_short, explain.cautions(state))),
         working_on=_first(_pending(engine), len(state.pending)),
         leases_granted=totals.leases_granted,
         leases_expired=totals.leases_expired,

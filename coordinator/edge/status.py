@@ -152,6 +152,8 @@ class RunSummary(_Data):
     """Submissions that were accepted in the latest rounds and could not be aggregated: round, whose, and why."""
     substitutes: tuple[str, ...]
     """Blocks of the latest version that the run's rule did not answer for: which, why, and what would mend it."""
+    cautions: tuple[str, ...] = ()
+    """What keeps from taking the versions on trust: rounds withheld, blocks that too few people train."""
     working_on: tuple[str, ...]
     """Slow commands that are pending, e.g. `aggregate:r3`, with an error where one failed."""
     leases_granted: int

@@ -51,6 +51,7 @@ ROWS = (
     EventRow(ev.SubmissionMeasured, _EVERYWHERE, results.on_submission_measured),
     EventRow(ev.RoundAggregated, _AGGREGATING, results.on_round_aggregated),
     EventRow(ev.ContributionsTried, _AGGREGATING, results.on_contributions_tried),
+    EventRow(ev.HarmfulFound, _AGGREGATING, results.on_harmful_found),
     EventRow(ev.VersionValidated, _BEFORE_THE_END, results.on_version_validated),
     EventRow(ev.CheckpointWritten, _BEFORE_THE_END, results.on_checkpoint_written),
     EventRow(ev.CommandFailed, _BEFORE_THE_END, results.on_command_failed),

@@ -179,6 +179,10 @@ class RoundState:
     returned: int = 0
     closed: Reason | None = None
     left_out: tuple[LeftOut, ...] = ()
+    withheld: tuple[Reason, ...] = ()
+    """Versions that were made of it and are not published, in their order."""
+    thin: int = 0
+    """Blocks that fewer than three independent people returned."""
 
     @property
     def close_reason(self) -> str:

@@ -18,6 +18,7 @@ import structlog
 
 from coordinator.engine.commands import (
     AggregateRound,
+    FindHarmful,
     MeasureSubmission,
     SlowCommand,
     TryContributions,
@@ -40,6 +41,7 @@ _log = structlog.get_logger(__name__)
 _PRIORITIES: dict[type[SlowCommand], int] = {
     AggregateRound: 0,
     TryContributions: 0,
+    FindHarmful: 0,
     MeasureSubmission: 1,
     ValidateVersion: 2,
 }

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from coordinator.engine.commands import (
     AggregateRound,
+    FindHarmful,
     MeasureSubmission,
     SlowCommand,
     ValidateVersion,
@@ -18,12 +19,21 @@ from coordinator.engine.events import (
     BlockNorm,
     CheckpointWritten,
     Event,
+    HarmfulFound,
     RoundAggregated,
     SubmissionMeasured,
+    VersionComparison,
     VersionValidated,
 )
 from protocol.errors import LocalError
 from protocol.ids import digest_of
+
+
+def compared_as(command: AggregateRound, *, gain: float) -> tuple[VersionComparison, ...]:
+    """What is told of a new version that is better by `gain` than all that it is to be compared with."""
+    return tuple(
+        VersionComparison(version=old.version, gain=gain, gain_se=0.001, loss=3.0) for old in command.compared_with
+    )
 
 
 def canned_result(
@@ -56,6 +66,11 @@ def canned_result(
                 parent_version=command.parent_version,
                 manifest=digest_of(command_id.encode()),
                 update_norm_l2=1.0,
+                compared=compared_as(command, gain=0.01),
+            )
+        case FindHarmful(attempt=attempt):
+            return HarmfulFound(
+                at_s=at_s, command_id=command_id, round=attempt.round, harmful=(), suspected=(), passes=0
             )
         case ValidateVersion(version=version):
             return VersionValidated(at_s=at_s, command_id=command_id, version=version, val_loss=3.0, val_loss_se=0.01)

@@ -63,6 +63,10 @@ class Volunteer:
     """0: all."""
     dropout: float = 0.0
     """Probability that it vanishes in mid-lease, and is back only after it has been given up."""
+    trusted: bool = False
+    """Whether the operator vouches for it."""
+    owner: str = ""
+    """Whose machine it is; empty: nobody's but its own."""
 
     @property
     def worker(self) -> WorkerId:
@@ -138,9 +142,10 @@ class VirtualSwarm(EngineLoop):
                         at_s=self.now_s,
                         worker=volunteer.worker,
                         name=volunteer.name,
-                        trusted=False,
+                        trusted=volunteer.trusted,
                         max_columns=volunteer.max_columns,
                         tokens_per_s=1.0 / volunteer.step_s,
+                        owner=volunteer.owner,
                     )
                 )
             self.agenda.after(0.0, partial(self._ask, machine))

@@ -18,7 +18,9 @@ import pytest
 from coordinator.engine import commands
 from coordinator.engine.commands import (
     AggregateRound,
+    FindHarmful,
     MeasureSubmission,
+    PublishedVersion,
     SlowCommand,
     TryContributions,
     ValidateVersion,
@@ -29,8 +31,10 @@ from coordinator.engine.events import (
     CheckpointWritten,
     ContributionsTried,
     Event,
+    HarmfulFound,
     RoundAggregated,
     SubmissionMeasured,
+    VersionComparison,
     VersionValidated,
 )
 from coordinator.engine.lease import GrantedLease
@@ -52,6 +56,7 @@ ENDS_IN: dict[type[SlowCommand], type[Event]] = {
     MeasureSubmission: SubmissionMeasured,
     AggregateRound: RoundAggregated,
     TryContributions: ContributionsTried,
+    FindHarmful: HarmfulFound,
     ValidateVersion: VersionValidated,
     WriteCheckpoint: CheckpointWritten,
 }
@@ -93,6 +98,7 @@ class Orders:
                 for number, (one, digest, weight) in enumerate(taken, start=1)
             ),
             clips=(), rule="mean", outer_learning_rate=0.1, outer_momentum=0.5, seed=7, oldest_needed=Version(0),
+            compared_with=(PublishedVersion(version=Version(0), manifest=self.base_manifest),), region_seed=11,
         )  # fmt: skip
 
     def of(self, kind: type[SlowCommand], *weights: float) -> SlowCommand:
@@ -107,6 +113,14 @@ class Orders:
             measure,
             step,
             TryContributions(command_id="try:r1", attempt=step),
+            FindHarmful(
+                command_id="harm:r1",
+                attempt=step,
+                suspects=tuple(one.lease_id for one in step.contributions),
+                margin=4.0,
+                tolerance=0.005,
+                passes=3,
+            ),
             ValidateVersion(command_id="validate:v0", **zero),  # type: ignore[arg-type]
             WriteCheckpoint(command_id="checkpoint:v0", **zero),  # type: ignore[arg-type]
         )
@@ -140,12 +154,26 @@ class Tally(Work):
                     at_s=at_s, command_id=command_id, round=command.round, version=version,
                     parent_version=command.parent_version, manifest=manifest,
                     update_norm_l2=abs(self._model(manifest) - self._model(command.parent_manifest)),
+                    compared=tuple(
+                        VersionComparison(
+                            version=old.version, gain=self._model(old.manifest) - self._model(manifest), gain_se=0.0,
+                            loss=self._model(old.manifest),
+                        )
+                        for old in command.compared_with
+                    ),
                 )  # fmt: skip
             case TryContributions(attempt=attempt):
                 self._model(attempt.parent_manifest)
                 for one in attempt.contributions:
                     self._sent(one.digest)
                 return ContributionsTried(at_s=at_s, command_id=command_id, round=attempt.round, failed=())
+            case FindHarmful(attempt=attempt, suspects=suspects):
+                self._model(attempt.parent_manifest)
+                risen = [one for one in attempt.contributions if self._sent(one.digest) < 0.0]
+                return HarmfulFound(
+                    at_s=at_s, command_id=command_id, round=attempt.round,
+                    harmful=tuple(one.lease_id for one in risen), suspected=(), passes=len(suspects),
+                )  # fmt: skip
             case ValidateVersion(version=version, manifest=manifest):
                 loss = self._model(manifest)
                 return VersionValidated(
@@ -297,7 +325,7 @@ def test_a_command_ends_in_its_kind_of_event(kind: Kind, orders: Orders, asked: 
     command, before = orders.of(asked), kind.stores()
     event = kind.start().execute(command)
     assert type(event) is ENDS_IN[asked]
-    about = command.attempt if isinstance(command, TryContributions) else command
+    about = command.attempt if isinstance(command, TryContributions | FindHarmful) else command
     of_both = {"round", "version", "parent_version"} & {field.name for field in dataclasses.fields(event)}
     assert {name: getattr(event, name) for name in of_both} == {name: getattr(about, name) for name in of_both}
     assert event.command_id == command.command_id  # type: ignore[attr-defined]
@@ -306,6 +334,11 @@ def test_a_command_ends_in_its_kind_of_event(kind: Kind, orders: Orders, asked: 
         case SubmissionMeasured():
             assert (event.lease_id, event.malformed) == (LEASES[0].lease_id, "")
             assert [norm.block for norm in event.norms] == list(LEASES[0].blocks)
+        case RoundAggregated():
+            assert [one.version for one in event.compared] == [Version(0)]
+        case HarmfulFound():
+            assert set(event.harmful + event.suspected) <= {one.lease_id for one in LEASES}
+            assert event.passes <= 3
         case ContributionsTried():
             assert event.failed == ()
     if asked not in WRITES:
@@ -341,7 +374,7 @@ def test_an_outer_step_that_says_otherwise_is_another(kind: Kind, orders: Orders
     assert len(seen) == 3
 
 
-@pytest.mark.parametrize("asked", [MeasureSubmission, AggregateRound, TryContributions])
+@pytest.mark.parametrize("asked", [MeasureSubmission, AggregateRound, TryContributions, FindHarmful])
 def test_a_submission_that_is_gone_is_told_and_nothing_made_of_it(
     kind: Kind, orders: Orders, asked: type[SlowCommand]
 ) -> None:

@@ -13,6 +13,7 @@ from coordinator.engine import events as ev
 from coordinator.engine.commands import (
     AggregateRound,
     Command,
+    FindHarmful,
     MeasureSubmission,
     TryContributions,
     ValidateVersion,
@@ -29,6 +30,7 @@ from coordinator.engine.tally import RoundTally
 from coordinator.engine.version import ENGINE_VERSION
 from protocol.errors import IllegalEvent
 from protocol.ids import Digest, LeaseId, RunId, WorkerId, digest_of
+from simulator.virtual.canned import compared_as
 from simulator.virtual.engine_loop import Agenda, EngineLoop
 
 C = TypeVar("C")
@@ -134,14 +136,14 @@ class Swarm(EngineLoop):
 
     # ---- workers
 
-    def enrol(self, *names: str, columns: int = 0, speed: float = 0.0, owner: str = "") -> None:
+    def enrol(self, *names: str, columns: int = 0, speed: float = 0.0, owner: str = "", trusted: bool = False) -> None:
         for name in names:
             self.handle(
                 ev.WorkerEnrolled(
                     at_s=self.now_s,
                     worker=WorkerId(name),
                     name=name,
-                    trusted=False,
+                    trusted=trusted,
                     max_columns=columns,
                     tokens_per_s=speed,
                     owner=owner,
@@ -223,7 +225,8 @@ class Swarm(EngineLoop):
             )
         )
 
-    def aggregated(self) -> list[Command]:
+    def aggregated(self, gain: float = 0.01, best: float | None = None) -> list[Command]:
+        """With a version that is better by `gain` than its parent, and by `best` than the best of late."""
         command = self.waiting_for(AggregateRound)
         return self.handle(
             ev.RoundAggregated(
@@ -234,6 +237,10 @@ class Swarm(EngineLoop):
                 parent_version=command.parent_version,
                 manifest=digest_of(f"v{command.version}".encode()),
                 update_norm_l2=1.5,
+                compared=tuple(
+                    replace(one, gain=gain if place == 0 or best is None else best)
+                    for place, one in enumerate(compared_as(command, gain=gain))
+                ),
             )
         )
 
@@ -266,6 +273,20 @@ class Swarm(EngineLoop):
             )
         )
 
+    def harm_found(self, *harmful: str, suspected: tuple[str, ...] = ()) -> list[Command]:
+        """Those leases' submissions make the model worse."""
+        command = self.waiting_for(FindHarmful)
+        return self.handle(
+            ev.HarmfulFound(
+                at_s=self.now_s,
+                command_id=command.command_id,
+                round=command.attempt.round,
+                harmful=tuple(map(LeaseId, harmful)),
+                suspected=tuple(map(LeaseId, suspected)),
+                passes=8,
+            )
+        )
+
     def tick(self) -> list[Command]:
         return self.handle(ev.Ticked(at_s=self.now_s))
 
@@ -282,6 +303,8 @@ class Swarm(EngineLoop):
                 self.aggregated()
             elif isinstance(command, TryContributions):
                 self.tried()
+            elif isinstance(command, FindHarmful):
+                self.harm_found()
             elif isinstance(command, ValidateVersion):
                 self.validated()
             else:
