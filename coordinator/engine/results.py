@@ -92,7 +92,7 @@ def on_round_aggregated(turn: Turn, event: RoundAggregated) -> None:
     asked = [one.version for one in command.compared_with]
     if asked != [one.version for one in event.compared]:
         raise IllegalEvent(f"{event.command_id} compares with versions {asked}, got {event.compared}")
-    worse = trust_region.judge(turn.state.config.region, event.compared)
+    worse = trust_region.why_withheld(turn.state.config.region, event.compared)
     if worse is None:
         closing.publish(turn, event, command)
         return

@@ -45,7 +45,7 @@ def is_on(config: EngineConfig) -> bool:
     return config.region.enabled and config.screening.enabled
 
 
-def judge(config: TrustRegionConfig, compared: Sequence[VersionComparison]) -> Reason | None:
+def why_withheld(config: TrustRegionConfig, compared: Sequence[VersionComparison]) -> Reason | None:
     """Why the new version is withheld; None where it is to be published. `compared`: with the parent first."""
     if not compared or compared[0].gain >= 0.0:
         return None

@@ -12,7 +12,7 @@ from coordinator.engine.config import AuditConfig, TrustRegionConfig, check_conf
 from coordinator.engine.phases import Phase
 from coordinator.engine.reasons import told
 from coordinator.engine.rows import AuditResult
-from coordinator.engine.trust_region import judge
+from coordinator.engine.trust_region import why_withheld
 from protocol.errors import ConfigError, IllegalEvent
 from protocol.ids import LeaseId, RoundNumber, Version, WorkerId
 
@@ -43,16 +43,16 @@ def comparison(gain: float, se: float = 0.001, loss: float = 3.0, version: int =
     [(0.1, 0.001, False), (-0.014, 0.001, False), (-0.02, 0.001, True), (-0.02, 0.006, False), (-1e9, 0.0, True)],
 )
 def test_worse_is_beyond_the_error_of_measuring_and_that_of_training(gain, se, withheld):
-    assert (judge(TrustRegionConfig(), [comparison(gain, se)]) is not None) == withheld
+    assert (why_withheld(TrustRegionConfig(), [comparison(gain, se)]) is not None) == withheld
 
 
 def test_the_best_of_late_counts_only_for_what_is_worse_than_its_parent():
     config = TrustRegionConfig()
     drift = [comparison(-0.001, version=8), comparison(-0.05, version=3)]
-    why = judge(config, drift)
+    why = why_withheld(config, drift)
     assert why is not None
     assert why.figures["version"] == 3
-    assert judge(config, [comparison(0.001, version=8), comparison(-0.05, version=3)]) is None, "it climbs back"
+    assert why_withheld(config, [comparison(0.001, version=8), comparison(-0.05, version=3)]) is None, "it climbs back"
 
 
 def test_a_good_version_is_published_and_compared_with_its_parent_alone(swarm):
