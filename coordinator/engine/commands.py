@@ -175,6 +175,8 @@ class AggregateRound(SlowCommand):
     region_seed: int = 0
     """Secret draw: which held-out sequences they are compared on."""
     remedy: Remedy = Remedy.NONE
+    step_share: float = 1.0
+    """Of the outer step that the run's rate gives: below 1 where `remedy` is `SHORT`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

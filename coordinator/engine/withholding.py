@@ -102,8 +102,7 @@ def _only_vouched(turn: Turn, command: AggregateRound) -> None:
 def _shorten(turn: Turn, command: AggregateRound) -> None:
     """However high a learning rate: along the mean of honest work some step makes no model worse."""
     share = SHORTER ** (1 + min(turn.state.withheld_in_row, MOST_IN_ROW - 1))
-    shorter = replace(command, outer_learning_rate=command.outer_learning_rate * share)
-    _again(turn, shorter, command.contributions, Remedy.SHORT)
+    _again(turn, replace(command, step_share=share), command.contributions, Remedy.SHORT)
 
 
 def _again(turn: Turn, command: AggregateRound, rest: Sequence[Contribution], remedy: Remedy) -> None:

@@ -199,7 +199,8 @@ class RoundAggregator:
         rule: str,
     ) -> Stepped:
         pseudo_gradient = aggregate_block(self._contributions(block, holders, command), rule, seed=command.seed)
-        outer = OuterStep(learning_rate=command.outer_learning_rate, momentum=command.outer_momentum)
+        rate = command.outer_learning_rate * command.step_share
+        outer = OuterStep(learning_rate=rate, momentum=command.outer_momentum)
         stepped = outer.step(base, pseudo_gradient, self._momentum(block, parent, command))
         for name, tensor in stepped[0].items():
             if not math.isfinite(sum_of_squares(tensor)):

@@ -131,3 +131,10 @@ def test_an_open_run_begins_only_with_somebody_to_vouch_for_strangers() -> None:
     check_vouching(open_run, founders=1, accept_unaudited=False)
     check_vouching(open_run, founders=0, accept_unaudited=True)
     check_vouching(small_config(), founders=0, accept_unaudited=False)
+
+
+def test_a_short_step_goes_its_share_of_the_way(bench: Bench) -> None:
+    digest = bench.submit((0,), lambda _, shape: torch.ones(shape))
+    after = bench.blocks_of(bench.aggregate((contribution(1, digest, (0,)),), step_share=0.25))
+    for name, tensor in bench.base[TRUNK].items():
+        torch.testing.assert_close(after[TRUNK][name], tensor - 0.25)
