@@ -103,7 +103,11 @@ def print_status(status: RunStatus) -> None:
         )
     )
     _print_reasons(status)
-    notes = [f"round {one.round}: {one.close_reason}" for one in status.latest_rounds if one.version is None]
+    for caution in status.cautions:
+        print(f"\n{_sentence(caution)}")
+    notes = [
+        f"round {one.round}: {one.close_reason}" for one in status.latest_rounds if one.version is None or one.withheld
+    ]
     notes += [
         *status.rolled_back,
         *status.left_out,

@@ -76,6 +76,7 @@ def summary_of(
         rolled_back=_first(_rolled_back(state), min(len(state.rollbacks), LATEST)),
         substitutes=_first(map(substitutes.told, state.substitutes), len(state.substitutes)),
         audits=_first(notes, len(notes)),
+        cautions=tuple(map(_short, explain.cautions(state))),
         working_on=_first(_pending(engine), len(state.pending)),
         leases_granted=totals.leases_granted,
         leases_expired=totals.leases_expired,

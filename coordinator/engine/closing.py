@@ -7,11 +7,30 @@ where it counts in no version.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from coordinator.engine import audits, changes, leases, opinions, pacing, past, placement, rollback, screening, trust
+from coordinator.engine import (
+    audits,
+    changes,
+    leases,
+    opinions,
+    pacing,
+    past,
+    placement,
+    rollback,
+    screening,
+    trust,
+    trust_region,
+    vouching,
+)
 from coordinator.engine import contributions as votes
-from coordinator.engine.commands import AggregateRound, MeasureSubmission, ValidateVersion, WriteCheckpoint
+from coordinator.engine.commands import (
+    AggregateRound,
+    Contribution,
+    MeasureSubmission,
+    ValidateVersion,
+    WriteCheckpoint,
+)
 from coordinator.engine.draws import Draws
 from coordinator.engine.events import RoundAggregated
 from coordinator.engine.history import RoundRecord, remembered
@@ -41,7 +60,10 @@ def close(turn: Turn, why: Reason) -> None:
     # Only now, when they count: free riders are the first to submit, and must not become what others are measured by.
     norms, kept = (record.norms for record in records), state.config.screening.norm_history
     state.norm_history = screening.remember(state.norm_history, norms, kept)
-    contributions = votes.contributions_of(state, records)
+    records, contributions = _heard(turn, records)
+    if not contributions:
+        publish_nothing(turn, reason(Case.NOBODY_HEARD))
+        return
     state.move_to(Phase.AGGREGATING)
     turn.emit(
         AggregateRound(
@@ -57,13 +79,31 @@ def close(turn: Turn, why: Reason) -> None:
             outer_momentum=state.config.outer_momentum,
             seed=turn.draws.seed(state.round.round, "bucketing"),
             oldest_needed=votes.oldest_version_needed(state),
+            compared_with=trust_region.compared_with(state),
+            region_seed=trust_region.seed_of(state.config, turn.draws, state.round.round),
         )
     )
+
+
+def _heard(turn: Turn, records: Sequence[LeaseRecord]) -> tuple[list[LeaseRecord], tuple[Contribution, ...]]:
+    """What enters the outer step; whatever has a say on no block ends here."""
+    state = turn.state
+    everyone = votes.contributions_of(state, records)
+    thin = vouching.thin_blocks(state, records, everyone)
+    state.update_round(thin=len(thin))
+    pairs = list(zip(records, vouching.heard(state, records, everyone, thin), strict=True))
+    for record, one in pairs:
+        if one.unheard and not vouching.blocks_of(one):
+            state.update_lease(one.lease_id, counted_in=state.round.round, ended=reason(Case.NOBODY_HEARD))
+            leases.drop_payload(turn, record)
+    entering = [(record, one) for record, one in pairs if not one.unheard or vouching.blocks_of(one)]
+    return [record for record, _ in entering], tuple(one for _, one in entering)
 
 
 def publish(turn: Turn, event: RoundAggregated, command: AggregateRound) -> None:
     """The new version is the run's: compare-and-set on the parent has held."""
     state = turn.state
+    trust_region.note_published(state, command, event)
     state.version, state.manifest, state.substitutes = event.version, event.manifest, event.substitutes
     turn.settle(event.command_id)
     used = [state.leases[c.lease_id] for c in command.contributions]
@@ -227,6 +267,8 @@ def _record_round(
         closed=current.closed,
         unpublished=unpublished,
         left_out=current.left_out,
+        withheld=current.withheld,
+        thin=current.thin,
     )
     state.history = remembered(state.history, row)
 

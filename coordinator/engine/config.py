@@ -91,6 +91,22 @@ class AuditConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrustRegionConfig:
+    """How much worse than its parent, and than the best of late, a version may be on held-out data and be published."""
+
+    enabled: bool = True
+    """Whether versions are compared before they are published; never while screening is off."""
+    margin: float = 5.0
+    """Standard errors of the difference, sequences paired, that are noise of measuring."""
+    tolerance: float = 0.005
+    """Share of the held-out loss that is noise of training: what is worse by less is published, however sure it is."""
+    window: int = 10
+    """Rounds whose best version counts, besides the parent; a secret draw of sequences serves so many rounds."""
+    passes: int = 16
+    """Models that are measured, at most, to find out which contributions harm."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """Everything that decides how rounds go. In the journal's first event; `changes.py` says what changes later."""
 
@@ -157,6 +173,7 @@ class EngineConfig:
     screening: ScreeningConfig = ScreeningConfig()
     audits: AuditConfig = AuditConfig()
     reputation: ReputationConfig = field(default_factory=ReputationConfig)
+    region: TrustRegionConfig = TrustRegionConfig()
     rule: str = "trimmed_mean"
     """How submissions become one, as `median` or `nnm+krum`. docs/aggregation.md lists rules and helps to choose."""
     clip_to_median: bool = True
@@ -189,6 +206,14 @@ def check_config(config: EngineConfig) -> None:
             f"min_columns must be 1 to the model's {config.columns}, got {config.min_columns}",
         ),
         (config.max_rounds >= 1, f"max_rounds must be 1 or more, got {config.max_rounds}"),
+        (
+            config.region.window >= 1 and config.region.passes >= 1,
+            "region.window and region.passes must be 1 or more",
+        ),
+        (
+            config.region.margin >= 0 and config.region.tolerance >= 0,
+            "region.margin and region.tolerance must be 0 or more",
+        ),
         (config.most_grants >= 1, f"most_grants must be 1 or more, got {config.most_grants}"),
         (config.replicas >= 1 and config.quorum >= 1, "replicas and quorum must be 1 or more"),
         (inner.inner_steps >= 1 and inner.batch_sequences >= 1, "inner_steps and batch_sequences must be 1 or more"),

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 
-from coordinator.engine import audits, ballots, pacing, past
+from coordinator.engine import audits, ballots, pacing, past, vouching
 from coordinator.engine.commands import BlockClip, Contribution, ValidateVersion, WriteCheckpoint
 from coordinator.engine.config import EngineConfig
 from coordinator.engine.lease import GrantedLease
@@ -118,7 +118,7 @@ def clips_of(
     norms: dict[BlockId, list[float]] = {}
     for record, contribution in zip(records, contributions, strict=True):
         for norm in record.norms:
-            if norm.block != TRUNK or contribution.include_trunk:
+            if norm.block in vouching.blocks_of(contribution):
                 sent = norm.norm_l2 / pacing.recipe_scale(state.config, record.lease)
                 norms.setdefault(norm.block, []).append(sent * contribution.step_scale)
     blocks = [block for block in (TRUNK, *map(column_block, range(state.config.columns))) if block in norms]
@@ -132,8 +132,8 @@ def payloads_behind(state: EngineState) -> set[Digest]:
 
 
 def oldest_version_needed(state: EngineState) -> Version:
-    """The oldest version that a lease or a pending command may still speak of; at most the present one."""
-    needed = [state.version]
+    """The oldest version that a lease, a command or a comparison may still speak of; at most the present one."""
+    needed = [state.version, *(one.version for one in state.standings)]
     needed += [record.lease.base_version for record in state.leases.values() if _may_be_heard_of(state, record)]
     needed += [step.attempt.parent_version for step in state.past_steps if step.has_start]
     for command in state.pending.values():

@@ -240,6 +240,20 @@ class Substitute:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VersionComparison:
+    """A new version against an older one, on the same held-out sequences."""
+
+    version: Version
+    """The older one."""
+    gain: float
+    """Its held-out loss less the new one's, nats a token; negative where the new one is worse."""
+    gain_se: float
+    """Standard error of that, sequences paired."""
+    loss: float
+    """The older one's held-out loss there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoundAggregated(Event):
     """Result of `AggregateRound`: a new manifest is durable in the artifact store, not yet the run's."""
 
@@ -250,6 +264,22 @@ class RoundAggregated(Event):
     manifest: Digest
     update_norm_l2: float
     substitutes: tuple[Substitute, ...] = ()
+    compared: tuple[VersionComparison, ...] = ()
+    """With each of `AggregateRound.compared_with`, in that order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HarmfulFound(Event):
+    """Result of `FindHarmful`."""
+
+    command_id: str
+    round: RoundNumber
+    harmful: tuple[LeaseId, ...]
+    """Each alone makes a model that is worse, beyond margin and tolerance."""
+    suspected: tuple[LeaseId, ...]
+    """Worse within these, or only as one of a group; or the model is no longer worse without them."""
+    passes: int
+    """Models that were measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from coordinator.engine import audits, dispatch, pacing, quorum, rounds
+from coordinator.engine import audits, dispatch, pacing, quorum, rounds, vouching
 from coordinator.engine.commands import (
     AggregateRound,
     CompareSubmissions,
+    FindHarmful,
     MeasureSubmission,
     RebuildVersion,
+    Remedy,
     ReplayLease,
     SlowCommand,
     TryContributions,
@@ -28,7 +30,14 @@ from coordinator.engine.reasons import told
 from coordinator.engine.rows import LeaseRecord, WorkerRecord
 from coordinator.engine.state import EngineState
 from coordinator.engine.trust import trust_of
+from coordinator.engine.withholding import MOST_IN_ROW
 from protocol.ids import LeaseId, WorkerId
+
+_REMEDIES = {
+    Remedy.WITHOUT_HARMFUL: "without those that made it worse",
+    Remedy.VOUCHED: "only what is trusted or audited, since all together made it worse",
+    Remedy.SHORT: "by a shorter step, since the whole one made it worse",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +61,8 @@ def first_waits(state: EngineState, now_s: float, *, most: int) -> tuple[tuple[W
     if at.phase is Phase.GATHERING:
         return (_gathering(at),), 0
     if at.phase not in rounds.RUNNING_PHASES:
-        wanted = (AggregateRound, TryContributions, RebuildVersion) if at.phase is Phase.AGGREGATING else SlowCommand
+        making = (AggregateRound, TryContributions, FindHarmful, RebuildVersion)
+        wanted = making if at.phase is Phase.AGGREGATING else SlowCommand
         commands = [command for command in at.pending.values() if isinstance(command, wanted)]
         return tuple(_command(at, command) for command in commands[:most]), max(0, len(commands) - most)
     outlook = quorum.outlook_of(at)
@@ -139,6 +149,23 @@ def lease_ended(state: EngineState, worker: WorkerId, lease_id: LeaseId) -> str 
     if record.status in LOST_STATUSES:
         return record.end_reason
     return record.verdict.reason if record.status is LeaseStatus.REJECTED and record.verdict else None
+
+
+def cautions(state: EngineState) -> tuple[str, ...]:
+    """What keeps an operator from taking the run's versions on trust."""
+    found: list[str] = []
+    if state.withheld_in_row >= MOST_IN_ROW:
+        why = next((told(row.withheld[-1]) for row in reversed(state.history) if row.withheld), "")
+        found.append(
+            f"{state.withheld_in_row} rounds in a row withheld: {why}. Leaving nobody out mended it: is the learning "
+            "rate too high, or are most workers liars? Trusted or audited work alone is taken, and by short steps"
+        )
+    thin = state.history[-1].thin if state.history else 0
+    if thin and not vouching.anyone_vouches(state):
+        found.append(f"unaudited: fewer than three owners on {thin} blocks and nobody trusted")
+    elif thin:
+        found.append(f"fewer than three owners on {thin} blocks: only trusted or audited work counts there")
+    return tuple(found)
 
 
 def _hindrance(state: EngineState, record: WorkerRecord, hindrance: Hindrance) -> str:
@@ -270,7 +297,10 @@ def _command(state: EngineState, command: SlowCommand) -> Wait:
 def _doing(command: SlowCommand) -> str:
     if isinstance(command, AggregateRound):
         how = ", each block by what works for it" if command.cautious else ""
+        how += f", {_REMEDIES[command.remedy]}" if command.remedy else ""
         return f"aggregating {len(command.contributions)} submissions into version {command.version}{how}"
+    if isinstance(command, FindHarmful):
+        return f"looking which of {len(command.suspects)} submissions made version {command.attempt.version} worse"
     if isinstance(command, TryContributions):
         tried = command.attempt
         return f"trying the {len(tried.contributions)} submissions of round {tried.round} one by one: not all aggregate"

@@ -83,6 +83,14 @@ class Case(StrEnum):
     BYTES_LOST = "bytes_lost"
     ROUND_GIVEN_UP = "round_given_up"
 
+    # what the trust region withheld
+    WORSE_VERSION = "worse_version"
+    HARMS_ALONE = "harms_alone"
+    SUSPECTED_OF_HARM = "suspected_of_harm"
+    NOT_VOUCHED_FOR = "not_vouched_for"
+    ROUND_WITHHELD = "round_withheld"
+    NOBODY_HEARD = "nobody_heard"
+
     # why a lease came to nothing, or an accepted submission counts nowhere
     HANDED_BACK = "handed_back"
     SILENT = "silent"
@@ -231,6 +239,17 @@ _SENTENCES: Mapping[Case, str] = {
     Case.BYTES_LOST: "left out of round {round:.0f}: its bytes were lost here ({about}); no fault of the worker",
     Case.ROUND_GIVEN_UP: "round {round:.0f} could not be aggregated and publishes nothing ({about}); no fault of the "
     "worker",
+    Case.WORSE_VERSION: "withheld a version that raises held-out loss over version {version:.0f} by {rise:.4g} "
+    "± {error:.2g} nats a token (at most {most:.3g})",
+    Case.HARMS_ALONE: "left out of round {round:.0f}: a model made of it alone is worse on held-out data",
+    Case.SUSPECTED_OF_HARM: "left out of round {round:.0f}, in which something made the model worse, and this may "
+    "have; nobody is blamed for it",
+    Case.NOT_VOUCHED_FOR: "left out of round {round:.0f}, whose version was worse on held-out data and took only what "
+    "is trusted or audited; no fault of the worker",
+    Case.ROUND_WITHHELD: "round {round:.0f} publishes nothing: whatever is made of it is worse on held-out data than "
+    "what there was; nobody is blamed for it",
+    Case.NOBODY_HEARD: "fewer than three independent people hold each block of it, and nobody of them is trusted or "
+    "was audited",
     Case.HANDED_BACK: "handed back: {about}",
     Case.SILENT: "silent for {silent_s:.0f} s (at most {most_s:.0f} s)",
     Case.NO_SUBMISSION: "no submission within {given_s:.0f} s, the lease's deadline",

@@ -238,6 +238,10 @@ class RoundState:
     audits_drawn: int = 0
     audits_unpaid: int = 0
     """Of those drawn."""
+    withheld: tuple[Reason, ...] = ()
+    """Versions that were made of it and are not published, in their order."""
+    thin: int = 0
+    """Blocks that fewer than three independent people returned."""
 
     @property
     def close_reason(self) -> str:

@@ -23,6 +23,7 @@ from coordinator.engine.history import (
     SettingChange,
     Totals,
     Validation,
+    VersionLevel,
     wall_at_s,
 )
 from coordinator.engine.index import Index
@@ -58,6 +59,10 @@ class EngineState:
     history: tuple[RoundRecord, ...] = ()
     substitutes: tuple[Substitute, ...] = ()
     """Blocks of the latest version that the run's rule did not answer for."""
+    standings: tuple[VersionLevel, ...] = ()
+    """Versions of the latest rounds that no later one of them is better than; the latest is the run's."""
+    withheld_in_row: int = 0
+    """Rounds, up to the latest, of which neither all nor all but the harmful could be published as they were."""
     validations: tuple[Validation, ...] = ()
     checkpoints: tuple[Checkpoint, ...] = ()
     calendar: tuple[CalendarMark, ...] = ()

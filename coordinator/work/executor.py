@@ -26,6 +26,7 @@ from aggregation.replayed import ReplayDistance
 from coordinator.engine.commands import (
     AggregateRound,
     CompareSubmissions,
+    FindHarmful,
     MeasureSubmission,
     RebuildVersion,
     ReplayLease,
@@ -39,14 +40,17 @@ from coordinator.engine.events import (
     CheckpointWritten,
     ContributionsTried,
     Event,
+    HarmfulFound,
     LeaseReplayed,
     RoundAggregated,
     SubmissionMeasured,
+    VersionComparison,
     VersionRebuilt,
     VersionValidated,
 )
 from coordinator.store.ports import BlobStore
 from coordinator.store.versions import Versions
+from coordinator.work import harm
 from coordinator.work.outer import RoundAggregator
 from coordinator.work.port import Replay, Work
 from coordinator.work.rebuilding import rebuild
@@ -168,6 +172,7 @@ class Executor(Work):
             manifest=outcome.manifest,
             update_norm_l2=outcome.update_norm_l2,
             substitutes=outcome.substitutes,
+            compared=self._compared(command, outcome.manifest),
         )
 
     @execute.register
@@ -232,6 +237,27 @@ class Executor(Work):
         )
 
     @execute.register
+    def _(self, command: FindHarmful) -> Event:
+        attempt = command.attempt
+        base = self._base_blocks(attempt.parent_manifest)
+        before = self._losses_of(attempt.parent_manifest, attempt.region_seed)
+
+        def measure(group: harm.LeaseGroup) -> VersionComparison:
+            model = self._loaded(self._aggregator.candidate(attempt, base, group))
+            after = self._sequence_losses(model, self._heldout(attempt.region_seed))
+            return harm.compared(attempt.parent_version, before, after)
+
+        found = harm.search(command, measure)
+        return HarmfulFound(
+            at_s=self._clock(),
+            command_id=command.command_id,
+            round=attempt.round,
+            harmful=found.harmful,
+            suspected=found.suspected,
+            passes=found.passes,
+        )
+
+    @execute.register
     def _(self, command: ValidateVersion) -> Event:
         tokens = self._dataset.heldout_all(self._settings.sequence_length, self._settings.heldout_limit)
         model = self._loaded(self._base_blocks(command.manifest))
@@ -286,21 +312,35 @@ class Executor(Work):
     ) -> tuple[float, float]:
         """Gain of half a step and its standard error. Sequences are paired: most of their spread is common to both."""
         digest = self._base_manifest(command.lease)
-        tokens = self._dataset.heldout_batch(
-            command.heldout_seed, self._settings.screening_sequences, self._settings.sequence_length
-        )
-        before = self._baselines.get((digest, command.heldout_seed))
-        if before is None:
-            before = self._sequence_losses(self._loaded(base), tokens)
-            self._baselines[digest, command.heldout_seed] = before
-            while len(self._baselines) > CACHED_BASELINES:
-                self._baselines.popitem(last=False)
+        before = self._losses_of(digest, command.heldout_seed)
         moved = dict(base)
         for block, tensors in submission.items():
             moved[block] = {
                 name: torch.sub(base[block][name], tensor, alpha=HALF_STEP) for name, tensor in tensors.items()
             }
-        return mean_and_error(before - self._sequence_losses(self._loaded(moved), tokens))
+        after = self._sequence_losses(self._loaded(moved), self._heldout(command.heldout_seed))
+        return mean_and_error(before - after)
+
+    def _compared(self, command: AggregateRound, made: Digest) -> tuple[VersionComparison, ...]:
+        """The new version against others: one pass, for the others were measured when they were new."""
+        if not command.compared_with:
+            return ()
+        olds = [(old.version, self._losses_of(old.manifest, command.region_seed)) for old in command.compared_with]
+        new = self._losses_of(made, command.region_seed)
+        return tuple(harm.compared(version, old, new) for version, old in olds)
+
+    def _losses_of(self, manifest: Digest, seed: int) -> Tensor:
+        """[N] losses of the held-out sequences that `seed` draws, under a version."""
+        losses = self._baselines.get((manifest, seed))
+        if losses is None:
+            losses = self._sequence_losses(self._loaded(self._base_blocks(manifest)), self._heldout(seed))
+            self._baselines[manifest, seed] = losses
+            while len(self._baselines) > CACHED_BASELINES:
+                self._baselines.popitem(last=False)
+        return losses
+
+    def _heldout(self, seed: int) -> NDArray[Any]:
+        return self._dataset.heldout_batch(seed, self._settings.screening_sequences, self._settings.sequence_length)
 
     def _sequence_losses(self, model: Any, tokens: NDArray[Any]) -> Tensor:
         tokens_NT1 = torch.from_numpy(tokens.astype("int64"))

@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 from coordinator.engine.commands import (
     AggregateRound,
     CompareSubmissions,
+    FindHarmful,
     MeasureSubmission,
+    PublishedVersion,
     RebuildVersion,
+    Remedy,
     ReplayLease,
     SlowCommand,
     TryContributions,
@@ -30,16 +33,18 @@ from coordinator.engine.events import (
     ContributionsTried,
     Event,
     FailedAlone,
+    HarmfulFound,
     LeaseReplayed,
     RoundAggregated,
     SubmissionMeasured,
+    VersionComparison,
     VersionRebuilt,
     VersionValidated,
 )
 from coordinator.engine.records import command_digest
 from coordinator.work import port
 from protocol.errors import LocalError
-from protocol.ids import TRUNK, BlockId, Digest, WorkerId, column_block
+from protocol.ids import TRUNK, BlockId, Digest, LeaseId, WorkerId, column_block
 from protocol.lease import Lease
 from simulator.deterministic.disk import Disk, StoredBlock, VersionEntry, stretched
 from simulator.deterministic.work import DISK_FULL, MissingContent, Site, Spoils, Texts
@@ -84,6 +89,9 @@ class CheapExecutor(port.Work):
             case TryContributions(attempt=attempt):
                 self._blocks_of(attempt.parent_manifest)
                 return self._tried(command_id, attempt, at_s)
+            case FindHarmful(attempt=attempt, suspects=suspects):
+                self._blocks_of(attempt.parent_manifest)
+                return self._found(command_id, attempt, suspects, at_s)
             case ValidateVersion(version=version, manifest=manifest):
                 self._blocks_of(manifest)
                 loss = 5.5 / (1 + version)
@@ -135,6 +143,35 @@ class CheapExecutor(port.Work):
         failed = tuple(FailedAlone(lease_id=one.lease_id, error="0 / 0") for one in spoilt)
         return ContributionsTried(at_s=at_s, command_id=command_id, round=attempt.round, failed=failed)
 
+    def _found(
+        self, command_id: str, attempt: AggregateRound, suspects: tuple[LeaseId, ...], at_s: float
+    ) -> HarmfulFound:
+        for one in attempt.contributions:
+            self._payload(one.digest, command_id)
+        harmful = tuple(lease_id for lease_id in suspects if self._site.spoils(lease_id) is Spoils.MODEL)
+        return HarmfulFound(
+            at_s=at_s,
+            command_id=command_id,
+            round=attempt.round,
+            harmful=harmful,
+            suspected=(),
+            passes=min(len(suspects), 16),
+        )
+
+    def _compared(self, command: AggregateRound) -> tuple[VersionComparison, ...]:
+        """Worse by whoever spoils the model, unless the step is a short one."""
+        spoilt = any(self._site.spoils(one.lease_id) is Spoils.MODEL for one in command.contributions)
+        short = command.remedy is Remedy.SHORT and command.round % 2 == 0  # some rounds cannot be saved at all
+        gain = -1.0 if spoilt and not short else 0.1
+        return tuple(
+            VersionComparison(version=self._known(old).version, gain=gain, gain_se=0.01, loss=5.0)
+            for old in command.compared_with
+        )
+
+    def _known(self, old: PublishedVersion) -> PublishedVersion:
+        self._blocks_of(old.manifest)
+        return old
+
     def _check_whole(self, command: AggregateRound) -> None:
         """Fail as the real executor does: whole, unless the command is cautious."""
         spoils = {self._site.spoils(one.lease_id) for one in command.contributions}
@@ -163,6 +200,7 @@ class CheapExecutor(port.Work):
             parent_version=command.parent_version,
             manifest=manifest,
             update_norm_l2=1.0,
+            compared=self._compared(command),
         )
 
     def _rebuilt(self, command: RebuildVersion, at_s: float) -> VersionRebuilt:
@@ -193,6 +231,7 @@ class CheapExecutor(port.Work):
                 one
                 for one in command.contributions
                 if (one.include_trunk if name == TRUNK else name in set(map(column_block, one.columns)))
+                and name not in one.unheard
             ]
             entering = [f"{one.digest}*{one.weight:.6g}" for one in holders]
             if len(holders) > 1 and any(self._site.spoils(one.lease_id) is Spoils.TOGETHER for one in holders):
