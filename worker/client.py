@@ -151,6 +151,12 @@ class CoordinatorClient:
         """The signed manifest of `version`."""
         return await self._retried("GetManifest", pb.GetManifestRequest(version=version), pb.GetManifestReply)
 
+    async def ask_audit(self, lease_id: str) -> pb.AskAuditReply:
+        """Ask that work be computed again; in no session, and tried once: a person is waiting."""
+        request = pb.AskAuditRequest(public_key=self._identity.public_key, lease_id=lease_id)
+        signer = CallSigner(self._identity, audience=self._audience)
+        return await self._call("AskAudit", request, pb.AskAuditReply, signer, CALL_TIMEOUT_S, None)
+
     async def _retried(
         self,
         name: str,

@@ -41,6 +41,10 @@ def init(
         Path | None, typer.Option(help="Train on from this Hugging Face folder, at a quarter of the usual rates.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="A prepared dataset, a text file or folder, or stdlib.")] = None,
+    screening_text: Annotated[
+        Path | None,
+        typer.Option(help="Text that was never published, a file or folder: submissions are measured on it as well."),
+    ] = None,
     residency: Annotated[str | None, typer.Option(help=f"{one_of(RESIDENCIES)}.")] = None,
     codec: Annotated[str | None, typer.Option(help=f"What submissions are encoded in: {one_of(CODECS)}.")] = None,
     sequence_length: Annotated[int | None, typer.Option(help="Tokens a sequence.")] = None,
@@ -91,7 +95,8 @@ def init(
         chosen = _settings(settings, given, {**engine, "inner": inner}, set_ or ())
         notes: list[str] = []
         with ProgressLine(quiet=as_json) as tell:
-            run = init_run(folder, chosen, note=notes.append, progress=documents_told(tell))
+            private = None if screening_text is None else str(screening_text)
+            run = init_run(folder, chosen, screening_text=private, note=notes.append, progress=documents_told(tell))
         for sentence in notes:
             say_note(sentence)
     if as_json:

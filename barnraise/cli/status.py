@@ -102,6 +102,8 @@ def print_status(status: RunStatus) -> None:
             ("traffic", f"{human_bytes(status.bytes_up)} up, {human_bytes(status.bytes_down)} down"),
         )
     )
+    if status.screened_in_public:
+        print("\nSubmissions are measured on the public held-out part; a new run keeps text of its own for that.")
     _print_reasons(status)
     for caution in status.cautions:
         print(f"\n{_sentence(caution)}")

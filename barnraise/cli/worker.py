@@ -96,6 +96,26 @@ def join(
 
 
 @app.command()
+def appeal(
+    lease: Annotated[str, typer.Argument(help="The refused lease; without it, the latest.")] = "",
+    run: Annotated[str, typer.Option(help="The coordinator's HOST:PORT, where this machine is in several runs.")] = "",
+    home: Annotated[Path | None, typer.Option(help="Where this machine's identity is kept.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Say that a refusal was wrong, once a day: your next submission is then computed again by the coordinator."""
+    import asyncio
+
+    from worker.appeal import appeal as ask
+
+    answer = asyncio.run(ask(lease, run=run, home=home))
+    if as_json:
+        print_json(dataclasses.asdict(answer))
+    else:
+        print(answer.reason)
+    return 0 if answer.taken else 1
+
+
+@app.command()
 def probe(
     device: Device = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads to measure with.")] = None,

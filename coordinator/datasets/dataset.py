@@ -3,7 +3,8 @@
 Decides what sequence number i is: tokens [i * (L + 1), (i + 1) * (L + 1)) of a part, for sequence length L, so that
 sequences share no token. A lease's positions go through the seeded permutation of `permutation.py`, so disjoint ranges
 of one seed name disjoint sequences. Training and held-out tokens are two files; nothing here reads the one for the
-other, and only `heldout_*` reads held-out tokens.
+other, and only `heldout_*` reads held-out tokens. A run's own dataset is `carved`: it keeps the sequences that its
+submissions are measured on (`screening.py`) to itself, and whatever asks it for a lease's is given none of them.
 
 Legend: N sequences, L+1 tokens of each (inputs and targets overlap by all but one).
 """
@@ -25,6 +26,7 @@ from coordinator.datasets.card import (
     read_card,
 )
 from coordinator.datasets.permutation import permuted
+from coordinator.datasets.screening import ScreeningSplit
 from moe.companions import COMPANIONS_FOLDER, read_companions
 from moe.tokenizer import TOKENIZER_FILE
 from protocol.errors import ConfigError, LocalError
@@ -42,6 +44,8 @@ class Dataset:
         self.card = card
         self._train_N = train_N
         self._heldout_N = heldout_N
+        self._split: ScreeningSplit | None = None
+        self._unpublished_NL: Tokens | None = None
 
     @classmethod
     def open(cls, folder: str | Path, *, verify: bool = False) -> Dataset:
@@ -83,9 +87,34 @@ class Dataset:
         """The tokenizer, and what else of the checkpoint that it came from was kept when the text was prepared."""
         return {**read_companions(self.folder / COMPANIONS_FOLDER), TOKENIZER_FILE: self.tokenizer_json}
 
+    def carved(
+        self, secret: bytes, *, share: float, a_round: int, seq_len: int, unpublished: Dataset | None = None
+    ) -> Dataset:
+        """This dataset for one run: a `share` of its sequences, and `unpublished` text, are screening's alone.
+
+        ConfigError where there are too few for the `a_round` sequences that a submission is measured on.
+        """
+        carved = Dataset(self.folder, self.card, self._train_N, self._heldout_N)
+        others_NL = None if unpublished is None else unpublished.everything(seq_len)
+        carved._unpublished_NL = others_NL
+        carved._split = ScreeningSplit.drawn(
+            secret,
+            train=_sequence_count(self._train_N, seq_len),
+            share=share,
+            a_round=a_round,
+            unpublished=0 if others_NL is None else len(others_NL),
+        )
+        return carved
+
+    @property
+    def has_secret_split(self) -> bool:
+        """Whether submissions are measured on text that no lease names."""
+        return self._split is not None
+
     def train_sequences(self, seq_len: int) -> int:
-        """How many training sequences there are: a lease names positions below this."""
-        return _sequence_count(self._train_N, seq_len)
+        """How many training sequences there are for leases: one names positions below this."""
+        count = _sequence_count(self._train_N, seq_len)
+        return count if self._split is None else self._matching(self._split, count).leased
 
     def heldout_sequences(self, seq_len: int) -> int:
         """How many held-out sequences there are."""
@@ -96,7 +125,32 @@ class Dataset:
         size = self.train_sequences(seq_len)
         if start < 0 or count < 0 or start + count > size:
             raise LocalError(f"dataset: expected positions below {size}, got {start} to {start + count}")
-        return _rows(self._train_N, seq_len, permuted(seed, size, start, count))
+        split = self._split
+        numbers_N = permuted(seed, size, start, count) if split is None else split.numbers(seed, start, count)
+        return _rows(self._train_N, seq_len, numbers_N)
+
+    def screening_batch(self, seed: int, count: int, seq_len: int, round_: int | None = None) -> Tokens:
+        """`count` different sequences [count, seq_len + 1] that no lease names, drawn by `seed`; all of fewer.
+
+        Of the part of them that is `round_`'s, where one is named. Held-out ones where nothing was carved out.
+        """
+        split = self._split
+        if split is None:
+            return self.heldout_batch(seed, count, seq_len)
+        numbers_N = self._matching(split, _sequence_count(self._train_N, seq_len)).drawn_for(seed, count, round_)
+        drawn_NL = _rows(self._train_N, seq_len, np.minimum(numbers_N, split.train - 1))
+        if self._unpublished_NL is not None:
+            added_N = numbers_N >= split.train
+            drawn_NL[added_N] = self._unpublished_NL[numbers_N[added_N] - split.train]
+        return drawn_NL
+
+    def everything(self, seq_len: int) -> Tokens:
+        """All sequences of both parts, [N, seq_len + 1]."""
+        parts = (self._train_N, self._heldout_N)
+        counts = [_sequence_count(part_N, seq_len) for part_N in parts]
+        return np.concatenate(
+            [_rows(part_N, seq_len, np.arange(count)) for part_N, count in zip(parts, counts, strict=True)]
+        )
 
     def heldout_batch(self, seed: int, count: int, seq_len: int) -> Tokens:
         """`count` different held-out sequences drawn by `seed`; all of them where there are fewer."""
@@ -121,6 +175,11 @@ class Dataset:
                 got = hashlib.file_digest(file, "sha256").hexdigest()
             if got != digest:
                 raise ConfigError(f"{self.folder / name}: digest expected {digest}, got {got}; prepare the data again")
+
+    def _matching(self, split: ScreeningSplit, count: int) -> ScreeningSplit:
+        if split.train != count:
+            raise LocalError(f"dataset: carved for {split.train} training sequences, asked for {count}")
+        return split
 
     def _some_heldout(self, seq_len: int) -> int:
         size = self.heldout_sequences(seq_len)

@@ -15,14 +15,15 @@ from functools import cached_property, lru_cache
 from coordinator.edge.auth import Authenticator, check_protocol_version
 from coordinator.edge.served import RunContext
 from coordinator.edge.throttle import range_of
-from coordinator.engine.events import CapabilityChanged, WorkerEnrolled
+from coordinator.engine import appeals
+from coordinator.engine.events import AuditAsked, CapabilityChanged, WorkerEnrolled
 from coordinator.engine.telling import banned_sentence
 from coordinator.store.registry import Member, RangeQuota, clean_name, invite_id
 from moe.planner import Plan, plan
 from protocol.admission import has_worked
 from protocol.causes import Cause
 from protocol.errors import MalformedMessage, Refused, Unauthenticated
-from protocol.ids import worker_id_of
+from protocol.ids import LeaseId, worker_id_of
 from protocol.residency import ABSENT
 from protocol.tls import manifest_key_message
 from protocol.v1 import barnraise_pb2 as pb
@@ -33,7 +34,7 @@ BF16_BYTES, FP32_BYTES = 2, 4
 
 
 class Membership:
-    """Answers Enrol and OpenSession."""
+    """Answers Enrol, OpenSession and AskAudit."""
 
     def __init__(self, run: RunContext, auth: Authenticator) -> None:
         self._run = run
@@ -87,6 +88,23 @@ class Membership:
             heartbeat_interval_s=run.pump.engine.state.config.heartbeat_interval_s,
             run=self._description,
         )
+
+    async def ask_audit(self, request: pb.AskAuditRequest, _: str) -> pb.AskAuditReply:
+        """A worker asks that its work be computed again; what it may not ask is answered, not recorded."""
+        run, worker = self._run, worker_id_of(request.public_key)
+        state = run.pump.engine.state
+        if worker not in state.workers:
+            raise Unauthenticated(f"this key has no work in run {run.run_id}", cause=Cause.NOT_ENROLLED)
+        await self._refuse_banned(request.public_key)
+        lease_id = LeaseId(request.lease_id) if request.lease_id else appeals.latest_refused(state, worker)
+        if lease_id is None:
+            return pb.AskAuditReply(taken=False, reason="none of your latest submissions was refused")
+        hindrance = appeals.why_not(state, worker, lease_id, run.run_time())
+        if hindrance is not None:
+            return pb.AskAuditReply(taken=False, reason=hindrance)
+        await run.pump.submit(AuditAsked(at_s=run.run_time(), worker=worker, lease_id=lease_id))
+        able = state.config.audits.budget > 0.0
+        return pb.AskAuditReply(taken=True, reason=appeals.TAKEN if able else appeals.NOBODY_COMPUTES)
 
     async def _refuse_banned(self, public_key: bytes, invite: str = "") -> None:
         """Whoever is shut out is told so, why, and whom to write to; an invite is not spent on it."""

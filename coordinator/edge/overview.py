@@ -5,6 +5,7 @@ Decides of how many things that may be many the first or the latest are told. On
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -77,6 +78,7 @@ def summary_of(
         substitutes=_first(map(substitutes.told, state.substitutes), len(state.substitutes)),
         audits=_first(notes, len(notes)),
         cautions=tuple(map(_short, explain.cautions(state))),
+        screened_in_public=not json.loads(state.fixed_settings.get("screening_share", "null")),
         working_on=_first(_pending(engine), len(state.pending)),
         leases_granted=totals.leases_granted,
         leases_expired=totals.leases_expired,

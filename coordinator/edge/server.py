@@ -31,6 +31,7 @@ from coordinator.edge.transfers import Transfers
 from coordinator.edge.worker_calls import COORDINATOR_SERVICE, worker_handlers
 from coordinator.engine.commands import AnnounceVerdict, CancelLease, Command, DropPayload, EndRun, GrantLease, ShutOut
 from coordinator.engine.phases import Phase
+from coordinator.run.audit_trail import Observers
 from coordinator.run.changing import SettingsFile
 from coordinator.run.clock import Clocks
 from coordinator.run.eventlog import configure_logging
@@ -181,7 +182,7 @@ class CoordinatorServer:
             parts.journal,
             work=parts.executor,
             dispatch=dispatch,
-            observer=parts.event_log,
+            observer=Observers(parts.event_log, parts.audit_trail),
             clock=parts.clock.now_s,
             clock_news=parts.clock.news,
             journal_observer=self._journal_observer,

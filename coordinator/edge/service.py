@@ -24,6 +24,7 @@ from coordinator.engine.events import (
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.rows import LeaseRecord
+from coordinator.engine.stages import told_to_worker, verdict_told
 from moe.layout import submission_specs
 from protocol.causes import Cause
 from protocol.codecs import codec_named
@@ -163,10 +164,10 @@ class WorkerService:
         lease_id = record.lease.lease_id
         if record.verdict is not None:
             outcome = pb.Verdict.ACCEPTED if record.verdict.accepted else pb.Verdict.REJECTED
-            verdict = pb.Verdict(lease_id=lease_id, outcome=outcome, reason=record.verdict.reason)
+            verdict = pb.Verdict(lease_id=lease_id, outcome=outcome, reason=verdict_told(record.verdict))
             return pb.CommitSubmissionReply(upload_offset=payload_bytes, verdict=verdict)
         if record.digest != digest or record.status is LeaseStatus.EXPIRED:
-            why = record.end_reason or "too late"
+            why = told_to_worker(record.ended) if record.ended else "too late"
             raise FinalRefusal(
                 f"lease {lease_id} is {record.status} and takes no submission: {why}", cause=Cause.LEASE_ENDED
             )
@@ -254,9 +255,9 @@ def lease_message(lease: GrantedLease, now_s: float) -> pb.Lease:
 
 
 def verdict_message(verdict: AnnounceVerdict) -> pb.Verdict:
-    """A verdict for the wire."""
+    """A verdict for the wire: its worker is told no figure and no threshold."""
     outcome = pb.Verdict.ACCEPTED if verdict.accepted else pb.Verdict.REJECTED
-    return pb.Verdict(lease_id=verdict.lease_id, outcome=outcome, reason=verdict.reason)
+    return pb.Verdict(lease_id=verdict.lease_id, outcome=outcome, reason=verdict_told(verdict.verdict))
 
 
 def digest_from(digest: bytes) -> Digest:

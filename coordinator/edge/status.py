@@ -169,6 +169,8 @@ class RunSummary(_Data):
     """What audits could not be paid for, and what they leave to the operator."""
     cautions: tuple[str, ...] = ()
     """What keeps from taking the versions on trust: rounds withheld, blocks that too few people train."""
+    screened_in_public: bool = False
+    """Submissions are measured on text that workers may know: the run began before there was a choice, or chose it."""
     working_on: tuple[str, ...]
     """Slow commands that are pending, e.g. `aggregate:r3`, with an error where one failed."""
     leases_granted: int

@@ -22,6 +22,7 @@ from coordinator.edge.service import WorkerService, digest_from
 from coordinator.edge.sessions import CallerSession
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus
 from coordinator.engine.rows import LeaseRecord
+from coordinator.engine.stages import told_to_worker
 from coordinator.store.ports import Upload
 from protocol.errors import DigestMismatch, MalformedMessage, Refused, Unavailable
 from protocol.framing import FrameReader, frames_of
@@ -175,9 +176,8 @@ class Transfers:
             size = header.payload_bytes
             raise MalformedMessage(f"upload for lease {header.lease_id} begins at byte {header.offset} of {size}")
         if record.status in {LeaseStatus.EXPIRED, LeaseStatus.RETURNED, LeaseStatus.GRANTED}:
-            raise Refused(
-                f"lease {record.lease.lease_id} is {record.status}: {record.end_reason or 'nothing was committed'}"
-            )
+            why = told_to_worker(record.ended) if record.ended else "nothing was committed"
+            raise Refused(f"lease {record.lease.lease_id} is {record.status}: {why}")
         return record
 
     async def download(self, session: CallerSession, request: pb.DownloadRequest) -> AsyncIterator[bytes]:

@@ -1,8 +1,9 @@
 """Which leases are computed again, and what a submission weighs until that is done.
 
-Decides, once a submission's last byte is here and screening has accepted it, by a secret draw whether its lease is to
-be audited, by another whether the round's budget pays for it, who may be the auditor, and which audits the round waits
-for. What follows from an auditor's answer is in `opinions.py`, who is given a lease to audit in `shadows.py`. Holds
+Decides, once a submission's last byte is here and screening has accepted it (or refused it, where its worker asked for
+an audit: appeals.py), by a secret draw whether its lease is to be audited, by another whether the round's budget pays
+for it, who may be the auditor, and which audits the round waits for. What follows from an auditor's answer is in
+`opinions.py`, who is given a lease to audit in `shadows.py`. Holds
 always: nobody can tell before the last byte which lease will be drawn; no auditor is the worker's own person, or is
 asked twice about one lease; what an audit was called for and did not get weighs nothing in an open run, and less in a
 closed one. Leases are pure functions, so nothing is asked of the audited worker. See docs/decisions/0024.
@@ -29,16 +30,20 @@ _EVERY_U64 = 2**64
 
 
 def draw(turn: Turn, lease_id: LeaseId) -> None:
-    """The submission was accepted: whether its lease is audited, and whether the budget reaches for it."""
+    """The submission was judged: whether its lease is audited, and whether the budget reaches for it.
+
+    What a worker asked for itself is paid for as long as there is anything left: it may ask once a day.
+    """
     state = turn.state
     lease = state.leases[lease_id].lease
-    probability = trust_of(state.config, state.workers[lease.worker]).audit_probability
+    worker = state.workers[lease.worker]
+    probability = trust_of(state.config, worker).audit_probability
     if state.config.audits.budget <= 0.0 or probability <= 0.0:
         return
     certain, stream = probability >= 1.0, turn.draws.stream(lease.round, "audit", lease_id)
     if stream.u64() >= probability * _EVERY_U64 and not certain:
         return
-    unpaid = credit(state) <= 0.0 or stream.u64() >= _share_paid(state) * _EVERY_U64
+    unpaid = credit(state) <= 0.0 or (worker.appeal is None and stream.u64() >= _share_paid(state) * _EVERY_U64)
     if not unpaid:
         charge(state, lease)
     current = state.round

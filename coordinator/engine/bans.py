@@ -56,6 +56,7 @@ def on_worker_pardoned(turn: Turn, event: ev.WorkerPardoned) -> None:
             audits_failed=0,
             accused=None,
             false_accusations=0,
+            appeal=None,
         )
     )
 

@@ -13,11 +13,13 @@ from enum import StrEnum
 from coordinator.engine.config import EngineConfig
 from coordinator.engine.event import Event
 from coordinator.engine.standing_events import (
+    AuditAsked,
     InviteBanned,
     InviteUnbanned,
     OwnerBanned,
     OwnerUnbanned,
     RollbackOrdered,
+    VersionRebuilt,
     WorkerBanned,
     WorkerPardoned,
     WorkerUnbanned,
@@ -25,12 +27,14 @@ from coordinator.engine.standing_events import (
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId
 
 __all__ = [
+    "AuditAsked",
     "Event",
     "InviteBanned",
     "InviteUnbanned",
     "OwnerBanned",
     "OwnerUnbanned",
     "RollbackOrdered",
+    "VersionRebuilt",
     "WorkerBanned",
     "WorkerPardoned",
     "WorkerUnbanned",
@@ -366,15 +370,3 @@ class RunStopped(Event):
     """The operator ended the run."""
 
     reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionRebuilt(Event):
-    """Result of `RebuildVersion`: a new manifest is durable in the artifact store, not yet the run's."""
-
-    command_id: str
-    version: Version
-    parent_version: Version
-    manifest: Digest
-    change_l2: float
-    """L2 norm of the difference from the version that it would take the place of, over all blocks."""

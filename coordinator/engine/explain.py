@@ -28,6 +28,7 @@ from coordinator.engine.phases import LOST_STATUSES, LeaseStatus, Phase
 from coordinator.engine.quorum import ColumnStanding, Outlook
 from coordinator.engine.reasons import told
 from coordinator.engine.rows import LeaseRecord, WorkerRecord
+from coordinator.engine.stages import told_to_worker, verdict_told
 from coordinator.engine.state import EngineState
 from coordinator.engine.trust import trust_of
 from coordinator.engine.withholding import MOST_IN_ROW
@@ -142,13 +143,13 @@ def wait_reason(state: EngineState, record: WorkerRecord, common: str | None = N
 
 
 def lease_ended(state: EngineState, worker: WorkerId, lease_id: LeaseId) -> str | None:
-    """Why going on with this lease is worth nothing; None while it is not."""
+    """Why going on with this lease is worth nothing, in words for its worker; None while it is not."""
     record = state.leases.get(lease_id)
     if record is None or record.lease.worker != worker:
         return f"lease {lease_id} is not known any more"
     if record.status in LOST_STATUSES:
-        return record.end_reason
-    return record.verdict.reason if record.status is LeaseStatus.REJECTED and record.verdict else None
+        return told_to_worker(record.ended) if record.ended else ""
+    return verdict_told(record.verdict) if record.status is LeaseStatus.REJECTED and record.verdict else None
 
 
 def cautions(state: EngineState) -> tuple[str, ...]:

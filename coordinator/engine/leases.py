@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from coordinator.engine import appeals, pacing, trust
 from coordinator.engine import contributions as votes
-from coordinator.engine import pacing, trust
 from coordinator.engine.commands import (
     AnnounceVerdict,
     CancelLease,
@@ -252,6 +252,7 @@ def reject(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
         state.update_round(rejected=state.round.rejected + 1)
     if verdict.key in BLAMED_KEYS:
         blame(turn, worker.worker, verdict.key)
+    appeals.note_due(turn, lease_id)
     turn.emit(AnnounceVerdict(worker=worker.worker, lease_id=lease_id, verdict=verdict))
     drop_payload(turn, state.leases[lease_id])
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from coordinator.engine import bans, leases, rollback, trust
+from coordinator.engine import appeals, bans, leases, rollback, trust
 from coordinator.engine.reasons import UNANSWERED, Case, reason
 from coordinator.engine.rows import AuditResult, Ban, LeaseRecord
 from coordinator.engine.turn import Turn
@@ -26,6 +26,7 @@ def after_audit(turn: Turn, record: LeaseRecord, result: AuditResult) -> None:
     A first contradiction leaves its worker without weight until others have looked: agreeing auditors must outnumber
     the contradicting ones to clear it, two contradicting ones who outnumber them ban it.
     """
+    appeals.settle(turn, record, result)
     state, lease = turn.state, record.lease
     worker = state.workers[lease.worker]
     passed = _auditors(record.audits, worker.person, passed=True)

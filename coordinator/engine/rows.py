@@ -134,6 +134,9 @@ class WorkerRecord:
     ban: Ban | None = None
     invite: str = ""
     """Short digest of the invite that it came with; empty where older releases did not say."""
+    appeal: LeaseId | None = None
+    """A refused lease over which it asked for an audit, until its next submission has been computed again."""
+    appealed_at_s: float | None = None
 
     @property
     def person(self) -> str:

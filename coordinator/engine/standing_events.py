@@ -1,11 +1,12 @@
-"""What the operator does about who takes part: bans, pardons, rollbacks. Named from events.py, like all events."""
+"""What people say about who takes part: bans, pardons and rollbacks by the operator, with what comes of one, and a
+worker's question over a refusal. Named from events.py, like all events."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from coordinator.engine.event import Event
-from protocol.ids import WorkerId
+from protocol.ids import Digest, LeaseId, Version, WorkerId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,3 +81,23 @@ class RollbackOrdered(Event):
     worker: WorkerId
     by: str
     why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionRebuilt(Event):
+    """Result of `RebuildVersion`: a new manifest is durable in the artifact store, not yet the run's."""
+
+    command_id: str
+    version: Version
+    parent_version: Version
+    manifest: Digest
+    change_l2: float
+    """L2 norm of the difference from the version that it would take the place of, over all blocks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditAsked(Event):
+    """A worker holds the refusal of this lease's submission to be wrong."""
+
+    worker: WorkerId
+    lease_id: LeaseId

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from coordinator.engine import dispatch, pacing, quorum, rounds
 from coordinator.engine.dispatch import Hindrance
 from coordinator.engine.phases import Phase
-from coordinator.engine.reasons import told
 from coordinator.engine.rows import Ban, BanOf, LeaseRecord, WorkerRecord
+from coordinator.engine.stages import told_to_worker
 from coordinator.engine.state import EngineState
 
 SOON_S = 5.0
@@ -40,8 +40,8 @@ def banned_sentence(ban: Ban) -> str:
         BanOf.INVITE: "All machines that came with this invite are",
     }[ban.of]
     return (
-        f"{whose} banned from this run: {told(ban.why)}. If that is wrong, write to the operator, who can look at the "
-        "audits and take it back"
+        f"{whose} banned from this run: {told_to_worker(ban.why)}. If that is wrong, write to the operator, who can "
+        "look at the audits and take it back"
     )
 
 
@@ -72,10 +72,10 @@ def _between_rounds(state: EngineState, record: WorkerRecord) -> str:
 def _hindered(state: EngineState, record: WorkerRecord, hindrance: Hindrance) -> str:
     number, following = state.round.round, _next_round(state)
     cooling_s = record.cooling_until_s - state.now_s
+    aside = told_to_worker(record.quarantine.why) if record.quarantine else ""
     words = {
         Hindrance.BANNED: f"{banned_sentence(record.ban)}." if record.ban else "",
-        Hindrance.SET_ASIDE: "Your machine is set aside for now: "
-        f"{told(record.quarantine.why) if record.quarantine else ''}. If that is a surprise, ask the operator.",
+        Hindrance.SET_ASIDE: f"Your machine is set aside for now: {aside}. If that is a surprise, ask the operator.",
         Hindrance.OFFERS_TOO_LITTLE: f"Your machine offers to hold {record.max_columns} expert columns, and this run "
         f"needs {state.config.min_columns}: allow it more (--memory, --columns), or it is given nothing.",
         Hindrance.COOLING: f"Your machine lost more than one lease in round {number}; it is given the next in "

@@ -82,7 +82,7 @@ def _audit_probability(config: EngineConfig, record: WorkerRecord) -> float:
     audits = config.audits
     if audits.budget <= 0:
         return 0.0
-    if is_doubted(config, record):
+    if record.appeal is not None or is_doubted(config, record):
         return 1.0
     if record.trusted:
         return audits.least_probability

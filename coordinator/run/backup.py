@@ -46,7 +46,7 @@ BACKUP_KIND = Kind(completed_by=SIGNATURE, private=True)
 _DOMAIN = b"barnraise backup v1\n"
 _SETTINGS = "settings.toml"
 _PLAIN_FILES = ("run.json", "endpoint.json")
-_FOLDERS = ("secret", "dataset", "tokenizer")
+_FOLDERS = ("secret", "dataset", "screening", "tokenizer")
 ATTEMPTS = 10
 """Copies of the journal before giving up; each lasts milliseconds, and a version is made in seconds at the least."""
 _CHUNK_BYTES = 1 << 20
@@ -150,7 +150,9 @@ def _copy_all(run: RunFolder, building: Path, blobs: dict[str, _Opener]) -> dict
             raise ConfigError(
                 f"{run.root / name} is not what its name promises; `barnraise coordinator verify` says more"
             )
-    _copy_registry(run.registry_path, building / "registry.sqlite")
+    for database in (run.registry_path, run.audit_path):
+        if database.is_file():
+            _copy_database(database, building / database.name)
     plain = [run.root / name for name in _PLAIN_FILES if (run.root / name).is_file()]
     for folder in _FOLDERS:
         plain += [path for path in sorted((run.root / folder).rglob("*")) if path.is_file()]
@@ -162,7 +164,7 @@ def _copy_all(run: RunFolder, building: Path, blobs: dict[str, _Opener]) -> dict
     return files
 
 
-def _copy_registry(source: Path, target: Path) -> None:
+def _copy_database(source: Path, target: Path) -> None:
     os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     original, copy = sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True), sqlite3.connect(target)
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coordinator.engine.config import EngineConfig, check_config
+from coordinator.run.carving import carved, chosen_share
 from coordinator.settings import RunSettings
 from protocol.errors import ConfigError
 from protocol.ids import RunId
@@ -31,7 +32,9 @@ def check_beginning(settings: RunSettings) -> Layout:
         return cut
     dataset = Dataset.open(Path(settings.data).expanduser())
     check_pair(cut, dataset, settings)
-    planned_engine(settings, cut, dataset, RunId("run"))
+    share, _ = chosen_share(settings, dataset)
+    # how many sequences are left for leases does not depend on the secret
+    planned_engine(settings, cut, carved(dataset, settings, share, secret=bytes(32)), RunId("run"))
     return cut
 
 

@@ -18,6 +18,7 @@ import structlog
 
 from coordinator.engine.commands import AnnounceVerdict, CancelLease, Command, EndRun, GrantLease, ShutOut
 from coordinator.engine.events import (
+    AuditAsked,
     CheckpointWritten,
     ClockStepped,
     CommandFailed,
@@ -57,6 +58,7 @@ _TOLD: dict[type[Event], tuple[str, tuple[str, ...]]] = {
     CommandFailed: ("command_failed", ("command_id", "trouble", "error")),
     RunStopped: ("run_stopped", ("reason",)),
     SettingChanged: ("setting_changed", ("key", "value")),
+    AuditAsked: ("audit_asked", ("worker", "lease_id")),
     WorkerBanned: ("worker_banned", ("worker", "by", "why")),
     WorkerUnbanned: ("worker_unbanned", ("worker", "by", "why")),
     WorkerPardoned: ("worker_pardoned", ("worker", "by", "why")),

@@ -5,9 +5,11 @@
     secret/               CA, leaf, keys and the secret of all draws; folder 0700, files 0600
     journal.sqlite        what happened (coordinator/store/journal.py), and beside it the mark of its newest commit
     registry.sqlite       invites and members (coordinator/store/registry.py)
+    audit.sqlite          every judgement with its figures (coordinator/store/audit_log.py), for the operator
     artifacts/            blocks, payloads, partial uploads
     versions/             which version has which manifest
     dataset/              only where the dataset was prepared for this run
+    screening/            only where the operator gave text that was never published: as private as secret/
     tokenizer/            tokenizer, chat template and generation settings: what every export carries
     checkpoints/          Hugging Face folders
     events.jsonl          one line for each event and command, for people and tools; never read back
@@ -33,6 +35,7 @@ from coordinator.engine.events import RunCreated
 from coordinator.engine.records import event_to_json
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.beginning import check_beginning, check_pair, planned_engine
+from coordinator.run.carving import first_data, own_data
 from coordinator.settings import RunSettings
 from coordinator.store.artifacts import ArtifactStore
 from coordinator.store.journal import Journal
@@ -107,6 +110,11 @@ class RunFolder:
         return self.root / "registry.sqlite"
 
     @property
+    def audit_path(self) -> Path:
+        """Every judgement with its figures."""
+        return self.root / "audit.sqlite"
+
+    @property
     def checkpoints(self) -> Path:
         """Hugging Face folders, newest last."""
         return self.root / "checkpoints"
@@ -179,14 +187,16 @@ class RunFolder:
         return layout(config_from_json(self.model_json), self.settings().residency)
 
     def dataset(self) -> Dataset:
-        """The run's data, checked to be what the run began with."""
-        from coordinator.datasets import Dataset
-
-        dataset = Dataset.open(self.dataset_path)
-        expected = self._facts()["dataset_digest"]
-        if dataset.digest != expected:
-            raise ConfigError(f"{self.dataset_path} has digest {dataset.digest}, the run began with {expected}")
-        return dataset
+        """The run's data, checked to be what the run began with; what screening has for itself is carved out."""
+        facts = self._facts()
+        return own_data(
+            self.root,
+            self.settings(),
+            facts["dataset"],
+            facts["dataset_digest"],
+            facts.get("screening_text_digest"),
+            secret=self.draw_secret,
+        )
 
     def fixed_settings(self, settings: RunSettings) -> dict[str, str]:
         """Key to JSON of what is fixed at `init`, with the data's digest, which `run.json` keeps."""
@@ -201,40 +211,40 @@ def init_run(
     folder: Path,
     settings: RunSettings,
     *,
+    screening_text: str | None = None,
     note: Callable[[str], None] = lambda _: None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RunFolder:
     """Make a run in a new or an empty folder: keys, data, version 0, and the journal's first event.
 
     One that begins with a checkpoint has gentler rates (`GOING_ON`) than the recipe's, where `settings` name none.
-    `note` gets sentences that the operator should see; `progress` documents and tokens while text is prepared.
+    `screening_text` names text for screening alone, beside what is carved out of the data; ConfigError where nothing
+    is. `note` gets sentences that the operator should see; `progress` documents and tokens while text is prepared.
     """
     way_out = "a run begins in a new or an empty folder"
     require_fillable(folder, RUN_KIND, way_out=way_out)
     settings = settings.as_begun()
     check_beginning(settings)
     with filled_whole(folder, RUN_KIND, way_out=way_out) as building:
-        _build(building, settings, note, progress)
+        _build(building, settings, screening_text, note, progress)
     return RunFolder.open(folder)
 
 
 def _build(
     root: Path,
     settings: RunSettings,
+    screening_text: str | None,
     note: Callable[[str], None],
     progress: Callable[[int, int], None] | None,
 ) -> None:
     run_id = _write_secrets(root, settings)
-    dataset_path, dataset = _dataset(root, settings, note, progress)
-    layout, blocks, dtype = _first_model(root, settings, dataset, note)
-    config = planned_engine(settings, layout, dataset, run_id)
-    facts = {
-        "run_id": run_id,
-        "dataset": str(dataset_path),
-        "dataset_digest": dataset.digest,
-        "model": dict(layout.config_json),
-        "dtype": dtype,
-    }
+    data = first_data(
+        root, settings, screening_text, secret=RunFolder(root).draw_secret(), note=note, progress=progress
+    )
+    settings = settings.model_copy(update={"screening_share": data.share})
+    layout, blocks, dtype = _first_model(root, settings, data.dataset, note)
+    config = planned_engine(settings, layout, data.dataset, run_id)
+    facts = {"run_id": run_id, **data.facts, "model": dict(layout.config_json), "dtype": dtype}
     write_private(root / "run.json", json.dumps(facts, indent=2).encode())
     write_private(root / "settings.toml", settings.to_toml().encode())
     run = RunFolder(root)
@@ -271,20 +281,6 @@ def _write_secrets(root: Path, settings: RunSettings) -> RunId:
     PrivateIdentity.generate().save(secret / "manifest.key")
     PrivateIdentity.generate().save(secret / "operator.key")
     return run_id
-
-
-def _dataset(
-    root: Path,
-    settings: RunSettings,
-    note: Callable[[str], None],
-    progress: Callable[[int, int], None] | None,
-) -> tuple[Path, Dataset]:
-    """The prepared dataset that `data` names, or the one that is prepared from it; and its place after the rename."""
-    from coordinator.datasets import is_prepared, open_or_prepare
-
-    place = Path(settings.data).expanduser().resolve() if is_prepared(settings.data) else Path("dataset")
-    made = root / "dataset"
-    return place, open_or_prepare(settings.data, made, checkpoint=settings.checkpoint, progress=progress, note=note)
 
 
 def _first_model(

@@ -11,6 +11,7 @@ import torch
 
 from coordinator.engine.events import SettingsFixed
 from coordinator.engine.records import event_to_json
+from coordinator.run.audit_trail import AuditTrail
 from coordinator.run.changing import SETTINGS_WRITTEN, SettingsFile
 from coordinator.run.clock import Clocks, RunClock
 from coordinator.run.eventlog import EventLog
@@ -21,6 +22,7 @@ from coordinator.run.pump import load_engine
 from coordinator.run.traffic import TRAFFIC, Traffic
 from coordinator.run.verify import lost_payloads, require_version
 from coordinator.settings import RunSettings
+from coordinator.store.audit_log import AuditLog
 from coordinator.store.journal import Journal, JournalObserver, unobserved
 from coordinator.store.versions import Versions
 from coordinator.work.executor import Executor, WorkSettings
@@ -49,6 +51,8 @@ class OpenedRun:
         self.settings = folder.settings()
         self.layout = folder.layout()
         self.dataset = folder.dataset()
+        if not self.dataset.has_secret_split:
+            _log.warning("screening_in_public", reason="submissions are measured on the public held-out part")
         self.store = folder.artifacts()
         self.versions = Versions(folder.root / "versions", self.store.blocks, self.layout)
         self.registry = folder.registry()
@@ -56,6 +60,8 @@ class OpenedRun:
         state = self.engine.state
         self.clock = RunClock(clocks, last_s=state.now_s, last_wall_s=state.wall_at_s(state.now_s))
         self.event_log = EventLog(folder.events_path, self._wall_at_s)
+        self._audit_log = AuditLog.open(folder.audit_path)
+        self.audit_trail = AuditTrail(self._audit_log, lambda: self.engine.state, self._wall_at_s)
         torch.set_num_threads(self.settings.executor_threads)
         self.executor = Executor(
             settings=work_settings(self.settings),
@@ -103,6 +109,7 @@ class OpenedRun:
         self.store.blocks.remove_temporaries()
         self.store.payloads.remove_temporaries()
         self.store.keep_submissions(needed.submissions)
+        self.audit_trail.catch_up()
 
     def _checked_settings(self, folder: RunFolder) -> SettingsFile:
         """The file agrees with the journal, or is brought into line where a process died between both."""
@@ -134,6 +141,7 @@ class OpenedRun:
         self.journal.close()
         self.registry.close()
         self.event_log.close()
+        self._audit_log.close()
         self._lock.release()
 
     def _wall_at_s(self, at_s: float) -> float | None:

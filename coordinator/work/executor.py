@@ -88,7 +88,7 @@ class WorkSettings:
     heldout_limit: int
     """Held-out sequences that a version is validated on, at most."""
     screening_sequences: int
-    """Held-out sequences that a submission's gain is measured on."""
+    """Sequences, of those that no lease names, that a submission's gain is measured on."""
     evaluation_batch: int
     """Sequences that go through the model at a time."""
     evaluation_device: str
@@ -301,6 +301,10 @@ class Executor(Work):
             return tuple(norms), -1e9, 0.0
         return tuple(norms), gain, gain_se
 
+    def screening_sequences(self, seed: int, count: int, round_: int | None = None) -> NDArray[Any]:
+        """`count` sequences [N, L+1] that no lease names, drawn by `seed`: of `round_`'s part, or of all parts."""
+        return self._dataset.screening_batch(seed, count, self._settings.sequence_length, round_)
+
     def _base_manifest(self, lease: Lease) -> Digest:
         digest = self._versions.manifest_digest(lease.base_version)
         if digest is None:
@@ -312,13 +316,13 @@ class Executor(Work):
     ) -> tuple[float, float]:
         """Gain of half a step and its standard error. Sequences are paired: most of their spread is common to both."""
         digest = self._base_manifest(command.lease)
-        before = self._losses_of(digest, command.heldout_seed)
+        before = self._losses_of(digest, command.heldout_seed, command.lease.round)
         moved = dict(base)
         for block, tensors in submission.items():
             moved[block] = {
                 name: torch.sub(base[block][name], tensor, alpha=HALF_STEP) for name, tensor in tensors.items()
             }
-        after = self._sequence_losses(self._loaded(moved), self._heldout(command.heldout_seed))
+        after = self._sequence_losses(self._loaded(moved), self._heldout(command.heldout_seed, command.lease.round))
         return mean_and_error(before - after)
 
     def _compared(self, command: AggregateRound, made: Digest) -> tuple[VersionComparison, ...]:
@@ -329,18 +333,18 @@ class Executor(Work):
         new = self._losses_of(made, command.region_seed)
         return tuple(harm.compared(version, old, new) for version, old in olds)
 
-    def _losses_of(self, manifest: Digest, seed: int) -> Tensor:
-        """[N] losses of the held-out sequences that `seed` draws, under a version."""
+    def _losses_of(self, manifest: Digest, seed: int, round_: int | None = None) -> Tensor:
+        """[N] losses of the sequences that `seed` draws (see `screening_sequences`), under a version."""
         losses = self._baselines.get((manifest, seed))
         if losses is None:
-            losses = self._sequence_losses(self._loaded(self._base_blocks(manifest)), self._heldout(seed))
+            losses = self._sequence_losses(self._loaded(self._base_blocks(manifest)), self._heldout(seed, round_))
             self._baselines[manifest, seed] = losses
             while len(self._baselines) > CACHED_BASELINES:
                 self._baselines.popitem(last=False)
         return losses
 
-    def _heldout(self, seed: int) -> NDArray[Any]:
-        return self._dataset.heldout_batch(seed, self._settings.screening_sequences, self._settings.sequence_length)
+    def _heldout(self, seed: int, round_: int | None = None) -> NDArray[Any]:
+        return self.screening_sequences(seed, self._settings.screening_sequences, round_)
 
     def _sequence_losses(self, model: Any, tokens: NDArray[Any]) -> Tensor:
         tokens_NT1 = torch.from_numpy(tokens.astype("int64"))

@@ -299,6 +299,22 @@ class Verdict(_message.Message):
     reason: str
     def __init__(self, lease_id: _Optional[str] = ..., outcome: _Optional[_Union[Verdict.Outcome, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class AskAuditRequest(_message.Message):
+    __slots__ = ("public_key", "lease_id")
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    public_key: bytes
+    lease_id: str
+    def __init__(self, public_key: _Optional[bytes] = ..., lease_id: _Optional[str] = ...) -> None: ...
+
+class AskAuditReply(_message.Message):
+    __slots__ = ("taken", "reason")
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    taken: bool
+    reason: str
+    def __init__(self, taken: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class GetManifestRequest(_message.Message):
     __slots__ = ("version",)
     VERSION_FIELD_NUMBER: _ClassVar[int]

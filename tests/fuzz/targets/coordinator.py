@@ -55,11 +55,12 @@ KINDS: dict[str, type[Message]] = {
     "ChangeSetting": pb.ChangeSettingRequest,
     "Enrol": pb.EnrolRequest,
     "OpenSession": pb.OpenSessionRequest,
+    "AskAudit": pb.AskAuditRequest,
     "Check": health_pb2.HealthCheckRequest,
 }
 WORKERS = ("AcquireLease", "ReturnLease", "Heartbeat", "CommitSubmission", "GetManifest")
 OPERATORS = ("CreateInvite", "GetStatus", "ListStatus", "StopRun", "ChangeSetting")
-STRANGERS = ("Enrol", "OpenSession", "Check")
+STRANGERS = ("Enrol", "OpenSession", "AskAudit", "Check")
 
 
 def _one_of(names: Sequence[str]) -> Mutate:
@@ -154,6 +155,9 @@ def _stranger_calls() -> list[bytes]:
         {
             "Enrol": [pb.EnrolRequest(**who, invite=there.invite, name="a stranger")],
             "OpenSession": [pb.OpenSessionRequest(**who, nonce=bytes([number]) * 16) for number in range(50)],
+            "AskAudit": [
+                pb.AskAuditRequest(public_key=there.stranger.public_key, lease_id=lease) for lease in ("", "r1.1")
+            ],
             "Check": [health_pb2.HealthCheckRequest(service=service) for service in ("", COORDINATOR_SERVICE, "x")],
         },
     )
