@@ -190,9 +190,14 @@ class SubmissionMeasured(Event):
     """Empty, or why the payload does not decode to what was leased (schema, size, dtype, non-finite)."""
     norms: tuple[BlockNorm, ...] = ()
     heldout_gain: float = 0.0
-    """Held-out loss before minus after half a step along the submission, nats a token."""
+    """Held-out loss before minus after `MeasureSubmission.part` of the submission, nats a token."""
     heldout_gain_se: float = 0.0
     """Standard error of that gain, sequences paired."""
+    full_gain: float = 0.0
+    """The same after `MeasureSubmission.taken` of it, on other held-out sequences."""
+    full_gain_se: float = 0.0
+    own_gain: float | None = None
+    """The same as `full_gain` on sequences of the lease itself; None where it was not asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -167,8 +167,17 @@ def upload(turn: Turn, record: LeaseRecord) -> None:
             # one draw for the whole round, so that its gains can be compared
             heldout_seed=turn.draws.seed(lease.round, "heldout"),
             measure_gain=state.config.screening.enabled,
+            taken=pacing.taken(state.config),
+            part=pacing.part_measured(state.config, lease),
+            own_data=_is_drawn(turn, lease.round),
         )
     )
+
+
+def _is_drawn(turn: Turn, round_number: int) -> bool:
+    """Whether gains on leases' own sequences are measured in this round: of all of it, so that they can be compared."""
+    share, parts = turn.state.config.screening.own_data_share, 10_000
+    return turn.draws.stream(round_number, "own-data").below(parts) < share * parts
 
 
 def break_uploads(turn: Turn, worker: WorkerId) -> None:
