@@ -74,7 +74,7 @@ def main() -> None:
         for number, case in enumerate(QUICK if args.quick else CASES):
             rows.append(micro.row(case, Path(folder) / f"run{number}"))
             print(rows[-1], flush=True)
-    rows += [by_chance(rate, 2_000 if args.quick else 50_000) for rate in (1e-2, 1e-3)]
+    rows += [by_chance(rate, 2_000 if args.quick else 5_000) for rate in (1e-2, 1e-3)]
     print(machine())
     print_rows(rows)
     if args.json is not None:

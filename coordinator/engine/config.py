@@ -60,7 +60,7 @@ class ScreeningConfig:
     others hold the same."""
     max_peer_loss: float = 0.25
     """Refused when that is more than this above three times what the median of two or more others does."""
-    max_base_factor: float = 10.0
+    max_base_factor: float = 30.0
     """Refused when a block would move by over this many times the length of its own weights; needs no history."""
     min_heldout_gain_share: float = 0.25
     """Refused, too, when the gain is under this share of the round's running median gain."""

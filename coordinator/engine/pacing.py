@@ -153,7 +153,7 @@ def part_measured(config: EngineConfig, lease: Lease) -> float:
     """A quarter of what is taken of it at its round's steps.
 
     Honest steps at high rates overshoot in their full length, and at half of it, by one worker's own noise, which the
-    round averages away; a quarter gained something in nearly every one of 400 honest leases (docs/log.md, 2026-11-26).
+    round averages away; a quarter lost no more than the error of measuring (docs/log.md, 2026-11-26).
     """
     return PART * taken(config) * step_scale(recipe_steps(config, RoundNumber(lease.round)), lease)
 
@@ -187,8 +187,8 @@ def full_steps(steps: int, warmup_steps: int) -> float:
 def norm_scale(config: EngineConfig, lease: Lease) -> float:
     """Brings a norm to the steps and the rate of the recipe's beginning, so that norms of all rounds can be compared.
 
-    Honest norms grow with the rate, and with steps to the power of 3/4: by steps alone those of 12 and of 100 differ
-    threefold, this way all of a run are within 0.78 to 1.27 of their median (docs/log.md, 2026-11-26).
+    Honest norms grow with the rate, and with steps to a power of 0.7 to 0.8: this way all of a run were within 0.6 to
+    1.44 of their median, at leases of 1 to 400 steps (docs/log.md, 2026-11-26).
     """
     inner, recipe = config.inner, lease.recipe
     first = inner.learning_rate * full_steps(inner.inner_steps, min(inner.warmup_steps, inner.inner_steps)) ** 0.75

@@ -71,8 +71,8 @@ def test_a_first_submission_is_held_against_the_weights_themselves():
     assert verdict_on(history={}, trunk=1e30, gain=0.24).accepted  # nothing to compare with
     judged = verdict_on(history={}, trunk=1e30, gain=0.24, base=30.0)
     assert judged.key == "norm_too_large"
-    assert "over 10 times that of the weights it would change (30)" in judged.reason
-    assert verdict_on(history={}, trunk=299.0, base=30.0).accepted
+    assert "over 30 times that of the weights it would change (30)" in judged.reason
+    assert verdict_on(history={}, trunk=899.0, base=30.0).accepted
 
 
 @pytest.mark.parametrize(
