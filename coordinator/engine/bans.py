@@ -17,6 +17,7 @@ from coordinator.engine.commands import AggregateRound, ShutOut, SlowCommand, Tr
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.reasons import BANNED, Case, reason, rejected
 from coordinator.engine.rows import Ban, BanOf, WorkerRecord
+from coordinator.engine.sequential import RankTest
 from coordinator.engine.turn import Turn
 from protocol.errors import IllegalEvent
 from protocol.ids import WorkerId
@@ -56,6 +57,9 @@ def on_worker_pardoned(turn: Turn, event: ev.WorkerPardoned) -> None:
             audits_failed=0,
             accused=None,
             false_accusations=0,
+            gain_test=RankTest(),
+            harm_test=RankTest(),
+            data_test=RankTest(),
         )
     )
 

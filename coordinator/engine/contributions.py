@@ -36,7 +36,7 @@ def countable(state: EngineState) -> list[LeaseRecord]:
 
 
 def was_kept_back(record: LeaseRecord) -> bool:
-    """Whether its worker committed to a submission whose bytes never all came; an auditor's shadow lease costs nothing."""
+    """Whether its worker committed to a submission whose bytes never all came; an auditor's shadow costs nothing."""
     return record.status is LeaseStatus.EXPIRED and record.digest is not None and record.lease.audits is None
 
 
@@ -109,7 +109,7 @@ def clips_of(
     for record, contribution in zip(records, contributions, strict=True):
         for norm in record.norms:
             if norm.block != TRUNK or contribution.include_trunk:
-                sent = norm.norm_l2 / pacing.recipe_scale(state.config, record.lease)
+                sent = norm.norm_l2 / pacing.norm_scale(state.config, record.lease)
                 norms.setdefault(norm.block, []).append(sent * contribution.step_scale)
     blocks = [block for block in (TRUNK, *map(column_block, range(state.config.columns))) if block in norms]
     clip = state.config.clip_to_median

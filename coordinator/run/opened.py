@@ -23,7 +23,8 @@ from coordinator.run.verify import lost_payloads, require_version
 from coordinator.settings import RunSettings
 from coordinator.store.journal import Journal, JournalObserver, unobserved
 from coordinator.store.versions import Versions
-from coordinator.work.executor import Executor, WorkSettings
+from coordinator.work.executor import Executor
+from coordinator.work.gains import WorkSettings
 from coordinator.work.port import Replay
 from protocol.errors import StorageTrouble
 from protocol.file_lock import FileLock

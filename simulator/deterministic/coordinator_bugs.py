@@ -133,13 +133,13 @@ def owner_back_from_silence() -> AbstractContextManager[None]:
     def nobody(_index: Any, _number: Any, _owner: Any) -> frozenset[int]:
         return frozenset()
 
-    refusal = leases._refusal
+    refusal = leases.refusal_of
 
-    def blind(turn: Any, record: Any, event: Any) -> Any:
+    def blind(state: Any, record: Any, event: Any) -> Any:
         with replaced(Index, "seats", nobody):
-            return refusal(turn, record, event)
+            return refusal(state, record, event)
 
-    return replaced(leases, "_refusal", blind)
+    return replaced(leases, "refusal_of", blind)
 
 
 def owner_votes_twice() -> AbstractContextManager[None]:
