@@ -143,9 +143,11 @@ class EngineConfig:
     round_deadline_s: float = 3600.0
     """From a round's first lease to its close, though some are still awaited."""
     grace_share: float = 0.5
-    """After quorum, wait for stragglers this share of the round's median lease, from grant to upload."""
+    """After quorum, wait for stragglers this share of the round's median lease, from grant to upload or till then."""
     min_grace_s: float = 1.0
     """Shortest wait for stragglers."""
+    overdue_factor: float = 1.5
+    """Once most have delivered, nobody waits for a lease that takes over so many times what was expected of it."""
     pace_tolerance: float = 0.25
     """Workers that would end up to this much later than the median one do as many inner steps as everybody."""
     most_steps_share: float = 2.0
@@ -163,6 +165,8 @@ class EngineConfig:
     """Weight of a submission that is one round late: discount ** staleness."""
     max_weight_ratio: float = 2.0
     """A submission's weight is capped at this many times the median weight."""
+    max_owner_share: float = 0.5
+    """... and one owner's at this share of all, in the outer step and in a quorum, where owners are enough for that."""
     inner: InnerRecipe = InnerRecipe()
     screening: ScreeningConfig = ScreeningConfig()
     audits: AuditConfig = AuditConfig()
@@ -216,6 +220,11 @@ def check_config(config: EngineConfig) -> None:
         (0 <= config.rollback_rounds <= 100, f"rollback_rounds must be 0 to 100, got {config.rollback_rounds}"),
         (config.rollback_least_change >= 0, "rollback_least_change must be 0 or more"),
         *_audit_problems(config.audits),
+        (config.overdue_factor >= 1, f"overdue_factor must be 1 or more, got {config.overdue_factor}"),
+        (
+            0 < config.max_owner_share <= 1,
+            f"max_owner_share must be above 0 and at most 1, got {config.max_owner_share}: a share of all votes",
+        ),
         (config.outer_learning_rate > 0, f"outer_learning_rate must be above 0, got {config.outer_learning_rate}"),
         (0 <= config.outer_momentum < 1, f"outer_momentum must be 0 to below 1, got {config.outer_momentum}"),
         (inner.schedule in SCHEDULES, f"schedule must be one of {', '.join(SCHEDULES)}, got {inner.schedule!r}"),

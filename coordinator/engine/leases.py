@@ -117,7 +117,8 @@ def expire(turn: Turn, lease_id: LeaseId, why: Reason) -> None:
     if record.lease.audits is not None:
         turn.emit(CancelLease(worker=worker, lease_id=lease_id, why=why))
         return
-    state.update_worker(worker, leases_expired=state.workers[worker].leases_expired + 1)
+    loser = state.workers[worker]
+    state.update_worker(worker, leases_expired=loser.leases_expired + 1, lost_in_row=loser.lost_in_row + 1)
     state.totals = replace(state.totals, leases_expired=state.totals.leases_expired + 1)
     if record.lease.round == state.round.round:
         state.update_round(expired=state.round.expired + 1)
@@ -223,7 +224,7 @@ def accept(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
     state.update_lease(lease_id, verdict=verdict)
     worker = state.workers[record.lease.worker]
     changes = trust.after_verdict(state.config, worker, verdict)
-    state.update_worker(worker.worker, accepted=worker.accepted + 1, **changes)
+    state.update_worker(worker.worker, accepted=worker.accepted + 1, lost_in_row=0, **changes)
     state.totals = replace(state.totals, submissions_accepted=state.totals.submissions_accepted + 1)
     if record.lease.round == state.round.round:
         state.update_round(accepted=state.round.accepted + 1)

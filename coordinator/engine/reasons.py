@@ -113,6 +113,7 @@ class Case(StrEnum):
     UNDER_QUORUM = "under_quorum"
     ALL_RESOLVED = "all_resolved"
     GRACE_OVER = "grace_over"
+    NONE_IN_TIME = "none_in_time"
     NOTHING_ACCEPTABLE = "nothing_acceptable"
     ALL_LEFT_OUT = "all_left_out"
 
@@ -176,6 +177,9 @@ def told(why: Reason) -> str:
     figures["ending"] = f"the operator stopped the run: {why.about}" if why.about else "the run is over"
     figures["still_out"] = f", {why.figures['awaited']:.0f} still out" if why.figures.get("awaited") else ""
     figures["said"] = f": {why.about}" if why.about else ""
+    figures["under_quorum"] = (
+        f"; {why.figures['short']:.0f} columns stay under quorum" if why.figures.get("short") else ""
+    )
     return _SENTENCES[why.case].format_map(figures)
 
 
@@ -249,6 +253,8 @@ _SENTENCES: Mapping[Case, str] = {
     Case.UNDER_QUORUM: "every lease is resolved; {columns:.0f} columns stay under quorum and nobody idle can serve "
     "them",
     Case.ALL_RESOLVED: "every lease is resolved and every column has its quorum",
+    Case.NONE_IN_TIME: "the {out:.0f} leases still out are not waited for: overdue, or of workers that lost their "
+    "last ones{under_quorum}",
     Case.GRACE_OVER: "every column is settled and the grace for {stragglers:.0f} stragglers is over",
     Case.NOTHING_ACCEPTABLE: "nobody returned anything acceptable",
     Case.ALL_LEFT_OUT: "no accepted submission could be aggregated",

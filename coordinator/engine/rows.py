@@ -120,6 +120,8 @@ class WorkerRecord:
     """Submissions that were accepted, or refused for what was in them; older ones count less."""
     refused_lately: float = 0.0
     """Of these, the refused, and halves for what was committed and never sent."""
+    lost_in_row: int = 0
+    """Leases that expired since a submission of it was last accepted."""
     quarantine: Quarantine | None = None
     quarantines: int = 0
     """How often it was set aside."""
@@ -174,6 +176,10 @@ class LeaseRecord:
     upload_broken: bool = False
     """Since the commit something came between: how long the bytes take tells nothing about the uplink."""
     uploaded_at_s: float | None = None
+    overdue_at_s: float | None = None
+    """When its round stops waiting for it; None until more than half of the round's owners have delivered."""
+    overdue: bool = False
+    """That moment has passed: it may still come, but nobody waits for it."""
     train_loss_first: float = 0.0
     train_loss_last: float = 0.0
     norms: tuple[BlockNorm, ...] = ()

@@ -17,7 +17,7 @@ from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.rows import LeaseRecord, SeenNorm, SpeedReport, UploadReport, WorkerRecord
 from coordinator.engine.screening import remember
 from coordinator.engine.speeds import Speeds, overhead_s, step_s, upload_s
-from coordinator.engine.tally import RoundTally
+from coordinator.engine.tally import RoundTally, Voice
 from coordinator.engine.timetable import Timetable
 from protocol.ids import TRUNK, WorkerId, column_block
 
@@ -129,6 +129,7 @@ def test_a_report_of_no_time_at_all_is_no_divisor_of_zero():
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from([0.1, 0.2, 0.3, 5.0, math.nan])), max_size=20))
 def test_the_median_gain_follows_what_is_accepted_and_withdrawn(changes):
     tally, there = RoundTally(1), []
+    voice = Voice(present=True, votes=True, steady=True)
     for comes, gain in changes:
         if comes:
             there.append(gain)
@@ -136,13 +137,13 @@ def test_the_median_gain_follows_what_is_accepted_and_withdrawn(changes):
             there.remove(gain)
         else:
             continue
-        tally.count(accepted(gain), owner="", present=True, by=1 if comes else -1)
+        tally.count(accepted(gain), owner="", person="w", voice=voice, by=1 if comes else -1)
         finite = [known for known in there if math.isfinite(known)]
         assert tally.gains_median(2) == (median(finite) if len(finite) >= 2 else None)
 
 
 def accepted(gain: float) -> LeaseRecord:
-    lease: Any = SimpleNamespace(worker=WorkerId("w"), columns=(0,))
+    lease: Any = SimpleNamespace(worker=WorkerId("w"), columns=(0,), sequences=8)
     return LeaseRecord(lease=lease, status=LeaseStatus.ACCEPTED, heldout_gain=gain)
 
 
