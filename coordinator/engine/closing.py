@@ -14,11 +14,10 @@ from coordinator.engine import (
     changes,
     leases,
     opinions,
-    pacing,
     past,
     placement,
     rollback,
-    screening,
+    second_look,
     trust,
     trust_region,
     vouching,
@@ -34,7 +33,6 @@ from coordinator.engine.commands import (
 from coordinator.engine.draws import Draws
 from coordinator.engine.events import RoundAggregated
 from coordinator.engine.history import RoundRecord, remembered
-from coordinator.engine.medians import medians_of
 from coordinator.engine.past import PastStep
 from coordinator.engine.phases import OPEN_PHASES, LeaseStatus, Phase
 from coordinator.engine.reasons import LATE, UNANSWERED, Case, Reason, reason, rejected
@@ -47,7 +45,7 @@ from protocol.ids import RoundNumber, Version, WorkerId
 def close(turn: Turn, why: Reason) -> None:
     """Nothing more is waited for: look once more at what was accepted, count it, and have a version made of it."""
     state = turn.state
-    _look_again(turn)
+    second_look.look_again(turn)
     _pass_over_weightless(turn)
     records, superseded = votes.one_vote_each(state, votes.countable(state))
     for record in superseded:
@@ -58,8 +56,7 @@ def close(turn: Turn, why: Reason) -> None:
         publish_nothing(turn, reason(Case.NOTHING_ACCEPTABLE))
         return
     # Only now, when they count: free riders are the first to submit, and must not become what others are measured by.
-    norms, kept = (record.norms for record in records), state.config.screening.norm_history
-    state.norm_history = screening.remember(state.norm_history, norms, kept)
+    state.norm_history = second_look.remembered(state, records)
     records, contributions = _heard(turn, records)
     if not contributions:
         publish_nothing(turn, reason(Case.NOBODY_HEARD))
@@ -206,24 +203,6 @@ def lift_quarantines(turn: Turn, workers: Iterable[WorkerId]) -> None:
             state.update_worker(worker, quarantine=None)
 
 
-def _look_again(turn: Turn) -> None:
-    """Refuse what was accepted before there were peers to compare it with, and falls short of them or outgrows them."""
-    state, config = turn.state, turn.state.config.screening
-    middle = state.index.tally.gains_median(screening.MIN_GAINS)
-    for record in _fresh(state):
-        share = pacing.steps_share(state, record.lease)
-        verdict = screening.review_gain(config, record.heldout_gain, record.heldout_gain_se, middle, share)
-        if verdict is not None:
-            leases.withdraw(turn, record.lease.lease_id, verdict)
-    fresh = _fresh(state)
-    norms = (record.norms for record in fresh)
-    medians = medians_of(screening.remember(state.norm_history, norms, config.norm_history))
-    for record in fresh:
-        verdict = screening.review_norms(config, record.norms, medians)
-        if verdict is not None:
-            leases.withdraw(turn, record.lease.lease_id, verdict)
-
-
 def _pass_over_weightless(turn: Turn) -> None:
     """What has no weight is no vote, and takes nobody's place."""
     state = turn.state
@@ -233,11 +212,6 @@ def _pass_over_weightless(turn: Turn) -> None:
             why = reason(Case.WEIGHTLESS if trusted else Case.WITHOUT_WEIGHT)
             passed_over = state.update_lease(record.lease.lease_id, counted_in=state.round.round, ended=why)
             leases.drop_payload(turn, passed_over)
-
-
-def _fresh(state: EngineState) -> list[LeaseRecord]:
-    """Accepted submissions of the open round itself."""
-    return [record for record in votes.countable(state) if record.lease.round == state.round.round]
 
 
 def _record_round(

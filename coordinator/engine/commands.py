@@ -110,6 +110,12 @@ class MeasureSubmission(SlowCommand):
     """Secret draw: which held-out sequences the gain is measured on."""
     measure_gain: bool
     """False while screening is off: decode and norms only."""
+    taken: float = 1.0
+    """How many times the submission an outer step of it alone would move the model by."""
+    part: float = 0.25
+    """How many times the submission is a quarter of what an outer step takes of it, at the round's steps."""
+    own_data: bool = False
+    """Secret draw: whether the gain on some of the lease's own sequences is measured, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

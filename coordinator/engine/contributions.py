@@ -119,7 +119,7 @@ def clips_of(
     for record, contribution in zip(records, contributions, strict=True):
         for norm in record.norms:
             if norm.block in vouching.blocks_of(contribution):
-                sent = norm.norm_l2 / pacing.recipe_scale(state.config, record.lease)
+                sent = norm.norm_l2 / pacing.norm_scale(state.config, record.lease)
                 norms.setdefault(norm.block, []).append(sent * contribution.step_scale)
     blocks = [block for block in (TRUNK, *map(column_block, range(state.config.columns))) if block in norms]
     clip = state.config.clip_to_median

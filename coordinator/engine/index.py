@@ -86,6 +86,11 @@ class Index:
         for lease in leases.values():
             self.put_lease(None, lease)
 
+    def person_place(self, worker: WorkerId) -> int:
+        """The place in which the first of this worker's owner's machines enrolled: one number a person."""
+        owner = self._workers[worker].owner
+        return min(self.places[one] for one in self.machines[owner]) if owner else self.places[worker]
+
     # ---- keeping up ---------------------------------------------------------------------------------
 
     def put_worker(self, old: WorkerRecord | None, new: WorkerRecord) -> None:

@@ -61,6 +61,7 @@ class Case(StrEnum):
     GAIN_NOT_FINITE = "gain_not_finite"
     GAIN_UNDER_LEAST = "gain_under_least"
     GAIN_UNDER_MEDIAN = "gain_under_median"
+    FULL_STEP_HARMS = "full_step_harms"
 
     # what came too late, or may not count
     RUN_TOOK_LAST_STEP = "run_took_last_step"
@@ -178,7 +179,7 @@ class _Figures(dict[str, float | str]):
 
 def told(why: Reason) -> str:
     """The sentence, without a full stop at its end."""
-    if why.case in {Case.GAIN, Case.GAIN_UNDER_LEAST, Case.GAIN_UNDER_MEDIAN}:
+    if why.case in {Case.GAIN, Case.GAIN_UNDER_LEAST, Case.GAIN_UNDER_MEDIAN, Case.FULL_STEP_HARMS}:
         return _gain(why)
     figures = _Figures(why.figures, about=why.about)
     figures["ending"] = f"the operator stopped the run: {why.about}" if why.about else "the run is over"
@@ -191,20 +192,22 @@ def told(why: Reason) -> str:
 
 
 def _gain(why: Reason) -> str:
-    """What half a step along a submission does to held-out loss: a gain, a rise, or neither that can be told."""
+    """What a part of a submission, or all of it, does to held-out loss: a gain, a rise, or neither that can be told."""
     figures = _Figures(why.figures)
     gain, error, doubt = (float(figures[name]) for name in ("gain", "error", "doubt"))
     effect = f"{'lowers' if gain >= 0.0 else 'raises'} held-out loss by {abs(gain):.4g}"
     effect += (f" ± {error:.2g}" if error > 0.0 else "") + " nats a token"
     if why.case is Case.GAIN and (gain == 0.0 or abs(gain) <= doubt):
-        return f"half a step along it {effect}: no more than the error of measuring it, so neither a gain nor a loss"
+        return f"part of a step along it {effect}: no more than the error of measuring it, so neither a gain nor a loss"
     if why.case is Case.GAIN:
-        return f"half a step along it {effect}"
+        return f"part of a step along it {effect}"
+    if why.case is Case.FULL_STEP_HARMS:
+        return f"all of it, as the round may take it, {effect}; more than {-float(figures['least']):.4g} is too much"
     if why.case is Case.GAIN_UNDER_LEAST:
-        return f"half a step along it {effect}; it must be lowered by at least {figures['least']:g}"
+        return f"part of a step along it {effect}; it must be lowered by at least {figures['least']:g}"
     return (
-        f"half a step along it {effect}; it must be lowered by {figures['least']:.4g}, which is {figures['share']:g} "
-        f"of the round's median {figures['median']:.4g} for its share of the steps"
+        f"part of a step along it {effect}; it must be lowered by {figures['least']:.4g}, which is "
+        f"{figures['share']:g} of the round's median {figures['median']:.4g} for its share of the steps"
     )
 
 
@@ -219,7 +222,7 @@ _SENTENCES: Mapping[Case, str] = {
     "{median:.4g} (at most {most:g})",
     Case.NORM_UNDER_MEDIAN: "norm {norm:.4g} of {about}, at common steps, is {ratio:.3g} times the running median "
     "{median:.4g} (at least {least:g})",
-    Case.GAIN_NOT_FINITE: "half a step along it takes held-out loss to {gain:g}",
+    Case.GAIN_NOT_FINITE: "part of a step along it takes held-out loss to {gain:g}",
     Case.RUN_TOOK_LAST_STEP: "the run took its last step",
     Case.AFTER_DEADLINE: "committed {late_s:.1f} s after the lease's deadline",
     Case.COMMITTED_ROUNDS_LATE: "committed {rounds:.0f} rounds after its own; at most {most:.0f} late counts",

@@ -78,17 +78,24 @@ def on_submission_measured(turn: Turn, event: SubmissionMeasured) -> None:
     if staleness > state.config.max_staleness:
         leases.reject(turn, lease.lease_id, rejected(LATE, Case.JUDGED_ROUNDS_LATE, rounds=staleness))
         return
-    norms = screening.scaled_norms(event, pacing.recipe_scale(state.config, lease))
+    norms = screening.scaled_norms(event, pacing.norm_scale(state.config, lease))
     verdict = screening.judge(
         state.config.screening,
         event,
         norms=norms,
+        person=state.index.person_place(lease.worker),
         medians=state.index.norms.medians(state.norm_history),
         gains_median=state.index.tally.gains_median(screening.MIN_GAINS),
         steps_share=pacing.steps_share(state, lease),
     )
     state.update_lease(
-        lease.lease_id, norms=norms, heldout_gain=event.heldout_gain, heldout_gain_se=event.heldout_gain_se
+        lease.lease_id,
+        norms=norms,
+        heldout_gain=event.heldout_gain,
+        heldout_gain_se=event.heldout_gain_se,
+        full_gain=event.full_gain,
+        full_gain_se=event.full_gain_se,
+        own_gain=event.own_gain,
     )
     if not verdict.accepted:
         leases.reject(turn, lease.lease_id, verdict)

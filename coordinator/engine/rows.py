@@ -14,6 +14,7 @@ from coordinator.engine.history import LeftOut
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.reasons import Reason, Verdict, told
+from coordinator.engine.sequential import RankTest
 from protocol.ids import Digest, LeaseId, RoundNumber, Version, WorkerId
 
 
@@ -82,6 +83,16 @@ class AuditResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SeenNorm:
+    """A norm that counted, at common steps and rates."""
+
+    person: int
+    """Whose: the place in which the first of the person's machines enrolled."""
+    norm_l2: float
+    trusted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRecord:
     """One enrolled worker."""
 
@@ -137,6 +148,12 @@ class WorkerRecord:
     appeal: LeaseId | None = None
     """A refused lease over which it asked for an audit, until its next submission has been computed again."""
     appealed_at_s: float | None = None
+    gain_test: RankTest = field(default_factory=RankTest)
+    """Where its gains stand among its peers': half of the steps, other people's work."""
+    harm_test: RankTest = field(default_factory=RankTest)
+    """Where the gain of all that a round may take of it does: noise."""
+    data_test: RankTest = field(default_factory=RankTest)
+    """Where what it gains on its own sequences beyond what it gains on any does: copies, other data."""
 
     @property
     def person(self) -> str:
@@ -169,9 +186,15 @@ class LeaseRecord:
     train_loss_first: float = 0.0
     train_loss_last: float = 0.0
     norms: tuple[BlockNorm, ...] = ()
-    """At the common number of steps."""
+    """At common steps and rates."""
     heldout_gain: float = 0.0
     heldout_gain_se: float = 0.0
+    full_gain: float = 0.0
+    full_gain_se: float = 0.0
+    own_gain: float | None = None
+    """The last three as in `SubmissionMeasured`."""
+    compared: bool = False
+    """Its worker's sequential tests have read it."""
     verdict: Verdict | None = None
     ended: Reason | None = None
     """Why it expired or was returned, or was accepted and counts nowhere."""

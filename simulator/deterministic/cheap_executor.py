@@ -106,13 +106,16 @@ class CheapExecutor(port.Work):
     def _measure(self, command: MeasureSubmission, at_s: float) -> SubmissionMeasured:
         lease, got = command.lease, self._payload(command.digest, command.command_id)
         honest = self._is_honest(command.command_id, lease, command.digest)
-        spread = got[0] / 1024  # honest norms differ a little
+        spread = got[0] / 1024  # honest norms differ a little, and grow with rate and steps
+        length = 60.0 * lease.recipe.learning_rate * lease.inner_steps**0.75
         return SubmissionMeasured(
             at_s=at_s,
             command_id=command.command_id,
             lease_id=lease.lease_id,
             malformed="" if honest else "not what training this lease gives",
-            norms=tuple(BlockNorm(block=block, norm_l2=1.0 + spread, base_l2=50.0) for block in lease.blocks),
+            norms=tuple(
+                BlockNorm(block=block, norm_l2=(1.0 + spread) * length, base_l2=50.0) for block in lease.blocks
+            ),
             heldout_gain=0.1 + spread / 10,
             heldout_gain_se=0.02,
         )

@@ -33,6 +33,7 @@ from coordinator.engine.events import (
 from protocol.errors import LocalError
 from protocol.ids import digest_of
 from protocol.lease import Lease
+from protocol.recipe import Recipe
 
 
 def compared_as(command: AggregateRound, *, gain: float) -> tuple[VersionComparison, ...]:
@@ -53,11 +54,13 @@ def canned_result(
     """The event that `command` ends in at `at_s`; `norm_l2` is asked once a block, `gain` once a submission.
 
     `distance` is asked once an audit, of the lease that is audited.
+    Norms are those at the default learning rate, and follow the lease's.
     """
     command_id = command.command_id
     match command:
         case MeasureSubmission(lease=lease):
-            norms = tuple(BlockNorm(block=block, norm_l2=norm_l2(), base_l2=10.0) for block in lease.blocks)
+            rate = lease.recipe.learning_rate / Recipe().learning_rate
+            norms = tuple(BlockNorm(block=block, norm_l2=norm_l2() * rate, base_l2=10.0) for block in lease.blocks)
             return SubmissionMeasured(
                 at_s=at_s,
                 command_id=command_id,

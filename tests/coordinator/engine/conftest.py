@@ -222,9 +222,18 @@ class Swarm(EngineLoop):
     # ---- results of slow work
 
     def measured(
-        self, lease_id: str, *, gain: float = 0.05, norm: float = 1.0, malformed: str = "", **norms: float
+        self,
+        lease_id: str,
+        *,
+        gain: float = 0.05,
+        full: float = 0.0,
+        own: float | None = None,
+        norm: float = 1.0,
+        malformed: str = "",
+        **norms: float,
     ) -> list[Command]:
         lease = self.record(lease_id).lease
+        rate = lease.recipe.learning_rate / self.config.inner.learning_rate  # honest norms follow it
         return self.handle(
             ev.SubmissionMeasured(
                 at_s=self.now_s,
@@ -233,8 +242,10 @@ class Swarm(EngineLoop):
                 malformed=malformed,
                 norms=()
                 if malformed
-                else tuple(ev.BlockNorm(block=b, norm_l2=norms.get(b, norm)) for b in lease.blocks),
+                else tuple(ev.BlockNorm(block=b, norm_l2=norms.get(b, norm) * rate) for b in lease.blocks),
                 heldout_gain=gain,
+                full_gain=full,
+                own_gain=own,
             )
         )
 
