@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from protocol.submission import Blocks
-    from simulator.attack import Colluders
+    from simulator.adversaries.attack import Colluders
 
 SEQUENCE_LENGTH = 32
 SEEDS = (1, 2)
@@ -113,9 +113,9 @@ def run_case(case: RegionCase, seed: int, data: Path, *, without_liars: bool = F
 
     from coordinator.run.folder import init_run
     from coordinator.run.opened import OpenedRun
-    from simulator.adversary import Adversary
-    from simulator.attack import Attack
-    from simulator.attacks import ATTACKS
+    from simulator.adversaries.adversary import Adversary
+    from simulator.adversaries.attack import Attack
+    from simulator.adversaries.table import ATTACKS
     from simulator.virtual.inner import PureLeases, Shards
     from simulator.virtual.swarm import STILL, VirtualSwarm, Volunteer
 
