@@ -24,7 +24,8 @@ from torch import Tensor
 from aggregation.names import BASES, BUCKET_SIZE
 from aggregation.reducers import trimmed_count
 from aggregation.rules import aggregate
-from benchmarks import byzfl_rules, report
+from benchmarks import report
+from simulator.adversaries.byzfl import byzfl_module
 
 RuleCall = Callable[[Tensor], object]
 
@@ -90,7 +91,7 @@ def _ours(rule: str, weights: list[float]) -> RuleCall:
 
 
 def _byzfl(workers: int, parameters: int) -> Iterator[tuple[str, str, str, RuleCall]]:
-    byzfl, f = byzfl_rules.aggregators(), trimmed_count(workers)
+    byzfl, f = byzfl_module("aggregators"), trimmed_count(workers)
     rules: dict[str, RuleCall] = {
         "mean": byzfl.Average(),
         "median": byzfl.Median(),

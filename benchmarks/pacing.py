@@ -179,6 +179,7 @@ def config_of(pacing: Pacing, workers: int, rounds: int) -> EngineConfig:
         max_rounds=rounds,
         replicas=workers,
         quorum=workers,
+        overdue_factor=1e6,
         min_workers=workers,
         gather_s=0.0,
         heartbeat_interval_s=1e6,

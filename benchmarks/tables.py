@@ -1,10 +1,10 @@
-"""The tables of docs/performance.md, written from the figures in results/: `python -m benchmarks.tables [--check]`.
+"""The tables of the docs, written from the figures in results/: `python -m benchmarks.tables [--check]`.
 
 A file of results says what was run, when and on what, and how its columns read (a heading, and a format of a row's
 fields), and holds a row of figures for each line; where it is `transposed`, the columns go down the page and each row
 is a column under its `label`. A row's `strong` names the headings of its cells in bold. Always: a table stands between
-`<!-- results/NAME.json -->` and `<!-- end -->`, is that file and nothing else, and each file has its table. `--check`
-writes nothing and exits with 1 where the page is out of step.
+`<!-- results/NAME.json -->` and `<!-- end -->`, is that file and nothing else, and each file has its table on one
+page. `--check` writes nothing and exits with 1 where a page is out of step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "performance.md"
+PAGES = (ROOT / "docs" / "performance.md", ROOT / "docs" / "security.md")
 RESULTS = ROOT / "results"
 _PLACE = re.compile(r"(<!-- results/(\w+)\.json -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -26,16 +26,17 @@ _PLACE = re.compile(r"(<!-- results/(\w+)\.json -->\n).*?(<!-- end -->)", re.DOT
 def main() -> int:
     """Write the tables, or say whether they are written."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the page is out of step")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a page is out of step")
     args = parser.parse_args()
-    before = PAGE.read_text(encoding="utf-8")
-    after = page_with_tables(before, {path.stem: read(path) for path in RESULTS.glob("*.json")})
-    if not args.check:
-        PAGE.write_text(after, encoding="utf-8")
-    elif before != after:
-        print(f"{PAGE.name} is not what results/ says; run python -m benchmarks.tables", file=sys.stderr)
-        return 1
-    return 0
+    before = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    after = pages_with_tables(before, {path.stem: read(path) for path in RESULTS.glob("*.json")})
+    changed = [page for page in PAGES if before[page] != after[page]]
+    for page in changed:
+        if args.check:
+            print(f"{page.name} is not what results/ says; run python -m benchmarks.tables", file=sys.stderr)
+        else:
+            page.write_text(after[page], encoding="utf-8")
+    return int(args.check and bool(changed))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -47,12 +48,15 @@ def read(path: Path) -> dict[str, Any]:
     return result
 
 
-def page_with_tables(page: str, results: Mapping[str, Mapping[str, Any]]) -> str:
-    """`page` with every table as `results` have it; ValueError where page and results name different ones."""
-    named = [name for _, name, _ in _PLACE.findall(page)]
+def pages_with_tables(pages: Mapping[Path, str], results: Mapping[str, Mapping[str, Any]]) -> dict[Path, str]:
+    """`pages` with every table as `results` have it; ValueError where pages and results name different ones."""
+    named = [name for page in pages.values() for _, name, _ in _PLACE.findall(page)]
     if sorted(named) != sorted(results):
-        raise ValueError(f"the page has the tables {sorted(named)}, results/ has {sorted(results)}")
-    return _PLACE.sub(lambda found: f"{found[1]}{table_of(results[found[2]])}{found[3]}", page)
+        raise ValueError(f"the pages have the tables {sorted(named)}, results/ has {sorted(results)}")
+    return {
+        path: _PLACE.sub(lambda found: f"{found[1]}{table_of(results[found[2]])}{found[3]}", page)
+        for path, page in pages.items()
+    }
 
 
 def table_of(result: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from coordinator.edge.collection import collect_rarely
 from coordinator.edge.server import CoordinatorServer
 from coordinator.run.folder import RunFolder
 from protocol.terminal import ending_signals, outliving_terminal
+from worker.train.replay import replay_lease
 
 STOP_GRACE_S = 1.0
 
@@ -31,7 +32,9 @@ async def _serve(folder: Path, *, invites: int, invites_to: Path | None, trusted
     for number in signals:
         loop.add_signal_handler(number, told_to_stop.set)
     collect_rarely()
-    server = CoordinatorServer(RunFolder.open(folder))
+    run_folder = RunFolder.open(folder)
+    replay = replay_lease(run_folder.layout(), device=run_folder.settings().evaluation_device)
+    server = CoordinatorServer(run_folder, replay=replay)
     if invites and invites_to is not None:
         require_writable(invites_to)
     try:

@@ -18,11 +18,14 @@ from barnraise.cli.output import print_json, print_pairs, print_sample
 from protocol.codecs import BF16, CODECS
 from protocol.residency import FROZEN, RESIDENCIES
 from protocol.text import human_bytes
-from simulator.attacks import ATTACKS
+from simulator.adversaries.table import ATTACKS
 
 if TYPE_CHECKING:
     from simulator.processes.options import SimulationOptions
     from simulator.processes.report import SimulationReport
+
+REAL = [name for name, row in ATTACKS.items() if not row.conduct.only_virtual]
+"""Attacks that real processes can carry out."""
 
 Force = Annotated[
     bool, typer.Option("--force", help="Replace an earlier simulation in that folder, once this one has begun.")
@@ -42,7 +45,12 @@ def simulate(
         ),
     ] = 0.0,
     byzantine: Annotated[int, typer.Option(min=0, help="How many of the workers lie.")] = 0,
-    attack: Annotated[str, typer.Option(help=f"What they do: {', '.join(ATTACKS)} (docs/commands.md).")] = "sign-flip",
+    attack: Annotated[
+        str,
+        typer.Option(
+            help=f"What they do: {', '.join(REAL)} (docs/commands.md); byzfl:NAME; or FILE.py:NAME, one of your own."
+        ),
+    ] = "sign-flip",
     attack_strength: Annotated[
         float | None,
         typer.Option(parser=number(above=0), metavar="NUMBER", help="How hard; each attack has its own default."),

@@ -105,7 +105,11 @@ def print_status(status: RunStatus) -> None:
     if status.screened_in_public:
         print("\nSubmissions are measured on the public held-out part; a new run keeps text of its own for that.")
     _print_reasons(status)
-    notes = [f"round {one.round}: {one.close_reason}" for one in status.latest_rounds if one.version is None]
+    for caution in status.cautions:
+        print(f"\n{_sentence(caution)}")
+    notes = [
+        f"round {one.round}: {one.close_reason}" for one in status.latest_rounds if one.version is None or one.withheld
+    ]
     notes += [
         *status.rolled_back,
         *status.left_out,

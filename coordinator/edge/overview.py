@@ -77,6 +77,7 @@ def summary_of(
         rolled_back=_first(_rolled_back(state), min(len(state.rollbacks), LATEST)),
         substitutes=_first(map(substitutes.told, state.substitutes), len(state.substitutes)),
         audits=_first(notes, len(notes)),
+        cautions=tuple(map(_short, explain.cautions(state))),
         screened_in_public=not json.loads(state.fixed_settings.get("screening_share", "null")),
         working_on=_first(_pending(engine), len(state.pending)),
         leases_granted=totals.leases_granted,

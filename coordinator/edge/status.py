@@ -167,6 +167,8 @@ class RunSummary(_Data):
     """Blocks of the latest version that the run's rule did not answer for: which, why, and what would mend it."""
     audits: tuple[str, ...] = ()
     """What audits could not be paid for, and what they leave to the operator."""
+    cautions: tuple[str, ...] = ()
+    """What keeps from taking the versions on trust: rounds withheld, blocks that too few people train."""
     screened_in_public: bool = False
     """Submissions are measured on text that workers may know: the run began before there was a choice, or chose it."""
     working_on: tuple[str, ...]

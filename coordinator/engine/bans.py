@@ -17,6 +17,7 @@ from coordinator.engine.commands import AggregateRound, ShutOut, SlowCommand, Tr
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.reasons import BANNED, Case, reason, rejected
 from coordinator.engine.rows import Ban, BanOf, WorkerRecord
+from coordinator.engine.sequential import RankTest
 from coordinator.engine.turn import Turn
 from protocol.errors import IllegalEvent
 from protocol.ids import WorkerId
@@ -57,6 +58,9 @@ def on_worker_pardoned(turn: Turn, event: ev.WorkerPardoned) -> None:
             accused=None,
             false_accusations=0,
             appeal=None,
+            gain_test=RankTest(),
+            harm_test=RankTest(),
+            data_test=RankTest(),
         )
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from coordinator.engine import pacing
 from coordinator.engine.config import EngineConfig, check_config
 from coordinator.engine.events import SettingChanged, SettingsFixed
 from coordinator.engine.history import SettingChange, remembered
@@ -108,8 +109,8 @@ def adopt(state: EngineState) -> None:
         return
     # Honest norms follow the recipe: those of another one are no measure. Late ones are brought to the new steps.
     state.norm_history = {}
-    scale = config.inner.inner_steps / before.inner.inner_steps
     for lease_id, record in list(state.leases.items()):
+        scale = pacing.norm_scale(config, record.lease) / pacing.norm_scale(before, record.lease)
         if record.norms and record.counted_in is None and scale != 1.0:
             norms = tuple(replace(norm, norm_l2=norm.norm_l2 * scale) for norm in record.norms)
             state.update_lease(lease_id, norms=norms)

@@ -7,15 +7,32 @@ where it counts in no version.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from coordinator.engine import audits, changes, leases, opinions, pacing, past, placement, rollback, screening, trust
+from coordinator.engine import (
+    audits,
+    changes,
+    leases,
+    opinions,
+    past,
+    placement,
+    rollback,
+    second_look,
+    trust,
+    trust_region,
+    vouching,
+)
 from coordinator.engine import contributions as votes
-from coordinator.engine.commands import AggregateRound, MeasureSubmission, ValidateVersion, WriteCheckpoint
+from coordinator.engine.commands import (
+    AggregateRound,
+    Contribution,
+    MeasureSubmission,
+    ValidateVersion,
+    WriteCheckpoint,
+)
 from coordinator.engine.draws import Draws
 from coordinator.engine.events import RoundAggregated
 from coordinator.engine.history import RoundRecord, remembered
-from coordinator.engine.medians import medians_of
 from coordinator.engine.past import PastStep
 from coordinator.engine.phases import OPEN_PHASES, LeaseStatus, Phase
 from coordinator.engine.reasons import LATE, UNANSWERED, Case, Reason, reason, rejected
@@ -28,7 +45,7 @@ from protocol.ids import RoundNumber, Version, WorkerId
 def close(turn: Turn, why: Reason) -> None:
     """Nothing more is waited for: look once more at what was accepted, count it, and have a version made of it."""
     state = turn.state
-    _look_again(turn)
+    second_look.look_again(turn)
     _pass_over_weightless(turn)
     records, superseded = votes.one_vote_each(state, votes.countable(state))
     for record in superseded:
@@ -39,9 +56,11 @@ def close(turn: Turn, why: Reason) -> None:
         publish_nothing(turn, reason(Case.NOTHING_ACCEPTABLE))
         return
     # Only now, when they count: free riders are the first to submit, and must not become what others are measured by.
-    norms, kept = (record.norms for record in records), state.config.screening.norm_history
-    state.norm_history = screening.remember(state.norm_history, norms, kept)
-    contributions = votes.contributions_of(state, records)
+    state.norm_history = second_look.remembered(state, records)
+    records, contributions = _heard(turn, records)
+    if not contributions:
+        publish_nothing(turn, reason(Case.NOBODY_HEARD))
+        return
     state.move_to(Phase.AGGREGATING)
     turn.emit(
         AggregateRound(
@@ -57,13 +76,31 @@ def close(turn: Turn, why: Reason) -> None:
             outer_momentum=state.config.outer_momentum,
             seed=turn.draws.seed(state.round.round, "bucketing"),
             oldest_needed=votes.oldest_version_needed(state),
+            compared_with=trust_region.compared_with(state),
+            region_seed=trust_region.seed_of(state.config, turn.draws, state.round.round),
         )
     )
+
+
+def _heard(turn: Turn, records: Sequence[LeaseRecord]) -> tuple[list[LeaseRecord], tuple[Contribution, ...]]:
+    """What enters the outer step; whatever has a say on no block ends here."""
+    state = turn.state
+    everyone = votes.contributions_of(state, records)
+    thin = vouching.thin_blocks(state, records, everyone)
+    state.update_round(thin=len(thin))
+    pairs = list(zip(records, vouching.heard(state, records, everyone, thin), strict=True))
+    for record, one in pairs:
+        if one.unheard and not vouching.blocks_of(one):
+            state.update_lease(one.lease_id, counted_in=state.round.round, ended=reason(Case.NOBODY_HEARD))
+            leases.drop_payload(turn, record)
+    entering = [(record, one) for record, one in pairs if not one.unheard or vouching.blocks_of(one)]
+    return [record for record, _ in entering], tuple(one for _, one in entering)
 
 
 def publish(turn: Turn, event: RoundAggregated, command: AggregateRound) -> None:
     """The new version is the run's: compare-and-set on the parent has held."""
     state = turn.state
+    trust_region.note_published(state, command, event)
     state.version, state.manifest, state.substitutes = event.version, event.manifest, event.substitutes
     turn.settle(event.command_id)
     used = [state.leases[c.lease_id] for c in command.contributions]
@@ -166,24 +203,6 @@ def lift_quarantines(turn: Turn, workers: Iterable[WorkerId]) -> None:
             state.update_worker(worker, quarantine=None)
 
 
-def _look_again(turn: Turn) -> None:
-    """Refuse what was accepted before there were peers to compare it with, and falls short of them or outgrows them."""
-    state, config = turn.state, turn.state.config.screening
-    middle = state.index.tally.gains_median(screening.MIN_GAINS)
-    for record in _fresh(state):
-        share = pacing.steps_share(state, record.lease)
-        verdict = screening.review_gain(config, record.heldout_gain, record.heldout_gain_se, middle, share)
-        if verdict is not None:
-            leases.withdraw(turn, record.lease.lease_id, verdict)
-    fresh = _fresh(state)
-    norms = (record.norms for record in fresh)
-    medians = medians_of(screening.remember(state.norm_history, norms, config.norm_history))
-    for record in fresh:
-        verdict = screening.review_norms(config, record.norms, medians)
-        if verdict is not None:
-            leases.withdraw(turn, record.lease.lease_id, verdict)
-
-
 def _pass_over_weightless(turn: Turn) -> None:
     """What has no weight is no vote, and takes nobody's place."""
     state = turn.state
@@ -193,11 +212,6 @@ def _pass_over_weightless(turn: Turn) -> None:
             why = reason(Case.WEIGHTLESS if trusted else Case.WITHOUT_WEIGHT)
             passed_over = state.update_lease(record.lease.lease_id, counted_in=state.round.round, ended=why)
             leases.drop_payload(turn, passed_over)
-
-
-def _fresh(state: EngineState) -> list[LeaseRecord]:
-    """Accepted submissions of the open round itself."""
-    return [record for record in votes.countable(state) if record.lease.round == state.round.round]
 
 
 def _record_round(
@@ -227,6 +241,8 @@ def _record_round(
         closed=current.closed,
         unpublished=unpublished,
         left_out=current.left_out,
+        withheld=current.withheld,
+        thin=current.thin,
     )
     state.history = remembered(state.history, row)
 

@@ -7,6 +7,7 @@ content-addressed or idempotent.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.reasons import Reason, Verdict, told
@@ -109,6 +110,12 @@ class MeasureSubmission(SlowCommand):
     """Secret draw: which held-out sequences the gain is measured on."""
     measure_gain: bool
     """False while screening is off: decode and norms only."""
+    taken: float = 1.0
+    """How many times the submission an outer step of it alone would move the model by."""
+    part: float = 0.25
+    """How many times the submission is a quarter of what an outer step takes of it, at the round's steps."""
+    own_data: bool = False
+    """Secret draw: whether the gain on some of the lease's own sequences is measured, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +137,8 @@ class Contribution:
     """Whose it is; None in commands of an older release."""
     include_trunk: bool = True
     """False for a second submission of one worker, or of one owner, in a round: nobody votes twice on the trunk."""
+    unheard: tuple[BlockId, ...] = ()
+    """Blocks on which it has no say: too few independent people hold them, and nobody vouches for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,8 +150,31 @@ class BlockClip:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedVersion:
+    """A version that was the run's."""
+
+    version: Version
+    manifest: Digest
+
+
+class Remedy(StrEnum):
+    """What a round is made of after a first version of it was withheld."""
+
+    NONE = ""
+    WITHOUT_HARMFUL = "without"
+    """Of all but those that were found to harm."""
+    VOUCHED = "vouched"
+    """Of those alone that are trusted, or were audited and found true."""
+    SHORT = "short"
+    """Of the same, and the outer step is a fraction of the run's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AggregateRound(SlowCommand):
-    """Aggregate, take the outer step, write new blocks, momenta and a signed manifest. Ends in `RoundAggregated`."""
+    """Aggregate, take the outer step, write new blocks, momenta and a signed manifest. Ends in `RoundAggregated`.
+
+    What is written is not the run's yet: the engine publishes it, or withholds it.
+    """
 
     round: RoundNumber
     parent_version: Version
@@ -159,6 +191,13 @@ class AggregateRound(SlowCommand):
     """Versions below it are needed by nobody any more; the parent is never below it."""
     cautious: bool = False
     """A block for which the rule fails is made by the coordinate-wise median instead, or stays as it was."""
+    compared_with: tuple[PublishedVersion, ...] = ()
+    """Whose held-out losses the new version's are compared with: its parent first. None: it is not measured."""
+    region_seed: int = 0
+    """Secret draw: which held-out sequences they are compared on."""
+    remedy: Remedy = Remedy.NONE
+    step_share: float = 1.0
+    """Of the outer step that the run's rate gives: below 1 where `remedy` is `SHORT`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +251,24 @@ class CompareSubmissions(SlowCommand):
     """The same lease in an auditor's hands (`GrantedLease.audits`)."""
     again_digest: Digest
     again_codec: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindHarmful(SlowCommand):
+    """Make models of some of `attempt`'s contributions, measure them, keep nothing. Ends in `HarmfulFound`.
+
+    Which contributions, or which groups of them, make a model that is worse than the attempt's parent.
+    """
+
+    attempt: AggregateRound
+    suspects: tuple[LeaseId, ...]
+    """All contributions with a say, the most doubtful first."""
+    margin: float
+    tolerance: float
+    """A lone contribution harms that raises held-out loss by over `margin` standard errors and over this share of it
+    (`TrustRegionConfig`)."""
+    passes: int
+    """Models that are measured at most, besides the parent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

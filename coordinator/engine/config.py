@@ -47,22 +47,36 @@ class ScreeningConfig:
     enabled: bool = True
     """Whether submissions are measured and judged."""
     max_norm_factor: float = 3.0
-    """Refused when the norm, scaled to common steps, is over this many times the running median."""
-    min_norm_factor: float = 0.02
-    """Refused when it is under this share of the running median: nothing was trained. Norms fall with the learning
-    rate, to a twentieth within a short run, so this has to lie below `final_lr_share`; gains tell the rest."""
+    """Refused when the norm, at common steps and rates, is over this many times what it is held against."""
+    min_norm_factor: float = 0.25
+    """Refused when it is under this share of it: little was trained. Honest ones are at 0.6 and above."""
     min_heldout_gain: float = 0.0
-    """Refused when half a step along the submission lowers held-out loss by less than this (nats a token)."""
-    gain_error_margin: float = 2.0
+    """Refused when a quarter of what the round may take of it lowers held-out loss by less (nats a token)."""
+    gain_error_margin: float = 3.0
     """Standard errors of the gain that speak for the worker: late in a run an honest gain is within its noise."""
-    max_base_factor: float = 10.0
+    max_doubt: float = 0.1
+    """Most that errors of measuring may forgive, in nats a token: harm to few sequences has a large error."""
+    max_lone_loss: float = 0.1
+    """Refused when all that the round may take of it raises held-out loss by more (nats a token), and fewer than two
+    others hold the same."""
+    max_peer_loss: float = 0.25
+    """Refused when that is more than this above three times what the median of two or more others does."""
+    max_base_factor: float = 30.0
     """Refused when a block would move by over this many times the length of its own weights; needs no history."""
     min_heldout_gain_share: float = 0.25
     """Refused, too, when the gain is under this share of the round's running median gain."""
     max_column_norm_factor: float = 9.0
     """The same for a single expert column, whose honest norms differ more (clipping takes care of the rest)."""
+    min_column_norm_factor: float = 0.15
+    """And the least, where another holder of the column in the round has more: nobody's is 0 while others' are not."""
     norm_history: int = 64
-    """Accepted submissions that the running median remembers."""
+    """Norms of a block that are remembered."""
+    doubt_rate: float = 1e-4
+    """Probability with which a worker that is as its peers may ever be doubted, for each of the sequential tests."""
+    gain_shortfall: float = 0.2
+    """Share of its peers' gain by which a worker must fall short, again and again, to be doubted."""
+    own_data_share: float = 0.25
+    """Share of the rounds, drawn in secret, in which gains on a lease's own sequences are measured, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +102,22 @@ class AuditConfig:
     keep_rounds: int = 3
     """Rounds after its own in which a lease may still be audited: so long are its bytes kept, and the version it began
     from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustRegionConfig:
+    """How much worse than its parent, and than the best of late, a version may be on held-out data and be published."""
+
+    enabled: bool = True
+    """Whether versions are compared before they are published; never while screening is off."""
+    margin: float = 5.0
+    """Standard errors of the difference, sequences paired, that are noise of measuring."""
+    tolerance: float = 0.005
+    """Share of the held-out loss that is noise of training: what is worse by less is published, however sure it is."""
+    window: int = 10
+    """Rounds whose best version counts, besides the parent; a secret draw of sequences serves so many rounds."""
+    passes: int = 16
+    """Models that are measured, at most, to find out which contributions harm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,9 +159,11 @@ class EngineConfig:
     round_deadline_s: float = 3600.0
     """From a round's first lease to its close, though some are still awaited."""
     grace_share: float = 0.5
-    """After quorum, wait for stragglers this share of the round's median lease, from grant to upload."""
+    """After quorum, wait for stragglers this share of the round's median lease, from grant to upload or till then."""
     min_grace_s: float = 1.0
     """Shortest wait for stragglers."""
+    overdue_factor: float = 1.5
+    """Once most have delivered, nobody waits for a lease that takes over so many times what was expected of it."""
     pace_tolerance: float = 0.25
     """Workers that would end up to this much later than the median one do as many inner steps as everybody."""
     most_steps_share: float = 2.0
@@ -149,10 +181,13 @@ class EngineConfig:
     """Weight of a submission that is one round late: discount ** staleness."""
     max_weight_ratio: float = 2.0
     """A submission's weight is capped at this many times the median weight."""
+    max_owner_share: float = 0.5
+    """... and one owner's at this share of all, in the outer step and in a quorum, where owners are enough for that."""
     inner: InnerRecipe = InnerRecipe()
     screening: ScreeningConfig = ScreeningConfig()
     audits: AuditConfig = AuditConfig()
     reputation: ReputationConfig = field(default_factory=ReputationConfig)
+    region: TrustRegionConfig = TrustRegionConfig()
     rule: str = "trimmed_mean"
     """How submissions become one, as `median` or `nnm+krum`. docs/aggregation.md lists rules and helps to choose."""
     clip_to_median: bool = True
@@ -185,6 +220,14 @@ def check_config(config: EngineConfig) -> None:
             f"min_columns must be 1 to the model's {config.columns}, got {config.min_columns}",
         ),
         (config.max_rounds >= 1, f"max_rounds must be 1 or more, got {config.max_rounds}"),
+        (
+            config.region.window >= 1 and config.region.passes >= 1,
+            "region.window and region.passes must be 1 or more",
+        ),
+        (
+            config.region.margin >= 0 and config.region.tolerance >= 0,
+            "region.margin and region.tolerance must be 0 or more",
+        ),
         (config.most_grants >= 1, f"most_grants must be 1 or more, got {config.most_grants}"),
         (config.replicas >= 1 and config.quorum >= 1, "replicas and quorum must be 1 or more"),
         (inner.inner_steps >= 1 and inner.batch_sequences >= 1, "inner_steps and batch_sequences must be 1 or more"),
@@ -202,6 +245,11 @@ def check_config(config: EngineConfig) -> None:
         (0 <= config.rollback_rounds <= 100, f"rollback_rounds must be 0 to 100, got {config.rollback_rounds}"),
         (config.rollback_least_change >= 0, "rollback_least_change must be 0 or more"),
         *_audit_problems(config.audits),
+        (config.overdue_factor >= 1, f"overdue_factor must be 1 or more, got {config.overdue_factor}"),
+        (
+            0 < config.max_owner_share <= 1,
+            f"max_owner_share must be above 0 and at most 1, got {config.max_owner_share}: a share of all votes",
+        ),
         (config.outer_learning_rate > 0, f"outer_learning_rate must be above 0, got {config.outer_learning_rate}"),
         (0 <= config.outer_momentum < 1, f"outer_momentum must be 0 to below 1, got {config.outer_momentum}"),
         (inner.schedule in SCHEDULES, f"schedule must be one of {', '.join(SCHEDULES)}, got {inner.schedule!r}"),
@@ -221,6 +269,7 @@ def check_config(config: EngineConfig) -> None:
             config.heartbeat_interval_s * config.heartbeat_misses > 0,
             "heartbeat_interval_s and heartbeat_misses must be above 0",
         ),
+        *_screening_problems(config.screening),
         (
             config.train_sequences >= sequences,
             f"one lease needs {sequences} training sequences, the dataset has {config.train_sequences}: "
@@ -246,6 +295,25 @@ def _audit_problems(audits: AuditConfig) -> tuple[tuple[bool, str], ...]:
         (0 <= audits.unpaid_weight <= 1, f"audits.unpaid_weight must be 0 to 1, got {audits.unpaid_weight}"),
         (audits.keep_rounds >= 1, f"audits.keep_rounds must be 1 or more, got {audits.keep_rounds}"),
     )
+
+
+def _screening_problems(screening: ScreeningConfig) -> list[tuple[bool, str]]:
+    """Limits under which honest work could never pass, or nothing would ever be refused."""
+    shares = ("min_norm_factor", "min_column_norm_factor", "min_heldout_gain_share", "own_data_share", "gain_shortfall")
+    factors = ("max_norm_factor", "max_column_norm_factor", "max_base_factor")
+    losses = ("gain_error_margin", "max_doubt", "max_lone_loss", "max_peer_loss")
+    found = [
+        *((name, 0 <= getattr(screening, name) < 1 or name == "own_data_share", "0 to below 1") for name in shares),
+        ("own_data_share", 0 <= screening.own_data_share <= 1, "0 to 1"),
+        *((name, getattr(screening, name) > 1, "above 1") for name in factors),
+        *((name, getattr(screening, name) >= 0, "0 or more") for name in losses),
+        ("doubt_rate", 0 < screening.doubt_rate < 1, "above 0 and below 1"),
+        ("norm_history", screening.norm_history >= 1, "1 or more"),
+    ]
+    return [
+        (holds, f"screening.{name} must be {expected}, got {getattr(screening, name)}")
+        for name, holds, expected in found
+    ]
 
 
 def most_recipe_steps(config: EngineConfig) -> int:

@@ -3,19 +3,21 @@
 Decides, holding always: one person (a worker, or all machines of one owner) has one vote on each block of a round. A
 worker's submissions of this round stand before its late ones, and before late ones of its owner's other machines where
 both hold a column. Where several submissions of one person count (disjoint columns), the newest, and of these the
-first, counts on the trunk, too. Weights are made of sequences that the coordinator assigned, capped against the median,
-and discounted by staleness, by what the worker is trusted with and by audits that were called for and have not come;
-what has no weight has no vote. And which versions of the model nobody needs any
-more by then.
+first, counts on the trunk, too. Weights are made of sequences that the coordinator assigned, capped against the median
+and so that no owner has more than its share of the trunk's, and discounted by staleness, by what the worker is trusted
+with and by audits that were called for and have not come; what has no weight has no vote. And which versions of the
+model nobody needs any more by then.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 
-from coordinator.engine import audits, pacing, past
+from coordinator.engine import audits, ballots, pacing, past, vouching
 from coordinator.engine.commands import BlockClip, Contribution, ValidateVersion, WriteCheckpoint
+from coordinator.engine.config import EngineConfig
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus
 from coordinator.engine.rows import LeaseRecord
@@ -67,9 +69,9 @@ def one_vote_each(state: EngineState, records: Sequence[LeaseRecord]) -> tuple[l
 def contributions_of(state: EngineState, records: Sequence[LeaseRecord]) -> tuple[Contribution, ...]:
     """Weights and scales for the submissions that count, brought to the steps that they took on average."""
     config = state.config
-    weights = pacing.capped_weights([record.lease.sequences for record in records], config.max_weight_ratio)
-    common_steps = pacing.common_steps([record.lease for record in records], weights)
     voters = _trunk_voters(state, records)
+    weights = _capped_weights(config, records, voters)
+    common_steps = pacing.common_steps([record.lease for record in records], weights)
     contributions: list[Contribution] = []
     for record, weight in zip(records, weights, strict=True):
         lease = record.lease
@@ -91,6 +93,14 @@ def contributions_of(state: EngineState, records: Sequence[LeaseRecord]) -> tupl
     return tuple(contributions)
 
 
+def _capped_weights(config: EngineConfig, records: Sequence[LeaseRecord], voters: set[LeaseId]) -> list[float]:
+    """Sequences assigned: none over `max_weight_ratio` times the median, no owner's over its share of the trunk's."""
+    weights = pacing.capped_weights([record.lease.sequences for record in records], config.max_weight_ratio)
+    on_trunk = zip(records, weights, strict=True)
+    votes = Counter(weight for record, weight in on_trunk if record.lease.lease_id in voters)
+    return ballots.limited_weights(weights, ballots.vote_limit(votes, config.max_weight_ratio, config.max_owner_share))
+
+
 def _trunk_voters(state: EngineState, records: Sequence[LeaseRecord]) -> set[LeaseId]:
     """For each person one submission: the newest, and of these the first."""
     voters: dict[str, GrantedLease] = {}
@@ -108,8 +118,8 @@ def clips_of(
     norms: dict[BlockId, list[float]] = {}
     for record, contribution in zip(records, contributions, strict=True):
         for norm in record.norms:
-            if norm.block != TRUNK or contribution.include_trunk:
-                sent = norm.norm_l2 / pacing.recipe_scale(state.config, record.lease)
+            if norm.block in vouching.blocks_of(contribution):
+                sent = norm.norm_l2 / pacing.norm_scale(state.config, record.lease)
                 norms.setdefault(norm.block, []).append(sent * contribution.step_scale)
     blocks = [block for block in (TRUNK, *map(column_block, range(state.config.columns))) if block in norms]
     clip = state.config.clip_to_median
@@ -122,8 +132,8 @@ def payloads_behind(state: EngineState) -> set[Digest]:
 
 
 def oldest_version_needed(state: EngineState) -> Version:
-    """The oldest version that a lease or a pending command may still speak of; at most the present one."""
-    needed = [state.version]
+    """The oldest version that a lease, a command or a comparison may still speak of; at most the present one."""
+    needed = [state.version, *(one.version for one in state.standings)]
     needed += [record.lease.base_version for record in state.leases.values() if _may_be_heard_of(state, record)]
     needed += [step.attempt.parent_version for step in state.past_steps if step.has_start]
     for command in state.pending.values():

@@ -1,4 +1,4 @@
-"""What all events have in common. The events themselves are in events.py and standing_events.py."""
+"""What all events have in common. The events themselves are in events.py, result_events.py and standing_events.py."""
 
 from __future__ import annotations
 

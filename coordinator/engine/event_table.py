@@ -53,6 +53,7 @@ ROWS = (
     EventRow(ev.RoundAggregated, _AGGREGATING, results.on_round_aggregated),
     EventRow(ev.ContributionsTried, _AGGREGATING, results.on_contributions_tried),
     EventRow(ev.LeaseReplayed, _BEFORE_THE_END, opinions.on_lease_replayed),
+    EventRow(ev.HarmfulFound, _AGGREGATING, results.on_harmful_found),
     EventRow(ev.VersionValidated, _BEFORE_THE_END, results.on_version_validated),
     EventRow(ev.CheckpointWritten, _BEFORE_THE_END, results.on_checkpoint_written),
     EventRow(ev.CommandFailed, _BEFORE_THE_END, results.on_command_failed),

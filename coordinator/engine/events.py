@@ -8,10 +8,17 @@ to read, and decides nothing. Nothing here knows where an event came from.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from coordinator.engine.config import EngineConfig
 from coordinator.engine.event import Event
+from coordinator.engine.result_events import (
+    CheckpointWritten,
+    CommandFailed,
+    CommandTrouble,
+    LeaseReplayed,
+    VersionRebuilt,
+    VersionValidated,
+)
 from coordinator.engine.standing_events import (
     AuditAsked,
     InviteBanned,
@@ -19,7 +26,6 @@ from coordinator.engine.standing_events import (
     OwnerBanned,
     OwnerUnbanned,
     RollbackOrdered,
-    VersionRebuilt,
     WorkerBanned,
     WorkerPardoned,
     WorkerUnbanned,
@@ -28,13 +34,18 @@ from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerI
 
 __all__ = [
     "AuditAsked",
+    "CheckpointWritten",
+    "CommandFailed",
+    "CommandTrouble",
     "Event",
     "InviteBanned",
     "InviteUnbanned",
+    "LeaseReplayed",
     "OwnerBanned",
     "OwnerUnbanned",
     "RollbackOrdered",
     "VersionRebuilt",
+    "VersionValidated",
     "WorkerBanned",
     "WorkerPardoned",
     "WorkerUnbanned",
@@ -213,9 +224,14 @@ class SubmissionMeasured(Event):
     """Empty, or why the payload does not decode to what was leased (schema, size, dtype, non-finite)."""
     norms: tuple[BlockNorm, ...] = ()
     heldout_gain: float = 0.0
-    """Held-out loss before minus after half a step along the submission, nats a token."""
+    """Held-out loss before minus after `MeasureSubmission.part` of the submission, nats a token."""
     heldout_gain_se: float = 0.0
     """Standard error of that gain, sequences paired."""
+    full_gain: float = 0.0
+    """The same after `MeasureSubmission.taken` of it, on other held-out sequences."""
+    full_gain_se: float = 0.0
+    own_gain: float | None = None
+    """The same as `full_gain` on sequences of the lease itself; None where it was not asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +260,20 @@ class Substitute:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VersionComparison:
+    """A new version against an older one, on the same held-out sequences."""
+
+    version: Version
+    """The older one."""
+    gain: float
+    """Its held-out loss less the new one's, nats a token; negative where the new one is worse."""
+    gain_se: float
+    """Standard error of that, sequences paired."""
+    loss: float
+    """The older one's held-out loss there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoundAggregated(Event):
     """Result of `AggregateRound`: a new manifest is durable in the artifact store, not yet the run's."""
 
@@ -254,6 +284,22 @@ class RoundAggregated(Event):
     manifest: Digest
     update_norm_l2: float
     substitutes: tuple[Substitute, ...] = ()
+    compared: tuple[VersionComparison, ...] = ()
+    """With each of `AggregateRound.compared_with`, in that order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HarmfulFound(Event):
+    """Result of `FindHarmful`."""
+
+    command_id: str
+    round: RoundNumber
+    harmful: tuple[LeaseId, ...]
+    """Each alone makes a model that is worse, beyond margin and tolerance."""
+    suspected: tuple[LeaseId, ...]
+    """Worse within these, or only as one of a group; or the model is no longer worse without them."""
+    passes: int
+    """Models that were measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,61 +319,6 @@ class ContributionsTried(Event):
     command_id: str
     round: RoundNumber
     failed: tuple[FailedAlone, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseReplayed(Event):
-    """Result of `ReplayLease` or `CompareSubmissions`: facts only; the engine judges."""
-
-    command_id: str
-    lease_id: LeaseId
-    """The one that was computed again."""
-    auditor: WorkerId | None
-    """Who computed it again; None: the coordinator itself."""
-    trunk: float = 0.0
-    """Relative L2 distance of what was sent from what came of it again, after the codec: the trunk's."""
-    columns: float = 0.0
-    """The largest among the lease's columns."""
-    error: str = ""
-    """Why what the auditor sent is no answer (schema, size, dtype, non-finite); empty: it is."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionValidated(Event):
-    """Result of `ValidateVersion`."""
-
-    command_id: str
-    version: Version
-    val_loss: float
-    """Held-out loss, nats a token, without the balance loss."""
-    val_loss_se: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointWritten(Event):
-    """Result of `WriteCheckpoint`."""
-
-    command_id: str
-    version: Version
-    path: str
-
-
-class CommandTrouble(StrEnum):
-    """What a command failed of."""
-
-    MACHINE = "machine"
-    """The coordinator's disk or memory: nobody is to blame, and trying again is all there is to do."""
-    CONTENT = "content"
-    """Anything else: what went in, or a bug of ours. The same again fails again."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommandFailed(Event):
-    """A command could not be carried out. It stays pending and is tried again by the pump."""
-
-    command_id: str
-    error: str
-    trouble: CommandTrouble
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

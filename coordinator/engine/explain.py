@@ -9,12 +9,14 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from coordinator.engine import audits, dispatch, pacing, quorum, rounds
+from coordinator.engine import audits, dispatch, pacing, quorum, rounds, vouching
 from coordinator.engine.commands import (
     AggregateRound,
     CompareSubmissions,
+    FindHarmful,
     MeasureSubmission,
     RebuildVersion,
+    Remedy,
     ReplayLease,
     SlowCommand,
     TryContributions,
@@ -29,7 +31,14 @@ from coordinator.engine.rows import LeaseRecord, WorkerRecord
 from coordinator.engine.stages import told_to_worker, verdict_told
 from coordinator.engine.state import EngineState
 from coordinator.engine.trust import trust_of
+from coordinator.engine.withholding import MOST_IN_ROW
 from protocol.ids import LeaseId, WorkerId
+
+_REMEDIES = {
+    Remedy.WITHOUT_HARMFUL: "without those that made it worse",
+    Remedy.VOUCHED: "only what is trusted or audited, since all together made it worse",
+    Remedy.SHORT: "by a shorter step, since the whole one made it worse",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +62,12 @@ def first_waits(state: EngineState, now_s: float, *, most: int) -> tuple[tuple[W
     if at.phase is Phase.GATHERING:
         return (_gathering(at),), 0
     if at.phase not in rounds.RUNNING_PHASES:
-        wanted = (AggregateRound, TryContributions, RebuildVersion) if at.phase is Phase.AGGREGATING else SlowCommand
+        making = (AggregateRound, TryContributions, FindHarmful, RebuildVersion)
+        wanted = making if at.phase is Phase.AGGREGATING else SlowCommand
         commands = [command for command in at.pending.values() if isinstance(command, wanted)]
         return tuple(_command(at, command) for command in commands[:most]), max(0, len(commands) - most)
-    columns = _columns(at, quorum.outlook_of(at))
+    outlook = quorum.outlook_of(at)
+    columns = [*_trunk(outlook), *_columns(at, outlook)]
     expected = [record for record in at.leases.values() if at.is_awaited(record)]
     awaited = [record for record in expected if record.status is not LeaseStatus.UPLOADED]
     awaited += quorum.absent_commits(at)
@@ -141,6 +152,23 @@ def lease_ended(state: EngineState, worker: WorkerId, lease_id: LeaseId) -> str 
     return verdict_told(record.verdict) if record.status is LeaseStatus.REJECTED and record.verdict else None
 
 
+def cautions(state: EngineState) -> tuple[str, ...]:
+    """What keeps an operator from taking the run's versions on trust."""
+    found: list[str] = []
+    if state.withheld_in_row >= MOST_IN_ROW:
+        why = next((told(row.withheld[-1]) for row in reversed(state.history) if row.withheld), "")
+        found.append(
+            f"{state.withheld_in_row} rounds in a row withheld: {why}. Leaving nobody out mended it: is the learning "
+            "rate too high, or are most workers liars? Trusted or audited work alone is taken, and by short steps"
+        )
+    thin = state.history[-1].thin if state.history else 0
+    if thin and not vouching.anyone_vouches(state):
+        found.append(f"unaudited: fewer than three owners on {thin} blocks and nobody trusted")
+    elif thin:
+        found.append(f"fewer than three owners on {thin} blocks: only trusted or audited work counts there")
+    return tuple(found)
+
+
 def _hindrance(state: EngineState, record: WorkerRecord, hindrance: Hindrance) -> str:
     number = state.round.round
     cooling_s = record.cooling_until_s - state.now_s
@@ -188,25 +216,47 @@ def _columns(state: EngineState, outlook: Outlook) -> list[Wait]:
     return [Wait(subject=_subject(columns), reason=reason) for reason, columns in by_reason.items()]
 
 
+def _trunk(outlook: Outlook) -> list[Wait]:
+    """One line while owners above half are still to report."""
+    standings = outlook.standings
+    votes, standby = standings.trunk, standings.standby
+    if votes.due_count and not standings.trunk_has_majority():
+        what = "" if 2 * votes.given_count <= votes.due_count else ", and not above half of the sequences"
+        reason = f"{votes.given_count} of {votes.due_count} owners reported{what}; more than half must"
+        return [Wait(subject="trunk", reason=f"{reason}, {votes.awaited} on the way")]
+    if standby > votes.due_count:
+        reason = f"{standby} owners lost their last leases, more than the {votes.due_count} others: they are waited for"
+        return [Wait(subject="trunk", reason=reason)]
+    return []
+
+
 def _column_reason(state: EngineState, outlook: Outlook, standing: ColumnStanding) -> str:
     quorum_size = outlook.standings.quorum
     lost = f", {standing.gone} lost or refused" if standing.gone else ""
-    reported = f"{standing.accepted} of {standing.leased} replicas reported{lost}"
+    late = f", {standing.in_flight - standing.in_time} not waited for" if standing.in_flight > standing.in_time else ""
+    reported = f"{standing.accepted} of {standing.leased} replicas reported{lost}{late}"
     if standing.leased == 0:
         return "nobody here holds it this round"
-    if standing.in_flight == 0:
-        if standing.accepted >= quorum_size:
-            return ""
-        wait_s = state.round.spare_wait_until_s
-        if not outlook.awaited and wait_s is not None and wait_s > state.now_s:
-            return f"{reported}, quorum {quorum_size}: {wait_s - state.now_s:.1f} s left for a spare to be found"
-        return f"{reported}, quorum {quorum_size} cannot be reached: nobody idle can serve it"
+    if standing.in_time == 0 and (outlook.settled or standing.in_flight == 0):
+        return _settled_reason(state, outlook, standing, reported)
     if standing.accepted < quorum_size:
         return f"{reported}, quorum {quorum_size}; {standing.in_flight} on the way"
+    if not standing.majority:
+        return f"{reported}, quorum {quorum_size} but not above half; {standing.in_time} on the way"
     until_s = state.round.grace_until_s
     if until_s is None:
-        return f"{reported}, quorum reached; other columns are not there yet"
+        return f"{reported}, quorum reached; others are not there yet"
     return f"{reported}, {max(0.0, until_s - state.now_s):.0f} s of grace left"
+
+
+def _settled_reason(state: EngineState, outlook: Outlook, standing: ColumnStanding, reported: str) -> str:
+    quorum_size = outlook.standings.quorum
+    if standing.accepted >= quorum_size:
+        return ""
+    wait_s = state.round.spare_wait_until_s
+    if not outlook.awaited and wait_s is not None and wait_s > state.now_s:
+        return f"{reported}, quorum {quorum_size}: {wait_s - state.now_s:.1f} s left for a spare to be found"
+    return f"{reported}, quorum {quorum_size} cannot be reached: nobody idle can serve it"
 
 
 def _lease(state: EngineState, record: LeaseRecord) -> Wait:
@@ -232,6 +282,9 @@ def _lease_reason(state: EngineState, record: LeaseRecord) -> str:
     if record.committed_at_s is not None:
         doing = "is uploading" if worker.present else "fell silent; nothing else came, so it is waited for"
         return f"{name} committed {state.now_s - record.committed_at_s:.0f} s ago and {doing}"
+    if record.overdue and record.overdue_at_s is not None:
+        over_s = state.now_s - record.overdue_at_s
+        return f"{name} is overdue by {over_s:.0f} s: it may still come, and is not waited for"
     held_s, left_s = state.now_s - record.lease.granted_at_s, record.lease.deadline_s - state.now_s
     return f"{name} trains {record.lease.inner_steps} steps since {held_s:.0f} s; {left_s:.0f} s to its deadline"
 
@@ -245,7 +298,10 @@ def _command(state: EngineState, command: SlowCommand) -> Wait:
 def _doing(command: SlowCommand) -> str:
     if isinstance(command, AggregateRound):
         how = ", each block by what works for it" if command.cautious else ""
+        how += f", {_REMEDIES[command.remedy]}" if command.remedy else ""
         return f"aggregating {len(command.contributions)} submissions into version {command.version}{how}"
+    if isinstance(command, FindHarmful):
+        return f"looking which of {len(command.suspects)} submissions made version {command.attempt.version} worse"
     if isinstance(command, TryContributions):
         tried = command.attempt
         return f"trying the {len(tried.contributions)} submissions of round {tried.round} one by one: not all aggregate"

@@ -57,6 +57,8 @@ def _move_lease(state: EngineState, record: LeaseRecord, gap_s: float, least_s: 
         deadline_s += gap_s
     if record.status is LeaseStatus.GRANTED:
         deadline_s = max(deadline_s, least_s)
+    if gap_s > 0.0 and record.overdue_at_s is not None and not record.overdue:
+        state.update_lease(record.lease.lease_id, overdue_at_s=record.overdue_at_s + gap_s)
     if gap_s > 0.0 or deadline_s != record.lease.deadline_s:
         lease = replace(record.lease, deadline_s=deadline_s)
         state.update_lease(lease.lease_id, lease=lease, gap_s=record.gap_s + gap_s)

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from coordinator.engine.reasons import Reason, told
-from protocol.ids import LeaseId, RoundNumber, Version, WorkerId
+from protocol.ids import Digest, LeaseId, RoundNumber, Version, WorkerId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +22,18 @@ class LeftOut:
     lease_id: LeaseId
     worker: WorkerId
     why: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionLevel:
+    """A version that later ones are compared with."""
+
+    version: Version
+    manifest: Digest
+    round: RoundNumber
+    """That made it."""
+    level: float
+    """Sum of the gains, each over its parent, that led to it: a higher one is a better version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +60,10 @@ class RoundRecord:
     unpublished: Reason | None = None
     """Why it has no version."""
     left_out: tuple[LeftOut, ...] = ()
+    withheld: tuple[Reason, ...] = ()
+    """Versions that were made of it and not published, in their order."""
+    thin: int = 0
+    """Blocks that fewer than three independent people returned."""
 
     @property
     def lasted_s(self) -> float:
@@ -56,8 +72,8 @@ class RoundRecord:
 
     @property
     def close_reason(self) -> str:
-        """Why it closed, and published nothing where it did not, in words."""
-        return "; ".join(told(why) for why in (self.unpublished, self.closed) if why is not None)
+        """Why it closed, what it withheld, and why it published nothing where it did not, in words."""
+        return "; ".join(told(why) for why in (self.unpublished, *self.withheld, self.closed) if why is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,13 +19,15 @@ from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus
 from coordinator.engine.rows import LeaseRecord, RoundState, WorkerRecord
 from coordinator.engine.schedules import recipe_steps
 from coordinator.engine.speeds import Speeds
-from coordinator.engine.tally import RoundTally
+from coordinator.engine.tally import RoundTally, Voice
 from coordinator.engine.timetable import Timetable
 from coordinator.engine.trust import trust_of
 from protocol.ids import Digest, LeaseId, RoundNumber, WorkerId
 
 K = TypeVar("K", bound=Hashable)
 
+LOSSES_NOT_WAITED_FOR = 2
+"""Whoever lost so many leases in a row is leased like others and counts when it delivers, but no round waits for it."""
 _NO_LEASES: dict[LeaseId, None] = {}
 
 
@@ -52,6 +54,9 @@ class Index:
         """The granted, not yet committed lease of each worker that has one."""
         self.deadlines: Timetable[LeaseId] = Timetable()
         """Of granted leases."""
+        self.overdue: Timetable[LeaseId] = Timetable()
+        """Leases that workers have yet to deliver, by when they will be overdue."""
+        self._voices: dict[WorkerId, Voice] = {}
         self.measuring = 0
         """Submissions, of whatever round, that we have yet to judge."""
         self.open_audits: dict[LeaseId, None] = {}
@@ -81,6 +86,11 @@ class Index:
         for lease in leases.values():
             self.put_lease(None, lease)
 
+    def person_place(self, worker: WorkerId) -> int:
+        """The place in which the first of this worker's owner's machines enrolled: one number a person."""
+        owner = self._workers[worker].owner
+        return min(self.places[one] for one in self.machines[owner]) if owner else self.places[worker]
+
     # ---- keeping up ---------------------------------------------------------------------------------
 
     def put_worker(self, old: WorkerRecord | None, new: WorkerRecord) -> None:
@@ -90,8 +100,7 @@ class Index:
             self.places[worker] = len(self.places)
             if new.owner:
                 self.machines.setdefault(new.owner, set()).add(worker)
-        if (worker in self.present) != new.present:
-            self._set_present(worker, new.present)
+        self._hear(new)
         self._queue_up(old, new)
         if new.cooling_until_s > 0 and (old is None or old.cooling_until_s != new.cooling_until_s):
             self.cooling.set(worker, new.cooling_until_s)
@@ -125,6 +134,7 @@ class Index:
         elif old is not None and old.status is LeaseStatus.GRANTED:
             self.open_leases.pop(worker, None)
             self.deadlines.discard(lease_id)
+        self._time(lease_id, new)
         self._place(self._workers[worker])
 
     def keep_leases(self, kept: Mapping[LeaseId, LeaseRecord]) -> None:
@@ -141,6 +151,7 @@ class Index:
         for lease_round in [number for number, tally in self._tallies.items() if not tally.leases]:
             del self._tallies[lease_round]
         for record in self._workers.values():
+            self._hear(record)
             self._place(record)
 
     def forget_cooled(self, now_s: float) -> None:
@@ -185,23 +196,20 @@ class Index:
             self._tallies[number] = RoundTally(self._config.columns)
         return self._tallies[number]
 
-    def _owner_of(self, record: LeaseRecord) -> str:
-        return self._workers[record.lease.worker].owner
-
     def _count(self, old: LeaseRecord | None, new: LeaseRecord | None) -> None:
         record = new or old
         assert record is not None
         if record.lease.audits is not None:
             return  # a shadow has no seat in a round
-        present, owner = record.lease.worker in self.present, self._owner_of(record)
-        tally = self._tally(record.lease.round)
+        worker, tally = self._workers[record.lease.worker], self._tally(record.lease.round)
+        owner, person, voice = worker.owner, worker.person, self._voices[worker.worker]
         if old is not None:
-            tally.count(old, owner=owner, present=present, by=-1)
+            tally.count(old, owner=owner, person=person, voice=voice, by=-1)
             self.measuring -= old.status is LeaseStatus.UPLOADED
         if new is None:
             tally.leases.pop(record.lease.lease_id, None)
             return
-        tally.count(new, owner=owner, present=present, by=1)
+        tally.count(new, owner=owner, person=person, voice=voice, by=1)
         tally.leases[new.lease.lease_id] = None
         self.measuring += new.status is LeaseStatus.UPLOADED
 
@@ -223,18 +231,35 @@ class Index:
         if after is not None:
             self._resting_on.setdefault(after, set()).add(record.lease.lease_id)
 
-    def _set_present(self, worker: WorkerId, present: bool) -> None:
-        """A commit of somebody who is gone is no longer waited for; see `RoundTally.count`."""
-        records = (self._leases[lease_id] for lease_id in self.leases_of(worker))
-        commits = [r for r in records if r.status is LeaseStatus.COMMITTED and r.lease.audits is None]
-        for record in commits:
-            tally, owner = self._tally(record.lease.round), self._owner_of(record)
-            tally.count(record, owner=owner, present=not present, by=-1)
-            tally.count(record, owner=owner, present=present, by=1)
-        if present:
-            self.present.add(worker)
+    def _hear(self, worker: WorkerRecord) -> None:
+        """Count the worker's leases as its record now says; see `RoundTally.count`."""
+        voice = Voice(
+            present=worker.present,
+            votes=trust_of(self._config, worker).weight > 0.0,
+            steady=worker.lost_in_row < LOSSES_NOT_WAITED_FOR,
+        )
+        before = self._voices.get(worker.worker)
+        if voice == before:
+            return
+        self._voices[worker.worker] = voice
+        _put(self.present, worker.worker, voice.present)
+        if before is None:
+            return
+        for lease_id in self.leases_of(worker.worker):
+            record = self._leases[lease_id]
+            if record.lease.audits is not None:
+                continue  # a shadow has no seat in a round
+            tally = self._tally(record.lease.round)
+            tally.count(record, owner=worker.owner, person=worker.person, voice=before, by=-1)
+            tally.count(record, owner=worker.owner, person=worker.person, voice=voice, by=1)
+
+    def _time(self, lease_id: LeaseId, record: LeaseRecord | None) -> None:
+        """Note when the lease will be overdue, where it may be."""
+        out = record is not None and record.status in {LeaseStatus.GRANTED, LeaseStatus.COMMITTED}
+        if record is not None and out and record.overdue_at_s is not None and not record.overdue:
+            self.overdue.set(lease_id, record.overdue_at_s)
         else:
-            self.present.discard(worker)
+            self.overdue.discard(lease_id)
 
     def _queue_up(self, old: WorkerRecord | None, new: WorkerRecord) -> None:
         """Put a worker into the queue where it belongs now."""
@@ -287,6 +312,7 @@ def _drop(leases_by: dict[K, dict[LeaseId, None]], key: K, lease_id: LeaseId) ->
 def _counts_alike(old: LeaseRecord, new: LeaseRecord) -> bool:
     """Whether nothing that is counted, or timed, differs."""
     same = old.status is new.status and old.verdict is new.verdict
+    same = same and (old.overdue_at_s, old.overdue) == (new.overdue_at_s, new.overdue)
     return same and old.lease.deadline_s == new.lease.deadline_s
 
 

@@ -19,15 +19,13 @@ from coordinator.engine.commands import (
     GrantLease,
     MeasureSubmission,
 )
+from coordinator.engine.commits import refusal_of
 from coordinator.engine.events import SubmissionCommitted
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.past import PastStep
-from coordinator.engine.phases import LOST_STATUSES, OPEN_PHASES, LeaseStatus, Phase
+from coordinator.engine.phases import LOST_STATUSES, OPEN_PHASES, LeaseStatus
 from coordinator.engine.reasons import (
-    BANNED,
     BLAMED_KEYS,
-    DUPLICATE,
-    INCOMPLETE,
     LATE,
     Case,
     Reason,
@@ -119,7 +117,8 @@ def expire(turn: Turn, lease_id: LeaseId, why: Reason) -> None:
     if record.lease.audits is not None:
         turn.emit(CancelLease(worker=worker, lease_id=lease_id, why=why))
         return
-    state.update_worker(worker, leases_expired=state.workers[worker].leases_expired + 1)
+    loser = state.workers[worker]
+    state.update_worker(worker, leases_expired=loser.leases_expired + 1, lost_in_row=loser.lost_in_row + 1)
     state.totals = replace(state.totals, leases_expired=state.totals.leases_expired + 1)
     if record.lease.round == state.round.round:
         state.update_round(expired=state.round.expired + 1)
@@ -152,7 +151,7 @@ def commit(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> None:
     report = pacing.report_of(record, state.now_s, event.train_s, max(1, event.inner_steps_done))
     reports = pacing.last_few(state.workers[event.worker].reports, report)
     state.update_worker(event.worker, reports=reports)
-    refusal = _refusal(turn, record, event)
+    refusal = refusal_of(turn.state, record, event)
     if refusal is not None:
         if record.status is LeaseStatus.GRANTED and refusal.key == LATE:
             expire(turn, lease_id, refusal.why)
@@ -193,8 +192,17 @@ def upload(turn: Turn, record: LeaseRecord) -> None:
             # one draw for the whole round, so that its gains can be compared
             heldout_seed=turn.draws.seed(lease.round, "heldout"),
             measure_gain=state.config.screening.enabled,
+            taken=pacing.taken(state.config),
+            part=pacing.part_measured(state.config, lease),
+            own_data=_is_drawn(turn, lease.round),
         )
     )
+
+
+def _is_drawn(turn: Turn, round_number: int) -> bool:
+    """Whether gains on leases' own sequences are measured in this round: of all of it, so that they can be compared."""
+    share, parts = turn.state.config.screening.own_data_share, 10_000
+    return turn.draws.stream(round_number, "own-data").below(parts) < share * parts
 
 
 def break_uploads(turn: Turn, worker: WorkerId) -> None:
@@ -216,7 +224,7 @@ def accept(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
     state.update_lease(lease_id, verdict=verdict)
     worker = state.workers[record.lease.worker]
     changes = trust.after_verdict(state.config, worker, verdict)
-    state.update_worker(worker.worker, accepted=worker.accepted + 1, **changes)
+    state.update_worker(worker.worker, accepted=worker.accepted + 1, lost_in_row=0, **changes)
     state.totals = replace(state.totals, submissions_accepted=state.totals.submissions_accepted + 1)
     if record.lease.round == state.round.round:
         state.update_round(accepted=state.round.accepted + 1)
@@ -297,32 +305,6 @@ def note_upload(turn: Turn, record: LeaseRecord) -> None:
     worker = state.workers[record.lease.worker]
     report = UploadReport(payload_bytes=max(1, record.payload_bytes), upload_s=state.now_s - since_s)
     state.update_worker(worker.worker, uploads=pacing.last_few(worker.uploads, report))
-
-
-def _refusal(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> Verdict | None:
-    state, lease = turn.state, record.lease
-    if state.workers[lease.worker].ban is not None:
-        return rejected(BANNED, Case.WORKER_BANNED)
-    if state.phase is Phase.FINISHING:
-        return rejected(LATE, Case.RUN_TOOK_LAST_STEP)
-    if state.now_s >= lease.deadline_s:
-        return rejected(LATE, Case.AFTER_DEADLINE, late_s=state.now_s - lease.deadline_s)
-    staleness = state.staleness_of(lease)
-    if staleness > state.config.max_staleness:
-        return rejected(LATE, Case.COMMITTED_ROUNDS_LATE, rounds=staleness, most=state.config.max_staleness)
-    own = [other.lease.lease_id for other in state.leases_of(lease.worker)]
-    if own[-1] != lease.lease_id:
-        return rejected(LATE, Case.LEASED_ANEW, own[-1])
-    owner = state.workers[lease.worker].owner
-    if record.status is LeaseStatus.EXPIRED and owner:
-        taken = state.index.seats(lease.round, owner) & set(lease.columns)
-        if taken:
-            return rejected(LATE, Case.SEAT_TAKEN, owner, column=min(taken))
-    if event.inner_steps_done < lease.inner_steps:
-        return rejected(INCOMPLETE, Case.STEPS_MISSING, done=event.inner_steps_done, leased=lease.inner_steps)
-    if lease.audits is None and state.digest_in_use(event.digest, besides=lease.lease_id):
-        return rejected(DUPLICATE, Case.SAME_BYTES)
-    return None
 
 
 def _take_data(turn: Turn, count: int) -> DataRange:

@@ -33,6 +33,7 @@ SPARE_EIGHTHS = 2
 """A spare does at least a quarter of the steps: less teaches nothing, more keeps everybody waiting."""
 MAX_STEP_SCALE = 2.0
 """A few warm-up steps say little about where many would lead; scaled by 4 they raised the loss by a quarter."""
+PART = 0.25
 _ROUNDING = 1e-9
 """Equal machines are equal in spite of it."""
 MOST_REGRANTS = 2
@@ -133,8 +134,28 @@ def steps_of(config: EngineConfig, round_number: RoundNumber, eighths: int) -> i
 
 
 def steps_share(state: EngineState, lease: Lease) -> float:
-    """A lease's steps over the recipe's in the present round, whose gains its own is compared with."""
-    return lease.inner_steps / recipe_steps(state.config, state.round.round)
+    """What is taken of a lease over what is of a whole one of its round: in steps at the full rate, 1 at most."""
+    whole = recipe_steps(state.config, RoundNumber(lease.round))
+    warmup = state.config.inner.warmup_steps
+    own = full_steps(lease.inner_steps, lease.recipe.warmup_steps) * step_scale(whole, lease)
+    return min(1.0, own / full_steps(whole, min(warmup, whole)))
+
+
+def taken(config: EngineConfig) -> float:
+    """How many times a pseudo-gradient an outer step of it alone moves the model by: alone, it is scaled to no others.
+
+    Nesterov's correction adds the momentum's share of it in the same step (aggregation/outer.py).
+    """
+    return config.outer_learning_rate * (1.0 + config.outer_momentum)
+
+
+def part_measured(config: EngineConfig, lease: Lease) -> float:
+    """A quarter of what is taken of it at its round's steps.
+
+    Honest steps at high rates overshoot in their full length, and at half of it, by one worker's own noise, which the
+    round averages away; a quarter lost no more than the error of measuring (docs/log.md, 2026-11-26).
+    """
+    return PART * taken(config) * step_scale(recipe_steps(config, RoundNumber(lease.round)), lease)
 
 
 def expected_s(record: WorkerRecord, pace: Pace, inner_steps: int) -> float | None:
@@ -157,13 +178,21 @@ def time_to_live_s(config: EngineConfig, record: WorkerRecord, pace: Pace, inner
     return min(config.lease_ttl_s, max(config.min_lease_s, config.lease_slack * expected))
 
 
-def recipe_scale(config: EngineConfig, lease: Lease) -> float:
-    """Brings a norm to the first round's number of steps, so that norms of all rounds can be compared.
+def full_steps(steps: int, warmup_steps: int) -> float:
+    """Steps at the full rate that are as far as `steps` of which the first ones warm up."""
+    warm = min(steps, warmup_steps)
+    return steps - warm + warm * (warm + 1) / (2.0 * (warmup_steps + 1))
 
-    Not to its own round's number: where a schedule raises that fourfold, honest norms would outgrow the running median,
-    which remembers many rounds.
+
+def norm_scale(config: EngineConfig, lease: Lease) -> float:
+    """Brings a norm to the steps and the rate of the recipe's beginning, so that norms of all rounds can be compared.
+
+    Honest norms grow with the rate, and with steps to a power of 0.7 to 0.8: this way all of a run were within 0.6 to
+    1.44 of their median, at leases of 1 to 400 steps (docs/log.md, 2026-11-26).
     """
-    return config.inner.inner_steps / lease.inner_steps
+    inner, recipe = config.inner, lease.recipe
+    first = inner.learning_rate * full_steps(inner.inner_steps, min(inner.warmup_steps, inner.inner_steps)) ** 0.75
+    return float(first / (recipe.learning_rate * full_steps(lease.inner_steps, recipe.warmup_steps) ** 0.75))
 
 
 def common_steps(leases: Sequence[Lease], weights: Sequence[float]) -> float:

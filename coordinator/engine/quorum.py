@@ -1,19 +1,21 @@
 """Where each column stands, whether the round may close, and why not yet.
 
-Decides from leases and their statuses alone. A column is *settled* when its quorum is accepted, or nothing more is on
-its way. With fewer workers than a quorum needs, what was leased is all that is waited for. When all columns are
-settled, stragglers get a grace that follows the round's own pace; at the round's deadline nobody is waited for any
-more, except our own measuring of what has arrived. Audits that decide what a submission may count are waited for until
-that deadline, too.
+Decides from leases and their statuses alone. A column is *settled* when its quorum is accepted, and above half of the
+owners and of the sequences that it was leased to, or when nothing more is waited for; the trunk likewise, by all
+leases of the round. Whoever is silent or overdue (overdue.py) is not waited for, nor whoever lost its last two leases,
+unless these are the larger part. With fewer workers than a quorum needs, what was leased is all that is waited for.
+When all is settled, stragglers get a grace that follows the round's own pace; at the round's deadline nobody is waited
+for any more, except our own measuring of what has arrived. Audits that decide what a submission may count are waited
+for until that deadline, too.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from operator import add
 from statistics import median
 
 from coordinator.engine import audits
+from coordinator.engine.ballots import Ballot
 from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.reasons import Case, Reason, reason
 from coordinator.engine.rows import LeaseRecord
@@ -31,8 +33,12 @@ class ColumnStanding:
     leased: int = 0
     accepted: int = 0
     in_flight: int = 0
+    in_time: int = 0
+    """Of these, the ones that are waited for."""
     gone: int = 0
     """Leases that were lost, and submissions that were refused."""
+    majority: bool = True
+    """What was accepted is above half of what is waited for or here, by owners and by sequences."""
 
 
 class Standings:
@@ -41,22 +47,40 @@ class Standings:
     def __init__(self, state: EngineState) -> None:
         self._state = state
         self._tally = state.index.tally
+        self._config = state.config
         self.quorum = min(state.config.quorum, state.config.replicas)
 
     @property
     def columns(self) -> list[ColumnStanding]:
         """Each column's counts now."""
         tally = self._tally
-        rows = zip(tally.leased, tally.accepted, tally.in_flight, tally.gone, strict=True)
         return [
-            ColumnStanding(column=column, leased=leased, accepted=accepted, in_flight=in_flight, gone=gone)
-            for column, (leased, accepted, in_flight, gone) in enumerate(rows)
+            ColumnStanding(
+                column=column,
+                leased=tally.leased[column],
+                accepted=tally.accepted[column],
+                in_flight=tally.in_flight[column],
+                in_time=ballot.awaited,
+                gone=tally.gone[column],
+                majority=self._has_majority(ballot),
+            )
+            for column, ballot in enumerate(tally.ballots)
         ]
 
     @property
     def coverage(self) -> list[int]:
-        """For each column, replicas that have reported or may still report."""
-        return list(map(add, self._tally.accepted, self._tally.in_flight))
+        """For each column, replicas that have reported or are waited for."""
+        return [ballot.due_count for ballot in self._tally.ballots]
+
+    @property
+    def trunk(self) -> Ballot:
+        """The owners that have reported or are waited for."""
+        return self._tally.trunk.ballot
+
+    @property
+    def standby(self) -> int:
+        """Owners that are not waited for since they lost their last leases, and may be in time this once."""
+        return len(self._tally.standby)
 
     def is_holder(self, worker: WorkerId) -> bool:
         """Whether the worker has a lease of this round that was not lost."""
@@ -79,13 +103,17 @@ class Standings:
         return every.difference(*(record.lease.columns for record in records))
 
     def at_risk(self) -> list[int]:
-        """Columns that cannot reach the quorum with what is out."""
-        replicas = map(add, self._tally.accepted, self._tally.in_flight)
-        return [column for column, count in enumerate(replicas) if count < self.quorum]
+        """Columns that cannot reach the quorum with what is waited for."""
+        return [column for column, ballot in enumerate(self._tally.ballots) if ballot.due_count < self.quorum]
 
     def replaceable(self) -> list[int]:
-        """Columns at risk because something was lost or refused."""
-        return [column for column in self.at_risk() if self._tally.gone[column]]
+        """Columns at risk because something was lost, refused or is not waited for."""
+        tally = self._tally
+        return [
+            column
+            for column in self.at_risk()
+            if tally.gone[column] or tally.in_flight[column] > tally.ballots[column].awaited
+        ]
 
     def to_replace(self, worker: WorkerId) -> set[int]:
         """Of those, the ones that this worker, and its owner, have not held this round."""
@@ -98,9 +126,26 @@ class Standings:
         return bool(short) and not self.open_to(worker).isdisjoint(short)
 
     def is_settled(self) -> bool:
-        """Whether every column has its quorum, or nothing more on its way."""
-        counts = zip(self._tally.accepted, self._tally.in_flight, strict=True)
-        return not any(in_flight and accepted < self.quorum for accepted, in_flight in counts)
+        """Whether the trunk and every column have their quorum, or nothing more that is waited for.
+
+        Where nothing is here and nothing is waited for, whatever is on its way is.
+        """
+        tally = self._tally
+        if not self.trunk.due_count:
+            return not any(tally.in_flight)
+        if not self.trunk_has_majority() or self.standby > self.trunk.due_count:
+            return False
+        return all(
+            not ballot.awaited or (ballot.given_count >= self.quorum and self._has_majority(ballot))
+            for ballot in tally.ballots
+        )
+
+    def trunk_has_majority(self) -> bool:
+        """Whether above half of the round's owners, and of their sequences, are accepted."""
+        return self._has_majority(self.trunk)
+
+    def _has_majority(self, ballot: Ballot) -> bool:
+        return ballot.has_majority(self._config.max_weight_ratio, self._config.max_owner_share)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,21 +154,27 @@ class Outlook:
 
     standings: Standings
     awaited: int
-    """Leases that workers have yet to deliver."""
+    """Leases that workers have yet to deliver, and that are waited for."""
+    stragglers: int
+    """The same, and the overdue: a grace that has begun is for them, too."""
+    out: int
+    """All that workers have yet to deliver, waited for or not."""
     measuring: int
     """Submissions that we have yet to judge."""
     auditing: int
     """Audits that decide what a submission may count, and are under way."""
     settled: bool
-    """Every column has its quorum, or nothing more on its way."""
+    """All has its quorum, or nothing more that is waited for."""
 
 
 def outlook_of(state: EngineState) -> Outlook:
     """Look at the present round."""
-    standings = Standings(state)
+    standings, tally = Standings(state), state.index.tally
     return Outlook(
         standings=standings,
-        awaited=state.index.tally.awaited,
+        awaited=tally.awaited_in_time,
+        stragglers=tally.awaited_steady,
+        out=tally.awaited,
         measuring=state.index.measuring,
         auditing=sum(1 for _ in audits.awaited(state)),
         settled=standings.is_settled(),
@@ -143,14 +194,29 @@ def is_past_deadline(state: EngineState) -> bool:
 
 
 def grace_s(state: EngineState) -> float:
-    """How long stragglers are waited for once every column is settled: a share of the median time, grant to upload."""
-    durations = [
-        record.uploaded_at_s - record.lease.granted_at_s - record.gap_s
-        for record in state.leases_of_round()
-        if record.uploaded_at_s is not None and record.status is LeaseStatus.ACCEPTED
-    ]
+    """How long stragglers are waited for once every column is settled: a share of the median lease."""
+    durations = lease_durations_s(state)
     share = state.config.grace_share * median(durations) if durations else 0.0
     return max(state.config.min_grace_s, share)
+
+
+def lease_durations_s(state: EngineState) -> list[float]:
+    """Grant to last byte, of the round's accepted leases, and so far, of those that are waited for.
+
+    Without the latter a few fast machines would say what a usual lease takes. Time in which the coordinator was not
+    there is left out.
+    """
+    now_s = state.now_s
+    ends = ((record, record.uploaded_at_s if _is_in(record) else now_s) for record in state.leases_of_round())
+    return [
+        end_s - record.lease.granted_at_s - record.gap_s
+        for record, end_s in ends
+        if end_s is not None and (_is_in(record) or (state.is_awaited(record) and not record.overdue))
+    ]
+
+
+def _is_in(record: LeaseRecord) -> bool:
+    return record.status is LeaseStatus.ACCEPTED
 
 
 def has_spare_candidates(state: EngineState, standings: Standings) -> bool:
@@ -171,22 +237,24 @@ def why_close(state: EngineState, outlook: Outlook) -> Reason | None:
     if state.phase not in {Phase.TRAINING, Phase.GRACE} or outlook.measuring:
         return None
     if is_past_deadline(state):
-        return reason(Case.ROUND_DEADLINE, deadline_s=state.config.round_deadline_s, awaited=outlook.awaited)
+        return reason(Case.ROUND_DEADLINE, deadline_s=state.config.round_deadline_s, awaited=outlook.out)
     if not outlook.settled or outlook.auditing:
         return None
-    if not outlook.awaited:
+    if not outlook.awaited and not (state.phase is Phase.GRACE and outlook.stragglers):
         if waits_for_absent(state):
             return None
         short = outlook.standings.at_risk()
         waits_until = state.round.spare_wait_until_s
         if short and waits_until is not None and state.now_s < waits_until:
             return None
+        if outlook.out:
+            return reason(Case.NONE_IN_TIME, out=outlook.out, short=len(short))
         if short:
             return reason(Case.UNDER_QUORUM, columns=len(short))
         return reason(Case.ALL_RESOLVED)
     until = state.round.grace_until_s
     if until is not None and state.now_s >= until:
-        return reason(Case.GRACE_OVER, stragglers=outlook.awaited)
+        return reason(Case.GRACE_OVER, stragglers=outlook.stragglers)
     return None
 
 

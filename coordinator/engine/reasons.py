@@ -61,6 +61,7 @@ class Case(StrEnum):
     GAIN_NOT_FINITE = "gain_not_finite"
     GAIN_UNDER_LEAST = "gain_under_least"
     GAIN_UNDER_MEDIAN = "gain_under_median"
+    FULL_STEP_HARMS = "full_step_harms"
 
     # what came too late, or may not count
     RUN_TOOK_LAST_STEP = "run_took_last_step"
@@ -82,6 +83,14 @@ class Case(StrEnum):
     BREAKS_AGGREGATION = "breaks_aggregation"
     BYTES_LOST = "bytes_lost"
     ROUND_GIVEN_UP = "round_given_up"
+
+    # what the trust region withheld
+    WORSE_VERSION = "worse_version"
+    HARMS_ALONE = "harms_alone"
+    SUSPECTED_OF_HARM = "suspected_of_harm"
+    NOT_VOUCHED_FOR = "not_vouched_for"
+    ROUND_WITHHELD = "round_withheld"
+    NOBODY_HEARD = "nobody_heard"
 
     # why a lease came to nothing, or an accepted submission counts nowhere
     HANDED_BACK = "handed_back"
@@ -112,6 +121,7 @@ class Case(StrEnum):
     UNDER_QUORUM = "under_quorum"
     ALL_RESOLVED = "all_resolved"
     GRACE_OVER = "grace_over"
+    NONE_IN_TIME = "none_in_time"
     NOTHING_ACCEPTABLE = "nothing_acceptable"
     ALL_LEFT_OUT = "all_left_out"
 
@@ -169,30 +179,35 @@ class _Figures(dict[str, float | str]):
 
 def told(why: Reason) -> str:
     """The sentence, without a full stop at its end."""
-    if why.case in {Case.GAIN, Case.GAIN_UNDER_LEAST, Case.GAIN_UNDER_MEDIAN}:
+    if why.case in {Case.GAIN, Case.GAIN_UNDER_LEAST, Case.GAIN_UNDER_MEDIAN, Case.FULL_STEP_HARMS}:
         return _gain(why)
     figures = _Figures(why.figures, about=why.about)
     figures["ending"] = f"the operator stopped the run: {why.about}" if why.about else "the run is over"
     figures["still_out"] = f", {why.figures['awaited']:.0f} still out" if why.figures.get("awaited") else ""
     figures["said"] = f": {why.about}" if why.about else ""
+    figures["under_quorum"] = (
+        f"; {why.figures['short']:.0f} columns stay under quorum" if why.figures.get("short") else ""
+    )
     return _SENTENCES[why.case].format_map(figures)
 
 
 def _gain(why: Reason) -> str:
-    """What half a step along a submission does to held-out loss: a gain, a rise, or neither that can be told."""
+    """What a part of a submission, or all of it, does to held-out loss: a gain, a rise, or neither that can be told."""
     figures = _Figures(why.figures)
     gain, error, doubt = (float(figures[name]) for name in ("gain", "error", "doubt"))
     effect = f"{'lowers' if gain >= 0.0 else 'raises'} held-out loss by {abs(gain):.4g}"
     effect += (f" ± {error:.2g}" if error > 0.0 else "") + " nats a token"
     if why.case is Case.GAIN and (gain == 0.0 or abs(gain) <= doubt):
-        return f"half a step along it {effect}: no more than the error of measuring it, so neither a gain nor a loss"
+        return f"part of a step along it {effect}: no more than the error of measuring it, so neither a gain nor a loss"
     if why.case is Case.GAIN:
-        return f"half a step along it {effect}"
+        return f"part of a step along it {effect}"
+    if why.case is Case.FULL_STEP_HARMS:
+        return f"all of it, as the round may take it, {effect}; more than {-float(figures['least']):.4g} is too much"
     if why.case is Case.GAIN_UNDER_LEAST:
-        return f"half a step along it {effect}; it must be lowered by at least {figures['least']:g}"
+        return f"part of a step along it {effect}; it must be lowered by at least {figures['least']:g}"
     return (
-        f"half a step along it {effect}; it must be lowered by {figures['least']:.4g}, which is {figures['share']:g} "
-        f"of the round's median {figures['median']:.4g} for its share of the steps"
+        f"part of a step along it {effect}; it must be lowered by {figures['least']:.4g}, which is "
+        f"{figures['share']:g} of the round's median {figures['median']:.4g} for its share of the steps"
     )
 
 
@@ -207,7 +222,7 @@ _SENTENCES: Mapping[Case, str] = {
     "{median:.4g} (at most {most:g})",
     Case.NORM_UNDER_MEDIAN: "norm {norm:.4g} of {about}, at common steps, is {ratio:.3g} times the running median "
     "{median:.4g} (at least {least:g})",
-    Case.GAIN_NOT_FINITE: "half a step along it takes held-out loss to {gain:g}",
+    Case.GAIN_NOT_FINITE: "part of a step along it takes held-out loss to {gain:g}",
     Case.RUN_TOOK_LAST_STEP: "the run took its last step",
     Case.AFTER_DEADLINE: "committed {late_s:.1f} s after the lease's deadline",
     Case.COMMITTED_ROUNDS_LATE: "committed {rounds:.0f} rounds after its own; at most {most:.0f} late counts",
@@ -227,6 +242,17 @@ _SENTENCES: Mapping[Case, str] = {
     Case.BYTES_LOST: "left out of round {round:.0f}: its bytes were lost here ({about}); no fault of the worker",
     Case.ROUND_GIVEN_UP: "round {round:.0f} could not be aggregated and publishes nothing ({about}); no fault of the "
     "worker",
+    Case.WORSE_VERSION: "withheld a version that raises held-out loss over version {version:.0f} by {rise:.4g} "
+    "± {error:.2g} nats a token (at most {most:.3g})",
+    Case.HARMS_ALONE: "left out of round {round:.0f}: a model made of it alone is worse on held-out data",
+    Case.SUSPECTED_OF_HARM: "left out of round {round:.0f}, in which something made the model worse, and this may "
+    "have; nobody is blamed for it",
+    Case.NOT_VOUCHED_FOR: "left out of round {round:.0f}, whose version was worse on held-out data and took only what "
+    "is trusted or audited; no fault of the worker",
+    Case.ROUND_WITHHELD: "round {round:.0f} publishes nothing: whatever is made of it is worse on held-out data than "
+    "what there was; nobody is blamed for it",
+    Case.NOBODY_HEARD: "fewer than three independent people hold each block of it, and nobody of them is trusted or "
+    "was audited",
     Case.HANDED_BACK: "handed back: {about}",
     Case.SILENT: "silent for {silent_s:.0f} s (at most {most_s:.0f} s)",
     Case.NO_SUBMISSION: "no submission within {given_s:.0f} s, the lease's deadline",
@@ -246,6 +272,8 @@ _SENTENCES: Mapping[Case, str] = {
     Case.UNDER_QUORUM: "every lease is resolved; {columns:.0f} columns stay under quorum and nobody idle can serve "
     "them",
     Case.ALL_RESOLVED: "every lease is resolved and every column has its quorum",
+    Case.NONE_IN_TIME: "the {out:.0f} leases still out are not waited for: overdue, or of workers that lost their "
+    "last ones{under_quorum}",
     Case.GRACE_OVER: "every column is settled and the grace for {stragglers:.0f} stragglers is over",
     Case.NOTHING_ACCEPTABLE: "nobody returned anything acceptable",
     Case.ALL_LEFT_OUT: "no accepted submission could be aggregated",

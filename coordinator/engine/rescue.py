@@ -30,7 +30,7 @@ def after_failures(turn: Turn, command: AggregateRound, error: str) -> None:
         return
     verdict = rejected(UNUSABLE, Case.ROUND_GIVEN_UP, error, round=command.round)
     for one in command.contributions:
-        _leave_out(turn, one, verdict)
+        leave_out(turn, one, verdict)
     closing.publish_nothing(turn, verdict.why)
 
 
@@ -39,7 +39,7 @@ def without_those(turn: Turn, attempt: AggregateRound, failed: Sequence[FailedAl
     known = {one.lease_id: one for one in failed}
     for one in attempt.contributions:
         if one.lease_id in known:
-            _leave_out(turn, one, _verdict(known[one.lease_id], attempt))
+            leave_out(turn, one, _verdict(known[one.lease_id], attempt))
     rest = tuple(one for one in attempt.contributions if one.lease_id not in known)
     if not rest:
         closing.publish_nothing(turn, reason(Case.ALL_LEFT_OUT))
@@ -62,7 +62,8 @@ def _verdict(failed: FailedAlone, attempt: AggregateRound) -> Verdict:
     return rejected(UNAGGREGATABLE, Case.BREAKS_AGGREGATION, failed.error, round=attempt.round)
 
 
-def _leave_out(turn: Turn, one: Contribution, verdict: Verdict) -> None:
+def leave_out(turn: Turn, one: Contribution, verdict: Verdict) -> None:
+    """Its acceptance does not stand, and the round's record says why."""
     state, worker = turn.state, turn.state.leases[one.lease_id].lease.worker
     left_out = LeftOut(lease_id=one.lease_id, worker=worker, why=verdict.why)
     state.update_round(left_out=(*state.round.left_out, left_out))

@@ -10,11 +10,23 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
-from coordinator.engine import audits, closing, leases, opinions, pacing, rebuilt, rescue, screening
+from coordinator.engine import (
+    audits,
+    closing,
+    leases,
+    opinions,
+    pacing,
+    rebuilt,
+    rescue,
+    screening,
+    trust_region,
+    withholding,
+)
 from coordinator.engine.commands import (
     AggregateRound,
     AnnounceVerdict,
     CompareSubmissions,
+    FindHarmful,
     MeasureSubmission,
     RebuildVersion,
     ReplayLease,
@@ -28,6 +40,7 @@ from coordinator.engine.events import (
     CommandFailed,
     CommandTrouble,
     ContributionsTried,
+    HarmfulFound,
     RoundAggregated,
     SubmissionMeasured,
     VersionValidated,
@@ -65,17 +78,24 @@ def on_submission_measured(turn: Turn, event: SubmissionMeasured) -> None:
     if staleness > state.config.max_staleness:
         leases.reject(turn, lease.lease_id, rejected(LATE, Case.JUDGED_ROUNDS_LATE, rounds=staleness))
         return
-    norms = screening.scaled_norms(event, pacing.recipe_scale(state.config, lease))
+    norms = screening.scaled_norms(event, pacing.norm_scale(state.config, lease))
     verdict = screening.judge(
         state.config.screening,
         event,
         norms=norms,
+        person=state.index.person_place(lease.worker),
         medians=state.index.norms.medians(state.norm_history),
         gains_median=state.index.tally.gains_median(screening.MIN_GAINS),
         steps_share=pacing.steps_share(state, lease),
     )
     state.update_lease(
-        lease.lease_id, norms=norms, heldout_gain=event.heldout_gain, heldout_gain_se=event.heldout_gain_se
+        lease.lease_id,
+        norms=norms,
+        heldout_gain=event.heldout_gain,
+        heldout_gain_se=event.heldout_gain_se,
+        full_gain=event.full_gain,
+        full_gain_se=event.full_gain_se,
+        own_gain=event.own_gain,
     )
     if not verdict.accepted:
         leases.reject(turn, lease.lease_id, verdict)
@@ -85,13 +105,21 @@ def on_submission_measured(turn: Turn, event: SubmissionMeasured) -> None:
 
 
 def on_round_aggregated(turn: Turn, event: RoundAggregated) -> None:
-    """Publish, if this is the version that was asked for, on top of the one that is the run's."""
+    """Publish, if this is the version that was asked for, on top of the one that is the run's; withhold a worse one."""
     command = _pending(turn, event.command_id, AggregateRound)
     expected = (command.round, command.version, turn.state.version)
     got = (event.round, event.version, event.parent_version)
     if got != expected:
         raise IllegalEvent(f"{event.command_id} must give (round, version, parent) {expected}, got {got}")
-    closing.publish(turn, event, command)
+    asked = [one.version for one in command.compared_with]
+    if asked != [one.version for one in event.compared]:
+        raise IllegalEvent(f"{event.command_id} compares with versions {asked}, got {event.compared}")
+    worse = trust_region.why_withheld(turn.state.config.region, event.compared)
+    if worse is None:
+        closing.publish(turn, event, command)
+        return
+    turn.settle(event.command_id)
+    withholding.withhold(turn, command, worse)
 
 
 def on_version_validated(turn: Turn, event: VersionValidated) -> None:
@@ -139,7 +167,7 @@ def on_command_failed(turn: Turn, event: CommandFailed) -> None:
     elif isinstance(command, ReplayLease | CompareSubmissions):
         turn.settle(event.command_id)
         opinions.on_unable(turn, command, failure.error, failure.count)
-    elif not isinstance(command, AggregateRound | TryContributions | RebuildVersion):
+    elif not isinstance(command, AggregateRound | TryContributions | RebuildVersion | FindHarmful):
         turn.settle(event.command_id)
     elif state.stop_reason is not None and state.phase is Phase.AGGREGATING:
         turn.settle(event.command_id)
@@ -150,6 +178,9 @@ def on_command_failed(turn: Turn, event: CommandFailed) -> None:
     elif isinstance(command, RebuildVersion) and failure.of_content >= MOST_TRIES:
         turn.settle(event.command_id)
         rebuilt.give_up(turn, failure.error)
+    elif isinstance(command, FindHarmful) and failure.of_content >= MOST_TRIES:
+        turn.settle(event.command_id)
+        withholding.without_harmful(turn, command.attempt, (), ())
 
 
 def on_contributions_tried(turn: Turn, event: ContributionsTried) -> None:
@@ -161,6 +192,16 @@ def on_contributions_tried(turn: Turn, event: ContributionsTried) -> None:
         raise IllegalEvent(f"{event.command_id} tries {sorted(asked)} of round {command.attempt.round}, got {event}")
     turn.settle(event.command_id)
     rescue.without_those(turn, command.attempt, event.failed)
+
+
+def on_harmful_found(turn: Turn, event: HarmfulFound) -> None:
+    """Go on without them."""
+    command = _pending(turn, event.command_id, FindHarmful)
+    found = (*event.harmful, *event.suspected)
+    if event.round != command.attempt.round or not set(found) <= set(command.suspects) or len(set(found)) < len(found):
+        raise IllegalEvent(f"{event.command_id} is about {command.suspects} of its round, got {event}")
+    turn.settle(event.command_id)
+    withholding.without_harmful(turn, command.attempt, event.harmful, event.suspected)
 
 
 def repeat_verdict(turn: Turn, record: LeaseRecord) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from coordinator.engine import audits, closing, leases, opinions, quorum, shadows
+from coordinator.engine import audits, closing, leases, opinions, overdue, quorum, shadows
 from coordinator.engine.commands import EndRun
 from coordinator.engine.dispatch import are_ready, dispatch, is_waiting
 from coordinator.engine.phases import OPEN_PHASES, Phase
@@ -44,7 +44,7 @@ def timers_s(state: EngineState) -> Iterator[float]:
     A wave of leases that is to go on is due at once, also by a clock that is behind the last event.
     """
     current = state.round
-    moments = [state.index.deadlines.first_after(state.now_s)]
+    moments = [state.index.deadlines.first_after(state.now_s), state.index.overdue.first_after(state.now_s)]
     if state.phase is Phase.GATHERING and current.gathered_at_s is not None:
         moments.append(_gathered_until_s(state))
     if state.phase in RUNNING_PHASES:
@@ -75,6 +75,8 @@ def _step(turn: Turn) -> None:
         _gather(turn)
     elif state.phase in RUNNING_PHASES:
         shadows.grant(turn, overdue=True)
+        if not state.round.granting:
+            overdue.follow(state)
         dispatch(turn)
         if not state.round.granting:
             shadows.grant(turn, overdue=False)

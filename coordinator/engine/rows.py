@@ -14,6 +14,7 @@ from coordinator.engine.history import LeftOut
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.reasons import Reason, Verdict, told
+from coordinator.engine.sequential import RankTest
 from protocol.ids import Digest, LeaseId, RoundNumber, Version, WorkerId
 
 
@@ -82,6 +83,16 @@ class AuditResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SeenNorm:
+    """A norm that counted, at common steps and rates."""
+
+    person: int
+    """Whose: the place in which the first of the person's machines enrolled."""
+    norm_l2: float
+    trusted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRecord:
     """One enrolled worker."""
 
@@ -109,6 +120,8 @@ class WorkerRecord:
     """Submissions that were accepted, or refused for what was in them; older ones count less."""
     refused_lately: float = 0.0
     """Of these, the refused, and halves for what was committed and never sent."""
+    lost_in_row: int = 0
+    """Leases that expired since a submission of it was last accepted."""
     quarantine: Quarantine | None = None
     quarantines: int = 0
     """How often it was set aside."""
@@ -135,6 +148,12 @@ class WorkerRecord:
     appeal: LeaseId | None = None
     """A refused lease over which it asked for an audit, until its next submission has been computed again."""
     appealed_at_s: float | None = None
+    gain_test: RankTest = field(default_factory=RankTest)
+    """Where its gains stand among its peers': half of the steps, other people's work."""
+    harm_test: RankTest = field(default_factory=RankTest)
+    """Where the gain of all that a round may take of it does: noise."""
+    data_test: RankTest = field(default_factory=RankTest)
+    """Where what it gains on its own sequences beyond what it gains on any does: copies, other data."""
 
     @property
     def person(self) -> str:
@@ -160,12 +179,22 @@ class LeaseRecord:
     upload_broken: bool = False
     """Since the commit something came between: how long the bytes take tells nothing about the uplink."""
     uploaded_at_s: float | None = None
+    overdue_at_s: float | None = None
+    """When its round stops waiting for it; None until more than half of the round's owners have delivered."""
+    overdue: bool = False
+    """That moment has passed: it may still come, but nobody waits for it."""
     train_loss_first: float = 0.0
     train_loss_last: float = 0.0
     norms: tuple[BlockNorm, ...] = ()
-    """At the common number of steps."""
+    """At common steps and rates."""
     heldout_gain: float = 0.0
     heldout_gain_se: float = 0.0
+    full_gain: float = 0.0
+    full_gain_se: float = 0.0
+    own_gain: float | None = None
+    """The last three as in `SubmissionMeasured`."""
+    compared: bool = False
+    """Its worker's sequential tests have read it."""
     verdict: Verdict | None = None
     ended: Reason | None = None
     """Why it expired or was returned, or was accepted and counts nowhere."""
@@ -235,6 +264,10 @@ class RoundState:
     audits_drawn: int = 0
     audits_unpaid: int = 0
     """Of those drawn."""
+    withheld: tuple[Reason, ...] = ()
+    """Versions that were made of it and are not published, in their order."""
+    thin: int = 0
+    """Blocks that fewer than three independent people returned."""
 
     @property
     def close_reason(self) -> str:

@@ -1,15 +1,18 @@
 """Judges what was measured of a submission. Facts come in, a verdict with a stable key and figures goes out.
 
-Decides accepted or rejected, from the measurement, the run's running medians of norms and the round's running median of
-gains. Holds always: a submission that is malformed or not finite is refused, with screening switched off too. Norms
-are compared at a common number of steps. A column's norm is held against the larger of its own median and the median
-over all columns, since an expert that few tokens reach has small norms until it has large ones.
+Decides accepted or rejected, from the measurement, what norms are held against (medians.py) and the round's gains.
+Holds always: a submission that is malformed or not finite is refused, with screening switched off too. Norms are
+compared at common steps and rates. Gains are measured twice. After a quarter of what the round may take of a submission
+honest work gains something at every length of a lease, however noisy its steps. After all of it whatever spoils a model
+shows, but honest steps may overshoot, too: there peers say what is too much, and where there are none, a limit does.
+The errors of measuring speak for the worker, but never for more than `max_doubt`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from coordinator.engine.config import ScreeningConfig
 from coordinator.engine.events import BlockNorm, SubmissionMeasured
@@ -26,13 +29,33 @@ from coordinator.engine.reasons import (
     accepted,
     rejected,
 )
+from coordinator.engine.rows import LeaseRecord, SeenNorm
 from protocol.ids import TRUNK, BlockId
 
 MIN_GAINS = 2
+"""Of other people's, before their median says anything."""
+PEERS_LOSS_FACTOR = 3.0
+"""Honest steps that overshoot differ by so much among themselves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A gain and its standard error, nats a token."""
+
+    gain: float
+    se: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peers:
+    """What a submission's gains are compared with: medians over the others' people, None where there are too few."""
+
+    gain: Measured | None = None
+    full: Measured | None = None
 
 
 def scaled_norms(event: SubmissionMeasured, scale: float) -> tuple[BlockNorm, ...]:
-    """Norms at a common number of steps."""
+    """Norms at common steps and rates."""
     return tuple(BlockNorm(block=norm.block, norm_l2=norm.norm_l2 * scale) for norm in event.norms)
 
 
@@ -41,11 +64,12 @@ def judge(
     event: SubmissionMeasured,
     *,
     norms: tuple[BlockNorm, ...],
+    person: int,
     medians: NormMedians,
     gains_median: float | None,
     steps_share: float,
 ) -> Verdict:
-    """The verdict on one submission.
+    """The verdict on one submission as it comes; the second look (second_look.py) knows its peers.
 
     `norms` are scaled. `gains_median` is of the gains accepted in the same round; None where there are too few
     (`MIN_GAINS`).
@@ -57,24 +81,30 @@ def judge(
             return rejected(NON_FINITE, Case.NORM_NOT_FINITE, norm.block, norm=norm.norm_l2)
     if not config.enabled:
         return accepted(Case.UNSCREENED)
+    gain = Measured(gain=event.heldout_gain, se=event.heldout_gain_se)
+    peers = Peers(gain=None if gains_median is None else Measured(gain=gains_median, se=0.0))
     against = (
         _judge_lengths(config, event.norms)
-        or _judge_norms(config, norms, medians)
-        or _judge_gain(config, event.heldout_gain, event.heldout_gain_se, gains_median, steps_share)
+        or judge_norms(config, norms, person, medians)
+        or judge_gain(config, gain, peers, steps_share)
     )
     if against is not None:
         return against
-    return accepted(Case.GAIN, **_figures(config, event.heldout_gain, event.heldout_gain_se))
+    return accepted(Case.GAIN, **_figures(config, gain))
 
 
 def remember(
-    history: NormHistory, submissions: Iterable[tuple[BlockNorm, ...]], kept: int
-) -> dict[BlockId, tuple[float, ...]]:
-    """The history with the norms of accepted submissions added, in their order; the last `kept` of each block."""
-    added: dict[BlockId, list[float]] = {}
-    for norms in submissions:
+    history: NormHistory, submissions: Iterable[tuple[SeenNorm, tuple[BlockNorm, ...]]], kept: int
+) -> dict[BlockId, tuple[SeenNorm, ...]]:
+    """The history with the norms of accepted submissions added, in their order; the last `kept` of each block.
+
+    Each comes with a `SeenNorm` that says whose it is, and holds no norm yet.
+    """
+    added: dict[BlockId, list[SeenNorm]] = {}
+    for seen, norms in submissions:
         for norm in norms:
-            added.setdefault(norm.block, []).append(norm.norm_l2)
+            own = SeenNorm(person=seen.person, norm_l2=norm.norm_l2, trusted=seen.trusted)
+            added.setdefault(norm.block, []).append(own)
     return {**history, **{block: (*history.get(block, ()), *new)[-kept:] for block, new in added.items()}}
 
 
@@ -87,57 +117,106 @@ def _judge_lengths(config: ScreeningConfig, norms: tuple[BlockNorm, ...]) -> Ver
     return None
 
 
-def _judge_norms(config: ScreeningConfig, norms: tuple[BlockNorm, ...], medians: NormMedians) -> Verdict | None:
+def judge_norms(
+    config: ScreeningConfig, norms: tuple[BlockNorm, ...], person: int, medians: NormMedians
+) -> Verdict | None:
+    """Against what is normal for each block, and for this person where others cannot say. None where all is well.
+
+    Nothing here refuses a column for being small: an expert that no token reached has an honest norm of 0.
+    """
     for norm in norms:
-        middle = medians.of(norm.block)
-        most = config.max_norm_factor if norm.block == TRUNK else config.max_column_norm_factor
-        if middle is None or middle <= 0.0:
+        middle = medians.of(norm.block, person)
+        if middle is None:
             continue
-        ratio = norm.norm_l2 / middle
-        figures = {"norm": norm.norm_l2, "ratio": ratio, "median": middle}
-        if ratio > most:
-            return rejected(NORM_TOO_LARGE, Case.NORM_OVER_MEDIAN, norm.block, **figures, most=most)
-        # An expert that no token reached has an honest norm of 0; the trunk is always trained.
-        least = config.min_norm_factor
-        if norm.block == TRUNK and ratio < least:
-            return rejected(NORM_TOO_SMALL, Case.NORM_UNDER_MEDIAN, norm.block, **figures, least=least)
+        most = config.max_norm_factor if norm.block == TRUNK else config.max_column_norm_factor
+        if norm.norm_l2 > most * middle.high > 0.0:
+            return _off(NORM_TOO_LARGE, Case.NORM_OVER_MEDIAN, norm, middle.high, most=most)
+        if norm.block == TRUNK and norm.norm_l2 < config.min_norm_factor * middle.low:
+            return _off(NORM_TOO_SMALL, Case.NORM_UNDER_MEDIAN, norm, middle.low, least=config.min_norm_factor)
     return None
 
 
-def review_gain(
-    config: ScreeningConfig, gain: float, gain_se: float, gains_median: float | None, steps_share: float
+def judge_small_columns(
+    config: ScreeningConfig,
+    norms: tuple[BlockNorm, ...],
+    person: int,
+    medians: NormMedians,
+    holders: Mapping[BlockId, Sequence[SeenNorm]],
 ) -> Verdict | None:
-    """A second look when the round closes: the first to be judged had no peers to be compared with."""
-    return _judge_gain(config, gain, gain_se, gains_median, steps_share) if config.enabled else None
+    """Against what the same column was, and other columns are, where somebody else found it reached. None: all is well.
+
+    `holders`: what all who hold a column in the same round found there. Where trusted ones are among them, they alone
+    are heard; the person itself never is.
+    """
+    share = config.min_column_norm_factor
+    for norm in norms:
+        least = None if norm.block == TRUNK else medians.least_of(norm.block)
+        if least is None or norm.norm_l2 >= share * least:
+            continue
+        heard = [seen for seen in holders.get(norm.block, ()) if seen.person != person]
+        heard = [seen for seen in heard if seen.trusted] or heard
+        if any(seen.norm_l2 >= share * least for seen in heard):
+            return _off(NORM_TOO_SMALL, Case.NORM_UNDER_MEDIAN, norm, least, least=share)
+    return None
 
 
-def review_norms(config: ScreeningConfig, norms: tuple[BlockNorm, ...], medians: NormMedians) -> Verdict | None:
-    """The same for norms; `medians` are of this round's, too."""
-    return _judge_norms(config, norms, medians) if config.enabled else None
-
-
-def _judge_gain(
-    config: ScreeningConfig, gain: float, gain_se: float, gains_median: float | None, steps_share: float
-) -> Verdict | None:
-    if not math.isfinite(gain):
-        return rejected(HELDOUT_LOSS_ROSE, Case.GAIN_NOT_FINITE, gain=gain)
-    figures = _figures(config, gain, gain_se)
-    doubt = figures["doubt"]
-    if gain + doubt < config.min_heldout_gain:
-        key = HELDOUT_LOSS_ROSE if gain < 0 else HELDOUT_GAIN_TOO_SMALL
+def judge_gain(config: ScreeningConfig, own: Measured, peers: Peers, steps_share: float) -> Verdict | None:
+    """What a quarter of it does to held-out loss, for its share of the steps. None where it does enough."""
+    if not math.isfinite(own.gain):
+        return rejected(HELDOUT_LOSS_ROSE, Case.GAIN_NOT_FINITE, gain=own.gain)
+    figures = _figures(config, own)
+    if own.gain + figures["doubt"] < config.min_heldout_gain:
+        key = HELDOUT_LOSS_ROSE if own.gain < 0 else HELDOUT_GAIN_TOO_SMALL
         return rejected(key, Case.GAIN_UNDER_LEAST, **figures, least=config.min_heldout_gain)
-    if gains_median is None:
+    if peers.gain is None:
         return None
-    least = config.min_heldout_gain_share * gains_median * min(1.0, steps_share)
-    if gain + doubt < least:
-        share = config.min_heldout_gain_share
+    share = config.min_heldout_gain_share
+    least = share * steps_share * peers.gain.gain
+    figures = _figures(config, own, share * steps_share * _error(peers.gain))
+    if own.gain + figures["doubt"] < least:
         return rejected(
-            HELDOUT_GAIN_TOO_SMALL, Case.GAIN_UNDER_MEDIAN, **figures, least=least, share=share, median=gains_median
+            HELDOUT_GAIN_TOO_SMALL,
+            Case.GAIN_UNDER_MEDIAN,
+            **figures,
+            least=least,
+            share=share,
+            median=peers.gain.gain,
         )
     return None
 
 
-def _figures(config: ScreeningConfig, gain: float, gain_se: float) -> dict[str, float]:
+def judge_harm(config: ScreeningConfig, own: Measured, peers: Peers) -> Verdict | None:
+    """What all of it does, which the round may take: a rise is held against its peers', or against a limit."""
+    if peers.full is None:
+        least, figures = -config.max_lone_loss, _figures(config, own)
+    else:
+        least = PEERS_LOSS_FACTOR * min(0.0, peers.full.gain) - config.max_peer_loss
+        figures = _figures(config, own, PEERS_LOSS_FACTOR * _error(peers.full) if peers.full.gain < 0.0 else 0.0)
+    if own.gain + figures["doubt"] < least:
+        return rejected(HELDOUT_LOSS_ROSE, Case.FULL_STEP_HARMS, **figures, least=least)
+    return None
+
+
+def gain_of(record: LeaseRecord) -> Measured:
+    """What a quarter of it does."""
+    return Measured(gain=record.heldout_gain, se=record.heldout_gain_se)
+
+
+def full_gain_of(record: LeaseRecord) -> Measured:
+    """What all of it does."""
+    return Measured(gain=record.full_gain, se=record.full_gain_se)
+
+
+def _off(key: str, case: Case, norm: BlockNorm, middle: float, **limit: float) -> Verdict:
+    figures = {"norm": norm.norm_l2, "ratio": norm.norm_l2 / middle, "median": middle}
+    return rejected(key, case, norm.block, **figures, **limit)
+
+
+def _error(measured: Measured) -> float:
+    return measured.se if math.isfinite(measured.se) else 0.0
+
+
+def _figures(config: ScreeningConfig, own: Measured, other_se: float = 0.0) -> dict[str, float]:
     """A gain, its standard error, and how far it may be from the truth in the worker's favour."""
-    doubt = config.gain_error_margin * gain_se if math.isfinite(gain_se) else 0.0
-    return {"gain": gain, "error": gain_se, "doubt": doubt}
+    doubt = min(config.max_doubt, config.gain_error_margin * math.hypot(_error(own), other_se))
+    return {"gain": own.gain, "error": own.se, "doubt": doubt}

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coordinator.engine.event import Event
-from protocol.ids import Digest, LeaseId, Version, WorkerId
+from protocol.ids import LeaseId, WorkerId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,18 +81,6 @@ class RollbackOrdered(Event):
     worker: WorkerId
     by: str
     why: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionRebuilt(Event):
-    """Result of `RebuildVersion`: a new manifest is durable in the artifact store, not yet the run's."""
-
-    command_id: str
-    version: Version
-    parent_version: Version
-    manifest: Digest
-    change_l2: float
-    """L2 norm of the difference from the version that it would take the place of, over all blocks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from coordinator.engine.history import (
     SettingChange,
     Totals,
     Validation,
+    VersionLevel,
     wall_at_s,
 )
 from coordinator.engine.index import Index
@@ -30,7 +31,7 @@ from coordinator.engine.lease import GrantedLease
 from coordinator.engine.past import PastStep, PlannedRollback, RollbackRecord
 from coordinator.engine.phases import LeaseStatus, Phase, move_lease, move_phase
 from coordinator.engine.reasons import Reason, told
-from coordinator.engine.rows import Ban, LeaseRecord, RoundState, WorkerRecord
+from coordinator.engine.rows import Ban, LeaseRecord, RoundState, SeenNorm, WorkerRecord
 from coordinator.engine.undo import Undo
 from protocol.ids import BlockId, Digest, LeaseId, Version, WorkerId
 
@@ -50,7 +51,7 @@ class EngineState:
     leases: dict[LeaseId, LeaseRecord] = field(default_factory=dict)
     pending: dict[str, SlowCommand] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
-    norm_history: dict[BlockId, tuple[float, ...]] = field(default_factory=dict)
+    norm_history: dict[BlockId, tuple[SeenNorm, ...]] = field(default_factory=dict)
     data_epoch: int = 0
     next_sequence: int = 0
     """First position, in this epoch's permutation, that no lease has named yet."""
@@ -58,6 +59,10 @@ class EngineState:
     history: tuple[RoundRecord, ...] = ()
     substitutes: tuple[Substitute, ...] = ()
     """Blocks of the latest version that the run's rule did not answer for."""
+    standings: tuple[VersionLevel, ...] = ()
+    """Versions of the latest rounds that no later one of them is better than; the latest is the run's."""
+    withheld_in_row: int = 0
+    """Rounds, up to the latest, of which neither all nor all but the harmful could be published as they were."""
     validations: tuple[Validation, ...] = ()
     checkpoints: tuple[Checkpoint, ...] = ()
     calendar: tuple[CalendarMark, ...] = ()

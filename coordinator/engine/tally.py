@@ -1,7 +1,8 @@
 """One round's leases, counted by column, by worker and by what became of them, as their records change.
 
-Decides what a lease counts as while its own round is open: on its way, accepted, or gone. Holds always: the counts
-are what counting all of the round's leases anew would give.
+Decides what a lease counts as while its own round is open: on its way, accepted, or gone; and whether the round waits
+for it (`Voice`, `LeaseRecord.overdue`). Holds always: the counts are what counting all of the round's leases anew would
+give, and keeping them costs an event the same however many leases there are.
 """
 
 from __future__ import annotations
@@ -9,14 +10,25 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections.abc import Hashable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
+from coordinator.engine.ballots import Ballot, TrunkBallot
 from coordinator.engine.phases import LIVE_STATUSES, LOST_STATUSES, LeaseStatus
 from coordinator.engine.reasons import AUDIT_FAILED, BLAMED_KEYS
 from coordinator.engine.rows import LeaseRecord
 from protocol.ids import LeaseId, WorkerId
 
 K = TypeVar("K", bound=Hashable)
+
+
+class Voice(NamedTuple):
+    """What of a worker's record decides how its leases count."""
+
+    present: bool
+    votes: bool
+    """Its submissions weigh something."""
+    steady: bool
+    """It has not lost its last leases, one after the other: it is waited for."""
 
 
 def was_lost(record: LeaseRecord) -> bool:
@@ -34,6 +46,9 @@ class RoundTally:
         "accepted",
         "accepted_leases",
         "awaited",
+        "awaited_in_time",
+        "awaited_steady",
+        "ballots",
         "gains",
         "gone",
         "holders",
@@ -44,6 +59,9 @@ class RoundTally:
         "lost",
         "refused",
         "seats",
+        "standby",
+        "trunk",
+        "untimed",
     )
 
     def __init__(self, columns: int) -> None:
@@ -60,15 +78,26 @@ class RoundTally:
         self.lost = 0
         self.live = 0
         self.accepted_leases = 0
+        self.ballots = [Ballot() for _ in range(columns)]
+        """By column: votes that are here, and that are waited for."""
+        self.trunk = TrunkBallot()
+        self.standby: dict[str, int] = {}
+        """Leases of each person, neither overdue nor waited for: their workers lost the last ones."""
+        self.untimed = 0
+        """Leases that workers have yet to deliver, and of which nobody has said yet when they are overdue."""
         self.awaited = 0
         """Leases that workers have yet to deliver."""
+        self.awaited_steady = 0
+        """Of these, the ones of workers that have not lost their last ones."""
+        self.awaited_in_time = 0
+        """Of these, the ones that are not overdue: they are waited for."""
         self.absent_commits = 0
         """Commits of workers that fell silent."""
         self.gains: list[float] = []
         """Held-out gains of the accepted, ascending; nan (screening is off) is left out."""
 
-    def count(self, record: LeaseRecord, *, owner: str, present: bool, by: int) -> None:
-        """Count a lease whose worker is `present` or not, and `owner`'s machine, in (`by` 1) or out again (`by` -1)."""
+    def count(self, record: LeaseRecord, *, owner: str, person: str, voice: Voice, by: int) -> None:
+        """Count a lease in (`by` 1) or out again (`by` -1): `owner`'s machine, whose vote is `person`'s."""
         status, worker = record.status, record.lease.worker
         tallies = [self.leased]
         self.live += by * (status in LIVE_STATUSES)
@@ -86,11 +115,13 @@ class RoundTally:
                 self.accepted_leases += by
                 self._count_gain(record.heldout_gain, by)
                 tallies.append(self.accepted)
-            elif status is LeaseStatus.COMMITTED and not present:
+                if voice.votes:
+                    self._vote(record, person, by, given=True)
+            elif status is LeaseStatus.COMMITTED and not voice.present:
                 self.absent_commits += by
             else:
-                self.awaited += by * (status is not LeaseStatus.UPLOADED)
                 tallies.append(self.in_flight)
+                self._expect(record, person, voice, by)
         for tally in tallies:
             for column in record.lease.columns:
                 tally[column] += by
@@ -98,6 +129,27 @@ class RoundTally:
     def gains_median(self, least: int) -> float | None:
         """Of the accepted submissions' gains; None where there are fewer than `least`."""
         return None if len(self.gains) < least else _middle(self.gains)
+
+    def _expect(self, record: LeaseRecord, person: str, voice: Voice, by: int) -> None:
+        """Something may still come of the lease."""
+        here = record.status is LeaseStatus.UPLOADED  # ours to judge: neither late nor lost any more
+        self.awaited += by * (not here)
+        self.untimed += by * (not here and record.overdue_at_s is None)
+        in_time = here or (voice.steady and not record.overdue)
+        self.awaited_steady += by * (voice.steady and not here)
+        self.awaited_in_time += by * (in_time and not here)
+        if not voice.votes:
+            return
+        if in_time:
+            self._vote(record, person, by, given=False)
+        elif not record.overdue:
+            _add(self.standby, person, by)
+
+    def _vote(self, record: LeaseRecord, person: str, by: int, *, given: bool) -> None:
+        sequences = record.lease.sequences
+        self.trunk.put(person, sequences, by, given=given)
+        for column in record.lease.columns:
+            self.ballots[column].put(sequences, by, given=given)
 
     def _seat(self, owner: str, columns: tuple[int, ...], by: int) -> None:
         seats = self.seats.setdefault(owner, {})

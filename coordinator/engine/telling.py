@@ -7,6 +7,8 @@ is state: words may change without a new engine version.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from coordinator.engine import dispatch, pacing, quorum, rounds
 from coordinator.engine.dispatch import Hindrance
 from coordinator.engine.phases import Phase
@@ -107,9 +109,14 @@ def _next_round(state: EngineState) -> str:
 def _closes_in_s(state: EngineState) -> float | None:
     """Seconds until the last lease that is waited for should be in; None where nobody's speed is known yet."""
     pace = pacing.pace_of(state)
-    ends = [_end_s(state, pace, record) for record in state.leases_of_round() if state.is_awaited(record)]
+    ends = [_end_s(state, pace, record) for record in _awaited(state)]
     known = [end for end in ends if end is not None]
     return max(known, default=state.now_s) - state.now_s if len(known) == len(ends) else None
+
+
+def _awaited(state: EngineState) -> Iterator[LeaseRecord]:
+    """Leases of the round that something may come of in time."""
+    return (record for record in state.leases_of_round() if state.is_awaited(record) and not record.overdue)
 
 
 def _end_s(state: EngineState, pace: pacing.Pace, record: LeaseRecord) -> float | None:

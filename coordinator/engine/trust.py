@@ -15,6 +15,7 @@ from typing import Any, Final
 from coordinator.engine.config import EngineConfig
 from coordinator.engine.reasons import BLAMED_KEYS, Case, Verdict, reason
 from coordinator.engine.rows import Quarantine, WorkerRecord
+from coordinator.engine.sequential import is_doubted as falls_short
 from protocol.ids import RoundNumber
 
 UNANSWERED: Final = 0.5
@@ -60,7 +61,7 @@ def may_audit(record: WorkerRecord) -> bool:
 
 def is_doubted(config: EngineConfig, record: WorkerRecord) -> bool:
     """Whether what is known of it is reason enough to audit whatever it sends."""
-    if record.accused is not None or record.audits_failed or record.probation_left:
+    if record.accused is not None or record.audits_failed or record.probation_left or falls_short(record):
         return True
     share = config.reputation.quarantine_share / 2
     return record.refused_lately >= _DOUBT and record.refused_lately >= share * record.judged_lately

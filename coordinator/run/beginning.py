@@ -67,6 +67,15 @@ def planned_engine(settings: RunSettings, cut: Layout, dataset: Dataset, run_id:
     return config
 
 
+def check_vouching(config: EngineConfig, *, founders: int, accept_unaudited: bool) -> None:
+    """ConfigError where an open run could tell no liar from an honest worker, and nobody said that this is accepted."""
+    if config.open_run and not founders and config.audits.budget <= 0.0 and not accept_unaudited:
+        raise ConfigError(
+            "an open run needs somebody to vouch for what strangers send: a founder (an invite made with `--trusted`), "
+            "or leases computed again (`--set audits.budget=1`); `--accept-unaudited` begins it without either"
+        )
+
+
 def _layout_of(settings: RunSettings) -> Layout:
     from moe.layout import layout
 

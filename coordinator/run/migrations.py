@@ -93,7 +93,7 @@ def _oldest_version_needed(state: OldState) -> int:
 
 def _four_to_five(state: OldState) -> OldState:
     """What came with version 5 begins at its defaults, and what is known of workers becomes what it would have been."""
-    return _with_shares_of_refused(state)
+    return _with_norms_at_common_rates(_with_shares_of_refused(state))
 
 
 def _with_shares_of_refused(state: OldState) -> OldState:
@@ -103,6 +103,30 @@ def _with_shares_of_refused(state: OldState) -> OldState:
         worker["judged_lately"] = worker["refused_lately"] = float(in_row)
         worker["valid_in_row"] = 0 if in_row else worker["accepted"]
     return state
+
+
+def _with_norms_at_common_rates(state: OldState) -> OldState:
+    """Norms were brought to common steps alone, and nobody knew whose the remembered ones were: those begin anew."""
+    state["norm_history"] = {}
+    inner = state["config"]["inner"]
+    for record in state["leases"].values():
+        lease = record["lease"]
+        by_steps = inner["inner_steps"] / lease["inner_steps"]
+        scale = _scale_of_norms(inner, lease["recipe"], lease["inner_steps"]) / by_steps
+        record["norms"] = [{**norm, "norm_l2": norm["norm_l2"] * scale} for norm in record["norms"]]
+    return state
+
+
+def _scale_of_norms(inner: OldState, recipe: OldState, steps: int) -> float:
+    """As version 5 does, whatever a later one will do: by rates, and by steps at the full one to the power of 3/4."""
+
+    def length(rate: float, steps: int, warmup: int) -> float:
+        warm = min(steps, warmup)
+        full_steps = steps - warm + warm * (warm + 1) / (2.0 * (warmup + 1))
+        return float(rate * full_steps**0.75)
+
+    first = length(inner["learning_rate"], inner["inner_steps"], min(inner["warmup_steps"], inner["inner_steps"]))
+    return first / length(recipe["learning_rate"], steps, recipe["warmup_steps"])
 
 
 MIGRATIONS: Migrations = {2: _two_to_three, 3: _three_to_four, 4: _four_to_five}

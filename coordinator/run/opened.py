@@ -25,7 +25,8 @@ from coordinator.settings import RunSettings
 from coordinator.store.audit_log import AuditLog
 from coordinator.store.journal import Journal, JournalObserver, unobserved
 from coordinator.store.versions import Versions
-from coordinator.work.executor import Executor, WorkSettings
+from coordinator.work.executor import Executor
+from coordinator.work.gains import WorkSettings
 from coordinator.work.port import Replay
 from protocol.errors import StorageTrouble
 from protocol.file_lock import FileLock

@@ -19,6 +19,7 @@ import structlog
 from coordinator.engine.commands import (
     AggregateRound,
     CompareSubmissions,
+    FindHarmful,
     MeasureSubmission,
     RebuildVersion,
     ReplayLease,
@@ -44,6 +45,7 @@ _PRIORITIES: dict[type[SlowCommand], int] = {
     AggregateRound: 0,
     TryContributions: 0,
     RebuildVersion: 0,
+    FindHarmful: 0,
     MeasureSubmission: 1,
     CompareSubmissions: 2,
     ValidateVersion: 3,

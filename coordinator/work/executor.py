@@ -12,8 +12,7 @@ import math
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import singledispatchmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from aggregation.replayed import ReplayDistance
 from coordinator.engine.commands import (
     AggregateRound,
     CompareSubmissions,
+    FindHarmful,
     MeasureSubmission,
     RebuildVersion,
     ReplayLease,
@@ -39,14 +39,18 @@ from coordinator.engine.events import (
     CheckpointWritten,
     ContributionsTried,
     Event,
+    HarmfulFound,
     LeaseReplayed,
     RoundAggregated,
     SubmissionMeasured,
+    VersionComparison,
     VersionRebuilt,
     VersionValidated,
 )
 from coordinator.store.ports import BlobStore
 from coordinator.store.versions import Versions
+from coordinator.work import harm
+from coordinator.work.gains import GainMeasure, Gains, WorkSettings
 from coordinator.work.outer import RoundAggregator
 from coordinator.work.port import Replay, Work
 from coordinator.work.rebuilding import rebuild
@@ -68,28 +72,9 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, torch.Tensor]
 
-HALF_STEP = 0.5
-"""Share of a submission whose effect is measured: a full one is more than the round takes of it."""
 CACHED_VERSIONS = 2
 """The round's base, and the one before it for submissions that come a round late."""
 CACHED_BASELINES = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkSettings:
-    """What slow work must know of a run's settings."""
-
-    sequence_length: int
-    """Tokens of a sequence, in training and in measuring."""
-    heldout_limit: int
-    """Held-out sequences that a version is validated on, at most."""
-    screening_sequences: int
-    """Sequences, of those that no lease names, that a submission's gain is measured on."""
-    evaluation_batch: int
-    """Sequences that go through the model at a time."""
-    evaluation_device: str
-    keep_checkpoints: int
-    """Exported versions that stay; older ones are deleted."""
 
 
 class Executor(Work):
@@ -124,6 +109,7 @@ class Executor(Work):
         self._wall_clock = wall_clock
         self._aggregator = RoundAggregator(layout, payloads, versions, settings.sequence_length)
         self._bases: OrderedDict[Digest, dict[BlockId, Tensors]] = OrderedDict()
+        self._gains = GainMeasure(dataset, settings)
         self._baselines: OrderedDict[tuple[Digest, int], Tensor] = OrderedDict()
         self._model: Any = None
 
@@ -135,7 +121,9 @@ class Executor(Work):
     @execute.register
     def _(self, command: MeasureSubmission) -> Event:
         try:
-            norms, gain, gain_se = self._measure(command)
+            submission = self._decoded(command)
+            base = self._base_blocks(self._base_manifest(command.lease))
+            norms = tuple(_norms(submission, base))
         except MalformedMessage as error:
             return SubmissionMeasured(
                 at_s=self._clock(),
@@ -143,14 +131,20 @@ class Executor(Work):
                 lease_id=command.lease.lease_id,
                 malformed=str(error),
             )
+        gains = Gains()
+        if command.measure_gain:
+            gains = self._gains.of(command, submission, base, self._base_manifest(command.lease), self._loaded)
         return SubmissionMeasured(
             at_s=self._clock(),
             command_id=command.command_id,
             lease_id=command.lease.lease_id,
             malformed="",
             norms=norms,
-            heldout_gain=gain,
-            heldout_gain_se=gain_se,
+            heldout_gain=gains.part,
+            heldout_gain_se=gains.part_se,
+            full_gain=gains.full,
+            full_gain_se=gains.full_se,
+            own_gain=gains.own,
         )
 
     @execute.register
@@ -168,6 +162,7 @@ class Executor(Work):
             manifest=outcome.manifest,
             update_norm_l2=outcome.update_norm_l2,
             substitutes=outcome.substitutes,
+            compared=self._compared(command, outcome.manifest),
         )
 
     @execute.register
@@ -232,6 +227,27 @@ class Executor(Work):
         )
 
     @execute.register
+    def _(self, command: FindHarmful) -> Event:
+        attempt = command.attempt
+        base = self._base_blocks(attempt.parent_manifest)
+        before = self._losses_of(attempt.parent_manifest, attempt.region_seed)
+
+        def measure(group: harm.LeaseGroup) -> VersionComparison:
+            model = self._loaded(self._aggregator.candidate(attempt, base, group))
+            after = self._sequence_losses(model, self._heldout(attempt.region_seed))
+            return harm.compared(attempt.parent_version, before, after)
+
+        found = harm.search(command, measure)
+        return HarmfulFound(
+            at_s=self._clock(),
+            command_id=command.command_id,
+            round=attempt.round,
+            harmful=found.harmful,
+            suspected=found.suspected,
+            passes=found.passes,
+        )
+
+    @execute.register
     def _(self, command: ValidateVersion) -> Event:
         tokens = self._dataset.heldout_all(self._settings.sequence_length, self._settings.heldout_limit)
         model = self._loaded(self._base_blocks(command.manifest))
@@ -255,25 +271,11 @@ class Executor(Work):
             at_s=self._clock(), command_id=command.command_id, version=command.version, path=str(target)
         )
 
-    def _measure(self, command: MeasureSubmission) -> tuple[tuple[BlockNorm, ...], float, float]:
+    def _decoded(self, command: MeasureSubmission) -> Mapping[BlockId, Tensors]:
         lease = command.lease
         specs = submission_specs(self._layout, lease.columns)
         with self._payloads.open(command.digest) as file:
-            submission = decode_submission(file, specs, codec_named(command.codec), lease.blocks)
-        base = self._base_blocks(self._base_manifest(lease))
-        norms: list[BlockNorm] = []
-        for block, tensors in submission.items():
-            norm_l2 = block_norm(tensors)
-            if not math.isfinite(norm_l2):
-                raise MalformedMessage(f"block {block} holds a value that is not finite (norm {norm_l2})")
-            norms.append(BlockNorm(block=block, norm_l2=norm_l2, base_l2=block_norm(base[block])))
-        if not command.measure_gain:
-            return tuple(norms), 0.0, 0.0
-        gain, gain_se = self._gain(command, submission, base)
-        if not math.isfinite(gain) or not math.isfinite(gain_se):
-            # A model that overflows is as bad as a model can be; an infinite loss would not survive the journal's JSON.
-            return tuple(norms), -1e9, 0.0
-        return tuple(norms), gain, gain_se
+            return decode_submission(file, specs, codec_named(command.codec), lease.blocks)
 
     def screening_sequences(self, seed: int, count: int, round_: int | None = None) -> NDArray[Any]:
         """`count` sequences [N, L+1] that no lease names, drawn by `seed`: of `round_`'s part, or of all parts."""
@@ -285,25 +287,26 @@ class Executor(Work):
             raise LocalError(f"lease {lease.lease_id}: base version {lease.base_version} is not kept")
         return digest
 
-    def _gain(
-        self, command: MeasureSubmission, submission: Mapping[BlockId, Tensors], base: dict[BlockId, Tensors]
-    ) -> tuple[float, float]:
-        """Gain of half a step and its standard error. Sequences are paired: most of their spread is common to both."""
-        digest = self._base_manifest(command.lease)
-        count = self._settings.screening_sequences
-        tokens = self.screening_sequences(command.heldout_seed, count, command.lease.round)
-        before = self._baselines.get((digest, command.heldout_seed))
-        if before is None:
-            before = self._sequence_losses(self._loaded(base), tokens)
-            self._baselines[digest, command.heldout_seed] = before
+    def _compared(self, command: AggregateRound, made: Digest) -> tuple[VersionComparison, ...]:
+        """The new version against others: one pass, for the others were measured when they were new."""
+        if not command.compared_with:
+            return ()
+        olds = [(old.version, self._losses_of(old.manifest, command.region_seed)) for old in command.compared_with]
+        new = self._losses_of(made, command.region_seed)
+        return tuple(harm.compared(version, old, new) for version, old in olds)
+
+    def _losses_of(self, manifest: Digest, seed: int, round_: int | None = None) -> Tensor:
+        """[N] losses of the sequences that `seed` draws (see `screening_sequences`), under a version."""
+        losses = self._baselines.get((manifest, seed))
+        if losses is None:
+            losses = self._sequence_losses(self._loaded(self._base_blocks(manifest)), self._heldout(seed, round_))
+            self._baselines[manifest, seed] = losses
             while len(self._baselines) > CACHED_BASELINES:
                 self._baselines.popitem(last=False)
-        moved = dict(base)
-        for block, tensors in submission.items():
-            moved[block] = {
-                name: torch.sub(base[block][name], tensor, alpha=HALF_STEP) for name, tensor in tensors.items()
-            }
-        return mean_and_error(before - self._sequence_losses(self._loaded(moved), tokens))
+        return losses
+
+    def _heldout(self, seed: int, round_: int | None = None) -> NDArray[Any]:
+        return self.screening_sequences(seed, self._settings.screening_sequences, round_)
 
     def _sequence_losses(self, model: Any, tokens: NDArray[Any]) -> Tensor:
         tokens_NT1 = torch.from_numpy(tokens.astype("int64"))
@@ -327,3 +330,12 @@ class Executor(Work):
         while len(self._bases) > CACHED_VERSIONS:
             self._bases.popitem(last=False)
         return blocks
+
+
+def _norms(submission: Mapping[BlockId, Tensors], base: Mapping[BlockId, Tensors]) -> Iterator[BlockNorm]:
+    """Of each block; MalformedMessage where one holds a value that is not finite."""
+    for block, tensors in submission.items():
+        norm_l2 = block_norm(tensors)
+        if not math.isfinite(norm_l2):
+            raise MalformedMessage(f"block {block} holds a value that is not finite (norm {norm_l2})")
+        yield BlockNorm(block=block, norm_l2=norm_l2, base_l2=block_norm(base[block]))

@@ -1,4 +1,4 @@
-"""One outer step: accepted submissions become the next version of the model.
+"""One outer step: accepted submissions become a version of the model that the engine may publish.
 
 Decides nothing that the command does not say: which submissions, weights, scales, clips and rule come from the engine.
 Touches artifacts and versions. Always: one block is in memory at a time for all contributions; a block that nobody
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -29,7 +29,7 @@ from coordinator.work.substitutes import BlockRule, summed_up
 from moe.layout import Layout, submission_specs
 from protocol.codecs import codec_named
 from protocol.errors import BarnraiseError, LocalError
-from protocol.ids import TRUNK, BlockId, Digest, column_block
+from protocol.ids import TRUNK, BlockId, Digest, LeaseId, column_block
 from protocol.manifest import BlockRef, Manifest
 from protocol.submission import decode_block
 from protocol.text import printable
@@ -74,8 +74,7 @@ class RoundAggregator:
         blocks, momenta = dict(parent.blocks), dict(parent.momenta)
         squares: list[float] = []
         rules: list[BlockRule] = []
-        for block, holders in self._held(command):
-            stepped, rule = self._carefully(block, base[block], parent, holders, command)
+        for block, stepped, rule in self._steps(command, base, parent):
             rules.append(rule)
             if stepped is None:
                 continue
@@ -102,6 +101,18 @@ class RoundAggregator:
         published = self._versions.publish(manifest, cause)
         return OuterResult(published, math.sqrt(math.fsum(squares)), summed_up(command.rule, rules))
 
+    def candidate(
+        self, command: AggregateRound, base: Mapping[BlockId, Tensors], some: Sequence[LeaseId]
+    ) -> dict[BlockId, Tensors]:
+        """The model that the command would make of `some` of its contributions alone. Nothing is written."""
+        chosen = tuple(one for one in command.contributions if one.lease_id in some)
+        parent = self._versions.manifest(command.parent_manifest)
+        blocks = dict(base)
+        for block, stepped, _ in self._steps(replace(command, contributions=chosen), base, parent):
+            if stepped is not None:
+                blocks[block] = stepped[0]
+        return blocks
+
     def failing_alone(self, command: AggregateRound, base: Mapping[BlockId, Tensors]) -> tuple[FailedAlone, ...]:
         """The contributions of which alone no step can be made, in the command's order. Nothing is written.
 
@@ -117,6 +128,13 @@ class RoundAggregator:
             if error is not None:
                 found.append(FailedAlone(lease_id=one.lease_id, error=error, lost=lost is not None))
         return tuple(found)
+
+    def _steps(
+        self, command: AggregateRound, base: Mapping[BlockId, Tensors], parent: Manifest
+    ) -> Iterator[tuple[BlockId, Stepped | None, BlockRule]]:
+        """Block by block what the command makes of it, one at a time."""
+        for block, holders in self._held(command):
+            yield block, *self._carefully(block, base[block], parent, holders, command)
 
     def _held(self, command: AggregateRound) -> Iterator[tuple[BlockId, list[Contribution]]]:
         """The blocks that somebody with a say returned, and who."""
@@ -181,7 +199,8 @@ class RoundAggregator:
         rule: str,
     ) -> Stepped:
         pseudo_gradient = aggregate_block(self._contributions(block, holders, command), rule, seed=command.seed)
-        outer = OuterStep(learning_rate=command.outer_learning_rate, momentum=command.outer_momentum)
+        rate = command.outer_learning_rate * command.step_share
+        outer = OuterStep(learning_rate=rate, momentum=command.outer_momentum)
         stepped = outer.step(base, pseudo_gradient, self._momentum(block, parent, command))
         for name, tensor in stepped[0].items():
             if not math.isfinite(sum_of_squares(tensor)):
@@ -246,6 +265,8 @@ def _words(error: Exception) -> str:
 
 
 def _holds(contribution: Contribution, block: BlockId) -> bool:
+    if block in contribution.unheard:
+        return False
     if block == TRUNK:
         return contribution.include_trunk
     return block in map(column_block, contribution.columns)

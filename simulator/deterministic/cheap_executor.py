@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 from coordinator.engine.commands import (
     AggregateRound,
     CompareSubmissions,
+    FindHarmful,
     MeasureSubmission,
+    PublishedVersion,
     RebuildVersion,
+    Remedy,
     ReplayLease,
     SlowCommand,
     TryContributions,
@@ -30,16 +33,18 @@ from coordinator.engine.events import (
     ContributionsTried,
     Event,
     FailedAlone,
+    HarmfulFound,
     LeaseReplayed,
     RoundAggregated,
     SubmissionMeasured,
+    VersionComparison,
     VersionRebuilt,
     VersionValidated,
 )
 from coordinator.engine.records import command_digest
 from coordinator.work import port
 from protocol.errors import LocalError
-from protocol.ids import TRUNK, BlockId, Digest, WorkerId, column_block
+from protocol.ids import TRUNK, BlockId, Digest, LeaseId, WorkerId, column_block
 from protocol.lease import Lease
 from simulator.deterministic.disk import Disk, StoredBlock, VersionEntry, stretched
 from simulator.deterministic.work import DISK_FULL, MissingContent, Site, Spoils, Texts
@@ -84,6 +89,9 @@ class CheapExecutor(port.Work):
             case TryContributions(attempt=attempt):
                 self._blocks_of(attempt.parent_manifest)
                 return self._tried(command_id, attempt, at_s)
+            case FindHarmful(attempt=attempt, suspects=suspects):
+                self._blocks_of(attempt.parent_manifest)
+                return self._found(command_id, attempt, suspects, at_s)
             case ValidateVersion(version=version, manifest=manifest):
                 self._blocks_of(manifest)
                 loss = 5.5 / (1 + version)
@@ -98,13 +106,16 @@ class CheapExecutor(port.Work):
     def _measure(self, command: MeasureSubmission, at_s: float) -> SubmissionMeasured:
         lease, got = command.lease, self._payload(command.digest, command.command_id)
         honest = self._is_honest(command.command_id, lease, command.digest)
-        spread = got[0] / 1024  # honest norms differ a little
+        spread = got[0] / 1024  # honest norms differ a little, and grow with rate and steps
+        length = 60.0 * lease.recipe.learning_rate * lease.inner_steps**0.75
         return SubmissionMeasured(
             at_s=at_s,
             command_id=command.command_id,
             lease_id=lease.lease_id,
             malformed="" if honest else "not what training this lease gives",
-            norms=tuple(BlockNorm(block=block, norm_l2=1.0 + spread, base_l2=50.0) for block in lease.blocks),
+            norms=tuple(
+                BlockNorm(block=block, norm_l2=(1.0 + spread) * length, base_l2=50.0) for block in lease.blocks
+            ),
             heldout_gain=0.1 + spread / 10,
             heldout_gain_se=0.02,
         )
@@ -135,6 +146,35 @@ class CheapExecutor(port.Work):
         failed = tuple(FailedAlone(lease_id=one.lease_id, error="0 / 0") for one in spoilt)
         return ContributionsTried(at_s=at_s, command_id=command_id, round=attempt.round, failed=failed)
 
+    def _found(
+        self, command_id: str, attempt: AggregateRound, suspects: tuple[LeaseId, ...], at_s: float
+    ) -> HarmfulFound:
+        for one in attempt.contributions:
+            self._payload(one.digest, command_id)
+        harmful = tuple(lease_id for lease_id in suspects if self._site.spoils(lease_id) is Spoils.MODEL)
+        return HarmfulFound(
+            at_s=at_s,
+            command_id=command_id,
+            round=attempt.round,
+            harmful=harmful,
+            suspected=(),
+            passes=min(len(suspects), 16),
+        )
+
+    def _compared(self, command: AggregateRound) -> tuple[VersionComparison, ...]:
+        """Worse by whoever spoils the model, unless the step is a short one."""
+        spoilt = any(self._site.spoils(one.lease_id) is Spoils.MODEL for one in command.contributions)
+        short = command.remedy is Remedy.SHORT and command.round % 2 == 0  # some rounds cannot be saved at all
+        gain = -1.0 if spoilt and not short else 0.1
+        return tuple(
+            VersionComparison(version=self._known(old).version, gain=gain, gain_se=0.01, loss=5.0)
+            for old in command.compared_with
+        )
+
+    def _known(self, old: PublishedVersion) -> PublishedVersion:
+        self._blocks_of(old.manifest)
+        return old
+
     def _check_whole(self, command: AggregateRound) -> None:
         """Fail as the real executor does: whole, unless the command is cautious."""
         spoils = {self._site.spoils(one.lease_id) for one in command.contributions}
@@ -163,6 +203,7 @@ class CheapExecutor(port.Work):
             parent_version=command.parent_version,
             manifest=manifest,
             update_norm_l2=1.0,
+            compared=self._compared(command),
         )
 
     def _rebuilt(self, command: RebuildVersion, at_s: float) -> VersionRebuilt:
@@ -193,6 +234,7 @@ class CheapExecutor(port.Work):
                 one
                 for one in command.contributions
                 if (one.include_trunk if name == TRUNK else name in set(map(column_block, one.columns)))
+                and name not in one.unheard
             ]
             entering = [f"{one.digest}*{one.weight:.6g}" for one in holders]
             if len(holders) > 1 and any(self._site.spoils(one.lease_id) is Spoils.TOGETHER for one in holders):

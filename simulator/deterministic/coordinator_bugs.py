@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-from coordinator.engine import closing, contributions, gaps, leases, quorum, rescue
+from coordinator.engine import closing, commits, contributions, gaps, leases, quorum, rescue
 from coordinator.engine import engine as engine_module
 from coordinator.engine.commands import DropPayload
 from coordinator.engine.event_table import EVENT_TABLE, EventRow
@@ -133,13 +133,13 @@ def owner_back_from_silence() -> AbstractContextManager[None]:
     def nobody(_index: Any, _number: Any, _owner: Any) -> frozenset[int]:
         return frozenset()
 
-    refusal = leases._refusal
+    refusal = commits.refusal_of
 
-    def blind(turn: Any, record: Any, event: Any) -> Any:
+    def blind(state: Any, record: Any, event: Any) -> Any:
         with replaced(Index, "seats", nobody):
-            return refusal(turn, record, event)
+            return refusal(state, record, event)
 
-    return replaced(leases, "_refusal", blind)
+    return replaced(leases, "refusal_of", blind)
 
 
 def owner_votes_twice() -> AbstractContextManager[None]:

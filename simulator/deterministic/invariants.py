@@ -18,7 +18,7 @@ from coordinator.engine.events import Event, RoundAggregated, WorkerSilent
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus, Phase
 from coordinator.engine.presence import silence_limit_s
-from coordinator.engine.reasons import UNAGGREGATABLE, UNUSABLE
+from coordinator.engine.reasons import HELDOUT_LOSS_ROSE, UNAGGREGATABLE, UNUSABLE
 from coordinator.engine.records import event_from_json
 from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.state import EngineState
@@ -246,7 +246,9 @@ class Book:
         spoils = self._spoilers[record.lease.worker]
         if key == UNAGGREGATABLE and spoils is not Spoils.ALONE:
             _broken(f"lease {record.lease.lease_id} was refused as {key}, and nothing was wrong with it")
-        if key == UNUSABLE and Spoils.STUBBORN not in self._spoilers.values():
+        if key == HELDOUT_LOSS_ROSE and spoils is not Spoils.MODEL:
+            _broken(f"lease {record.lease.lease_id} was refused as {key}, and makes no version worse")
+        if key == UNUSABLE and not {Spoils.STUBBORN, Spoils.MODEL}.intersection(self._spoilers.values()):
             _broken(f"lease {record.lease.lease_id} was refused as {key}, and its round could have been aggregated")
 
     def _check_shares(self, state: EngineState) -> None:
@@ -314,6 +316,10 @@ class Book:
                 _broken(f"leases {other} and {lease.lease_id} name the same training sequence {position}")
 
     def _on_published(self, event: RoundAggregated, state: EngineState) -> None:
+        if any(one.gain < -1e-6 for one in event.compared[:1]):
+            if event.manifest == state.manifest:
+                _broken(f"version {event.version} is worse than its parent, and was published")
+            return
         if event.version in self._published:
             _broken(f"version {event.version} was published twice")
         if event.version != state.version or event.manifest != state.manifest:

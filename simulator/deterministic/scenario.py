@@ -124,7 +124,9 @@ def scenario_of(seed: int) -> Scenario:
         seed=seed,
         config=config,
         volunteers=_some_apart(
-            seed, calm_s, _some_spoiling(seed, [_volunteer(draw, config, owners) for _ in range(volunteers)])
+            seed,
+            calm_s,
+            _some_harmful(seed, _some_spoiling(seed, [_volunteer(draw, config, owners) for _ in range(volunteers)])),
         ),
         faults=(*(_fault(draw, volunteers) for _ in range(draw.choice((0, 1, 2, 4, 6, 9)))), *_clock_faults(seed)),
         drop_share=draw.choice((0.0, 0.02, 0.1)) if rough else 0.0,
@@ -206,8 +208,19 @@ def _some_spoiling(seed: int, volunteers: list[VolunteerSpec]) -> tuple[Voluntee
     draw = derived_stream(seed, "spoilers")
     if draw.random() < 0.75:
         return tuple(volunteers)
-    kinds = (*Spoils, *[Spoils.NOTHING] * 3)
+    kinds = (*(kind for kind in Spoils if kind is not Spoils.MODEL), *[Spoils.NOTHING] * 3)
     return tuple(replace(volunteer, spoils=draw.choice(kinds)) for volunteer in volunteers)
+
+
+def _some_harmful(seed: int, volunteers: tuple[VolunteerSpec, ...]) -> tuple[VolunteerSpec, ...]:
+    """In every eighth world, volunteers whose submissions pass every check and make each version worse."""
+    draw = derived_stream(seed, "harmful")
+    if draw.random() < 0.875:
+        return volunteers
+    share = draw.choice((0.2, 0.4, 1.0))
+    return tuple(
+        replace(volunteer, spoils=Spoils.MODEL) if draw.random() < share else volunteer for volunteer in volunteers
+    )
 
 
 def _some_apart(seed: int, calm_s: float, volunteers: tuple[VolunteerSpec, ...]) -> tuple[VolunteerSpec, ...]:

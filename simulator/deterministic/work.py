@@ -50,6 +50,8 @@ class Spoils(StrEnum):
     """No step can be made of a block that somebody else holds, too."""
     STUBBORN = "stubborn"
     """The same, and a cautious step fails whole."""
+    MODEL = "model"
+    """A version that it has a part in is worse than the one before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,9 +23,12 @@ from simulator.processes.vanishing import Vanishing, note_vanishing, sequences_e
 
 if TYPE_CHECKING:
     from coordinator.edge.server import CoordinatorServer
+    from simulator.adversaries.attack import Honest
 
 STATUS_EVERY_S = 0.3
 STOP_GRACE_S = 1.0
+EARLIER_KEPT = 3
+"""Results that a liar's process remembers."""
 
 Message = dict[str, Any]
 
@@ -125,10 +128,11 @@ class WorkerHooks:
     """What this worker does besides training: lie, or vanish."""
 
     def __init__(self, spec: WorkerSpec) -> None:
-        from simulator.adversary import Adversary
+        from simulator.adversaries.adversary import Adversary
 
         self._spec = spec
         self._dropouts = {drop.round: drop for drop in spec.dropouts}
+        self._earlier: tuple[Honest, ...] = ()
         self._adversary = (
             None
             if spec.attack is None
@@ -140,7 +144,7 @@ class WorkerHooks:
     def on_batch(self, lease: Any, tokens_NL: Any) -> Any:
         """The sequences that are trained on; in a round of this worker's dropout, they end with its life."""
         if self._adversary is not None:
-            tokens_NL = self._adversary.on_batch(lease.lease_id, tokens_NL)
+            tokens_NL = self._adversary.on_batch(lease.lease_id, lease.round, tokens_NL)
         drop = self._dropouts.get(lease.round)
         if drop is None:
             return tokens_NL
@@ -161,12 +165,14 @@ class WorkerHooks:
             return result
         import dataclasses
 
-        from simulator.attack import Colluders, Honest
+        from simulator.adversaries.attack import Colluders, Honest
 
         own = Honest(
             lease_id=lease.lease_id, round=lease.round, columns=lease.columns, pseudo_gradient=result.pseudo_gradient
         )
-        forged = self._adversary.on_result(Colluders(own=own, group=(own,)))
+        view = Colluders(own=own, group=(own,), earlier=self._earlier)
+        self._earlier = (*self._earlier, own)[-EARLIER_KEPT:]
+        forged = self._adversary.on_result(view)
         return dataclasses.replace(result, pseudo_gradient=forged)
 
 

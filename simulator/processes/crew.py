@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from signal import SIGKILL
 
-from simulator.attacks import ATTACKS
+from simulator.adversaries.files import attack_named
 from simulator.processes.children import WorkerSpec, worker_process
 from simulator.processes.churn import byzantine_workers, churn_schedule, dropouts_of
 from simulator.processes.launcher import ProcessGroup
@@ -74,7 +74,7 @@ class Crew:
         if not self.byzantine:
             return None
         chosen = self._options.attack_strength
-        return ATTACKS[self._options.attack].strength if chosen is None else chosen
+        return attack_named(self._options.attack).strength if chosen is None else chosen
 
     def processes(self) -> list[BaseProcess]:
         """Every process that runs."""

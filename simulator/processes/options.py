@@ -16,7 +16,7 @@ from coordinator.engine.config import InnerRecipe
 from protocol.codecs import BF16
 from protocol.errors import ConfigError
 from protocol.residency import FROZEN
-from simulator.attacks import ATTACKS
+from simulator.adversaries.files import attack_named, whole_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class SimulationOptions:
     byzantine: int = 0
     attack: str = "sign-flip"
     attack_strength: float | None = None
-    """None: the attack's own default (simulator/attacks.py)."""
+    """None: the attack's own default (simulator/adversaries/table.py)."""
     seed: int = 0
     lone: bool = False
     keep_homes: bool = False
@@ -82,8 +82,12 @@ class SimulationOptions:
             raise ConfigError(f"--dropout {self.dropout:g}: give a probability from 0 to below 1, as 0.2")
         if not 0 <= self.byzantine <= self.workers:
             raise ConfigError(f"{self.byzantine} Byzantine workers of {self.workers}: at most all of them can lie")
-        if self.attack not in ATTACKS:
-            raise ConfigError(f"unknown attack {self.attack!r}; known: {', '.join(ATTACKS)}")
+        object.__setattr__(self, "attack", whole_name(self.attack))
+        if only_virtual := attack_named(self.attack).conduct.only_virtual:
+            raise ConfigError(
+                f"attack {self.attack!r} is for the virtual swarm alone ({only_virtual}): real workers cannot do it; "
+                f"see `python -m benchmarks.byzantine --attacks {self.attack}`"
+            )
         strength = self.attack_strength
         if strength is not None and not (math.isfinite(strength) and strength > 0):
             raise ConfigError(f"--attack-strength {strength:g}: give a number above 0")

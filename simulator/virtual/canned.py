@@ -10,6 +10,7 @@ from collections.abc import Callable
 from coordinator.engine.commands import (
     AggregateRound,
     CompareSubmissions,
+    FindHarmful,
     MeasureSubmission,
     RebuildVersion,
     ReplayLease,
@@ -21,15 +22,25 @@ from coordinator.engine.events import (
     BlockNorm,
     CheckpointWritten,
     Event,
+    HarmfulFound,
     LeaseReplayed,
     RoundAggregated,
     SubmissionMeasured,
+    VersionComparison,
     VersionRebuilt,
     VersionValidated,
 )
 from protocol.errors import LocalError
 from protocol.ids import digest_of
 from protocol.lease import Lease
+from protocol.recipe import Recipe
+
+
+def compared_as(command: AggregateRound, *, gain: float) -> tuple[VersionComparison, ...]:
+    """What is told of a new version that is better by `gain` than all that it is to be compared with."""
+    return tuple(
+        VersionComparison(version=old.version, gain=gain, gain_se=0.001, loss=3.0) for old in command.compared_with
+    )
 
 
 def canned_result(
@@ -43,11 +54,13 @@ def canned_result(
     """The event that `command` ends in at `at_s`; `norm_l2` is asked once a block, `gain` once a submission.
 
     `distance` is asked once an audit, of the lease that is audited.
+    Norms are those at the default learning rate, and follow the lease's.
     """
     command_id = command.command_id
     match command:
         case MeasureSubmission(lease=lease):
-            norms = tuple(BlockNorm(block=block, norm_l2=norm_l2(), base_l2=10.0) for block in lease.blocks)
+            rate = lease.recipe.learning_rate / Recipe().learning_rate
+            norms = tuple(BlockNorm(block=block, norm_l2=norm_l2() * rate, base_l2=10.0) for block in lease.blocks)
             return SubmissionMeasured(
                 at_s=at_s,
                 command_id=command_id,
@@ -66,6 +79,11 @@ def canned_result(
                 parent_version=command.parent_version,
                 manifest=digest_of(command_id.encode()),
                 update_norm_l2=1.0,
+                compared=compared_as(command, gain=0.01),
+            )
+        case FindHarmful(attempt=attempt):
+            return HarmfulFound(
+                at_s=at_s, command_id=command_id, round=attempt.round, harmful=(), suspected=(), passes=0
             )
         case RebuildVersion():
             return VersionRebuilt(

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from protocol.ids import LeaseId, RoundNumber, WorkerId
-from simulator.adversary import Adversary
-from simulator.attack import Colluders, Honest
+from simulator.adversaries.adversary import Adversary
+from simulator.adversaries.attack import Colluders, Conduct, Honest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     _Results = dict[LeaseId, tuple[GrantedLease, LeaseResult]]
 
-ROUNDS_KEPT = 2
-"""A submission that was committed in time may come one round late."""
+HONEST = Conduct()
+ROUNDS_KEPT = 4
+"""For those who send again what they computed before."""
 
 
 class Group:
@@ -33,11 +34,30 @@ class Group:
     def __init__(self, members: Mapping[WorkerId, Adversary]) -> None:
         self._members = dict(members)
         self._results: dict[RoundNumber, _Results] = {}
+        self._verdicts: dict[WorkerId, tuple[bool, ...]] = {}
 
-    def on_batch(self, lease: GrantedLease, sequences_NL: NDArray[Any]) -> NDArray[Any]:
-        """What the holder of `lease` trains on: as assigned, but for liars who touch their data."""
+    def told(self, worker: WorkerId, *, accepted: bool) -> None:
+        """A worker hears what became of its submission."""
+        if worker in self._members:
+            self._verdicts[worker] = (*self._verdicts.get(worker, ()), accepted)
+
+    def conduct(self, lease: GrantedLease) -> Conduct:
+        """How the holder's machine behaves with this lease: as honest ones do, but in rounds of its lies."""
         member = self._members.get(lease.worker)
-        return sequences_NL if member is None else member.on_batch(lease.lease_id, sequences_NL)
+        return member.attack.conduct if member is not None and member.lies_in(lease.round) else HONEST
+
+    def worked_on(self, lease: GrantedLease, sequences_NL: NDArray[Any]) -> tuple[GrantedLease, NDArray[Any]]:
+        """What the holder of `lease` really trains: as leased, but for liars who touch their data or skip steps."""
+        member = self._members.get(lease.worker)
+        if member is None:
+            return lease, sequences_NL
+        sequences_NL = member.on_batch(lease.lease_id, lease.round, sequences_NL)
+        steps = max(1, round(lease.inner_steps * self.conduct(lease).steps_share))
+        if steps == lease.inner_steps:
+            return lease, sequences_NL
+        count = steps * lease.batch_sequences
+        short = dataclasses.replace(lease, inner_steps=steps, data=dataclasses.replace(lease.data, count=count))
+        return short, sequences_NL[:count]
 
     def answer(
         self, lease: GrantedLease, leases: Iterable[GrantedLease], train: Callable[[GrantedLease], LeaseResult]
@@ -52,9 +72,20 @@ class Group:
             if alike and other.worker in self._members and other.lease_id not in known:
                 known[other.lease_id] = other, train(other)
         group = {lease_id: _honest(*known[lease_id]) for lease_id in sorted(known)}
-        sent = member.on_result(Colluders(own=group[lease.lease_id], group=tuple(group.values())))
-        forged = {block: dict(tensors) for block, tensors in sent.items()}
-        return dataclasses.replace(known[lease.lease_id][1], pseudo_gradient=forged)
+        view = Colluders(
+            own=group[lease.lease_id],
+            group=tuple(group.values()),
+            earlier=self._earlier(lease),
+            verdicts=self._verdicts.get(lease.worker, ()),
+        )
+        forged = {block: dict(tensors) for block, tensors in member.on_result(view).items()}
+        result = known[lease.lease_id][1]
+        claimed = dataclasses.replace(result.metrics, inner_steps_done=lease.inner_steps)
+        return dataclasses.replace(result, pseudo_gradient=forged, metrics=claimed)
+
+    def _earlier(self, lease: GrantedLease) -> tuple[Honest, ...]:
+        before = (kept for number, kept in sorted(self._results.items()) if number < lease.round)
+        return tuple(_honest(*pair) for kept in before for pair in kept.values() if pair[0].worker == lease.worker)
 
     def _known(self, of: RoundNumber) -> _Results:
         self._results = {number: kept for number, kept in self._results.items() if number > of - ROUNDS_KEPT}

@@ -9,11 +9,19 @@ coordinator does: an interrupted run goes on from its journal, and leases that w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from coordinator.engine.commands import CancelLease, Command, DropPayload, EndRun, GrantLease, SlowCommand
+from coordinator.engine.commands import (
+    AnnounceVerdict,
+    CancelLease,
+    Command,
+    DropPayload,
+    EndRun,
+    GrantLease,
+    SlowCommand,
+)
 from coordinator.engine.events import (
     Event,
     LeaseRequested,
@@ -33,7 +41,8 @@ from protocol.errors import IllegalEvent, LocalError
 from protocol.ids import Digest, LeaseId, Version, WorkerId, digest_of
 from protocol.lease import Lease
 from protocol.submission import Blocks, encode_submission
-from simulator.adversary import Adversary
+from simulator.adversaries.adversary import Adversary
+from simulator.adversaries.attack import Conduct, Delivery
 from simulator.seeds import derived_stream
 from simulator.virtual.colluding import Group
 from simulator.virtual.engine_loop import Agenda, EngineLoop
@@ -48,6 +57,8 @@ ASKS_AGAIN_S = 0.1
 """Between the end of one lease and the question for the next."""
 COORDINATOR = WorkerId("")
 """As whom the coordinator trains when it computes a lease again."""
+LOOKS_AGAIN_S = 1.0
+"""How often somebody who means to be late looks whether the round has closed."""
 EXECUTION_S = 0.1
 """Virtual time that a slow command takes."""
 
@@ -65,15 +76,26 @@ class Volunteer:
     """0: all."""
     dropout: float = 0.0
     """Probability that it vanishes in mid-lease, and is back only after it has been given up."""
-    trusted: bool = False
-    """Invited as a founder: it may audit others."""
     owner: str = ""
-    """Whose machine it is; empty: nobody's but its own."""
+    """Whose machine it is, as the operator knows; empty: nobody's but its own."""
+    trusted: bool = False
+    """Whether its invite said so."""
 
     @property
     def worker(self) -> WorkerId:
         """Its key's fingerprint, if it had one."""
         return WorkerId(digest_of(f"volunteer {self.name}".encode()))
+
+
+def as_liar(volunteer: Volunteer, conduct: Conduct) -> Volunteer:
+    """The machine of a liar: as fast, as trusted and with as many sisters as its attack says."""
+    return replace(
+        volunteer,
+        step_s=volunteer.step_s / conduct.speed,
+        upload_s=volunteer.upload_s / conduct.speed,
+        owner="one of many machines" if conduct.one_owner else volunteer.owner,
+        trusted=volunteer.trusted or conduct.trusted,
+    )
 
 
 class Training(Protocol):
@@ -104,12 +126,17 @@ class VirtualSwarm(EngineLoop):
         *,
         seed: int,
         colluders: Mapping[WorkerId, Adversary] | None = None,
+        on_verdict: Callable[[AnnounceVerdict], None] = lambda _verdict: None,
     ) -> None:
-        """`colluders`: volunteers who lie, and see what the others of them have (colluding.py)."""
+        """`colluders`: volunteers who lie, and see what the others of them have (colluding.py).
+
+        `on_verdict` is told what workers are told of their submissions.
+        """
         super().__init__(run.engine, Agenda(run.engine.state.now_s))
         self._run = run
         self._group = Group(colluders or {})
         self._training = training
+        self._on_verdict = on_verdict
         self._seed = seed
         self._machines = {volunteer.worker: _Machine(volunteer) for volunteer in volunteers}
         self._bases: dict[Version, Blocks] = {}
@@ -146,9 +173,9 @@ class VirtualSwarm(EngineLoop):
                         worker=volunteer.worker,
                         name=volunteer.name,
                         trusted=volunteer.trusted,
+                        owner=volunteer.owner,
                         max_columns=volunteer.max_columns,
                         tokens_per_s=1.0 / volunteer.step_s,
-                        owner=volunteer.owner,
                     )
                 )
             self.agenda.after(0.0, partial(self._ask, machine))
@@ -178,6 +205,9 @@ class VirtualSwarm(EngineLoop):
                 self._start(self._machines[lease.worker], lease)
             case CancelLease(worker=worker, lease_id=lease_id):
                 self._stop(self._machines[worker], lease_id)
+            case AnnounceVerdict(worker=worker):
+                self._group.told(worker, accepted=command.accepted)
+                self._on_verdict(command)
             case DropPayload(digest=digest):
                 self._run.store.drop_payload(digest)
             case SlowCommand():
@@ -208,6 +238,8 @@ class VirtualSwarm(EngineLoop):
         if machine.away or machine.lease_id == lease.lease_id:
             return
         machine.lease_id = lease.lease_id
+        if self._group.conduct(lease).delivery is Delivery.NEVER:
+            return  # it says that it is at it, until the lease is taken from it
         train_s = lease.inner_steps * machine.volunteer.step_s
         chance = derived_stream(self._seed, "dropout", lease.lease_id, machine.volunteer.name)
         if chance.random() < machine.volunteer.dropout:
@@ -256,7 +288,17 @@ class VirtualSwarm(EngineLoop):
                 micro_batch=result.metrics.micro_batch,
             )
         )
-        self.agenda.after(machine.volunteer.upload_s, lambda: self._uploaded(machine, lease, digest))
+        self._send(machine, lease, digest)
+
+    def _send(self, machine: _Machine, lease: GrantedLease, digest: Digest) -> None:
+        upload = partial(self._uploaded, machine, lease, digest)
+        match self._group.conduct(lease).delivery:
+            case Delivery.LATE if self.engine.state.round.round <= lease.round and not self.is_over:
+                self.agenda.after(LOOKS_AGAIN_S, partial(self._send, machine, lease, digest))
+            case Delivery.WITHHELD:
+                self.agenda.after(machine.volunteer.upload_s, partial(self._stop, machine, lease.lease_id))
+            case _:
+                self.agenda.after(machine.volunteer.upload_s, upload)
 
     def _uploaded(self, machine: _Machine, lease: GrantedLease, digest: Digest) -> None:
         if lease.lease_id in machine.uploading:
@@ -275,8 +317,8 @@ class VirtualSwarm(EngineLoop):
         """What its holder computes before it lies, if it does."""
         data, length = lease.data, self._run.settings.sequence_length
         sequences_NL = self._run.dataset.sequences(data.seed, data.start, data.count, length).astype("int64")
-        sequences_NL = self._group.on_batch(lease, sequences_NL)
-        return self._training(lease.worker, lease, self._base(lease.base_version), sequences_NL)
+        worked_on, sequences_NL = self._group.worked_on(lease, sequences_NL)
+        return self._training(lease.worker, worked_on, self._base(lease.base_version), sequences_NL)
 
     def _replayed(self, lease: Lease, base: Blocks, sequences_NL: NDArray[Any], micro_batch: int) -> Blocks:
         """The coordinator's own: what whoever does not lie comes to, from the lease alone."""

@@ -13,7 +13,7 @@ from aggregation.pieces import checked_rows
 from aggregation.presteps import bucketing, nearest_neighbour_mixing
 from aggregation.reducers import trimmed_count
 from aggregation.rules import aggregate
-from benchmarks import byzfl_rules
+from simulator.adversaries.byzfl import ByzflMissing, byzfl_module
 
 SIZES = ((1e-3, 0.0), (1.0, 0.0), (1.0, 1.0))
 """Spread of rows, and what they have in common: with more of it, byzfl's fp32 distances are the less exact."""
@@ -26,7 +26,7 @@ def close(ours, theirs, stack):
 
 @pytest.fixture(scope="module")
 def byzfl():
-    return byzfl_rules.aggregators()  # missing, it fails with what to run: a skipped comparison compares nothing
+    return byzfl_module("aggregators")  # missing, it fails with what to run: a skipped comparison compares nothing
 
 
 @st.composite
@@ -92,7 +92,7 @@ def test_bucketing_agrees_on_the_same_deal(byzfl, stack, seed):
 
 def test_without_it_the_tests_fail_and_say_what_to_run(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    byzfl_rules.aggregators.cache_clear()
-    with pytest.raises(byzfl_rules.ByzflMissing, match="run `make setup`"):
-        byzfl_rules.aggregators()
-    byzfl_rules.aggregators.cache_clear()
+    byzfl_module.cache_clear()
+    with pytest.raises(ByzflMissing, match="run `make setup`"):
+        byzfl_module("aggregators")
+    byzfl_module.cache_clear()

@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md are those of results/, and say what the figures say."""
+"""The tables of the docs are those of results/, and say what the figures say."""
 
 from __future__ import annotations
 
@@ -51,8 +51,10 @@ def test_a_page_out_of_step_is_told_and_then_mended(
 ) -> None:
     page = tmp_path / "performance.md"
     page.write_text("before\n<!-- results/x.json -->\nold\n<!-- end -->\nafter\n", encoding="utf-8")
+    other = tmp_path / "security.md"
+    other.write_text("no table\n", encoding="utf-8")
     (tmp_path / "x.json").write_text(json.dumps(RESULT), encoding="utf-8")
-    monkeypatch.setattr(tables, "PAGE", page)
+    monkeypatch.setattr(tables, "PAGES", (page, other))
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     ran = []
     for arguments in (["--check"], [], ["--check"]):
@@ -68,8 +70,10 @@ def test_a_page_out_of_step_is_told_and_then_mended(
 def test_a_table_without_figures_and_figures_without_a_table_are_refused() -> None:
     page = "<!-- results/x.json -->\n<!-- end -->\n"
     for results in ({}, {"y": RESULT}, {"x": RESULT, "y": RESULT}):
-        with pytest.raises(ValueError, match="the page has the tables"):
-            tables.page_with_tables(page, results)
+        with pytest.raises(ValueError, match="the pages have the tables"):
+            tables.pages_with_tables({Path("a.md"): page, Path("b.md"): ""}, results)
+    with pytest.raises(ValueError, match="the pages have the tables"):
+        tables.pages_with_tables({Path("a.md"): page, Path("b.md"): page}, {"x": RESULT})  # on one page alone
 
 
 @pytest.mark.parametrize("missing", ["command", "machine", "date", "rows"])

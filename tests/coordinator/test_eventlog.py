@@ -68,5 +68,5 @@ def test_a_verdicts_sentence_stands_beside_its_figures(log: EventLog, tmp_path: 
     verdict = accepted(Case.GAIN, gain=0.05, error=0.01, doubt=0.02)
     log.command(AnnounceVerdict(worker=WorkerId("a"), lease_id=LeaseId("r1.1"), verdict=verdict), 1.0)
     (line,) = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
-    assert line["data"]["reason"] == "half a step along it lowers held-out loss by 0.05 ± 0.01 nats a token"
+    assert line["data"]["reason"] == "part of a step along it lowers held-out loss by 0.05 ± 0.01 nats a token"
     assert line["data"]["verdict"]["why"]["figures"]["gain"] == 0.05

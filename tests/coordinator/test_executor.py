@@ -97,11 +97,11 @@ def test_gain_is_positive_downhill_negative_uphill_and_zero_for_nothing(bench: B
 
 
 def test_a_loss_that_is_not_finite_is_a_finite_terrible_gain(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = iter([torch.full((4,), 5.0), torch.full((4,), math.nan)])
-    monkeypatch.setattr("coordinator.work.executor.sequence_losses", lambda *_: next(losses))
+    losses = iter([torch.full((4,), 5.0), torch.full((4,), math.nan), torch.full((4,), 5.0)])
+    monkeypatch.setattr("coordinator.work.gains.sequence_losses", lambda *_: next(losses))
     event = bench.measure(bench.submit((0,), constant(1.0)), (0,), gain=True)
     assert event.malformed == ""
-    assert event.heldout_gain == -1e9
+    assert event.heldout_gain == event.full_gain == -1e9
 
 
 def test_a_mean_by_block_leaves_what_nobody_held(bench: Bench) -> None:
@@ -370,3 +370,36 @@ def test_checkpoints_rotate(bench: Bench) -> None:
         assert (Path(event.path) / "model.safetensors").is_file()
         assert (Path(event.path) / "tokenizer.json").is_file()
     assert sorted(path.name for path in bench.run.checkpoints.iterdir()) == ["version-000002", "version-000003"]
+
+
+def test_all_of_it_and_a_part_are_measured_apart_and_own_sequences_where_it_is_asked(bench: Bench) -> None:
+    columns = tuple(range(bench.layout.columns))
+
+    def noise(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(len(name)))
+
+    digest = bench.submit(columns, noise)
+    whole = bench.measure(digest, columns, gain=True, part=0.25, taken=1.0)
+    short = bench.measure(digest, columns, gain=True, part=0.25, taken=0.25)
+    assert whole.heldout_gain == short.heldout_gain
+    assert whole.full_gain < short.full_gain < 0.0
+    assert whole.own_gain is None
+    own = bench.measure(digest, columns, gain=True, own_data=True).own_gain
+    assert own is not None
+    assert own < 0.0
+
+
+def test_more_sequences_are_drawn_where_the_first_speak_against_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def losses(_model: object, tokens_NL: torch.Tensor, _batch: int) -> torch.Tensor:
+        seen.append(len(tokens_NL))
+        return torch.full((len(tokens_NL),), float(len(seen)))  # each time worse
+
+    monkeypatch.setattr("coordinator.work.gains.sequence_losses", losses)
+    bench.measure(bench.submit((0,), constant(0.1)), (0,), gain=True)
+    drawn = bench.settings.screening_sequences
+    assert seen[0] == drawn
+    assert seen[-2:] == [3 * drawn, 3 * drawn]  # after, and before: the round's other submissions share it

@@ -261,12 +261,13 @@ HISTORY = {
     "EngineState.now_s", "WorkerRecord.tokens_per_s", "SpeedReport.train_s", "SpeedReport.wall_s",
     "UploadReport.upload_s", "LeaseRecord.gap_s", "LeaseRecord.committed_at_s", "LeaseRecord.uploaded_at_s",
     "GrantedLease.granted_at_s", "RoundState.opened_at_s", "RoundState.settled_at_s", "RoundRecord.opened_at_s",
-    "RoundRecord.closed_at_s", "CalendarMark.at_s", "CalendarMark.wall_s", "SettingChange.at_s",
+    "RoundRecord.closed_at_s", "CalendarMark.at_s", "CalendarMark.wall_s", "SettingChange.at_s", "Ban.at_s",
 }  # fmt: skip
 """What happened, and how long it took; counted from a grant, a gap is taken off (`LeaseRecord.gap_s`)."""
 MOVED = {
     "WorkerRecord.heard_at_s", "WorkerRecord.waiting_since_s", "WorkerRecord.waits_until_s",
     "WorkerRecord.cooling_until_s", "Quarantine.until_s", "GrantedLease.deadline_s",
+    "LeaseRecord.overdue_at_s",
     *(f"RoundState.{name}" for name in gaps.MOVED_OF_A_ROUND),
 }  # fmt: skip
 
@@ -307,6 +308,8 @@ def test_every_open_moment_moves_by_the_gap_and_no_other(run: Coordinator) -> No
     state.update_round(
         gathered_at_s=0.5, first_lease_at_s=1.0, settled_at_s=2.0, grace_until_s=900.0, spare_wait_until_s=950.0
     )
+    held = run.lease(ANNA).lease.lease_id
+    state.update_lease(held, overdue_at_s=850.0)
     before = state.copy()
     now_s = run.clock.now_s() + gap_s
     run.engine.handle(ev.CoordinatorResumed(at_s=now_s, gap_s=gap_s))
@@ -317,7 +320,8 @@ def test_every_open_moment_moves_by_the_gap_and_no_other(run: Coordinator) -> No
     for lease_id, record in state.leases.items():
         old = before.leases[lease_id]
         moved = dataclasses.replace(old.lease, deadline_s=old.lease.deadline_s + gap_s)
-        assert record == dataclasses.replace(old, lease=moved, gap_s=gap_s)
+        overdue_at_s = 850.0 + gap_s if lease_id == held else None
+        assert record == dataclasses.replace(old, lease=moved, gap_s=gap_s, overdue_at_s=overdue_at_s)
     moments = {name: getattr(before.round, name) + gap_s for name in gaps.MOVED_OF_A_ROUND}
     assert state.round == dataclasses.replace(before.round, **moments)
 

@@ -22,7 +22,9 @@ from coordinator.engine import commands
 from coordinator.engine.commands import (
     AggregateRound,
     CompareSubmissions,
+    FindHarmful,
     MeasureSubmission,
+    PublishedVersion,
     RebuildVersion,
     ReplayLease,
     SlowCommand,
@@ -35,9 +37,11 @@ from coordinator.engine.events import (
     CheckpointWritten,
     ContributionsTried,
     Event,
+    HarmfulFound,
     LeaseReplayed,
     RoundAggregated,
     SubmissionMeasured,
+    VersionComparison,
     VersionRebuilt,
     VersionValidated,
 )
@@ -66,6 +70,7 @@ ENDS_IN: dict[type[SlowCommand], type[Event]] = {
     RebuildVersion: VersionRebuilt,
     ReplayLease: LeaseReplayed,
     CompareSubmissions: LeaseReplayed,
+    FindHarmful: HarmfulFound,
     ValidateVersion: VersionValidated,
     WriteCheckpoint: CheckpointWritten,
 }
@@ -107,6 +112,7 @@ class Orders:
                 for number, (one, digest, weight) in enumerate(taken, start=1)
             ),
             clips=(), rule="mean", outer_learning_rate=0.1, outer_momentum=0.5, seed=7, oldest_needed=Version(0),
+            compared_with=(PublishedVersion(version=Version(0), manifest=self.base_manifest),), region_seed=11,
         )  # fmt: skip
 
     def of(self, kind: type[SlowCommand], *weights: float) -> SlowCommand:
@@ -141,6 +147,14 @@ class Orders:
                 again_digest=self.sent[0],
                 again_codec="fp32",
             ),
+            FindHarmful(
+                command_id="harm:r1",
+                attempt=step,
+                suspects=tuple(one.lease_id for one in step.contributions),
+                margin=4.0,
+                tolerance=0.005,
+                passes=3,
+            ),
             ValidateVersion(command_id="validate:v0", **zero),  # type: ignore[arg-type]
             WriteCheckpoint(command_id="checkpoint:v0", **zero),  # type: ignore[arg-type]
         )
@@ -174,6 +188,13 @@ class Tally(Work):
                     at_s=at_s, command_id=command_id, round=command.round, version=version,
                     parent_version=command.parent_version, manifest=manifest,
                     update_norm_l2=abs(self._model(manifest) - self._model(command.parent_manifest)),
+                    compared=tuple(
+                        VersionComparison(
+                            version=old.version, gain=self._model(old.manifest) - self._model(manifest), gain_se=0.0,
+                            loss=self._model(old.manifest),
+                        )
+                        for old in command.compared_with
+                    ),
                 )  # fmt: skip
             case RebuildVersion():
                 change, manifest = self._rebuilt(command)
@@ -197,6 +218,13 @@ class Tally(Work):
                 return LeaseReplayed(
                     at_s=at_s, command_id=command_id, lease_id=leased.lease_id, auditor=again.worker, trunk=far
                 )
+            case FindHarmful(attempt=attempt, suspects=suspects):
+                self._model(attempt.parent_manifest)
+                risen = [one for one in attempt.contributions if self._sent(one.digest) < 0.0]
+                return HarmfulFound(
+                    at_s=at_s, command_id=command_id, round=attempt.round,
+                    harmful=tuple(one.lease_id for one in risen), suspected=(), passes=len(suspects),
+                )  # fmt: skip
             case ValidateVersion(version=version, manifest=manifest):
                 loss = self._model(manifest)
                 return VersionValidated(
@@ -379,7 +407,7 @@ def test_a_command_ends_in_its_kind_of_event(kind: Kind, orders: Orders, asked: 
     command, before = orders.of(asked), kind.stores()
     event = kind.start().execute(command)
     assert type(event) is ENDS_IN[asked]
-    about = command.attempt if isinstance(command, TryContributions) else command
+    about = command.attempt if isinstance(command, TryContributions | FindHarmful) else command
     of_both = {"round", "version", "parent_version"} & {field.name for field in dataclasses.fields(event)}
     assert {name: getattr(event, name) for name in of_both} == {name: getattr(about, name) for name in of_both}
     assert event.command_id == command.command_id  # type: ignore[attr-defined]
@@ -388,6 +416,11 @@ def test_a_command_ends_in_its_kind_of_event(kind: Kind, orders: Orders, asked: 
         case SubmissionMeasured():
             assert (event.lease_id, event.malformed) == (LEASES[0].lease_id, "")
             assert [norm.block for norm in event.norms] == list(LEASES[0].blocks)
+        case RoundAggregated():
+            assert [one.version for one in event.compared] == [Version(0)]
+        case HarmfulFound():
+            assert set(event.harmful + event.suspected) <= {one.lease_id for one in LEASES}
+            assert event.passes <= 3
         case ContributionsTried():
             assert event.failed == ()
         case LeaseReplayed():
@@ -427,7 +460,7 @@ def test_an_outer_step_that_says_otherwise_is_another(kind: Kind, orders: Orders
 
 
 @pytest.mark.parametrize(
-    "asked", [MeasureSubmission, AggregateRound, TryContributions, ReplayLease, CompareSubmissions]
+    "asked", [MeasureSubmission, AggregateRound, TryContributions, FindHarmful, ReplayLease, CompareSubmissions]
 )
 def test_a_submission_that_is_gone_is_told_and_nothing_made_of_it(
     kind: Kind, orders: Orders, asked: type[SlowCommand]

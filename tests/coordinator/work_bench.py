@@ -54,12 +54,14 @@ class Bench:
     def submit(self, columns: tuple[int, ...], value: Value) -> Digest:
         return self.store.payloads.put(payload_of(self.layout, columns, value))
 
-    def measure(self, digest: Digest, columns: tuple[int, ...], *, gain: bool = False) -> SubmissionMeasured:
+    def measure(
+        self, digest: Digest, columns: tuple[int, ...], *, gain: bool = False, **changes: Any
+    ) -> SubmissionMeasured:
         command = MeasureSubmission(
             command_id="measure:r1.1", lease=lease(1, columns), digest=digest,
             payload_bytes=self.store.payloads.stat(digest) or 0, codec="fp32", heldout_seed=7, measure_gain=gain,
         )  # fmt: skip
-        event = self.executor.execute(command)
+        event = self.executor.execute(dataclasses.replace(command, **changes))
         assert isinstance(event, SubmissionMeasured)
         return event
 

@@ -10,7 +10,7 @@ import torch
 
 from protocol.ids import BlockId
 from protocol.submission import Blocks
-from simulator.attack import Attack, Colluders
+from simulator.adversaries.attack import Attack, Colluders
 
 
 def little(view: Colluders, strength: float, generator: torch.Generator) -> Blocks:

@@ -10,9 +10,9 @@ from torch import Tensor
 from protocol.errors import ConfigError
 from protocol.ids import TRUNK, BlockId, LeaseId, RoundNumber, column_block
 from protocol.submission import Blocks
-from simulator.adversary import Adversary
-from simulator.attack import Colluders, Honest
-from simulator.attacks import ATTACKS
+from simulator.adversaries.adversary import Adversary
+from simulator.adversaries.attack import Colluders, Honest
+from simulator.adversaries.table import ATTACKS
 
 VOCAB = 259
 
@@ -64,9 +64,11 @@ def test_a_free_rider_sends_next_to_nothing(honest: Blocks) -> None:
 def test_label_flip_touches_the_data_alone(honest: Blocks) -> None:
     tokens = np.arange(200, dtype=np.int64).reshape(4, 50)
     adversary = Adversary.of(attack="label-flip", strength=None, seed=7, vocab_size=VOCAB)
-    assert np.array_equal(adversary.on_batch(LeaseId("r1.0"), tokens), VOCAB - 1 - tokens)
+    assert np.array_equal(adversary.on_batch(LeaseId("r1.0"), RoundNumber(1), tokens), VOCAB - 1 - tokens)
     assert torch.equal(flat(adversary.on_result(alone(honest))), flat(honest))
-    half = Adversary.of(attack="label-flip", strength=0.5, seed=7, vocab_size=VOCAB).on_batch(LeaseId("r1.0"), tokens)
+    half = Adversary.of(attack="label-flip", strength=0.5, seed=7, vocab_size=VOCAB).on_batch(
+        LeaseId("r1.0"), RoundNumber(1), tokens
+    )
     assert 0.3 < (half != tokens).mean() < 0.7
     assert half.min() >= 0
     assert half.max() < VOCAB
@@ -75,7 +77,9 @@ def test_label_flip_touches_the_data_alone(honest: Blocks) -> None:
 def test_other_attacks_leave_the_data_alone() -> None:
     tokens = np.arange(20, dtype=np.int64).reshape(2, 10)
     assert (
-        Adversary.of(attack="scale", strength=None, seed=7, vocab_size=VOCAB).on_batch(LeaseId("r1.0"), tokens)
+        Adversary.of(attack="scale", strength=None, seed=7, vocab_size=VOCAB).on_batch(
+            LeaseId("r1.0"), RoundNumber(1), tokens
+        )
         is tokens
     )
 

@@ -16,9 +16,9 @@ from coordinator.engine.records import event_from_json
 from coordinator.run.folder import init_run
 from coordinator.run.opened import OpenedRun
 from coordinator.settings import RunSettings
-from simulator.adversary import Adversary
-from simulator.attack import Attack
-from simulator.attacks import ATTACKS
+from simulator.adversaries.adversary import Adversary
+from simulator.adversaries.attack import Attack
+from simulator.adversaries.table import ATTACKS
 from simulator.virtual.inner import PureLeases, Shards
 from simulator.virtual.swarm import STILL, VirtualSwarm, Volunteer
 

@@ -14,11 +14,11 @@ from coordinator.run.folder import RunFolder, init_run
 from coordinator.run.opened import OpenedRun
 from coordinator.settings import RunSettings
 from protocol.ids import BlockId, LeaseId
-from simulator.adversary import Adversary
-from simulator.attack import Attack, Colluders
-from simulator.attacks import ATTACKS
+from simulator.adversaries.adversary import Adversary
+from simulator.adversaries.attack import Attack, Colluders
+from simulator.adversaries.table import ATTACKS
 from simulator.virtual.inner import EagerLeases, KeptMoments, PureLeases, Shards
-from simulator.virtual.swarm import STILL, VirtualSwarm, Volunteer
+from simulator.virtual.swarm import STILL, VirtualSwarm, Volunteer, as_liar
 
 ROUNDS, STEPS = 3, 2
 CREW = tuple(Volunteer(name=str(number), max_columns=4) for number in range(3))
@@ -188,3 +188,68 @@ def test_colluders_of_a_swarm_see_each_others_truth_before_they_lie(tmp_path: Pa
         assert all(lease.worker in colluders and lease.round == number for lease in kept)
         assert len(group) == 2
     parts.close()
+
+
+def liars(data: Path, folder: Path, attack: str, **engine: Any) -> tuple[OpenedRun, Volunteer]:
+    """A run of three, the last of whom lies as `attack` says."""
+    parts = opened(made(folder, data, **engine))
+    liar = as_liar(CREW[2], ATTACKS[attack].conduct)
+    adversary = Adversary.of(attack=attack, strength=None, seed=0, vocab_size=264)
+    VirtualSwarm(
+        parts, [*CREW[:2], liar], PureLeases(Shards(parts.layout)), seed=0, colluders={liar.worker: adversary}
+    ).play()
+    parts.close()
+    return parts, liar
+
+
+def test_who_is_late_by_intent_uploads_once_the_round_has_closed(tmp_path: Path, data: Path) -> None:
+    run, liar = liars(data, tmp_path / "run", "late", heartbeat_interval_s=60.0)
+    late = [record for record in run.engine.state.leases.values() if record.lease.worker == liar.worker]
+    closed = {record.round: record.closed_at_s for record in run.engine.state.history}
+    uploaded = [(record.lease.round, record.uploaded_at_s) for record in late if record.uploaded_at_s is not None]
+    assert uploaded
+    assert all(at_s >= closed[number] for number, at_s in uploaded if number in closed)
+
+
+@pytest.mark.parametrize("attack", ["withholds", "never-delivers"])
+def test_who_delivers_nothing_is_there_and_counts_for_nothing(tmp_path: Path, data: Path, attack: str) -> None:
+    run, liar = liars(data, tmp_path / "run", attack, lease_ttl_s=30.0)
+    record = run.engine.state.workers[liar.worker]
+    assert record.accepted == 0
+    assert record.leases_granted > 0
+    assert run.engine.state.version == ROUNDS
+    assert all(run.engine.state.workers[one.worker].accepted for one in CREW[:2])
+
+
+def test_who_skips_half_of_the_steps_claims_all_of_them(tmp_path: Path, data: Path) -> None:
+    parts, steps = opened(made(tmp_path / "run", data)), dict[str, set[int]]()
+    pure = PureLeases(Shards(parts.layout))
+
+    def watched(worker: Any, lease: Any, start: Any, tokens: Any, /) -> Any:
+        steps.setdefault(worker, set()).add(lease.inner_steps)
+        return pure(worker, lease, start, tokens)
+
+    liar = Adversary.of(attack="half-steps", strength=None, seed=0, vocab_size=264)
+    VirtualSwarm(parts, CREW, watched, seed=0, colluders={CREW[2].worker: liar}).play()
+    parts.close()
+    assert steps == {CREW[0].worker: {STEPS}, CREW[1].worker: {STEPS}, CREW[2].worker: {STEPS // 2}}
+    # who commits to fewer steps than were leased is refused
+    assert parts.engine.state.workers[CREW[2].worker].accepted == ROUNDS
+
+
+def test_a_fast_liar_is_twenty_times_as_fast_and_sybils_have_one_owner(tmp_path: Path, data: Path) -> None:
+    run, liar = liars(data, tmp_path / "run", "fast")
+    assert liar.step_s == pytest.approx(CREW[2].step_s / 20)
+    assert run.engine.state.workers[liar.worker].reports[-1].train_s < 1.0
+    run, liar = liars(data, tmp_path / "owned", "sybils")
+    assert run.engine.state.workers[liar.worker].person == "owner one of many machines"
+    run, liar = liars(data, tmp_path / "trusted", "false-accuser")
+    assert run.engine.state.workers[liar.worker].trusted
+
+
+def test_what_volunteers_are_told_is_told_to_whoever_looks_on(tmp_path: Path, data: Path) -> None:
+    parts, told = opened(made(tmp_path / "run", data)), list[bool]()
+    training = PureLeases(Shards(parts.layout))
+    VirtualSwarm(parts, CREW, training, seed=0, on_verdict=lambda verdict: told.append(verdict.accepted)).play()
+    parts.close()
+    assert told == [True] * ROUNDS * len(CREW)

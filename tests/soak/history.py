@@ -61,7 +61,7 @@ def tally(first: str, ledger: Path, secret: bytes) -> Tally:
                 found.commits.add((event.lease_id, event.digest))
             case SubmissionUploaded():
                 found.uploads.add((event.lease_id, event.digest))
-            case RoundAggregated():
+            case RoundAggregated() if engine.state.manifest == event.manifest:
                 found.versions.append(event.version)
                 found.counted.update(one.lease_id for one in rounds[event.command_id].contributions)
         for command in commands:

@@ -15,6 +15,7 @@ from coordinator.engine.commands import (
     Command,
     CompareSubmissions,
     Contribution,
+    FindHarmful,
     MeasureSubmission,
     RebuildVersion,
     ReplayLease,
@@ -33,6 +34,7 @@ from coordinator.engine.tally import RoundTally
 from coordinator.engine.version import ENGINE_VERSION
 from protocol.errors import IllegalEvent
 from protocol.ids import Digest, LeaseId, RunId, WorkerId, digest_of
+from simulator.virtual.canned import compared_as
 from simulator.virtual.engine_loop import Agenda, EngineLoop
 
 C = TypeVar("C")
@@ -220,9 +222,18 @@ class Swarm(EngineLoop):
     # ---- results of slow work
 
     def measured(
-        self, lease_id: str, *, gain: float = 0.05, norm: float = 1.0, malformed: str = "", **norms: float
+        self,
+        lease_id: str,
+        *,
+        gain: float = 0.05,
+        full: float = 0.0,
+        own: float | None = None,
+        norm: float = 1.0,
+        malformed: str = "",
+        **norms: float,
     ) -> list[Command]:
         lease = self.record(lease_id).lease
+        rate = lease.recipe.learning_rate / self.config.inner.learning_rate  # honest norms follow it
         return self.handle(
             ev.SubmissionMeasured(
                 at_s=self.now_s,
@@ -231,12 +242,15 @@ class Swarm(EngineLoop):
                 malformed=malformed,
                 norms=()
                 if malformed
-                else tuple(ev.BlockNorm(block=b, norm_l2=norms.get(b, norm)) for b in lease.blocks),
+                else tuple(ev.BlockNorm(block=b, norm_l2=norms.get(b, norm) * rate) for b in lease.blocks),
                 heldout_gain=gain,
+                full_gain=full,
+                own_gain=own,
             )
         )
 
-    def aggregated(self) -> list[Command]:
+    def aggregated(self, gain: float = 0.01, best: float | None = None) -> list[Command]:
+        """With a version that is better by `gain` than its parent, and by `best` than the best of late."""
         command = self.waiting_for(AggregateRound)
         return self.handle(
             ev.RoundAggregated(
@@ -247,6 +261,10 @@ class Swarm(EngineLoop):
                 parent_version=command.parent_version,
                 manifest=digest_of(f"v{command.version}".encode()),
                 update_norm_l2=1.5,
+                compared=tuple(
+                    replace(one, gain=gain if place == 0 or best is None else best)
+                    for place, one in enumerate(compared_as(command, gain=gain))
+                ),
             )
         )
 
@@ -302,6 +320,11 @@ class Swarm(EngineLoop):
         assert lease.audits is not None
         return self._audited(f"compare:{lease.lease_id}", lease.audits, WorkerId(auditor), distance, error)
 
+    def answer_audits(self) -> None:
+        """All of the coordinator's own audits that are pending find the same."""
+        for command in [one for one in self.engine.pending if isinstance(one, ReplayLease)]:
+            self.answer(command)
+
     def answer(
         self, command: ReplayLease | CompareSubmissions, distance: float = 0.0, error: str = ""
     ) -> list[Command]:
@@ -332,6 +355,20 @@ class Swarm(EngineLoop):
             found += self.commit(name, lease) + self.upload(name, lease)
         return found
 
+    def harm_found(self, *harmful: str, suspected: tuple[str, ...] = ()) -> list[Command]:
+        """Those leases' submissions make the model worse."""
+        command = self.waiting_for(FindHarmful)
+        return self.handle(
+            ev.HarmfulFound(
+                at_s=self.now_s,
+                command_id=command.command_id,
+                round=command.attempt.round,
+                harmful=tuple(map(LeaseId, harmful)),
+                suspected=tuple(map(LeaseId, suspected)),
+                passes=8,
+            )
+        )
+
     def tick(self) -> list[Command]:
         return self.handle(ev.Ticked(at_s=self.now_s))
 
@@ -352,6 +389,8 @@ class Swarm(EngineLoop):
                 self.rebuilt()
             elif isinstance(command, ReplayLease | CompareSubmissions):
                 self.answer(command)
+            elif isinstance(command, FindHarmful):
+                self.harm_found()
             elif isinstance(command, ValidateVersion):
                 self.validated()
             else:

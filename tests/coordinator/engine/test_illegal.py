@@ -79,6 +79,7 @@ def event_of(kind: type[ev.Event], s) -> ev.Event:
         },
         ev.ContributionsTried: {"command_id": "try:r1", "round": 1, "failed": ()},
         ev.LeaseReplayed: {"command_id": "replay:r1.1", "lease_id": lease, "auditor": None},
+        ev.HarmfulFound: {"command_id": "harm:r1", "round": 1, "harmful": (), "suspected": (), "passes": 0},
         ev.VersionValidated: {"command_id": "validate:v0", "version": 0, "val_loss": 1.0, "val_loss_se": 0.1},
         ev.CheckpointWritten: {"command_id": "checkpoint:v1", "version": 1, "path": ""},
         ev.CommandFailed: {"command_id": "validate:v0", "error": "", "trouble": ev.CommandTrouble.MACHINE},

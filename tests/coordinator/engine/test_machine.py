@@ -16,6 +16,7 @@ from coordinator.engine import events as ev
 from coordinator.engine.commands import (
     AggregateRound,
     CompareSubmissions,
+    FindHarmful,
     MeasureSubmission,
     RebuildVersion,
     ReplayLease,
@@ -180,7 +181,10 @@ class EngineMachine(RuleBasedStateMachine):
         if isinstance(command, MeasureSubmission):
             self.swarm.measured(command.lease.lease_id)
         elif isinstance(command, AggregateRound):
-            self.swarm.aggregated()
+            self.swarm.aggregated(gain=-1.0 if which % 2 else 0.01)
+        elif isinstance(command, FindHarmful):
+            suspects = list(command.suspects)
+            self.swarm.harm_found(*suspects[:which], suspected=tuple(suspects[which : which + 1]))
         elif isinstance(command, TryContributions):
             tried = [one.lease_id for one in command.attempt.contributions]
             self.swarm.tried(*tried[: which % (len(tried) + 1)], lost=which % 2 == 0)

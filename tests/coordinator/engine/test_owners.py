@@ -103,11 +103,11 @@ def test_one_owner_has_one_vote_on_the_trunk(swarm, pick):
 def test_a_late_submission_gives_way_to_a_newer_one_of_the_other_machine_where_both_hold_a_column(swarm):
     s = swarm(columns=4, quorum=1, replicas=1, min_workers=3, max_rounds=4)
     s.join("a1", columns=4, owner="anna")
-    s.join("b", columns=4)
+    s.join("b", "c", columns=4)
     s.join("a2", columns=4, owner="anna")
     late = s.lease("a1")
     s.after(1)
-    s.submit("b")
+    s.submit("b", "c")
     s.commit("a1", late)
     s.after(5)  # its bytes are on their way when the grace is over
     s.aggregated()

@@ -112,7 +112,7 @@ def test_pseudo_gradients_are_brought_to_common_steps(swarm):
     s = swarm()
     s.join("a")
     lease: GrantedLease = s.lease("a")
-    assert pacing.recipe_scale(s.config, lease) == 1.0
+    assert pacing.norm_scale(s.config, lease) == 1.0
     assert lease.sequences == 32
 
 

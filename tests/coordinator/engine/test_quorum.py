@@ -15,11 +15,11 @@ def test_grace_follows_the_rounds_own_pace(swarm):
     s.at(12)
     s.submit("b")
     assert s.phase is Phase.GRACE
-    assert s.engine.state.round.grace_until_s == 12 + 0.5 * 10
-    assert s.reasons()["columns 0-3"] == "2 of 3 replicas reported, 5 s of grace left"
-    s.at(16.9)
+    assert s.engine.state.round.grace_until_s == 12 + 0.5 * 12  # a took 8 s, b 12, and c has taken 12 so far
+    assert s.reasons()["columns 0-3"] == "2 of 3 replicas reported, 6 s of grace left"
+    s.at(17.9)
     assert s.phase is Phase.GRACE
-    s.at(17)
+    s.at(18)
     assert s.phase is Phase.AGGREGATING
     assert "grace for 1 stragglers is over" in s.engine.state.round.close_reason
 

@@ -17,21 +17,21 @@ def test_every_case_has_a_sentence_even_where_figures_are_missing(case):
 @pytest.mark.parametrize(
     ("gain", "error", "sentence"),
     [
-        (0.05, 0.01, "half a step along it lowers held-out loss by 0.05 ± 0.01 nats a token"),
-        (0.05, 0.0, "half a step along it lowers held-out loss by 0.05 nats a token"),
+        (0.05, 0.01, "part of a step along it lowers held-out loss by 0.05 ± 0.01 nats a token"),
+        (0.05, 0.0, "part of a step along it lowers held-out loss by 0.05 nats a token"),
         (
             0.0002,
             0.0005,
-            "half a step along it lowers held-out loss by 0.0002 ± 0.0005 nats a token: no more than the error of "
+            "part of a step along it lowers held-out loss by 0.0002 ± 0.0005 nats a token: no more than the error of "
             "measuring it, so neither a gain nor a loss",
         ),
         (
             -0.0002,
             0.0005,
-            "half a step along it raises held-out loss by 0.0002 ± 0.0005 nats a token: no more than the error of "
+            "part of a step along it raises held-out loss by 0.0002 ± 0.0005 nats a token: no more than the error of "
             "measuring it, so neither a gain nor a loss",
         ),
-        (-0.05, 0.01, "half a step along it raises held-out loss by 0.05 ± 0.01 nats a token"),
+        (-0.05, 0.01, "part of a step along it raises held-out loss by 0.05 ± 0.01 nats a token"),
     ],
 )
 def test_a_gain_a_rise_or_neither(gain, error, sentence):

@@ -9,6 +9,7 @@ from coordinator.engine.commands import AggregateRound, AnnounceVerdict, DropPay
 from coordinator.engine.phases import Phase
 from protocol.errors import IllegalEvent
 from protocol.ids import LeaseId, RoundNumber, Version
+from simulator.virtual.canned import compared_as
 
 CONTENT, MACHINE = ev.CommandTrouble.CONTENT, ev.CommandTrouble.MACHINE
 
@@ -184,6 +185,7 @@ def test_what_other_rules_made_is_kept_of_the_latest_version(swarm):
             at_s=s.now_s, command_id=command.command_id,
             round=RoundNumber(1), version=Version(1), parent_version=Version(0),
             manifest=s.digest("v1"), update_norm_l2=1.0, substitutes=(made,),
+            compared=compared_as(command, gain=0.01),
         )
     )  # fmt: skip
     assert s.engine.state.substitutes == (made,)

@@ -7,14 +7,25 @@ from statistics import median
 
 import pytest
 
-from coordinator.engine import screening
+from coordinator.engine import pacing, screening
 from coordinator.engine.config import ScreeningConfig
 from coordinator.engine.events import BlockNorm, SubmissionMeasured
 from coordinator.engine.medians import medians_of
 from coordinator.engine.phases import Phase
+from coordinator.engine.rows import SeenNorm
 from protocol.ids import TRUNK, BlockId, LeaseId, WorkerId, column_block
 
-HISTORY = {TRUNK: (1.0, 1.0, 1.2), column_block(0): (0.5, 0.5, 0.5), column_block(1): (0.01, 0.01, 0.01)}
+
+def seen(*norms, trusted=()):
+    """Norms of as many people."""
+    return tuple(SeenNorm(person=place, norm_l2=norm, trusted=place in trusted) for place, norm in enumerate(norms))
+
+
+HISTORY = {
+    TRUNK: seen(1.0, 1.0, 1.0, 1.2),
+    column_block(0): seen(0.5, 0.5, 0.5, 0.5),
+    column_block(1): seen(0.01, 0.01, 0.01, 0.01),
+}
 
 
 def verdict_on(
@@ -40,6 +51,7 @@ def verdict_on(
         ScreeningConfig(enabled=enabled),
         event,
         norms=given,
+        person=99,
         medians=medians_of(history),
         gains_median=median(gains) if len(gains) >= screening.MIN_GAINS else None,
         steps_share=steps_share,
@@ -48,9 +60,10 @@ def verdict_on(
 
 def test_the_noise_of_the_measurement_speaks_for_the_worker():
     assert verdict_on(gain=-0.004, gain_se=0.003).accepted
-    assert verdict_on(gain=-0.007, gain_se=0.003).key == "heldout_loss_rose"
+    assert verdict_on(gain=-0.01, gain_se=0.003).key == "heldout_loss_rose"
     assert verdict_on(gain=0.009, gain_se=0.004, gains=(0.06, 0.06, 0.06)).accepted
-    assert verdict_on(gain=0.009, gain_se=0.002, gains=(0.06, 0.06, 0.06)).key == "heldout_gain_too_small"
+    assert verdict_on(gain=0.009, gain_se=0.001, gains=(0.06, 0.06, 0.06)).key == "heldout_gain_too_small"
+    assert verdict_on(gain=-0.2, gain_se=1.0).key == "heldout_loss_rose"  # harm to few sequences, or spoilt rows
     assert verdict_on(gain=-0.004, gain_se=math.nan).key == "heldout_loss_rose"
 
 
@@ -58,8 +71,8 @@ def test_a_first_submission_is_held_against_the_weights_themselves():
     assert verdict_on(history={}, trunk=1e30, gain=0.24).accepted  # nothing to compare with
     judged = verdict_on(history={}, trunk=1e30, gain=0.24, base=30.0)
     assert judged.key == "norm_too_large"
-    assert "over 10 times that of the weights it would change (30)" in judged.reason
-    assert verdict_on(history={}, trunk=299.0, base=30.0).accepted
+    assert "over 30 times that of the weights it would change (30)" in judged.reason
+    assert verdict_on(history={}, trunk=899.0, base=30.0).accepted
 
 
 @pytest.mark.parametrize(
@@ -71,8 +84,8 @@ def test_a_first_submission_is_held_against_the_weights_themselves():
         ({"column_0": float("inf")}, "non_finite"),
         ({"trunk": 2.99}, ""),
         ({"trunk": 3.01}, "norm_too_large"),
-        ({"trunk": 0.021}, ""),
-        ({"trunk": 0.019}, "norm_too_small"),
+        ({"trunk": 0.26}, ""),
+        ({"trunk": 0.24}, "norm_too_small"),
         ({"column_0": 4.4}, ""),
         ({"column_0": 4.6}, "norm_too_large"),
         ({"column_0": 0.0}, ""),  # no token reached it
@@ -124,7 +137,8 @@ def test_norms_are_compared_at_common_steps(swarm):
     s.join("f")
     lease = s.lease("f")
     assert lease.inner_steps < 8
-    scale = 8 / lease.inner_steps
+    rate = lease.recipe.learning_rate / s.config.inner.learning_rate
+    scale = pacing.norm_scale(s.config, lease) * rate
     s.after(5)
     s.submit("f", norm=3.1 / scale)
     assert s.record(lease.lease_id).verdict.key == "norm_too_large"
@@ -137,7 +151,7 @@ def test_honest_history_only(swarm):
     s.submit("d", norm=1e6)
     assert s.engine.state.norm_history == {}  # nothing counts before the round closes
     s.submit("e")
-    assert s.engine.state.norm_history[TRUNK] == (1.0, 1.0, 1.0, 1.0)
+    assert [(one.person, one.norm_l2) for one in s.engine.state.norm_history[TRUNK]] == [(n, 1.0) for n in (0, 1, 2, 4)]
     assert s.record(s.lease("d").lease_id).verdict.key == "norm_too_large"
 
 

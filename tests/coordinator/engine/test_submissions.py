@@ -236,7 +236,7 @@ def test_those_who_did_nothing_and_came_first_are_not_what_others_are_measured_b
     assert {worker for worker, verdict in verdicts.items() if verdict.accepted} == honest
     command = s.waiting_for(AggregateRound)
     assert {contribution.lease_id for contribution in command.contributions} == {s.lease(n).lease_id for n in "bcde"}
-    assert all(norm == 1.0 for norms in s.engine.state.norm_history.values() for norm in norms)
+    assert all(seen.norm_l2 == 1.0 for norms in s.engine.state.norm_history.values() for seen in norms)
 
 
 def test_a_run_stopped_in_mid_round_takes_back_what_no_round_will_count(swarm, pick):

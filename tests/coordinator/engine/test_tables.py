@@ -172,6 +172,8 @@ def test_commands_survive(swarm):
         s.failed("aggregate:r1", trouble=ev.CommandTrouble.CONTENT)
     s.tried("r1.1")
     s.stop()
+    s.aggregated(gain=-1.0)
+    s.harm_found()
     s.aggregated()
     s.do_slow_work()
     s.handle(ev.WorkerBanned(at_s=s.now_s, worker=WorkerId("b"), by="operator", why=""))

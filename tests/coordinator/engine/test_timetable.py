@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from statistics import median
+from statistics import median, median_high, median_low
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.engine.events import BlockNorm
-from coordinator.engine.medians import MIN_NORMS, medians_of
+from coordinator.engine.medians import MIN_PERSONS, Middle, medians_of
 from coordinator.engine.phases import LeaseStatus
-from coordinator.engine.rows import LeaseRecord, SpeedReport, UploadReport, WorkerRecord
+from coordinator.engine.rows import LeaseRecord, SeenNorm, SpeedReport, UploadReport, WorkerRecord
 from coordinator.engine.screening import remember
 from coordinator.engine.speeds import Speeds, overhead_s, step_s, upload_s
-from coordinator.engine.tally import RoundTally
+from coordinator.engine.tally import RoundTally, Voice
 from coordinator.engine.timetable import Timetable
 from protocol.ids import TRUNK, WorkerId, column_block
 
@@ -129,6 +129,7 @@ def test_a_report_of_no_time_at_all_is_no_divisor_of_zero():
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from([0.1, 0.2, 0.3, 5.0, math.nan])), max_size=20))
 def test_the_median_gain_follows_what_is_accepted_and_withdrawn(changes):
     tally, there = RoundTally(1), []
+    voice = Voice(present=True, votes=True, steady=True)
     for comes, gain in changes:
         if comes:
             there.append(gain)
@@ -136,32 +137,48 @@ def test_the_median_gain_follows_what_is_accepted_and_withdrawn(changes):
             there.remove(gain)
         else:
             continue
-        tally.count(accepted(gain), owner="", present=True, by=1 if comes else -1)
+        tally.count(accepted(gain), owner="", person="w", voice=voice, by=1 if comes else -1)
         finite = [known for known in there if math.isfinite(known)]
         assert tally.gains_median(2) == (median(finite) if len(finite) >= 2 else None)
 
 
 def accepted(gain: float) -> LeaseRecord:
-    lease: Any = SimpleNamespace(worker=WorkerId("w"), columns=(0,))
+    lease: Any = SimpleNamespace(worker=WorkerId("w"), columns=(0,), sequences=8)
     return LeaseRecord(lease=lease, status=LeaseStatus.ACCEPTED, heldout_gain=gain)
 
 
 @quick
-@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([1.0, 2.0, 3.0])), max_size=30), st.integers(0, 30))
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.integers(0, 2), st.sampled_from([1.0, 2.0, 3.0])), max_size=30),
+    st.integers(0, 30),
+)
 def test_norms_are_held_against_what_is_remembered(changes, first):
-    """Remembered at once or one after the other, it is the same; medians are those of `statistics`."""
+    """Remembered at once or one after the other, it is the same; medians are those of `statistics`, over people."""
     submissions = [
-        (BlockNorm(block=TRUNK, norm_l2=9.0), BlockNorm(block=column_block(column), norm_l2=norm))
-        for column, norm in changes
+        (
+            SeenNorm(person=person, norm_l2=0.0),
+            (BlockNorm(block=TRUNK, norm_l2=9.0), BlockNorm(block=column_block(column), norm_l2=norm)),
+        )
+        for person, column, norm in changes
     ]
-    history = remember(remember({}, submissions[:first], 4), submissions[first:], 4)
-    assert history == remember({}, submissions, 4)
+    history = remember(remember({}, submissions[:first], 9), submissions[first:], 9)
+    assert history == remember({}, submissions, 9)
     medians = medians_of(history)
-    assert medians.of(TRUNK) == (9.0 if len(changes) >= MIN_NORMS else None)
-    everything = [norm for column in range(3) for norm in history.get(column_block(column), ())]
-    middle = median(everything) if len(everything) >= MIN_NORMS else None
+    everything = [seen for column in range(3) for seen in history.get(column_block(column), ())]
+    middle = over_people(everything)
     for column in range(3):
         own = history.get(column_block(column), ())
-        assert len(own) <= 4
-        larger = max(median(own), middle) if middle is not None and len(own) >= MIN_NORMS else middle
-        assert medians.of(column_block(column)) == larger
+        assert len(own) <= 9
+        found, of = over_people(own), medians.of(column_block(column), 99)
+        if found is None or middle is None:
+            assert of == (middle or found)
+        else:
+            assert of == Middle(low=found.low, high=max(found.high, middle.high))
+    known = {seen.person for seen in history.get(TRUNK, ())}
+    assert (medians.of(TRUNK, 99) is not None) == (len(known) >= MIN_PERSONS)
+
+
+def over_people(norms):
+    people = {seen.person for seen in norms}
+    medians = [median(seen.norm_l2 for seen in norms if seen.person == person) for person in people]
+    return Middle(low=median_low(medians), high=median_high(medians)) if len(people) >= MIN_PERSONS else None

@@ -319,6 +319,7 @@ def test_fresh_sybils_of_an_open_run_count_nothing(swarm: Any) -> None:
     s.join("a", trusted=True)
     s.join("x", "y")
     s.submit("a", "x", "y")
+    s.answer_audits()
     assert [s.record(c.lease_id).lease.worker for c in s.contributions()] == ["a"]
     shadow = s.leases("x")[0]
     assert (shadow.status, shadow.counted_in) == (LeaseStatus.ACCEPTED, 1)
@@ -329,6 +330,7 @@ def test_a_round_of_nobody_with_weight_publishes_nothing(swarm: Any) -> None:
     s = swarm(max_rounds=2, open_run=True, audits=AuditConfig(budget=1.0))
     s.join("x", "y", "z")
     s.submit("x", "y", "z")
+    s.answer_audits()
     assert (s.round, s.engine.state.version) == (2, 0)
 
 

@@ -1,0 +1,181 @@
+"""The second look at what was accepted, when the round closes in which it would count: now its peers are known.
+
+Decides which acceptances do not stand, late ones included, and reads the sequential tests (sequential.py). Holds
+always: a submission is compared with those of other people alone, one value each, that were leased in the same round
+and so measured on the same sequences; the tests read each submission once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+from coordinator.engine import contributions, leases, pacing, screening
+from coordinator.engine.config import ScreeningConfig
+from coordinator.engine.medians import NormMedians, medians_of
+from coordinator.engine.phases import LeaseStatus
+from coordinator.engine.reasons import Verdict
+from coordinator.engine.rows import LeaseRecord, SeenNorm
+from coordinator.engine.screening import Measured, Peers
+from coordinator.engine.sequential import MIN_PLACES, RankTest, after_place, standing_below
+from coordinator.engine.state import EngineState
+from coordinator.engine.turn import Turn
+from protocol.ids import BlockId, RoundNumber, Version
+
+FULL_STEPS_A_GAIN = 4.0
+"""The quarter that gains are measured at, to the whole: by how much, to first order, all of it would gain."""
+OWN_DATA_SHORTFALL = 0.5
+"""Of what its peers gain on their own sequences beyond what they gain on any: far above what copies show."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Round:
+    """The accepted submissions of one round, whether or not they have counted yet."""
+
+    firsts: Mapping[int, LeaseRecord]
+    """One of each person's."""
+    alike: Mapping[tuple[int, Version, int], Mapping[int, LeaseRecord]]
+    """One of each person's, by steps, base version and number of columns."""
+    holders: Mapping[BlockId, Sequence[SeenNorm]]
+    """What everybody found of a block."""
+
+    @classmethod
+    def of(cls, state: EngineState, number: RoundNumber) -> _Round:
+        """As it stands now."""
+        firsts: dict[int, LeaseRecord] = {}
+        alike: dict[tuple[int, Version, int], dict[int, LeaseRecord]] = {}
+        holders: dict[BlockId, list[SeenNorm]] = {}
+        for record in state.leases.values():
+            shadow = record.lease.audits is not None  # of which nothing was measured
+            if record.lease.round != number or record.status is not LeaseStatus.ACCEPTED or shadow:
+                continue
+            seen = _seen(state, record)
+            firsts.setdefault(seen.person, record)
+            alike.setdefault(_kind(record), {}).setdefault(seen.person, record)
+            for norm in record.norms:
+                holders.setdefault(norm.block, []).append(replace(seen, norm_l2=norm.norm_l2))
+        return cls(firsts=firsts, alike=alike, holders=holders)
+
+    def shares(self, record: LeaseRecord, person: int) -> bool:
+        """Whether enough others hold each block of it, so that no outer step takes it whole."""
+        held = (
+            {seen.person for seen in self.holders.get(block, ()) if seen.person != person}
+            for block in record.lease.blocks
+        )
+        return all(len(others) >= screening.MIN_GAINS for others in held)
+
+
+def look_again(turn: Turn) -> None:
+    """Refuse what was accepted before there were peers to compare it with, and falls short of them or outgrows them."""
+    state, config = turn.state, turn.state.config.screening
+    if not config.enabled:
+        return
+    for judged in (_gain_against_peers, _harm_against_peers, _norms_against_peers):
+        countable = contributions.countable(state)
+        rounds = {number: _Round.of(state, number) for number in {record.lease.round for record in countable}}
+        medians = medians_of(remembered(state, countable))
+        for record in countable:
+            verdict = judged(state, record, rounds[record.lease.round], medians)
+            if verdict is not None:
+                leases.withdraw(turn, record.lease.lease_id, verdict)
+    _read_tests(state)
+
+
+def remembered(state: EngineState, records: Iterable[LeaseRecord]) -> dict[BlockId, tuple[SeenNorm, ...]]:
+    """The norms that the run remembers, with those of these submissions."""
+    new = ((_seen(state, record), record.norms) for record in records)
+    return screening.remember(state.norm_history, new, state.config.screening.norm_history)
+
+
+def _gain_against_peers(
+    state: EngineState, record: LeaseRecord, current: _Round, _medians: NormMedians
+) -> Verdict | None:
+    others = _without(current.firsts, _person(state, record))
+    peers = Peers(gain=_middle([screening.gain_of(other) for other in others]))
+    share = pacing.steps_share(state, record.lease)
+    return screening.judge_gain(state.config.screening, screening.gain_of(record), peers, share)
+
+
+def _harm_against_peers(
+    state: EngineState, record: LeaseRecord, current: _Round, _medians: NormMedians
+) -> Verdict | None:
+    person = _person(state, record)
+    others = _without(current.firsts, person) if current.shares(record, person) else []
+    peers = Peers(full=_middle([screening.full_gain_of(other) for other in others]))
+    return screening.judge_harm(state.config.screening, screening.full_gain_of(record), peers)
+
+
+def _norms_against_peers(
+    state: EngineState, record: LeaseRecord, current: _Round, medians: NormMedians
+) -> Verdict | None:
+    config, person = state.config.screening, _person(state, record)
+    against = screening.judge_norms(config, record.norms, person, medians)
+    return against or screening.judge_small_columns(config, record.norms, person, medians, current.holders)
+
+
+def _read_tests(state: EngineState) -> None:
+    """Where each submission stands among those of as many steps and columns, from the same version."""
+    config = state.config.screening
+    unread = [record for record in contributions.countable(state) if not record.compared]
+    rounds = {number: _Round.of(state, number) for number in {record.lease.round for record in unread}}
+    for record in unread:
+        state.update_lease(record.lease.lease_id, compared=True)
+        others = _without(rounds[record.lease.round].alike[_kind(record)], _person(state, record))
+        if len(others) + 1 < MIN_PLACES:
+            continue
+        worker = state.workers[record.lease.worker]
+        short = config.gain_shortfall * max(0.0, median(other.heldout_gain for other in others))
+        gains = [other.heldout_gain - short for other in others]
+        full = [other.full_gain - FULL_STEPS_A_GAIN * short for other in others]
+        state.update_worker(
+            worker.worker,
+            gain_test=_after(config, worker.gain_test, record.heldout_gain, gains),
+            harm_test=_after(config, worker.harm_test, record.full_gain, full),
+            data_test=_data_test(config, worker.data_test, record, others),
+        )
+
+
+def _data_test(config: ScreeningConfig, test: RankTest, record: LeaseRecord, others: Sequence[LeaseRecord]) -> RankTest:
+    own, theirs = _own_lead(record), [_own_lead(other) for other in others]
+    found = [lead for lead in theirs if lead is not None]
+    if own is None or len(found) + 1 < MIN_PLACES:
+        return test
+    short = OWN_DATA_SHORTFALL * max(0.0, median(found))
+    return _after(config, test, own, [lead - short for lead in found])
+
+
+def _own_lead(record: LeaseRecord) -> float | None:
+    """Gain on its own sequences beyond that on held-out ones, which all of a round have in common."""
+    return None if record.own_gain is None else record.own_gain - record.full_gain
+
+
+def _after(config: ScreeningConfig, test: RankTest, own: float, others: Sequence[float]) -> RankTest:
+    below = standing_below(own, others)
+    return after_place(test, below=below, places=len(others) + 1, rate=config.doubt_rate)
+
+
+def _kind(record: LeaseRecord) -> tuple[int, Version, int]:
+    lease = record.lease
+    return lease.inner_steps, lease.base_version, len(lease.columns)
+
+
+def _without(by_person: Mapping[int, LeaseRecord], person: int) -> list[LeaseRecord]:
+    return [record for who, record in by_person.items() if who != person]
+
+
+def _middle(found: Sequence[Measured]) -> Measured | None:
+    if len(found) < screening.MIN_GAINS:
+        return None
+    return Measured(gain=median(one.gain for one in found), se=median(one.se for one in found))
+
+
+def _person(state: EngineState, record: LeaseRecord) -> int:
+    return state.index.person_place(record.lease.worker)
+
+
+def _seen(state: EngineState, record: LeaseRecord) -> SeenNorm:
+    """Whose it is; the norm is yet to be filled in."""
+    worker = record.lease.worker
+    trusted = state.workers[worker].trusted
+    return SeenNorm(person=state.index.person_place(worker), norm_l2=0.0, trusted=trusted)
