@@ -29,6 +29,8 @@ def asked(s, lease_id="r1.1"):
 def next_round(s):
     """The first round closes with what the others sent."""
     s.submit("b", "c")
+    for command in [one for one in s.engine.pending if isinstance(one, ReplayLease)]:
+        s.answer(command)
     s.ask("a", "b", "c")
     s.aggregated()
 
@@ -37,7 +39,8 @@ def next_round(s):
 def refused(swarm):
     """The first submission of `a` was refused by its gain."""
     s = swarm(max_rounds=9, audits=AuditConfig(budget=1.0), quorum=1)
-    s.join("a", "b", "c")
+    s.join("a")
+    s.join("b", "c", trusted=True)
     s.at(10)
     s.submit("a", **BAD)
     assert s.record("r1.1").verdict.key == "heldout_loss_rose"
