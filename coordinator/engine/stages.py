@@ -108,6 +108,10 @@ _AS_IT_STANDS = frozenset(
         Case.COMPARED,
         Case.WEIGHTLESS,
         Case.BANNED,
+        Case.SUSPECTED_OF_HARM,
+        Case.NOT_VOUCHED_FOR,
+        Case.ROUND_WITHHELD,
+        Case.NOBODY_HEARD,
     }
 )
 """What is in them, the worker's lease says, or its own clock, or a decoder of this program about its bytes."""
@@ -127,6 +131,10 @@ _IN_OTHER_WORDS: Mapping[Case, str] = {
     Case.NOT_REPRODUCED: "whoever computed its lease again came to something else; nothing is final before somebody "
     "else has, too",
     Case.AUDITS_FAILED: "independent auditors computed one of its leases again, and it is not what was sent",
+    Case.FULL_STEP_HARMS: "the model breaks with it, taken in full",
+    Case.HARMS_ALONE: "a model made of it alone is worse",
+    Case.WORSE_VERSION: "its round made the model worse and was withheld; nobody is blamed for that",
+    Case.NONE_IN_TIME: "its round closed: what was still out is not waited for",
     Case.ROUND_GIVEN_UP: "its round could not be merged; no fault of yours",
 }
 _OF_ANY = "it did not pass the run's checks"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from coordinator.engine import appeals
 from coordinator.engine import events as ev
-from coordinator.engine.commands import DropPayload
+from coordinator.engine.commands import DropPayload, ReplayLease
 from coordinator.engine.config import AuditConfig
+from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.reputation import after_audit
 from coordinator.engine.rows import AuditResult
+from coordinator.engine.trust import trust_of
 from coordinator.engine.turn import Turn
 from protocol.errors import IllegalEvent
 from protocol.ids import LeaseId, WorkerId
@@ -25,6 +29,8 @@ def asked(s, lease_id="r1.1"):
 def next_round(s):
     """The first round closes with what the others sent."""
     s.submit("b", "c")
+    for command in [one for one in s.engine.pending if isinstance(one, ReplayLease)]:
+        s.answer(command)
     s.ask("a", "b", "c")
     s.aggregated()
 
@@ -33,7 +39,8 @@ def next_round(s):
 def refused(swarm):
     """The first submission of `a` was refused by its gain."""
     s = swarm(max_rounds=9, audits=AuditConfig(budget=1.0), quorum=1)
-    s.join("a", "b", "c")
+    s.join("a")
+    s.join("b", "c", trusted=True)
     s.at(10)
     s.submit("a", **BAD)
     assert s.record("r1.1").verdict.key == "heldout_loss_rose"
@@ -84,6 +91,29 @@ def test_an_audit_settles_the_question(refused, passed):
     assert worker.appeal is None
     assert worker.refused_lately == (0 if passed else before)
     assert worker.accused == (None if passed else record.lease.lease_id)
+
+
+def test_what_was_refused_again_is_replayed_and_paid_for_and_a_lone_accusation_is_all_that_follows(refused):
+    s = refused
+    asked(s)
+    next_round(s)
+    spent = s.engine.state.round.audit_spent
+    s.submit("a", **BAD)
+    record = s.record(s.lease("a").lease_id)
+    assert record.audit_certain
+    assert s.engine.state.round.audit_spent > spent
+    assert record.lease.lease_id in [c.lease.lease_id for c in s.engine.pending if isinstance(c, ReplayLease)]
+    s.audited(record.lease.lease_id, 0.5)
+    worker = s.engine.state.workers[A]
+    assert (worker.accused, worker.ban, worker.audits_failed) == (record.lease.lease_id, None, 0)
+    assert s.record(record.lease.lease_id).status is LeaseStatus.REJECTED
+
+
+def test_while_the_question_is_open_even_a_proven_worker_is_audited_for_sure(refused):
+    state = refused.engine.state
+    proven = replace(state.workers[A], audits_passed=20, valid_in_row=50, judged_lately=20.0, refused_lately=0.0)
+    assert trust_of(state.config, proven).audit_probability < 1.0
+    assert trust_of(state.config, replace(proven, appeal=LeaseId("r1.1"))).audit_probability == 1.0
 
 
 def test_once_a_day(refused):
