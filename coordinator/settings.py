@@ -215,10 +215,10 @@ class RunSettings(BaseModel):
         """Parse; `source` names the file in errors."""
         try:
             return cls.model_validate(tomllib.loads(text))
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{source} is not TOML: {error}") from error
         except ValidationError as error:
             raise ConfigError(f"{source}: {describe(error)}") from error
+        except (ValueError, RecursionError) as error:  # TOMLDecodeError, or a number that Python does not read
+            raise ConfigError(f"{source} is not TOML: {error}") from error
 
 
 def describe(error: ValidationError) -> str:
@@ -270,7 +270,7 @@ def value_of(text: str) -> Any:
     """What TOML makes of `text`; text that is no TOML value stands for itself."""
     try:
         found = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, or a number of more digits than Python reads
         return text
     return found["value"] if found.keys() == {"value"} else text
 

@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from moe.layout import Layout
-from protocol.admission import work_for
+from protocol.admission import MOST_WORK_BITS, work_for
 from protocol.errors import ConfigError, LocalError, MalformedMessage, StorageTrouble
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest, RunId, WorkerId, digest_of
@@ -197,7 +197,12 @@ class Joining:
         return enrolment
 
     def _work_for_admission(self, run_id: str, bits: int) -> bytes:
-        """The price of a key, where the run has one: seconds to minutes of one core, told as it goes."""
+        """The price of a key, where the run has one: seconds to minutes of one core, told as it goes.
+
+        MalformedMessage where it asks for more than anybody should.
+        """
+        if bits > MOST_WORK_BITS:
+            raise MalformedMessage(f"the coordinator asks for a proof of work of {bits} bits; at most {MOST_WORK_BITS}")
         minutes = 2**bits / HASHES_PER_S / 60
         expected = f"about {minutes:.0f} min" if minutes >= 1 else "a few seconds"
         text = f"this run asks for a proof of work ({bits} bits) before it takes a new machine: {expected} of one core"

@@ -93,7 +93,7 @@ class OperatorService:
     async def change_standing(self, _: CallerSession, request: pb.ChangeStandingRequest) -> pb.ChangeStandingReply:
         """Ban, unban or pardon; where it is so already, nothing changes."""
         pump, at_s = self._run.pump, self._run.run_time()
-        act = Act(pb.ChangeStandingRequest.Act.Name(request.act).lower())
+        act = _act(request)
         order = StandingOrder.checked(
             act=act, worker=request.worker, owner=request.owner, invite=request.invite, why=request.why
         )
@@ -102,6 +102,13 @@ class OperatorService:
             if event is not None:
                 await pump.submit(event)
         return pb.ChangeStandingReply(change_json=json.dumps(dataclasses.asdict(change)))
+
+
+def _act(request: pb.ChangeStandingRequest) -> Act:
+    try:
+        return Act(pb.ChangeStandingRequest.Act.Name(request.act).lower())
+    except ValueError as error:
+        raise MalformedMessage(f"the coordinator knows no such act: {error}") from error
 
 
 def _query(request: pb.ListStatusRequest) -> Query:

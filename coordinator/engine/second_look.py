@@ -31,7 +31,8 @@ OWN_DATA_SHORTFALL = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Round:
-    """The accepted submissions of one round, whether or not they have counted yet."""
+    """The accepted submissions of one round, whether or not they have counted yet; none of those without weight, who
+    must not say what is usual."""
 
     firsts: Mapping[int, LeaseRecord]
     """One of each person's."""
@@ -47,8 +48,10 @@ class _Round:
         alike: dict[tuple[int, Version, int], dict[int, LeaseRecord]] = {}
         holders: dict[BlockId, list[SeenNorm]] = {}
         for record in state.leases.values():
+            if record.lease.round != number or record.status is not LeaseStatus.ACCEPTED:
+                continue
             shadow = record.lease.audits is not None  # of which nothing was measured
-            if record.lease.round != number or record.status is not LeaseStatus.ACCEPTED or shadow:
+            if shadow or contributions.share_of(state, record) == 0.0:
                 continue
             seen = _seen(state, record)
             firsts.setdefault(seen.person, record)
@@ -74,7 +77,8 @@ def look_again(turn: Turn) -> None:
     for judged in (_gain_against_peers, _harm_against_peers, _norms_against_peers):
         countable = contributions.countable(state)
         rounds = {number: _Round.of(state, number) for number in {record.lease.round for record in countable}}
-        medians = medians_of(remembered(state, countable))
+        heard = [record for record in countable if contributions.share_of(state, record) > 0.0]
+        medians = medians_of(remembered(state, heard))
         for record in countable:
             verdict = judged(state, record, rounds[record.lease.round], medians)
             if verdict is not None:
@@ -121,7 +125,7 @@ def _read_tests(state: EngineState) -> None:
     rounds = {number: _Round.of(state, number) for number in {record.lease.round for record in unread}}
     for record in unread:
         state.update_lease(record.lease.lease_id, compared=True)
-        others = _without(rounds[record.lease.round].alike[_kind(record)], _person(state, record))
+        others = _without(rounds[record.lease.round].alike.get(_kind(record), {}), _person(state, record))
         if len(others) + 1 < MIN_PLACES:
             continue
         worker = state.workers[record.lease.worker]

@@ -42,7 +42,7 @@ LEAKS = (
           '_log.info("planted", draws=self._folder.draw_secret().hex())',
           after='_log.info("coordinator_started", ...)'), REAL, note="planted: the coordinator logs the run's secret"),
     guard("in no log", planted("worker:Joining.enrol", 'self._reporter.say("enrolled", f"with {self._link}")',
-          after="self.client.enrol(...)"), REAL, note="planted: the worker says its join link"),
+          before="enrolment.check(...)"), REAL, note="planted: the worker says its join link"),
     guard("in no status", becomes("coordinator:CoordinatorServer._add_services", "run.settings.name",
           '__import__("pathlib").Path(run.registry._path).with_name("secret").joinpath("manifest.key").read_text()'),
           REAL, note="planted: the manifest key in the status"),

@@ -53,13 +53,14 @@ KINDS: dict[str, type[Message]] = {
     "ListStatus": pb.ListStatusRequest,
     "StopRun": pb.StopRunRequest,
     "ChangeSetting": pb.ChangeSettingRequest,
+    "ChangeStanding": pb.ChangeStandingRequest,
     "Enrol": pb.EnrolRequest,
     "OpenSession": pb.OpenSessionRequest,
     "AskAudit": pb.AskAuditRequest,
     "Check": health_pb2.HealthCheckRequest,
 }
 WORKERS = ("AcquireLease", "ReturnLease", "Heartbeat", "CommitSubmission", "GetManifest")
-OPERATORS = ("CreateInvite", "GetStatus", "ListStatus", "StopRun", "ChangeSetting")
+OPERATORS = ("CreateInvite", "GetStatus", "ListStatus", "StopRun", "ChangeSetting", "ChangeStanding")
 STRANGERS = ("Enrol", "OpenSession", "AskAudit", "Check")
 
 
@@ -131,6 +132,11 @@ def _operator_calls() -> list[bytes]:
             ],
             "StopRun": [pb.StopRunRequest(reason="enough")],
             "ChangeSetting": [pb.ChangeSettingRequest(key="quorum", value="2")],
+            "ChangeStanding": [
+                pb.ChangeStandingRequest(act=pb.ChangeStandingRequest.BAN, owner="nobody here", why="enough"),
+                pb.ChangeStandingRequest(act=pb.ChangeStandingRequest.PARDON, worker="nobody"),
+                pb.ChangeStandingRequest(act=pb.ChangeStandingRequest.ROLLBACK, invite="0" * 16),
+            ],
         },
     )
 
