@@ -42,7 +42,7 @@ def play(s: Any, crew: str) -> None:
     s.after(5)
     for name in crew:
         s.submit(name)
-    for name in set("abx") - set(crew):
+    for name in sorted(set("abx") - set(crew)):
         if s.engine.state.open_lease_of(name) is not None:
             s.give_back(name)
 
