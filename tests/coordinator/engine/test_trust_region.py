@@ -18,8 +18,11 @@ from protocol.ids import LeaseId, RoundNumber, Version, WorkerId
 
 CONTENT = ev.CommandTrouble.CONTENT
 NAMES = ("a", "b", "c", "d")
-RARE = {"least_probability": 0.0}
-"""Of trusted workers' leases none is drawn by chance."""
+
+
+def never_by_chance(budget: float) -> AuditConfig:
+    """Of trusted workers' leases none is drawn."""
+    return AuditConfig(budget=budget, least_probability=0.0)
 
 
 def aggregating(swarm, names=NAMES, trusted=(), **changes):
@@ -189,7 +192,7 @@ def test_after_three_such_rounds_nobody_is_looked_for_and_it_is_told(swarm, pick
 
 
 def test_who_is_left_out_is_audited_on_the_bytes_that_it_sent(swarm, pick):
-    s = aggregating(swarm, names=("a", "b", "c", "d"), trusted=NAMES, audits=AuditConfig(budget=1.0, **RARE))
+    s = aggregating(swarm, names=("a", "b", "c", "d"), trusted=NAMES, audits=never_by_chance(1.0))
     s.aggregated(gain=-1.0)
     s.harm_found("r1.2")
     assert [record.audit_due for record in map(s.record, ("r1.1", "r1.2"))] == [False, True]
@@ -204,7 +207,7 @@ def test_who_is_left_out_is_audited_on_the_bytes_that_it_sent(swarm, pick):
 
 
 def test_who_is_left_out_is_audited_once_and_only_where_the_budget_reaches(swarm):
-    s = aggregating(swarm, names=("a", "b", "c", "d"), trusted=NAMES, audits=AuditConfig(budget=0.5, **RARE))
+    s = aggregating(swarm, names=("a", "b", "c", "d"), trusted=NAMES, audits=never_by_chance(0.5))
     answered = AuditResult(auditor="", trunk=0.0, columns=0.0, passed=True)
     s.engine.state.update_lease(LeaseId("r1.1"), audits=(answered,))
     s.aggregated(gain=-1.0)
