@@ -177,7 +177,7 @@ def cautions(state: EngineState) -> tuple[str, ...]:
     if config.open_run and not replays and not any(one.trusted for one in state.workers.values()):
         found.append(
             "this run is open, and nobody vouches for what strangers send: the coordinator computes no lease again "
-            "(audits.budget, audits.by_coordinator), and nobody was invited with --trusted"
+            "(audits.budget, audits.by_coordinator), and nobody is in it who was invited with --trusted"
         )
     thin = state.history[-1].thin if state.history else 0
     if thin and not vouching.anyone_vouches(state):

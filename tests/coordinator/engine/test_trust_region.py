@@ -9,6 +9,7 @@ import pytest
 from coordinator.engine import events as ev
 from coordinator.engine.commands import AggregateRound, AnnounceVerdict, DropPayload, FindHarmful, Remedy, ReplayLease
 from coordinator.engine.config import AuditConfig, TrustRegionConfig, check_config
+from coordinator.engine.explain import cautions
 from coordinator.engine.phases import Phase
 from coordinator.engine.reasons import told
 from coordinator.engine.rows import AuditResult
@@ -296,6 +297,22 @@ def test_beside_somebody_trusted_two_people_are_too_few_for_a_strangers_word(swa
     assert s.record("r1.2").counted_in == 1
     three = aggregating(swarm, names=("a", "b", "c"), trusted=("a",))
     assert len(three.waiting_for(AggregateRound).contributions) == 3
+
+
+@pytest.mark.parametrize(
+    ("audits", "told"),
+    [
+        (AuditConfig(), True),
+        (AuditConfig(budget=1.0), False),
+        (AuditConfig(budget=1.0, by_coordinator=False), True),
+    ],
+)
+def test_an_open_run_that_nobody_vouches_in_says_so_until_a_founder_is_there(swarm, audits, told):
+    s = swarm(open_run=True, audits=audits)
+    s.enrol("a")
+    assert any("nobody vouches" in one for one in cautions(s.engine.state)) is told
+    s.enrol("f", trusted=True)
+    assert cautions(s.engine.state) == ()
 
 
 @pytest.mark.parametrize("changes", [{"open_run": True}, {"audits": AuditConfig(budget=1.0)}])
