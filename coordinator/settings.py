@@ -36,6 +36,9 @@ GOING_ON: Mapping[str, Any] = {"learning_rate": 4e-3, "muon_learning_rate": 0.02
 """What a run that begins with a checkpoint has in place of the recipe's rates (a quarter), unless it is told otherwise:
 at the recipe's own, every step away from a checkpoint whose training ended at low rates raises the loss at first."""
 
+OPEN_AUDITS: Mapping[str, Any] = {"budget": 1.0}
+"""What an open run begins with in place of the engine's none, unless it is told otherwise (docs/decisions/0028)."""
+
 _NESTED: Mapping[str, Any] = {
     name: kind for name, kind in get_type_hints(EngineConfig).items() if dataclasses.is_dataclass(kind)
 }
@@ -195,8 +198,12 @@ class RunSettings(BaseModel):
         return tomlkit.dumps(self.model_dump(mode="json", exclude_none=True))
 
     def as_begun(self) -> RunSettings:
-        """The settings with which a run begins: rates that suit a checkpoint, where it has one and they are not set."""
-        return self if self.checkpoint is None else self.model_copy(update={"engine": going_on(self.engine)})
+        """The settings with which a run begins: where they are not set, rates that suit a checkpoint, and the audits
+        without which strangers come to nothing."""
+        engine = self.engine if self.checkpoint is None else going_on(self.engine)
+        if engine.get("open_run"):
+            engine = merged({"audits": OPEN_AUDITS}, engine)
+        return self.model_copy(update={"engine": engine})
 
     @property
     def fixed(self) -> dict[str, str]:

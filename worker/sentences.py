@@ -44,7 +44,7 @@ _UNREACHED = {
 _NEW_LINK = "Ask the run's operator for a new join link."
 _FINAL = {
     Cause.INVITE_UNKNOWN: f"The invite in this join link is not one of the run's. {_NEW_LINK}",
-    Cause.INVITE_USED: "This join link was used by another machine already: each is for one. Ask the run's operator for"
+    Cause.INVITE_USED: "This join link is used up: most links are for one machine. Ask the run's operator for"
     " a link of your own.",
     Cause.INVITE_EXPIRED: f"This join link has expired. {_NEW_LINK}",
     Cause.NOT_ENROLLED: f"The run does not know this machine, or does not any more. {_NEW_LINK}",

@@ -8,7 +8,19 @@ from __future__ import annotations
 import typer
 
 import barnraise.cli.coordinator as coordinator_commands
-from barnraise.cli import audit_log, data, evaluate, model, pretrain, settings, simulate, standings, status, worker
+from barnraise.cli import (
+    audit_log,
+    data,
+    evaluate,
+    invites,
+    model,
+    pretrain,
+    settings,
+    simulate,
+    standings,
+    status,
+    worker,
+)
 from barnraise.cli.endings import (
     EXIT_CORRECTABLE,
     EXIT_DONE,
@@ -31,6 +43,7 @@ app = typer.Typer(
 app.add_typer(worker.app, name="worker", rich_help_panel="Volunteer")
 coordinator_commands.app.command("set")(settings.set_setting)
 coordinator_commands.app.command("settings")(settings.list_settings)
+coordinator_commands.app.command("invite")(invites.invite)
 coordinator_commands.app.command("ban")(standings.ban)
 coordinator_commands.app.command("unban")(standings.unban)
 coordinator_commands.app.command("pardon")(standings.pardon)

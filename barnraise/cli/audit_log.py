@@ -54,7 +54,7 @@ def audit_log(
 
 
 def _row(line: AuditLine) -> tuple[str, ...]:
-    when = f"{line.at_s:.0f} s" if line.wall_s is None else f"{datetime.fromtimestamp(line.wall_s):%Y-%m-%d %H:%M:%S}"
+    when = f"{line.at_s:.0f} s" if line.wall_s is None else f"{datetime.fromtimestamp(line.wall_s):%m-%d %H:%M:%S}"
     why = line.why if len(line.why) <= _WHY_CHARACTERS else line.why[: _WHY_CHARACTERS - 1] + "…"
     figures = (_figure(line.figure), _figure(line.threshold))
     worker = line.name or line.worker[:8]

@@ -7,7 +7,6 @@ with the key that `init` wrote into the run folder.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
     from coordinator.settings import RunSettings
 
 app = typer.Typer(no_args_is_help=True, help="Define a run, serve it, invite people.")
-
-MOST_HOURS = 8784
-"""The longest life of an invite, a leap year (coordinator/edge/operator_service.py), in the unit of the option."""
 
 RunArgument = Annotated[Path, typer.Argument(help="The run's folder.")]
 
@@ -67,13 +63,32 @@ def init(
             "one; IPv6 as 2001:db8::5 or [2001:db8::5]:PORT. May be repeated; the first stands in join links.",
         ),
     ] = None,
+    open_: Annotated[
+        bool,
+        typer.Option(
+            "--open",
+            help="For people whom you do not know: what newcomers send weighs nothing until leases of theirs were "
+            "computed again. The coordinator does so for one lease's work a round, which is slow where many come at "
+            "once (--set audits.budget=8 is more). Without this, nothing is computed again unless you set that.",
+        ),
+    ] = False,
+    founders: Annotated[
+        int, typer.Option(min=0, max=1000, help="Make so many join links for people you trust, and print them.")
+    ] = 0,
+    accept_unaudited: Annotated[
+        bool,
+        typer.Option("--accept-unaudited", help="Begin an open run though nobody can tell a liar's work from another."),
+    ] = False,
     set_: Settings = None,
     if_missing: Annotated[bool, typer.Option("--if-missing", help="Do nothing where a run is there already.")] = False,
     as_json: Json = False,
 ) -> None:
     """Make a run: its keys, its data and the model's first version."""
+    from barnraise.cli.invites import founders_links
     from coordinator.run.folder import RunFolder, init_run
+    from protocol.errors import ConfigError
 
+    links: list[str] = []
     if if_missing and (folder / "run.json").is_file():
         run = RunFolder.open(folder)
     else:
@@ -90,21 +105,34 @@ def init(
             "port": port,
             "advertised_hosts": advertise or None,
         }
-        engine = {"max_rounds": rounds, "replicas": replicas, "quorum": quorum}
+        engine = {"max_rounds": rounds, "replicas": replicas, "quorum": quorum, "open_run": open_ or None}
         inner = {"inner_steps": inner_steps, "batch_sequences": batch, "learning_rate": learning_rate}
         chosen = _settings(settings, given, {**engine, "inner": inner}, set_ or ())
+        if founders and not chosen.port:
+            raise ConfigError("founders' links name a port, and port 0 takes a free one at the first start: set --port")
         notes: list[str] = []
         with ProgressLine(quiet=as_json) as tell:
             private = None if screening_text is None else str(screening_text)
-            run = init_run(folder, chosen, screening_text=private, note=notes.append, progress=documents_told(tell))
+            run = init_run(
+                folder,
+                chosen,
+                screening_text=private,
+                founders=founders,
+                accept_unaudited=accept_unaudited,
+                note=notes.append,
+                progress=documents_told(tell),
+            )
         for sentence in notes:
             say_note(sentence)
+        links = founders_links(run, founders)
     if as_json:
-        print_json({"run_id": run.run_id, "folder": str(run.root)})
+        print_json({"run_id": run.run_id, "folder": str(run.root)} | ({"join_links": links} if founders else {}))
         return
     print(f"run {run.run_id} is in {run.root}")
     print(f"serve it:   barnraise coordinator run {folder}")
     print(f"invite:     barnraise coordinator invite {folder}")
+    for link in links:
+        print(f"a founder:  {link}")
 
 
 def _settings(
@@ -247,49 +275,6 @@ def run(
     from barnraise.cli.serve import serve
 
     return asyncio.run(serve(folder, invites=invites, invites_to=invites_to, trusted=trusted))
-
-
-@app.command()
-def invite(
-    folder: RunArgument,
-    count: Annotated[int, typer.Option(min=1, max=1000, help="How many join links; each is for one machine.")] = 1,
-    trusted: Annotated[
-        bool, typer.Option("--trusted", help="Founders: full weight from the start, and may audit others.")
-    ] = False,
-    expires_in_h: Annotated[
-        float,
-        typer.Option(
-            parser=number(above=0, most=MOST_HOURS),
-            metavar="HOURS",
-            help="Hours until an unused link expires; a year (8784) at most.",
-        ),
-    ] = 168.0,
-    owner: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Whose machines these links are for: machines of one owner never check each other's work. "
-            "Default: each machine is its own.",
-        ),
-    ] = "",
-    to: Annotated[Path | None, typer.Option(help="Write them as files into this folder.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Make join links. They work while the run is served; it need not be now."""
-    from barnraise.cli.links import give_links, require_writable
-    from coordinator.edge.operator_client import create_invites
-    from coordinator.run.folder import RunFolder
-    from coordinator.run.inviting import InviteTerms
-
-    terms = InviteTerms.checked(count=count, trusted=trusted, life_s=expires_in_h * 3600.0, owner=owner)
-    run_folder = RunFolder.open(folder)
-    if to is not None:
-        require_writable(to)
-    links, served = create_invites(run_folder, terms)
-    give_links(links, to=to, as_json=as_json)
-    if not served:
-        note = f"the coordinator is not running: these work once it is (`barnraise coordinator run {folder}`)"
-        print(note, file=sys.stderr)
 
 
 @app.command()

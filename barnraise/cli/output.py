@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -75,6 +76,10 @@ def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
         print(f"{name:<{width}}  {value}")
 
 
+_PIPE_WIDTH = 200
+"""Characters of a table's line in a pipe or a file."""
+
+
 class ProgressLine:
     """One line on standard error that says what is being done, on a terminal only; gone when it is over."""
 
@@ -115,7 +120,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) ->
         table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
-    Console(highlight=False, markup=False).print(table)
+    # Where nobody looks at a terminal its width is unknown, and folded words are of no use to `grep`.
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
+    Console(highlight=False, markup=False, width=width).print(table)
 
 
 def parse_bytes(text: str) -> int:

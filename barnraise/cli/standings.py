@@ -24,7 +24,8 @@ Owner = Annotated[str, typer.Option(metavar="NAME", help="All machines of this o
 Invite = Annotated[
     str, typer.Option(metavar="LINK", help="All keys of this invite: the join link, or the digest that `status` shows.")
 ]
-Why = Annotated[str, typer.Option(metavar="TEXT", help="Kept in the journal; whoever is banned is told.")]
+Why = Annotated[str, typer.Option(metavar="TEXT", help="Kept in the journal.")]
+WhyBanned = Annotated[str, typer.Option(metavar="TEXT", help="Kept in the journal; whoever is banned is told.")]
 
 _DONE = {
     "ban": "banned",
@@ -45,7 +46,7 @@ def ban(
     worker: Worker = "",
     owner: Owner = "",
     invite: Invite = "",
-    why: Why = "",
+    why: WhyBanned = "",
     as_json: Json = False,
 ) -> None:
     """Shut out a worker, an owner or an invite: leases are cancelled, and what has not counted yet will not."""

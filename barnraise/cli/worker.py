@@ -102,7 +102,7 @@ def appeal(
     home: Annotated[Path | None, typer.Option(help="Where this machine's identity is kept.")] = None,
     as_json: Json = False,
 ) -> int:
-    """Say that a refusal was wrong, once a day: your next submission is then computed again by the coordinator."""
+    """Say that a refusal was wrong, once a day: your next submission is computed again, where the run does that."""
     import asyncio
 
     from worker.appeal import appeal as ask

@@ -98,7 +98,11 @@ class OperatorClient:
     async def create_invites(self, terms: InviteTerms) -> list[str]:
         """New join links."""
         request = pb.CreateInviteRequest(
-            trusted=terms.trusted, expires_in_s=terms.life_s, count=terms.count, owner=terms.owner
+            trusted=terms.trusted,
+            expires_in_s=terms.life_s,
+            count=terms.count,
+            owner=terms.owner,
+            uses=terms.uses,
         )
         reply = await self._call(_OPERATOR + "CreateInvite", request, pb.CreateInviteReply)
         return list(reply.join_links)

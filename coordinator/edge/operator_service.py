@@ -41,7 +41,11 @@ class OperatorService:
     async def create_invite(self, _: CallerSession, request: pb.CreateInviteRequest) -> pb.CreateInviteReply:
         """New join links."""
         terms = InviteTerms.checked(
-            count=request.count, trusted=request.trusted, life_s=request.expires_in_s, owner=request.owner
+            count=request.count,
+            trusted=request.trusted,
+            life_s=request.expires_in_s,
+            owner=request.owner,
+            uses=request.uses,
         )
         return pb.CreateInviteReply(join_links=await asyncio.to_thread(self.make_links, terms))
 

@@ -73,6 +73,7 @@ def summary_of(
             (CheckpointStatus(version=c.version, path=c.path) for c in reversed(state.checkpoints)), None
         ),
         left_out=_first(_left_out(state, latest), sum(len(record.left_out) for record in latest)),
+        audit_plan=explain.audit_plan(state),
         rollback=_reach(state),
         rolled_back=_first(_rolled_back(state), min(len(state.rollbacks), LATEST)),
         substitutes=_first(map(substitutes.told, state.substitutes), len(state.substitutes)),

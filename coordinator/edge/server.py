@@ -163,7 +163,7 @@ class CoordinatorServer:
     ) -> list[str]:
         """Join links, for whoever runs the coordinator in their own process."""
         self._opened()
-        terms = InviteTerms.checked(count=count, trusted=trusted, life_s=expires_in_s, owner="")
+        terms = InviteTerms.checked(count=count, trusted=trusted, life_s=expires_in_s, owner="", uses=1)
         return await asyncio.to_thread(self._operator.make_links, terms)
 
     def _opened(self) -> RunContext:

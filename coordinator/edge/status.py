@@ -159,6 +159,8 @@ class RunSummary(_Data):
     latest_checkpoint: CheckpointStatus | None
     left_out: tuple[str, ...]
     """Submissions that were accepted in the latest rounds and could not be aggregated: round, whose, and why."""
+    audit_plan: str
+    """How much is computed again, and by whom."""
     rollback: str
     """How far back a rollback reaches, in words; empty where it is off."""
     rolled_back: tuple[str, ...]

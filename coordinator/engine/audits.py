@@ -44,11 +44,27 @@ def draw(turn: Turn, lease_id: LeaseId) -> None:
     if stream.u64() >= probability * _EVERY_U64 and not certain:
         return
     unpaid = credit(state) <= 0.0 or (worker.appeal is None and stream.u64() >= _share_paid(state) * _EVERY_U64)
+    _call_for(state, lease, certain=certain, unpaid=unpaid)
+
+
+def call(turn: Turn, lease_id: LeaseId) -> None:
+    """A version is worse with this submission than without it: it is audited whatever a draw said of it.
+
+    To be said before it is refused, which drops the bytes of what nobody audits. An answer that is there is enough.
+    """
+    state = turn.state
+    record = state.leases[lease_id]
+    if state.config.audits.budget > 0.0 and not record.audit_due and not record.audits:
+        _call_for(state, record.lease, certain=True, unpaid=credit(state) <= 0.0)
+
+
+def _call_for(state: EngineState, lease: GrantedLease, *, certain: bool, unpaid: bool) -> None:
     if not unpaid:
         charge(state, lease)
-    current = state.round
-    state.update_round(audits_drawn=current.audits_drawn + 1, audits_unpaid=current.audits_unpaid + unpaid)
-    state.update_lease(lease_id, audit_due=True, audit_certain=certain, audit_unpaid=unpaid, audit_since_s=state.now_s)
+    drawn, without = state.round.audits_drawn + 1, state.round.audits_unpaid + unpaid
+    state.update_round(audits_drawn=drawn, audits_unpaid=without)
+    changes = {"audit_certain": certain, "audit_unpaid": unpaid, "audit_since_s": state.now_s}
+    state.update_lease(lease.lease_id, audit_due=True, **changes)
 
 
 def expect(state: EngineState, lease: GrantedLease) -> None:

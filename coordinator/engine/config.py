@@ -129,7 +129,7 @@ class EngineConfig:
     train_sequences: int
     """Sequences in the dataset's training part; a lease names positions below this number."""
     open_run: bool = False
-    """Whoever comes may join: newcomers have no weight until audits have vouched for them."""
+    """Links go to people whom nobody knows: newcomers have no weight until audits have vouched for them."""
     max_rounds: int = 20
     """After so many rounds the run is over; rates and steps that follow a schedule reach their end then."""
     min_columns: int = 1

@@ -78,6 +78,15 @@ def first_waits(state: EngineState, now_s: float, *, most: int) -> tuple[tuple[W
     return tuple(shown), len(columns) + len(awaited) + len(audited) - len(shown)
 
 
+def audit_plan(state: EngineState) -> str:
+    """How much is computed again in this run, and by whom."""
+    config = state.config.audits
+    if config.budget <= 0.0:
+        return "none: no lease is computed again (audits.budget is 0)"
+    by = "the coordinator or trusted workers" if config.by_coordinator else "trusted workers alone"
+    return f"leases are computed again by {by}, {config.budget:g} a round at most"
+
+
 def audit_notes(state: EngineState) -> tuple[str, ...]:
     """What an operator should know of audits: what they could not pay for, and what is theirs to decide."""
     notes: list[str] = []
@@ -89,15 +98,17 @@ def audit_notes(state: EngineState) -> tuple[str, ...]:
             f"they were for counts {'nowhere' if kept == 0 else f'at {kept:g} of its weight'} (audits.budget is "
             f"{state.config.audits.budget:g} leases a round)"
         )
+    alike: dict[tuple[object, ...], list[Accusation]] = {}
     for one in state.accusations:
         if one.outcome is AuditOutcome.UNDECIDED and state.workers[one.worker].ban is None:
-            notes.append(_undecided(state, one))
-    return tuple(notes)
+            alike.setdefault((one.worker, one.accusers, one.vouchers), []).append(one)
+    return (*notes, *(_undecided(state, several[-1], len(several) - 1) for several in alike.values()))
 
 
-def _undecided(state: EngineState, one: Accusation) -> str:
+def _undecided(state: EngineState, one: Accusation, before: int) -> str:
     name = state.workers[one.worker].name or one.worker
-    found = f"round {one.round}: {name}'s {one.lease_id} could not be reproduced by {_people(one.accusers)}"
+    what = f"{name}'s {one.lease_id}" + (f", and {before} of its leases before that," if before else "")
+    found = f"round {one.round}: {what} could not be reproduced by {_people(one.accusers)}"
     if one.vouchers:
         return f"{found}, and was by {_people(one.vouchers)}; there is no third auditor to say who is right"
     return (
@@ -160,6 +171,13 @@ def cautions(state: EngineState) -> tuple[str, ...]:
         found.append(
             f"{state.withheld_in_row} rounds in a row withheld: {why}. Leaving nobody out mended it: is the learning "
             "rate too high, or are most workers liars? Trusted or audited work alone is taken, and by short steps"
+        )
+    config = state.config
+    replays = config.audits.budget > 0.0 and config.audits.by_coordinator
+    if config.open_run and not replays and not any(one.trusted for one in state.workers.values()):
+        found.append(
+            "this run is open, and nobody vouches for what strangers send: the coordinator computes no lease again "
+            "(audits.budget, audits.by_coordinator), and nobody is in it who was invited with --trusted"
         )
     thin = state.history[-1].thin if state.history else 0
     if thin and not vouching.anyone_vouches(state):

@@ -2,7 +2,7 @@
 
 Decides whether leaving somebody out makes a difference worth another version. Holds always: the new version stands on
 top of the one it was compared with; leases on versions that are abandoned expire; what is behind afterwards is without
-those who were left out. Whoever compares versions before they are published does so in `on_version_rebuilt`.
+those who were left out. It is not held against the trust region (docs/decisions/0026), which begins anew with it.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def _publish(turn: Turn, event: VersionRebuilt, plan: PlannedRollback, steps: tu
     state = turn.state
     abandoned = range(steps[0].attempt.version, state.version + 1)
     state.version, state.manifest, state.substitutes = event.version, event.manifest, ()
+    state.standings = ()  # what was measured is abandoned: nothing of it is to be compared with any more
     untouched = state.past_steps[: len(state.past_steps) - len(steps)]
     again = [rollback.without(step, plan.without) for step in steps]
     left = [replace(step, has_start=index == 0) for index, step in enumerate(again)]

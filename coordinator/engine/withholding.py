@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from coordinator.engine import closing, pacing, vouching
+from coordinator.engine import audits, closing, pacing, vouching
 from coordinator.engine import contributions as votes
 from coordinator.engine.commands import AggregateRound, Contribution, FindHarmful, Remedy
 from coordinator.engine.reasons import HELDOUT_LOSS_ROSE, UNUSABLE, Case, Reason, Verdict, reason, rejected
@@ -130,8 +130,7 @@ def _give_up(turn: Turn, command: AggregateRound) -> None:
 
 
 def _leave_out(turn: Turn, one: Contribution, verdict: Verdict) -> None:
-    if turn.state.config.audits.budget > 0.0:
-        turn.state.update_lease(one.lease_id, audit_due=True)
+    audits.call(turn, one.lease_id)
     leave_out(turn, one, verdict)
 
 

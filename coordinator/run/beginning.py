@@ -68,11 +68,16 @@ def planned_engine(settings: RunSettings, cut: Layout, dataset: Dataset, run_id:
 
 
 def check_vouching(config: EngineConfig, *, founders: int, accept_unaudited: bool) -> None:
-    """ConfigError where an open run could tell no liar from an honest worker, and nobody said that this is accepted."""
-    if config.open_run and not founders and config.audits.budget <= 0.0 and not accept_unaudited:
+    """ConfigError where an open run could tell no liar from an honest worker, and nobody said that this is accepted.
+
+    A budget alone audits nothing where the coordinator computes no leases again: that takes founders.
+    """
+    replays = config.audits.budget > 0.0 and config.audits.by_coordinator
+    if config.open_run and not founders and not replays and not accept_unaudited:
         raise ConfigError(
-            "an open run needs somebody to vouch for what strangers send: a founder (an invite made with `--trusted`), "
-            "or leases computed again (`--set audits.budget=1`); `--accept-unaudited` begins it without either"
+            "an open run needs somebody to vouch for what strangers send: leases that the coordinator computes again "
+            "(`audits.budget` above 0, which is the default, with `audits.by_coordinator`), or founders "
+            "(`--founders 1` makes a join link for one); `--accept-unaudited` begins it without either"
         )
 
 

@@ -34,9 +34,9 @@ from typing import TYPE_CHECKING, Any
 from coordinator.engine.events import RunCreated
 from coordinator.engine.records import event_to_json
 from coordinator.engine.version import ENGINE_VERSION
-from coordinator.run.beginning import check_beginning, check_pair, planned_engine
+from coordinator.run.beginning import check_beginning, check_pair, check_vouching, planned_engine
 from coordinator.run.carving import first_data, own_data
-from coordinator.settings import RunSettings
+from coordinator.settings import RunSettings, check_engine
 from coordinator.store.artifacts import ArtifactStore
 from coordinator.store.journal import Journal
 from coordinator.store.registry import Registry
@@ -212,18 +212,23 @@ def init_run(
     settings: RunSettings,
     *,
     screening_text: str | None = None,
+    founders: int = 0,
+    accept_unaudited: bool = False,
     note: Callable[[str], None] = lambda _: None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RunFolder:
     """Make a run in a new or an empty folder: keys, data, version 0, and the journal's first event.
 
-    One that begins with a checkpoint has gentler rates (`GOING_ON`) than the recipe's, where `settings` name none.
+    One that begins with a checkpoint has gentler rates (`GOING_ON`) than the recipe's, where `settings` name none; an
+    open one has audits (`OPEN_AUDITS`). ConfigError where strangers could join and nobody would vouch for them: no
+    audits, none of the `founders` who are to be invited at once, and nobody who said `accept_unaudited`.
     `screening_text` names text for screening alone, beside what is carved out of the data; ConfigError where nothing
     is. `note` gets sentences that the operator should see; `progress` documents and tokens while text is prepared.
     """
     way_out = "a run begins in a new or an empty folder"
     require_fillable(folder, RUN_KIND, way_out=way_out)
     settings = settings.as_begun()
+    check_vouching(check_engine(settings.engine), founders=founders, accept_unaudited=accept_unaudited)
     check_beginning(settings)
     with filled_whole(folder, RUN_KIND, way_out=way_out) as building:
         _build(building, settings, screening_text, note, progress)

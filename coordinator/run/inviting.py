@@ -20,29 +20,36 @@ from protocol.joinlink import JoinLink
 
 MAX_INVITES = 1000
 """In one call: as many join links as fit into a control message, with room to spare."""
+MAX_USES = 10_000
+"""Of one link: a run's workers are counted in tens of thousands at most."""
 MAX_INVITE_LIFE_S = 366 * 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InviteTerms:
-    """What is asked for: `count` links for machines of `owner` (empty: each machine is its own)."""
+    """What is asked for: `count` links, each for `uses` machines of `owner` (empty: each machine is its own)."""
 
     count: int = 1
     trusted: bool = False
     """Founders: full weight from the start, and may audit."""
     life_s: float = DEFAULT_INVITE_LIFE_S
     owner: str = ""
+    uses: int = 1
 
     @classmethod
-    def checked(cls, *, count: int, trusted: bool, life_s: float, owner: str) -> InviteTerms:
+    def checked(cls, *, count: int, trusted: bool, life_s: float, owner: str, uses: int) -> InviteTerms:
         """Terms that somebody asked for, 0 for what they left open; MalformedMessage says which is out of bounds."""
-        count, life_s = count or 1, life_s or DEFAULT_INVITE_LIFE_S
+        count, life_s, uses = count or 1, life_s or DEFAULT_INVITE_LIFE_S, uses or 1
+        if not 1 <= uses <= MAX_USES:
+            raise MalformedMessage(f"a link is for at most {MAX_USES} machines, asked for {uses}")
+        if trusted and uses > 1:
+            raise MalformedMessage("founders have a link each: a trusted one is for one machine")
         if not 1 <= count <= MAX_INVITES:
             raise MalformedMessage(f"at most {MAX_INVITES} invites are made at a time, asked for {count}")
         if not math.isfinite(life_s) or not 0 < life_s <= MAX_INVITE_LIFE_S:
             most_h = MAX_INVITE_LIFE_S / 3600.0
             raise MalformedMessage(f"an invite lives above 0 and up to {most_h:g} hours, asked for {life_s / 3600.0:g}")
-        return cls(count=count, trusted=trusted, life_s=life_s, owner=clean_name(owner) if owner else "")
+        return cls(count=count, trusted=trusted, life_s=life_s, owner=clean_name(owner) if owner else "", uses=uses)
 
 
 def make_links(
@@ -57,7 +64,9 @@ def make_links(
                 host=host,
                 port=dialled_port,
                 fingerprint=fingerprint,
-                invite=registry.create_invite(trusted=terms.trusted, expires_at_s=expires_at_s, owner=terms.owner),
+                invite=registry.create_invite(
+                    trusted=terms.trusted, expires_at_s=expires_at_s, owner=terms.owner, uses=terms.uses
+                ),
             )
         )
         for _ in range(terms.count)

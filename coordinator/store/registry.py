@@ -1,8 +1,9 @@
 """Who may take part: invites, and the keys that redeemed them.
 
 Decides whether an invite is good for a key. Touches one small SQLite file, safe for several processes at once (the
-command line makes invites beside a running coordinator). Always: an invite binds to the first key that redeems it, the
-same key asking again gets the same answer, and only the SHA-256 of an invite is stored. Whose machine a key is, the
+command line makes invites beside a running coordinator). Always: an invite binds to the first key that redeems it, or
+to as many as it was made for, the same key asking again gets the same answer, and only the SHA-256 of an invite is
+stored. Whose machine a key is, the
 operator says with its first invite; the key never does, and a later invite does not change it.
 """
 
@@ -35,7 +36,7 @@ DEFAULT_INVITE_LIFE_S = 7 * 24 * 3600.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS invites (
     digest BLOB PRIMARY KEY, trusted INTEGER NOT NULL, expires_at_s REAL NOT NULL, redeemed_by TEXT,
-    owner TEXT NOT NULL DEFAULT ''
+    owner TEXT NOT NULL DEFAULT '', uses INTEGER NOT NULL DEFAULT 1
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS members (
     worker TEXT PRIMARY KEY, public_key BLOB NOT NULL, name TEXT NOT NULL, trusted INTEGER NOT NULL,
@@ -43,8 +44,15 @@ CREATE TABLE IF NOT EXISTS members (
     came_from TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
 """
-_ADDED = (("invites", "owner"), ("members", "owner"), ("members", "invite"), ("members", "came_from"))
-"""Columns that files of older releases lack."""
+_TEXT, _ONCE = "TEXT NOT NULL DEFAULT ''", "INTEGER NOT NULL DEFAULT 1"
+_ADDED = (
+    ("invites", "owner", _TEXT),
+    ("invites", "uses", _ONCE),
+    ("members", "owner", _TEXT),
+    ("members", "invite", _TEXT),
+    ("members", "came_from", _TEXT),
+)
+"""Columns that files of older releases lack: of what is in those nobody has one, and each invite is for one key."""
 _SELECT = "SELECT worker, public_key, name, trusted, enrolled_at_s, owner, invite FROM members "
 """In the order of `_member_of`."""
 
@@ -99,8 +107,8 @@ class Registry:
         with telling(path, "open"):
             connection = connect(path)
             connection.executescript(_SCHEMA)
-            for table, column in _ADDED:
-                _add_column(connection, table, column)
+            for table, column, declared in _ADDED:
+                _add_column(connection, table, column, declared)
         return cls(connection, path)
 
     @classmethod
@@ -112,12 +120,14 @@ class Registry:
         connection.executescript(_SCHEMA)
         return cls(connection, Path(":memory:"), lambda: f"simulated-invite-{next(numbers):06d}")
 
-    def create_invite(self, *, trusted: bool, expires_at_s: float, owner: str = "") -> str:
-        """A new single-use invite, for a machine of `owner`."""
+    def create_invite(self, *, trusted: bool, expires_at_s: float, owner: str = "", uses: int = 1) -> str:
+        """A new invite, for `uses` machines of `owner`."""
         invite = self._draw()
         with self._write() as connection:
-            row = (_digest(invite), int(trusted), expires_at_s, owner)
-            connection.execute("INSERT INTO invites (digest, trusted, expires_at_s, owner) VALUES (?, ?, ?, ?)", row)
+            row = (_digest(invite), int(trusted), expires_at_s, owner, uses)
+            connection.execute(
+                "INSERT INTO invites (digest, trusted, expires_at_s, owner, uses) VALUES (?, ?, ?, ?, ?)", row
+            )
         return invite
 
     def redeem(self, invite: str, public_key: bytes, name: str, now_s: float, quota: RangeQuota = ANYWHERE) -> Member:
@@ -125,19 +135,25 @@ class Registry:
         worker = worker_id_of(public_key)
         with self._write() as connection:
             row = connection.execute(
-                "SELECT trusted, expires_at_s, redeemed_by, owner FROM invites WHERE digest = ?", (_digest(invite),)
+                "SELECT trusted, expires_at_s, redeemed_by, owner, uses FROM invites WHERE digest = ?",
+                (_digest(invite),),
             ).fetchone()
             if row is None:
                 raise Unauthenticated(
                     "this invite is not one of this run's; ask the operator for a new join link",
                     cause=Cause.INVITE_UNKNOWN,
                 )
-            trusted, expires_at_s, redeemed_by, owner = row
-            if redeemed_by == worker:
+            trusted, expires_at_s, redeemed_by, owner, uses = row
+            if redeemed_by == worker or (uses > 1 and _is_member(connection, worker)):
                 return self._member(worker)
             if redeemed_by is not None:
                 raise Refused(
                     "this invite was used by another key; each join link is for one machine, ask for another",
+                    cause=Cause.INVITE_USED,
+                )
+            if uses > 1 and _redeemed(connection, invite) >= uses:
+                raise Refused(
+                    f"this invite was for {uses} machines, and so many came with it; ask the operator for another",
                     cause=Cause.INVITE_USED,
                 )
             if now_s > expires_at_s:
@@ -145,7 +161,8 @@ class Registry:
                     "this invite has expired; ask the operator for a new join link", cause=Cause.INVITE_EXPIRED
                 )
             _check_quota(connection, worker, quota)
-            connection.execute("UPDATE invites SET redeemed_by = ? WHERE digest = ?", (worker, _digest(invite)))
+            if uses == 1:
+                connection.execute("UPDATE invites SET redeemed_by = ? WHERE digest = ?", (worker, _digest(invite)))
             member = (
                 worker,
                 public_key,
@@ -213,13 +230,21 @@ def _check_quota(connection: sqlite3.Connection, worker: WorkerId, quota: RangeQ
     (count,) = connection.execute(
         "SELECT count(*) FROM members WHERE came_from = ? AND worker != ?", (quota.range, worker)
     ).fetchone()
-    known = connection.execute("SELECT 1 FROM members WHERE worker = ?", (worker,)).fetchone()
-    if known is None and count >= quota.most:
+    if count >= quota.most and not _is_member(connection, worker):
         raise Refused(
             f"this run takes {quota.most} machines from one range of addresses, and so many came from yours "
             f"({quota.range}); ask the operator to raise `most_per_range`",
             cause=Cause.TOO_MANY,
         )
+
+
+def _is_member(connection: sqlite3.Connection, worker: WorkerId) -> bool:
+    return connection.execute("SELECT 1 FROM members WHERE worker = ?", (worker,)).fetchone() is not None
+
+
+def _redeemed(connection: sqlite3.Connection, invite: str) -> int:
+    (count,) = connection.execute("SELECT count(*) FROM members WHERE invite = ?", (invite_id(invite),)).fetchone()
+    return int(count)
 
 
 def invite_id(invite: str) -> str:
@@ -231,10 +256,10 @@ def _digest(invite: str) -> bytes:
     return hashlib.sha256(invite.encode()).digest()
 
 
-def _add_column(connection: sqlite3.Connection, table: str, column: str) -> None:
-    """Of a file from before there was such a thing: nobody in it has one."""
+def _add_column(connection: sqlite3.Connection, table: str, column: str, declared: str) -> None:
+    """To a file from before there was such a thing."""
     if column not in {name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")}:
-        connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} TEXT NOT NULL DEFAULT ''")
+        connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {declared}")
 
 
 def _member_of(row: tuple[str, bytes, str, int, float, str, str]) -> Member:

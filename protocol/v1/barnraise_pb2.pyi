@@ -340,16 +340,18 @@ class DownloadRequest(_message.Message):
     def __init__(self, block_digest: _Optional[bytes] = ..., lease_data: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class CreateInviteRequest(_message.Message):
-    __slots__ = ("trusted", "expires_in_s", "count", "owner")
+    __slots__ = ("trusted", "expires_in_s", "count", "owner", "uses")
     TRUSTED_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_IN_S_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
+    USES_FIELD_NUMBER: _ClassVar[int]
     trusted: bool
     expires_in_s: float
     count: int
     owner: str
-    def __init__(self, trusted: _Optional[bool] = ..., expires_in_s: _Optional[float] = ..., count: _Optional[int] = ..., owner: _Optional[str] = ...) -> None: ...
+    uses: int
+    def __init__(self, trusted: _Optional[bool] = ..., expires_in_s: _Optional[float] = ..., count: _Optional[int] = ..., owner: _Optional[str] = ..., uses: _Optional[int] = ...) -> None: ...
 
 class CreateInviteReply(_message.Message):
     __slots__ = ("join_links",)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 
 from coordinator.engine.commands import AggregateRound, FindHarmful
+from coordinator.engine.config import AuditConfig
 from coordinator.engine.events import HarmfulFound, VersionComparison
 from coordinator.run.beginning import check_vouching
 from coordinator.run.folder import RunFolder
@@ -128,6 +130,12 @@ def test_an_open_run_begins_only_with_somebody_to_vouch_for_strangers() -> None:
     open_run = small_config(open_run=True)
     with pytest.raises(ConfigError, match="--accept-unaudited"):
         check_vouching(open_run, founders=0, accept_unaudited=False)
+    replayed = replace(open_run, audits=AuditConfig(budget=1.0))
+    by_founders = replace(open_run, audits=AuditConfig(budget=1.0, by_coordinator=False))
+    check_vouching(replayed, founders=0, accept_unaudited=False)
+    with pytest.raises(ConfigError, match=r"audits\.by_coordinator"):
+        check_vouching(by_founders, founders=0, accept_unaudited=False)
+    check_vouching(by_founders, founders=1, accept_unaudited=False)
     check_vouching(open_run, founders=1, accept_unaudited=False)
     check_vouching(open_run, founders=0, accept_unaudited=True)
     check_vouching(small_config(), founders=0, accept_unaudited=False)

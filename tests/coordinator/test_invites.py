@@ -1,19 +1,21 @@
-"""Invites: single use, bound to the first key, and only their hash on disk."""
+"""Invites: bound to the first key, or to as many as they are for, and only their hash on disk."""
 
 from __future__ import annotations
 
 import sqlite3
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from coordinator.run.inviting import InviteTerms
 from coordinator.store.registry import Registry
-from protocol.errors import Refused, StorageTrouble, Unauthenticated
+from protocol.errors import MalformedMessage, Refused, StorageTrouble, Unauthenticated
 from protocol.identity import PrivateIdentity
 from protocol.ids import worker_id_of
 
-ANNA, BEN = PrivateIdentity.generate().public_key, PrivateIdentity.generate().public_key
+ANNA, BEN, CARO = (PrivateIdentity.generate().public_key for _ in range(3))
 
 
 @pytest.fixture
@@ -30,6 +32,33 @@ def test_the_same_key_gets_the_same_answer_and_another_none(registry: Registry) 
         registry.redeem(invite, BEN, "ben", now_s=2.0)
     assert registry.find(BEN) is None
     assert registry.find(ANNA) == member
+
+
+def test_a_link_for_two_machines_lets_in_two_keys(registry: Registry) -> None:
+    invite = registry.create_invite(trusted=False, expires_at_s=100.0, uses=2)
+    members = [registry.redeem(invite, key, "one", now_s=1.0) for key in (ANNA, BEN)]
+    assert len({member.worker for member in members}) == 2
+    assert len({member.invite for member in members}) == 1
+    assert registry.redeem(invite, ANNA, "again", now_s=1e9) == members[0]
+    with pytest.raises(Refused, match="for 2 machines"):
+        registry.redeem(invite, CARO, "caro", now_s=2.0)
+    assert registry.find(CARO) is None
+
+
+def test_a_link_for_many_expires_as_others_do(registry: Registry) -> None:
+    invite = registry.create_invite(trusted=False, expires_at_s=100.0, uses=9)
+    with pytest.raises(Refused, match="expired"):
+        registry.redeem(invite, ANNA, "anna", now_s=101.0)
+
+
+def test_founders_have_a_link_each() -> None:
+    terms: dict[str, Any] = {"count": 1, "life_s": 0.0, "owner": ""}
+    assert InviteTerms.checked(**terms, trusted=False, uses=50).uses == 50
+    assert InviteTerms.checked(**terms, trusted=True, uses=0).uses == 1
+    with pytest.raises(MalformedMessage, match="one machine"):
+        InviteTerms.checked(**terms, trusted=True, uses=2)
+    with pytest.raises(MalformedMessage, match="at most"):
+        InviteTerms.checked(**terms, trusted=False, uses=10_001)
 
 
 def test_expired_and_unknown_invites(registry: Registry) -> None:

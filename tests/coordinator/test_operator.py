@@ -63,6 +63,17 @@ async def test_an_invite_says_whose_machine_it_is_for(
     assert "(maria's)" in capsys.readouterr().out
 
 
+async def test_one_link_lets_in_as_many_as_it_is_for(
+    run: RunFolder, server: CoordinatorServer, join: Callable[..., Any]
+) -> None:
+    (link,), served = await asyncio.to_thread(create_invites, run, InviteTerms(uses=2))
+    assert served
+    for _ in range(2):
+        await join(link=link)
+    with pytest.raises(grpc.RpcError, match="for 2 machines"):
+        await join(link=link)
+
+
 async def test_an_owner_that_could_steer_a_terminal_is_refused(run: RunFolder, server: CoordinatorServer) -> None:
     async with OperatorClient(run) as operator:
         for owner in ("\x1b[2J", "m" * 1000):

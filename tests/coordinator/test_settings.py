@@ -174,6 +174,22 @@ def test_a_checkpoint_is_gone_on_with_gently_unless_told_otherwise() -> None:
     assert RunSettings(preset="tiny").as_begun() == RunSettings(preset="tiny")
 
 
+@pytest.mark.parametrize(
+    ("engine", "audits"),
+    [
+        ({}, None),
+        ({"open_run": False}, None),
+        ({"open_run": True}, {"budget": 1.0}),
+        ({"open_run": True, "audits": {"first": 3}}, {"budget": 1.0, "first": 3}),
+        ({"open_run": True, "audits": {"budget": 0.0}}, {"budget": 0.0}),
+    ],
+)
+def test_an_open_run_begins_with_audits_where_it_is_told_nothing_else(
+    engine: dict[str, Any], audits: dict[str, Any] | None
+) -> None:
+    assert RunSettings(preset="tiny", engine=engine).as_begun().engine.get("audits") == audits
+
+
 def test_a_run_whose_absent_experts_need_top_k_leases_no_fewer_columns(tmp_path: Path) -> None:
     """A spare for one lost column would otherwise be a lease that no worker can take."""
     (text := tmp_path / "text").mkdir()

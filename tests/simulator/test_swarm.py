@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from coordinator.engine.config import InnerRecipe
+from coordinator.store.audit_log import AuditLog
 from simulator.processes.churn import byzantine_workers, churn_schedule
 from simulator.processes.live import PlainDisplay
 from simulator.processes.options import SimulationOptions
@@ -30,6 +31,7 @@ def little_swarm(out: Path, corpus: Path) -> SimulationOptions:
         sequence_length=32, lone=True,
         inner=InnerRecipe(inner_steps=4, batch_sequences=4, learning_rate=4e-3, muon_learning_rate=0.02),
         heldout_sequences=16, heartbeat_interval_s=0.5, time_limit_s=120.0,
+        engine={"audits": {"budget": 8.0}},
     )  # fmt: skip
 
 
@@ -39,6 +41,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Si
     with (out.parent / "console.txt").open("w") as file, PlainDisplay(Console(file=file, width=200)) as display:
         report = run_simulation(little_swarm(out, corpus), display)
     return report, out, (out.parent / "console.txt").read_text()
+
+
+def test_the_coordinator_computes_leases_again_and_comes_to_what_was_sent(
+    finished: tuple[SimulationReport, Path, str],
+) -> None:
+    _, out, _ = finished
+    log = AuditLog.read_only(out / "work" / "run" / "audit.sqlite")
+    lines = log.latest(most=100, stage="audit")
+    log.close()
+    assert {(line.judge, line.verdict) for line in lines} == {("coordinator", "passed")}
+    assert len({line.lease for line in lines}) >= 2
+    assert max(line.figure or 0.0 for line in lines) < 1e-3
 
 
 def test_the_seed_makes_one_honest_worker_drop_out() -> None:

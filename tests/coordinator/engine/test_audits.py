@@ -28,7 +28,7 @@ from coordinator.engine.rows import WorkerRecord
 from coordinator.engine.trust import Trust
 from coordinator.run.needed import needed_by
 from protocol.errors import ConfigError, IllegalEvent
-from protocol.ids import LeaseId, WorkerId
+from protocol.ids import LeaseId, RoundNumber, WorkerId
 from protocol.lease import Lease
 
 
@@ -243,6 +243,11 @@ def test_one_auditor_alone_decides_nothing_but_the_submissions_fate(audited_swar
     assert "barnraise coordinator ban a" in note
     s.aggregated()
     assert s.round == 2
+    s.engine.state.accusations += tuple(
+        dataclasses.replace(case, lease_id=LeaseId(f"r{n}.1"), round=RoundNumber(n)) for n in (2, 3)
+    )
+    (note,) = audit_notes(s.engine.state)
+    assert note.startswith("round 3: a's r3.1, and 2 of its leases before that, could not be reproduced")
 
 
 def test_a_second_opinion_comes_from_a_trusted_worker_that_does_not_know(audited_swarm, pick):

@@ -36,6 +36,17 @@ def rounds(s: Any, *crews: str) -> None:
         s.ask(*sorted(s.engine.state.workers))
 
 
+def play(s: Any, crew: str) -> None:
+    """All of a round but its outer step."""
+    s.ask(*crew)
+    s.after(5)
+    for name in crew:
+        s.submit(name)
+    for name in sorted(set("abx") - set(crew)):
+        if s.engine.state.open_lease_of(name) is not None:
+            s.give_back(name)
+
+
 def order(s: Any, name: str) -> Any:
     return s.handle(ev.RollbackOrdered(at_s=s.now_s, worker=WorkerId(name), by="operator", why=""))
 
@@ -101,6 +112,25 @@ def test_the_steps_since_the_liar_are_taken_again_without_it(swarm):
     assert (state.rollbacks[-1].version, state.rollbacks[-1].from_version) == (5, 0)
     with pytest.raises(IllegalEvent, match="nothing of x"):
         order(s, "x")
+
+
+def test_the_next_version_is_compared_with_the_rebuilt_one_alone(swarm):
+    s = swarm(**KEPT)
+    s.join("a", "b", "x")
+    play(s, "abx")
+    s.aggregated(gain=1.0)  # with the liar's help the best of all
+    play(s, "abx")
+    s.aggregated(gain=-0.001)
+    assert len(s.engine.state.standings) == 2
+    order(s, "x")
+    play(s, "abx")
+    s.aggregated(gain=-0.001)
+    s.rebuilt()
+    assert s.engine.state.standings == ()
+    play(s, "ab")
+    assert [one.version for one in s.waiting_for(AggregateRound).compared_with] == [4]
+    s.aggregated(gain=-0.001)
+    assert [one.version for one in s.engine.state.standings] == [4, 5]
 
 
 def test_leases_on_abandoned_versions_expire(swarm):

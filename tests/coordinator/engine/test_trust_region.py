@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from coordinator.engine import events as ev
-from coordinator.engine.commands import AggregateRound, AnnounceVerdict, FindHarmful, Remedy
+from coordinator.engine.commands import AggregateRound, AnnounceVerdict, DropPayload, FindHarmful, Remedy, ReplayLease
 from coordinator.engine.config import AuditConfig, TrustRegionConfig, check_config
+from coordinator.engine.explain import cautions
 from coordinator.engine.phases import Phase
 from coordinator.engine.reasons import told
 from coordinator.engine.rows import AuditResult
@@ -18,6 +19,11 @@ from protocol.ids import LeaseId, RoundNumber, Version, WorkerId
 
 CONTENT = ev.CommandTrouble.CONTENT
 NAMES = ("a", "b", "c", "d")
+
+
+def never_by_chance(budget: float) -> AuditConfig:
+    """Of trusted workers' leases none is drawn."""
+    return AuditConfig(budget=budget, least_probability=0.0)
 
 
 def aggregating(swarm, names=NAMES, trusted=(), **changes):
@@ -186,12 +192,30 @@ def test_after_three_such_rounds_nobody_is_looked_for_and_it_is_told(swarm, pick
     assert s.engine.state.withheld_in_row == 0, "a round that is published whole ends it"
 
 
-def test_who_is_left_out_is_to_be_audited_where_there_are_audits(swarm):
-    s = aggregating(swarm, names=("a", "b", "c", "d"), trusted=NAMES, audits=AuditConfig(budget=1.0))
+def test_who_is_left_out_is_audited_on_the_bytes_that_it_sent(swarm, pick):
+    s = aggregating(swarm, names=("a", "b", "c", "d"), trusted=NAMES, audits=never_by_chance(1.0))
     s.aggregated(gain=-1.0)
     s.harm_found("r1.2")
-    assert s.record("r1.2").audit_due
-    assert not s.record("r1.1").audit_due
+    assert [record.audit_due for record in map(s.record, ("r1.1", "r1.2"))] == [False, True]
+    s.aggregated()
+    replay = s.waiting_for(ReplayLease)
+    assert replay.lease.lease_id == "r1.2"
+    assert replay.digest not in {one.digest for one in pick(DropPayload, s.log)}
+    facts = {"command_id": replay.command_id, "lease_id": replay.lease.lease_id, "auditor": None}
+    s.handle(ev.LeaseReplayed(at_s=s.now_s, trunk=0.5, columns=0.5, **facts))
+    s.ask(*NAMES)
+    assert [one.lease_id for one in s.engine.state.accusations] == ["r1.2"]
+
+
+def test_who_is_left_out_is_audited_once_and_only_where_the_budget_reaches(swarm):
+    s = aggregating(swarm, names=("a", "b", "c", "d"), trusted=NAMES, audits=never_by_chance(0.5))
+    answered = AuditResult(auditor="", trunk=0.0, columns=0.0, passed=True)
+    s.engine.state.update_lease(LeaseId("r1.1"), audits=(answered,))
+    s.aggregated(gain=-1.0)
+    s.harm_found("r1.1", "r1.2")
+    due = {number: s.record(f"r1.{number}") for number in range(1, 5)}
+    assert [number for number, record in due.items() if record.audit_due] == [2]
+    assert not due[2].audit_unpaid
 
 
 def test_a_search_that_fails_as_often_finds_nobody(swarm):
@@ -273,6 +297,22 @@ def test_beside_somebody_trusted_two_people_are_too_few_for_a_strangers_word(swa
     assert s.record("r1.2").counted_in == 1
     three = aggregating(swarm, names=("a", "b", "c"), trusted=("a",))
     assert len(three.waiting_for(AggregateRound).contributions) == 3
+
+
+@pytest.mark.parametrize(
+    ("audits", "told"),
+    [
+        (AuditConfig(), True),
+        (AuditConfig(budget=1.0), False),
+        (AuditConfig(budget=1.0, by_coordinator=False), True),
+    ],
+)
+def test_an_open_run_that_nobody_vouches_in_says_so_until_a_founder_is_there(swarm, audits, told):
+    s = swarm(open_run=True, audits=audits)
+    s.enrol("a")
+    assert any("nobody vouches" in one for one in cautions(s.engine.state)) is told
+    s.enrol("f", trusted=True)
+    assert cautions(s.engine.state) == ()
 
 
 @pytest.mark.parametrize("changes", [{"open_run": True}, {"audits": AuditConfig(budget=1.0)}])
