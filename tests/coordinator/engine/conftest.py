@@ -320,10 +320,10 @@ class Swarm(EngineLoop):
         assert lease.audits is not None
         return self._audited(f"compare:{lease.lease_id}", lease.audits, WorkerId(auditor), distance, error)
 
-    def answer_audits(self) -> None:
-        """All of the coordinator's own audits that are pending find the same."""
+    def answer_audits(self, error: str = "") -> None:
+        """All of the coordinator's own audits that are pending find the same, or fail with `error`."""
         for command in [one for one in self.engine.pending if isinstance(one, ReplayLease)]:
-            self.answer(command)
+            self.answer(command, error=error)
 
     def answer(
         self, command: ReplayLease | CompareSubmissions, distance: float = 0.0, error: str = ""

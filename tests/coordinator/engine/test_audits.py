@@ -77,6 +77,12 @@ def weights(s) -> dict[str, float]:
     return {lease_id: weight / max(found.values()) for lease_id, weight in found.items()}
 
 
+def end_round(s) -> None:
+    """Of one or two people only what was audited counts, so there may be nothing to publish."""
+    if any(isinstance(command, AggregateRound) for command in s.engine.pending):
+        s.aggregated()
+
+
 def replays(s) -> list[str]:
     return [command.lease.lease_id for command in s.engine.pending if isinstance(command, ReplayLease)]
 
@@ -123,12 +129,13 @@ def test_without_a_budget_nobody_is_audited(audited_swarm):
 
 
 def test_the_round_waits_for_audits_until_its_deadline_and_no_longer(audited_swarm):
-    s = audited_swarm("a", "b", round_deadline_s=60.0)
-    s.submit("a", "b")
-    s.beat("a", "b")
+    s = audited_swarm("a", "b", "c", round_deadline_s=60.0)
+    s.submit("a", "b", "c")
+    s.beat("a", "b", "c")
     s.audited("r1.1")
+    s.audited("r1.3")
     s.after(70)
-    assert weights(s) == {"r1.1": 1.0, "r1.2": 0.5}, "what hangs on an audit that has not come is capped"
+    assert weights(s) == {"r1.1": 1.0, "r1.2": 0.5, "r1.3": 1.0}, "what hangs on an audit that has not come is capped"
     assert replays(s) == ["r1.2"], "it is still to come"
 
 
@@ -168,7 +175,7 @@ def test_a_budget_below_one_lease_buys_one_every_few_rounds(audited_swarm):
         bought.append(len(replays(s)))
         for lease_id in replays(s):
             s.audited(lease_id)
-        s.aggregated()
+        end_round(s)
         assert s.round == number + 1
     assert set(bought) == {0, 1}
     assert 12 <= sum(bought) <= 0.4 * 60 + 1
@@ -196,7 +203,7 @@ def test_what_is_left_over_is_kept_for_one_round(audited_swarm, chance):
     for _ in range(3):
         s.ask("a")
         s.submit("a")
-        s.aggregated()
+        end_round(s)
     assert audits.credit(s.engine.state) == 8.0
 
 
@@ -217,7 +224,7 @@ def _rounds_drawn(swarm, secret: bytes) -> list[int]:
     for _ in range(40):
         s.ask("a")
         s.submit("a")
-        s.aggregated()
+        end_round(s)
     return [command.lease.round for command in s.log if isinstance(command, ReplayLease)]
 
 

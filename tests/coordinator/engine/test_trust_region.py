@@ -320,6 +320,7 @@ def test_whose_word_nobody_vouches_for_moves_nothing(swarm, changes):
     s = swarm(**changes)
     s.join("a", "b")
     s.at(10).submit("a", "b")
+    s.answer_audits(error="no machine for it")
     (row,) = s.engine.state.history
     assert row.version is None
     assert row.close_reason.startswith("fewer than three independent people")
@@ -327,12 +328,11 @@ def test_whose_word_nobody_vouches_for_moves_nothing(swarm, changes):
 
 
 def test_an_audited_submission_counts_on_thin_blocks(swarm):
-    s = swarm(audits=AuditConfig(budget=1.0))
+    s = swarm(audits=AuditConfig(budget=9.0))
     s.join("a", "b")
-    s.at(10).submit("a")
-    audit = AuditResult(auditor="", trunk=0.0, columns=0.0, passed=True)
-    s.engine.state.update_lease(LeaseId("r1.1"), audits=(audit,))
-    s.submit("b")
+    s.at(10).submit("a", "b")
+    s.audited("r1.1")
+    s.answer_audits(error="no machine for it")
     (one,) = s.waiting_for(AggregateRound).contributions
     assert one.lease_id == "r1.1"
     assert s.engine.state.workers[WorkerId("b")].rejected == {}
