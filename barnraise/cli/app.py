@@ -8,7 +8,19 @@ from __future__ import annotations
 import typer
 
 import barnraise.cli.coordinator as coordinator_commands
-from barnraise.cli import audit_log, data, evaluate, model, pretrain, settings, simulate, standings, status, worker
+from barnraise.cli import (
+    audit_log,
+    calibrate,
+    data,
+    evaluate,
+    model,
+    pretrain,
+    settings,
+    simulate,
+    standings,
+    status,
+    worker,
+)
 from barnraise.cli.endings import (
     EXIT_CORRECTABLE,
     EXIT_DONE,
@@ -35,6 +47,7 @@ coordinator_commands.app.command("ban")(standings.ban)
 coordinator_commands.app.command("unban")(standings.unban)
 coordinator_commands.app.command("pardon")(standings.pardon)
 coordinator_commands.app.command("rollback")(standings.rollback)
+coordinator_commands.app.command("calibrate")(calibrate.calibrate)
 coordinator_commands.app.command("audit-log")(audit_log.audit_log)
 app.add_typer(coordinator_commands.app, name="coordinator", rich_help_panel="Operator")
 app.command("status", rich_help_panel="Operator")(status.status)
