@@ -14,7 +14,7 @@ from barnraise.cli.app import run as barnraise
 from coordinator.run.changing import setting_rows
 from coordinator.run.folder import RunFolder
 
-OPTIONS = ("--rounds", "9", "--sequence-length", "16", "--inner-steps", "5", "--batch", "3", "--codec", "fp32")
+OPTIONS = ("--rounds", "9", "--sequence-length", "16", "--inner-steps", "2", "--batch", "3", "--codec", "fp32")
 Answer = Callable[..., tuple[int, str]]
 
 
@@ -44,7 +44,7 @@ def tolerance_of(folder: Path) -> Any:
 
 def test_it_says_which_tolerance_follows_and_sets_it(run_folder: Path, answer: Answer) -> None:
     before = tolerance_of(run_folder)
-    code, told = answer("coordinator", "calibrate", run_folder, "--leases", "2", "--json")
+    code, told = answer("coordinator", "calibrate", run_folder, "--leases", "1", "--json")
     found = json.loads(told)
     assert (code, found["set"], tolerance_of(run_folder)) == (0, None, before), "asked only"
     honest = {one["what"]: one for one in found["honest"]}
@@ -56,7 +56,7 @@ def test_it_says_which_tolerance_follows_and_sets_it(run_folder: Path, answer: A
     assert not bf16["counts"]
     assert found["tolerance"] == tolerance_for(found["farthest_honest"], found["nearest_lie"])
 
-    code, told = answer("coordinator", "calibrate", run_folder, "--leases", "2", "--set", "--json")
+    code, told = answer("coordinator", "calibrate", run_folder, "--leases", "1", "--set", "--json")
     again = json.loads(told)
     assert (code, again["tolerance"]) == (0, found["tolerance"]), "the same leases, so the same answer"
     assert again["set"]["value"] == found["tolerance"] == tolerance_of(run_folder)
@@ -64,7 +64,7 @@ def test_it_says_which_tolerance_follows_and_sets_it(run_folder: Path, answer: A
 
 
 def test_it_shows_people_both_margins_and_the_command(run_folder: Path, answer: Answer) -> None:
-    code, told = answer("coordinator", "calibrate", run_folder, "--leases", "1", "--steps", "3")
+    code, told = answer("coordinator", "calibrate", run_folder, "--leases", "1", "--steps", "1")
     assert code == 0
     assert "learning rate 2 % higher" in told
     assert f"barnraise coordinator set {run_folder} audits.tolerance" in told
