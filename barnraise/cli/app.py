@@ -10,6 +10,7 @@ import typer
 import barnraise.cli.coordinator as coordinator_commands
 from barnraise.cli import (
     audit_log,
+    calibrate,
     data,
     evaluate,
     invites,
@@ -48,6 +49,7 @@ coordinator_commands.app.command("ban")(standings.ban)
 coordinator_commands.app.command("unban")(standings.unban)
 coordinator_commands.app.command("pardon")(standings.pardon)
 coordinator_commands.app.command("rollback")(standings.rollback)
+coordinator_commands.app.command("calibrate")(calibrate.calibrate)
 coordinator_commands.app.command("audit-log")(audit_log.audit_log)
 app.add_typer(coordinator_commands.app, name="coordinator", rich_help_panel="Operator")
 app.command("status", rich_help_panel="Operator")(status.status)

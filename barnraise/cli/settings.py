@@ -8,13 +8,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from barnraise.cli.coordinator import RunArgument
 from barnraise.cli.options import Json
 from barnraise.cli.output import print_json
+
+if TYPE_CHECKING:
+    from coordinator.run.changing import Change
 
 
 def set_setting(
@@ -30,6 +34,13 @@ def set_setting(
     change, served = change_setting(RunFolder.open(folder), key, value)
     if as_json:
         print_json({**dataclasses.asdict(change), "served": served})
+    say_changed(folder, change, served=served, quiet=as_json)
+
+
+def say_changed(folder: Path, change: Change, *, served: bool, quiet: bool) -> None:
+    """What a change of a setting came to; `quiet`: only what standard error is for."""
+    if quiet:
+        pass
     elif change.value == change.before:
         print(f"{change.key} is {shown(change.value)} already")
     else:
