@@ -17,6 +17,7 @@ from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.reasons import Case, accepted
 from coordinator.engine.rows import LeaseRecord, WorkerRecord
 from coordinator.engine.state import EngineState
+from coordinator.engine.trust import may_audit as is_fit_to_audit
 from coordinator.engine.turn import Turn
 from protocol.ids import LeaseId
 
@@ -26,6 +27,8 @@ def grant(turn: Turn, *, overdue: bool) -> None:
     state = turn.state
     if not state.index.open_audits or not state.index.idle:
         return
+    if not any(is_fit_to_audit(worker) for worker in ready_workers(state)):
+        return  # as nearly always: only then is it worth asking for each audit who could take it
     for record in audits.open_audits(state):
         if audits.is_in_hand(state, record) or (overdue and not audits.is_overdue(state, record)):
             continue
