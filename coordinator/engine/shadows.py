@@ -3,7 +3,8 @@
 Decides which trusted worker is given which audit, and when. Holds always: a shadow lease says what the audited one says
 (base, columns, data, seed, steps, recipe), so what is computed from it is the same; it takes no seat in a round, is
 waited for as an audit alone, counts nowhere, and its being lost costs nobody anything. A worker that is idle takes one
-whenever there is none of its own to be had; one that has waited for `audits.wait_s` goes before leases of its own.
+whenever there is none of its own to be had; one that has waited for `audits.wait_s` goes before leases of its own, and
+one whose lease somebody could not reproduce at once: kept for `keep_rounds` alone, it would be left in doubt.
 """
 
 from __future__ import annotations

@@ -25,6 +25,14 @@ def test_two_auditors_ban_sleepers_and_nobody_else() -> None:
     assert not any(one.banned or one.refused for one in workers if not one.sleeper)
 
 
+def test_whom_one_auditor_contradicted_another_hears_though_it_is_never_idle() -> None:
+    """This swarm's founder ended its own leases last in each round, and was asked for nothing for forty rounds."""
+    swarm = StubbedSwarm(seed=11, rounds=40, sleepers=4, lie="lie", distances={"honest": (0.0,), "lie": (0.5,)})
+    sleepers = [one for one in watch(swarm) if one.sleeper]
+    assert any(one.found for one in sleepers)
+    assert all(one.banned for one in sleepers if 0 < one.found < 37)
+
+
 def test_what_the_coordinator_alone_contradicts_weighs_nothing_from_then_on() -> None:
     """Not even what it computes as it should, in between."""
     sleepers = [one for one in played(founders=0, share=0.5) if one.sleeper]
