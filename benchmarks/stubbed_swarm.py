@@ -6,14 +6,22 @@ Decides when each worker asks, finishes, vanishes and lies, from the swarm's see
 
 from __future__ import annotations
 
-import inspect
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
 
-from coordinator.engine.commands import CancelLease, Command, GrantLease, MeasureSubmission, SlowCommand
+from coordinator.engine.commands import (
+    AggregateRound,
+    CancelLease,
+    Command,
+    CompareSubmissions,
+    GrantLease,
+    MeasureSubmission,
+    ReplayLease,
+    SlowCommand,
+)
 from coordinator.engine.config import AuditConfig, EngineConfig, InnerRecipe
 from coordinator.engine.engine import Engine
 from coordinator.engine.events import (
@@ -25,8 +33,8 @@ from coordinator.engine.events import (
     WorkerSeen,
 )
 from coordinator.engine.lease import GrantedLease
+from coordinator.engine.pacing import norm_scale
 from coordinator.engine.presence import silence_limit_s
-from coordinator.engine.trust import trust_of
 from coordinator.engine.version import ENGINE_VERSION
 from protocol.errors import IllegalEvent
 from protocol.ids import LeaseId, RunId, WorkerId, digest_of
@@ -35,16 +43,6 @@ from simulator.seeds import derived_seed, derived_stream
 from simulator.virtual.canned import canned_result
 from simulator.virtual.engine_loop import Agenda, EngineLoop
 
-DISTANCES: Final[Mapping[str, Sequence[float]]] = {
-    "honest": (0.0, 0.0, 8e-7, 8e-7, 0.0017),
-    "learning rate +2 %": (0.041,),
-    "natural trigger": (0.115,),
-    "half of the steps": (0.23,),
-    "backdoor": (0.40,),
-    "sparse": (0.62,),
-    "inside the noise": (0.65,),
-}
-"""Relative L2 of what was sent from an honest replay: same settings, other threads, through bf16; then each lie."""
 SLEPT, WATCHED = 10, 60
 """Rounds of honesty, and rounds from the first lie on in which it is to be found."""
 STEP_S = 1.0
@@ -62,11 +60,19 @@ class StubbedWorker:
     share: float = 1.0
     """Of its rounds after it woke up."""
     trusted: bool = False
+    max_columns: int = 0
     away: bool = False
     lease_id: LeaseId | None = None
-    unfound: float = 1.0
-    """Probability that nobody has found it by now."""
-    found: bool = False
+    audited: int = 0
+    """Leases of its, of those rounds in which sleepers are awake, of which an auditor has spoken."""
+    done: int = 0
+    """Leases of its that were judged in those rounds."""
+    found: int = 0
+    """Round of the first lie that an auditor told; 0: none."""
+    banned: int = 0
+    """Round in which the engine banned it; 0: never."""
+    weighed_after: int = 0
+    """Submissions that weighed something in a round that was aggregated after it was found."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,15 +82,20 @@ class StubbedSwarm:
     seed: int
     rounds: int
     workers: int = 16
-    founders: int = 2
-    """Trusted ones among them, honest."""
+    founders: int = 1
+    """Trusted ones among them, honest: auditors besides the coordinator."""
+    budget: float = 16.0
+    """Leases' work that audits may take a round."""
     sleepers: int = 0
     lie: str = ""
     share: float = 1.0
     dropout: float = 0.0
     fastest: float = 1.0
     """Times as fast as the slowest."""
-    distances: Mapping[str, Sequence[float]] = field(default_factory=lambda: DISTANCES)
+    mixed_cuts: bool = False
+    """Some hold half of the columns, some two, and the others all."""
+    distances: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """What an auditor finds of honest leases (`honest`), and of each lie."""
 
 
 class AuditedLoop(EngineLoop):
@@ -93,6 +104,7 @@ class AuditedLoop(EngineLoop):
     def __init__(self, swarm: StubbedSwarm) -> None:
         self._swarm = swarm
         self._leases: dict[LeaseId, GrantedLease] = {}
+        self._audited: set[LeaseId] = set()
         self.workers = {one.worker: one for one in _workers(swarm)}
         created = RunCreated(
             at_s=0.0, engine_version=ENGINE_VERSION, config=_config(swarm), base_manifest=digest_of(b"v0")
@@ -109,7 +121,7 @@ class AuditedLoop(EngineLoop):
                     worker=one.worker,
                     name=str(number),
                     trusted=one.trusted,
-                    max_columns=0,
+                    max_columns=one.max_columns,
                     tokens_per_s=1.0 / one.step_s,
                 )
             )
@@ -137,24 +149,46 @@ class AuditedLoop(EngineLoop):
     def _finish(self, command: SlowCommand) -> None:
         if not self.engine.is_pending(command.command_id):
             return
-        if isinstance(command, MeasureSubmission):
-            self._expect(command.lease)
-        self.apply(canned_result(command, self.now_s, **_sees_distances(self._distance)))
+        scale = 1.0
+        match command:
+            case MeasureSubmission(lease=lease):
+                scale = self._length(lease)
+                self.workers[lease.worker].done += lease.round > SLEPT
+            case AggregateRound():
+                self._weigh(command)
+        self.apply(canned_result(command, self.now_s, norm_l2=lambda: scale, distance=self._distance))
+        if isinstance(command, ReplayLease | CompareSubmissions):
+            self._note_ban(self.workers[command.lease.worker])
 
-    def _expect(self, lease: GrantedLease) -> None:
-        """A submission is about to be judged: with which probability will its lease be audited?"""
-        one, record = self.workers[lease.worker], self.engine.state.workers[lease.worker]
-        if one.lies and lease.round > SLEPT and record.ban is None:
-            one.unfound *= 1.0 - one.share * trust_of(self.engine.state.config, record).audit_probability
+    def _length(self, lease: GrantedLease) -> float:
+        """Of what an honest worker sends: it grows with the steps."""
+        config = self.engine.state.config
+        at_rate = config.inner.learning_rate / lease.recipe.learning_rate
+        chance = derived_stream(self._swarm.seed, "norm", lease.lease_id)
+        return at_rate / norm_scale(config, lease) * math.exp(chance.gauss(0.0, 0.1))
+
+    def _weigh(self, command: AggregateRound) -> None:
+        for one in command.contributions:
+            if one.worker is not None and one.weight > 0.0:
+                worker = self.workers[one.worker]
+                worker.weighed_after += 0 < worker.found < self._leases[one.lease_id].round
+
+    def _note_ban(self, one: StubbedWorker) -> None:
+        if not one.banned and self.engine.state.workers[one.worker].ban is not None:
+            one.banned = self.engine.state.round.round
 
     def _distance(self, lease: Lease) -> float:
         """What an auditor of `lease` finds."""
         granted = self._leases[lease.lease_id]
         one, chance = self.workers[granted.worker], derived_stream(self._swarm.seed, "distance", lease.lease_id)
         kind = one.lies if self._lies(one, granted) else "honest"
-        found = chance.choice(self._swarm.distances[kind])
-        one.found |= kind != "honest" and found > self.engine.state.config.audits.tolerance
-        return found
+        distance = chance.choice(self._swarm.distances[kind])
+        if lease.lease_id not in self._audited:
+            self._audited.add(lease.lease_id)
+            one.audited += lease.round > SLEPT
+        if kind != "honest" and distance > self.engine.state.config.audits.tolerance:
+            one.found = one.found or lease.round
+        return distance
 
     def _lies(self, one: StubbedWorker, lease: Lease) -> bool:
         chance = derived_stream(self._swarm.seed, "lie", one.worker, lease.round)
@@ -217,12 +251,6 @@ class AuditedLoop(EngineLoop):
         self.agenda.after(AGAIN_S, partial(self._ask, one))
 
 
-def _sees_distances(distance: Any) -> dict[str, Any]:
-    """`canned_result` asks for distances where the engine has audits to be carried out."""
-    known = "distance" in inspect.signature(canned_result).parameters
-    return {"distance": distance} if known else {}
-
-
 def _workers(swarm: StubbedSwarm) -> list[StubbedWorker]:
     draw = random.Random(derived_seed(swarm.seed, "machines"))
     made = []
@@ -235,6 +263,7 @@ def _workers(swarm: StubbedSwarm) -> list[StubbedWorker]:
                 lies=swarm.lie if sleeps else "",
                 share=swarm.share,
                 trusted=not sleeps and number < swarm.sleepers + swarm.founders,
+                max_columns=draw.choice((0, 2, 4)) if swarm.mixed_cuts and number >= swarm.sleepers else 0,
             )
         )
     return made
@@ -243,15 +272,15 @@ def _workers(swarm: StubbedSwarm) -> list[StubbedWorker]:
 def _config(swarm: StubbedSwarm) -> EngineConfig:
     return EngineConfig(
         run_id=RunId("sleepers"),
-        columns=8,
+        columns=8 if swarm.mixed_cuts else 1,
         train_sequences=10**12,
         max_rounds=swarm.rounds,
         min_workers=1,
         gather_s=0.0,
-        heartbeat_interval_s=5.0,
+        heartbeat_interval_s=30.0 if swarm.dropout == 0.0 else 5.0,
         min_lease_s=5.0,
         validate_every=0,
         checkpoint_every=0,
-        audits=AuditConfig(budget=float(swarm.workers)),
+        audits=AuditConfig(budget=swarm.budget),
         inner=InnerRecipe(inner_steps=30, batch_sequences=16),
     )

@@ -175,6 +175,8 @@ def timers_s(state: EngineState) -> Iterator[float]:
 
 def is_overdue(state: EngineState, record: LeaseRecord) -> bool:
     """Whether a trusted worker is to take it before a lease of its own. What was not paid for takes idle time alone."""
+    if record.accusers:
+        return True  # at once: a founder that is never idle would leave it in doubt until it is kept no longer
     return not record.audit_unpaid and state.now_s >= record.audit_since_s + state.config.audits.wait_s
 
 

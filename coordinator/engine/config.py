@@ -98,7 +98,8 @@ class AuditConfig:
     """Share of its weight that a submission keeps in a closed run which was drawn and could not be audited before it
     counts. In open runs it keeps none."""
     wait_s: float = 300.0
-    """A trusted worker that is idle takes an audit at once. After so long one takes it before a lease of its own."""
+    """A trusted worker that is idle takes an audit at once. After so long one takes it before a lease of its own, and
+    at once where another auditor could not reproduce it."""
     keep_rounds: int = 3
     """Rounds after its own in which a lease may still be audited: so long are its bytes kept, and the version it began
     from."""

@@ -3,7 +3,8 @@
 Decides which trusted worker is given which audit, and when. Holds always: a shadow lease says what the audited one says
 (base, columns, data, seed, steps, recipe), so what is computed from it is the same; it takes no seat in a round, is
 waited for as an audit alone, counts nowhere, and its being lost costs nobody anything. A worker that is idle takes one
-whenever there is none of its own to be had; one that has waited for `audits.wait_s` goes before leases of its own.
+whenever there is none of its own to be had; one that has waited for `audits.wait_s` goes before leases of its own, and
+one whose lease somebody could not reproduce at once: kept for `keep_rounds` alone, it would be left in doubt.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.reasons import Case, accepted
 from coordinator.engine.rows import LeaseRecord, WorkerRecord
 from coordinator.engine.state import EngineState
+from coordinator.engine.trust import may_audit as is_fit_to_audit
 from coordinator.engine.turn import Turn
 from protocol.ids import LeaseId
 
@@ -26,6 +28,8 @@ def grant(turn: Turn, *, overdue: bool) -> None:
     state = turn.state
     if not state.index.open_audits or not state.index.idle:
         return
+    if not any(is_fit_to_audit(worker) for worker in ready_workers(state)):
+        return  # as nearly always: only then is it worth asking for each audit who could take it
     for record in audits.open_audits(state):
         if audits.is_in_hand(state, record) or (overdue and not audits.is_overdue(state, record)):
             continue
