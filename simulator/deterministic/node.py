@@ -176,7 +176,7 @@ class CoordinatorNode:
         work: Any = self._work
         return RunContext(
             run_id=self._scenario.config.run_id,
-            settings=work,  # name, residency, codec and sequence length are all that the calls read
+            settings=work,  # it has what the calls read of them
             layout=work.layout,
             dataset=work.texts,
             versions=cast(Any, work.served(self.disk)),

@@ -93,6 +93,8 @@ class SimulatedWork(Protocol):
 
     name: str
     residency: str
+    admission_work_bits: int
+    most_per_range: int
 
     @property
     def layout(self) -> Layout: ...  # noqa: D102
