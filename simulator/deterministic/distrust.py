@@ -21,6 +21,7 @@ from simulator.seeds import derived_stream
 if TYPE_CHECKING:
     from simulator.deterministic.scenario import VolunteerSpec
 
+WORK = ("AggregateRound", "FindHarmful", "ReplayLease", "CompareSubmissions", "RebuildVersion")
 AUDITS = ("ReplayLease", "CompareSubmissions", "RebuildVersion")
 
 
@@ -40,6 +41,8 @@ class OrderPlan:
     after_s: float
     order: Order
     volunteer: int
+    during: str = ""
+    """Where it is given: said while the first such work after that time is being done, not at the time itself."""
 
 
 def some_audited(
@@ -99,9 +102,10 @@ def words_of(seed: int, volunteers: int) -> tuple[OrderPlan, ...]:
     draw = derived_stream(seed, "words")
     return tuple(
         OrderPlan(
-            after_s=draw.uniform(5.0, 200.0),
+            after_s=draw.uniform(0.0, 90.0),
             order=draw.choice((Order.BAN, Order.BAN, Order.UNBAN, Order.PARDON, Order.ROLL_BACK, Order.ROLL_BACK)),
             volunteer=draw.randrange(volunteers),
+            during=draw.choice(("", "", *WORK)),
         )
         for _ in range(draw.choice((0, 1, 2, 4)))
     )

@@ -99,6 +99,7 @@ class CoordinatorNode:
             on_died,
         )
         self._people = scenario.people
+        self.on_command: Callable[[Command], None] = lambda _: None
         self._registry = Registry.in_memory()  # as durable as the disk
         manifest = work.first_version(disk)
         book.created(disk.manifests[manifest])
@@ -274,6 +275,7 @@ class CoordinatorNode:
         """The pump's observer."""
         self._note("  ->", command)
         self._book.commanded(command, self._pump.engine.state)
+        self.on_command(command)
 
     async def submit_result(self, command: SlowCommand) -> None:
         """The result of `command` once more, as of an executor that was slow to notice that it is not needed."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable, Callable
 
+from coordinator.engine.commands import Command
 from protocol.errors import BarnraiseError
 from protocol.ids import WorkerId, worker_id_of
 from simulator.deterministic.distrust import Order, OrderPlan
@@ -24,6 +25,7 @@ class Operator:
 
     def __init__(self, loop: VirtualLoop, scenario: Scenario, node: CoordinatorNode) -> None:
         self._loop, self._scenario, self._node = loop, scenario, node
+        self._waiting: list[OrderPlan] = []
 
     def begin(self) -> None:
         """Say everything at its time."""
@@ -34,6 +36,7 @@ class Operator:
             self._loop.call_at(START_S + plan.after_s, self._change, plan)
         for word in scenario.words:
             self._loop.call_at(START_S + word.after_s, self._speak, word)
+        self._node.on_command = self._look
         if scenario.config.audits.budget > 0 or scenario.words:
             self._loop.call_at(scenario.calm_s, self._relent)
 
@@ -41,6 +44,18 @@ class Operator:
         self._say(lambda: self._node.change_setting(plan.key, plan.value))
 
     def _speak(self, word: OrderPlan) -> None:
+        if word.during:
+            self._waiting.append(word)
+        else:
+            self._say_of(word)
+
+    def _look(self, command: Command) -> None:
+        """Some words are meant for the moment when something is being worked on."""
+        for word in [word for word in self._waiting if word.during == type(command).__name__]:
+            self._waiting.remove(word)
+            self._loop.call_later(0.0, self._say_of, word)
+
+    def _say_of(self, word: OrderPlan) -> None:
         self._judge(word.order, worker_id_of(key_of(self._scenario.seed, word.volunteer)))
 
     def _judge(self, order: Order, worker: WorkerId) -> None:
