@@ -5,6 +5,7 @@ Decides all of it from the seed, by draws of its own: what else a seed stands fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -113,7 +114,7 @@ def words_of(seed: int, volunteers: int) -> tuple[OrderPlan, ...]:
 
 def said(order: Order, worker: WorkerId, at_s: float) -> Event:
     """The operator's word, as the coordinator hears it."""
-    events = {
+    events: dict[Order, Callable[..., Event]] = {
         Order.BAN: WorkerBanned,
         Order.UNBAN: WorkerUnbanned,
         Order.PARDON: WorkerPardoned,

@@ -64,9 +64,9 @@ class Operator:
     def _relent(self) -> None:
         self._loop.call_later(RELENTS_EVERY_S, self._relent)
         engine = self._node.engine
-        for worker, record in () if engine is None else engine.state.workers.items():
-            if record.ban is not None:
-                self._judge(Order.UNBAN, worker)
+        banned = [] if engine is None else [one.worker for one in engine.state.workers.values() if one.ban is not None]
+        for worker in banned:
+            self._judge(Order.UNBAN, worker)
 
     def _say(self, what: Callable[[], Awaitable[None]]) -> None:
         if self._node.is_up:
