@@ -76,6 +76,7 @@ class TrustBook:
     def published(self, command: AggregateRound, state: EngineState) -> None:
         """A version was published that is made of this."""
         for one in command.contributions:
+            assert one.worker is not None
             if one.weight <= 0.0:
                 _broken(f"lease {one.lease_id} weighs nothing and counts in version {command.version}")
             if state.workers[one.worker].ban is not None:
@@ -129,6 +130,7 @@ class TrustBook:
 
     def _check_entering(self, command: AggregateRound, state: EngineState) -> None:
         for one in command.contributions:
+            assert one.worker is not None
             record = state.workers[one.worker]
             if record.ban is not None:
                 _broken(f"worker {one.worker[:8]} is banned, and lease {one.lease_id} is to be aggregated")
@@ -149,6 +151,7 @@ class TrustBook:
         row, command = state.rollbacks[-1], self._rebuilds[event.command_id]
         for step in command.steps:
             for one in step.contributions:
+                assert one.worker is not None
                 if one.worker in row.without:
                     _broken(f"the rollback without worker {one.worker[:8]} took its lease {one.lease_id} again")
                 if one.weight <= 0.0:
