@@ -123,6 +123,11 @@ def replay_id(lease_id: LeaseId) -> str:
     return f"replay:{lease_id}"
 
 
+def compare_id(shadow: LeaseId) -> str:
+    """Id of the command by which a trusted worker's answer is held against what was sent."""
+    return f"compare:{shadow}"
+
+
 def asked(state: EngineState, record: LeaseRecord) -> set[str]:
     """People who are no auditors of this lease (any more): its own, who has answered, and who was asked in vain."""
     people = {state.person_of(record.lease), *(result.auditor for result in record.audits)}

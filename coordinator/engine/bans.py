@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from coordinator.engine import closing, leases
+from coordinator.engine import audits, closing, leases
 from coordinator.engine import contributions as votes
 from coordinator.engine import events as ev
-from coordinator.engine.commands import AggregateRound, ShutOut, SlowCommand, TryContributions
+from coordinator.engine.commands import AggregateRound, FindHarmful, ShutOut, SlowCommand, TryContributions
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.reasons import BANNED, Case, reason, rejected
 from coordinator.engine.rows import Ban, BanOf, WorkerRecord
@@ -114,6 +114,7 @@ def shut_out(turn: Turn, record: WorkerRecord, ban: Ban) -> None:
             leases.expire(turn, lease_id, refusal.why)
         elif lease.status is LeaseStatus.UPLOADED:
             turn.settle(leases.measure_id(lease_id))
+            turn.settle(audits.compare_id(lease_id))  # nor is what it found as an auditor heard
             leases.reject(turn, lease_id, refusal)
         elif lease.status is LeaseStatus.ACCEPTED and lease.counted_in is None:
             leases.withdraw(turn, lease_id, refusal)
@@ -125,7 +126,7 @@ def _begin_again_without(turn: Turn, worker: WorkerId) -> None:
     """What is being aggregated is aggregated without the worker's submissions; of nothing the round makes nothing."""
     state = turn.state
     for command in list(state.pending.values()):
-        attempt = command.attempt if isinstance(command, TryContributions) else command
+        attempt = command.attempt if isinstance(command, TryContributions | FindHarmful) else command
         if not isinstance(attempt, AggregateRound):
             continue
         rest = tuple(one for one in attempt.contributions if state.leases[one.lease_id].lease.worker != worker)
@@ -140,11 +141,12 @@ def _begin_again_without(turn: Turn, worker: WorkerId) -> None:
 
 
 def _renewed(command: SlowCommand, attempt: AggregateRound, worker: WorkerId) -> SlowCommand:
-    """The same command for fewer contributions, under another id: a result of the former is too late."""
+    """The same command for fewer contributions, under another id: a result of the former is too late. Whom a search for
+    what harms was about may have been the harm: without it the version is tried before anybody else is looked for."""
     command_id = f"{command.command_id}:without:{worker[:16]}"
     if isinstance(command, TryContributions):
         return TryContributions(command_id=command_id, attempt=attempt)
-    return replace(attempt, command_id=command_id)
+    return replace(attempt, command_id=f"{attempt.command_id}:without:{worker[:16]}")
 
 
 def _shut_out_all(turn: Turn, records: list[WorkerRecord], ban: Ban) -> None:

@@ -30,6 +30,8 @@ def on_rollback_ordered(turn: Turn, event: RollbackOrdered) -> None:
         raise IllegalEvent(f"worker {event.worker} is not enrolled in run {state.config.run_id}")
     if not any(involves(step, (event.worker,)) for step in state.past_steps):
         raise IllegalEvent(f"nothing of {event.worker} is in the {len(state.past_steps)} rounds that can be taken back")
+    if any(isinstance(command, RebuildVersion) for command in state.pending.values()):
+        raise IllegalEvent("a rollback is being made at this moment; order this one again when the next round is open")
     planned = state.planned_rollback
     if planned is None or event.worker not in planned.without:
         before = () if planned is None else planned.without

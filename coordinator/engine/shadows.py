@@ -59,7 +59,7 @@ def upload(turn: Turn, record: LeaseRecord) -> None:
     assert record.digest is not None
     turn.emit(
         CompareSubmissions(
-            command_id=f"compare:{lease.lease_id}",
+            command_id=audits.compare_id(lease.lease_id),
             lease=audited.lease,
             digest=audited.digest,
             codec=audited.codec,

@@ -42,7 +42,7 @@ def withhold(turn: Turn, command: AggregateRound, why: Reason) -> None:
         region = state.config.region
         turn.emit(
             FindHarmful(
-                command_id=f"harm:r{command.round}",
+                command_id=f"harm:{command.command_id.removeprefix('aggregate:')}",
                 attempt=command,
                 suspects=_suspects(turn, command),
                 margin=region.margin,

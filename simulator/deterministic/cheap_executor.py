@@ -77,10 +77,10 @@ class CheapExecutor(port.Work):
             case MeasureSubmission():
                 return self._measure(command, at_s)
             case ReplayLease(lease=lease, digest=digest):
-                return self._audited(command_id, lease, None, self._is_honest(command_id, lease, digest), at_s)
+                return self._audited(command_id, lease, None, self._is_as_leased(command_id, lease, digest), at_s)
             case CompareSubmissions(lease=lease, digest=digest, again=again, again_digest=again_digest):
-                sent = self._is_honest(command_id, lease, digest)
-                answered = self._is_honest(command_id, again, again_digest)
+                sent = self._is_as_leased(command_id, lease, digest)
+                answered = self._is_as_leased(command_id, again, again_digest)
                 return self._audited(command_id, lease, again.worker, sent and answered, at_s)
             case AggregateRound():
                 return self._aggregate(command, at_s)
@@ -129,6 +129,10 @@ class CheapExecutor(port.Work):
         data, length = lease.data, self._sequence_length
         read = self._texts.sequences(data.seed, data.start, data.count, length)
         return got == trained_payload(lease, base, read, len(got))
+
+    def _is_as_leased(self, command_id: str, lease: Lease, digest: Digest) -> bool:
+        """Whether it also is what an auditor comes to: not so of what is made to pass every other check."""
+        return self._is_honest(command_id, lease, digest) and self._site.spoils(lease.lease_id) is not Spoils.REPLAY
 
     def _audited(
         self, command_id: str, lease: Lease, auditor: WorkerId | None, alike: bool, at_s: float

@@ -36,6 +36,8 @@ class HashWork:
     name = "simulated"
     residency = FROZEN
     codec = "fp32"
+    admission_work_bits = 0
+    most_per_range = 0
     sequence_length = 8
     frame_bytes = 512
     """A few frames for a submission or a block of a KB or two."""

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NoReturn
 
 from coordinator.engine.commands import AggregateRound, AnnounceVerdict, CancelLease, Command, GrantLease
+from coordinator.engine.config import EngineConfig
 from coordinator.engine.engine import Engine
-from coordinator.engine.events import Event, RoundAggregated, WorkerSilent
+from coordinator.engine.events import Event, RoundAggregated, VersionRebuilt, WorkerSilent
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus, Phase
 from coordinator.engine.presence import silence_limit_s
@@ -23,19 +24,22 @@ from coordinator.engine.records import event_from_json
 from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.state import EngineState
 from protocol.errors import IllegalEvent
-from protocol.ids import BlockId, Digest, LeaseId, WorkerId, worker_id_of
+from protocol.ids import BlockId, Digest, LeaseId, WorkerId
 from simulator.deterministic.attendance import Attendance
 from simulator.deterministic.broken import InvariantBroken
 from simulator.deterministic.disk import Disk
 from simulator.deterministic.memory import check_memory
+from simulator.deterministic.trust_book import TrustBook
 from simulator.deterministic.work import Spoils
 from worker.fetched import FetchedLease
 
 if TYPE_CHECKING:
+    from simulator.deterministic.scenario import VolunteerSpec
     from simulator.deterministic.settings_book import SettingsBook
 
 EXPLAIN_EVERY = 8
 """Asking why the round is not closed costs as much as an event; every eighth is enough over thousands of seeds."""
+_SAME = ("worker", "round", "columns", "base_version", "data", "seed", "inner_steps")
 SLACK_S = 6.0
 """Between an event's time and its being applied: commits take their time."""
 
@@ -46,21 +50,21 @@ class Book:
     def __init__(
         self,
         disk: Disk,
-        owners: Mapping[bytes, str],
-        spoilers: Mapping[WorkerId, Spoils],
+        config: EngineConfig,
+        people: Mapping[WorkerId, VolunteerSpec],
         attendance: Attendance,
         changes: SettingsBook,
         note: Callable[[str], None],
     ) -> None:
         self._disk = disk
-        self._spoilers = spoilers
+        self._people = people
+        self._trust = TrustBook(config, disk, people)
         self.attendance = attendance
         self.changes = changes
         self._granted: dict[LeaseId, tuple[float, float]] = {}
         """When each lease was granted, by the coordinator's attendance, and how long it was given."""
         self._spoke_s: dict[WorkerId, float] = {}
         """When an event of each worker was applied last, by the coordinator's attendance."""
-        self._owners = {worker_id_of(key): owner for key, owner in owners.items()}
         self._note = note
         self._leases: dict[LeaseId, GrantedLease] = {}
         self._positions: dict[tuple[int, int], LeaseId] = {}
@@ -170,7 +174,7 @@ class Book:
                     continue
                 self.applied(event, dead)
                 for command in commands:
-                    self.commanded(command)
+                    self.commanded(command, dead.state)
 
     def applied(self, event: Event, engine: Engine) -> None:
         """`event` was journalled and handled."""
@@ -178,14 +182,19 @@ class Book:
         self.changes.applied(event)
         if isinstance(event, RoundAggregated):
             self._on_published(event, state)
+        elif isinstance(event, VersionRebuilt) and event.manifest == state.manifest:
+            self._published[event.version] = event.manifest
+            self._signed[event.version] = self._disk.manifests[event.manifest]
+        self._trust.applied(event, state)
         self._check(state)
         self._check_silence(event, state)
         self._events += 1
         if self._events % EXPLAIN_EVERY == 0 and state.phase is not Phase.OVER and not engine.explain():
             _broken(f"round {state.round.round} is {state.phase} and does not say why it is not closed")
 
-    def commanded(self, command: Command) -> None:
+    def commanded(self, command: Command, state: EngineState) -> None:
         """`command` follows from an event."""
+        self._trust.commanded(command, state)
         self.changes.commanded(command)
         if isinstance(command, GrantLease):
             self._on_granted(command.lease)
@@ -243,12 +252,12 @@ class Book:
 
     def _check_blame(self, record: LeaseRecord, key: str) -> None:
         """Only who makes an outer step impossible is refused for that, or has made the others' work of no use."""
-        spoils = self._spoilers[record.lease.worker]
+        spoils, everybodys = self._people[record.lease.worker].spoils, {one.spoils for one in self._people.values()}
         if key == UNAGGREGATABLE and spoils is not Spoils.ALONE:
             _broken(f"lease {record.lease.lease_id} was refused as {key}, and nothing was wrong with it")
         if key == HELDOUT_LOSS_ROSE and spoils is not Spoils.MODEL:
             _broken(f"lease {record.lease.lease_id} was refused as {key}, and makes no version worse")
-        if key == UNUSABLE and not {Spoils.STUBBORN, Spoils.MODEL}.intersection(self._spoilers.values()):
+        if key == UNUSABLE and not {Spoils.STUBBORN, Spoils.MODEL}.intersection(everybodys):
             _broken(f"lease {record.lease.lease_id} was refused as {key}, and its round could have been aggregated")
 
     def _check_shares(self, state: EngineState) -> None:
@@ -265,7 +274,7 @@ class Book:
 
     def _person(self, worker: WorkerId) -> str:
         """Whose machine it is; a worker without an owner is its own."""
-        return self._owners[worker] or f"worker {worker[:8]}"
+        return self._people[worker].owner or f"worker {worker[:8]}"
 
     def _check_votes(self, command: AggregateRound) -> None:
         """One person has one vote on each block."""
@@ -289,7 +298,7 @@ class Book:
             silent_s = present_s - self._spoke_s.get(event.worker, present_s - limit_s)
             if silent_s < limit_s - SLACK_S:
                 _broken(f"worker {event.worker[:8]} was found silent after {silent_s:.1f} of {limit_s:.0f} s")
-        elif hasattr(event, "worker"):
+        elif hasattr(event, "worker") and not hasattr(event, "by"):  # from it, not the operator's word about it
             self._spoke_s[event.worker] = present_s
 
     def _check_patience(self, lease_id: LeaseId, reason: str) -> None:
@@ -304,7 +313,7 @@ class Book:
         self._granted.setdefault(lease.lease_id, (self.attendance.present_s, given_s))
         before = self._leases.get(lease.lease_id)
         if before is not None:
-            if _identity(before) != _identity(lease):
+            if any(getattr(before, name) != getattr(lease, name) for name in _SAME):
                 _broken(f"lease {lease.lease_id} was granted again with other contents")
             return
         self._leases[lease.lease_id] = lease
@@ -330,14 +339,11 @@ class Book:
         if event.manifest not in self._disk.manifests:
             _broken(f"version {event.version} was published before its manifest was on disk")
         self._published[event.version] = event.manifest
+        self._trust.published(self._aggregations[event.command_id], state)
         for one in self._aggregations[event.command_id].contributions:
             if one.lease_id in self._counted:
                 _broken(f"lease {one.lease_id} counts in version {event.version} and in {self._counted[one.lease_id]}")
             self._counted[one.lease_id] = event.version
-
-
-def _identity(lease: GrantedLease) -> tuple[object, ...]:
-    return (lease.worker, lease.round, lease.columns, lease.base_version, lease.data, lease.seed, lease.inner_steps)
 
 
 def _broken(what: str) -> NoReturn:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from coordinator.engine.past import submissions_of
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.state import EngineState
@@ -26,7 +27,7 @@ def check_memory(state: EngineState, disk: Disk) -> None:
     if len(state.failures) > len(state.pending):
         failed, pending = len(state.failures), len(state.pending)
         raise InvariantBroken(f"{failed} failures are remembered for {pending} pending commands")
-    if len(disk.payloads) > len(state.leases):
+    if len(disk.payloads) > len(state.leases) + len(submissions_of(state.past_steps)):
         raise InvariantBroken(f"{len(disk.payloads)} payloads are kept for {len(state.leases)} leases")
 
 

@@ -39,10 +39,11 @@ from coordinator.store.registry import Registry
 from coordinator.work import port
 from protocol.errors import Refused
 from protocol.identity import PrivateIdentity
-from protocol.ids import Digest, LeaseId, RunId
+from protocol.ids import Digest, LeaseId, RunId, WorkerId
 from protocol.tls import CertificateAuthority
 from simulator.deterministic.calls import CallContext
 from simulator.deterministic.disk import Disk, MemoryJournal, MemoryStore, OnAppend
+from simulator.deterministic.distrust import Order, said
 from simulator.deterministic.invariants import Book
 from simulator.deterministic.loop import PROCESS, Process, VirtualLoop
 from simulator.deterministic.scenario import Scenario
@@ -97,6 +98,8 @@ class CoordinatorNode:
             on_executed,
             on_died,
         )
+        self._people = scenario.people
+        self.on_command: Callable[[Command], None] = lambda _: None
         self._registry = Registry.in_memory()  # as durable as the disk
         manifest = work.first_version(disk)
         book.created(disk.manifests[manifest])
@@ -176,7 +179,7 @@ class CoordinatorNode:
         work: Any = self._work
         return RunContext(
             run_id=self._scenario.config.run_id,
-            settings=work,  # name, residency, codec and sequence length are all that the calls read
+            settings=work,  # it has what the calls read of them
             layout=work.layout,
             dataset=work.texts,
             versions=cast(Any, work.served(self.disk)),
@@ -200,9 +203,10 @@ class CoordinatorNode:
         transfers = _Transfers(run, service, self._work.frame_bytes, cast(Any, run.versions), self._rots)
         return worker_handlers(endpoint, Membership(run, auth), service, transfers)
 
-    def invite(self, owner: str) -> str:
+    def invite(self, owner: str, *, trusted: bool) -> str:
         """A new invite for a machine of `owner`."""
-        return self._registry.create_invite(trusted=False, expires_at_s=self._loop.now_s + INVITE_LIFE_S, owner=owner)
+        expires_at_s = self._loop.now_s + INVITE_LIFE_S
+        return self._registry.create_invite(trusted=trusted, expires_at_s=expires_at_s, owner=owner)
 
     def _count_applied(self, engine: Engine) -> None:
         """Know which position the process has applied: a crash may come between the commit and that."""
@@ -256,6 +260,10 @@ class CoordinatorNode:
         await self._pump.submit(event)
         self._book.changes.acknowledge(event)
 
+    async def judge(self, order: Order, worker: WorkerId) -> None:
+        """The operator says something about a worker."""
+        await self._pump.submit(said(order, worker, self._clock.now_s()))
+
     # ---- the pump's surroundings ---------------------------------------------------------------------------------
 
     def event(self, event: Event) -> None:
@@ -266,7 +274,8 @@ class CoordinatorNode:
     def command(self, command: Command, at_s: float) -> None:
         """The pump's observer."""
         self._note("  ->", command)
-        self._book.commanded(command)
+        self._book.commanded(command, self._pump.engine.state)
+        self.on_command(command)
 
     async def submit_result(self, command: SlowCommand) -> None:
         """The result of `command` once more, as of an executor that was slow to notice that it is not needed."""
@@ -286,7 +295,13 @@ class CoordinatorNode:
 
     def _spoils(self, lease_id: LeaseId) -> Spoils:
         record = self._pump.engine.state.leases.get(lease_id)
-        return Spoils.NOTHING if record is None else self._scenario.spoilers[record.lease.worker]
+        if record is None:
+            return Spoils.NOTHING
+        spec = self._people[record.lease.worker]
+        if record.lease.audits is None:
+            sleeps = spec.spoils is Spoils.REPLAY and record.lease.round < spec.lies_from
+            return Spoils.NOTHING if sleeps else spec.spoils
+        return Spoils.REPLAY if spec.lies_as_auditor else Spoils.NOTHING
 
     def _dispatch(self, command: Command) -> None:
         match command:

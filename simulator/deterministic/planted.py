@@ -6,7 +6,7 @@ Decides nothing about a run: what the simulation is worth shows in how many seed
 from __future__ import annotations
 
 from simulator.deterministic import coordinator_bugs as bugs
-from simulator.deterministic import worker_bugs
+from simulator.deterministic import trust_bugs, worker_bugs
 from simulator.deterministic.planting import PlantedBug
 
 PLANTED: tuple[PlantedBug, ...] = tuple(
@@ -40,6 +40,12 @@ PLANTED: tuple[PlantedBug, ...] = tuple(
         bugs.aggregated_for_ever,
         bugs.everybody_blamed,
         bugs.set_before_durable,
+        trust_bugs.banned_on_one_word,
+        trust_bugs.banned_and_still_counted,
+        trust_bugs.audited_bytes_dropped,
+        trust_bugs.newcomer_weighs,
+        trust_bugs.rollback_keeps_the_liar,
     )
 )
-"""One for each place where such a bug could be: pump, journal, votes, placement, blobs, data; session, outbox, keys."""
+"""One for each place where such a bug could be: pump, journal, votes, placement, blobs, data; session, outbox, keys;
+audits, bans, trust and rollback."""

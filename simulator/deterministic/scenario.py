@@ -16,6 +16,7 @@ from coordinator.engine.config import EngineConfig, InnerRecipe
 from protocol.identity import PrivateIdentity
 from protocol.ids import RunId, WorkerId, worker_id_of
 from simulator import faults as f
+from simulator.deterministic.distrust import OrderPlan, audit_faults, some_audited, words_of
 from simulator.deterministic.work import Spoils
 from simulator.faults import Fault
 from simulator.seeds import derived_stream
@@ -50,6 +51,12 @@ class VolunteerSpec:
     """Whom the invite names; empty: nobody."""
     spoils: Spoils = Spoils.NOTHING
     """What its submissions do to an outer step."""
+    lies_from: int = 1
+    """The first round whose leases it lies about, where others find that by computing them again."""
+    trusted: bool = False
+    """Came with `--trusted`: it may be asked to compute leases of others again."""
+    lies_as_auditor: bool = False
+    """Where it is asked for that, it sends something else."""
     frame_s: float = 0.0
     """Seconds that a frame takes down its line, besides the usual."""
     hiccup_s: float = 0.0
@@ -87,18 +94,14 @@ class Scenario:
     stop_after_s: float | None
     """When the operator stops the run."""
     changes: tuple[SettingPlan, ...] = ()
+    words: tuple[OrderPlan, ...] = ()
     rot_share: float = 0.0
     """Of the blocks that the coordinator's disk gives, those with a wrong byte."""
 
     @property
-    def owners(self) -> dict[bytes, str]:
-        """Whom the invite of each key names, as the coordinator's registry has it; no worker says so itself."""
-        return {key_of(self.seed, index): spec.owner for index, spec in enumerate(self.volunteers)}
-
-    @property
-    def spoilers(self) -> dict[WorkerId, Spoils]:
-        """What each volunteer's submissions do to an outer step."""
-        return {worker_id_of(key_of(self.seed, index)): spec.spoils for index, spec in enumerate(self.volunteers)}
+    def people(self) -> dict[WorkerId, VolunteerSpec]:
+        """Whose key each is, as the simulation alone knows."""
+        return {worker_id_of(key_of(self.seed, index)): spec for index, spec in enumerate(self.volunteers)}
 
 
 def identity_of(seed: int, index: int, nth: int = 0) -> PrivateIdentity:
@@ -120,15 +123,17 @@ def scenario_of(seed: int) -> Scenario:
     calm_s = START_S + draw.uniform(60.0, 400.0)
     rough = draw.random() < 0.7
     owners = draw.choice((("",), ("",), ("anna", "anna", "ben", "")))
+    drawn = [_volunteer(draw, config, owners) for _ in range(volunteers)]
+    config, people = some_audited(seed, config, _some_harmful(seed, _some_spoiling(seed, drawn)))
     return Scenario(
         seed=seed,
         config=config,
-        volunteers=_some_apart(
-            seed,
-            calm_s,
-            _some_harmful(seed, _some_spoiling(seed, [_volunteer(draw, config, owners) for _ in range(volunteers)])),
+        volunteers=_some_apart(seed, calm_s, people),
+        faults=(
+            *(_fault(draw, volunteers) for _ in range(draw.choice((0, 1, 2, 4, 6, 9)))),
+            *_clock_faults(seed),
+            *audit_faults(seed),
         ),
-        faults=(*(_fault(draw, volunteers) for _ in range(draw.choice((0, 1, 2, 4, 6, 9)))), *_clock_faults(seed)),
         drop_share=draw.choice((0.0, 0.02, 0.1)) if rough else 0.0,
         duplicate_share=draw.choice((0.0, 0.05, 0.2)) if rough else 0.0,
         late_share=draw.choice((0.0, 0.05, 0.2)) if rough else 0.0,
@@ -139,6 +144,7 @@ def scenario_of(seed: int) -> Scenario:
         limit_s=calm_s + 6 * 3600.0,
         stop_after_s=draw.uniform(30.0, 300.0) if draw.random() < 0.1 else None,
         changes=_changes(seed),
+        words=words_of(seed, volunteers) if config.audits.budget > 0 or config.rollback_rounds else (),
         rot_share=derived_stream(seed, "rot").choice((0.0, 0.0, 0.05)),
     )
 
@@ -208,7 +214,7 @@ def _some_spoiling(seed: int, volunteers: list[VolunteerSpec]) -> tuple[Voluntee
     draw = derived_stream(seed, "spoilers")
     if draw.random() < 0.75:
         return tuple(volunteers)
-    kinds = (*(kind for kind in Spoils if kind is not Spoils.MODEL), *[Spoils.NOTHING] * 3)
+    kinds = (*(kind for kind in Spoils if kind not in {Spoils.MODEL, Spoils.REPLAY}), *[Spoils.NOTHING] * 3)
     return tuple(replace(volunteer, spoils=draw.choice(kinds)) for volunteer in volunteers)
 
 

@@ -67,6 +67,8 @@ class RealWork:
     name = "simulated"
     residency = FROZEN
     codec = "fp32"
+    admission_work_bits = 0
+    most_per_range = 0
     sequence_length = SEQUENCE_LENGTH
     frame_bytes = 8 * 1024
     """A handful of frames for a submission of some 40 KB."""

@@ -52,6 +52,8 @@ class Spoils(StrEnum):
     """The same, and a cautious step fails whole."""
     MODEL = "model"
     """A version that it has a part in is worse than the one before."""
+    REPLAY = "replay"
+    """No harm: but whoever computes its lease again comes to something else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +95,8 @@ class SimulatedWork(Protocol):
 
     name: str
     residency: str
+    admission_work_bits: int
+    most_per_range: int
 
     @property
     def layout(self) -> Layout: ...  # noqa: D102

@@ -6,14 +6,12 @@ bug, where there is one), so a seed that fails can be run again with its trace.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 from coordinator.engine.commands import SlowCommand
 from coordinator.engine.phases import Phase
-from protocol.errors import BarnraiseError, FinalRefusal, RemoteError, StorageTrouble
+from protocol.errors import FinalRefusal, RemoteError, StorageTrouble
 from protocol.ids import Digest, LeaseId
 from protocol.v1 import barnraise_pb2 as pb
 from simulator.deterministic.attendance import Attendance
@@ -25,8 +23,9 @@ from simulator.deterministic.invariants import Book
 from simulator.deterministic.loop import MOST_STEPS, VirtualLoop
 from simulator.deterministic.network import Network
 from simulator.deterministic.node import CoordinatorNode
+from simulator.deterministic.operator import Operator, quietly
 from simulator.deterministic.outcome import Outcome, quiet
-from simulator.deterministic.scenario import START_S, Scenario, SettingPlan, scenario_of
+from simulator.deterministic.scenario import START_S, Scenario, scenario_of
 from simulator.deterministic.settings_book import SettingsBook
 from simulator.deterministic.volunteer import SimulatedVolunteer
 from simulator.deterministic.work import SimulatedWork
@@ -79,7 +78,7 @@ class World:
         note = self._note if trace else _silent
         attendance = Attendance(lambda: self._loop.now_s)
         changes = SettingsBook(scenario.config, self._disk)
-        self._book = Book(self._disk, scenario.owners, scenario.spoilers, attendance, changes, note)
+        self._book = Book(self._disk, scenario.config, scenario.people, attendance, changes, note)
         secret = hashlib.sha256(f"secret {scenario.seed}".encode()).digest()
         self._node = CoordinatorNode(
             self._loop,
@@ -105,7 +104,7 @@ class World:
                 self._network,
                 work,
                 self._draw,
-                self._node.invite(spec.owner),
+                self._node.invite(spec.owner, trusted=spec.trusted),
                 watcher=self,
                 on_training=self._book.trains,
                 note=note,
@@ -119,10 +118,7 @@ class World:
         self._loop.call_soon(self._node.boot)
         for volunteer in self._volunteers:
             self._loop.call_at(volunteer.spec.arrives_s, volunteer.boot)
-        if scenario.stop_after_s is not None:
-            self._loop.call_at(START_S + scenario.stop_after_s, self._stop_run)
-        for plan in scenario.changes:
-            self._loop.call_at(START_S + plan.after_s, self._change_setting, plan)
+        Operator(self._loop, scenario, self._node).begin()
         self._loop.call_later(WATCH_EVERY_S, self._watch)
         ended = self._loop.run(self._has_ended, scenario.limit_s)
         self._conclude(ended)
@@ -186,15 +182,6 @@ class World:
                 return True
         told = all(volunteer.told_over for volunteer in self._volunteers)
         return told or self._loop.now_s > self._over_since_s + GOODBYE_S
-
-    def _stop_run(self) -> None:
-        if self._node.is_up:
-            self._loop.create_task(self._quietly(lambda: self._node.stop_run("enough")), context=self._node.context)
-
-    def _change_setting(self, plan: SettingPlan) -> None:
-        if self._node.is_up:
-            change = functools.partial(self._node.change_setting, plan.key, plan.value)
-            self._loop.create_task(self._quietly(change), context=self._node.context)
 
     # ---- faults --------------------------------------------------------------------------------------------------
 
@@ -282,11 +269,7 @@ class World:
 
     def _result_again(self, command: SlowCommand) -> None:
         if self._node.is_up:
-            self._loop.create_task(self._quietly(lambda: self._node.submit_result(command)), context=self._node.context)
-
-    async def _quietly(self, work: Callable[[], Awaitable[None]]) -> None:
-        with contextlib.suppress(BarnraiseError):
-            await work()
+            self._loop.create_task(quietly(lambda: self._node.submit_result(command)), context=self._node.context)
 
     def _rots(self) -> bool:
         """Whether a block comes off the coordinator's disk with a wrong byte."""

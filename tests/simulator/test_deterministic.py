@@ -69,6 +69,11 @@ FOUND_EACH_TIME = (
     "block-digest-unchecked",
     "enrolment-retried-under-a-new-key",
     "old-deadline-not-cancelled",
+    "banned-on-one-word",
+    "banned-and-still-counted",
+    "audited-bytes-dropped",
+    "newcomer-weighs",
+    "rollback-keeps-the-liar",
 )
 
 

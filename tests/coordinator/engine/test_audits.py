@@ -281,6 +281,22 @@ def test_a_second_opinion_comes_from_a_trusted_worker_that_does_not_know(audited
     assert lease_of(s, "a") == "r1.1", "no lease for a banned key"
 
 
+def test_an_auditor_that_is_banned_meanwhile_is_not_heard_and_another_is_asked(audited_swarm):
+    s = audited_swarm("a", "b", trusted=("t", "u"))
+    s.submit("a", "b", "t")
+    s.ask("t")
+    s.audited("r1.1", 0.5)
+    s.send("t")
+    (comparing,) = [one for one in s.engine.pending if isinstance(one, CompareSubmissions)]
+    s.handle(ev.WorkerBanned(at_s=s.now_s, worker=WorkerId("t"), by="operator", why=""))
+    assert not s.engine.is_pending(comparing.command_id), "its bytes are gone: it could be tried for ever"
+    assert worker(s, "a").ban is None
+    s.submit("u")
+    s.ask("u")
+    given = [one.lease for one in s.engine.state.leases.values() if one.lease.audits == "r1.1"]
+    assert [one.worker for one in given] == ["t", "u"]
+
+
 def test_the_auditor_answers_with_the_very_same_bytes(audited_swarm, pick):
     """An honest replay of an honest lease: no duplicate, and what one of them rests on is not thrown away."""
     s = audited_swarm("a", "b", trusted=("t", "u"))

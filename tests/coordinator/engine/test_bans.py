@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.engine import events as ev
 from coordinator.engine import reputation
-from coordinator.engine.commands import AggregateRound, CancelLease, DropPayload, ShutOut
+from coordinator.engine.commands import AggregateRound, CancelLease, DropPayload, FindHarmful, ShutOut
 from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.rows import AuditResult, BanOf, WorkerRecord
 from coordinator.engine.trust import may_audit, trust_of
@@ -93,6 +93,19 @@ def test_a_round_that_is_being_aggregated_begins_again_without_it(swarm, pick):
     s.aggregated()
     assert s.engine.state.version == 1
     assert s.leases("x")[-1].counted_in is None
+
+
+def test_a_ban_while_a_version_was_withheld_tries_it_without_the_banned(swarm, pick):
+    s = swarm(max_rounds=9)
+    s.join("a", "b", "c", "x")
+    s.submit("a", "b", "c", "x")
+    (search,) = pick(FindHarmful, s.aggregated(gain=-1.0))
+    (again,) = pick(AggregateRound, ban(s, "x"))
+    assert not s.engine.is_pending(search.command_id)
+    assert sorted(one.worker for one in again.contributions) == ["a", "b", "c"]
+    (second,) = pick(FindHarmful, s.aggregated(gain=-1.0))
+    assert second.command_id != search.command_id  # a late result of the first search is no answer to this one
+    assert "x" not in {one.worker for one in second.attempt.contributions}
 
 
 def test_a_round_of_which_nothing_is_left_publishes_nothing(swarm):

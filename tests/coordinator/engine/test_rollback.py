@@ -207,6 +207,20 @@ def test_what_cannot_be_made_is_given_up_and_the_run_goes_on(swarm):
     assert s.engine.state.rollbacks[-1].given_up is not None
 
 
+def test_one_that_is_being_made_takes_no_further_order(swarm):
+    s = swarm(**KEPT)
+    s.join("a", "b", "x")
+    rounds(s, "abx")
+    order(s, "x")
+    s.after(5)
+    s.submit("a", "b", "x")
+    s.aggregated()
+    with pytest.raises(IllegalEvent, match="order this one again"):
+        order(s, "a")  # what is being made has its steps: it would be told to be without them, and is not
+    s.rebuilt()
+    assert s.engine.state.rollbacks[-1].without == ("x",)
+
+
 def test_a_run_that_is_stopped_meanwhile_still_gets_it(swarm):
     s = swarm(**KEPT)
     s.join("a", "b", "x")
