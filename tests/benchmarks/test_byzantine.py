@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import byzantine, sleepers, tables
+from benchmarks import byzantine, tables
 from benchmarks.byzantine_rows import (
     BASELINES,
     DEFENCES,
@@ -25,7 +25,6 @@ from benchmarks.byzantine_rows import (
     quick_cases,
     worst_cases,
 )
-from benchmarks.stubbed_swarm import StubbedSwarm
 from coordinator.settings import check_engine
 from simulator.adversaries.files import attack_named
 from simulator.adversaries.table import ATTACKS
@@ -129,21 +128,3 @@ def test_what_was_run_is_kept_and_not_run_again(tmp_path: Path, corpus: Path) ->
     lines = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     assert {line["byzantine_accepted"] for line in lines} == {0, 2}
     assert {line["attack"] for line in lines} == {NOBODY, "sign-flip"}
-
-
-# ---- sleepers ---------------------------------------------------------------------------------------------
-
-
-def test_a_stubbed_swarm_is_played_to_its_end_and_bans_nobody_honest() -> None:
-    swarm = StubbedSwarm(seed=1, rounds=6, workers=6, dropout=0.3, fastest=20.0)
-    worker_rounds, bans, failed = sleepers.honest_bans(swarm)
-    assert worker_rounds >= 6 * 6 * 0.5
-    assert (bans, failed) == (0, 0)
-
-
-def test_what_was_found_is_held_against_what_was_to_be_expected() -> None:
-    runs = [[(True, True, 0.9)] * 9 + [(False, False, 0.9)] for _ in range(10)]
-    row = sleepers.lie_row("backdoor", 1.0, runs)
-    assert (row["found"], row["as_predicted"], row["banned"]) == (0.9, True, 0.9)
-    row = sleepers.lie_row("backdoor", 1.0, [[(False, False, 0.9)] * 10])
-    assert row["as_predicted"] is False
