@@ -43,9 +43,7 @@ RECIPE: Mapping[str, Any] = {
 
 def micro_checkpoint(folder: Path, seed: int) -> Path:
     """A micro model with fresh weights, as a checkpoint in `folder`; made once for each seed."""
-    from transformers import OlmoeConfig
-
-    from moe.config import config_to_json
+    from moe.config import config_from_json, config_to_json
     from moe.export import export_checkpoint
     from moe.full import initial_blocks
     from moe.layout import layout
@@ -53,7 +51,7 @@ def micro_checkpoint(folder: Path, seed: int) -> Path:
 
     target = folder / f"micro-{seed}"
     if not target.exists():
-        config = OlmoeConfig(**{**config_to_json(preset("tiny")), **MICRO})
+        config = config_from_json({**config_to_json(preset("tiny")), **MICRO})
         cut = layout(config, "frozen")
         partial = folder / f".micro-{seed}.{os.getpid()}"
         export_checkpoint(initial_blocks(config, cut, seed), cut, partial)

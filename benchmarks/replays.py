@@ -51,15 +51,13 @@ class Replays:
     """One chain of leases of a micro model."""
 
     def __init__(self, data: str) -> None:
-        from transformers import OlmoeConfig
-
         from coordinator.datasets import Dataset
-        from moe.config import config_to_json
+        from moe.config import config_from_json, config_to_json
         from moe.full import initial_blocks
         from moe.layout import layout
         from moe.presets import preset
 
-        config = OlmoeConfig(**{**config_to_json(preset("tiny")), **MICRO})
+        config = config_from_json({**config_to_json(preset("tiny")), **MICRO})
         self._layout: Layout = layout(config, "frozen")
         self._blocks = dict(initial_blocks(config, self._layout, 1))
         self._dataset = Dataset.open(data)

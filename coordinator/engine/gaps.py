@@ -50,6 +50,8 @@ def _move_worker(state: EngineState, worker: WorkerRecord, gap_s: float) -> None
 
 
 def _move_lease(state: EngineState, record: LeaseRecord, gap_s: float, least_s: float) -> None:
+    if gap_s > 0.0 and record.audit_due:  # nobody could have taken the audit meanwhile
+        record = state.update_lease(record.lease.lease_id, audit_since_s=record.audit_since_s + gap_s)
     if record.status not in _ON_THE_WAY:
         return
     deadline_s = record.lease.deadline_s

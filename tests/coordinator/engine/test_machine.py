@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from coordinator.engine import events as ev
+from coordinator.engine.bans import BY_ENGINE
 from coordinator.engine.commands import (
     AggregateRound,
     CompareSubmissions,
@@ -273,7 +274,7 @@ class EngineMachine(RuleBasedStateMachine):
         state = self.swarm.engine.state
         cases = state.accusations
         for record in state.workers.values():
-            if record.ban is not None:
+            if record.ban is not None and record.ban.by == BY_ENGINE:
                 assert any(one.worker == record.worker and len(set(one.accusers)) >= 2 for one in cases)
             if record.false_accusations:
                 assert any(record.person in one.accusers and len(set(one.vouchers)) >= 2 for one in cases)
