@@ -26,7 +26,6 @@ from coordinator.engine.events import (
     Event,
     LeaseRequested,
     RunCreated,
-    SubmissionCommitted,
     SubmissionUploaded,
     WorkerEnrolled,
     WorkerSeen,
@@ -36,7 +35,7 @@ from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.version import ENGINE_VERSION
 from protocol.errors import IllegalEvent
 from protocol.ids import LeaseId, RunId, WorkerId, digest_of
-from simulator.virtual.canned import canned_result
+from simulator.virtual.canned import canned_commit, canned_result
 from simulator.virtual.engine_loop import Agenda, EngineLoop
 
 WORKERS, COLUMNS = 16, 16
@@ -178,19 +177,8 @@ class FastSlowLoop(EngineLoop):
         if self.engine.lease_ended(member.worker, lease.lease_id) is not None:
             self._ask(member)
             return
-        digest = digest_of(lease.lease_id.encode())
-        committed = SubmissionCommitted(
-            at_s=self.now_s,
-            worker=member.worker,
-            lease_id=lease.lease_id,
-            digest=digest,
-            payload_bytes=1_000_000,
-            codec="bf16",
-            inner_steps_done=lease.inner_steps,
-            train_loss_first=5.0,
-            train_loss_last=4.0,
-            train_s=train_s,
-        )
+        committed = canned_commit(lease, self.now_s, train_s, payload_bytes=1_000_000)
+        digest = committed.digest
 
         def uploaded() -> None:
             event = SubmissionUploaded(at_s=self.now_s, worker=member.worker, lease_id=lease.lease_id, digest=digest)

@@ -27,7 +27,6 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.events import (
     LeaseRequested,
     RunCreated,
-    SubmissionCommitted,
     SubmissionUploaded,
     WorkerEnrolled,
     WorkerSeen,
@@ -40,7 +39,7 @@ from protocol.errors import IllegalEvent
 from protocol.ids import LeaseId, RunId, WorkerId, digest_of
 from protocol.lease import Lease
 from simulator.seeds import derived_seed, derived_stream
-from simulator.virtual.canned import canned_result
+from simulator.virtual.canned import canned_commit, canned_result
 from simulator.virtual.engine_loop import Agenda, EngineLoop
 
 SLEPT, WATCHED = 10, 60
@@ -229,19 +228,8 @@ class AuditedLoop(EngineLoop):
         if one.lease_id != lease.lease_id:
             return
         one.lease_id = None
-        digest = digest_of(lease.lease_id.encode())
-        committed = SubmissionCommitted(
-            at_s=self.now_s,
-            worker=one.worker,
-            lease_id=lease.lease_id,
-            digest=digest,
-            payload_bytes=1000,
-            codec="bf16",
-            inner_steps_done=lease.inner_steps,
-            train_loss_first=5.0,
-            train_loss_last=4.0,
-            train_s=train_s,
-        )
+        committed = canned_commit(lease, self.now_s, train_s, payload_bytes=1000)
+        digest = committed.digest
         uploaded = SubmissionUploaded(at_s=self.now_s, worker=one.worker, lease_id=lease.lease_id, digest=digest)
         for event in (committed, uploaded):
             try:

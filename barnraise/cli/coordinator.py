@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from barnraise.cli.options import Json, Settings, number, one_of
+from barnraise.cli.options import Json, RunArgument, Settings, number, one_of
 from barnraise.cli.output import ProgressLine, documents_told, print_json, say_note
 from moe.presets import PRESETS
 from protocol.codecs import CODECS
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from coordinator.settings import RunSettings
 
 app = typer.Typer(no_args_is_help=True, help="Define a run, serve it, invite people.")
-
-RunArgument = Annotated[Path, typer.Argument(help="The run's folder.")]
 
 
 @app.command()

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from barnraise.cli.coordinator import RunArgument
-from barnraise.cli.options import Json, number
+from barnraise.cli.options import Json, RunArgument, number
 
 if TYPE_CHECKING:
     from coordinator.run.folder import RunFolder

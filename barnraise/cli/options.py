@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 MOST_SEED = 2**63 - 1
+
+RunArgument = Annotated[Path, typer.Argument(help="The run's folder.")]
 
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 

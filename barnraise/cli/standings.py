@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from barnraise.cli.coordinator import RunArgument
-from barnraise.cli.options import Json
+from barnraise.cli.options import Json, RunArgument
 from barnraise.cli.output import print_json
 
 if TYPE_CHECKING:

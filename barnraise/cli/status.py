@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from barnraise.cli.coordinator import RunArgument
-from barnraise.cli.options import Json, number
+from barnraise.cli.options import Json, RunArgument, number
 from barnraise.cli.output import print_json, print_pairs, print_table
 from protocol.errors import ConfigError
 from protocol.text import human_bytes

@@ -151,9 +151,9 @@ def has_let_down(state: EngineState, worker: WorkerRecord) -> bool:
 
 
 def auditors(state: EngineState, record: LeaseRecord) -> list[WorkerRecord]:
-    """Trusted workers, here or not, who could be given it. Looks at every worker."""
-    people = asked(state, record)
-    return [worker for worker in state.workers.values() if may_audit(worker, record.lease, people)]
+    """Trusted workers, here or not, who could be given it."""
+    people, trusted = asked(state, record), map(state.workers.__getitem__, state.index.trusted)
+    return [worker for worker in trusted if may_audit(worker, record.lease, people)]
 
 
 def is_in_hand(state: EngineState, record: LeaseRecord) -> bool:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from coordinator.engine import (
+    audit_endings,
     audits,
     changes,
     leases,
-    opinions,
     past,
     placement,
     rollback,
@@ -148,7 +148,7 @@ def next_round_or_finish(turn: Turn) -> None:
     if state.phase is not Phase.GATHERING:
         state.move_to(Phase.GATHERING)
     _end_stale_leases(turn)
-    opinions.end_old(turn)
+    audit_endings.end_old(turn)
     _forget_old_leases(turn)
     lift_quarantines(turn, list(state.index.quarantines))
 
@@ -178,7 +178,7 @@ def finish(turn: Turn) -> None:
     state = turn.state
     state.move_to(Phase.FINISHING)
     stopped = state.stop_reason or ""
-    opinions.end_all(turn)
+    audit_endings.end_all(turn)
     for lease_id, record in list(state.leases.items()):
         if record.status in {LeaseStatus.GRANTED, LeaseStatus.COMMITTED}:
             leases.expire(turn, lease_id, reason(Case.ENDED, stopped))

@@ -67,6 +67,8 @@ class Index:
         """Enrolment order."""
         self.machines: dict[str, set[WorkerId]] = {}
         """Of each owner that the operator named."""
+        self.trusted: dict[WorkerId, None] = {}
+        """The few whom the operator vouched for: audits look among them after every event."""
         self.idle: set[WorkerId] = set()
         """Here, and waiting for a lease."""
         self.queue: list[tuple[float, WorkerId]] = []
@@ -100,6 +102,7 @@ class Index:
             self.places[worker] = len(self.places)
             if new.owner:
                 self.machines.setdefault(new.owner, set()).add(worker)
+        _mark(self.trusted, worker, new.trusted)
         self._hear(new)
         self._queue_up(old, new)
         if new.cooling_until_s > 0 and (old is None or old.cooling_until_s != new.cooling_until_s):
@@ -295,11 +298,11 @@ def _put(workers: set[WorkerId], worker: WorkerId, belongs: bool) -> None:
         workers.discard(worker)
 
 
-def _mark(leases: dict[LeaseId, None], lease_id: LeaseId, belongs: bool) -> None:
+def _mark(among: dict[K, None], key: K, belongs: bool) -> None:
     if belongs:
-        leases[lease_id] = None
+        among[key] = None
     else:
-        leases.pop(lease_id, None)
+        among.pop(key, None)
 
 
 def _drop(leases_by: dict[K, dict[LeaseId, None]], key: K, lease_id: LeaseId) -> None:

@@ -8,10 +8,11 @@ audit for which nobody is left, or whose time is over, ends, and what is in doub
 
 from __future__ import annotations
 
+from coordinator.engine import audit_endings as endings
 from coordinator.engine import audits, leases, reputation, shadows
 from coordinator.engine.commands import CompareSubmissions, ReplayLease
 from coordinator.engine.events import LeaseReplayed
-from coordinator.engine.history import Accusation, AuditOutcome, remembered
+from coordinator.engine.history import AuditOutcome
 from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.reasons import AUDIT_FAILED, MALFORMED, UNMEASURABLE, Case, rejected
 from coordinator.engine.rows import AuditResult, LeaseRecord
@@ -60,7 +61,7 @@ def advance(turn: Turn) -> None:
         return
     for record in audits.open_audits(state):
         if state.workers[record.lease.worker].ban is not None:
-            _give_up(turn, record)  # nothing more follows from it
+            endings.give_up(turn, record)  # nothing more follows from it
             continue
         if audits.is_in_hand(state, record):
             continue
@@ -68,21 +69,7 @@ def advance(turn: Turn) -> None:
         if coordinators and not (record.audit_unpaid and not record.audits):
             _replay(turn, record)
         elif not audits.auditors(state, record):
-            _give_up(turn, record)
-
-
-def end_old(turn: Turn) -> None:
-    """A round opens: what was to be audited long ago is kept no longer."""
-    state = turn.state
-    for record in audits.open_audits(state):
-        if record.lease.round + state.config.audits.keep_rounds < state.round.round:
-            _give_up(turn, record)
-
-
-def end_all(turn: Turn) -> None:
-    """The run takes no more steps: nothing that an audit could find would change it."""
-    for record in audits.open_audits(turn.state):
-        _give_up(turn, record)
+            endings.give_up(turn, record)
 
 
 def _replay(turn: Turn, record: LeaseRecord) -> None:
@@ -114,7 +101,7 @@ def _hear(turn: Turn, event: LeaseReplayed, person: str) -> None:
     record = state.update_lease(event.lease_id, audits=(*record.audits, result), audit_since_s=state.now_s)
     if not passed:
         _make_worthless(turn, event)
-    _note(turn, record, AuditOutcome.OPEN)
+    endings.note(turn, record, AuditOutcome.OPEN)
     reputation.after_audit(turn, turn.state.leases[event.lease_id], result)
     _weigh(turn, event.lease_id)
 
@@ -135,49 +122,8 @@ def _weigh(turn: Turn, lease_id: LeaseId) -> None:
     """Who is right, once that can be said."""
     record = turn.state.leases[lease_id]
     if len(record.accusers) >= 2:
-        _end(turn, record, AuditOutcome.CONFIRMED)
+        endings.end(turn, record, AuditOutcome.CONFIRMED)
     elif record.vouchers and (not record.accusers or len(record.vouchers) >= 2):
-        _end(turn, record, AuditOutcome.CLEARED)
+        endings.end(turn, record, AuditOutcome.CLEARED)
         for person in record.accusers:
             reputation.false_accusation(turn, person)  # two others came to what was sent
-
-
-def _give_up(turn: Turn, record: LeaseRecord) -> None:
-    """Nobody is left to ask: a lone accusation stands, without being final, until the operator has decided."""
-    _end(turn, record, AuditOutcome.UNDECIDED)
-
-
-def _end(turn: Turn, record: LeaseRecord, outcome: AuditOutcome) -> None:
-    state, lease_id = turn.state, record.lease.lease_id
-    unpaid = record.audit_unpaid or (record.audit_certain and not record.audits)
-    turn.settle(audits.replay_id(lease_id))
-    for command in list(state.pending.values()):
-        if isinstance(command, CompareSubmissions) and command.lease.lease_id == lease_id:
-            turn.settle(command.command_id)
-            shadows.take(turn, command.again.lease_id)
-    record = state.update_lease(lease_id, audit_due=False, audit_unpaid=unpaid and not record.vouchers)
-    _note(turn, record, outcome)
-    if record.status is not LeaseStatus.ACCEPTED or record.counted_in is not None:
-        leases.drop_payload(turn, record)
-
-
-def _note(turn: Turn, record: LeaseRecord, outcome: AuditOutcome) -> None:
-    """For the operator: every lease that somebody could not reproduce, under its latest standing."""
-    if not record.accusers:
-        return
-    state, lease = turn.state, record.lease
-    row = Accusation(
-        lease_id=lease.lease_id,
-        worker=lease.worker,
-        round=lease.round,
-        at_s=state.now_s,
-        accusers=record.accusers,
-        vouchers=record.vouchers,
-        outcome=outcome,
-    )
-    known = [one.lease_id for one in state.accusations]
-    if lease.lease_id in known:
-        place = known.index(lease.lease_id)
-        state.accusations = (*state.accusations[:place], row, *state.accusations[place + 1 :])
-    else:
-        state.accusations = remembered(state.accusations, row)

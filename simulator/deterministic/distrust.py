@@ -20,7 +20,7 @@ from simulator.faults import Fault
 from simulator.seeds import derived_stream
 
 if TYPE_CHECKING:
-    from simulator.deterministic.scenario import VolunteerSpec
+    from simulator.deterministic.volunteer_spec import VolunteerSpec
 
 WORK = ("AggregateRound", "FindHarmful", "ReplayLease", "CompareSubmissions", "RebuildVersion")
 AUDITS = ("ReplayLease", "CompareSubmissions", "RebuildVersion")

@@ -34,8 +34,8 @@ from simulator.deterministic.work import Spoils
 from worker.fetched import FetchedLease
 
 if TYPE_CHECKING:
-    from simulator.deterministic.scenario import VolunteerSpec
     from simulator.deterministic.settings_book import SettingsBook
+    from simulator.deterministic.volunteer_spec import VolunteerSpec
 
 EXPLAIN_EVERY = 8
 """Asking why the round is not closed costs as much as an event; every eighth is enough over thousands of seeds."""

@@ -21,8 +21,9 @@ from protocol.ids import RunId
 from simulator.deterministic.language import TRAIN_SEQUENCES
 from simulator.deterministic.loop import MOST_STEPS
 from simulator.deterministic.outcome import Outcome, quiet
-from simulator.deterministic.scenario import START_S, Scenario, VolunteerSpec
+from simulator.deterministic.scenario import START_S, Scenario
 from simulator.deterministic.training import RealWork, one_thread
+from simulator.deterministic.volunteer_spec import VolunteerSpec
 from simulator.deterministic.world import World
 from simulator.faults import COORDINATOR, Fault, FaultKind, FaultPlan, Point, kill
 from simulator.seeds import derived_stream

@@ -17,6 +17,7 @@ from protocol.identity import PrivateIdentity
 from protocol.ids import RunId, WorkerId, worker_id_of
 from simulator import faults as f
 from simulator.deterministic.distrust import OrderPlan, audit_faults, some_audited, words_of
+from simulator.deterministic.volunteer_spec import VolunteerSpec
 from simulator.deterministic.work import Spoils
 from simulator.faults import Fault
 from simulator.seeds import derived_stream
@@ -35,34 +36,6 @@ CALLS = (
 )
 SLOW_WORK = ("MeasureSubmission", "AggregateRound", "ValidateVersion", "WriteCheckpoint")
 WORKER_STATES = ("enrolling", "opening", "idle", "fetching", "training", "resuming", "committing", "uploading")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VolunteerSpec:
-    """One simulated volunteer."""
-
-    max_columns: int
-    step_s: float
-    """Seconds for one inner step."""
-    arrives_s: float
-    liar: bool
-    """Sends bytes that are not what training gives."""
-    owner: str
-    """Whom the invite names; empty: nobody."""
-    spoils: Spoils = Spoils.NOTHING
-    """What its submissions do to an outer step."""
-    lies_from: int = 1
-    """The first round whose leases it lies about, where others find that by computing them again."""
-    trusted: bool = False
-    """Came with `--trusted`: it may be asked to compute leases of others again."""
-    lies_as_auditor: bool = False
-    """Where it is asked for that, it sends something else."""
-    frame_s: float = 0.0
-    """Seconds that a frame takes down its line, besides the usual."""
-    hiccup_s: float = 0.0
-    """Every few seconds its processes stand still for up to so long, as on a machine that swaps."""
-    pauses: tuple[tuple[float, float, bool], ...] = ()
-    """(from, to, whether training is stopped): when the volunteer's policy wants no work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import Protocol
 from protocol.ids import BlockId, Digest, digest_of
 from simulator.deterministic.disk import stretched
 from simulator.deterministic.loop import VirtualLoop
-from simulator.deterministic.scenario import VolunteerSpec
+from simulator.deterministic.volunteer_spec import VolunteerSpec
 from simulator.deterministic.work import SimulatedWork, TrainedLease
 from worker.blocks import BlockCache
 from worker.fetched import FetchedLease

@@ -23,7 +23,7 @@ from simulator.deterministic.disk import Disk
 from simulator.deterministic.work import Spoils
 
 if TYPE_CHECKING:
-    from simulator.deterministic.scenario import VolunteerSpec
+    from simulator.deterministic.volunteer_spec import VolunteerSpec
 
 COORDINATOR = ""
 INDEPENDENT = 2

@@ -22,9 +22,10 @@ from simulator.deterministic.broken import InvariantBroken
 from simulator.deterministic.loop import PROCESS, Process, VirtualLoop
 from simulator.deterministic.network import Network, SimulatedWire
 from simulator.deterministic.node import authority
-from simulator.deterministic.scenario import Scenario, VolunteerSpec, identity_of
+from simulator.deterministic.scenario import Scenario, identity_of
 from simulator.deterministic.trainer import OnTraining, SimulatedTrainer
 from simulator.deterministic.volunteer_disk import MemoryFiles, VolunteerDisk
+from simulator.deterministic.volunteer_spec import VolunteerSpec
 from simulator.deterministic.work import SimulatedWork
 from worker import messages as m
 from worker.agent import Agent

@@ -25,15 +25,33 @@ from coordinator.engine.events import (
     HarmfulFound,
     LeaseReplayed,
     RoundAggregated,
+    SubmissionCommitted,
     SubmissionMeasured,
     VersionComparison,
     VersionRebuilt,
     VersionValidated,
 )
+from coordinator.engine.lease import GrantedLease
 from protocol.errors import LocalError
 from protocol.ids import digest_of
 from protocol.lease import Lease
 from protocol.recipe import Recipe
+
+
+def canned_commit(lease: GrantedLease, at_s: float, train_s: float, *, payload_bytes: int) -> SubmissionCommitted:
+    """The commit of a lease that nobody trained: bytes of its own, and losses that fell."""
+    return SubmissionCommitted(
+        at_s=at_s,
+        worker=lease.worker,
+        lease_id=lease.lease_id,
+        digest=digest_of(lease.lease_id.encode()),
+        payload_bytes=payload_bytes,
+        codec="bf16",
+        inner_steps_done=lease.inner_steps,
+        train_loss_first=5.0,
+        train_loss_last=4.0,
+        train_s=train_s,
+    )
 
 
 def compared_as(command: AggregateRound, *, gain: float) -> tuple[VersionComparison, ...]:
