@@ -56,7 +56,7 @@ class ScreeningConfig:
     """Standard errors of the gain that speak for the worker: late in a run an honest gain is within its noise."""
     max_doubt: float = 0.1
     """Most that errors of measuring may forgive, in nats a token: harm to few sequences has a large error."""
-    max_lone_loss: float = 0.1
+    max_lone_loss: float = 0.5
     """Refused when all that the round may take of it raises held-out loss by more (nats a token), and fewer than two
     others hold the same."""
     max_peer_loss: float = 0.25

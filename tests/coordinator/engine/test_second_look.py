@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coordinator.engine.commands import AggregateRound
-from coordinator.engine.config import ScreeningConfig
+from coordinator.engine.config import AuditConfig, ScreeningConfig
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.sequential import is_doubted
 from protocol.ids import WorkerId
@@ -115,7 +115,7 @@ def test_alone_a_worker_is_held_against_its_own_past(swarm):
     assert refused(s) == {"a": "norm_too_small"}
 
 
-@pytest.mark.parametrize(("full", "key"), [(-0.05, None), (-7.0, "heldout_loss_rose")])
+@pytest.mark.parametrize(("full", "key"), [(-0.05, None), (-0.3, None), (-7.0, "heldout_loss_rose")])
 def test_alone_all_of_it_is_what_the_round_would_take(swarm, full, key):
     s = swarm(max_rounds=20)
     s.join("x")
@@ -141,6 +141,19 @@ def test_peers_that_overshoot_say_how_much_is_honest(swarm):
     s.submit("a", "b", "c", full=-0.3)
     s.submit("x", full=-1.3)
     assert refused(s) == {"x": "heldout_loss_rose"}
+
+
+def test_whoever_has_no_weight_does_not_say_how_much_is_honest(swarm):
+    """Newcomers to an open run, as many as there may be."""
+    s = swarm(max_rounds=20, open_run=True, audits=AuditConfig(budget=99.0))
+    s.join("a", "b", trusted=True)
+    s.join("w", "x", "y", "z")
+    s.at(5)
+    s.submit("w", "x", "y", "z", full=-0.4)
+    s.submit("a")
+    s.submit("b", full=-1.3)
+    s.answer_audits()  # one is not enough to be vouched for
+    assert refused(s) == {"b": "heldout_loss_rose"}
 
 
 def test_a_late_submission_is_looked_at_again_in_the_round_in_which_it_counts(swarm):
