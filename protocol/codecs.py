@@ -19,6 +19,9 @@ from protocol.specs import Encoded, TensorSpec, WireDtype, WireSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
+GRANULE = 65_536
+"""Coordinates: spans that are decoded alone begin at a multiple of it, and every codec's groups divide it."""
+
 
 class Codec(Protocol):
     """One encoding of fp32 tensors. Holds nothing of its own: the same arguments give the same bits."""
@@ -38,6 +41,13 @@ class Codec(Protocol):
 
         Allocates in proportion to the shape. MalformedMessage where the content is invalid (an index out of range);
         whether values are finite is for the caller to check.
+        """
+
+    def decode_span(self, parts: tuple[Tensor, ...], spec: TensorSpec, start: int, stop: int) -> Tensor:
+        """[stop - start]: those coordinates of the flattened tensor, in fp32; what `decode` gives there, bit for bit.
+
+        `start` is a multiple of `GRANULE`, and `stop` is one, too, or the end. Allocates in proportion to the span, so
+        that pieces which lie in a file are read where they are needed.
         """
 
 
@@ -67,6 +77,13 @@ class CastCodec:
 
         del spec
         return parts[0].to(torch.float32)
+
+    def decode_span(self, parts: tuple[Tensor, ...], spec: TensorSpec, start: int, stop: int) -> Tensor:
+        """As `decode`."""
+        import torch
+
+        del spec
+        return parts[0].reshape(-1)[start:stop].to(torch.float32)
 
 
 BF16: Codec = CastCodec(name="bf16", wire_dtype="BF16", torch_dtype="bfloat16")

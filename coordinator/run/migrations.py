@@ -129,7 +129,12 @@ def _scale_of_norms(inner: OldState, recipe: OldState, steps: int) -> float:
     return first / length(recipe["learning_rate"], steps, recipe["warmup_steps"])
 
 
-MIGRATIONS: Migrations = {2: _two_to_three, 3: _three_to_four, 4: _four_to_five}
+def _five_to_six(state: OldState) -> OldState:
+    """What came with version 6 begins at its defaults."""
+    return state
+
+
+MIGRATIONS: Migrations = {2: _two_to_three, 3: _three_to_four, 4: _four_to_five, 5: _five_to_six}
 """Whoever raises ENGINE_VERSION adds the step from the one before, or the reason why not. 1 to 2: a version 1 was never
 released, and its leases named no optimizer, which nothing after it could make up."""
 

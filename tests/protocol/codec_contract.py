@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from protocol.codecs import Codec
+from protocol.codecs import GRANULE, Codec
 from protocol.errors import MalformedMessage
 from protocol.ids import TRUNK, column_block
 from protocol.specs import TensorSpec
@@ -48,6 +48,16 @@ class CodecContract:
         decoded = coded(codec, tensor, spec)
         assert (decoded.dtype, tuple(decoded.shape)) == (torch.float32, spec.shape)
         assert decoded.is_contiguous()
+
+    def test_a_span_is_what_the_whole_holds_there(self, codec: Codec) -> None:
+        """Bit for bit, from the first granule to a last one that is cut short."""
+        spec = TensorSpec("t", (3, GRANULE - 7))
+        parts = codec.encode(values(spec)).parts
+        whole = codec.decode(parts, spec).reshape(-1)
+        for start in range(0, spec.elements, GRANULE):
+            stop = min(start + GRANULE, spec.elements)
+            assert torch.equal(codec.decode_span(parts, spec, start, stop), whole[start:stop])
+        assert torch.equal(codec.decode_span(parts, spec, 0, spec.elements), whole)
 
     def test_it_points_the_same_way(self, codec: Codec) -> None:
         """A quantised or thinned pseudo-gradient is still one: it agrees with the true one more than with noise."""

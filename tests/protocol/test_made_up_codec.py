@@ -47,6 +47,9 @@ class EightBits:
         scale, levels = parts
         return levels.to(torch.float32) * scale.reshape(())
 
+    def decode_span(self, parts: tuple[Tensor, ...], spec: TensorSpec, start: int, stop: int) -> Tensor:
+        return self.decode((parts[0], parts[1].reshape(-1)[start:stop]), spec)
+
 
 class Liar(EightBits):
     """Writes something else than it says beforehand."""
