@@ -154,7 +154,7 @@ def worst_cases(rows: Iterable[Mapping[str, Any]], seeds: Sequence[int] = (0, 1,
 
 def misses(row: Mapping[str, Any]) -> str:
     """Which goal a defended row misses, in a word; empty where it meets all, or has none."""
-    if row["defence"] != "pipeline" or row["attack"] == NOBODY:
+    if row["defence"] not in {"pipeline", "thrifty"} or row["attack"] == NOBODY:
         return ""
     found = []
     most = MOST_COST.get((row["n"], row["f"]))
