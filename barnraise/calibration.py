@@ -278,7 +278,8 @@ def _shorter(lease: Lease) -> Lease:
 def _trained(run: _Run, lease: Lease, conditions: Conditions, device: str) -> Blocks:
     dtype = torch.bfloat16 if conditions.bf16 else None
     replay = replay_lease(run.layout, device=device, compute_dtype=dtype, threads=conditions.threads)
-    return run.coded(lease, replay(lease, run.start, run.sequences(lease), conditions.micro_batch))
+    again, _ = replay(lease, run.start, run.sequences(lease), conditions.micro_batch)
+    return run.coded(lease, again)
 
 
 def _farthest(what: str, found: list[ReplayDistance], *, counts: bool) -> MeasuredDistance:

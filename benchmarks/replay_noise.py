@@ -95,7 +95,7 @@ class NoiseBench:
 
     def distances(self, case: NoiseCase, seed: int) -> dict[str, float]:
         """Honest and cheating, by name: the farthest over cuts, and the nearest over codecs."""
-        task = self._task(case, seed, start=1_000_000)
+        task = self.task(case, seed, start=1_000_000)
         plain = self._elsewhere.submit(NoiseTask.computed, task)
         again = task.computed()
         found: dict[str, float] = {}
@@ -112,12 +112,13 @@ class NoiseBench:
             if codec == "fp32":
                 found |= {name: far[name] for name in ("same", "threads", "restart", "kernels")}
                 found["cut"] = max(far[f"cut {cut}"] for cut in CUTS)
-        other = self._task(case, seed, start=2_000_000)
+        other = self.task(case, seed, start=2_000_000)
         cheats = cheats_of(task, other, again, self._data.vocab_size)
         found |= {name: min(apart(task, lie, again, codec) for codec in CODECS) for name, lie in cheats.items()}
         return found
 
-    def _task(self, case: NoiseCase, seed: int, start: int) -> NoiseTask:
+    def task(self, case: NoiseCase, seed: int, start: int) -> NoiseTask:
+        """One lease; its sequences begin at position `start` of the data."""
         cut = self._layouts[case.model]
         columns = tuple(range(cut.columns)) if seed % 2 == 0 else tuple(range(0, cut.columns, 2))
         lease = _lease(case.optimizer, case.steps, columns, seed)
@@ -148,7 +149,7 @@ class NoiseBench:
         for number in range(BASE_LEASES):
             lease = _lease(case.optimizer, BASE_STEPS, tuple(range(cut.columns)), seed + 100 + number)
             sequences = self._sequences(case, number * lease.data.count, lease.data.count, seed)
-            step = replay(lease, blocks, sequences, 0)
+            step, _ = replay(lease, blocks, sequences, 0)
             blocks = {
                 block: {name: tensor - step[block][name] for name, tensor in tensors.items()}
                 for block, tensors in blocks.items()

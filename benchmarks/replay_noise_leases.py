@@ -45,8 +45,12 @@ class NoiseTask:
 
     def computed(self, *, micro_batch: int = 0, threads: int = 1) -> Blocks:
         """Its pseudo-gradient."""
+        return self.computed_in(micro_batch=micro_batch, threads=threads)[0]
+
+    def computed_in(self, *, micro_batch: int = 0, threads: int = 1, wanted: str = "") -> tuple[Blocks, str]:
+        """The same, in the arithmetic class `wanted` where that can be had, and the class that it was."""
         replay = replay_lease(self.layout, compute_dtype=COMPUTE[self.compute], threads=threads)
-        return replay(self.lease, self.start, self.sequences, micro_batch)
+        return replay(self.lease, self.start, self.sequences, micro_batch, wanted)
 
     def restarted(self) -> Blocks:
         """The same by a worker that is killed in the middle, and goes on in another shard."""

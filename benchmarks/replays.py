@@ -101,7 +101,7 @@ class Replays:
     def _computed(self, lease: Lease, base: Blocks, tokens_NL: Any, micro_batch: int, threads: int) -> Blocks:
         from worker.train.replay import replay_lease
 
-        return replay_lease(self._layout, threads=threads)(lease, base, tokens_NL, micro_batch)
+        return replay_lease(self._layout, threads=threads)(lease, base, tokens_NL, micro_batch)[0]
 
     def _lies(self, lease: Lease, tokens_NL: Any) -> list[tuple[str, Lease, Any]]:
         other_NL = self._tokens(lease.seed + 10**6, len(tokens_NL))

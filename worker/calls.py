@@ -189,6 +189,7 @@ class Calls:
             train_loss_last=submission.train_loss_last,
             train_s=submission.train_s,
             micro_batch=submission.micro_batch,
+            arithmetic=submission.arithmetic,
         )
         reply = await self._client.commit_submission(request)
         if reply.HasField("verdict"):

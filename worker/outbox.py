@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from protocol.arithmetic import MAX_ARITHMETIC_CHARACTERS, UNKNOWN_ARITHMETIC
 from protocol.ids import Digest, LeaseId, digest_of
 from worker.files import DISK, Files, file_digest
 
@@ -36,6 +37,8 @@ class Submission(BaseModel):
     train_s: float
     micro_batch: int = Field(ge=1)
     """Sequences that went through the model at a time, at the end."""
+    arithmetic: str = Field(default=UNKNOWN_ARITHMETIC, max_length=MAX_ARITHMETIC_CHARACTERS)
+    """The class in which it was computed; an older release did not say."""
 
 
 class Outbox:

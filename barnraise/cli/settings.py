@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from barnraise.cli.options import Json, RunArgument
-from barnraise.cli.output import print_json
+from barnraise.cli.output import print_json, say_note
 
 if TYPE_CHECKING:
     from coordinator.run.changing import Change
@@ -44,6 +44,8 @@ def say_changed(folder: Path, change: Change, *, served: bool, quiet: bool) -> N
         print(f"{change.key} is {shown(change.value)} already")
     else:
         print(f"{change.key} was {shown(change.before)} and is {shown(change.value)} from round {change.from_round} on")
+    if change.caution:
+        say_note(change.caution)
     if change.file_trouble:
         print(f"settings.toml does not show it yet ({change.file_trouble}); the next start writes it", file=sys.stderr)
     if not served:

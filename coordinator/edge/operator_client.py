@@ -122,6 +122,7 @@ class OperatorClient:
                 value=json.loads(reply.value_json),
                 from_round=reply.from_round,
                 file_trouble=reply.file_trouble,
+                caution=reply.caution,
             )
         except ValueError as error:
             raise MalformedMessage(f"the coordinator's answer makes no sense: {_OTHER_VERSION}") from error

@@ -16,6 +16,7 @@ from coordinator.edge.served import RunContext
 from coordinator.edge.service import clean_reason
 from coordinator.edge.sessions import CallerSession
 from coordinator.edge.status import WorkerState
+from coordinator.engine.arithmetic import caution_after
 from coordinator.engine.events import RunStopped, SettingChanged
 from coordinator.engine.phases import Phase
 from coordinator.run.changing import SettingsFile, first_round, planned
@@ -92,6 +93,7 @@ class OperatorService:
             value_json=json.dumps(value),
             from_round=first_round(state),
             file_trouble=trouble,
+            caution=caution_after(state.chosen_config, key),
         )
 
     async def change_standing(self, _: CallerSession, request: pb.ChangeStandingRequest) -> pb.ChangeStandingReply:

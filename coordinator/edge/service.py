@@ -26,6 +26,7 @@ from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.stages import told_to_worker, verdict_told
 from moe.layout import submission_specs
+from protocol.arithmetic import MAX_ARITHMETIC_CHARACTERS, is_arithmetic
 from protocol.causes import Cause
 from protocol.codecs import codec_named
 from protocol.errors import FinalRefusal, IllegalEvent, MalformedMessage, Refused, Unauthenticated
@@ -193,6 +194,7 @@ class WorkerService:
             train_loss_last=request.train_loss_last,
             train_s=request.train_s,
             micro_batch=request.micro_batch,
+            arithmetic=request.arithmetic,
         )
 
     async def uploaded(self, session: CallerSession, lease_id: LeaseId, digest: Digest) -> None:
@@ -245,6 +247,9 @@ class WorkerService:
         if request.micro_batch > lease.batch_sequences:
             got, most = request.micro_batch, lease.batch_sequences
             raise FinalRefusal(f"lease {lease.lease_id} trains {most} sequences a step, micro_batch is {got}")
+        if not is_arithmetic(request.arithmetic):
+            got_characters, most = len(request.arithmetic), MAX_ARITHMETIC_CHARACTERS
+            raise FinalRefusal(f"arithmetic must be at most {most} printable ASCII characters, got {got_characters}")
 
 
 def lease_message(lease: GrantedLease, now_s: float) -> pb.Lease:

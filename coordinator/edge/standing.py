@@ -64,6 +64,8 @@ def standing_of(config: EngineConfig, record: WorkerRecord) -> str:
         return "contradicted by an auditor"
     if record.quarantine is not None:
         return "set aside"
+    if record.undecided_in_row and not record.trusted:
+        return "its audits cannot decide"
     weight = trust_of(config, record).weight
     if weight <= 0.0:
         return "on probation"

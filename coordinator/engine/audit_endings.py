@@ -37,7 +37,7 @@ def give_up(turn: Turn, record: LeaseRecord) -> None:
 def end(turn: Turn, record: LeaseRecord, outcome: AuditOutcome) -> None:
     """The audit is over: nobody computes it any more, and what was called for and did not come is unpaid."""
     state, lease_id = turn.state, record.lease.lease_id
-    unpaid = record.audit_unpaid or (record.audit_certain and not record.audits)
+    unpaid = record.audit_unpaid or record.is_undecided or (record.audit_certain and not record.audits)
     turn.settle(audits.replay_id(lease_id))
     for command in list(state.pending.values()):
         if isinstance(command, CompareSubmissions) and command.lease.lease_id == lease_id:
@@ -45,8 +45,20 @@ def end(turn: Turn, record: LeaseRecord, outcome: AuditOutcome) -> None:
             shadows.take(turn, command.again.lease_id)
     record = state.update_lease(lease_id, audit_due=False, audit_unpaid=unpaid and not record.vouchers)
     note(turn, record, outcome)
+    if record.is_undecided and not record.vouchers and not record.accusers:
+        _note_undecided(turn, record)
     if record.status is not LeaseStatus.ACCEPTED or record.counted_in is not None:
         leases.drop_payload(turn, record)
+
+
+def _note_undecided(turn: Turn, record: LeaseRecord) -> None:
+    """Nobody could say anything: its worker is a stranger again where it computes so, and nothing else follows."""
+    worker = turn.state.workers[record.lease.worker]
+    turn.state.update_worker(
+        worker.worker,
+        undecided_in_row=worker.undecided_in_row + 1,
+        vouched_in=tuple(how for how in worker.vouched_in if how != record.computed_as),
+    )
 
 
 def note(turn: Turn, record: LeaseRecord, outcome: AuditOutcome) -> None:

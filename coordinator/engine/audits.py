@@ -13,13 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from coordinator.engine.arithmetic import could_decide, is_stranger
+from coordinator.engine.config import AuditConfig
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LOST_STATUSES, LeaseStatus
 from coordinator.engine.rows import LeaseRecord, WorkerRecord
 from coordinator.engine.schedules import recipe_steps
 from coordinator.engine.state import EngineState
+from coordinator.engine.trust import has_been_undecided, trust_of
 from coordinator.engine.trust import may_audit as is_fit_to_audit
-from coordinator.engine.trust import trust_of
 from coordinator.engine.turn import Turn
 from protocol.ids import LeaseId
 
@@ -40,6 +42,8 @@ def draw(turn: Turn, lease_id: LeaseId) -> None:
     probability = trust_of(state.config, worker).audit_probability
     if state.config.audits.budget <= 0.0 or probability <= 0.0:
         return
+    if is_stranger(state.config, worker, state.leases[lease_id]) and not has_been_undecided(state.config, worker):
+        probability = 1.0
     certain, stream = probability >= 1.0, turn.draws.stream(lease.round, "audit", lease_id)
     if stream.u64() >= probability * _EVERY_U64 and not certain:
         return
@@ -106,7 +110,9 @@ def share_of(state: EngineState, record: LeaseRecord) -> float:
     """The share of its weight that a submission has, by what audits say of it so far."""
     if is_contradicted(record):
         return 0.0
-    if record.vouchers or not (record.audit_unpaid or (record.audit_due and record.audit_certain)):
+    worker = state.workers[record.lease.worker]
+    waits = record.audit_unpaid or (record.audit_due and record.audit_certain)
+    if record.vouchers or not (waits or is_stranger(state.config, worker, record)):
         return 1.0
     return 0.0 if state.config.open_run else state.config.audits.unpaid_weight
 
@@ -142,9 +148,14 @@ def asked(state: EngineState, record: LeaseRecord) -> set[str]:
     return people | {state.person_of(shadow.lease) for shadow in shadows if shadow.status not in _IN_HAND}
 
 
-def may_audit(worker: WorkerRecord, lease: GrantedLease, asked_already: set[str]) -> bool:
-    """Whether this worker, some day, could be given a lease to see what comes of it in its hands."""
-    able = worker.max_columns <= 0 or worker.max_columns >= len(lease.columns)
+def may_audit(config: AuditConfig, worker: WorkerRecord, record: LeaseRecord, asked_already: set[str]) -> bool:
+    """Whether this worker, some day, could be given a lease to see what comes of it in its hands.
+
+    Once somebody could not say anything, only whoever could.
+    """
+    able = worker.max_columns <= 0 or worker.max_columns >= len(record.lease.columns)
+    if record.is_undecided and not could_decide(config, record, worker):
+        return False
     return able and is_fit_to_audit(worker) and worker.person not in asked_already
 
 
@@ -158,7 +169,7 @@ def has_let_down(state: EngineState, worker: WorkerRecord) -> bool:
 def auditors(state: EngineState, record: LeaseRecord) -> list[WorkerRecord]:
     """Trusted workers, here or not, who could be given it."""
     people, trusted = asked(state, record), map(state.workers.__getitem__, state.index.trusted)
-    return [worker for worker in trusted if may_audit(worker, record.lease, people)]
+    return [worker for worker in trusted if may_audit(state.config.audits, worker, record, people)]
 
 
 def is_in_hand(state: EngineState, record: LeaseRecord) -> bool:

@@ -238,6 +238,8 @@ class ReplayLease(SlowCommand):
     codec: str
     micro_batch: int
     """Sequences that its worker put through the model at a time, as it says; 0 where it does not."""
+    arithmetic: str = ""
+    """The class to compute it in, where that can be had: its worker's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,6 +94,10 @@ class AuditConfig:
     """That a lease is audited however long its worker's record."""
     tolerance: float = 0.02
     """Relative L2 distance, trunk and columns apart, up to which an honest lease computed again may differ."""
+    decisive_steps: int = 50
+    """Most inner steps, in fp32, for which a distance beyond the tolerance counts against a worker that computed in
+    another arithmetic class than its auditor: there honest ones were below 0.001 (results/replay_noise.json). Of longer
+    leases, and of others than fp32, only an auditor of the worker's own class can say that it lied."""
     unpaid_weight: float = 0.5
     """Share of its weight that a submission keeps in a closed run which was drawn and could not be audited before it
     counts. In open runs it keeps none."""
@@ -293,6 +297,7 @@ def _audit_problems(audits: AuditConfig) -> tuple[tuple[bool, str], ...]:
             audits.tolerance > 0,
             f"audits.tolerance must be above 0, got {audits.tolerance}: no two machines agree to it",
         ),
+        (audits.decisive_steps >= 0, f"audits.decisive_steps must be 0 or more, got {audits.decisive_steps}"),
         (0 <= audits.unpaid_weight <= 1, f"audits.unpaid_weight must be 0 to 1, got {audits.unpaid_weight}"),
         (audits.keep_rounds >= 1, f"audits.keep_rounds must be 1 or more, got {audits.keep_rounds}"),
     )

@@ -193,6 +193,8 @@ class SubmissionCommitted(Event):
     train_s: float
     micro_batch: int = 0
     """Sequences that went through the model at a time, as the worker says; 0: it does not."""
+    arithmetic: str = ""
+    """The class in which it was computed (protocol/arithmetic.py), as the worker says; empty: it does not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from coordinator.engine import audits, dispatch, pacing, quorum, rounds, vouching
+from coordinator.engine import arithmetic, audits, dispatch, pacing, quorum, rounds, vouching
 from coordinator.engine.commands import (
     AggregateRound,
     CompareSubmissions,
@@ -102,6 +102,7 @@ def audit_notes(state: EngineState) -> tuple[str, ...]:
     for one in state.accusations:
         if one.outcome is AuditOutcome.UNDECIDED and state.workers[one.worker].ban is None:
             alike.setdefault((one.worker, one.accusers, one.vouchers), []).append(one)
+    notes += arithmetic.told_undecided_workers(state)
     return (*notes, *(_undecided(state, several[-1], len(several) - 1) for several in alike.values()))
 
 
@@ -179,6 +180,7 @@ def cautions(state: EngineState) -> tuple[str, ...]:
             "this run is open, and nobody vouches for what strangers send: the coordinator computes no lease again "
             "(audits.budget, audits.by_coordinator), and nobody is in it who was invited with --trusted"
         )
+    found += [said for said in (arithmetic.caution(config), arithmetic.caution_of_workers(state)) if said]
     thin = state.history[-1].thin if state.history else 0
     if thin and not vouching.anyone_vouches(state):
         found.append(f"unaudited: fewer than three owners on {thin} blocks and nobody trusted")

@@ -150,7 +150,8 @@ def commit(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> None:
     state, lease_id = turn.state, record.lease.lease_id
     report = pacing.report_of(record, state.now_s, event.train_s, max(1, event.inner_steps_done))
     reports = pacing.last_few(state.workers[event.worker].reports, report)
-    state.update_worker(event.worker, reports=reports)
+    said = {"arithmetic": event.arithmetic} if event.arithmetic else {}
+    state.update_worker(event.worker, reports=reports, **said)
     refusal = refusal_of(turn.state, record, event)
     if refusal is not None:
         if record.status is LeaseStatus.GRANTED and refusal.key == LATE:
@@ -167,6 +168,7 @@ def commit(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> None:
         train_loss_first=event.train_loss_first,
         train_loss_last=event.train_loss_last,
         micro_batch=event.micro_batch,
+        arithmetic=event.arithmetic,
         ended=None,
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from coordinator.engine import audit_endings as endings
 from coordinator.engine import audits, leases, reputation, shadows
+from coordinator.engine.arithmetic import is_decisive
 from coordinator.engine.commands import CompareSubmissions, ReplayLease
 from coordinator.engine.events import LeaseReplayed
 from coordinator.engine.history import AuditOutcome
@@ -42,7 +43,7 @@ def on_lease_replayed(turn: Turn, event: LeaseReplayed) -> None:
     elif event.error:
         _note_unable(turn, event.lease_id)
         return
-    _hear(turn, event, person)
+    _hear(turn, command, event, person)
 
 
 def on_unable(turn: Turn, command: ReplayLease | CompareSubmissions, error: str, tries: int) -> None:
@@ -83,6 +84,7 @@ def _replay(turn: Turn, record: LeaseRecord) -> None:
             digest=record.digest,
             codec=record.codec,
             micro_batch=record.micro_batch,
+            arithmetic=record.arithmetic,
         )
     )
 
@@ -91,15 +93,26 @@ def _note_unable(turn: Turn, lease_id: LeaseId) -> None:
     turn.state.update_lease(lease_id, audit_unable=True)
 
 
-def _hear(turn: Turn, event: LeaseReplayed, person: str) -> None:
+def _hear(turn: Turn, command: ReplayLease | CompareSubmissions, event: LeaseReplayed, person: str) -> None:
     state, most = turn.state, turn.state.config.audits.tolerance
     record = state.leases.get(event.lease_id)
     if record is None or not record.audit_due or person in {result.auditor for result in record.audits}:
         return  # others have settled it meanwhile, or this person has spoken
     passed = event.trunk <= most and event.columns <= most  # nan is neither
-    result = AuditResult(auditor=person, trunk=event.trunk, columns=event.columns, passed=passed)
+    how = event.arithmetic, record.micro_batch
+    if isinstance(command, CompareSubmissions):
+        shadow = state.leases[command.again.lease_id]
+        how = shadow.arithmetic, shadow.micro_batch
+    result = AuditResult(
+        auditor=person,
+        trunk=event.trunk,
+        columns=event.columns,
+        passed=passed,
+        decisive=passed or is_decisive(state.config.audits, record, *how),
+        arithmetic=how[0],
+    )
     record = state.update_lease(event.lease_id, audits=(*record.audits, result), audit_since_s=state.now_s)
-    if not passed:
+    if result.decisive and not passed:
         _make_worthless(turn, event)
     endings.note(turn, record, AuditOutcome.OPEN)
     reputation.after_audit(turn, turn.state.leases[event.lease_id], result)

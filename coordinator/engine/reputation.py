@@ -16,12 +16,14 @@ from coordinator.engine.rows import AuditResult, Ban, LeaseRecord
 from coordinator.engine.turn import Turn
 from protocol.ids import WorkerId
 
+WAYS_KEPT = 8
+"""Classes and cuts in which a worker stays vouched for: what is short of memory cuts its batches in several ways."""
 INDEPENDENT = 2
 """Auditors, of different owners, that must contradict a lease before its worker is banned for it."""
 
 
 def after_audit(turn: Turn, record: LeaseRecord, result: AuditResult) -> None:
-    """Note what an auditor found of a lease; `record` has it already.
+    """Note what an auditor found of a lease; `record` has it already. What says nothing changes nothing.
 
     A first contradiction leaves its worker without weight until others have looked: agreeing auditors must outnumber
     the contradicting ones to clear it, two contradicting ones who outnumber them ban it.
@@ -29,6 +31,8 @@ def after_audit(turn: Turn, record: LeaseRecord, result: AuditResult) -> None:
     appeals.settle(turn, record, result)
     state, lease = turn.state, record.lease
     worker = state.workers[lease.worker]
+    if not result.decisive:
+        return
     passed = _auditors(record.audits, worker.person, passed=True)
     failed = _auditors(record.audits, worker.person, passed=False)
     if len(failed) >= INDEPENDENT and len(failed) > len(passed):
@@ -43,7 +47,15 @@ def after_audit(turn: Turn, record: LeaseRecord, result: AuditResult) -> None:
     elif result.auditor in passed and len(passed) == len(failed) + 1 and _is_first(record, result):
         # nobody contradicts it, or it is cleared just now: once for each lease
         accused = None if worker.accused == lease.lease_id else worker.accused
-        state.update_worker(worker.worker, audits_passed=worker.audits_passed + 1, accused=accused)
+        vouched_in = [how for how in worker.vouched_in if how != record.computed_as]
+        vouched_in += [record.computed_as] if record.computed_as else []
+        state.update_worker(
+            worker.worker,
+            audits_passed=worker.audits_passed + 1,
+            accused=accused,
+            undecided_in_row=0,
+            vouched_in=tuple(vouched_in[-WAYS_KEPT:]),
+        )
 
 
 def false_accusation(turn: Turn, auditor: str) -> None:
@@ -66,4 +78,4 @@ def _is_first(record: LeaseRecord, result: AuditResult) -> bool:
 
 def _auditors(audits: tuple[AuditResult, ...], person: str, *, passed: bool) -> set[str]:
     """Who said so, but for the worker's own; the coordinator is one, by the name of nobody."""
-    return {one.auditor for one in audits if one.passed is passed and one.auditor != person}
+    return {one.auditor for one in audits if one.decisive and one.passed is passed and one.auditor != person}

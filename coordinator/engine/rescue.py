@@ -72,7 +72,7 @@ def not_contradicted(turn: Turn, contributions: Sequence[Contribution]) -> tuple
     for one in contributions:
         record = state.leases[one.lease_id]
         if audits.is_contradicted(record):
-            found = next(result for result in record.audits if not result.passed)
+            found = next(result for result in record.audits if result.decisive and not result.passed)
             figures = {"trunk": found.trunk, "columns": found.columns}
             leave_out(turn, one, rejected(AUDIT_FAILED, Case.NOT_REPRODUCED, **figures))
         else:

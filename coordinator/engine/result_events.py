@@ -22,6 +22,8 @@ class LeaseReplayed(Event):
     """Relative L2 distance of what was sent from what came of it again, after the codec: the trunk's."""
     columns: float = 0.0
     """The largest among the lease's columns."""
+    arithmetic: str = ""
+    """The class in which the coordinator computed it; a worker says its own when it commits."""
     error: str = ""
     """Why what the auditor sent is no answer (schema, size, dtype, non-finite); empty: it is."""
 

@@ -80,6 +80,10 @@ class AuditResult:
     columns: float
     """The largest among the lease's columns; 0 where it holds none."""
     passed: bool
+    decisive: bool = True
+    """False: what was sent is too far from it, and that need not be its worker's doing (arithmetic.py)."""
+    arithmetic: str = ""
+    """The class in which the auditor computed; empty where nobody said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +140,13 @@ class WorkerRecord:
     valid_in_row: int = 0
     """Submissions that stood in a row, up to the latest."""
     audits_passed: int = 0
+    undecided_in_row: int = 0
+    """Leases of it, since one last passed, of which audits could not say anything."""
+    arithmetic: str = ""
+    """The class in which it computed its latest submission, as it says (protocol/arithmetic.py)."""
+    vouched_in: tuple[str, ...] = ()
+    """How it computed (`LeaseRecord.computed_as`) when audits passed, the latest last; none that could not be decided
+    since. Empty, too, where its audits passed under an older release, which did not ask."""
     audits_failed: int = 0
     """Leases of it that two independent auditors contradicted."""
     accused: LeaseId | None = None
@@ -176,6 +187,8 @@ class LeaseRecord:
     committed_at_s: float | None = None
     micro_batch: int = 0
     """Sequences that its worker put through the model at a time, as it says; 0 where it does not."""
+    arithmetic: str = ""
+    """The class in which its worker computed it, as it says; empty where it does not."""
     upload_broken: bool = False
     """Since the commit something came between: how long the bytes take tells nothing about the uplink."""
     uploaded_at_s: float | None = None
@@ -212,9 +225,20 @@ class LeaseRecord:
     """When its present audit was called for: the first, or another opinion."""
 
     @property
+    def computed_as(self) -> str:
+        """The class and the cut, in which its worker computed it; empty where it does not say both."""
+        known = self.arithmetic and self.micro_batch
+        return f"{self.arithmetic}, {self.micro_batch} at a time" if known else ""
+
+    @property
     def accusers(self) -> tuple[str, ...]:
         """The people who computed it again and came to something else."""
-        return tuple(result.auditor for result in self.audits if not result.passed)
+        return tuple(result.auditor for result in self.audits if result.decisive and not result.passed)
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether somebody computed it again and could not say anything."""
+        return any(not result.decisive for result in self.audits)
 
     @property
     def vouchers(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from coordinator.engine import audits, leases, pacing
+from coordinator.engine.arithmetic import could_decide
 from coordinator.engine.commands import AnnounceVerdict, CompareSubmissions, GrantLease
 from coordinator.engine.dispatch import ready_workers
 from coordinator.engine.phases import LeaseStatus
@@ -39,11 +40,19 @@ def grant(turn: Turn, *, overdue: bool) -> None:
 
 
 def _free_auditor(state: EngineState, record: LeaseRecord) -> WorkerRecord | None:
-    people = audits.asked(state, record)
+    """One whose answer would be decisive, or, where no such one is here or the audit has waited too long, whoever."""
+    config, people = state.config.audits, audits.asked(state, record)
+    first: WorkerRecord | None = None
     for worker in ready_workers(state):
-        if audits.may_audit(worker, record.lease, people) and not audits.has_let_down(state, worker):
-            return worker
-    return None
+        if audits.may_audit(config, worker, record, people) and not audits.has_let_down(state, worker):
+            if could_decide(config, record, worker):
+                return worker
+            first = first or worker
+    if first is None or audits.is_overdue(state, record):
+        return first
+    here = (worker for worker in audits.auditors(state, record) if worker.present)
+    better = (could_decide(config, record, one) and not audits.has_let_down(state, one) for one in here)
+    return None if any(better) else first
 
 
 def upload(turn: Turn, record: LeaseRecord) -> None:

@@ -59,6 +59,11 @@ def may_audit(record: WorkerRecord) -> bool:
     return record.trusted and clean and not record.probation_left
 
 
+def has_been_undecided(config: EngineConfig, record: WorkerRecord) -> bool:
+    """Whether so many of its audits could not say anything, one after the other, that more are not asked for surely."""
+    return record.undecided_in_row >= config.audits.first
+
+
 def is_doubted(config: EngineConfig, record: WorkerRecord) -> bool:
     """Whether what is known of it is reason enough to audit whatever it sends."""
     if record.accused is not None or record.audits_failed or record.probation_left or falls_short(record):
@@ -87,7 +92,7 @@ def _audit_probability(config: EngineConfig, record: WorkerRecord) -> float:
         return 1.0
     if record.trusted:
         return audits.least_probability
-    if record.audits_passed + record.audits_failed < audits.first:
+    if record.audits_passed + record.audits_failed < audits.first and not has_been_undecided(config, record):
         return 1.0
     return max(audits.least_probability, 1.0 / max(1, record.valid_in_row))
 

@@ -22,7 +22,7 @@ INDEPENDENT = 3
 
 def is_vouched(state: EngineState, record: LeaseRecord) -> bool:
     """Whether the submission's worker is trusted, or an audit found that it was computed as leased."""
-    audited = bool(record.audits) and all(one.passed for one in record.audits)
+    audited = bool(record.vouchers) and not record.accusers
     return audited or state.workers[record.lease.worker].trusted
 
 

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import structlog
 
+from coordinator.engine.arithmetic import told_classes
 from coordinator.engine.commands import AnnounceVerdict, Command
 from coordinator.engine.events import (
     AuditAsked,
@@ -148,8 +149,9 @@ class AuditTrail:
         for number, audit in enumerate(record.audits):
             yield self._line(
                 f"audit:{record.lease.lease_id}:{number}", state.now_s, record, Stage.AUDIT,
-                "passed" if audit.passed else "failed",
+                "passed" if audit.passed else "failed" if audit.decisive else "undecided",
                 figures={"trunk": audit.trunk, "columns": audit.columns}, judge=audit.auditor or "coordinator",
+                words=told_classes(record, audit),
             )  # fmt: skip
 
     def _of_worker(self, record: WorkerRecord) -> Iterator[AuditLine]:

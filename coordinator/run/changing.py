@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import tomlkit
 
+from coordinator.engine.arithmetic import caution_after
 from coordinator.engine.changes import DERIVED, FIXED, settings_of, with_setting
 from coordinator.engine.config import EngineConfig
 from coordinator.engine.engine import Engine
@@ -55,6 +56,8 @@ class Change:
     """The first round that it counts in."""
     file_trouble: str = ""
     """Why `settings.toml` does not show it yet; the next start, or the next change, writes it."""
+    caution: str = ""
+    """What an operator should know who chose this; empty where it is as usual."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +204,14 @@ def _change_in(folder: RunFolder, journal: Journal, key: str, text: str) -> Chan
         record_while_stopped(journal, engine, SettingChanged(at_s=state.now_s, key=key, value=json.dumps(value)))
     trouble = file.write(state, key)
     journal.set_meta(SETTINGS_WRITTEN, str(file.written))
-    return Change(key=key, before=before, value=value, from_round=first_round(state), file_trouble=trouble)
+    return Change(
+        key=key,
+        before=before,
+        value=value,
+        from_round=first_round(state),
+        file_trouble=trouble,
+        caution=caution_after(state.chosen_config, key),
+    )
 
 
 def record_while_stopped(journal: Journal, engine: Engine, event: Event) -> None:

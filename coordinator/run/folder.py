@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coordinator.engine.arithmetic import caution
 from coordinator.engine.events import RunCreated
 from coordinator.engine.records import event_to_json
 from coordinator.engine.version import ENGINE_VERSION
@@ -228,7 +229,10 @@ def init_run(
     way_out = "a run begins in a new or an empty folder"
     require_fillable(folder, RUN_KIND, way_out=way_out)
     settings = settings.as_begun()
-    check_vouching(check_engine(settings.engine), founders=founders, accept_unaudited=accept_unaudited)
+    engine = check_engine(settings.engine)
+    check_vouching(engine, founders=founders, accept_unaudited=accept_unaudited)
+    if (said := caution(engine)) is not None:
+        note(said)
     check_beginning(settings)
     with filled_whole(folder, RUN_KIND, way_out=way_out) as building:
         _build(building, settings, screening_text, note, progress)

@@ -190,7 +190,7 @@ class Executor(Work):
     def _(self, command: ReplayLease) -> Event:
         lease = command.lease
         data, length = lease.data, self._settings.sequence_length
-        found = replayed(
+        found, arithmetic = replayed(
             command,
             self.replay,
             layout=self._layout,
@@ -198,7 +198,7 @@ class Executor(Work):
             base=self._base_blocks(self._base_manifest(lease)),
             sequences_NL=self._dataset.sequences(data.seed, data.start, data.count, length).astype("int64"),
         )
-        return self._audited(command, None, found)
+        return self._audited(command, None, found, arithmetic)
 
     @execute.register
     def _(self, command: CompareSubmissions) -> Event:
@@ -215,7 +215,11 @@ class Executor(Work):
         return self._audited(command, command.again.worker, found)
 
     def _audited(
-        self, command: ReplayLease | CompareSubmissions, auditor: WorkerId | None, found: ReplayDistance
+        self,
+        command: ReplayLease | CompareSubmissions,
+        auditor: WorkerId | None,
+        found: ReplayDistance,
+        arithmetic: str = "",
     ) -> LeaseReplayed:
         return LeaseReplayed(
             at_s=self._clock(),
@@ -224,6 +228,7 @@ class Executor(Work):
             auditor=auditor,
             trunk=found.trunk,
             columns=found.columns,
+            arithmetic=arithmetic,
         )
 
     @execute.register

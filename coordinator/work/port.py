@@ -31,8 +31,12 @@ class Work(Protocol):
 class Replay(Protocol):
     """How a lease is computed again. The coordinator knows no training: whoever starts it brings this along."""
 
-    def __call__(self, lease: Lease, base: Blocks, sequences_NL: NDArray[np.int64], micro_batch: int, /) -> Blocks:
-        """The pseudo-gradient of `lease`, fp32, from the blocks of its base version and its N sequences of L tokens.
+    def __call__(
+        self, lease: Lease, base: Blocks, sequences_NL: NDArray[np.int64], micro_batch: int, wanted: str, /
+    ) -> tuple[Blocks, str]:
+        """The pseudo-gradient of `lease`, fp32, from the blocks of its base version and its N sequences of L tokens;
+        and the arithmetic class in which it was computed.
 
-        `micro_batch` is how many its worker put through the model at a time; 0 where it did not say.
+        `micro_batch` is how many its worker put through the model at a time; 0 where it did not say. `wanted` is the
+        class in which it computed, as it says: to compute in that, too, where this machine can.
         """

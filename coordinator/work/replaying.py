@@ -39,8 +39,9 @@ def replayed(
     payloads: BlobStore,
     base: Blocks,
     sequences_NL: NDArray[np.int64],
-) -> ReplayDistance:
-    """How far what was sent for the command's lease is from what comes of computing it again, here and now.
+) -> tuple[ReplayDistance, str]:
+    """How far what was sent for the command's lease is from what comes of computing it again, here and now; and in
+    which arithmetic class that was.
 
     `base` is the lease's base version, `sequences_NL` its sequences, N of L tokens. LocalError where this process
     cannot replay, or its own replay comes to nothing finite.
@@ -49,10 +50,11 @@ def replayed(
         raise LocalError(NO_REPLAY)
     lease = command.lease
     sent = _submission(layout, payloads, lease, command.digest, command.codec)
-    again = replay(lease, base, sequences_NL, command.micro_batch)
+    again, arithmetic = replay(lease, base, sequences_NL, command.micro_batch, command.arithmetic)
     codec = codec_named(command.codec)
     specs = submission_specs(layout, lease.columns)
-    return replay_distance(sent, decode_submission(encode_submission(again, codec), specs, codec, lease.blocks))
+    coded = decode_submission(encode_submission(again, codec), specs, codec, lease.blocks)
+    return replay_distance(sent, coded), arithmetic
 
 
 def compared(command: CompareSubmissions, *, layout: Layout, payloads: BlobStore) -> ReplayDistance:

@@ -230,7 +230,7 @@ class CancelledLease(_message.Message):
     def __init__(self, lease_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class CommitSubmissionRequest(_message.Message):
-    __slots__ = ("lease_id", "digest", "payload_bytes", "codec", "inner_steps_done", "tokens", "train_loss_first", "train_loss_last", "train_s", "micro_batch")
+    __slots__ = ("lease_id", "digest", "payload_bytes", "codec", "inner_steps_done", "tokens", "train_loss_first", "train_loss_last", "train_s", "micro_batch", "arithmetic")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -241,6 +241,7 @@ class CommitSubmissionRequest(_message.Message):
     TRAIN_LOSS_LAST_FIELD_NUMBER: _ClassVar[int]
     TRAIN_S_FIELD_NUMBER: _ClassVar[int]
     MICRO_BATCH_FIELD_NUMBER: _ClassVar[int]
+    ARITHMETIC_FIELD_NUMBER: _ClassVar[int]
     lease_id: str
     digest: bytes
     payload_bytes: int
@@ -251,7 +252,8 @@ class CommitSubmissionRequest(_message.Message):
     train_loss_last: float
     train_s: float
     micro_batch: int
-    def __init__(self, lease_id: _Optional[str] = ..., digest: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ..., codec: _Optional[str] = ..., inner_steps_done: _Optional[int] = ..., tokens: _Optional[int] = ..., train_loss_first: _Optional[float] = ..., train_loss_last: _Optional[float] = ..., train_s: _Optional[float] = ..., micro_batch: _Optional[int] = ...) -> None: ...
+    arithmetic: str
+    def __init__(self, lease_id: _Optional[str] = ..., digest: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ..., codec: _Optional[str] = ..., inner_steps_done: _Optional[int] = ..., tokens: _Optional[int] = ..., train_loss_first: _Optional[float] = ..., train_loss_last: _Optional[float] = ..., train_s: _Optional[float] = ..., micro_batch: _Optional[int] = ..., arithmetic: _Optional[str] = ...) -> None: ...
 
 class CommitSubmissionReply(_message.Message):
     __slots__ = ("upload_offset", "verdict")
@@ -418,18 +420,20 @@ class ChangeSettingRequest(_message.Message):
     def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
 
 class ChangeSettingReply(_message.Message):
-    __slots__ = ("key", "before_json", "value_json", "from_round", "file_trouble")
+    __slots__ = ("key", "before_json", "value_json", "from_round", "file_trouble", "caution")
     KEY_FIELD_NUMBER: _ClassVar[int]
     BEFORE_JSON_FIELD_NUMBER: _ClassVar[int]
     VALUE_JSON_FIELD_NUMBER: _ClassVar[int]
     FROM_ROUND_FIELD_NUMBER: _ClassVar[int]
     FILE_TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    CAUTION_FIELD_NUMBER: _ClassVar[int]
     key: str
     before_json: str
     value_json: str
     from_round: int
     file_trouble: str
-    def __init__(self, key: _Optional[str] = ..., before_json: _Optional[str] = ..., value_json: _Optional[str] = ..., from_round: _Optional[int] = ..., file_trouble: _Optional[str] = ...) -> None: ...
+    caution: str
+    def __init__(self, key: _Optional[str] = ..., before_json: _Optional[str] = ..., value_json: _Optional[str] = ..., from_round: _Optional[int] = ..., file_trouble: _Optional[str] = ..., caution: _Optional[str] = ...) -> None: ...
 
 class ChangeStandingRequest(_message.Message):
     __slots__ = ("act", "worker", "owner", "invite", "why")

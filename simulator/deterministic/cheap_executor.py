@@ -46,6 +46,7 @@ from coordinator.work import port
 from protocol.errors import LocalError
 from protocol.ids import TRUNK, BlockId, Digest, LeaseId, WorkerId, column_block
 from protocol.lease import Lease
+from simulator.arithmetic import matched, rounded_apart
 from simulator.deterministic.disk import Disk, StoredBlock, VersionEntry, stretched
 from simulator.deterministic.work import DISK_FULL, MissingContent, Site, Spoils, Texts
 
@@ -77,11 +78,13 @@ class CheapExecutor(port.Work):
             case MeasureSubmission():
                 return self._measure(command, at_s)
             case ReplayLease(lease=lease, digest=digest):
-                return self._audited(command_id, lease, None, self._is_as_leased(command_id, lease, digest), at_s)
+                alike = self._is_as_leased(command_id, lease, digest)
+                return self._audited(command_id, lease, None, alike, matched(command.arithmetic), at_s)
             case CompareSubmissions(lease=lease, digest=digest, again=again, again_digest=again_digest):
                 sent = self._is_as_leased(command_id, lease, digest)
                 answered = self._is_as_leased(command_id, again, again_digest)
-                return self._audited(command_id, lease, again.worker, sent and answered, at_s)
+                how = self._site.arithmetic(again.lease_id)
+                return self._audited(command_id, lease, again.worker, sent and answered, how, at_s)
             case AggregateRound():
                 return self._aggregate(command, at_s)
             case RebuildVersion():
@@ -135,12 +138,19 @@ class CheapExecutor(port.Work):
         return self._is_honest(command_id, lease, digest) and self._site.spoils(lease.lease_id) is not Spoils.REPLAY
 
     def _audited(
-        self, command_id: str, lease: Lease, auditor: WorkerId | None, alike: bool, at_s: float
+        self, command_id: str, lease: Lease, auditor: WorkerId | None, alike: bool, how: str, at_s: float
     ) -> LeaseReplayed:
-        """Two honest hashes of one lease differ by its id alone; a lie is as far as can be from either."""
-        far = 0.0 if alike else 1.0
+        """Two honest hashes of one lease differ by its id alone, and are as far apart as rounding makes the real ones
+        in two classes, `how` the auditor's; a lie is as far as can be from either."""
+        far = rounded_apart(self._site.arithmetic(lease.lease_id), how, lease.inner_steps) if alike else 1.0
         return LeaseReplayed(
-            at_s=at_s, command_id=command_id, lease_id=lease.lease_id, auditor=auditor, trunk=far, columns=far
+            at_s=at_s,
+            command_id=command_id,
+            lease_id=lease.lease_id,
+            auditor=auditor,
+            trunk=far,
+            columns=far,
+            arithmetic=how if auditor is None else "",
         )
 
     def _tried(self, command_id: str, attempt: AggregateRound, at_s: float) -> ContributionsTried:

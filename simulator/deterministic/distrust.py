@@ -15,6 +15,7 @@ from coordinator.engine.events import Event, RollbackOrdered, WorkerBanned, Work
 from coordinator.engine.trust_config import ReputationConfig
 from protocol.ids import WorkerId
 from simulator import faults as f
+from simulator.arithmetic import EVERYBODYS_ARITHMETIC, OTHERS, ROUNDING_GROWS_FROM
 from simulator.deterministic.work import Spoils
 from simulator.faults import Fault
 from simulator.seeds import derived_stream
@@ -83,7 +84,20 @@ def some_audited(
                 lies_as_auditor=is_trusted and lies,
             )
         )
-    return config, tuple(people)
+    return _some_rounding_otherwise(seed, config, tuple(people))
+
+
+def _some_rounding_otherwise(
+    seed: int, config: EngineConfig, volunteers: tuple[VolunteerSpec, ...]
+) -> tuple[EngineConfig, tuple[VolunteerSpec, ...]]:
+    """In half of these, machines of several kinds, and leases so long that an honest one is as far off as a lie."""
+    draw = derived_stream(seed, "arithmetic")
+    if draw.random() < 0.5:
+        return config, volunteers
+    classes = [EVERYBODYS_ARITHMETIC, *OTHERS]
+    steps = draw.choice((2, ROUNDING_GROWS_FROM))
+    config = replace(config, audits=replace(config.audits, decisive_steps=steps))
+    return config, tuple(replace(volunteer, arithmetic=str(draw.choice(classes))) for volunteer in volunteers)
 
 
 def audit_faults(seed: int) -> list[Fault]:

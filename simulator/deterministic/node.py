@@ -47,7 +47,7 @@ from simulator.deterministic.distrust import Order, said
 from simulator.deterministic.invariants import Book
 from simulator.deterministic.loop import PROCESS, Process, VirtualLoop
 from simulator.deterministic.scenario import Scenario
-from simulator.deterministic.work import Served, SimulatedWork, Site, Spoils
+from simulator.deterministic.work import Served, SimulatedWork, Site, Spoils, arithmetic_said
 
 INVITE_LIFE_S = 1e9
 MANIFEST_KEY = PrivateIdentity.from_seed(b"the key that signs manifests....")
@@ -155,6 +155,7 @@ class CoordinatorNode:
             is_wanted=lambda command: command.command_id in engine.state.pending,
             fails=self._on_execute,
             spoils=self._spoils,
+            arithmetic=lambda lease_id: arithmetic_said(engine.state, lease_id),
             on_aggregated=self._book.aggregated,
         )
         executor = self._work.executor(site)
@@ -289,6 +290,7 @@ class CoordinatorNode:
             is_wanted=never,
             fails=never,
             spoils=self._spoils,
+            arithmetic=lambda lease_id: arithmetic_said(self._pump.engine.state, lease_id),
             on_aggregated=lambda *_: None,
         )
         await self._pump.submit(self._work.executor(site).execute(command))

@@ -44,6 +44,7 @@ PLANTED: tuple[PlantedBug, ...] = tuple(
         trust_bugs.banned_and_still_counted,
         trust_bugs.audited_bytes_dropped,
         trust_bugs.newcomer_weighs,
+        trust_bugs.rounding_taken_for_a_lie,
         trust_bugs.rollback_keeps_the_liar,
     )
 )

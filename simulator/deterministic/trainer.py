@@ -111,6 +111,7 @@ class SimulatedTrainer:
             train_loss_last=trained.loss_last,
             train_s=train_s,
             micro_batch=trained.micro_batch,
+            arithmetic=self._spec.arithmetic,
         )
         self._outbox.save(submission, trained.payload)
         done(submission)

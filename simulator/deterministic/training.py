@@ -34,6 +34,7 @@ from protocol.manifest import Manifest
 from protocol.residency import FROZEN
 from protocol.submission import Blocks, encode_submission
 from protocol.tensors import decode_tensors
+from simulator.arithmetic import EVERYBODYS_ARITHMETIC
 from simulator.deterministic.broken import InvariantBroken
 from simulator.deterministic.disk import Disk
 from simulator.deterministic.language import HELDOUT_SEQUENCES, MICRO, SEQUENCE_LENGTH, Language
@@ -149,10 +150,13 @@ class RealWork:
         """Where checkpoints go."""
         return self._folder / "checkpoints"
 
-    def _replay(self, lease: Lease, base: Blocks, sequences_NL: NDArray[Any], micro_batch: int) -> Blocks:
+    def _replay(
+        self, lease: Lease, base: Blocks, sequences_NL: NDArray[Any], micro_batch: int, wanted: str
+    ) -> tuple[Blocks, str]:
+        del wanted  # one process, one thread: everybody computes alike
         shard = self._holding(lease, base)
         train_shard(shard, lease, sequences_NL, micro_batch=micro_batch or None)
-        return pseudo_gradient_of(base, shard.held_blocks())
+        return pseudo_gradient_of(base, shard.held_blocks()), str(EVERYBODYS_ARITHMETIC)
 
     # ---- the volunteers' side ------------------------------------------------------------------------------------
 

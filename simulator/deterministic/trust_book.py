@@ -15,9 +15,11 @@ from coordinator.engine.commands import AggregateRound, Command, RebuildVersion
 from coordinator.engine.config import EngineConfig
 from coordinator.engine.events import Event, LeaseReplayed, VersionRebuilt
 from coordinator.engine.phases import LeaseStatus
-from coordinator.engine.rows import WorkerRecord
+from coordinator.engine.rows import LeaseRecord, WorkerRecord
 from coordinator.engine.state import EngineState
+from protocol.arithmetic import arithmetic_class
 from protocol.ids import LeaseId, WorkerId
+from simulator.arithmetic import ROUNDING_GROWS_FROM, matched
 from simulator.deterministic.broken import InvariantBroken
 from simulator.deterministic.disk import Disk
 from simulator.deterministic.work import Spoils
@@ -91,7 +93,18 @@ class TrustBook:
         self._worker_of[event.lease_id] = record.lease.worker
         person = COORDINATOR if event.auditor is None else self._person(event.auditor)
         alike = max(event.trunk, event.columns) <= self._config.audits.tolerance
-        self._said.setdefault(event.lease_id, {}).setdefault(person, alike)
+        if alike or self._could_tell(event, record):
+            self._said.setdefault(event.lease_id, {}).setdefault(person, alike)
+
+    def _could_tell(self, event: LeaseReplayed, record: LeaseRecord) -> bool:
+        """Whether who computed it again rounds as its worker does, or the lease is too short for that to matter."""
+        own = self._people[record.lease.worker].arithmetic
+        again = matched(own) if event.auditor is None else self._people[event.auditor].arithmetic
+        most = min(self._config.audits.decisive_steps, ROUNDING_GROWS_FROM)
+        kinds = [arithmetic_class(own), arithmetic_class(again)]
+        if any(kind is None or not kind.is_repeatable for kind in kinds):
+            return False
+        return own == again or record.lease.inner_steps <= most
 
     def _person(self, worker: WorkerId) -> str:
         owner = self._people[worker].owner

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-from coordinator.engine import bans, leases, reputation, rollback, trust
+from coordinator.engine import bans, leases, opinions, reputation, rollback, trust
 from coordinator.engine.reasons import BANNED
 from simulator.deterministic.planting import replaced
 
@@ -40,6 +40,11 @@ def audited_bytes_dropped() -> AbstractContextManager[None]:
 def newcomer_weighs() -> AbstractContextManager[None]:
     """A newcomer to an open run, or whoever is on probation, has weight at once."""
     return replaced(trust, "_weight", lambda _config, _record: 1.0)
+
+
+def rounding_taken_for_a_lie() -> AbstractContextManager[None]:
+    """An auditor that rounds otherwise is believed like any other."""
+    return replaced(opinions, "is_decisive", lambda *_: True)
 
 
 def rollback_keeps_the_liar() -> AbstractContextManager[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from simulator.arithmetic import EVERYBODYS_ARITHMETIC
 from simulator.deterministic.work import Spoils
 
 
@@ -27,6 +28,8 @@ class VolunteerSpec:
     """Came with `--trusted`: it may be asked to compute leases of others again."""
     lies_as_auditor: bool = False
     """Where it is asked for that, it sends something else."""
+    arithmetic: str = str(EVERYBODYS_ARITHMETIC)
+    """The class in which it computes, and says that it does."""
     frame_s: float = 0.0
     """Seconds that a frame takes down its line, besides the usual."""
     hiccup_s: float = 0.0

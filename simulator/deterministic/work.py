@@ -13,8 +13,10 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from coordinator.engine.commands import AggregateRound, SlowCommand
+from coordinator.engine.state import EngineState
 from coordinator.work import port
 from moe.layout import Layout
+from protocol.arithmetic import UNKNOWN_ARITHMETIC
 from protocol.ids import Digest, LeaseId
 from simulator.deterministic.disk import Disk
 from worker.fetched import FetchedLease
@@ -56,6 +58,12 @@ class Spoils(StrEnum):
     """No harm: but whoever computes its lease again comes to something else."""
 
 
+def arithmetic_said(state: EngineState, lease_id: LeaseId) -> str:
+    """The class in which a lease was computed: volunteers here say the truth about that."""
+    record = state.leases.get(lease_id)
+    return UNKNOWN_ARITHMETIC if record is None else record.arithmetic
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     """Where a coordinator's process does its slow work."""
@@ -65,6 +73,8 @@ class Site:
     is_wanted: Callable[[SlowCommand], bool]
     fails: Callable[[SlowCommand], bool]
     spoils: Callable[[LeaseId], Spoils]
+    arithmetic: Callable[[LeaseId], str]
+    """The class in which a lease was computed."""
     on_aggregated: Callable[[AggregateRound, Digest], None]
 
 

@@ -36,6 +36,7 @@ from protocol.errors import LocalError
 from protocol.ids import digest_of
 from protocol.lease import Lease
 from protocol.recipe import Recipe
+from simulator.arithmetic import EVERYBODYS_ARITHMETIC
 
 
 def canned_commit(lease: GrantedLease, at_s: float, train_s: float, *, payload_bytes: int) -> SubmissionCommitted:
@@ -51,6 +52,8 @@ def canned_commit(lease: GrantedLease, at_s: float, train_s: float, *, payload_b
         train_loss_first=5.0,
         train_loss_last=4.0,
         train_s=train_s,
+        micro_batch=1,
+        arithmetic=str(EVERYBODYS_ARITHMETIC),
     )
 
 
@@ -115,7 +118,13 @@ def canned_result(
         case ReplayLease(lease=lease):
             far = distance(lease)
             return LeaseReplayed(
-                at_s=at_s, command_id=command_id, lease_id=lease.lease_id, auditor=None, trunk=far, columns=far
+                at_s=at_s,
+                command_id=command_id,
+                lease_id=lease.lease_id,
+                auditor=None,
+                trunk=far,
+                columns=far,
+                arithmetic=str(EVERYBODYS_ARITHMETIC),
             )
         case CompareSubmissions(lease=lease, again=again):
             far = distance(lease)

@@ -43,6 +43,7 @@ from protocol.lease import Lease
 from protocol.submission import Blocks, encode_submission
 from simulator.adversaries.adversary import Adversary
 from simulator.adversaries.attack import Conduct, Delivery
+from simulator.arithmetic import EVERYBODYS_ARITHMETIC
 from simulator.seeds import derived_stream
 from simulator.virtual.colluding import Group
 from simulator.virtual.engine_loop import Agenda, EngineLoop
@@ -286,6 +287,7 @@ class VirtualSwarm(EngineLoop):
                 train_loss_last=result.metrics.loss_last,
                 train_s=lease.inner_steps * machine.volunteer.step_s,
                 micro_batch=result.metrics.micro_batch,
+                arithmetic=str(EVERYBODYS_ARITHMETIC),
             )
         )
         self._send(machine, lease, digest)
@@ -320,10 +322,12 @@ class VirtualSwarm(EngineLoop):
         worked_on, sequences_NL = self._group.worked_on(lease, sequences_NL)
         return self._training(lease.worker, worked_on, self._base(lease.base_version), sequences_NL)
 
-    def _replayed(self, lease: Lease, base: Blocks, sequences_NL: NDArray[Any], micro_batch: int) -> Blocks:
+    def _replayed(
+        self, lease: Lease, base: Blocks, sequences_NL: NDArray[Any], micro_batch: int, wanted: str
+    ) -> tuple[Blocks, str]:
         """The coordinator's own: what whoever does not lie comes to, from the lease alone."""
-        del micro_batch  # everybody here has the same machine
-        return self._training(COORDINATOR, lease, base, sequences_NL).pseudo_gradient
+        del micro_batch, wanted  # everybody here has the same machine
+        return self._training(COORDINATOR, lease, base, sequences_NL).pseudo_gradient, str(EVERYBODYS_ARITHMETIC)
 
     def _base(self, version: Version) -> Blocks:
         if version not in self._bases:

@@ -46,6 +46,20 @@ def init(tmp_path: Path, answer: Answer) -> Answer:
     return begin
 
 
+@pytest.mark.parametrize(("steps", "told"), [("25", False), ("200", True)])
+def test_leases_too_long_to_be_decided_are_told_at_the_beginning_and_when_they_become_so(
+    tmp_path: Path, init: Answer, answer: Answer, steps: str, told: bool
+) -> None:
+    code, _, errors = init(
+        "--set", "audits.budget=1", "--set", f"inner.inner_steps={steps}", "--set", "inner.batch_sequences=1"
+    )
+    assert (code, "audits.decisive_steps" in errors) == (0, told)
+    run = tmp_path / "run"
+    assert ("audits.decisive_steps" in answer("status", run)[1]) is told
+    assert "audits.decisive_steps" not in answer("coordinator", "set", run, "quorum", "2")[2]
+    assert "audits.decisive_steps" in answer("coordinator", "set", run, "inner.inner_steps", "100")[2]
+
+
 def budget_of(run: Path) -> float | None:
     engine = tomllib.loads((run / "settings.toml").read_text("utf-8"))["engine"]
     return engine.get("audits", {}).get("budget")

@@ -56,6 +56,7 @@ from protocol.errors import LocalError
 from protocol.ids import Digest, RoundNumber, Version
 from protocol.lease import Lease
 from protocol.submission import Blocks
+from simulator.arithmetic import EVERYBODYS_ARITHMETIC
 from simulator.deterministic.cheap_executor import trained_payload
 from simulator.deterministic.disk import Disk, MemoryBlobs, MemoryPayloads
 from simulator.deterministic.hashwork import HashWork
@@ -75,6 +76,7 @@ ENDS_IN: dict[type[SlowCommand], type[Event]] = {
     WriteCheckpoint: CheckpointWritten,
 }
 WRITES = (AggregateRound, RebuildVersion, WriteCheckpoint)
+ARITHMETIC = str(EVERYBODYS_ARITHMETIC)
 LEASES = (lease(1, (0, 1)), lease(2, (1, 2)))
 
 
@@ -137,7 +139,14 @@ class Orders:
                 from_manifest=self.base_manifest,
                 steps=(step, dataclasses.replace(step, seed=8)),
             ),
-            ReplayLease(command_id="replay:r1.1", lease=LEASES[0], digest=self.sent[0], codec="fp32", micro_batch=0),
+            ReplayLease(
+                command_id="replay:r1.1",
+                lease=LEASES[0],
+                digest=self.sent[0],
+                codec="fp32",
+                micro_batch=0,
+                arithmetic=ARITHMETIC,
+            ),
             CompareSubmissions(
                 command_id="compare:r1.1",
                 lease=LEASES[0],
@@ -211,7 +220,12 @@ class Tally(Work):
                 self._model(self._versions[leased.base_version][0])
                 far = abs(self._sent(digest) - _value(leased))
                 return LeaseReplayed(
-                    at_s=at_s, command_id=command_id, lease_id=leased.lease_id, auditor=None, trunk=far
+                    at_s=at_s,
+                    command_id=command_id,
+                    lease_id=leased.lease_id,
+                    auditor=None,
+                    trunk=far,
+                    arithmetic=ARITHMETIC,
                 )
             case CompareSubmissions(lease=leased, digest=digest, again=again, again_digest=again_digest):
                 far = abs(self._sent(digest) - self._sent(again_digest))
@@ -337,6 +351,7 @@ def _site(disk: Disk) -> Site:
         is_wanted=lambda _: False,
         fails=lambda _: False,
         spoils=lambda _: Spoils.NOTHING,
+        arithmetic=lambda _: ARITHMETIC,
         on_aggregated=lambda *_: None,
     )
 
@@ -344,15 +359,18 @@ def _site(disk: Disk) -> Site:
 def _replay(layout: Layout) -> Replay:
     """Training is tried elsewhere: a lease comes to what `_value` says, whoever computes it."""
 
-    def replay(leased: Lease, base: Blocks, sequences_NL: NDArray[Any], micro_batch: int) -> Blocks:
+    def replay(
+        leased: Lease, base: Blocks, sequences_NL: NDArray[Any], micro_batch: int, wanted: str
+    ) -> tuple[Blocks, str]:
         assert sequences_NL.shape[0] == leased.data.count
         assert set(leased.blocks) <= set(base)
-        assert micro_batch == 0
+        assert (micro_batch, wanted) == (0, ARITHMETIC)
         number = 0.25 * len(leased.columns) + 0.125 * leased.columns[0]
-        return {
+        blocks = {
             block: {name: torch.full_like(tensor, number) for name, tensor in base[block].items()}
             for block in leased.blocks
         }
+        return blocks, wanted
 
     return replay
 
@@ -425,6 +443,7 @@ def test_a_command_ends_in_its_kind_of_event(kind: Kind, orders: Orders, asked: 
             assert event.failed == ()
         case LeaseReplayed():
             assert (event.lease_id, event.trunk, event.columns, event.error) == (LEASES[0].lease_id, 0.0, 0.0, "")
+            assert event.arithmetic == ("" if asked is CompareSubmissions else ARITHMETIC)
             assert event.auditor == (LEASES[0].worker if asked is CompareSubmissions else None)
     if asked not in WRITES:
         assert kind.stores() == before

@@ -106,6 +106,15 @@ async def test_a_micro_batch_larger_than_the_batch_is_refused(honest: Any, join:
     await client.commit(lease, payload, micro_batch=lease.batch_sequences)
 
 
+@pytest.mark.parametrize("said", ["x" * 161, "cpu\x1b[2J", "cpü", "cpu\n"])
+async def test_an_arithmetic_class_is_short_and_printable(honest: Any, join: Join, refused: Refused, said: str) -> None:
+    client = await join(columns=1)
+    lease = (await client.acquire()).lease
+    payload = client.submission(lease)
+    await refused(Code.FAILED_PRECONDITION, "arithmetic").of(client.commit(lease, payload, arithmetic=said))
+    await client.commit(lease, payload, arithmetic="cpu, x, torch 1, fp32, 1 threads")
+
+
 def numbers_of(value: Any) -> Iterator[float]:
     if isinstance(value, dict):
         value = list(value.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 import worker.client
 import worker.train.training
+from protocol.arithmetic import arithmetic_class
 from protocol.errors import Unavailable
 from protocol.framing import frames_of
 from protocol.limits import FRAME_BYTES
@@ -19,6 +21,7 @@ from worker.client import CoordinatorClient
 from worker.messages import EXIT_OK, EXIT_REFUSED
 from worker.pauses import Pauses
 from worker.sentences import finished
+from worker.train.trainer import train_shard
 
 
 async def finish(task: asyncio.Task[Any]) -> Any:
@@ -60,6 +63,22 @@ async def test_how_it_cut_its_batches_is_told(swarm: Any, monkeypatch: pytest.Mo
     assert (await finish(task)).exit_code == EXIT_OK
     leases = swarm.server._run.pump.engine.state.leases.values()
     assert [record.micro_batch for record in leases if record.verdict] == [1]
+
+
+@pytest.mark.parametrize("recut", [False, True])
+async def test_in_which_arithmetic_it_computed_is_told(
+    swarm: Any, monkeypatch: pytest.MonkeyPatch, recut: bool
+) -> None:
+    """One whose batches were cut otherwise half way has no class: nobody could compute that again."""
+    def train(*given: Any, **how: Any) -> Any:
+        return dataclasses.replace(train_shard(*given, **how), recut=recut)
+
+    monkeypatch.setattr(worker.train.training, "train_shard", train)
+    _, _, task = swarm.agent()
+    assert (await finish(task)).exit_code == EXIT_OK
+    leases = swarm.server._run.pump.engine.state.leases.values()
+    (said,) = [record.arithmetic for record in leases if record.verdict]
+    assert said == "" if recut else arithmetic_class(said) is not None
 
 
 async def test_a_second_start_is_enrolled_already(swarm: Any, gate: Gate) -> None:

@@ -76,7 +76,7 @@ def worker(small_layout: Layout, blocks_of: Any, lease: Lease, tokens: NDArray[n
 @pytest.fixture
 def again(small_layout: Layout, blocks_of: Any, lease: Lease, tokens: NDArray[np.int64]) -> Callable[..., Any]:
     def replayed(micro_batch: int = 0, threads: int = 1) -> Any:
-        return replay_lease(small_layout, threads=threads)(lease, blocks_of(small_layout), tokens, micro_batch)
+        return replay_lease(small_layout, threads=threads)(lease, blocks_of(small_layout), tokens, micro_batch)[0]
 
     return replayed
 
@@ -135,9 +135,9 @@ def test_a_shard_is_kept_between_leases_and_forgotten_after_a_failure(
     blocks, stopping = blocks_of(frozen_layout), False
     replay = replay_lease(frozen_layout, should_stop=lambda: stopping)
     lease, other = make_lease(), make_lease(columns=(1, 3))
-    first = replay(lease, blocks, sequences, 0)
+    first, _ = replay(lease, blocks, sequences, 0)
     kept = replay._shard
-    assert replay_distance(replay(lease, blocks, sequences, 0), first).largest == 0.0
+    assert replay_distance(replay(lease, blocks, sequences, 0)[0], first).largest == 0.0
     assert replay._shard is kept
     replay(other, blocks, sequences, 0)
     assert replay._shard is not kept

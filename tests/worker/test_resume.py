@@ -141,7 +141,7 @@ def test_progress_of_other_data_weights_or_recipe_is_not_the_same_computation(
     names = {
         computation_of(lease, DIGESTS, "cpu"),
         computation_of(lease, {BlockId("trunk"): digest_of(b"x")}, "cpu"),
-        computation_of(lease, DIGESTS, "cuda:0"),
+        computation_of(lease, DIGESTS, "cpu, with other threads"),
         computation_of(make_lease(data_start=20), DIGESTS, "cpu"),
         computation_of(make_lease(learning_rate=2e-2), DIGESTS, "cpu"),
     }

@@ -172,7 +172,7 @@ def test_out_of_memory_halves_the_micro_batch_and_loses_nothing(make_lease: Make
     sequences[:, 0] = np.arange(20)
     shard = Faulty(fits=1)
     metrics = train_shard(shard, make_lease(), sequences)
-    assert metrics.micro_batch == 1
+    assert (metrics.micro_batch, metrics.recut) == (1, False), "every step was cut alike"
     assert shard.rows == list(range(20))
     assert shard.counted[:6] == [2, 2, 1, 1, 1, 1]  # counting begins anew with every cut
     assert set(shard.told) == {4}

@@ -34,6 +34,7 @@ from protocol.lease import DataRange, Lease
 from protocol.recipe import Recipe
 from protocol.residency import FROZEN
 from protocol.text import human_bytes
+from worker.machine.arithmetic import arithmetic_here
 from worker.machine.cgroups import GroupLimits, group_limits
 from worker.machine.gpu_facts import gather_gpu_facts
 from worker.machine.gpus import GpuFacts, choose_gpu
@@ -75,6 +76,11 @@ class Machine:
     def compute_bytes(self) -> int:
         """Bytes of a value in the compute dtype."""
         return 2 if self.bf16 else 4
+
+    @property
+    def arithmetic(self) -> str:
+        """The class in which it computes leases."""
+        return str(arithmetic_here(self.device, self.compute_dtype, self.threads))
 
     @property
     def kind(self) -> str:

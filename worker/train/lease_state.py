@@ -1,7 +1,7 @@
 """How far a lease has come, on disk, so that a killed worker goes on at its last local step.
 
 Decides when progress is written and what may be taken up again: only the state of the very same computation (lease,
-base blocks, device kind, torch release), and only if every byte is what was written. A lease is a pure function, so the
+base blocks, arithmetic class), and only if every byte is what was written. A lease is a pure function, so the
 result of an interrupted one is the same, on a CPU to the last bit. Always: the tensors are durable before the record
 that names them; a torn or foreign file is removed, never loaded; a full disk costs the progress, not the lease.
 Touches its own folder; knows nothing of models.
@@ -55,14 +55,19 @@ class _Record(BaseModel):
     payload_bytes: int = Field(ge=0)
     step: int = Field(ge=1)
     micro_batch: int = Field(ge=1)
+    recut: bool = False
     train_s: float = Field(ge=0.0, allow_inf_nan=False)
 
 
-def computation_of(lease: Lease, digests: Mapping[BlockId, Digest], device: str) -> str:
-    """Names what is computed: progress is taken up only where this is the same. The deadline is not part of it."""
+def computation_of(lease: Lease, digests: Mapping[BlockId, Digest], arithmetic: str) -> str:
+    """Names what is computed: progress is taken up only where this is the same. The deadline is not part of it.
+
+    `arithmetic`: the class (worker/machine/arithmetic.py). A lease that was begun with other threads, on another device
+    or release, starts over: what came of both no auditor could compute again.
+    """
     whole = dataclasses.asdict(lease)
     fields = {field.name: whole[field.name] for field in dataclasses.fields(Lease)}
-    parts = [FORMAT, fields, sorted(digests.items()), device.partition(":")[0], torch.__version__]
+    parts = [FORMAT, fields, sorted(digests.items()), arithmetic, torch.__version__]
     return f"{lease.lease_id}:{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}"
 
 
@@ -87,6 +92,7 @@ class LeaseStates:
                 payload_bytes=payload_bytes,
                 step=state.step,
                 micro_batch=state.micro_batch,
+                recut=state.recut,
                 train_s=state.train_s,
             )
             write_private(self._folder / RECORD, record.model_dump_json().encode())
@@ -135,7 +141,13 @@ class LeaseStates:
         if path.stat().st_size != record.payload_bytes or file_digest(path) != record.digest:
             raise ValueError("the tensors are not what the record promises")
         tensors = load_file(path)
-        return LocalState(step=record.step, micro_batch=record.micro_batch, train_s=record.train_s, tensors=tensors)
+        return LocalState(
+            step=record.step,
+            micro_batch=record.micro_batch,
+            recut=record.recut,
+            train_s=record.train_s,
+            tensors=tensors,
+        )
 
     def _payload(self, digest: Digest) -> Path:
         return self._folder / f"{digest}.safetensors"

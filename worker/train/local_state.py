@@ -15,5 +15,7 @@ class LocalState:
     step: int
     """Steps done."""
     micro_batch: int
+    recut: bool = False
+    """Steps before the latest were cut otherwise."""
     train_s: float
     tensors: Mapping[str, Tensor]

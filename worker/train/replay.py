@@ -1,8 +1,10 @@
 """A lease computed again, as an auditor does it: the same trainer on the same inputs, and what comes of it.
 
-Decides nothing that the lease does not name. Holds always: of two honest machines with the same torch and the same kind
-of device only rounding differs, however many threads they have and however they cut their batches (measured in
-docs/log.md). The last shard is kept and loaded anew while the columns stay the same, as a worker does.
+Decides nothing that the lease does not name, but for this: it computes in the arithmetic class in which the lease was
+computed where it can, which is with another number of threads, or multiplying in another dtype, on the same chip. Holds
+always: in the same class, on a CPU, and cut the same way the bits are the same; in another only rounding differs, which
+leases of more than 50 steps make much of (results/replay_noise.json). The last shard is kept and loaded anew while the
+columns stay the same, as a worker does.
 Touches the device, and torch's number of threads, which it puts back.
 """
 
@@ -16,12 +18,18 @@ import torch
 
 from moe.layout import Layout
 from moe.shard import ShardModel, build_shard
+from protocol.arithmetic import ArithmeticClass, arithmetic_class
 from protocol.lease import Lease
 from protocol.submission import Blocks
+from worker.machine.arithmetic import arithmetic_here
 from worker.train.trainer import pseudo_gradient_of, train_shard
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+MOST_THREADS = 64
+"""With which somebody else's lease is computed again: a stranger says how many there were, and each costs memory."""
+_REPLAYED_IN: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
 class LeaseReplay:
@@ -40,15 +48,20 @@ class LeaseReplay:
         self._threads, self._should_stop = threads, should_stop
         self._shard: ShardModel | None = None
 
-    def __call__(self, lease: Lease, start: Blocks, sequences_NL: NDArray[Any], micro_batch: int, /) -> Blocks:
-        """The pseudo-gradient, fp32, before any codec. `micro_batch` 0: the whole batch at a time.
+    def __call__(
+        self, lease: Lease, start: Blocks, sequences_NL: NDArray[Any], micro_batch: int, wanted: str = "", /
+    ) -> tuple[Blocks, str]:
+        """The pseudo-gradient, fp32, before any codec, and the arithmetic class in which it was computed.
 
+        `micro_batch` 0: the whole batch at a time. `wanted`: the class to compute in, where this machine can; one that
+        it cannot have, or that is none, changes nothing.
         `start` holds every block that a shard of the lease's columns needs. TrainingFailedError where the lease itself
         comes to nothing (its loss leaves the finite numbers); TrainingStopped where `should_stop` says so.
         """
-        shard = self._loaded(lease, start)
+        here = self._nearest(wanted)
+        shard = self._loaded(lease, start, here)
         self._shard = None  # kept once it has come through: after a failure nobody knows what is in it
-        with _threads(self._threads):
+        with _threads(here.threads or self._threads):
             train_shard(
                 shard,
                 lease,
@@ -59,10 +72,21 @@ class LeaseReplay:
             )
             gradient = pseudo_gradient_of(start, shard.held_blocks())
         self._shard = shard
-        return gradient
+        return gradient, str(here)
 
-    def _loaded(self, lease: Lease, start: Blocks) -> ShardModel:
-        if self._shard is not None and self._shard.columns == lease.columns:
+    def _nearest(self, wanted: str) -> ArithmeticClass:
+        """Of the classes that this machine can compute in, the wanted one, or else its own."""
+        own = arithmetic_here(self._device, self._compute_dtype, self._threads or torch.get_num_threads())
+        asked = arithmetic_class(wanted)
+        if asked is None or asked.threads > MOST_THREADS or asked.dtype not in _REPLAYED_IN:
+            return own
+        like = arithmetic_here(self._device, _REPLAYED_IN[asked.dtype], asked.threads)
+        return like if like == asked else own
+
+    def _loaded(self, lease: Lease, start: Blocks, here: ArithmeticClass) -> ShardModel:
+        dtype = _REPLAYED_IN.get(here.dtype, self._compute_dtype)
+        same = self._shard is not None and self._shard.compute_dtype == dtype
+        if self._shard is not None and same and self._shard.columns == lease.columns:
             self._shard.load(start)
             return self._shard
         self._shard = None  # free the old one before the new one is built: both might not fit
@@ -71,7 +95,7 @@ class LeaseReplay:
             lease.columns,
             start,
             device=self._device,
-            compute_dtype=self._compute_dtype,
+            compute_dtype=dtype,
             seed=lease.seed,
         )
 

@@ -79,6 +79,8 @@ class TrainMetrics:
     """Mean of the last steps (at most five), nats a token, without the balance loss."""
     train_s: float
     micro_batch: int
+    recut: bool = False
+    """Batches were cut otherwise in earlier steps than in later ones: no replay cuts them so."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -137,6 +139,7 @@ def train_shard(
         loss_last=loss_last,
         train_s=time.perf_counter() - started_s,
         micro_batch=loop.micro_batch,
+        recut=loop.recut,
     )
 
 
@@ -153,6 +156,7 @@ class _InnerLoop:
         self._should_stop = should_stop
         self._losses: list[Tensor] = []
         self.micro_batch = min(micro_batch, lease.batch_sequences)
+        self.recut = False
         # The shard may come from a lease that was stopped, or failed, halfway through a step: of what it left, the
         # caller has replaced the weights.
         self._optimizer.drop_gradients()
@@ -174,6 +178,7 @@ class _InnerLoop:
                 if self.micro_batch == 1:
                     raise TrainingFailedError("one sequence does not fit in this machine's memory") from error
             self.micro_batch = (self.micro_batch + 1) // 2
+            self.recut = self.recut or bool(self._losses)
             self._optimizer.drop_gradients()
             if self._device.startswith("cuda"):
                 torch.cuda.empty_cache()
@@ -189,7 +194,7 @@ class _InnerLoop:
             tensors[f"parameter.{number}"] = parameter.detach()
             for name, value in self._optimizer.state_of(parameter).items():
                 tensors[f"{name}.{number}"] = value
-        return LocalState(step=done, micro_batch=self.micro_batch, train_s=train_s, tensors=tensors)
+        return LocalState(step=done, micro_batch=self.micro_batch, recut=self.recut, train_s=train_s, tensors=tensors)
 
     @torch.no_grad()
     def take_up(self, state: LocalState) -> int:
@@ -204,7 +209,7 @@ class _InnerLoop:
                 self._optimizer.state_of(parameter)[name] = value.to(parameter.device)
         self._losses = list(state.tensors["losses"].to(self._device).unbind())
         torch.set_rng_state(state.tensors["rng"])
-        self.micro_batch = state.micro_batch
+        self.micro_batch, self.recut = state.micro_batch, state.recut
         return state.step
 
     def read_loss(self, step: int) -> float:

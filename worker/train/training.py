@@ -16,6 +16,7 @@ from torch import Tensor
 
 from moe.layout import block_tensor_specs, submission_specs
 from moe.shard import ShardModel, build_shard
+from protocol.arithmetic import UNKNOWN_ARITHMETIC
 from protocol.codecs import FP32, codec_named
 from protocol.errors import StorageTrouble
 from protocol.ids import BlockId, digest_of
@@ -164,7 +165,7 @@ class TrainingRoom:
 
         return LeaseKeeper(
             disk.progress,
-            computation_of(lease, job.fetched.digests, self._machine.device),
+            computation_of(lease, job.fetched.digests, self._machine.arithmetic),
             every_s=self._options.keep_progress_every_s,
             told=told,
             room_for=lambda state_bytes: disk.has_room_for_progress(state_bytes, submission_bytes),
@@ -204,6 +205,7 @@ class TrainingRoom:
             train_loss_last=result.metrics.loss_last,
             train_s=result.metrics.train_s,
             micro_batch=result.metrics.micro_batch,
+            arithmetic=UNKNOWN_ARITHMETIC if result.metrics.recut else self._machine.arithmetic,
         )
         if job.stop.is_set():
             raise TrainingStopped("stopped before its submission was stored")

@@ -34,6 +34,7 @@ from coordinator.engine.tally import RoundTally
 from coordinator.engine.version import ENGINE_VERSION
 from protocol.errors import IllegalEvent
 from protocol.ids import Digest, LeaseId, RunId, WorkerId, digest_of
+from simulator.arithmetic import EVERYBODYS_ARITHMETIC
 from simulator.virtual.canned import compared_as
 from simulator.virtual.engine_loop import Agenda, EngineLoop
 
@@ -197,6 +198,8 @@ class Swarm(EngineLoop):
             "train_loss_first": 5.0,
             "train_loss_last": 4.0,
             "train_s": max(0.1, self.now_s - lease.granted_at_s),
+            "micro_batch": 1,
+            "arithmetic": str(EVERYBODYS_ARITHMETIC),
         }
         return self.handle(
             ev.SubmissionCommitted(
@@ -312,9 +315,11 @@ class Swarm(EngineLoop):
             )
         )
 
-    def audited(self, lease_id: str, distance: float = 0.0, error: str = "") -> list[Command]:
+    def audited(
+        self, lease_id: str, distance: float = 0.0, error: str = "", arithmetic: str | None = None
+    ) -> list[Command]:
         """The coordinator's own answer to the audit of that lease."""
-        return self._audited(f"replay:{lease_id}", lease_id, None, distance, error)
+        return self._audited(f"replay:{lease_id}", lease_id, None, distance, error, arithmetic)
 
     def compared(self, auditor: str, distance: float = 0.0, error: str = "") -> list[Command]:
         """What comes of holding the auditor's latest lease, which is a shadow, against the one that it audits."""
@@ -335,7 +340,13 @@ class Swarm(EngineLoop):
         return self._audited(command.command_id, command.lease.lease_id, auditor, distance, error)
 
     def _audited(
-        self, command_id: str, lease_id: str, auditor: WorkerId | None, distance: float, error: str
+        self,
+        command_id: str,
+        lease_id: str,
+        auditor: WorkerId | None,
+        distance: float,
+        error: str,
+        arithmetic: str | None = None,
     ) -> list[Command]:
         return self.handle(
             ev.LeaseReplayed(
@@ -345,6 +356,7 @@ class Swarm(EngineLoop):
                 auditor=auditor,
                 trunk=distance,
                 columns=distance / 2,
+                arithmetic=str(EVERYBODYS_ARITHMETIC) if arithmetic is None else arithmetic,
                 error=error,
             )
         )

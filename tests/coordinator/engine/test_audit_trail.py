@@ -75,11 +75,18 @@ def test_an_audit_has_its_figures_and_whoever_starts_anew_writes_the_same(writte
     lease_id = LeaseId("r1.1")
     tell(
         ev.LeaseReplayed(
-            at_s=s.now_s, command_id=command.command_id, lease_id=lease_id, auditor=None, trunk=0.5, columns=0.1
+            at_s=s.now_s,
+            command_id=command.command_id,
+            lease_id=lease_id,
+            auditor=None,
+            trunk=0.5,
+            columns=0.1,
+            arithmetic=command.arithmetic,
         )
     )
     line = log.lines["audit:r1.1:0"]
     assert (line.verdict, line.judge, line.figure, line.threshold) == ("failed", "coordinator", 0.5, 0.02)
+    assert line.why == f"both in {command.arithmetic}"
     outcome = log.lines["outcome:r1.1:undecided"]
     assert (outcome.worker, outcome.why) == ("a", "not reproduced by coordinator; reproduced by nobody")
     again = Kept()

@@ -47,6 +47,7 @@ def chance(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
     for asking in (audits, contributions, dispatch):
         monkeypatch.setattr(asking, "trust_of", trust_of)
+    monkeypatch.setattr(audits, "is_stranger", lambda *_: False)
     return lambda least: probability.__setitem__(0, least)
 
 
@@ -350,9 +351,9 @@ def test_machines_of_one_owner_are_one_auditor_and_nobody_audits_its_own(audited
     assert not audited.audit_due, "nobody else is left: it is the operator's"
     assert worker(s, "a").ban is None
     people = audits.asked(s.engine.state, audited)
-    assert not audits.may_audit(worker(s, "t2"), audited.lease, people)
+    assert not audits.may_audit(s.config.audits, worker(s, "t2"), audited, people)
     own = audits.asked(s.engine.state, s.record(lease_of(s, "t")))
-    assert not audits.may_audit(worker(s, "t2"), audited.lease, own)
+    assert not audits.may_audit(s.config.audits, worker(s, "t2"), audited, own)
 
 
 def test_audits_that_were_not_certain_find_what_has_counted_already(audited_swarm, chance):

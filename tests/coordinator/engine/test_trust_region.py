@@ -201,8 +201,7 @@ def test_who_is_left_out_is_audited_on_the_bytes_that_it_sent(swarm, pick):
     replay = s.waiting_for(ReplayLease)
     assert replay.lease.lease_id == "r1.2"
     assert replay.digest not in {one.digest for one in pick(DropPayload, s.log)}
-    facts = {"command_id": replay.command_id, "lease_id": replay.lease.lease_id, "auditor": None}
-    s.handle(ev.LeaseReplayed(at_s=s.now_s, trunk=0.5, columns=0.5, **facts))
+    s.answer(replay, 0.5)
     s.ask(*NAMES)
     assert [one.lease_id for one in s.engine.state.accusations] == ["r1.2"]
 

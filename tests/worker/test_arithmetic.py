@@ -1,0 +1,106 @@
+"""The arithmetic class that a worker says, and that a replay computes in where it can."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from aggregation.replayed import replay_distance
+from moe.layout import Layout
+from moe.shard import build_shard
+from protocol.arithmetic import ArithmeticClass, arithmetic_class
+from protocol.lease import Lease
+from worker.machine.arithmetic import arithmetic_here, processor
+from worker.machine.probe import Machine
+from worker.train.replay import MOST_THREADS, replay_lease
+from worker.train.trainer import pseudo_gradient_of, train_shard
+
+Make = Callable[..., Lease]
+
+
+def here(threads: int, dtype: torch.dtype | None = None) -> ArithmeticClass:
+    return arithmetic_here("cpu", dtype, threads)
+
+
+def test_it_names_all_that_rounding_depends_on() -> None:
+    found = here(3)
+    assert (found.device, found.dtype, found.threads, found.torch) == ("cpu", "fp32", 3, torch.__version__)
+    assert found.chip.endswith(torch.backends.cpu.get_cpu_capability())
+    assert here(3, torch.bfloat16).dtype == "bf16"
+    assert arithmetic_class(str(found)) == found, "what is sent can be read"
+
+
+def test_a_processor_is_its_maker_family_and_model(tmp_path: Path) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text("processor : 0\nvendor_id : AMD\ncpu family : 25\nmodel : 1\nmodel name : X\n\nmodel : 2\n")
+    assert processor(path) == "AMD 25 1"
+    assert processor(tmp_path / "none")
+
+
+def test_a_machine_says_the_class_it_trains_in() -> None:
+    machine = Machine(device="cpu", device_name="x", memory_bytes=1, threads=2, bf16=False)
+    assert machine.arithmetic == str(here(2))
+
+
+@pytest.fixture
+def replayed(
+    small_layout: Layout, blocks_of: Any, make_lease: Make, sequences: NDArray[np.int64]
+) -> Callable[[str], tuple[Any, str, set[int]]]:
+    """What a coordinator of one thread comes to that is asked for a class: blocks, class and threads that it used."""
+
+    def replay(wanted: str) -> tuple[Any, str, set[int]]:
+        seen = set[int]()
+
+        def look() -> bool:
+            seen.add(torch.get_num_threads())
+            return False
+
+        computing = replay_lease(small_layout, threads=1, should_stop=look)
+        blocks, said = computing(make_lease(), blocks_of(small_layout), sequences, 0, wanted)
+        return blocks, said, seen
+
+    return replay
+
+
+def test_a_replay_takes_the_workers_threads_and_puts_its_own_back(replayed: Any) -> None:
+    before = torch.get_num_threads()
+    _, said, seen = replayed(str(here(2)))
+    assert (said, seen) == (str(here(2)), {2})
+    assert torch.get_num_threads() == before
+
+
+def test_a_replay_multiplies_in_the_workers_dtype(
+    replayed: Any, small_layout: Layout, blocks_of: Any, make_lease: Make, sequences: NDArray[np.int64]
+) -> None:
+    blocks, lease = blocks_of(small_layout), make_lease()
+    shard = build_shard(small_layout, lease.columns, blocks, compute_dtype=torch.bfloat16, seed=lease.seed)
+    torch.set_num_threads(1)
+    train_shard(shard, lease, sequences)
+    sent = pseudo_gradient_of(blocks, shard.held_blocks())
+    again, said, _ = replayed(str(here(1, torch.bfloat16)))
+    assert said == str(here(1, torch.bfloat16))
+    assert replay_distance(sent, again).largest == 0.0
+    assert replay_distance(sent, replayed("")[0]).largest > 0.0
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        "",
+        "nonsense",
+        str(here(MOST_THREADS + 1)),
+        str(dataclasses.replace(here(2), chip="another")),
+        str(dataclasses.replace(here(2), torch="0.1")),
+        str(dataclasses.replace(here(2), dtype="fp8")),
+    ],
+)
+def test_a_class_that_cannot_be_had_changes_nothing(replayed: Any, wanted: str) -> None:
+    _, said, seen = replayed(wanted)
+    assert (said, seen) == (str(here(1)), {1})
