@@ -73,6 +73,7 @@ FOUND_EACH_TIME = (
     "banned-and-still-counted",
     "audited-bytes-dropped",
     "newcomer-weighs",
+    "rounding-taken-for-a-lie",
     "rollback-keeps-the-liar",
 )
 
