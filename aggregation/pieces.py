@@ -1,7 +1,9 @@
 """W vectors that lie in pieces (the tensors of one block), walked in chunks of coordinates and never stacked whole.
 
-Decides how the walk is cut. Holds always: all rows have the same pieces, of one dtype; each value is multiplied by its
-row's scale on the way out; what is loaded is finite (LocalError names row and place); nothing passed in is changed.
+Decides how the walk is cut. A piece is a tensor, or whatever gives the values of a span of coordinates when it is asked
+(a payload on disk, decoded as the walk comes by): then chunks begin at a multiple of `GRANULE`. Holds always: all rows
+have the same pieces, of one dtype; each value is multiplied by its row's scale on the way out; what is loaded is finite
+(LocalError names row and place); nothing passed in is changed.
 
 Legend: W workers (rows), C columns (coordinates) of one chunk.
 """
@@ -11,11 +13,68 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, overload
 
 import torch
 from torch import Tensor
 
+from protocol.codecs import GRANULE
 from protocol.errors import LocalError
+
+
+class LazyPiece(Protocol):
+    """A tensor that is not in memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what `span` gives."""
+
+    def span(self, start: int, stop: int) -> Tensor:
+        """[stop - start]: values of the flattened tensor; both are multiples of `GRANULE`, `stop` may be the end."""
+
+
+Piece = Tensor | LazyPiece
+
+
+def span_of(piece: Piece, start: int, stop: int) -> Tensor:
+    """[stop - start]: values of the flattened piece; a view where it is in memory."""
+    return piece.detach().reshape(-1)[start:stop] if isinstance(piece, Tensor) else piece.span(start, stop)
+
+
+def granules(elements: int) -> Iterator[tuple[int, int]]:
+    """Where spans of `GRANULE` coordinates begin and end.
+
+    >>> list(granules(70_000))
+    [(0, 65536), (65536, 70000)]
+    """
+    for start in range(0, elements, GRANULE):
+        yield start, min(start + GRANULE, elements)
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """A piece times a number, in fp64 on the way: for factors so small that fp32 has no digits left for them."""
+
+    piece: Piece
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `LazyPiece`."""
+        return tuple(self.piece.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """See `LazyPiece`."""
+        return self.piece.dtype
+
+    def span(self, start: int, stop: int) -> Tensor:
+        """See `LazyPiece`."""
+        return (span_of(self.piece, start, stop).double() * self.scale).to(self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,31 +91,57 @@ class Span:
         return self.stop - self.start
 
 
-class Rows:
-    """Rows as given, flat views of their pieces, and their scales."""
+class SpanValues(Sequence[Tensor]):
+    """The rows' values in one span, [C] each, made when they are asked for: a rule that adds up holds one at a time."""
 
-    def __init__(self, rows: Sequence[Sequence[Tensor]], scales: Sequence[float]) -> None:
-        self._rows = [[piece.reshape(-1) for piece in row] for row in rows]
+    def __init__(self, rows: Sequence[Sequence[Piece]], span: Span) -> None:
+        self._rows, self._span = rows, span
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
+
+    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
+        if isinstance(index, slice):
+            return SpanValues(self._rows[index], self._span)
+        return span_of(self._rows[index][self._span.piece], self._span.start, self._span.stop)
+
+
+class Rows:
+    """Rows as given, and their scales."""
+
+    def __init__(self, rows: Sequence[Sequence[Piece]], scales: Sequence[float]) -> None:
+        # flat once, and not at each chunk: a reshape costs as much as a small chunk does
+        self._rows = [[p.detach().reshape(-1) if isinstance(p, Tensor) else p for p in row] for row in rows]
+        self._is_lazy = any(not isinstance(piece, Tensor) for row in rows for piece in row)
+        self._elements = [math.prod(piece.shape) for piece in rows[0]]
         self.scales = tuple(scales)
         self.dtype = self._rows[0][0].dtype
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    @property
-    def longest_piece(self) -> int:
-        """Elements of the longest piece: no chunk need be wider."""
-        return max(piece.numel() for piece in self._rows[0])
+    def width(self, wanted: int) -> int:
+        """Coordinates of the widest chunk: `wanted`, but no more than the longest piece has, and whole granules where
+        pieces are decoded.
+        """
+        whole = -(-wanted // GRANULE) * GRANULE if self._is_lazy else wanted
+        return max(1, min(whole, max(self._elements)))
 
     def spans(self, width: int) -> Iterator[Span]:
         """All coordinates once, at most `width` at a time."""
-        for index, piece in enumerate(self._rows[0]):
-            for start in range(0, piece.numel(), width):
-                yield Span(index, start, min(start + width, piece.numel()))
+        for index, elements in enumerate(self._elements):
+            for start in range(0, elements, width):
+                yield Span(index, start, min(start + width, elements))
 
-    def views(self, span: Span) -> list[Tensor]:
+    def views(self, span: Span) -> Sequence[Tensor]:
         """The rows' values there, [C] each, not scaled, not checked, not to be written to."""
-        return [row[span.piece][span.start : span.stop] for row in self._rows]
+        return SpanValues(self._rows, span)
 
     def load(self, span: Span, chunk_WC: Tensor) -> None:
         """The rows' values there, scaled and known to be finite, into a chunk of the rows' own dtype."""
@@ -77,7 +162,7 @@ class Rows:
         return norms_W
 
 
-def checked_rows(rows: Sequence[Sequence[Tensor]], scales: Sequence[float] | None) -> Rows:
+def checked_rows(rows: Sequence[Sequence[Piece]], scales: Sequence[float] | None) -> Rows:
     """Rows that fit each other, fp32 or fp64, or LocalError that names the one that does not."""
     if not rows or not rows[0]:
         raise LocalError("aggregation: expected at least one worker's row of at least one piece, got none")
@@ -89,7 +174,7 @@ def checked_rows(rows: Sequence[Sequence[Tensor]], scales: Sequence[float] | Non
         if len(row) != len(expected):
             raise LocalError(f"aggregation: row {index}: expected {len(expected)} pieces, got {len(row)}")
         for piece, like in zip(row, expected, strict=True):
-            if piece.shape != like.shape or piece.dtype != dtype:
+            if tuple(piece.shape) != tuple(like.shape) or piece.dtype != dtype:
                 raise LocalError(
                     f"aggregation: row {index}: expected {dtype} {list(like.shape)}, "
                     f"got {piece.dtype} {list(piece.shape)}"
