@@ -1,7 +1,7 @@
 """W vectors that lie in pieces (the tensors of one block), walked in chunks of coordinates and never stacked whole.
 
 Decides how the walk is cut. A piece is a tensor, or whatever gives the values of a span of coordinates when it is asked
-(a payload on disk, decoded as the walk comes by): then chunks begin at a multiple of `GRANULE`. Holds always: all rows
+(a payload on disk, decoded as the walk comes by): of each such row one granule is in memory. Holds always: all rows
 have the same pieces, of one dtype; each value is multiplied by its row's scale on the way out; what is loaded is finite
 (LocalError names row and place); nothing passed in is changed.
 
@@ -91,27 +91,6 @@ class Span:
         return self.stop - self.start
 
 
-class SpanValues(Sequence[Tensor]):
-    """The rows' values in one span, [C] each, made when they are asked for: a rule that adds up holds one at a time."""
-
-    def __init__(self, rows: Sequence[Sequence[Piece]], span: Span) -> None:
-        self._rows, self._span = rows, span
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
-
-    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
-        if isinstance(index, slice):
-            return SpanValues(self._rows[index], self._span)
-        return span_of(self._rows[index][self._span.piece], self._span.start, self._span.stop)
-
-
 class Rows:
     """Rows as given, and their scales."""
 
@@ -120,6 +99,8 @@ class Rows:
         self._rows = [[p.detach().reshape(-1) if isinstance(p, Tensor) else p for p in row] for row in rows]
         self._is_lazy = any(not isinstance(piece, Tensor) for row in rows for piece in row)
         self._elements = [math.prod(piece.shape) for piece in rows[0]]
+        self._decoded: dict[int, tuple[int, int, Tensor]] = {}
+        """A row's granule that was decoded last: piece, start, values."""
         self.scales = tuple(scales)
         self.dtype = self._rows[0][0].dtype
 
@@ -127,11 +108,11 @@ class Rows:
         return len(self._rows)
 
     def width(self, wanted: int) -> int:
-        """Coordinates of the widest chunk: `wanted`, but no more than the longest piece has, and whole granules where
-        pieces are decoded.
+        """Coordinates of the widest chunk: `wanted`, but no more than the longest piece has. Where pieces are decoded,
+        the power of two below that, since chunks must not lie across granules.
         """
-        whole = -(-wanted // GRANULE) * GRANULE if self._is_lazy else wanted
-        return max(1, min(whole, max(self._elements)))
+        width = max(1, min(wanted, max(self._elements)))
+        return min(GRANULE, 1 << width.bit_length() - 1) if self._is_lazy else width
 
     def spans(self, width: int) -> Iterator[Span]:
         """All coordinates once, at most `width` at a time."""
@@ -140,15 +121,34 @@ class Rows:
                 yield Span(index, start, min(start + width, elements))
 
     def views(self, span: Span) -> Sequence[Tensor]:
-        """The rows' values there, [C] each, not scaled, not checked, not to be written to."""
-        return SpanValues(self._rows, span)
+        """The rows' values there, [C] each, not scaled, not checked, not to be written to; what is not asked for is not
+        decoded.
+        """
+        return _Values(self, span)
+
+    def view(self, row: int, span: Span) -> Tensor:
+        """[C]: one row's values there, of a granule that stays decoded until the row is asked for another."""
+        piece = self._rows[row][span.piece]
+        if isinstance(piece, Tensor):
+            return piece[span.start : span.stop]
+        begin = span.start - span.start % GRANULE
+        of, at, values = self._decoded.get(row, (-1, -1, None))
+        if values is None or (of, at) != (span.piece, begin):
+            self._decoded.pop(row, None)  # before the next is made
+            values = piece.span(begin, min(begin + GRANULE, self._elements[span.piece]))
+            self._decoded[row] = span.piece, begin, values
+        return values[span.start - begin : span.stop - begin]
 
     def load(self, span: Span, chunk_WC: Tensor) -> None:
         """The rows' values there, scaled and known to be finite, into a chunk of the rows' own dtype."""
-        for row_C, view_C, scale in zip(chunk_WC.unbind(0), self.views(span), self.scales, strict=True):
-            torch.mul(view_C, scale, out=row_C)
+        self.load_unchecked(span, chunk_WC)
         if not math.isfinite(float(chunk_WC.sum())):
             refuse_non_finite(chunk_WC.unbind(0), span)
+
+    def load_unchecked(self, span: Span, chunk_WC: Tensor) -> None:
+        """As `load`, for a pass whose result shows what is not finite."""
+        for row_C, view_C, scale in zip(chunk_WC.unbind(0), self.views(span), self.scales, strict=True):
+            torch.mul(view_C, scale, out=row_C)
 
     def load_wide(self, span: Span, wide_WC: Tensor) -> Tensor:
         """As `load`, in fp64, from which the rows' norms there follow, [W]: finite exactly when the values are."""
@@ -160,6 +160,29 @@ class Rows:
         if not math.isfinite(float(norms_W.sum())):
             refuse_non_finite(wide_WC.unbind(0), span)
         return norms_W
+
+
+class _Values(Sequence[Tensor]):
+    """The rows' values in one span."""
+
+    def __init__(self, rows: Rows, span: Span) -> None:
+        self._rows, self._span = rows, span
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self._rows):
+            raise IndexError(index)
+        return self._rows.view(index, self._span)
 
 
 def checked_rows(rows: Sequence[Sequence[Piece]], scales: Sequence[float] | None) -> Rows:

@@ -55,7 +55,7 @@ from coordinator.work.outer import RoundAggregator
 from coordinator.work.port import Replay, Work
 from coordinator.work.rebuilding import rebuild
 from coordinator.work.replaying import compared, replayed
-from coordinator.work.resident import Base, ResidentModel
+from coordinator.work.resident import MappedVersion, ResidentModel
 from moe.companions import Companions
 from moe.export import export_checkpoint
 from moe.full import mean_and_error, sequence_losses
@@ -107,7 +107,7 @@ class Executor(Work):
         self._clock = clock
         self._wall_clock = wall_clock
         self._aggregator = RoundAggregator(layout, payloads, versions, settings.sequence_length)
-        self._bases: OrderedDict[Digest, Base] = OrderedDict()
+        self._bases: OrderedDict[Digest, MappedVersion] = OrderedDict()
         self._gains = GainMeasure(dataset, settings)
         self._baselines: OrderedDict[tuple[Digest, int], Tensor] = OrderedDict()
         self._resident = ResidentModel(layout, settings.evaluation_device)
@@ -313,10 +313,10 @@ class Executor(Work):
         tokens_NT1 = torch.from_numpy(tokens.astype("int64"))
         return sequence_losses(model, tokens_NT1, self._settings.evaluation_batch)
 
-    def _base(self, manifest: Digest) -> Base:
+    def _base(self, manifest: Digest) -> MappedVersion:
         base = self._bases.get(manifest)
         if base is None:
-            base = Base.of(self._versions, manifest, self._bases.values())
+            base = MappedVersion.of(self._versions, manifest, self._bases.values())
             self._bases[manifest] = base
         self._bases.move_to_end(manifest)
         while len(self._bases) > CACHED_VERSIONS:
@@ -324,7 +324,7 @@ class Executor(Work):
         return base
 
 
-def _norms(submission: EncodedBlocks, base: Base) -> Iterator[BlockNorm]:
+def _norms(submission: EncodedBlocks, base: MappedVersion) -> Iterator[BlockNorm]:
     """Of each block; MalformedMessage where one holds a value that is not finite."""
     for block, tensors in submission.items():
         norm_l2 = block_norm(tensors)

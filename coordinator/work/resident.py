@@ -24,7 +24,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(slots=True)
-class Base:
+class MappedVersion:
     """A version's blocks, mapped, and what is known of them."""
 
     manifest: Digest
@@ -34,7 +34,7 @@ class Base:
     _norms: dict[BlockId, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, versions: Versions, manifest: Digest, like: Iterable[Base] = ()) -> Base:
+    def of(cls, versions: Versions, manifest: Digest, like: Iterable[MappedVersion] = ()) -> MappedVersion:
         """The version that `manifest` describes; what it has in common with others of the run is theirs."""
         refs = versions.manifest(manifest).blocks
         known = {digest: (base, block) for base in like for block, digest in base.digests.items()}
@@ -64,12 +64,12 @@ class ResidentModel:
         self._held: dict[BlockId, Digest] = {}
         """Blocks as they are in some version; those that are missing were changed."""
 
-    def at(self, base: Base) -> Any:
+    def at(self, base: MappedVersion) -> Any:
         """The model of a version."""
         return self._restored(base, ())
 
     @torch.no_grad()
-    def less(self, base: Base, taken: Mapping[BlockId, Mapping[str, Piece]], share: float) -> Any:
+    def less(self, base: MappedVersion, taken: Mapping[BlockId, Mapping[str, Piece]], share: float) -> Any:
         """The model of a version less `share` of a pseudo-gradient, which is decoded as it is taken."""
         model = self._restored(base, taken)
         for block, pieces in taken.items():
@@ -82,7 +82,7 @@ class ResidentModel:
                     after_P[start:stop].copy_(moved_C)
         return model
 
-    def replaced(self, base: Base, blocks: Iterable[tuple[BlockId, Tensors]]) -> Any:
+    def replaced(self, base: MappedVersion, blocks: Iterable[tuple[BlockId, Tensors]]) -> Any:
         """The model of a version with some blocks put in place of its own, which are asked for one at a time."""
         model = self.at(base)
         for block, tensors in blocks:
@@ -90,7 +90,7 @@ class ResidentModel:
             load_blocks(model, self._layout, {block: tensors})
         return model
 
-    def _restored(self, base: Base, but: Collection[BlockId]) -> Any:
+    def _restored(self, base: MappedVersion, but: Collection[BlockId]) -> Any:
         """The model with a version's blocks, all but some that the caller overwrites whole."""
         if self._model is None:
             self._model = full_model(self._layout, base.blocks)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from coordinator.run.folder import RunFolder
-from coordinator.work.resident import Base, ResidentModel
+from coordinator.work.resident import MappedVersion, ResidentModel
 from moe.full import full_model
 from protocol.codecs import GRANULE, codec_named
 from protocol.errors import LocalError
@@ -28,11 +28,11 @@ def bench(run: RunFolder) -> Bench:
 
 
 @pytest.fixture
-def bases(bench: Bench) -> tuple[Base, Base]:
+def bases(bench: Bench) -> tuple[MappedVersion, MappedVersion]:
     """The run's first version and one in which the trunk and column 1 differ."""
     event = bench.aggregate((contribution(1, bench.submit((1,), constant(0.25)), (1,)),))
-    first = Base.of(bench.versions, bench.base_manifest)
-    return first, Base.of(bench.versions, event.manifest, [first])
+    first = MappedVersion.of(bench.versions, bench.base_manifest)
+    return first, MappedVersion.of(bench.versions, event.manifest, [first])
 
 
 def gradient(bench: Bench, *columns: int) -> dict[BlockId, Tensors]:
@@ -49,12 +49,14 @@ def assert_holds(bench: Bench, model: torch.nn.Module, expected: Mapping[BlockId
         assert torch.equal(parameter, fresh[name]), name
 
 
-def test_every_order_of_asking_ends_in_what_was_asked_for(bench: Bench, bases: tuple[Base, Base]) -> None:
+def test_every_order_of_asking_ends_in_what_was_asked_for(
+    bench: Bench, bases: tuple[MappedVersion, MappedVersion]
+) -> None:
     taken = gradient(bench, 1, 3)
     new = {TRUNK: gradient(bench)[TRUNK]}
     resident = ResidentModel(bench.layout, "cpu")
 
-    def less(base: Base, share: float) -> dict[BlockId, Tensors]:
+    def less(base: MappedVersion, share: float) -> dict[BlockId, Tensors]:
         return dict(base.blocks) | {
             block: {name: torch.sub(base.blocks[block][name], one, alpha=share) for name, one in tensors.items()}
             for block, tensors in taken.items()
@@ -71,7 +73,9 @@ def test_every_order_of_asking_ends_in_what_was_asked_for(bench: Bench, bases: t
     assert_holds(bench, resident.at(bases[0]), bases[0].blocks)
 
 
-def test_what_breaks_off_half_way_is_not_taken_for_whole(bench: Bench, bases: tuple[Base, Base]) -> None:
+def test_what_breaks_off_half_way_is_not_taken_for_whole(
+    bench: Bench, bases: tuple[MappedVersion, MappedVersion]
+) -> None:
     base, resident = bases[0], ResidentModel(bench.layout, "cpu")
     resident.at(base)
 
@@ -90,10 +94,12 @@ def test_what_breaks_off_half_way_is_not_taken_for_whole(bench: Bench, bases: tu
     assert_holds(bench, resident.at(base), base.blocks)
 
 
-def test_versions_share_the_blocks_that_they_have_in_common(bench: Bench, bases: tuple[Base, Base]) -> None:
+def test_versions_share_the_blocks_that_they_have_in_common(
+    bench: Bench, bases: tuple[MappedVersion, MappedVersion]
+) -> None:
     first, second = bases
     before = first.norm_l2(column_block(0))
-    third = Base.of(bench.versions, second.manifest, bases)
+    third = MappedVersion.of(bench.versions, second.manifest, bases)
     name = next(iter(first.blocks[column_block(0)]))
     assert second.blocks[column_block(0)][name] is first.blocks[column_block(0)][name]
     assert second.blocks[column_block(1)][name] is not first.blocks[column_block(1)][name]
@@ -101,11 +107,11 @@ def test_versions_share_the_blocks_that_they_have_in_common(bench: Bench, bases:
 
 
 def test_a_version_is_mapped_and_writing_to_it_stays_in_this_process(bench: Bench) -> None:
-    base = Base.of(bench.versions, bench.base_manifest)
+    base = MappedVersion.of(bench.versions, bench.base_manifest)
     tensor = next(iter(base.blocks[TRUNK].values()))
     kept = tensor.clone()
     tensor.add_(1.0)
-    again = Base.of(bench.versions, bench.base_manifest)
+    again = MappedVersion.of(bench.versions, bench.base_manifest)
     assert torch.equal(next(iter(again.blocks[TRUNK].values())), kept)
 
 
@@ -115,7 +121,7 @@ def test_a_version_that_the_disk_changed_is_refused(bench: Bench) -> None:
         file.seek(-1, 2)
         file.write(b"x")
     with pytest.raises(LocalError, match="no longer has the digest"):
-        Base.of(bench.versions, bench.base_manifest)
+        MappedVersion.of(bench.versions, bench.base_manifest)
 
 
 def test_pieces_are_decoded_as_they_are_taken() -> None:
