@@ -20,6 +20,7 @@ from protocol.tensors import encode_tensors, encoded_tensors
 from tests.coordinator.work_bench import Bench, constant, contribution
 
 Tensors = dict[str, torch.Tensor]
+Pair = tuple[MappedVersion, MappedVersion]
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def bench(run: RunFolder) -> Bench:
 
 
 @pytest.fixture
-def bases(bench: Bench) -> tuple[MappedVersion, MappedVersion]:
+def bases(bench: Bench) -> Pair:
     """The run's first version and one in which the trunk and column 1 differ."""
     event = bench.aggregate((contribution(1, bench.submit((1,), constant(0.25)), (1,)),))
     first = MappedVersion.of(bench.versions, bench.base_manifest)
@@ -49,9 +50,7 @@ def assert_holds(bench: Bench, model: torch.nn.Module, expected: Mapping[BlockId
         assert torch.equal(parameter, fresh[name]), name
 
 
-def test_every_order_of_asking_ends_in_what_was_asked_for(
-    bench: Bench, bases: tuple[MappedVersion, MappedVersion]
-) -> None:
+def test_every_order_of_asking_ends_in_what_was_asked_for(bench: Bench, bases: Pair) -> None:
     taken = gradient(bench, 1, 3)
     new = {TRUNK: gradient(bench)[TRUNK]}
     resident = ResidentModel(bench.layout, "cpu")
@@ -73,9 +72,7 @@ def test_every_order_of_asking_ends_in_what_was_asked_for(
     assert_holds(bench, resident.at(bases[0]), bases[0].blocks)
 
 
-def test_what_breaks_off_half_way_is_not_taken_for_whole(
-    bench: Bench, bases: tuple[MappedVersion, MappedVersion]
-) -> None:
+def test_what_breaks_off_half_way_is_not_taken_for_whole(bench: Bench, bases: Pair) -> None:
     base, resident = bases[0], ResidentModel(bench.layout, "cpu")
     resident.at(base)
 
@@ -94,9 +91,7 @@ def test_what_breaks_off_half_way_is_not_taken_for_whole(
     assert_holds(bench, resident.at(base), base.blocks)
 
 
-def test_versions_share_the_blocks_that_they_have_in_common(
-    bench: Bench, bases: tuple[MappedVersion, MappedVersion]
-) -> None:
+def test_versions_share_the_blocks_that_they_have_in_common(bench: Bench, bases: Pair) -> None:
     first, second = bases
     before = first.norm_l2(column_block(0))
     third = MappedVersion.of(bench.versions, second.manifest, bases)
