@@ -170,7 +170,7 @@ def _prepare(plan: dict[str, Any]) -> None:
     from moe.full import initial_blocks
     from moe.layout import submission_specs
     from protocol.codecs import codec_named
-    from protocol.ids import RoundNumber, RunId
+    from protocol.ids import RoundNumber, RunId, Version
     from protocol.manifest import Manifest
     from protocol.tensors import encode_tensors
 
@@ -180,7 +180,7 @@ def _prepare(plan: dict[str, Any]) -> None:
     versions = Versions(root / "versions", store.blocks, cut)
     blocks = initial_blocks(config, cut, 1)
     manifest = Manifest(
-        run_id=RunId("memory"), version=0, parent_version=None, round=RoundNumber(0), created_at_s=0.0,
+        run_id=RunId("memory"), version=Version(0), parent_version=None, round=RoundNumber(0), created_at_s=0.0,
         model=dict(cut.config_json), residency="frozen",
         blocks={block: versions.put_block(tensors) for block, tensors in blocks.items()}, momenta={}, val_loss=None,
         tokens_trained=0,
