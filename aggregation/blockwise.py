@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from aggregation.norms import block_norm, clip_scale
+from aggregation.pieces import Piece, Scaled
 from aggregation.rules import aggregate_pieces
 from protocol.errors import LocalError
 
@@ -30,9 +31,9 @@ SMALLEST_SCALE = 1e-30
 
 @dataclass(frozen=True, slots=True)
 class BlockContribution:
-    """One worker's pseudo-gradient of one block, as decoded, and what the coordinator made of it."""
+    """One worker's pseudo-gradient of one block, in memory or where it lies, and what the coordinator made of it."""
 
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, Piece]
     weight: float
     step_scale: float = 1.0
     max_norm_l2: float = math.inf
@@ -56,10 +57,10 @@ def aggregate_block(
     weights = [contribution.weight for contribution in counted]
     names = list(counted[0].tensors)
     scales = [scale_of(contribution) for contribution in counted]
-    rows = [[contribution.tensors[name] for name in names] for contribution in counted]
+    rows: list[list[Piece]] = [[contribution.tensors[name] for name in names] for contribution in counted]
     for index, scale in enumerate(scales):
         if 0.0 < scale < SMALLEST_SCALE:
-            scales[index], rows[index] = 1.0, [(piece.double() * scale).to(piece.dtype) for piece in rows[index]]
+            scales[index], rows[index] = 1.0, [Scaled(piece, scale) for piece in rows[index]]
     return dict(zip(names, aggregate_pieces(rows, weights, rule, scales=scales, seed=seed), strict=True))
 
 
@@ -76,14 +77,14 @@ def scale_of(contribution: BlockContribution) -> float:
     return contribution.step_scale * clip_scale(norm_l2, min(contribution.max_norm_l2, LARGEST_NORM_L2))
 
 
-def _check_schema(index: int, expected: Mapping[str, Tensor], contribution: BlockContribution) -> None:
+def _check_schema(index: int, expected: Mapping[str, Piece], contribution: BlockContribution) -> None:
     if not 0.0 <= contribution.weight < math.inf:
         raise LocalError(f"aggregation: contribution {index}: expected a finite weight, got {contribution.weight}")
     if contribution.tensors.keys() != expected.keys():
         odd = sorted(contribution.tensors.keys() ^ expected.keys())
         raise LocalError(f"aggregation: contribution {index} differs from the first in names: {', '.join(odd[:4])}")
     for name, tensor in contribution.tensors.items():
-        if tensor.shape != expected[name].shape:
+        if tuple(tensor.shape) != tuple(expected[name].shape):
             raise LocalError(
                 f"aggregation: contribution {index}, {name!r}: expected shape {tuple(expected[name].shape)}, "
                 f"got {tuple(tensor.shape)}"

@@ -15,15 +15,20 @@ Legend: W workers (rows), V mixed rows, C columns of one chunk.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from aggregation.pieces import Rows
+from aggregation.pieces import Rows, refuse_non_finite
 from aggregation.reducers import ChunkReducer
 from protocol.errors import LocalError
 
 NOISE_SHARE = 1e-13
 """Squared distances under this share of the squared norms they are the difference of are rounding, and count as 0."""
+
+SMALLEST_SQUARES = 1e-20
+"""A row's sum of squares in a chunk above which those that fp32 cannot hold (under 1e-38) are nothing beside it."""
 
 
 def centred_gram(rows: Rows, width: int, mixing_VW: Tensor | None = None) -> Tensor:
@@ -54,8 +59,35 @@ def centred_gram(rows: Rows, width: int, mixing_VW: Tensor | None = None) -> Ten
 def start_and_gram(
     rows: Rows, mixing_VW: Tensor | None, start: ChunkReducer, result: list[Tensor], width: int
 ) -> Tensor:
-    """Write what `start` makes of the (mixed) rows into `result`, one flat tensor a piece; inner products about it."""
-    mixed = len(rows) if mixing_VW is None else len(mixing_VW)
+    """Write what `start` makes of the (mixed) rows into `result`, one flat tensor a piece; inner products about it.
+
+    Products are taken in the rows' own dtype (in fp64 where rows are mixed) and summed over chunks in fp64. That does:
+    the differences are small where rows are near the start, an fp32 product is off by 1e-6 of the two lengths, and the
+    coefficients that follow bring no row in with more than a clipped length. A chunk whose squares fp32 cannot hold, or
+    of which it would lose too many, is taken in fp64.
+    """
+    if mixing_VW is not None:
+        return _mixed_start_and_gram(rows, mixing_VW, start, result, width)
+    gram_WW = torch.zeros((len(rows), len(rows)), dtype=torch.float64)
+    buffers_2WC = torch.empty((2, len(rows), width), dtype=rows.dtype)
+    for span in rows.spans(width):
+        chunk_WC, spare_WC = buffers_2WC[:, :, : span.length]
+        rows.load_unchecked(span, chunk_WC)
+        out_C = result[span.piece][span.start : span.stop]
+        start(list(spare_WC.copy_(chunk_WC).unbind(0)), out_C)
+        products_WW = torch.matmul(torch.sub(chunk_WC, out_C, out=spare_WC), spare_WC.T).double()
+        if not (math.isfinite(float(products_WW.sum())) and float(products_WW.diagonal().min()) > SMALLEST_SQUARES):
+            refuse_non_finite(chunk_WC.unbind(0), span)
+            wide_WC = chunk_WC.double() - out_C
+            products_WW = wide_WC @ wide_WC.T
+        gram_WW += products_WW
+    return _measurable(gram_WW)
+
+
+def _mixed_start_and_gram(
+    rows: Rows, mixing_VW: Tensor, start: ChunkReducer, result: list[Tensor], width: int
+) -> Tensor:
+    mixed = len(mixing_VW)
     gram_VV = torch.zeros((mixed, mixed), dtype=torch.float64)
     buffer_WC = torch.empty((len(rows), width), dtype=rows.dtype)
     wide_buffer_VC = torch.empty((mixed, width), dtype=torch.float64)
@@ -70,13 +102,13 @@ def start_and_gram(
     return _measurable(gram_VV)
 
 
-def mix(mixing_VW: Tensor | None, chunk_WC: Tensor, wide_VC: Tensor) -> Tensor:
-    """Write the chunk after a pre-step, the chunk itself where there is none, into `wide_VC`, fp64.
+def mix(mixing_VW: Tensor, chunk_WC: Tensor, wide_VC: Tensor) -> Tensor:
+    """Write the chunk after a pre-step into `wide_VC`, fp64.
 
     All V rows at once, alike in each pass, so that what is combined is what was measured; in fp64, since mixtures of
     the same rows in another order must tie to `geometry.TIE_SHARE`, and in fp32 they do not.
     """
-    return wide_VC.copy_(chunk_WC) if mixing_VW is None else torch.matmul(mixing_VW, chunk_WC.double(), out=wide_VC)
+    return torch.matmul(mixing_VW, chunk_WC.double(), out=wide_VC)
 
 
 def squared_distances(gram_WW: Tensor) -> Tensor:

@@ -15,11 +15,10 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = 1 << 16
-"""fp64 of one chunk is 512 KiB and stays in the second-level cache."""
+from aggregation.pieces import Piece, granules, span_of
 
 
-def block_norm(tensors: Mapping[str, Tensor] | Iterable[Tensor]) -> float:
+def block_norm(tensors: Mapping[str, Piece] | Iterable[Piece]) -> float:
     """L2 norm over all entries of a block; NaN or infinite exactly when some entry is not finite.
 
     >>> block_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
@@ -29,13 +28,26 @@ def block_norm(tensors: Mapping[str, Tensor] | Iterable[Tensor]) -> float:
     return math.sqrt(math.fsum(sum_of_squares(tensor) for tensor in values))
 
 
-def sum_of_squares(tensor: Tensor) -> float:
-    """Sum of squares in fp64, by chunks; NaN or infinite exactly when some entry is not finite."""
+def sum_of_squares(piece: Piece) -> float:
+    """Sum of squares in fp64, by granules, whose 512 KiB stay in the cache; decoded as it goes, once.
+
+    NaN or infinite exactly when some entry is not finite.
+    """
     total = 0.0
-    flat_P = tensor.detach().reshape(-1)
-    for start in range(0, flat_P.numel(), CHUNK_ELEMENTS):
-        wide_P = flat_P[start : start + CHUNK_ELEMENTS].to(torch.float64)
+    for start, stop in granules(math.prod(piece.shape)):
+        wide_P = span_of(piece, start, stop).to(torch.float64)
         total += float(torch.dot(wide_P, wide_P))
+    return total
+
+
+def squared_distance(one: Tensor, other: Tensor, *, wide: bool = False) -> float:
+    """Sum of squares of the difference, taken in fp32 (in fp64 if `wide`) and squared in fp64, by granules."""
+    one_P, other_P = one.detach().reshape(-1), other.detach().reshape(-1)
+    total = 0.0
+    for start, stop in granules(one_P.numel()):
+        first_P, second_P = one_P[start:stop], other_P[start:stop]
+        apart_P = (first_P.double() - second_P.double()) if wide else (first_P - second_P).double()
+        total += float(torch.dot(apart_P, apart_P))
     return total
 
 

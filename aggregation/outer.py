@@ -6,7 +6,7 @@ SGD with Nesterov momentum as in DiLoCo (Douillard et al. 2023, arXiv:2311.08105
 
 At mu = 0 and lr = 1 this is plain averaging: theta' = theta - g, bit for bit. A block that nobody returned is not
 stepped at all, momentum included; that is the caller's decision, by not calling. What is finite stays finite: where a
-sum would overflow, it is the largest number of its type.
+sum would overflow, it is the largest number of its type. Goes by granules: beside what it gives, it takes no memory.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from aggregation.pieces import granules
 from protocol.errors import LocalError
 
 Tensors = dict[str, Tensor]
@@ -24,7 +25,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class OuterStep:
-    """One outer step's settings; `step` is pure."""
+    """One outer step's settings."""
 
     learning_rate: float = 1.0
     momentum: float = 0.0
@@ -42,21 +43,36 @@ class OuterStep:
         pseudo_gradient: Mapping[str, Tensor],
         momentum_buffer: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensors, Tensors | None]:
-        """The new block, and its new momentum (None at momentum 0). Nothing passed in is changed."""
+        """The new block, and its new momentum (None at momentum 0).
+
+        The pseudo-gradient, contiguous, is used up: the new block takes its memory. Nothing else is changed.
+        """
         _check_alike("pseudo-gradient", block, pseudo_gradient)
-        if self.momentum == 0.0:
-            lr = self.learning_rate
-            return {name: _finite(torch.sub(block[name], g, alpha=lr)) for name, g in pseudo_gradient.items()}, None
         if momentum_buffer is not None:
             _check_alike("momentum", block, momentum_buffer)
         new_block: Tensors = {}
         new_momentum: Tensors = {}
         for name, gradient in pseudo_gradient.items():
-            buffer = gradient.clone() if momentum_buffer is None else momentum_buffer[name] * self.momentum + gradient
-            update = _finite(torch.add(gradient, _finite(buffer), alpha=self.momentum))
-            new_block[name] = _finite(torch.sub(block[name], update, alpha=self.learning_rate))
-            new_momentum[name] = buffer
-        return new_block, new_momentum
+            before = None if momentum_buffer is None else momentum_buffer[name].reshape(-1)
+            after = torch.empty_like(gradient) if self.momentum else None
+            self._step(block[name].reshape(-1), gradient.view(-1), before, None if after is None else after.view(-1))
+            new_block[name] = gradient
+            if after is not None:
+                new_momentum[name] = after
+        return new_block, new_momentum if self.momentum else None
+
+    def _step(self, block_P: Tensor, gradient_P: Tensor, before_P: Tensor | None, after_P: Tensor | None) -> None:
+        """`gradient_P` becomes the new values, `after_P` the new momentum, where there is any."""
+        for start, stop in granules(gradient_P.numel()):
+            update_C = gradient_P[start:stop]
+            if after_P is not None:
+                after_C = after_P[start:stop]
+                if before_P is None:
+                    after_C.copy_(update_C)
+                else:
+                    torch.mul(before_P[start:stop], self.momentum, out=after_C).add_(update_C)
+                _finite(update_C.add_(_finite(after_C), alpha=self.momentum))
+            _finite(torch.sub(block_P[start:stop], update_C, alpha=self.learning_rate, out=update_C))
 
 
 def _finite(sums: Tensor) -> Tensor:

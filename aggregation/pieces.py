@@ -1,7 +1,9 @@
 """W vectors that lie in pieces (the tensors of one block), walked in chunks of coordinates and never stacked whole.
 
-Decides how the walk is cut. Holds always: all rows have the same pieces, of one dtype; each value is multiplied by its
-row's scale on the way out; what is loaded is finite (LocalError names row and place); nothing passed in is changed.
+Decides how the walk is cut. A piece is a tensor, or whatever gives the values of a span of coordinates when it is asked
+(a payload on disk, decoded as the walk comes by): of each such row one granule is in memory. Holds always: all rows
+have the same pieces, of one dtype; each value is multiplied by its row's scale on the way out; what is loaded is finite
+(LocalError names row and place); nothing passed in is changed.
 
 Legend: W workers (rows), C columns (coordinates) of one chunk.
 """
@@ -11,11 +13,68 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, overload
 
 import torch
 from torch import Tensor
 
+from protocol.codecs import GRANULE
 from protocol.errors import LocalError
+
+
+class LazyPiece(Protocol):
+    """A tensor that is not in memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what `span` gives."""
+
+    def span(self, start: int, stop: int) -> Tensor:
+        """[stop - start]: values of the flattened tensor; both are multiples of `GRANULE`, `stop` may be the end."""
+
+
+Piece = Tensor | LazyPiece
+
+
+def span_of(piece: Piece, start: int, stop: int) -> Tensor:
+    """[stop - start]: values of the flattened piece; a view where it is in memory."""
+    return piece.detach().reshape(-1)[start:stop] if isinstance(piece, Tensor) else piece.span(start, stop)
+
+
+def granules(elements: int) -> Iterator[tuple[int, int]]:
+    """Where spans of `GRANULE` coordinates begin and end.
+
+    >>> list(granules(70_000))
+    [(0, 65536), (65536, 70000)]
+    """
+    for start in range(0, elements, GRANULE):
+        yield start, min(start + GRANULE, elements)
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """A piece times a number, in fp64 on the way: for factors so small that fp32 has no digits left for them."""
+
+    piece: Piece
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `LazyPiece`."""
+        return tuple(self.piece.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """See `LazyPiece`."""
+        return self.piece.dtype
+
+    def span(self, start: int, stop: int) -> Tensor:
+        """See `LazyPiece`."""
+        return (span_of(self.piece, start, stop).double() * self.scale).to(self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,37 +92,63 @@ class Span:
 
 
 class Rows:
-    """Rows as given, flat views of their pieces, and their scales."""
+    """Rows as given, and their scales."""
 
-    def __init__(self, rows: Sequence[Sequence[Tensor]], scales: Sequence[float]) -> None:
-        self._rows = [[piece.reshape(-1) for piece in row] for row in rows]
+    def __init__(self, rows: Sequence[Sequence[Piece]], scales: Sequence[float]) -> None:
+        # flat once, and not at each chunk: a reshape costs as much as a small chunk does
+        self._rows = [[p.detach().reshape(-1) if isinstance(p, Tensor) else p for p in row] for row in rows]
+        self._is_lazy = any(not isinstance(piece, Tensor) for row in rows for piece in row)
+        self._elements = [math.prod(piece.shape) for piece in rows[0]]
+        self._decoded: dict[int, tuple[int, int, Tensor]] = {}
+        """A row's granule that was decoded last: piece, start, values."""
         self.scales = tuple(scales)
         self.dtype = self._rows[0][0].dtype
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    @property
-    def longest_piece(self) -> int:
-        """Elements of the longest piece: no chunk need be wider."""
-        return max(piece.numel() for piece in self._rows[0])
+    def width(self, wanted: int) -> int:
+        """Coordinates of the widest chunk: `wanted`, but no more than the longest piece has. Where pieces are decoded,
+        the power of two below that, since chunks must not lie across granules.
+        """
+        width = max(1, min(wanted, max(self._elements)))
+        return min(GRANULE, 1 << width.bit_length() - 1) if self._is_lazy else width
 
     def spans(self, width: int) -> Iterator[Span]:
         """All coordinates once, at most `width` at a time."""
-        for index, piece in enumerate(self._rows[0]):
-            for start in range(0, piece.numel(), width):
-                yield Span(index, start, min(start + width, piece.numel()))
+        for index, elements in enumerate(self._elements):
+            for start in range(0, elements, width):
+                yield Span(index, start, min(start + width, elements))
 
-    def views(self, span: Span) -> list[Tensor]:
-        """The rows' values there, [C] each, not scaled, not checked, not to be written to."""
-        return [row[span.piece][span.start : span.stop] for row in self._rows]
+    def views(self, span: Span) -> Sequence[Tensor]:
+        """The rows' values there, [C] each, not scaled, not checked, not to be written to; what is not asked for is not
+        decoded.
+        """
+        return _Values(self, span)
+
+    def view(self, row: int, span: Span) -> Tensor:
+        """[C]: one row's values there, of a granule that stays decoded until the row is asked for another."""
+        piece = self._rows[row][span.piece]
+        if isinstance(piece, Tensor):
+            return piece[span.start : span.stop]
+        begin = span.start - span.start % GRANULE
+        of, at, values = self._decoded.get(row, (-1, -1, None))
+        if values is None or (of, at) != (span.piece, begin):
+            self._decoded.pop(row, None)  # before the next is made
+            values = piece.span(begin, min(begin + GRANULE, self._elements[span.piece]))
+            self._decoded[row] = span.piece, begin, values
+        return values[span.start - begin : span.stop - begin]
 
     def load(self, span: Span, chunk_WC: Tensor) -> None:
         """The rows' values there, scaled and known to be finite, into a chunk of the rows' own dtype."""
-        for row_C, view_C, scale in zip(chunk_WC.unbind(0), self.views(span), self.scales, strict=True):
-            torch.mul(view_C, scale, out=row_C)
+        self.load_unchecked(span, chunk_WC)
         if not math.isfinite(float(chunk_WC.sum())):
             refuse_non_finite(chunk_WC.unbind(0), span)
+
+    def load_unchecked(self, span: Span, chunk_WC: Tensor) -> None:
+        """As `load`, for a pass whose result shows what is not finite."""
+        for row_C, view_C, scale in zip(chunk_WC.unbind(0), self.views(span), self.scales, strict=True):
+            torch.mul(view_C, scale, out=row_C)
 
     def load_wide(self, span: Span, wide_WC: Tensor) -> Tensor:
         """As `load`, in fp64, from which the rows' norms there follow, [W]: finite exactly when the values are."""
@@ -77,7 +162,30 @@ class Rows:
         return norms_W
 
 
-def checked_rows(rows: Sequence[Sequence[Tensor]], scales: Sequence[float] | None) -> Rows:
+class _Values(Sequence[Tensor]):
+    """The rows' values in one span."""
+
+    def __init__(self, rows: Rows, span: Span) -> None:
+        self._rows, self._span = rows, span
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self._rows):
+            raise IndexError(index)
+        return self._rows.view(index, self._span)
+
+
+def checked_rows(rows: Sequence[Sequence[Piece]], scales: Sequence[float] | None) -> Rows:
     """Rows that fit each other, fp32 or fp64, or LocalError that names the one that does not."""
     if not rows or not rows[0]:
         raise LocalError("aggregation: expected at least one worker's row of at least one piece, got none")
@@ -89,7 +197,7 @@ def checked_rows(rows: Sequence[Sequence[Tensor]], scales: Sequence[float] | Non
         if len(row) != len(expected):
             raise LocalError(f"aggregation: row {index}: expected {len(expected)} pieces, got {len(row)}")
         for piece, like in zip(row, expected, strict=True):
-            if piece.shape != like.shape or piece.dtype != dtype:
+            if tuple(piece.shape) != tuple(like.shape) or piece.dtype != dtype:
                 raise LocalError(
                     f"aggregation: row {index}: expected {dtype} {list(like.shape)}, "
                     f"got {piece.dtype} {list(piece.shape)}"

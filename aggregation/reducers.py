@@ -18,11 +18,11 @@ from torch import Tensor
 
 from aggregation.networks import Comparator, selection_network, sorting_network
 
-Chunk = list[Tensor]
+Chunk = Sequence[Tensor]
 """W rows of C finite values each."""
 
 ChunkReducer = Callable[[Chunk, Tensor], None]
-"""Reduces a chunk [W, C] into [C]; all but combinations (the mean is one) overwrite it."""
+"""Reduces a chunk [W, C] into [C]; all but combinations (the mean is one) overwrite it. Those ask for each row once."""
 
 TRIM_SHARE = 0.25
 """Share of workers that the trimmed mean drops on each side: the demo's two liars among eight."""

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from torch import Tensor
 
-from aggregation.norms import CHUNK_ELEMENTS, block_norm
+from aggregation.norms import block_norm
+from aggregation.pieces import Piece, granules, span_of
 from protocol.errors import LocalError
-from protocol.ids import TRUNK
-from protocol.submission import Blocks
+from protocol.ids import TRUNK, BlockId
+
+PieceBlocks = Mapping[BlockId, Mapping[str, Piece]]
+"""A pseudo-gradient by block and parameter, in memory or where it lies."""
 
 COLUMN_FLOOR: Final = 0.01
 """A column counts as at least this share of the longest one: where a lease hardly used an expert, what is left is
@@ -44,7 +46,7 @@ class ReplayDistance:
         return max(self.trunk, self.columns)
 
 
-def replay_distance(sent: Blocks, again: Blocks) -> ReplayDistance:
+def replay_distance(sent: PieceBlocks, again: PieceBlocks) -> ReplayDistance:
     """How far `sent` is from `again`, the honest computation, both after the codec; any values, of the same shapes.
 
     LocalError where names or shapes differ, or the replay is not finite: decoding and training have excluded both.
@@ -73,18 +75,16 @@ def _ratio(apart: float, length: float) -> float:
     return min(apart / length, LARGEST_DISTANCE)
 
 
-def _difference(block: str, sent: Mapping[str, Tensor], again: Mapping[str, Tensor]) -> float:
-    """L2 norm of the difference, in fp64, by chunks; not finite exactly where something sent is not."""
+def _difference(block: str, sent: Mapping[str, Piece], again: Mapping[str, Piece]) -> float:
+    """L2 norm of the difference, in fp64, decoded as it goes; not finite exactly where something sent is not."""
     if sent.keys() != again.keys():
         raise LocalError(f"replay: block {block} differs in names: {', '.join(sorted(sent.keys() ^ again.keys())[:4])}")
     total = 0.0
     for name, expected in again.items():
-        if sent[name].shape != expected.shape:
+        if tuple(sent[name].shape) != tuple(expected.shape):
             got, wanted = tuple(sent[name].shape), tuple(expected.shape)
             raise LocalError(f"replay: block {block}, {name!r}: expected shape {wanted}, got {got}")
-        got_P, again_P = sent[name].detach().reshape(-1), expected.detach().reshape(-1)
-        for start in range(0, again_P.numel(), CHUNK_ELEMENTS):
-            span = slice(start, start + CHUNK_ELEMENTS)
-            wide_P = got_P[span].to(torch.float64) - again_P[span].to(torch.float64)
+        for start, stop in granules(math.prod(expected.shape)):
+            wide_P = span_of(sent[name], start, stop).double() - span_of(expected, start, stop).double()
             total += float(torch.dot(wide_P, wide_P))
     return math.sqrt(total) if total >= 0.0 else math.nan

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from aggregation.distances import centred_gram, mix, start_and_gram
 from aggregation.names import BASES, RULES, RuleName, Sees, rule_in_force
-from aggregation.pieces import Rows, check_weights, checked_rows, refuse_non_finite
+from aggregation.pieces import Piece, Rows, check_weights, checked_rows, refuse_non_finite
 from aggregation.presteps import mixing_for
 from aggregation.reducers import ChunkReducer, any_median, combination
 from protocol.errors import LocalError
@@ -66,7 +66,7 @@ def aggregate_rows(
 
 
 def aggregate_pieces(
-    rows: Sequence[Sequence[Tensor]],
+    rows: Sequence[Sequence[Piece]],
     weights: Sequence[float],
     rule: str,
     *,
@@ -74,7 +74,7 @@ def aggregate_pieces(
     seed: int | None = None,
     chunk_columns: int = CHUNK_COLUMNS,
 ) -> list[Tensor]:
-    """W rows, each a list of tensors that are one vector together; the result has the same pieces.
+    """W rows, each a list of pieces that are one vector together; the result has the same, as tensors in memory.
 
     `seed` is the secret behind bucketing; other rules draw nothing.
 
@@ -86,9 +86,9 @@ def aggregate_pieces(
     checked = checked_rows(rows, scales)
     check_weights(weights, len(checked))
     name = rule_in_force(rule, len(checked))
-    result = [torch.empty_like(piece, memory_format=torch.contiguous_format) for piece in rows[0]]
+    result = [torch.empty(tuple(piece.shape), dtype=checked.dtype) for piece in rows[0]]
     flat = [piece.view(-1) for piece in result]
-    width = max(1, min(chunk_columns, checked.longest_piece))
+    width = checked.width(chunk_columns)
     if BASES[name.base].sees is Sees.SUM:
         _mean(checked, _function(name)(weights, checked.scales), flat, width)
     else:

@@ -2,10 +2,12 @@
 
     python -m benchmarks.aggregation [--quick] [--json FILE]
 
-One thread. byzfl's geometric median and clipping take its own defaults of 3 steps and 1, ours run to the end and 3.
-Each timing is taken in turn with one of `torch.sum`, so that a busy machine slows both; `times_sum` is the
-ratio of their medians. `extra_mb` is how far the process's peak memory rises above what it held before the call, the
-result (4 MB for a million parameters) included; Linux only.
+Rows with a `codec` lie on disk, encoded, and are decoded as the rule walks over them: all of that is in their time, and
+`torch.sum` is over the same rows decoded. One thread. byzfl's geometric median and clipping take its own defaults of 3
+steps and 1, ours run to the end and 3. Each timing is taken in turn with one of `torch.sum`, so that a busy machine
+slows both; `times_sum` is the ratio of their medians. `extra_mb` is how far the process's peak memory rises above what
+it held before the call, the result (4 MB for a million parameters) included, and pages of mapped files, too; Linux
+only.
 """
 
 from __future__ import annotations
@@ -14,17 +16,23 @@ import contextlib
 import ctypes
 import gc
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from aggregation.names import BASES, BUCKET_SIZE
+from aggregation.pieces import Piece
 from aggregation.reducers import trimmed_count
-from aggregation.rules import aggregate
+from aggregation.rules import aggregate, aggregate_pieces
 from benchmarks import report
+from coordinator.store.artifacts import ContentStore
+from protocol.codecs import codec_named
+from protocol.specs import TensorSpec
+from protocol.tensors import encode_tensors, encoded_tensors
 from simulator.adversaries.byzfl import byzfl_module
 
 RuleCall = Callable[[Tensor], object]
@@ -37,6 +45,9 @@ BY_COORDINATE = ("mean", "median", "trimmed_mean")
 """Rules that unequal weights make slower; to the others they are W more numbers."""
 
 WITH_PRE_STEPS = ("nnm+trimmed_mean", "nnm+multi_krum", "bucketing+median", "bucketing+multi_krum")
+
+CODECS_ON_DISK = ("int4", "ternary")
+RULES_ON_DISK = ("mean", "median", "trimmed_mean", "multi_krum", "centered_clipping")
 
 BYZFL_NNM_LIMIT = 20_000_000
 """Elements above which byzfl's mixing is left out: it gathers W x (W - f) rows at once, 7.7 GB at 16 x 1e7."""
@@ -59,13 +70,24 @@ def main() -> None:
 def measure(workers: int, parameters: int, *, quick: bool) -> Iterator[report.Row]:
     """One row for each rule and implementation at this size."""
     stack_WP = torch.randn(workers, parameters, generator=torch.Generator().manual_seed(0))
-    for rule, weights, implementation, call in calls(workers, parameters):
+    with tempfile.TemporaryDirectory() as folder:
+        encoded = on_disk(stack_WP, Path(folder))
+        yield from _measured([*calls(workers, parameters), *encoded], stack_WP, quick=quick)
+
+
+def _measured(
+    calls: Iterable[tuple[str, str, str, RuleCall]], stack_WP: Tensor, *, quick: bool
+) -> Iterator[report.Row]:
+    workers, parameters = stack_WP.shape
+    for rule, weights, whose, call in calls:
         extra_mb = peak_extra_mb(call, stack_WP)
         rule_s, sum_s = paired_seconds(call, stack_WP, repeats=3 if quick else 5)
+        implementation, _, codec = whose.partition(" ")
         yield {
             "rule": rule,
             "weights": weights,
             "implementation": implementation,
+            "codec": codec or None,
             "workers": workers,
             "parameters": parameters,
             "seconds": rule_s,
@@ -84,6 +106,21 @@ def calls(workers: int, parameters: int) -> Iterator[tuple[str, str, str, RuleCa
         if rule in BY_COORDINATE:
             yield rule, "unequal", "barnraise", _ours(rule, unequal)
     yield from _byzfl(workers, parameters)
+
+
+def on_disk(stack_WP: Tensor, folder: Path) -> Iterator[tuple[str, str, str, RuleCall]]:
+    """The same of rows that lie there, in each of `CODECS_ON_DISK`."""
+    store, spec = ContentStore(folder), TensorSpec("w", (stack_WP.shape[1],))
+    for name in CODECS_ON_DISK:
+        codec = codec_named(name)
+        digests = [store.put(encode_tensors({spec.name: row_P}, codec)) for row_P in stack_WP]
+        rows = [[encoded_tensors(store.view(digest), [spec], codec)[spec.name]] for digest in digests]
+        for rule in RULES_ON_DISK:
+            yield rule, "equal", f"barnraise {name}", _of_pieces(rows, rule)
+
+
+def _of_pieces(rows: Sequence[Sequence[Piece]], rule: str) -> RuleCall:
+    return lambda _: aggregate_pieces(rows, [1.0] * len(rows), rule, seed=1)
 
 
 def _ours(rule: str, weights: list[float]) -> RuleCall:

@@ -62,11 +62,17 @@ def full_model(layout: Layout, blocks: Mapping[BlockId, Mapping[str, Tensor]]) -
 def load_blocks(model: nn.Module, layout: Layout, blocks: Mapping[BlockId, Mapping[str, Tensor]]) -> None:
     """Overwrite, in place, the blocks that are given; the model keeps the others."""
     check_blocks(blocks, layout)
-    named = dict(model.named_parameters())
     for block, tensors in blocks.items():
-        column = column_of(block)
+        parameters = block_parameters(model, layout, block)
         for name, tensor in tensors.items():
-            (named[name] if column is None else named[name][column]).copy_(tensor)
+            parameters[name].copy_(tensor)
+
+
+def block_parameters(model: nn.Module, layout: Layout, block: BlockId) -> dict[str, Tensor]:
+    """The memory in which a whole model holds a block, by parameter, without gradients."""
+    column = column_of(block)
+    named = {spec.name: model.get_parameter(spec.name).detach() for spec in layout.block_specs(block)}
+    return named if column is None else {name: whole[column] for name, whole in named.items()}
 
 
 @torch.inference_mode()

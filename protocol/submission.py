@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from torch import Tensor
 
 from protocol.codecs import Codec
 from protocol.ids import BlockId
 from protocol.specs import TensorSpec
-from protocol.tensors import decode_tensors, encode_tensors
+from protocol.tensors import EncodedTensor, decode_tensors, encode_tensors, encoded_tensors
 
 Blocks = Mapping[BlockId, Mapping[str, Tensor]]
 """Block, then parameter name, then tensor: a base version, or a pseudo-gradient."""
+_Either = TypeVar("_Either", Tensor, EncodedTensor)
+EncodedBlocks = Mapping[BlockId, Mapping[str, EncodedTensor]]
+"""A pseudo-gradient in the same order, where its payload lies."""
 Payload = bytes | bytearray | memoryview | Path | BinaryIO
 
 
@@ -47,17 +50,30 @@ def decode_submission(
 
     MalformedMessage, before allocating, where it is anything else.
     """
-    found: dict[BlockId, dict[str, Tensor]] = {block: {} for block in blocks}
-    for name, tensor in decode_tensors(payload, list(specs), codec).items():
-        block, _, parameter = name.partition("/")
-        found[BlockId(block)][parameter] = tensor
-    return found
+    return _by_block(decode_tensors(payload, list(specs), codec), blocks)
 
 
-def decode_block(payload: Payload, specs: Iterable[TensorSpec], codec: Codec, block: BlockId) -> dict[str, Tensor]:
-    """One block of a payload of `specs`: the payload's size and header are checked, and only the block's bytes read."""
+def encoded_submission(
+    payload: memoryview, specs: Iterable[TensorSpec], codec: Codec, blocks: Iterable[BlockId]
+) -> dict[BlockId, dict[str, EncodedTensor]]:
+    """A payload of `specs` by block, as `decode_submission`, of which nothing is decoded yet (`encoded_tensors`)."""
+    return _by_block(encoded_tensors(payload, list(specs), codec), blocks)
+
+
+def encoded_block(
+    payload: memoryview, specs: Iterable[TensorSpec], codec: Codec, block: BlockId
+) -> dict[str, EncodedTensor]:
+    """One block of a payload of `specs`, as `encoded_submission` has it; the payload's size and header are checked."""
     prefix = submission_name(block, "")
     whole = list(specs)
     wanted = {spec.name for spec in whole if spec.name.startswith(prefix)}
-    found = decode_tensors(payload, whole, codec, only=wanted)
+    found = encoded_tensors(payload, whole, codec, only=wanted)
     return {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+
+
+def _by_block(flat: Mapping[str, _Either], blocks: Iterable[BlockId]) -> dict[BlockId, dict[str, _Either]]:
+    found: dict[BlockId, dict[str, _Either]] = {block: {} for block in blocks}
+    for name, tensor in flat.items():
+        block, _, parameter = name.partition("/")
+        found[BlockId(block)][parameter] = tensor
+    return found

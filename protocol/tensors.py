@@ -1,7 +1,8 @@
 """Tensors as bytes: one safetensors file whose every byte but the values is known beforehand.
 
 Both sides derive the header from the specs that were leased, so a payload is accepted only if its header is exactly
-that one and its size exactly the expected size; nothing is allocated before. Written by hand, not by the safetensors
+that one and its size exactly the expected size; nothing is allocated before. Tensors are decoded whole, or stay where
+they lie (a mapped file) and are decoded a span at a time. Written by hand, not by the safetensors
 library, because the size is agreed before the bytes exist, and the library's spacing is no promise; what is written
 here any safetensors reader opens. Finiteness is for the caller to check. Little-endian machines only, as the format
 is.
@@ -12,10 +13,11 @@ Format: https://huggingface.co/docs/safetensors (u64 header length, JSON header 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +25,8 @@ from torch import Tensor
 from protocol.codecs import Codec
 from protocol.errors import LocalError, MalformedMessage
 from protocol.specs import TensorSpec, WireDtype, WireSpec
+
+_Found = TypeVar("_Found")
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 """A header of 100 000 tensors takes about 10 MiB; only read to explain a refusal."""
@@ -76,36 +80,93 @@ def decode_tensors(
     payload: bytes | bytearray | memoryview | Path | BinaryIO,
     specs: Sequence[TensorSpec],
     codec: Codec,
-    *,
-    only: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
-    """fp32 tensors by name; MalformedMessage, before allocating, unless `payload` is exactly `specs` in `codec`.
-
-    `only` names those that are wanted: no others are read.
-    """
+    """fp32 tensors by name; MalformedMessage, before allocating, unless `payload` is exactly `specs` in `codec`."""
     if isinstance(payload, Path):
         with payload.open("rb") as file:
-            return _decode(_FileSource(file), specs, codec, only)
+            return _decode(_FileSource(file), specs, codec)
     if isinstance(payload, bytes | bytearray | memoryview):
-        return _decode(_MemorySource(memoryview(payload).cast("B")), specs, codec, only)
-    return _decode(_FileSource(payload), specs, codec, only)
+        return _decode(_MemorySource(memoryview(payload).cast("B")), specs, codec)
+    return _decode(_FileSource(payload), specs, codec)
 
 
-def _decode(
-    source: _FileSource | _MemorySource, specs: Sequence[TensorSpec], codec: Codec, only: Collection[str] | None
-) -> dict[str, Tensor]:
+@dataclass(frozen=True, slots=True)
+class EncodedTensor:
+    """One tensor where its payload lies, in its codec's pieces: nothing of it is in memory before it is asked for."""
+
+    spec: TensorSpec
+    parts: tuple[Tensor, ...]
+    """Views of the payload; never written to."""
+    codec: Codec
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        return self.spec.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what is decoded."""
+        return torch.float32
+
+    def span(self, start: int, stop: int) -> Tensor:
+        """[stop - start] of the flattened values; see `Codec.decode_span`, also for what it raises."""
+        return self.codec.decode_span(self.parts, self.spec, start, stop)
+
+    def whole(self) -> Tensor:
+        """All of it, in its shape: a view of the payload where the codec changes nothing (fp32)."""
+        return _as_asked(self.codec.decode(self.parts, self.spec), self.spec, self.codec)
+
+
+def encoded_tensors(
+    payload: memoryview, specs: Sequence[TensorSpec], codec: Codec, *, only: Collection[str] | None = None
+) -> dict[str, EncodedTensor]:
+    """Tensors by name, where they lie in `payload`, a writable buffer that they keep; refuses as `decode_tensors` does.
+
+    Pieces need not begin at a multiple of their dtype's size, which costs little on the machines that torch runs on.
+    """
+
+    def lying(offset: int, spec: TensorSpec) -> EncodedTensor:
+        parts = []
+        for wire in codec.wire_specs(spec):
+            parts.append(_lying(payload, offset, wire))
+            offset += _wire_bytes(wire)
+        return EncodedTensor(spec, tuple(parts), codec)
+
+    return _each(_MemorySource(payload), specs, codec, only, lying)
+
+
+def _lying(payload: memoryview, offset: int, wire: WireSpec) -> Tensor:
+    dtype = _DTYPES[wire.dtype]
+    if not wire.elements:
+        return torch.empty(wire.shape, dtype=dtype)
+    return torch.frombuffer(payload, dtype=dtype, count=wire.elements, offset=offset).view(wire.shape)
+
+
+def _decode(source: _FileSource | _MemorySource, specs: Sequence[TensorSpec], codec: Codec) -> dict[str, Tensor]:
+    return _each(source, specs, codec, None, lambda offset, spec: _read_tensor(source, offset, spec, codec))
+
+
+def _each(
+    source: _FileSource | _MemorySource,
+    specs: Sequence[TensorSpec],
+    codec: Codec,
+    only: Collection[str] | None,
+    read: Callable[[int, TensorSpec], _Found],
+) -> dict[str, _Found]:
+    """What `read` makes of each tensor's offset and spec, once the payload's size and header are what they must be."""
     ordered = _by_name(specs)
     header = _header(ordered, codec)
     expected = len(header) + _values_bytes(ordered, codec)
     if source.total_bytes != expected or source.read(0, len(header)) != header:
         raise MalformedMessage(_difference(source, ordered, codec, expected))
-    decoded = {}
+    found = {}
     offset = len(header)
     for spec in ordered:
         if only is None or spec.name in only:
-            decoded[spec.name] = _read_tensor(source, offset, spec, codec)
+            found[spec.name] = read(offset, spec)
         offset += _values_bytes([spec], codec)
-    return decoded
+    return found
 
 
 def _read_tensor(source: _FileSource | _MemorySource, offset: int, spec: TensorSpec, codec: Codec) -> Tensor:
@@ -115,7 +176,10 @@ def _read_tensor(source: _FileSource | _MemorySource, offset: int, spec: TensorS
         target = _bytes_of(parts[-1])
         source.read_into(target, offset)
         offset += len(target)
-    tensor = codec.decode(tuple(parts), spec)
+    return _as_asked(codec.decode(tuple(parts), spec), spec, codec)
+
+
+def _as_asked(tensor: Tensor, spec: TensorSpec, codec: Codec) -> Tensor:
     if tensor.dtype != torch.float32 or tuple(tensor.shape) != spec.shape:
         raise LocalError(f"codec {codec.name} made {tensor.dtype} {tuple(tensor.shape)} of {spec.name} {spec.shape}")
     return tensor

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from protocol.errors import LocalError, MalformedMessage
-from protocol.ids import Digest, LeaseId, digest_of
+from protocol.ids import Digest, LeaseId, digest_of, stream_digest
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -91,19 +91,40 @@ class BlobStore(Protocol):
     def place(self, digest: Digest) -> str:
         """Where the content is, or would be: for a sentence to a person, never to be opened."""
 
+    def put_parts(self, parts: Iterable[bytes | memoryview]) -> Digest:
+        """Keep what `parts` make together, as `put`; what raises on the way leaves nothing behind."""
+        return self.put(b"".join(parts))
+
+    def view(self, digest: Digest) -> memoryview:
+        """The content in place, for as long as the view or anything made of it lives, whoever drops it meanwhile.
+
+        Writable, since tensors over memory that is not are refused; what is written there never reaches the store.
+        Not checked against its name. LocalError where it is not here.
+        """
+        with self.open(digest) as file:
+            return memoryview(bytearray(file.read()))
+
     def has(self, digest: Digest) -> bool:
         """Whether the whole content is here."""
         return self.stat(digest) is not None
+
+    def check(self, digest: Digest) -> None:
+        """LocalError where the content is not here or not what its name says; reads it once, a piece at a time."""
+        with self.open(digest) as file:
+            found = stream_digest(file)
+        if found != digest:
+            raise LocalError(self._changed(digest))
 
     def read(self, digest: Digest) -> bytes:
         """The content, checked against its name: a disk that lies is found here and not in a model."""
         with self.open(digest) as file:
             content = file.read()
         if digest_of(content) != digest:
-            raise LocalError(
-                f"{self.place(digest)} no longer has the digest it is named by; the disk or a person changed it"
-            )
+            raise LocalError(self._changed(digest))
         return content
+
+    def _changed(self, digest: Digest) -> str:
+        return f"{self.place(digest)} no longer has the digest it is named by; the disk or a person changed it"
 
 
 class Upload(Protocol):

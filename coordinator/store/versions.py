@@ -8,7 +8,7 @@ version for the same reason again answers with what is there (a command may be r
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from protocol.errors import ConfigError, LocalError
 from protocol.ids import BlockId, Digest, Version
 from protocol.manifest import BlockRef, Manifest
 from protocol.private_files import write_private
-from protocol.tensors import decode_tensors, encode_tensors
+from protocol.tensors import encode_parts, encoded_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,18 +52,29 @@ class Versions:
         return self._read_manifest(digest)
 
     def load_block(self, block: BlockId, ref: BlockRef) -> Tensors:
-        """A block, or its momentum, from disk."""
-        payload = self._blobs.read(ref.digest)
-        return decode_tensors(payload, block_tensor_specs(self._layout, block), FP32)
+        """A block, or its momentum, where it lies (`BlobStore.view`), in no memory of its own; not to be written to.
+
+        Read once beforehand, to be checked against its digest: a disk that fails, fails there, with an OSError.
+        """
+        self._blobs.check(ref.digest)
+        encoded = encoded_tensors(self._blobs.view(ref.digest), block_tensor_specs(self._layout, block), FP32)
+        return {name: tensor.whole() for name, tensor in encoded.items()}
 
     def load_blocks(self, manifest: Manifest) -> dict[BlockId, Tensors]:
-        """Every block of a version."""
+        """Every block of a version, as `load_block` does."""
         return {block: self.load_block(block, ref) for block, ref in manifest.blocks.items()}
 
     def put_block(self, tensors: Mapping[str, Tensor]) -> BlockRef:
         """Keep a block or a momentum buffer."""
-        payload = encode_tensors(tensors, FP32)
-        return BlockRef(digest=self._blobs.put(payload), payload_bytes=len(payload))
+        payload_bytes = 0
+
+        def counted() -> Iterator[bytes | memoryview]:
+            nonlocal payload_bytes
+            for part in encode_parts(tensors, FP32):
+                payload_bytes += len(part)
+                yield part
+
+        return BlockRef(digest=self._blobs.put_parts(counted()), payload_bytes=payload_bytes)
 
     def find(self, version: int, cause: str) -> Digest | None:
         """The manifest that `cause` produced for `version` before, if all of it is still here."""

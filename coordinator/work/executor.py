@@ -12,7 +12,7 @@ import math
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import singledispatchmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,22 +55,21 @@ from coordinator.work.outer import RoundAggregator
 from coordinator.work.port import Replay, Work
 from coordinator.work.rebuilding import rebuild
 from coordinator.work.replaying import compared, replayed
+from coordinator.work.resident import MappedVersion, ResidentModel
 from moe.companions import Companions
 from moe.export import export_checkpoint
-from moe.full import full_model, load_blocks, mean_and_error, sequence_losses
+from moe.full import mean_and_error, sequence_losses
 from moe.layout import Layout, submission_specs
 from protocol.codecs import codec_named
 from protocol.errors import LocalError, MalformedMessage
-from protocol.ids import BlockId, Digest, WorkerId
+from protocol.ids import Digest, WorkerId
 from protocol.lease import Lease
-from protocol.submission import decode_submission
+from protocol.submission import EncodedBlocks, encoded_submission
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from coordinator.datasets import Dataset
-
-Tensors = dict[str, torch.Tensor]
 
 CACHED_VERSIONS = 2
 """The round's base, and the one before it for submissions that come a round late."""
@@ -108,10 +107,10 @@ class Executor(Work):
         self._clock = clock
         self._wall_clock = wall_clock
         self._aggregator = RoundAggregator(layout, payloads, versions, settings.sequence_length)
-        self._bases: OrderedDict[Digest, dict[BlockId, Tensors]] = OrderedDict()
+        self._bases: OrderedDict[Digest, MappedVersion] = OrderedDict()
         self._gains = GainMeasure(dataset, settings)
         self._baselines: OrderedDict[tuple[Digest, int], Tensor] = OrderedDict()
-        self._model: Any = None
+        self._resident = ResidentModel(layout, settings.evaluation_device)
 
     @singledispatchmethod
     def execute(self, command: SlowCommand) -> Event:
@@ -121,8 +120,8 @@ class Executor(Work):
     @execute.register
     def _(self, command: MeasureSubmission) -> Event:
         try:
-            submission = self._decoded(command)
-            base = self._base_blocks(self._base_manifest(command.lease))
+            submission = self._submission(command)
+            base = self._base(self._base_manifest(command.lease))
             norms = tuple(_norms(submission, base))
         except MalformedMessage as error:
             return SubmissionMeasured(
@@ -133,7 +132,9 @@ class Executor(Work):
             )
         gains = Gains()
         if command.measure_gain:
-            gains = self._gains.of(command, submission, base, self._base_manifest(command.lease), self._loaded)
+            gains = self._gains.of(
+                command, base.manifest, lambda share: self._resident.less(base, submission if share else {}, share)
+            )
         return SubmissionMeasured(
             at_s=self._clock(),
             command_id=command.command_id,
@@ -149,8 +150,8 @@ class Executor(Work):
 
     @execute.register
     def _(self, command: AggregateRound) -> Event:
-        base = self._base_blocks(command.parent_manifest)
-        outcome = self._aggregator.run(command, base, created_at_s=self._wall_clock())
+        base = self._base(command.parent_manifest)
+        outcome = self._aggregator.run(command, base.blocks, created_at_s=self._wall_clock())
         # Here and nowhere else, because this thread is the only one that writes blocks.
         self._versions.keep_from(command.oldest_needed)
         return RoundAggregated(
@@ -180,8 +181,8 @@ class Executor(Work):
 
     @execute.register
     def _(self, command: TryContributions) -> Event:
-        base = self._base_blocks(command.attempt.parent_manifest)
-        failed = self._aggregator.failing_alone(command.attempt, base)
+        base = self._base(command.attempt.parent_manifest)
+        failed = self._aggregator.failing_alone(command.attempt, base.blocks)
         return ContributionsTried(
             at_s=self._clock(), command_id=command.command_id, round=command.attempt.round, failed=failed
         )
@@ -195,7 +196,7 @@ class Executor(Work):
             self.replay,
             layout=self._layout,
             payloads=self._payloads,
-            base=self._base_blocks(self._base_manifest(lease)),
+            base=self._base(self._base_manifest(lease)).blocks,
             sequences_NL=self._dataset.sequences(data.seed, data.start, data.count, length).astype("int64"),
         )
         return self._audited(command, None, found, arithmetic)
@@ -234,11 +235,11 @@ class Executor(Work):
     @execute.register
     def _(self, command: FindHarmful) -> Event:
         attempt = command.attempt
-        base = self._base_blocks(attempt.parent_manifest)
+        base = self._base(attempt.parent_manifest)
         before = self._losses_of(attempt.parent_manifest, attempt.region_seed)
 
         def measure(group: harm.LeaseGroup) -> VersionComparison:
-            model = self._loaded(self._aggregator.candidate(attempt, base, group))
+            model = self._resident.replaced(base, self._aggregator.candidate(attempt, base.blocks, group))
             after = self._sequence_losses(model, self._heldout(attempt.region_seed))
             return harm.compared(attempt.parent_version, before, after)
 
@@ -255,7 +256,7 @@ class Executor(Work):
     @execute.register
     def _(self, command: ValidateVersion) -> Event:
         tokens = self._dataset.heldout_all(self._settings.sequence_length, self._settings.heldout_limit)
-        model = self._loaded(self._base_blocks(command.manifest))
+        model = self._resident.at(self._base(command.manifest))
         loss, standard_error = mean_and_error(self._sequence_losses(model, tokens))
         return VersionValidated(
             at_s=self._clock(),
@@ -268,7 +269,8 @@ class Executor(Work):
     @execute.register
     def _(self, command: WriteCheckpoint) -> Event:
         target = self._checkpoints / f"version-{command.version:06d}"
-        blocks = self._base_blocks(command.manifest)
+        blocks = self._base(command.manifest).blocks
+        self._resident.release()  # a checkpoint is made of a whole model of its own
         export_checkpoint(blocks, self._layout, target, companions=self._companions, dtype=self._dtype, replace=True)
         for old in sorted(self._checkpoints.glob("version-*"))[: -self._settings.keep_checkpoints]:
             shutil.rmtree(old, ignore_errors=True)
@@ -276,11 +278,10 @@ class Executor(Work):
             at_s=self._clock(), command_id=command.command_id, version=command.version, path=str(target)
         )
 
-    def _decoded(self, command: MeasureSubmission) -> Mapping[BlockId, Tensors]:
+    def _submission(self, command: MeasureSubmission) -> EncodedBlocks:
         lease = command.lease
         specs = submission_specs(self._layout, lease.columns)
-        with self._payloads.open(command.digest) as file:
-            return decode_submission(file, specs, codec_named(command.codec), lease.blocks)
+        return encoded_submission(self._payloads.view(command.digest), specs, codec_named(command.codec), lease.blocks)
 
     def screening_sequences(self, seed: int, count: int, round_: int | None = None) -> NDArray[Any]:
         """`count` sequences [N, L+1] that no lease names, drawn by `seed`: of `round_`'s part, or of all parts."""
@@ -304,7 +305,7 @@ class Executor(Work):
         """[N] losses of the sequences that `seed` draws (see `screening_sequences`), under a version."""
         losses = self._baselines.get((manifest, seed))
         if losses is None:
-            losses = self._sequence_losses(self._loaded(self._base_blocks(manifest)), self._heldout(seed, round_))
+            losses = self._sequence_losses(self._resident.at(self._base(manifest)), self._heldout(seed, round_))
             self._baselines[manifest, seed] = losses
             while len(self._baselines) > CACHED_BASELINES:
                 self._baselines.popitem(last=False)
@@ -317,30 +318,21 @@ class Executor(Work):
         tokens_NT1 = torch.from_numpy(tokens.astype("int64"))
         return sequence_losses(model, tokens_NT1, self._settings.evaluation_batch)
 
-    def _loaded(self, blocks: Mapping[BlockId, Tensors]) -> Any:
-        """The one full model, holding `blocks`: building it costs far more than copying into it."""
-        if self._model is None:
-            self._model = full_model(self._layout, blocks)
-            self._model.to(self._settings.evaluation_device)
-        else:
-            load_blocks(self._model, self._layout, blocks)
-        return self._model
-
-    def _base_blocks(self, manifest: Digest) -> dict[BlockId, Tensors]:
-        blocks = self._bases.get(manifest)
-        if blocks is None:
-            blocks = self._versions.load_blocks(self._versions.manifest(manifest))
-            self._bases[manifest] = blocks
+    def _base(self, manifest: Digest) -> MappedVersion:
+        base = self._bases.get(manifest)
+        if base is None:
+            base = MappedVersion.of(self._versions, manifest, self._bases.values())
+            self._bases[manifest] = base
         self._bases.move_to_end(manifest)
         while len(self._bases) > CACHED_VERSIONS:
             self._bases.popitem(last=False)
-        return blocks
+        return base
 
 
-def _norms(submission: Mapping[BlockId, Tensors], base: Mapping[BlockId, Tensors]) -> Iterator[BlockNorm]:
+def _norms(submission: EncodedBlocks, base: MappedVersion) -> Iterator[BlockNorm]:
     """Of each block; MalformedMessage where one holds a value that is not finite."""
     for block, tensors in submission.items():
         norm_l2 = block_norm(tensors)
         if not math.isfinite(norm_l2):
             raise MalformedMessage(f"block {block} holds a value that is not finite (norm {norm_l2})")
-        yield BlockNorm(block=block, norm_l2=norm_l2, base_l2=block_norm(base[block]))
+        yield BlockNorm(block=block, norm_l2=norm_l2, base_l2=base.norm_l2(block))

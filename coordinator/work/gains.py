@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +23,15 @@ from torch import Tensor
 from coordinator.engine.commands import MeasureSubmission
 from coordinator.engine.draws import Stream
 from moe.full import mean_and_error, sequence_losses
-from protocol.ids import BlockId, Digest
+from protocol.ids import Digest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from coordinator.datasets import Dataset
 
-Tensors = dict[str, torch.Tensor]
-Load = Callable[[Mapping[BlockId, Tensors]], Any]
-"""Blocks to a model that holds them."""
+Load = Callable[[float], Any]
+"""The base with so much of the submission taken, as a model, which the next call changes; 0 is the base itself."""
 
 SHARE_FOR_ALL = 4
 """One of so many held-out sequences is for all of it: what spoils a model shows on few."""
@@ -83,35 +82,28 @@ class GainMeasure:
         self._settings = settings
         self._baselines: OrderedDict[tuple[Digest, int, int], Tensor] = OrderedDict()
 
-    def of(
-        self,
-        command: MeasureSubmission,
-        submission: Mapping[BlockId, Tensors],
-        base: Mapping[BlockId, Tensors],
-        digest: Digest,
-        load: Load,
-    ) -> Gains:
-        """Of `submission`, which starts from `base`, the version whose manifest is `digest`."""
+    def of(self, command: MeasureSubmission, digest: Digest, load: Load) -> Gains:
+        """Of the command's submission, which starts from the version whose manifest is `digest`."""
         tokens_NL = self._drawn(command, 1)
-        before_N = self._before(command, 1, tokens_NL, base, digest, load)
+        before_N = self._before(command, 1, tokens_NL, digest, load)
         for_all = slice(0, len(tokens_NL) // SHARE_FOR_ALL if len(tokens_NL) >= FEWEST_TO_DIVIDE else None)
         for_part = slice(for_all.stop or 0, None)
         own_NL = self._own(command)
-        own_before_N = self._losses(load(base), own_NL) if len(own_NL) else torch.empty(0)
-        model = load(_moved(base, submission, command.taken))
+        own_before_N = self._losses(load(0.0), own_NL) if len(own_NL) else torch.empty(0)
+        model = load(command.taken)
         all_NL = np.concatenate([tokens_NL[for_all], own_NL])
         after_N = self._losses(model, all_NL)
         cut = len(all_NL) - len(own_NL)
         full = mean_and_error(before_N[for_all] - after_N[:cut])
         own = float((own_before_N - after_N[cut:]).mean()) if len(own_NL) else None
-        model = load(_moved(base, submission, command.part))
+        model = load(command.part)
         part_N = before_N[for_part] - self._losses(model, tokens_NL[for_part])
         part = mean_and_error(part_N)
         if part[0] + (part[1] if math.isfinite(part[1]) else 0.0) < 0.0:
             more_NL = self._drawn(command, WHERE_IN_DOUBT)[len(tokens_NL) :]
             if len(more_NL):
                 after_N = self._losses(model, more_NL)
-                before_N = self._before(command, WHERE_IN_DOUBT, more_NL, base, digest, load)
+                before_N = self._before(command, WHERE_IN_DOUBT, more_NL, digest, load)
                 part = mean_and_error(torch.cat([part_N, before_N - after_N]))
         if not all(map(math.isfinite, (*part[:1], *full[:1], own or 0.0))):
             return Gains(part=TERRIBLE, full=TERRIBLE, own=None if own is None else TERRIBLE)
@@ -137,28 +129,18 @@ class GainMeasure:
         command: MeasureSubmission,
         times: int,
         tokens_NL: NDArray[Any],
-        base: Mapping[BlockId, Tensors],
         digest: Digest,
         load: Load,
     ) -> Tensor:
         key = digest, command.heldout_seed, times
         if key not in self._baselines:
-            self._baselines[key] = self._losses(load(base), tokens_NL)
+            self._baselines[key] = self._losses(load(0.0), tokens_NL)
             while len(self._baselines) > CACHED_BASELINES:
                 self._baselines.popitem(last=False)
         return self._baselines[key]
 
     def _losses(self, model: Any, tokens_NL: NDArray[Any]) -> Tensor:
         return sequence_losses(model, torch.from_numpy(tokens_NL.astype("int64")), self._settings.evaluation_batch)
-
-
-def _moved(
-    base: Mapping[BlockId, Tensors], submission: Mapping[BlockId, Tensors], share: float
-) -> Mapping[BlockId, Tensors]:
-    moved = dict(base)
-    for block, tensors in submission.items():
-        moved[block] = {name: torch.sub(base[block][name], tensor, alpha=share) for name, tensor in tensors.items()}
-    return moved
 
 
 def _known(error: float) -> float:

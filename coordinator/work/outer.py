@@ -1,8 +1,9 @@
 """One outer step: accepted submissions become a version of the model that the engine may publish.
 
 Decides nothing that the command does not say: which submissions, weights, scales, clips and rule come from the engine.
-Touches artifacts and versions. Always: one block is in memory at a time for all contributions; a block that nobody
-returned keeps its digest and its momentum; the same command gives the same blocks, bit for bit, and never one with a
+Touches artifacts and versions. Always: one block is in memory at a time, in its new values and its new momentum: what
+was submitted, and what the block was before, are read where they lie; a block that nobody returned keeps its digest and
+its momentum; the same command gives the same blocks, bit for bit, and never one with a
 value that is not finite. A cautious command does not fail of what was submitted, only of the disk, of memory, or of
 the version that it starts from.
 """
@@ -17,7 +18,7 @@ import torch
 
 from aggregation.blockwise import BlockContribution, aggregate_block
 from aggregation.names import rule_in_force
-from aggregation.norms import sum_of_squares
+from aggregation.norms import squared_distance, sum_of_squares
 from aggregation.outer import OuterStep
 from coordinator.engine.commands import AggregateRound, Contribution
 from coordinator.engine.events import CommandTrouble, FailedAlone, Substitute
@@ -31,7 +32,8 @@ from protocol.codecs import codec_named
 from protocol.errors import BarnraiseError, LocalError
 from protocol.ids import TRUNK, BlockId, Digest, LeaseId, column_block
 from protocol.manifest import BlockRef, Manifest
-from protocol.submission import decode_block
+from protocol.submission import encoded_block
+from protocol.tensors import EncodedTensor
 from protocol.text import printable
 
 Tensors = dict[str, torch.Tensor]
@@ -103,15 +105,15 @@ class RoundAggregator:
 
     def candidate(
         self, command: AggregateRound, base: Mapping[BlockId, Tensors], some: Sequence[LeaseId]
-    ) -> dict[BlockId, Tensors]:
-        """The model that the command would make of `some` of its contributions alone. Nothing is written."""
+    ) -> Iterator[tuple[BlockId, Tensors]]:
+        """The blocks, one at a time, that the command would change with `some` of its contributions alone. Nothing is
+        written.
+        """
         chosen = tuple(one for one in command.contributions if one.lease_id in some)
         parent = self._versions.manifest(command.parent_manifest)
-        blocks = dict(base)
         for block, stepped, _ in self._steps(replace(command, contributions=chosen), base, parent):
             if stepped is not None:
-                blocks[block] = stepped[0]
-        return blocks
+                yield block, stepped[0]
 
     def failing_alone(self, command: AggregateRound, base: Mapping[BlockId, Tensors]) -> tuple[FailedAlone, ...]:
         """The contributions of which alone no step can be made, in the command's order. Nothing is written.
@@ -149,7 +151,7 @@ class RoundAggregator:
 
     def _why_lost(self, one: Contribution) -> str | None:
         try:
-            self._payloads.read(one.digest)
+            self._payloads.check(one.digest)
         except BarnraiseError as error:
             return _words(error)
         return None
@@ -225,15 +227,14 @@ class RoundAggregator:
             for contribution in holders
         ]
 
-    def _block_of(self, contribution: Contribution, block: BlockId) -> Tensors:
-        """One block of a payload that screening has decoded whole: only its own bytes are read."""
+    def _block_of(self, contribution: Contribution, block: BlockId) -> dict[str, EncodedTensor]:
+        """One block of a payload that screening has decoded: it stays where it lies."""
         codec = codec_named(contribution.codec)
         if not self._payloads.has(contribution.digest):
             raise LocalError(f"the bytes of lease {contribution.lease_id} are not here any more")
         specs = submission_specs(self._layout, contribution.columns)
-        with self._payloads.open(contribution.digest) as file:
-            decoded = decode_block(file, specs, codec, block)
-        return {spec.name: decoded[spec.name] for spec in self._layout.block_specs(block)}
+        encoded = encoded_block(self._payloads.view(contribution.digest), specs, codec, block)
+        return {spec.name: encoded[spec.name] for spec in self._layout.block_specs(block)}
 
     def _update_norm(self, base: Mapping[BlockId, Tensors], manifest: Manifest) -> float:
         squares = (_moved(base[block], self._versions.load_block(block, ref)) for block, ref in manifest.blocks.items())
@@ -242,10 +243,10 @@ class RoundAggregator:
 
 def _moved(old: Tensors, new: Tensors) -> float:
     """Sum of squares of the update; in fp64 where the difference of two fp32 numbers is too large for one."""
-    moved = math.fsum(sum_of_squares(new[name] - old[name]) for name in new)
+    moved = math.fsum(squared_distance(new[name], old[name]) for name in new)
     if math.isfinite(moved):
         return moved
-    return math.fsum(sum_of_squares(new[name].double() - old[name].double()) for name in new)
+    return math.fsum(squared_distance(new[name], old[name], wide=True) for name in new)
 
 
 def _rules_to_try(command: AggregateRound) -> Iterator[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from aggregation.norms import sum_of_squares
+from aggregation.norms import squared_distance
 from coordinator.engine.commands import RebuildVersion
 from coordinator.engine.records import command_digest
 from coordinator.store.ports import BlobStore
@@ -76,5 +76,5 @@ def _made(
 
 
 def _distance(one: Blocks, other: Blocks) -> float:
-    differences = (tensor - other[block][name] for block, tensors in one.items() for name, tensor in tensors.items())
-    return math.sqrt(math.fsum(map(sum_of_squares, differences)))
+    pairs = ((tensor, other[block][name]) for block, tensors in one.items() for name, tensor in tensors.items())
+    return math.sqrt(math.fsum(squared_distance(*pair) for pair in pairs))

@@ -19,7 +19,7 @@ from moe.layout import Layout, submission_specs
 from protocol.codecs import codec_named
 from protocol.errors import LocalError, MalformedMessage
 from protocol.ids import Digest
-from protocol.submission import Blocks, decode_submission, encode_submission
+from protocol.submission import Blocks, EncodedBlocks, decode_submission, encode_submission, encoded_submission
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,7 +68,6 @@ def compared(command: CompareSubmissions, *, layout: Layout, payloads: BlobStore
     return replay_distance(sent, again)
 
 
-def _submission(layout: Layout, payloads: BlobStore, lease: GrantedLease, digest: Digest, codec: str) -> Blocks:
+def _submission(layout: Layout, payloads: BlobStore, lease: GrantedLease, digest: Digest, codec: str) -> EncodedBlocks:
     specs = submission_specs(layout, lease.columns)
-    with payloads.open(digest) as file:
-        return decode_submission(file, specs, codec_named(codec), lease.blocks)
+    return encoded_submission(payloads.view(digest), specs, codec_named(codec), lease.blocks)

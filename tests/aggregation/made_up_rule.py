@@ -17,7 +17,7 @@ def midpoint(weights: Sequence[float]) -> ChunkReducer:
     trimmed = trimmed_count(workers)
 
     def reduce_chunk(chunk_WC: Chunk, out_C: Tensor) -> None:
-        ordered_WC = torch.stack(chunk_WC).sort(dim=0).values
+        ordered_WC = torch.stack(list(chunk_WC)).sort(dim=0).values
         torch.add(ordered_WC[trimmed] / 2, ordered_WC[workers - 1 - trimmed] / 2, out=out_C)
 
     return reduce_chunk

@@ -309,3 +309,13 @@ def test_mixtures_that_tie_do_so_in_every_order(rule, seed):
     order = generator.permutation(workers)
     permuted = aggregate(stack[torch.from_numpy(order)], [heavy[i] for i in order], rule)
     torch.testing.assert_close(permuted, aggregate(stack, heavy, rule), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e-12, 1.0, 1e12, 1e25])
+def test_clipping_is_the_same_at_every_size_that_fp32_holds(size):
+    """Squares of the smallest and the largest are none of fp32's: those chunks are taken in fp64."""
+    rows_WP = torch.randn(7, 3000, generator=torch.Generator().manual_seed(2))
+    rows_WP[6] *= 50.0
+    expected = aggregate(rows_WP.double(), [1.0] * 7, "centered_clipping")
+    got = aggregate(rows_WP * size, [1.0] * 7, "centered_clipping").double() / size
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)

@@ -7,11 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregation.norms import CHUNK_ELEMENTS, block_norm, clip_scale
+from aggregation.norms import block_norm, clip_scale
+from protocol.codecs import GRANULE
 
 
 def test_equals_fp64_over_many_tensors_and_chunks():
-    tensors = {name: torch.randn(CHUNK_ELEMENTS + 17) for name in "abc"}
+    tensors = {name: torch.randn(GRANULE + 17) for name in "abc"}
     expected = torch.cat(list(tensors.values())).double().norm().item()
     assert block_norm(tensors) == pytest.approx(expected, rel=1e-12)
     assert block_norm(tensors.values()) == block_norm(tensors)
@@ -22,9 +23,9 @@ def test_does_not_cry_wolf_at_1e30():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("position", [0, CHUNK_ELEMENTS, -1])
+@pytest.mark.parametrize("position", [0, GRANULE, -1])
 def test_one_bad_entry_shows(value, position):
-    tensor = torch.zeros(CHUNK_ELEMENTS + 5)
+    tensor = torch.zeros(GRANULE + 5)
     tensor[position] = value
     assert not math.isfinite(block_norm({"good": torch.ones(3), "bad": tensor}))
 

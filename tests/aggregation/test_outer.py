@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from aggregation.outer import OuterStep
+from protocol.codecs import GRANULE
 from protocol.errors import LocalError
 
 
@@ -34,15 +35,30 @@ def test_equals_torch_sgd_with_nesterov(lr, mu):
         torch.testing.assert_close(current[name], param.detach(), rtol=1e-6, atol=1e-6)
 
 
-def test_nothing_passed_in_changes():
+def test_block_and_momentum_stay_and_the_new_block_lies_where_the_gradient_did():
     start, gradient, momentum = block(0), block(1), block(2)
-    copies = [{name: tensor.clone() for name, tensor in part.items()} for part in (start, gradient, momentum)]
+    copies = [{name: tensor.clone() for name, tensor in part.items()} for part in (start, momentum)]
     new, buffer = OuterStep(0.7, 0.9).step(start, gradient, momentum)
+    assert new["w"].data_ptr() == gradient["w"].data_ptr()
     new["w"].zero_()
     assert buffer is not None
     buffer["w"].zero_()
-    for part, copy in zip((start, gradient, momentum), copies, strict=True):
+    for part, copy in zip((start, momentum), copies, strict=True):
         assert all(torch.equal(part[name], copy[name]) for name in copy)
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.9])
+def test_granules_make_no_difference(mu):
+    size = 2 * GRANULE + 7
+    start, gradient, before = (torch.randn(size, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    after = before * mu + gradient if mu else None
+    update = gradient if after is None else torch.add(gradient, after, alpha=mu)
+    expected = torch.sub(start, update, alpha=0.7)
+    new, buffer = OuterStep(0.7, mu).step({"w": start}, {"w": gradient}, {"w": before} if mu else None)
+    assert torch.equal(new["w"], expected)
+    assert (buffer is None) == (after is None)
+    if buffer is not None and after is not None:
+        assert torch.equal(buffer["w"], after)
 
 
 def test_first_momentum_does_not_alias_the_gradient():

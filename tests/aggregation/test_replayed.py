@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from aggregation.norms import CHUNK_ELEMENTS
 from aggregation.replayed import COLUMN_FLOOR, LARGEST_DISTANCE, ReplayDistance, replay_distance
+from protocol.codecs import GRANULE
 from protocol.errors import LocalError
 from protocol.ids import TRUNK, column_block
 
@@ -65,10 +65,10 @@ def test_hostile_values_are_far_and_finite(value, block):
 
 
 def test_whole_tensors_are_read_in_fp64():
-    again = {TRUNK: {"w": torch.ones(CHUNK_ELEMENTS + 17)}}
-    sent = {TRUNK: {"w": torch.ones(CHUNK_ELEMENTS + 17)}}
+    again = {TRUNK: {"w": torch.ones(GRANULE + 17)}}
+    sent = {TRUNK: {"w": torch.ones(GRANULE + 17)}}
     sent[TRUNK]["w"][-1] = 1.0 + 2.0**-20
-    assert replay_distance(sent, again).trunk == pytest.approx(2.0**-20 / math.sqrt(CHUNK_ELEMENTS + 17), rel=1e-9)
+    assert replay_distance(sent, again).trunk == pytest.approx(2.0**-20 / math.sqrt(GRANULE + 17), rel=1e-9)
 
 
 def test_other_shapes_names_and_blocks_are_our_bug():

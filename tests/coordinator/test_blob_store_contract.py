@@ -176,12 +176,54 @@ def test_an_open_blob_is_read_from_anywhere(kind: Kind) -> None:
         assert target == b"12"
 
 
+def test_parts_are_kept_as_what_they_make_together(kind: Kind) -> None:
+    store = kind.open()
+    digest = store.put_parts(part for part in (b"con", memoryview(b"te"), b"", b"nt"))
+    assert (digest, store.read(digest)) == (digest_of(b"content"), b"content")
+    kind.lose_power()
+    assert kind.open().read(digest) == b"content"
+    empty = store.put_parts(())
+    assert store.read(empty) == b""
+
+
+def test_parts_that_break_off_leave_nothing(kind: Kind, tmp_path: Path) -> None:
+    def parts() -> Iterator[bytes]:
+        yield b"con"
+        raise ZeroDivisionError
+
+    store = kind.open()
+    with pytest.raises(ZeroDivisionError):
+        store.put_parts(parts())
+    assert list(store.digests()) == []
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_view_outlives_its_blob_and_never_changes_it(kind: Kind) -> None:
+    store = kind.open()
+    digest, empty = store.put(b"content"), store.put(b"")
+    view, other = store.view(digest), store.view(digest)
+    view[:3] = b"CON"
+    assert (bytes(view), bytes(other), store.read(digest)) == (b"CONtent", b"content", b"content")
+    store.drop(digest)
+    assert bytes(other) == b"content"
+    assert bytes(store.view(empty)) == b""
+
+
+def test_a_check_finds_what_the_disk_changed(kind: Kind) -> None:
+    store = kind.open()
+    digest = store.put(b"content")
+    store.check(digest)
+    kind.damage(digest)
+    with pytest.raises(LocalError, match="no longer has the digest"):
+        store.check(digest)
+
+
 def test_what_is_not_here_is_told(kind: Kind) -> None:
     store = kind.open()
     assert (store.has(NOT_HERE), store.stat(NOT_HERE)) == (False, None)
     store.drop(NOT_HERE)
     assert NOT_HERE in store.place(NOT_HERE)
-    for ask in (store.open, store.read):
+    for ask in (store.open, store.read, store.view, store.check):
         with pytest.raises(LocalError):
             ask(NOT_HERE)
     with pytest.raises(LocalError), store.pin([store.put(b"here"), NOT_HERE]):
@@ -191,7 +233,7 @@ def test_what_is_not_here_is_told(kind: Kind) -> None:
 @pytest.mark.parametrize("name", ["", "../../etc/passwd", "A" * 64, "0" * 63, "0" * 64 + "\n", "0" * 64 + "/../x"])
 def test_a_name_that_is_no_digest_reaches_nothing(kind: Kind, name: str) -> None:
     store, digest = kind.open(), Digest(name)
-    for ask in (store.has, store.stat, store.open, store.read, store.drop, store.place):
+    for ask in (store.has, store.stat, store.open, store.read, store.view, store.check, store.drop, store.place):
         with pytest.raises(MalformedMessage, match="digest"):
             ask(digest)
     with pytest.raises(MalformedMessage, match="digest"), store.pin([digest]):

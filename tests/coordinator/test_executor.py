@@ -224,7 +224,7 @@ class Breaks:
         self.marked, self.least, self.rules = marked, least, rules
 
     def __call__(self, sent: Any, rule: str, *, seed: int | None = None) -> Tensors:
-        values = [float(next(iter(one.tensors.values())).flatten()[0]) for one in sent]
+        values = [float(next(iter(one.tensors.values())).span(0, 1)) for one in sent]
         if self.marked in values and len(values) >= self.least and rule in self.rules:
             raise ZeroDivisionError("0 / 0")
         return aggregate_block(sent, rule, seed=seed)

@@ -14,7 +14,7 @@ from protocol.codecs import GRANULE, Codec
 from protocol.errors import MalformedMessage
 from protocol.ids import TRUNK, column_block
 from protocol.specs import TensorSpec
-from protocol.submission import decode_block, decode_submission, encode_submission
+from protocol.submission import decode_submission, encode_submission, encoded_block
 from protocol.tensors import decode_tensors, encode_parts, encode_tensors, payload_size
 
 SHAPES = ((), (1,), (7,), (64,), (3, 5), (2, 3, 4), (128, 33), (0,), (0, 4))
@@ -142,11 +142,11 @@ class CodecContract:
         whole = decode_submission(payload, specs, codec, blocks)
         assert list(whole) == list(blocks)
         for block in blocks:
-            alone = decode_block(payload, specs, codec, block)
+            alone = encoded_block(memoryview(bytearray(payload)), specs, codec, block)
             assert alone.keys() == whole[block].keys() == gradient[block].keys()
-            assert all(torch.equal(alone[name], whole[block][name]) for name in alone)
+            assert all(torch.equal(alone[name].whole(), whole[block][name]) for name in alone)
         with pytest.raises(MalformedMessage):
-            decode_block(payload[:-1], specs, codec, TRUNK)
+            encoded_block(memoryview(bytearray(payload[:-1])), specs, codec, TRUNK)
 
 
 class Largest(TorchDispatchMode):

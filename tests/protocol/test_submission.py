@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -11,7 +9,7 @@ from protocol.codecs import BF16, FP32
 from protocol.errors import MalformedMessage
 from protocol.ids import TRUNK, BlockId, column_block
 from protocol.specs import TensorSpec
-from protocol.submission import decode_block, decode_submission, encode_submission
+from protocol.submission import decode_submission, encode_submission, encoded_block
 from protocol.tensors import encode_tensors
 
 COLUMN = column_block(3)
@@ -29,18 +27,16 @@ def test_tensors_are_called_block_and_parameter() -> None:
     assert encode_submission(GRADIENT, BF16) == encode_tensors(flat, BF16)
 
 
-def test_one_block_is_read_of_a_file_without_the_others(tmp_path: Path) -> None:
+def test_one_block_is_read_of_a_payload_without_the_others() -> None:
     """The others' bytes are not even looked at: here they say something else than was sent."""
     payload = bytearray(encode_submission(GRADIENT, FP32))
     payload[-16:] = b"\xff" * 16  # the trunk comes last: names are sorted
-    path = tmp_path / "payload"
-    path.write_bytes(payload)
-    found = decode_block(path, SPECS, FP32, COLUMN)
-    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+    found = encoded_block(memoryview(payload), SPECS, FP32, COLUMN)
+    assert {name: tensor.whole().tolist() for name, tensor in found.items()} == {
         "up": [[1.0] * 3] * 2,
         "down": [2.0] * 3,
     }
-    assert decode_block(path, SPECS, FP32, BlockId("column.1")) == {}
+    assert encoded_block(memoryview(payload), SPECS, FP32, BlockId("column.1")) == {}
 
 
 def test_another_lease_s_payload_is_refused_whole_and_by_block() -> None:
@@ -48,4 +44,4 @@ def test_another_lease_s_payload_is_refused_whole_and_by_block() -> None:
     with pytest.raises(MalformedMessage):
         decode_submission(payload, SPECS, FP32, (TRUNK, COLUMN))
     with pytest.raises(MalformedMessage):
-        decode_block(payload, SPECS, FP32, TRUNK)
+        encoded_block(memoryview(bytearray(payload)), SPECS, FP32, TRUNK)
