@@ -56,13 +56,18 @@ def frames_of(
     return _frames(read, size, offset, frame_bytes or FRAME_BYTES)
 
 
+def frame_header(offset: int, length: int) -> bytes:
+    """What goes before `length` bytes of a payload, from `offset` on."""
+    return _HEADER.pack(_MAGIC, length, offset)
+
+
 def _frames(read: Callable[[int, int], bytes], size: int, offset: int, frame_bytes: int) -> Iterator[bytes]:
     while offset < size:
         length = min(frame_bytes, size - offset)
         payload = read(offset, length)
         if len(payload) != length:
             raise LocalError(f"payload ends at byte {offset + len(payload)}, expected {size}")
-        yield _HEADER.pack(_MAGIC, length, offset) + payload
+        yield frame_header(offset, length) + payload
         offset += length
 
 

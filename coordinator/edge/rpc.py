@@ -8,7 +8,8 @@ without end (patience.py). What is not one of our errors is logged whole and tol
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import grpc
@@ -187,7 +188,7 @@ class Endpoint:
         self,
         name: str,
         kind: type[Request],
-        answer: Callable[[CallerSession, Request], AsyncIterator[bytes]],
+        answer: Callable[[CallerSession, Request], AsyncGenerator[bytes, None]],
     ) -> tuple[str, Handler]:
         """A signed request, answered by raw frames."""
         method = self._method(name)
@@ -198,8 +199,9 @@ class Endpoint:
             self._admit(session, operator=False)
             call.at_end(self._throttle.stream(session.worker))
             patience = call.patience("this download")
-            async for frame in answer(session, parse(kind, body)):
-                await call.write(frame, patience)
+            async with aclosing(answer(session, parse(kind, body))) as frames:
+                async for frame in frames:
+                    await call.write(frame, patience)
 
         return name, self._handler(name, handle, longest_s=self._throttle.limits.transfer_s)
 
@@ -310,8 +312,10 @@ class _Call:
         self._traffic.bytes_down += len(message)
 
     def patience(self, what: str) -> Patience:
-        """The patience for one transfer."""
-        return Patience(what, self._throttle.limits, self._throttle.clock)
+        """The patience for one transfer, or one answer."""
+        patience = Patience(what, self._throttle.limits, self._throttle.clock)
+        self.at_end(patience.end)
+        return patience
 
     async def _counted(self, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for message in messages:

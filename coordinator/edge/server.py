@@ -289,7 +289,8 @@ def _dispatch(mailboxes: Mailboxes, sessions: SessionTable, parts: OpenedRun, co
         case AnnounceVerdict():
             mailboxes.of(command.worker).verdicts.append(command)
         case DropPayload(digest=digest):
-            parts.store.drop_payload(digest)
+            # a gigabyte's unlink takes a quarter of a second, in which nobody would be answered
+            parts.store.drop_payload(digest, partial(asyncio.get_running_loop().run_in_executor, None))
         case EndRun():
             mailboxes.ended.set()
         case _:

@@ -9,17 +9,18 @@ older ends.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from typing import Any, BinaryIO
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from typing import Any
 
 import structlog
 
+from coordinator.edge.file_frames import FileFrames
 from coordinator.edge.patience import Patience
 from coordinator.edge.served import RunContext
 from coordinator.edge.service import WorkerService, digest_from
 from coordinator.edge.sessions import CallerSession
+from coordinator.edge.upload_writer import UploadWriter
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus
 from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.stages import told_to_worker
@@ -27,6 +28,7 @@ from coordinator.store.ports import Upload
 from protocol.errors import DigestMismatch, MalformedMessage, Refused, Unavailable
 from protocol.framing import FrameReader, frames_of
 from protocol.ids import Digest, LeaseId
+from protocol.limits import FRAME_BYTES, FRAME_HEADER_BYTES
 from protocol.sequences import encode_sequences
 from protocol.v1 import barnraise_pb2 as pb
 
@@ -75,6 +77,8 @@ class Transfers:
         self._run = run
         self._frame_bytes = frame_bytes
         self._service = service
+        self._writer = UploadWriter()
+        self._scratch = bytearray(FRAME_HEADER_BYTES + FRAME_BYTES)
         self._uploading: dict[LeaseId, _Slot] = {}
         self._lease_data: OrderedDict[LeaseId, bytes] = OrderedDict()
 
@@ -147,7 +151,7 @@ class Transfers:
             patience.moved(len(frame))
             if session.closed.is_set():
                 raise Unavailable(f"upload for lease {lease_id}: the session was replaced; commit to learn the offset")
-            await asyncio.to_thread(_write, upload, reader, frame)
+            await self._writer.write(upload, reader, frame)
             if self._run.run_time() - alive_at_s >= ALIVE_EVERY_S:
                 alive_at_s = self._run.run_time()
                 self._service.on_alive(session)
@@ -180,7 +184,7 @@ class Transfers:
             raise Refused(f"lease {record.lease.lease_id} is {record.status}: {why}")
         return record
 
-    async def download(self, session: CallerSession, request: pb.DownloadRequest) -> AsyncIterator[bytes]:
+    async def download(self, session: CallerSession, request: pb.DownloadRequest) -> AsyncGenerator[bytes, None]:
         """Frames of a block, or of the caller's own lease data, from the offset on."""
         if request.WhichOneof("resource") == "block_digest":
             frames = await asyncio.to_thread(self._block_frames, digest_from(request.block_digest), request.offset)
@@ -189,14 +193,19 @@ class Transfers:
             frames = self._frames_of(payload, request.offset)
         else:
             raise MalformedMessage("Download must name a block or a lease")
-        while (frame := await asyncio.to_thread(next, frames, None)) is not None:
-            yield frame
+        at_once = frames.at_once if isinstance(frames, FileFrames) else _not_at_once
+        try:
+            while (frame := at_once() or await asyncio.to_thread(next, frames, None)) is not None:
+                yield frame
+        finally:
+            if isinstance(frames, FileFrames):
+                frames.close()
 
     def _block_frames(self, digest: Digest, offset: int) -> Iterator[bytes]:
         blocks = self._run.store.blocks
         if not blocks.has(digest):
             raise Refused(f"block {digest[:16]}… is not kept here; take the manifest of the version that is leased")
-        return _file_frames(blocks.open(digest), offset)
+        return FileFrames(blocks.open(digest), offset, self._scratch)
 
     def _frames_of(self, payload: bytes, offset: int) -> Iterator[bytes]:
         return frames_of(lambda start, length: payload[start : start + length], len(payload), offset, self._frame_bytes)
@@ -229,14 +238,6 @@ class Transfers:
         return encode_sequences(self._run.dataset.sequences(data.seed, data.start, data.count, length))
 
 
-def _write(upload: Upload, reader: FrameReader, frame: bytes) -> None:
-    upload.write(reader.feed(frame))
-
-
-def _file_frames(file: BinaryIO, offset: int) -> Iterator[bytes]:
-    def read(start: int, length: int) -> bytes:
-        file.seek(start)
-        return file.read(length)
-
-    with file:
-        yield from frames_of(read, file.seek(0, os.SEEK_END), offset)
+def _not_at_once() -> bytes | None:
+    """For frames that are made in a thread."""
+    return None

@@ -17,6 +17,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,6 +36,19 @@ _DIGEST_PREFIX = 16
 _PINS = ".pins-"
 _COPY_BYTES = 1 << 20
 """Bytes hashed at a time when a partial upload is resumed: large enough that the loop costs nothing beside SHA-256."""
+
+
+Later = Callable[[Callable[[], None]], object]
+"""Does what it is given at a time of its own, or now."""
+
+
+def _now(work: Callable[[], None]) -> None:
+    work()
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def blob_name(digest: Digest) -> str:
@@ -103,11 +117,13 @@ class ContentStore(BlobStore):
         """Move a synced file, whose digest the caller has checked, under its name."""
         self._adopt(file, self._path(digest))
 
-    def drop(self, digest: Digest) -> None:
-        """Forget the content; fine when it is not here."""
-        path = self._path(digest)
+    def drop(self, digest: Digest, later: Later = _now) -> None:
+        """Forget the content; fine when it is not here. Giving back its room, which takes a disk long, is left to
+        `later`: what was not done by a crash, the next start does."""
+        dropped = self._root / f".{secrets.token_hex(8)}.tmp"
         with contextlib.suppress(OSError):  # what a read-only disk keeps, the next start clears away
-            path.unlink(missing_ok=True)
+            self._path(digest).rename(dropped)
+            later(partial(_unlink, dropped))
 
     @contextlib.contextmanager
     def pin(self, digests: Iterable[Digest]) -> Iterator[Callable[[Digest], BinaryIO]]:
@@ -240,9 +256,9 @@ class ArtifactStore:
         """See `Artifacts`."""
         self._upload_path(lease_id, digest).unlink(missing_ok=True)
 
-    def drop_payload(self, digest: Digest) -> None:
-        """Forget a submission, whole or in part."""
-        self.payloads.drop(digest)
+    def drop_payload(self, digest: Digest, later: Later = _now) -> None:
+        """Forget a submission, whole or in part; `later` as for `ContentStore.drop`."""
+        self.payloads.drop(digest, later)
         for path in self._uploads.glob(f"*.{digest[:_DIGEST_PREFIX]}.part"):
             path.unlink(missing_ok=True)
 

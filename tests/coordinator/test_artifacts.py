@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,21 @@ def test_dropping_and_sweeping(store: ArtifactStore) -> None:
     assert list(store.payloads.digests()) == [kept]
     store.drop_payload(kept)
     assert list(store.payloads.digests()) == []
+    assert store.upload_offset(LEASE, kept) == 0
+
+
+def test_what_is_dropped_is_gone_at_once_and_its_room_comes_back_later(store: ArtifactStore, tmp_path: Path) -> None:
+    digest, later = store.payloads.put(b"large"), list[Callable[[], None]]()
+    store.drop_payload(digest, later.append)
+    assert not store.payloads.has(digest)
+    left = [path for path in tmp_path.rglob("*.tmp") if path.read_bytes() == b"large"]
+    assert len(left) == 1
+    assert store.payloads.put(b"large") == digest
+    (give_back,) = later
+    give_back()
+    assert not left[0].exists()
+    assert store.payloads.read(digest) == b"large", "the same content came again meanwhile"
+    give_back()  # a start between the two has cleared it away
+    store.drop_payload(digest, later.append)
+    store.payloads.remove_temporaries()
+    assert list(tmp_path.rglob("*.tmp")) == []

@@ -111,13 +111,13 @@ def _watch_files(executioner: Executioner) -> None:
         executioner.reach("version in place")
         return digest
 
-    def watched_drop(self: Any, digest: Any) -> None:
-        drop(self, digest)
+    def watched_drop(self: Any, *arguments: Any) -> None:
+        drop(self, *arguments)
         executioner.reach("payload dropped")
 
     ContentStore._adopt = watched_adopt  # type: ignore[method-assign]
     Versions.publish = watched_publish  # type: ignore[method-assign, assignment]
-    ArtifactStore.drop_payload = watched_drop  # type: ignore[method-assign]
+    ArtifactStore.drop_payload = watched_drop  # type: ignore[method-assign, assignment]
 
 
 def _fail_once() -> None:

@@ -76,7 +76,11 @@ class Line:
         return pipe.recv()
 
 
-@pytest.mark.parametrize("layers", [1, pytest.param(6, marks=pytest.mark.soak)], ids=["64 MB", "400 MB"])
+@pytest.mark.parametrize(
+    "layers",
+    [1, pytest.param(6, marks=pytest.mark.soak), pytest.param(15, marks=pytest.mark.soak)],
+    ids=["64 MB", "400 MB", "1 GB"],
+)
 async def test_blocks_of_real_sizes_move_both_ways_though_the_line_is_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: ProcessGroup, layers: int
 ) -> None:

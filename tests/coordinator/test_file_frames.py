@@ -1,0 +1,85 @@
+"""Frames of files: at once from the page cache, in a thread where a disk is waited for, the same bytes either way."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator.edge.file_frames import FileFrames
+from protocol.errors import MalformedMessage
+from protocol.framing import frames_of
+from protocol.limits import FRAME_BYTES, FRAME_HEADER_BYTES
+
+CONTENT = os.urandom(2 * FRAME_BYTES + 77)
+
+tells_what_is_cached = pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="needs Linux")
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> Callable[..., FileFrames]:
+    path = tmp_path / "block"
+    path.write_bytes(CONTENT)
+    return lambda offset=0: FileFrames(path.open("rb"), offset, bytearray(FRAME_HEADER_BYTES + FRAME_BYTES))
+
+
+def expected(offset: int = 0) -> list[bytes]:
+    return list(frames_of(lambda start, length: CONTENT[start : start + length], len(CONTENT), offset))
+
+
+@tells_what_is_cached
+@pytest.mark.parametrize("offset", [0, 5, FRAME_BYTES, len(CONTENT)])
+def test_what_is_cached_comes_at_once(frames: Callable[..., FileFrames], offset: int) -> None:
+    some = frames(offset)
+    assert list(iter(some.at_once, None)) == expected(offset)
+    assert next(some, None) is None
+    some.close()
+
+
+@tells_what_is_cached
+@pytest.mark.parametrize("error", [BlockingIOError(errno.EAGAIN, "not cached"), OSError(errno.EOPNOTSUPP, "never")])
+def test_what_must_be_waited_for_comes_the_other_way(
+    frames: Callable[..., FileFrames], monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    some = frames()
+    got = [some.at_once()]
+
+    def refuse(*_: Any) -> int:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", refuse)
+        assert some.at_once() is None
+        got.append(next(some))
+    got += list(some)
+    some.close()
+    assert got == expected()
+
+
+@tells_what_is_cached
+def test_half_a_frame_that_is_cached_is_none(
+    frames: Callable[..., FileFrames], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some, whole = frames(), os.preadv
+    monkeypatch.setattr(os, "preadv", lambda where, views, *rest: whole(where, [views[0][:1000]], *rest))
+    assert some.at_once() is None
+    assert list(some) == expected()
+    some.close()
+
+
+def test_a_file_in_memory_is_read_too() -> None:
+    some = FileFrames(io.BytesIO(CONTENT), 3, bytearray(FRAME_HEADER_BYTES + FRAME_BYTES))
+    assert some.at_once() is None
+    assert list(some) == expected(3)
+
+
+def test_an_offset_outside_lets_go_of_the_file() -> None:
+    file = io.BytesIO(CONTENT)
+    with pytest.raises(MalformedMessage):
+        FileFrames(file, len(CONTENT) + 1, bytearray(FRAME_HEADER_BYTES + FRAME_BYTES))
+    assert file.closed
