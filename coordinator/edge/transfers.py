@@ -194,7 +194,8 @@ class Transfers:
 
     def _block_frames(self, digest: Digest, offset: int) -> Iterator[bytes]:
         blocks = self._run.store.blocks
-        if not blocks.has(digest):
+        # what the coordinator goes on from lies beside the blocks and is nobody's to download
+        if not blocks.has(digest) or not self._run.versions.is_served(digest):
             raise Refused(f"block {digest[:16]}… is not kept here; take the manifest of the version that is leased")
         return _file_frames(blocks.open(digest), offset)
 
