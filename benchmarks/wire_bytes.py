@@ -45,7 +45,7 @@ SIZES = ("100m", "olmoe-7b")
 
 
 @dataclass(slots=True)
-class Count:
+class BytesFor:
     """Bytes of one kind, and the parameters a round that they were for."""
 
     bytes: int = 0
@@ -63,17 +63,17 @@ class Count:
 
 
 @dataclass(slots=True)
-class Book:
+class LineCosts:
     """What was counted of one run."""
 
-    kinds: dict[str, Count] = field(
-        default_factory=lambda: {k: Count() for k in ("trained", "frozen", "redrawn", "up")}
+    kinds: dict[str, BytesFor] = field(
+        default_factory=lambda: {k: BytesFor() for k in ("trained", "frozen", "redrawn", "up")}
     )
-    joiner: Count = field(default_factory=Count)
+    joiner: BytesFor = field(default_factory=BytesFor)
     manifests: list[int] = field(default_factory=list)
 
 
-class Line:
+class CountedLine:
     """One worker's line to the run: everything from its files, counted by digest."""
 
     def __init__(self, run: OpenedRun, identity: Any) -> None:
@@ -117,7 +117,7 @@ class OwnSequences:
         return self._sequences
 
 
-class Worker:
+class OwnCache:
     """One volunteer's cache, and what it held before."""
 
     def __init__(self, run: OpenedRun, identity: Any, folder: Path) -> None:
@@ -129,7 +129,7 @@ class Worker:
         from worker.train.lease_state import LeaseStates
 
         self._run, self._folder = run, folder
-        self._line = Line(run, identity)
+        self._line = CountedLine(run, identity)
         self._disk = DiskAllowance(folder, BlockCache(folder / "blocks"), LeaseStates(folder / "progress"), None)
         self._enrolment = Enrolment(
             worker_id=WorkerId("w"), run_id=run.engine.state.config.run_id, ca_pem="",
@@ -139,7 +139,7 @@ class Worker:
         self.held: frozenset[BlockId] | None = None
         self.told: list[str] = []
 
-    def fetch(self, lease: Lease, start: Blocks, sequences_NL: Any, book: Book) -> None:
+    def fetch(self, lease: Lease, start: Blocks, sequences_NL: Any, book: LineCosts) -> None:
         """Bring the lease's blocks here, see that they are `start`, and write down what they cost."""
         from moe.layout import block_tensor_specs
         from worker.fetch import Fetcher
@@ -161,7 +161,7 @@ class Worker:
         assert not self.told, self.told
         self._count(lease, fetched.digests, book)
 
-    def _count(self, lease: Lease, digests: Mapping[BlockId, Digest], book: Book) -> None:
+    def _count(self, lease: Lease, digests: Mapping[BlockId, Digest], book: LineCosts) -> None:
         digest = self._run.versions.manifest_digest(lease.base_version)
         assert digest is not None
         manifest = self._run.versions.manifest(digest)
@@ -191,15 +191,15 @@ class CountedLeases:
 
         self._run, self._identity, self._folder, self._codec = run, identity, folder, codec
         self._leases = PureLeases(Shards(run.layout))
-        self._workers: dict[WorkerId, Worker] = {}
-        self.book = Book()
+        self._workers: dict[WorkerId, OwnCache] = {}
+        self.book = LineCosts()
 
     def __call__(self, worker: WorkerId, lease: Lease, start: Blocks, sequences_NL: Any, /) -> LeaseResult:
         """See `simulator.virtual.swarm.Training`."""
         from moe.layout import submission_specs
 
         if worker not in self._workers:
-            self._workers[worker] = Worker(self._run, self._identity, self._folder / worker)
+            self._workers[worker] = OwnCache(self._run, self._identity, self._folder / worker)
         self._workers[worker].fetch(lease, start, sequences_NL, self.book)
         specs = submission_specs(self._run.layout, lease.columns)
         up = payload_size(specs, codec_named(self._codec))

@@ -194,9 +194,11 @@ class Transfers:
 
     def _block_frames(self, digest: Digest, offset: int) -> Iterator[bytes]:
         blocks = self._run.store.blocks
-        # what the coordinator goes on from lies beside the blocks and is nobody's to download
-        if not blocks.has(digest) or not self._run.versions.is_served(digest):
+        if not blocks.has(digest):
             raise Refused(f"block {digest[:16]}… is not kept here; take the manifest of the version that is leased")
+        # what the coordinator goes on from lies beside the blocks
+        if not self._run.versions.is_served(digest):
+            raise Refused(f"block {digest[:16]}… is nobody's to download")
         return _file_frames(blocks.open(digest), offset)
 
     def _frames_of(self, payload: bytes, offset: int) -> Iterator[bytes]:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 class DownConfig:
     """How the model goes down the line. What is published in one way stays as it is; a change begins with the next."""
 
-    codec: str = "bf16"
+    codec: str = "int4"
     """What the step from one version of a block to the next is encoded in: a worker that has the one makes the other of
     it, and what is rounded away goes into the next step. `fp32`: whole blocks alone."""
-    frozen_codec: str = "bf16"
+    frozen_codec: str = "int4"
     """What columns that a worker does not hold are encoded in, of which it computes with exactly these values. `fp32`:
     they are the base version's own."""
     frozen_every: int = 6

@@ -71,12 +71,11 @@ class NextVersion:
             return
         ref = self._versions.put_payload(delta)
         first = DeltaRef(base=before.digest, digest=ref.digest, payload_bytes=ref.payload_bytes, codec=self._down.codec)
-        chain, total_bytes = [], 0
-        for step in (first, *self._parent.deltas.get(block, ())):
-            total_bytes += step.payload_bytes
-            if total_bytes >= after.payload_bytes or len(chain) >= max(
-                1, min(MOST_STEPS, MAX_STEPS // len(self.blocks))
-            ):
+        most = max(1, min(MOST_STEPS, MAX_STEPS // len(self.blocks)))
+        chain, left_bytes = [], after.payload_bytes
+        for step in (first, *self._parent.deltas.get(block, ()))[:most]:
+            left_bytes -= step.payload_bytes
+            if left_bytes <= 0:
                 break
             chain.append(step)
         if chain:

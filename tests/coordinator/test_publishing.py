@@ -22,10 +22,13 @@ from protocol.errors import LocalError
 from protocol.ids import TRUNK, Digest, RoundNumber, Version, column_block
 from protocol.lease import AS_PUBLISHED, FrozenColumns
 from protocol.manifest import Manifest
+from protocol.specs import TensorSpec
 from protocol.submission import Blocks
 from tests.coordinator.work_bench import Bench, constant, contribution, lease
 
-DOWN = DownConfig(codec="bf16", frozen_codec="bf16", frozen_every=3)
+FROZEN = "int4"
+"""As the run at the bench was begun with."""
+DOWN = DownConfig(codec="bf16", frozen_codec=FROZEN, frozen_every=3)
 HELD = (0, 1)
 
 
@@ -156,6 +159,12 @@ def test_what_is_tried_is_what_would_be_published(bench: Bench) -> None:
             assert torch.equal(tensor, tried[block][name])
 
 
+def coded(tensor: torch.Tensor) -> torch.Tensor:
+    """As whoever does not hold it computes with it."""
+    codec = codec_named(FROZEN)
+    return codec.decode(codec.encode(tensor).parts, TensorSpec("any", tuple(tensor.shape)))
+
+
 # ---- columns that are not held -----------------------------------------------------------------------------------
 
 
@@ -172,12 +181,12 @@ def test_frozen_columns_are_encoded_every_so_many_versions(bench: Bench) -> None
     event = step(bench, digest, 8, other)
     assert event.frozen == AS_PUBLISHED
     event = step(bench, event.manifest, 9)
-    assert event.frozen == FrozenColumns(version=Version(9), codec="bf16")
+    assert event.frozen == FrozenColumns(version=Version(9), codec=FROZEN)
 
 
 def test_what_stands_in_is_what_the_lease_names(bench: Bench) -> None:
     manifest = rounds(bench, 4)[-1]
-    frozen = FrozenColumns(version=Version(3), codec="bf16")
+    frozen = FrozenColumns(version=Version(3), codec=FROZEN)
     one = dataclasses.replace(lease(1, HELD), base_version=Version(4), frozen=frozen)
     found = bench.versions.stand_ins(manifest, one)
     assert set(found) == set(manifest.blocks) - set(one.blocks)
@@ -186,7 +195,7 @@ def test_what_stands_in_is_what_the_lease_names(bench: Bench) -> None:
     whole = bench.versions.load_blocks(bench.versions.manifest(third))
     for block, tensors in found.items():
         for name, tensor in tensors.items():
-            assert torch.equal(tensor, whole[block][name].bfloat16().float())
+            assert torch.equal(tensor, coded(whole[block][name]))
     assert bench.versions.stand_ins(manifest, dataclasses.replace(one, frozen=AS_PUBLISHED)) == {}
     with pytest.raises(LocalError, match="frozen"):
         bench.versions.stand_ins(manifest, dataclasses.replace(one, frozen=dataclasses.replace(frozen, codec="fp32")))
@@ -201,7 +210,7 @@ def test_a_replay_computes_with_the_same_values(bench: Bench) -> None:
         return {block: {n: torch.zeros_like(t) for n, t in base[block].items()} for block in leased.blocks}
 
     bench.executor.replay = replay
-    frozen = FrozenColumns(version=Version(0), codec="bf16")
+    frozen = FrozenColumns(version=Version(0), codec=FROZEN)
     one = dataclasses.replace(lease(1, HELD), base_version=Version(2), frozen=frozen)
     command = ReplayLease(
         command_id="replay:r1.1", lease=one, digest=bench.submit(HELD, constant(1.0)), codec="fp32", micro_batch=0
@@ -211,7 +220,7 @@ def test_a_replay_computes_with_the_same_values(bench: Bench) -> None:
     for block, tensors in seen[0].items():
         for name, tensor in tensors.items():
             held = block in one.blocks
-            wanted = published[block][name] if held else bench.base[block][name].bfloat16().float()
+            wanted = published[block][name] if held else coded(bench.base[block][name])
             assert torch.equal(tensor, wanted), (block, name)
 
 
@@ -232,7 +241,7 @@ def test_a_version_made_again_is_whole_exact_and_frozen_anew(bench: Bench) -> No
     )  # fmt: skip
     event = bench.executor.execute(command)
     assert isinstance(event, VersionRebuilt)
-    assert event.frozen == FrozenColumns(version=Version(3), codec="bf16")
+    assert event.frozen == FrozenColumns(version=Version(3), codec=FROZEN)
     made = bench.versions.manifest(event.manifest)
     exact = bench.versions.manifest(bench.aggregate(sent, down=WHOLE).manifest)
     assert made.blocks == exact.blocks

@@ -66,7 +66,7 @@ def test_what_is_rounded_away_comes_later(codec: Codec) -> None:
     first = float((base["w"] - aim["w"]).norm())
     for _ in range(40):  # the aim stays: all that is left is what the steps have not brought yet
         base = published(base, aim, codec).block
-    assert float((base["w"] - aim["w"]).norm()) < 1e-3 * first
+    assert float((base["w"] - aim["w"]).norm()) < 1e-2 * first
 
 
 def test_the_sum_is_that_of_rounded_parts() -> None:

@@ -35,6 +35,7 @@ class Published(World):
         super().__init__(model_layout, blocks, sequences, cache)
         self.cache, self.tensors = cache, blocks
         self.manifests = [self.manifest]
+        self.codec = BF16
         self.restart()
 
     def restart(self) -> None:
@@ -51,13 +52,16 @@ class Published(World):
         for block in trained:
             old = self.tensors[block]
             moved = {name: tensor + 0.01 * torch.randn_like(tensor) for name, tensor in old.items()}
-            made = published(old, moved, BF16)
+            made = published(old, moved, self.codec)
             assert made.delta is not None
             self.tensors = {**self.tensors, block: made.block}
             delta = self.keep(made.delta)
             refs[block] = self.keep(encode_tensors(made.block, FP32))
             first = DeltaRef(
-                base=before.blocks[block].digest, digest=delta.digest, payload_bytes=delta.payload_bytes, codec="bf16"
+                base=before.blocks[block].digest,
+                digest=delta.digest,
+                payload_bytes=delta.payload_bytes,
+                codec=self.codec.name,
             )
             deltas[block] = (first, *before.deltas.get(block, ()))[:4]
         parent = before.version
@@ -115,6 +119,28 @@ async def test_after_missed_rounds_steps_are_taken_while_they_are_fewer_bytes(
     await world.take(world.lease(make_lease))
     world.publish()
     world.publish()  # two steps of bf16 are as many bytes as the block
+    assert await world.take(world.lease(make_lease)) == whole_bytes(world)
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4", "two_bit", "ternary"])
+async def test_missed_rounds_are_caught_up_with_step_by_step(world: Published, make_lease: Any, codec: str) -> None:
+    world.codec = CODECS[codec]
+    await world.take(world.lease(make_lease))
+    for _ in range(3):
+        world.publish()
+    expected = 0
+    for block in TRAINED:  # each by its own way: a step for a norm of 16 values is longer than the norm
+        steps = sum(step.payload_bytes for step in world.manifest.deltas[block][:3])
+        expected += min(steps, world.manifest.blocks[block].payload_bytes)
+    assert expected < whole_bytes(world) or codec == "int8"
+    assert await world.take(world.lease(make_lease)) == expected
+
+
+async def test_whoever_missed_more_than_the_chain_takes_it_whole(world: Published, make_lease: Any) -> None:
+    world.codec = CODECS["two_bit"]
+    await world.take(world.lease(make_lease))
+    for _ in range(5):
+        world.publish()
     assert await world.take(world.lease(make_lease)) == whole_bytes(world)
 
 
