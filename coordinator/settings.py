@@ -301,9 +301,6 @@ def check_engine(table: Mapping[str, Any]) -> EngineConfig:
         check_config(dataclasses.replace(config, train_sequences=sys.maxsize))
     except ConfigError as error:
         raise ValueError(str(error)) from error
-    for name, codec in (("down.codec", config.down.codec), ("down.frozen_codec", config.down.frozen_codec)):
-        if codec not in CODECS:
-            raise ValueError(f"`{name}` must be one of {', '.join(CODECS)}, got {codec!r}")
     if config.rule not in RULES:
         raise ValueError(f"`rule` must be {EXPECTED}; got {config.rule!r}")
     return config

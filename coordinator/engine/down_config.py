@@ -1,12 +1,14 @@
 """What an operator may set about what workers download: how new versions, and columns that are not held, are encoded.
 
-Nothing here decides. That the codecs exist is for `coordinator/settings.py` to check, which knows their table.
+Nothing here decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from protocol.codecs import CODECS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,5 +31,14 @@ WHOLE = DownConfig(codec="fp32", frozen_codec="fp32", frozen_every=1)
 
 def down_problems(config: DownConfig) -> Iterator[tuple[bool, str]]:
     """Whether each condition holds, and what to say where it does not."""
+    for name in ("codec", "frozen_codec"):
+        codec = getattr(config, name)
+        yield codec in CODECS, f"down.{name} must be one of {', '.join(CODECS)}, got {codec!r}"
+    frozen = CODECS.get(config.frozen_codec)
+    stateless = ", ".join(codec.name for codec in CODECS.values() if not codec.has_state)
+    yield (
+        frozen is None or not frozen.has_state,
+        f"down.frozen_codec must be one of {stateless}, got {config.frozen_codec!r}: nothing makes up for its errors",
+    )
     every = config.frozen_every
     yield 1 <= every <= 1000, f"down.frozen_every must be 1 to 1000 versions, got {every}"

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from coordinator.engine.changes import with_setting
 from coordinator.engine.commands import AggregateRound
 from coordinator.engine.down_config import WHOLE, DownConfig
 from coordinator.engine.records import command_from_json, command_to_json
+from protocol.errors import ConfigError
 from protocol.ids import Version
 from protocol.lease import AS_PUBLISHED, FrozenColumns
 from tests.coordinator.engine.test_rollback import KEPT, order, play, rounds
@@ -75,3 +79,20 @@ def test_the_outer_step_says_how_its_version_is_encoded(swarm):
 
 def test_a_command_of_before_encodes_nothing():
     assert AggregateRound.__dataclass_fields__["down"].default == WHOLE
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("down.codec", "int3", "one of"),
+        ("down.frozen_codec", "int3", "one of"),
+        ("down.frozen_codec", "two_bit", "makes up"),
+        ("down.frozen_every", 0, "1 to 1000"),
+        ("down.frozen_every", 1001, "1 to 1000"),
+    ],
+)
+def test_an_encoding_that_would_not_do_is_refused(swarm, key, value, told):
+    with pytest.raises(ConfigError, match=told):
+        with_setting(swarm().config, key, value)
+    changed = with_setting(swarm().config, "down.codec", "two_bit")
+    assert changed.down == DownConfig(codec="two_bit")
