@@ -7,7 +7,9 @@ clock: `coordinator.engine.lease.GrantedLease`, `worker.lease.ReceivedLease`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
+from protocol.codecs import FP32
 from protocol.ids import TRUNK, BlockId, LeaseId, RoundNumber, Version, column_block
 from protocol.recipe import Recipe
 
@@ -19,6 +21,22 @@ class DataRange:
     seed: int
     start: int
     count: int
+
+
+_NO_VERSION: Final = Version(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenColumns:
+    """What stands in for the columns that a lease does not hold: those of a version, in an encoding."""
+
+    version: Version = _NO_VERSION
+    codec: str = ""
+    """A name of protocol/codecs.py; empty: they are the base version's own, and `version` says nothing."""
+
+
+AS_PUBLISHED: Final = FrozenColumns()
+"""Columns that are not held are the base version's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +54,8 @@ class Lease:
     batch_sequences: int
     """Sequences an inner step."""
     recipe: Recipe
+    frozen: FrozenColumns = AS_PUBLISHED
+    """Held blocks are always the base version's."""
 
     @property
     def sequences(self) -> int:
@@ -46,3 +66,7 @@ class Lease:
     def blocks(self) -> tuple[BlockId, ...]:
         """Blocks that a submission for this lease must hold: the trunk, then its columns."""
         return (TRUNK, *(column_block(column) for column in self.columns))
+
+    def codec_of(self, block: BlockId) -> str:
+        """What the file of `block` that it is trained with is encoded in."""
+        return self.frozen.codec if self.frozen.codec and block not in self.blocks else FP32.name

@@ -61,9 +61,20 @@ def encode_parts(
     `states` holds what a codec left of earlier encodings of the same tensors, by name, and is brought up to date.
     """
     specs = [TensorSpec(name, tuple(tensors[name].shape)) for name in sorted(tensors)]
-    yield _header(specs, codec)
-    for spec in specs:
-        encoded = codec.encode(tensors[spec.name], None if states is None else states.get(spec.name))
+    yield from encode_each(specs, tensors.__getitem__, codec, states)
+
+
+def encode_each(
+    specs: Sequence[TensorSpec],
+    tensor_of: Callable[[str], Tensor],
+    codec: Codec,
+    states: MutableMapping[str, Tensor] | None = None,
+) -> Iterator[bytes | memoryview]:
+    """As `encode_parts`, of tensors that are asked for one at a time, when their turn comes."""
+    ordered = _by_name(specs)
+    yield _header(ordered, codec)
+    for spec in ordered:
+        encoded = codec.encode(tensor_of(spec.name), None if states is None else states.get(spec.name))
         if states is not None and encoded.state is not None:
             states[spec.name] = encoded.state
         yield from map(_bytes_of, _as_promised(encoded.parts, spec, codec))

@@ -1,9 +1,9 @@
 """Blocks that were downloaded, on disk by digest, so that a lease fetches only what changed.
 
-Decides what stays: what the present lease needs, always; of the rest only blocks that the lease's version still names,
-since a block that nobody trained goes into the next version as it is, and what no version names any more is never asked
-for again. A block is believed only under its digest, wherever it came from: hashed when it arrives, and once more by
-each process that finds it on disk. Touches its own folder.
+Decides what stays: what the present lease needs, always; of the rest only what its manifest still makes use of: blocks
+that its version names, since a block that nobody trained goes into the next version as it is, and those of before that
+a step to them starts from. A block is believed only under its digest, wherever it came from: hashed when it arrives,
+and once more by each process that finds it on disk. Touches its own folder.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from protocol.causes import Cause
 from protocol.errors import DigestMismatch, MalformedMessage, Unavailable
 from protocol.ids import Digest
-from worker.files import CHUNK_BYTES, DISK, FileEntry, Files, file_digest
+from worker.files import CHUNK_BYTES, DISK, CachedFile, FileEntry, Files, file_digest
 
 _PARTIAL = ".part"
 
@@ -51,6 +52,18 @@ class BlockCache:
         self._files.touch(path)
         return True
 
+    def is_here(self, digest: Digest) -> bool:
+        """Whether a file of that name is here, whatever is in it."""
+        return self._files.size(self.path(digest)) is not None
+
+    def reading(self, digest: Digest) -> BinaryIO:
+        """A block that is here, to read from anywhere."""
+        return cast(BinaryIO, CachedFile(self.path(digest), self._files))
+
+    def forget(self, digest: Digest) -> None:
+        """It is of no more use."""
+        self._remove(self.path(digest))
+
     def begin(self, digest: Digest, payload_bytes: int) -> PartialBlock:
         """Go on with the block where an earlier download broke off."""
         return PartialBlock(self.partial(digest), self._files, digest, payload_bytes)
@@ -71,6 +84,10 @@ class BlockCache:
         for entry in self._files.entries(self._folder):
             if _digest_of(entry.path) not in useful:
                 self._remove(entry.path)
+
+    def need(self, needed: Collection[Digest]) -> None:
+        """From here on the present lease needs `needed`; what else is here stays until room is wanted."""
+        self._needed = frozenset(needed)
 
     def trim(self, to_bytes: int) -> int:
         """Delete what the present lease does not need, oldest use first, down to `to_bytes`; returns bytes freed."""

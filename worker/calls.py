@@ -148,7 +148,11 @@ class Calls:
     async def _fetch(self, call: m.FetchShard) -> m.SessionEvent:
         joining = self._joining
         joining.home.progress.keep_only(call.lease.lease_id)
-        fetcher = Fetcher(self._client, joining.home.disk, joining.enrolment, joining.background)
+
+        def told(reason: str) -> None:
+            self._reporter.say("no_steps", reason, reason=reason)
+
+        fetcher = Fetcher(self._client, joining.home.disk, joining.enrolment, joining.background, told=told)
         got_bytes = 0
 
         def on_bytes(count: int) -> None:

@@ -1,10 +1,10 @@
 """Bringing a lease's blocks and sequences to this machine, believing nothing that a signature or digest does not cover.
 
-Decides what is fetched: only blocks that the cache lacks, and exactly the leased sequences; and, from the lease's
-manifest, which blocks are of no more use. Holds always: a manifest
-counts only if the run's manifest key signed it for this run and version; a block only at the size that this worker
-computed itself, under the digest in that manifest, whoever gave its bytes. Touches the network through its ports, and
-the block cache.
+Decides what is fetched: only blocks that the cache lacks, whole or by steps from those that it has (worker/steps.py),
+and exactly the leased sequences; and, from the lease's manifest, which blocks are of no more use. Holds always: a
+manifest counts only if the run's manifest key signed it for this run and version; a block only at the size that this
+worker computed itself, under the digest in that manifest, whoever gave its bytes and however it was come to. Touches
+the network through its ports, and the block cache.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import aclosing
+from functools import partial
 
 from moe.layout import block_tensor_specs
-from protocol.codecs import FP32
-from protocol.errors import MalformedMessage
+from protocol.codecs import FP32, codec_named
+from protocol.errors import DigestMismatch, MalformedMessage, Refused
 from protocol.ids import BlockId, Digest
 from protocol.lease import Lease
 from protocol.manifest import BlockRef, Manifest, verify_manifest
@@ -24,7 +25,9 @@ from worker.allowance import DiskAllowance
 from worker.data import AssignedData, DataSource
 from worker.fetched import FetchedLease, Run
 from worker.home import Enrolment
+from worker.lease import printable
 from worker.ports import Background, BlockSource, Coordinator
+from worker.steps import Way, starts, take_steps, way_to
 
 PARALLEL_DOWNLOADS = 4  # hides the round trip of small blocks; more would only share the same line
 
@@ -42,8 +45,14 @@ class Fetcher:
         source: BlockSource | None = None,
         data: DataSource | None = None,
         parallel: int = PARALLEL_DOWNLOADS,
+        told: Callable[[str], None] = lambda _reason: None,
     ) -> None:
-        """Blocks come from `source`, sequences from `data`; where there is none, both from the coordinator."""
+        """Blocks come from `source`, sequences from `data`; where there is none, both from the coordinator.
+
+        `told` hears why a block comes whole though there was a shorter way.
+        """
+        self._told = told
+        self._coming: dict[Digest, asyncio.Lock] = {}
         self._data = AssignedData(coordinator) if data is None else data
         self._background = background
         self._coordinator = coordinator
@@ -57,7 +66,7 @@ class Fetcher:
         """Blocks into the cache, sequences into memory."""
         manifest = await self._manifest(lease, run)
         needed = {block: checked_ref(manifest, block, run, lease) for block in run.layout.needed_blocks(lease.columns)}
-        await self._download_missing(needed, manifest, on_bytes)
+        await self._bring_missing(needed, manifest, run, lease, on_bytes)
         digests = {block: ref.digest for block, ref in needed.items()}
         sequences_NL = await self._data.sequences(lease, run.sequences, on_bytes)
         return FetchedLease(lease=lease, run=run, digests=digests, sequences=sequences_NL)
@@ -74,22 +83,53 @@ class Fetcher:
             raise MalformedMessage(f"manifest of version {manifest.version} describes another model than the run")
         return manifest
 
-    async def _download_missing(
-        self, needed: dict[BlockId, BlockRef], manifest: Manifest, on_bytes: Callable[[int], None]
+    async def _bring_missing(
+        self,
+        needed: dict[BlockId, BlockRef],
+        manifest: Manifest,
+        run: Run,
+        lease: Lease,
+        on_bytes: Callable[[int], None],
     ) -> None:
-        missing = await self._background.run(self._missing, needed, manifest)
+        ways = await self._background.run(self._ways, needed, manifest, run, lease)
         free = asyncio.Semaphore(self._parallel)
 
-        async def download(ref: BlockRef) -> None:
+        async def bring(way: Way) -> None:
             async with free:
-                await self._coordinator.patiently(lambda: self._download(ref, on_bytes))
+                await self._bring(way, run, on_bytes)
 
-        tasks = [asyncio.create_task(download(ref)) for ref in missing.values()]
+        tasks = [asyncio.create_task(bring(way)) for way in ways]
         try:
             await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
+        for way in ways:
+            for step in way.steps:
+                self._cache.forget(step.digest)
+        # what steps started from may make room from here on
+        self._cache.need({ref.digest for ref in needed.values()})
+
+    async def _bring(self, way: Way, run: Run, on_bytes: Callable[[int], None]) -> None:
+        """By the way that was chosen; whole where that leads nowhere."""
+        try:
+            for ref in way.downloads:
+                await self._come(ref, on_bytes)
+            if way.steps:
+                await self._background.run(take_steps, way, run.layout, self._cache)
+        except (MalformedMessage, DigestMismatch, Refused) as error:
+            if not way.steps:
+                raise
+            self._told(
+                f"{way.block} comes whole: its steps from an earlier version are no use ({printable(str(error))})"
+            )
+            await self._bring(way.whole, run, on_bytes)
+
+    async def _come(self, ref: BlockRef, on_bytes: Callable[[int], None]) -> None:
+        """Once, though two blocks take the same step."""
+        async with self._coming.setdefault(ref.digest, asyncio.Lock()):
+            if not self._cache.has(ref.digest, ref.payload_bytes):
+                await self._coordinator.patiently(partial(self._download, ref, on_bytes))
 
     async def _download(self, ref: BlockRef, on_bytes: Callable[[int], None]) -> None:
         """Go on with one block where an earlier try broke off, and believe it once its digest holds."""
@@ -105,23 +145,50 @@ class Fetcher:
         partial.finish()
         self._cache.adopt(ref.digest)
 
-    def _missing(self, needed: dict[BlockId, BlockRef], manifest: Manifest) -> dict[Digest, BlockRef]:
-        """What is to be downloaded, after making room for it: old blocks go before new ones come."""
+    def _ways(self, needed: dict[BlockId, BlockRef], manifest: Manifest, run: Run, lease: Lease) -> list[Way]:
+        """How what is missing comes, after making room for it: old blocks go before new ones come."""
         # Hashes what an earlier process left: seconds for a large model, so not on the event loop.
-        cache = self._cache
-        cache.expect({ref.digest for ref in needed.values()}, {ref.digest for ref in manifest.blocks.values()})
-        missing = {ref.digest: ref for ref in needed.values() if not cache.has(ref.digest, ref.payload_bytes)}
-        self._disk.make_room(sum(cache.missing_bytes(ref.digest, ref.payload_bytes) for ref in missing.values()))
-        return missing
+        cache, digests = self._cache, {ref.digest for ref in needed.values()}
+        missing = {
+            ref.digest: (block, ref) for block, ref in needed.items() if not cache.has(ref.digest, ref.payload_bytes)
+        }
+        ways = [
+            way_to(block, ref, manifest, run.layout, cache)
+            if lease.codec_of(block) == FP32.name
+            else Way(block=block, ref=ref)
+            for block, ref in missing.values()
+        ]
+        useful = {ref.digest for ref in manifest.blocks.values()} | set(starts(manifest, cache))
+        cache.expect(digests.union(*(way.kept for way in ways)), useful)
+        if not self._disk.make_room(sum(self._coming_bytes(way) for way in ways)):
+            ways = [way.whole for way in ways]  # steps need room for what they start from
+            cache.expect(digests, {ref.digest for ref in manifest.blocks.values()})
+            self._disk.make_room(sum(self._coming_bytes(way) for way in ways))
+        return ways
+
+    def _coming_bytes(self, way: Way) -> int:
+        made_bytes = way.ref.payload_bytes if way.steps else 0
+        return made_bytes + sum(self._cache.missing_bytes(ref.digest, ref.payload_bytes) for ref in way.downloads)
 
 
 def checked_ref(manifest: Manifest, block: BlockId, run: Run, lease: Lease) -> BlockRef:
     """What `manifest` says of `block`, if its size is the one that this worker computes from the layout."""
-    ref = manifest.blocks.get(block)
+    codec = lease.codec_of(block)
+    ref = _frozen_ref(manifest, block, lease) if codec != FP32.name else manifest.blocks.get(block)
     if ref is None:
         raise MalformedMessage(f"lease {lease.lease_id}: manifest {manifest.version} lacks block {block}")
-    expected = payload_size(block_tensor_specs(run.layout, block), FP32)
+    expected = payload_size(block_tensor_specs(run.layout, block), codec_named(codec))
     if ref.payload_bytes != expected or expected > run.description.max_block_bytes:
         bound = run.description.max_block_bytes
         raise MalformedMessage(f"block {block}: expected {expected} bytes (at most {bound}), got {ref.payload_bytes}")
     return ref
+
+
+def _frozen_ref(manifest: Manifest, block: BlockId, lease: Lease) -> BlockRef | None:
+    found, wanted = manifest.frozen, lease.frozen
+    if found is None or (found.version, found.codec) != (wanted.version, wanted.codec):
+        raise MalformedMessage(
+            f"lease {lease.lease_id}: manifest {manifest.version} has no columns of version {wanted.version} in "
+            f"{wanted.codec} for those that are not held"
+        )
+    return found.blocks.get(block)

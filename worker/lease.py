@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from protocol.codecs import CODECS
 from protocol.errors import MalformedMessage
 from protocol.ids import Digest, RunId
 from protocol.lease import Lease
@@ -71,6 +72,7 @@ def lease_from_message(
     _check_counts(message, sequence_length)
     for field, expected, got in breaches(message.recipe):
         _require(False, field, expected, printable(str(got), 40))
+    _check_frozen(message)
     _within(message.ttl_s, 0.0, MAX_TTL_S, "ttl_s")
     return record_of(ReceivedLease, message)
 
@@ -81,6 +83,12 @@ def _check_counts(message: pb.Lease, sequence_length: int) -> None:
     wanted = message.inner_steps * message.batch_sequences
     _require(message.data.count == wanted, "data.count", f"inner_steps x batch = {wanted}", message.data.count)
     _within(wanted * (sequence_length + 1), 1, MAX_LEASE_TOKENS, "tokens of the data range")
+
+
+def _check_frozen(message: pb.Lease) -> None:
+    codec, version = message.frozen.codec, message.frozen.version
+    _require(codec in {"", *CODECS}, "frozen.codec", f"one of {', '.join(CODECS)}, or none", printable(codec, 40))
+    _require(version <= message.base_version, "frozen.version", f"at most {message.base_version}", version)
 
 
 def description_from_message(message: pb.RunDescription) -> RunDescription:

@@ -141,8 +141,8 @@ def train_lone(folder: Path, *, on_progress: Callable[[int, int], None]) -> floa
 
 def first_shard(run: RunFolder, *, device: str = "cpu", compute_dtype: torch.dtype | None = None) -> ShardModel:
     """The whole model as the run began with it, to be trained."""
-    from coordinator.run.folder import FIRST_VERSION
     from coordinator.store.versions import Versions
+    from coordinator.work.publishing import FIRST_VERSION
     from moe.shard import build_shard
     from protocol.errors import LocalError
 

@@ -205,6 +205,9 @@ class Transfers:
         blocks = self._run.store.blocks
         if not blocks.has(digest):
             raise Refused(f"block {digest[:16]}… is not kept here; take the manifest of the version that is leased")
+        # what the coordinator goes on from lies beside the blocks
+        if not self._run.versions.is_served(digest):
+            raise Refused(f"block {digest[:16]}… is nobody's to download")
         return FileFrames(blocks.open(digest), offset, self._scratch)
 
     def _frames_of(self, payload: bytes, offset: int) -> Iterator[bytes]:

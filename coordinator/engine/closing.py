@@ -78,6 +78,7 @@ def close(turn: Turn, why: Reason) -> None:
             oldest_needed=votes.oldest_version_needed(state),
             compared_with=trust_region.compared_with(state),
             region_seed=trust_region.seed_of(state.config, turn.draws, state.round.round),
+            down=state.config.down,
         )
     )
 
@@ -102,6 +103,7 @@ def publish(turn: Turn, event: RoundAggregated, command: AggregateRound) -> None
     state = turn.state
     trust_region.note_published(state, command, event)
     state.version, state.manifest, state.substitutes = event.version, event.manifest, event.substitutes
+    state.frozen = event.frozen
     turn.settle(event.command_id)
     used = [state.leases[c.lease_id] for c in command.contributions]
     late = sum(1 for record in used if record.lease.round < state.round.round)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from coordinator.engine.down_config import WHOLE, DownConfig
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.reasons import Reason, Verdict, told
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId
@@ -198,6 +199,8 @@ class AggregateRound(SlowCommand):
     remedy: Remedy = Remedy.NONE
     step_share: float = 1.0
     """Of the outer step that the run's rate gives: below 1 where `remedy` is `SHORT`."""
+    down: DownConfig = WHOLE
+    """How what is published is encoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from coordinator.engine.down_config import DownConfig, down_problems
 from coordinator.engine.trust_config import ReputationConfig, reputation_problems
 from protocol.errors import ConfigError
 from protocol.ids import RunId
@@ -193,6 +194,7 @@ class EngineConfig:
     audits: AuditConfig = AuditConfig()
     reputation: ReputationConfig = field(default_factory=ReputationConfig)
     region: TrustRegionConfig = TrustRegionConfig()
+    down: DownConfig = field(default_factory=DownConfig)
     rule: str = "trimmed_mean"
     """How submissions become one, as `median` or `nnm+krum`. docs/aggregation.md lists rules and helps to choose."""
     clip_to_median: bool = True
@@ -247,6 +249,7 @@ def check_config(config: EngineConfig) -> None:
         ),
         *((False, f"{name} must be {expected}, got {got!r}") for name, expected, got in breaches(inner)),
         *reputation_problems(config.reputation),
+        *down_problems(config.down),
         (0 <= config.rollback_rounds <= 100, f"rollback_rounds must be 0 to 100, got {config.rollback_rounds}"),
         (config.rollback_least_change >= 0, "rollback_least_change must be 0 or more"),
         *_audit_problems(config.audits),

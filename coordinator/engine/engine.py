@@ -66,6 +66,7 @@ class Engine:
             round=RoundState(round=RoundNumber(1), base_version=Version(0), opened_at_s=event.at_s),
             calendar=calendar,
             fixed_settings=dict(event.settings),
+            frozen=event.frozen,
         )
         turn = Turn(state=state, draws=Draws(secret))
         if event.config.validate_every:

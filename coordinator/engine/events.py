@@ -31,6 +31,7 @@ from coordinator.engine.standing_events import (
     WorkerUnbanned,
 )
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId
+from protocol.lease import AS_PUBLISHED, FrozenColumns
 
 __all__ = [
     "AuditAsked",
@@ -65,6 +66,8 @@ class RunCreated(Event):
     """Calendar time at `at_s`, in seconds since the epoch; None in simulations that have none."""
     settings: dict[str, str] = field(default_factory=dict)
     """Settings that are fixed at `init` and none of the engine's: key to JSON, for the next starts to compare."""
+    frozen: FrozenColumns = AS_PUBLISHED
+    """What version 0 has for columns that are not held."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,6 +291,8 @@ class RoundAggregated(Event):
     substitutes: tuple[Substitute, ...] = ()
     compared: tuple[VersionComparison, ...] = ()
     """With each of `AggregateRound.compared_with`, in that order."""
+    frozen: FrozenColumns = AS_PUBLISHED
+    """What it has for columns that are not held."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

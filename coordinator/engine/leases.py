@@ -60,6 +60,7 @@ def grant(
         inner_steps=steps,
         batch_sequences=inner.batch_sequences,
         recipe=lease_recipe(config, current.round, steps),
+        frozen=state.frozen,
         granted_at_s=state.now_s,
         deadline_s=state.now_s + ttl_s,
         spare=spare,

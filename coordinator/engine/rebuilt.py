@@ -50,6 +50,7 @@ def _publish(turn: Turn, event: VersionRebuilt, plan: PlannedRollback, steps: tu
     state = turn.state
     abandoned = range(steps[0].attempt.version, state.version + 1)
     state.version, state.manifest, state.substitutes = event.version, event.manifest, ()
+    state.frozen = event.frozen
     state.standings = ()  # what was measured is abandoned: nothing of it is to be compared with any more
     untouched = state.past_steps[: len(state.past_steps) - len(steps)]
     again = [rollback.without(step, plan.without) for step in steps]

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from coordinator.engine.event import Event
 from protocol.ids import Digest, LeaseId, Version, WorkerId
+from protocol.lease import AS_PUBLISHED, FrozenColumns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,3 +77,5 @@ class VersionRebuilt(Event):
     manifest: Digest
     change_l2: float
     """L2 norm of the difference from the version that it would take the place of, over all blocks."""
+    frozen: FrozenColumns = AS_PUBLISHED
+    """What it has for columns that are not held."""

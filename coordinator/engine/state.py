@@ -34,6 +34,7 @@ from coordinator.engine.reasons import Reason, told
 from coordinator.engine.rows import Ban, LeaseRecord, RoundState, SeenNorm, WorkerRecord
 from coordinator.engine.undo import Undo
 from protocol.ids import BlockId, Digest, LeaseId, Version, WorkerId
+from protocol.lease import AS_PUBLISHED, FrozenColumns
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,6 +84,8 @@ class EngineState:
     banned_owners: dict[str, Ban] = field(default_factory=dict)
     banned_invites: dict[str, Ban] = field(default_factory=dict)
     """By short digest. Whoever comes with one of these is banned from the start."""
+    frozen: FrozenColumns = AS_PUBLISHED
+    """What stands in for columns that a lease of the latest version does not hold."""
     stop_reason: str | None = None
     ended: Reason | None = None
 

@@ -44,20 +44,16 @@ from coordinator.store.registry import Registry
 from protocol.errors import ConfigError
 from protocol.folders import Kind, filled_whole, is_interrupted, require_fillable
 from protocol.identity import PrivateIdentity
-from protocol.ids import BlockId, RoundNumber, RunId, Version
-from protocol.manifest import Manifest
+from protocol.ids import RunId
 from protocol.private_files import read_private, write_private
 from protocol.tls import CertificateAuthority
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from coordinator.datasets import Dataset
     from moe.blocks import Blocks
     from moe.layout import Layout
 
 SECRET_BYTES = 32
-FIRST_VERSION = Version(0)
 RUN_KIND = Kind(completed_by="run.json", private=True)
 
 
@@ -246,6 +242,9 @@ def _build(
     note: Callable[[str], None],
     progress: Callable[[int, int], None] | None,
 ) -> None:
+    from coordinator.store.versions import Versions, frozen_columns
+    from coordinator.work.publishing import first_version
+
     run_id = _write_secrets(root, settings)
     data = first_data(
         root, settings, screening_text, secret=RunFolder(root).draw_secret(), note=note, progress=progress
@@ -257,7 +256,8 @@ def _build(
     write_private(root / "run.json", json.dumps(facts, indent=2).encode())
     write_private(root / "settings.toml", settings.to_toml().encode())
     run = RunFolder(root)
-    manifest = _write_first_version(run, layout, blocks, run_id, settings)
+    versions = Versions(root / "versions", run.artifacts().blocks, layout)
+    manifest = first_version(versions, layout, blocks, run_id, config.down, created_at_s=time.time())
     created = RunCreated(
         at_s=0.0,
         engine_version=ENGINE_VERSION,
@@ -265,6 +265,7 @@ def _build(
         base_manifest=manifest,
         wall_s=time.time(),
         settings=run.fixed_settings(settings),
+        frozen=frozen_columns(versions.manifest(manifest)),
     )
     journal = Journal.create(root / "journal.sqlite", engine_version=ENGINE_VERSION)
     journal.append([event_to_json(created)])
@@ -313,25 +314,3 @@ def _first_model(
     if begun is None or found is None:
         return cut, initial_blocks(config, cut, settings.seed), "fp32"
     return cut, import_checkpoint(begun, settings.residency)[1], found.dtype
-
-
-def _write_first_version(
-    run: RunFolder, layout: Layout, blocks: dict[BlockId, dict[str, Tensor]], run_id: RunId, settings: RunSettings
-) -> Any:
-    from coordinator.store.versions import Versions
-
-    versions = Versions(run.root / "versions", run.artifacts().blocks, layout)
-    manifest = Manifest(
-        run_id=run_id,
-        version=FIRST_VERSION,
-        parent_version=None,
-        round=RoundNumber(0),
-        created_at_s=time.time(),
-        model=dict(layout.config_json),
-        residency=settings.residency,
-        blocks={block: versions.put_block(tensors) for block, tensors in blocks.items()},
-        momenta={},
-        val_loss=None,
-        tokens_trained=0,
-    )
-    return versions.publish(manifest, "init")

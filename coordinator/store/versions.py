@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 from coordinator.store.ports import BlobStore
 from moe.layout import Layout, block_tensor_specs
-from protocol.codecs import FP32
+from protocol.codecs import FP32, codec_named
 from protocol.errors import ConfigError, LocalError
-from protocol.ids import BlockId, Digest, Version
-from protocol.manifest import BlockRef, Manifest
+from protocol.ids import TRUNK, BlockId, Digest, Version
+from protocol.lease import AS_PUBLISHED, FrozenColumns, Lease
+from protocol.manifest import BlockRef, FrozenRefs, Manifest
 from protocol.private_files import write_private
-from protocol.tensors import encode_parts, encoded_tensors
+from protocol.tensors import decode_tensors, encode_parts, encode_tensors, encoded_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,7 @@ class Versions:
         self._layout = layout
         folder.mkdir(mode=0o700, exist_ok=True)
         self._read_manifest = lru_cache(maxsize=8)(self._parse_manifest)
+        self._served: frozenset[Digest] = frozenset()
 
     def manifest_digest(self, version: int) -> Digest | None:
         """The manifest of `version`, if that version has been written and not dropped."""
@@ -63,6 +65,35 @@ class Versions:
     def load_blocks(self, manifest: Manifest) -> dict[BlockId, Tensors]:
         """Every block of a version, as `load_block` does."""
         return {block: self.load_block(block, ref) for block, ref in manifest.blocks.items()}
+
+    def stand_ins(self, manifest: Manifest, lease: Lease) -> dict[BlockId, Tensors]:
+        """What `lease` is trained with of columns that it does not hold, decoded; none where that is `manifest`'s own.
+
+        LocalError where `manifest`, its base version's, has them in no such encoding.
+        """
+        wanted = lease.frozen
+        if not wanted.codec:
+            return {}
+        found = manifest.frozen
+        if found is None or frozen_columns(manifest) != wanted:
+            raise LocalError(f"lease {lease.lease_id}: version {manifest.version} has no frozen columns as in {wanted}")
+        return {
+            block: self._decoded(block, ref, wanted.codec)
+            for block, ref in found.blocks.items()
+            if block not in lease.blocks
+        }
+
+    def put_frozen(self, version: Version, codec: str, blocks: Mapping[BlockId, BlockRef]) -> FrozenRefs:
+        """Keep the columns among `blocks`, which are `version`'s, as those have them that do not hold them."""
+        refs: dict[BlockId, BlockRef] = {}
+        for block, ref in blocks.items():
+            if block != TRUNK:
+                refs[block] = self.put_payload(encode_tensors(self.load_block(block, ref), codec_named(codec)))
+        return FrozenRefs(version=version, codec=codec, blocks=refs)
+
+    def put_payload(self, payload: bytes) -> BlockRef:
+        """Keep what is encoded already."""
+        return BlockRef(digest=self._blobs.put(payload), payload_bytes=len(payload))
 
     def put_block(self, tensors: Mapping[str, Tensor]) -> BlockRef:
         """Keep a block or a momentum buffer."""
@@ -112,8 +143,25 @@ class Versions:
     def named_by(self, manifest: Digest) -> Iterable[Digest]:
         """Everything that a manifest keeps alive."""
         parsed = self.manifest(manifest)
-        for ref in (*parsed.blocks.values(), *parsed.momenta.values()):
+        yield from self.served_by(manifest)
+        for ref in (*parsed.momenta.values(), *parsed.masters.values()):
             yield Digest(ref.digest)
+
+    def served_by(self, manifest: Digest) -> Iterable[Digest]:
+        """Of these, what is a worker's to download: neither momenta nor what the coordinator goes on from."""
+        parsed = self.manifest(manifest)
+        frozen = () if parsed.frozen is None else parsed.frozen.blocks.values()
+        steps = (step for chain in parsed.deltas.values() for step in chain)
+        for ref in (*parsed.blocks.values(), *frozen, *steps):
+            yield Digest(ref.digest)
+
+    def is_served(self, digest: Digest) -> bool:
+        """Whether some version that is kept names `digest` among what workers download."""
+        if digest not in self._served:  # looked up anew: a version has come, or somebody asks for what is none
+            manifests = (self.manifest_digest(version) for version in self.kept())
+            kept = [one for one in manifests if one is not None and self._blobs.has(one)]
+            self._served = frozenset(named for one in kept for named in self.served_by(one))
+        return digest in self._served
 
     def keep_from(self, oldest: Version) -> int:
         """Drop versions below `oldest` and sweep what nothing names any more; returns how many blobs went.
@@ -149,5 +197,15 @@ class Versions:
     def _path(self, version: int) -> Path:
         return self._folder / f"{version:08d}.json"
 
+    def _decoded(self, block: BlockId, ref: BlockRef, codec: str) -> Tensors:
+        payload = self._blobs.read(ref.digest)
+        return decode_tensors(payload, block_tensor_specs(self._layout, block), codec_named(codec))
+
     def _parse_manifest(self, digest: Digest) -> Manifest:
         return Manifest.from_json(self.manifest_bytes(digest))
+
+
+def frozen_columns(manifest: Manifest) -> FrozenColumns:
+    """What leases of the version are told of columns that they do not hold."""
+    found = manifest.frozen
+    return AS_PUBLISHED if found is None else FrozenColumns(version=found.version, codec=found.codec)

@@ -48,7 +48,7 @@ from coordinator.engine.events import (
     VersionValidated,
 )
 from coordinator.store.ports import BlobStore
-from coordinator.store.versions import Versions
+from coordinator.store.versions import Versions, frozen_columns
 from coordinator.work import harm
 from coordinator.work.gains import GainMeasure, Gains, WorkSettings
 from coordinator.work.outer import RoundAggregator
@@ -64,7 +64,7 @@ from protocol.codecs import codec_named
 from protocol.errors import LocalError, MalformedMessage
 from protocol.ids import Digest, WorkerId
 from protocol.lease import Lease
-from protocol.submission import EncodedBlocks, encoded_submission
+from protocol.submission import Blocks, EncodedBlocks, encoded_submission
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -164,6 +164,7 @@ class Executor(Work):
             update_norm_l2=outcome.update_norm_l2,
             substitutes=outcome.substitutes,
             compared=self._compared(command, outcome.manifest),
+            frozen=frozen_columns(self._versions.manifest(outcome.manifest)),
         )
 
     @execute.register
@@ -177,6 +178,7 @@ class Executor(Work):
             parent_version=command.parent_version,
             manifest=outcome.manifest,
             change_l2=outcome.change_l2,
+            frozen=frozen_columns(self._versions.manifest(outcome.manifest)),
         )
 
     @execute.register
@@ -196,7 +198,7 @@ class Executor(Work):
             self.replay,
             layout=self._layout,
             payloads=self._payloads,
-            base=self._base(self._base_manifest(lease)).blocks,
+            base=self._leased_blocks(lease),
             sequences_NL=self._dataset.sequences(data.seed, data.start, data.count, length).astype("int64"),
         )
         return self._audited(command, None, found, arithmetic)
@@ -286,6 +288,11 @@ class Executor(Work):
     def screening_sequences(self, seed: int, count: int, round_: int | None = None) -> NDArray[Any]:
         """`count` sequences [N, L+1] that no lease names, drawn by `seed`: of `round_`'s part, or of all parts."""
         return self._dataset.screening_batch(seed, count, self._settings.sequence_length, round_)
+
+    def _leased_blocks(self, lease: Lease) -> Blocks:
+        """What a lease is trained from: held blocks of its base version, and what stands in for the others."""
+        digest = self._base_manifest(lease)
+        return {**self._base(digest).blocks, **self._versions.stand_ins(self._versions.manifest(digest), lease)}
 
     def _base_manifest(self, lease: Lease) -> Digest:
         digest = self._versions.manifest_digest(lease.base_version)

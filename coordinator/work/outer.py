@@ -26,6 +26,7 @@ from coordinator.engine.records import command_digest
 from coordinator.store.ports import BlobStore
 from coordinator.store.versions import Versions
 from coordinator.work.failures import trouble_of
+from coordinator.work.publishing import NextVersion
 from coordinator.work.substitutes import BlockRule, summed_up
 from moe.layout import Layout, submission_specs
 from protocol.codecs import codec_named
@@ -73,19 +74,14 @@ class RoundAggregator:
             update_norm_l2 = self._update_norm(base, self._versions.manifest(found))
             expected = (self._expected_rule(block, holders, command) for block, holders in self._held(command))
             return OuterResult(found, update_norm_l2, summed_up(command.rule, expected))
-        blocks, momenta = dict(parent.blocks), dict(parent.momenta)
+        coming = NextVersion(self._versions, parent, command.down)
         squares: list[float] = []
         rules: list[BlockRule] = []
         for block, stepped, rule in self._steps(command, base, parent):
             rules.append(rule)
             if stepped is None:
                 continue
-            squares.append(_moved(base[block], stepped[0]))
-            blocks[block] = self._versions.put_block(stepped[0])
-            if stepped[1] is not None:
-                momenta[block] = self._versions.put_block(stepped[1])
-            else:  # set to 0 in the middle of the run: should it come back, it begins anew
-                momenta.pop(block, None)
+            squares.append(_moved(base[block], coming.put(block, base[block], *stepped)))
         sequences = sum(one.sequences for one in command.contributions)
         manifest = Manifest(
             run_id=parent.run_id,
@@ -95,10 +91,13 @@ class RoundAggregator:
             created_at_s=created_at_s,
             model=parent.model,
             residency=parent.residency,
-            blocks=blocks,
-            momenta=momenta,
+            blocks=coming.blocks,
+            momenta=coming.momenta,
             val_loss=None,
             tokens_trained=parent.tokens_trained + sequences * self._sequence_length,
+            deltas=coming.deltas,
+            masters=coming.masters,
+            frozen=coming.frozen(command.version),
         )
         published = self._versions.publish(manifest, cause)
         return OuterResult(published, math.sqrt(math.fsum(squares)), summed_up(command.rule, rules))
@@ -111,9 +110,10 @@ class RoundAggregator:
         """
         chosen = tuple(one for one in command.contributions if one.lease_id in some)
         parent = self._versions.manifest(command.parent_manifest)
+        coming = NextVersion(self._versions, parent, command.down)
         for block, stepped, _ in self._steps(replace(command, contributions=chosen), base, parent):
             if stepped is not None:
-                yield block, stepped[0]
+                yield block, coming.published(base[block], stepped[0]).block
 
     def failing_alone(self, command: AggregateRound, base: Mapping[BlockId, Tensors]) -> tuple[FailedAlone, ...]:
         """The contributions of which alone no step can be made, in the command's order. Nothing is written.
@@ -203,7 +203,9 @@ class RoundAggregator:
         pseudo_gradient = aggregate_block(self._contributions(block, holders, command), rule, seed=command.seed)
         rate = command.outer_learning_rate * command.step_share
         outer = OuterStep(learning_rate=rate, momentum=command.outer_momentum)
-        stepped = outer.step(base, pseudo_gradient, self._momentum(block, parent, command))
+        master = parent.masters.get(block)
+        start = base if master is None else self._versions.load_block(block, master)
+        stepped = outer.step(start, pseudo_gradient, self._momentum(block, parent, command))
         for name, tensor in stepped[0].items():
             if not math.isfinite(sum_of_squares(tensor)):
                 raise LocalError(f"outer step: {name!r} of {block} would hold a value that is not finite")

@@ -3,7 +3,7 @@
 Decides nothing that the command does not say. Touches artifacts and versions. Always: blocks and momenta are those of
 the version it starts from, but for what the steps do to them; a step that cannot be made without those who are left
 out is made block by block by what works (as a cautious command's); what lies between the steps is swept away with the
-next outer step.
+next outer step. Blocks that a step made are published whole and as they are, columns that are not held encoded anew.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from aggregation.norms import squared_distance
 from coordinator.engine.commands import RebuildVersion
+from coordinator.engine.down_config import WHOLE
 from coordinator.engine.records import command_digest
 from coordinator.store.ports import BlobStore
 from coordinator.store.versions import Versions
@@ -61,16 +62,21 @@ def _made(
 ) -> Digest:
     manifest = command.from_manifest
     for step in command.steps:
-        again = replace(step, version=command.version, parent_manifest=manifest, cautious=True)
+        # nobody ever has what lies between the steps, so nothing of it is rounded
+        again = replace(step, version=command.version, parent_manifest=manifest, cautious=True, down=WHOLE)
         base = versions.load_blocks(versions.manifest(manifest))
         manifest = aggregator.run(again, base, created_at_s=created_at_s).manifest
+    last, frozen = versions.manifest(manifest), versions.manifest(command.parent_manifest).frozen
+    if frozen is not None:
+        frozen = versions.put_frozen(command.version, frozen.codec, last.blocks)
     whole = replace(
-        versions.manifest(manifest),
+        last,
         version=command.version,
         parent_version=command.parent_version,
         round=command.round,
         created_at_s=created_at_s,
         val_loss=None,
+        frozen=frozen,
     )
     return versions.publish(whole, cause)
 

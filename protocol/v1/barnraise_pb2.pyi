@@ -133,8 +133,16 @@ class Recipe(_message.Message):
     clip_norm: float
     def __init__(self, optimizer: _Optional[str] = ..., learning_rate: _Optional[float] = ..., muon_learning_rate: _Optional[float] = ..., muon_momentum: _Optional[float] = ..., router_lr_scale: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., adam_beta1: _Optional[float] = ..., adam_beta2: _Optional[float] = ..., adam_eps: _Optional[float] = ..., clip_norm: _Optional[float] = ...) -> None: ...
 
+class FrozenColumns(_message.Message):
+    __slots__ = ("version", "codec")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    codec: str
+    def __init__(self, version: _Optional[int] = ..., codec: _Optional[str] = ...) -> None: ...
+
 class Lease(_message.Message):
-    __slots__ = ("lease_id", "round", "base_version", "columns", "data", "seed", "inner_steps", "batch_sequences", "ttl_s", "recipe")
+    __slots__ = ("lease_id", "round", "base_version", "columns", "data", "seed", "inner_steps", "batch_sequences", "ttl_s", "recipe", "frozen")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +153,7 @@ class Lease(_message.Message):
     BATCH_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     TTL_S_FIELD_NUMBER: _ClassVar[int]
     RECIPE_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_FIELD_NUMBER: _ClassVar[int]
     lease_id: str
     round: int
     base_version: int
@@ -155,7 +164,8 @@ class Lease(_message.Message):
     batch_sequences: int
     ttl_s: float
     recipe: Recipe
-    def __init__(self, lease_id: _Optional[str] = ..., round: _Optional[int] = ..., base_version: _Optional[int] = ..., columns: _Optional[_Iterable[int]] = ..., data: _Optional[_Union[DataRange, _Mapping]] = ..., seed: _Optional[int] = ..., inner_steps: _Optional[int] = ..., batch_sequences: _Optional[int] = ..., ttl_s: _Optional[float] = ..., recipe: _Optional[_Union[Recipe, _Mapping]] = ...) -> None: ...
+    frozen: FrozenColumns
+    def __init__(self, lease_id: _Optional[str] = ..., round: _Optional[int] = ..., base_version: _Optional[int] = ..., columns: _Optional[_Iterable[int]] = ..., data: _Optional[_Union[DataRange, _Mapping]] = ..., seed: _Optional[int] = ..., inner_steps: _Optional[int] = ..., batch_sequences: _Optional[int] = ..., ttl_s: _Optional[float] = ..., recipe: _Optional[_Union[Recipe, _Mapping]] = ..., frozen: _Optional[_Union[FrozenColumns, _Mapping]] = ...) -> None: ...
 
 class AcquireLeaseRequest(_message.Message):
     __slots__ = ("wait_s",)

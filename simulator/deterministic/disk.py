@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -18,6 +18,7 @@ from coordinator.engine.version import ENGINE_VERSION
 from coordinator.store.ports import BlobStore, EventStore, Snapshot, Upload, require_digest
 from protocol.errors import LocalError, Unavailable
 from protocol.ids import BlockId, Digest, LeaseId, digest_of
+from protocol.lease import Lease
 from simulator.deterministic.loop import Process
 
 OnAppend = Callable[[int, bool, Sequence[str]], None]
@@ -76,9 +77,17 @@ class Disk:
     """Blocks as bytes, where a run has any."""
     blocks: dict[Digest, StoredBlock] = field(default_factory=dict)
     manifests: dict[Digest, dict[BlockId, Digest]] = field(default_factory=dict)
+    frozen: dict[int, dict[BlockId, Digest]] = field(default_factory=dict)
+    """By version, its columns as those have them that do not hold them."""
     versions: dict[int, VersionEntry] = field(default_factory=dict)
     appended: hashlib._Hash = field(default_factory=hashlib.sha256)
     """Over every record that ever became durable: two runs with the same digest had the same history."""
+
+    def leased(self, lease: Lease, signed: Mapping[BlockId, Digest]) -> Mapping[BlockId, Digest | None]:
+        """What `lease` is to be trained from, where `signed` are the blocks of its base version."""
+        if not lease.frozen.codec:
+            return signed
+        return {**self.frozen.get(lease.frozen.version, {}), **{block: signed.get(block) for block in lease.blocks}}
 
     def lose_power(self, keep_share: float) -> None:
         """What was not synced is lost; of an upload, `keep_share` of the unsynced bytes happen to be there."""

@@ -127,7 +127,7 @@ class Book:
     def trains(self, fetched: FetchedLease, held: Mapping[BlockId, Digest]) -> None:
         """A worker begins to train a lease, from blocks with these contents."""
         lease = fetched.lease
-        signed = self._signed.get(lease.base_version, {})
+        signed = self._disk.leased(lease, self._signed.get(lease.base_version, {}))
         for block, digest in held.items():
             if signed.get(block) != digest:
                 _broken(f"lease {lease.lease_id} is trained from a {block} that version {lease.base_version} has not")

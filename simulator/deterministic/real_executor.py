@@ -101,6 +101,8 @@ def mirror(disk: Disk, versions: Versions, parent: Digest | None, manifest: Mani
         if block_digest != before.get(block):
             disk.blocks[block_digest] = StoredBlock(before.get(block), f"version {manifest.version}")
     disk.manifests[digest] = named
+    if manifest.frozen is not None:
+        disk.frozen[manifest.frozen.version] = {block: ref.digest for block, ref in manifest.frozen.blocks.items()}
     disk.versions[manifest.version] = VersionEntry(digest, "real")
     kept = set(versions.kept())
     for version in [version for version in disk.versions if version not in kept]:

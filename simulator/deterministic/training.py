@@ -26,7 +26,7 @@ from moe.config import config_from_json
 from moe.full import initial_blocks
 from moe.layout import block_tensor_specs, layout
 from moe.shard import ShardModel, build_shard
-from protocol.codecs import FP32, codec_named
+from protocol.codecs import codec_named
 from protocol.errors import LocalError
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, RunId, Version, digest_of
 from protocol.lease import Lease
@@ -229,7 +229,7 @@ class RealWork:
 
     def _loaded(self, fetched: FetchedLease) -> tuple[ShardModel, dict[BlockId, Tensors]]:
         lease = fetched.lease
-        start = {block: self._block(block, digest) for block, digest in fetched.digests.items()}
+        start = {block: self._block(block, digest, lease) for block, digest in fetched.digests.items()}
         return self._holding(lease, start), start
 
     def _holding(self, lease: Lease, start: Blocks) -> ShardModel:
@@ -248,11 +248,12 @@ class RealWork:
             self._states[worker] = LeaseStates(self._folder / f"worker-{worker}")
         return self._states[worker]
 
-    def _block(self, block: BlockId, digest: Digest) -> Tensors:
+    def _block(self, block: BlockId, digest: Digest, lease: Lease) -> Tensors:
         """What a worker has fetched stays with it, whatever the coordinator sweeps away."""
         if digest not in self._blocks:
             payload = self._files.blocks.read(digest)
-            self._blocks[digest] = decode_tensors(payload, block_tensor_specs(self.layout, block), FP32)
+            codec = codec_named(lease.codec_of(block))
+            self._blocks[digest] = decode_tensors(payload, block_tensor_specs(self.layout, block), codec)
         return self._blocks[digest]
 
 

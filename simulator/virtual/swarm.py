@@ -320,7 +320,7 @@ class VirtualSwarm(EngineLoop):
         data, length = lease.data, self._run.settings.sequence_length
         sequences_NL = self._run.dataset.sequences(data.seed, data.start, data.count, length).astype("int64")
         worked_on, sequences_NL = self._group.worked_on(lease, sequences_NL)
-        return self._training(lease.worker, worked_on, self._base(lease.base_version), sequences_NL)
+        return self._training(lease.worker, worked_on, self._base(lease), sequences_NL)
 
     def _replayed(
         self, lease: Lease, base: Blocks, sequences_NL: NDArray[Any], micro_batch: int, wanted: str
@@ -329,12 +329,14 @@ class VirtualSwarm(EngineLoop):
         del micro_batch, wanted  # everybody here has the same machine
         return self._training(COORDINATOR, lease, base, sequences_NL).pseudo_gradient, str(EVERYBODYS_ARITHMETIC)
 
-    def _base(self, version: Version) -> Blocks:
+    def _base(self, lease: Lease) -> Blocks:
+        """What a worker would have of its lease's version, held or not."""
+        version, versions = lease.base_version, self._run.versions
+        digest = versions.manifest_digest(version)
+        if digest is None:
+            raise LocalError(f"base version {version} is not kept")
         if version not in self._bases:
-            digest = self._run.versions.manifest_digest(version)
-            if digest is None:
-                raise LocalError(f"base version {version} is not kept")
             oldest = min([version, *(lease.lease.base_version for lease in self.engine.state.leases.values())])
             self._bases = {kept: blocks for kept, blocks in self._bases.items() if kept >= oldest}
-            self._bases[version] = self._run.versions.load_blocks(self._run.versions.manifest(digest))
-        return self._bases[version]
+            self._bases[version] = versions.load_blocks(versions.manifest(digest))
+        return {**self._bases[version], **versions.stand_ins(versions.manifest(digest), lease)}

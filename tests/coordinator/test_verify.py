@@ -25,7 +25,8 @@ def problems(run: RunFolder) -> dict[str, tuple[str, ...]]:
 def test_a_sound_run_has_no_problems(run: RunFolder) -> None:
     assert problems(run) == {}
     checked = {check.name: check.checked for check in verify_run(run)}
-    assert checked["versions"] == 1 + len(run.layout().blocks)
+    frozen = run.layout().columns
+    assert checked["versions"] == 1 + len(run.layout().blocks) + frozen
 
 
 async def test_a_run_may_be_verified_while_it_is_served(run: RunFolder, server: CoordinatorServer) -> None:

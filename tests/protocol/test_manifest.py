@@ -14,7 +14,15 @@ from protocol.errors import MalformedMessage, Unauthenticated
 from protocol.identity import PrivateIdentity
 from protocol.ids import TRUNK, Digest, RoundNumber, RunId, Version, column_block
 from protocol.limits import MAX_CONTROL_BYTES
-from protocol.manifest import BlockRef, Manifest, sign_manifest, verify_manifest
+from protocol.manifest import (
+    MAX_STEPS,
+    BlockRef,
+    DeltaRef,
+    FrozenRefs,
+    Manifest,
+    sign_manifest,
+    verify_manifest,
+)
 
 _REF = BlockRef(digest=Digest("ab" * 32), payload_bytes=1234)
 _MANIFEST = Manifest(
@@ -137,7 +145,7 @@ def test_each_wrong_field_is_named(path: list[str], value: Any, reason: str) -> 
         Manifest.from_json(_changed(path, value))
 
 
-@pytest.mark.parametrize("field", sorted(Manifest.__slots__))
+@pytest.mark.parametrize("field", sorted(set(Manifest.__slots__) - {"deltas", "masters", "frozen"}))
 def test_each_missing_field_is_named(field: str) -> None:
     fields = json.loads(_MANIFEST.to_json())
     del fields[field]
@@ -214,3 +222,71 @@ def test_signatures_hold_for_the_exact_bytes_and_the_manifest_key() -> None:
             verify_manifest(key, text, signature)
     with pytest.raises(Unauthenticated):  # a signature without the manifest's domain
         verify_manifest(identity.public_key, content, identity.sign(content))
+
+
+# ---- steps, masters, columns that are not held -------------------------------------------------------------------
+
+_STEP = DeltaRef(base=Digest("cd" * 32), digest=Digest("ef" * 32), payload_bytes=99, codec="int8")
+_FROZEN = FrozenRefs(version=Version(1), codec="int4", blocks={column_block(0): _REF, column_block(10): _REF})
+_FULL = replace(_MANIFEST, deltas={TRUNK: (_STEP, _STEP)}, masters={TRUNK: _REF}, frozen=_FROZEN)
+
+
+def test_what_later_manifests_name_comes_back() -> None:
+    assert Manifest.from_json(_FULL.to_json()) == _FULL
+
+
+def test_a_manifest_of_before_is_the_byte_string_that_it_was() -> None:
+    assert not {"deltas", "masters", "frozen"} & json.loads(_MANIFEST.to_json()).keys()
+    found = Manifest.from_json(_MANIFEST.to_json())
+    assert (found.deltas, found.masters, found.frozen) == ({}, {}, None)
+
+
+@pytest.mark.parametrize("field", ["deltas", "masters", "frozen"])
+@pytest.mark.parametrize("value", [{}, None, [], "x", 0])
+def test_what_says_nothing_is_left_out(field: str, value: object) -> None:
+    with pytest.raises(MalformedMessage, match=field):
+        Manifest.from_json(_bent(lambda fields: fields.update({field: value})))
+
+
+def _bent(change: Callable[[dict[str, Any]], object]) -> bytes:
+    fields = json.loads(_FULL.to_json())
+    change(fields)
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda f: f["deltas"].update({"column.7": f["deltas"]["trunk"]}), "one of its blocks"),
+        (lambda f: f["deltas"].update(trunk=[]), "one of its blocks"),
+        (lambda f: f["deltas"].update(trunk={}), "one of its blocks"),
+        (lambda f: f["deltas"]["trunk"].append(7), "base, digest"),
+        (lambda f: f["deltas"]["trunk"][0].pop("base"), "base, digest"),
+        (lambda f: f["deltas"]["trunk"][0].update(base="../../secret"), "hexadecimal"),
+        (lambda f: f["deltas"]["trunk"][0].update(digest=5), "hexadecimal"),
+        (lambda f: f["deltas"]["trunk"][0].update(payload_bytes=-1), "payload_bytes"),
+        (lambda f: f["deltas"]["trunk"][0].update(codec=""), "codec"),
+        (lambda f: f["deltas"]["trunk"][0].update(codec="a" * 33), "codec"),
+        (lambda f: f["deltas"]["trunk"][0].update(codec="\x1b[2J"), "codec"),
+        (lambda f: f["deltas"].update(trunk=f["deltas"]["trunk"] * MAX_STEPS), "steps"),
+        (lambda f: f["masters"].update({"column.7": f["masters"]["trunk"]}), "masters"),
+        (lambda f: f["frozen"].update(version=4), "version 4"),
+        (lambda f: f["frozen"].update(version=-1), "version"),
+        (lambda f: f["frozen"].update(codec=None), "codec"),
+        (lambda f: f["frozen"].pop("blocks"), "frozen"),
+        (lambda f: f["frozen"]["blocks"].update({"column.7": f["masters"]["trunk"]}), "frozen"),
+    ],
+)  # fmt: skip
+def test_hostile_steps_and_encodings_are_refused(change: Callable[[dict[str, Any]], object], named: str) -> None:
+    with pytest.raises(MalformedMessage, match=named):
+        Manifest.from_json(_bent(change))
+
+
+def test_the_largest_chains_stay_within_a_control_message() -> None:
+    blocks = {column_block(column): _REF for column in range(1024)}
+    chains = {block: (_STEP,) * (MAX_STEPS // len(blocks)) for block in blocks}
+    frozen = replace(_FROZEN, blocks=blocks)
+    whole = replace(_MANIFEST, blocks=blocks, momenta={}, deltas=chains, masters=blocks, frozen=frozen)
+    content = whole.to_json()
+    assert len(content) <= MAX_CONTROL_BYTES
+    assert Manifest.from_json(content) == whole

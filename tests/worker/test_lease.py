@@ -49,6 +49,9 @@ def test_an_honest_lease_passes() -> None:
         ("muon_momentum", 1.0),
         ("ttl_s", -1.0),
         ("ttl_s", float("inf")),
+        ("frozen", pb.FrozenColumns(codec="of tomorrow")),
+        ("frozen", pb.FrozenColumns(codec="\x1b[2J")),
+        ("frozen", pb.FrozenColumns(codec="bf16", version=1)),
     ],
 )
 def test_a_value_out_of_bounds_is_named(field: str, value: Any) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from moe.layout import block_tensor_specs, submission_specs
 from moe.shard import ShardModel, build_shard
 from protocol.arithmetic import UNKNOWN_ARITHMETIC
-from protocol.codecs import FP32, codec_named
+from protocol.codecs import codec_named
 from protocol.errors import StorageTrouble
 from protocol.ids import BlockId, digest_of
 from protocol.storage import is_full
@@ -116,7 +116,11 @@ class TrainingRoom:
         lease, run = job.fetched.lease, job.fetched.run
         torch.set_num_threads(self._machine.threads)
         start = {
-            block: decode_tensors(self._disk.blocks.path(digest), block_tensor_specs(run.layout, block), FP32)
+            block: decode_tensors(
+                self._disk.blocks.path(digest),
+                block_tensor_specs(run.layout, block),
+                codec_named(lease.codec_of(block)),
+            )
             for block, digest in job.fetched.digests.items()
         }
         sequences_NL = job.fetched.sequences

@@ -34,6 +34,7 @@ from coordinator.engine.tally import RoundTally
 from coordinator.engine.version import ENGINE_VERSION
 from protocol.errors import IllegalEvent
 from protocol.ids import Digest, LeaseId, RunId, WorkerId, digest_of
+from protocol.lease import AS_PUBLISHED, FrozenColumns
 from simulator.arithmetic import EVERYBODYS_ARITHMETIC
 from simulator.virtual.canned import compared_as
 from simulator.virtual.engine_loop import Agenda, EngineLoop
@@ -254,7 +255,9 @@ class Swarm(EngineLoop):
             )
         )
 
-    def aggregated(self, gain: float = 0.01, best: float | None = None) -> list[Command]:
+    def aggregated(
+        self, gain: float = 0.01, best: float | None = None, frozen: FrozenColumns = AS_PUBLISHED
+    ) -> list[Command]:
         """With a version that is better by `gain` than its parent, and by `best` than the best of late."""
         command = self.waiting_for(AggregateRound)
         return self.handle(
@@ -270,10 +273,11 @@ class Swarm(EngineLoop):
                     replace(one, gain=gain if place == 0 or best is None else best)
                     for place, one in enumerate(compared_as(command, gain=gain))
                 ),
+                frozen=frozen,
             )
         )
 
-    def rebuilt(self, change_l2: float = 1.0) -> list[Command]:
+    def rebuilt(self, change_l2: float = 1.0, frozen: FrozenColumns = AS_PUBLISHED) -> list[Command]:
         command = self.waiting_for(RebuildVersion)
         return self.handle(
             ev.VersionRebuilt(
@@ -283,6 +287,7 @@ class Swarm(EngineLoop):
                 parent_version=command.parent_version,
                 manifest=digest_of(f"rebuilt v{command.version}".encode()),
                 change_l2=change_l2,
+                frozen=frozen,
             )
         )
 

@@ -27,7 +27,7 @@ from protocol.framing import FrameReader, frames_of
 from protocol.identity import PrivateIdentity
 from protocol.ids import TRUNK, RoundNumber, RunId, Version, column_block, digest_of
 from protocol.joinlink import JoinLink
-from protocol.manifest import BlockRef, Manifest
+from protocol.manifest import BlockRef, DeltaRef, FrozenRefs, Manifest
 from protocol.sequences import decode_sequences, encode_sequences
 from protocol.signing import CallSigner, CounterWindow, SignedCall, _signed_bytes, parse_metadata, verify_call
 from protocol.specs import TensorSpec
@@ -138,6 +138,11 @@ def a_manifest() -> Manifest:
         momenta={TRUNK: refs[TRUNK]},
         val_loss=3.5,
         tokens_trained=1000,
+        deltas={
+            TRUNK: (DeltaRef(base=digest_of(b"before"), digest=digest_of(b"step"), payload_bytes=9, codec="bf16"),)
+        },
+        masters={TRUNK: refs[TRUNK]},
+        frozen=FrozenRefs(version=Version(0), codec="bf16", blocks={column_block(0): refs[column_block(0)]}),
     )
 
 
