@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from protocol.codecs_feedback import TERNARY, TWO_BIT
 from protocol.codecs_int import INT4, INT8
+from protocol.codecs_top_k import TOP_K
 from protocol.errors import MalformedMessage
 from protocol.specs import GRANULE, Encoded, TensorSpec, WireDtype, WireSpec
 
@@ -105,7 +106,7 @@ class CastCodec:
 BF16: Codec = CastCodec(name="bf16", wire_dtype="BF16", torch_dtype="bfloat16", bits_per_parameter=16)
 FP32: Codec = CastCodec(name="fp32", wire_dtype="F32", torch_dtype="float32", bits_per_parameter=32)
 
-CODECS: dict[str, Codec] = {codec.name: codec for codec in (BF16, FP32, INT8, INT4, TWO_BIT, TERNARY)}
+CODECS: dict[str, Codec] = {codec.name: codec for codec in (BF16, FP32, INT8, INT4, TWO_BIT, TERNARY, TOP_K)}
 """Every codec that a run may name."""
 
 

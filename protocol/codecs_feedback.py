@@ -21,7 +21,7 @@ from protocol.errors import MalformedMessage
 from protocol.specs import GRANULE
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, device
 
 _SAFE_NORMS = (1e-15, 1e15)
 """Between these a sum of squares in fp32 neither vanishes nor overflows."""
@@ -70,7 +70,7 @@ class TwoBitCodec(FittedCodec):
         return self._groups(elements) * self.group // 4
 
     def _fit(self, unit_GN: Tensor, sizes_G: Tensor) -> Tensor:
-        levels_GN = (unit_GN / _GAUSSIAN_STEP).floor_().clamp_(-2, 1).add_(0.5)
+        levels_GN = (unit_GN * (1 / _GAUSSIAN_STEP)).floor_().clamp_(-2, 1).add_(0.5)
         fitted_G = unit_GN.mul_(levels_GN).sum(-1)
         filled_G = 0.25 * (self.group - sizes_G)
         return fitted_G.div_(levels_GN.square_().sum(-1).sub_(filled_G))
@@ -119,7 +119,7 @@ class TernaryCodec(FittedCodec):
         import torch
 
         del sizes_G
-        sent_GN = torch.nn.functional.hardshrink(unit_GN.abs_(), _TERNARY_CUT)
+        sent_GN = torch.hardshrink(unit_GN.abs_(), _TERNARY_CUT)
         return sent_GN.sum(-1).div_(sent_GN.sign_().sum(-1).clamp_(min=1))
 
     def _pack(self, wanted_GN: Tensor, elements: int, scales_G: Tensor, codes: Tensor) -> None:
@@ -161,7 +161,7 @@ def _rms(wanted_GN: Tensor, sizes_G: Tensor) -> Tensor:
     """[G]: root mean squares, in fp64 where fp32 might not do. MalformedMessage where a value is not finite."""
     import torch
 
-    norm_G = torch.linalg.vector_norm(wanted_GN, dim=-1)
+    norm_G: Tensor = torch.linalg.vector_norm(wanted_GN, dim=-1)
     low, high = _SAFE_NORMS
     if bool(((norm_G > low) & (norm_G < high)).all()):
         return norm_G.div_(sizes_G.sqrt())
@@ -191,8 +191,8 @@ def _rows_and_words(elements: int) -> tuple[int, int]:
 
 def _rows_and_words_of(code_bytes: int) -> tuple[int, int]:
     """The same by their bytes."""
-    words = code_bytes * 8 // 27
-    return (words // _words(GRANULE), _words(GRANULE)) if words % _words(GRANULE) == 0 else (1, words)
+    words, granule = code_bytes * 8 // 27, _words(GRANULE)
+    return (words // granule, granule) if words % granule == 0 else (1, words)
 
 
 def _write_words(words_RW: Tensor, bytes_RB: Tensor) -> None:
@@ -223,25 +223,25 @@ def _read_words(bytes_RB: Tensor, words: int) -> Tensor:
 
 
 @cache
-def _places(device: object) -> Tensor:
+def _places(where: device) -> Tensor:
     """[8, 2]: what each of eight trits counts, for the first four and the last four."""
     import torch
 
-    places = torch.zeros(_TABLED, 2, device=torch.device(str(device)))
+    places = torch.zeros(_TABLED, 2, device=where)
     for place in range(4):
         places[place, 0] = places[4 + place, 1] = 3**place
     return places
 
 
 @cache
-def _table(device: object) -> Tensor:
+def _table(where: device) -> Tensor:
     """[3**8]: the eight trits that a number stands for, each a signed byte, together one int64."""
     import torch
 
     rows = torch.arange(_TABLE_ROWS).unsqueeze(-1)
     places = torch.tensor([3**place for place in range(_TABLED)])
     trits = torch.div(rows, places, rounding_mode="floor").remainder_(3).sub_(1).to(torch.int8)
-    return trits.view(torch.int64).view(-1).to(torch.device(str(device)))
+    return trits.view(torch.int64).view(-1).to(where)
 
 
 TWO_BIT = TwoBitCodec(name="two_bit", group=256, has_state=True)

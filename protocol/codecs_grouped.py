@@ -1,4 +1,4 @@
-"""Dense codecs: every value in a few bits, in groups that share a scale.
+"""Codecs of a few bits a value, whose values share scales in groups.
 
 Decides how a tensor is walked (whole granules at a time, so that temporaries stay in a processor's cache and a span
 can be decoded alone), what is kept as state, and what is refused. A codec on top of it says how a group's scale is
@@ -61,10 +61,15 @@ class GroupedCodec(ABC):
     def _unpack(self, codes: Tensor, levels: Tensor) -> None:
         """Write what the codes stand for, before scaling. MalformedMessage where that is nothing."""
 
+    @property
+    def scales_per_group(self) -> int:
+        """How many scales a group has."""
+        return 1
+
     def wire_specs(self, spec: TensorSpec) -> tuple[WireSpec, ...]:
-        """A scale a group, and the codes. Both have even sizes, so that scales lie at even offsets of a file."""
+        """Scales, and codes. Both have even sizes, so that in a file of many tensors scales lie at even offsets."""
         return (
-            WireSpec("BF16", (self._groups(spec.elements),), part="scales"),
+            WireSpec("BF16", (self._scales(spec.elements),), part="scales"),
             WireSpec("U8", (self.code_bytes(spec.elements),), part="codes"),
         )
 
@@ -76,14 +81,15 @@ class GroupedCodec(ABC):
         import torch
 
         flat, owed = tensor.detach().reshape(-1), self._owed(tensor, state)
-        scales = torch.empty(self._groups(flat.numel()), dtype=torch.bfloat16, device=flat.device)
+        scales = torch.empty(self._scales(flat.numel()), dtype=torch.bfloat16, device=flat.device)
         codes = torch.empty(self.code_bytes(flat.numel()), dtype=torch.uint8, device=flat.device)
         left = torch.empty(flat.shape, dtype=torch.float32, device=flat.device) if self.has_state else None
         for start, stop in _spans(0, flat.numel(), flat.device.type):
             wanted = flat[start:stop].to(torch.float32)
             if owed is not None:
-                wanted = wanted + owed[start:stop]
-            groups = slice(start // self.group, self._groups(stop))
+                owed_here = owed[start:stop]
+                wanted = wanted + (owed_here if self.state_decay == 1 else owed_here * self.state_decay)
+            groups = slice(self._scales(start), self._scales(stop))
             coded = codes[self.code_bytes(start) : self.code_bytes(stop)]
             self._pack(self._in_groups(wanted), stop - start, scales[groups], coded)
             if left is not None:
@@ -103,13 +109,16 @@ class GroupedCodec(ABC):
         scales, codes = parts
         values = torch.empty(stop - start, dtype=torch.float32, device=codes.device)
         for begin, end in _spans(start, stop, codes.device.type):
-            groups = scales[begin // self.group : self._groups(end)]
+            groups = scales[self._scales(begin) : self._scales(end)]
             coded = codes[self.code_bytes(begin) : self.code_bytes(end)]
             self._decode(groups, coded, values[begin - start : end - start])
         return values
 
     def _groups(self, elements: int) -> int:
         return -(-elements // self.group)
+
+    def _scales(self, elements: int) -> int:
+        return self._groups(elements) * self.scales_per_group
 
     def _owed(self, tensor: Tensor, state: Tensor | None) -> Tensor | None:
         """What earlier encodings left, flat, on the tensor's device."""

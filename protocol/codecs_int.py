@@ -30,7 +30,7 @@ class IntCodec(GroupedCodec):
     @property
     def highest(self) -> int:
         """The largest level."""
-        return 2 ** (self.bits - 1) - 1
+        return (1 << (self.bits - 1)) - 1
 
     @property
     def bits_per_parameter(self) -> float:
