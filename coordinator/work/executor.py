@@ -50,7 +50,7 @@ from coordinator.engine.events import (
 from coordinator.store.ports import BlobStore
 from coordinator.store.versions import Versions
 from coordinator.work import harm
-from coordinator.work.gains import GainMeasure, Gains, WorkSettings
+from coordinator.work.gains import GainMeasure, Gains, WorkSettings, moved
 from coordinator.work.outer import RoundAggregator
 from coordinator.work.port import Replay, Work
 from coordinator.work.rebuilding import rebuild
@@ -133,7 +133,11 @@ class Executor(Work):
             )
         gains = Gains()
         if command.measure_gain:
-            gains = self._gains.of(command, submission, base, self._base_manifest(command.lease), self._loaded)
+            gains = self._gains.of(
+                command,
+                self._base_manifest(command.lease),
+                lambda share: self._loaded(moved(base, submission, share) if share else base),
+            )
         return SubmissionMeasured(
             at_s=self._clock(),
             command_id=command.command_id,
@@ -145,6 +149,9 @@ class Executor(Work):
             full_gain=gains.full,
             full_gain_se=gains.full_se,
             own_gain=gains.own,
+            part_spread=gains.part_spread,
+            part_sequences=gains.part_sequences,
+            full_sequences=gains.full_sequences,
         )
 
     @execute.register

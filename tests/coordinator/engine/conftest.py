@@ -228,6 +228,7 @@ class Swarm(EngineLoop):
         gain: float = 0.05,
         full: float = 0.0,
         own: float | None = None,
+        spread: float = 0.0,
         norm: float = 1.0,
         malformed: str = "",
         **norms: float,
@@ -244,6 +245,7 @@ class Swarm(EngineLoop):
                 if malformed
                 else tuple(ev.BlockNorm(block=b, norm_l2=norms.get(b, norm) * rate) for b in lease.blocks),
                 heldout_gain=gain,
+                part_spread=spread,
                 full_gain=full,
                 own_gain=own,
             )
