@@ -110,7 +110,8 @@ class RunSettings(BaseModel):
     heldout_limit: int = Field(default=128, ge=1)
     """Held-out sequences that a version is validated on."""
     screening_sequences: int = Field(default=64, ge=2)
-    """Sequences that no lease names, drawn anew each round, that a submission's gain is measured on."""
+    """Sequences that no lease names, drawn anew each round, that a submission's gain is measured on: so many where
+    fewer do not decide, four times as many where these speak against it."""
     screening_share: float | None = Field(default=None, ge=0, le=0.1)
     """Share of the training sequences that the run keeps, in secret, to measure submissions on; 0, or none in a run
     that has begun: they are measured on the public held-out part. `init` makes none 0.01, where the data allow it."""

@@ -37,6 +37,7 @@ from coordinator.engine.past import PastStep
 from coordinator.engine.phases import OPEN_PHASES, LeaseStatus, Phase
 from coordinator.engine.reasons import LATE, UNANSWERED, Case, Reason, reason, rejected
 from coordinator.engine.rows import LeaseRecord, RoundState
+from coordinator.engine.screening import MIN_GAINS
 from coordinator.engine.state import EngineState
 from coordinator.engine.turn import Turn
 from protocol.ids import RoundNumber, Version, WorkerId
@@ -46,6 +47,7 @@ def close(turn: Turn, why: Reason) -> None:
     """Nothing more is waited for: look once more at what was accepted, count it, and have a version made of it."""
     state = turn.state
     second_look.look_again(turn)
+    state.usual_gain = state.index.tally.usual_gain(MIN_GAINS) or state.usual_gain
     _pass_over_weightless(turn)
     records, superseded = votes.one_vote_each(state, votes.countable(state))
     for record in superseded:

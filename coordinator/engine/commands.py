@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from coordinator.engine.down_config import WHOLE, DownConfig
+from coordinator.engine.enough import EarlyStop
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.reasons import Reason, Verdict, told
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId
@@ -117,6 +118,8 @@ class MeasureSubmission(SlowCommand):
     """How many times the submission is a quarter of what an outer step takes of it, at the round's steps."""
     own_data: bool = False
     """Secret draw: whether the gain on some of the lease's own sequences is measured, too."""
+    early: EarlyStop | None = None
+    """When measuring may stop; None: with the last sequence of the draw."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

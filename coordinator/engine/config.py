@@ -76,6 +76,9 @@ class ScreeningConfig:
     """Probability with which a worker that is as its peers may ever be doubted, for each of the sequential tests."""
     gain_shortfall: float = 0.2
     """Share of its peers' gain by which a worker must fall short, again and again, to be doubted."""
+    early_margin: float = 2.0
+    """Standard errors above what would be forgiven at which a gain is measured no further. 0: always on the whole
+    draw."""
     own_data_share: float = 0.25
     """Share of the rounds, drawn in secret, in which gains on a lease's own sequences are measured, too."""
 
@@ -310,7 +313,7 @@ def _screening_problems(screening: ScreeningConfig) -> list[tuple[bool, str]]:
     """Limits under which honest work could never pass, or nothing would ever be refused."""
     shares = ("min_norm_factor", "min_column_norm_factor", "min_heldout_gain_share", "own_data_share", "gain_shortfall")
     factors = ("max_norm_factor", "max_column_norm_factor", "max_base_factor")
-    losses = ("gain_error_margin", "max_doubt", "max_lone_loss", "max_peer_loss")
+    losses = ("gain_error_margin", "early_margin", "max_doubt", "max_lone_loss", "max_peer_loss")
     found = [
         *((name, 0 <= getattr(screening, name) < 1 or name == "own_data_share", "0 to below 1") for name in shares),
         ("own_data_share", 0 <= screening.own_data_share <= 1, "0 to 1"),

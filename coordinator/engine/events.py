@@ -237,6 +237,11 @@ class SubmissionMeasured(Event):
     full_gain_se: float = 0.0
     own_gain: float | None = None
     """The same as `full_gain` on sequences of the lease itself; None where it was not asked for."""
+    part_spread: float = 0.0
+    """Standard deviation of `heldout_gain` over these sequences; its error is never less than what is usual gives."""
+    part_sequences: int = 0
+    """Held-out sequences behind `heldout_gain`; 0 where that was not measured."""
+    full_sequences: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

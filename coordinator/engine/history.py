@@ -25,6 +25,16 @@ class LeftOut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UsualGain:
+    """What the accepted submissions of a round gained, as `LeaseRecord.heldout_gain` has it: nats a token."""
+
+    gain: float
+    """The median."""
+    spread: float
+    """The median of their standard deviations over sequences."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VersionLevel:
     """A version that later ones are compared with."""
 

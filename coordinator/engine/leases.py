@@ -20,6 +20,7 @@ from coordinator.engine.commands import (
     MeasureSubmission,
 )
 from coordinator.engine.commits import refusal_of
+from coordinator.engine.early_stops import early_stop
 from coordinator.engine.events import SubmissionCommitted
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.past import PastStep
@@ -198,6 +199,7 @@ def upload(turn: Turn, record: LeaseRecord) -> None:
             taken=pacing.taken(state.config),
             part=pacing.part_measured(state.config, lease),
             own_data=_is_drawn(turn, lease.round),
+            early=early_stop(state, lease),
         )
     )
 

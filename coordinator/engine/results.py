@@ -97,6 +97,7 @@ def on_submission_measured(turn: Turn, event: SubmissionMeasured) -> None:
         full_gain=event.full_gain,
         full_gain_se=event.full_gain_se,
         own_gain=event.own_gain,
+        part_spread=event.part_spread,
     )
     if not verdict.accepted:
         leases.reject(turn, lease.lease_id, verdict)

@@ -205,7 +205,8 @@ class LeaseRecord:
     full_gain: float = 0.0
     full_gain_se: float = 0.0
     own_gain: float | None = None
-    """The last three as in `SubmissionMeasured`."""
+    part_spread: float = 0.0
+    """The last four as in `SubmissionMeasured`."""
     compared: bool = False
     """Its worker's sequential tests have read it."""
     verdict: Verdict | None = None

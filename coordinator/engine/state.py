@@ -22,6 +22,7 @@ from coordinator.engine.history import (
     RoundRecord,
     SettingChange,
     Totals,
+    UsualGain,
     Validation,
     VersionLevel,
     wall_at_s,
@@ -62,6 +63,8 @@ class EngineState:
     history: tuple[RoundRecord, ...] = ()
     substitutes: tuple[Substitute, ...] = ()
     """Blocks of the latest version that the run's rule did not answer for."""
+    usual_gain: UsualGain | None = None
+    """Of the latest round that closed with any."""
     standings: tuple[VersionLevel, ...] = ()
     """Versions of the latest rounds that no later one of them is better than; the latest is the run's."""
     withheld_in_row: int = 0

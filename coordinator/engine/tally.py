@@ -13,6 +13,7 @@ from collections.abc import Hashable
 from typing import NamedTuple, TypeVar
 
 from coordinator.engine.ballots import Ballot, TrunkBallot
+from coordinator.engine.history import UsualGain
 from coordinator.engine.phases import LIVE_STATUSES, LOST_STATUSES, LeaseStatus
 from coordinator.engine.reasons import AUDIT_FAILED, BLAMED_KEYS
 from coordinator.engine.rows import LeaseRecord
@@ -59,6 +60,7 @@ class RoundTally:
         "lost",
         "refused",
         "seats",
+        "spreads",
         "standby",
         "trunk",
         "untimed",
@@ -95,6 +97,8 @@ class RoundTally:
         """Commits of workers that fell silent."""
         self.gains: list[float] = []
         """Held-out gains of the accepted, ascending; nan (screening is off) is left out."""
+        self.spreads: list[float] = []
+        """Standard deviations of the gains of those that weigh something, over sequences, ascending."""
 
     def count(self, record: LeaseRecord, *, owner: str, person: str, voice: Voice, by: int) -> None:
         """Count a lease in (`by` 1) or out again (`by` -1): `owner`'s machine, whose vote is `person`'s."""
@@ -113,7 +117,9 @@ class RoundTally:
                 tallies.append(self.gone)
             elif status is LeaseStatus.ACCEPTED:
                 self.accepted_leases += by
-                self._count_gain(record.heldout_gain, by)
+                _count_in(self.gains, record.heldout_gain, by)
+                if voice.votes:
+                    _count_in(self.spreads, record.part_spread, by)
                 tallies.append(self.accepted)
                 if voice.votes:
                     self._vote(record, person, by, given=True)
@@ -129,6 +135,12 @@ class RoundTally:
     def gains_median(self, least: int) -> float | None:
         """Of the accepted submissions' gains; None where there are fewer than `least`."""
         return None if len(self.gains) < least else _middle(self.gains)
+
+    def usual_gain(self, least: int) -> UsualGain | None:
+        """Of the accepted submissions; None where fewer than `least` of them say how much theirs differs."""
+        if min(len(self.gains), len(self.spreads)) < least:
+            return None
+        return UsualGain(gain=_middle(self.gains), spread=_middle(self.spreads))
 
     def _expect(self, record: LeaseRecord, person: str, voice: Voice, by: int) -> None:
         """Something may still come of the lease."""
@@ -158,13 +170,15 @@ class RoundTally:
         if not seats:
             del self.seats[owner]
 
-    def _count_gain(self, gain: float, by: int) -> None:
-        if not math.isfinite(gain):
-            return
-        if by > 0:
-            insort(self.gains, gain)
-        else:
-            del self.gains[bisect_left(self.gains, gain)]
+
+def _count_in(values: list[float], value: float, by: int) -> None:
+    """Into the values, which ascend, or (`by` -1) out again; what is no number is in none."""
+    if not math.isfinite(value):
+        return
+    if by > 0:
+        insort(values, value)
+    else:
+        del values[bisect_left(values, value)]
 
 
 def _middle(values: list[float]) -> float:

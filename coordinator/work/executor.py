@@ -146,6 +146,9 @@ class Executor(Work):
             full_gain=gains.full,
             full_gain_se=gains.full_se,
             own_gain=gains.own,
+            part_spread=gains.part_spread,
+            part_sequences=gains.part_sequences,
+            full_sequences=gains.full_sequences,
         )
 
     @execute.register

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from coordinator.engine.commands import MeasureSubmission
 from coordinator.engine.draws import Stream
+from coordinator.engine.enough import EarlyStop, Enough, looked
 from moe.full import mean_and_error, sequence_losses
 from protocol.ids import Digest
 
@@ -37,6 +38,9 @@ SHARE_FOR_ALL = 4
 """One of so many held-out sequences is for all of it: what spoils a model shows on few."""
 FEWEST_TO_DIVIDE = 32
 """Held-out sequences; fewer serve both ends."""
+FIRST_OF_ALL = 2
+FIRST_OF_PART = 4
+"""Sequences of the first look, where measuring may stop early: a tenth of the usual draw."""
 WHERE_IN_DOUBT = 4
 """So many times the sequences, where those of the part speak against a submission by more than their error."""
 OWN_SHARE = 8
@@ -72,6 +76,11 @@ class Gains:
     full: float = 0.0
     full_se: float = 0.0
     own: float | None = None
+    part_spread: float = 0.0
+    """Standard deviation over sequences."""
+    part_sequences: int = 0
+    full_sequences: int = 0
+    """Behind the two."""
 
 
 class GainMeasure:
@@ -80,36 +89,35 @@ class GainMeasure:
     def __init__(self, dataset: Dataset, settings: WorkSettings) -> None:
         self._dataset = dataset
         self._settings = settings
-        self._baselines: OrderedDict[tuple[Digest, int, int], Tensor] = OrderedDict()
+        self._baselines: OrderedDict[tuple[Digest, int, int, int], Tensor] = OrderedDict()
 
     def of(self, command: MeasureSubmission, digest: Digest, load: Load) -> Gains:
         """Of the command's submission, which starts from the version whose manifest is `digest`."""
-        tokens_NL = self._drawn(command, 1)
-        before_N = self._before(command, 1, tokens_NL, digest, load)
-        for_all = slice(0, len(tokens_NL) // SHARE_FOR_ALL if len(tokens_NL) >= FEWEST_TO_DIVIDE else None)
-        for_part = slice(for_all.stop or 0, None)
-        own_NL = self._own(command)
-        own_before_N = self._losses(load(0.0), own_NL) if len(own_NL) else torch.empty(0)
-        model = load(command.taken)
-        all_NL = np.concatenate([tokens_NL[for_all], own_NL])
-        after_N = self._losses(model, all_NL)
-        cut = len(all_NL) - len(own_NL)
-        full = mean_and_error(before_N[for_all] - after_N[:cut])
-        own = float((own_before_N - after_N[cut:]).mean()) if len(own_NL) else None
-        model = load(command.part)
-        part_N = before_N[for_part] - self._losses(model, tokens_NL[for_part])
-        part = mean_and_error(part_N)
-        if part[0] + (part[1] if math.isfinite(part[1]) else 0.0) < 0.0:
-            more_NL = self._drawn(command, WHERE_IN_DOUBT)[len(tokens_NL) :]
-            if len(more_NL):
-                after_N = self._losses(model, more_NL)
-                before_N = self._before(command, WHERE_IN_DOUBT, more_NL, digest, load)
-                part = mean_and_error(torch.cat([part_N, before_N - after_N]))
-        if not all(map(math.isfinite, (*part[:1], *full[:1], own or 0.0))):
-            return Gains(part=TERRIBLE, full=TERRIBLE, own=None if own is None else TERRIBLE)
-        return Gains(part=part[0], part_se=_known(part[1]), full=full[0], full_se=_known(full[1]), own=own)
+        one = _Measuring(self, command, digest, load)
+        count = len(one.tokens_NL)
+        divided = count >= FEWEST_TO_DIVIDE
+        cut = count // SHARE_FOR_ALL if divided else count
+        early = command.early if divided else None
+        own = one.of_own(self._own(command))
+        # what its own sequences show is compared with what the whole of the others do
+        full_N = one.of_all(slice(0, cut), None if command.own_data else early)
+        part_N = one.of_part(slice(cut if divided else 0, count), early)
+        part, full = mean_and_error(part_N), mean_and_error(full_N)
+        sizes = {"part_sequences": len(part_N), "full_sequences": len(full_N)}
+        if not all(map(math.isfinite, (part[0], full[0], own or 0.0))):
+            return Gains(part=TERRIBLE, full=TERRIBLE, own=None if own is None else TERRIBLE, **sizes)
+        spread = early.spread if early is not None else 0.0
+        return Gains(
+            part=part[0],
+            part_se=_error(part[1], len(part_N), spread, count - cut),
+            full=full[0],
+            full_se=_error(full[1], len(full_N), spread * command.taken / command.part, cut),
+            own=own,
+            part_spread=_known(part[1]) * math.sqrt(len(part_N)),
+            **sizes,
+        )
 
-    def _drawn(self, command: MeasureSubmission, times: int) -> NDArray[Any]:
+    def drawn(self, command: MeasureSubmission, times: int) -> NDArray[Any]:
         """The round's sequences [N, L+1]; with `times`, more that begin with the same."""
         count = times * self._settings.screening_sequences
         length = self._settings.sequence_length
@@ -124,23 +132,87 @@ class GainMeasure:
         found = [self._dataset.sequences(data.seed, data.start + row, 1, length) for row in rows]
         return np.concatenate([self._dataset.sequences(data.seed, data.start, 0, length), *found])
 
-    def _before(
-        self,
-        command: MeasureSubmission,
-        times: int,
-        tokens_NL: NDArray[Any],
-        digest: Digest,
-        load: Load,
+    def before(
+        self, command: MeasureSubmission, digest: Digest, load: Load, tokens_NL: NDArray[Any], start: int
     ) -> Tensor:
-        key = digest, command.heldout_seed, times
+        """Losses of the round's sequences from `start` on, under the version that they all start from."""
+        key = digest, command.heldout_seed, start, len(tokens_NL)
         if key not in self._baselines:
-            self._baselines[key] = self._losses(load(0.0), tokens_NL)
+            self._baselines[key] = self.losses(load(0.0), tokens_NL)
             while len(self._baselines) > CACHED_BASELINES:
                 self._baselines.popitem(last=False)
         return self._baselines[key]
 
-    def _losses(self, model: Any, tokens_NL: NDArray[Any]) -> Tensor:
+    def losses(self, model: Any, tokens_NL: NDArray[Any]) -> Tensor:
+        """Of each sequence."""
         return sequence_losses(model, torch.from_numpy(tokens_NL.astype("int64")), self._settings.evaluation_batch)
+
+
+class _Measuring:
+    """One submission's measuring; lives for one command."""
+
+    def __init__(self, measure: GainMeasure, command: MeasureSubmission, digest: Digest, load: Load) -> None:
+        self._measure, self._command, self._digest, self._load = measure, command, digest, load
+        self._loaded: tuple[float, Any] | None = None
+        self.tokens_NL = measure.drawn(command, 1)
+
+    def of_own(self, own_NL: NDArray[Any]) -> float | None:
+        """What all of it gains on the lease's own sequences, None without any."""
+        if not len(own_NL):
+            return None
+        before_N = self._measure.losses(self._model(0.0), own_NL)
+        return float((before_N - self._measure.losses(self._model(self._command.taken), own_NL)).mean())
+
+    def of_all(self, which: slice, early: EarlyStop | None) -> Tensor:
+        """[n] gains of all of it: on the first of the round's sequences `which`, or as many as are enough."""
+        command, least, spread = self._command, 0.0, 0.0
+        if early is not None:  # the usual spread is a part's, and grows with it, to first order
+            least, spread = early.full_least, early.spread * command.taken / command.part
+        return self._looked_at(command.taken, which, FIRST_OF_ALL, early, least, spread)[0]
+
+    def of_part(self, which: slice, early: EarlyStop | None) -> Tensor:
+        """[n] gains of a part of it; on more than `which`, where these speak against it and leave doubt."""
+        share, count = self._command.part, len(self.tokens_NL)
+        least, spread = (early.least, early.spread) if early is not None else (0.0, 0.0)
+        gains_N, found = self._looked_at(share, which, FIRST_OF_PART, early, least, spread)
+        mean, error = mean_and_error(gains_N)
+        if found is not Enough.UNDECIDED or mean + _known(error) >= 0.0:
+            return gains_N
+        more_NL = self._measure.drawn(self._command, WHERE_IN_DOUBT)[count:]
+        return torch.cat([gains_N, self._gains(share, more_NL, count)]) if len(more_NL) else gains_N
+
+    def _looked_at(
+        self, share: float, which: slice, first: int, early: EarlyStop | None, least: float, spread: float
+    ) -> tuple[Tensor, Enough]:
+        gains_N, found, whole = torch.empty(0, dtype=torch.float64), Enough.UNDECIDED, which.stop - which.start
+        for count in _looks(first, whole, early):
+            start = which.start + len(gains_N)
+            gains_N = torch.cat([gains_N, self._gains(share, self.tokens_NL[start : which.start + count], start)])
+            if early is not None:
+                mean, error = mean_and_error(gains_N)
+                sd = error * math.sqrt(count)
+                found = looked(early, least=least, spread=spread, mean=mean, sd=sd, count=count, whole=whole)
+            if found is not Enough.UNDECIDED:
+                break
+        return gains_N, found
+
+    def _gains(self, share: float, tokens_NL: NDArray[Any], start: int) -> Tensor:
+        before_N = self._measure.before(self._command, self._digest, self._model, tokens_NL, start)
+        return before_N - self._measure.losses(self._model(share), tokens_NL)
+
+    def _model(self, share: float) -> Any:
+        if self._loaded is None or self._loaded[0] != share:
+            self._loaded = share, self._load(share)
+        return self._loaded[1]
+
+
+def _looks(first: int, whole: int, early: EarlyStop | None) -> Iterator[int]:
+    """After how many sequences there is a look: each time twice as many, and all."""
+    count = first
+    while early is not None and count < whole:
+        yield count
+        count *= 2
+    yield whole
 
 
 def _known(error: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +21,15 @@ from coordinator.engine.commands import (
     ValidateVersion,
     WriteCheckpoint,
 )
+from coordinator.engine.enough import EarlyStop
 from coordinator.engine.events import (
     CheckpointWritten,
     ContributionsTried,
+    SubmissionMeasured,
     VersionValidated,
 )
 from coordinator.run.folder import RunFolder
+from coordinator.run.opened import work_settings
 from coordinator.work.substitutes import told
 from moe.full import evaluate_loss, full_model
 from protocol.errors import LocalError
@@ -403,3 +407,40 @@ def test_more_sequences_are_drawn_where_the_first_speak_against_it(
     drawn = bench.settings.screening_sequences
     assert seen[0] == drawn
     assert seen[-2:] == [3 * drawn, 3 * drawn]  # after, and before: the round's other submissions share it
+
+
+def test_measuring_stops_where_it_is_sure(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    gains: list[float] = []
+
+    def losses(_model: object, tokens_NL: torch.Tensor, _batch: int) -> torch.Tensor:
+        seen.append(len(tokens_NL))
+        return torch.full((len(tokens_NL),), -gains[0] * len(seen)) + 0.01 * torch.arange(len(tokens_NL)) % 0.02
+
+    def measured(gain: float, **changes: Any) -> SubmissionMeasured:
+        seen.clear()
+        gains[:] = [gain]
+        bench.executor._gains._baselines.clear()
+        return bench.measure(digest, (0,), gain=True, early=early, **changes)
+
+    monkeypatch.setattr("coordinator.work.gains.sequence_losses", losses)
+    seen: list[int] = []
+    bench.executor._gains._settings = dataclasses.replace(work_settings(bench.settings), screening_sequences=64)
+    early: EarlyStop | None = EarlyStop(
+        least=0.01, full_least=-0.25, spread=0.02, margin=2.0, doubt_margin=3.0, max_doubt=0.1
+    )
+    digest = bench.submit((0,), constant(0.1))
+    drawn = len(bench.executor.screening_sequences(7, 64, round_=1))
+    for_all, for_part = drawn // 4, drawn - drawn // 4
+    few = measured(0.1)
+    assert (few.part_sequences, few.full_sequences) == (4, 2)
+    assert seen == [2, 2, 4, 4]
+    assert few.part_spread < 0.02  # its own, which four sequences do not tell: the error is the usual one's
+    assert few.heldout_gain_se == pytest.approx(0.02 / 2)
+    assert few.full_gain_se == pytest.approx(0.02 * 4 / math.sqrt(2))
+    harmful = measured(-0.5)
+    assert (harmful.part_sequences, harmful.full_sequences) == (16, for_all)
+    assert measured(0.0).part_sequences == for_part
+    assert measured(0.1, own_data=True).full_sequences == for_all
+    early = None
+    whole = measured(0.1)
+    assert (whole.part_sequences, whole.full_sequences) == (for_part, for_all)

@@ -233,6 +233,7 @@ class Swarm(EngineLoop):
         se: float = 0.0,
         full: float = 0.0,
         own: float | None = None,
+        spread: float = 0.0,
         norm: float = 1.0,
         malformed: str = "",
         **norms: float,
@@ -249,7 +250,7 @@ class Swarm(EngineLoop):
                 if malformed
                 else tuple(ev.BlockNorm(block=b, norm_l2=norms.get(b, norm) * rate) for b in lease.blocks),
                 heldout_gain=gain,
-                heldout_gain_se=se,
+                part_spread=spread,
                 full_gain=full,
                 own_gain=own,
             )

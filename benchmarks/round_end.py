@@ -1,0 +1,279 @@
+"""What the end of a round costs the coordinator: 16 submissions screened, aggregated, compared and validated.
+
+    python -m benchmarks.round_end [--quick] [--json FILE]
+
+A fresh run of the preset; a better model, made of it by a few steps of its own gradient's sign on training text; and
+submissions that are steps towards it, each with noise of its own, so that gains are real. The coordinator's executor
+carries out what the engine asks for at a round's end, one command after the other, as its own thread does: whole draws
+(`screening.early_margin` 0), a run's first round, of which nothing is known, a later one, and one of those (a quarter)
+in which gains on a lease's own sequences are measured, too. Whole models, bf16, one
+submission in four distinct bytes. Rows: model, way, stage (screening with decoding, aggregation, trust region,
+validation), sequences through the model, wall seconds, processor seconds of all threads and those over the threads:
+what a machine with so many idle cores takes. `--quick`: the tiny preset alone.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import structlog
+import torch
+
+from benchmarks.report import Cell, machine, parse_args, print_rows, write_json
+from coordinator.engine.commands import (
+    AggregateRound,
+    Contribution,
+    MeasureSubmission,
+    PublishedVersion,
+    ValidateVersion,
+)
+from coordinator.engine.config import ScreeningConfig
+from coordinator.engine.early_stops import bounds
+from coordinator.engine.events import SubmissionMeasured
+from coordinator.engine.history import UsualGain
+from coordinator.engine.lease import GrantedLease
+from coordinator.engine.screening import MIN_GAINS
+from coordinator.work.executor import Executor
+from protocol.ids import Digest, LeaseId, RoundNumber, Version, WorkerId
+from protocol.lease import DataRange
+from protocol.recipe import Recipe
+
+SUBMISSIONS, DISTINCT, THREADS = 16, 4, 2
+STEPS, BATCH = 3, 8
+OWN = 8
+"""Sequences of each lease here; before and after go through the model."""
+STEP = {"100m": 1e-3, "tiny": 4e-3}
+"""Of each weight, by a step of the gradient's sign: about Adam's first."""
+NOISE = 0.3
+CODEC = "bf16"
+WAYS = ("whole draws", "first round", "later round", "own sequences")
+
+
+@dataclass(slots=True)
+class Clocked:
+    """What one stage took."""
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    sequences: int = 0
+
+
+class StageClocks:
+    """By stage."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, Clocked] = {}
+
+    @contextmanager
+    def running(self, stage: str) -> Iterator[Clocked]:
+        """Add what passes meanwhile."""
+        clocked = self.stages.setdefault(stage, Clocked())
+        wall_s, cpu_s = time.perf_counter(), time.process_time()
+        yield clocked
+        clocked.wall_s += time.perf_counter() - wall_s
+        clocked.cpu_s += time.process_time() - cpu_s
+
+
+def main() -> None:
+    """Measure and print."""
+    args = parse_args(__doc__ or "")
+    torch.set_num_threads(THREADS)
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    rows: list[dict[str, Cell]] = []
+    for preset in ("tiny",) if args.quick else ("tiny", "100m"):
+        with tempfile.TemporaryDirectory(prefix="barnraise-round-end-") as folder:
+            bench = RoundEnd(Path(folder), preset)
+            usual = None
+            for number, way in enumerate(WAYS, start=1):
+                found, usual = bench.row(number, way, usual)
+                rows += found
+                print_rows(found)
+    print(machine())
+    if args.json is not None:
+        write_json(args.json, rows)
+
+
+class RoundEnd:
+    """One preset's run, and what was sent."""
+
+    def __init__(self, folder: Path, preset: str) -> None:
+        from coordinator.datasets import prepare
+        from coordinator.run.folder import RunFolder, init_run
+        from coordinator.run.opened import work_settings
+        from coordinator.settings import RunSettings
+        from coordinator.store.versions import Versions
+
+        prepare([str(Path(__file__).parents[1])], folder / "data")
+        init_run(folder / "run", RunSettings(preset=preset, data=str(folder / "data"), codec=CODEC, seed=1))
+        run = RunFolder.open(folder / "run")
+        self.preset, self.layout, self.store = preset, run.layout(), run.artifacts()
+        self.versions = Versions(run.root / "versions", self.store.blocks, self.layout)
+        self.settings, self.dataset = work_settings(run.settings()), run.dataset()
+        self._executor: dict[str, Any] = {
+            "settings": self.settings,
+            "layout": self.layout,
+            "payloads": self.store.payloads,
+            "versions": self.versions,
+            "dataset": self.dataset,
+            "companions": run.companions(self.dataset),
+            "dtype": run.export_dtype,
+            "checkpoints": run.checkpoints,
+            "clock": time.monotonic,
+        }
+        found = self.versions.manifest_digest(0)
+        assert found is not None
+        self.base: Digest = found
+        self.sent = self._sent()
+
+    def row(self, number: int, way: str, usual: UsualGain | None) -> tuple[list[dict[str, Cell]], UsualGain | None]:
+        """One round's end by a coordinator that was started for it; and what is usual after it."""
+        clocks, executor = StageClocks(), Executor(**self._executor)
+        executor._losses_of(self.base, 1)  # the parent was compared with others when it was new
+        gains = self._screened(executor, clocks, number, None if way == "first round" else usual, way)
+        command = self._aggregation(number)
+        whole = executor._compared
+
+        def compared(*arguments: Any) -> Any:
+            with clocks.running("trust region") as clocked:
+                clocked.sequences += self.settings.screening_sequences
+                return whole(*arguments)
+
+        executor._compared = compared  # type: ignore[method-assign, assignment]
+        with clocks.running("aggregation"):
+            aggregated: Any = executor.execute(command)
+        region = clocks.stages["trust region"]
+        clocks.stages["aggregation"].wall_s -= region.wall_s
+        clocks.stages["aggregation"].cpu_s -= region.cpu_s
+        with clocks.running("validation") as clocked:
+            clocked.sequences = self.settings.heldout_limit
+            executor.execute(
+                ValidateVersion(command_id="validate", version=aggregated.version, manifest=aggregated.manifest)
+            )
+        return self._rows(way, clocks), _usual(gains)
+
+    def _rows(self, way: str, clocks: StageClocks) -> list[dict[str, Cell]]:
+        total = Clocked(
+            sum(one.wall_s for one in clocks.stages.values()),
+            sum(one.cpu_s for one in clocks.stages.values()),
+            sum(one.sequences for one in clocks.stages.values()),
+        )
+        return [
+            {
+                "model": self.preset,
+                "way": way,
+                "stage": stage,
+                "sequences": one.sequences,
+                "wall_s": one.wall_s,
+                "cpu_s": one.cpu_s,
+                "idle_cores_s": one.cpu_s / THREADS,
+            }
+            for stage, one in {**clocks.stages, "all": total}.items()
+        ]
+
+    def _screened(
+        self, executor: Executor, clocks: StageClocks, number: int, usual: UsualGain | None, way: str
+    ) -> list[SubmissionMeasured]:
+        gains: list[SubmissionMeasured] = []
+        for place in range(SUBMISSIONS):
+            early = None if way == "whole draws" else bounds(ScreeningConfig(), _usual(gains) or usual, 1.0)
+            digest = self.sent[place % DISTINCT]
+            command = MeasureSubmission(
+                command_id=f"measure:{place}", lease=self._lease(place), digest=digest,
+                payload_bytes=self.store.payloads.stat(digest) or 0, codec=CODEC, heldout_seed=number,
+                measure_gain=True, early=early, own_data=way == "own sequences",
+            )  # fmt: skip
+            with clocks.running("screening") as clocked:
+                event = executor.execute(command)
+            assert isinstance(event, SubmissionMeasured), event
+            own = 0 if event.own_gain is None else 2 * OWN
+            clocked.sequences += event.part_sequences + event.full_sequences + own
+            gains.append(event)
+        return gains
+
+    def _lease(self, place: int) -> GrantedLease:
+        return GrantedLease(
+            lease_id=LeaseId(f"r1.{place}"), round=RoundNumber(1), worker=WorkerId(f"{place:032x}"),
+            base_version=Version(0), columns=tuple(range(self.layout.columns)),
+            data=DataRange(seed=1, start=0, count=OWN), seed=1, inner_steps=2, batch_sequences=2, recipe=Recipe(),
+            granted_at_s=0.0, deadline_s=1e9,
+        )  # fmt: skip
+
+    def _aggregation(self, number: int) -> AggregateRound:
+        contributions = tuple(
+            Contribution(
+                lease_id=LeaseId(f"r{number}.{place}"), digest=self.sent[place % DISTINCT], codec=CODEC,
+                columns=tuple(range(self.layout.columns)), base_version=Version(0), step_scale=1.0, weight=1.0,
+                sequences=OWN,
+            )
+            for place in range(SUBMISSIONS)
+        )  # fmt: skip
+        return AggregateRound(
+            command_id=f"aggregate:r{number}", round=RoundNumber(number), parent_version=Version(0),
+            parent_manifest=self.base, version=Version(number), contributions=contributions, clips=(),
+            rule="trimmed_mean", outer_learning_rate=1.0, outer_momentum=0.0, seed=1, oldest_needed=Version(0),
+            compared_with=(PublishedVersion(version=Version(0), manifest=self.base),), region_seed=1,
+        )  # fmt: skip
+
+    def _sent(self) -> list[Digest]:
+        from moe.full import full_model, load_blocks
+        from protocol.codecs import codec_named
+        from protocol.submission import encode_submission
+
+        base = self.versions.load_blocks(self.versions.manifest(self.base))
+        model = full_model(self.layout, {block: dict(tensors) for block, tensors in base.items()})
+        load_blocks(model, self.layout, base)
+        tokens = torch.from_numpy(
+            self.dataset.sequences(7, 0, STEPS * BATCH, self.settings.sequence_length).astype(int)
+        )
+        for batch in torch.split(tokens, BATCH):
+            logits = model(input_ids=batch[:, :-1], use_cache=False).logits
+            loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch[:, 1:])
+            parameters = list(model.parameters())
+            with torch.no_grad():
+                for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                    parameter.sub_(gradient.sign(), alpha=STEP[self.preset])
+        better = self._blocks_of(model)
+        found = []
+        for place in range(DISTINCT):
+            torch.manual_seed(place)
+            step = {
+                block: {name: _noisy(tensor - better[block][name]) for name, tensor in tensors.items()}
+                for block, tensors in base.items()
+            }
+            found.append(self.store.payloads.put(encode_submission(step, codec_named(CODEC))))
+        return found
+
+    def _blocks_of(self, model: Any) -> dict[Any, dict[str, torch.Tensor]]:
+        from protocol.ids import column_of
+
+        named = dict(model.named_parameters())
+        return {
+            block: {
+                spec.name: (named[spec.name] if column_of(block) is None else named[spec.name][column_of(block)]).data
+                for spec in self.layout.block_specs(block)
+            }
+            for block in self.layout.blocks
+        }
+
+
+def _noisy(step: torch.Tensor) -> torch.Tensor:
+    return step + NOISE * step.abs().mean() * torch.randn_like(step)
+
+
+def _usual(gains: list[SubmissionMeasured]) -> UsualGain | None:
+    """As the engine has it of what it accepted."""
+    if len(gains) < MIN_GAINS:
+        return None
+    spread = median(one.part_spread for one in gains)
+    return UsualGain(gain=median(one.heldout_gain for one in gains), spread=spread)
+
+
+if __name__ == "__main__":
+    main()
