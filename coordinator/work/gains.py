@@ -215,6 +215,14 @@ def _looks(first: int, whole: int, early: EarlyStop | None) -> Iterator[int]:
     yield whole
 
 
+def _error(own: float, count: int, usual: float, whole: int) -> float:
+    """Standard error of `count` sequences: not below that of the usual spread where these are not all of the draw.
+
+    So what was enough to stop is enough for the verdict, which forgives its errors.
+    """
+    return max(_known(own), usual / math.sqrt(count)) if count < whole else _known(own)
+
+
 def _known(error: float) -> float:
     """The error of a single sequence is not known."""
     return error if math.isfinite(error) else 0.0
