@@ -30,6 +30,14 @@ class Codec(Protocol):
     def name(self) -> str:
         """As the run's description spells it."""
 
+    @property
+    def has_state(self) -> bool:
+        """Whether an encoding leaves something that the next one of the same tensor is to be given."""
+
+    @property
+    def state_decay(self) -> float:
+        """What part of that the next encoding adds to its tensor; `encode` does it."""
+
     def wire_specs(self, spec: TensorSpec) -> tuple[WireSpec, ...]:
         """The pieces that a tensor of this spec is written as, in order; their parts have different names."""
 
@@ -59,6 +67,8 @@ class CastCodec:
     wire_dtype: WireDtype
     torch_dtype: str
     """`wire_dtype` as torch spells it."""
+    has_state: bool = False
+    state_decay: float = 1.0
 
     def wire_specs(self, spec: TensorSpec) -> tuple[WireSpec, ...]:
         """One piece of the same shape."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protocol.ids import TRUNK, BlockId, LeaseId, RoundNumber, Version, column_block
+from protocol.codecs import BF16
+from protocol.ids import TRUNK, BlockId, Digest, LeaseId, RoundNumber, Version, column_block
 from protocol.recipe import Recipe
 
 
@@ -36,6 +37,11 @@ class Lease:
     batch_sequences: int
     """Sequences an inner step."""
     recipe: Recipe
+    codec: str = BF16.name
+    """What the submission is encoded in."""
+    residuals: tuple[Digest, ...] = ()
+    """What the encoding of each of `blocks` begins with, which an earlier one left; "": nothing. (): nothing for any.
+    What is computed does not depend on it, only how it is sent."""
 
     @property
     def sequences(self) -> int:
@@ -45,4 +51,9 @@ class Lease:
     @property
     def blocks(self) -> tuple[BlockId, ...]:
         """Blocks that a submission for this lease must hold: the trunk, then its columns."""
-        return (TRUNK, *(column_block(column) for column in self.columns))
+        return blocks_of(self.columns)
+
+
+def blocks_of(columns: tuple[int, ...]) -> tuple[BlockId, ...]:
+    """The trunk, then these columns."""
+    return (TRUNK, *(column_block(column) for column in columns))

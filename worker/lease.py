@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from protocol.codecs import codec_named
 from protocol.errors import MalformedMessage
 from protocol.ids import Digest, RunId
 from protocol.lease import Lease
@@ -48,6 +49,7 @@ class RunDescription:
     model_json: str
     residency: str
     codec: str
+    """What leases name as a rule."""
     sequence_length: int
     dataset_digest: Digest
     max_block_bytes: int
@@ -69,6 +71,10 @@ def lease_from_message(
     ascending = all(left < right for left, right in itertools.pairwise(columns))
     _require(ascending and columns[-1] < layout_columns, "columns", f"ascending and below {layout_columns}", columns)
     _check_counts(message, sequence_length)
+    codec_named(message.codec)
+    residuals = tuple(message.residuals)
+    _require(len(residuals) in (0, 1 + len(columns)), "residuals", "none, or one a block", len(residuals))
+    _require(all(not one or _is_digest(one) for one in residuals), "residuals", "64 hexadecimal characters", "?")
     for field, expected, got in breaches(message.recipe):
         _require(False, field, expected, printable(str(got), 40))
     _within(message.ttl_s, 0.0, MAX_TTL_S, "ttl_s")
@@ -91,7 +97,7 @@ def description_from_message(message: pb.RunDescription) -> RunDescription:
     _within(message.sequence_length, 1, MAX_SEQUENCE_LENGTH, "sequence_length")
     _within(message.max_block_bytes, 1, MAX_BLOCK_BYTES, "max_block_bytes")
     digest = message.dataset_digest
-    _require(len(digest) == 64 and set(digest) <= HEX_DIGITS, "dataset_digest", "64 hexadecimal characters", "?")
+    _require(_is_digest(digest), "dataset_digest", "64 hexadecimal characters", "?")
     return RunDescription(
         run_id=RunId(message.run_id),
         name=printable(message.name, 64),
@@ -102,6 +108,10 @@ def description_from_message(message: pb.RunDescription) -> RunDescription:
         dataset_digest=Digest(digest),
         max_block_bytes=message.max_block_bytes,
     )
+
+
+def _is_digest(text: str) -> bool:
+    return len(text) == 64 and set(text) <= HEX_DIGITS
 
 
 def _within(value: float, low: float, high: float, field: str) -> None:

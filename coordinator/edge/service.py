@@ -11,6 +11,7 @@ import dataclasses
 import math
 from typing import Any
 
+from coordinator.edge.residuals import check_residuals
 from coordinator.edge.served import RunContext
 from coordinator.edge.sessions import CallerSession
 from coordinator.engine.commands import AnnounceVerdict
@@ -193,6 +194,9 @@ class WorkerService:
             train_loss_last=request.train_loss_last,
             train_s=request.train_s,
             micro_batch=request.micro_batch,
+            residuals_in=tuple(map(Digest, request.residuals_in)),
+            residuals_out=tuple(map(Digest, request.residuals_out)),
+            residuals_back=tuple(map(Digest, request.residuals_back)),
         )
 
     async def uploaded(self, session: CallerSession, lease_id: LeaseId, digest: Digest) -> None:
@@ -230,10 +234,11 @@ class WorkerService:
         return record
 
     def _check_submission(self, lease: Lease, request: pb.CommitSubmissionRequest) -> None:
-        if request.codec != self._run.settings.codec:
+        if request.codec != lease.codec:
             raise FinalRefusal(
-                f"submissions of this run are encoded in {self._run.settings.codec}, got {request.codec[:32]!r}"
+                f"a submission for lease {lease.lease_id} is encoded in {lease.codec}, got {request.codec[:32]!r}"
             )
+        check_residuals(lease, request)
         expected = payload_size(submission_specs(self._run.layout, lease.columns), codec_named(request.codec))
         if request.payload_bytes != expected:
             raise FinalRefusal(

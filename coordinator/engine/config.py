@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from coordinator.engine.codec_rules import combination_problems
 from coordinator.engine.trust_config import ReputationConfig, reputation_problems
+from protocol.codecs import BF16
 from protocol.errors import ConfigError
 from protocol.ids import RunId
 from protocol.recipe import MAX_INNER_STEPS, Recipe, breaches
@@ -129,6 +131,8 @@ class EngineConfig:
     columns: int
     train_sequences: int
     """Sequences in the dataset's training part; a lease names positions below this number."""
+    codec: str = BF16.name
+    """What leases have submissions encoded in."""
     open_run: bool = False
     """Links go to people whom nobody knows: newcomers have no weight until audits have vouched for them."""
     max_rounds: int = 20
@@ -271,6 +275,7 @@ def check_config(config: EngineConfig) -> None:
             "heartbeat_interval_s and heartbeat_misses must be above 0",
         ),
         *_screening_problems(config.screening),
+        *combination_problems(config.codec, config.rule, budget=config.audits.budget, open_run=config.open_run),
         (
             config.train_sequences >= sequences,
             f"one lease needs {sequences} training sequences, the dataset has {config.train_sequences}: "

@@ -193,6 +193,12 @@ class SubmissionCommitted(Event):
     train_s: float
     micro_batch: int = 0
     """Sequences that went through the model at a time, as the worker says; 0: it does not."""
+    residuals_in: tuple[Digest, ...] = ()
+    """What the encoding of each of the lease's blocks began with; "": nothing. (): the codec keeps nothing."""
+    residuals_out: tuple[Digest, ...] = ()
+    """What it left."""
+    residuals_back: tuple[Digest, ...] = ()
+    """What is left where the submission comes to nothing: what it began with, and all that was computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -228,7 +228,7 @@ def init_run(
     way_out = "a run begins in a new or an empty folder"
     require_fillable(folder, RUN_KIND, way_out=way_out)
     settings = settings.as_begun()
-    check_vouching(check_engine(settings.engine), founders=founders, accept_unaudited=accept_unaudited)
+    check_vouching(check_engine(settings.engine, settings.codec), founders=founders, accept_unaudited=accept_unaudited)
     check_beginning(settings)
     with filled_whole(folder, RUN_KIND, way_out=way_out) as building:
         _build(building, settings, screening_text, note, progress)

@@ -134,7 +134,7 @@ class Recipe(_message.Message):
     def __init__(self, optimizer: _Optional[str] = ..., learning_rate: _Optional[float] = ..., muon_learning_rate: _Optional[float] = ..., muon_momentum: _Optional[float] = ..., router_lr_scale: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., adam_beta1: _Optional[float] = ..., adam_beta2: _Optional[float] = ..., adam_eps: _Optional[float] = ..., clip_norm: _Optional[float] = ...) -> None: ...
 
 class Lease(_message.Message):
-    __slots__ = ("lease_id", "round", "base_version", "columns", "data", "seed", "inner_steps", "batch_sequences", "ttl_s", "recipe")
+    __slots__ = ("lease_id", "round", "base_version", "columns", "data", "seed", "inner_steps", "batch_sequences", "ttl_s", "recipe", "codec", "residuals")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +145,8 @@ class Lease(_message.Message):
     BATCH_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     TTL_S_FIELD_NUMBER: _ClassVar[int]
     RECIPE_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    RESIDUALS_FIELD_NUMBER: _ClassVar[int]
     lease_id: str
     round: int
     base_version: int
@@ -155,7 +157,9 @@ class Lease(_message.Message):
     batch_sequences: int
     ttl_s: float
     recipe: Recipe
-    def __init__(self, lease_id: _Optional[str] = ..., round: _Optional[int] = ..., base_version: _Optional[int] = ..., columns: _Optional[_Iterable[int]] = ..., data: _Optional[_Union[DataRange, _Mapping]] = ..., seed: _Optional[int] = ..., inner_steps: _Optional[int] = ..., batch_sequences: _Optional[int] = ..., ttl_s: _Optional[float] = ..., recipe: _Optional[_Union[Recipe, _Mapping]] = ...) -> None: ...
+    codec: str
+    residuals: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, lease_id: _Optional[str] = ..., round: _Optional[int] = ..., base_version: _Optional[int] = ..., columns: _Optional[_Iterable[int]] = ..., data: _Optional[_Union[DataRange, _Mapping]] = ..., seed: _Optional[int] = ..., inner_steps: _Optional[int] = ..., batch_sequences: _Optional[int] = ..., ttl_s: _Optional[float] = ..., recipe: _Optional[_Union[Recipe, _Mapping]] = ..., codec: _Optional[str] = ..., residuals: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class AcquireLeaseRequest(_message.Message):
     __slots__ = ("wait_s",)
@@ -230,7 +234,7 @@ class CancelledLease(_message.Message):
     def __init__(self, lease_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class CommitSubmissionRequest(_message.Message):
-    __slots__ = ("lease_id", "digest", "payload_bytes", "codec", "inner_steps_done", "tokens", "train_loss_first", "train_loss_last", "train_s", "micro_batch")
+    __slots__ = ("lease_id", "digest", "payload_bytes", "codec", "inner_steps_done", "tokens", "train_loss_first", "train_loss_last", "train_s", "micro_batch", "residuals_in", "residuals_out", "residuals_back")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -241,6 +245,9 @@ class CommitSubmissionRequest(_message.Message):
     TRAIN_LOSS_LAST_FIELD_NUMBER: _ClassVar[int]
     TRAIN_S_FIELD_NUMBER: _ClassVar[int]
     MICRO_BATCH_FIELD_NUMBER: _ClassVar[int]
+    RESIDUALS_IN_FIELD_NUMBER: _ClassVar[int]
+    RESIDUALS_OUT_FIELD_NUMBER: _ClassVar[int]
+    RESIDUALS_BACK_FIELD_NUMBER: _ClassVar[int]
     lease_id: str
     digest: bytes
     payload_bytes: int
@@ -251,7 +258,10 @@ class CommitSubmissionRequest(_message.Message):
     train_loss_last: float
     train_s: float
     micro_batch: int
-    def __init__(self, lease_id: _Optional[str] = ..., digest: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ..., codec: _Optional[str] = ..., inner_steps_done: _Optional[int] = ..., tokens: _Optional[int] = ..., train_loss_first: _Optional[float] = ..., train_loss_last: _Optional[float] = ..., train_s: _Optional[float] = ..., micro_batch: _Optional[int] = ...) -> None: ...
+    residuals_in: _containers.RepeatedScalarFieldContainer[str]
+    residuals_out: _containers.RepeatedScalarFieldContainer[str]
+    residuals_back: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, lease_id: _Optional[str] = ..., digest: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ..., codec: _Optional[str] = ..., inner_steps_done: _Optional[int] = ..., tokens: _Optional[int] = ..., train_loss_first: _Optional[float] = ..., train_loss_last: _Optional[float] = ..., train_s: _Optional[float] = ..., micro_batch: _Optional[int] = ..., residuals_in: _Optional[_Iterable[str]] = ..., residuals_out: _Optional[_Iterable[str]] = ..., residuals_back: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CommitSubmissionReply(_message.Message):
     __slots__ = ("upload_offset", "verdict")

@@ -12,6 +12,7 @@ import functools
 import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 from coordinator.edge.auth import Authenticator
@@ -104,7 +105,11 @@ class CoordinatorNode:
         manifest = work.first_version(disk)
         book.created(disk.manifests[manifest])
         created = RunCreated(
-            at_s=0.0, engine_version=ENGINE_VERSION, config=scenario.config, base_manifest=manifest, wall_s=loop.now_s
+            at_s=0.0,
+            engine_version=ENGINE_VERSION,
+            config=replace(scenario.config, codec=work.codec),
+            base_manifest=manifest,
+            wall_s=loop.now_s,
         )
         disk.records.append((1, event_to_json(created)))
         disk.last_position = 1

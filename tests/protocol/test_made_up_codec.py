@@ -25,6 +25,8 @@ class EightBits:
     """Each tensor in 255 levels of its largest value; what rounding loses is added to the next encoding."""
 
     name: str = "eight_bits"
+    has_state: bool = True
+    state_decay: float = 1.0
 
     def wire_specs(self, spec: TensorSpec) -> tuple[WireSpec, ...]:
         return WireSpec("F32", (1,), part="scale"), WireSpec("I8", spec.shape, part="levels")
