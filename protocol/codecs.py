@@ -13,14 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from protocol.codecs_feedback import TERNARY, TWO_BIT
+from protocol.codecs_int import INT4, INT8
 from protocol.errors import MalformedMessage
-from protocol.specs import Encoded, TensorSpec, WireDtype, WireSpec
+from protocol.specs import GRANULE, Encoded, TensorSpec, WireDtype, WireSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-GRANULE = 65_536
-"""Coordinates: spans that are decoded alone begin at a multiple of it, and every codec's groups divide it."""
+__all__ = ["BF16", "CODECS", "FP32", "GRANULE", "Codec", "codec_named"]
 
 
 class Codec(Protocol):
@@ -29,6 +30,10 @@ class Codec(Protocol):
     @property
     def name(self) -> str:
         """As the run's description spells it."""
+
+    @property
+    def bits_per_parameter(self) -> float:
+        """Of a large tensor, all in."""
 
     @property
     def has_state(self) -> bool:
@@ -67,6 +72,7 @@ class CastCodec:
     wire_dtype: WireDtype
     torch_dtype: str
     """`wire_dtype` as torch spells it."""
+    bits_per_parameter: float
     has_state: bool = False
     state_decay: float = 1.0
 
@@ -96,10 +102,10 @@ class CastCodec:
         return parts[0].reshape(-1)[start:stop].to(torch.float32)
 
 
-BF16: Codec = CastCodec(name="bf16", wire_dtype="BF16", torch_dtype="bfloat16")
-FP32: Codec = CastCodec(name="fp32", wire_dtype="F32", torch_dtype="float32")
+BF16: Codec = CastCodec(name="bf16", wire_dtype="BF16", torch_dtype="bfloat16", bits_per_parameter=16)
+FP32: Codec = CastCodec(name="fp32", wire_dtype="F32", torch_dtype="float32", bits_per_parameter=32)
 
-CODECS: dict[str, Codec] = {codec.name: codec for codec in (BF16, FP32)}
+CODECS: dict[str, Codec] = {codec.name: codec for codec in (BF16, FP32, INT8, INT4, TWO_BIT, TERNARY)}
 """Every codec that a run may name."""
 
 

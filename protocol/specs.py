@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 WireDtype = Literal["U8", "I8", "I16", "I32", "I64", "F8_E4M3", "F8_E5M2", "F16", "BF16", "F32"]
 """As a safetensors header spells it."""
+GRANULE = 65_536
+"""Coordinates: spans that are decoded alone begin at a multiple of it, and every codec's groups divide it."""
 _MAX_DIMENSIONS = 8
 
 

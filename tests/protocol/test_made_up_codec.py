@@ -25,6 +25,7 @@ class EightBits:
     """Each tensor in 255 levels of its largest value; what rounding loses is added to the next encoding."""
 
     name: str = "eight_bits"
+    bits_per_parameter: float = 8.0
     has_state: bool = True
     state_decay: float = 1.0
 
