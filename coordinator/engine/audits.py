@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from coordinator.engine import screening
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LOST_STATUSES, LeaseStatus
 from coordinator.engine.rows import LeaseRecord, WorkerRecord
@@ -25,6 +26,8 @@ from protocol.ids import LeaseId
 
 COORDINATOR = ""
 """The coordinator itself, as an auditor: a person with no name (`AuditResult.auditor`)."""
+NOISY_FACTOR = 2.0
+"""So many times as often a lease is audited while gains are noise: what screening sees less of, replays must."""
 _IN_HAND = frozenset({LeaseStatus.GRANTED, LeaseStatus.COMMITTED, LeaseStatus.UPLOADED})
 _EVERY_U64 = 2**64
 
@@ -38,13 +41,20 @@ def draw(turn: Turn, lease_id: LeaseId) -> None:
     lease = state.leases[lease_id].lease
     worker = state.workers[lease.worker]
     probability = trust_of(state.config, worker).audit_probability
+    share = NOISY_FACTOR if _gains_are_noise(state, state.leases[lease_id]) else 1.0
     if state.config.audits.budget <= 0.0 or probability <= 0.0:
         return
     certain, stream = probability >= 1.0, turn.draws.stream(lease.round, "audit", lease_id)
-    if stream.u64() >= probability * _EVERY_U64 and not certain:
+    if stream.u64() >= share * probability * _EVERY_U64 and not certain:
         return
     unpaid = credit(state) <= 0.0 or (worker.appeal is None and stream.u64() >= _share_paid(state) * _EVERY_U64)
     _call_for(state, lease, certain=certain, unpaid=unpaid)
+
+
+def _gains_are_noise(state: EngineState, record: LeaseRecord) -> bool:
+    """Whether the round's gains so far tell nothing. All have errors like the submission's own."""
+    middle = state.index.tally.gains_median(screening.MIN_GAINS)
+    return middle is not None and screening.is_noise(screening.Measured(gain=middle, se=record.heldout_gain_se))
 
 
 def call(turn: Turn, lease_id: LeaseId) -> None:
