@@ -74,7 +74,7 @@ def lease_from_message(
     codec_named(message.codec)
     residuals = tuple(message.residuals)
     _require(len(residuals) in (0, 1 + len(columns)), "residuals", "none, or one a block", len(residuals))
-    _require(all(not one or _is_digest(one) for one in residuals), "residuals", "64 hexadecimal characters", "?")
+    _require(all(not one or is_digest(one) for one in residuals), "residuals", "64 hexadecimal characters", "?")
     for field, expected, got in breaches(message.recipe):
         _require(False, field, expected, printable(str(got), 40))
     _within(message.ttl_s, 0.0, MAX_TTL_S, "ttl_s")
@@ -97,7 +97,7 @@ def description_from_message(message: pb.RunDescription) -> RunDescription:
     _within(message.sequence_length, 1, MAX_SEQUENCE_LENGTH, "sequence_length")
     _within(message.max_block_bytes, 1, MAX_BLOCK_BYTES, "max_block_bytes")
     digest = message.dataset_digest
-    _require(_is_digest(digest), "dataset_digest", "64 hexadecimal characters", "?")
+    _require(is_digest(digest), "dataset_digest", "64 hexadecimal characters", "?")
     return RunDescription(
         run_id=RunId(message.run_id),
         name=printable(message.name, 64),
@@ -110,7 +110,8 @@ def description_from_message(message: pb.RunDescription) -> RunDescription:
     )
 
 
-def _is_digest(text: str) -> bool:
+def is_digest(text: str) -> bool:
+    """Whether it can name a file of ours."""
     return len(text) == 64 and set(text) <= HEX_DIGITS
 
 

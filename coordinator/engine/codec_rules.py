@@ -1,4 +1,4 @@
-"""Which codecs go with which rules and audits: the combinations that a run may not begin with, each with its reason.
+"""Which codecs go with which rules: the combinations that a run may not begin with, each with its reason.
 
 Decides them from names alone. A combination is entered here when it was measured to miss its goal, or cannot reach it;
 `init`, a start and `set` refuse it with these words. Touches nothing.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-
-from protocol.codecs import CODECS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,18 +28,9 @@ LIMITED: Mapping[str, Limited] = {
 """By codec; every other one goes with every rule."""
 
 
-def combination_problems(codec: str, rule: str, *, budget: float, open_run: bool) -> Iterator[tuple[bool, str]]:
+def combination_problems(codec: str, rule: str) -> Iterator[tuple[bool, str]]:
     """As `check_config` wants them: whether it holds, and what to say where it does not."""
     limited = LIMITED.get(codec)
     if limited is not None:
         words = f"codec {codec} does not go with rule {rule}: {limited.why}; use {' or '.join(limited.rules)}"
         yield rule in limited.rules, words
-    known = CODECS.get(codec)
-    if known is not None and known.has_state:
-        can_be = ", ".join(name for name, one in CODECS.items() if not one.has_state)
-        words = (
-            f"codec {codec} keeps what an encoding loses with the worker, and audits do not open that yet: what was "
-            f"sent cannot be held against a lease computed again; use one of {can_be}"
-        )
-        yield not open_run, f"an open run is audited, and {words}"
-        yield budget <= 0.0, f"{words}, or audits.budget = 0"

@@ -275,7 +275,7 @@ def check_config(config: EngineConfig) -> None:
             "heartbeat_interval_s and heartbeat_misses must be above 0",
         ),
         *_screening_problems(config.screening),
-        *combination_problems(config.codec, config.rule, budget=config.audits.budget, open_run=config.open_run),
+        *combination_problems(config.codec, config.rule),
         (
             config.train_sequences >= sequences,
             f"one lease needs {sequences} training sequences, the dataset has {config.train_sequences}: "

@@ -211,6 +211,15 @@ class SubmissionUploaded(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResidualOpened(Event):
+    """All bytes of a residual that a commit named are durable in the artifact store, for an audit."""
+
+    worker: WorkerId
+    lease_id: LeaseId
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BlockNorm:
     """L2 norm of one block of a submission's pseudo-gradient, as sent."""
 

@@ -182,6 +182,8 @@ class LeaseRecord:
     """What the encoding of each of the lease's blocks began with; "": nothing. () where the codec keeps nothing."""
     residuals_out: tuple[Digest, ...] = ()
     """What it left."""
+    residuals_open: tuple[Digest, ...] = ()
+    """Those whose bytes are here, for an audit."""
     residuals_back: tuple[Digest, ...] = ()
     """What is left of each where the submission comes to nothing."""
     residual_age: int = 0
@@ -223,6 +225,12 @@ class LeaseRecord:
     """The coordinator itself tried in vain to compute it again."""
     audit_since_s: float = 0.0
     """When its present audit was called for: the first, or another opinion."""
+
+    @property
+    def residuals_missing(self) -> tuple[Digest, ...]:
+        """What is not here yet of what an audit needs, each once."""
+        needed = dict.fromkeys((*self.residuals_in, *self.residuals_out))
+        return tuple(digest for digest in needed if digest and digest not in self.residuals_open)
 
     @property
     def accusers(self) -> tuple[str, ...]:

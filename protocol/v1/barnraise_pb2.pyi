@@ -168,16 +168,26 @@ class AcquireLeaseRequest(_message.Message):
     def __init__(self, wait_s: _Optional[float] = ...) -> None: ...
 
 class AcquireLeaseReply(_message.Message):
-    __slots__ = ("lease", "wait", "over", "verdicts")
+    __slots__ = ("lease", "wait", "over", "verdicts", "open")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     WAIT_FIELD_NUMBER: _ClassVar[int]
     OVER_FIELD_NUMBER: _ClassVar[int]
     VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
     lease: Lease
     wait: Wait
     over: RunOver
     verdicts: _containers.RepeatedCompositeFieldContainer[Verdict]
-    def __init__(self, lease: _Optional[_Union[Lease, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., over: _Optional[_Union[RunOver, _Mapping]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ...) -> None: ...
+    open: _containers.RepeatedCompositeFieldContainer[WantedResidual]
+    def __init__(self, lease: _Optional[_Union[Lease, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., over: _Optional[_Union[RunOver, _Mapping]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., open: _Optional[_Iterable[_Union[WantedResidual, _Mapping]]] = ...) -> None: ...
+
+class WantedResidual(_message.Message):
+    __slots__ = ("lease_id", "digest")
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    digest: str
+    def __init__(self, lease_id: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class Wait(_message.Message):
     __slots__ = ("reason", "retry_after_s")

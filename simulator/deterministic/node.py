@@ -25,7 +25,16 @@ from coordinator.edge.sessions import SessionTable
 from coordinator.edge.throttle import Throttle
 from coordinator.edge.transfers import Transfers
 from coordinator.edge.worker_calls import COORDINATOR_SERVICE, worker_handlers
-from coordinator.engine.commands import AnnounceVerdict, Command, DropPayload, EndRun, GrantLease, ShutOut, SlowCommand
+from coordinator.engine.commands import (
+    AnnounceVerdict,
+    Command,
+    DropPayload,
+    EndRun,
+    GrantLease,
+    OpenResiduals,
+    ShutOut,
+    SlowCommand,
+)
 from coordinator.engine.engine import Engine
 from coordinator.engine.events import Event, RunCreated, RunStopped, SettingChanged, WorkerSeen
 from coordinator.engine.phases import Phase
@@ -316,6 +325,8 @@ class CoordinatorNode:
                 self._mailboxes.of(command.worker).verdicts.append(command)
             case ShutOut(worker=worker):
                 self.sessions.close_of(worker)
+            case OpenResiduals(worker=worker):
+                self._mailboxes.of(worker).asked.set()
             case DropPayload(digest=digest):
                 self._store.drop_payload(digest)
             case EndRun():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from coordinator.edge.residuals import check_residuals
+from coordinator.edge.server import CoordinatorServer
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.state import EngineState
 from coordinator.run.folder import RunFolder, init_run
@@ -32,25 +33,34 @@ from tests.protocol.test_made_up_codec import EightBits
 from tests.worker.conftest import Swarm
 from tests.worker.leases import changed_lease, lease_message, read_lease
 from worker.messages import EXIT_OK
+from worker.train.replay import replay_lease
 from worker.train.trainer import LeaseResult
 
 Flat = dict[str, torch.Tensor]
 
 
 @pytest.fixture
-async def feeding_back(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Swarm]:
+def settings(corpus: Path) -> Callable[..., RunSettings]:
     """Every submission counts as it is: one worker, the mean, no clipping, no screening."""
-    monkeypatch.setitem(CODECS, "eight_bits", EightBits())
-    settings = RunSettings(
-        preset="tiny", data=str(corpus), port=0, sequence_length=32, codec="eight_bits", heldout_limit=4,
-        screening_sequences=4,
-        engine={
+
+    def make(**engine: Any) -> RunSettings:
+        table = {
             "max_rounds": 4, "gather_s": 0.0, "heartbeat_interval_s": 0.1, "heartbeat_misses": 100.0, "rule": "mean",
             "clip_to_median": False, "screening": {"enabled": False}, "region": {"enabled": False},
             "inner": {"inner_steps": 2, "batch_sequences": 2, "schedule": "constant"},
-        },
-    )  # fmt: skip
-    made = Swarm(await asyncio.to_thread(init_run, tmp_path / "run", settings), tmp_path)
+        }  # fmt: skip
+        small: dict[str, Any] = {"heldout_limit": 4, "screening_sequences": 4, "sequence_length": 32, "port": 0}
+        return RunSettings(preset="tiny", data=str(corpus), codec="eight_bits", **small, engine={**table, **engine})
+
+    return make
+
+
+@pytest.fixture
+async def feeding_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Callable[..., RunSettings]
+) -> AsyncIterator[Swarm]:
+    monkeypatch.setitem(CODECS, "eight_bits", EightBits())
+    made = Swarm(await asyncio.to_thread(init_run, tmp_path / "run", settings()), tmp_path)
     await made.start()
     yield made
     for task in made.tasks:
@@ -120,6 +130,34 @@ async def test_a_worker_that_starts_again_goes_on_with_what_it_had_lost(feeding_
         wanted = weight - sum(computed[one.lease.lease_id][name] for one in counted)
         assert torch.allclose(last[name] - left[name], wanted, rtol=0.0, atol=1e-6), name
     assert any(float(one.abs().max()) > 1e-5 for one in left.values()), "it was no trifle"
+
+
+async def test_an_audit_opens_them(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, settings: Callable[..., RunSettings]
+) -> None:
+    """Each of a newcomer's leases is computed again, by the coordinator, and counts only then."""
+    monkeypatch.setitem(CODECS, "eight_bits", EightBits())
+    run = await asyncio.to_thread(init_run, tmp_path / "run", settings(audits={"budget": 9.0}))
+    swarm = Swarm(run, tmp_path)
+    server = swarm.server = CoordinatorServer(run, replay=replay_lease(run.layout(), threads=1))
+    await server.start()
+    (swarm.link,) = await server.create_invites()
+    try:
+        _, recorder, task = swarm.agent()
+        assert (await asyncio.wait_for(task, 60)).exit_code == EXIT_OK
+    finally:
+        await swarm.stop()
+    state = state_of(run)
+    (worker,) = state.workers.values()
+    assert (state.version, worker.audits_passed, worker.accepted) == (4, 4, 4)
+    results = [result for record in state.leases.values() for result in record.audits]
+    assert len(results) == 4
+    assert max(max(one.trunk, one.columns) for one in results) < 1e-3
+    assert len(recorder.texts("opened")) == sum(
+        len({*record.residuals_in, *record.residuals_out} - {""}) for record in state.leases.values()
+    )
+    kept = {path.name for path in (run.root / "artifacts").rglob("*")}
+    assert not kept & {digest for record in state.leases.values() for digest in record.residuals_out}
 
 
 def commit_of(lease: Lease, **changes: Any) -> pb.CommitSubmissionRequest:

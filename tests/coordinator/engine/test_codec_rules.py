@@ -1,4 +1,4 @@
-"""Combinations of codec, rule and audits that a run does not begin with, and is not changed to."""
+"""Combinations of codec and rule that a run does not begin with, and is not changed to."""
 
 from __future__ import annotations
 
@@ -7,19 +7,11 @@ import dataclasses
 import pytest
 
 from aggregation.names import RULES
-from coordinator.engine.changes import with_setting
 from coordinator.engine.codec_rules import LIMITED
-from coordinator.engine.config import AuditConfig, check_config
-from coordinator.settings import RunSettings
-from protocol.codecs import CODECS
+from coordinator.engine.config import check_config
+from coordinator.settings import check_engine
 from protocol.errors import ConfigError
 from tests.coordinator.engine.conftest import small_config
-from tests.protocol.test_made_up_codec import EightBits
-
-
-@pytest.fixture(autouse=True)
-def _made_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CODECS, "eight_bits", EightBits())
 
 
 def test_every_rule_of_the_table_is_one() -> None:
@@ -35,17 +27,6 @@ def test_a_rule_that_looks_at_coordinates_is_refused_for_chosen_ones(rule: str) 
     check_config(dataclasses.replace(sparse, rule=rule, codec="bf16"))
 
 
-def test_audits_that_could_not_be_answered_are_refused() -> None:
-    stateful = small_config(codec="eight_bits")
-    check_config(stateful)
-    with pytest.raises(ConfigError, match="audits do not open that yet"):
-        with_setting(stateful, "audits.budget", 0.5)
-    with pytest.raises(ConfigError, match="an open run is audited"):
-        check_config(dataclasses.replace(stateful, open_run=True))
-    check_config(dataclasses.replace(stateful, codec="bf16", open_run=True, audits=AuditConfig(budget=1.0)))
-
-
 def test_init_says_so() -> None:
-    with pytest.raises(ValueError, match=r"engine: Value error, codec eight_bits|audits do not open that yet"):
-        RunSettings(preset="tiny", codec="eight_bits", engine={"audits": {"budget": 1.0}})
-    RunSettings(preset="tiny", codec="eight_bits")
+    with pytest.raises(ValueError, match="top_k does not go with rule trimmed_mean"):
+        check_engine({}, "top_k")
