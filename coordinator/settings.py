@@ -160,9 +160,9 @@ class RunSettings(BaseModel):
 
     @field_validator("engine")
     @classmethod
-    def _engine_is_known(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _engine_is_known(cls, value: dict[str, Any], info: Any) -> dict[str, Any]:
         table = _without_none(value)
-        check_engine(table)
+        check_engine(table, info.data.get("codec", BF16.name))
         return table
 
     @model_validator(mode="after")
@@ -178,6 +178,7 @@ class RunSettings(BaseModel):
             "columns": columns,
             "train_sequences": train_sequences,
             "min_columns": min_columns,
+            "codec": self.codec,
         }
         return _ENGINE.validate_python({**self.engine, **derived})
 
@@ -214,7 +215,7 @@ class RunSettings(BaseModel):
 
     def stated(self, config: EngineConfig) -> dict[str, Any]:
         """The engine's settings that the `[engine]` table names, by whole key; `config` is the run's."""
-        derived = {name: getattr(config, name) for name in DERIVED}
+        derived = {name: getattr(config, name) for name in DERIVED if name not in RunSettings.model_fields}
         values = settings_of(self.engine_config(**derived))
         return {key: values[key] for key in flat(self.engine)}
 
@@ -283,11 +284,11 @@ def value_of(text: str) -> Any:
     return found["value"] if found.keys() == {"value"} else text
 
 
-def check_engine(table: Mapping[str, Any]) -> EngineConfig:
+def check_engine(table: Mapping[str, Any], codec: str = BF16.name) -> EngineConfig:
     """The configuration that an `[engine]` table gives, but for model and data; ValueError where it would not do."""
     _check_names(table)
     try:
-        config = _ENGINE.validate_python({**table, "run_id": "run", "columns": 1, "train_sequences": 1})
+        config = _ENGINE.validate_python({**table, "run_id": "run", "columns": 1, "train_sequences": 1, "codec": codec})
     except ValidationError as error:
         raise ValueError(describe(error)) from error
     for path, value in settings_of(config).items():

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from protocol.codecs import FP32
-from protocol.ids import TRUNK, BlockId, LeaseId, RoundNumber, Version, column_block
+from protocol.codecs import BF16, FP32
+from protocol.ids import TRUNK, BlockId, Digest, LeaseId, RoundNumber, Version, column_block
 from protocol.recipe import Recipe
 
 
@@ -56,6 +56,11 @@ class Lease:
     recipe: Recipe
     frozen: FrozenColumns = AS_PUBLISHED
     """Held blocks are always the base version's."""
+    codec: str = BF16.name
+    """What the submission is encoded in."""
+    residuals: tuple[Digest, ...] = ()
+    """What the encoding of each of `blocks` begins with, which an earlier one left; "": nothing. (): nothing for any.
+    What is computed does not depend on it, only how it is sent."""
 
     @property
     def sequences(self) -> int:
@@ -65,8 +70,13 @@ class Lease:
     @property
     def blocks(self) -> tuple[BlockId, ...]:
         """Blocks that a submission for this lease must hold: the trunk, then its columns."""
-        return (TRUNK, *(column_block(column) for column in self.columns))
+        return blocks_of(self.columns)
 
     def codec_of(self, block: BlockId) -> str:
         """What the file of `block` that it is trained with is encoded in."""
         return self.frozen.codec if self.frozen.codec and block not in self.blocks else FP32.name
+
+
+def blocks_of(columns: tuple[int, ...]) -> tuple[BlockId, ...]:
+    """The trunk, then these columns."""
+    return (TRUNK, *(column_block(column) for column in columns))

@@ -27,6 +27,10 @@ RECORDS_BYTES = 64 << 10
 """Key, enrolment and the records beside payloads: a few KiB each."""
 
 
+MOST_RESIDUALS = 5
+"""Of a codec that keeps some: the three of the last submission lie there while two of the next are written."""
+
+
 class DiskAllowance:
     """The room that one run's folder has."""
 
@@ -75,7 +79,9 @@ class DiskAllowance:
 
 
 def lease_bytes(layout: Layout, codec: str, columns: int) -> tuple[int, int]:
-    """Bytes on disk of a lease of so many columns: its blocks, and its finished work."""
+    """Bytes on disk of a lease of so many columns: its blocks, and its finished work with the residuals of it."""
     held = range(columns)
     blocks_bytes = sum(payload_size(block_tensor_specs(layout, block), FP32) for block in layout.needed_blocks(held))
-    return blocks_bytes, payload_size(submission_specs(layout, held), codec_named(codec))
+    specs, kept = submission_specs(layout, held), codec_named(codec)
+    residuals = MOST_RESIDUALS * payload_size(specs, FP32) if kept.has_state else 0
+    return blocks_bytes, payload_size(specs, kept) + residuals

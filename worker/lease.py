@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from protocol.codecs import CODECS
+from protocol.codecs import CODECS, codec_named
 from protocol.errors import MalformedMessage
 from protocol.ids import Digest, RunId
 from protocol.lease import Lease
@@ -49,6 +49,7 @@ class RunDescription:
     model_json: str
     residency: str
     codec: str
+    """What leases name as a rule."""
     sequence_length: int
     dataset_digest: Digest
     max_block_bytes: int
@@ -70,6 +71,10 @@ def lease_from_message(
     ascending = all(left < right for left, right in itertools.pairwise(columns))
     _require(ascending and columns[-1] < layout_columns, "columns", f"ascending and below {layout_columns}", columns)
     _check_counts(message, sequence_length)
+    codec_named(message.codec)
+    residuals = tuple(message.residuals)
+    _require(len(residuals) in (0, 1 + len(columns)), "residuals", "none, or one a block", len(residuals))
+    _require(all(not one or is_digest(one) for one in residuals), "residuals", "64 hexadecimal characters", "?")
     for field, expected, got in breaches(message.recipe):
         _require(False, field, expected, printable(str(got), 40))
     _check_frozen(message)
@@ -99,7 +104,7 @@ def description_from_message(message: pb.RunDescription) -> RunDescription:
     _within(message.sequence_length, 1, MAX_SEQUENCE_LENGTH, "sequence_length")
     _within(message.max_block_bytes, 1, MAX_BLOCK_BYTES, "max_block_bytes")
     digest = message.dataset_digest
-    _require(len(digest) == 64 and set(digest) <= HEX_DIGITS, "dataset_digest", "64 hexadecimal characters", "?")
+    _require(is_digest(digest), "dataset_digest", "64 hexadecimal characters", "?")
     return RunDescription(
         run_id=RunId(message.run_id),
         name=printable(message.name, 64),
@@ -110,6 +115,11 @@ def description_from_message(message: pb.RunDescription) -> RunDescription:
         dataset_digest=Digest(digest),
         max_block_bytes=message.max_block_bytes,
     )
+
+
+def is_digest(text: str) -> bool:
+    """Whether it can name a file of ours."""
+    return len(text) == 64 and set(text) <= HEX_DIGITS
 
 
 def _within(value: float, low: float, high: float, field: str) -> None:

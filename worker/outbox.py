@@ -1,11 +1,14 @@
-"""The one submission that is trained and not yet settled, on disk until the coordinator has it.
+"""The one submission that is trained and not yet settled, on disk until the coordinator has it; and residuals.
 
-Decides what counts as a whole submission: a record naming digest and size, and a payload that matches both. The payload
-is durable before the record that names it, so a crash leaves either nothing or everything. Touches its own folder.
+Decides what counts as a whole submission: a record naming digest and size, and a payload that matches both. Payload and
+residuals are durable before the record that names them, so a crash leaves either nothing or everything. Residuals, by
+their digests, are those of the submission that was saved last, and outlive it: what its encoding began with, what it
+left, and what is left where it comes to nothing; which of them counts the next lease says. Touches its own folder.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import structlog
@@ -17,6 +20,7 @@ from worker.files import DISK, Files, file_digest
 
 RECORD = "submission.json"
 _PAYLOAD = ".safetensors"
+_RESIDUAL = ".residual"
 
 log = structlog.get_logger()
 
@@ -30,6 +34,10 @@ class Submission(BaseModel):
     digest: Digest = Field(pattern=r"^[0-9a-f]{64}$")
     payload_bytes: int = Field(ge=0)
     codec: str
+    residuals_in: tuple[Digest, ...] = ()
+    residuals_out: tuple[Digest, ...] = ()
+    residuals_back: tuple[Digest, ...] = ()
+    """As in `CommitSubmissionRequest`."""
     inner_steps_done: int = Field(ge=0)
     tokens: int = Field(ge=0)
     train_loss_first: float
@@ -58,14 +66,26 @@ class Outbox:
         """A part of the bytes of `submission`."""
         return self._files.read(self.payload_path(submission), offset, length)
 
-    def save(self, submission: Submission, payload: bytes) -> None:
-        """Make `submission` durable; replaces the one before."""
+    def residual(self, digest: Digest) -> bytes | None:
+        """A residual that is kept here; None where it is not, or not what it was."""
+        path = self._residual_path(digest)
+        if self._files.size(path) is None:
+            return None
+        content = self._files.read(path)
+        return content if digest_of(content) == digest else None
+
+    def save(self, submission: Submission, payload: bytes, residuals: Mapping[Digest, bytes] | None = None) -> None:
+        """Make `submission` durable, and its residuals that are new; replaces the one before."""
         assert digest_of(payload) == submission.digest
         assert len(payload) == submission.payload_bytes
+        for residual, content in (residuals or {}).items():
+            self._files.write(self._residual_path(residual), content)
         self._files.write(self.payload_path(submission), payload)
         self._files.write(self._folder / RECORD, submission.model_dump_json().encode())
         self._verified = submission.digest
         self._remove_payloads(keep=self.payload_path(submission))
+        named = {*submission.residuals_in, *submission.residuals_out, *submission.residuals_back}
+        self._remove(_RESIDUAL, {self._residual_path(digest) for digest in named})
 
     def load(self) -> Submission | None:
         """The submission on disk; None where there is none, or what is there is not whole (it is then removed)."""
@@ -105,7 +125,13 @@ class Outbox:
             self._verified = submission.digest
         return self._verified == submission.digest
 
+    def _residual_path(self, digest: Digest) -> Path:
+        return self._folder / f"{digest}{_RESIDUAL}"
+
     def _remove_payloads(self, keep: Path | None) -> None:
+        self._remove(_PAYLOAD, set() if keep is None else {keep})
+
+    def _remove(self, kind: str, kept: set[Path]) -> None:
         for path, *_ in self._files.entries(self._folder):
-            if path != keep and _PAYLOAD in path.name:  # whole ones, and what a crash left of one
+            if path not in kept and kind in path.name:  # whole ones, and what a crash left of one
                 self._files.remove(path)

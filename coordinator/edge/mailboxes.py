@@ -24,6 +24,8 @@ class Mailbox:
 
     grant: asyncio.Future[GrantedLease] | None = None
     """The waiting AcquireLease call, if there is one."""
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    """There is something that the worker is to upload for an audit: the waiting call ends."""
     verdicts: deque[AnnounceVerdict] = field(default_factory=lambda: deque(maxlen=KEPT_VERDICTS))
 
     def expect_grant(self) -> asyncio.Future[GrantedLease]:

@@ -29,7 +29,16 @@ from coordinator.edge.status import RunStatus, RunSummary
 from coordinator.edge.throttle import Throttle
 from coordinator.edge.transfers import Transfers
 from coordinator.edge.worker_calls import COORDINATOR_SERVICE, worker_handlers
-from coordinator.engine.commands import AnnounceVerdict, CancelLease, Command, DropPayload, EndRun, GrantLease, ShutOut
+from coordinator.engine.commands import (
+    AnnounceVerdict,
+    CancelLease,
+    Command,
+    DropPayload,
+    EndRun,
+    GrantLease,
+    OpenResiduals,
+    ShutOut,
+)
 from coordinator.engine.phases import Phase
 from coordinator.run.audit_trail import Observers
 from coordinator.run.changing import SettingsFile
@@ -288,6 +297,8 @@ def _dispatch(mailboxes: Mailboxes, sessions: SessionTable, parts: OpenedRun, co
             sessions.close_of(worker)  # its next call opens another, which is refused with the reason
         case AnnounceVerdict():
             mailboxes.of(command.worker).verdicts.append(command)
+        case OpenResiduals(worker=worker):
+            mailboxes.of(worker).asked.set()
         case DropPayload(digest=digest):
             # a gigabyte's unlink takes a quarter of a second, in which nobody would be answered
             parts.store.drop_payload(digest, partial(asyncio.get_running_loop().run_in_executor, None))

@@ -11,12 +11,14 @@ import dataclasses
 import math
 from typing import Any
 
+from coordinator.edge.residuals import Openings, check_residuals
 from coordinator.edge.served import RunContext
 from coordinator.edge.sessions import CallerSession
 from coordinator.engine.commands import AnnounceVerdict
 from coordinator.engine.events import (
     LeaseRequested,
     LeaseReturned,
+    ResidualOpened,
     SubmissionCommitted,
     SubmissionUploaded,
     WorkerSeen,
@@ -41,6 +43,7 @@ from protocol.v1 import barnraise_pb2 as pb
 
 RETRY_AFTER_S = 0.2
 """A worker that waited a long poll out asks again at once; the pause only keeps a confused one from spinning."""
+OPENING = "An audit needs what earlier encodings lost; it is on its way."
 MAX_REASON_CHARACTERS = 200
 
 _JUDGED = {LeaseStatus.ACCEPTED, LeaseStatus.REJECTED}
@@ -52,6 +55,7 @@ class WorkerService:
     def __init__(self, run: RunContext) -> None:
         self._run = run
         self._beats: dict[WorkerId, WorkerSeen] = {}
+        self._openings = Openings()
         self.told_over: set[WorkerId] = set()
         """Workers that have heard that the run is over."""
 
@@ -69,7 +73,9 @@ class WorkerService:
         reply = pb.AcquireLeaseReply()
         if not run.mailboxes.ended.is_set():
             wait_s = min(max(request.wait_s, 0.0), MAX_WAIT_S) if math.isfinite(request.wait_s) else 0.0
-            lease = await self._wait_for_lease(session, wait_s)
+            box.asked.clear()
+            wanted = self._openings.wanted(run.pump.engine.state, worker)
+            lease = None if wanted else await self._wait_for_lease(session, wait_s)
             if lease is not None:
                 self._beats[worker] = WorkerSeen(at_s=run.run_time(), worker=worker, lease_id=lease.lease_id)
                 reply.lease.CopyFrom(lease_message(lease, run.run_time()))
@@ -77,7 +83,9 @@ class WorkerService:
             self.told_over.add(worker)
             reply.over.reason = run.pump.engine.state.end_reason or "the run has ended"
         elif reply.WhichOneof("outcome") is None:
-            reply.wait.reason = run.pump.engine.wait_sentence(worker, run.run_time())
+            wanted = self._openings.wanted(run.pump.engine.state, worker)
+            reply.open.extend(self._openings.ask(worker, wanted))
+            reply.wait.reason = OPENING if wanted else run.pump.engine.wait_sentence(worker, run.run_time())
             reply.wait.retry_after_s = RETRY_AFTER_S
         reply.verdicts.extend(verdict_message(verdict) for verdict in box.take_verdicts())
         return reply
@@ -87,9 +95,10 @@ class WorkerService:
         grant = box.expect_grant()
         closed = asyncio.ensure_future(session.closed.wait())
         ended = asyncio.ensure_future(run.mailboxes.ended.wait())
+        asked = asyncio.ensure_future(box.asked.wait())
         try:
             await run.pump.submit(LeaseRequested(at_s=run.run_time(), worker=session.worker, wait_s=wait_s))
-            waiting: set[asyncio.Future[Any]] = {grant, closed, ended}
+            waiting: set[asyncio.Future[Any]] = {grant, closed, ended, asked}
             await asyncio.wait(waiting, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             if closed.done():
                 raise Unauthenticated(
@@ -100,6 +109,7 @@ class WorkerService:
         finally:
             closed.cancel()
             ended.cancel()
+            asked.cancel()
             if box.grant is grant:
                 box.grant = None
 
@@ -195,6 +205,9 @@ class WorkerService:
             train_s=request.train_s,
             micro_batch=request.micro_batch,
             arithmetic=request.arithmetic,
+            residuals_in=tuple(map(Digest, request.residuals_in)),
+            residuals_out=tuple(map(Digest, request.residuals_out)),
+            residuals_back=tuple(map(Digest, request.residuals_back)),
         )
 
     async def uploaded(self, session: CallerSession, lease_id: LeaseId, digest: Digest) -> None:
@@ -206,6 +219,14 @@ class WorkerService:
             if self._run.mailboxes.ended.is_set():  # while its last bytes were on their way
                 raise self._over(lease_id) from error
             raise
+
+    async def opened(self, session: CallerSession, lease_id: LeaseId, digest: Digest) -> None:
+        """All bytes of a residual are durable."""
+        arrived = ResidualOpened(at_s=self._run.run_time(), worker=session.worker, lease_id=lease_id, digest=digest)
+        try:
+            await self._run.pump.submit(arrived)
+        except IllegalEvent as error:  # its round, or the run, ended while it was on its way
+            raise Refused(f"nobody waits for this residual any more: {error}") from error
 
     def _over(self, lease_id: LeaseId) -> FinalRefusal:
         reason = self._run.pump.engine.state.end_reason or "it has ended"
@@ -232,10 +253,11 @@ class WorkerService:
         return record
 
     def _check_submission(self, lease: Lease, request: pb.CommitSubmissionRequest) -> None:
-        if request.codec != self._run.settings.codec:
+        if request.codec != lease.codec:
             raise FinalRefusal(
-                f"submissions of this run are encoded in {self._run.settings.codec}, got {request.codec[:32]!r}"
+                f"a submission for lease {lease.lease_id} is encoded in {lease.codec}, got {request.codec[:32]!r}"
             )
+        check_residuals(lease, request)
         expected = payload_size(submission_specs(self._run.layout, lease.columns), codec_named(request.codec))
         if request.payload_bytes != expected:
             raise FinalRefusal(

@@ -17,6 +17,7 @@ import structlog
 
 from coordinator.edge.file_frames import FileFrames
 from coordinator.edge.patience import Patience
+from coordinator.edge.residuals import residual_bytes
 from coordinator.edge.served import RunContext
 from coordinator.edge.service import WorkerService, digest_from
 from coordinator.edge.sessions import CallerSession
@@ -86,6 +87,9 @@ class Transfers:
         self, session: CallerSession, header: pb.UploadHeader, frames: AsyncIterator[bytes], patience: Patience
     ) -> pb.UploadReply:
         """Take the bytes of a committed submission."""
+        opening = self._audited_record(session, header)
+        if opening is not None:
+            return await self._open(session, header, opening, frames, patience)
         record = self._committed_record(session, header)
         lease_id, digest = record.lease.lease_id, digest_from(header.digest)
         if record.status is not LeaseStatus.COMMITTED:
@@ -96,6 +100,28 @@ class Transfers:
                 return pb.UploadReply(received_bytes=reader.offset, complete=False)
         await self._service.uploaded(session, lease_id, digest)
         return pb.UploadReply(received_bytes=header.payload_bytes, complete=True)
+
+    async def _open(
+        self,
+        session: CallerSession,
+        header: pb.UploadHeader,
+        record: LeaseRecord,
+        frames: AsyncIterator[bytes],
+        patience: Patience,
+    ) -> pb.UploadReply:
+        """Take a residual that an audit asked for: from its start, as it is asked for again where a line broke."""
+        lease_id, digest = record.lease.lease_id, digest_from(header.digest)
+        size = residual_bytes(self._run.layout, record, digest)
+        if header.payload_bytes != size or header.offset:
+            raise MalformedMessage(
+                f"a residual for lease {lease_id} has {size} bytes and is sent from the first one on"
+            )
+        if not self._run.store.payloads.has(digest):
+            reader = await self._take(session, header, lease_id, digest, frames, patience)
+            if not reader.complete:
+                return pb.UploadReply(received_bytes=reader.offset, complete=False)
+        await self._service.opened(session, lease_id, digest)
+        return pb.UploadReply(received_bytes=size, complete=True)
 
     async def _take(
         self,
@@ -169,6 +195,13 @@ class Transfers:
                 ) from None
             raise
         self._run.store.finish_upload(lease_id, upload, digest)
+
+    def _audited_record(self, session: CallerSession, header: pb.UploadHeader) -> LeaseRecord | None:
+        """The lease that an audit waits for this residual of; None where the header is about no such thing."""
+        record = self._run.pump.engine.state.leases.get(LeaseId(header.lease_id))
+        if record is None or record.lease.worker != session.worker or not record.audit_due:
+            return None
+        return record if digest_from(header.digest) in record.residuals_missing else None
 
     def _committed_record(self, session: CallerSession, header: pb.UploadHeader) -> LeaseRecord:
         record = self._run.pump.engine.state.leases.get(LeaseId(header.lease_id))

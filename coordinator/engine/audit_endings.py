@@ -7,7 +7,7 @@ needs are dropped. Says nothing about anybody's record: that is `reputation.py`'
 
 from __future__ import annotations
 
-from coordinator.engine import audits, leases, shadows
+from coordinator.engine import audits, leases, openings, shadows
 from coordinator.engine.commands import CompareSubmissions
 from coordinator.engine.history import Accusation, AuditOutcome, remembered
 from coordinator.engine.phases import LeaseStatus
@@ -43,6 +43,7 @@ def end(turn: Turn, record: LeaseRecord, outcome: AuditOutcome) -> None:
         if isinstance(command, CompareSubmissions) and command.lease.lease_id == lease_id:
             turn.settle(command.command_id)
             shadows.take(turn, command.again.lease_id)
+    openings.on_audit_ended(turn, record)
     record = state.update_lease(lease_id, audit_due=False, audit_unpaid=unpaid and not record.vouchers)
     note(turn, record, outcome)
     if record.is_undecided and not record.vouchers and not record.accusers:

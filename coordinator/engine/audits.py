@@ -6,14 +6,17 @@ for it, who may be the auditor, and which audits the round waits for. What follo
 `opinions.py`, who is given a lease to audit in `shadows.py`. Holds
 always: nobody can tell before the last byte which lease will be drawn; no auditor is the worker's own person, or is
 asked twice about one lease; what an audit was called for and did not get weighs nothing in an open run, and less in a
-closed one. Leases are pure functions, so nothing is asked of the audited worker. See docs/decisions/0024.
+closed one. Leases are pure functions, so nothing is asked of the audited worker but what its encodings kept
+(openings.py). See docs/decisions/0024.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from coordinator.engine import screening
 from coordinator.engine.arithmetic import could_decide, is_stranger
+from coordinator.engine.commands import OpenResiduals
 from coordinator.engine.config import AuditConfig
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LOST_STATUSES, LeaseStatus
@@ -27,6 +30,8 @@ from protocol.ids import LeaseId
 
 COORDINATOR = ""
 """The coordinator itself, as an auditor: a person with no name (`AuditResult.auditor`)."""
+NOISY_FACTOR = 2.0
+"""So many times as often a lease is audited while gains are noise: what screening sees less of, replays must."""
 _IN_HAND = frozenset({LeaseStatus.GRANTED, LeaseStatus.COMMITTED, LeaseStatus.UPLOADED})
 _EVERY_U64 = 2**64
 
@@ -40,15 +45,22 @@ def draw(turn: Turn, lease_id: LeaseId) -> None:
     lease = state.leases[lease_id].lease
     worker = state.workers[lease.worker]
     probability = trust_of(state.config, worker).audit_probability
+    share = NOISY_FACTOR if _gains_are_noise(state, state.leases[lease_id]) else 1.0
     if state.config.audits.budget <= 0.0 or probability <= 0.0:
         return
     if is_stranger(state.config, worker, state.leases[lease_id]) and not has_been_undecided(state.config, worker):
         probability = 1.0
     certain, stream = probability >= 1.0, turn.draws.stream(lease.round, "audit", lease_id)
-    if stream.u64() >= probability * _EVERY_U64 and not certain:
+    if stream.u64() >= share * probability * _EVERY_U64 and not certain:
         return
     unpaid = credit(state) <= 0.0 or (worker.appeal is None and stream.u64() >= _share_paid(state) * _EVERY_U64)
-    _call_for(state, lease, certain=certain, unpaid=unpaid)
+    _call_for(turn, lease, certain=certain, unpaid=unpaid)
+
+
+def _gains_are_noise(state: EngineState, record: LeaseRecord) -> bool:
+    """Whether the round's gains so far tell nothing. All have errors like the submission's own."""
+    middle = state.index.tally.gains_median(screening.MIN_GAINS)
+    return middle is not None and screening.is_noise(screening.Measured(gain=middle, se=record.heldout_gain_se))
 
 
 def call(turn: Turn, lease_id: LeaseId) -> None:
@@ -59,16 +71,19 @@ def call(turn: Turn, lease_id: LeaseId) -> None:
     state = turn.state
     record = state.leases[lease_id]
     if state.config.audits.budget > 0.0 and not record.audit_due and not record.audits:
-        _call_for(state, record.lease, certain=True, unpaid=credit(state) <= 0.0)
+        _call_for(turn, record.lease, certain=True, unpaid=credit(state) <= 0.0)
 
 
-def _call_for(state: EngineState, lease: GrantedLease, *, certain: bool, unpaid: bool) -> None:
+def _call_for(turn: Turn, lease: GrantedLease, *, certain: bool, unpaid: bool) -> None:
+    state = turn.state
     if not unpaid:
         charge(state, lease)
     drawn, without = state.round.audits_drawn + 1, state.round.audits_unpaid + unpaid
     state.update_round(audits_drawn=drawn, audits_unpaid=without)
     changes = {"audit_certain": certain, "audit_unpaid": unpaid, "audit_since_s": state.now_s}
-    state.update_lease(lease.lease_id, audit_due=True, **changes)
+    record = state.update_lease(lease.lease_id, audit_due=True, **changes)
+    if record.residuals_missing and not unpaid:
+        turn.emit(OpenResiduals(worker=lease.worker, lease_id=lease.lease_id))
 
 
 def expect(state: EngineState, lease: GrantedLease) -> None:
@@ -204,4 +219,6 @@ def is_overdue(state: EngineState, record: LeaseRecord) -> bool:
 def _is_taken_soon(state: EngineState, record: LeaseRecord) -> bool:
     if record.audit_unpaid or state.now_s >= record.audit_since_s + state.config.audits.wait_s:
         return False
+    if record.residuals_missing:
+        return state.workers[record.lease.worker].present
     return any(worker.present and not has_let_down(state, worker) for worker in auditors(state, record))

@@ -23,8 +23,8 @@ from coordinator.engine.state import EngineState
 from coordinator.engine.turn import Turn
 from protocol.errors import ConfigError, IllegalEvent, LocalError
 
-DERIVED = frozenset({"run_id", "columns", "train_sequences", "min_columns"})
-"""What follows from the model and the data, and nobody sets."""
+DERIVED = frozenset({"run_id", "columns", "train_sequences", "min_columns", "codec"})
+"""What follows from the model, the data and the run's own settings, and nobody sets here."""
 FIXED = frozenset({*DERIVED, "heartbeat_interval_s", "max_staleness", "screening.enabled"})
 """What never changes. Sessions that are open keep the heartbeat they were told; a submission that was accepted late
 counts by the staleness of its acceptance; what arrived unmeasured cannot be judged."""

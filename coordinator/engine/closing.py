@@ -16,6 +16,7 @@ from coordinator.engine import (
     leases,
     past,
     placement,
+    residuals,
     rollback,
     second_look,
     trust,
@@ -51,8 +52,7 @@ def close(turn: Turn, why: Reason) -> None:
     _pass_over_weightless(turn)
     records, superseded = votes.one_vote_each(state, votes.countable(state))
     for record in superseded:
-        state.update_lease(record.lease.lease_id, counted_in=state.round.round, ended=reason(Case.SUPERSEDED))
-        leases.drop_payload(turn, record)
+        _count_nowhere(turn, record, Case.SUPERSEDED)
     state.update_round(closed=why)
     if not records:
         publish_nothing(turn, reason(Case.NOTHING_ACCEPTABLE))
@@ -94,9 +94,10 @@ def _heard(turn: Turn, records: Sequence[LeaseRecord]) -> tuple[list[LeaseRecord
     pairs = list(zip(records, vouching.heard(state, records, everyone, thin), strict=True))
     for record, one in pairs:
         if one.unheard and not vouching.blocks_of(one):
-            state.update_lease(one.lease_id, counted_in=state.round.round, ended=reason(Case.NOBODY_HEARD))
-            leases.drop_payload(turn, record)
+            _count_nowhere(turn, record, Case.NOBODY_HEARD)
     entering = [(record, one) for record, one in pairs if not one.unheard or vouching.blocks_of(one)]
+    for record, one in entering:
+        residuals.on_lost(turn, record, set(record.lease.blocks).difference(vouching.blocks_of(one)))
     return [record for record, _ in entering], tuple(one for _, one in entering)
 
 
@@ -213,9 +214,14 @@ def _pass_over_weightless(turn: Turn) -> None:
     for record in votes.countable(state):
         if votes.share_of(state, record) == 0.0:
             trusted = trust.trust_of(state.config, state.workers[record.lease.worker]).weight > 0.0
-            why = reason(Case.WEIGHTLESS if trusted else Case.WITHOUT_WEIGHT)
-            passed_over = state.update_lease(record.lease.lease_id, counted_in=state.round.round, ended=why)
-            leases.drop_payload(turn, passed_over)
+            _count_nowhere(turn, record, Case.WEIGHTLESS if trusted else Case.WITHOUT_WEIGHT)
+
+
+def _count_nowhere(turn: Turn, record: LeaseRecord, why: Case) -> None:
+    current = turn.state.round.round
+    ended = turn.state.update_lease(record.lease.lease_id, counted_in=current, ended=reason(why))
+    residuals.on_lost(turn, ended)
+    leases.drop_payload(turn, ended)
 
 
 def _record_round(

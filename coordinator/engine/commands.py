@@ -62,6 +62,14 @@ class AnnounceVerdict(Command):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OpenResiduals(Command):
+    """An audit needs what a worker's encodings kept: ask for it with its next answer, now where it waits for one."""
+
+    worker: WorkerId
+    lease_id: LeaseId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShutOut(Command):
     """End the worker's session: it is banned, and is told so when it comes back."""
 
@@ -246,6 +254,9 @@ class ReplayLease(SlowCommand):
     """Sequences that its worker put through the model at a time, as it says; 0 where it does not."""
     arithmetic: str = ""
     """The class to compute it in, where that can be had: its worker's."""
+    residuals_in: tuple[Digest, ...] = ()
+    residuals_out: tuple[Digest, ...] = ()
+    """What the encoding of each block began with ("": nothing), and left; the bytes are here. () for most codecs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +270,9 @@ class CompareSubmissions(SlowCommand):
     """The same lease in an auditor's hands (`GrantedLease.audits`)."""
     again_digest: Digest
     again_codec: str
+    residuals_in: tuple[Digest, ...] = ()
+    residuals_out: tuple[Digest, ...] = ()
+    """As in `ReplayLease`, of what was sent first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

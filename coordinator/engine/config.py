@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from coordinator.engine.codec_rules import combination_problems
 from coordinator.engine.down_config import DownConfig, down_problems
 from coordinator.engine.trust_config import ReputationConfig, reputation_problems
+from protocol.codecs import BF16
 from protocol.errors import ConfigError
 from protocol.ids import RunId
 from protocol.recipe import MAX_INNER_STEPS, Recipe, breaches
@@ -137,6 +139,8 @@ class EngineConfig:
     columns: int
     train_sequences: int
     """Sequences in the dataset's training part; a lease names positions below this number."""
+    codec: str = BF16.name
+    """What leases have submissions encoded in."""
     open_run: bool = False
     """Links go to people whom nobody knows: newcomers have no weight until audits have vouched for them."""
     max_rounds: int = 20
@@ -281,6 +285,7 @@ def check_config(config: EngineConfig) -> None:
             "heartbeat_interval_s and heartbeat_misses must be above 0",
         ),
         *_screening_problems(config.screening),
+        *combination_problems(config.codec, config.rule),
         (
             config.train_sequences >= sequences,
             f"one lease needs {sequences} training sequences, the dataset has {config.train_sequences}: "

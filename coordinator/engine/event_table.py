@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator.engine import appeals, bans, changes, handlers, opinions, rebuilt, results, rollback
+from coordinator.engine import appeals, bans, changes, handlers, openings, opinions, rebuilt, results, rollback
 from coordinator.engine import events as ev
 from coordinator.engine.phases import Phase
 from coordinator.engine.turn import Turn
@@ -48,6 +48,7 @@ ROWS = (
     EventRow(ev.LeaseReturned, _EVERYWHERE, handlers.on_lease_returned),
     EventRow(ev.SubmissionCommitted, _BEFORE_THE_END, handlers.on_submission_committed),
     EventRow(ev.SubmissionUploaded, _BEFORE_THE_END, handlers.on_submission_uploaded),
+    EventRow(ev.ResidualOpened, _BEFORE_THE_END, openings.on_residual_opened),
     EventRow(ev.AuditAsked, _BEFORE_THE_END, appeals.on_audit_asked),
     EventRow(ev.SubmissionMeasured, _EVERYWHERE, results.on_submission_measured),
     EventRow(ev.RoundAggregated, _AGGREGATING, results.on_round_aggregated),

@@ -198,11 +198,26 @@ class SubmissionCommitted(Event):
     """Sequences that went through the model at a time, as the worker says; 0: it does not."""
     arithmetic: str = ""
     """The class in which it was computed (protocol/arithmetic.py), as the worker says; empty: it does not."""
+    residuals_in: tuple[Digest, ...] = ()
+    """What the encoding of each of the lease's blocks began with; "": nothing. (): the codec keeps nothing."""
+    residuals_out: tuple[Digest, ...] = ()
+    """What it left."""
+    residuals_back: tuple[Digest, ...] = ()
+    """What is left where the submission comes to nothing: what it began with, and all that was computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmissionUploaded(Event):
     """All bytes of a committed submission are durable in the artifact store."""
+
+    worker: WorkerId
+    lease_id: LeaseId
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResidualOpened(Event):
+    """All bytes of a residual that a commit named are durable in the artifact store, for an audit."""
 
     worker: WorkerId
     lease_id: LeaseId

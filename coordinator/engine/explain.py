@@ -295,6 +295,8 @@ def _audit(state: EngineState, record: LeaseRecord) -> Wait:
     if audits.replay_id(lease_id) in state.pending:
         names = ["the coordinator"]
     doing = f"{names[0]} computes it again" if names else "a trusted worker is to compute it again"
+    if record.residuals_missing and not record.audit_unpaid:
+        doing = "its worker is to send what its encodings kept"
     return Wait(subject=f"audit of lease {lease_id}", reason=f"{doing}: until then its submission has no full weight")
 
 

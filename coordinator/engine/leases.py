@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from coordinator.engine import appeals, pacing, trust
+from coordinator.engine import appeals, pacing, residuals, trust
 from coordinator.engine import contributions as votes
 from coordinator.engine.commands import (
     AnnounceVerdict,
@@ -38,7 +38,7 @@ from coordinator.engine.rows import LeaseRecord, UploadReport
 from coordinator.engine.schedules import lease_recipe
 from coordinator.engine.turn import Turn
 from protocol.ids import LeaseId, WorkerId
-from protocol.lease import DataRange
+from protocol.lease import DataRange, blocks_of
 
 
 def grant(
@@ -62,11 +62,14 @@ def grant(
         batch_sequences=inner.batch_sequences,
         recipe=lease_recipe(config, current.round, steps),
         frozen=state.frozen,
+        codec=config.codec,
+        residuals=residuals.named(state.workers[worker].residuals, blocks_of(columns)),
         granted_at_s=state.now_s,
         deadline_s=state.now_s + ttl_s,
         spare=spare,
     )
     state.put_lease(LeaseRecord(lease=lease))
+    residuals.on_grant(turn, lease)
     first = state.now_s if current.first_lease_at_s is None else current.first_lease_at_s
     state.update_round(next_lease=current.next_lease + 1, first_lease_at_s=first, spare_wait_until_s=None)
     granted = state.workers[worker].leases_granted + 1
@@ -115,6 +118,7 @@ def expire(turn: Turn, lease_id: LeaseId, why: Reason) -> None:
     note_upload(turn, turn.state.leases[lease_id])
     record = turn.state.set_status(lease_id, LeaseStatus.EXPIRED)
     turn.state.update_lease(lease_id, ended=why)
+    residuals.on_lost(turn, record)
     state, worker = turn.state, record.lease.worker
     if record.lease.audits is not None:
         turn.emit(CancelLease(worker=worker, lease_id=lease_id, why=why))
@@ -133,6 +137,7 @@ def hand_back(turn: Turn, record: LeaseRecord, words: str) -> None:
     lease_id, worker, state = record.lease.lease_id, record.lease.worker, turn.state
     state.set_status(lease_id, LeaseStatus.RETURNED)
     state.update_lease(lease_id, ended=reason(Case.HANDED_BACK, words))
+    residuals.on_lost(turn, record)
     state.update_worker(
         worker,
         leases_returned=state.workers[worker].leases_returned + 1,
@@ -158,6 +163,7 @@ def commit(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> None:
     if refusal is not None:
         if record.status is LeaseStatus.GRANTED and refusal.key == LATE:
             expire(turn, lease_id, refusal.why)
+        residuals.on_refused_commit(turn, record, event)
         reject(turn, lease_id, refusal)
         return
     state.set_status(lease_id, LeaseStatus.COMMITTED)
@@ -171,8 +177,12 @@ def commit(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> None:
         train_loss_last=event.train_loss_last,
         micro_batch=event.micro_batch,
         arithmetic=event.arithmetic,
+        residuals_in=event.residuals_in,
+        residuals_out=event.residuals_out,
+        residuals_back=event.residuals_back,
         ended=None,
     )
+    residuals.on_commit(turn, state.leases[lease_id])
 
 
 def upload(turn: Turn, record: LeaseRecord) -> None:
@@ -253,6 +263,7 @@ def reject(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
     state = turn.state
     record = state.set_status(lease_id, LeaseStatus.REJECTED)
     state.update_lease(lease_id, verdict=verdict)
+    residuals.on_lost(turn, record)
     worker = state.workers[record.lease.worker]
     counts = {**worker.rejected, verdict.key: worker.rejected.get(verdict.key, 0) + 1}
     state.update_worker(worker.worker, rejected=counts)

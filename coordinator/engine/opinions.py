@@ -64,7 +64,7 @@ def advance(turn: Turn) -> None:
         if state.workers[record.lease.worker].ban is not None:
             endings.give_up(turn, record)  # nothing more follows from it
             continue
-        if audits.is_in_hand(state, record):
+        if audits.is_in_hand(state, record) or record.residuals_missing:
             continue
         coordinators = audits.COORDINATOR not in audits.asked(state, record)
         if coordinators and not (record.audit_unpaid and not record.audits):
@@ -85,6 +85,8 @@ def _replay(turn: Turn, record: LeaseRecord) -> None:
             codec=record.codec,
             micro_batch=record.micro_batch,
             arithmetic=record.arithmetic,
+            residuals_in=record.residuals_in,
+            residuals_out=record.residuals_out,
         )
     )
 

@@ -15,7 +15,7 @@ from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.reasons import Reason, Verdict, told
 from coordinator.engine.sequential import RankTest
-from protocol.ids import Digest, LeaseId, RoundNumber, Version, WorkerId
+from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +166,11 @@ class WorkerRecord:
     data_test: RankTest = field(default_factory=RankTest)
     """Where what it gains on its own sequences beyond what it gains on any does: copies, other data."""
 
+    residuals: dict[BlockId, Digest] = field(default_factory=dict)
+    """What the newest encoding of each block of its newest lease left with it (residuals.py)."""
+    residual_age: int = 0
+    """Of its newest commit, as in `LeaseRecord`."""
+
     @property
     def person(self) -> str:
         """Equal for the machines of one owner, and for no others: who it is that has one vote."""
@@ -184,6 +189,16 @@ class LeaseRecord:
     digest: Digest | None = None
     payload_bytes: int = 0
     codec: str = ""
+    residuals_in: tuple[Digest, ...] = ()
+    """What the encoding of each of the lease's blocks began with; "": nothing. () where the codec keeps nothing."""
+    residuals_out: tuple[Digest, ...] = ()
+    """What it left."""
+    residuals_open: tuple[Digest, ...] = ()
+    """Those whose bytes are here, for an audit."""
+    residuals_back: tuple[Digest, ...] = ()
+    """What is left of each where the submission comes to nothing."""
+    residual_age: int = 0
+    """How many commits of its worker before this one, in a row, it goes on from."""
     committed_at_s: float | None = None
     micro_batch: int = 0
     """Sequences that its worker put through the model at a time, as it says; 0 where it does not."""
@@ -230,6 +245,11 @@ class LeaseRecord:
         """The class and the cut, in which its worker computed it; empty where it does not say both."""
         known = self.arithmetic and self.micro_batch
         return f"{self.arithmetic}, {self.micro_batch} at a time" if known else ""
+
+    def residuals_missing(self) -> tuple[Digest, ...]:
+        """What is not here yet of what an audit needs, each once."""
+        needed = dict.fromkeys((*self.residuals_in, *self.residuals_out))
+        return tuple(digest for digest in needed if digest and digest not in self.residuals_open)
 
     @property
     def accusers(self) -> tuple[str, ...]:

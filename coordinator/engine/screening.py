@@ -36,6 +36,8 @@ from protocol.ids import TRUNK, BlockId
 
 MIN_GAINS = 2
 """Of other people's, before their median says anything."""
+GAIN_ERRORS = 3.0
+"""Standard errors: a median gain of less is noise, and nobody is held against it; audits then look more often."""
 MIN_SPREAD = 4
 """Of other people's, before their spread does: of fewer, one liar would say it."""
 _NORMAL = 1.4826
@@ -187,7 +189,7 @@ def judge_gain(config: ScreeningConfig, own: Measured, peers: Peers, steps_share
     if own.gain + figures["doubt"] < config.min_heldout_gain:
         key = HELDOUT_LOSS_ROSE if own.gain < 0 else HELDOUT_GAIN_TOO_SMALL
         return rejected(key, Case.GAIN_UNDER_LEAST, **figures, least=config.min_heldout_gain)
-    if peers.gain is None:
+    if peers.gain is None or is_noise(peers.gain):
         return None
     share = config.min_heldout_gain_share
     least = share * steps_share * peers.gain.gain
@@ -202,6 +204,11 @@ def judge_gain(config: ScreeningConfig, own: Measured, peers: Peers, steps_share
             median=peers.gain.gain,
         )
     return None
+
+
+def is_noise(gain: Measured) -> bool:
+    """Whether a round's median gain is too near to its standard error to compare anything with."""
+    return gain.gain < GAIN_ERRORS * _error(gain)
 
 
 def judge_harm(config: ScreeningConfig, own: Measured, peers: Peers) -> Verdict | None:

@@ -21,6 +21,7 @@ from coordinator.engine.rows import LeaseRecord, WorkerRecord
 from coordinator.engine.state import EngineState
 from coordinator.engine.trust import may_audit as is_fit_to_audit
 from coordinator.engine.turn import Turn
+from protocol.codecs import BF16
 from protocol.ids import LeaseId
 
 
@@ -32,7 +33,11 @@ def grant(turn: Turn, *, overdue: bool) -> None:
     if not any(is_fit_to_audit(worker) for worker in ready_workers(state)):
         return  # as nearly always: only then is it worth asking for each audit who could take it
     for record in audits.open_audits(state):
-        if audits.is_in_hand(state, record) or (overdue and not audits.is_overdue(state, record)):
+        if (
+            audits.is_in_hand(state, record)
+            or record.residuals_missing
+            or (overdue and not audits.is_overdue(state, record))
+        ):
             continue
         chosen = _free_auditor(turn.state, record)
         if chosen is not None:
@@ -75,6 +80,8 @@ def upload(turn: Turn, record: LeaseRecord) -> None:
             again=lease,
             again_digest=record.digest,
             again_codec=record.codec,
+            residuals_in=audited.residuals_in,
+            residuals_out=audited.residuals_out,
         )
     )
 
@@ -103,6 +110,9 @@ def _grant(turn: Turn, record: LeaseRecord, worker: WorkerRecord) -> None:
         deadline_s=state.now_s + ttl_s,
         spare=False,
         audits=record.lease.lease_id,
+        # what the worker's earlier encodings lost is nothing of the auditor's, and no part of what is computed
+        codec=BF16.name if record.residuals_out else record.lease.codec,
+        residuals=(),
     )
     if record.audits:
         audits.charge(state, lease)  # the first was paid for when it was drawn, or takes idle time

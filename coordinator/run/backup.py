@@ -135,7 +135,7 @@ def _files_of(run: RunFolder, needed: Needed, pinned: contextlib.ExitStack) -> d
         else:
             continue  # dropped since it was listed
         blocks += [manifest, *versions.named_by(manifest)]
-    payloads = needed.payloads.values()
+    payloads = [*needed.payloads.values(), *(digest for _, digest in needed.residuals)]
     for folder, blobs, digests in (("payloads", store.payloads, payloads), ("blocks", store.blocks, blocks)):
         wanted = dict.fromkeys(digests)
         opened = pinned.enter_context(blobs.pin(wanted))

@@ -150,7 +150,7 @@ def chosen_value(config: EngineConfig, key: str, text: str) -> Any:
     table = {one: setting for one, setting in to_plain(config, EngineConfig).items() if one not in DERIVED}
     (table[path] if path else table)[name] = value
     try:
-        checked = check_engine(table)
+        checked = check_engine(table, config.codec)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     typed = settings_of(checked)[key]

@@ -225,7 +225,7 @@ def init_run(
     way_out = "a run begins in a new or an empty folder"
     require_fillable(folder, RUN_KIND, way_out=way_out)
     settings = settings.as_begun()
-    engine = check_engine(settings.engine)
+    engine = check_engine(settings.engine, settings.codec)
     check_vouching(engine, founders=founders, accept_unaudited=accept_unaudited)
     if (said := caution(engine)) is not None:
         note(said)

@@ -130,7 +130,20 @@ def _scale_of_norms(inner: OldState, recipe: OldState, steps: int) -> float:
 
 
 def _five_to_six(state: OldState) -> OldState:
-    """What came with version 6 begins at its defaults."""
+    """What came with version 6 begins at its defaults, but for what follows from what was there."""
+    return _with_codecs_in_leases(state)
+
+
+def _with_codecs_in_leases(state: OldState) -> OldState:
+    """The codec was the run's, and no lease named it: in the table of leases, and in commands that wait."""
+    codec = json.loads(state.get("fixed_settings", {}).get("codec", '"bf16"'))
+    for config in (state["config"], state.get("next_config")):
+        if config is not None:
+            config["codec"] = codec
+    leases = [record["lease"] for record in state["leases"].values()]
+    leases += [command[key] for command in state["pending"].values() for key in ("lease", "again") if key in command]
+    for lease in leases:
+        lease["codec"] = codec
     return state
 
 

@@ -161,7 +161,7 @@ def _versions(run: RunFolder, needed: Needed) -> tuple[int, list[str]]:
 
 def _payloads(run: RunFolder, needed: Needed) -> tuple[int, list[str]]:
     store, seen, problems = run.artifacts(), set[Digest](), list[str]()
-    for digest in needed.payloads.values():
+    for digest in (*needed.payloads.values(), *(residual for _, residual in needed.residuals)):
         if store.payloads.has(digest):
             problems += _damage(store.payloads, digest, seen)
     return len(seen), [*problems, *lost_payloads(needed, store)]

@@ -142,7 +142,7 @@ class FrozenColumns(_message.Message):
     def __init__(self, version: _Optional[int] = ..., codec: _Optional[str] = ...) -> None: ...
 
 class Lease(_message.Message):
-    __slots__ = ("lease_id", "round", "base_version", "columns", "data", "seed", "inner_steps", "batch_sequences", "ttl_s", "recipe", "frozen")
+    __slots__ = ("lease_id", "round", "base_version", "columns", "data", "seed", "inner_steps", "batch_sequences", "ttl_s", "recipe", "frozen", "codec", "residuals")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -154,6 +154,8 @@ class Lease(_message.Message):
     TTL_S_FIELD_NUMBER: _ClassVar[int]
     RECIPE_FIELD_NUMBER: _ClassVar[int]
     FROZEN_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    RESIDUALS_FIELD_NUMBER: _ClassVar[int]
     lease_id: str
     round: int
     base_version: int
@@ -165,7 +167,9 @@ class Lease(_message.Message):
     ttl_s: float
     recipe: Recipe
     frozen: FrozenColumns
-    def __init__(self, lease_id: _Optional[str] = ..., round: _Optional[int] = ..., base_version: _Optional[int] = ..., columns: _Optional[_Iterable[int]] = ..., data: _Optional[_Union[DataRange, _Mapping]] = ..., seed: _Optional[int] = ..., inner_steps: _Optional[int] = ..., batch_sequences: _Optional[int] = ..., ttl_s: _Optional[float] = ..., recipe: _Optional[_Union[Recipe, _Mapping]] = ..., frozen: _Optional[_Union[FrozenColumns, _Mapping]] = ...) -> None: ...
+    codec: str
+    residuals: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, lease_id: _Optional[str] = ..., round: _Optional[int] = ..., base_version: _Optional[int] = ..., columns: _Optional[_Iterable[int]] = ..., data: _Optional[_Union[DataRange, _Mapping]] = ..., seed: _Optional[int] = ..., inner_steps: _Optional[int] = ..., batch_sequences: _Optional[int] = ..., ttl_s: _Optional[float] = ..., recipe: _Optional[_Union[Recipe, _Mapping]] = ..., frozen: _Optional[_Union[FrozenColumns, _Mapping]] = ..., codec: _Optional[str] = ..., residuals: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class AcquireLeaseRequest(_message.Message):
     __slots__ = ("wait_s",)
@@ -174,16 +178,26 @@ class AcquireLeaseRequest(_message.Message):
     def __init__(self, wait_s: _Optional[float] = ...) -> None: ...
 
 class AcquireLeaseReply(_message.Message):
-    __slots__ = ("lease", "wait", "over", "verdicts")
+    __slots__ = ("lease", "wait", "over", "verdicts", "open")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     WAIT_FIELD_NUMBER: _ClassVar[int]
     OVER_FIELD_NUMBER: _ClassVar[int]
     VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
     lease: Lease
     wait: Wait
     over: RunOver
     verdicts: _containers.RepeatedCompositeFieldContainer[Verdict]
-    def __init__(self, lease: _Optional[_Union[Lease, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., over: _Optional[_Union[RunOver, _Mapping]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ...) -> None: ...
+    open: _containers.RepeatedCompositeFieldContainer[WantedResidual]
+    def __init__(self, lease: _Optional[_Union[Lease, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., over: _Optional[_Union[RunOver, _Mapping]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., open: _Optional[_Iterable[_Union[WantedResidual, _Mapping]]] = ...) -> None: ...
+
+class WantedResidual(_message.Message):
+    __slots__ = ("lease_id", "digest")
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    lease_id: str
+    digest: str
+    def __init__(self, lease_id: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class Wait(_message.Message):
     __slots__ = ("reason", "retry_after_s")
@@ -240,7 +254,7 @@ class CancelledLease(_message.Message):
     def __init__(self, lease_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class CommitSubmissionRequest(_message.Message):
-    __slots__ = ("lease_id", "digest", "payload_bytes", "codec", "inner_steps_done", "tokens", "train_loss_first", "train_loss_last", "train_s", "micro_batch", "arithmetic")
+    __slots__ = ("lease_id", "digest", "payload_bytes", "codec", "inner_steps_done", "tokens", "train_loss_first", "train_loss_last", "train_s", "micro_batch", "arithmetic", "residuals_in", "residuals_out", "residuals_back")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -252,6 +266,9 @@ class CommitSubmissionRequest(_message.Message):
     TRAIN_S_FIELD_NUMBER: _ClassVar[int]
     MICRO_BATCH_FIELD_NUMBER: _ClassVar[int]
     ARITHMETIC_FIELD_NUMBER: _ClassVar[int]
+    RESIDUALS_IN_FIELD_NUMBER: _ClassVar[int]
+    RESIDUALS_OUT_FIELD_NUMBER: _ClassVar[int]
+    RESIDUALS_BACK_FIELD_NUMBER: _ClassVar[int]
     lease_id: str
     digest: bytes
     payload_bytes: int
@@ -263,7 +280,10 @@ class CommitSubmissionRequest(_message.Message):
     train_s: float
     micro_batch: int
     arithmetic: str
-    def __init__(self, lease_id: _Optional[str] = ..., digest: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ..., codec: _Optional[str] = ..., inner_steps_done: _Optional[int] = ..., tokens: _Optional[int] = ..., train_loss_first: _Optional[float] = ..., train_loss_last: _Optional[float] = ..., train_s: _Optional[float] = ..., micro_batch: _Optional[int] = ..., arithmetic: _Optional[str] = ...) -> None: ...
+    residuals_in: _containers.RepeatedScalarFieldContainer[str]
+    residuals_out: _containers.RepeatedScalarFieldContainer[str]
+    residuals_back: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, lease_id: _Optional[str] = ..., digest: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ..., codec: _Optional[str] = ..., inner_steps_done: _Optional[int] = ..., tokens: _Optional[int] = ..., train_loss_first: _Optional[float] = ..., train_loss_last: _Optional[float] = ..., train_s: _Optional[float] = ..., micro_batch: _Optional[int] = ..., arithmetic: _Optional[str] = ..., residuals_in: _Optional[_Iterable[str]] = ..., residuals_out: _Optional[_Iterable[str]] = ..., residuals_back: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CommitSubmissionReply(_message.Message):
     __slots__ = ("upload_offset", "verdict")

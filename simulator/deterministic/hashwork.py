@@ -74,7 +74,7 @@ class HashWork:
         """The hash of what it depends on."""
         del worker
         lease = fetched.lease
-        size_bytes = _submission_bytes(self.layout.columns, tuple(lease.columns), self.codec)
+        size_bytes = _submission_bytes(self.layout.columns, tuple(lease.columns), lease.codec)
         return TrainedLease(payload=trained_payload(lease, fetched.digests, fetched.sequences, size_bytes))
 
     def interrupted(self, worker: int, fetched: FetchedLease, share: float) -> None:

@@ -12,6 +12,7 @@ import functools
 import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 from coordinator.edge.auth import Authenticator
@@ -24,7 +25,16 @@ from coordinator.edge.sessions import SessionTable
 from coordinator.edge.throttle import Throttle
 from coordinator.edge.transfers import Transfers
 from coordinator.edge.worker_calls import COORDINATOR_SERVICE, worker_handlers
-from coordinator.engine.commands import AnnounceVerdict, Command, DropPayload, EndRun, GrantLease, ShutOut, SlowCommand
+from coordinator.engine.commands import (
+    AnnounceVerdict,
+    Command,
+    DropPayload,
+    EndRun,
+    GrantLease,
+    OpenResiduals,
+    ShutOut,
+    SlowCommand,
+)
 from coordinator.engine.engine import Engine
 from coordinator.engine.events import Event, RunCreated, RunStopped, SettingChanged, WorkerSeen
 from coordinator.engine.phases import Phase
@@ -104,7 +114,11 @@ class CoordinatorNode:
         manifest = work.first_version(disk)
         book.created(disk.manifests[manifest])
         created = RunCreated(
-            at_s=0.0, engine_version=ENGINE_VERSION, config=scenario.config, base_manifest=manifest, wall_s=loop.now_s
+            at_s=0.0,
+            engine_version=ENGINE_VERSION,
+            config=replace(scenario.config, codec=work.codec),
+            base_manifest=manifest,
+            wall_s=loop.now_s,
         )
         disk.records.append((1, event_to_json(created)))
         disk.last_position = 1
@@ -313,6 +327,8 @@ class CoordinatorNode:
                 self._mailboxes.of(command.worker).verdicts.append(command)
             case ShutOut(worker=worker):
                 self.sessions.close_of(worker)
+            case OpenResiduals(worker=worker):
+                self._mailboxes.of(worker).asked.set()
             case DropPayload(digest=digest):
                 self._store.drop_payload(digest)
             case EndRun():

@@ -104,7 +104,7 @@ class SimulatedTrainer:
             lease_id=lease.lease_id,
             digest=digest_of(trained.payload),
             payload_bytes=len(trained.payload),
-            codec=self._work.codec,
+            codec=lease.codec,
             inner_steps_done=lease.inner_steps,
             tokens=lease.inner_steps,
             train_loss_first=trained.loss_first,

@@ -191,7 +191,7 @@ class RealWork:
         shard, start = self._loaded(fetched)
         metrics = train_shard(shard, fetched.lease, fetched.sequences, keeper=keeper)
         gradient = pseudo_gradient_of(start, shard.held_blocks())
-        payload = encode_submission(gradient, codec_named(self.codec))
+        payload = encode_submission(gradient, codec_named(fetched.lease.codec))
         return TrainedLease(
             payload=payload,
             loss_first=metrics.loss_first,

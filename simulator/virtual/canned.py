@@ -47,7 +47,7 @@ def canned_commit(lease: GrantedLease, at_s: float, train_s: float, *, payload_b
         lease_id=lease.lease_id,
         digest=digest_of(lease.lease_id.encode()),
         payload_bytes=payload_bytes,
-        codec="bf16",
+        codec=lease.codec,
         inner_steps_done=lease.inner_steps,
         train_loss_first=5.0,
         train_loss_last=4.0,

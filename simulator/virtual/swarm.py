@@ -281,7 +281,7 @@ class VirtualSwarm(EngineLoop):
                 lease_id=lease.lease_id,
                 digest=digest,
                 payload_bytes=len(payload),
-                codec=self._run.settings.codec,
+                codec=lease.codec,
                 inner_steps_done=result.metrics.inner_steps_done,
                 train_loss_first=result.metrics.loss_first,
                 train_loss_last=result.metrics.loss_last,
@@ -309,11 +309,10 @@ class VirtualSwarm(EngineLoop):
         self.agenda.after(ASKS_AGAIN_S, lambda: self._ask(machine))
 
     def _trained(self, lease: GrantedLease) -> tuple[LeaseResult, bytes]:
-        settings = self._run.settings
         round_leases = [record.lease for record in self.engine.state.leases_of_round()]
         result = self._group.answer(lease, round_leases, self._honest)
         self.trained_sequences += lease.sequences
-        return result, encode_submission(result.pseudo_gradient, codec_named(settings.codec))
+        return result, encode_submission(result.pseudo_gradient, codec_named(lease.codec))
 
     def _honest(self, lease: GrantedLease) -> LeaseResult:
         """What its holder computes before it lies, if it does."""

@@ -104,3 +104,16 @@ def test_a_run_of_version_3_that_is_only_looked_at_is_left_as_it_is(tmp_path: Pa
     engine, _ = load_engine(looking, b"a secret of the tests", only_read=True)
     assert (engine.state.version, looking.engine_version) == (1, 3)
     looking.close()
+
+
+def test_leases_of_version_5_name_the_codec_that_was_the_runs() -> None:
+    state: dict[str, Any] = json.loads((SNAPSHOTS / "engine_3.json").read_text())
+    for step in range(3, ENGINE_VERSION):
+        if step == 5:
+            state["fixed_settings"] = {"codec": '"fp32"'}
+        state = MIGRATIONS[step](state)
+    engine = Engine.restore({**state, "engine_version": ENGINE_VERSION}, b"a secret of the tests")
+    assert engine.state.config.codec == "fp32"
+    assert {record.lease.codec for record in engine.state.leases.values()} == {"fp32"}
+    assert all(command.lease.codec == "fp32" for command in engine.pending if isinstance(command, MeasureSubmission))
+    assert migrated(3).state.config.codec == "bf16", "older runs than the setting is recorded in"

@@ -116,7 +116,7 @@ async def test_commitments_are_checked_before_anything_is_sent(
     lease = (await client.acquire()).lease
     payload = submission(run, lease)
     never = {"code": Code.FAILED_PRECONDITION, "final": True}
-    await Refusal(words="encoded in fp32", **never).of(client.commit(lease, payload, codec="bf16"))
+    await Refusal(words="is encoded in fp32", **never).of(client.commit(lease, payload, codec="bf16"))
     await Refusal(words="bytes, got 7", **never).of(client.commit(lease, payload, payload_bytes=7))
     await Refusal(words="finite", **never).of(client.commit(lease, payload, train_s=float("nan")))
     await Refusal(words="not one of this worker's", **never).of(other.commit(lease, payload))

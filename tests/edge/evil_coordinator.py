@@ -121,7 +121,7 @@ class EvilCoordinator:
             return pb.AcquireLeaseReply(over=pb.RunOver(reason="done"))
         lease = pb.Lease(
             lease_id="r1.1", round=1, base_version=0, columns=[0, 1], data=pb.DataRange(seed=1, start=0, count=4),
-            seed=3, inner_steps=2, batch_sequences=2, ttl_s=60.0,
+            seed=3, inner_steps=2, batch_sequences=2, ttl_s=60.0, codec="fp32",
         )  # fmt: skip
         fill(lease.recipe, Recipe(optimizer="adamw", learning_rate=1e-3), Recipe)
         return pb.AcquireLeaseReply(lease=lease)

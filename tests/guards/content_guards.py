@@ -110,7 +110,7 @@ NAMES = (
     guard("path tricks", never("coordinator.store.ports:require_digest", "_DIGEST.match(digest) is None"), STORE),
     guard("path tricks", never("coordinator:ArtifactStore._upload_path", "_LEASE_FILE.match(lease_id) is None"), STORE),
     guard("path tricks", never("coordinator:WorkerService._check_submission",
-          "request.codec != self._run.settings.codec"), PATHS),
+          "request.codec != lease.codec"), PATHS),
     guard("path tricks", never("coordinator:Transfers._block_frames", "not blocks.has(digest)"), PATHS,
           also=(never("coordinator:Transfers._block_frames", "not self._run.versions.is_served(digest)"),)),
     guard("path tricks", dropped("coordinator.store:clean_name", "len(name) > MAX_NAME_CHARACTERS"), PATHS),

@@ -25,6 +25,7 @@ def lease_message(**changes: Any) -> pb.Lease:
         "seed": 3,
         "inner_steps": 5,
         "batch_sequences": 4,
+        "codec": "fp32",
         "ttl_s": 60.0,
     }
     of_recipe = {name: changes.pop(name) for name in RECIPE_FIELDS & changes.keys()}

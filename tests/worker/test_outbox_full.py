@@ -10,11 +10,12 @@ from typing import Any, cast
 import pytest
 
 from protocol.errors import StorageTrouble
-from protocol.ids import LeaseId, digest_of
+from protocol.ids import Digest, LeaseId, digest_of
 from protocol.storage import telling_storage_trouble
 from worker.options import WorkerOptions
 from worker.outbox import Outbox, Submission
 from worker.pauses import Pauses
+from worker.train.residuals import Coded
 from worker.train.trainer import TrainingStopped
 from worker.train.training import TrainingRoom
 
@@ -34,12 +35,12 @@ class FullFor:
         self.times = times
         self.number = number
 
-    def save(self, one: Submission, payload: bytes) -> None:
+    def save(self, one: Submission, payload: bytes, residuals: dict[Digest, bytes]) -> None:
         if self.times:
             self.times -= 1
             with telling_storage_trouble(Path("outbox")):
                 raise OSError(self.number, "no")
-        self.outbox.save(one, payload)
+        self.outbox.save(one, payload, residuals)
 
 
 class Said:
@@ -81,7 +82,7 @@ def room(outbox: Any, reporter: Any, disk: Disk | None = None) -> TrainingRoom:
 
 def test_finished_work_waits_for_room_and_says_so_once(tmp_path: Path) -> None:
     outbox, said = FullFor(tmp_path, 3), Said()
-    room(outbox, said)._keep(cast("Any", Job()), submission(b"gradient"), b"gradient")
+    room(outbox, said)._keep(cast("Any", Job()), submission(b"gradient"), Coded(payload=b"gradient"))
     assert outbox.outbox.load() == submission(b"gradient")
     first, second = said.lines
     assert "the disk is full: make room" in first
@@ -90,7 +91,7 @@ def test_finished_work_waits_for_room_and_says_so_once(tmp_path: Path) -> None:
 
 def test_old_blocks_and_then_progress_give_way_to_finished_work(tmp_path: Path) -> None:
     outbox, said, disk = FullFor(tmp_path, 3), Said(), Disk(blocks=2, progress_bytes=100)
-    room(outbox, said, disk)._keep(cast("Any", Job()), submission(b"gradient"), b"gradient")
+    room(outbox, said, disk)._keep(cast("Any", Job()), submission(b"gradient"), Coded(payload=b"gradient"))
     assert outbox.outbox.load() == submission(b"gradient")
     assert said.lines == [], "nobody has to make room by hand"
     assert disk.used_bytes == 0
@@ -100,7 +101,9 @@ def test_progress_that_would_not_make_enough_room_stays(tmp_path: Path) -> None:
     disk, job = Disk(progress_bytes=7), Job()
     job.stop.set()
     with pytest.raises(TrainingStopped):
-        room(FullFor(tmp_path, 1), Said(), disk)._keep(cast("Any", job), submission(b"gradient"), b"gradient")
+        room(FullFor(tmp_path, 1), Said(), disk)._keep(
+            cast("Any", job), submission(b"gradient"), Coded(payload=b"gradient")
+        )
     assert disk.used_bytes == 7
 
 
@@ -109,7 +112,9 @@ def test_nothing_is_deleted_for_a_disk_that_is_not_full(tmp_path: Path, number: 
     disk, job = Disk(blocks=2, progress_bytes=100), Job()
     job.stop.set()
     with pytest.raises(TrainingStopped):
-        room(FullFor(tmp_path, 1, number), Said(), disk)._keep(cast("Any", job), submission(b"gradient"), b"gradient")
+        room(FullFor(tmp_path, 1, number), Said(), disk)._keep(
+            cast("Any", job), submission(b"gradient"), Coded(payload=b"gradient")
+        )
     assert (disk.blocks, disk.used_bytes) == (2, 100)
 
 
@@ -117,7 +122,7 @@ def test_a_lease_that_ends_meanwhile_ends_the_waiting(tmp_path: Path) -> None:
     job = Job()
     job.stop.set()
     with pytest.raises(TrainingStopped, match="room on the disk"):
-        room(FullFor(tmp_path, 3), Said())._keep(cast("Any", job), submission(b"gradient"), b"gradient")
+        room(FullFor(tmp_path, 3), Said())._keep(cast("Any", job), submission(b"gradient"), Coded(payload=b"gradient"))
 
 
 def test_an_outbox_on_a_read_only_folder_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,6 @@ from protocol.codecs import codec_named
 from protocol.errors import StorageTrouble
 from protocol.ids import BlockId, digest_of
 from protocol.storage import is_full
-from protocol.submission import encode_submission
 from protocol.tensors import decode_tensors, payload_size
 from worker.allowance import DiskAllowance
 from worker.fetched import FetchedLease
@@ -31,6 +30,7 @@ from worker.outbox import Outbox, Submission
 from worker.ports import Progress
 from worker.progress import Reporter
 from worker.train.lease_state import LeaseKeeper, computation_of
+from worker.train.residuals import Coded, coded
 from worker.train.trainer import LeaseResult, TrainingStopped, pseudo_gradient_of, train_shard
 from worker.trouble import Trouble, training_trouble_of
 
@@ -162,7 +162,7 @@ class TrainingRoom:
 
     def _keeper(self, job: _Job) -> LeaseKeeper:
         lease, run, disk = job.fetched.lease, job.fetched.run, self._disk
-        submission_bytes = payload_size(submission_specs(run.layout, lease.columns), codec_named(run.description.codec))
+        submission_bytes = payload_size(submission_specs(run.layout, lease.columns), codec_named(lease.codec))
 
         def told(reason: str) -> None:
             self._reporter.say("progress_not_kept", reason, reason=reason)
@@ -196,13 +196,16 @@ class TrainingRoom:
         return on_step
 
     def _store(self, job: _Job, result: LeaseResult) -> Submission:
-        codec = codec_named(job.fetched.run.description.codec)
-        payload = encode_submission(result.pseudo_gradient, codec)
+        lease = job.fetched.lease
+        made = coded(lease, result.pseudo_gradient, self._outbox.residual)
         submission = Submission(
-            lease_id=job.fetched.lease.lease_id,
-            digest=digest_of(payload),
-            payload_bytes=len(payload),
-            codec=codec.name,
+            lease_id=lease.lease_id,
+            digest=digest_of(made.payload),
+            payload_bytes=len(made.payload),
+            codec=lease.codec,
+            residuals_in=made.began,
+            residuals_out=made.left,
+            residuals_back=made.back,
             inner_steps_done=result.metrics.inner_steps_done,
             tokens=result.metrics.tokens,
             train_loss_first=result.metrics.loss_first,
@@ -213,19 +216,20 @@ class TrainingRoom:
         )
         if job.stop.is_set():
             raise TrainingStopped("stopped before its submission was stored")
-        self._keep(job, submission, payload)
+        self._keep(job, submission, made)
         self._disk.progress.clear()
         return submission
 
-    def _keep(self, job: _Job, submission: Submission, payload: bytes) -> None:
+    def _keep(self, job: _Job, submission: Submission, made: Coded) -> None:
         """Store the finished work; a disk that takes no writes only makes it wait, for as long as the lease lives."""
-        paused = False
-        self._disk.make_room(len(payload))
+        paused, residuals = False, made.residuals or {}
+        work_bytes = len(made.payload) + sum(map(len, residuals.values()))
+        self._disk.make_room(work_bytes)
         while True:
             try:
-                self._outbox.save(submission, payload)
+                self._outbox.save(submission, made.payload, residuals)
             except StorageTrouble as error:
-                if is_full(error) and self._gave_way(len(payload)):
+                if is_full(error) and self._gave_way(work_bytes):
                     continue
                 if not paused:
                     self._reporter.say("paused", f"paused: {error}", reason=str(error))
@@ -237,12 +241,12 @@ class TrainingRoom:
                 self._reporter.say("unpaused", "the disk takes writes again; going on")
             return
 
-    def _gave_way(self, payload_bytes: int) -> bool:
+    def _gave_way(self, work_bytes: int) -> bool:
         """Whether something could be deleted for finished work: old blocks, then the progress that led to it."""
         if self._disk.give_way():
             return True
         # Only where that surely makes room: a kill while work waits for the disk should cost no more than it did.
-        if (kept_bytes := self._disk.progress.used_bytes) < payload_bytes or not kept_bytes:
+        if (kept_bytes := self._disk.progress.used_bytes) < work_bytes or not kept_bytes:
             return False
         self._disk.progress.clear()
         return True

@@ -217,6 +217,22 @@ def test_draws_are_secret_and_repeatable(swarm, chance):
     assert 4 <= len(other) <= 18
 
 
+def test_audits_look_twice_as_often_while_gains_are_noise(audited_swarm, chance):
+    """A gain of 0.05 to the third is a measure, under it none; the same draws, held against another limit."""
+    chance(0.25)
+    names = [f"w{number}" for number in range(40)]
+
+    def drawn(se: float) -> set[str]:
+        s = audited_swarm(*names, audits={"budget": 999.0})
+        s.submit(*names, se=se)
+        return {record.lease.worker for record in s.engine.state.leases.values() if record.audit_due}
+
+    clear, noise = drawn(0.05 / 3.1), drawn(0.05 / 2.9)
+    assert clear < noise
+    assert 4 <= len(clear) <= 16
+    assert 12 <= len(noise) <= 28
+
+
 def _rounds_drawn(swarm, secret: bytes) -> list[int]:
     s = swarm(columns=1, quorum=1, max_rounds=60, audits=config(budget=99.0))
     s.engine = Engine.create(s.created, secret)[0]

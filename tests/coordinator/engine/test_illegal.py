@@ -95,6 +95,7 @@ def event_of(kind: type[ev.Event], s) -> ev.Event:
             "train_s": 1.0,
         },
         ev.SubmissionUploaded: {"worker": worker, "lease_id": lease, "digest": s.digest("r1.1")},
+        ev.ResidualOpened: {"worker": worker, "lease_id": lease, "digest": s.digest("r1.1")},
         ev.AuditAsked: {"worker": worker, "lease_id": lease},
         ev.RunStopped: {"reason": "enough"},
         ev.SettingChanged: {"key": "quorum", "value": "1"},

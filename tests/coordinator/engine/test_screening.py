@@ -13,6 +13,7 @@ from coordinator.engine.events import BlockNorm, SubmissionMeasured
 from coordinator.engine.medians import medians_of
 from coordinator.engine.phases import Phase
 from coordinator.engine.rows import SeenNorm
+from coordinator.engine.screening import Measured, Peers
 from protocol.ids import TRUNK, BlockId, LeaseId, WorkerId, column_block
 
 
@@ -66,6 +67,16 @@ def test_the_noise_of_the_measurement_speaks_for_the_worker():
     assert verdict_on(gain=0.009, gain_se=0.001, gains=(0.06, 0.06, 0.06)).key == "heldout_gain_too_small"
     assert verdict_on(gain=-0.2, gain_se=1.0).key == "heldout_loss_rose"  # harm to few sequences, or spoilt rows
     assert verdict_on(gain=-0.004, gain_se=math.nan).key == "heldout_loss_rose"
+
+
+def test_nobody_is_held_against_a_median_that_is_noise():
+    """Under three standard errors of it; to do harm is refused all the same."""
+    config = ScreeningConfig(min_heldout_gain=-1.0)
+    own = Measured(gain=-0.0005, se=0.0)
+    noise, clear = (Peers(gain=Measured(gain=0.002, se=0.002 / errors)) for errors in (2.9, 3.1))
+    assert screening.judge_gain(config, own, noise, 1.0) is None
+    assert screening.judge_gain(config, own, clear, 1.0) is not None
+    assert screening.judge_gain(ScreeningConfig(), Measured(gain=-1.0, se=0.0), noise, 1.0) is not None
 
 
 def test_a_first_submission_is_held_against_the_weights_themselves():

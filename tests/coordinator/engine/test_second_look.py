@@ -242,3 +242,20 @@ def test_three_say_nothing_about_how_much_people_differ_and_two_of_six_cannot_st
     assert spread is not None
     assert stretched is not None
     assert stretched < 3 * spread
+
+
+def test_gains_are_compared_among_residuals_of_like_age(swarm):
+    """Whose encodings have only begun gains less than those that go on; three of each kind, and one is lazy."""
+    s = swarm(max_rounds=20, replicas=6)
+    s.join(*SIX)
+    s.at(5)
+    young, old, gains = SIX[:3], SIX[3:], dict.fromkeys(SIX[:3], 0.01) | dict.fromkeys(SIX[3:], 0.08)
+    gains["f"] = 0.01
+    for name in SIX:
+        lease = s.lease(name)
+        s.commit(name, lease)
+        s.engine.state.update_lease(lease.lease_id, residual_age=0 if name in young else 9)
+        s.upload(name, lease)
+    for name in (*young, "f", *old[:2]):  # so that nothing is refused as it comes
+        s.measured(s.lease(name).lease_id, gain=gains[name])
+    assert refused(s) == {"f": "heldout_gain_too_small"}
