@@ -91,14 +91,19 @@ def decode_tensors(
     payload: bytes | bytearray | memoryview | Path | BinaryIO,
     specs: Sequence[TensorSpec],
     codec: Codec,
+    *,
+    only: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
-    """fp32 tensors by name; MalformedMessage, before allocating, unless `payload` is exactly `specs` in `codec`."""
+    """fp32 tensors by name; MalformedMessage, before allocating, unless `payload` is exactly `specs` in `codec`.
+
+    `only` names those that are wanted: no others are read.
+    """
     if isinstance(payload, Path):
         with payload.open("rb") as file:
-            return _decode(_FileSource(file), specs, codec)
+            return _decode(_FileSource(file), specs, codec, only)
     if isinstance(payload, bytes | bytearray | memoryview):
-        return _decode(_MemorySource(memoryview(payload).cast("B")), specs, codec)
-    return _decode(_FileSource(payload), specs, codec)
+        return _decode(_MemorySource(memoryview(payload).cast("B")), specs, codec, only)
+    return _decode(_FileSource(payload), specs, codec, only)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +159,10 @@ def _lying(payload: memoryview, offset: int, wire: WireSpec) -> Tensor:
     return torch.frombuffer(payload, dtype=dtype, count=wire.elements, offset=offset).view(wire.shape)
 
 
-def _decode(source: _FileSource | _MemorySource, specs: Sequence[TensorSpec], codec: Codec) -> dict[str, Tensor]:
-    return _each(source, specs, codec, None, lambda offset, spec: _read_tensor(source, offset, spec, codec))
+def _decode(
+    source: _FileSource | _MemorySource, specs: Sequence[TensorSpec], codec: Codec, only: Collection[str] | None
+) -> dict[str, Tensor]:
+    return _each(source, specs, codec, only, lambda offset, spec: _read_tensor(source, offset, spec, codec))
 
 
 def _each(

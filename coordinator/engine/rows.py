@@ -246,6 +246,7 @@ class LeaseRecord:
         known = self.arithmetic and self.micro_batch
         return f"{self.arithmetic}, {self.micro_batch} at a time" if known else ""
 
+    @property
     def residuals_missing(self) -> tuple[Digest, ...]:
         """What is not here yet of what an audit needs, each once."""
         needed = dict.fromkeys((*self.residuals_in, *self.residuals_out))
