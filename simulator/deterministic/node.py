@@ -25,16 +25,7 @@ from coordinator.edge.sessions import SessionTable
 from coordinator.edge.throttle import Throttle
 from coordinator.edge.transfers import Transfers
 from coordinator.edge.worker_calls import COORDINATOR_SERVICE, worker_handlers
-from coordinator.engine.commands import (
-    AnnounceVerdict,
-    Command,
-    DropPayload,
-    EndRun,
-    GrantLease,
-    OpenResiduals,
-    ShutOut,
-    SlowCommand,
-)
+from coordinator.engine import commands as cmd
 from coordinator.engine.engine import Engine
 from coordinator.engine.events import Event, RunCreated, RunStopped, SettingChanged, WorkerSeen
 from coordinator.engine.phases import Phase
@@ -66,10 +57,10 @@ MANIFEST_KEY = PrivateIdentity.from_seed(b"the key that signs manifests....")
 class _Told(port.Work):
     """SimulatedWork whose every result is told of before it is handed back."""
 
-    def __init__(self, work: port.Work, tell: Callable[[SlowCommand], None]) -> None:
+    def __init__(self, work: port.Work, tell: Callable[[cmd.SlowCommand], None]) -> None:
         self._work, self._tell = work, tell
 
-    def execute(self, command: SlowCommand) -> Event:
+    def execute(self, command: cmd.SlowCommand) -> Event:
         result = self._work.execute(command)
         self._tell(command)
         return result
@@ -88,8 +79,8 @@ class CoordinatorNode:
         disk: Disk,
         *,
         on_append: OnAppend,
-        on_execute: Callable[[SlowCommand], bool],
-        on_executed: Callable[[SlowCommand], None],
+        on_execute: Callable[[cmd.SlowCommand], bool],
+        on_executed: Callable[[cmd.SlowCommand], None],
         on_died: Callable[[BaseException | None], None],
         rots: Callable[[], bool],
         note: Callable[..., None],
@@ -102,23 +93,16 @@ class CoordinatorNode:
         self.wall_ahead_s = 0.0
         """By how much the machine's wall clock is ahead of virtual time."""
         self._loop, self._scenario, self._secret, self._book, self._note = loop, scenario, secret, book, note
-        self._on_append, self._on_execute, self._on_executed, self._on_died = (
-            on_append,
-            on_execute,
-            on_executed,
-            on_died,
-        )
+        self._on_append, self._on_execute = on_append, on_execute
+        self._on_executed, self._on_died = on_executed, on_died
         self._people = scenario.people
-        self.on_command: Callable[[Command], None] = lambda _: None
+        self.on_command: Callable[[cmd.Command], None] = lambda _: None
         self._registry = Registry.in_memory()  # as durable as the disk
         manifest = work.first_version(disk)
         book.created(disk.manifests[manifest])
+        config = replace(scenario.config, codec=work.codec)
         created = RunCreated(
-            at_s=0.0,
-            engine_version=ENGINE_VERSION,
-            config=replace(scenario.config, codec=work.codec),
-            base_manifest=manifest,
-            wall_s=loop.now_s,
+            at_s=0.0, engine_version=ENGINE_VERSION, config=config, base_manifest=manifest, wall_s=loop.now_s
         )
         disk.records.append((1, event_to_json(created)))
         disk.last_position = 1
@@ -228,7 +212,7 @@ class CoordinatorNode:
         handle, self._applied = engine.handle, itertools.count(self.disk.last_position + 1)
         self.applied_position = self.disk.last_position
 
-        def counted(event: Event) -> list[Command]:
+        def counted(event: Event) -> list[cmd.Command]:
             if not isinstance(event, WorkerSeen):
                 self.applied_position = next(self._applied)
             return handle(event)
@@ -286,16 +270,16 @@ class CoordinatorNode:
         self._note("applied", event)
         self._book.applied(event, self._pump.engine)
 
-    def command(self, command: Command, at_s: float) -> None:
+    def command(self, command: cmd.Command, at_s: float) -> None:
         """The pump's observer."""
         self._note("  ->", command)
         self._book.commanded(command, self._pump.engine.state)
         self.on_command(command)
 
-    async def submit_result(self, command: SlowCommand) -> None:
+    async def submit_result(self, command: cmd.SlowCommand) -> None:
         """The result of `command` once more, as of an executor that was slow to notice that it is not needed."""
 
-        def never(_: SlowCommand) -> bool:
+        def never(_: cmd.SlowCommand) -> bool:
             return False
 
         site = Site(
@@ -319,19 +303,19 @@ class CoordinatorNode:
             return Spoils.NOTHING if sleeps else spec.spoils
         return Spoils.REPLAY if spec.lies_as_auditor else Spoils.NOTHING
 
-    def _dispatch(self, command: Command) -> None:
+    def _dispatch(self, command: cmd.Command) -> None:
         match command:
-            case GrantLease(lease=lease):
+            case cmd.GrantLease(lease=lease):
                 self._mailboxes.of(lease.worker).deliver(lease)
-            case AnnounceVerdict():
+            case cmd.AnnounceVerdict():
                 self._mailboxes.of(command.worker).verdicts.append(command)
-            case ShutOut(worker=worker):
+            case cmd.ShutOut(worker=worker):
                 self.sessions.close_of(worker)
-            case OpenResiduals(worker=worker):
+            case cmd.OpenResiduals(worker=worker):
                 self._mailboxes.of(worker).asked.set()
-            case DropPayload(digest=digest):
+            case cmd.DropPayload(digest=digest):
                 self._store.drop_payload(digest)
-            case EndRun():
+            case cmd.EndRun():
                 self._mailboxes.ended.set()
 
     # ---- calls ---------------------------------------------------------------------------------------------------

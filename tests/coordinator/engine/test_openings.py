@@ -89,7 +89,7 @@ def test_what_never_comes_is_no_answer() -> None:
         s.audited(s.lease(name).lease_id)
     assert s.phase is not Phase.AGGREGATING
     s.after(60.0)
-    weights = {one.worker: one.weight for one in s.waiting_for(AggregateRound).contributions}
+    weights = {str(one.worker): one.weight for one in s.waiting_for(AggregateRound).contributions}
     assert weights["c"] < 0.6 * weights["a"]
     lease = s.lease("c").lease_id
     for _ in range(5):
