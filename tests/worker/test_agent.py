@@ -70,6 +70,7 @@ async def test_in_which_arithmetic_it_computed_is_told(
     swarm: Any, monkeypatch: pytest.MonkeyPatch, recut: bool
 ) -> None:
     """One whose batches were cut otherwise half way has no class: nobody could compute that again."""
+
     def train(*given: Any, **how: Any) -> Any:
         return dataclasses.replace(train_shard(*given, **how), recut=recut)
 
