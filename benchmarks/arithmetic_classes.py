@@ -75,8 +75,6 @@ def meetings(*, quick: bool) -> Iterator[Meeting]:
     def case(model: str, steps: int, compute: str = "fp32") -> NoiseCase:
         return NoiseCase(model=model, optimizer="muon", compute=compute, base=TRAINED, steps=steps)
 
-    for steps in (50,) if quick else (50, 200):
-        yield Meeting(worker="1 thread", auditor="2 threads", case=case("tiny", steps), threads=(1, 2))
     long = 50 if quick else 200
     yield Meeting(worker="other kernels", auditor="usual kernels", case=case("micro", long), plain=True)
     yield Meeting(worker="bf16", auditor="fp32", case=case("micro", 10, "bf16"), auditor_fp32=True)

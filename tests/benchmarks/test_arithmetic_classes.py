@@ -16,7 +16,7 @@ OWN, THREADS = str(EVERYBODYS_ARITHMETIC), str(OTHERS[0])
 
 def test_the_table_has_long_leases_bf16_and_lies() -> None:
     wanted = list(meetings(quick=False))
-    assert {meeting.case.steps for meeting in wanted} == {10, 50, 200}
+    assert {meeting.case.steps for meeting in wanted} == {10, 200}
     assert any(meeting.auditor_fp32 for meeting in wanted)
     assert any(meeting.lie != 1.0 for meeting in wanted)
     assert all(meeting.case.steps <= 50 for meeting in meetings(quick=True))
