@@ -75,7 +75,7 @@ class DiskAllowance:
 
 
 def lease_bytes(layout: Layout, codec: str, columns: int) -> tuple[int, int]:
-    """Bytes on disk of a lease of so many columns: its blocks, and its finished work."""
+    """Bytes on disk of a lease of so many columns: its blocks, and finished work: its own, and what is being sent."""
     held = range(columns)
     blocks_bytes = sum(payload_size(block_tensor_specs(layout, block), FP32) for block in layout.needed_blocks(held))
-    return blocks_bytes, payload_size(submission_specs(layout, held), codec_named(codec))
+    return blocks_bytes, 2 * payload_size(submission_specs(layout, held), codec_named(codec))
