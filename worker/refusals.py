@@ -45,8 +45,9 @@ class Refusals:
             return m.FetchFailed(ticket=call.ticket, reason=reason, cause=cause)
         if isinstance(error, FinalRefusal):
             return m.CallRefused(ticket=call.ticket, reason=reason, cause=cause, final=True)
-        offered = isinstance(call, m.CommitSubmission | m.UploadSubmission)
-        if not offered or self._clock() < self._kept_until_s.get(call.lease_id, self._unknown_until_s):
+        if not isinstance(call, m.CommitSubmission | m.UploadSubmission):
+            return m.CallRefused(ticket=call.ticket, reason=reason, cause=cause)
+        if self._clock() < self._kept_until_s.get(call.lease_id, self._unknown_until_s):
             return m.CallRefused(ticket=call.ticket, reason=reason, cause=cause)
         hours = f"{self._kept_after_deadline_s / 3600:g} h"
         why = f"it was refused until {hours} after its deadline, and would not count any more"
