@@ -19,6 +19,7 @@ UNSCREENED: Final[Mapping[str, Any]] = {"screening": {"enabled": False}, "clip_t
 
 DEFENCES: Final[dict[str, Mapping[str, Any]]] = {
     "pipeline": {"audits": {"budget": 16.0}},
+    "thrifty": {"audits": {"budget": 1.0}},
     "undefended": {"rule": "mean", **UNSCREENED},
     "median": {"rule": "median", **UNSCREENED},
     "multi-krum": {"rule": "multi_krum", **UNSCREENED},
@@ -48,7 +49,8 @@ DEFENCES: Final[dict[str, Mapping[str, Any]]] = {
     "no-trust": {"audits": {"budget": 16.0}, "reputation": {"first_weight": 1.0, "quarantine_share": 1.0}},
     "no-audits": {"audits": {"budget": 0.0}},
 }
-"""By name, settings of the engine over the benchmark's own. `undefended` is the plain mean, also as a baseline."""
+"""By name, settings of the engine over the benchmark's own. `undefended` is the plain mean, also as a baseline;
+`pipeline` can pay for every audit, `thrifty` for one lease of sixteen a round."""
 BASELINES: Final = ("undefended", "median", "multi-krum", "centered-clipping")
 STAGES: Final = tuple(name for name in DEFENCES if name.startswith("no-"))
 
@@ -109,6 +111,8 @@ QUICK_ATTACKS: Final = (
     "spoilt-rows",
     "zeroed-columns",
 )
+SELDOM_AUDITED: Final = ("backdoor", "half-steps", "hugging")
+"""What audits alone find: played with few of them, too."""
 ALONE: Final = ("alie", "sign-flip", "spoilt-rows")
 """Attacks of two liars of three, one of whom the operator trusts."""
 WORST: Final = 10
@@ -116,17 +120,17 @@ WORST: Final = 10
 
 def quick_cases(attacks: Sequence[str] = QUICK_ATTACKS) -> list[ByzantineCase]:
     """Fifteen minutes on two cores: whole models, undefended and defended."""
-    return [
-        ByzantineCase(attack=attack, defence=defence) for defence in ("undefended", "pipeline") for attack in attacks
-    ]
+    by_defence = {"undefended": attacks, "pipeline": attacks, "thrifty": [a for a in SELDOM_AUDITED if a in attacks]}
+    return [ByzantineCase(attack=a, defence=defence) for defence, played in by_defence.items() for a in played]
 
 
 def all_cases(attacks: Sequence[str] = (*ATTACKS, *BYZFL_ATTACKS)) -> list[ByzantineCase]:
     """The whole list at n = 16, f = 4, one seed; and two of three beside a trusted one."""
     undefended = [ByzantineCase(attack=attack, defence="undefended") for attack in attacks]
     defended = [ByzantineCase(attack=a, defence="pipeline", shards=shards) for shards in SHARDS for a in attacks]
+    seldom = [ByzantineCase(attack=a, defence="thrifty") for a in SELDOM_AUDITED if a in attacks]
     few = [ByzantineCase(attack=a, defence="pipeline", n=3, f=2, trusted=1) for a in ALONE if a in attacks]
-    return [*undefended, *defended, *few]
+    return [*undefended, *defended, *seldom, *few]
 
 
 def worst_cases(rows: Iterable[Mapping[str, Any]], seeds: Sequence[int] = (0, 1, 2)) -> list[ByzantineCase]:
@@ -150,7 +154,7 @@ def worst_cases(rows: Iterable[Mapping[str, Any]], seeds: Sequence[int] = (0, 1,
 
 def misses(row: Mapping[str, Any]) -> str:
     """Which goal a defended row misses, in a word; empty where it meets all, or has none."""
-    if row["defence"] != "pipeline" or row["attack"] == NOBODY:
+    if row["defence"] not in {"pipeline", "thrifty"} or row["attack"] == NOBODY:
         return ""
     found = []
     most = MOST_COST.get((row["n"], row["f"]))

@@ -104,11 +104,16 @@ def carried_over(state: EngineState) -> float:
 
 def share_of(state: EngineState, record: LeaseRecord) -> float:
     """The share of its weight that a submission has, by what audits say of it so far."""
-    if len(record.accusers) > 0 and len(record.vouchers) < 2:
+    if is_contradicted(record):
         return 0.0
     if record.vouchers or not (record.audit_unpaid or (record.audit_due and record.audit_certain)):
         return 1.0
     return 0.0 if state.config.open_run else state.config.audits.unpaid_weight
+
+
+def is_contradicted(record: LeaseRecord) -> bool:
+    """Whether an auditor came to something else, and no two others to what was sent."""
+    return len(record.accusers) > 0 and len(record.vouchers) < 2
 
 
 def open_audits(state: EngineState) -> list[LeaseRecord]:

@@ -108,7 +108,7 @@ def adopt(state: EngineState) -> None:
     if config.inner == before.inner:
         return
     # Honest norms follow the recipe: those of another one are no measure. Late ones are brought to the new steps.
-    state.norm_history = {}
+    state.norm_history, state.gain_spread = {}, 0.0
     for lease_id, record in list(state.leases.items()):
         scale = pacing.norm_scale(config, record.lease) / pacing.norm_scale(before, record.lease)
         if record.norms and record.counted_in is None and scale != 1.0:

@@ -252,12 +252,14 @@ def _column_reason(state: EngineState, outlook: Outlook, standing: ColumnStandin
     quorum_size = outlook.standings.quorum
     lost = f", {standing.gone} lost or refused" if standing.gone else ""
     late = f", {standing.in_flight - standing.in_time} not waited for" if standing.in_flight > standing.in_time else ""
-    reported = f"{standing.accepted} of {standing.leased} replicas reported{lost}{late}"
+    mute = standing.accepted - standing.weighing
+    mute_text = f", {mute} of them without weight" if mute else ""
+    reported = f"{standing.accepted} of {standing.leased} replicas reported{mute_text}{lost}{late}"
     if standing.leased == 0:
         return "nobody here holds it this round"
     if standing.in_time == 0 and (outlook.settled or standing.in_flight == 0):
         return _settled_reason(state, outlook, standing, reported)
-    if standing.accepted < quorum_size:
+    if standing.weighing < quorum_size:
         return f"{reported}, quorum {quorum_size}; {standing.in_flight} on the way"
     if not standing.majority:
         return f"{reported}, quorum {quorum_size} but not above half; {standing.in_time} on the way"
@@ -269,7 +271,7 @@ def _column_reason(state: EngineState, outlook: Outlook, standing: ColumnStandin
 
 def _settled_reason(state: EngineState, outlook: Outlook, standing: ColumnStanding, reported: str) -> str:
     quorum_size = outlook.standings.quorum
-    if standing.accepted >= quorum_size:
+    if standing.weighing >= quorum_size:
         return ""
     wait_s = state.round.spare_wait_until_s
     if not outlook.awaited and wait_s is not None and wait_s > state.now_s:

@@ -32,6 +32,8 @@ class ColumnStanding:
     column: int
     leased: int = 0
     accepted: int = 0
+    weighing: int = 0
+    """Of these, the ones whose workers have a say: a quorum is made of them."""
     in_flight: int = 0
     in_time: int = 0
     """Of these, the ones that are waited for."""
@@ -59,6 +61,7 @@ class Standings:
                 column=column,
                 leased=tally.leased[column],
                 accepted=tally.accepted[column],
+                weighing=ballot.given_count,
                 in_flight=tally.in_flight[column],
                 in_time=ballot.awaited,
                 gone=tally.gone[column],

@@ -86,6 +86,7 @@ def on_submission_measured(turn: Turn, event: SubmissionMeasured) -> None:
         person=state.index.person_place(lease.worker),
         medians=state.index.norms.medians(state.norm_history),
         gains_median=state.index.tally.gains_median(screening.MIN_GAINS),
+        gain_spread=state.gain_spread,
         steps_share=pacing.steps_share(state, lease),
     )
     state.update_lease(

@@ -5,7 +5,8 @@ Holds always: a submission that is malformed or not finite is refused, with scre
 compared at common steps and rates. Gains are measured twice. After a quarter of what the round may take of a submission
 honest work gains something at every length of a lease, however noisy its steps. After all of it whatever spoils a model
 shows, but honest steps may overshoot, too: there peers say what is too much, and where there are none, a limit does.
-The errors of measuring speak for the worker, but never for more than `max_doubt`.
+The errors of measuring speak for the worker, but never for more than `max_doubt`; and so does what people's gains
+differ by among themselves: late in a run one lease alone is as likely to lose a little as to gain it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from coordinator.engine.config import ScreeningConfig
 from coordinator.engine.events import BlockNorm, SubmissionMeasured
@@ -34,6 +36,10 @@ from protocol.ids import TRUNK, BlockId
 
 MIN_GAINS = 2
 """Of other people's, before their median says anything."""
+MIN_SPREAD = 4
+"""Of other people's, before their spread does: of fewer, one liar would say it."""
+_NORMAL = 1.4826
+"""Standard deviations in a median distance from the median, of a normal distribution."""
 PEERS_LOSS_FACTOR = 3.0
 """Honest steps that overshoot differ by so much among themselves."""
 
@@ -52,6 +58,17 @@ class Peers:
 
     gain: Measured | None = None
     full: Measured | None = None
+    gain_spread: float = 0.0
+    """Robust standard deviation of the others' gains; 0 where there are too few."""
+    full_spread: float = 0.0
+
+
+def spread_of(gains: Sequence[float]) -> float | None:
+    """Robust standard deviation of people's gains (Rousseeuw and Croux 1993); None where there are too few."""
+    if len(gains) < MIN_SPREAD:
+        return None
+    middle = median(gains)
+    return _NORMAL * median(abs(gain - middle) for gain in gains)
 
 
 def scaled_norms(event: SubmissionMeasured, scale: float) -> tuple[BlockNorm, ...]:
@@ -67,12 +84,13 @@ def judge(
     person: int,
     medians: NormMedians,
     gains_median: float | None,
+    gain_spread: float,
     steps_share: float,
 ) -> Verdict:
     """The verdict on one submission as it comes; the second look (second_look.py) knows its peers.
 
     `norms` are scaled. `gains_median` is of the gains accepted in the same round; None where there are too few
-    (`MIN_GAINS`).
+    (`MIN_GAINS`). `gain_spread` is that of the latest round that could tell.
     """
     if event.malformed:
         return rejected(MALFORMED, Case.NOT_AS_LEASED, event.malformed)
@@ -82,7 +100,8 @@ def judge(
     if not config.enabled:
         return accepted(Case.UNSCREENED)
     gain = Measured(gain=event.heldout_gain, se=event.heldout_gain_se)
-    peers = Peers(gain=None if gains_median is None else Measured(gain=gains_median, se=0.0))
+    usual = None if gains_median is None else Measured(gain=gains_median, se=0.0)
+    peers = Peers(gain=usual, gain_spread=gain_spread)
     against = (
         _judge_lengths(config, event.norms)
         or judge_norms(config, norms, person, medians)
@@ -164,7 +183,7 @@ def judge_gain(config: ScreeningConfig, own: Measured, peers: Peers, steps_share
     """What a quarter of it does to held-out loss, for its share of the steps. None where it does enough."""
     if not math.isfinite(own.gain):
         return rejected(HELDOUT_LOSS_ROSE, Case.GAIN_NOT_FINITE, gain=own.gain)
-    figures = _figures(config, own)
+    figures = _figures(config, own, spread=peers.gain_spread)
     if own.gain + figures["doubt"] < config.min_heldout_gain:
         key = HELDOUT_LOSS_ROSE if own.gain < 0 else HELDOUT_GAIN_TOO_SMALL
         return rejected(key, Case.GAIN_UNDER_LEAST, **figures, least=config.min_heldout_gain)
@@ -172,7 +191,7 @@ def judge_gain(config: ScreeningConfig, own: Measured, peers: Peers, steps_share
         return None
     share = config.min_heldout_gain_share
     least = share * steps_share * peers.gain.gain
-    figures = _figures(config, own, share * steps_share * _error(peers.gain))
+    figures = _figures(config, own, share * steps_share * _error(peers.gain), spread=peers.gain_spread)
     if own.gain + figures["doubt"] < least:
         return rejected(
             HELDOUT_GAIN_TOO_SMALL,
@@ -191,7 +210,8 @@ def judge_harm(config: ScreeningConfig, own: Measured, peers: Peers) -> Verdict 
         least, figures = -config.max_lone_loss, _figures(config, own)
     else:
         least = PEERS_LOSS_FACTOR * min(0.0, peers.full.gain) - config.max_peer_loss
-        figures = _figures(config, own, PEERS_LOSS_FACTOR * _error(peers.full) if peers.full.gain < 0.0 else 0.0)
+        other_se = PEERS_LOSS_FACTOR * _error(peers.full) if peers.full.gain < 0.0 else 0.0
+        figures = _figures(config, own, other_se, spread=peers.full_spread)
     if own.gain + figures["doubt"] < least:
         return rejected(HELDOUT_LOSS_ROSE, Case.FULL_STEP_HARMS, **figures, least=least)
     return None
@@ -216,7 +236,7 @@ def _error(measured: Measured) -> float:
     return measured.se if math.isfinite(measured.se) else 0.0
 
 
-def _figures(config: ScreeningConfig, own: Measured, other_se: float = 0.0) -> dict[str, float]:
-    """A gain, its standard error, and how far it may be from the truth in the worker's favour."""
-    doubt = min(config.max_doubt, config.gain_error_margin * math.hypot(_error(own), other_se))
-    return {"gain": own.gain, "error": own.se, "doubt": doubt}
+def _figures(config: ScreeningConfig, own: Measured, other_se: float = 0.0, spread: float = 0.0) -> dict[str, float]:
+    """A gain, its standard error, and how far it may be from what is usual in the worker's favour."""
+    errors = min(config.max_doubt, config.gain_error_margin * math.hypot(_error(own), other_se))
+    return {"gain": own.gain, "error": own.se, "doubt": math.hypot(errors, config.gain_error_margin * spread)}

@@ -83,7 +83,16 @@ def look_again(turn: Turn) -> None:
             verdict = judged(state, record, rounds[record.lease.round], medians)
             if verdict is not None:
                 leases.withdraw(turn, record.lease.lease_id, verdict)
+    _note_spread(state)
     _read_tests(state)
+
+
+def _note_spread(state: EngineState) -> None:
+    """By how much people differed this round, and, half as much each round before, earlier."""
+    firsts = _Round.of(state, state.round.round).firsts.values()
+    spread = screening.spread_of([record.heldout_gain for record in firsts])
+    if spread is not None:
+        state.gain_spread = (state.gain_spread + spread) / 2.0 if state.gain_spread else spread
 
 
 def remembered(state: EngineState, records: Iterable[LeaseRecord]) -> dict[BlockId, tuple[SeenNorm, ...]]:
@@ -96,7 +105,10 @@ def _gain_against_peers(
     state: EngineState, record: LeaseRecord, current: _Round, _medians: NormMedians
 ) -> Verdict | None:
     others = _without(current.firsts, _person(state, record))
-    peers = Peers(gain=_middle([screening.gain_of(other) for other in others]))
+    gains = [screening.gain_of(other) for other in others]
+    spread = screening.spread_of([one.gain for one in gains])
+    # the larger: of few people the spread of one round may be small by chance
+    peers = Peers(gain=_middle(gains), gain_spread=max(spread or 0.0, state.gain_spread))
     share = pacing.steps_share(state, record.lease)
     return screening.judge_gain(state.config.screening, screening.gain_of(record), peers, share)
 
@@ -106,7 +118,8 @@ def _harm_against_peers(
 ) -> Verdict | None:
     person = _person(state, record)
     others = _without(current.firsts, person) if current.shares(record, person) else []
-    peers = Peers(full=_middle([screening.full_gain_of(other) for other in others]))
+    full = [screening.full_gain_of(other) for other in others]
+    peers = Peers(full=_middle(full), full_spread=screening.spread_of([one.gain for one in full]) or 0.0)
     return screening.judge_harm(state.config.screening, screening.full_gain_of(record), peers)
 
 

@@ -52,6 +52,8 @@ class EngineState:
     pending: dict[str, SlowCommand] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
     norm_history: dict[BlockId, tuple[SeenNorm, ...]] = field(default_factory=dict)
+    gain_spread: float = 0.0
+    """By how much people's gains differed in the latest rounds that could tell, nats a token: `screening.spread_of`."""
     data_epoch: int = 0
     next_sequence: int = 0
     """First position, in this epoch's permutation, that no lease has named yet."""

@@ -18,7 +18,7 @@ from coordinator.engine import audits, closing, pacing, vouching
 from coordinator.engine import contributions as votes
 from coordinator.engine.commands import AggregateRound, Contribution, FindHarmful, Remedy
 from coordinator.engine.reasons import HELDOUT_LOSS_ROSE, UNUSABLE, Case, Reason, Verdict, reason, rejected
-from coordinator.engine.rescue import leave_out
+from coordinator.engine.rescue import leave_out, not_contradicted
 from coordinator.engine.turn import Turn
 from protocol.ids import LeaseId
 
@@ -106,6 +106,7 @@ def _shorten(turn: Turn, command: AggregateRound) -> None:
 
 
 def _again(turn: Turn, command: AggregateRound, rest: Sequence[Contribution], remedy: Remedy) -> None:
+    rest = not_contradicted(turn, rest)
     if not any(one.weight > 0.0 for one in rest):
         _give_up(turn, replace(command, contributions=tuple(rest)))
         return

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NoReturn
 
 from coordinator.engine.bans import BY_ENGINE
-from coordinator.engine.commands import AggregateRound, Command, RebuildVersion, Remedy
+from coordinator.engine.commands import AggregateRound, Command, RebuildVersion
 from coordinator.engine.config import EngineConfig
 from coordinator.engine.events import Event, LeaseReplayed, VersionRebuilt
 from coordinator.engine.phases import LeaseStatus
@@ -135,7 +135,7 @@ class TrustBook:
             if record.ban is not None:
                 _broken(f"worker {one.worker[:8]} is banned, and lease {one.lease_id} is to be aggregated")
             said = self._said.get(one.lease_id, {})
-            if command.remedy is Remedy.NONE and self._accusers(one.lease_id) and sum(said.values()) < INDEPENDENT:
+            if self._accusers(one.lease_id) and sum(said.values()) < INDEPENDENT:
                 _broken(f"lease {one.lease_id} was contradicted and not cleared, and is to be aggregated")
             if not self._may_weigh(one.worker):
                 _broken(f"worker {one.worker[:8]} is new to an open run, and lease {one.lease_id} weighs {one.weight}")

@@ -16,6 +16,7 @@ from benchmarks.byzantine_rows import (
     DEFENCES,
     NOBODY,
     QUICK_ATTACKS,
+    SELDOM_AUDITED,
     SHARDS,
     STAGES,
     WORST,
@@ -58,7 +59,7 @@ def test_the_lists_have_what_the_goals_are_about() -> None:
     }  # fmt: skip
     assert {one.attack for one in every if one.defence == "undefended"} >= set(ATTACKS)
     assert [one for one in every if (one.n, one.f, one.trusted) == (3, 2, 1)]
-    assert len(quick_cases()) == 2 * len(QUICK_ATTACKS)
+    assert len(quick_cases()) == 2 * len(QUICK_ATTACKS) + len(SELDOM_AUDITED)
     for case in (*every, *quick_cases()):
         attack_named(case.attack)
 

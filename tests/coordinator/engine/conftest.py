@@ -226,6 +226,7 @@ class Swarm(EngineLoop):
         lease_id: str,
         *,
         gain: float = 0.05,
+        se: float = 0.0,
         full: float = 0.0,
         own: float | None = None,
         norm: float = 1.0,
@@ -244,6 +245,7 @@ class Swarm(EngineLoop):
                 if malformed
                 else tuple(ev.BlockNorm(block=b, norm_l2=norms.get(b, norm) * rate) for b in lease.blocks),
                 heldout_gain=gain,
+                heldout_gain_se=se,
                 full_gain=full,
                 own_gain=own,
             )

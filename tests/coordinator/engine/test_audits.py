@@ -519,3 +519,43 @@ def test_the_end_of_a_run_ends_its_audits(audited_swarm):
 def test_settings_that_make_no_sense_are_refused(swarm, changes):
     with pytest.raises(ConfigError, match=f"audits.{next(iter(changes))}"):
         check_config(dataclasses.replace(swarm().config, audits=dataclasses.replace(AuditConfig(), **changes)))
+
+
+# ---- contradicted while a version is being made of it
+
+
+def contradicted_while_aggregating(audited_swarm):
+    """Draws are not certain, so the round does not wait: the answer comes when the outer step is under way."""
+    s = audited_swarm("a", "b", "c")
+    s.submit("a", "b", "c")
+    for lease_id in replays(s)[:2]:
+        s.audited(lease_id)
+    s.at(s.engine.state.config.round_deadline_s + s.now_s)
+    s.tick()
+    assert s.phase is Phase.AGGREGATING
+    before = [one.lease_id for one in s.waiting_for(AggregateRound).contributions]
+    s.audited("r1.3", 1.0)
+    assert "r1.3" in before
+    return s
+
+
+def test_whom_an_auditor_contradicts_is_in_no_further_attempt(audited_swarm):
+    s = contradicted_while_aggregating(audited_swarm)
+    assert "r1.3" in [one.lease_id for one in s.waiting_for(AggregateRound).contributions]  # it had begun
+    for _ in range(3):
+        s.failed("aggregate:r1", "0 / 0", ev.CommandTrouble.CONTENT)
+    s.tried()
+    again = s.waiting_for(AggregateRound)
+    assert [one.lease_id for one in again.contributions] == ["r1.1", "r1.2"]
+    assert s.record("r1.3").verdict.key == "audit_failed"
+    s.aggregated()
+    assert [one.lease_id for one in s.engine.state.history[-1].left_out] == ["r1.3"]
+    assert s.replayed().snapshot() == s.engine.snapshot()
+
+
+def test_nor_in_one_without_the_harmful(audited_swarm):
+    s = contradicted_while_aggregating(audited_swarm)
+    s.aggregated(gain=-5.0)
+    s.harm_found("r1.2")
+    assert [one.lease_id for one in s.waiting_for(AggregateRound).contributions] == ["r1.1"]
+    assert s.record("r1.3").verdict.key == "audit_failed"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from coordinator.engine import quorum
 from coordinator.engine.commands import AggregateRound, GrantLease
-from coordinator.engine.phases import Phase
+from coordinator.engine.config import AuditConfig
+from coordinator.engine.phases import LeaseStatus, Phase
 from protocol.ids import WorkerId
 
 
@@ -218,3 +220,19 @@ def test_a_call_that_has_ended_is_not_waiting(swarm, pick):
     s.at(16)
     assert [grant.lease.worker for grant in pick(GrantLease, s.aggregated())] == ["b"]
     assert pick(GrantLease, s.ask("a", wait_s=5.0)) != []
+
+
+def test_what_has_no_weight_is_no_quorum_and_the_round_says_so(swarm):
+    """A newcomer of an open run is accepted and counts nowhere: its columns wait for somebody who counts."""
+    s = swarm(open_run=True, audits=AuditConfig(budget=1.0, by_coordinator=False), columns=2, replicas=2)
+    s.join("a", "b")
+    s.join("c")
+    s.submit("a")
+    s.give_back("b")
+    s.give_back("c")
+    assert (s.phase, s.record(s.lease("a").lease_id).status) == (Phase.TRAINING, LeaseStatus.ACCEPTED)
+    (standing, *_) = quorum.Standings(s.engine.state).columns
+    assert (standing.accepted, standing.weighing) == (1, 0)
+    (why,) = s.reasons().values()
+    assert "replicas reported, 1 of them without weight" in why
+    assert "left for a spare to be found" in why

@@ -54,6 +54,7 @@ def verdict_on(
         person=99,
         medians=medians_of(history),
         gains_median=median(gains) if len(gains) >= screening.MIN_GAINS else None,
+        gain_spread=0.0,
         steps_share=steps_share,
     )
 

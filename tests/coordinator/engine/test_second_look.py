@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from coordinator.engine import screening
 from coordinator.engine.commands import AggregateRound
 from coordinator.engine.config import AuditConfig, ScreeningConfig
 from coordinator.engine.phases import LeaseStatus
@@ -215,3 +216,29 @@ def test_gains_on_own_sequences_are_measured_in_rounds_that_a_secret_draws(swarm
         s.do_slow_work()
         s.ask("a", "b")
     assert 1 <= len(drawn) <= 14
+
+
+def test_where_people_differ_a_small_loss_is_no_lie_and_a_large_one_is(swarm):
+    """Late in a run a lease alone loses a little as often as it gains: errors of measuring are not all the noise."""
+    s = swarm(max_rounds=20)
+    s.join(*SIX)
+    gains = dict(zip(SIX, (0.004, -0.002, 0.012, 0.0, -0.005, 0.007), strict=True))
+    for name, gain in gains.items():
+        s.submit(name, gain=gain, se=0.002)
+    spread = s.engine.state.gain_spread
+    assert 0.004 < spread < 0.009  # its own worked example: 1.4826 times the median distance from the median
+    s.aggregated()
+    s.ask(*SIX)
+    s.after(5)
+    s.submit("a", gain=-0.008, se=0.002)  # 4 standard errors below nothing
+    s.submit("b", gain=-0.05, se=0.002)
+    assert refused(s) == {"b": "heldout_loss_rose"}
+
+
+def test_three_say_nothing_about_how_much_people_differ_and_two_of_six_cannot_stretch_it():
+    assert screening.spread_of([0.1, 0.3, 0.5]) is None
+    honest = [0.1, 0.12, 0.08, 0.11]
+    spread, stretched = screening.spread_of(honest), screening.spread_of([*honest, -9.0, 9.0])
+    assert spread is not None
+    assert stretched is not None
+    assert stretched < 3 * spread
