@@ -98,6 +98,8 @@ class RunSettings(BaseModel):
     """What a submission is encoded in."""
     sequence_length: int = Field(default=128, ge=8, le=131_072)
     """Tokens a sequence."""
+    line: str = Field(default="20/100", pattern=r"^[1-9]\d{0,5}/[1-9]\d{0,5}$")
+    """Mbit/s up and down of a volunteer, as `init` assumes them where it works out how long leases are."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the first weights."""
     host: str = "127.0.0.1"

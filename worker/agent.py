@@ -1,8 +1,9 @@
 """The worker's hands: carries out what the session decides, and turns what happens into events for it.
 
-Decides nothing about the order of things (worker/session.py does). One call at a time goes on beside the heartbeats; a
-new call replaces it. What it needs of the world comes in from outside: the coordinator's line in `Joining`, files in
-the run's home, the trainer, the volunteer's policy, clock, sleep and randomness in `Timing`.
+Decides nothing about the order of things (worker/session.py does). One call at a time goes on in each lane (work, and
+the line that sends what is finished) beside the heartbeats; a new call replaces the one in its lane. What it needs of
+the world comes in from outside: the coordinator's line in `Joining`, files in the run's home, the trainer, the
+volunteer's policy, clock, sleep and randomness in `Timing`.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ class Agent:
             machine, joining, outbox, reporter, pauses, opened=self._start_beating, granted=self._deadline.set
         )
         self._events: asyncio.Queue[m.SessionEvent | Exception] = asyncio.Queue()
-        self._call: asyncio.Task[None] | None = None
+        self._lanes: dict[m.Lane, asyncio.Task[None]] = {}
+        """The call that goes on, or went on last, in each."""
         self._heartbeats: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._pause: str | None = None
@@ -106,8 +108,8 @@ class Agent:
 
     async def run(self) -> m.Finish:
         """Work until the run is over, the worker is told to leave, or nothing more can be done."""
-        unsent = self._outbox.load()
-        self._put(m.Started(enrolled=self._joining.is_enrolled, unsent=unsent.lease_id if unsent else None))
+        unsent = tuple(submission.lease_id for submission in self._outbox.all())
+        self._put(m.Started(enrolled=self._joining.is_enrolled, unsent=unsent))
         self._look_at_policy()
         if self._policy.look_again_s is not None:
             self._watch = asyncio.create_task(self._watch_policy(self._policy.look_again_s))
@@ -138,7 +140,7 @@ class Agent:
     async def _close(self) -> None:
         self._trainer.stop()
         self._deadline.cancel()
-        for task in (self._call, self._heartbeats, self._watch):
+        for task in (*self._lanes.values(), self._heartbeats, self._watch):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -150,10 +152,10 @@ class Agent:
     def _execute(self, command: m.SessionCommand) -> None:
         match command:
             case m.Call():
-                self._cancel_call()
-                self._call = asyncio.create_task(self._perform(command))
-            case m.CancelCall():
-                self._cancel_call()
+                self._cancel_call(command.lane)
+                self._lanes[command.lane] = asyncio.create_task(self._perform(command))
+            case m.CancelCall(lane=lane):
+                self._cancel_call(lane)
             case m.StartTraining(training=training, lease=lease):
                 self._start_training(training, lease)
             case m.StopTraining():
@@ -166,9 +168,9 @@ class Agent:
             case m.Finish():
                 self._finish = command
 
-    def _cancel_call(self) -> None:
-        if self._call is not None:
-            self._call.cancel()
+    def _cancel_call(self, lane: m.Lane) -> None:
+        if lane in self._lanes:
+            self._lanes[lane].cancel()
 
     async def _perform(self, call: m.Call) -> None:
         try:
@@ -213,6 +215,7 @@ class Agent:
             progress = self._trainer.progress
             request = pb.HeartbeatRequest(
                 lease_id=self._session.lease_id or "",
+                sending_lease_id=self._session.line.lease_id or "",
                 inner_step=progress.inner_step,
                 train_loss=progress.train_loss,
                 tokens_per_s=progress.tokens_per_s,

@@ -27,8 +27,8 @@ RECORDS_BYTES = 64 << 10
 """Key, enrolment and the records beside payloads: a few KiB each."""
 
 
-MOST_RESIDUALS = 5
-"""Of a codec that keeps some: the three of the last submission lie there while two of the next are written."""
+MOST_RESIDUALS = 7
+"""Of a codec that keeps some: five of the last two submissions lie there while two of the next are written."""
 
 
 class DiskAllowance:
@@ -79,9 +79,10 @@ class DiskAllowance:
 
 
 def lease_bytes(layout: Layout, codec: str, columns: int) -> tuple[int, int]:
-    """Bytes on disk of a lease of so many columns: its blocks, and its finished work with the residuals of it."""
+    """Bytes on disk of a lease of so many columns: its blocks, and finished work (its own, and what is being sent) with
+    the residuals of it."""
     held = range(columns)
     blocks_bytes = sum(payload_size(block_tensor_specs(layout, block), FP32) for block in layout.needed_blocks(held))
     specs, kept = submission_specs(layout, held), codec_named(codec)
     residuals = MOST_RESIDUALS * payload_size(specs, FP32) if kept.has_state else 0
-    return blocks_bytes, payload_size(specs, kept) + residuals
+    return blocks_bytes, 2 * payload_size(specs, kept) + residuals

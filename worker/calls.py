@@ -39,7 +39,7 @@ MOST_DOUBLINGS = 10
 
 
 class Calls:
-    """Carries out one call at a time."""
+    """Carries out one call at a time in each lane."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class Calls:
             layout_columns=self._run.layout.columns,
             sequence_length=self._run.description.sequence_length,
         )
-        self._refusals.keep_for(lease.ttl_s)
+        self._refusals.keep_for(lease)
         self._lease_granted(lease)
         self._waits.over()
         text = f"round {lease.round}: {lease.inner_steps} steps on columns {', '.join(map(str, lease.columns))}"
@@ -184,8 +184,8 @@ class Calls:
 
     async def _commit(self, call: m.CommitSubmission) -> m.SessionEvent:
         await self._timing.jittered(call.after_s)
-        submission = self._outbox.load()
-        if submission is None or submission.lease_id != call.lease_id:
+        submission = self._outbox.load(call.lease_id)
+        if submission is None:
             return nothing_to_send(call)
         request = pb.CommitSubmissionRequest(
             lease_id=submission.lease_id,
@@ -211,8 +211,8 @@ class Calls:
         return m.Committed(ticket=call.ticket, offset=reply.upload_offset, settled=judged or has_all)
 
     async def _upload(self, call: m.UploadSubmission) -> m.SessionEvent:
-        submission = self._outbox.load()
-        if submission is None or submission.lease_id != call.lease_id:
+        submission = self._outbox.load(call.lease_id)
+        if submission is None:
             return nothing_to_send(call)
         header = pb.UploadHeader(
             lease_id=submission.lease_id,

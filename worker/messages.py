@@ -1,7 +1,8 @@
 """Events that reach a worker's session and commands that leave it: frozen data, no behaviour.
 
-Every command that goes over the network carries a `ticket`, and the event that answers it repeats that ticket. Only the
-latest ticket is live; an answer to an older one is old news. The same holds for training and its own counter.
+Every command that goes over the network carries a `ticket` and the lane in which it goes on, and the event that answers
+it repeats that ticket. In each lane only the latest ticket is live; an answer to an older one is old news. The same
+holds for training and its own counter.
 """
 
 from __future__ import annotations
@@ -19,6 +20,15 @@ EXIT_FAILED = 1
 EXIT_REFUSED = 2
 
 
+class Lane(Enum):
+    """What goes on beside each other, one call at a time in each."""
+
+    WORK = auto()
+    """Sessions, and a lease from asking for it to committing to what came of it."""
+    LINE = auto()
+    """Sending what was committed to."""
+
+
 class News(Enum):
     """What a session has to tell; worker/sentences.py puts it into words."""
 
@@ -28,6 +38,8 @@ class News(Enum):
     SUBMISSION_REFUSED = auto()
     SUBMISSION_KEPT = auto()
     """Refused, but not for good: it is offered again."""
+    HELD_UP = auto()
+    """Finished work is trained faster than it is sent: nothing new is asked for until the line is free."""
     PAUSED = auto()
     RESUMED = auto()
 
@@ -39,10 +51,10 @@ class SessionEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started(SessionEvent):
-    """The process is up. `unsent` names a submission that an earlier process left on disk."""
+    """The process is up. `unsent` names submissions that an earlier process left on disk, the oldest first."""
 
     enrolled: bool
-    unsent: LeaseId | None = None
+    unsent: tuple[LeaseId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,9 +209,10 @@ class SessionCommand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call(SessionCommand):
-    """Base of commands over the network. A new one replaces any that is still going on."""
+    """Base of commands over the network. A new one replaces any that is still going on in its lane."""
 
     ticket: int
+    lane: Lane = Lane.WORK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,7 +269,9 @@ class ReturnLease(Call):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelCall(SessionCommand):
-    """Give up the call that is going on; no event follows."""
+    """Give up the call that is going on in `lane`; no event follows."""
+
+    lane: Lane = Lane.WORK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,13 +1,17 @@
-"""The one submission that is trained and not yet settled, on disk until the coordinator has it; and residuals.
+"""What is trained and not yet settled, on disk until the coordinator has it: what is sent, and what comes after it.
 
 Decides what counts as a whole submission: a record naming digest and size, and a payload that matches both. Payload and
 residuals are durable before the record that names them, so a crash leaves either nothing or everything. Residuals, by
-their digests, are those of the submission that was saved last, and outlive it: what its encoding began with, what it
-left, and what is left where it comes to nothing; which of them counts the next lease says. Touches its own folder.
+their digests, outlive the submission that named them: the next lease begins with one of them, and an audit may ask for
+those of the two saved last, since the next lease is asked for before it is known whether the last one is audited. One
+thread saves, another reads and drops at the same time: dropping touches nothing but what it drops. Touches its own
+folder.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,8 +23,14 @@ from protocol.ids import Digest, LeaseId, digest_of
 from worker.files import DISK, Files, file_digest
 
 RECORD = "submission.json"
+"""The first record's name; later ones have a number, and so had none in releases that kept one submission only."""
+_RECORD = re.compile(r"submission(?:-(\d+))?\.json")
 _PAYLOAD = ".safetensors"
 _RESIDUAL = ".residual"
+_NAMED = "residuals.json"
+"""Digests that the latest submissions named, the newest first."""
+RESIDUALS_OF = 2
+"""Submissions whose residuals are kept: an audit of the last one is asked for with the lease after the next."""
 
 log = structlog.get_logger()
 
@@ -50,13 +60,13 @@ class Submission(BaseModel):
 
 
 class Outbox:
-    """Holds at most one submission."""
+    """Holds a submission for each lease, the oldest first. The session sees to it that there are two at most."""
 
     def __init__(self, folder: Path, files: Files = DISK) -> None:
         files.make_folder(folder)
         self._folder, self._files = folder, files
-        self._verified: Digest | None = None
-        """Digest of the payload that this process wrote or has checked: hashing gigabytes once is enough."""
+        self._verified: set[Digest] = set()
+        """Digests of payloads that this process wrote or has checked: hashing gigabytes once is enough."""
 
     def payload_path(self, submission: Submission) -> Path:
         """Where the bytes of `submission` lie."""
@@ -75,63 +85,116 @@ class Outbox:
         return content if digest_of(content) == digest else None
 
     def save(self, submission: Submission, payload: bytes, residuals: Mapping[Digest, bytes] | None = None) -> None:
-        """Make `submission` durable, and its residuals that are new; replaces the one before."""
+        """Make `submission` durable, and its residuals that are new; replaces what was here of the same lease."""
         assert digest_of(payload) == submission.digest
         assert len(payload) == submission.payload_bytes
+        records = self._records()
         for residual, content in (residuals or {}).items():
             self._files.write(self._residual_path(residual), content)
         self._files.write(self.payload_path(submission), payload)
-        self._files.write(self._folder / RECORD, submission.model_dump_json().encode())
-        self._verified = submission.digest
-        self._remove_payloads(keep=self.payload_path(submission))
-        named = {*submission.residuals_in, *submission.residuals_out, *submission.residuals_back}
-        self._remove(_RESIDUAL, {self._residual_path(digest) for digest in named})
+        name = f"submission-{max(records) + 1}.json" if records else RECORD
+        self._files.write(self._folder / name, submission.model_dump_json().encode())
+        self._verified.add(submission.digest)
+        for path in records.values():
+            before = self._read(path)
+            if before is not None and before.lease_id == submission.lease_id:
+                self._remove(path, before)
+        self._sweep()
+        self._keep_residuals(submission)
 
-    def load(self) -> Submission | None:
-        """The submission on disk; None where there is none, or what is there is not whole (it is then removed)."""
-        record = self._folder / RECORD
-        if self._files.size(record) is None:
-            self._remove_payloads(keep=None)
-            return None
-        try:
-            submission = Submission.model_validate_json(self._files.read(record))
-        except ValidationError as error:
-            log.warning("outbox_dropped", reason="unreadable record", detail=str(error.errors()[0]["msg"]))
-            self.clear()
-            return None
-        if not self._is_whole(submission):
-            log.warning("outbox_dropped", reason="payload is not what the record promises", lease=submission.lease_id)
-            self.clear()
-            return None
-        return submission
+    def all(self) -> list[Submission]:
+        """The submissions on disk, the oldest first; what is not whole is removed."""
+        found = [submission for path in self._records().values() if (submission := self._whole(path)) is not None]
+        self._sweep()
+        return found
+
+    def load(self, lease_id: LeaseId | None = None) -> Submission | None:
+        """The submission for `lease_id`, or the oldest; None where there is none, or what is there is not whole."""
+        if lease_id is None:
+            return next(iter(self.all()), None)
+        for path in self._records().values():
+            submission = self._read(path)
+            if submission is not None and submission.lease_id == lease_id:
+                return self._whole(path)
+        return None
 
     def drop(self, lease_id: LeaseId) -> None:
-        """Forget the submission for `lease_id`, if that is what is here."""
-        submission = self.load()
-        if submission is not None and submission.lease_id == lease_id:
-            self.clear()
+        """Forget the submission for `lease_id`, if there is one."""
+        for path in self._records().values():
+            submission = self._read(path)
+            if submission is not None and submission.lease_id == lease_id:
+                self._remove(path, submission)
 
-    def clear(self) -> None:
-        """Empty the folder; the record goes first, so that no record ever names a missing payload."""
-        self._files.remove(self._folder / RECORD)
-        self._files.sync(self._folder)
-        self._remove_payloads(keep=None)
+    def _records(self) -> dict[int, Path]:
+        """By number, ascending."""
+        names = ((_RECORD.fullmatch(path.name), path) for path, *_ in self._files.entries(self._folder))
+        found = {int(match[1] or 0): path for match, path in names if match}
+        return dict(sorted(found.items()))
+
+    def _read(self, path: Path) -> Submission | None:
+        try:
+            return Submission.model_validate_json(self._files.read(path))
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            log.warning("outbox_dropped", reason="unreadable record", detail=str(error.errors()[0]["msg"]))
+            self._remove(path, None)
+            return None
+
+    def _whole(self, path: Path) -> Submission | None:
+        submission = self._read(path)
+        if submission is None or self._is_whole(submission):
+            return submission
+        log.warning("outbox_dropped", reason="payload is not what the record promises", lease=submission.lease_id)
+        self._remove(path, submission)
+        return None
 
     def _is_whole(self, submission: Submission) -> bool:
         path = self.payload_path(submission)
         if self._files.size(path) != submission.payload_bytes:
             return False
-        if self._verified != submission.digest and file_digest(path, self._files) == submission.digest:
-            self._verified = submission.digest
-        return self._verified == submission.digest
+        if submission.digest not in self._verified and file_digest(path, self._files) == submission.digest:
+            self._verified.add(submission.digest)
+        return submission.digest in self._verified
 
     def _residual_path(self, digest: Digest) -> Path:
         return self._folder / f"{digest}{_RESIDUAL}"
 
-    def _remove_payloads(self, keep: Path | None) -> None:
-        self._remove(_PAYLOAD, set() if keep is None else {keep})
+    def _keep_residuals(self, submission: Submission) -> None:
+        """Those that the latest submissions named stay, the others go."""
+        own = (*submission.residuals_in, *submission.residuals_out, *submission.residuals_back)
+        path = self._folder / _NAMED
+        if not own and self._files.size(path) is None:
+            return
+        lately = [sorted({digest for digest in own if digest}), *self._named_before(path)][:RESIDUALS_OF]
+        self._files.write(path, json.dumps(lately).encode())
+        kept = {self._residual_path(Digest(digest)) for named in lately for digest in named}
+        for one, *_ in self._files.entries(self._folder):
+            if _RESIDUAL in one.name and one not in kept:  # whole ones, and what a crash left of one
+                self._files.remove(one)
 
-    def _remove(self, kind: str, kept: set[Path]) -> None:
+    def _named_before(self, path: Path) -> list[list[str]]:
+        if self._files.size(path) is None:
+            return []
+        try:
+            found = json.loads(self._files.read(path))
+            return [[str(digest) for digest in named] for named in found]
+        except (ValueError, TypeError):
+            log.warning("residuals_forgotten", reason="unreadable record")
+            return []
+
+    def _remove(self, record: Path, submission: Submission | None) -> None:
+        """The record goes first, so that no record ever names a missing payload."""
+        self._files.remove(record)
+        self._files.sync(self._folder)
+        others = [self._read(path) for path in self._records().values()]
+        if submission is not None and submission.digest not in {other.digest for other in others if other is not None}:
+            self._verified.discard(submission.digest)
+            self._files.remove(self.payload_path(submission))
+
+    def _sweep(self) -> None:
+        """Payloads that no record names go, and what a crash left of one. Never while another thread saves."""
+        kept = {self.payload_path(one) for path in self._records().values() if (one := self._read(path)) is not None}
         for path, *_ in self._files.entries(self._folder):
-            if path not in kept and kind in path.name:  # whole ones, and what a crash left of one
+            if path not in kept and _PAYLOAD in path.name:
                 self._files.remove(path)

@@ -11,9 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from protocol.errors import FinalRefusal
+from protocol.ids import LeaseId
 from worker import messages as m
-from worker.lease import printable
+from worker.lease import ReceivedLease, printable
 from worker.trouble import trouble_of
+
+MOST_LEASES = 3
+"""One is sent, one is trained, and one more is granted again."""
 
 
 class Refusals:
@@ -23,11 +27,15 @@ class Refusals:
         self._clock = clock
         self._kept_after_deadline_s = kept_after_deadline_s
         # of work that an earlier process left, no deadline is known
-        self._kept_until_s = clock() + kept_after_deadline_s
+        self._unknown_until_s = clock() + kept_after_deadline_s
+        self._kept_until_s: dict[LeaseId, float] = {}
 
-    def keep_for(self, ttl_s: float) -> None:
-        """A lease with so long to its deadline is what any work will be of from now on."""
-        self._kept_until_s = self._clock() + ttl_s + self._kept_after_deadline_s
+    def keep_for(self, lease: ReceivedLease) -> None:
+        """What comes of `lease` is kept until some time after its deadline."""
+        self._kept_until_s.pop(lease.lease_id, None)
+        self._kept_until_s[lease.lease_id] = self._clock() + lease.ttl_s + self._kept_after_deadline_s
+        while len(self._kept_until_s) > MOST_LEASES:
+            del self._kept_until_s[next(iter(self._kept_until_s))]
 
     def answer(self, call: m.Call, error: Exception) -> m.SessionEvent:
         """`call` ended in `error`."""
@@ -37,7 +45,9 @@ class Refusals:
             return m.FetchFailed(ticket=call.ticket, reason=reason, cause=cause)
         if isinstance(error, FinalRefusal):
             return m.CallRefused(ticket=call.ticket, reason=reason, cause=cause, final=True)
-        if self._clock() < self._kept_until_s:
+        if not isinstance(call, m.CommitSubmission | m.UploadSubmission):
+            return m.CallRefused(ticket=call.ticket, reason=reason, cause=cause)
+        if self._clock() < self._kept_until_s.get(call.lease_id, self._unknown_until_s):
             return m.CallRefused(ticket=call.ticket, reason=reason, cause=cause)
         hours = f"{self._kept_after_deadline_s / 3600:g} h"
         why = f"it was refused until {hours} after its deadline, and would not count any more"

@@ -134,6 +134,11 @@ def told(tell: m.Tell) -> str:
         case News.SUBMISSION_KEPT:
             again = f"It is safe on this disk, and is offered again in {duration(tell.pause_s)}."
             return f"The coordinator did not take this work just now{_quoted(tell)}. {again}"
+        case News.HELD_UP:
+            return (
+                "Two pieces of finished work wait for this machine's uplink; the next lease is asked for when one of "
+                "them is sent."
+            )
         case News.PAUSED:
             return f"No new work for now{_quoted(tell)}; what is in training is finished first."
         case News.RESUMED:

@@ -1,6 +1,9 @@
 """A worker's life as a state machine without I/O: events in, commands out.
 
-Decides what a worker does next: enrol, open a session, ask for a lease, fetch, train, commit, upload, pause, leave.
+Decides what a worker does next: enrol, open a session, ask for a lease, fetch, train, commit, pause, leave. What was
+committed to goes to the line (worker/sending.py); the next lease is asked for and trained while it is sent, and the one
+after that once the line is free. Nothing is asked for before all that is trained is committed to: a coordinator that
+has not heard of it would grant the same again.
 Knows no clock, network, file or tensor (worker/agent.py has those). What holds always: moves follow `LEGAL_MOVES`
 (worker/states.py); an event the present state does not allow raises `IllegalEvent` and changes nothing; an answer to a
 call that was replaced, or about a lease that is gone, is old news and ignored; a trained submission is never forgotten
@@ -19,7 +22,8 @@ from protocol.lease import Lease
 from worker import messages as m
 from worker.messages import EXIT_FAILED, EXIT_OK, EXIT_REFUSED, News
 from worker.pauses import Pauses
-from worker.states import ASKING, HOLDING, IN_SESSION, LEGAL_MOVES, WHILE_TRAINING, S, State
+from worker.sending import Offers, Sending, refused_for_good
+from worker.states import ASKING, HOLDING, IN_SESSION, WHILE_TRAINING, S, State, moved
 
 MAX_FAILURES = 3  # in a row; a machine that fails three leases fails the fourth, and each one costs the run a replica
 
@@ -31,36 +35,38 @@ class Session:
         self._pauses = pauses or Pauses()
         self.state = State.DISCONNECTED
         self.lease: Lease | None = None
-        self.session = 0
-        """Number of the newest session; 0 before the first."""
+        self.session = 0  # number of the newest; 0 before the first
+        self.line = Sending(Offers(self._pauses))
         self._ticket = 0
+        """Of the newest call, be it the line's."""
+        self._live = 0  # of the newest that is not
         self._training = 0
-        self._is_training = False
-        self._unsent: LeaseId | None = None
-        self._failures = 0
-        self._refusals = 0
-        """Times in a row that the submission was refused, but not for good."""
+        self.is_training = False
+        """Whether a lease is in training, be there a session or not."""
+        self._trained: LeaseId | None = None
+        """Whose submission waits to be committed to, or for the line."""
+        self._offset = 0  # from which byte it is to be sent
+        self._offers, self._failures = Offers(self._pauses), 0
         self._is_paused = False
 
     @property
     def lease_id(self) -> LeaseId | None:
-        """The lease that heartbeats speak for: held, or trained and not yet settled."""
-        return self._unsent or (self.lease.lease_id if self.lease else None)
-
-    @property
-    def is_training(self) -> bool:
-        """Whether a lease is in training, be there a session or not."""
-        return self._is_training
+        """The lease that heartbeats speak for, besides the one that is being sent: held, or just trained."""
+        return self._trained or (self.lease.lease_id if self.lease else None)
 
     @property
     def has_unsent(self) -> bool:
         """Whether a trained submission waits on disk."""
-        return self._unsent is not None
+        return self._trained is not None or self.line.is_busy
 
     def handle(self, event: m.SessionEvent) -> list[m.SessionCommand]:
         """Apply one event and say what to do."""
         if self._is_old_news(event):
             return []
+        if isinstance(event, m.Reply) and event.ticket == self.line.ticket:
+            return self._on_line(event)
+        if isinstance(event, m.LeaseCancelled) and event.lease_id == self.line.lease_id:
+            return self.line.cancelled(self._line_ticket())
         allowed, apply = EVENTS[type(event)]
         if self.state not in allowed:
             raise IllegalEvent(f"{type(event).__name__} in state {self.state.value}")
@@ -71,50 +77,52 @@ class Session:
             case m.Reply(ticket=ticket):
                 if ticket > self._ticket:
                     raise IllegalEvent(f"{type(event).__name__} answers call {ticket}; only {self._ticket} were made")
-                return ticket < self._ticket
+                return ticket not in (self._live, self.line.ticket)
             case m.Trained(training=number) | m.TrainingFailed(training=number):
                 if number > self._training:
                     raise IllegalEvent(f"{type(event).__name__} {number}; only {self._training} were started")
-                return number < self._training or not self._is_training
+                return number < self._training or not self.is_training
             case m.SessionLost(session=number):
                 if number > self.session:
                     raise IllegalEvent(f"SessionLost {number}; only {self.session} were opened")
                 return number < self.session or self.state in (State.OPENING, State.OVER)
             case m.LeaseCancelled(lease_id=lease_id):
-                return lease_id != self.lease_id or self.state in (State.LEAVING, State.OVER)
+                gone = self.state in (State.LEAVING, State.OVER)
+                return gone or lease_id not in (self.lease_id, self.line.lease_id)
         return False
 
     # ---- the way in ---------------------------------------------------------------------------------------------
 
     def _on_started(self, event: m.Started) -> list[m.SessionCommand]:
-        self._unsent = event.unsent
+        if event.unsent:
+            self._trained = event.unsent[-1]
+        if len(event.unsent) > 1:  # the lease of the newer was granted once the older was committed to
+            self.line.hold(event.unsent[0])
         if event.enrolled:
             return self._open()
         self._move(State.ENROLLING)
         return [m.Enrol(ticket=self._next_ticket())]
 
-    def _on_enrolled(self, _: m.Enrolled) -> list[m.SessionCommand]:
-        return self._open()
-
     def _on_opened(self, _: m.Opened) -> list[m.SessionCommand]:
-        if self._unsent is not None:
-            return self._commit()
-        if self._is_training:
+        sent = self.line.offer(self._line_ticket()) if self.line.is_busy else []
+        if self._trained is not None:
+            return [*sent, *self._commit()]
+        if self.is_training:
             self._move(State.RESUMING)
-            return [m.AcquireLease(ticket=self._next_ticket(), after_s=0.0, may_wait=False)]
-        return self._ask()
+            return [*sent, m.AcquireLease(ticket=self._next_ticket(), after_s=0.0, may_wait=False)]
+        return [*sent, *self._ask()]
 
     def _on_session_lost(self, event: m.SessionLost) -> list[m.SessionCommand]:
         if self.state is State.LEAVING:
             return self._finish(EXIT_OK, "left; the session had ended")
-        if not self._is_training and self._unsent is None:
+        if not self.is_training and self._trained is None:
             self.lease = None  # the new session asks again and is given the same lease
-        return [m.Tell(news=News.SESSION_LOST, reason=event.reason, trains_on=self._is_training), *self._open()]
+        return [m.Tell(news=News.SESSION_LOST, reason=event.reason, trains_on=self.is_training), *self._open()]
 
     # ---- a lease ------------------------------------------------------------------------------------------------
 
     def _on_lease_granted(self, event: m.LeaseGranted) -> list[m.SessionCommand]:
-        if self._is_training and self.lease is not None and event.lease.lease_id == self.lease.lease_id:
+        if self.is_training and self.lease is not None and event.lease.lease_id == self.lease.lease_id:
             self.lease = event.lease
             self._move(State.TRAINING)
             return []
@@ -131,26 +139,24 @@ class Session:
         return [*stopped, *self._ask(after_s=event.retry_after_s)]
 
     def _on_run_ended(self, event: m.RunEnded) -> list[m.SessionCommand]:
-        return [*self._stop_training(), *self._finish(EXIT_OK, f"the run is over: {event.reason}")]
+        stopped = [*self._stop_training(), *self.line.give_up()]  # what is still being sent counts nowhere any more
+        return [*stopped, *self._finish(EXIT_OK, f"the run is over: {event.reason}")]
 
     def _on_fetched(self, _: m.Fetched) -> list[m.SessionCommand]:
         assert self.lease is not None
         self._training += 1
-        self._is_training = True
+        self.is_training = True
         self._move(State.TRAINING)
         return [m.StartTraining(training=self._training, lease=self.lease)]
 
-    def _on_fetch_failed(self, event: m.FetchFailed) -> list[m.SessionCommand]:
-        return self._give_up(event)
-
     def _on_trained(self, _: m.Trained) -> list[m.SessionCommand]:
         assert self.lease is not None
-        self._is_training = False
-        self._unsent = self.lease.lease_id
+        self.is_training = False
+        self._trained = self.lease.lease_id
         return [] if self.state is State.OPENING else self._commit()
 
     def _on_training_failed(self, event: m.TrainingFailed) -> list[m.SessionCommand]:
-        self._is_training = False
+        self.is_training = False
         if self.state is State.OPENING:
             self.lease = None
             self._failures += 1
@@ -158,9 +164,9 @@ class Session:
         return self._give_up(event)
 
     def _on_lease_cancelled(self, event: m.LeaseCancelled) -> list[m.SessionCommand]:
-        if self._unsent is not None:
+        if self._trained is not None:
             # This news may have crossed a commit that brings the lease back: only a commit's own answer settles it.
-            return self._commit() if self.state is State.UPLOADING else []
+            return self._commit() if self.state is State.HELD_UP else []
         commands = [m.Tell(news=News.LEASE_ENDED, reason=event.reason), *self._stop_training()]
         self.lease = None
         return commands if self.state is State.OPENING else [*commands, *self._ask()]
@@ -168,33 +174,33 @@ class Session:
     # ---- a submission -------------------------------------------------------------------------------------------
 
     def _on_committed(self, event: m.Committed) -> list[m.SessionCommand]:
-        assert self._unsent is not None
         if event.settled:
-            return self._settle()
-        self._move(State.UPLOADING)
-        return [m.UploadSubmission(ticket=self._next_ticket(), lease_id=self._unsent, offset=event.offset)]
+            return self._let_go()
+        self._offset, self._failures, self._offers.refusals = event.offset, 0, 0
+        if self.line.is_busy:
+            self._move(State.HELD_UP)
+            return [m.Tell(news=News.HELD_UP, reason="")]
+        return self._hand_over()
 
-    def _on_uploaded(self, _: m.Uploaded) -> list[m.SessionCommand]:
-        return self._settle()
+    def _on_line(self, event: m.Reply) -> list[m.SessionCommand]:
+        """An answer to what the line asked; one that frees it lets the next submission, and the next lease, go on."""
+        commands = self.line.handle(event, self._line_ticket())
+        is_free = not self.line.is_busy and self.state is State.HELD_UP
+        return [*commands, *(self._hand_over() if is_free else ())]
 
-    def _on_upload_broken(self, _: m.UploadBroken) -> list[m.SessionCommand]:
-        return self._commit()
-
-    def _on_returned(self, _: m.Returned) -> list[m.SessionCommand]:
+    def _on_returned(self, event: m.Returned | m.CallRefused) -> list[m.SessionCommand]:
         if self.state is State.LEAVING:
-            return self._finish(EXIT_OK, "the lease is handed back")
+            return self._finish(EXIT_OK, getattr(event, "reason", "the lease is handed back"))
         return self._ask(after_s=self._pauses.failure_s * self._failures)
 
     def _on_call_refused(self, event: m.CallRefused) -> list[m.SessionCommand]:
         match self.state:
             case State.FETCHING:
                 return self._give_up(event)
-            case State.COMMITTING | State.UPLOADING:
-                return self._refused_for_good(event) if event.final else self._refused_for_now(event)
-            case State.RETURNING:
-                return self._ask(after_s=self._pauses.failure_s * self._failures)
-            case State.LEAVING:
-                return self._finish(EXIT_OK, event.reason)
+            case State.COMMITTING:
+                return self._refused(event)
+            case State.RETURNING | State.LEAVING:
+                return self._on_returned(event)
         return [*self._stop_training(), *self._finish(EXIT_REFUSED, event.reason, event.cause)]
 
     # ---- pauses -------------------------------------------------------------------------------------------------
@@ -210,7 +216,7 @@ class Session:
                 return [*told, *self._give_back(event.reason)]
             case State.TRAINING | State.RESUMING if event.stops_training:
                 return [*told, *self._stop_training(), *self._give_back(event.reason)]
-            case State.OPENING if event.stops_training and self._is_training:
+            case State.OPENING if event.stops_training and self.is_training:
                 self.lease = None  # nobody can be told now; the coordinator gives it up at its deadline
                 return [*told, *self._stop_training()]
         return list(told)
@@ -242,10 +248,10 @@ class Session:
 
     # ---- moves --------------------------------------------------------------------------------------------------
 
-    def _open(self) -> list[m.SessionCommand]:
+    def _open(self, _: m.Enrolled | None = None) -> list[m.SessionCommand]:
         self.session += 1
         self._move(State.OPENING)
-        return [m.OpenSession(ticket=self._next_ticket(), session=self.session)]
+        return [*self.line.cut(), m.OpenSession(ticket=self._next_ticket(), session=self.session)]
 
     def _ask(self, after_s: float = 0.0) -> list[m.SessionCommand]:
         if self._failures >= MAX_FAILURES:
@@ -262,26 +268,28 @@ class Session:
         return [m.CancelCall()]
 
     def _commit(self, after_s: float = 0.0) -> list[m.SessionCommand]:
-        assert self._unsent is not None
+        assert self._trained is not None
         self._move(State.COMMITTING)
-        return [m.CommitSubmission(ticket=self._next_ticket(), lease_id=self._unsent, after_s=after_s)]
+        return [m.CommitSubmission(ticket=self._next_ticket(), lease_id=self._trained, after_s=after_s)]
 
-    def _refused_for_now(self, event: m.CallRefused) -> list[m.SessionCommand]:
-        pause_s = min(self._pauses.refused_s * 2.0**self._refusals, self._pauses.most_refused_s)
-        self._refusals = min(self._refusals + 1, 10)
-        kept = m.Tell(news=News.SUBMISSION_KEPT, reason=event.reason, cause=event.cause, pause_s=pause_s)
+    def _hand_over(self) -> list[m.SessionCommand]:
+        """To the line, which is free; what comes next is asked for beside it."""
+        assert self._trained is not None
+        sent = self.line.take(self._trained, self._offset, self._line_ticket())
+        self._trained = None
+        return [*sent, *self._ask()]
+
+    def _refused(self, event: m.CallRefused) -> list[m.SessionCommand]:
+        if event.final:
+            return [refused_for_good(event), *self._let_go()]
+        kept, pause_s = self._offers.kept(event)
         return [kept, *self._commit(after_s=pause_s)]
 
-    def _refused_for_good(self, event: m.CallRefused) -> list[m.SessionCommand]:
-        refused = m.Tell(news=News.SUBMISSION_REFUSED, reason=event.reason, cause=event.cause, detail=event.detail)
-        return [refused, *self._settle()]
-
-    def _settle(self) -> list[m.SessionCommand]:
-        assert self._unsent is not None
-        drop = m.DropSubmission(lease_id=self._unsent)
-        self._unsent = None
-        self._failures = self._refusals = 0
-        return [drop, *self._ask()]
+    def _let_go(self) -> list[m.SessionCommand]:
+        assert self._trained is not None
+        dropped = m.DropSubmission(lease_id=self._trained)
+        self._trained, self._failures, self._offers.refusals = None, 0, 0
+        return [dropped, *self._ask()]
 
     def _give_up(self, event: m.CallRefused | m.FetchFailed | m.TrainingFailed) -> list[m.SessionCommand]:
         reason, detail = event.reason, event.detail if isinstance(event, m.TrainingFailed) else ""
@@ -295,38 +303,39 @@ class Session:
         return [m.ReturnLease(ticket=self._next_ticket(), lease_id=self.lease.lease_id, reason=reason)]
 
     def _stop_training(self) -> list[m.SessionCommand]:
-        if not self._is_training:
+        if not self.is_training:
             return []
-        self._is_training = False
+        self.is_training = False
         return [m.StopTraining(training=self._training)]
 
     def _finish(self, exit_code: int, reason: str, cause: Cause | None = None) -> list[m.SessionCommand]:
         self._move(State.OVER)
         self._next_ticket()  # whatever is still on its way is old news
-        return [m.Finish(exit_code=exit_code, reason=reason, cause=cause, keeps=self._unsent is not None)]
+        cut = self.line.cut()
+        return [*cut, m.Finish(exit_code=exit_code, reason=reason, cause=cause, keeps=self.has_unsent)]
 
     def _next_ticket(self) -> int:
+        self._live = self._line_ticket()
+        return self._live
+
+    def _line_ticket(self) -> int:
         self._ticket += 1
         return self._ticket
 
     def _move(self, state: State) -> None:
-        if state is not self.state and state not in LEGAL_MOVES[self.state]:
-            raise IllegalEvent(f"a worker cannot go from {self.state.value} to {state.value}")
-        self.state = state
+        self.state = moved(self.state, state)
 
 
 EVENTS: dict[type[m.SessionEvent], tuple[frozenset[State], Callable[[Session, Any], list[m.SessionCommand]]]] = {
     m.Started: (frozenset({S.DISCONNECTED}), Session._on_started),
-    m.Enrolled: (frozenset({S.ENROLLING}), Session._on_enrolled),
+    m.Enrolled: (frozenset({S.ENROLLING}), Session._open),
     m.Opened: (frozenset({S.OPENING}), Session._on_opened),
     m.LeaseGranted: (ASKING, Session._on_lease_granted),
     m.ToldToWait: (ASKING, Session._on_told_to_wait),
     m.RunEnded: (ASKING, Session._on_run_ended),
     m.Fetched: (frozenset({S.FETCHING}), Session._on_fetched),
-    m.FetchFailed: (frozenset({S.FETCHING}), Session._on_fetch_failed),
+    m.FetchFailed: (frozenset({S.FETCHING}), Session._give_up),
     m.Committed: (frozenset({S.COMMITTING}), Session._on_committed),
-    m.Uploaded: (frozenset({S.UPLOADING}), Session._on_uploaded),
-    m.UploadBroken: (frozenset({S.UPLOADING}), Session._on_upload_broken),
     m.Returned: (frozenset({S.RETURNING, S.LEAVING}), Session._on_returned),
     m.CallRefused: (frozenset(S) - {S.DISCONNECTED, S.TRAINING, S.PAUSED, S.OVER}, Session._on_call_refused),
     m.SessionLost: (IN_SESSION, Session._on_session_lost),
@@ -338,4 +347,4 @@ EVENTS: dict[type[m.SessionEvent], tuple[frozenset[State], Callable[[Session, An
     m.LeaveRequested: (frozenset(S), Session._on_leave_requested),
     m.LeaveTimedOut: (frozenset({S.LEAVING, S.OVER}), Session._on_leave_timed_out),
 }
-"""Each live event: the states that allow it, and what applies it."""
+"""Each live event but the line's (worker/sending.py): the states that allow it, and what applies it."""

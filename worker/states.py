@@ -1,4 +1,4 @@
-"""Where a worker may stand, and which moves lead from there: tables, no behaviour.
+"""Where a worker may stand, and which moves lead from there: tables, and no behaviour but holding to them.
 
 `worker/session.py` holds to them, and has the table of events; tests read both.
 """
@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 from enum import Enum
+
+from protocol.errors import IllegalEvent
 
 
 class State(Enum):
@@ -22,7 +24,8 @@ class State(Enum):
     RESUMING = "resuming"
     """Training goes on while a new session asks whether the lease still stands."""
     COMMITTING = "committing"
-    UPLOADING = "uploading"
+    HELD_UP = "held up"
+    """The next lease waits: one submission is still being sent, and another is trained and committed to."""
     RETURNING = "returning"
     """Handing back a lease that cannot be done, to go on with another."""
     LEAVING = "leaving"
@@ -41,14 +44,22 @@ LEGAL_MOVES: dict[State, frozenset[State]] = {
     S.FETCHING: frozenset({S.TRAINING, S.RETURNING, *_FREE, *_LOST_OR_LEFT}),
     S.TRAINING: frozenset({S.COMMITTING, S.RETURNING, *_FREE, *_LOST_OR_LEFT}),
     S.RESUMING: frozenset({S.TRAINING, S.FETCHING, S.COMMITTING, S.RETURNING, *_FREE, *_LOST_OR_LEFT}),
-    S.COMMITTING: frozenset({S.UPLOADING, S.OPENING, S.OVER, *_FREE}),
-    S.UPLOADING: frozenset({S.COMMITTING, S.OPENING, S.OVER, *_FREE}),
+    S.COMMITTING: frozenset({S.HELD_UP, S.OPENING, S.OVER, *_FREE}),
+    S.HELD_UP: frozenset({S.COMMITTING, S.OPENING, S.OVER, *_FREE}),
     S.RETURNING: frozenset({*_FREE, *_LOST_OR_LEFT}),
     S.LEAVING: frozenset({S.OVER}),
     S.OVER: frozenset(),
 }
 
+
+def moved(old: State, new: State) -> State:
+    """`new`, if it is `old` or the table allows it; IllegalEvent where it does not."""
+    if new is not old and new not in LEGAL_MOVES[old]:
+        raise IllegalEvent(f"a worker cannot go from {old.value} to {new.value}")
+    return new
+
+
 IN_SESSION = frozenset(S) - {S.DISCONNECTED, S.ENROLLING, S.OPENING, S.OVER}
-HOLDING = frozenset({S.FETCHING, S.TRAINING, S.RESUMING, S.OPENING, S.COMMITTING, S.UPLOADING, S.RETURNING})
+HOLDING = frozenset({S.FETCHING, S.TRAINING, S.RESUMING, S.OPENING, S.COMMITTING, S.HELD_UP, S.RETURNING})
 WHILE_TRAINING = frozenset({S.TRAINING, S.RESUMING, S.OPENING})
 ASKING = frozenset({S.IDLE, S.RESUMING})

@@ -42,6 +42,12 @@ def init(
     residency: Annotated[str | None, typer.Option(help=f"{one_of(RESIDENCIES)}.")] = None,
     codec: Annotated[str | None, typer.Option(help=f"What submissions are encoded in: {one_of(CODECS)}.")] = None,
     sequence_length: Annotated[int | None, typer.Option(help="Tokens a sequence.")] = None,
+    line: Annotated[
+        str | None,
+        typer.Option(
+            metavar="UP/DOWN", help="Mbit/s that you expect of volunteers, 20/100 unless said: leases are made for it."
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the first weights.")] = None,
     rounds: Annotated[int | None, typer.Option(help="After so many rounds the run is over.")] = None,
     replicas: Annotated[int | None, typer.Option(help="Workers that each column is leased to, a round.")] = None,
@@ -98,6 +104,7 @@ def init(
             "residency": residency,
             "codec": codec,
             "sequence_length": sequence_length,
+            "line": line,
             "seed": seed,
             "host": host,
             "port": port,

@@ -141,9 +141,10 @@ class WorkerService:
         self._beats[session.worker] = beat
         run.pump.seen(beat)
         reply = pb.HeartbeatReply(latest_version=run.pump.engine.state.version)
-        reason = run.pump.engine.lease_ended(session.worker, lease_id) if lease_id else None
-        if reason is not None:
-            reply.cancelled.add(lease_id=lease_id, reason=reason)
+        for held in filter(None, (lease_id, LeaseId(request.sending_lease_id))):
+            reason = run.pump.engine.lease_ended(session.worker, held)
+            if reason is not None:
+                reply.cancelled.add(lease_id=held, reason=reason)
         return reply
 
     async def commit_submission(

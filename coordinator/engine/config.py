@@ -169,6 +169,9 @@ class EngineConfig:
     """Deadline = slack x expected duration, within [min_lease_s, lease_ttl_s]."""
     min_lease_s: float = 30.0
     """Shortest time that a lease is given."""
+    fetch_s: float = 0.0
+    """Every lease has so much time on top, for a download that no earlier lease of its worker tells of: the whole
+    model, or columns that it never held. `init` works it out from the model's bytes and the slowest line."""
     round_deadline_s: float = 3600.0
     """From a round's first lease to its close, though some are still awaited."""
     grace_share: float = 0.5

@@ -92,7 +92,6 @@ def on_lease_requested(turn: Turn, event: LeaseRequested) -> None:
         turn.emit(EndRun(why=state.ended or reason(Case.ENDED)))
         return
     waits_until_s = None if event.wait_s is None else state.now_s + event.wait_s
-    leases.break_uploads(turn, event.worker)  # whoever is idle sends nothing
     since_s = state.workers[event.worker].waiting_since_s
     state.update_worker(
         event.worker, waiting_since_s=state.now_s if since_s is None else since_s, waits_until_s=waits_until_s

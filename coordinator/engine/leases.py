@@ -1,9 +1,9 @@
 """The life of one lease: granted, granted again, committed, uploaded, judged, handed back, expired.
 
 Decides a lease's contents (with pacing and placement) and whether a commit still counts. Holds always: a worker has
-at most one open lease; a position of the training data is named by one lease only within an epoch; dropping out never
-counts against a worker; a submission that screening refused does, and one that a worker which
-is here committed to and never sent, half.
+at most one lease that is neither committed to nor over, whatever it is still sending; a position of the training data
+is named by one lease only within an epoch; dropping out never counts against a worker; a submission that screening
+refused does, and one that a worker which is here committed to and never sent, half.
 """
 
 from __future__ import annotations
@@ -314,11 +314,16 @@ def drop_behind(turn: Turn, steps: tuple[PastStep, ...]) -> None:
 
 
 def note_upload(turn: Turn, record: LeaseRecord) -> None:
-    """Remember how long a commit's bytes took, or have not arrived for, where nothing came between."""
+    """Remember how long a commit's bytes took, or have not arrived for, where nothing came between.
+
+    A worker sends one submission at a time: what it committed to before the last one was here waited for that.
+    """
     state, since_s = turn.state, record.committed_at_s
     if record.status is not LeaseStatus.COMMITTED or record.upload_broken or since_s is None:
         return
     worker = state.workers[record.lease.worker]
+    ends = (other.uploaded_at_s for other in state.leases_of(worker.worker) if other is not record)
+    since_s = max([since_s, *(end_s for end_s in ends if end_s is not None)])
     report = UploadReport(payload_bytes=max(1, record.payload_bytes), upload_s=state.now_s - since_s)
     state.update_worker(worker.worker, uploads=pacing.last_few(worker.uploads, report))
 

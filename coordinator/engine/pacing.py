@@ -171,11 +171,14 @@ def expected_end_s(record: WorkerRecord, pace: Pace, inner_steps: int) -> float 
 
 
 def time_to_live_s(config: EngineConfig, record: WorkerRecord, pace: Pace, inner_steps: int) -> float:
-    """From grant to deadline, which is about the commit: a few times the expected duration, within limits."""
+    """From grant to deadline, which is about the commit: a few times the expected duration, and a whole download.
+
+    What is expected is the median of earlier leases, most of which found nearly all of the model on their machine.
+    """
     expected = expected_s(record, pace, inner_steps)
     if expected is None:
         return config.lease_ttl_s
-    return min(config.lease_ttl_s, max(config.min_lease_s, config.lease_slack * expected))
+    return min(config.lease_ttl_s, max(config.min_lease_s, config.lease_slack * expected) + config.fetch_s)
 
 
 def full_steps(steps: int, warmup_steps: int) -> float:

@@ -35,7 +35,8 @@ class UploadReport:
 
     payload_bytes: int
     upload_s: float
-    """From commit to all bytes; to the end of the lease where they had not come by then, which is at most the truth."""
+    """From commit, or from when the line was free, to all bytes; to the end of the lease where they had not come by
+    then, which is at most the truth."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,7 @@ from coordinator.engine.records import event_to_json
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.beginning import check_beginning, check_pair, check_vouching, planned_engine
 from coordinator.run.carving import first_data, own_data
+from coordinator.run.lease_length import worked_out
 from coordinator.settings import RunSettings, check_engine
 from coordinator.store.artifacts import ArtifactStore
 from coordinator.store.journal import Journal
@@ -251,6 +252,7 @@ def _build(
     )
     settings = settings.model_copy(update={"screening_share": data.share})
     layout, blocks, dtype = _first_model(root, settings, data.dataset, note)
+    settings = worked_out(settings, layout, data.dataset.train_sequences(settings.sequence_length), note)
     config = planned_engine(settings, layout, data.dataset, run_id)
     facts = {"run_id": run_id, **data.facts, "model": dict(layout.config_json), "dtype": dtype}
     write_private(root / "run.json", json.dumps(facts, indent=2).encode())

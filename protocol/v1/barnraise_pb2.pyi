@@ -226,16 +226,18 @@ class ReturnLeaseReply(_message.Message):
     def __init__(self) -> None: ...
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("lease_id", "inner_step", "train_loss", "tokens_per_s")
+    __slots__ = ("lease_id", "inner_step", "train_loss", "tokens_per_s", "sending_lease_id")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     INNER_STEP_FIELD_NUMBER: _ClassVar[int]
     TRAIN_LOSS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    SENDING_LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     lease_id: str
     inner_step: int
     train_loss: float
     tokens_per_s: float
-    def __init__(self, lease_id: _Optional[str] = ..., inner_step: _Optional[int] = ..., train_loss: _Optional[float] = ..., tokens_per_s: _Optional[float] = ...) -> None: ...
+    sending_lease_id: str
+    def __init__(self, lease_id: _Optional[str] = ..., inner_step: _Optional[int] = ..., train_loss: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., sending_lease_id: _Optional[str] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
     __slots__ = ("cancelled", "latest_version")

@@ -27,6 +27,7 @@ from simulator.deterministic.volunteer_spec import VolunteerSpec
 from simulator.deterministic.world import World
 from simulator.faults import COORDINATOR, Fault, FaultKind, FaultPlan, Point, kill
 from simulator.seeds import derived_stream
+from worker.sending import Line
 from worker.states import State
 
 VOLUNTEERS, REPLICAS = 6, 3
@@ -40,7 +41,9 @@ _OFTEN_SHARE = 0.05
 _BACK_AFTER_S = (0.2, 1.0, 5.0, 20.0)
 _LONG_GONE_S = 60.0
 """A worker that stays away so long has lost its lease."""
-_BUSY = frozenset({State.TRAINING, State.UPLOADING, State.COMMITTING, State.FETCHING, State.RESUMING})
+_BUSY: frozenset[State | Line] = frozenset(
+    {State.TRAINING, State.COMMITTING, State.HELD_UP, State.FETCHING, State.RESUMING, Line.OFFERING, Line.SENDING}
+)
 
 
 class MidWrite(BaseException):
@@ -268,7 +271,7 @@ class KillWorld(World):
         for fault in self._plan.take(point, frozenset({FaultKind.KILL})):
             self._strike(COORDINATOR, fault)
 
-    def on_state(self, worker: int, state: State) -> None:
+    def on_state(self, worker: int, state: State | Line) -> None:
         """At once, or in the middle of what begins here."""
         point = Point(worker=worker, call=f"state:{state.value}", now_s=self._loop.now_s)
         for fault in self._plan.take(point, frozenset({FaultKind.KILL})):
@@ -281,8 +284,10 @@ class KillWorld(World):
         self._loop.call_later(WATCH_EVERY_S, self._watch)
         self._die_at("while it runs")
         for worker, volunteer in enumerate(self._volunteers):
-            if volunteer.process is not None and volunteer.state in _BUSY:
-                point = Point(worker=worker, call=f"while {volunteer.state.value}", now_s=self._loop.now_s)
+            for state in (volunteer.state, volunteer.line):
+                if volunteer.process is None or state not in _BUSY:
+                    continue
+                point = Point(worker=worker, call=f"while {state.value}", now_s=self._loop.now_s)
                 for fault in self._plan.take(point, frozenset({FaultKind.KILL})):
                     self._strike(worker, fault)
 
@@ -310,4 +315,4 @@ class KillWorld(World):
 
     def _cut_at_worker(self, worker: int) -> list[str]:
         volunteer = self._volunteers[worker]
-        return [f"{volunteer.state.value} (worker)"] if volunteer.state in _BUSY else []
+        return [f"{state.value} (worker)" for state in (volunteer.state, volunteer.line) if state in _BUSY]

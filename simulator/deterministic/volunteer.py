@@ -40,6 +40,7 @@ from worker.outbox import Outbox
 from worker.pauses import Pauses
 from worker.policy import Circumstances, Permission
 from worker.progress import QuietReporter
+from worker.sending import Line
 from worker.session import Session
 from worker.states import State
 from worker.timing import Timing
@@ -50,6 +51,8 @@ COMES_BACK_S = 60.0
 """After a process left by itself, its volunteer starts it again."""
 LATE_SHARE = 0.3
 """Of the calls that are given up, those whose answer may still be there before that is noticed."""
+MOST_UNSENT = 2
+"""One is sent, and one is trained."""
 SLACK_S = 1.0
 """Between a grant's arrival and its being handled."""
 HOME = Path("/home/volunteer")
@@ -66,8 +69,8 @@ class Watcher(Protocol):
     def forgotten(self, worker: int, lease_id: LeaseId) -> None:
         """A worker throws its submission away."""
 
-    def on_state(self, worker: int, state: State) -> None:
-        """A worker's session is in another state."""
+    def on_state(self, worker: int, state: State | Line) -> None:
+        """A worker's session, or its line, is in another state."""
 
     def on_identity(self, worker: int, public_key: bytes) -> None:
         """A worker's process signs with this key."""
@@ -82,13 +85,23 @@ class WatchedSession(Session):
 
     def handle(self, event: m.SessionEvent) -> list[m.SessionCommand]:
         """As the session does."""
-        before, unsent = self.state, self._unsent
-        kept = self._outbox.load() if unsent is not None and _is_settling(event) else None
+        before, line, unsent = self.state, self.line.state, (self.line.lease_id, self._trained)
+        kept = [self._outbox.load(one) for one in unsent if one is not None] if _is_settling(event) else []
         commands = super().handle(event)
-        if kept is not None and self._unsent is None:
-            self._volunteer.watcher.acknowledged(kept.lease_id, kept.digest)
+        for submission in kept:
+            if submission is not None and submission.lease_id not in (self.line.lease_id, self._trained):
+                self._volunteer.watcher.acknowledged(submission.lease_id, submission.digest)
+        self._check_lanes(commands)
         self._volunteer.on_event(event, before, self.state, commands)
+        self._volunteer.on_line(line, self.line.state)
         return commands
+
+    def _check_lanes(self, commands: list[m.SessionCommand]) -> None:
+        """Nothing is asked for before all that is trained is committed to, and two submissions are the most."""
+        if self._trained is not None and any(isinstance(command, m.AcquireLease) for command in commands):
+            raise InvariantBroken(f"a lease is asked for while {self._trained} is trained and not committed to")
+        if self.has_unsent and commands and len(self._outbox.all()) > MOST_UNSENT:
+            raise InvariantBroken("the outbox holds more than what is sent and what was trained beside it")
 
 
 class SimulatedVolunteer:
@@ -114,6 +127,8 @@ class SimulatedVolunteer:
         self.told_over = False
         self.state = State.DISCONNECTED
         """Of the session of the process that runs, or ran last."""
+        self.line = Line.FREE
+        """Of the same."""
         self._loop, self._scenario, self._network, self._work, self._draw = loop, scenario, network, work, draw
         self._on_training, self._note = on_training, note
         self._outside = contextvars.copy_context()
@@ -259,6 +274,12 @@ class SimulatedVolunteer:
             # Soon, not now: what follows from the event is begun, and then the process may die of it.
             self._loop.call_soon(self.watcher.on_state, self.index, after, context=self._outside.copy())
 
+    def on_line(self, before: Line, after: Line) -> None:
+        """The line is, or is not, in another state."""
+        self.line = after
+        if after is not before:
+            self._loop.call_soon(self.watcher.on_state, self.index, after, context=self._outside.copy())
+
     def _is_of_no_use(self, lease_id: LeaseId) -> bool:
         """Whether it was refused until it would count no more."""
         return self._loop.now_s >= self._told_until_s.get(lease_id, math.inf) + Pauses().kept_after_deadline_s
@@ -281,13 +302,13 @@ class LateAgent(Agent):
 
     def _execute(self, command: m.SessionCommand) -> None:
         super()._execute(command)
-        if isinstance(command, m.Call):
+        if isinstance(command, m.Call) and command.lane is m.Lane.WORK:
             self._fetches = isinstance(command, m.FetchShard)
 
-    def _cancel_call(self) -> None:
-        call, late_s = self._call, self.late_s()
-        if call is None or late_s == 0.0 or self._fetches:
-            super()._cancel_call()
+    def _cancel_call(self, lane: m.Lane) -> None:
+        call, late_s = self._lanes.get(lane), self.late_s()
+        if call is None or late_s == 0.0 or (self._fetches and lane is m.Lane.WORK):
+            super()._cancel_call(lane)
         else:
             asyncio.get_running_loop().call_later(late_s, call.cancel)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 from protocol.errors import Unavailable
@@ -20,7 +21,7 @@ def outbox_emptied_at_commit() -> AbstractContextManager[None]:
     """A worker forgets its submission before it is sent."""
 
     def careless(session: Any, _: m.Committed) -> list[m.SessionCommand]:
-        settled: list[m.SessionCommand] = session._settle()
+        settled: list[m.SessionCommand] = session._let_go()
         return settled
 
     allowed, _ = session_module.EVENTS[m.Committed]
@@ -49,7 +50,12 @@ def block_digest_unchecked() -> AbstractContextManager[None]:
 
 def outbox_dropped_on_a_retryable_refusal() -> AbstractContextManager[None]:
     """A submission that was refused, but not for good, is thrown away."""
-    return replaced(Session, "_refused_for_now", Session._refused_for_good)
+    refused = Session._refused
+
+    def careless(session: Session, event: m.CallRefused) -> list[m.SessionCommand]:
+        return refused(session, replace(event, final=True))
+
+    return replaced(Session, "_refused", careless)
 
 
 def enrolment_retried_under_a_new_key() -> AbstractContextManager[None]:

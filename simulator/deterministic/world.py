@@ -31,6 +31,7 @@ from simulator.deterministic.volunteer import SimulatedVolunteer
 from simulator.deterministic.work import SimulatedWork
 from simulator.faults import COORDINATOR, Fault, FaultKind, FaultPlan, Point
 from simulator.seeds import derived_stream
+from worker.sending import Line
 from worker.states import State
 
 RESTART_AFTER_FAILURE_S = 5.0
@@ -310,7 +311,7 @@ class World:
         except InvariantBroken as broken:  # the task that dials is the worker's, and nobody looks at how it ends
             self._violation = self._violation or str(broken)
 
-    def on_state(self, worker: int, state: State) -> None:
+    def on_state(self, worker: int, state: State | Line) -> None:
         """A worker's session is in another state."""
         name = f"state:{state.value}"
         nth = self._states[worker, name] = self._states.get((worker, name), 0) + 1

@@ -66,3 +66,6 @@ async def test_the_same_lease_is_given_again_until_it_is_returned(join: Join, se
     reply = await client.call("Heartbeat", beat, pb.HeartbeatReply)
     assert [cancelled.lease_id for cancelled in reply.cancelled] == [lease.lease_id]
     assert "\x1b" not in reply.cancelled[0].reason
+    both = pb.HeartbeatRequest(lease_id="r9.9", sending_lease_id=lease.lease_id)
+    reply = await client.call("Heartbeat", both, pb.HeartbeatReply)
+    assert [cancelled.lease_id for cancelled in reply.cancelled] == ["r9.9", lease.lease_id]

@@ -70,16 +70,22 @@ def worker_life(link: str, home: Path, doom: Doom) -> None:
 
 def _watch(reach: Any) -> None:
     from worker.outbox import Outbox
+    from worker.sending import Sending
     from worker.session import Session
     from worker.train.lease_state import LeaseStates
     from worker.train.trainer import _InnerLoop
 
-    move, step = Session._move, _InnerLoop.step
+    move, send, step = Session._move, Sending._send, _InnerLoop.step
     keep, store, drop = LeaseStates.save, Outbox.save, Outbox.drop
 
     def moved(self: Any, state: Any) -> None:
         move(self, state)
         reach(f"state {state.value}")
+
+    def sent(self: Any, *arguments: Any) -> Any:
+        commands = send(self, *arguments)
+        reach(f"state {self.state.value}")
+        return commands
 
     def stepped(self: Any, *arguments: Any) -> None:
         step(self, *arguments)
@@ -99,7 +105,8 @@ def _watch(reach: Any) -> None:
         drop(self, *arguments)
         reach("submission dropped")
 
-    Session._move, _InnerLoop.step = moved, stepped  # type: ignore[method-assign, assignment]
+    Session._move, Sending._send = moved, sent  # type: ignore[method-assign]
+    _InnerLoop.step = stepped  # type: ignore[method-assign, assignment]
     LeaseStates.save, Outbox.save, Outbox.drop = kept, stored, dropped  # type: ignore[method-assign, assignment]
 
 

@@ -172,4 +172,4 @@ def test_what_a_lease_takes_is_counted_to_the_byte(frozen_layout: Layout, blocks
     )
     held = frozen_layout.shard_blocks(range(2))
     flat = {f"{block}/{name}": tensor for block in held for name, tensor in blocks[block].items()}
-    assert lease_bytes(frozen_layout, "bf16", 2)[1] == len(encode_tensors(flat, codec_named("bf16")))
+    assert lease_bytes(frozen_layout, "bf16", 2)[1] == 2 * len(encode_tensors(flat, codec_named("bf16")))

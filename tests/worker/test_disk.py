@@ -40,16 +40,38 @@ def test_the_outbox_gives_back_what_was_stored(tmp_path: Path) -> None:
     assert all(path.stat().st_mode & 0o077 == 0 for path in tmp_path.iterdir())
 
 
-def test_the_outbox_holds_one_submission(tmp_path: Path) -> None:
+def test_the_outbox_holds_a_submission_for_each_lease_in_their_order(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path)
+    outbox.save(submission(b"once"), b"once")
     outbox.save(submission(b"first"), b"first")
     outbox.save(submission(b"second", "r2.1"), b"second")
-    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    assert [one.lease_id for one in Outbox(tmp_path).all()] == ["r1.1", "r2.1"]
+    assert outbox.load(LeaseId("r2.1")) == submission(b"second", "r2.1")
     outbox.drop(LeaseId("r1.1"))
-    assert outbox.load() is not None, "another lease's submission is not dropped"
-    outbox.drop(LeaseId("r2.1"))
+    assert outbox.load() == submission(b"second", "r2.1"), "another lease's submission is not dropped"
+    outbox.save(submission(b"third", "r3.1"), b"third")
+    assert [one.lease_id for one in outbox.all()] == ["r2.1", "r3.1"]
+    for lease_id in ("r2.1", "r3.1"):
+        outbox.drop(LeaseId(lease_id))
     assert outbox.load() is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_submissions_of_the_same_bytes_are_dropped_one_by_one(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    outbox.save(submission(b"zeros"), b"zeros")
+    outbox.save(submission(b"zeros", "r2.1"), b"zeros")
+    outbox.drop(LeaseId("r1.1"))
+    assert outbox.load(LeaseId("r2.1")) == submission(b"zeros", "r2.1")
+
+
+def test_what_is_dropped_beside_a_save_leaves_the_bytes_that_it_has_written(tmp_path: Path) -> None:
+    outbox, coming = Outbox(tmp_path), submission(b"coming", "r2.1")
+    outbox.save(submission(b"sent"), b"sent")
+    outbox.payload_path(coming).write_bytes(b"coming")  # the training thread has come so far
+    outbox.drop(LeaseId("r1.1"))
+    assert outbox.payload_path(coming).exists()
 
 
 @pytest.mark.parametrize(

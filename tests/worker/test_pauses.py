@@ -12,6 +12,7 @@ from tests.worker.test_session import (
     Driver,
     committing,
     fetching,
+    held_up,
     idle,
     make_lease,
     opening,
@@ -22,6 +23,7 @@ from tests.worker.test_session import (
 )
 from worker import messages as m
 from worker.policy import Always, Circumstances, Permission
+from worker.sending import Line
 from worker.states import State
 
 PAUSE = m.Paused(reason="on battery")
@@ -65,9 +67,10 @@ def test_a_lease_in_training_is_finished_and_sent_and_nothing_follows() -> None:
     assert kinds(driver) == [m.Tell]
     driver.feed(m.Trained(training=1))
     driver.reply(m.Committed, offset=0, settled=False)
-    driver.reply(m.Uploaded)
-    assert kinds(driver) == [m.DropSubmission, m.CancelCall]
+    assert kinds(driver) == [m.UploadSubmission, m.CancelCall]
     assert driver.session.state is State.PAUSED
+    driver.line(m.Uploaded)
+    assert kinds(driver) == [m.DropSubmission]
 
 
 @pytest.mark.parametrize("make", [training, resuming])
@@ -96,7 +99,7 @@ def test_a_resumed_session_that_is_given_another_lease_gives_it_back() -> None:
     assert driver.the(m.ReturnLease).lease_id == "r2.1"
 
 
-@pytest.mark.parametrize("make", [committing, uploading])
+@pytest.mark.parametrize("make", [committing, held_up])
 def test_finished_work_is_sent_all_the_same(make: Callable[[], Driver]) -> None:
     driver = make()
     state = driver.session.state
@@ -104,6 +107,14 @@ def test_finished_work_is_sent_all_the_same(make: Callable[[], Driver]) -> None:
     assert kinds(driver) == [m.Tell]
     assert driver.session.state is state
     assert driver.session.has_unsent
+
+
+def test_what_is_being_sent_goes_on_while_nothing_new_is_asked_for() -> None:
+    driver = uploading()
+    driver.feed(PAUSE)
+    assert kinds(driver) == [m.Tell, m.CancelCall]
+    assert driver.the(m.CancelCall).lane is m.Lane.WORK
+    assert driver.session.line.state is Line.SENDING
 
 
 def test_a_session_is_opened_and_opened_again_while_paused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +24,9 @@ from protocol.errors import (
 )
 from protocol.ids import LeaseId
 from tests.worker.conftest import Swarm
+from tests.worker.leases import lease_message, read_lease
 from worker import messages as m
+from worker.lease import ReceivedLease
 from worker.pauses import Pauses
 from worker.refusals import Refusals
 from worker.wire import error_of
@@ -38,6 +41,10 @@ PASSING: list[Exception] = [
     MalformedMessage("the reply is not an UploadReply"),
     OSError(errno.EIO, "the disk"),
 ]
+
+
+def lease_of(lease_id: str) -> ReceivedLease:
+    return dataclasses.replace(read_lease(lease_message(lease_id=lease_id)), ttl_s=900.0)
 
 
 def answer(refusals: Refusals, call: m.Call, error: Exception) -> m.CallRefused:
@@ -75,20 +82,24 @@ def test_a_coordinator_that_broke_on_a_call_is_told_from_one_that_is_away() -> N
 
 @pytest.mark.parametrize("call", [COMMIT, UPLOAD], ids=["commit", "upload"])
 @pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__)
-def test_only_what_is_final_is_final_until_it_would_count_no_more(error: Exception, call: m.Call) -> None:
+def test_only_what_is_final_is_final_until_it_would_count_no_more(
+    error: Exception, call: m.CommitSubmission | m.UploadSubmission
+) -> None:
     now_s = [1000.0]
     refusals = Refusals(lambda: now_s[0], KEPT_AFTER_DEADLINE_S)
     assert answer(refusals, call, FinalRefusal("the lease is void")).final
     assert not answer(refusals, call, error).final
-    refusals.keep_for(ttl_s=900.0)
+    refusals.keep_for(lease_of("r1.1"))
     now_s[0] += 900.0 + KEPT_AFTER_DEADLINE_S - 1.0
     assert not answer(refusals, call, error).final
     now_s[0] += 2.0
     late = answer(refusals, call, error)
     assert late.final
     assert "2 h" in late.reason
-    refusals.keep_for(ttl_s=900.0)
-    assert not answer(refusals, call, error).final, "the next lease has a deadline of its own"
+    refusals.keep_for(lease_of("r2.1"))
+    assert answer(refusals, call, error).final, "another lease's deadline does not count"
+    another = dataclasses.replace(call, lease_id=LeaseId("r2.1"))
+    assert not answer(refusals, another, error).final, "it has a deadline of its own"
 
 
 def test_work_of_an_earlier_process_is_kept_as_long() -> None:

@@ -17,6 +17,7 @@ from worker import messages as m
 from worker.lease import ReceivedLease
 from worker.messages import EXIT_FAILED, EXIT_OK, EXIT_REFUSED
 from worker.pauses import Pauses
+from worker.sending import ANSWERS, Line
 from worker.session import EVENTS, MAX_FAILURES, Session
 from worker.states import LEGAL_MOVES, State
 
@@ -40,7 +41,11 @@ class Driver:
         return self.commands
 
     def reply(self, kind: type[m.Reply], **fields: object) -> list[m.SessionCommand]:
-        return self.feed(kind(ticket=self.session._ticket, **fields))
+        return self.feed(kind(ticket=self.session._live, **fields))
+
+    def line(self, kind: type[m.Reply], **fields: object) -> list[m.SessionCommand]:
+        assert self.session.line.ticket > 0
+        return self.feed(kind(ticket=self.session.line.ticket, **fields))
 
     def the(self, kind: type[Kind]) -> Kind:
         found = [command for command in self.commands if isinstance(command, kind)]
@@ -102,8 +107,25 @@ def committing() -> Driver:
 
 
 def uploading() -> Driver:
+    """Sends what was trained, and asks for the next lease beside it."""
     driver = committing()
     driver.reply(m.Committed, offset=0, settled=False)
+    return driver
+
+
+def training_beside(lease_id: str = "r2.1") -> Driver:
+    """Sends r1.1, and trains another."""
+    driver = uploading()
+    driver.reply(m.LeaseGranted, lease=make_lease(lease_id))
+    driver.reply(m.Fetched)
+    return driver
+
+
+def held_up() -> Driver:
+    """Sends r1.1, and has trained and committed to r2.1."""
+    driver = training_beside()
+    driver.feed(m.Trained(training=2))
+    driver.reply(m.Committed, offset=5, settled=False)
     return driver
 
 
@@ -135,7 +157,7 @@ AT: dict[State, Callable[[], Driver]] = {
     State.TRAINING: training,
     State.RESUMING: resuming,
     State.COMMITTING: committing,
-    State.UPLOADING: uploading,
+    State.HELD_UP: held_up,
     State.RETURNING: returning,
     State.LEAVING: leaving,
     State.OVER: over,
@@ -145,7 +167,7 @@ AT: dict[State, Callable[[], Driver]] = {
 def live_events(driver: Driver) -> list[m.SessionEvent]:
     """One of each event, as live as it can be in the driver's state."""
     session = driver.session
-    ticket, number = session._ticket, session._training
+    ticket, number = session._live, session._training
     return [
         m.Started(enrolled=True),
         m.Enrolled(ticket=ticket),
@@ -156,8 +178,6 @@ def live_events(driver: Driver) -> list[m.SessionEvent]:
         m.Fetched(ticket=ticket),
         m.FetchFailed(ticket=ticket, reason="digest"),
         m.Committed(ticket=ticket, offset=0, settled=False),
-        m.Uploaded(ticket=ticket),
-        m.UploadBroken(ticket=ticket),
         m.Returned(ticket=ticket),
         m.CallRefused(ticket=ticket, reason="no"),
         m.SessionLost(session=session.session, reason="restart"),
@@ -217,7 +237,11 @@ def test_answers_to_calls_never_made_are_illegal() -> None:
 def test_answers_to_replaced_calls_are_ignored() -> None:
     driver = uploading()
     assert driver.feed(m.RunEnded(ticket=1, reason="late")) == []
-    assert driver.session.state is State.UPLOADING
+    assert driver.session.state is State.IDLE
+    line = driver.session.line.ticket
+    driver.line(m.UploadBroken)
+    assert driver.feed(m.Uploaded(ticket=line)) == []
+    assert driver.session.line.lease_id == "r1.1"
 
 
 def test_the_whole_way_of_one_lease() -> None:
@@ -238,16 +262,16 @@ def test_the_whole_way_of_one_lease() -> None:
     assert driver.the(m.CommitSubmission).lease_id == "r1.1"
     driver.reply(m.Committed, offset=100, settled=False)
     assert driver.the(m.UploadSubmission).offset == 100
-    driver.reply(m.Uploaded)
-    assert driver.the(m.DropSubmission).lease_id == "r1.1"
     assert driver.the(m.AcquireLease)
+    driver.line(m.Uploaded)
+    assert driver.the(m.DropSubmission).lease_id == "r1.1"
     driver.reply(m.RunEnded, reason="20 rounds")
     assert driver.the(m.Finish).exit_code == EXIT_OK
 
 
 def test_unsent_work_of_an_earlier_process_goes_first() -> None:
     driver = Driver()
-    driver.feed(m.Started(enrolled=True, unsent=LeaseId("r7.2")))
+    driver.feed(m.Started(enrolled=True, unsent=(LeaseId("r7.2"),)))
     driver.the(m.OpenSession)
     driver.reply(m.Opened)
     assert driver.the(m.CommitSubmission).lease_id == "r7.2"
@@ -291,7 +315,7 @@ def test_a_lease_that_did_not_outlive_the_restart_is_stopped(other: str) -> None
     assert driver.feed(m.Trained(training=1)) == []
 
 
-@pytest.mark.parametrize("make", [committing, uploading])
+@pytest.mark.parametrize("make", [committing, uploading, training_beside])
 def test_a_trained_submission_survives_a_lost_session(make: Callable[[], Driver]) -> None:
     driver = make()
     driver.feed(m.SessionLost(session=1, reason="gone"))
@@ -301,20 +325,105 @@ def test_a_trained_submission_survives_a_lost_session(make: Callable[[], Driver]
 
 def test_a_broken_upload_asks_again_where_to_go_on() -> None:
     driver = uploading()
-    driver.reply(m.UploadBroken)
+    driver.line(m.UploadBroken)
     driver.the(m.CommitSubmission)
-    driver.reply(m.Committed, offset=4096, settled=False)
+    driver.line(m.Committed, offset=4096, settled=False)
     assert driver.the(m.UploadSubmission).offset == 4096
 
 
-@pytest.mark.parametrize("state", [State.COMMITTING, State.UPLOADING])
-def test_a_trained_submission_is_not_dropped_for_a_cancellation_that_crossed_its_commit(state: State) -> None:
-    driver = AT[state]()
+@pytest.mark.parametrize("make", [committing, uploading])
+def test_a_trained_submission_is_not_dropped_for_a_cancellation_that_crossed_its_commit(
+    make: Callable[[], Driver],
+) -> None:
+    driver = make()
     driver.feed(m.LeaseCancelled(lease_id=LeaseId("r1.1"), reason="silent for 31 s"))
-    assert driver.session.state is State.COMMITTING  # its answer decides
-    assert driver.session.lease_id is not None
-    driver.reply(m.Committed, offset=7, settled=False)
+    assert driver.session.has_unsent  # the answer to a commit decides
+    if make is uploading:
+        assert driver.the(m.CommitSubmission).lane is m.Lane.LINE
+        driver.line(m.Committed, offset=7, settled=False)
+    else:
+        driver.reply(m.Committed, offset=7, settled=False)
     assert driver.the(m.UploadSubmission).offset == 7
+
+
+def test_a_cancellation_of_what_waits_for_the_line_is_settled_by_a_commit() -> None:
+    driver = held_up()
+    driver.feed(m.LeaseCancelled(lease_id=LeaseId("r2.1"), reason="silent for 31 s"))
+    assert driver.the(m.CommitSubmission).lease_id == "r2.1"
+    driver.reply(m.CallRefused, reason="the round went on", final=True)
+    assert driver.the(m.DropSubmission).lease_id == "r2.1"
+    assert driver.the(m.AcquireLease)
+    assert driver.session.line.lease_id == "r1.1"
+
+
+def test_a_lease_is_trained_while_the_one_before_is_sent() -> None:
+    driver = training_beside()
+    assert driver.session.lease_id == "r2.1"
+    assert driver.session.line.lease_id == "r1.1"
+    driver.line(m.Uploaded)
+    assert driver.the(m.DropSubmission).lease_id == "r1.1"
+    assert len(driver.commands) == 1, "training goes on"
+    driver.feed(m.Trained(training=2))
+    driver.reply(m.Committed, offset=0, settled=False)
+    assert driver.the(m.UploadSubmission).lease_id == "r2.1"
+    assert driver.the(m.AcquireLease)
+
+
+def test_nothing_is_asked_for_before_the_line_is_free_of_the_one_before() -> None:
+    driver = held_up()
+    assert driver.session.state is State.HELD_UP
+    assert driver.the(m.Tell).news is m.News.HELD_UP
+    driver.line(m.UploadBroken)
+    driver.line(m.Committed, offset=10, settled=False)
+    assert not any(isinstance(command, m.AcquireLease) for command in driver.commands)
+    driver.line(m.Uploaded)
+    assert driver.the(m.DropSubmission).lease_id == "r1.1"
+    upload = driver.the(m.UploadSubmission)
+    assert (upload.lease_id, upload.offset, upload.lane) == ("r2.1", 5, m.Lane.LINE)
+    assert driver.the(m.AcquireLease)
+
+
+def test_two_submissions_of_an_earlier_process_are_both_sent() -> None:
+    driver = Driver()
+    driver.feed(m.Started(enrolled=True, unsent=(LeaseId("r7.2"), LeaseId("r8.1"))))
+    driver.reply(m.Opened)
+    commits = [command for command in driver.commands if isinstance(command, m.CommitSubmission)]
+    assert [(one.lease_id, one.lane) for one in commits] == [("r7.2", m.Lane.LINE), ("r8.1", m.Lane.WORK)]
+    driver.reply(m.Committed, offset=0, settled=False)
+    assert driver.session.state is State.HELD_UP
+    driver.line(m.CallRefused, reason="too late", final=True)
+    assert driver.the(m.DropSubmission).lease_id == "r7.2"
+    assert driver.the(m.UploadSubmission).lease_id == "r8.1"
+
+
+def test_a_lost_session_cuts_the_line_and_both_go_on_in_the_next() -> None:
+    driver = training_beside()
+    before = driver.session.line.ticket
+    driver.feed(m.SessionLost(session=1, reason="gone"))
+    assert driver.the(m.CancelCall).lane is m.Lane.LINE
+    assert driver.feed(m.Uploaded(ticket=before)) == []
+    assert driver.session.line.state is Line.CUT
+    driver.reply(m.Opened)
+    assert driver.the(m.CommitSubmission).lease_id == "r1.1"
+    assert not driver.the(m.AcquireLease).may_wait
+    assert driver.session.state is State.RESUMING
+
+
+def test_what_is_sent_when_the_run_ends_counts_nowhere() -> None:
+    driver = uploading()
+    driver.reply(m.RunEnded, reason="done")
+    assert not driver.the(m.Finish).keeps
+    assert driver.the(m.CancelCall).lane is m.Lane.LINE
+
+
+def test_an_answer_that_the_line_has_not_asked_for_is_illegal() -> None:
+    driver = uploading()
+    assert set(ANSWERS) == {m.Committed, m.Uploaded, m.UploadBroken, m.CallRefused}
+    for event in (m.Committed, m.Returned, m.Fetched):
+        fields = {"offset": 0, "settled": False} if event is m.Committed else {}
+        with pytest.raises(IllegalEvent):
+            driver.line(event, **fields)
+    assert driver.session.line.state is Line.SENDING
 
 
 @pytest.mark.parametrize("state", [State.FETCHING, State.TRAINING, State.RESUMING])
@@ -343,9 +452,9 @@ def test_leaving_hands_the_lease_back(state: State) -> None:
     assert driver.the(m.Finish).exit_code == EXIT_OK
 
 
-@pytest.mark.parametrize("state", [State.COMMITTING, State.UPLOADING])
-def test_leaving_keeps_finished_work(state: State) -> None:
-    driver = AT[state]()
+@pytest.mark.parametrize("make", [committing, uploading, held_up])
+def test_leaving_keeps_finished_work(make: Callable[[], Driver]) -> None:
+    driver = make()
     driver.feed(m.LeaveRequested(reason="SIGTERM"))
     assert driver.the(m.Finish).keeps
     assert not any(isinstance(command, m.DropSubmission) for command in driver.commands)
@@ -379,43 +488,46 @@ def test_a_refusal_on_the_way_in_ends_the_worker(state: State) -> None:
     assert "invite" in finish.reason
 
 
-@pytest.mark.parametrize("state", [State.COMMITTING, State.UPLOADING])
-def test_a_submission_that_is_refused_for_good_is_dropped_and_the_reason_shown(state: State) -> None:
-    driver = AT[state]()
-    driver.reply(m.CallRefused, reason="committed 3 s after the deadline", final=True)
+@pytest.mark.parametrize("make", [committing, uploading])
+def test_a_submission_that_is_refused_for_good_is_dropped_and_the_reason_shown(make: Callable[[], Driver]) -> None:
+    driver = make()
+    answer = driver.line if make is uploading else driver.reply
+    answer(m.CallRefused, reason="committed 3 s after the deadline", final=True)
     assert driver.the(m.DropSubmission).lease_id == "r1.1"
     told = driver.the(m.Tell)
     assert (told.news, told.reason) == (m.News.SUBMISSION_REFUSED, "committed 3 s after the deadline")
     assert driver.session.state is State.IDLE
 
 
-@pytest.mark.parametrize("state", [State.COMMITTING, State.UPLOADING])
-def test_a_submission_that_is_refused_for_now_is_kept_and_offered_again(state: State) -> None:
-    driver = AT[state]()
-    driver.reply(m.CallRefused, reason="Upload needs a deadline of at most 3600 s")
+@pytest.mark.parametrize("make", [committing, uploading])
+def test_a_submission_that_is_refused_for_now_is_kept_and_offered_again(make: Callable[[], Driver]) -> None:
+    driver = make()
+    answer = driver.line if make is uploading else driver.reply
+    answer(m.CallRefused, reason="Upload needs a deadline of at most 3600 s")
     assert driver.session.has_unsent
     assert not any(isinstance(command, m.DropSubmission) for command in driver.commands)
     told = driver.the(m.Tell)
     assert (told.news, told.pause_s) == (m.News.SUBMISSION_KEPT, driver.the(m.CommitSubmission).after_s)
     assert "3600 s" in told.reason
     assert driver.the(m.CommitSubmission).lease_id == "r1.1"
-    driver.reply(m.Committed, offset=7, settled=False)
+    answer = driver.line if make is uploading else driver.reply
+    answer(m.Committed, offset=7, settled=False)
     assert driver.the(m.UploadSubmission).offset == 7
 
 
 def test_refusals_in_a_row_are_further_and_further_apart() -> None:
-    driver, pauses_s = committing(), []
+    driver, pauses_s = uploading(), []
     for _ in range(12):
-        driver.reply(m.CallRefused, reason="no")
+        driver.line(m.CallRefused, reason="no")
         pauses_s.append(driver.the(m.CommitSubmission).after_s)
-        driver.reply(m.Committed, offset=0, settled=False)  # what is taken here may be refused in the upload
-        driver.reply(m.CallRefused, reason="no")
+        driver.line(m.Committed, offset=0, settled=False)  # what is taken here may be refused in the upload
+        driver.line(m.CallRefused, reason="no")
         pauses_s.append(driver.the(m.CommitSubmission).after_s)
     assert pauses_s == sorted(pauses_s)
     assert pauses_s[0] >= 1.0
     assert pauses_s[-1] == Pauses().most_refused_s
-    driver.reply(m.Committed, offset=0, settled=True)
-    assert driver.session._refusals == 0
+    driver.line(m.Committed, offset=0, settled=True)
+    assert driver.session.line.offers.refusals == 0
 
 
 def test_leaving_between_two_offers_keeps_the_work() -> None:

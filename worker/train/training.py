@@ -75,12 +75,14 @@ class TrainingRoom:
 
     def start(self, fetched: FetchedLease, done: Done, failed: Failed) -> None:
         """Train `fetched` in a thread of its own. A stopped job calls neither callback."""
-        before = self._job.thread if self._job else None
+        before = self._job
         job = _Job(fetched)
 
         def work() -> None:
-            if before is not None:
-                before.join()
+            if before is not None and before.thread is not None:
+                before.thread.join()
+                if before.stop.is_set():  # in its last moment it may have stored what nobody waits for
+                    self._outbox.drop(before.fetched.lease.lease_id)
             try:
                 submission = self._train(job)
             except TrainingStopped:
