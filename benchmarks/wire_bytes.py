@@ -254,7 +254,7 @@ def sizes(name: str, model: str) -> dict[str, Cell]:
     trunk, column = (block_tensor_specs(cut, block) for block in (TRUNK, column_block(0)))
 
     def each(specs: Any, codec: str) -> float:
-        return payload_size(specs, codec_named(codec)) / sum(spec.elements for spec in specs)
+        return float(payload_size(specs, codec_named(codec)) / sum(spec.elements for spec in specs))
 
     held = [*trunk, *column]  # in these proportions a worker of one column; more are nearer to the column's own
     up = RunSettings(preset=model).codec

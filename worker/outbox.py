@@ -166,7 +166,8 @@ class Outbox:
         path = self._folder / _NAMED
         if not own and self._files.size(path) is None:
             return
-        lately = [sorted({digest for digest in own if digest}), *self._named_before(path)][:RESIDUALS_OF]
+        named_now: list[str] = sorted({digest for digest in own if digest})
+        lately = [named_now, *self._named_before(path)][:RESIDUALS_OF]
         self._files.write(path, json.dumps(lately).encode())
         kept = {self._residual_path(Digest(digest)) for named in lately for digest in named}
         for one, *_ in self._files.entries(self._folder):
@@ -177,8 +178,7 @@ class Outbox:
         if self._files.size(path) is None:
             return []
         try:
-            found = json.loads(self._files.read(path))
-            return [[str(digest) for digest in named] for named in found]
+            return [[str(digest) for digest in named] for named in json.loads(self._files.read(path))]
         except (ValueError, TypeError):
             log.warning("residuals_forgotten", reason="unreadable record")
             return []

@@ -71,9 +71,10 @@ class Audit:
             micro_batch=0, residuals_in=began, residuals_out=left,
         )  # fmt: skip
         nothing: Any = None
-        return replayed(
-            command, lambda *_: self.truth, layout=self.layout, payloads=self.blobs, base={}, sequences_NL=nothing
+        distance, _ = replayed(
+            command, lambda *_: (self.truth, ""), layout=self.layout, payloads=self.blobs, base={}, sequences_NL=nothing
         )
+        return distance
 
     def kept(self, blocks: Blocks) -> tuple[Digest, ...]:
         contents = [encode_tensors(dict(blocks[block]), FP32) for block in self.lease.blocks]

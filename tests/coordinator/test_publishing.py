@@ -153,7 +153,7 @@ def test_what_is_tried_is_what_would_be_published(bench: Bench) -> None:
     from tests.coordinator.work_bench import attempt
 
     command = attempt(bench, sent, rule="mean", outer_momentum=0.0, down=DOWN)
-    tried = bench.executor._aggregator.candidate(command, bench.base, [sent[0].lease_id])
+    tried = dict(bench.executor._aggregator.candidate(command, bench.base, [sent[0].lease_id]))
     for block, tensors in bench.blocks_of(event).items():
         for name, tensor in tensors.items():
             assert torch.equal(tensor, tried[block][name])
@@ -205,9 +205,12 @@ def test_a_replay_computes_with_the_same_values(bench: Bench) -> None:
     manifests = rounds(bench, 2)
     seen: list[Blocks] = []
 
-    def replay(leased: Any, base: Blocks, sequences_NL: np.ndarray[Any, Any], micro_batch: int) -> Blocks:
+    def replay(
+        leased: Any, base: Blocks, sequences_NL: np.ndarray[Any, Any], micro_batch: int, arithmetic: str
+    ) -> tuple[Blocks, str]:
         seen.append(base)
-        return {block: {n: torch.zeros_like(t) for n, t in base[block].items()} for block in leased.blocks}
+        zeros = {block: {n: torch.zeros_like(t) for n, t in base[block].items()} for block in leased.blocks}
+        return zeros, arithmetic
 
     bench.executor.replay = replay
     frozen = FrozenColumns(version=Version(0), codec=FROZEN)

@@ -42,7 +42,8 @@ def block(values: list[float]) -> dict[str, Tensor]:
 @given(rows=_BLOCKS)
 def test_the_chain_ends_in_the_same_bits_whichever_way_it_is_taken(codec: Codec, rows: list[tuple[float, ...]]) -> None:
     first, *masters = (block([row[column] for row in rows]) for column in range(3))
-    specs, base, chain = specs_of(first), first, []
+    specs, base = specs_of(first), first
+    chain: list[tuple[Any, Codec]] = []
     for master in masters:
         made = published(base, master, codec)
         assert all(math.isfinite(value) for tensor in made.block.values() for value in tensor.flatten().tolist())

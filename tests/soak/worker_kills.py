@@ -105,7 +105,7 @@ def _watch(reach: Any) -> None:
         drop(self, *arguments)
         reach("submission dropped")
 
-    Session._move, Sending._send = moved, sent  # type: ignore[method-assign]
+    Session._move, Sending._send = moved, sent  # type: ignore[method-assign, assignment]
     _InnerLoop.step = stepped  # type: ignore[method-assign, assignment]
     LeaseStates.save, Outbox.save, Outbox.drop = kept, stored, dropped  # type: ignore[method-assign, assignment]
 

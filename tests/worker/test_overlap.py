@@ -92,6 +92,8 @@ async def test_the_next_lease_is_trained_while_the_last_one_is_sent(three: Swarm
         assert said.texts("uploaded") == []
         assert (slow._session.line.state, slow._session.line.lease_id) == (Line.SENDING, first)
         assert [one.lease_id for one in slow._outbox.all()] == [first, second]
+        assert three.server is not None
+        assert three.server._run is not None
         statuses = {one.lease.lease_id: one.status for one in three.server._run.pump.engine.state.leases.values()}
         assert {statuses[first], statuses[LeaseId(second or "")]} == {"committed"}
         line.released.set()

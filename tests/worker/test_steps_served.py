@@ -66,6 +66,7 @@ async def test_later_rounds_come_by_steps_and_are_computed_again_to_the_same(
     assert recorder.texts("no_steps") == []
     assert audited.server is not None
     run = audited.server._run
+    assert run is not None
     state, versions = run.pump.engine.state, run.versions
     latest = versions.manifest(state.manifest)
     steps = [step.digest for step in latest.deltas[TRUNK]]
