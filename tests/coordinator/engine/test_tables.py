@@ -184,6 +184,7 @@ def test_commands_survive(swarm):
     s.log.append(
         cmd.CompareSubmissions(command_id="compare:r1.9", again=again, again_digest=digest, again_codec="fp32", **sent)
     )
+    s.log.append(cmd.OpenResiduals(worker=WorkerId("a"), lease_id=lease.lease_id))
     kinds = {type(command) for command in s.log}
     every = {k for k in vars(cmd).values() if isinstance(k, type) and issubclass(k, cmd.Command)}
     assert every - kinds <= {cmd.Command, SlowCommand, cmd.CancelLease, cmd.RebuildVersion}
