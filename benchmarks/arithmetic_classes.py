@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.byzantine_run import prepared
-from benchmarks.replay_noise import BATCH, TRAINED, NoiseBench, NoiseCase, plain_kernels
+from benchmarks.replay_noise import BATCH, FRESH, TRAINED, NoiseBench, NoiseCase, plain_kernels
 from benchmarks.replay_noise_leases import NoiseTask, apart
 from benchmarks.report import Cell, machine, parse_args, print_rows
 from coordinator.datasets import Dataset
@@ -76,6 +76,8 @@ def meetings(*, quick: bool) -> Iterator[Meeting]:
         return NoiseCase(model=model, optimizer="muon", compute=compute, base=TRAINED, steps=steps)
 
     long = 50 if quick else 200
+    spread = dataclasses.replace(case("tiny", long), base=FRESH)  # threads share nothing of the micro model
+    yield Meeting(worker="1 thread", auditor="2 threads", case=spread, threads=(1, 2))
     yield Meeting(worker="other kernels", auditor="usual kernels", case=case("micro", long), plain=True)
     yield Meeting(worker="bf16", auditor="fp32", case=case("micro", 10, "bf16"), auditor_fp32=True)
     yield Meeting(worker="bf16, other kernels", auditor="bf16", case=case("micro", 10, "bf16"), plain=True)
