@@ -38,6 +38,7 @@ from coordinator.engine.commands import (
     SlowCommand,
 )
 from coordinator.engine.config import EngineConfig, InnerRecipe
+from coordinator.engine.down_config import WHOLE
 from coordinator.engine.engine import Engine
 from coordinator.engine.events import LeaseRequested, RunCreated, SubmissionUploaded, WorkerEnrolled, WorkerSeen
 from coordinator.engine.lease import GrantedLease
@@ -305,7 +306,7 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, Cell]]:
     """Every model, line and system."""
     rows = []
     for model in MODELS[:1] if args.quick else MODELS:
-        now = traffic_of(model.layout, "bf16", model.columns)
+        now = traffic_of(model.layout, "bf16", model.columns, WHOLE)
         then = moved(model, args.up_bits, args.down_bytes, args.frozen_bytes)
         frugal = moved(model, *FRUGAL)
         lease_s = RATIO * then.transfer_s(ASSUMED)

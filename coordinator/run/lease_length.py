@@ -9,13 +9,15 @@ model. Pure functions of settings, layout and data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coordinator.engine.config import EngineConfig, InnerRecipe
+from coordinator.engine.down_config import DownConfig
 from coordinator.settings import RunSettings, merged
-from protocol.ids import TRUNK, RunId, column_block
+from protocol.ids import TRUNK, BlockId, RunId, column_block
+from protocol.lease import blocks_of
 from protocol.text import human_bytes
 
 if TYPE_CHECKING:
@@ -75,16 +77,24 @@ def assumed_columns(layout: Layout) -> int:
     return max([min(FEWEST_COLUMNS, layout.columns), layout.min_columns, *fitting])
 
 
-def traffic_of(layout: Layout, codec: str, columns: int) -> LeaseBytes:
-    """Of a lease of so many columns: today every block that it needs comes anew with each version, in fp32."""
+def traffic_of(layout: Layout, codec: str, columns: int, down: DownConfig) -> LeaseBytes:
+    """Of a lease of so many columns: of these and the trunk a step, of the others their share of being encoded anew."""
     from moe.layout import block_tensor_specs, submission_specs
     from protocol.codecs import FP32, codec_named
     from protocol.tensors import payload_size
 
-    held = range(columns)
-    whole = sum(payload_size(block_tensor_specs(layout, block), FP32) for block in layout.needed_blocks(held))
-    up_bytes = payload_size(submission_specs(layout, held), codec_named(codec))
-    return LeaseBytes(up_bytes=up_bytes, down_bytes=whole, whole_bytes=whole)
+    def bytes_of(blocks: Iterable[BlockId], name: str) -> int:
+        return sum(payload_size(block_tensor_specs(layout, block), codec_named(name)) for block in blocks)
+
+    held = blocks_of(tuple(range(columns)))
+    others = [block for block in layout.needed_blocks(range(columns)) if block not in held]
+    published = down.frozen_codec == FP32.name  # then the others come as the held do
+    every, frozen = (1, down.codec) if published else (down.frozen_every, down.frozen_codec)
+    return LeaseBytes(
+        up_bytes=payload_size(submission_specs(layout, range(columns)), codec_named(codec)),
+        down_bytes=bytes_of(held, down.codec) + bytes_of(others, frozen) // every,
+        whole_bytes=bytes_of(held, FP32.name) + bytes_of(others, down.frozen_codec),
+    )
 
 
 def active_parameters(layout: Layout) -> int:
@@ -101,7 +111,8 @@ def step_s(layout: Layout, tokens: int) -> float:
 def worked_out(settings: RunSettings, layout: Layout, train_sequences: int, note: Callable[[str], None]) -> RunSettings:
     """`settings` with long enough leases, and with deadlines for them; `note` gets what an operator should know."""
     line, recipe = AssumedLine.parse(settings.line), InnerRecipe()
-    traffic = traffic_of(layout, settings.codec, assumed_columns(layout))
+    down = DownConfig(**settings.engine.get("down", {}))
+    traffic = traffic_of(layout, settings.codec, assumed_columns(layout), down)
     transfer_s = traffic.transfer_s(line)
     if transfer_s < UNNOTICED_S:
         return settings
