@@ -128,7 +128,8 @@ def _played(case: ByzantineCase, opened: Any) -> dict[str, Any]:
     from simulator.adversaries.files import attack_named
     from simulator.seeds import derived_seed
     from simulator.virtual.inner import PureLeases, Shards
-    from simulator.virtual.swarm import VirtualSwarm, Volunteer, as_liar
+    from simulator.virtual.swarm import VirtualSwarm
+    from simulator.virtual.volunteer import Volunteer, as_liar
 
     everybody = [
         Volunteer(

@@ -27,7 +27,8 @@ from coordinator.run.opened import OpenedRun
 from coordinator.settings import RunSettings
 from simulator.seeds import derived_seed
 from simulator.virtual.inner import PureLeases, Shards
-from simulator.virtual.swarm import STILL, VirtualSwarm, Volunteer
+from simulator.virtual.swarm import STILL, VirtualSwarm
+from simulator.virtual.volunteer import Volunteer
 
 SEEDS = (11, 12, 13)
 WORKERS, HELD = 6, 4

@@ -158,7 +158,7 @@ class Micro:
 
 def volunteers(case: HonestCase) -> list[Any]:
     """From the fastest to the slowest, evenly on a logarithmic scale."""
-    from simulator.virtual.swarm import Volunteer
+    from simulator.virtual.volunteer import Volunteer
 
     return [
         Volunteer(

@@ -1,14 +1,15 @@
 """What a swarm's training is worth beside central training: same model, data, tokens and evaluation.
 
-    python -m benchmarks.parity [--quick] [--jobs N] [--seeds 11,12,13] [--rows 'NAME;...'] [--set KEY=VALUE ...]
-                                [--out DIR] [--json FILE]
+    python -m benchmarks.parity [--quick] [--codecs] [--jobs N] [--seeds 11,12,13] [--rows 'NAME;...']
+                                [--set KEY=VALUE ...] [--out DIR] [--json FILE]
 
 Every row is trained from the same first weights on equal tokens: centrally (the batch of all workers at each step),
 by one worker alone, and by swarms of the real engine, executor and trainer under a virtual clock
 (simulator/virtual): whole models (`diloco`), half of the columns with the others frozen or absent, with dropouts,
 uneven speeds, moments that are kept between leases, and leases that do not wait for the last round's version (eager).
 Losses are held-out, nats a token; `val_loss_se` is the standard error over the seeds; `over` is the distance to the
-row that it is compared with, in percent, paired by seed. `--set` changes the recipe: any of the engine's settings, or
+row that it is compared with, in percent, paired by seed. `--codecs` has rows by what is sent and fetched instead:
+codec, rule and steps a round (H), and the ways down. `--set` changes the recipe: any of the engine's settings, or
 `central.` and one of `inner` for central training alone. It is for a search; report other seeds than were searched
 with. Results are kept in DIR as they come, and not computed again.
 """
@@ -34,9 +35,10 @@ from typing import Any
 
 import structlog
 
-from benchmarks.parity_rows import CASES, CENTRAL, WORKERS, ParityCase, training_of, volunteers
+from benchmarks.parity_rows import CASES, CENTRAL, CODEC_CASES, WORKERS, ParityCase, training_of, volunteers
 from benchmarks.report import Cell, machine, print_rows, write_json
 from coordinator.engine.config import InnerRecipe
+from protocol.codecs import CODECS
 from protocol.manifest import Manifest
 
 REPORT_SEEDS = (11, 12, 13)
@@ -90,6 +92,7 @@ def _settings(case: ParityCase, seed: int, steps: int, changes: Mapping[str, str
         preset="tiny",
         data=data,
         residency="absent" if case.setting == "half_absent" else "frozen",
+        codec=case.codec,
         sequence_length=SEQUENCE_LENGTH,
         seed=seed,
         heldout_limit=HELDOUT_SEQUENCES,
@@ -157,7 +160,8 @@ def main() -> None:
     """Measure and print."""
     args = _arguments()
     changes = dict(change.split("=", 1) for change in args.set)
-    cases = [case for case in CASES if not args.rows or case.name in args.rows.split(";")]
+    every = CODEC_CASES if args.codecs else CASES
+    cases = [case for case in every if not args.rows or case.name in args.rows.split(";")]
     steps = args.steps or (60 if args.quick else STEPS)
     seeds = (
         [int(seed) for seed in args.seeds.split(",")] if args.seeds else list(REPORT_SEEDS[: 1 if args.quick else 3])
@@ -190,6 +194,8 @@ def table(cases: Sequence[ParityCase], results: Sequence[Mapping[str, Any]]) -> 
             {
                 "row": case.name,
                 "setting": case.setting,
+                "codec": case.codec,
+                "bits": CODECS[case.codec].bits_per_parameter,
                 "dropout": case.dropout,
                 "moments": case.moments,
                 "slowest": case.slowest,
@@ -309,6 +315,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="rows trained at a time, one thread each")
     parser.add_argument("--seeds", default="", help="comma-separated; the report's by default")
     parser.add_argument("--rows", default="", help="names of rows, separated by semicolons; all by default")
+    parser.add_argument("--codecs", action="store_true", help="rows by codec, rule and steps a round instead")
     parser.add_argument("--steps", type=int, default=0, help=f"inner steps of each worker; {STEPS} by default")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a change to the recipe")
     parser.add_argument("--out", type=Path, default=Path("parity-results"), help="where results are kept")

@@ -34,7 +34,8 @@ from moe.presets import PRESETS
 from protocol.errors import ConfigError
 from protocol.recipe import MUON, OPTIMIZERS
 from simulator.virtual.inner import PureLeases, Shards
-from simulator.virtual.swarm import STILL, VirtualSwarm, Volunteer
+from simulator.virtual.swarm import STILL, VirtualSwarm
+from simulator.virtual.volunteer import Volunteer
 
 EXIT_MORE = 3
 HELDOUT_SEQUENCES = 512

@@ -31,6 +31,8 @@ class ParityCase:
     """`central`, `lone`, `diloco`, `half_frozen` or `half_absent`."""
     against: str
     """The row that it is compared with."""
+    codec: str = "bf16"
+    """What submissions are encoded in."""
     dropout: float = 0.0
     moments: str = "fresh"
     eager: bool = False
@@ -79,6 +81,41 @@ CASES = (
 )
 
 
+WHOLE: Mapping[str, Any] = {"codec": "fp32", "frozen_codec": "fp32", "frozen_every": 1}
+"""Every block of every version whole, in fp32: what the encodings of the way down are measured against."""
+
+
+def _sent_as(codec: str, rule: str, steps: int, against: str, **changes: Any) -> ParityCase:
+    engine = {"inner": {"inner_steps": steps}, "rule": rule, "down": WHOLE}
+    return ParityCase(
+        name=f"{codec}, {rule}, H {steps}", setting="diloco", against=against, codec=codec, engine=engine, **changes
+    )
+
+
+def _fetched_as(name: str, down: Mapping[str, Any]) -> ParityCase:
+    engine = {"inner": {"inner_steps": 4}, "down": down}
+    return ParityCase(name=name, setting="half_frozen", against="half, whole, H 4", codec="fp32", engine=engine)
+
+
+EXCHANGED = "fp32, trimmed_mean, H 4"
+CODEC_CASES = (
+    _sent_as("fp32", "trimmed_mean", 4, EXCHANGED),
+    _sent_as("int4", "trimmed_mean", 4, EXCHANGED),
+    _sent_as("two_bit", "trimmed_mean", 4, EXCHANGED),
+    _sent_as("ternary", "trimmed_mean", 4, EXCHANGED),
+    _sent_as("ternary", "median", 4, EXCHANGED),
+    _sent_as("ternary", "multi_krum", 4, EXCHANGED),
+    _sent_as("ternary", "mean", 4, EXCHANGED),
+    _sent_as("top_k", "mean", 4, EXCHANGED),
+    _sent_as("fp32", "trimmed_mean", 20, EXCHANGED),
+    _sent_as("ternary", "trimmed_mean", 20, "fp32, trimmed_mean, H 20"),
+    _fetched_as("half, whole, H 4", WHOLE),
+    _fetched_as("half, default, H 4", {}),
+    _fetched_as("half, frugal, H 4", {"codec": "two_bit", "frozen_codec": "int4", "frozen_every": 12}),
+)
+"""What fewer bytes cost, up by codec, rule and steps a round, and down: `benchmarks.parity --codecs`."""
+
+
 def training_of(case: ParityCase, layout: Any) -> Any:
     """How the row's leases are trained."""
     from simulator.virtual.inner import EagerLeases, KeptMoments, PureLeases, Shards
@@ -92,7 +129,7 @@ def training_of(case: ParityCase, layout: Any) -> Any:
 
 def volunteers(case: ParityCase, columns: int) -> Iterator[Any]:
     """The row's workers: speeds spread evenly on a logarithmic scale from 1 to `slowest`."""
-    from simulator.virtual.swarm import Volunteer
+    from simulator.virtual.volunteer import Volunteer
 
     held = columns if case.setting == "diloco" else columns // 2
     for number in range(WORKERS):

@@ -117,7 +117,8 @@ def run_case(case: RegionCase, seed: int, data: Path, *, without_liars: bool = F
     from simulator.adversaries.attack import Attack
     from simulator.adversaries.table import ATTACKS
     from simulator.virtual.inner import PureLeases, Shards
-    from simulator.virtual.swarm import STILL, VirtualSwarm, Volunteer
+    from simulator.virtual.swarm import STILL, VirtualSwarm
+    from simulator.virtual.volunteer import Volunteer
 
     class Watched(VirtualSwarm):
         """Keeps what was compared."""

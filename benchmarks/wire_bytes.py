@@ -212,7 +212,8 @@ def moved(name: str, rounds: int, data: str) -> dict[str, Cell]:
     from coordinator.run.folder import RunFolder, init_run
     from coordinator.run.opened import OpenedRun
     from coordinator.settings import RunSettings
-    from simulator.virtual.swarm import STILL, VirtualSwarm, Volunteer
+    from simulator.virtual.swarm import STILL, VirtualSwarm
+    from simulator.virtual.volunteer import Volunteer
 
     engine = {
         "max_rounds": rounds, "min_workers": WORKERS, "gather_s": 0.0, "validate_every": 0, "checkpoint_every": 0,

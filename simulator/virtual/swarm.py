@@ -9,7 +9,7 @@ coordinator does: an interrupted run goes on from its journal, and leases that w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,11 +20,13 @@ from coordinator.engine.commands import (
     DropPayload,
     EndRun,
     GrantLease,
+    OpenResiduals,
     SlowCommand,
 )
 from coordinator.engine.events import (
     Event,
     LeaseRequested,
+    ResidualOpened,
     SubmissionCommitted,
     SubmissionUploaded,
     WorkerEnrolled,
@@ -36,17 +38,19 @@ from coordinator.engine.presence import silence_limit_s
 from coordinator.engine.records import event_to_json
 from coordinator.run.clock import Clocks
 from coordinator.run.opened import OpenedRun
-from protocol.codecs import codec_named
 from protocol.errors import IllegalEvent, LocalError
-from protocol.ids import Digest, LeaseId, Version, WorkerId, digest_of
+from protocol.ids import Digest, LeaseId, Version, WorkerId
 from protocol.lease import Lease
-from protocol.submission import Blocks, encode_submission
+from protocol.submission import Blocks
 from simulator.adversaries.adversary import Adversary
-from simulator.adversaries.attack import Conduct, Delivery
+from simulator.adversaries.attack import Delivery
 from simulator.arithmetic import EVERYBODYS_ARITHMETIC
 from simulator.seeds import derived_stream
 from simulator.virtual.colluding import Group
+from simulator.virtual.encoding import Encodings
 from simulator.virtual.engine_loop import Agenda, EngineLoop
+from simulator.virtual.volunteer import Volunteer
+from worker.train.residuals import Coded
 from worker.train.trainer import LeaseResult
 
 if TYPE_CHECKING:
@@ -62,41 +66,6 @@ LOOKS_AGAIN_S = 1.0
 """How often somebody who means to be late looks whether the round has closed."""
 EXECUTION_S = 0.1
 """Virtual time that a slow command takes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Volunteer:
-    """One simulated machine."""
-
-    name: str
-    step_s: float = 1.0
-    """Seconds an inner step takes it."""
-    upload_s: float = 1.0
-    """Seconds a submission takes from its commit to its last byte."""
-    max_columns: int = 0
-    """0: all."""
-    dropout: float = 0.0
-    """Probability that it vanishes in mid-lease, and is back only after it has been given up."""
-    owner: str = ""
-    """Whose machine it is, as the operator knows; empty: nobody's but its own."""
-    trusted: bool = False
-    """Whether its invite said so."""
-
-    @property
-    def worker(self) -> WorkerId:
-        """Its key's fingerprint, if it had one."""
-        return WorkerId(digest_of(f"volunteer {self.name}".encode()))
-
-
-def as_liar(volunteer: Volunteer, conduct: Conduct) -> Volunteer:
-    """The machine of a liar: as fast, as trusted and with as many sisters as its attack says."""
-    return replace(
-        volunteer,
-        step_s=volunteer.step_s / conduct.speed,
-        upload_s=volunteer.upload_s / conduct.speed,
-        owner="one of many machines" if conduct.one_owner else volunteer.owner,
-        trusted=volunteer.trusted or conduct.trusted,
-    )
 
 
 class Training(Protocol):
@@ -140,6 +109,7 @@ class VirtualSwarm(EngineLoop):
         self._on_verdict = on_verdict
         self._seed = seed
         self._machines = {volunteer.worker: _Machine(volunteer) for volunteer in volunteers}
+        self._encodings = Encodings()
         self._bases: dict[Version, Blocks] = {}
         run.executor.replay = self._replayed
         self.trained_sequences = 0
@@ -211,6 +181,9 @@ class VirtualSwarm(EngineLoop):
                 self._on_verdict(command)
             case DropPayload(digest=digest):
                 self._run.store.drop_payload(digest)
+            case OpenResiduals(worker=worker):
+                machine = self._machines[worker]
+                self.agenda.after(machine.volunteer.upload_s, partial(self._open_residuals, worker))
             case SlowCommand():
                 self.agenda.after(EXECUTION_S, lambda: self._execute(command))
             case EndRun():
@@ -271,8 +244,8 @@ class VirtualSwarm(EngineLoop):
         if machine.lease_id != lease.lease_id:
             return  # cancelled meanwhile: nothing needs to be trained
         machine.lease_id = None
-        result, payload = self._trained(lease)
-        digest = self._run.store.payloads.put(payload)
+        result, made = self._trained(lease)
+        digest = self._run.store.payloads.put(made.payload)
         machine.uploading.add(lease.lease_id)
         self.apply(
             SubmissionCommitted(
@@ -280,8 +253,11 @@ class VirtualSwarm(EngineLoop):
                 worker=lease.worker,
                 lease_id=lease.lease_id,
                 digest=digest,
-                payload_bytes=len(payload),
+                payload_bytes=len(made.payload),
                 codec=lease.codec,
+                residuals_in=made.began,
+                residuals_out=made.left,
+                residuals_back=made.back,
                 inner_steps_done=result.metrics.inner_steps_done,
                 train_loss_first=result.metrics.loss_first,
                 train_loss_last=result.metrics.loss_last,
@@ -308,11 +284,17 @@ class VirtualSwarm(EngineLoop):
             self.apply(SubmissionUploaded(at_s=self.now_s, worker=lease.worker, lease_id=lease.lease_id, digest=digest))
         self.agenda.after(ASKS_AGAIN_S, lambda: self._ask(machine))
 
-    def _trained(self, lease: GrantedLease) -> tuple[LeaseResult, bytes]:
+    def _open_residuals(self, worker: WorkerId) -> None:
+        """What audits ask of it, and it has."""
+        for lease_id, content in self._encodings.asked(self.engine.state, worker):
+            digest = self._run.store.payloads.put(content)
+            self.apply(ResidualOpened(at_s=self.now_s, worker=worker, lease_id=lease_id, digest=digest))
+
+    def _trained(self, lease: GrantedLease) -> tuple[LeaseResult, Coded]:
         round_leases = [record.lease for record in self.engine.state.leases_of_round()]
         result = self._group.answer(lease, round_leases, self._honest)
         self.trained_sequences += lease.sequences
-        return result, encode_submission(result.pseudo_gradient, codec_named(lease.codec))
+        return result, self._encodings.coded(lease.worker, lease, result.pseudo_gradient)
 
     def _honest(self, lease: GrantedLease) -> LeaseResult:
         """What its holder computes before it lies, if it does."""

@@ -20,7 +20,8 @@ from simulator.adversaries.adversary import Adversary
 from simulator.adversaries.attack import Attack
 from simulator.adversaries.table import ATTACKS
 from simulator.virtual.inner import PureLeases, Shards
-from simulator.virtual.swarm import STILL, VirtualSwarm, Volunteer
+from simulator.virtual.swarm import STILL, VirtualSwarm
+from simulator.virtual.volunteer import Volunteer
 
 CREW = tuple(Volunteer(name=str(number)) for number in range(7))
 FOUNDER = Volunteer(name="founder", trusted=True, owner="ann")

@@ -18,7 +18,8 @@ from simulator.adversaries.adversary import Adversary
 from simulator.adversaries.attack import Attack, Colluders
 from simulator.adversaries.table import ATTACKS
 from simulator.virtual.inner import EagerLeases, KeptMoments, PureLeases, Shards
-from simulator.virtual.swarm import STILL, VirtualSwarm, Volunteer, as_liar
+from simulator.virtual.swarm import STILL, VirtualSwarm
+from simulator.virtual.volunteer import Volunteer, as_liar
 
 ROUNDS, STEPS = 3, 2
 CREW = tuple(Volunteer(name=str(number), max_columns=4) for number in range(3))
