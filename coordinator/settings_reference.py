@@ -94,7 +94,7 @@ def _run_entries() -> Iterator[Entry]:
 def _engine_entries(kind: Any, prefix: str) -> Iterator[Entry]:
     meanings, hints = _meanings(kind), typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
-        if field.name in DERIVED:
+        if prefix + field.name in DERIVED:
             continue
         if dataclasses.is_dataclass(hints[field.name]):
             yield from _engine_entries(hints[field.name], f"{prefix}{field.name}.")

@@ -15,7 +15,10 @@ from coordinator.engine.result_events import (
     CheckpointWritten,
     CommandFailed,
     CommandTrouble,
+    ContributionsTried,
+    FailedAlone,
     LeaseReplayed,
+    ResidualOpened,
     VersionRebuilt,
     VersionValidated,
 )
@@ -38,12 +41,15 @@ __all__ = [
     "CheckpointWritten",
     "CommandFailed",
     "CommandTrouble",
+    "ContributionsTried",
     "Event",
+    "FailedAlone",
     "InviteBanned",
     "InviteUnbanned",
     "LeaseReplayed",
     "OwnerBanned",
     "OwnerUnbanned",
+    "ResidualOpened",
     "RollbackOrdered",
     "VersionRebuilt",
     "VersionValidated",
@@ -216,15 +222,6 @@ class SubmissionUploaded(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResidualOpened(Event):
-    """All bytes of a residual that a commit named are durable in the artifact store, for an audit."""
-
-    worker: WorkerId
-    lease_id: LeaseId
-    digest: Digest
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BlockNorm:
     """L2 norm of one block of a submission's pseudo-gradient, as sent."""
 
@@ -327,25 +324,6 @@ class HarmfulFound(Event):
     """Worse within these, or only as one of a group; or the model is no longer worse without them."""
     passes: int
     """Models that were measured."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailedAlone:
-    """A contribution of which alone no new block could be made."""
-
-    lease_id: LeaseId
-    error: str
-    lost: bool = False
-    """Its bytes are no longer what they were when they came: our fault, not its worker's."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContributionsTried(Event):
-    """Result of `TryContributions`: which of them fail alone; none where all fail only together."""
-
-    command_id: str
-    round: RoundNumber
-    failed: tuple[FailedAlone, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

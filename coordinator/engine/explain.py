@@ -254,9 +254,8 @@ def _column_reason(state: EngineState, outlook: Outlook, standing: ColumnStandin
     quorum_size = outlook.standings.quorum
     lost = f", {standing.gone} lost or refused" if standing.gone else ""
     late = f", {standing.in_flight - standing.in_time} not waited for" if standing.in_flight > standing.in_time else ""
-    mute = standing.accepted - standing.weighing
-    mute_text = f", {mute} of them without weight" if mute else ""
-    reported = f"{standing.accepted} of {standing.leased} replicas reported{mute_text}{lost}{late}"
+    mute = f", {unheard} of them without weight" if (unheard := standing.accepted - standing.weighing) else ""
+    reported = f"{standing.accepted} of {standing.leased} replicas reported{mute}{lost}{late}"
     if standing.leased == 0:
         return "nobody here holds it this round"
     if standing.in_time == 0 and (outlook.settled or standing.in_flight == 0):
@@ -272,10 +271,9 @@ def _column_reason(state: EngineState, outlook: Outlook, standing: ColumnStandin
 
 
 def _settled_reason(state: EngineState, outlook: Outlook, standing: ColumnStanding, reported: str) -> str:
-    quorum_size = outlook.standings.quorum
+    quorum_size, wait_s = outlook.standings.quorum, state.round.spare_wait_until_s
     if standing.weighing >= quorum_size:
         return ""
-    wait_s = state.round.spare_wait_until_s
     if not outlook.awaited and wait_s is not None and wait_s > state.now_s:
         return f"{reported}, quorum {quorum_size}: {wait_s - state.now_s:.1f} s left for a spare to be found"
     return f"{reported}, quorum {quorum_size} cannot be reached: nobody idle can serve it"

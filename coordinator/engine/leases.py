@@ -322,9 +322,8 @@ def note_upload(turn: Turn, record: LeaseRecord) -> None:
     if record.status is not LeaseStatus.COMMITTED or record.upload_broken or since_s is None:
         return
     worker = state.workers[record.lease.worker]
-    ends = (other.uploaded_at_s for other in state.leases_of(worker.worker) if other is not record)
-    since_s = max([since_s, *(end_s for end_s in ends if end_s is not None)])
-    report = UploadReport(payload_bytes=max(1, record.payload_bytes), upload_s=state.now_s - since_s)
+    ends = (other.uploaded_at_s or 0.0 for other in state.leases_of(worker.worker) if other is not record)
+    report = UploadReport(payload_bytes=max(1, record.payload_bytes), upload_s=state.now_s - max([since_s, *ends]))
     state.update_worker(worker.worker, uploads=pacing.last_few(worker.uploads, report))
 
 

@@ -1,4 +1,4 @@
-"""What slow work ends in, but for measuring and aggregating. Named from events.py, like all events."""
+"""What slow work and audits end in, but for measuring and aggregating. Named from events.py, like all events."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from coordinator.engine.event import Event
-from protocol.ids import Digest, LeaseId, Version, WorkerId
+from protocol.ids import Digest, LeaseId, RoundNumber, Version, WorkerId
 from protocol.lease import AS_PUBLISHED, FrozenColumns
 
 
@@ -79,3 +79,31 @@ class VersionRebuilt(Event):
     """L2 norm of the difference from the version that it would take the place of, over all blocks."""
     frozen: FrozenColumns = AS_PUBLISHED
     """What it has for columns that are not held."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResidualOpened(Event):
+    """All bytes of a residual that a commit named are durable in the artifact store, for an audit."""
+
+    worker: WorkerId
+    lease_id: LeaseId
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedAlone:
+    """A contribution of which alone no new block could be made."""
+
+    lease_id: LeaseId
+    error: str
+    lost: bool = False
+    """Its bytes are no longer what they were when they came: our fault, not its worker's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContributionsTried(Event):
+    """Result of `TryContributions`: which of them fail alone; none where all fail only together."""
+
+    command_id: str
+    round: RoundNumber
+    failed: tuple[FailedAlone, ...]

@@ -153,7 +153,8 @@ def test_what_is_tried_is_what_would_be_published(bench: Bench) -> None:
     from tests.coordinator.work_bench import attempt
 
     command = attempt(bench, sent, rule="mean", outer_momentum=0.0, down=DOWN)
-    tried = dict(bench.executor._aggregator.candidate(command, bench.base, [sent[0].lease_id]))
+    changed = dict(bench.executor._aggregator.candidate(command, bench.base, [sent[0].lease_id]))
+    tried = {**bench.base, **changed}
     for block, tensors in bench.blocks_of(event).items():
         for name, tensor in tensors.items():
             assert torch.equal(tensor, tried[block][name])

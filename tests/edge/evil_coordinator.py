@@ -59,6 +59,7 @@ class EvilCoordinator:
         self.take: Callable[[Any], Any] | None = None
         self.compression = grpc.Compression.NoCompression
         self.asked: list[str] = []
+        self.received = False
         self.link = ""
 
     async def start(self) -> None:
@@ -117,7 +118,9 @@ class EvilCoordinator:
         return pb.OpenSessionReply(session_id=secrets.token_bytes(16), heartbeat_interval_s=60.0, run=description)
 
     def _AcquireLease(self, _: pb.AcquireLeaseRequest) -> pb.AcquireLeaseReply:
-        if "CommitSubmission" in self.asked:
+        if "CommitSubmission" in self.asked and not self.received:
+            return pb.AcquireLeaseReply(wait=pb.Wait(reason="not all is here", retry_after_s=0.05))
+        if self.received:
             return pb.AcquireLeaseReply(over=pb.RunOver(reason="done"))
         lease = pb.Lease(
             lease_id="r1.1", round=1, base_version=0, columns=[0, 1], data=pb.DataRange(seed=1, start=0, count=4),
@@ -165,6 +168,7 @@ class EvilCoordinator:
         size = 0
         async for message in messages:
             size += len(message)
+        self.received = True
         return bytes(pb.UploadReply(received_bytes=size, complete=True).SerializeToString())
 
 

@@ -61,7 +61,11 @@ def test_the_chain_ends_in_the_same_bits_whichever_way_it_is_taken(codec: Codec,
     assert in_pieces == encode_tensors(base, FP32)
 
 
-@pytest.mark.parametrize("codec", LOSSY, ids=lambda codec: codec.name)
+DENSE = [codec for codec in LOSSY if codec.name != "top_k"]
+"""A step that leaves most coordinates out takes as many rounds as it leaves out to bring them all."""
+
+
+@pytest.mark.parametrize("codec", DENSE, ids=lambda codec: codec.name)
 def test_what_is_rounded_away_comes_later(codec: Codec) -> None:
     torch.manual_seed(3)
     base, aim = {"w": torch.randn(33, 65)}, {"w": torch.randn(33, 65)}

@@ -47,6 +47,7 @@ def settings(corpus: Path) -> Callable[..., RunSettings]:
         table = {
             "max_rounds": 4, "gather_s": 0.0, "heartbeat_interval_s": 0.1, "heartbeat_misses": 100.0, "rule": "mean",
             "clip_to_median": False, "screening": {"enabled": False}, "region": {"enabled": False},
+            "down": {"codec": "fp32", "frozen_codec": "fp32", "frozen_every": 1},
             "inner": {"inner_steps": 2, "batch_sequences": 2, "schedule": "constant"},
         }  # fmt: skip
         small: dict[str, Any] = {"heldout_limit": 4, "screening_sequences": 4, "sequence_length": 32, "port": 0}

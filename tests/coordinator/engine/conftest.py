@@ -251,6 +251,7 @@ class Swarm(EngineLoop):
                 else tuple(ev.BlockNorm(block=b, norm_l2=norms.get(b, norm) * rate) for b in lease.blocks),
                 heldout_gain=gain,
                 part_spread=spread,
+                heldout_gain_se=se,
                 full_gain=full,
                 own_gain=own,
             )
