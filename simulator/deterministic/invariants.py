@@ -19,18 +19,17 @@ from coordinator.engine.events import Event, RoundAggregated, VersionRebuilt, Wo
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus, Phase
 from coordinator.engine.presence import silence_limit_s
-from coordinator.engine.reasons import HELDOUT_LOSS_ROSE, UNAGGREGATABLE, UNUSABLE
 from coordinator.engine.records import event_from_json
 from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.state import EngineState
 from protocol.errors import IllegalEvent
 from protocol.ids import BlockId, Digest, LeaseId, WorkerId
 from simulator.deterministic.attendance import Attendance
+from simulator.deterministic.blame import check_blame
 from simulator.deterministic.broken import InvariantBroken
 from simulator.deterministic.disk import Disk
-from simulator.deterministic.memory import check_memory
+from simulator.deterministic.memory import check_memory, payloads_without_leases
 from simulator.deterministic.trust_book import TrustBook
-from simulator.deterministic.work import Spoils
 from worker.fetched import FetchedLease
 
 if TYPE_CHECKING:
@@ -71,10 +70,13 @@ class Book:
         """(seed of the epoch, position) to the lease that names it."""
         self._open_acks: dict[LeaseId, Digest] = {}
         self._fates: dict[LeaseId, str] = {}
+        self._judged: dict[LeaseId, str] = {}
+        """What each refused submission was refused for, whether or not its worker knew that it had arrived."""
         self._counted: dict[LeaseId, int] = {}
         self._published: dict[int, Digest] = {}
         self._version = 0
         self._events = 0
+        self._payloads_beyond = 0
         self._aggregations: dict[str, AggregateRound] = {}
         self.last: tuple[Engine, int] | None = None
         """The engine of the process that died last, and the journal position that it had applied."""
@@ -106,6 +108,9 @@ class Book:
         """A worker was told that its submission is safe, and forgot it."""
         if lease_id not in self._fates:
             self._open_acks.setdefault(lease_id, digest)
+        if lease_id in self._judged:  # the answer to its upload came after the verdict, maybe long after
+            self._fates.setdefault(lease_id, self._judged[lease_id])
+            self._open_acks.pop(lease_id, None)
 
     def forgotten(self, lease_id: LeaseId, state: EngineState | None) -> None:
         """A worker threw its submission away: only when it was told that it is safe, or of no use any more."""
@@ -198,7 +203,9 @@ class Book:
         self.changes.commanded(command)
         if isinstance(command, GrantLease):
             self._on_granted(command.lease)
-        elif isinstance(command, CancelLease | AnnounceVerdict) and "deadline" in command.reason:
+        if isinstance(command, AnnounceVerdict) and not command.accepted:
+            self._judged[command.lease_id] = f"refused: {command.verdict.key}"
+        if isinstance(command, CancelLease | AnnounceVerdict) and "deadline" in command.reason:
             self._check_patience(command.lease_id, command.reason)
 
     def over(self, engine: Engine) -> None:
@@ -222,6 +229,9 @@ class Book:
         self._check_acks(state)
         self._check_shares(state)
         check_memory(state, self._disk)
+        beyond, self._payloads_beyond = self._payloads_beyond, payloads_without_leases(state, self._disk)
+        if beyond and self._payloads_beyond:
+            _broken(f"{self._payloads_beyond} payloads are kept for no lease, and the event before left {beyond}")
 
     def _check_acks(self, state: EngineState) -> None:
         for lease_id, digest in list(self._open_acks.items()):
@@ -238,7 +248,7 @@ class Book:
         if record.status is LeaseStatus.REJECTED:
             if record.verdict is None or not record.verdict.reason:
                 _broken(f"lease {lease_id} was refused without a reason")
-            self._check_blame(record, record.verdict.key)
+            check_blame(record, record.verdict.key, self._people)
             return f"refused: {record.verdict.key}"
         if record.digest != digest:
             _broken(f"lease {lease_id} was acknowledged with {digest[:12]}, the state has {record.digest}")
@@ -249,16 +259,6 @@ class Book:
         if lease_id not in self._counted and not record.ended:
             _broken(f"lease {lease_id} is said to count in round {record.counted_in}, but entered no outer step")
         return f"counted in round {record.counted_in}"
-
-    def _check_blame(self, record: LeaseRecord, key: str) -> None:
-        """Only who makes an outer step impossible is refused for that, or has made the others' work of no use."""
-        spoils, everybodys = self._people[record.lease.worker].spoils, {one.spoils for one in self._people.values()}
-        if key == UNAGGREGATABLE and spoils is not Spoils.ALONE:
-            _broken(f"lease {record.lease.lease_id} was refused as {key}, and nothing was wrong with it")
-        if key == HELDOUT_LOSS_ROSE and spoils is not Spoils.MODEL:
-            _broken(f"lease {record.lease.lease_id} was refused as {key}, and makes no version worse")
-        if key == UNUSABLE and not {Spoils.STUBBORN, Spoils.MODEL}.intersection(everybodys):
-            _broken(f"lease {record.lease.lease_id} was refused as {key}, and its round could have been aggregated")
 
     def _check_shares(self, state: EngineState) -> None:
         held: dict[tuple[int, str], set[int]] = {}
