@@ -220,7 +220,7 @@ class Transfers:
     async def download(self, session: CallerSession, request: pb.DownloadRequest) -> AsyncGenerator[bytes, None]:
         """Frames of a block, or of the caller's own lease data, from the offset on."""
         if request.WhichOneof("resource") == "block_digest":
-            frames = await asyncio.to_thread(self._block_frames, digest_from(request.block_digest), request.offset)
+            frames = await self._opened(digest_from(request.block_digest), request.offset)
         elif request.WhichOneof("resource") == "lease_data":
             payload = await self._data_of(session, LeaseId(request.lease_data))
             frames = self._frames_of(payload, request.offset)
@@ -233,6 +233,15 @@ class Transfers:
         finally:
             if isinstance(frames, FileFrames):
                 frames.close()
+
+    async def _opened(self, digest: Digest, offset: int) -> Iterator[bytes]:
+        """The block's frames; what a thread opens for a call that has ended meanwhile is closed."""
+        opening = asyncio.ensure_future(asyncio.to_thread(self._block_frames, digest, offset))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_opened)
+            raise
 
     def _block_frames(self, digest: Digest, offset: int) -> Iterator[bytes]:
         blocks = self._run.store.blocks
@@ -272,6 +281,11 @@ class Transfers:
         data = record.lease.data
         length = self._run.settings.sequence_length
         return encode_sequences(self._run.dataset.sequences(data.seed, data.start, data.count, length))
+
+
+def _close_opened(opening: asyncio.Future[Iterator[bytes]]) -> None:
+    if not opening.cancelled() and opening.exception() is None and isinstance(frames := opening.result(), FileFrames):
+        frames.close()
 
 
 def _not_at_once() -> bytes | None:

@@ -11,6 +11,7 @@ from coordinator.engine.past import submissions_of
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.state import EngineState
+from protocol.ids import LeaseId
 from simulator.deterministic.broken import InvariantBroken
 from simulator.deterministic.disk import Disk
 
@@ -40,15 +41,20 @@ def _check_leases(state: EngineState) -> None:
     """A round may stay open for as long as nobody brings anything, and all that time leases may be lost.
 
     But a worker that lost two waits for `min_lease_s` after the second and each one more, and of those that it did not
-    lose no two have a column in common. So one worker's leases of a round are bounded by its columns and its age.
+    lose no two have a column in common. So one worker's leases of a round are bounded by its columns and its age. Those
+    that it computes again for audits are bounded by what there is to audit: nobody is asked twice about one lease.
     """
     number, config = state.round.round, state.config
-    of_round = Counter[str]()
+    of_round, asked = Counter[str](), Counter[tuple[str, LeaseId]]()
     for lease_id, record in state.leases.items():
-        if record.lease.round == number:
+        if record.lease.audits is not None:
+            asked[record.lease.worker, record.lease.audits] += 1
+        elif record.lease.round == number:
             of_round[record.lease.worker] += 1
-        elif record.lease.round < number - _kept_rounds(state, record) and record.status not in _OPEN:
+        if record.lease.round < number - _kept_rounds(state, record) and record.status not in _OPEN:
             raise InvariantBroken(f"lease {lease_id} of round {record.lease.round} is kept in round {number}")
+    if twice := [whose for whose, count in asked.items() if count > 1]:
+        raise InvariantBroken(f"worker {twice[0][0][:8]} was asked twice to compute lease {twice[0][1]} again")
     most = config.columns + 2 + (state.now_s - state.round.opened_at_s) / config.min_lease_s
     for worker, count in of_round.items():
         if count > most:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ from typing import Any
 import pytest
 
 from coordinator.edge.file_frames import FileFrames
+from coordinator.edge.transfers import Transfers
 from protocol.errors import MalformedMessage
 from protocol.framing import frames_of
+from protocol.ids import Digest
 from protocol.limits import FRAME_BYTES, FRAME_HEADER_BYTES
 
 CONTENT = os.urandom(2 * FRAME_BYTES + 77)
@@ -83,3 +87,29 @@ def test_an_offset_outside_lets_go_of_the_file() -> None:
     with pytest.raises(MalformedMessage):
         FileFrames(file, len(CONTENT) + 1, bytearray(FRAME_HEADER_BYTES + FRAME_BYTES))
     assert file.closed
+
+
+async def test_a_file_that_is_opened_for_a_call_that_has_ended_is_closed(tmp_path: Path) -> None:
+    """The thread that opens it cannot be stopped: the call is cancelled while it is at it."""
+    (tmp_path / "block").write_bytes(b"12345678")
+    begun, go_on, opened = threading.Event(), threading.Event(), list[FileFrames]()
+
+    class Slow(Transfers):
+        def __init__(self) -> None:
+            """Nothing of a run is needed to open a file."""
+
+        def _block_frames(self, digest: Digest, offset: int) -> FileFrames:
+            begun.set()
+            go_on.wait(10.0)
+            opened.append(FileFrames((tmp_path / "block").open("rb"), offset, bytearray(64)))
+            return opened[0]
+
+    call = asyncio.ensure_future(Slow()._opened(Digest("0" * 64), 0))
+    await asyncio.to_thread(begun.wait, 10.0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    go_on.set()
+    async with asyncio.timeout(10.0):
+        while not opened or not opened[0]._file.closed:
+            await asyncio.to_thread(lambda: None)
