@@ -39,6 +39,11 @@ _TABLE_ROWS = 3**_TABLED
 class FittedCodec(GroupedCodec):
     """A group's scale is fitted to the levels that its root mean square gives."""
 
+    @property
+    def highest_level(self) -> float:
+        """How far from nothing a code lies at most, in scales: that product must be a number, too."""
+        return 1.0
+
     @abstractmethod
     def _fit(self, unit_GN: Tensor, sizes_G: Tensor) -> Tensor:
         """[G]: scales that fit groups of root mean square 1 best."""
@@ -51,7 +56,7 @@ class FittedCodec(GroupedCodec):
         sizes_G[-1] -= wanted_GN.numel() - elements
         rms_G = _rms(wanted_GN, sizes_G)
         unit_GN = wanted_GN * _reciprocal(rms_G).unsqueeze(-1)
-        scales_G.copy_(self._fit(unit_GN, sizes_G).mul_(rms_G).clamp_(max=LARGEST_BF16))
+        scales_G.copy_(self._fit(unit_GN, sizes_G).mul_(rms_G).clamp_(max=LARGEST_BF16 / self.highest_level))
         scales_G[scales_G < SMALLEST_NORMAL] = 0.0
         return _reciprocal(scales_G.to(torch.float32)).unsqueeze(-1)
 
@@ -59,6 +64,11 @@ class FittedCodec(GroupedCodec):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TwoBitCodec(FittedCodec):
     """Four even levels, half a step and one and a half to either side; a step is the scale."""
+
+    @property
+    def highest_level(self) -> float:
+        """Of the outer two."""
+        return 1.5
 
     @property
     def bits_per_parameter(self) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -68,6 +68,7 @@ def test_an_integers_error_is_half_a_step(name: str, tensor: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", FEEDBACK)
+@example(tensor=torch.tensor([torch.finfo(torch.float32).max]))
 @given(tensor=hostile())
 def test_with_feedback_no_error_is_larger_than_sending_nothing_makes(name: str, tensor: Tensor) -> None:
     codec = FEEDBACK[name]
