@@ -91,6 +91,7 @@ class Fetcher:
         lease: Lease,
         on_bytes: Callable[[int], None],
     ) -> None:
+        self._coming = {}  # of this lease alone: digests of a whole run would add up
         ways = await self._background.run(self._ways, needed, manifest, run, lease)
         free = asyncio.Semaphore(self._parallel)
 

@@ -60,6 +60,8 @@ class Openings:
 
     def ask(self, worker: WorkerId, wanted: Sequence[tuple[LeaseId, Digest]]) -> list[pb.WantedResidual]:
         """For the wire; each counts as asked once more."""
+        if not wanted:
+            return []
         before = self._asked.get(worker, {})
         self._asked[worker] = {**before, **{key: before.get(key, 0) + 1 for key in wanted}}
         return [pb.WantedResidual(lease_id=lease_id, digest=digest) for lease_id, digest in wanted]

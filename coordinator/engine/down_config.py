@@ -10,6 +10,10 @@ from dataclasses import dataclass
 
 from protocol.codecs import CODECS
 
+LEAST_BITS = 1.0
+"""A parameter, of a step to the next version: with fewer most coordinates are left out. With 64 of 4,096 a step, 17 %
+of the way to an aim that stays are left after forty."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownConfig:
@@ -34,7 +38,12 @@ def down_problems(config: DownConfig) -> Iterator[tuple[bool, str]]:
     for name in ("codec", "frozen_codec"):
         codec = getattr(config, name)
         yield codec in CODECS, f"down.{name} must be one of {', '.join(CODECS)}, got {codec!r}"
-    frozen = CODECS.get(config.frozen_codec)
+    steps, frozen = CODECS.get(config.codec), CODECS.get(config.frozen_codec)
+    yield (
+        steps is None or steps.bits_per_parameter >= LEAST_BITS,
+        f"down.codec must write every value, got {config.codec!r}: what it leaves out, workers would train without for "
+        "as many rounds",
+    )
     stateless = ", ".join(codec.name for codec in CODECS.values() if not codec.has_state)
     yield (
         frozen is None or not frozen.has_state,

@@ -21,7 +21,7 @@ from protocol.ids import Digest, WorkerId
 
 def asked_of(state: EngineState, worker: WorkerId) -> list[tuple[LeaseRecord, Digest]]:
     """What a worker is to open now. What nobody will compute again without being paid is left with it."""
-    own = (record for record in open_audits(state) if record.lease.worker == worker)
+    own = (record for record in state.leases_of(worker) if record.audit_due)
     return [(record, digest) for record in own if not record.audit_unpaid for digest in record.residuals_missing]
 
 

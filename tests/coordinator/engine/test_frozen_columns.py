@@ -87,6 +87,7 @@ def test_a_command_of_before_encodes_nothing():
         ("down.codec", "int3", "one of"),
         ("down.frozen_codec", "int3", "one of"),
         ("down.frozen_codec", "two_bit", "makes up"),
+        ("down.codec", "top_k", "every value"),
         ("down.frozen_every", 0, "1 to 1000"),
         ("down.frozen_every", 1001, "1 to 1000"),
     ],
