@@ -44,6 +44,8 @@ class RealSwarm:
     rounds: int
     folder: Path
     """Where data and first weights are kept between runs."""
+    workers: int = WORKERS
+    sleepers: int = SLEEPERS
 
 
 def play(run: RealSwarm) -> tuple[Any, dict[WorkerId, Tally], set[WorkerId]]:
@@ -59,7 +61,9 @@ def play(run: RealSwarm) -> tuple[Any, dict[WorkerId, Tally], set[WorkerId]]:
     torch.set_num_threads(1)
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     prepared(run.folder)
-    case = ByzantineCase(attack=run.attack, defence="pipeline", n=WORKERS, f=SLEEPERS, trusted=FOUNDERS, seed=run.seed)
+    case = ByzantineCase(
+        attack=run.attack, defence="pipeline", n=run.workers, f=run.sleepers, trusted=FOUNDERS, seed=run.seed
+    )
     checkpoint, seed = micro_checkpoint(run.folder, run.seed), derived_seed(run.seed, "sleepers")
     settings = settings_of(case, run.rounds, seed, str(run.folder / "data"), checkpoint)
     with tempfile.TemporaryDirectory(prefix="barnraise-sleepers-") as scratch:
