@@ -1,13 +1,13 @@
 """What liars cost: attacks against the product and against plainer defences, by the same run with the liars absent.
 
     python -m benchmarks.byzantine [--quick | --worst] [--jobs N] [--attacks A,B,FILE.py:NAME] [--defences D,E]
-                                   [--rounds N] [--out DIR] [--json FILE]
+                                   [--most N] [--seeds N] [--rounds N] [--out DIR] [--json FILE]
 
 A micro model (46,000 parameters) is trained by the real engine, executor and trainer in virtual time, liars among the
 workers (simulator/adversaries). `--quick` is eleven attacks on whole models, undefended and defended; without it every
-attack on whole models, halves and thirds; `--worst` the ten that cost most in what is there already, at f = 5, three
-seeds, against every baseline and with one stage switched off at a time. Each run is kept in DIR/runs.jsonl as soon as
-it is there, and not run again: an interrupted list goes on.
+attack on whole models, halves and thirds; `--worst` the ten (`--most`) that cost most in what is there already, at
+f = 5, three seeds, against every baseline and with one stage switched off at a time. Each run is kept in DIR/runs.jsonl
+as soon as it is there, and not run again: an interrupted list goes on. FILE gets all rows of DIR.
 
 Columns: `loss_ratio`, final held-out loss over that of the same run without liars; `trigger_rate`, the share of clean
 held-out sequences after which, the trigger put in, the model says the chosen token (`trigger_clean`: without liars);
@@ -33,6 +33,7 @@ from typing import Any, Final
 from benchmarks.byzantine_rows import (
     DEFENCES,
     NOBODY,
+    WORST,
     ByzantineCase,
     all_cases,
     hurts,
@@ -84,7 +85,7 @@ def main() -> int:
     print(f"{machine()}; {args.rounds} rounds")
     print_rows([{key: row.get(key) for key in SHOWN} for row in rows])
     if args.json is not None:
-        write_results(args.json, rows, args.rounds)
+        write_results(args.json, kept.rows_so_far(), args.rounds)
     return 0
 
 
@@ -112,11 +113,12 @@ class Kept:
         return lambda case: self._runs.get(self._key(case))
 
     def rows_so_far(self) -> list[dict[str, Any]]:
-        """Every run that is there beside its control, as rows of one seed."""
+        """Every run that is there beside its control, in the order of the defences."""
         fields = ByzantineCase.__dataclass_fields__
         cases = [ByzantineCase(**{name: run[name] for name in fields}) for run in self._runs.values()]
         here = [case for case in cases if case in self and case.absent in self and case.attack != NOBODY]
-        return table(here, self.runs)
+        order = {defence: place for place, defence in enumerate(DEFENCES)}
+        return table(sorted(here, key=lambda case: (-case.n, case.f, order[case.defence], case.shards)), self.runs)
 
     def run(self, cases: Sequence[ByzantineCase], jobs: int, folder: Path) -> None:
         """All of them, `jobs` at a time."""
@@ -198,7 +200,7 @@ def _row(case: ByzantineCase, figures: Sequence[Mapping[str, Any]]) -> dict[str,
 
 def _cases(args: argparse.Namespace, names: Sequence[str], kept: Kept) -> list[ByzantineCase]:
     if args.worst:
-        cases = worst_cases(kept.rows_so_far())
+        cases = worst_cases(kept.rows_so_far(), range(args.seeds), args.most)
     elif args.quick:
         cases = quick_cases(names) if names else quick_cases()
     else:
@@ -235,13 +237,15 @@ def write_results(path: Path, rows: Sequence[Mapping[str, Any]], rounds: int) ->
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="eleven attacks on whole models, in fifteen minutes")
-    parser.add_argument("--worst", action="store_true", help="the ten worst of DIR again: f = 5, seeds, other defences")
+    parser.add_argument("--worst", action="store_true", help="the worst of DIR again: f = 5, seeds, other defences")
+    parser.add_argument("--most", type=int, default=WORST, metavar="N", help="so many of the worst")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="of the worst, by so many seeds")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--attacks", default="", help="comma-separated names, as `simulate --attack` takes them")
     parser.add_argument("--defences", default="", help=f"comma-separated: {', '.join(DEFENCES)}")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--out", type=Path, default=Path("byzantine-results"), help="where runs are kept")
-    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the rows to FILE, too")
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write all rows of DIR to FILE, too")
     return parser.parse_args()
 
 

@@ -20,6 +20,7 @@ UNSCREENED: Final[Mapping[str, Any]] = {"screening": {"enabled": False}, "clip_t
 DEFENCES: Final[dict[str, Mapping[str, Any]]] = {
     "pipeline": {"audits": {"budget": 16.0}},
     "thrifty": {"audits": {"budget": 1.0}},
+    "open": {"open_run": True, "audits": {"budget": 1.0}},
     "undefended": {"rule": "mean", **UNSCREENED},
     "median": {"rule": "median", **UNSCREENED},
     "multi-krum": {"rule": "multi_krum", **UNSCREENED},
@@ -50,7 +51,8 @@ DEFENCES: Final[dict[str, Mapping[str, Any]]] = {
     "no-audits": {"audits": {"budget": 0.0}},
 }
 """By name, settings of the engine over the benchmark's own. `undefended` is the plain mean, also as a baseline;
-`pipeline` can pay for every audit, `thrifty` for one lease of sixteen a round."""
+`pipeline` can pay for every audit, `thrifty` for one lease of sixteen a round, `open` for one, too, as an open run does
+whose operator changed nothing: there who was not vouched for weighs nothing."""
 BASELINES: Final = ("undefended", "median", "multi-krum", "centered-clipping")
 STAGES: Final = tuple(name for name in DEFENCES if name.startswith("no-"))
 
@@ -119,29 +121,41 @@ WORST: Final = 10
 
 
 def quick_cases(attacks: Sequence[str] = QUICK_ATTACKS) -> list[ByzantineCase]:
-    """Fifteen minutes on two cores: whole models, undefended and defended."""
-    by_defence = {"undefended": attacks, "pipeline": attacks, "thrifty": [a for a in SELDOM_AUDITED if a in attacks]}
-    return [ByzantineCase(attack=a, defence=defence) for defence, played in by_defence.items() for a in played]
+    """Fifteen minutes on two cores: whole models, undefended and defended; and two of three beside a trusted one."""
+    seldom = [attack for attack in SELDOM_AUDITED if attack in attacks]
+    by_defence = {"undefended": attacks, "pipeline": attacks, "thrifty": seldom, "open": seldom}
+    many = [ByzantineCase(attack=a, defence=defence) for defence, played in by_defence.items() for a in played]
+    return [*many, *_two_of_three(attacks)]
+
+
+def _two_of_three(attacks: Sequence[str]) -> list[ByzantineCase]:
+    return [ByzantineCase(attack=a, defence="pipeline", n=3, f=2, trusted=1) for a in ALONE if a in attacks]
 
 
 def all_cases(attacks: Sequence[str] = (*ATTACKS, *BYZFL_ATTACKS)) -> list[ByzantineCase]:
     """The whole list at n = 16, f = 4, one seed; and two of three beside a trusted one."""
     undefended = [ByzantineCase(attack=attack, defence="undefended") for attack in attacks]
     defended = [ByzantineCase(attack=a, defence="pipeline", shards=shards) for shards in SHARDS for a in attacks]
-    seldom = [ByzantineCase(attack=a, defence="thrifty") for a in SELDOM_AUDITED if a in attacks]
-    few = [ByzantineCase(attack=a, defence="pipeline", n=3, f=2, trusted=1) for a in ALONE if a in attacks]
-    return [*undefended, *defended, *seldom, *few]
+    seldom = [
+        ByzantineCase(attack=a, defence=defence)
+        for defence in ("thrifty", "open")
+        for a in SELDOM_AUDITED
+        if a in attacks
+    ]
+    return [*undefended, *defended, *seldom, *_two_of_three(attacks)]
 
 
-def worst_cases(rows: Iterable[Mapping[str, Any]], seeds: Sequence[int] = (0, 1, 2)) -> list[ByzantineCase]:
-    """The ten that cost the pipeline most, at f = 5, by seeds: defended, by every baseline, a stage at a time."""
+def worst_cases(
+    rows: Iterable[Mapping[str, Any]], seeds: Sequence[int] = (0, 1, 2), most: int = WORST
+) -> list[ByzantineCase]:
+    """The few that cost the pipeline most, at f = 5, by seeds: defended, by every baseline, a stage at a time."""
     harm: dict[str, float] = {}
     for row in rows:
         if row["defence"] == "pipeline" and row["n"] == 16 and row["attack"] != NOBODY:
             triggered = 0.0 if row["trigger_rate"] is None else row["trigger_rate"] - (row["trigger_clean"] or 0.0)
             cost = max(row["loss_ratio"] - 1.0, triggered / 3.0)  # three points of a trigger are one percent of loss
             harm[row["attack"]] = max(cost, harm.get(row["attack"], -1.0))
-    worst = sorted(harm, key=lambda attack: -harm[attack])[:WORST]
+    worst = sorted(harm, key=lambda attack: -harm[attack])[:most]
     defended = [ByzantineCase(attack=a, defence="pipeline", f=5, seed=seed) for a in worst for seed in seeds]
     others = [
         ByzantineCase(attack=a, defence=defence, f=5, seed=seed)
@@ -154,7 +168,7 @@ def worst_cases(rows: Iterable[Mapping[str, Any]], seeds: Sequence[int] = (0, 1,
 
 def misses(row: Mapping[str, Any]) -> str:
     """Which goal a defended row misses, in a word; empty where it meets all, or has none."""
-    if row["defence"] not in {"pipeline", "thrifty"} or row["attack"] == NOBODY:
+    if row["defence"] not in {"pipeline", "thrifty", "open"} or row["attack"] == NOBODY:
         return ""
     found = []
     most = MOST_COST.get((row["n"], row["f"]))

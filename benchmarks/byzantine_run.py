@@ -10,14 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.byzantine_rows import DEFENCES, NOBODY, SHARDS, ByzantineCase
+
+if TYPE_CHECKING:
+    from protocol.ids import WorkerId
+    from simulator.adversaries.adversary import Adversary
+    from simulator.virtual.swarm import VirtualSwarm
 
 SEQUENCE_LENGTH = 32
 INNER_STEPS, BATCH_SEQUENCES = 4, 8
@@ -25,6 +31,8 @@ HELDOUT_SEQUENCES = 1024
 SCREENING_SEQUENCES = 64
 """The product's own default."""
 TRIGGERED_SEQUENCES = 512
+KEPT_ROUNDS = 4
+"""Rounds of leases whose training is remembered: as long as audits may come."""
 MICRO: Mapping[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 16,
@@ -123,7 +131,10 @@ def settings_of(case: ByzantineCase, rounds: int, seed: int, data: str, checkpoi
     )
 
 
-def _played(case: ByzantineCase, opened: Any) -> dict[str, Any]:
+def swarm_of(
+    case: ByzantineCase, opened: Any, on_verdict: Callable[[Any], None] = lambda _: None
+) -> tuple[VirtualSwarm, dict[WorkerId, Adversary]]:
+    """The honest of a case and its liars, ready to play; and what each of the liars does."""
     from simulator.adversaries.adversary import Adversary
     from simulator.adversaries.files import attack_named
     from simulator.seeds import derived_seed
@@ -147,10 +158,14 @@ def _played(case: ByzantineCase, opened: Any) -> dict[str, Any]:
             crew.append(liar)
             seed = derived_seed(case.seed, "attack", number)
             colluders[liar.worker] = Adversary.of(attack=case.attack, strength=None, seed=seed, vocab_size=vocab_size)
-    counts = VerdictCounts(frozenset(colluders))
-    swarm = VirtualSwarm(
-        opened, crew, PureLeases(Shards(opened.layout)), seed=case.seed, colluders=colluders, on_verdict=counts.note
-    )
+    training = Remembered(PureLeases(Shards(opened.layout)), KEPT_ROUNDS * case.n)
+    swarm = VirtualSwarm(opened, crew, training, seed=case.seed, colluders=colluders, on_verdict=on_verdict)
+    return swarm, colluders
+
+
+def _played(case: ByzantineCase, opened: Any) -> dict[str, Any]:
+    counts = VerdictCounts()
+    swarm, colluders = swarm_of(case, opened, counts.note)
     swarm.play()
     state = opened.engine.state
     banned = [record.worker for record in state.workers.values() if record.ban is not None]
@@ -160,7 +175,7 @@ def _played(case: ByzantineCase, opened: Any) -> dict[str, Any]:
         "triggers": trigger_rates(opened),
         "byzantine_banned": sum(worker in colluders for worker in banned),
         "honest_banned": sum(worker not in colluders for worker in banned),
-        **counts.figures(),
+        **counts.figures(frozenset(colluders)),
         "rounds": len(state.history),
         "virtual_s": state.now_s,
     }
@@ -169,19 +184,18 @@ def _played(case: ByzantineCase, opened: Any) -> dict[str, Any]:
 class VerdictCounts:
     """What became of submissions, honest and not. A verdict that is taken back counts as its last word."""
 
-    def __init__(self, liars: frozenset[str]) -> None:
-        self._liars = liars
-        self._last: dict[str, tuple[bool, bool, str]] = {}
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[str, bool, str]] = {}
 
     def note(self, command: Any) -> None:
         """A worker is told what became of its submission."""
         verdict = command.verdict
-        self._last[command.lease_id] = command.worker in self._liars, command.accepted, verdict.key
+        self._last[command.lease_id] = command.worker, command.accepted, verdict.key
 
-    def figures(self) -> dict[str, Any]:
-        """VerdictCounts, and for what honest work was refused."""
-        honest = [(accepted, key) for liar, accepted, key in self._last.values() if not liar]
-        lies = [accepted for liar, accepted, _ in self._last.values() if liar]
+    def figures(self, liars: frozenset[str]) -> dict[str, Any]:
+        """Counts, and for what honest work was refused."""
+        honest = [(accepted, key) for worker, accepted, key in self._last.values() if worker not in liars]
+        lies = [accepted for worker, accepted, _ in self._last.values() if worker in liars]
         refused: dict[str, int] = {}
         for accepted, key in honest:
             if not accepted:
@@ -193,6 +207,34 @@ class VerdictCounts:
             "byzantine_accepted": sum(lies),
             "byzantine_refused": len(lies) - sum(lies),
         }
+
+
+class Remembered:
+    """Training that gives the same answer twice without computing it twice, as whoever audits an honest lease wants.
+
+    That is no cheating: a lease is a pure function, one machine comes to the same bits (tests/worker/train), and what
+    replays differ by elsewhere is another benchmark's. What was trained on other sequences or steps is computed.
+    """
+
+    def __init__(self, training: Any, kept: int) -> None:
+        self._training, self._kept = training, kept
+        self._results: dict[tuple[Any, ...], Any] = {}
+
+    def __call__(self, worker: Any, lease: Any, start: Any, sequences_NL: Any, /) -> Any:
+        """As the training itself."""
+        digest = hashlib.sha256(sequences_NL.tobytes()).digest()
+        key = (
+            lease.base_version,
+            lease.columns,
+            lease.seed,
+            lease.inner_steps,
+            digest,
+        )  # a shadow lease has another id
+        if key not in self._results:
+            self._results[key] = self._training(worker, lease, start, sequences_NL)
+            if len(self._results) > self._kept:
+                del self._results[next(iter(self._results))]
+        return self._results[key]
 
 
 def trigger_rates(opened: Any) -> dict[str, float]:

@@ -116,7 +116,7 @@ class RoundEnd:
         self.preset, self.layout, self.store = preset, run.layout(), run.artifacts()
         self.versions = Versions(run.root / "versions", self.store.blocks, self.layout)
         self.settings, self.dataset = work_settings(run.settings()), run.dataset()
-        self._executor: dict[str, Any] = {
+        self.executor: dict[str, Any] = {
             "settings": self.settings,
             "layout": self.layout,
             "payloads": self.store.payloads,
@@ -134,10 +134,10 @@ class RoundEnd:
 
     def row(self, number: int, way: str, usual: UsualGain | None) -> tuple[list[dict[str, Cell]], UsualGain | None]:
         """One round's end by a coordinator that was started for it; and what is usual after it."""
-        clocks, executor = StageClocks(), Executor(**self._executor)
+        clocks, executor = StageClocks(), Executor(**self.executor)
         executor._losses_of(self.base, 1)  # the parent was compared with others when it was new
-        gains = self._screened(executor, clocks, number, None if way == "first round" else usual, way)
-        command = self._aggregation(number)
+        gains = self.screened(executor, clocks, number, None if way == "first round" else usual, way)
+        command = self.aggregation(number)
         whole = executor._compared
 
         def compared(*arguments: Any) -> Any:
@@ -156,7 +156,7 @@ class RoundEnd:
             executor.execute(
                 ValidateVersion(command_id="validate", version=aggregated.version, manifest=aggregated.manifest)
             )
-        return self._rows(way, clocks), _usual(gains)
+        return self._rows(way, clocks), usual_after(gains)
 
     def _rows(self, way: str, clocks: StageClocks) -> list[dict[str, Cell]]:
         total = Clocked(
@@ -177,17 +177,25 @@ class RoundEnd:
             for stage, one in {**clocks.stages, "all": total}.items()
         ]
 
-    def _screened(
-        self, executor: Executor, clocks: StageClocks, number: int, usual: UsualGain | None, way: str
+    def screened(
+        self,
+        executor: Executor,
+        clocks: StageClocks,
+        number: int,
+        usual: UsualGain | None,
+        way: str,
+        *,
+        own_data: bool = False,
     ) -> list[SubmissionMeasured]:
+        """All submissions, one after the other; `usual`: what gains are where it is known before the first."""
         gains: list[SubmissionMeasured] = []
         for place in range(SUBMISSIONS):
-            early = None if way == "whole draws" else bounds(ScreeningConfig(), _usual(gains) or usual, 1.0)
+            early = None if way == "whole draws" else bounds(ScreeningConfig(), usual_after(gains) or usual, 1.0)
             digest = self.sent[place % DISTINCT]
             command = MeasureSubmission(
                 command_id=f"measure:{place}", lease=self._lease(place), digest=digest,
                 payload_bytes=self.store.payloads.stat(digest) or 0, codec=CODEC, heldout_seed=number,
-                measure_gain=True, early=early, own_data=way == "own sequences",
+                measure_gain=True, early=early, own_data=own_data or way == "own sequences",
             )  # fmt: skip
             with clocks.running("screening") as clocked:
                 event = executor.execute(command)
@@ -205,7 +213,8 @@ class RoundEnd:
             granted_at_s=0.0, deadline_s=1e9,
         )  # fmt: skip
 
-    def _aggregation(self, number: int) -> AggregateRound:
+    def aggregation(self, number: int) -> AggregateRound:
+        """The outer step over all of them."""
         contributions = tuple(
             Contribution(
                 lease_id=LeaseId(f"r{number}.{place}"), digest=self.sent[place % DISTINCT], codec=CODEC,
@@ -267,8 +276,8 @@ def _noisy(step: torch.Tensor) -> torch.Tensor:
     return step + NOISE * step.abs().mean() * torch.randn_like(step)
 
 
-def _usual(gains: list[SubmissionMeasured]) -> UsualGain | None:
-    """As the engine has it of what it accepted."""
+def usual_after(gains: list[SubmissionMeasured]) -> UsualGain | None:
+    """What gains are usual, as the engine has it of what it accepted."""
     if len(gains) < MIN_GAINS:
         return None
     spread = median(one.part_spread for one in gains)

@@ -10,7 +10,8 @@ audits that honest workers of the same runs really had in those rounds (the mean
 p need not be constant); `low` and `high` are its 95 % interval, `p` is the share of honest leases that were
 audited. Kind `alone`: without a founder nobody is banned; `weighed_after` counts submissions that weighed something in
 a round after their worker had been found. Kind `honest`: 10,000 worker-rounds with dropouts of 30 %, mixed cuts and
-speeds up to 20 times apart; every ban there is one too many. `--json` keeps the rows of FILE that are not played anew.
+speeds up to 20 times apart; every ban there is one too many. One row is of ten runs whose leases are really trained
+and lied about (sleepers_real.py). `--json` keeps the rows of FILE that are not played anew.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.report import Cell, machine, print_rows
+from benchmarks.sleepers_real import RealSwarm, play
 from benchmarks.stubbed_swarm import SLEPT, WATCHED, AuditedLoop, StubbedSwarm
 from coordinator.engine.config import AuditConfig
 
@@ -87,6 +89,29 @@ def watch(swarm: StubbedSwarm) -> list[Watched]:
     ]
 
 
+def watch_real(run: RealSwarm) -> list[Watched]:
+    """Each worker of one run with real training, to its end."""
+    state, tallies, sleepers = play(run)
+    return [
+        Watched(
+            sleeper=worker in sleepers,
+            trusted=state.workers[worker].trusted,
+            done=one.done,
+            audited=len(one.audited),
+            found=one.found,
+            banned=one.banned or int(state.workers[worker].ban is not None),
+            weighed_after=one.weighed_after,
+            granted=state.workers[worker].leases_granted,
+            refused=dict(state.workers[worker].rejected),
+        )
+        for worker, one in tallies.items()
+    ]
+
+
+def _watch_any(run: StubbedSwarm | RealSwarm) -> list[Watched]:
+    return watch_real(run) if isinstance(run, RealSwarm) else watch(run)
+
+
 def lie_row(share: float, workers: Sequence[Watched]) -> dict[str, Cell]:
     """What became of all sleepers of one kind, beside what the audits of their honest peers let expect."""
     sleepers = [one for one in workers if one.sleeper]
@@ -130,8 +155,8 @@ def honest_cells(workers: Sequence[Watched]) -> dict[str, Cell]:
 
 
 def swarms_of(
-    distances: Mapping[str, Sequence[float]], runs: int
-) -> Iterable[tuple[dict[str, Cell], list[StubbedSwarm]]]:
+    distances: Mapping[str, Sequence[float]], runs: int, folder: Path
+) -> Iterable[tuple[dict[str, Cell], Sequence[StubbedSwarm | RealSwarm]]]:
     """What each row is called, and the runs that it is made of."""
     most = AuditConfig().tolerance
     tolerable = [kind for kind, found in distances.items() if kind != HONEST and min(found) <= most]
@@ -152,6 +177,9 @@ def swarms_of(
     yield alone, slept(runs, "any lie", 0.3, 16.0, 0)
     for kind in tolerable:
         yield {"kind": "lie", "who": f"{kind}, always", "share": 1.0, "budget": 16.0}, slept(runs, kind, 1.0, 16.0, 1)
+    trained = [RealSwarm(seed=seed, attack="sleeper-30", rounds=SLEPT + WATCHED, folder=folder) for seed in range(10)]
+    name = {"kind": "lie", "who": "sleepers, in 30 %, really trained", "share": 0.3, "budget": 16.0}
+    yield name, trained[: max(1, runs // 10)]
     for budget in (20.0, 2.0):
         everybody: dict[str, Any] = {"workers": 20, "rounds": 50, "budget": budget, "distances": known}
         everybody |= {"dropout": 0.3, "fastest": 20.0, "mixed_cuts": True}
@@ -167,16 +195,16 @@ def main() -> None:
     runs = args.runs or (3 if args.quick else 100)
     rows: list[dict[str, Cell]] = []
     with ProcessPoolExecutor(args.jobs) as pool:
-        for name, swarms in swarms_of(distances, runs):
+        for name, swarms in swarms_of(distances, runs, args.out):
             if args.rows not in f"{name['kind']} {name['who']} {name['budget']:g}":
                 continue
-            workers = [one for run in pool.map(watch, swarms) for one in run]
+            workers = [one for run in pool.map(_watch_any, swarms) for one in run]
             lying = any(one.sleeper for one in workers)
             cells = lie_row(float(name["share"] or 0.0), workers) if lying else honest_cells(workers)
             rows.append({**name, "runs": len(swarms), **cells})
             print_rows(rows[-1:])
             if args.json is not None:
-                _write(args.json, rows, known=swarms_of(distances, 1))
+                _write(args.json, rows, known=swarms_of(distances, 1, args.out))
     print(machine())
     print_rows(rows)
 
@@ -200,6 +228,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--distances", type=Path, default=REPLAYED, metavar="FILE", help="what benchmarks.replays wrote"
     )
+    parser.add_argument("--out", type=Path, default=Path("byzantine-results"), help="where data and weights are kept")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write a file of results")
     return parser.parse_args()
 

@@ -45,6 +45,9 @@ def simulate(
         ),
     ] = 0.0,
     byzantine: Annotated[int, typer.Option(min=0, help="How many of the workers lie.")] = 0,
+    trusted: Annotated[
+        int, typer.Option(min=0, help="How many of the honest ones are founders: full weight at once, and may audit.")
+    ] = 0,
     attack: Annotated[
         str,
         typer.Option(
@@ -101,6 +104,7 @@ def simulate(
         rounds=rounds,
         dropout=dropout,
         byzantine=byzantine,
+        trusted=trusted,
         attack=attack,
         attack_strength=attack_strength,
         seed=seed,

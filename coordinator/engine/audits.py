@@ -2,26 +2,24 @@
 
 Decides, once a submission's last byte is here and screening has accepted it (or refused it, where its worker asked for
 an audit: appeals.py), by a secret draw whether its lease is to be audited, by another whether the round's budget pays
-for it, who may be the auditor, and which audits the round waits for. What follows from an auditor's answer is in
-`opinions.py`, who is given a lease to audit in `shadows.py`. Holds
-always: nobody can tell before the last byte which lease will be drawn; no auditor is the worker's own person, or is
-asked twice about one lease; what an audit was called for and did not get weighs nothing in an open run, and less in a
-closed one. Leases are pure functions, so nothing is asked of the audited worker but what its encodings kept
-(openings.py). See docs/decisions/0024.
+for it (audit_budget.py), who may be the auditor, and which audits the round waits for. What follows from an auditor's
+answer is in `opinions.py`, who is given a lease to audit in `shadows.py`. Holds always: nobody can tell before the last
+byte which lease will be drawn; no auditor is the worker's own person, or is asked twice about one lease; what an audit
+was called for and did not get weighs nothing in an open run, and less in a closed one. Leases are pure functions, so
+nothing is asked of the audited worker but what its encodings kept (openings.py). See docs/decisions/0024.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from coordinator.engine import screening
+from coordinator.engine import audit_budget, screening
 from coordinator.engine.arithmetic import could_decide, is_stranger
 from coordinator.engine.commands import OpenResiduals
 from coordinator.engine.config import AuditConfig
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LOST_STATUSES, LeaseStatus
 from coordinator.engine.rows import LeaseRecord, WorkerRecord
-from coordinator.engine.schedules import recipe_steps
 from coordinator.engine.state import EngineState
 from coordinator.engine.trust import has_been_undecided, trust_of
 from coordinator.engine.trust import may_audit as is_fit_to_audit
@@ -53,7 +51,9 @@ def draw(turn: Turn, lease_id: LeaseId) -> None:
     certain, stream = probability >= 1.0, turn.draws.stream(lease.round, "audit", lease_id)
     if stream.u64() >= share * probability * _EVERY_U64 and not certain:
         return
-    unpaid = credit(state) <= 0.0 or (worker.appeal is None and stream.u64() >= _share_paid(state) * _EVERY_U64)
+    unpaid = audit_budget.credit(state) <= 0.0
+    if not unpaid and worker.appeal is None:
+        unpaid = stream.u64() >= audit_budget.share_paid(state, worker) * _EVERY_U64
     _call_for(turn, lease, certain=certain, unpaid=unpaid)
 
 
@@ -71,54 +71,19 @@ def call(turn: Turn, lease_id: LeaseId) -> None:
     state = turn.state
     record = state.leases[lease_id]
     if state.config.audits.budget > 0.0 and not record.audit_due and not record.audits:
-        _call_for(turn, record.lease, certain=True, unpaid=credit(state) <= 0.0)
+        _call_for(turn, record.lease, certain=True, unpaid=audit_budget.credit(state) <= 0.0)
 
 
 def _call_for(turn: Turn, lease: GrantedLease, *, certain: bool, unpaid: bool) -> None:
     state = turn.state
     if not unpaid:
-        charge(state, lease)
+        audit_budget.charge(state, lease)
     drawn, without = state.round.audits_drawn + 1, state.round.audits_unpaid + unpaid
     state.update_round(audits_drawn=drawn, audits_unpaid=without)
     changes = {"audit_certain": certain, "audit_unpaid": unpaid, "audit_since_s": state.now_s}
     record = state.update_lease(lease.lease_id, audit_due=True, **changes)
     if record.residuals_missing and not unpaid:
         turn.emit(OpenResiduals(worker=lease.worker, lease_id=lease.lease_id))
-
-
-def expect(state: EngineState, lease: GrantedLease) -> None:
-    """A lease was granted: so much may have to be spent on auditing it."""
-    probability = trust_of(state.config, state.workers[lease.worker]).audit_probability
-    expected = state.round.audits_expected + probability * cost_of(state, lease)
-    state.update_round(audits_expected=expected)
-
-
-def _share_paid(state: EngineState) -> float:
-    """How much of what the round is expected to draw the budget can pay. Whoever comes first must not have all of it:
-    then the fast would be audited in every round, and the slow in none."""
-    available, expected = state.config.audits.budget + state.round.audit_carried, state.round.audits_expected
-    return 1.0 if available >= expected else available / expected
-
-
-def credit(state: EngineState) -> float:
-    """Whole leases' work that audits may still take this round. As long as there is any, the next one is paid for: what
-    it overdraws is taken from the rounds to come, so that a budget below one lease buys one every few rounds."""
-    return state.config.audits.budget + state.round.audit_carried - state.round.audit_spent
-
-
-def charge(state: EngineState, lease: GrantedLease) -> None:
-    """One more audit is to be paid for."""
-    state.update_round(audit_spent=state.round.audit_spent + cost_of(state, lease))
-
-
-def cost_of(state: EngineState, lease: GrantedLease) -> float:
-    """What computing it again takes, in whole leases."""
-    return lease.inner_steps / recipe_steps(state.config, lease.round)
-
-
-def carried_over(state: EngineState) -> float:
-    """What the next round begins with, beside its own budget: at most as much again."""
-    return min(credit(state), state.config.audits.budget)
 
 
 def share_of(state: EngineState, record: LeaseRecord) -> float:

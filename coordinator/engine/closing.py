@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from coordinator.engine import (
+    audit_budget,
     audit_endings,
-    audits,
     changes,
     leases,
     past,
@@ -148,7 +148,7 @@ def next_round_or_finish(turn: Turn) -> None:
         finish(turn)
         return
     state.open_round(
-        new_round(state, turn.draws, RoundNumber(state.round.round + 1), carried=audits.carried_over(state))
+        new_round(state, turn.draws, RoundNumber(state.round.round + 1), carried=audit_budget.carried_over(state))
     )
     if state.phase is not Phase.GATHERING:
         state.move_to(Phase.GATHERING)

@@ -13,7 +13,7 @@ from collections.abc import Collection, Container, Iterator
 from enum import Enum, auto
 from itertools import islice
 
-from coordinator.engine import audits, leases, pacing, placement, quorum
+from coordinator.engine import audit_budget, leases, pacing, placement, quorum
 from coordinator.engine.index import offers_enough
 from coordinator.engine.pacing import Pace
 from coordinator.engine.phases import Phase
@@ -146,7 +146,7 @@ def _offer(turn: Turn, standings: Standings, pace: Pace, record: WorkerRecord) -
     spare = again or (mid_round and bool(at_risk.intersection(columns)))
     eighths = _eighths(state, pace, record.worker, at_risk=bool(at_risk))
     lease = leases.grant(turn, record.worker, columns, eighths, pace, spare=spare)
-    audits.expect(state, lease)
+    audit_budget.expect(state, lease)
 
 
 def _eighths(state: EngineState, pace: Pace, worker: WorkerId, *, at_risk: bool) -> int:

@@ -8,8 +8,8 @@ audit for which nobody is left, or whose time is over, ends, and what is in doub
 
 from __future__ import annotations
 
+from coordinator.engine import audit_budget, audits, leases, reputation, shadows
 from coordinator.engine import audit_endings as endings
-from coordinator.engine import audits, leases, reputation, shadows
 from coordinator.engine.arithmetic import is_decisive
 from coordinator.engine.commands import CompareSubmissions, ReplayLease
 from coordinator.engine.events import LeaseReplayed
@@ -75,7 +75,7 @@ def advance(turn: Turn) -> None:
 
 def _replay(turn: Turn, record: LeaseRecord) -> None:
     if record.audits:
-        audits.charge(turn.state, record.lease)  # the first was paid for when it was drawn
+        audit_budget.charge(turn.state, record.lease)  # the first was paid for when it was drawn
     assert record.digest is not None
     turn.emit(
         ReplayLease(

@@ -308,6 +308,8 @@ class RoundState:
     """Whole leases' work that this round's audits take."""
     audits_expected: float = 0.0
     """Whole leases' work that auditing would take, by the probabilities at which the round's leases may be drawn."""
+    audits_expected_by: tuple[float, ...] = ()
+    """The same by whose turn it is (audit_budget.py)."""
     audits_drawn: int = 0
     audits_unpaid: int = 0
     """Of those drawn."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from coordinator.engine import audits, leases, pacing
+from coordinator.engine import audit_budget, audits, leases, pacing
 from coordinator.engine.arithmetic import could_decide
 from coordinator.engine.commands import AnnounceVerdict, CompareSubmissions, GrantLease
 from coordinator.engine.dispatch import ready_workers
@@ -115,7 +115,7 @@ def _grant(turn: Turn, record: LeaseRecord, worker: WorkerRecord) -> None:
         residuals=(),
     )
     if record.audits:
-        audits.charge(state, lease)  # the first was paid for when it was drawn, or takes idle time
+        audit_budget.charge(state, lease)  # the first was paid for when it was drawn, or takes idle time
     state.put_lease(LeaseRecord(lease=lease))
     state.update_round(next_lease=current.next_lease + 1)
     state.update_worker(

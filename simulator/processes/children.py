@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simulator.processes.churn import Dropout, kill_step
+from simulator.processes.churn import Dropout, kill_step, trusted_workers
 from simulator.processes.options import SimulationOptions
 from simulator.processes.vanishing import Vanishing, note_vanishing, sequences_ending_at
 
@@ -77,7 +77,8 @@ async def _serve(options: SimulationOptions, pipe: Connection) -> None:
     server = CoordinatorServer(run, replay=replay_lease(run.layout()))
     await server.start()
     try:
-        links = await server.create_invites(count=options.workers)
+        founders = trusted_workers(seed=options.seed, workers=options.workers, count=options.trusted)
+        links = [(await server.create_invites(trusted=one in founders))[0] for one in range(options.workers)]
         pipe.send({"kind": "ready", "links": links, "vocab_size": run.dataset().vocab_size, "pid": os.getpid()})
         await _tell(server, pipe)
     except (EOFError, BrokenPipeError):

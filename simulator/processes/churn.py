@@ -54,8 +54,16 @@ def kill_step(dropout: Dropout, inner_steps: int) -> int:
 
 def byzantine_workers(*, seed: int, workers: int, count: int) -> tuple[int, ...]:
     """Which workers lie, ascending. A larger count keeps the liars of a smaller one."""
-    order = sorted(range(workers), key=lambda worker: derived_stream(seed, "byzantine", worker).random())
-    return tuple(sorted(order[:count]))
+    return tuple(sorted(_in_drawn_order(seed, workers)[:count]))
+
+
+def trusted_workers(*, seed: int, workers: int, count: int) -> tuple[int, ...]:
+    """Which workers are founders, ascending: from the other end of the order in which workers become liars."""
+    return tuple(sorted(_in_drawn_order(seed, workers)[workers - count :]))
+
+
+def _in_drawn_order(seed: int, workers: int) -> list[int]:
+    return sorted(range(workers), key=lambda worker: derived_stream(seed, "byzantine", worker).random())
 
 
 def dropouts_of(schedule: Sequence[Dropout], worker: int) -> dict[int, Dropout]:

@@ -35,6 +35,7 @@ class Standing:
     """What the coordinator says of a worker."""
 
     name: str
+    trusted: bool
     state: str
     why: str
     accepted: int
@@ -118,6 +119,7 @@ def _standing(one: WorkerStatus) -> Standing:
     steps = f", step {one.inner_step} of {one.inner_steps}" if one.state is WorkerState.TRAINING else ""
     return Standing(
         name=one.name,
+        trusted=one.trusted,
         state=one.state,
         why=one.why + steps,
         accepted=one.accepted,

@@ -29,6 +29,8 @@ class SimulationOptions:
     dropout: float = 0.0
     """Probability that a worker is killed in mid-lease in a round."""
     byzantine: int = 0
+    trusted: int = 0
+    """How many of the honest ones have an invite that says `--trusted`: founders, who may audit."""
     attack: str = "sign-flip"
     attack_strength: float | None = None
     """None: the attack's own default (simulator/adversaries/table.py)."""
@@ -82,6 +84,11 @@ class SimulationOptions:
             raise ConfigError(f"--dropout {self.dropout:g}: give a probability from 0 to below 1, as 0.2")
         if not 0 <= self.byzantine <= self.workers:
             raise ConfigError(f"{self.byzantine} Byzantine workers of {self.workers}: at most all of them can lie")
+        if not 0 <= self.trusted <= self.workers - self.byzantine:
+            raise ConfigError(
+                f"--trusted {self.trusted}: at most all honest workers, which are {self.workers - self.byzantine}, "
+                "can be founders"
+            )
         object.__setattr__(self, "attack", whole_name(self.attack))
         if only_virtual := attack_named(self.attack).conduct.only_virtual:
             raise ConfigError(

@@ -26,6 +26,8 @@ class SimulationReport:
     workers: int
     byzantine: int
     byzantine_workers: tuple[str, ...]
+    trusted_workers: tuple[str, ...]
+    """Founders, as the coordinator has it."""
     attack: str | None
     attack_strength: float | None
     undefended: bool

@@ -80,6 +80,7 @@ def _report(
         workers=options.workers,
         byzantine=options.byzantine,
         byzantine_workers=crew.byzantine_names,
+        trusted_workers=tuple(sorted(one.name for one in seen.workers if one.trusted)),
         attack=options.attack if options.byzantine else None,
         attack_strength=crew.attack_strength,
         undefended=options.undefended,

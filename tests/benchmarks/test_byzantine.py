@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import byzantine, tables
 from benchmarks.byzantine_rows import (
+    ALONE,
     BASELINES,
     DEFENCES,
     NOBODY,
@@ -26,7 +28,11 @@ from benchmarks.byzantine_rows import (
     quick_cases,
     worst_cases,
 )
+from benchmarks.byzantine_run import Remembered
 from coordinator.settings import check_engine
+from protocol.ids import LeaseId, RoundNumber, Version
+from protocol.lease import DataRange, Lease
+from protocol.recipe import Recipe
 from simulator.adversaries.files import attack_named
 from simulator.adversaries.table import ATTACKS
 
@@ -59,7 +65,7 @@ def test_the_lists_have_what_the_goals_are_about() -> None:
     }  # fmt: skip
     assert {one.attack for one in every if one.defence == "undefended"} >= set(ATTACKS)
     assert [one for one in every if (one.n, one.f, one.trusted) == (3, 2, 1)]
-    assert len(quick_cases()) == 2 * len(QUICK_ATTACKS) + len(SELDOM_AUDITED)
+    assert len(quick_cases()) == 2 * len(QUICK_ATTACKS) + 2 * len(SELDOM_AUDITED) + len(ALONE)
     for case in (*every, *quick_cases()):
         attack_named(case.attack)
 
@@ -129,3 +135,30 @@ def test_what_was_run_is_kept_and_not_run_again(tmp_path: Path, corpus: Path) ->
     lines = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     assert {line["byzantine_accepted"] for line in lines} == {0, 2}
     assert {line["attack"] for line in lines} == {NOBODY, "sign-flip"}
+
+
+def test_a_training_that_is_asked_for_again_is_remembered_and_another_is_not() -> None:
+    trained: list[str] = []
+
+    def training(worker: str, *_: Any) -> str:
+        trained.append(worker)
+        return f"by {worker}"
+
+    lease = Lease(
+        lease_id=LeaseId("r1.1"),
+        round=RoundNumber(1),
+        base_version=Version(0),
+        columns=(0,),
+        data=DataRange(seed=1, start=0, count=2),
+        seed=1,
+        inner_steps=2,
+        batch_sequences=1,
+        recipe=Recipe(),
+    )
+    remembered, sequences_NL = Remembered(training, 2), np.zeros((2, 3), dtype="int64")
+    shadow = replace(lease, lease_id=LeaseId("r1.9"))
+    assert [remembered(one, of, {}, sequences_NL) for one, of in (("a", lease), ("b", shadow))] == ["by a", "by a"]
+    assert remembered("c", lease, {}, sequences_NL + 1) == "by c", "poisoned"
+    assert remembered("d", replace(lease, inner_steps=1), {}, sequences_NL) == "by d", "of fewer steps"
+    assert remembered("e", lease, {}, sequences_NL) == "by e", "two are kept"
+    assert trained == ["a", "c", "d", "e"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from benchmarks.replays import row_of
-from benchmarks.sleepers import Watched, lie_row, watch
+from benchmarks.sleepers import Watched, lie_row, watch, watch_real
+from benchmarks.sleepers_real import RealSwarm
 from benchmarks.stubbed_swarm import SLEPT, StubbedSwarm
 
 DISTANCES = {"honest": (0.0, 8e-7, 0.002), "lie": (0.1, 0.5), "small lie": (0.01,)}
@@ -68,3 +71,15 @@ def test_a_row_holds_what_was_found_against_what_was_audited() -> None:
 def test_a_kinds_distances_are_summed_up_against_the_default_tolerance() -> None:
     row = row_of("honest", [0.0, 0.01, 0.03, 0.04])
     assert (row["largest"], row["above"], row["leases"]) == (0.04, 0.5, 4)
+
+
+def test_a_liar_of_a_run_with_real_training_is_found_and_nobody_else(tmp_path: Path, corpus: Path) -> None:
+    from coordinator.datasets import prepare
+
+    prepare([str(corpus)], tmp_path / "data")
+    workers = watch_real(RealSwarm(seed=0, attack="half-steps", rounds=3, folder=tmp_path, workers=4, sleepers=1))
+    assert len(workers) == 4
+    (liar,) = (one for one in workers if one.sleeper)
+    assert (liar.found, liar.banned > 0, liar.weighed_after) == (1, True, 0)
+    assert [one.sleeper for one in workers if one.trusted] == [False]
+    assert all(not one.found and not one.banned for one in workers if not one.sleeper)

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.processes.churn import Dropout, byzantine_workers, churn_schedule, dropouts_of, kill_step
+from simulator.processes.churn import (
+    Dropout,
+    byzantine_workers,
+    churn_schedule,
+    dropouts_of,
+    kill_step,
+    trusted_workers,
+)
 
 
 def test_the_same_seed_gives_the_same_schedule_and_another_seed_another() -> None:
@@ -51,3 +58,9 @@ def test_more_liars_keep_the_liars_of_fewer(seed: int, count: int) -> None:
     few = byzantine_workers(seed=seed, workers=8, count=count)
     assert len(few) == count
     assert set(few) <= set(byzantine_workers(seed=seed, workers=8, count=count + 1))
+
+
+@given(st.integers(0, 10**6), st.integers(0, 8))
+def test_nobody_is_a_liar_and_a_founder(seed: int, liars: int) -> None:
+    founders = trusted_workers(seed=seed, workers=8, count=8 - liars)
+    assert sorted((*founders, *byzantine_workers(seed=seed, workers=8, count=liars))) == list(range(8))

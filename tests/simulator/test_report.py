@@ -46,6 +46,7 @@ def example(losses: tuple[float, ...] = (5.56, 3.2, 2.6, 2.3, 2.1)) -> Simulatio
     )
     return SimulationReport(
         outcome="finished", why="", workers=8, byzantine=2, byzantine_workers=("worker-3", "worker-6"),
+        trusted_workers=(),
         attack="sign-flip", attack_strength=2.0, undefended=False, dropout=0.2, dropouts=4,
         seed=1, rounds_planned=4, rounds_closed=4,
         inner_steps=20, batch_sequences=16, sequence_length=128, val_loss=losses,

@@ -82,6 +82,7 @@ def test_a_single_worker_is_enough() -> None:
         ({"attack_strength": -1.0}, "--attack-strength -1"),
         ({"attack_strength": float("inf")}, "--attack-strength inf"),
         ({"workers": 2, "byzantine": 3}, "3 Byzantine workers of 2"),
+        ({"workers": 3, "byzantine": 2, "trusted": 2}, "--trusted 2: at most all honest workers, which are 1"),
         ({"attack": "bribe"}, "sign-flip"),
         ({"engine": {"max_rounds": 3}}, "--rounds"),
     ],

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from coordinator.engine.config import InnerRecipe
 from coordinator.store.audit_log import AuditLog
-from simulator.processes.churn import byzantine_workers, churn_schedule
+from simulator.processes.churn import byzantine_workers, churn_schedule, trusted_workers
 from simulator.processes.live import PlainDisplay
 from simulator.processes.options import SimulationOptions
 from simulator.processes.report import SimulationReport
@@ -27,8 +27,8 @@ SEED = 22
 
 def little_swarm(out: Path, corpus: Path) -> SimulationOptions:
     return SimulationOptions(
-        out=out, workers=4, rounds=2, dropout=0.3, byzantine=1, attack="sign-flip", seed=SEED, data=str(corpus),
-        sequence_length=32, lone=True,
+        out=out, workers=4, rounds=2, dropout=0.3, byzantine=1, trusted=1, attack="sign-flip", seed=SEED,
+        data=str(corpus), sequence_length=32, lone=True,
         inner=InnerRecipe(inner_steps=4, batch_sequences=4, learning_rate=4e-3, muon_learning_rate=0.02),
         heldout_sequences=16, heartbeat_interval_s=0.5, time_limit_s=120.0,
         engine={"audits": {"budget": 8.0}},
@@ -79,6 +79,13 @@ def test_a_swarm_finishes_though_some_vanish_and_one_lies(finished: tuple[Simula
     assert report.lone_val_loss is not None
     assert report.lone_val_loss < report.val_loss[0]
     assert "round 2/2 closed: held-out loss" in console
+
+
+def test_one_of_the_honest_has_an_invite_that_says_trusted(finished: tuple[SimulationReport, Path, str]) -> None:
+    report, _, _ = finished
+    (founder,) = trusted_workers(seed=SEED, workers=4, count=1)
+    assert report.trusted_workers == (f"worker-{founder}",)
+    assert founder not in byzantine_workers(seed=SEED, workers=4, count=1)
 
 
 def test_everything_promised_lies_in_the_folder(finished: tuple[SimulationReport, Path, str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.engine import audits, contributions, dispatch
+from coordinator.engine import audit_budget, audits, contributions, dispatch
 from coordinator.engine import events as ev
 from coordinator.engine.commands import (
     AggregateRound,
@@ -45,7 +45,7 @@ def chance(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         audited = 0.0 if record.trusted else probability[0]
         return Trust(weight=1.0, may_hold=record.ban is None, audit_probability=audited)
 
-    for asking in (audits, contributions, dispatch):
+    for asking in (audits, audit_budget, contributions, dispatch):
         monkeypatch.setattr(asking, "trust_of", trust_of)
     monkeypatch.setattr(audits, "is_stranger", lambda *_: False)
     return lambda least: probability.__setitem__(0, least)
@@ -198,6 +198,45 @@ def test_the_fast_do_not_use_up_what_audits_there_are(audited_swarm):
     assert 20 <= sum(audited.values()) <= 41
 
 
+def test_a_small_budget_looks_at_everybody_before_it_looks_at_most_of_them_again(audited_swarm):
+    names = tuple(f"w{number}" for number in range(16))
+    s = audited_swarm(*names, max_rounds=99, quorum=16, audits={"budget": 1.0})
+    audited = dict.fromkeys(names, 0)
+    for _ in range(24):
+        s.ask(*names)
+        s.after(1)
+        s.submit(*names)
+        for lease_id in replays(s):
+            audited[s.record(lease_id).lease.worker] += 1
+            s.audited(lease_id)
+        s.aggregated()
+    assert min(audited.values()) == 1, "four of them would be left by draws that ask for nothing"
+    assert 20 <= sum(audited.values()) <= 25
+
+
+def test_a_small_budget_goes_to_who_is_in_doubt_first_and_to_founders_last(audited_swarm, monkeypatch):
+    """One audit a round, drawn surely: a quarter of it is anybody's, the rest the doubted one's alone."""
+    always = Trust(weight=1.0, may_hold=True, audit_probability=1.0)
+    for asking in (audits, audit_budget):
+        monkeypatch.setattr(asking, "trust_of", lambda *_: always)
+    s = audited_swarm("a", "b", "c", trusted=("f",), max_rounds=99, quorum=4, audits={"budget": 1.0})
+    s.submit("a", "b", "c", "f")
+    s.engine.state.update_worker(worker(s, "a").worker, audits_passed=4)
+    s.engine.state.update_worker(worker(s, "b").worker, audits_failed=1)
+    for lease_id in replays(s):
+        s.audited(lease_id)
+    s.aggregated()
+    s.ask("a", "b", "c", "f")
+    s.after(1)
+    s.engine.state.update_round(audit_carried=0.5)
+    shares = {name: audit_budget.share_paid(s.engine.state, worker(s, name)) for name in "abcf"}
+    assert sum(shares.values()) == pytest.approx(1.5), "all of what there is, and no more"
+    even = 0.25 * 1.5 / 4
+    assert shares == pytest.approx({"b": even + 0.75, "c": even + 0.375, "a": even, "f": even})
+    s.engine.state.update_round(audit_carried=3.0)
+    assert audit_budget.share_paid(s.engine.state, worker(s, "f")) == 1.0, "a budget that is enough pays for all"
+
+
 def test_what_is_left_over_is_kept_for_one_round(audited_swarm, chance):
     chance(0.0)
     s = audited_swarm("a", max_rounds=9, quorum=1, audits={"budget": 4.0})
@@ -205,7 +244,7 @@ def test_what_is_left_over_is_kept_for_one_round(audited_swarm, chance):
         s.ask("a")
         s.submit("a")
         end_round(s)
-    assert audits.credit(s.engine.state) == 8.0
+    assert audit_budget.credit(s.engine.state) == 8.0
 
 
 def test_draws_are_secret_and_repeatable(swarm, chance):
