@@ -115,7 +115,7 @@ class Calls:
         for verdict in reply.verdicts[:MAX_VERDICTS]:
             self._tell_verdict(verdict)
         for wanted in reply.open[:MAX_OPEN]:
-            await self._open_residual(printable(wanted.lease_id, 64), Digest(wanted.digest))
+            await self._open_residual(printable(wanted.lease_id, 64), Digest(wanted.digest), wanted.offset)
         match reply.WhichOneof("outcome"):
             case "lease":
                 return self._granted(call.ticket, reply.lease)
@@ -242,15 +242,19 @@ class Calls:
         self._reporter.say("uploaded", f"sent {human_bytes(sent_bytes)}", lease=submission.lease_id, bytes=sent_bytes)
         return m.Uploaded(ticket=call.ticket)
 
-    async def _open_residual(self, lease_id: str, digest: Digest) -> None:
-        """Send a residual that an audit asks for, if it is here; whoever asks in vain asks again, and then goes on."""
+    async def _open_residual(self, lease_id: str, digest: Digest, offset: int) -> None:
+        """Send what is missing of a residual that an audit asks for, if it is here; whoever asks in vain asks again,
+        and then goes on.
+        """
         if not is_digest(digest) or (content := self._outbox.residual(digest)) is None:
             return
-        header = pb.UploadHeader(lease_id=lease_id, digest=bytes.fromhex(digest), payload_bytes=len(content), offset=0)
+        size, offset = len(content), offset if offset <= len(content) else 0
+        header = pb.UploadHeader(lease_id=lease_id, digest=bytes.fromhex(digest), payload_bytes=size, offset=offset)
         with contextlib.suppress(Unavailable, Refused):
-            await self._client.upload(header, lambda at, length: content[at : at + length], lambda _count: None)
-            text = f"an audit asked for what an encoding lost: sent {human_bytes(len(content))}"
-            self._reporter.say("opened", text, lease=lease_id, bytes=len(content))
+            reply = await self._client.upload(header, lambda at, length: content[at : at + length], lambda _count: None)
+            if reply.complete:
+                text = f"an audit asked for what an encoding lost: sent {human_bytes(size - offset)}"
+                self._reporter.say("opened", text, lease=lease_id, bytes=size - offset)
 
     async def _return(self, call: m.ReturnLease) -> m.SessionEvent:
         await self._client.return_lease(call.lease_id, call.reason)

@@ -2,13 +2,15 @@
 
 Decides what can be true: for a codec that keeps nothing, nothing; for any other, for each block of the lease what the
 lease names or nothing, and a digest of what came out and of what is left where the submission comes to nothing. And
-how often an audit asks: a worker that cannot answer is leased to all the same.
+how often an audit asks, and from which byte on: a worker that cannot answer is leased to all the same, one whose line
+breaks again and again is asked for as long as more has come.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from coordinator.engine.openings import asked_of
 from coordinator.engine.rows import LeaseRecord
@@ -39,14 +41,22 @@ def check_residuals(lease: Lease, request: pb.CommitSubmissionRequest) -> None:
 
 
 MOST_ASKED = 3
-"""Times in one process's life that a worker is asked for one residual: twice for a line that broke."""
+"""Times in one process's life that a worker is asked for one residual from the same byte on: twice for a line that
+broke before anything came."""
+
+
+class _Asked(NamedTuple):
+    times: int
+    offset: int
 
 
 class Openings:
-    """What each worker was asked to open."""
+    """What each worker was asked to open, and from which byte on."""
 
-    def __init__(self) -> None:
-        self._asked: dict[WorkerId, dict[tuple[LeaseId, Digest], int]] = {}
+    def __init__(self, here: Callable[[LeaseId, Digest], int]) -> None:
+        """`here`: how many bytes of a residual have come of which the rest has not."""
+        self._here = here
+        self._asked: dict[WorkerId, dict[tuple[LeaseId, Digest], _Asked]] = {}
 
     def wanted(self, state: EngineState, worker: WorkerId) -> list[tuple[LeaseId, Digest]]:
         """What it may be asked for now; nothing while it has a lease to train."""
@@ -56,15 +66,25 @@ class Openings:
         asked = {key: times for key, times in self._asked.pop(worker, {}).items() if key in keys}
         if asked:
             self._asked[worker] = asked  # of audits that are over nothing is remembered
-        return [key for key in keys if asked.get(key, 0) < MOST_ASKED]
+        return [key for key in keys if key not in asked or self._may_ask(key, asked[key])]
 
     def ask(self, worker: WorkerId, wanted: Sequence[tuple[LeaseId, Digest]]) -> list[pb.WantedResidual]:
-        """For the wire; each counts as asked once more."""
+        """For the wire; each counts as asked once more, where nothing came of it since."""
         if not wanted:
             return []
         before = self._asked.get(worker, {})
-        self._asked[worker] = {**before, **{key: before.get(key, 0) + 1 for key in wanted}}
-        return [pb.WantedResidual(lease_id=lease_id, digest=digest) for lease_id, digest in wanted]
+        here = {key: self._here(*key) for key in wanted}
+        counted = {key: self._once_more(before.get(key), offset) for key, offset in here.items()}
+        self._asked[worker] = {**before, **counted}
+        return [pb.WantedResidual(lease_id=key[0], digest=key[1], offset=offset) for key, offset in here.items()]
+
+    def _may_ask(self, key: tuple[LeaseId, Digest], asked: _Asked) -> bool:
+        return asked.times < MOST_ASKED or self._here(*key) > asked.offset
+
+    @staticmethod
+    def _once_more(before: _Asked | None, offset: int) -> _Asked:
+        again = before is not None and offset <= before.offset
+        return _Asked(times=before.times + 1, offset=before.offset) if again and before else _Asked(1, offset)
 
 
 def residual_bytes(layout: Layout, record: LeaseRecord, digest: Digest) -> int:

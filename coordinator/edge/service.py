@@ -55,7 +55,7 @@ class WorkerService:
     def __init__(self, run: RunContext) -> None:
         self._run = run
         self._beats: dict[WorkerId, WorkerSeen] = {}
-        self._openings = Openings()
+        self._openings = Openings(run.store.upload_offset)
         self.told_over: set[WorkerId] = set()
         """Workers that have heard that the run is over."""
 

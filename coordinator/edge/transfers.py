@@ -109,12 +109,13 @@ class Transfers:
         frames: AsyncIterator[bytes],
         patience: Patience,
     ) -> pb.UploadReply:
-        """Take a residual that an audit asked for: from its start, as it is asked for again where a line broke."""
+        """Take a residual that an audit asked for, and was told from which byte on."""
         lease_id, digest = record.lease.lease_id, digest_from(header.digest)
         size = residual_bytes(self._run.layout, record, digest)
-        if header.payload_bytes != size or header.offset:
+        if header.payload_bytes != size or header.offset > size:
             raise MalformedMessage(
-                f"a residual for lease {lease_id} has {size} bytes and is sent from the first one on"
+                f"a residual for lease {lease_id} has {size} bytes, got one of {header.payload_bytes} from byte "
+                f"{header.offset} on"
             )
         if not self._run.store.payloads.has(digest):
             reader = await self._take(session, header, lease_id, digest, frames, patience)

@@ -31,11 +31,13 @@ class Needed:
 
     residuals: tuple[tuple[LeaseId, Digest], ...] = ()
     """Opened for audits that are not over: their bytes must be there."""
+    openings: tuple[tuple[LeaseId, Digest], ...] = ()
+    """Asked for by such audits: what is there of them need not be sent again."""
 
     @property
     def submissions(self) -> list[tuple[LeaseId, Digest]]:
-        """Lease and digest of all three: an opening keeps these and clears away every other submission."""
-        return [*self.payloads.items(), *self.residuals, *self.uploads.items()]
+        """Lease and digest of all four: an opening keeps these and clears away every other submission."""
+        return [*self.payloads.items(), *self.residuals, *self.openings, *self.uploads.items()]
 
     def versions_among(self, kept: Iterable[int]) -> list[int]:
         """Of the versions that are kept, those that belong to the run, ascending; the latest always does.
@@ -73,10 +75,10 @@ def needed_by(state: EngineState) -> Needed:
                 payloads |= {one.lease_id: one.digest for one in command.contributions}
     for past in state.past_steps:
         payloads |= {one.lease_id: one.digest for one in past.attempt.contributions}
-    audited = (record for record in state.leases.values() if record.audit_due)
-    residuals = tuple((one.lease.lease_id, digest) for one in audited for digest in one.residuals_open)
+    audited = [record for record in state.leases.values() if record.audit_due]
     return Needed(
-        residuals=residuals,
+        residuals=tuple((one.lease.lease_id, digest) for one in audited for digest in one.residuals_open),
+        openings=tuple((one.lease.lease_id, digest) for one in audited for digest in one.residuals_missing),
         version=int(state.version),
         manifest=state.manifest,
         payloads=payloads,

@@ -192,12 +192,14 @@ class AcquireLeaseReply(_message.Message):
     def __init__(self, lease: _Optional[_Union[Lease, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., over: _Optional[_Union[RunOver, _Mapping]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., open: _Optional[_Iterable[_Union[WantedResidual, _Mapping]]] = ...) -> None: ...
 
 class WantedResidual(_message.Message):
-    __slots__ = ("lease_id", "digest")
+    __slots__ = ("lease_id", "digest", "offset")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     lease_id: str
     digest: str
-    def __init__(self, lease_id: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
+    offset: int
+    def __init__(self, lease_id: _Optional[str] = ..., digest: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class Wait(_message.Message):
     __slots__ = ("reason", "retry_after_s")

@@ -12,23 +12,30 @@ from typing import Any
 import pytest
 import torch
 
-from coordinator.edge.residuals import check_residuals
+from coordinator.edge import file_frames
+from coordinator.edge.residuals import MOST_ASKED, Openings, check_residuals
 from coordinator.edge.server import CoordinatorServer
+from coordinator.edge.transfers import Transfers
+from coordinator.engine.openings import asked_of
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.state import EngineState
 from coordinator.run.folder import RunFolder, init_run
+from coordinator.run.needed import needed_by
 from coordinator.run.pump import load_engine
 from coordinator.settings import RunSettings
 from coordinator.store.journal import Journal
 from coordinator.store.versions import Versions
 from moe.layout import block_tensor_specs
+from protocol import framing
 from protocol.codecs import CODECS, FP32
-from protocol.errors import FinalRefusal
-from protocol.ids import BlockId, Digest, LeaseId, Version
+from protocol.errors import FinalRefusal, Unavailable
+from protocol.framing import FrameReader
+from protocol.ids import BlockId, Digest, LeaseId, Version, WorkerId
 from protocol.lease import Lease
 from protocol.submission import submission_name
 from protocol.tensors import decode_tensors
 from protocol.v1 import barnraise_pb2 as pb
+from tests.coordinator.engine.test_openings import audited, deliver
 from tests.protocol.test_made_up_codec import EightBits
 from tests.worker.conftest import Swarm
 from tests.worker.leases import changed_lease, lease_message, read_lease
@@ -37,6 +44,8 @@ from worker.train.replay import replay_lease
 from worker.train.trainer import LeaseResult
 
 Flat = dict[str, torch.Tensor]
+FRAME = 32 * 1024
+"""Bytes: a residual here has several."""
 
 
 @pytest.fixture
@@ -133,11 +142,40 @@ async def test_a_worker_that_starts_again_goes_on_with_what_it_had_lost(feeding_
     assert any(float(one.abs().max()) > 1e-5 for one in left.values()), "it was no trifle"
 
 
+def breaking_openings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[LeaseId, Digest], int]]:
+    """The lease, the digest and the first byte of each stream of a residual, none of which brings a second frame."""
+    offsets: list[tuple[tuple[LeaseId, Digest], int]] = []
+    receive, open_ = Transfers._receive, Transfers._open
+
+    async def opening(self: Transfers, session: Any, header: pb.UploadHeader, *rest: Any) -> pb.UploadReply:
+        offsets.append(((LeaseId(header.lease_id), Digest(header.digest.hex())), header.offset))
+        return await open_(self, session, header, *rest)
+
+    async def receiving(
+        self: Transfers, session: Any, lease_id: LeaseId, reader: FrameReader, upload: Any, frames: Any, patience: Any
+    ) -> None:
+        if not any(digest == reader.digest for (_, digest), _ in offsets):
+            return await receive(self, session, lease_id, reader, upload, frames, patience)
+        upload.write(reader.feed(await anext(frames)))
+        if not reader.complete:
+            raise Unavailable("the line is cut")
+        return None
+
+    monkeypatch.setattr(Transfers, "_open", opening)
+    monkeypatch.setattr(Transfers, "_receive", receiving)
+    return offsets
+
+
 async def test_an_audit_opens_them(
-    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, settings: Callable[..., RunSettings]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Callable[..., RunSettings]
 ) -> None:
-    """Each of a newcomer's leases is computed again, by the coordinator, and counts only then."""
+    """Each of a newcomer's leases is computed again, by the coordinator, and counts only then. Every line that brings a
+    residual breaks at the second frame that it brings, more often than a worker is asked in vain.
+    """
     monkeypatch.setitem(CODECS, "eight_bits", EightBits())
+    for module in (framing, file_frames):
+        monkeypatch.setattr(module, "FRAME_BYTES", FRAME)
+    offsets = breaking_openings(monkeypatch)
     run = await asyncio.to_thread(init_run, tmp_path / "run", settings(audits={"budget": 9.0}))
     swarm = Swarm(run, tmp_path)
     server = swarm.server = CoordinatorServer(run, replay=replay_lease(run.layout(), threads=1))
@@ -154,9 +192,17 @@ async def test_an_audit_opens_them(
     results = [result for record in state.leases.values() for result in record.audits]
     assert len(results) == 4
     assert max(max(one.trunk, one.columns) for one in results) < 1e-3
-    assert len(recorder.texts("opened")) == sum(
-        len({*record.residuals_in, *record.residuals_out} - {""}) for record in state.leases.values()
-    )
+    opened = {
+        (record.lease.lease_id, digest)
+        for record in state.leases.values()
+        for digest in {*record.residuals_in, *record.residuals_out} - {""}
+    }
+    assert len(recorder.texts("opened")) == len(opened)
+    assert {key for key, _ in offsets} == opened
+    for key in opened:
+        sizes = [offset for one, offset in offsets if one == key]
+        assert sizes == [FRAME * count for count in range(len(sizes))], "each goes on where the one before broke"
+    assert max(offset for _, offset in offsets) > MOST_ASKED * FRAME
     kept = {path.name for path in (run.root / "artifacts").rglob("*")}
     assert not kept & {digest for record in state.leases.values() for digest in record.residuals_out}
 
@@ -201,3 +247,37 @@ def test_a_codec_that_keeps_nothing_takes_no_residuals() -> None:
     with pytest.raises(FinalRefusal, match="residuals_in names 0 blocks in fp32, got 3"):
         check_residuals(lease, commit_of(lease))
     assert lease.blocks[0] == BlockId("trunk")
+
+
+def test_a_worker_is_asked_again_as_long_as_more_has_come() -> None:
+    """Three times where nothing comes of it, of each residual; every byte that came is worth another."""
+    state = asked_for_two("a")
+    here: dict[Digest, int] = {}
+    openings, worker = Openings(lambda _, digest: here.get(digest, 0)), WorkerId("a")
+    first, second = (digest for _, digest in openings.wanted(state, worker))
+    for _ in range(MOST_ASKED):
+        assert [one.offset for one in openings.ask(worker, openings.wanted(state, worker))] == [0, 0]
+    assert openings.wanted(state, worker) == []
+    for come in (10, 20, 30, 40, 50):
+        here[first] = come
+        ((_, digest),) = wanted = openings.wanted(state, worker)
+        assert digest == first
+        (asked,) = openings.ask(worker, wanted)
+        assert (asked.digest, asked.offset) == (first, come)
+    for _ in range(MOST_ASKED - 1):
+        openings.ask(worker, openings.wanted(state, worker))
+    here[second] = 0
+    assert openings.wanted(state, worker) == []
+    here[first] = 49
+    assert openings.wanted(state, worker) == [], "fewer than there were"
+
+
+def asked_for_two(name: str) -> EngineState:
+    s = audited(name, "b")
+    deliver(s, name)
+    state = s.engine.state
+    assert len(asked_of(state, WorkerId(name))) == 2
+    assert {digest for _, digest in needed_by(state).openings} == {
+        digest for _, digest in asked_of(state, WorkerId(name))
+    }
+    return state
