@@ -121,7 +121,7 @@ def _peaks(command: list[str]) -> dict[str, float]:
         while child.poll() is None:
             phase = said[-1]
             if not phase.startswith("model "):
-                peaks[phase] = max(peaks.get(phase, 0.0), _anonymous_mb(child.pid))
+                peaks[phase] = max(peaks.get(phase, 0.0), anonymous_mb(child.pid))
             time.sleep(INTERVAL_S)
         listener.join()
     if child.returncode:
@@ -130,7 +130,8 @@ def _peaks(command: list[str]) -> dict[str, float]:
     return {"model": next(float(line.split()[1]) for line in said if line.startswith("model "))} | peaks
 
 
-def _anonymous_mb(pid: int) -> float:
+def anonymous_mb(pid: int) -> float:
+    """RssAnon of a process, 10^6 bytes; 0 where it is gone."""
     try:
         for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
             if line.startswith("RssAnon:"):

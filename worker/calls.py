@@ -28,6 +28,7 @@ from worker.ports import Coordinator
 from worker.progress import Reporter
 from worker.refusals import Refusals, nothing_to_send
 from worker.repeats import Repeats
+from worker.spent import TimeSpent
 from worker.wire import SessionEnded
 
 LONG_POLL_S = 20.0
@@ -57,7 +58,7 @@ class Calls:
         self._opened, self._lease_granted = opened, granted
         self._timing = joining.timing
         self._refusals = Refusals(self._timing.clock, pauses.kept_after_deadline_s)
-        self._waits = Repeats(self._timing.clock)
+        self._waits, self._spent = Repeats(self._timing.clock), TimeSpent(self._timing.clock)
         self._fetched: FetchedLease | None = None
         self._broken_uploads = 0
 
@@ -107,6 +108,8 @@ class Calls:
         self._opened(call.session, await self._joining.open(self._machine))
         run = self._run.description
         self._reporter.say("session_opened", f"connected to {run.name!r} (run {run.run_id})", run=run.run_id)
+        if self._joining.lease_length:
+            self._reporter.say("lease_length", self._joining.lease_length)
         return m.Opened(ticket=call.ticket)
 
     async def _acquire(self, call: m.AcquireLease) -> m.SessionEvent:
@@ -139,6 +142,8 @@ class Calls:
         self._refusals.keep_for(lease)
         self._lease_granted(lease)
         self._waits.over()
+        if (spent := self._spent.next_lease()) is not None:
+            self._reporter.say("time_spent", spent)
         text = f"round {lease.round}: {lease.inner_steps} steps on columns {', '.join(map(str, lease.columns))}"
         self._reporter.say(
             "lease_granted",
@@ -164,7 +169,8 @@ class Calls:
             nonlocal got_bytes
             got_bytes += count
 
-        self._fetched = await self._with_room(lambda: fetcher.fetch(call.lease, self._run, on_bytes))
+        with self._spent.fetching():
+            self._fetched = await self._with_room(lambda: fetcher.fetch(call.lease, self._run, on_bytes))
         self._reporter.say("fetched", f"fetched {human_bytes(got_bytes)}", lease=call.lease.lease_id, bytes=got_bytes)
         return m.Fetched(ticket=call.ticket)
 
@@ -203,6 +209,7 @@ class Calls:
             micro_batch=submission.micro_batch,
             arithmetic=submission.arithmetic,
         )
+        self._spent.trained(submission.lease_id, submission.train_s)
         reply = await self._client.commit_submission(request)
         if reply.HasField("verdict"):
             self._tell_verdict(reply.verdict)
@@ -225,7 +232,8 @@ class Calls:
             return self._outbox.read(submission, offset, length)
 
         try:
-            reply = await self._client.upload(header, read, lambda _count: None)
+            with self._spent.sending():
+                reply = await self._client.upload(header, read, lambda _count: None)
         except BrokeDown:
             raise
         except Unavailable as error:

@@ -98,6 +98,8 @@ class Joining:
         self._client: Coordinator | None = None
         self._is_connected = False
         self._run: Run | None = None
+        self.lease_length = ""
+        """How long leases are, and why, as the coordinator says it; empty where it does not."""
         self._offer: Offer | None = None
         self._troubles = Repeats(self.timing.clock)
         self._work: Callable[[], InHand] = lambda: InHand.NOTHING
@@ -228,6 +230,7 @@ class Joining:
         if self._run is None or self._run.description != description:
             self._run = await self._background.run(self._understand, description)
         self.home.remember_address(self._link, description.name)
+        self.lease_length = printable(reply.lease_length)
         if self._offer is None:
             before = self._capability(machine)
             self._offer = await self._worked_out(machine)

@@ -151,6 +151,15 @@ def waiting(reason: str, lasting_s: float = 0.0) -> str:
     return f"{since}: {reason}"
 
 
+def spent(lasted_s: float, trained_s: float, fetched_s: float, sent_s: float) -> str:
+    """What became of the time from one lease to the next."""
+    share = min(1.0, trained_s / lasted_s)
+    return (
+        f"in the {duration(lasted_s)} since the lease before, this machine trained for {duration(trained_s)} "
+        f"({share:.0%}), fetched for {duration(fetched_s)} and sent for {duration(sent_s)}"
+    )
+
+
 def report(cause: Cause | None, detail: str) -> str:
     """Why a lease comes back, for the operator: nothing of a library's there either."""
     return _REPORTS.get(cause, detail) if cause else detail

@@ -96,6 +96,7 @@ def print_status(status: RunStatus) -> None:
                 f"{status.enrolled} enrolled, {status.connected} connected" + (f": {states}" if states else ""),
             ),
             ("leases", f"{status.leases_granted} granted, {status.leases_expired} expired"),
+            *((("lease length", status.lease_length),) if status.lease_length else ()),
             ("submissions", f"{status.submissions_accepted} accepted, {rejected or 'none rejected'}"),
             ("audits", status.audit_plan),
             *((("rollback", status.rollback),) if status.rollback else ()),

@@ -39,6 +39,7 @@ def summary_of(
     wall_s: float,
     traffic: Traffic,
     connected: Callable[[WorkerId], bool],
+    lease_length: Callable[[EngineState], str],
 ) -> RunSummary:
     """The run as of run time `now_s`, which is `wall_s` by the calendar."""
     state = engine.state
@@ -73,6 +74,7 @@ def summary_of(
             (CheckpointStatus(version=c.version, path=c.path) for c in reversed(state.checkpoints)), None
         ),
         left_out=_first(_left_out(state, latest), sum(len(record.left_out) for record in latest)),
+        lease_length=lease_length(state),
         audit_plan=explain.audit_plan(state),
         rollback=_reach(state),
         rolled_back=_first(_rolled_back(state), min(len(state.rollbacks), LATEST)),

@@ -115,6 +115,7 @@ class StatusReader:
         wall_time: Callable[[], float],
         traffic: Traffic,
         connected: Callable[[WorkerId], bool],
+        lease_length: Callable[[EngineState], str],
     ) -> None:
         self._engine = engine
         self._run_id = run_id
@@ -123,6 +124,7 @@ class StatusReader:
         self._wall_time = wall_time
         self._traffic = traffic
         self._connected = connected
+        self._lease_length = lease_length
 
     def summary(self) -> RunSummary:
         """The run at this moment, in short."""
@@ -134,6 +136,7 @@ class StatusReader:
             wall_s=self._wall_time(),
             traffic=self._traffic,
             connected=self._connected,
+            lease_length=self._lease_length,
         )
 
     def page(self, query: Query) -> Page:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from coordinator.datasets import Dataset
 from coordinator.edge.mailboxes import Mailboxes
 from coordinator.edge.sessions import SessionTable
+from coordinator.run.lease_length import LeaseLengths
 from coordinator.run.pump import Pump
 from coordinator.settings import RunSettings
 from coordinator.store.ports import Artifacts
@@ -45,6 +46,7 @@ class RunContext:
     """What events carry and waits are measured by (coordinator/run/clock.py)."""
     wall_time: Callable[[], float]
     """The calendar, for people and invites; may be set at any moment."""
+    lease_lengths: LeaseLengths
 
     @property
     def max_block_bytes(self) -> int:

@@ -46,6 +46,7 @@ from coordinator.run.clock import Clocks
 from coordinator.run.eventlog import configure_logging
 from coordinator.run.folder import RunFolder
 from coordinator.run.inviting import InviteTerms
+from coordinator.run.lease_length import LeaseLengths
 from coordinator.run.opened import OpenedRun
 from coordinator.run.pump import Pump
 from coordinator.run.pump_limits import PumpLimits
@@ -214,6 +215,7 @@ class CoordinatorServer:
             operator_key=folder.operator_identity().public_key,
             run_time=parts.clock.now_s,
             wall_time=parts.clock.wall_s,
+            lease_lengths=LeaseLengths(parts.settings, parts.layout),
         )
 
     def _add_services(self, server: Any, run: RunContext, traffic: Traffic, settings_file: SettingsFile) -> None:
@@ -227,6 +229,7 @@ class CoordinatorServer:
             wall_time=run.wall_time,
             traffic=traffic,
             connected=run.sessions.has,
+            lease_length=run.lease_lengths.told,
         )
         self._operator = operator = OperatorService(run, settings_file, lambda: self.port, self._status)
         worker_calls = Endpoint(COORDINATOR_SERVICE, auth, traffic, self._throttle, service.on_alive)

@@ -159,6 +159,8 @@ class RunSummary(_Data):
     latest_checkpoint: CheckpointStatus | None
     left_out: tuple[str, ...]
     """Submissions that were accepted in the latest rounds and could not be aggregated: round, whose, and why."""
+    lease_length: str = ""
+    """How many inner steps a lease has, why, and what share of their time workers train."""
     audit_plan: str
     """How much is computed again, and by whom."""
     rollback: str

@@ -16,6 +16,7 @@ from pathlib import Path
 from coordinator.edge.pages import Page, Query, StatusReader, Wanted, put_together
 from coordinator.edge.status import RunStatus
 from coordinator.run.folder import RunFolder
+from coordinator.run.lease_length import LeaseLengths
 from coordinator.run.pump import load_engine
 from coordinator.run.traffic import TRAFFIC, Traffic
 from coordinator.store.journal import Journal
@@ -61,6 +62,7 @@ def _read(folder: RunFolder) -> tuple[StatusReader, float]:
         wall_time=lambda: last_record_s,
         traffic=traffic,
         connected=lambda _: False,
+        lease_length=LeaseLengths(folder.settings(), folder.layout()).told,
     )
     return reader, last_record_s
 

@@ -68,14 +68,16 @@ class OpenSessionRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., public_key: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ...) -> None: ...
 
 class OpenSessionReply(_message.Message):
-    __slots__ = ("session_id", "heartbeat_interval_s", "run")
+    __slots__ = ("session_id", "heartbeat_interval_s", "run", "lease_length")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
+    LEASE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     heartbeat_interval_s: float
     run: RunDescription
-    def __init__(self, session_id: _Optional[bytes] = ..., heartbeat_interval_s: _Optional[float] = ..., run: _Optional[_Union[RunDescription, _Mapping]] = ...) -> None: ...
+    lease_length: str
+    def __init__(self, session_id: _Optional[bytes] = ..., heartbeat_interval_s: _Optional[float] = ..., run: _Optional[_Union[RunDescription, _Mapping]] = ..., lease_length: _Optional[str] = ...) -> None: ...
 
 class RunDescription(_message.Message):
     __slots__ = ("run_id", "name", "model_json", "residency", "codec", "sequence_length", "dataset_digest", "max_block_bytes")
