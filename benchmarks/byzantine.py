@@ -1,13 +1,14 @@
 """What liars cost: attacks against the product and against plainer defences, by the same run with the liars absent.
 
     python -m benchmarks.byzantine [--quick | --worst] [--jobs N] [--attacks A,B,FILE.py:NAME] [--defences D,E]
-                                   [--most N] [--seeds N] [--rounds N] [--out DIR] [--json FILE]
+                                   [--codec CODEC] [--most N] [--seeds N] [--rounds N] [--out DIR] [--json FILE]
 
 A micro model (46,000 parameters) is trained by the real engine, executor and trainer in virtual time, liars among the
 workers (simulator/adversaries). `--quick` is eleven attacks on whole models, undefended and defended; without it every
 attack on whole models, halves and thirds; `--worst` the ten (`--most`) that cost most in what is there already, at
-f = 5, three seeds, against every baseline and with one stage switched off at a time. Each run is kept in DIR/runs.jsonl
-as soon as it is there, and not run again: an interrupted list goes on. FILE gets all rows of DIR.
+f = 5, three seeds, against every baseline and with one stage switched off at a time. `--codec` has everybody, liars
+too, send in another codec, against the same run without liars in that codec. Each run is kept in DIR/runs.jsonl as soon
+as it is there, and not run again: an interrupted list goes on. FILE gets all rows of DIR.
 
 Columns: `loss_ratio`, final held-out loss over that of the same run without liars; `trigger_rate`, the share of clean
 held-out sequences after which, the trigger put in, the model says the chosen token (`trigger_clean`: without liars);
@@ -26,7 +27,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +44,7 @@ from benchmarks.byzantine_rows import (
 )
 from benchmarks.report import machine, print_rows
 from coordinator.engine.version import ENGINE_VERSION
+from protocol.codecs import BF16, CODECS
 from protocol.errors import ConfigError
 from simulator.adversaries.data import NATURAL
 from simulator.adversaries.files import attack_named
@@ -206,7 +208,7 @@ def _cases(args: argparse.Namespace, names: Sequence[str], kept: Kept) -> list[B
     else:
         cases = all_cases(names) if names else all_cases()
     wanted = set(args.defences.split(",")) if args.defences else set(DEFENCES)
-    return [case for case in cases if case.defence in wanted]
+    return [replace(case, codec=args.codec) for case in cases if case.defence in wanted]
 
 
 def _checked(args: argparse.Namespace) -> list[str]:
@@ -216,6 +218,8 @@ def _checked(args: argparse.Namespace) -> list[str]:
     unknown = [name for name in args.defences.split(",") if name and name not in DEFENCES]
     if unknown:
         raise ConfigError(f"unknown defence {unknown[0]!r}; known: {', '.join(DEFENCES)}")
+    if args.codec not in CODECS:
+        raise ConfigError(f"unknown codec {args.codec!r}; known: {', '.join(CODECS)}")
     if args.quick and args.worst:
         raise ConfigError("--quick or --worst, not both")
     return names
@@ -243,6 +247,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--attacks", default="", help="comma-separated names, as `simulate --attack` takes them")
     parser.add_argument("--defences", default="", help=f"comma-separated: {', '.join(DEFENCES)}")
+    parser.add_argument("--codec", default=BF16.name, help=f"what is sent: {', '.join(CODECS)}")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--out", type=Path, default=Path("byzantine-results"), help="where runs are kept")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write all rows of DIR to FILE, too")

@@ -96,7 +96,7 @@ def run_case(case: ByzantineCase, rounds: int, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="barnraise-byzantine-") as scratch:
         checkpoint = micro_checkpoint(folder, case.seed)
         settings = settings_of(case, rounds, derived_seed(case.seed, "byzantine"), str(folder / "data"), checkpoint)
-        opened = OpenedRun.open(init_run(Path(scratch) / "run", settings), STILL)
+        opened = OpenedRun.open(init_run(Path(scratch) / "run", settings, accept_lossy=True), STILL)
         try:
             return {**_played(case, opened), "cpu_s": time.process_time() - started_s}
         finally:

@@ -60,7 +60,7 @@ def run_case(case: ParityCase, seed: int, steps: int, changes: Mapping[str, str]
     started_s = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="barnraise-parity-") as folder:
         settings = _settings(case, derived_seed(seed, "parity"), steps, changes, data)
-        init_run(Path(folder) / "run", settings)
+        init_run(Path(folder) / "run", settings, accept_lossy=True)
         run = RunFolder.open(Path(folder) / "run")
         if case.setting in {"central", "lone"}:
             result = _centrally(run, case, steps, _central_recipe(case, changes))

@@ -85,19 +85,22 @@ WHOLE: Mapping[str, Any] = {"codec": "fp32", "frozen_codec": "fp32", "frozen_eve
 """Every block of every version whole, in fp32: what the encodings of the way down are measured against."""
 
 
-def _sent_as(codec: str, rule: str, steps: int, against: str, **changes: Any) -> ParityCase:
-    engine = {"inner": {"inner_steps": steps}, "rule": rule, "down": WHOLE}
-    return ParityCase(
-        name=f"{codec}, {rule}, H {steps}", setting="diloco", against=against, codec=codec, engine=engine, **changes
-    )
+HALVES = "half, whole, H 4"
 
 
-def _fetched_as(name: str, down: Mapping[str, Any]) -> ParityCase:
+def _sent_as(codec: str, rule: str, steps: int, against: str, *, dropout: float = 0.0) -> ParityCase:
+    engine = {"inner": {"inner_steps": steps}, "rule": rule, "down": WHOLE, **(QUICK_TO_NOTICE if dropout else {})}
+    name = f"{codec}, {rule}, H {steps}{', dropout' if dropout else ''}"
+    return ParityCase(name=name, setting="diloco", against=against, codec=codec, engine=engine, dropout=dropout)
+
+
+def _fetched_as(name: str, down: Mapping[str, Any], codec: str = "fp32") -> ParityCase:
     engine = {"inner": {"inner_steps": 4}, "down": down}
-    return ParityCase(name=name, setting="half_frozen", against="half, whole, H 4", codec="fp32", engine=engine)
+    return ParityCase(name=name, setting="half_frozen", against=HALVES, codec=codec, engine=engine)
 
 
 EXCHANGED = "fp32, trimmed_mean, H 4"
+LOSING = f"{EXCHANGED}, dropout"
 CODEC_CASES = (
     _sent_as("fp32", "trimmed_mean", 4, EXCHANGED),
     _sent_as("int4", "trimmed_mean", 4, EXCHANGED),
@@ -107,10 +110,16 @@ CODEC_CASES = (
     _sent_as("ternary", "multi_krum", 4, EXCHANGED),
     _sent_as("ternary", "mean", 4, EXCHANGED),
     _sent_as("top_k", "mean", 4, EXCHANGED),
+    *(_sent_as(codec, "trimmed_mean", 4, LOSING, dropout=DROPOUT) for codec in ("fp32", "int4", "ternary")),
     _sent_as("fp32", "trimmed_mean", 20, EXCHANGED),
     _sent_as("ternary", "trimmed_mean", 20, "fp32, trimmed_mean, H 20"),
-    _fetched_as("half, whole, H 4", WHOLE),
+    _fetched_as(HALVES, WHOLE),
+    _fetched_as("half, int4 up, H 4", WHOLE, "int4"),
+    _fetched_as("half, ternary up, H 4", WHOLE, "ternary"),
     _fetched_as("half, default, H 4", {}),
+    _fetched_as("half, stale by 6, H 4", {**WHOLE, "frozen_codec": "int8", "frozen_every": 6}),
+    _fetched_as("half, frozen int4, H 4", {**WHOLE, "frozen_codec": "int4"}),
+    _fetched_as("half, steps int4, H 4", {**WHOLE, "codec": "int4"}),
     _fetched_as("half, frugal, H 4", {"codec": "two_bit", "frozen_codec": "int4", "frozen_every": 12}),
 )
 """What fewer bytes cost, up by codec, rule and steps a round, and down: `benchmarks.parity --codecs`."""

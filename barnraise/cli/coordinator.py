@@ -83,6 +83,9 @@ def init(
         bool,
         typer.Option("--accept-unaudited", help="Begin an open run though nobody can tell a liar's work from another."),
     ] = False,
+    accept_lossy: Annotated[
+        bool, typer.Option("--accept-lossy", help="Begin with a codec that was measured to cost more than it saves.")
+    ] = False,
     set_: Settings = None,
     if_missing: Annotated[bool, typer.Option("--if-missing", help="Do nothing where a run is there already.")] = False,
     as_json: Json = False,
@@ -124,6 +127,7 @@ def init(
                 screening_text=private,
                 founders=founders,
                 accept_unaudited=accept_unaudited,
+                accept_lossy=accept_lossy,
                 note=notes.append,
                 progress=documents_told(tell),
             )

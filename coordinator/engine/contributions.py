@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 
-from coordinator.engine import audits, ballots, pacing, past, vouching
+from coordinator.engine import audits, ballots, pacing, past, residuals, vouching
 from coordinator.engine.commands import BlockClip, Contribution, ValidateVersion, WriteCheckpoint
 from coordinator.engine.config import EngineConfig
 from coordinator.engine.lease import GrantedLease
@@ -119,7 +119,7 @@ def clips_of(
     for record, contribution in zip(records, contributions, strict=True):
         for norm in record.norms:
             if norm.block in vouching.blocks_of(contribution):
-                sent = norm.norm_l2 / pacing.norm_scale(state.config, record.lease)
+                sent = norm.norm_l2 / residuals.norm_scale(state.config, record, norm.block)
                 norms.setdefault(norm.block, []).append(sent * contribution.step_scale)
     blocks = [block for block in (TRUNK, *map(column_block, range(state.config.columns))) if block in norms]
     clip = state.config.clip_to_median

@@ -23,6 +23,7 @@ from coordinator.engine.speeds import Speeds, overhead_s, upload_s
 from coordinator.engine.state import EngineState
 from protocol.ids import RoundNumber, WorkerId
 from protocol.lease import Lease
+from protocol.recipe import Recipe
 
 T = TypeVar("T")
 
@@ -187,15 +188,22 @@ def full_steps(steps: int, warmup_steps: int) -> float:
     return steps - warm + warm * (warm + 1) / (2.0 * (warmup_steps + 1))
 
 
-def norm_scale(config: EngineConfig, lease: Lease) -> float:
+def reach(lease: Lease) -> float:
+    """What the norm of an honest pseudo-gradient is in proportion to: the rate, and steps to a power of 0.7 to 0.8."""
+    return _reach(lease.recipe, lease.inner_steps)
+
+
+def norm_scale(config: EngineConfig, lease: Lease, carried: float = 0.0) -> float:
     """Brings a norm to the steps and the rate of the recipe's beginning, so that norms of all rounds can be compared.
 
-    Honest norms grow with the rate, and with steps to a power of 0.7 to 0.8: this way all of a run were within 0.6 to
-    1.44 of their median, at leases of 1 to 400 steps (docs/log.md, 2026-11-26).
+    This way all of a run were within 0.6 to 1.44 of their median, at leases of 1 to 400 steps (docs/log.md,
+    2026-11-26). `carried` is the reach of what a residual brings along: where rates fall at once, that is the longer.
     """
-    inner, recipe = config.inner, lease.recipe
-    first = inner.learning_rate * full_steps(inner.inner_steps, min(inner.warmup_steps, inner.inner_steps)) ** 0.75
-    return float(first / (recipe.learning_rate * full_steps(lease.inner_steps, recipe.warmup_steps) ** 0.75))
+    return _reach(config.inner, config.inner.inner_steps) / max(reach(lease), carried)
+
+
+def _reach(recipe: Recipe, steps: int) -> float:
+    return float(recipe.learning_rate * full_steps(steps, min(recipe.warmup_steps, steps)) ** 0.75)
 
 
 def common_steps(leases: Sequence[Lease], weights: Sequence[float]) -> float:

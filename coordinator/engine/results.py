@@ -8,6 +8,7 @@ worker.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from coordinator.engine import (
@@ -18,6 +19,7 @@ from coordinator.engine import (
     pacing,
     rebuilt,
     rescue,
+    residuals,
     screening,
     trust_region,
     withholding,
@@ -78,7 +80,7 @@ def on_submission_measured(turn: Turn, event: SubmissionMeasured) -> None:
     if staleness > state.config.max_staleness:
         leases.reject(turn, lease.lease_id, rejected(LATE, Case.JUDGED_ROUNDS_LATE, rounds=staleness))
         return
-    norms = screening.scaled_norms(event, pacing.norm_scale(state.config, lease))
+    norms = screening.scaled_norms(event, partial(residuals.norm_scale, state.config, record))
     verdict = screening.judge(
         state.config.screening,
         event,

@@ -171,6 +171,8 @@ class WorkerRecord:
     """What the newest encoding of each block of its newest lease left with it (residuals.py)."""
     residual_age: int = 0
     """Of its newest commit, as in `LeaseRecord`."""
+    residual_reach: float = 0.0
+    """Of what was computed when the longest part of its residuals was left, less what has been sent of it since."""
 
     @property
     def person(self) -> str:
@@ -200,6 +202,8 @@ class LeaseRecord:
     """What is left of each where the submission comes to nothing."""
     residual_age: int = 0
     """How many commits of its worker before this one, in a row, it goes on from."""
+    carried_reach: float = 0.0
+    """Reach (pacing.py) of what the residuals that went in bring along; 0 where none did."""
     committed_at_s: float | None = None
     micro_batch: int = 0
     """Sequences that its worker put through the model at a time, as it says; 0 where it does not."""

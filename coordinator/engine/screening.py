@@ -12,7 +12,7 @@ differ by among themselves: late in a run one lease alone is as likely to lose a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -73,9 +73,9 @@ def spread_of(gains: Sequence[float]) -> float | None:
     return _NORMAL * median(abs(gain - middle) for gain in gains)
 
 
-def scaled_norms(event: SubmissionMeasured, scale: float) -> tuple[BlockNorm, ...]:
-    """Norms at common steps and rates."""
-    return tuple(BlockNorm(block=norm.block, norm_l2=norm.norm_l2 * scale) for norm in event.norms)
+def scaled_norms(event: SubmissionMeasured, scale_of: Callable[[BlockId], float]) -> tuple[BlockNorm, ...]:
+    """Norms at common steps and rates; `scale_of` brings a block's there."""
+    return tuple(BlockNorm(block=norm.block, norm_l2=norm.norm_l2 * scale_of(norm.block)) for norm in event.norms)
 
 
 def judge(

@@ -9,9 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coordinator.engine.codec_rules import MISSED, cost_of
 from coordinator.engine.config import EngineConfig, check_config
 from coordinator.run.carving import carved, chosen_share
 from coordinator.settings import RunSettings
+from protocol.codecs import CODECS
 from protocol.errors import ConfigError
 from protocol.ids import RunId
 
@@ -78,6 +80,17 @@ def check_vouching(config: EngineConfig, *, founders: int, accept_unaudited: boo
             "an open run needs somebody to vouch for what strangers send: leases that the coordinator computes again "
             "(`audits.budget` above 0, which is the default, with `audits.by_coordinator`), or founders "
             "(`--founders 1` makes a join link for one); `--accept-unaudited` begins it without either"
+        )
+
+
+def check_cost(config: EngineConfig, *, accept_lossy: bool) -> None:
+    """ConfigError where the codec was measured to miss its goal, and nobody said that this is accepted."""
+    cost = cost_of(config.codec)
+    if cost is not None and not accept_lossy:
+        cheaper = ", ".join(sorted(CODECS.keys() - MISSED.keys(), key=lambda name: CODECS[name].bits_per_parameter))
+        raise ConfigError(
+            f"codec {config.codec} loses more than it saves: {cost}; use one of {cheaper}, the shortest first, or "
+            "`--accept-lossy` begins the run with it"
         )
 
 

@@ -35,7 +35,7 @@ from coordinator.engine.arithmetic import caution
 from coordinator.engine.events import RunCreated
 from coordinator.engine.records import event_to_json
 from coordinator.engine.version import ENGINE_VERSION
-from coordinator.run.beginning import check_beginning, check_pair, check_vouching, planned_engine
+from coordinator.run.beginning import check_beginning, check_cost, check_pair, check_vouching, planned_engine
 from coordinator.run.carving import first_data, own_data
 from coordinator.run.lease_length import worked_out
 from coordinator.settings import RunSettings, check_engine
@@ -212,6 +212,7 @@ def init_run(
     screening_text: str | None = None,
     founders: int = 0,
     accept_unaudited: bool = False,
+    accept_lossy: bool = False,
     note: Callable[[str], None] = lambda _: None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RunFolder:
@@ -219,7 +220,8 @@ def init_run(
 
     One that begins with a checkpoint has gentler rates (`GOING_ON`) than the recipe's, where `settings` name none; an
     open one has audits (`OPEN_AUDITS`). ConfigError where strangers could join and nobody would vouch for them: no
-    audits, none of the `founders` who are to be invited at once, and nobody who said `accept_unaudited`.
+    audits, none of the `founders` who are to be invited at once, and nobody who said `accept_unaudited`; and where the
+    codec was measured to cost too much (codec_rules.py), unless `accept_lossy`.
     `screening_text` names text for screening alone, beside what is carved out of the data; ConfigError where nothing
     is. `note` gets sentences that the operator should see; `progress` documents and tokens while text is prepared.
     """
@@ -228,6 +230,7 @@ def init_run(
     settings = settings.as_begun()
     engine = check_engine(settings.engine, settings.codec)
     check_vouching(engine, founders=founders, accept_unaudited=accept_unaudited)
+    check_cost(engine, accept_lossy=accept_lossy)
     if (said := caution(engine)) is not None:
         note(said)
     check_beginning(settings)

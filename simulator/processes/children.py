@@ -73,7 +73,9 @@ async def _serve(options: SimulationOptions, pipe: Connection) -> None:
     from worker.train.replay import replay_lease
 
     # an experiment may well be to see what an open run is worth that nobody vouches for
-    run = await asyncio.to_thread(init_run, options.work / "run", run_settings(options), accept_unaudited=True)
+    run = await asyncio.to_thread(
+        init_run, options.work / "run", run_settings(options), accept_unaudited=True, accept_lossy=True
+    )
     server = CoordinatorServer(run, replay=replay_lease(run.layout()))
     await server.start()
     try:

@@ -92,6 +92,13 @@ def test_an_open_run_in_which_nobody_vouches_for_strangers_is_refused_with_what_
     assert "nobody vouches for what strangers send" in answer("status", tmp_path / "run")[1]
 
 
+def test_a_codec_that_missed_its_goal_needs_a_word_that_it_is_wanted(tmp_path: Path, init: Answer) -> None:
+    code, _, said = init("--codec", "top_k", "--set", "rule=mean")
+    assert (code, "--accept-lossy" in said) == (2, True)
+    assert not (tmp_path / "run").exists()
+    assert init("--codec", "top_k", "--set", "rule=mean", "--accept-lossy")[0] == 0
+
+
 def test_founders_get_links_of_their_own_at_once(tmp_path: Path, init: Answer) -> None:
     code, out, _ = init("--open", *NO_AUDITS, "--founders", "2", "--json")
     assert code == 0

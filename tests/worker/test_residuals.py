@@ -124,8 +124,11 @@ def test_what_was_decoded_and_what_is_left_are_all_that_was_computed(
         pytest.skip("it forgets by design")
     volunteer, draw = Volunteer(frozen_layout, codec, tmp_path), random.Random(codec)
     seen: Counter[str] = Counter()
+    lost = 0
     for number in range(30):
-        outcome = draw.choice(OUTCOMES)
+        # more in a row and what they leave is cut to `MOST_RESIDUAL`
+        outcome = draw.choice(OUTCOMES) if lost < 2 else "counts"
+        lost = 0 if outcome == "counts" else lost + 1
         seen[outcome] += 1
         volunteer.go(number, outcome)
         if draw.random() < 0.3:
@@ -187,6 +190,28 @@ def test_refusals_do_not_add_up_without_end(frozen_layout: Layout, tmp_path: Pat
     left = volunteer.residual()
     whole = torch.cat([tensor.reshape(-1) for tensor in left.values()]).norm()
     assert 0.9 * MOST_RESIDUAL < float(whole / torch.stack(norms).norm()) < 1.001 * MOST_RESIDUAL
+
+
+def test_a_residual_of_higher_rates_is_half_as_long_after_a_refusal(frozen_layout: Layout, tmp_path: Path) -> None:
+    """Otherwise whoever is refused for its length would be refused for it for ever."""
+    outbox, lease = Outbox(tmp_path), lease_of("ternary")
+    made = coded(lease, gradient_of(frozen_layout, lease, 0, scale=100.0), outbox.residual)
+    saved(outbox, lease, made)
+    then = lease_of("ternary", *made.left)
+    again = coded(then, gradient_of(frozen_layout, lease, 1), outbox.residual)
+    saved(outbox, then, again)
+    norms = [[_norm_of(outbox, digest) for digest in digests] for digests in (made.left, again.back)]
+    for long, back in zip(*norms, strict=True):
+        assert long > 20 * MOST_RESIDUAL
+        assert 0.49 < back / long < 0.501
+
+
+def _norm_of(outbox: Outbox, digest: Digest) -> float:
+    from safetensors.torch import load
+
+    content = outbox.residual(digest)
+    assert content is not None
+    return float(torch.cat([tensor.reshape(-1) for tensor in load(content).values()]).norm())
 
 
 def test_what_is_not_finite_does_not_outlive_its_submission(frozen_layout: Layout, tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ from protocol.specs import TensorSpec
 from protocol.submission import Blocks, encode_submission, submission_name
 from protocol.tensors import decode_tensors, encode_tensors
 
-MOST_RESIDUAL = 8.0
-"""L2 norm, in those of the lease's own pseudo-gradient, block by block."""
+MOST_RESIDUAL = 2.0
+"""L2 norm, in those of the lease's own pseudo-gradient, block by block: with another one of these it is as long as a
+coordinator takes for honest (`screening.max_norm_factor`). What was longer already is half as long after a refusal."""
 
 Tensors = Mapping[str, Tensor]
 
@@ -88,7 +89,7 @@ def _of_block(states: Tensors, block: BlockId, like: Tensors) -> dict[str, Tenso
 def _back(before: Tensors, block: BlockId, gradient: Tensors, codec: Codec) -> dict[str, Tensor]:
     began = _of_block(before, block, gradient)
     whole = {name: gradient[name].detach().cpu().float().add(began[name], alpha=codec.state_decay) for name in gradient}
-    most, norm_l2 = max(MOST_RESIDUAL * block_norm(gradient), block_norm(began)), block_norm(whole)
+    most, norm_l2 = max(MOST_RESIDUAL * block_norm(gradient), block_norm(began) / 2), block_norm(whole)
     return whole if norm_l2 <= most else {name: tensor * (most / norm_l2) for name, tensor in whole.items()}
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from aggregation.names import RULES
-from coordinator.engine.codec_rules import LIMITED
+from coordinator.engine.codec_rules import LIMITED, MISSED
 from coordinator.engine.config import check_config
-from coordinator.settings import check_engine
+from coordinator.run.folder import init_run
+from coordinator.settings import RunSettings, check_engine
+from protocol.codecs import CODECS
 from protocol.errors import ConfigError
 from tests.coordinator.engine.conftest import small_config
 
@@ -30,3 +33,11 @@ def test_a_rule_that_looks_at_coordinates_is_refused_for_chosen_ones(rule: str) 
 def test_init_says_so() -> None:
     with pytest.raises(ValueError, match="top_k does not go with rule trimmed_mean"):
         check_engine({}, "top_k")
+
+
+def test_a_codec_that_missed_its_goal_is_refused_at_init_with_the_figure(tmp_path: Path) -> None:
+    assert MISSED.keys() <= CODECS.keys()
+    settings = RunSettings(preset="tiny", codec="top_k", engine={"rule": "mean"})
+    with pytest.raises(ConfigError, match=r"25 % of the held-out loss.* use one of ternary, .*`--accept-lossy`"):
+        init_run(tmp_path / "run", settings)
+    assert not (tmp_path / "run").exists()

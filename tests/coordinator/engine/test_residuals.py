@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from coordinator.engine import events as ev
+from coordinator.engine import pacing
+from coordinator.engine.config import InnerRecipe
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LeaseStatus
-from coordinator.engine.residuals import on_lost
+from coordinator.engine.residuals import STAYS, on_lost
 from coordinator.engine.turn import Turn
 from protocol.ids import TRUNK, Digest, WorkerId, digest_of
 from tests.coordinator.engine.conftest import Swarm, small_config
@@ -144,3 +146,81 @@ def test_the_age_counts_commits_that_went_on_from_one_another(s: Swarm) -> None:
     s.after(5.0).commit("a", lost, **feeding_back(lost, residuals_in=("",) * len(lost.blocks)))
     assert s.record(lost.lease_id).residual_age == 0
     assert s.replayed().snapshot() == s.engine.snapshot()
+
+
+def test_what_was_sent_in_a_round_that_is_withheld_is_the_workers_again(s: Swarm) -> None:
+    first = s.lease("a")
+    s.after(5.0)
+    for name in ("a", "b"):
+        lease = s.lease(name)
+        s.commit(name, lease, **feeding_back(lease))
+        s.upload(name, lease)
+        s.measured(lease.lease_id)
+    s.after(100.0)
+    s.aggregated(gain=-1.0)
+    s.harm_found()
+    s.aggregated(gain=-1.0)  # the short step, too
+    (row,) = s.engine.state.history
+    assert row.version is None
+    s.ask("a", "b")
+    assert s.lease("a").residuals == left(first, "back")
+
+
+DROPPED = InnerRecipe(
+    inner_steps=8, batch_sequences=4, schedule="linear", decay_share=0.25, final_lr_share=0.05, warmup_steps=0
+)
+"""Of five rounds the last has a twentieth of the others' rate."""
+
+
+def at_the_dropped_rate() -> Swarm:
+    """Four people with four rounds behind them, and leases of the fifth."""
+    s = Swarm(small_config(max_rounds=5, replicas=4, quorum=4, codec="ternary", inner=DROPPED))
+    names = ("a", "b", "c", "d")
+    s.join(*names)
+    for _ in range(4):
+        close_with(s, *names)
+    lease = s.lease("a")
+    assert lease.recipe.learning_rate == pytest.approx(s.config.inner.learning_rate / 20)
+    return s
+
+
+@pytest.mark.parametrize(
+    ("norm", "goes_on", "accepted"),
+    [
+        (0.44, True, True),  # what is left of an encoding of noise, and nearly nothing that is new
+        (1.9, True, True),
+        (2.0, True, False),
+        (0.44, False, False),
+        (0.14, False, True),
+        (0.15, True, False),  # so little of an old residual that most of the work is missing
+    ],
+)
+def test_a_norm_is_held_against_what_its_residual_brings_along(norm: float, goes_on: bool, accepted: bool) -> None:
+    s = at_the_dropped_rate()
+    lease = s.lease("a")
+    s.after(5.0)
+    began = {} if goes_on else {"residuals_in": ("",) * len(lease.blocks)}
+    s.commit("a", lease, **feeding_back(lease, **began))
+    s.upload("a", lease)
+    rate = lease.recipe.learning_rate / s.config.inner.learning_rate
+    s.measured(lease.lease_id, norm=norm / rate)
+    verdict = s.record(lease.lease_id).verdict
+    assert verdict is not None
+    assert verdict.accepted is accepted, verdict.reason
+    s.after(100.0)
+    assert s.replayed().snapshot() == s.engine.snapshot()
+
+
+def test_what_a_residual_brings_along_is_less_with_each_encoding_and_all_of_what_came_to_nothing(s: Swarm) -> None:
+    reach = pacing.reach(s.lease("a"))
+    close_with(s, "a", "b")
+    assert s.engine.state.workers[WorkerId("a")].residual_reach == pytest.approx(reach)
+    second = s.lease("a")
+    close_with(s, "a", "b")
+    assert s.record(second.lease_id).carried_reach == pytest.approx(STAYS * reach)
+    third = s.lease("a")
+    s.after(5.0).commit("a", third, **feeding_back(third))
+    s.upload("a", third)
+    s.measured(third.lease_id, malformed="of another shape")
+    brought = STAYS * s.engine.state.workers[WorkerId("a")].residual_reach
+    assert brought == pytest.approx(pacing.reach(third)), "nobody gains room for longer steps by being refused"
