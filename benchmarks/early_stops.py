@@ -33,7 +33,7 @@ from coordinator.engine.early_stops import bounds
 from coordinator.engine.history import UsualGain
 from coordinator.engine.screening import MIN_GAINS, Measured, Peers, judge_gain, judge_harm
 from coordinator.work import gains
-from coordinator.work.gains import Gains
+from coordinator.work.measured import Gains
 
 CASES = {"leases of 4 steps": (4, 24), "leases of 50 steps": (50, 8)}
 QUICK = {"leases of 4 steps": (4, 8)}

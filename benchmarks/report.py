@@ -16,11 +16,14 @@ Cell = str | int | float | bool | None
 Row = Mapping[str, Cell]
 
 
-def parse_args(description: str) -> argparse.Namespace:
-    """The two options that all benchmarks share: `quick` (bool) and `json` (Path or None)."""
+def parse_args(description: str, **flags: str) -> argparse.Namespace:
+    """The two options that all benchmarks share: `quick` (bool) and `json` (Path or None); and a benchmark's own
+    `flags`, each with its help."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="under a minute: smaller, same columns")
     parser.add_argument("--json", type=Path, metavar="FILE", default=None, help="write the rows to FILE, too")
+    for name, told in flags.items():
+        parser.add_argument(f"--{name}", action="store_true", help=told)
     return parser.parse_args()
 
 

@@ -1,24 +1,24 @@
 """What the end of a round costs the coordinator: 16 submissions screened, aggregated, compared and validated.
 
-    python -m benchmarks.round_end [--quick] [--json FILE]
+    python -m benchmarks.round_end [--quick] [--delegated] [--json FILE]
 
 A fresh run of the preset; a better model, made of it by a few steps of its own gradient's sign on training text; and
 submissions that are steps towards it, each with noise of its own, so that gains are real. The coordinator's executor
 carries out what the engine asks for at a round's end, one command after the other, as its own thread does: whole draws
 (`screening.early_margin` 0), a run's first round, of which nothing is known, a later one, and one of those (a quarter)
-in which gains on a lease's own sequences are measured, too. Whole models, bf16, one
-submission in four distinct bytes. Rows: model, way, stage (screening with decoding, aggregation, trust region,
-validation), sequences through the model, wall seconds, processor seconds of all threads and those over the threads:
-what a machine with so many idle cores takes. `--quick`: the tiny preset alone.
+in which gains on a lease's own sequences are measured, too. Last, gains are delegated to two trusted workers, of whose
+answers one in eight is checked by the other (two of sixteen): the coordinator decodes, takes norms and reads answers,
+and serves over TLS as many bytes as the submissions and the base version have, to another process; the workers' own
+measuring runs here, too, is a row of its own and in no sum. Whole models, bf16, one submission in four distinct bytes.
+Rows: model, way, stage (screening with decoding, serving, aggregation, trust region, validation), sequences through
+the model, wall seconds, processor seconds of all threads and those over the threads: what a machine with so many idle
+cores takes. `--quick`: the tiny preset alone. `--delegated`: the last way alone.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +27,7 @@ import structlog
 import torch
 
 from benchmarks.report import Cell, machine, parse_args, print_rows, write_json
+from benchmarks.round_end_delegated import THEIRS, Clocked, StageClocks, delegated
 from coordinator.engine.commands import (
     AggregateRound,
     Contribution,
@@ -36,6 +37,7 @@ from coordinator.engine.commands import (
 )
 from coordinator.engine.config import ScreeningConfig
 from coordinator.engine.early_stops import bounds
+from coordinator.engine.enough import EarlyStop
 from coordinator.engine.events import SubmissionMeasured
 from coordinator.engine.history import UsualGain
 from coordinator.engine.lease import GrantedLease
@@ -54,36 +56,12 @@ STEP = {"100m": 1e-3, "tiny": 4e-3}
 NOISE = 0.3
 CODEC = "bf16"
 WAYS = ("whole draws", "first round", "later round", "own sequences")
-
-
-@dataclass(slots=True)
-class Clocked:
-    """What one stage took."""
-
-    wall_s: float = 0.0
-    cpu_s: float = 0.0
-    sequences: int = 0
-
-
-class StageClocks:
-    """By stage."""
-
-    def __init__(self) -> None:
-        self.stages: dict[str, Clocked] = {}
-
-    @contextmanager
-    def running(self, stage: str) -> Iterator[Clocked]:
-        """Add what passes meanwhile."""
-        clocked = self.stages.setdefault(stage, Clocked())
-        wall_s, cpu_s = time.perf_counter(), time.process_time()
-        yield clocked
-        clocked.wall_s += time.perf_counter() - wall_s
-        clocked.cpu_s += time.process_time() - cpu_s
+DELEGATED = "delegated"
 
 
 def main() -> None:
     """Measure and print."""
-    args = parse_args(__doc__ or "")
+    args = parse_args(__doc__ or "", delegated="the last way alone")
     torch.set_num_threads(THREADS)
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     rows: list[dict[str, Cell]] = []
@@ -91,7 +69,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="barnraise-round-end-") as folder:
             bench = RoundEnd(Path(folder), preset)
             usual = None
-            for number, way in enumerate(WAYS, start=1):
+            for number, way in enumerate((DELEGATED,) if args.delegated else (*WAYS, DELEGATED), start=1):
                 found, usual = bench.row(number, way, usual)
                 rows += found
                 print_rows(found)
@@ -110,6 +88,7 @@ class RoundEnd:
         from coordinator.settings import RunSettings
         from coordinator.store.versions import Versions
 
+        self.folder, self.submissions = folder, SUBMISSIONS
         prepare([str(Path(__file__).parents[1])], folder / "data")
         init_run(folder / "run", RunSettings(preset=preset, data=str(folder / "data"), codec=CODEC, seed=1))
         run = RunFolder.open(folder / "run")
@@ -136,7 +115,10 @@ class RoundEnd:
         """One round's end by a coordinator that was started for it; and what is usual after it."""
         clocks, executor = StageClocks(), Executor(**self.executor)
         executor._losses_of(self.base, 1)  # the parent was compared with others when it was new
-        gains = self.screened(executor, clocks, number, None if way == "first round" else usual, way)
+        if way == DELEGATED:
+            gains = delegated(self, executor, clocks)
+        else:
+            gains = self.screened(executor, clocks, number, None if way == "first round" else usual, way)
         command = self.aggregation(number)
         whole = executor._compared
 
@@ -159,10 +141,9 @@ class RoundEnd:
         return self._rows(way, clocks), usual_after(gains)
 
     def _rows(self, way: str, clocks: StageClocks) -> list[dict[str, Cell]]:
+        own = [one for stage, one in clocks.stages.items() if stage != THEIRS]
         total = Clocked(
-            sum(one.wall_s for one in clocks.stages.values()),
-            sum(one.cpu_s for one in clocks.stages.values()),
-            sum(one.sequences for one in clocks.stages.values()),
+            sum(one.wall_s for one in own), sum(one.cpu_s for one in own), sum(one.sequences for one in own)
         )
         return [
             {
@@ -191,12 +172,8 @@ class RoundEnd:
         gains: list[SubmissionMeasured] = []
         for place in range(SUBMISSIONS):
             early = None if way == "whole draws" else bounds(ScreeningConfig(), usual_after(gains) or usual, 1.0)
-            digest = self.sent[place % DISTINCT]
-            command = MeasureSubmission(
-                command_id=f"measure:{place}", lease=self._lease(place), digest=digest,
-                payload_bytes=self.store.payloads.stat(digest) or 0, codec=CODEC, heldout_seed=number,
-                measure_gain=True, early=early, own_data=own_data or way == "own sequences",
-            )  # fmt: skip
+            own = own_data or way == "own sequences"
+            command = self.command(place, early, number=number, own=own)
             with clocks.running("screening") as clocked:
                 event = executor.execute(command)
             assert isinstance(event, SubmissionMeasured), event
@@ -204,6 +181,15 @@ class RoundEnd:
             clocked.sequences += event.part_sequences + event.full_sequences + own
             gains.append(event)
         return gains
+
+    def command(self, place: int, early: EarlyStop | None, *, number: int, own: bool) -> MeasureSubmission:
+        """To measure one submission."""
+        digest = self.sent[place % DISTINCT]
+        return MeasureSubmission(
+            command_id=f"measure:{place}", lease=self._lease(place), digest=digest,
+            payload_bytes=self.store.payloads.stat(digest) or 0, codec=CODEC, heldout_seed=number,
+            measure_gain=True, early=early, own_data=own,
+        )  # fmt: skip
 
     def _lease(self, place: int) -> GrantedLease:
         return GrantedLease(

@@ -25,7 +25,7 @@ from worker.machine.probe import Machine
 from worker.outbox import Outbox, Submission
 from worker.pauses import Pauses
 from worker.policy import Always, Circumstances, Policy
-from worker.ports import Trainer
+from worker.ports import Measurer, Trainer
 from worker.progress import Reporter
 from worker.session import Session
 from worker.states import IN_SESSION, State
@@ -71,6 +71,7 @@ class Agent:
         policy: Policy | None = None,
         circumstances: Callable[[], Circumstances] = Circumstances.now,
         session: Session | None = None,
+        measurer: Measurer | None = None,
     ) -> None:
         pauses = pauses or Pauses()
         self._joining = joining
@@ -83,7 +84,14 @@ class Agent:
         self._session = session or Session(pauses)
         self._deadline = Deadline(self._on_deadline)
         self._calls = Calls(
-            machine, joining, outbox, reporter, pauses, opened=self._start_beating, granted=self._deadline.set
+            machine,
+            joining,
+            outbox,
+            reporter,
+            pauses,
+            opened=self._start_beating,
+            granted=self._deadline.set,
+            measurer=measurer,
         )
         self._events: asyncio.Queue[m.SessionEvent | Exception] = asyncio.Queue()
         self._lanes: dict[m.Lane, asyncio.Task[None]] = {}

@@ -22,9 +22,10 @@ from worker.fetched import FetchedLease, Run
 from worker.joining import Joining
 from worker.lease import ReceivedLease, is_digest, lease_from_message, printable
 from worker.machine.probe import Machine
+from worker.measuring import Measuring
 from worker.outbox import Outbox
 from worker.pauses import Pauses
-from worker.ports import Coordinator
+from worker.ports import Coordinator, Measurer
 from worker.progress import Reporter
 from worker.refusals import Refusals, nothing_to_send
 from worker.repeats import Repeats
@@ -52,10 +53,13 @@ class Calls:
         *,
         opened: Callable[[int, float], None],
         granted: Callable[[ReceivedLease], None],
+        measurer: Measurer | None = None,
     ) -> None:
+        """`measurer`: for submissions that the coordinator has others measure; None: none is asked for."""
         self._machine, self._joining, self._outbox = machine, joining, outbox
         self._reporter, self._pauses = reporter, pauses
         self._opened, self._lease_granted = opened, granted
+        self._measuring = Measuring(measurer, joining.background, reporter) if measurer is not None else None
         self._timing = joining.timing
         self._refusals = Refusals(self._timing.clock, pauses.kept_after_deadline_s)
         self._waits, self._spent = Repeats(self._timing.clock), TimeSpent(self._timing.clock)
@@ -124,6 +128,8 @@ class Calls:
                 return self._granted(call.ticket, reply.lease)
             case "over":
                 return m.RunEnded(ticket=call.ticket, reason=printable(reply.over.reason))
+        if reply.HasField("measure") and self._measuring is not None:
+            await self._measuring.answer(reply.measure, self._client, self._fetcher(), self._run)
         reason = printable(reply.wait.reason) or "The coordinator has no work now."
         lasting_s = self._waits.lasting_s(reason)
         if lasting_s is not None:
@@ -156,14 +162,8 @@ class Calls:
         return m.LeaseGranted(ticket=ticket, lease=lease)
 
     async def _fetch(self, call: m.FetchShard) -> m.SessionEvent:
-        joining = self._joining
-        joining.home.progress.keep_only(call.lease.lease_id)
-
-        def told(reason: str) -> None:
-            self._reporter.say("no_steps", reason, reason=reason)
-
-        fetcher = Fetcher(self._client, joining.home.disk, joining.enrolment, joining.background, told=told)
-        got_bytes = 0
+        self._joining.home.progress.keep_only(call.lease.lease_id)
+        fetcher, got_bytes = self._fetcher(), 0
 
         def on_bytes(count: int) -> None:
             nonlocal got_bytes
@@ -173,6 +173,14 @@ class Calls:
             self._fetched = await self._with_room(lambda: fetcher.fetch(call.lease, self._run, on_bytes))
         self._reporter.say("fetched", f"fetched {human_bytes(got_bytes)}", lease=call.lease.lease_id, bytes=got_bytes)
         return m.Fetched(ticket=call.ticket)
+
+    def _fetcher(self) -> Fetcher:
+        joining = self._joining
+
+        def told(reason: str) -> None:
+            self._reporter.say("no_steps", reason, reason=reason)
+
+        return Fetcher(self._client, joining.home.disk, joining.enrolment, joining.background, told=told)
 
     async def _with_room(self, fetch: Callable[[], Awaitable[FetchedLease]]) -> FetchedLease:
         """`fetch`, as often as it takes: a full disk is no reason to give a lease back before its deadline."""

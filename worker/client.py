@@ -157,6 +157,10 @@ class CoordinatorClient:
         signer = CallSigner(self._identity, audience=self._audience)
         return await self._call("AskAudit", request, pb.AskAuditReply, signer, CALL_TIMEOUT_S, None)
 
+    async def answer_measure(self, request: pb.AnswerMeasureRequest) -> pb.AnswerMeasureReply:
+        """What measuring an item came to."""
+        return await self._retried("AnswerMeasure", request, pb.AnswerMeasureReply)
+
     async def _retried(
         self,
         name: str,
@@ -236,15 +240,35 @@ class CoordinatorClient:
 
     async def download_lease_data(self, lease_id: str, max_bytes: int, on_bytes: Callable[[int], None]) -> bytes:
         """The payload with the lease's sequences; small, so it is not resumed but fetched anew."""
+        # The shape is leased, not the size to the byte nor a digest: TLS vouches, `decode_sequences` checks.
+        return await self._whole(pb.DownloadRequest(lease_data=lease_id), max_bytes, None, on_bytes)
+
+    async def download_measure_data(self, item_id: str, max_bytes: int) -> bytes:
+        """The payload with an item's sequences, likewise."""
+        return await self._whole(pb.DownloadRequest(measure_data=item_id), max_bytes, None)
+
+    async def download_measure_payload(self, item_id: str, payload_bytes: int, digest: Digest) -> bytes:
+        """The submission that an item is about. DigestMismatch where what came is another."""
+        return await self._whole(pb.DownloadRequest(measure_payload=item_id), payload_bytes, digest)
+
+    async def _whole(
+        self,
+        request: pb.DownloadRequest,
+        max_bytes: int,
+        digest: Digest | None,
+        on_bytes: Callable[[int], None] = lambda _count: None,
+    ) -> bytes:
+        """What comes, at most `max_bytes`; under a digest, exactly so many."""
 
         async def once() -> bytes:
-            payload = bytearray()
-            # The shape is leased, not the size to the byte nor a digest: TLS vouches, `decode_sequences` checks.
-            reader = FrameReader(max_bytes, Digest(""), 0, Unhashed(), frame_bytes=self._frame_bytes)
-            async with aclosing(self._frames(pb.DownloadRequest(lease_data=lease_id), max_bytes)) as frames:
+            payload, hasher = bytearray(), Unhashed() if digest is None else None
+            reader = FrameReader(max_bytes, digest or Digest(""), 0, hasher, frame_bytes=self._frame_bytes)
+            async with aclosing(self._frames(request, max_bytes)) as frames:
                 async for frame in frames:
                     payload += reader.feed(frame)
                     on_bytes(len(frame))
+            if digest is not None:
+                reader.finish()
             return bytes(payload)
 
         return await self.patiently(once)

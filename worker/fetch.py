@@ -17,9 +17,10 @@ from functools import partial
 from moe.layout import block_tensor_specs
 from protocol.codecs import FP32, codec_named
 from protocol.errors import DigestMismatch, MalformedMessage, Refused
-from protocol.ids import BlockId, Digest
-from protocol.lease import Lease
+from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version
+from protocol.lease import DataRange, Lease
 from protocol.manifest import BlockRef, Manifest, verify_manifest
+from protocol.recipe import Recipe
 from protocol.tensors import payload_size
 from worker.allowance import DiskAllowance
 from worker.data import AssignedData, DataSource
@@ -70,6 +71,26 @@ class Fetcher:
         digests = {block: ref.digest for block, ref in needed.items()}
         sequences_NL = await self._data.sequences(lease, run.sequences, on_bytes)
         return FetchedLease(lease=lease, run=run, digests=digests, sequences=sequences_NL)
+
+    async def whole_version(
+        self, version: int, item_id: str, run: Run, on_bytes: Callable[[int], None]
+    ) -> dict[BlockId, Digest]:
+        """Every block of a version into the cache, as a lease on all columns needs them."""
+        lease = Lease(
+            lease_id=LeaseId(item_id),
+            round=RoundNumber(0),
+            base_version=Version(version),
+            columns=tuple(range(run.layout.columns)),
+            data=DataRange(seed=0, start=0, count=0),
+            seed=0,
+            inner_steps=0,
+            batch_sequences=0,
+            recipe=Recipe(),
+        )
+        manifest = await self._manifest(lease, run)
+        needed = {block: checked_ref(manifest, block, run, lease) for block in run.layout.blocks}
+        await self._bring_missing(needed, manifest, run, lease, on_bytes)
+        return {block: ref.digest for block, ref in needed.items()}
 
     async def _manifest(self, lease: Lease, run: Run) -> Manifest:
         reply = await self._coordinator.get_manifest(lease.base_version)

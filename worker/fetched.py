@@ -56,3 +56,29 @@ def understand_run(description: RunDescription) -> Run:
         raise MalformedMessage("the run's model configuration is not a JSON object")
     codec_named(description.codec)
     return Run(description=description, layout=layout(config_from_json(values), description.residency))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredPart:
+    """Sequences `start` to `stop`, the last not included, with `share` of the submission taken from the base."""
+
+    share: float
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchedItem:
+    """Everything measuring needs, checked and on this machine."""
+
+    item_id: str
+    run: Run
+    columns: tuple[int, ...]
+    codec: str
+    digests: dict[BlockId, Digest]
+    """Of every block of the base version, in the block cache."""
+    payload: bytes
+    """The submission's, under its digest."""
+    sequences: NDArray[np.int64]
+    """[N, L+1]."""
+    parts: tuple[MeasuredPart, ...]

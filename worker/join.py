@@ -62,11 +62,21 @@ def make_agent(options: WorkerOptions, machine: Machine, link: JoinLink, home: R
     """An agent with its real ports: gRPC, this disk, a training thread, the system's clock."""
     from worker.agent import Agent
     from worker.joining import Joining
+    from worker.train.measuring import LossMeasurer
     from worker.train.training import TrainingRoom
 
     trainer = TrainingRoom(options, machine, home.disk, home.outbox, reporter)
     joining = Joining(options, link, home, reporter)
-    return Agent(machine, joining, home.outbox, trainer, reporter, pauses=options.pauses, policy=options.policy)
+    return Agent(
+        machine,
+        joining,
+        home.outbox,
+        trainer,
+        reporter,
+        pauses=options.pauses,
+        policy=options.policy,
+        measurer=LossMeasurer(home.disk.blocks, machine.device),
+    )
 
 
 async def _work(options: WorkerOptions, link: JoinLink, reporter: Reporter) -> tuple[int, bool]:

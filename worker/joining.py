@@ -273,6 +273,7 @@ class Joining:
             max_columns=self._offer.columns if self._offer else self._options.max_columns or 0,
             tokens_per_s=self._offer.tokens_per_s if self._offer else 0.0,
             software=software_versions(),
+            measures=machine.kind == "cuda" if self._options.measures is None else self._options.measures,
         )
 
     async def _worked_out(self, machine: Machine) -> Offer:

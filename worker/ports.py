@@ -15,7 +15,7 @@ from protocol.ids import Digest, LeaseId
 from protocol.v1 import barnraise_pb2 as pb
 
 if TYPE_CHECKING:
-    from worker.fetched import FetchedLease
+    from worker.fetched import FetchedItem, FetchedLease
     from worker.outbox import Submission
     from worker.train.local_state import LocalState
     from worker.trouble import Trouble
@@ -75,6 +75,15 @@ class Coordinator(BlockSource, Protocol):
     async def download_lease_data(self, lease_id: str, max_bytes: int, on_bytes: Callable[[int], None]) -> bytes:
         """The payload with the lease's sequences."""
 
+    async def download_measure_data(self, item_id: str, max_bytes: int) -> bytes:
+        """The payload with an item's sequences."""
+
+    async def download_measure_payload(self, item_id: str, payload_bytes: int, digest: Digest) -> bytes:
+        """The submission that an item is about, under its digest."""
+
+    async def answer_measure(self, request: pb.AnswerMeasureRequest) -> pb.AnswerMeasureReply:
+        """What measuring an item came to."""
+
 
 @dataclass(slots=True)
 class Progress:
@@ -83,6 +92,13 @@ class Progress:
     inner_step: int = 0
     train_loss: float = 0.0
     tokens_per_s: float = 0.0
+
+
+class Measurer(Protocol):
+    """Measures somebody else's submission, on the device; called beside the event loop, one item at a time."""
+
+    def measure(self, item: FetchedItem) -> tuple[list[float], list[float]]:
+        """Losses of the item's sequences before, and of its parts' after: nats a token."""
 
 
 class Trainer(Protocol):

@@ -54,7 +54,7 @@ class Membership:
         quota = RangeQuota(range=range_of(address), most=run.settings.most_per_range)
         redeem, now_s = run.registry.redeem, run.wall_time()  # an invite expires by the calendar
         member = await asyncio.to_thread(redeem, request.invite, request.public_key, name, now_s, quota)
-        await self._make_known(member, columns, speed_of(request.capability))
+        await self._make_known(member, columns, request.capability)
         manifest_key = run.manifest_identity.public_key
         return pb.EnrolReply(
             worker_id=member.worker,
@@ -78,7 +78,7 @@ class Membership:
             await self._refuse_banned(request.public_key)
             columns = self._columns(request.capability)
             self._auth.spend_nonce(request.public_key, request.nonce)
-            await self._make_known(member, columns, speed_of(request.capability))
+            await self._make_known(member, columns, request.capability)
         else:
             self._auth.spend_nonce(request.public_key, request.nonce)
         worker = worker_id_of(request.public_key)
@@ -118,8 +118,9 @@ class Membership:
         if ban is not None:
             raise Refused(banned_sentence(ban), cause=Cause.BANNED)
 
-    async def _make_known(self, member: Member, columns: int, tokens_per_s: float) -> None:
+    async def _make_known(self, member: Member, columns: int, capability: pb.Capability) -> None:
         pump, at_s = self._run.pump, self._run.run_time()
+        tokens_per_s, measures = speed_of(capability), capability.measures
         known = pump.engine.state.workers.get(member.worker)
         if known is None:
             await pump.submit(
@@ -132,15 +133,21 @@ class Membership:
                     tokens_per_s=tokens_per_s,
                     owner=member.owner,
                     invite=member.invite,
+                    measures=measures,
                 )
             )
-        elif (known.max_columns, known.tokens_per_s) != (columns, tokens_per_s or known.tokens_per_s):
+        elif (known.max_columns, known.tokens_per_s, known.measures) != (
+            columns,
+            tokens_per_s or known.tokens_per_s,
+            measures,
+        ):
             await pump.submit(
                 CapabilityChanged(
                     at_s=at_s,
                     worker=member.worker,
                     max_columns=columns,
                     tokens_per_s=tokens_per_s or known.tokens_per_s,
+                    measures=measures,
                 )
             )
 

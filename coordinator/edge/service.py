@@ -11,10 +11,11 @@ import dataclasses
 import math
 from typing import Any
 
+from coordinator.edge.measures import item_message
 from coordinator.edge.residuals import Openings, check_residuals
 from coordinator.edge.served import RunContext
 from coordinator.edge.sessions import CallerSession
-from coordinator.engine.commands import AnnounceVerdict
+from coordinator.engine.commands import AnnounceVerdict, MeasureSubmission
 from coordinator.engine.events import (
     LeaseRequested,
     LeaseReturned,
@@ -75,7 +76,9 @@ class WorkerService:
             wait_s = min(max(request.wait_s, 0.0), MAX_WAIT_S) if math.isfinite(request.wait_s) else 0.0
             box.asked.clear()
             wanted = self._openings.wanted(run.pump.engine.state, worker)
-            lease = None if wanted else await self._wait_for_lease(session, wait_s)
+            lease, item = (None, None) if wanted else await self._wait_for_lease(session, wait_s)
+            if item is not None:
+                reply.measure.CopyFrom(item_message(item))
             if lease is not None:
                 self._beats[worker] = WorkerSeen(at_s=run.run_time(), worker=worker, lease_id=lease.lease_id)
                 reply.lease.CopyFrom(lease_message(lease, run.run_time()))
@@ -90,23 +93,30 @@ class WorkerService:
         reply.verdicts.extend(verdict_message(verdict) for verdict in box.take_verdicts())
         return reply
 
-    async def _wait_for_lease(self, session: CallerSession, wait_s: float) -> GrantedLease | None:
+    async def _wait_for_lease(
+        self, session: CallerSession, wait_s: float
+    ) -> tuple[GrantedLease | None, MeasureSubmission | None]:
+        """A lease, or, while there is none, a submission to measure for us."""
         run, box = self._run, self._run.mailboxes.of(session.worker)
-        grant = box.expect_grant()
+        grant, item = box.expect_grant(), run.pump.delegation.expect(session.worker)
+        given: MeasureSubmission | None = None
         closed = asyncio.ensure_future(session.closed.wait())
         ended = asyncio.ensure_future(run.mailboxes.ended.wait())
         asked = asyncio.ensure_future(box.asked.wait())
         try:
             await run.pump.submit(LeaseRequested(at_s=run.run_time(), worker=session.worker, wait_s=wait_s))
-            waiting: set[asyncio.Future[Any]] = {grant, closed, ended, asked}
+            waiting: set[asyncio.Future[Any]] = {grant, closed, ended, asked, item}
             await asyncio.wait(waiting, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             if closed.done():
                 raise Unauthenticated(
                     "this session has ended: a newer one of the same key, or the coordinator stops; open another",
                     cause=Cause.SESSION_ENDED,
                 )
-            return grant.result() if grant.done() and not grant.cancelled() else None
+            lease = grant.result() if grant.done() and not grant.cancelled() else None
+            given = item.result() if lease is None and item.done() else None
+            return lease, given
         finally:
+            run.pump.delegation.forget(session.worker, item, taken=given is not None)
             closed.cancel()
             ended.cancel()
             asked.cancel()

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 import structlog
 
 from coordinator.edge.file_frames import FileFrames
+from coordinator.edge.measures import Measures
 from coordinator.edge.patience import Patience
 from coordinator.edge.residuals import residual_bytes
 from coordinator.edge.served import RunContext
@@ -36,6 +37,8 @@ from protocol.v1 import barnraise_pb2 as pb
 ALIVE_EVERY_S = 1.0
 """An upload counts as a sign of life this often: a slow uplink may have no room for heartbeats beside it."""
 CACHED_LEASE_DATA = 16
+
+_FramesOf = Callable[[Digest, int], Iterator[bytes]]
 
 _log = structlog.get_logger(__name__)
 
@@ -78,6 +81,7 @@ class Transfers:
         self._run = run
         self._frame_bytes = frame_bytes
         self._service = service
+        self.measures = Measures(run)
         self._writer = UploadWriter()
         self._scratch = bytearray(FRAME_HEADER_BYTES + FRAME_BYTES)
         self._uploading: dict[LeaseId, _Slot] = {}
@@ -225,8 +229,14 @@ class Transfers:
         elif request.WhichOneof("resource") == "lease_data":
             payload = await self._data_of(session, LeaseId(request.lease_data))
             frames = self._frames_of(payload, request.offset)
+        elif request.WhichOneof("resource") == "measure_data":
+            payload = await self.measures.sequences(session.worker, request.measure_data)
+            frames = self._frames_of(payload, request.offset)
+        elif request.WhichOneof("resource") == "measure_payload":
+            command = self.measures.submission(session.worker, request.measure_payload)
+            frames = await self._opened(command.digest, request.offset, self._payload_frames)
         else:
-            raise MalformedMessage("Download must name a block or a lease")
+            raise MalformedMessage("Download must name a block, a lease or an item")
         at_once = frames.at_once if isinstance(frames, FileFrames) else _not_at_once
         try:
             while (frame := at_once() or await asyncio.to_thread(next, frames, None)) is not None:
@@ -235,9 +245,9 @@ class Transfers:
             if isinstance(frames, FileFrames):
                 frames.close()
 
-    async def _opened(self, digest: Digest, offset: int) -> Iterator[bytes]:
-        """The block's frames; what a thread opens for a call that has ended meanwhile is closed."""
-        opening = asyncio.ensure_future(asyncio.to_thread(self._block_frames, digest, offset))
+    async def _opened(self, digest: Digest, offset: int, frames: _FramesOf | None = None) -> Iterator[bytes]:
+        """A file's frames, a block's as a rule; what a thread opens for a call that has ended meanwhile is closed."""
+        opening = asyncio.ensure_future(asyncio.to_thread(frames or self._block_frames, digest, offset))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -252,6 +262,12 @@ class Transfers:
         if not self._run.versions.is_served(digest):
             raise Refused(f"block {digest[:16]}… is nobody's to download")
         return FileFrames(blocks.open(digest), offset, self._scratch)
+
+    def _payload_frames(self, digest: Digest, offset: int) -> Iterator[bytes]:
+        payloads = self._run.store.payloads
+        if not payloads.has(digest):  # judged meanwhile, and dropped
+            raise Refused(f"submission {digest[:16]}… is not kept here any more; nobody waits for its measuring")
+        return FileFrames(payloads.open(digest), offset, self._scratch)
 
     def _frames_of(self, payload: bytes, offset: int) -> Iterator[bytes]:
         return frames_of(lambda start, length: payload[start : start + length], len(payload), offset, self._frame_bytes)

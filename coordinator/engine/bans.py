@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from coordinator.engine import audits, closing, leases
+from coordinator.engine import audits, closing, leases, measuring
 from coordinator.engine import contributions as votes
 from coordinator.engine import events as ev
 from coordinator.engine.commands import AggregateRound, FindHarmful, ShutOut, SlowCommand, TryContributions
@@ -113,7 +113,7 @@ def shut_out(turn: Turn, record: WorkerRecord, ban: Ban) -> None:
         if lease.status in {LeaseStatus.GRANTED, LeaseStatus.COMMITTED}:
             leases.expire(turn, lease_id, refusal.why)
         elif lease.status is LeaseStatus.UPLOADED:
-            turn.settle(leases.measure_id(lease_id))
+            turn.settle(measuring.measure_id(lease_id))
             turn.settle(audits.compare_id(lease_id))  # nor is what it found as an auditor heard
             leases.reject(turn, lease_id, refusal)
         elif lease.status is LeaseStatus.ACCEPTED and lease.counted_in is None:

@@ -45,8 +45,13 @@ from protocol.ids import RoundNumber, Version, WorkerId
 
 
 def close(turn: Turn, why: Reason) -> None:
-    """Nothing more is waited for: look once more at what was accepted, count it, and have a version made of it."""
+    """Nothing more is waited for: look once more at what was accepted, count it, and have a version made of it.
+
+    What the second look would refuse on a worker's word is measured here first, and the round stays open so long.
+    """
     state = turn.state
+    if second_look.is_put_off(turn):
+        return
     second_look.look_again(turn)
     state.usual_gain = state.index.tally.usual_gain(MIN_GAINS) or state.usual_gain
     _pass_over_weightless(turn)

@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from coordinator.engine.answers import GainAnswer
 from coordinator.engine.down_config import WHOLE, DownConfig
 from coordinator.engine.enough import EarlyStop
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.reasons import Reason, Verdict, told
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId
+from protocol.lease import DataRange
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +130,16 @@ class MeasureSubmission(SlowCommand):
     """Secret draw: whether the gain on some of the lease's own sequences is measured, too."""
     early: EarlyStop | None = None
     """When measuring may stop; None: with the last sequence of the draw."""
+    rows: DataRange | None = None
+    """Training sequences that no lease names: what is measured on in place of the secret draw, whoever does it."""
+    delegate: bool = False
+    """Trusted workers may measure it."""
+    check: bool = False
+    """Secret draw: where they do, two of different owners are to, or one and the coordinator."""
+    answers: tuple[GainAnswer, ...] = ()
+    """What they have said, to be held against what is measured here, on the whole of `rows`."""
+    tolerance: float = 0.0
+    """Nats a token by which they may differ from it in each sequence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 
 from coordinator.engine.codec_rules import combination_problems
+from coordinator.engine.delegation_config import DelegationConfig, delegation_problems
 from coordinator.engine.down_config import DownConfig, down_problems
 from coordinator.engine.trust_config import ReputationConfig, reputation_problems
 from protocol.codecs import BF16
@@ -203,6 +204,7 @@ class EngineConfig:
     screening: ScreeningConfig = ScreeningConfig()
     audits: AuditConfig = AuditConfig()
     reputation: ReputationConfig = field(default_factory=ReputationConfig)
+    delegation: DelegationConfig = field(default_factory=DelegationConfig)
     region: TrustRegionConfig = TrustRegionConfig()
     down: DownConfig = field(default_factory=DownConfig)
     rule: str = "trimmed_mean"
@@ -260,6 +262,7 @@ def check_config(config: EngineConfig) -> None:
         *((False, f"{name} must be {expected}, got {got!r}") for name, expected, got in breaches(inner)),
         *reputation_problems(config.reputation),
         *down_problems(config.down),
+        *delegation_problems(config.delegation),
         (0 <= config.rollback_rounds <= 100, f"rollback_rounds must be 0 to 100, got {config.rollback_rounds}"),
         (config.rollback_least_change >= 0, "rollback_least_change must be 0 or more"),
         *_audit_problems(config.audits),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from coordinator.engine.answers import GainAnswer
 from coordinator.engine.config import EngineConfig
 from coordinator.engine.event import Event
 from coordinator.engine.result_events import (
@@ -104,6 +105,8 @@ class WorkerEnrolled(Event):
     max_columns: int
     tokens_per_s: float
     """Probed speed; 0 where unknown."""
+    measures: bool = False
+    """Whether it offers to measure others' submissions."""
     owner: str = ""
     """Whose machine it is, as the operator said with the invite; empty: nobody's but its own."""
     invite: str = ""
@@ -117,6 +120,7 @@ class CapabilityChanged(Event):
     worker: WorkerId
     max_columns: int
     tokens_per_s: float
+    measures: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +258,12 @@ class SubmissionMeasured(Event):
     part_sequences: int = 0
     """Held-out sequences behind `heldout_gain`; 0 where that was not measured."""
     full_sequences: int = 0
+    measured_by: WorkerId | None = None
+    """The trusted worker whose figures these are; None: the coordinator's own. Norms always are."""
+    answers: tuple[GainAnswer, ...] = ()
+    """What trusted workers said, its own first; where there are two, they agree."""
+    false: tuple[WorkerId, ...] = ()
+    """Of those whose answers the coordinator held against its own, those whose are something else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,6 +46,7 @@ def on_worker_enrolled(turn: Turn, event: WorkerEnrolled) -> None:
             max_columns=event.max_columns,
             tokens_per_s=event.tokens_per_s,
             heard_at_s=turn.state.now_s,
+            measures=event.measures,
             owner=event.owner,
             invite=event.invite,
         ),
@@ -56,7 +57,9 @@ def on_capability_changed(turn: Turn, event: CapabilityChanged) -> None:
     """Counts from the next lease on."""
     enrolled(turn.state, event.worker)
     turn.hear(event.worker)
-    turn.state.update_worker(event.worker, max_columns=event.max_columns, tokens_per_s=event.tokens_per_s)
+    turn.state.update_worker(
+        event.worker, max_columns=event.max_columns, tokens_per_s=event.tokens_per_s, measures=event.measures
+    )
 
 
 def on_worker_silent(turn: Turn, event: WorkerSilent) -> None:

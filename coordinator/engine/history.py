@@ -146,6 +146,12 @@ class Totals:
     submissions_accepted: int = 0
     submissions_rejected: dict[str, int] = field(default_factory=dict)
     """Reason key to count."""
+    gains_delegated: int = 0
+    """Submissions whose gains a trusted worker's word was taken for."""
+    gains_checked: int = 0
+    """Answers of trusted workers that were held against another's, or against the coordinator's own measuring."""
+    gains_false: int = 0
+    """Of these, those that were something else."""
 
 
 class AuditOutcome(StrEnum):

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from coordinator.engine import appeals, pacing, residuals, trust
+from coordinator.engine import appeals, measuring, pacing, residuals, trust
 from coordinator.engine import contributions as votes
 from coordinator.engine.commands import (
     AnnounceVerdict,
     CancelLease,
     DropPayload,
     GrantLease,
-    MeasureSubmission,
 )
 from coordinator.engine.commits import refusal_of
-from coordinator.engine.early_stops import early_stop
 from coordinator.engine.events import SubmissionCommitted
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.past import PastStep
@@ -38,7 +36,7 @@ from coordinator.engine.rows import LeaseRecord, UploadReport
 from coordinator.engine.schedules import lease_recipe
 from coordinator.engine.turn import Turn
 from protocol.ids import LeaseId, WorkerId
-from protocol.lease import DataRange, blocks_of
+from protocol.lease import blocks_of
 
 
 def grant(
@@ -56,7 +54,7 @@ def grant(
         worker=worker,
         base_version=current.base_version,
         columns=columns,
-        data=_take_data(turn, steps * inner.batch_sequences),
+        data=measuring.take_data(turn, steps * inner.batch_sequences),
         seed=turn.draws.seed(current.round, "lease", lease_id),
         inner_steps=steps,
         batch_sequences=inner.batch_sequences,
@@ -195,29 +193,7 @@ def upload(turn: Turn, record: LeaseRecord) -> None:
         reject(turn, lease.lease_id, rejected(LATE, Case.BYTES_ROUNDS_LATE, rounds=staleness))
         return
     state.set_status(lease.lease_id, LeaseStatus.UPLOADED)
-    assert record.digest is not None
-    turn.emit(
-        MeasureSubmission(
-            command_id=measure_id(lease.lease_id),
-            lease=lease,
-            digest=record.digest,
-            payload_bytes=record.payload_bytes,
-            codec=record.codec,
-            # one draw for the whole round, so that its gains can be compared
-            heldout_seed=turn.draws.seed(lease.round, "heldout"),
-            measure_gain=state.config.screening.enabled,
-            taken=pacing.taken(state.config),
-            part=pacing.part_measured(state.config, lease),
-            own_data=_is_drawn(turn, lease.round),
-            early=early_stop(state, lease),
-        )
-    )
-
-
-def _is_drawn(turn: Turn, round_number: int) -> bool:
-    """Whether gains on leases' own sequences are measured in this round: of all of it, so that they can be compared."""
-    share, parts = turn.state.config.screening.own_data_share, 10_000
-    return turn.draws.stream(round_number, "own-data").below(parts) < share * parts
+    measuring.measure(turn, state.leases[lease.lease_id])
 
 
 def break_uploads(turn: Turn, worker: WorkerId) -> None:
@@ -225,11 +201,6 @@ def break_uploads(turn: Turn, worker: WorkerId) -> None:
     for record in list(turn.state.leases_of(worker)):
         if record.status is LeaseStatus.COMMITTED and not record.upload_broken:
             turn.state.update_lease(record.lease.lease_id, upload_broken=True)
-
-
-def measure_id(lease_id: LeaseId) -> str:
-    """Id of the command that measures a lease's submission."""
-    return f"measure:{lease_id}"
 
 
 def accept(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
@@ -263,6 +234,7 @@ def reject(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
     state = turn.state
     record = state.set_status(lease_id, LeaseStatus.REJECTED)
     state.update_lease(lease_id, verdict=verdict)
+    turn.settle(measuring.again_id(lease_id))
     residuals.on_lost(turn, record)
     worker = state.workers[record.lease.worker]
     counts = {**worker.rejected, verdict.key: worker.rejected.get(verdict.key, 0) + 1}
@@ -325,17 +297,6 @@ def note_upload(turn: Turn, record: LeaseRecord) -> None:
     ends = (other.uploaded_at_s or 0.0 for other in state.leases_of(worker.worker) if other is not record)
     report = UploadReport(payload_bytes=max(1, record.payload_bytes), upload_s=state.now_s - max([since_s, *ends]))
     state.update_worker(worker.worker, uploads=pacing.last_few(worker.uploads, report))
-
-
-def _take_data(turn: Turn, count: int) -> DataRange:
-    """The next `count` positions of this epoch's permutation; a new epoch where they do not fit."""
-    state = turn.state
-    if state.next_sequence + count > state.config.train_sequences:
-        state.data_epoch += 1
-        state.next_sequence = 0
-    data = DataRange(seed=turn.draws.seed(0, "data", state.data_epoch), start=state.next_sequence, count=count)
-    state.next_sequence += count
-    return data
 
 
 def _cool(turn: Turn, worker: WorkerId) -> None:

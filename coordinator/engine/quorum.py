@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import median
 
-from coordinator.engine import audits
+from coordinator.engine import audits, measuring
 from coordinator.engine.ballots import Ballot
 from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.reasons import Case, Reason, reason
@@ -163,7 +163,7 @@ class Outlook:
     out: int
     """All that workers have yet to deliver, waited for or not."""
     measuring: int
-    """Submissions that we have yet to judge."""
+    """Submissions that we have yet to judge, or to measure again."""
     auditing: int
     """Audits that decide what a submission may count, and are under way."""
     settled: bool
@@ -178,7 +178,7 @@ def outlook_of(state: EngineState) -> Outlook:
         awaited=tally.awaited_in_time,
         stragglers=tally.awaited_steady,
         out=tally.awaited,
-        measuring=state.index.measuring,
+        measuring=state.index.measuring + measuring.under_way_again(state),
         auditing=sum(1 for _ in audits.awaited(state)),
         settled=standings.is_settled(),
     )

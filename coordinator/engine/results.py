@@ -8,19 +8,17 @@ worker.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import TypeVar
 
 from coordinator.engine import (
     audits,
     closing,
+    delegation,
     leases,
+    measuring,
     opinions,
-    pacing,
     rebuilt,
     rescue,
-    residuals,
-    screening,
     trust_region,
     withholding,
 )
@@ -65,7 +63,11 @@ def on_submission_measured(turn: Turn, event: SubmissionMeasured) -> None:
     """Judge the submission; a repeated measurement changes nothing."""
     state = turn.state
     record = state.leases.get(event.lease_id)
-    if record is None or event.command_id != leases.measure_id(event.lease_id):
+    if event.command_id == measuring.again_id(event.lease_id):
+        if event.command_id in state.pending:
+            delegation.on_measured_again(turn, event)
+        return
+    if record is None or event.command_id != measuring.measure_id(event.lease_id):
         raise IllegalEvent(f"{event.command_id} does not measure a known lease ({event.lease_id})")
     if record.status is not LeaseStatus.UPLOADED:
         if record.status in {LeaseStatus.ACCEPTED, LeaseStatus.REJECTED}:
@@ -75,32 +77,19 @@ def on_submission_measured(turn: Turn, event: SubmissionMeasured) -> None:
     missing = set(lease.blocks) ^ {norm.block for norm in event.norms}
     if not event.malformed and missing:
         raise IllegalEvent(f"{event.command_id} must give one norm for each leased block; differs in {sorted(missing)}")
+    command = _pending(turn, event.command_id, MeasureSubmission)
+    delegation.check_answers(command, event)
     turn.settle(event.command_id)
+    delegation.caught(turn, event.false)
     staleness = state.staleness_of(lease)
     if staleness > state.config.max_staleness:
         leases.reject(turn, lease.lease_id, rejected(LATE, Case.JUDGED_ROUNDS_LATE, rounds=staleness))
         return
-    norms = screening.scaled_norms(event, partial(residuals.norm_scale, state.config, record))
-    verdict = screening.judge(
-        state.config.screening,
-        event,
-        norms=norms,
-        person=state.index.person_place(lease.worker),
-        medians=state.index.norms.medians(state.norm_history),
-        gains_median=state.index.tally.gains_median(screening.MIN_GAINS),
-        gain_spread=state.gain_spread,
-        steps_share=pacing.steps_share(state, lease),
-    )
-    state.update_lease(
-        lease.lease_id,
-        norms=norms,
-        heldout_gain=event.heldout_gain,
-        heldout_gain_se=event.heldout_gain_se,
-        full_gain=event.full_gain,
-        full_gain_se=event.full_gain_se,
-        own_gain=event.own_gain,
-        part_spread=event.part_spread,
-    )
+    verdict = delegation.verdict_on(turn, record, event)
+    if delegation.is_to_be_confirmed(turn, command, event, verdict):
+        return
+    delegation.note_checked(state, event)
+    delegation.note_measured(turn, event)
     if not verdict.accepted:
         leases.reject(turn, lease.lease_id, verdict)
         return
@@ -167,7 +156,7 @@ def on_command_failed(turn: Turn, event: CommandFailed) -> None:
     if isinstance(command, MeasureSubmission):
         turn.settle(event.command_id)
         verdict = rejected(UNMEASURABLE, Case.NOT_MEASURED, failure.error, tries=failure.count)
-        leases.reject(turn, command.lease.lease_id, verdict)
+        delegation.give_up(turn, command, verdict)
     elif isinstance(command, ReplayLease | CompareSubmissions):
         turn.settle(event.command_id)
         opinions.on_unable(turn, command, failure.error, failure.count)

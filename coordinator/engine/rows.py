@@ -16,6 +16,7 @@ from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.reasons import Reason, Verdict, told
 from coordinator.engine.sequential import RankTest
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId
+from protocol.lease import DataRange
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +153,8 @@ class WorkerRecord:
     """Leases of it that two independent auditors contradicted."""
     accused: LeaseId | None = None
     """A lease of it that one auditor contradicted, and no other has looked at yet."""
+    measures: bool = False
+    """Whether it offers to measure others' submissions."""
     false_accusations: int = 0
     """Leases of others that it contradicted as an auditor, and two others did not."""
     ban: Ban | None = None
@@ -227,6 +230,8 @@ class LeaseRecord:
     own_gain: float | None = None
     part_spread: float = 0.0
     """The last four as in `SubmissionMeasured`."""
+    measured_by: WorkerId | None = None
+    """The trusted worker whose word for its gains is taken; None: the coordinator measured them."""
     compared: bool = False
     """Its worker's sequential tests have read it."""
     verdict: Verdict | None = None
@@ -319,6 +324,10 @@ class RoundState:
     """Of those drawn."""
     withheld: tuple[Reason, ...] = ()
     """Versions that were made of it and are not published, in their order."""
+    rows: DataRange | None = None
+    """The latest that trusted workers were given to measure on."""
+    rows_since_s: float = 0.0
+    """When: whoever commits later is measured on others."""
     thin: int = 0
     """Blocks that fewer than three independent people returned."""
 

@@ -7,11 +7,11 @@ and so measured on the same sequences; the tests read each submission once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from coordinator.engine import contributions, leases, pacing, screening
+from coordinator.engine import contributions, leases, measuring, pacing, screening
 from coordinator.engine.config import ScreeningConfig
 from coordinator.engine.medians import NormMedians, medians_of
 from coordinator.engine.phases import LeaseStatus
@@ -72,22 +72,40 @@ class _Round:
         return all(len(others) >= screening.MIN_GAINS for others in held)
 
 
+_Judged = Callable[[EngineState, LeaseRecord, _Round, NormMedians], Verdict | None]
+
+
+def is_put_off(turn: Turn) -> bool:
+    """Have measured here what `look_again` would refuse on a worker's word (delegation.py): not before that is done."""
+    if not turn.state.config.screening.enabled:
+        return False
+    found = [_verdicts(turn.state, judged) for judged in (_gain_against_peers, _harm_against_peers)]
+    doubted = {record.lease.lease_id: record for verdicts in found for record, _ in verdicts if record.measured_by}
+    for record in doubted.values():
+        measuring.measure_again(turn, record)
+    return bool(doubted)
+
+
 def look_again(turn: Turn) -> None:
     """Refuse what was accepted before there were peers to compare it with, and falls short of them or outgrows them."""
     state, config = turn.state, turn.state.config.screening
     if not config.enabled:
         return
     for judged in (_gain_against_peers, _harm_against_peers, _norms_against_peers):
-        countable = contributions.countable(state)
-        rounds = {number: _Round.of(state, number) for number in {record.lease.round for record in countable}}
-        heard = [record for record in countable if contributions.share_of(state, record) > 0.0]
-        medians = medians_of(remembered(state, heard))
-        for record in countable:
-            verdict = judged(state, record, rounds[record.lease.round], medians)
-            if verdict is not None:
-                leases.withdraw(turn, record.lease.lease_id, verdict)
+        for record, verdict in _verdicts(state, judged):
+            leases.withdraw(turn, record.lease.lease_id, verdict)
     _note_spread(state)
     _read_tests(state)
+
+
+def _verdicts(state: EngineState, judged: _Judged) -> list[tuple[LeaseRecord, Verdict]]:
+    """What speaks against any of the accepted."""
+    countable = contributions.countable(state)
+    rounds = {number: _Round.of(state, number) for number in {record.lease.round for record in countable}}
+    heard = [record for record in countable if contributions.share_of(state, record) > 0.0]
+    medians = medians_of(remembered(state, heard))
+    found = ((record, judged(state, record, rounds[record.lease.round], medians)) for record in countable)
+    return [(record, verdict) for record, verdict in found if verdict is not None]
 
 
 def _note_spread(state: EngineState) -> None:

@@ -34,6 +34,7 @@ from coordinator.engine.records import event_from_json, event_to_json
 from coordinator.engine.snapshots import SnapshotText
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.clock import LOOK_EVERY_S
+from coordinator.run.delegation import Delegation
 from coordinator.run.migrations import MIGRATIONS, Migrations, migrated_snapshot
 from coordinator.run.pump_limits import PumpLimits
 from coordinator.run.slow import SlowCommands
@@ -130,12 +131,14 @@ class Pump:
         self._stop_asked = asyncio.Event()
         self._queue: list[_Queued] = []
         self._wake = asyncio.Event()
+        self.delegation = Delegation(engine)
         self._slow = SlowCommands(
             work,
             is_wanted=engine.is_pending,
             report=self._report,
             clock=clock,
             retry_first_s=limits.retry_first_s,
+            delegation=self.delegation,
         )
         self._since_snapshot = 0
         self._snapshot_text = SnapshotText()

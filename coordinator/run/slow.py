@@ -3,7 +3,9 @@
 Decides the order (what the round waits for goes first), and how long a command that failed rests before it is tried
 again. Always: each runs in a thread of its own and touches no state; a failure of whatever kind stops nothing and is
 handed back as an event, with whether it was the machine's, so that the engine decides what becomes of it; a command
-that the engine has lost interest in is not begun any more.
+that the engine has lost interest in is not begun any more. What trusted workers may measure goes to them
+(delegation.py) once it has been decoded here, and nothing waits behind it; it comes back into the line where their
+word is not enough.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import heapq
 import itertools
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import structlog
 
@@ -27,8 +30,10 @@ from coordinator.engine.commands import (
     TryContributions,
     ValidateVersion,
 )
-from coordinator.engine.events import CommandFailed, Event
+from coordinator.engine.events import CommandFailed, Event, SubmissionMeasured
+from coordinator.run.delegation import Delegation
 from coordinator.work.failures import trouble_of
+from coordinator.work.measured import believed, with_gains
 from coordinator.work.port import Work
 from protocol.text import printable
 
@@ -65,6 +70,7 @@ class SlowCommands:
         report: Callable[[Event], Awaitable[None]],
         clock: Callable[[], float],
         retry_first_s: float,
+        delegation: Delegation,
     ) -> None:
         """`is_wanted` says of a command's id whether the engine still waits for it; `report` takes each result."""
         self._work = work
@@ -72,6 +78,8 @@ class SlowCommands:
         self._report = report
         self._clock = clock
         self._retry_first_s = retry_first_s
+        self._delegation = delegation
+        self._delegated: set[asyncio.Task[None]] = set()
         self._queue: list[tuple[int, int, SlowCommand]] = []
         self._queued: set[str] = set()
         self._order = itertools.count()
@@ -96,7 +104,7 @@ class SlowCommands:
         """Begin nothing more."""
         self._stopping = True
         self._wake.set()
-        for retry in self._retries:
+        for retry in (*self._retries, *self._delegated):
             retry.cancel()
 
     def close(self) -> None:
@@ -112,14 +120,37 @@ class SlowCommands:
                 continue
             _, _, command = heapq.heappop(self._queue)
             self._queued.discard(command.command_id)
-            if self._is_wanted(command.command_id):
-                await self._report(await self._carried_out(command))
-            else:
+            if not self._is_wanted(command.command_id):
                 self._forget_failures(command)  # the engine has lost interest, e.g. the run was stopped
+            elif isinstance(command, MeasureSubmission) and self._delegation.takes(command):
+                await self._delegate(command)
+            else:
+                await self._report(await self._carried_out(command, command))
 
-    async def _carried_out(self, command: SlowCommand) -> Event:
+    async def _delegate(self, command: MeasureSubmission) -> None:
+        """Decode it and take its norms here, and have others measure what it gains."""
+        decoded = await self._carried_out(command, replace(command, measure_gain=False))
+        if not isinstance(decoded, SubmissionMeasured) or decoded.malformed:
+            await self._report(decoded)
+            return
+        task = asyncio.ensure_future(self._have_measured(command, decoded))
+        self._delegated.add(task)
+        task.add_done_callback(self._delegated.discard)
+
+    async def _have_measured(self, command: MeasureSubmission, decoded: SubmissionMeasured) -> None:
+        answers = await self._delegation.measured(command)
+        if self._stopping:
+            return
+        found = believed(command, answers)
+        if found is None:
+            self.push(replace(command, delegate=False, answers=answers))
+        else:
+            await self._report(with_gains(decoded, found, answers, at_s=self._clock()))
+
+    async def _carried_out(self, command: SlowCommand, what: SlowCommand) -> Event:
+        """What comes of `what`, which is `command` or a part of it."""
         try:
-            result = await asyncio.get_running_loop().run_in_executor(self._thread, self._work.execute, command)
+            result = await asyncio.get_running_loop().run_in_executor(self._thread, self._work.execute, what)
         except Exception as error:
             return self._on_failure(command, error)
         self._forget_failures(command)

@@ -50,7 +50,7 @@ from coordinator.engine.events import (
 from coordinator.store.ports import BlobStore
 from coordinator.store.versions import Versions, frozen_columns
 from coordinator.work import harm
-from coordinator.work.gains import GainMeasure, Gains, WorkSettings
+from coordinator.work.gains import GainMeasure, WorkSettings
 from coordinator.work.outer import RoundAggregator
 from coordinator.work.port import Replay, Work
 from coordinator.work.rebuilding import rebuild
@@ -130,11 +130,9 @@ class Executor(Work):
                 lease_id=command.lease.lease_id,
                 malformed=str(error),
             )
-        gains = Gains()
-        if command.measure_gain:
-            gains = self._gains.of(
-                command, base.manifest, lambda share: self._resident.less(base, submission if share else {}, share)
-            )
+        gains, false = self._gains.measured(
+            command, base.manifest, lambda share: self._resident.less(base, submission if share else {}, share)
+        )
         return SubmissionMeasured(
             at_s=self._clock(),
             command_id=command.command_id,
@@ -149,6 +147,8 @@ class Executor(Work):
             part_spread=gains.part_spread,
             part_sequences=gains.part_sequences,
             full_sequences=gains.full_sequences,
+            answers=command.answers,
+            false=false,
         )
 
     @execute.register

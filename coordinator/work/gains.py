@@ -21,10 +21,20 @@ import torch
 from torch import Tensor
 
 from coordinator.engine.commands import MeasureSubmission
-from coordinator.engine.draws import Stream
 from coordinator.engine.enough import EarlyStop, Enough, looked
+from coordinator.work.measured import (
+    FEWEST_TO_DIVIDE,
+    Gains,
+    agree,
+    divided,
+    gains_from,
+    own_rows,
+    parts_of,
+    sequences_of,
+)
 from moe.full import mean_and_error, sequence_losses
-from protocol.ids import Digest
+from protocol.ids import Digest, WorkerId
+from protocol.lease import DataRange
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,17 +44,11 @@ if TYPE_CHECKING:
 Load = Callable[[float], Any]
 """The base with so much of the submission taken, as a model, which the next call changes; 0 is the base itself."""
 
-SHARE_FOR_ALL = 4
-"""One of so many held-out sequences is for all of it: what spoils a model shows on few."""
-FEWEST_TO_DIVIDE = 32
-"""Held-out sequences; fewer serve both ends."""
 FIRST_OF_ALL = 2
 FIRST_OF_PART = 4
 """Sequences of the first look, where measuring may stop early: a tenth of the usual draw."""
 WHERE_IN_DOUBT = 4
 """So many times the sequences, where those of the part speak against a submission by more than their error."""
-OWN_SHARE = 8
-"""Of the lease's own, an eighth as many as of the held-out."""
 TERRIBLE = -1e9
 """A model that overflows is as bad as a model can be; an infinite loss would not survive the journal's JSON."""
 CACHED_BASELINES = 64
@@ -67,41 +71,33 @@ class WorkSettings:
     """Exported versions that stay; older ones are deleted."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gains:
-    """Held-out losses before minus after, nats a token, and their standard errors."""
-
-    part: float = 0.0
-    part_se: float = 0.0
-    full: float = 0.0
-    full_se: float = 0.0
-    own: float | None = None
-    part_spread: float = 0.0
-    """Standard deviation over sequences."""
-    part_sequences: int = 0
-    full_sequences: int = 0
-    """Behind the two."""
-
-
 class GainMeasure:
     """Measures submissions; keeps the losses of the versions that they start from."""
 
     def __init__(self, dataset: Dataset, settings: WorkSettings) -> None:
         self._dataset = dataset
         self._settings = settings
-        self._baselines: OrderedDict[tuple[Digest, int, int, int], Tensor] = OrderedDict()
+        self._baselines: OrderedDict[tuple[Digest, int, DataRange | None, int, int], Tensor] = OrderedDict()
+
+    def measured(self, command: MeasureSubmission, digest: Digest, load: Load) -> tuple[Gains, tuple[WorkerId, ...]]:
+        """Of the command's submission, which starts from the version whose manifest is `digest`; and whose `answers`
+        are something else. Nothing where no gain is wanted."""
+        if not command.measure_gain:
+            return Gains(), ()
+        if command.answers:
+            return self.held_against(command, load)
+        return self.of(command, digest, load), ()
 
     def of(self, command: MeasureSubmission, digest: Digest, load: Load) -> Gains:
-        """Of the command's submission, which starts from the version whose manifest is `digest`."""
+        """On as many sequences as it takes."""
         one = _Measuring(self, command, digest, load)
         count = len(one.tokens_NL)
-        divided = count >= FEWEST_TO_DIVIDE
-        cut = count // SHARE_FOR_ALL if divided else count
-        early = command.early if divided else None
+        all_of, part_of = divided(count)
+        early = command.early if count >= FEWEST_TO_DIVIDE else None
         own = one.of_own(self._own(command))
         # what its own sequences show is compared with what the whole of the others do
-        full_N = one.of_all(slice(0, cut), None if command.own_data else early)
-        part_N = one.of_part(slice(cut if divided else 0, count), early)
+        full_N = one.of_all(all_of, None if command.own_data else early)
+        part_N = one.of_part(part_of, early)
         part, full = mean_and_error(part_N), mean_and_error(full_N)
         sizes = {"part_sequences": len(part_N), "full_sequences": len(full_N)}
         if not all(map(math.isfinite, (part[0], full[0], own or 0.0))):
@@ -109,26 +105,39 @@ class GainMeasure:
         spread = early.spread if early is not None else 0.0
         return Gains(
             part=part[0],
-            part_se=_error(part[1], len(part_N), spread, count - cut),
+            part_se=_error(part[1], len(part_N), spread, count - part_of.start),
             full=full[0],
-            full_se=_error(full[1], len(full_N), spread * command.taken / command.part, cut),
+            full_se=_error(full[1], len(full_N), spread * command.taken / command.part, all_of.stop),
             own=own,
             part_spread=_known(part[1]) * math.sqrt(len(part_N)),
             **sizes,
         )
 
+    def held_against(self, command: MeasureSubmission, load: Load) -> tuple[Gains, tuple[WorkerId, ...]]:
+        """The same on the whole of the command's `rows`; and whose `answers` are something else."""
+        tokens_NL = sequences_of(self._dataset, command, self._settings.sequence_length)
+        before = self.losses(load(0.0), tokens_NL).tolist()
+        after: list[float] = []
+        for part in parts_of(command):
+            after += self.losses(load(part.share), tokens_NL[part.start : part.stop]).tolist()
+        false = [one.worker for one in command.answers if not agree(one, before, after, command.tolerance)]
+        if not all(map(math.isfinite, (*before, *after))):
+            own = TERRIBLE if command.own_data else None
+            return Gains(part=TERRIBLE, full=TERRIBLE, own=own), tuple(false)
+        return gains_from(command, before, after), tuple(false)
+
     def drawn(self, command: MeasureSubmission, times: int) -> NDArray[Any]:
         """The round's sequences [N, L+1]; with `times`, more that begin with the same."""
+        length, rows = self._settings.sequence_length, command.rows
+        if rows is not None and times == 1:
+            return self._dataset.sequences(rows.seed, rows.start, rows.count, length)
         count = times * self._settings.screening_sequences
-        length = self._settings.sequence_length
         return self._dataset.screening_batch(command.heldout_seed, count, length, command.lease.round)
 
     def _own(self, command: MeasureSubmission) -> NDArray[Any]:
-        """Some sequences of the lease, by a draw that follows from the round's secret one; [0, L+1] where not asked."""
+        """Some sequences of the lease; [0, L+1] where not asked."""
         data, length = command.lease.data, self._settings.sequence_length
-        wanted = max(1, self._settings.screening_sequences // OWN_SHARE) if command.own_data else 0
-        draw = Stream(f"{command.heldout_seed} {command.lease.lease_id}".encode())
-        rows = draw.sample(range(data.count), wanted)
+        rows = own_rows(command, command.rows.count if command.rows else self._settings.screening_sequences)
         found = [self._dataset.sequences(data.seed, data.start + row, 1, length) for row in rows]
         return np.concatenate([self._dataset.sequences(data.seed, data.start, 0, length), *found])
 
@@ -136,7 +145,7 @@ class GainMeasure:
         self, command: MeasureSubmission, digest: Digest, load: Load, tokens_NL: NDArray[Any], start: int
     ) -> Tensor:
         """Losses of the round's sequences from `start` on, under the version that they all start from."""
-        key = digest, command.heldout_seed, start, len(tokens_NL)
+        key = digest, command.heldout_seed, command.rows, start, len(tokens_NL)
         if key not in self._baselines:
             self._baselines[key] = self.losses(load(0.0), tokens_NL)
             while len(self._baselines) > CACHED_BASELINES:
@@ -178,7 +187,7 @@ class _Measuring:
         mean, error = mean_and_error(gains_N)
         if found is not Enough.UNDECIDED or mean + _known(error) >= 0.0:
             return gains_N
-        more_NL = self._measure.drawn(self._command, WHERE_IN_DOUBT)[count:]
+        more_NL = self._measure.drawn(self._command, WHERE_IN_DOUBT)[count:]  # never of what others were given
         return torch.cat([gains_N, self._gains(share, more_NL, count)]) if len(more_NL) else gains_N
 
     def _looked_at(

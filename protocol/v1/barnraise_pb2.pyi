@@ -8,20 +8,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Capability(_message.Message):
-    __slots__ = ("device", "device_name", "memory_bytes", "max_columns", "tokens_per_s", "software")
+    __slots__ = ("device", "device_name", "memory_bytes", "max_columns", "tokens_per_s", "software", "measures")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_NAME_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_COLUMNS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    MEASURES_FIELD_NUMBER: _ClassVar[int]
     device: str
     device_name: str
     memory_bytes: int
     max_columns: int
     tokens_per_s: float
     software: str
-    def __init__(self, device: _Optional[str] = ..., device_name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., max_columns: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., software: _Optional[str] = ...) -> None: ...
+    measures: bool
+    def __init__(self, device: _Optional[str] = ..., device_name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., max_columns: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., software: _Optional[str] = ..., measures: _Optional[bool] = ...) -> None: ...
 
 class EnrolRequest(_message.Message):
     __slots__ = ("protocol_version", "public_key", "invite", "name", "capability", "work")
@@ -180,18 +182,68 @@ class AcquireLeaseRequest(_message.Message):
     def __init__(self, wait_s: _Optional[float] = ...) -> None: ...
 
 class AcquireLeaseReply(_message.Message):
-    __slots__ = ("lease", "wait", "over", "verdicts", "open")
+    __slots__ = ("lease", "wait", "over", "verdicts", "open", "measure")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     WAIT_FIELD_NUMBER: _ClassVar[int]
     OVER_FIELD_NUMBER: _ClassVar[int]
     VERDICTS_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
+    MEASURE_FIELD_NUMBER: _ClassVar[int]
     lease: Lease
     wait: Wait
     over: RunOver
     verdicts: _containers.RepeatedCompositeFieldContainer[Verdict]
     open: _containers.RepeatedCompositeFieldContainer[WantedResidual]
-    def __init__(self, lease: _Optional[_Union[Lease, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., over: _Optional[_Union[RunOver, _Mapping]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., open: _Optional[_Iterable[_Union[WantedResidual, _Mapping]]] = ...) -> None: ...
+    measure: MeasureItem
+    def __init__(self, lease: _Optional[_Union[Lease, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., over: _Optional[_Union[RunOver, _Mapping]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., open: _Optional[_Iterable[_Union[WantedResidual, _Mapping]]] = ..., measure: _Optional[_Union[MeasureItem, _Mapping]] = ...) -> None: ...
+
+class MeasureItem(_message.Message):
+    __slots__ = ("item_id", "base_version", "columns", "codec", "digest", "payload_bytes", "sequences", "parts")
+    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    item_id: str
+    base_version: int
+    columns: _containers.RepeatedScalarFieldContainer[int]
+    codec: str
+    digest: bytes
+    payload_bytes: int
+    sequences: int
+    parts: _containers.RepeatedCompositeFieldContainer[MeasurePart]
+    def __init__(self, item_id: _Optional[str] = ..., base_version: _Optional[int] = ..., columns: _Optional[_Iterable[int]] = ..., codec: _Optional[str] = ..., digest: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ..., sequences: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[MeasurePart, _Mapping]]] = ...) -> None: ...
+
+class MeasurePart(_message.Message):
+    __slots__ = ("share", "start", "stop")
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    share: float
+    start: int
+    stop: int
+    def __init__(self, share: _Optional[float] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
+
+class AnswerMeasureRequest(_message.Message):
+    __slots__ = ("item_id", "before", "after", "error")
+    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    item_id: str
+    before: _containers.RepeatedScalarFieldContainer[float]
+    after: _containers.RepeatedScalarFieldContainer[float]
+    error: str
+    def __init__(self, item_id: _Optional[str] = ..., before: _Optional[_Iterable[float]] = ..., after: _Optional[_Iterable[float]] = ..., error: _Optional[str] = ...) -> None: ...
+
+class AnswerMeasureReply(_message.Message):
+    __slots__ = ("taken",)
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    taken: bool
+    def __init__(self, taken: _Optional[bool] = ...) -> None: ...
 
 class WantedResidual(_message.Message):
     __slots__ = ("lease_id", "digest", "offset")
@@ -368,14 +420,18 @@ class GetManifestReply(_message.Message):
     def __init__(self, manifest_json: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class DownloadRequest(_message.Message):
-    __slots__ = ("block_digest", "lease_data", "offset")
+    __slots__ = ("block_digest", "lease_data", "measure_data", "measure_payload", "offset")
     BLOCK_DIGEST_FIELD_NUMBER: _ClassVar[int]
     LEASE_DATA_FIELD_NUMBER: _ClassVar[int]
+    MEASURE_DATA_FIELD_NUMBER: _ClassVar[int]
+    MEASURE_PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     block_digest: bytes
     lease_data: str
+    measure_data: str
+    measure_payload: str
     offset: int
-    def __init__(self, block_digest: _Optional[bytes] = ..., lease_data: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+    def __init__(self, block_digest: _Optional[bytes] = ..., lease_data: _Optional[str] = ..., measure_data: _Optional[str] = ..., measure_payload: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class CreateInviteRequest(_message.Message):
     __slots__ = ("trusted", "expires_in_s", "count", "owner", "uses")

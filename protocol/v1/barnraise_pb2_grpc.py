@@ -74,6 +74,11 @@ class CoordinatorStub:
                 request_serializer=protocol_dot_v1_dot_barnraise__pb2.AskAuditRequest.SerializeToString,
                 response_deserializer=protocol_dot_v1_dot_barnraise__pb2.AskAuditReply.FromString,
                 _registered_method=True)
+        self.AnswerMeasure = channel.unary_unary(
+                '/barnraise.protocol.v1.Coordinator/AnswerMeasure',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.AnswerMeasureRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.AnswerMeasureReply.FromString,
+                _registered_method=True)
         self.Upload = channel.stream_unary(
                 '/barnraise.protocol.v1.Coordinator/Upload',
                 request_serializer=protocol_dot_v1_dot_barnraise__pb2.UploadHeader.SerializeToString,
@@ -137,6 +142,12 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AnswerMeasure(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Upload(self, request_iterator, context):
         """Raw frames on the wire: the first request message is an UploadHeader, the rest are frames.
         """
@@ -193,6 +204,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.AskAudit,
                     request_deserializer=protocol_dot_v1_dot_barnraise__pb2.AskAuditRequest.FromString,
                     response_serializer=protocol_dot_v1_dot_barnraise__pb2.AskAuditReply.SerializeToString,
+            ),
+            'AnswerMeasure': grpc.unary_unary_rpc_method_handler(
+                    servicer.AnswerMeasure,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.AnswerMeasureRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.AnswerMeasureReply.SerializeToString,
             ),
             'Upload': grpc.stream_unary_rpc_method_handler(
                     servicer.Upload,
@@ -421,6 +437,33 @@ class Coordinator:
             '/barnraise.protocol.v1.Coordinator/AskAudit',
             protocol_dot_v1_dot_barnraise__pb2.AskAuditRequest.SerializeToString,
             protocol_dot_v1_dot_barnraise__pb2.AskAuditReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AnswerMeasure(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Coordinator/AnswerMeasure',
+            protocol_dot_v1_dot_barnraise__pb2.AnswerMeasureRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.AnswerMeasureReply.FromString,
             options,
             channel_credentials,
             insecure,

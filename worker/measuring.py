@@ -1,0 +1,106 @@
+"""Measuring somebody else's submission for the coordinator: what it names is fetched, measured, and answered.
+
+Decides that an item is sane before anything is fetched for it, and that whatever goes wrong is said rather than kept:
+the coordinator then measures it elsewhere. Holds always: blocks, bytes and sequences are believed as those of a lease
+are, under the manifest's signature, digests and shapes; nothing is kept of an item but blocks in the cache. Touches the
+network and the block cache through what it is given.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+from moe.layout import submission_specs
+from protocol.codecs import codec_named
+from protocol.errors import BarnraiseError, MalformedMessage
+from protocol.ids import Digest
+from protocol.sequences import decode_sequences, max_payload_bytes
+from protocol.tensors import payload_size
+from protocol.v1 import barnraise_pb2 as pb
+from worker.fetch import Fetcher
+from worker.fetched import FetchedItem, MeasuredPart, Run
+from worker.lease import MAX_LEASE_TOKENS, printable
+from worker.ports import Background, Coordinator, Measurer
+from worker.progress import Reporter
+from worker.wire import SessionEnded
+
+MAX_PARTS = 8
+MAX_ERROR_CHARACTERS = 200
+
+
+class Measuring:
+    """Measures one item at a time."""
+
+    def __init__(self, measurer: Measurer, background: Background, reporter: Reporter) -> None:
+        self._measurer, self._background, self._reporter = measurer, background, reporter
+
+    async def answer(self, message: pb.MeasureItem, client: Coordinator, fetcher: Fetcher, run: Run) -> None:
+        """Measure what `message` names, and say what comes of it. SessionEnded where the session is over."""
+        item_id = message.item_id[:64]
+        request = pb.AnswerMeasureRequest(item_id=item_id)
+        try:
+            item = await _fetched(message, client, fetcher, run)
+            before, after = await self._background.run(self._measurer.measure, item)
+            request.before.extend(before)
+            request.after.extend(after)
+            if not all(map(math.isfinite, (*before, *after))):
+                request.error = "not all losses are numbers"
+        except SessionEnded:
+            raise
+        except (BarnraiseError, OSError, RuntimeError, MemoryError) as error:  # torch says RuntimeError of any device
+            request.error = printable(str(error) or repr(error), MAX_ERROR_CHARACTERS)
+        reply = await client.answer_measure(request)
+        what = f"could not be measured here: {request.error}" if request.error else "measured"
+        unheard = "" if reply.taken else "; nobody waits for it any more"
+        self._reporter.say("measured", f"a submission of somebody else, for the coordinator: {what}{unheard}")
+
+
+async def _fetched(message: pb.MeasureItem, client: Coordinator, fetcher: Fetcher, run: Run) -> FetchedItem:
+    item_id, columns, count = message.item_id, tuple(message.columns), message.sequences
+    _check(message, run)
+    codec = codec_named(message.codec)
+    expected = payload_size(submission_specs(run.layout, columns), codec)
+    if message.payload_bytes != expected:
+        raise MalformedMessage(
+            f"item {item_id}: its submission has {expected} bytes, named are {message.payload_bytes}"
+        )
+    digests = await fetcher.whole_version(message.base_version, item_id, run, lambda _count: None)
+    shape = run.sequences
+    data = await client.download_measure_data(item_id, max_payload_bytes(count, shape.tokens))
+    sequences_NL = decode_sequences(data, count, shape.tokens, shape.vocab_size)
+    payload = await client.download_measure_payload(item_id, expected, Digest(message.digest.hex()))
+    parts = (MeasuredPart(share=part.share, start=part.start, stop=part.stop) for part in message.parts)
+    return FetchedItem(
+        item_id=item_id,
+        run=run,
+        columns=columns,
+        codec=codec.name,
+        digests=digests,
+        payload=payload,
+        sequences=sequences_NL,
+        parts=tuple(parts),
+    )
+
+
+def _check(message: pb.MeasureItem, run: Run) -> None:
+    """MalformedMessage where a coordinator asks for what no item is."""
+    columns, tokens = tuple(message.columns), message.sequences * run.sequences.tokens
+    _require(0 < len(message.item_id) <= 64 and message.item_id.isprintable(), "item_id", "1 to 64 characters", "?")
+    ascending = all(left < right for left, right in itertools.pairwise(columns))
+    below = bool(columns) and ascending and columns[-1] < run.layout.columns
+    _require(below, "columns", f"ascending and below {run.layout.columns}", len(columns))
+    _require(len(message.digest) == 32, "digest", "32 bytes", len(message.digest))
+    _require(1 <= tokens <= MAX_LEASE_TOKENS, "sequences", f"1 to {MAX_LEASE_TOKENS} tokens", tokens)
+    _require(1 <= len(message.parts) <= MAX_PARTS, "parts", f"1 to {MAX_PARTS}", len(message.parts))
+    for part in message.parts:
+        _require(math.isfinite(part.share), "share", "a number", part.share)
+        _require(
+            part.start < part.stop <= message.sequences, "part", f"within {message.sequences} sequences", part.stop
+        )
+
+
+def _require(holds: bool, field: str, expected: str, got: Any) -> None:
+    if not holds:
+        raise MalformedMessage(f"the coordinator sent an item with {field} = {got}; expected {expected}")
