@@ -5,7 +5,7 @@ Decides as `from_pretrained` does, with the renamings and conversions that `tran
 tensor. What only puts tensors one after the other (stacking experts, gate above up, queries above keys) becomes a list
 of pieces that can be read from anywhere. What computes (weights that are dequantised) is done by the operations of
 `transformers`, on one expert at a time where they keep experts apart. Touches no file. The same mapping, read the other
-way, says how an export is written (moe/written.py).
+way, says how an export is written (moe/writing.py).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _DEQUANTISES: Final = ("Fp8Dequantize", "Mxfp4Dequantize")
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Stretch:
     """Values [start, stop) of a stored tensor, flattened."""
 
     stored: StoredTensor
@@ -57,13 +57,13 @@ class LaidOut:
     ends: tuple[int, ...]
     """Where each of them ends."""
 
-    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+    def pieces(self, start: int, stop: int) -> Iterator[Stretch]:
         """Where values [start, stop) of the flattened tensor lie, in order."""
         at = bisect_right(self.ends, start)
         while start < stop:
             begin, end = self.ends[at] - self.parts[at].elements, min(stop, self.ends[at])
             if end > start:
-                yield Piece(self.parts[at], start - begin, end - begin)
+                yield Stretch(self.parts[at], start - begin, end - begin)
             start, at = end, at + 1
 
 

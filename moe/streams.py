@@ -20,6 +20,7 @@ from moe.mapping import LaidOut, Made
 from moe.stored import SPAN
 from protocol.errors import ConfigError
 from protocol.ids import TRUNK, BlockId, column_block
+from protocol.text import human_bytes
 
 Told = Callable[[int], object]
 """Hears of bytes that were read."""
@@ -88,6 +89,18 @@ def streamed_blocks(
     yield TRUNK, {spec.name: streamed(spec.name, spec.shape, None) for spec in layout.trunk}
     for column in range(layout.columns):
         yield column_block(column), {spec.name: streamed(spec.name, spec.shape, column) for spec in layout.column}
+
+
+def summed_up(total_bytes: int, told: Callable[[str], object]) -> Told:
+    """What `streamed_blocks` tells, in words for a person."""
+    done = 0
+
+    def add(read_bytes: int) -> None:
+        nonlocal done
+        done += read_bytes
+        told(f"reading the checkpoint: {human_bytes(done)} of {human_bytes(total_bytes)}")
+
+    return add
 
 
 def read_whole(tensor: StreamedTensor) -> Tensor:
