@@ -8,7 +8,7 @@ nothing is unpickled and no code from a checkpoint runs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,24 +20,27 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
 
-from moe.blocks import Blocks, slice_blocks
+from moe.blocks import Blocks, check_blocks, slice_blocks
 from moe.companions import Companions, export_companions, write_companions
 from moe.config import config_from_json, config_to_json
-from moe.full import full_model
 from moe.layout import Layout, layout
-from moe.skeleton import model_class
+from moe.mapping import Made, Mapped, mapped
+from moe.quantised import WAY_OUT, quantiser_of, refuse_quantised_names
+from moe.skeleton import meta_model, model_class
+from moe.streams import StreamedTensor, read_whole, streamed_blocks
 from moe.tokenizer import TOKENIZER_FILE, byte_tokenizer_json, read_vocabulary
-from moe.weights import EMBEDDING, HEAD, checked_dtype, open_weights
-from protocol.errors import ConfigError
+from moe.weights import EMBEDDING, HEAD, Weights, checked_dtype, open_weights
+from moe.writing import write_weights
+from protocol.errors import ConfigError, LocalError
 from protocol.folders import Kind, filled_whole, require_fillable
 from protocol.ids import BlockId
 from protocol.residency import FROZEN
+from protocol.text import human_bytes
 
 # Loading and saving are steps of commands that draw their own progress and say what is wrong in one sentence.
 _logging: Any = transformers_logging
@@ -54,6 +57,9 @@ CHECKPOINT_KIND = Kind(
 )  # fmt: skip
 """Without `config.json` nothing opens a folder as a checkpoint. `.partial` is where a warm start keeps its progress."""
 
+_WHOLE_BYTES = 12
+"""Of memory a parameter, where the whole model is loaded (measured: 11.6)."""
+
 
 def export_checkpoint(
     blocks: Mapping[BlockId, Mapping[str, Tensor]],
@@ -63,22 +69,29 @@ def export_checkpoint(
     companions: Companions | None = None,
     dtype: str = "fp32",
     replace: bool = False,
+    told: Callable[[int, int], object] = lambda _done, _total: None,
 ) -> None:
     """Write the whole model and its companions (the byte tokenizer by default) to `folder`, which is new or empty.
 
     `dtype` is what the weights are kept in on disk: fp32, bf16 or fp16. `replace` allows a former checkpoint there; it
-    stays until the new one is whole. Nothing else is ever replaced.
+    stays until the new one is whole. Nothing else is ever replaced. Blocks are read a span at a time, so that those
+    which lie in mapped files take no memory. `told` hears how many parameters are written, of how many.
     """
     require_room(folder, replace=replace)
     wanted = checked_dtype(dtype)
     values = layout.config_json
     companions = {TOKENIZER_FILE: byte_tokenizer_json(), **(companions or {})}
     _check_vocabulary(companions[TOKENIZER_FILE], values["vocab_size"])
-    model = full_model(layout, blocks)
-    _convert(model, wanted)
-    model.generation_config = GenerationConfig.from_dict({})  # the companions' file takes its place
+    missing = [block for block in layout.blocks if block not in blocks]
+    if missing:
+        raise LocalError(f"cannot export: blocks {missing[:5]} are missing of {len(layout.blocks)}")
+    check_blocks(blocks, layout)
+    model = meta_model(config_from_json(values))
     with filled_whole(folder, CHECKPOINT_KIND, replace=replace) as staging:
-        model.save_pretrained(staging)
+        write_weights(staging, blocks, layout, model, dtype, told=told)
+        model.config.dtype = str(wanted).removeprefix("torch.")
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(staging)
         write_companions(export_companions(companions, values), staging)
 
 
@@ -89,17 +102,6 @@ def require_room(folder: Path, *, replace: bool = False) -> None:
     require_fillable(folder, CHECKPOINT_KIND, replace=replace, way_out=way_out)
 
 
-def _convert(model: PreTrainedModel, wanted: torch.dtype) -> None:
-    """Round to the type, one tensor after the other: memory holds no second model."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            rounded = parameter.data.to(wanted)
-            if wanted == torch.float16 and bool((rounded.isinf() & ~parameter.data.isinf()).any()):
-                raise ConfigError(f"{name} holds values beyond what fp16 can hold (65504): choose bf16 or fp32")
-            parameter.data = rounded
-    model.config.dtype = wanted
-
-
 def _check_vocabulary(tokenizer_json: bytes, vocab_size: int) -> None:
     size = read_vocabulary(tokenizer_json, "of the export").size
     if size > vocab_size:
@@ -108,19 +110,42 @@ def _check_vocabulary(tokenizer_json: bytes, vocab_size: int) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointFacts:
-    """What is known of a checkpoint on disk before its weights are loaded."""
+    """What is known of a checkpoint on disk before its weights are read."""
 
+    folder: Path
     config: PreTrainedConfig
     dtype: str
     """What its weights are kept in: fp32, bf16 or fp16."""
     remarks: tuple[str, ...]
     """Sentences for whoever begins with it."""
+    weights: Weights
+    made: Mapping[str, Made]
+    """What each tensor of the model is made of; empty where only `transformers` can tell, with all of it in memory."""
+    model: PreTrainedModel
+    """Without memory: what `made` was found for."""
 
 
 def import_checkpoint(folder: Path, residency: str = FROZEN) -> tuple[PreTrainedConfig, Blocks]:
-    """Configuration and fp32 blocks of a Hugging Face checkpoint on disk; ConfigError says why it cannot be used."""
-    config = checkpoint_config(folder)
-    return config, slice_blocks(open_checkpoint(folder, config).state_dict(), layout(config, residency))
+    """Configuration and fp32 blocks of a Hugging Face checkpoint on disk; ConfigError says why it cannot be used.
+
+    In memory: `checkpoint_blocks` is for what is only to be written somewhere.
+    """
+    found = inspect_checkpoint(folder)
+    blocks = {
+        block: {name: tensor if isinstance(tensor, Tensor) else read_whole(tensor) for name, tensor in tensors.items()}
+        for block, tensors in checkpoint_blocks(found, layout(found.config, residency))
+    }
+    return found.config, blocks
+
+
+def checkpoint_blocks(
+    found: CheckpointFacts, layout: Layout, told: Callable[[int], object] = lambda _: None
+) -> Iterator[tuple[BlockId, Mapping[str, Tensor | StreamedTensor]]]:
+    """Every block of the model, one at a time, of tensors that are read a span at a time; see `streamed_blocks`."""
+    if found.made:
+        yield from streamed_blocks(found.made, layout, found.model, told)
+    else:
+        yield from slice_blocks(open_checkpoint(found.folder, found.config).state_dict(), layout).items()
 
 
 def checkpoint_config(folder: Path) -> PreTrainedConfig:
@@ -128,31 +153,66 @@ def checkpoint_config(folder: Path) -> PreTrainedConfig:
     return inspect_checkpoint(folder).config
 
 
-def inspect_checkpoint(folder: Path) -> CheckpointFacts:
+def inspect_checkpoint(folder: Path, *, only_headers: bool = False) -> CheckpointFacts:
     """Configuration and type of a checkpoint on disk; ConfigError says why it cannot be used.
 
-    Of the weights only headers are read, and the two ends of a model whose configuration calls them tied.
+    Of the weights only headers are read, and the two ends of a model whose configuration calls them tied; with
+    `only_headers` not even those: such a model counts as tied.
     """
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder} is not a checkpoint folder: it has no config.json")
     weights = open_weights(folder)
     _check_architecture(folder / "config.json")
     try:
-        found = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        said = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{folder}/config.json cannot be read: {error}") from error
-    if getattr(found, "quantization_config", None):
-        raise ConfigError(f"the weights in {folder} are quantised: take the checkpoint that this one was made from")
-    remarks = []
-    values = config_to_json(found)
-    if values["tie_word_embeddings"] and weights.has_head_of_its_own():
-        # As `transformers` itself decides: what the weights say counts.
-        values["tie_word_embeddings"] = False
+    quantiser = quantiser_of(said, folder)
+    if quantiser is None:
+        refuse_quantised_names(weights.tensors, folder)
+    config, remarks = _config_by_weights(folder, said, weights, only_headers)
+    model = meta_model(config)
+    there = mapped(model, weights.tensors, quantiser)
+    columns = {spec.name for spec in layout(config, FROZEN).column}
+    if odd := [name for name, made in there.made.items() if not made.is_readable(name in columns)]:
         remarks.append(
-            f"{folder}/config.json calls the embeddings tied, but {HEAD} has values of its own: it is trained, and "
-            "exported, as a tensor of its own (tie_word_embeddings false)"
+            f"{odd[0]} is kept in a way that only transformers itself can convert: the whole model is loaded for it, "
+            f"which takes about {human_bytes(_WHOLE_BYTES * model.num_parameters())} of memory"
         )
-    return CheckpointFacts(config=config_from_json(values), dtype=weights.dtype(found.dtype), remarks=tuple(remarks))
+    else:
+        _refuse_misfits(there, folder)
+    if there.left_out:
+        remarks.append(f"not part of the model, and left out as transformers does: {_some(there.left_out)}")
+    if quantiser is not None:
+        remarks.append(f"the weights in {folder} are quantised: they are dequantised to fp32 while they are read")
+    return CheckpointFacts(
+        folder=folder,
+        config=config,
+        dtype=weights.dtype(said.dtype),
+        remarks=tuple(remarks),
+        weights=weights,
+        made={} if odd else there.made,
+        model=model,
+    )
+
+
+def _config_by_weights(
+    folder: Path, said: PreTrainedConfig, weights: Weights, only_headers: bool
+) -> tuple[PreTrainedConfig, list[str]]:
+    """The configuration with embeddings tied or not as the weights say, which is what `transformers` goes by, too."""
+    values, remarks = config_to_json(said), []
+    if values["tie_word_embeddings"] and weights.has_both_ends():
+        if only_headers:
+            remarks.append(
+                f"{EMBEDDING} and {HEAD} are both there: whether they are the same is seen when they are read"
+            )
+        elif weights.has_head_of_its_own():
+            values["tie_word_embeddings"] = False
+            remarks.append(
+                f"{folder}/config.json calls the embeddings tied, but {HEAD} has values of its own: it is trained, and "
+                "exported, as a tensor of its own (tie_word_embeddings false)"
+            )
+    return config_from_json(values), remarks
 
 
 def _check_architecture(path: Path) -> None:
@@ -189,8 +249,20 @@ def open_checkpoint(folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
     return opened_model
 
 
+def _refuse_misfits(there: Mapped, folder: Path) -> None:
+    quantised = next(filter(None, (made.quantised() for made in there.made.values())), None)
+    if quantised is not None:
+        raise ConfigError(
+            f"the weights in {folder} are quantised ({quantised.name} is kept as {quantised.dtype}): {WAY_OUT}"
+        )
+    problems = sorted(filter(None, (made.problem() for made in there.made.values())))
+    report = {"missing_keys": there.missing, "unexpected_keys": there.surplus, "mismatched_keys": problems}
+    if wrong := _misfits(report):
+        raise ConfigError(f"the weights in {folder} do not fit its configuration: {wrong}")
+
+
 def _misfits(report: Mapping[str, Any]) -> str:
-    """What `transformers` found missing, left over, or of another shape, in words."""
+    """What is missing, left over, or of another shape, in words."""
     missing, surplus = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     parts = []
     if missing:
@@ -199,12 +271,19 @@ def _misfits(report: Mapping[str, Any]) -> str:
         parts.append(f"(a model whose head is {EMBEDDING} again has tie_word_embeddings true in its config.json)")
     if surplus:
         parts.append(f"not part of the model {_some(surplus)}")
-    if report["mismatched_keys"]:
-        told = [f"{name} {list(there)} instead of {list(wanted)}" for name, there, wanted in report["mismatched_keys"]]
+    if told := [_shapes(one) for one in report["mismatched_keys"]]:
         parts.append(f"of another shape {_some(sorted(told))}")
     if not parts and report.get("error_msgs"):
         parts.append("they could not be converted")
     return "; ".join(parts).replace("; (", " (")
+
+
+def _shapes(mismatch: Any) -> str:
+    """In words, as it is here or as `transformers` has it."""
+    if isinstance(mismatch, str):
+        return mismatch
+    name, there, wanted = mismatch
+    return f"{name} {list(there)} instead of {list(wanted)}"
 
 
 def _some(names: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,13 @@ from protocol.ids import BlockId, column_of
 
 def initial_blocks(config: PreTrainedConfig, layout: Layout, seed: int) -> Blocks:
     """Fresh weights, distributed as `transformers` initialises them: normal matrices, the rest as its class says."""
+    return dict(each_initial_block(config, layout, seed))
+
+
+def each_initial_block(config: PreTrainedConfig, layout: Layout, seed: int) -> Iterator[tuple[BlockId, Block]]:
+    """The same, one block at a time."""
     beginning = _Beginning(config, layout, seed)
-    return {block: beginning.block(block) for block in layout.blocks}
+    return ((block, beginning.block(block)) for block in layout.blocks)
 
 
 class _Beginning:

@@ -1,8 +1,7 @@
-"""The weight files of a checkpoint, looked at before `transformers` loads them: headers, and what is said twice.
+"""The weight files of a checkpoint: which are read at all, what their headers say, and what is said twice.
 
-Decides which files are read at all, in which type a checkpoint is kept, and whether its embeddings are really tied.
-Reads only. Holds always: nothing is unpickled, no file outside of the folder is named by it, and what is compared is
-read a few rows at a time.
+Decides in which type a checkpoint is kept, and whether its embeddings are really tied. Reads only. Holds always:
+nothing is unpickled, no file outside of the folder is named by it, and what is compared is read a span at a time.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
 
+from moe.stored import StoredTensor, stored_tensors
 from protocol.errors import ConfigError
 
 WEIGHTS_FILE: Final = "model.safetensors"
@@ -26,12 +25,11 @@ HEAD: Final = "lm_head.weight"
 
 DTYPES: Final[Mapping[str, torch.dtype]] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What a checkpoint can be kept in, by the names that people choose by."""
-_BY_HEADER: Final = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "F64": "fp32"}
+BY_HEADER: Final[Mapping[str, str]] = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "F64": "fp32"}
+"""By the types of a header; what is kept in any other is no weight that was meant to be trained on."""
 _BY_CONFIG: Final = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp32"}
 
 _MAX_INDEX_BYTES: Final = 256 << 20
-_ROWS: Final = 4096
-"""Of an embedding, compared at a time: 64 MiB of the widest in fp32."""
 
 
 def checked_dtype(name: str) -> torch.dtype:
@@ -45,53 +43,50 @@ def checked_dtype(name: str) -> torch.dtype:
 class Weights:
     """Where the tensors of a checkpoint lie. `open_weights` is the way to get one."""
 
-    files: Mapping[str, Path]
-    """Tensor to file."""
-    stored: Mapping[str, str]
-    """Tensor to type, as the files' headers have it."""
+    tensors: Mapping[str, StoredTensor]
+    header_bytes: int
+    """What was read of the files for this."""
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of all values."""
+        return sum(tensor.payload_bytes for tensor in self.tensors.values())
 
     def dtype(self, named: object) -> str:
         """fp32, bf16 or fp16: what the configuration says (`named`), else the commonest of the files."""
         text = str(named).removeprefix("torch.")
-        return _BY_CONFIG.get(text) or _BY_HEADER[Counter(self.stored.values()).most_common(1)[0][0]]
+        counted = Counter(BY_HEADER[one.dtype] for one in self.tensors.values() if one.dtype in BY_HEADER)
+        return _BY_CONFIG.get(text) or (counted.most_common(1)[0][0] if counted else "bf16")
+
+    def has_both_ends(self) -> bool:
+        """Whether the files hold an embedding and an output head, by their headers."""
+        return EMBEDDING in self.tensors and HEAD in self.tensors
 
     def has_head_of_its_own(self) -> bool:
         """Whether the files hold an output head with other values than the embedding's."""
-        return EMBEDDING in self.files and HEAD in self.files and not self._equal(EMBEDDING, HEAD)
-
-    def _equal(self, one: str, other: str) -> bool:
-        with safe_open(self.files[one], "pt") as first, safe_open(self.files[other], "pt") as second:
-            a, b = first.get_slice(one), second.get_slice(other)
-            if a.get_shape() != b.get_shape():
-                return False
-            return all(
-                torch.equal(a[row : row + _ROWS].float(), b[row : row + _ROWS].float())
-                for row in range(0, a.get_shape()[0], _ROWS)
-            )
+        if not self.has_both_ends():
+            return False
+        one, other = self.tensors[EMBEDDING], self.tensors[HEAD]
+        if one.shape != other.shape:
+            return True
+        pairs = zip(one.spans(0, one.elements), other.spans(0, other.elements), strict=True)
+        return not all(torch.equal(first, second) for first, second in pairs)
 
 
 def open_weights(folder: Path) -> Weights:
-    """The headers of every weight file in `folder`; ConfigError says why they cannot be used."""
-    files: dict[str, Path] = {}
-    stored: dict[str, str] = {}
+    """The headers of every weight file in `folder`; ConfigError says why they cannot be used.
+
+    Where two files have a tensor of one name, the later file's counts, as for `transformers`.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    header_bytes = 0
     for path in _weight_files(folder):
-        try:
-            with safe_open(path, "pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (it is not a mapping)
-                    files[name], stored[name] = path, opened.get_slice(name).get_dtype()
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(
-                f"{path} cannot be read as safetensors, it may be cut short: fetch it again ({error})"
-            ) from error
-    if not files:
+        found, read_bytes = stored_tensors(path)
+        tensors |= found
+        header_bytes += read_bytes
+    if not tensors:
         raise ConfigError(f"the weight files in {folder} hold no tensors")
-    strange = next((name for name, kind in stored.items() if kind not in _BY_HEADER), None)
-    if strange is not None:
-        raise ConfigError(
-            f"the weights in {folder} are quantised ({strange} is kept as {stored[strange]}): training starts from "
-            "fp32, bf16 or fp16 weights, so take the checkpoint that this one was made from"
-        )
-    return Weights(files, stored)
+    return Weights(tensors, header_bytes)
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from protocol.errors import LocalError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
 WireDtype = Literal["U8", "I8", "I16", "I32", "I64", "F8_E4M3", "F8_E5M2", "F16", "BF16", "F32"]
@@ -62,3 +64,14 @@ class Encoded(NamedTuple):
     """As the codec's `wire_specs` say, contiguous and in main memory."""
     state: Tensor | None = None
     """What the next encoding of the same tensor is to be given, as the error that this one made; None: nothing."""
+
+
+class Spanned(Protocol):
+    """A tensor that is made some values at a time: all of it is never in memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+
+    def spans(self) -> Iterator[Tensor]:
+        """Its flattened values in order, fp32, contiguous and in main memory."""

@@ -22,9 +22,9 @@ from typing import BinaryIO, TypeVar
 import torch
 from torch import Tensor
 
-from protocol.codecs import Codec
+from protocol.codecs import FP32, Codec
 from protocol.errors import LocalError, MalformedMessage
-from protocol.specs import TensorSpec, WireDtype, WireSpec
+from protocol.specs import Spanned, TensorSpec, WireDtype, WireSpec
 
 _Found = TypeVar("_Found")
 
@@ -78,6 +78,23 @@ def encode_each(
         if states is not None and encoded.state is not None:
             states[spec.name] = encoded.state
         yield from map(_bytes_of, _as_promised(encoded.parts, spec, codec))
+
+
+def fp32_parts(tensors: Mapping[str, Tensor | Spanned]) -> Iterator[bytes | memoryview]:
+    """As `encode_parts` in fp32, of tensors that may be made a span at a time. LocalError where one has too few."""
+    specs = _by_name([TensorSpec(name, tuple(tensor.shape)) for name, tensor in tensors.items()])
+    yield _header(specs, FP32)
+    for spec in specs:
+        tensor = tensors[spec.name]
+        if isinstance(tensor, Tensor):
+            yield from map(_bytes_of, FP32.encode(tensor).parts)
+            continue
+        written = 0
+        for span in tensor.spans():
+            yield _bytes_of(span)
+            written += span.numel()
+        if written != spec.elements:
+            raise LocalError(f"tensor {spec.name}: {written} values of {spec.elements} were made")
 
 
 def encode_tensors(

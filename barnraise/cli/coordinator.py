@@ -130,6 +130,7 @@ def init(
                 accept_lossy=accept_lossy,
                 note=notes.append,
                 progress=documents_told(tell),
+                told=tell,
             )
         for sentence in notes:
             say_note(sentence)
@@ -205,9 +206,22 @@ def export(
     manifest = versions.manifest_digest(chosen)
     if manifest is None or chosen not in kept:
         raise ConfigError(f"version {chosen} is not kept; these are: {', '.join(map(str, kept))}")
-    blocks = versions.load_blocks(versions.manifest(manifest))
     kept_in = dtype or run.export_dtype
-    export_checkpoint(blocks, layout, out, companions=run.companions(run.dataset()), dtype=kept_in, replace=force)
+    companions = run.companions(run.dataset())
+    with ProgressLine(quiet=as_json) as tell:
+        blocks = {}
+        for block, ref in versions.manifest(manifest).blocks.items():
+            tell(f"checking blocks: {len(blocks)} of {len(layout.blocks)}")
+            blocks[block] = versions.load_block(block, ref)
+        export_checkpoint(
+            blocks,
+            layout,
+            out,
+            companions=companions,
+            dtype=kept_in,
+            replace=force,
+            told=lambda done, total: tell(f"writing: {done / 1e6:,.0f} of {total / 1e6:,.0f} million parameters"),
+        )
     if as_json:
         print_json({"version": chosen, "checkpoint": str(out), "dtype": kept_in})
     else:

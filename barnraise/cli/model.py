@@ -5,16 +5,21 @@ Decides nothing; `moe/` does.
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from barnraise.cli.options import MOST_SEED, Json, number, one_of
-from barnraise.cli.output import parse_bytes, print_json, print_pairs, print_sample, print_table
+from barnraise.cli.output import parse_bytes, print_json, print_pairs, print_sample, print_table, say_note
 from moe.presets import PRESETS
 from protocol.residency import FROZEN, RESIDENCIES
 from protocol.text import human_bytes
+
+if TYPE_CHECKING:
+    from moe.export import CheckpointFacts
 
 
 def version(as_json: Json = False) -> None:
@@ -55,6 +60,50 @@ def sample(
         print_sample(prompt + text)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Read:
+    """What of a checkpoint was looked at."""
+
+    facts: CheckpointFacts
+    seconds: float
+
+    @property
+    def in_figures(self) -> dict[str, object]:
+        """Bytes that were read, and of how many, and how long it took."""
+        return {
+            "parameters": self.facts.model.num_parameters(),
+            "read_bytes": self.facts.weights.header_bytes + self._config_bytes,
+            "weights_bytes": self.facts.weights.payload_bytes,
+            "seconds": round(self.seconds, 3),
+            "remarks": list(self.facts.remarks),
+        }
+
+    @property
+    def in_words(self) -> str:
+        """The same for a person."""
+        figures = self.in_figures
+        parameters, read, weights = (int(str(figures[key])) for key in ("parameters", "read_bytes", "weights_bytes"))
+        return (
+            f"{parameters / 1e6:,.1f} million parameters in {self.facts.dtype}; read: {human_bytes(read)} of headers "
+            f"and configuration in {self.seconds:.2f} s, none of {human_bytes(weights)} of weights"
+        )
+
+    @property
+    def _config_bytes(self) -> int:
+        return (self.facts.folder / "config.json").stat().st_size
+
+
+def _read_headers(checkpoint: Path) -> _Read:
+    """ConfigError where it could not be trained on, as far as configuration and headers tell."""
+    from moe.export import inspect_checkpoint
+
+    began_s = time.perf_counter()
+    facts = inspect_checkpoint(checkpoint, only_headers=True)
+    for remark in facts.remarks:
+        say_note(remark)
+    return _Read(facts=facts, seconds=time.perf_counter() - began_s)
+
+
 def plan(
     preset: Annotated[str, typer.Option(help=f"{one_of(PRESETS)}.")] = "tiny",
     checkpoint: Annotated[Path | None, typer.Option(help="A Hugging Face folder instead of a preset.")] = None,
@@ -64,15 +113,20 @@ def plan(
     sequence_length: Annotated[int, typer.Option(min=1, help="Tokens a sequence.")] = 128,
     as_json: Json = False,
 ) -> int:
-    """How many expert columns fit in a given memory, and why; exit code 1 where not even one does."""
-    from moe.export import checkpoint_config
+    """How many expert columns fit in a given memory, and why; exit code 1 where not even one does.
+
+    Of a checkpoint only its configuration and the headers of its weights are read.
+    """
     from moe.layout import layout
     from moe.planner import plan as make_plan
     from moe.presets import preset as preset_config
 
-    config = preset_config(preset) if checkpoint is None else checkpoint_config(checkpoint.expanduser())
+    read = None if checkpoint is None else _read_headers(checkpoint.expanduser())
     found = make_plan(
-        layout(config, residency), parse_bytes(memory), batch_sequences=batch, sequence_length=sequence_length
+        layout(preset_config(preset) if read is None else read.facts.config, residency),
+        parse_bytes(memory),
+        batch_sequences=batch,
+        sequence_length=sequence_length,
     )
     lines = [{"part": line.part, "memory_bytes": line.memory_bytes, "why": line.why} for line in found.lines]
     if as_json:
@@ -85,8 +139,11 @@ def plan(
                 "reason": found.reason,
                 "lines": lines,
             }
+            | ({} if read is None else {"read": read.in_figures})
         )
         return int(not found.fits)
+    if read is not None:
+        print(read.in_words)
     print(found.reason + "\n")
     print_table(
         ("part", "memory", "why"),

@@ -88,9 +88,9 @@ def on_measured_again(turn: Turn, event: SubmissionMeasured) -> None:
 
 def note_measured(turn: Turn, event: SubmissionMeasured) -> None:
     """With the lease, for the second look."""
-    state, lease = turn.state, turn.state.leases[event.lease_id].lease
+    state, record = turn.state, turn.state.leases[event.lease_id]
     state.update_lease(
-        lease.lease_id,
+        event.lease_id,
         norms=screening.scaled_norms(event, partial(residuals.norm_scale, state.config, record)),
         heldout_gain=event.heldout_gain,
         heldout_gain_se=event.heldout_gain_se,

@@ -26,7 +26,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,14 +45,16 @@ from coordinator.store.registry import Registry
 from protocol.errors import ConfigError
 from protocol.folders import Kind, filled_whole, is_interrupted, require_fillable
 from protocol.identity import PrivateIdentity
-from protocol.ids import RunId
+from protocol.ids import BlockId, RunId
 from protocol.private_files import read_private, write_private
 from protocol.tls import CertificateAuthority
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from coordinator.datasets import Dataset
-    from moe.blocks import Blocks
     from moe.layout import Layout
+    from protocol.specs import Spanned
 
 SECRET_BYTES = 32
 RUN_KIND = Kind(completed_by="run.json", private=True)
@@ -215,6 +217,7 @@ def init_run(
     accept_lossy: bool = False,
     note: Callable[[str], None] = lambda _: None,
     progress: Callable[[int, int], None] | None = None,
+    told: Callable[[str], object] = lambda _: None,
 ) -> RunFolder:
     """Make a run in a new or an empty folder: keys, data, version 0, and the journal's first event.
 
@@ -223,7 +226,8 @@ def init_run(
     audits, none of the `founders` who are to be invited at once, and nobody who said `accept_unaudited`; and where the
     codec was measured to cost too much (codec_rules.py), unless `accept_lossy`.
     `screening_text` names text for screening alone, beside what is carved out of the data; ConfigError where nothing
-    is. `note` gets sentences that the operator should see; `progress` documents and tokens while text is prepared.
+    is. `note` gets sentences that the operator should see; `progress` documents and tokens while text is prepared;
+    `told` how far the model's first version is.
     """
     way_out = "a run begins in a new or an empty folder"
     require_fillable(folder, RUN_KIND, way_out=way_out)
@@ -235,7 +239,7 @@ def init_run(
         note(said)
     check_beginning(settings)
     with filled_whole(folder, RUN_KIND, way_out=way_out) as building:
-        _build(building, settings, screening_text, note, progress)
+        _build(building, settings, screening_text, note, progress, told)
     return RunFolder.open(folder)
 
 
@@ -245,6 +249,7 @@ def _build(
     screening_text: str | None,
     note: Callable[[str], None],
     progress: Callable[[int, int], None] | None,
+    told: Callable[[str], object],
 ) -> None:
     from coordinator.store.versions import Versions, frozen_columns
     from coordinator.work.publishing import first_version
@@ -254,7 +259,7 @@ def _build(
         root, settings, screening_text, secret=RunFolder(root).draw_secret(), note=note, progress=progress
     )
     settings = settings.model_copy(update={"screening_share": data.share})
-    layout, blocks, dtype = _first_model(root, settings, data.dataset, note)
+    layout, blocks, dtype = _first_model(root, settings, data.dataset, note, told)
     settings = worked_out(settings, layout, data.dataset.train_sequences(settings.sequence_length), note)
     config = planned_engine(settings, layout, data.dataset, run_id)
     facts = {"run_id": run_id, **data.facts, "model": dict(layout.config_json), "dtype": dtype}
@@ -262,7 +267,15 @@ def _build(
     write_private(root / "settings.toml", settings.to_toml().encode())
     run = RunFolder(root)
     versions = Versions(root / "versions", run.artifacts().blocks, layout)
-    manifest = first_version(versions, layout, blocks, run_id, config.down, created_at_s=time.time())
+    manifest = first_version(
+        versions,
+        layout,
+        blocks,
+        run_id,
+        config.down,
+        created_at_s=time.time(),
+        told=lambda done, of: told(f"encoding expert columns for those who do not hold them: {done} of {of}"),
+    )
     created = RunCreated(
         at_s=0.0,
         engine_version=ENGINE_VERSION,
@@ -299,14 +312,22 @@ def _write_secrets(root: Path, settings: RunSettings) -> RunId:
 
 
 def _first_model(
-    root: Path, settings: RunSettings, dataset: Dataset, note: Callable[[str], None]
-) -> tuple[Layout, Blocks, str]:
-    """The model that the run begins with, and what its exports are kept in; its companions are kept in the folder."""
+    root: Path,
+    settings: RunSettings,
+    dataset: Dataset,
+    note: Callable[[str], None],
+    told: Callable[[str], object],
+) -> tuple[Layout, Iterable[tuple[BlockId, Mapping[str, Tensor | Spanned]]], str]:
+    """The model that the run begins with, and what its exports are kept in; its companions are kept in the folder.
+
+    Its blocks are made, or read, one at a time when they are asked for.
+    """
     from moe.companions import COMPANIONS_FOLDER, companions_of, write_companions
-    from moe.export import import_checkpoint, inspect_checkpoint
-    from moe.full import initial_blocks
+    from moe.export import checkpoint_blocks, inspect_checkpoint
+    from moe.full import each_initial_block
     from moe.layout import layout
     from moe.presets import preset
+    from moe.streams import summed_up
 
     begun = None if settings.checkpoint is None else Path(settings.checkpoint).expanduser()
     found = None if begun is None else inspect_checkpoint(begun)
@@ -317,5 +338,5 @@ def _first_model(
         note(sentence)
     write_companions(companions_of(begun, dataset.companions), root / COMPANIONS_FOLDER)
     if begun is None or found is None:
-        return cut, initial_blocks(config, cut, settings.seed), "fp32"
-    return cut, import_checkpoint(begun, settings.residency)[1], found.dtype
+        return cut, each_initial_block(config, cut, settings.seed), "fp32"
+    return cut, checkpoint_blocks(found, cut, summed_up(found.weights.payload_bytes, told)), found.dtype

@@ -8,7 +8,7 @@ version for the same reason again answers with what is there (a command may be r
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,8 @@ from protocol.ids import TRUNK, BlockId, Digest, Version
 from protocol.lease import AS_PUBLISHED, FrozenColumns, Lease
 from protocol.manifest import BlockRef, FrozenRefs, Manifest
 from protocol.private_files import write_private
-from protocol.tensors import decode_tensors, encode_parts, encode_tensors, encoded_tensors
+from protocol.specs import Spanned
+from protocol.tensors import decode_tensors, encode_parts, encoded_tensors, fp32_parts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,25 +84,38 @@ class Versions:
             if block not in lease.blocks
         }
 
-    def put_frozen(self, version: Version, codec: str, blocks: Mapping[BlockId, BlockRef]) -> FrozenRefs:
-        """Keep the columns among `blocks`, which are `version`'s, as those have them that do not hold them."""
+    def put_frozen(
+        self,
+        version: Version,
+        codec: str,
+        blocks: Mapping[BlockId, BlockRef],
+        told: Callable[[int, int], object] = lambda _done, _all: None,
+    ) -> FrozenRefs:
+        """Keep the columns among `blocks`, which are `version`'s, as those have them that do not hold them.
+
+        `told` hears how many are encoded, of how many.
+        """
+        columns = {block: ref for block, ref in blocks.items() if block != TRUNK}
         refs: dict[BlockId, BlockRef] = {}
-        for block, ref in blocks.items():
-            if block != TRUNK:
-                refs[block] = self.put_payload(encode_tensors(self.load_block(block, ref), codec_named(codec)))
+        for block, ref in columns.items():
+            refs[block] = self._put_parts(encode_parts(self.load_block(block, ref), codec_named(codec)))
+            told(len(refs), len(columns))
         return FrozenRefs(version=version, codec=codec, blocks=refs)
 
     def put_payload(self, payload: bytes) -> BlockRef:
         """Keep what is encoded already."""
         return BlockRef(digest=self._blobs.put(payload), payload_bytes=len(payload))
 
-    def put_block(self, tensors: Mapping[str, Tensor]) -> BlockRef:
-        """Keep a block or a momentum buffer."""
+    def put_block(self, tensors: Mapping[str, Tensor | Spanned]) -> BlockRef:
+        """Keep a block or a momentum buffer; of one that is made a span at a time, a span is in memory at most."""
+        return self._put_parts(fp32_parts(tensors))
+
+    def _put_parts(self, parts: Iterable[bytes | memoryview]) -> BlockRef:
         payload_bytes = 0
 
         def counted() -> Iterator[bytes | memoryview]:
             nonlocal payload_bytes
-            for part in encode_parts(tensors, FP32):
+            for part in parts:
                 payload_bytes += len(part)
                 yield part
 

@@ -275,7 +275,6 @@ class Executor(Work):
     def _(self, command: WriteCheckpoint) -> Event:
         target = self._checkpoints / f"version-{command.version:06d}"
         blocks = self._base(command.manifest).blocks
-        self._resident.release()  # a checkpoint is made of a whole model of its own
         export_checkpoint(blocks, self._layout, target, companions=self._companions, dtype=self._dtype, replace=True)
         for old in sorted(self._checkpoints.glob("version-*"))[: -self._settings.keep_checkpoints]:
             shutil.rmtree(old, ignore_errors=True)

@@ -7,7 +7,7 @@ the master is kept beside it, so that it is not lost (protocol/deltas.py). The s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from protocol.deltas import Publication, published
 from protocol.ids import BlockId, Digest, RoundNumber, RunId, Version
 from protocol.manifest import MAX_STEPS, DeltaRef, FrozenRefs, Manifest
 from protocol.residency import FROZEN
+from protocol.specs import Spanned
 
 FIRST_VERSION = Version(0)
 MOST_STEPS = 4
@@ -85,14 +86,18 @@ class NextVersion:
 def first_version(
     versions: Versions,
     layout: Layout,
-    blocks: Mapping[BlockId, Mapping[str, Tensor]],
+    blocks: Iterable[tuple[BlockId, Mapping[str, Tensor | Spanned]]],
     run_id: RunId,
     down: DownConfig,
     *,
     created_at_s: float,
+    told: Callable[[int, int], object] = lambda _done, _all: None,
 ) -> Digest:
-    """Keep `blocks`, fp32, as what a run begins with; its manifest."""
-    refs = {block: versions.put_block(tensors) for block, tensors in blocks.items()}
+    """Keep `blocks`, fp32, taken one at a time, as what a run begins with; its manifest.
+
+    `told` hears how many columns are encoded for those who do not hold them, of how many.
+    """
+    refs = {block: versions.put_block(tensors) for block, tensors in blocks}
     is_encoded = layout.residency == FROZEN and down.frozen_codec != FP32.name
     manifest = Manifest(
         run_id=run_id,
@@ -106,6 +111,6 @@ def first_version(
         momenta={},
         val_loss=None,
         tokens_trained=0,
-        frozen=versions.put_frozen(FIRST_VERSION, down.frozen_codec, refs) if is_encoded else None,
+        frozen=versions.put_frozen(FIRST_VERSION, down.frozen_codec, refs, told) if is_encoded else None,
     )
     return versions.publish(manifest, "init")

@@ -102,8 +102,3 @@ class ResidentModel:
                 load_blocks(self._model, self._layout, {block: base.blocks[block]})
                 self._held[block] = digest
         return self._model
-
-    def release(self) -> None:
-        """Give its memory back: something else needs a whole model."""
-        self._model = None
-        self._held = {}

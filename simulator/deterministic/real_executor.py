@@ -26,6 +26,7 @@ from moe.tokenizer import TOKENIZER_FILE
 from protocol.errors import LocalError
 from protocol.ids import Digest
 from protocol.manifest import BlockRef, Manifest
+from protocol.specs import Spanned
 from simulator.deterministic.disk import Disk, MemoryPayloads, StoredBlock, VersionEntry
 from simulator.deterministic.language import Language
 from simulator.deterministic.work import DISK_FULL, MissingContent, Site
@@ -116,7 +117,7 @@ class KillableVersions(Versions):
         super().__init__(folder, blobs, model_layout)
         self._on_write = on_write
 
-    def put_block(self, tensors: Mapping[str, torch.Tensor]) -> BlockRef:
+    def put_block(self, tensors: Mapping[str, torch.Tensor | Spanned]) -> BlockRef:
         """As the real ones."""
         self._on_write("block")
         return super().put_block(tensors)

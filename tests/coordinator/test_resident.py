@@ -68,8 +68,6 @@ def test_every_order_of_asking_ends_in_what_was_asked_for(bench: Bench, bases: P
         assert_holds(bench, resident.replaced(base, new.items()), dict(base.blocks) | new)
         assert_holds(bench, resident.less(other, taken, 0.5), less(other, 0.5))
         assert_holds(bench, resident.less(other, {}, 0.0), other.blocks)
-    resident.release()
-    assert_holds(bench, resident.at(bases[0]), bases[0].blocks)
 
 
 def test_what_breaks_off_half_way_is_not_taken_for_whole(bench: Bench, bases: Pair) -> None:

@@ -1,0 +1,152 @@
+"""Blocks as the weight files of a checkpoint, without the memory to hold it: each tensor is written a span at a time.
+
+Decides which names the files have, and in which file a tensor lies. The names are the hub's (each expert by itself, as
+`save_pretrained` writes them, too): they are what other programs read, and `from_pretrained` takes them as well as the
+model's own. They are found by turning the conversions of `transformers` back on tensors without memory, and by mapping
+the result forth again (moe/mapping.py): a tensor that does not come back as it was keeps the model's own name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.core_model_loading import dot_natural_key, revert_weight_conversion
+
+from moe.layout import Layout
+from moe.mapping import mapped
+from moe.stored import SPAN, StoredTensor
+from moe.weights import DTYPES, INDEX_FILE, WEIGHTS_FILE
+from protocol.errors import ConfigError, LocalError
+from protocol.ids import TRUNK, BlockId, column_block
+
+MAX_FILE_BYTES: Final = 5_000_000_000
+"""Of one weight file: a download that breaks off begins again with no more than this."""
+_ALIGNMENT_BYTES: Final = 8
+_BY_NAME: Final = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One tensor of a file: values [start, start + elements) of one of the model's, flattened."""
+
+    name: str
+    shape: tuple[int, ...]
+    tensor: str
+    start: int
+
+    @property
+    def elements(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+
+def write_weights(
+    folder: Path,
+    blocks: Mapping[BlockId, Mapping[str, Tensor]],
+    layout: Layout,
+    model: PreTrainedModel,
+    dtype: str,
+    *,
+    max_file_bytes: int = MAX_FILE_BYTES,
+    told: Callable[[int, int], object] = lambda _done, _total: None,
+) -> None:
+    """Write all weights of `blocks`, rounded to `dtype`, into `folder`; `model` is the layout's, without memory.
+
+    `told` hears how many values are written, of how many. ConfigError where fp16 cannot hold one. What is written is
+    not synced: the folder is, as a whole, by whoever gives it its name.
+    """
+    wanted = written_tensors(model, layout)
+    item_bytes = DTYPES[dtype].itemsize
+    files = list(_files(wanted, max_file_bytes // item_bytes))
+    total, done = sum(one.elements for one in wanted), 0
+    names = [WEIGHTS_FILE]
+    if len(files) > 1:
+        names = [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
+        index = {
+            "metadata": {"total_parameters": total, "total_size": total * item_bytes},
+            "weight_map": {one.name: name for name, file in zip(names, files, strict=True) for one in file},
+        }
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for name, content in zip(names, files, strict=True):
+        with (folder / name).open("xb") as file:
+            file.write(_header(content, _BY_NAME[dtype], item_bytes))
+            for one in content:
+                for values in _values(one, blocks, layout):
+                    file.write(_rounded(values, DTYPES[dtype], one).view(torch.uint8).numpy().data)
+                    done += values.numel()
+                    told(done, total)
+
+
+def written_tensors(model: PreTrainedModel, layout: Layout) -> list[Written]:
+    """Every tensor of the files, in their order."""
+    state = model.state_dict()
+    ignored = {name for name, _ in layout.tied} | set(model._keys_to_ignore_on_save or ())
+    own = {name: tensor for name, tensor in state.items() if name not in ignored}
+    turned_back: Mapping[str, Tensor] = revert_weight_conversion(model, own)
+    stored = {name: StoredTensor(name, tuple(tensor.shape)) for name, tensor in turned_back.items()}
+    there = mapped(model, stored)
+    sound = {name: made for name, made in there.made.items() if made.is_pieces and made.problem() is None}
+    found = []
+    for name, tensor in own.items():
+        if name not in sound:
+            found.append(Written(name, tuple(tensor.shape), name, 0))
+            continue
+        laid_out = sound[name].laid_out()
+        for part, end in zip(laid_out.parts, laid_out.ends, strict=True):
+            found.append(Written(part.name, part.shape, name, end - part.elements))
+    return sorted(found, key=lambda one: dot_natural_key(one.name))
+
+
+def _files(wanted: Sequence[Written], most: int) -> Iterator[list[Written]]:
+    """In order, as many to a file as `most` values allow, one at least."""
+    file: list[Written] = []
+    held = 0
+    for one in wanted:
+        if file and held + one.elements > most:
+            yield file
+            file, held = [], 0
+        file.append(one)
+        held += one.elements
+    yield file
+
+
+def _header(content: Sequence[Written], dtype: str, item_bytes: int) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for one in content:
+        end = begin + one.elements * item_bytes
+        entries[one.name] = {"dtype": dtype, "shape": list(one.shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT_BYTES)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _values(one: Written, blocks: Mapping[BlockId, Mapping[str, Tensor]], layout: Layout) -> Iterator[Tensor]:
+    """fp32, in order, some at a time; where they lie in a block, without a copy."""
+    width = next((math.prod(spec.shape) for spec in layout.column if spec.name == one.tensor), 0)
+    start, stop = one.start, one.start + one.elements
+    while start < stop:
+        column, at = divmod(start, width) if width else (None, start)
+        block = TRUNK if column is None else column_block(column)
+        flat = blocks[block][one.tensor].detach().reshape(-1)
+        values = flat[at : at + min(SPAN, stop - start)]
+        if not values.numel():
+            raise LocalError(f"block {block}: {one.tensor} ends before value {start}")
+        yield values
+        start += values.numel()
+
+
+def _rounded(values: Tensor, wanted: torch.dtype, one: Written) -> Tensor:
+    rounded = values.to(wanted).contiguous()
+    if wanted == torch.float16 and bool((rounded.isinf() & ~values.isinf()).any()):
+        raise ConfigError(f"{one.tensor} holds values beyond what fp16 can hold (65504): choose bf16 or fp32")
+    return rounded
