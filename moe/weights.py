@@ -85,7 +85,7 @@ def open_weights(folder: Path) -> Weights:
             ) from error
     if not files:
         raise ConfigError(f"the weight files in {folder} hold no tensors")
-    strange = next((name for name, kind in stored.items() if kind not in _BY_HEADER), None)
+    strange = next((name for name, kind in stored.items() if kind not in (*_BY_HEADER, "I64")), None)
     if strange is not None:
         raise ConfigError(
             f"the weights in {folder} are quantised ({strange} is kept as {stored[strange]}): training starts from "
