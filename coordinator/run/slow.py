@@ -1,9 +1,11 @@
 """Slow commands, one after the other, beside everything else: what the pump has them done by, and when again.
 
 Decides the order (what the round waits for goes first), and how long a command that failed rests before it is tried
-again. Always: each runs in a thread of its own and touches no state; a failure of whatever kind stops nothing and is
-handed back as an event, with whether it was the machine's, so that the engine decides what becomes of it; a command
-that the engine has lost interest in is not begun any more.
+again. Always: each runs in a thread of its own and touches no state; results are reported in the order in which they
+came; a failure of whatever kind stops nothing and is handed back as an event, with whether it was the machine's, so
+that the engine decides what becomes of it; a command that the engine has lost interest in is not begun any more. A
+command waits until the result before it is recorded, which may call for something more urgent, unless it is of the same
+kind and that one was quick: then the disk would be waited for longer than anything more urgent has to wait.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import structlog
 
@@ -35,6 +38,8 @@ from protocol.text import printable
 RETRY_MOST_S = 60.0
 MOST_DOUBLINGS = 10
 """Far beyond the longest pause; a disk that is full for a day makes over a thousand tries, 2**1024 is not a float."""
+QUICK_S = 0.1
+"""A command that took no longer says that the next one of its kind will not, either."""
 MOST_ERROR_CHARACTERS = 500
 """Of an error's words, in the journal."""
 
@@ -62,7 +67,7 @@ class SlowCommands:
         work: Work,
         *,
         is_wanted: Callable[[str], bool],
-        report: Callable[[Event], Awaitable[None]],
+        report: Callable[[Event], Coroutine[Any, Any, None]],
         clock: Callable[[], float],
         retry_first_s: float,
     ) -> None:
@@ -80,6 +85,8 @@ class SlowCommands:
         self._failures_told: dict[str, str] = {}
         """Of commands that fail, with what they failed last: said at length once."""
         self._retries: set[asyncio.TimerHandle] = set()
+        self._reporting: asyncio.Future[None] | None = None
+        """Of the result before."""
         self._stopping = False
         self._thread = ThreadPoolExecutor(1, "executor")
 
@@ -113,9 +120,25 @@ class SlowCommands:
             _, _, command = heapq.heappop(self._queue)
             self._queued.discard(command.command_id)
             if self._is_wanted(command.command_id):
-                await self._report(await self._carried_out(command))
+                await self._carry_out_and_report(command)
             else:
                 self._forget_failures(command)  # the engine has lost interest, e.g. the run was stopped
+        await self._reported()
+
+    async def _carry_out_and_report(self, command: SlowCommand) -> None:
+        began_s = self._clock()
+        result = await self._carried_out(command)
+        await self._reported()
+        self._reporting = asyncio.ensure_future(self._report(result))
+        quick = self._clock() - began_s <= QUICK_S
+        if not (quick and self._queue and type(self._queue[0][2]) is type(command)):
+            await self._reported()
+
+    async def _reported(self) -> None:
+        """Until what was reported last is recorded."""
+        if self._reporting is not None:
+            reporting, self._reporting = self._reporting, None
+            await reporting
 
     async def _carried_out(self, command: SlowCommand) -> Event:
         try:

@@ -59,7 +59,7 @@ TRANSFER = (
           'entry.get("dtype") != wire.dtype'), f"{OTHER_TENSORS}[dtype]"),
     guard("another shape, dtype or order", never("protocol:_entry_difference",
           'entry.get("shape") != list(wire.shape)'), f"{OTHER_TENSORS}[shape]"),
-    guard("NaN and infinity", never("coordinator:_norms", "not math.isfinite(norm_l2)"),
+    guard("NaN and infinity", never("coordinator:Executor._block_norms", "not math.isfinite(norm_l2)"),
           "test_content.py::test_tensors_that_are_not_finite_are_rejected", also=(never("coordinator.engine:judge",
           "not math.isfinite(norm.norm_l2)"),),
           note="what measures a submission and what judges the measure both refuse it"),
