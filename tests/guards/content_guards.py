@@ -93,7 +93,7 @@ TRANSFER = (
     guard("bad, short or surplus frames", never("protocol:FrameReader.feed", "self._ended"), DRIBBLED),
     guard("a truncated upload", never("coordinator:Transfers.upload", "not reader.complete"), TRUNCATED),
     guard("a truncated upload", always("coordinator:Transfers._take", "reader.complete"), TRUNCATED),
-    guard("a truncated upload", becomes("coordinator:Transfers._reader", "reader.skip(piece)",
+    guard("a truncated upload", becomes("coordinator:Transfers._opened_upload", "reader.skip(piece)",
           "reader._hashed_bytes += len(piece)"), TRUNCATED,
           note="what came before the break is part of the digest too"),
 )  # fmt: skip
