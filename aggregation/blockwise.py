@@ -37,6 +37,8 @@ class BlockContribution:
     weight: float
     step_scale: float = 1.0
     max_norm_l2: float = math.inf
+    norm_l2: float | None = None
+    """Of `tensors`, where it is known: it takes a pass over them."""
 
 
 def aggregate_block(
@@ -71,7 +73,8 @@ def scale_of(contribution: BlockContribution) -> float:
             f"aggregation: expected a step scale above 0 and a largest norm of 0 or more, "
             f"got {contribution.step_scale} and {contribution.max_norm_l2}"
         )
-    norm_l2 = block_norm(contribution.tensors) * contribution.step_scale
+    norm_l2 = block_norm(contribution.tensors) if contribution.norm_l2 is None else contribution.norm_l2
+    norm_l2 *= contribution.step_scale
     if not math.isfinite(norm_l2):
         raise LocalError("aggregation: a contribution with a value that is not finite has passed screening")
     return contribution.step_scale * clip_scale(norm_l2, min(contribution.max_norm_l2, LARGEST_NORM_L2))

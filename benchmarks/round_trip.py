@@ -3,12 +3,14 @@
 Run with `python -m benchmarks.round_trip [--quick] [--json FILE] [--flower PYTHON]`. Eight workers in processes of
 their own each fetch a payload and deliver one as large; nobody trains. `barnraise` is everything there is, one process
 for the coordinator (engine, journal, edge, aggregation, publishing the next version) and the real worker's code in the
-others: TLS, signatures, digests, durable files on both sides. `screening on` is the same with each submission's gain
-measured, and that is its cost. `tcp` moves the bytes over bare sockets; `floor` over TLS, hashed on both sides, and
-synced by the server; `grpc.aio` is the floor over gRPC (benchmarks/transfer_peers.py). `flower` is Flower's own
-processes under the interpreter PYTHON, without TLS (benchmarks/flower_rounds.py); left out where none is given.
-All in one run: peers before and after ours. `round_s` is the median round, `cpu_s` processor seconds of the server's
-process (of Flower's: of all that the SuperLink started) a round, `over_floor` its `round_s` over the floor's.
+others: TLS, signatures, digests, durable files on both sides; the model comes down whole, so that as much goes either
+way. `screening on` is the same with each submission's gain measured, and that is its cost; `steps down` is what a run
+does that sets nothing: a seventh of the bytes comes down, and each worker makes the next version of it. `tcp` moves the
+bytes over bare sockets; `floor` over TLS, hashed on both sides, and synced by the server; `grpc.aio` is the floor over
+gRPC (benchmarks/transfer_peers.py). `flower` is Flower's own processes under the interpreter PYTHON, without TLS
+(benchmarks/flower_rounds.py); left out where none is given. All in one run: peers before and after ours. `round_s` is
+the median round, `cpu_s` processor seconds of the server's process (of Flower's: of all that the SuperLink started) a
+round, `over_floor` its `round_s` over the floor's.
 Goals: at 40 MB within 2 times of the floor and a tenth of Flower's; at 4 KB under 0.15 s.
 """
 
@@ -25,7 +27,7 @@ import structlog
 from benchmarks import transfer_peers as peers
 from benchmarks.flower_rounds import flower_rounds, flower_version
 from benchmarks.report import Row, machine, print_rows, write_json
-from benchmarks.round_trip_swarm import play
+from benchmarks.round_trip_swarm import AS_SET, WHOLE, play
 from benchmarks.transfer_peers import BOTH, Peer
 from benchmarks.transfers import Movers
 from simulator.processes.launcher import ProcessGroup
@@ -33,6 +35,12 @@ from simulator.processes.launcher import ProcessGroup
 WORKERS, LARGE_BYTES, SMALL_BYTES = 8, 40_000_000, 4096
 CODEC = "fp32"
 """So that as much goes up as comes down."""
+OURS = (
+    ("barnraise", False, WHOLE),
+    ("barnraise, screening on", True, WHOLE),
+    ("barnraise, steps down", False, AS_SET),
+)
+"""Each row's name, whether submissions' gains are measured, and how the model comes down."""
 FLOWER_ROUNDS = 3
 
 Took = dict[str, list[tuple[float, float]]]
@@ -64,10 +72,10 @@ def rows_of(folder: Path, workers: int, payload_bytes: int, rounds: int, flower:
     """All systems at one size."""
     took = peer_rounds(folder / "before", workers, payload_bytes, rounds)
     ours: dict[str, Row] = {}
-    for name, screening in (("barnraise", False), ("barnraise, screening on", True)):
-        place = folder / f"ours-{screening}"
+    for name, screening, down in OURS:
+        place = folder / name
         place.mkdir()
-        played = play(place, workers, payload_bytes, rounds, screening=screening, codec=CODEC)
+        played = play(place, workers, payload_bytes, rounds, screening=screening, codec=CODEC, down=down)
         ours[name] = {"payload_bytes": played.payload_bytes, "round_s": played.round_s, "cpu_s": played.cpu_s}
     for name, more in peer_rounds(folder / "after", workers, payload_bytes, rounds).items():
         took[name] += more

@@ -35,6 +35,10 @@ ENGINE: Mapping[str, Any] = {
     "region": {"margin": 1e6},
     "inner": {"inner_steps": 2, "batch_sequences": 2, "warmup_steps": 0},
 }
+WHOLE: Mapping[str, Any] = {"codec": "fp32", "frozen_codec": "fp32", "frozen_every": 1}
+"""Every block of every version comes down whole: as many bytes as go up."""
+AS_SET: Mapping[str, Any] = {}
+"""As a run has it that sets nothing: what comes down are steps in 4 bits a value."""
 HARMLESS: Mapping[str, Any] = {"min_heldout_gain": -1.0, "min_heldout_gain_share": 0.0}
 """Everything is measured, and nothing refused: what comes is noise, which lowers no loss."""
 PATIENCE_S = 900.0
@@ -52,9 +56,18 @@ class Rounds:
     cpu_s: float
 
 
-def play(folder: Path, workers: int, payload_bytes: int, rounds: int, *, screening: bool, codec: str) -> Rounds:
+def play(
+    folder: Path,
+    workers: int,
+    payload_bytes: int,
+    rounds: int,
+    *,
+    screening: bool,
+    codec: str,
+    down: Mapping[str, Any] = WHOLE,
+) -> Rounds:
     """So many rounds and one more, which is not counted: in it everybody arrives."""
-    engine = {**ENGINE, "replicas": workers, "quorum": workers, "min_workers": workers}
+    engine = {**ENGINE, "replicas": workers, "quorum": workers, "min_workers": workers, "down": dict(down)}
     run = sized_run(folder / "run", payload_bytes, {**engine, "screening": {**HARMLESS, "enabled": screening}}, codec)
     group = ProcessGroup()
     try:

@@ -111,8 +111,10 @@ class FrameReader:
         self._hasher.update(prefix_bytes)
         self._hashed_bytes += len(prefix_bytes)
 
-    def feed(self, frame: bytes) -> bytes:
-        """Payload of the next frame, which belongs at what `.offset` was before; a refused frame changes nothing."""
+    def feed(self, frame: bytes) -> memoryview:
+        """Payload of the next frame, where it lies in it, which belongs at what `.offset` was before; a refused frame
+        changes nothing.
+        """
         self._require_prefix()
         if len(frame) < FRAME_HEADER_BYTES:
             raise MalformedMessage(f"frame at byte {self.offset} has {len(frame)} bytes, less than its header")
@@ -135,7 +137,7 @@ class FrameReader:
             raise MalformedMessage(
                 f"frame at byte {offset} follows a short one: all but the last hold {self._frame_bytes} bytes"
             )
-        payload = frame[FRAME_HEADER_BYTES:]
+        payload = memoryview(frame)[FRAME_HEADER_BYTES:]
         self._hasher.update(payload)
         self._hashed_bytes += length
         self.offset += length

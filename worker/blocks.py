@@ -124,7 +124,7 @@ class PartialBlock:
         """First byte that is missing."""
         self._take_up()
 
-    def add(self, piece: bytes) -> None:
+    def add(self, piece: bytes | memoryview) -> None:
         """The next bytes; MalformedMessage where they are more than the block has."""
         if self.offset + len(piece) > self._payload_bytes:
             raise MalformedMessage(f"block {self._digest[:12]}… came with more than its {self._payload_bytes} bytes")

@@ -230,7 +230,7 @@ class CoordinatorClient:
         finally:
             answer.cancel()
 
-    async def block(self, digest: Digest, payload_bytes: int, offset: int) -> AsyncGenerator[bytes, None]:
+    async def block(self, digest: Digest, payload_bytes: int, offset: int) -> AsyncGenerator[bytes | memoryview, None]:
         """As a `BlockSource`: the coordinator's frames, unpacked."""
         reader = FrameReader(payload_bytes, digest, offset, Unhashed(), frame_bytes=self._frame_bytes)
         request = pb.DownloadRequest(block_digest=bytes.fromhex(digest), offset=offset)

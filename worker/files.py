@@ -42,7 +42,7 @@ class Files(Protocol):
     def write(self, path: Path, content: bytes) -> None:
         """Replace `path` by `content`, atomically and durably."""
 
-    def append(self, path: Path, piece: bytes) -> None:
+    def append(self, path: Path, piece: bytes | memoryview) -> None:
         """Add to the end of `path`, which is made where it is missing. Not durable."""
 
     def read(self, path: Path, offset: int = 0, length: int = -1) -> bytes:
@@ -81,7 +81,7 @@ class DiskFiles:
         """As `write_private`."""
         write_private(path, content)
 
-    def append(self, path: Path, piece: bytes) -> None:
+    def append(self, path: Path, piece: bytes | memoryview) -> None:
         """Opened anew each time: a frame is half a megabyte."""
         with path.open("ab") as file:
             file.write(piece)

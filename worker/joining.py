@@ -280,7 +280,8 @@ class Joining:
         run, length = self.run, self.run.description.sequence_length
         fitting = columns_that_fit(run.layout, machine, length, self._options.max_columns)
         wanted = min(fitting.columns, self._options.max_columns or fitting.columns)
-        columns = self.home.disk.columns_that_fit(run.layout, run.description.codec, wanted)
+        description = run.description
+        columns = self.home.disk.columns_that_fit(run.layout, description.codec, wanted, description.frozen_codec)
         self._reporter.say("planned", fitting.reason, columns=columns)
         if columns < wanted:
             self._reporter.say("disk_planned", f"--disk leaves room for {columns} columns", columns=columns)

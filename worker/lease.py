@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from protocol.codecs import CODECS, codec_named
+from protocol.codecs import CODECS, FP32, codec_named
 from protocol.errors import MalformedMessage
 from protocol.ids import Digest, RunId
 from protocol.lease import Lease
@@ -53,6 +53,8 @@ class RunDescription:
     sequence_length: int
     dataset_digest: Digest
     max_block_bytes: int
+    frozen_codec: str = FP32.name
+    """What columns that are not held come in as a rule."""
 
 
 def printable(text: str, limit: int = 400) -> str:
@@ -103,6 +105,8 @@ def description_from_message(message: pb.RunDescription) -> RunDescription:
     _within(len(message.model_json), 2, MAX_MODEL_JSON_CHARS, "characters of model_json")
     _within(message.sequence_length, 1, MAX_SEQUENCE_LENGTH, "sequence_length")
     _within(message.max_block_bytes, 1, MAX_BLOCK_BYTES, "max_block_bytes")
+    frozen = message.frozen_codec or FP32.name
+    _require(frozen in CODECS, "frozen_codec", f"one of {', '.join(CODECS)}, or none", printable(frozen, 40))
     digest = message.dataset_digest
     _require(is_digest(digest), "dataset_digest", "64 hexadecimal characters", "?")
     return RunDescription(
@@ -114,6 +118,7 @@ def description_from_message(message: pb.RunDescription) -> RunDescription:
         sequence_length=message.sequence_length,
         dataset_digest=Digest(digest),
         max_block_bytes=message.max_block_bytes,
+        frozen_codec=frozen,
     )
 
 

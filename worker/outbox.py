@@ -85,8 +85,10 @@ class Outbox:
         return content if digest_of(content) == digest else None
 
     def save(self, submission: Submission, payload: bytes, residuals: Mapping[Digest, bytes] | None = None) -> None:
-        """Make `submission` durable, and its residuals that are new; replaces what was here of the same lease."""
-        assert digest_of(payload) == submission.digest
+        """Make `submission` durable, and its residuals that are new; replaces what was here of the same lease.
+
+        `payload` has the digest that `submission` names: whoever says so has just hashed it.
+        """
         assert len(payload) == submission.payload_bytes
         records = self._records()
         for residual, content in (residuals or {}).items():

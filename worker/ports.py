@@ -29,7 +29,7 @@ ReadPart = Callable[[int, int], bytes]
 class BlockSource(Protocol):
     """Who can give a block's bytes. Nobody has to be believed: whoever asks checks the digest."""
 
-    def block(self, digest: Digest, payload_bytes: int, offset: int) -> AsyncGenerator[bytes, None]:
+    def block(self, digest: Digest, payload_bytes: int, offset: int) -> AsyncGenerator[bytes | memoryview, None]:
         """The bytes from `offset` on, in order, in pieces of any size. Unavailable: worth another try."""
 
 

@@ -78,7 +78,7 @@ def take_steps(way: Way, layout: Layout, cache: BlockCache) -> None:
     cache.begin(way.ref.digest, way.ref.payload_bytes).forget()
     made = cache.begin(way.ref.digest, way.ref.payload_bytes)
     for piece in stepped_parts(base, deltas, specs):
-        made.add(bytes(piece))
+        made.add(piece)
     made.finish()
     cache.adopt(way.ref.digest)
 

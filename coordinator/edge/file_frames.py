@@ -39,6 +39,11 @@ class FileFrames(Iterator[bytes]):
             self.close()
             raise
 
+    @property
+    def ended(self) -> bool:
+        """Whether the last frame was given: nobody need ask a thread to learn that."""
+        return self._offset >= self._size
+
     def at_once(self) -> bytes | None:
         """The next frame, where no disk is waited for; None: ask `next`, in a thread."""
         length = min(FRAME_BYTES, self._size - self._offset)
@@ -60,7 +65,7 @@ class FileFrames(Iterator[bytes]):
 
     def __next__(self) -> bytes:
         """The next frame, however long it takes."""
-        if self._offset >= self._size:
+        if self.ended:
             raise StopIteration
         frame = next(self._rest())
         self._offset += len(frame) - FRAME_HEADER_BYTES

@@ -24,7 +24,7 @@ from protocol.admission import has_worked
 from protocol.causes import Cause
 from protocol.errors import MalformedMessage, Refused, Unauthenticated
 from protocol.ids import LeaseId, worker_id_of
-from protocol.residency import ABSENT
+from protocol.residency import ABSENT, FROZEN
 from protocol.tls import manifest_key_message
 from protocol.v1 import barnraise_pb2 as pb
 
@@ -86,7 +86,7 @@ class Membership:
         return pb.OpenSessionReply(
             session_id=session.session_id,
             heartbeat_interval_s=run.pump.engine.state.config.heartbeat_interval_s,
-            run=self._description,
+            run=self._description(),
             lease_length=run.lease_lengths.planned(run.pump.engine.state.config),
         )
 
@@ -151,8 +151,16 @@ class Membership:
                 )
             )
 
-    @cached_property
     def _description(self) -> pb.RunDescription:
+        """What never changes, and what columns that are not held come in at present."""
+        found = pb.RunDescription()
+        found.CopyFrom(self._unchanging)
+        if self._run.settings.residency == FROZEN:
+            found.frozen_codec = self._run.pump.engine.state.config.down.frozen_codec
+        return found
+
+    @cached_property
+    def _unchanging(self) -> pb.RunDescription:
         run = self._run
         return pb.RunDescription(
             run_id=run.run_id,

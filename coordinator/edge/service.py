@@ -57,6 +57,8 @@ class WorkerService:
         self._run = run
         self._beats: dict[WorkerId, WorkerSeen] = {}
         self._openings = Openings(run.store.upload_offset)
+        self._signed: tuple[Digest, pb.GetManifestReply] | None = None
+        """The manifest that was asked for last: everybody asks for the same one."""
         self.told_over: set[WorkerId] = set()
         """Workers that have heard that the run is over."""
 
@@ -251,8 +253,13 @@ class WorkerService:
         digest = run.versions.manifest_digest(version) if version <= latest else None
         if digest is None:
             raise Refused(f"version {version} is not kept here; the latest is {latest}, ask for that")
-        content = await asyncio.to_thread(run.versions.manifest_bytes, digest)
-        return pb.GetManifestReply(manifest_json=content, signature=sign_manifest(run.manifest_identity, content))
+        if self._signed is None or self._signed[0] != digest:
+            self._signed = digest, await asyncio.to_thread(self._manifest, digest)
+        return self._signed[1]
+
+    def _manifest(self, digest: Digest) -> pb.GetManifestReply:
+        content = self._run.versions.manifest_bytes(digest)
+        return pb.GetManifestReply(manifest_json=content, signature=sign_manifest(self._run.manifest_identity, content))
 
     def _lease_of(self, session: CallerSession, lease_id: str) -> LeaseRecord:
         record = self._run.pump.engine.state.leases.get(LeaseId(lease_id))

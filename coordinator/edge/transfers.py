@@ -140,9 +140,8 @@ class Transfers:
         """Write frames until the payload is whole and kept, or the stream ends."""
         slot = await self._take_over(lease_id)
         try:
-            upload = await asyncio.to_thread(self._run.store.open_upload, lease_id, digest, header.offset)
+            upload, reader = await asyncio.to_thread(self._opened_upload, lease_id, header, digest)
             try:
-                reader = await asyncio.to_thread(self._reader, upload, header.payload_bytes, digest)
                 await slot.run(self._receive(session, lease_id, reader, upload, frames, patience))
                 if reader.complete:
                     resumed = header.offset > 0
@@ -237,13 +236,15 @@ class Transfers:
             frames = await self._opened(command.digest, request.offset, self._payload_frames)
         else:
             raise MalformedMessage("Download must name a block, a lease or an item")
-        at_once = frames.at_once if isinstance(frames, FileFrames) else _not_at_once
-        try:
-            while (frame := at_once() or await asyncio.to_thread(next, frames, None)) is not None:
+        if not isinstance(frames, FileFrames):
+            for frame in frames:  # of what is in memory
                 yield frame
+            return
+        try:
+            while not frames.ended:
+                yield frames.at_once() or await asyncio.to_thread(frames.__next__)
         finally:
-            if isinstance(frames, FileFrames):
-                frames.close()
+            frames.close()
 
     async def _opened(self, digest: Digest, offset: int, frames: _FramesOf | None = None) -> Iterator[bytes]:
         """A file's frames, a block's as a rule; what a thread opens for a call that has ended meanwhile is closed."""
@@ -272,11 +273,16 @@ class Transfers:
     def _frames_of(self, payload: bytes, offset: int) -> Iterator[bytes]:
         return frames_of(lambda start, length: payload[start : start + length], len(payload), offset, self._frame_bytes)
 
-    def _reader(self, upload: Upload, payload_bytes: int, digest: Digest) -> FrameReader:
-        reader = FrameReader(payload_bytes, digest, upload.received_bytes, frame_bytes=self._frame_bytes)
-        for piece in upload.prefix():
-            reader.skip(piece)
-        return reader
+    def _opened_upload(self, lease_id: LeaseId, header: pb.UploadHeader, digest: Digest) -> tuple[Upload, FrameReader]:
+        upload = self._run.store.open_upload(lease_id, digest, header.offset)
+        try:
+            reader = FrameReader(header.payload_bytes, digest, upload.received_bytes, frame_bytes=self._frame_bytes)
+            for piece in upload.prefix():
+                reader.skip(piece)
+        except BaseException:
+            upload.close()
+            raise
+        return upload, reader
 
     async def _data_of(self, session: CallerSession, lease_id: LeaseId) -> bytes:
         record = self._run.pump.engine.state.leases.get(lease_id)
@@ -303,8 +309,3 @@ class Transfers:
 def _close_opened(opening: asyncio.Future[Iterator[bytes]]) -> None:
     if not opening.cancelled() and opening.exception() is None and isinstance(frames := opening.result(), FileFrames):
         frames.close()
-
-
-def _not_at_once() -> bytes | None:
-    """For frames that are made in a thread."""
-    return None

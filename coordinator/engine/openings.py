@@ -21,7 +21,9 @@ from protocol.ids import Digest, WorkerId
 
 def asked_of(state: EngineState, worker: WorkerId) -> list[tuple[LeaseRecord, Digest]]:
     """What a worker is to open now. What nobody will compute again without being paid is left with it."""
-    own = (record for record in state.leases_of(worker) if record.audit_due)
+    # Among open audits, which are few, and not among all that the worker ever had: it is looked for at every call.
+    audited = (state.leases[lease_id] for lease_id in state.index.open_audits)
+    own = sorted((one for one in audited if one.lease.worker == worker), key=lambda one: one.lease.order)
     return [(record, digest) for record in own if not record.audit_unpaid for digest in record.residuals_missing]
 
 

@@ -1,11 +1,13 @@
 """Slow commands, one after the other, beside everything else: what the pump has them done by, and when again.
 
 Decides the order (what the round waits for goes first), and how long a command that failed rests before it is tried
-again. Always: each runs in a thread of its own and touches no state; a failure of whatever kind stops nothing and is
-handed back as an event, with whether it was the machine's, so that the engine decides what becomes of it; a command
-that the engine has lost interest in is not begun any more. What trusted workers may measure goes to them
-(delegation.py) once it has been decoded here, and nothing waits behind it; it comes back into the line where their
-word is not enough.
+again. Always: each runs in a thread of its own and touches no state; results are reported in the order in which they
+came; a failure of whatever kind stops nothing and is handed back as an event, with whether it was the machine's, so
+that the engine decides what becomes of it; a command that the engine has lost interest in is not begun any more. A
+command waits until the result before it is recorded, which may call for something more urgent, unless it is of the same
+kind and that one was quick: then the disk would be waited for longer than anything more urgent has to wait. What
+trusted workers may measure goes to them (delegation.py) once it has been decoded here, and nothing waits behind it; it
+comes back into the line where their word is not enough.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import structlog
 
@@ -40,6 +43,8 @@ from protocol.text import printable
 RETRY_MOST_S = 60.0
 MOST_DOUBLINGS = 10
 """Far beyond the longest pause; a disk that is full for a day makes over a thousand tries, 2**1024 is not a float."""
+QUICK_S = 0.1
+"""A command that took no longer says that the next one of its kind will not, either."""
 MOST_ERROR_CHARACTERS = 500
 """Of an error's words, in the journal."""
 
@@ -67,7 +72,7 @@ class SlowCommands:
         work: Work,
         *,
         is_wanted: Callable[[str], bool],
-        report: Callable[[Event], Awaitable[None]],
+        report: Callable[[Event], Coroutine[Any, Any, None]],
         clock: Callable[[], float],
         retry_first_s: float,
         delegation: Delegation,
@@ -88,6 +93,8 @@ class SlowCommands:
         self._failures_told: dict[str, str] = {}
         """Of commands that fail, with what they failed last: said at length once."""
         self._retries: set[asyncio.TimerHandle] = set()
+        self._reporting: asyncio.Future[None] | None = None
+        """Of the result before."""
         self._stopping = False
         self._thread = ThreadPoolExecutor(1, "executor")
 
@@ -125,11 +132,28 @@ class SlowCommands:
             elif isinstance(command, MeasureSubmission) and self._delegation.takes(command):
                 await self._delegate(command)
             else:
-                await self._report(await self._carried_out(command, command))
+                await self._carry_out_and_report(command)
+        await self._reported()
+
+    async def _carry_out_and_report(self, command: SlowCommand) -> None:
+        began_s = self._clock()
+        result = await self._carried_out(command, command)
+        await self._reported()
+        self._reporting = asyncio.ensure_future(self._report(result))
+        quick = self._clock() - began_s <= QUICK_S
+        if not (quick and self._queue and type(self._queue[0][2]) is type(command)):
+            await self._reported()
+
+    async def _reported(self) -> None:
+        """Until what was reported last is recorded."""
+        if self._reporting is not None:
+            reporting, self._reporting = self._reporting, None
+            await reporting
 
     async def _delegate(self, command: MeasureSubmission) -> None:
         """Decode it and take its norms here, and have others measure what it gains."""
         decoded = await self._carried_out(command, replace(command, measure_gain=False))
+        await self._reported()
         if not isinstance(decoded, SubmissionMeasured) or decoded.malformed:
             await self._report(decoded)
             return

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import mmap
 import os
 import re
@@ -17,13 +18,14 @@ import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import structlog
 
-from coordinator.store.ports import BlobStore, Upload, require_digest
+from coordinator.store.ports import BlobStore, PutParts, Upload, require_digest
 from protocol.errors import LocalError, MalformedMessage, Unavailable
 from protocol.folders import sync_folder
 from protocol.ids import Digest, LeaseId, digest_of
@@ -38,8 +40,24 @@ _COPY_BYTES = 1 << 20
 """Bytes hashed at a time when a partial upload is resumed: large enough that the loop costs nothing beside SHA-256."""
 
 
+SYNCED_AT_ONCE = 4
+"""Files of one version: more would only wait for the same disk."""
 Later = Callable[[Callable[[], None]], object]
 """Does what it is given at a time of its own, or now."""
+
+
+class _Written(NamedTuple):
+    """A content that is not durable yet."""
+
+    digest: Digest
+    temporary: Path
+    file: io.FileIO
+
+
+def _write_whole(file: io.FileIO, part: bytes | memoryview) -> None:
+    view = memoryview(part).cast("B")
+    while view:
+        view = view[file.write(view) :]
 
 
 def _now(work: Callable[[], None]) -> None:
@@ -89,22 +107,51 @@ class ContentStore(BlobStore):
 
     def put_parts(self, parts: Iterable[bytes | memoryview]) -> Digest:
         """See `BlobStore`: written as they come, so that no more than one of them is in memory."""
+        written = self._written(parts)
+        self._keep(written)
+        return written.digest
+
+    @contextlib.contextmanager
+    def keeping(self) -> Iterator[PutParts]:
+        """See `BlobStore`: the disk is waited for beside what is done inside, and for several files at once, which a
+        file system that writes a log of its own commits together.
+        """
+        with ThreadPoolExecutor(SYNCED_AT_ONCE, "sync") as threads:
+            kept: list[Future[None]] = []
+
+            def keep(parts: Iterable[bytes | memoryview]) -> Digest:
+                written = self._written(parts)
+                kept.append(threads.submit(self._keep, written))
+                return written.digest
+
+            yield keep
+            for each in kept:
+                each.result()
+
+    def _written(self, parts: Iterable[bytes | memoryview]) -> _Written:
+        """Under a temporary name, and not durable: to be given to `_keep`."""
         hasher = hashlib.sha256()
         temporary = self._root / f".{secrets.token_hex(8)}.tmp"
         try:
+            with telling_storage_trouble(self._root), contextlib.ExitStack() as opened:
+                file = opened.enter_context(temporary.open("xb", buffering=0))
+                for part in parts:
+                    hasher.update(part)
+                    _write_whole(file, part)
+                opened.pop_all()
+        except BaseException:
+            _unlink(temporary)
+            raise
+        return _Written(Digest(hasher.hexdigest()), temporary, file)
+
+    def _keep(self, written: _Written) -> None:
+        try:
             with telling_storage_trouble(self._root):
-                with temporary.open("xb") as file:
-                    for part in parts:
-                        hasher.update(part)
-                        file.write(part)
-                    file.flush()
-                    os.fsync(file.fileno())
-                digest = Digest(hasher.hexdigest())
-                self._adopt(temporary, self._path(digest))
+                with written.file:
+                    os.fsync(written.file.fileno())
+                self._adopt(written.temporary, self._path(written.digest))
         finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-        return digest
+            _unlink(written.temporary)
 
     def view(self, digest: Digest) -> memoryview:
         """See `BlobStore`: mapped, so that it lies in the page cache and not in this process's own memory."""
@@ -188,7 +235,7 @@ class PartialUpload:
             offset += len(piece)
             yield piece
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: bytes | memoryview) -> None:
         """See `Upload`. Unavailable while the disk takes nothing."""
         view = memoryview(piece)
         with self._lock:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
@@ -18,6 +18,8 @@ from protocol.errors import LocalError, MalformedMessage
 from protocol.ids import Digest, LeaseId, digest_of, stream_digest
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+PutParts = Callable[[Iterable[bytes | memoryview]], Digest]
+"""Keeps what these make together; its digest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +97,13 @@ class BlobStore(Protocol):
         """Keep what `parts` make together, as `put`; what raises on the way leaves nothing behind."""
         return self.put(b"".join(parts))
 
+    @contextmanager
+    def keeping(self) -> Iterator[PutParts]:
+        """Inside, what this gives keeps contents as `put_parts` does, but they are here, and durable, only when the
+        block has ended: then all of them. Where it does not end well some may be.
+        """
+        yield self.put_parts
+
     def view(self, digest: Digest) -> memoryview:
         """The content in place, for as long as the view or anything made of it lives, whoever drops it meanwhile.
 
@@ -135,7 +144,7 @@ class Upload(Protocol):
     def prefix(self) -> Iterator[bytes]:
         """The bytes that are here already, in pieces: a resumed upload hashes them first."""
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: bytes | memoryview) -> None:
         """Append; not durable until `sync`."""
 
     def sync(self) -> None:

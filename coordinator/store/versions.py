@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coordinator.store.ports import BlobStore
+from coordinator.store.ports import BlobStore, PutParts
 from moe.layout import Layout, block_tensor_specs
 from protocol.codecs import FP32, codec_named
 from protocol.errors import ConfigError, LocalError
@@ -97,20 +98,30 @@ class Versions:
         """
         columns = {block: ref for block, ref in blocks.items() if block != TRUNK}
         refs: dict[BlockId, BlockRef] = {}
-        for block, ref in columns.items():
-            refs[block] = self._put_parts(encode_parts(self.load_block(block, ref), codec_named(codec)))
-            told(len(refs), len(columns))
+        with self.keeping() as keep:
+            for block, ref in columns.items():
+                parts = encode_parts(self.load_block(block, ref), codec_named(codec))
+                refs[block] = self._put_parts(parts, keep)
+                told(len(refs), len(columns))
         return FrozenRefs(version=version, codec=codec, blocks=refs)
 
-    def put_payload(self, payload: bytes) -> BlockRef:
-        """Keep what is encoded already."""
-        return BlockRef(digest=self._blobs.put(payload), payload_bytes=len(payload))
+    def keeping(self) -> AbstractContextManager[PutParts]:
+        """Inside, blocks and payloads that are kept by what this gives are durable only at the end: all of them."""
+        return self._blobs.keeping()
 
-    def put_block(self, tensors: Mapping[str, Tensor | Spanned]) -> BlockRef:
-        """Keep a block or a momentum buffer; of one that is made a span at a time, a span is in memory at most."""
-        return self._put_parts(fp32_parts(tensors))
+    def put_payload(self, payload: bytes, keep: PutParts | None = None) -> BlockRef:
+        """Keep what is encoded already; `keep` as `keeping` gives it."""
+        digest = self._blobs.put(payload) if keep is None else keep((payload,))
+        return BlockRef(digest=digest, payload_bytes=len(payload))
 
-    def _put_parts(self, parts: Iterable[bytes | memoryview]) -> BlockRef:
+    def put_block(self, tensors: Mapping[str, Tensor | Spanned], keep: PutParts | None = None) -> BlockRef:
+        """Keep a block or a momentum buffer; of one that is made a span at a time, a span is in memory at most.
+
+        `keep` as `keeping` gives it.
+        """
+        return self._put_parts(fp32_parts(tensors), keep)
+
+    def _put_parts(self, parts: Iterable[bytes | memoryview], keep: PutParts | None = None) -> BlockRef:
         payload_bytes = 0
 
         def counted() -> Iterator[bytes | memoryview]:
@@ -119,7 +130,8 @@ class Versions:
                 payload_bytes += len(part)
                 yield part
 
-        return BlockRef(digest=self._blobs.put_parts(counted()), payload_bytes=payload_bytes)
+        digest = (keep or self._blobs.put_parts)(counted())
+        return BlockRef(digest=digest, payload_bytes=payload_bytes)
 
     def find(self, version: int, cause: str) -> Digest | None:
         """The manifest that `cause` produced for `version` before, if all of it is still here."""

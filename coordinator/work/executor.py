@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from aggregation.norms import block_norm
 from aggregation.replayed import ReplayDistance
 from coordinator.engine.commands import (
     AggregateRound,
@@ -51,6 +50,7 @@ from coordinator.store.ports import BlobStore
 from coordinator.store.versions import Versions, frozen_columns
 from coordinator.work import harm
 from coordinator.work.gains import GainMeasure, WorkSettings
+from coordinator.work.known_norms import KnownNorms
 from coordinator.work.outer import RoundAggregator
 from coordinator.work.port import Replay, Work
 from coordinator.work.rebuilding import rebuild
@@ -106,7 +106,8 @@ class Executor(Work):
         self._checkpoints = checkpoints
         self._clock = clock
         self._wall_clock = wall_clock
-        self._aggregator = RoundAggregator(layout, payloads, versions, settings.sequence_length)
+        self._norms = KnownNorms()
+        self._aggregator = RoundAggregator(layout, payloads, versions, settings.sequence_length, self._norms)
         self._bases: OrderedDict[Digest, MappedVersion] = OrderedDict()
         self._gains = GainMeasure(dataset, settings)
         self._baselines: OrderedDict[tuple[Digest, int], Tensor] = OrderedDict()
@@ -122,7 +123,7 @@ class Executor(Work):
         try:
             submission = self._submission(command)
             base = self._base(self._base_manifest(command.lease))
-            norms = tuple(_norms(submission, base))
+            norms = tuple(self._block_norms(command.digest, submission, base))
         except MalformedMessage as error:
             return SubmissionMeasured(
                 at_s=self._clock(),
@@ -287,6 +288,14 @@ class Executor(Work):
         specs = submission_specs(self._layout, lease.columns)
         return encoded_submission(self._payloads.view(command.digest), specs, codec_named(command.codec), lease.blocks)
 
+    def _block_norms(self, payload: Digest, submission: EncodedBlocks, base: MappedVersion) -> Iterator[BlockNorm]:
+        """Of each block; MalformedMessage where one holds a value that is not finite."""
+        for block, tensors in submission.items():
+            norm_l2 = self._norms.of(payload, block, tensors)
+            if not math.isfinite(norm_l2):
+                raise MalformedMessage(f"block {block} holds a value that is not finite (norm {norm_l2})")
+            yield BlockNorm(block=block, norm_l2=norm_l2, base_l2=base.norm_l2(block))
+
     def screening_sequences(self, seed: int, count: int, round_: int | None = None) -> NDArray[Any]:
         """`count` sequences [N, L+1] that no lease names, drawn by `seed`: of `round_`'s part, or of all parts."""
         return self._dataset.screening_batch(seed, count, self._settings.sequence_length, round_)
@@ -336,12 +345,3 @@ class Executor(Work):
         while len(self._bases) > CACHED_VERSIONS:
             self._bases.popitem(last=False)
         return base
-
-
-def _norms(submission: EncodedBlocks, base: MappedVersion) -> Iterator[BlockNorm]:
-    """Of each block; MalformedMessage where one holds a value that is not finite."""
-    for block, tensors in submission.items():
-        norm_l2 = block_norm(tensors)
-        if not math.isfinite(norm_l2):
-            raise MalformedMessage(f"block {block} holds a value that is not finite (norm {norm_l2})")
-        yield BlockNorm(block=block, norm_l2=norm_l2, base_l2=base.norm_l2(block))

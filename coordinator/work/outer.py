@@ -26,6 +26,7 @@ from coordinator.engine.records import command_digest
 from coordinator.store.ports import BlobStore
 from coordinator.store.versions import Versions
 from coordinator.work.failures import trouble_of
+from coordinator.work.known_norms import KnownNorms
 from coordinator.work.publishing import NextVersion
 from coordinator.work.substitutes import BlockRule, summed_up
 from moe.layout import Layout, submission_specs
@@ -59,8 +60,17 @@ class OuterResult:
 class RoundAggregator:
     """Carries out `AggregateRound`."""
 
-    def __init__(self, layout: Layout, payloads: BlobStore, versions: Versions, sequence_length: int) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        payloads: BlobStore,
+        versions: Versions,
+        sequence_length: int,
+        norms: KnownNorms | None = None,
+    ) -> None:
+        """`norms`: those that screening has found."""
         self._layout = layout
+        self._norms = norms or KnownNorms()
         self._payloads = payloads
         self._versions = versions
         self._sequence_length = sequence_length
@@ -74,14 +84,14 @@ class RoundAggregator:
             update_norm_l2 = self._update_norm(base, self._versions.manifest(found))
             expected = (self._expected_rule(block, holders, command) for block, holders in self._held(command))
             return OuterResult(found, update_norm_l2, summed_up(command.rule, expected))
-        coming = NextVersion(self._versions, parent, command.down)
         squares: list[float] = []
         rules: list[BlockRule] = []
-        for block, stepped, rule in self._steps(command, base, parent):
-            rules.append(rule)
-            if stepped is None:
-                continue
-            squares.append(_moved(base[block], coming.put(block, base[block], *stepped)))
+        with self._versions.keeping() as keep:
+            coming = NextVersion(self._versions, parent, command.down, keep)
+            for block, stepped, rule in self._steps(command, base, parent):
+                rules.append(rule)
+                if stepped is not None:
+                    squares.append(_moved(base[block], coming.put(block, base[block], *stepped)))
         sequences = sum(one.sequences for one in command.contributions)
         manifest = Manifest(
             run_id=parent.run_id,
@@ -219,15 +229,19 @@ class RoundAggregator:
         self, block: BlockId, holders: Sequence[Contribution], command: AggregateRound
     ) -> list[BlockContribution]:
         max_norm_l2 = {clip.block: clip.max_norm_l2 for clip in command.clips}.get(block, math.inf)
-        return [
-            BlockContribution(
-                tensors=self._block_of(contribution, block),
-                weight=contribution.weight,
-                step_scale=contribution.step_scale,
-                max_norm_l2=max_norm_l2,
+        found: list[BlockContribution] = []
+        for contribution in holders:
+            tensors = self._block_of(contribution, block)
+            found.append(
+                BlockContribution(
+                    tensors=tensors,
+                    weight=contribution.weight,
+                    step_scale=contribution.step_scale,
+                    max_norm_l2=max_norm_l2,
+                    norm_l2=self._norms.of(contribution.digest, block, tensors),
+                )
             )
-            for contribution in holders
-        ]
+        return found
 
     def _block_of(self, contribution: Contribution, block: BlockId) -> dict[str, EncodedTensor]:
         """One block of a payload that screening has decoded: it stays where it lies."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import Tensor
 
 from coordinator.engine.down_config import DownConfig
+from coordinator.store.ports import PutParts
 from coordinator.store.versions import Tensors, Versions
 from moe.layout import Layout
 from protocol.codecs import FP32, codec_named
@@ -29,8 +30,9 @@ MOST_STEPS = 4
 class NextVersion:
     """What comes of the version `parent`, block by block."""
 
-    def __init__(self, versions: Versions, parent: Manifest, down: DownConfig) -> None:
-        self._versions, self._parent, self._down = versions, parent, down
+    def __init__(self, versions: Versions, parent: Manifest, down: DownConfig, keep: PutParts | None = None) -> None:
+        """`keep` as `versions.keeping` gives it: what is put is then durable when that has ended."""
+        self._versions, self._parent, self._down, self._keep = versions, parent, down, keep
         self._codec = codec_named(down.codec)
         self.blocks, self.momenta = dict(parent.blocks), dict(parent.momenta)
         self.masters, self.deltas = dict(parent.masters), dict(parent.deltas)
@@ -42,13 +44,13 @@ class NextVersion:
     def put(self, block: BlockId, base: Mapping[str, Tensor], master: Tensors, momentum: Tensors | None) -> Tensors:
         """Keep what an outer step made of `block`; what is published of it."""
         publication = self.published(base, master)
-        self.blocks[block] = self._versions.put_block(publication.block)
+        self.blocks[block] = self._versions.put_block(publication.block, self._keep)
         if publication.is_exact:
             self.masters.pop(block, None)
         else:
-            self.masters[block] = self._versions.put_block(master)
+            self.masters[block] = self._versions.put_block(master, self._keep)
         if momentum is not None:
-            self.momenta[block] = self._versions.put_block(momentum)
+            self.momenta[block] = self._versions.put_block(momentum, self._keep)
         else:  # set to 0 in the middle of the run: should it come back, it begins anew
             self.momenta.pop(block, None)
         self._chain(block, publication.delta)
@@ -70,7 +72,7 @@ class NextVersion:
         self.deltas.pop(block, None)
         if delta is None:
             return
-        ref = self._versions.put_payload(delta)
+        ref = self._versions.put_payload(delta, self._keep)
         first = DeltaRef(base=before.digest, digest=ref.digest, payload_bytes=ref.payload_bytes, codec=self._down.codec)
         most = max(1, min(MOST_STEPS, MAX_STEPS // len(self.blocks)))
         chain, left_bytes = [], after.payload_bytes

@@ -82,7 +82,7 @@ class OpenSessionReply(_message.Message):
     def __init__(self, session_id: _Optional[bytes] = ..., heartbeat_interval_s: _Optional[float] = ..., run: _Optional[_Union[RunDescription, _Mapping]] = ..., lease_length: _Optional[str] = ...) -> None: ...
 
 class RunDescription(_message.Message):
-    __slots__ = ("run_id", "name", "model_json", "residency", "codec", "sequence_length", "dataset_digest", "max_block_bytes")
+    __slots__ = ("run_id", "name", "model_json", "residency", "codec", "sequence_length", "dataset_digest", "max_block_bytes", "frozen_codec")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -91,6 +91,7 @@ class RunDescription(_message.Message):
     SEQUENCE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     DATASET_DIGEST_FIELD_NUMBER: _ClassVar[int]
     MAX_BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_CODEC_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     name: str
     model_json: str
@@ -99,7 +100,8 @@ class RunDescription(_message.Message):
     sequence_length: int
     dataset_digest: str
     max_block_bytes: int
-    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., model_json: _Optional[str] = ..., residency: _Optional[str] = ..., codec: _Optional[str] = ..., sequence_length: _Optional[int] = ..., dataset_digest: _Optional[str] = ..., max_block_bytes: _Optional[int] = ...) -> None: ...
+    frozen_codec: str
+    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., model_json: _Optional[str] = ..., residency: _Optional[str] = ..., codec: _Optional[str] = ..., sequence_length: _Optional[int] = ..., dataset_digest: _Optional[str] = ..., max_block_bytes: _Optional[int] = ..., frozen_codec: _Optional[str] = ...) -> None: ...
 
 class DataRange(_message.Message):
     __slots__ = ("seed", "start", "count")

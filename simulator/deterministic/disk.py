@@ -240,7 +240,7 @@ class MemoryUpload:
         if self.received_bytes:
             yield bytes(self._disk.uploads[self._key][: self.received_bytes])
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: bytes | memoryview) -> None:
         """Append; not durable until `sync`."""
         if self._closed:  # a cancelled call closes while its last write may still be on its way
             raise LocalError(f"the upload for {self._key[0]} was closed")

@@ -17,7 +17,7 @@ from coordinator.engine.commands import AggregateRound, RebuildVersion, SlowComm
 from coordinator.engine.events import CheckpointWritten, Event, RoundAggregated, VersionRebuilt, VersionValidated
 from coordinator.run.opened import work_settings
 from coordinator.settings import RunSettings
-from coordinator.store.ports import BlobStore
+from coordinator.store.ports import BlobStore, PutParts
 from coordinator.store.versions import Versions
 from coordinator.work.executor import Executor
 from coordinator.work.port import Replay
@@ -117,10 +117,10 @@ class KillableVersions(Versions):
         super().__init__(folder, blobs, model_layout)
         self._on_write = on_write
 
-    def put_block(self, tensors: Mapping[str, torch.Tensor | Spanned]) -> BlockRef:
+    def put_block(self, tensors: Mapping[str, torch.Tensor | Spanned], keep: PutParts | None = None) -> BlockRef:
         """As the real ones."""
         self._on_write("block")
-        return super().put_block(tensors)
+        return super().put_block(tensors, keep)
 
     def publish(self, manifest: Manifest, cause: str) -> Digest:
         """As the real ones."""

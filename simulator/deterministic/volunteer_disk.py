@@ -58,7 +58,7 @@ class MemoryFiles:
             self.touch(path)
             self.sync(path.parent)
 
-    def append(self, path: Path, piece: bytes) -> None:
+    def append(self, path: Path, piece: bytes | memoryview) -> None:
         """Not durable."""
         if self._process.alive:
             self._disk.now[path] = self._disk.now.get(path, b"") + piece

@@ -19,6 +19,6 @@ def test_a_run_has_the_size_that_was_asked_for(tmp_path: Path) -> None:
 @pytest.mark.soak
 def test_every_system_plays_its_rounds(tmp_path: Path) -> None:
     rows = {str(row["system"]): row for row in rows_of(tmp_path, 2, 500_000, 2, None)}
-    assert list(rows) == ["tcp", "floor", "grpc.aio", "barnraise", "barnraise, screening on"]
+    assert list(rows) == ["tcp", "floor", "grpc.aio", "barnraise", "barnraise, screening on", "barnraise, steps down"]
     assert rows["floor"]["over_floor"] == 1.0
     assert all(float(str(row["round_s"])) > 0.0 and float(str(row["cpu_s"])) > 0.0 for row in rows.values())

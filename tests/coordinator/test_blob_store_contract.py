@@ -7,6 +7,7 @@ takes its own file and a line in `KINDS`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import shutil
@@ -20,7 +21,7 @@ import pytest
 
 from coordinator.store.artifacts import ContentStore, blob_name
 from coordinator.store.ports import BlobStore, require_digest
-from protocol.errors import LocalError, MalformedMessage
+from protocol.errors import LocalError, MalformedMessage, StorageTrouble
 from protocol.ids import Digest, digest_of
 from simulator.deterministic.disk import Disk, MemoryPayloads
 
@@ -126,7 +127,10 @@ class Synced:
     def note(self, path: Path) -> None:
         inode = path.stat().st_ino
         if path.is_dir():
-            self._names[inode] = {child.name: child.stat().st_ino for child in path.iterdir()}
+            names = self._names[inode] = {}
+            for child in path.iterdir():
+                with contextlib.suppress(FileNotFoundError):  # another thread renames meanwhile
+                    names[child.name] = child.stat().st_ino
         else:
             self._contents[inode] = path.read_bytes()
 
@@ -196,6 +200,36 @@ def test_parts_that_break_off_leave_nothing(kind: Kind, tmp_path: Path) -> None:
         store.put_parts(parts())
     assert list(store.digests()) == []
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_what_is_kept_together_is_all_here_when_that_has_ended(kind: Kind, tmp_path: Path) -> None:
+    contents = [bytes([number]) * 1000 for number in range(40)]
+    store = kind.open()
+    already = store.put(contents[3])
+    with store.keeping() as keep:
+        digests = [keep((content[:7], memoryview(content)[7:])) for content in (*contents, contents[5])]
+    assert digests == [digest_of(content) for content in (*contents, contents[5])]
+    assert digests[3] == already
+    kind.lose_power()
+    again = kind.open()
+    assert [again.read(digest) for digest in digests] == [*contents, contents[5]]
+    assert set(again.digests()) == set(digests)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_disk_that_takes_nothing_is_told_when_that_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, real = ContentStore(tmp_path), os.fsync
+
+    def full_at_the_second(descriptor: int) -> None:
+        if os.fstat(descriptor).st_size == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_at_the_second)
+    with pytest.raises(StorageTrouble), store.keeping() as keep:
+        first, second = keep((b"1",)), keep((b"22",))
+    assert (store.has(first), store.has(second)) == (True, False)
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_view_outlives_its_blob_and_never_changes_it(kind: Kind) -> None:

@@ -59,7 +59,7 @@ TRANSFER = (
           'entry.get("dtype") != wire.dtype'), f"{OTHER_TENSORS}[dtype]"),
     guard("another shape, dtype or order", never("protocol:_entry_difference",
           'entry.get("shape") != list(wire.shape)'), f"{OTHER_TENSORS}[shape]"),
-    guard("NaN and infinity", never("coordinator:_norms", "not math.isfinite(norm_l2)"),
+    guard("NaN and infinity", never("coordinator:Executor._block_norms", "not math.isfinite(norm_l2)"),
           "test_content.py::test_tensors_that_are_not_finite_are_rejected", also=(never("coordinator.engine:judge",
           "not math.isfinite(norm.norm_l2)"),),
           note="what measures a submission and what judges the measure both refuse it"),
@@ -93,7 +93,7 @@ TRANSFER = (
     guard("bad, short or surplus frames", never("protocol:FrameReader.feed", "self._ended"), DRIBBLED),
     guard("a truncated upload", never("coordinator:Transfers.upload", "not reader.complete"), TRUNCATED),
     guard("a truncated upload", always("coordinator:Transfers._take", "reader.complete"), TRUNCATED),
-    guard("a truncated upload", becomes("coordinator:Transfers._reader", "reader.skip(piece)",
+    guard("a truncated upload", becomes("coordinator:Transfers._opened_upload", "reader.skip(piece)",
           "reader._hashed_bytes += len(piece)"), TRUNCATED,
           note="what came before the break is part of the digest too"),
 )  # fmt: skip

@@ -195,7 +195,7 @@ async def test_a_broken_download_resumes(swarm: Any, monkeypatch: pytest.MonkeyP
     real = CoordinatorClient.block
     asked: list[tuple[str, int]] = []
 
-    async def breaking(self: Any, digest: Any, size: int, offset: int) -> AsyncIterator[bytes]:
+    async def breaking(self: Any, digest: Any, size: int, offset: int) -> AsyncIterator[bytes | memoryview]:
         asked.append((digest, offset))
         is_first = len(asked) == 1
         async for piece in real(self, digest, size, offset):

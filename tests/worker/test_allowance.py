@@ -155,6 +155,9 @@ def test_a_cap_under_what_one_lease_needs_is_refused_with_the_figure(small_layou
     assert allowed(tmp_path, most).columns_that_fit(small_layout, "bf16", 4) == 4
     assert allowed(tmp_path, most - 1).columns_that_fit(small_layout, "bf16", 4) == 3
     assert allowed(tmp_path, least).columns_that_fit(small_layout, "bf16", 4) == fewest
+    frozen = sum(lease_bytes(small_layout, "bf16", fewest, "int4")) + RECORDS_BYTES
+    assert frozen < least if small_layout.residency == "frozen" else frozen == least
+    assert allowed(tmp_path, frozen).columns_that_fit(small_layout, "bf16", 4, "int4") == fewest
     with pytest.raises(ConfigError) as refused:
         allowed(tmp_path, least - 1).columns_that_fit(small_layout, "bf16", 4)
     needed_mib = int(str(refused.value).partition("it must be ")[2].partition("MB")[0])
@@ -171,5 +174,9 @@ def test_what_a_lease_takes_is_counted_to_the_byte(frozen_layout: Layout, blocks
         len(encode_tensors(tensors, FP32)) for tensors in blocks.values()
     )
     held = frozen_layout.shard_blocks(range(2))
+    assert lease_bytes(frozen_layout, "bf16", 2, "int4")[0] == sum(
+        len(encode_tensors(tensors, FP32 if block in held else codec_named("int4")))
+        for block, tensors in blocks.items()
+    )
     flat = {f"{block}/{name}": tensor for block in held for name, tensor in blocks[block].items()}
     assert lease_bytes(frozen_layout, "bf16", 2)[1] == 2 * len(encode_tensors(flat, codec_named("bf16")))

@@ -64,7 +64,7 @@ async def test_a_source_without_the_block_says_so_and_not_that_it_may_come(sourc
 
 async def test_a_source_may_be_left_in_the_middle_and_asked_again(source: BlockSource, ref: BlockRef) -> None:
     pieces = source.block(ref.digest, ref.payload_bytes, 0)
-    first = await anext(pieces)
+    first = bytes(await anext(pieces))
     await pieces.aclose()
     assert first + await content_of(source, ref, len(first)) == await content_of(source, ref)
 

@@ -95,6 +95,7 @@ def run_message(**changes: Any) -> pb.RunDescription:
         ("dataset_digest", "A" * 64),
         ("max_block_bytes", 0),
         ("max_block_bytes", 1 << 60),
+        ("frozen_codec", "zip"),
     ],
 )
 def test_a_run_that_makes_no_sense_is_refused(field: str, value: Any) -> None:
