@@ -87,7 +87,7 @@ class Membership:
             session_id=session.session_id,
             heartbeat_interval_s=run.pump.engine.state.config.heartbeat_interval_s,
             run=self._description(),
-            lease_length=run.lease_lengths.planned(run.pump.engine.state.config),
+            lease_length=run.lease_length(run.pump.engine.state.config),
         )
 
     async def ask_audit(self, request: pb.AskAuditRequest, _: str) -> pb.AskAuditReply:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from coordinator.datasets import Dataset
 from coordinator.edge.mailboxes import Mailboxes
 from coordinator.edge.sessions import SessionTable
-from coordinator.run.lease_length import LeaseLengths
+from coordinator.engine.config import EngineConfig
 from coordinator.run.pump import Pump
 from coordinator.settings import RunSettings
 from coordinator.store.ports import Artifacts
@@ -46,7 +46,8 @@ class RunContext:
     """What events carry and waits are measured by (coordinator/run/clock.py)."""
     wall_time: Callable[[], float]
     """The calendar, for people and invites; may be set at any moment."""
-    lease_lengths: LeaseLengths
+    lease_length: Callable[[EngineConfig], str]
+    """How long leases are, and why, as workers are told."""
 
     @property
     def max_block_bytes(self) -> int:

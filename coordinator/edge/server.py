@@ -215,7 +215,7 @@ class CoordinatorServer:
             operator_key=folder.operator_identity().public_key,
             run_time=parts.clock.now_s,
             wall_time=parts.clock.wall_s,
-            lease_lengths=LeaseLengths(parts.settings, parts.layout),
+            lease_length=LeaseLengths(parts.settings, parts.layout).planned,
         )
 
     def _add_services(self, server: Any, run: RunContext, traffic: Traffic, settings_file: SettingsFile) -> None:
@@ -229,7 +229,7 @@ class CoordinatorServer:
             wall_time=run.wall_time,
             traffic=traffic,
             connected=run.sessions.has,
-            lease_length=run.lease_lengths.told,
+            lease_length=LeaseLengths(run.settings, run.layout).told,
         )
         self._operator = operator = OperatorService(run, settings_file, lambda: self.port, self._status)
         worker_calls = Endpoint(COORDINATOR_SERVICE, auth, traffic, self._throttle, service.on_alive)

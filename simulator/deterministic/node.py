@@ -192,6 +192,7 @@ class CoordinatorNode:
             operator_key=b"",
             run_time=self._clock.now_s,
             wall_time=self._clock.wall_s,
+            lease_length=lambda _config: "",
         )
 
     def _served(self) -> dict[str, Any]:
