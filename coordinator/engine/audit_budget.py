@@ -2,10 +2,10 @@
 
 Decides how much of a round's budget is left, and with which probability a lease that was drawn is paid for. Most of a
 budget that is too small goes to whom the least is known of: first whoever is in doubt, then workers by how many of
-their leases somebody has computed again, fewest first, founders last. So each of n always-liars is looked at once in
-every n audits, where draws among all would leave one in three of them out. The rest of it (`EVEN`) goes to anybody
-alike: who guesses that it has just been audited is not safe. Holds always: what is expected to be paid for is what the
-budget has; nobody's probability depends on how early it came. See docs/decisions/0043.
+their leases somebody has computed again, fewest first, founders and who stands accused last. So each of n always-liars
+is looked at once in every n audits, where draws among all would leave one in three of them out. The rest of it (`EVEN`)
+goes to anybody alike: who guesses that it has just been audited is not safe. Holds always: what is expected to be paid
+for is what the budget has; nobody's probability depends on how early it came. See docs/decisions/0043.
 """
 
 from __future__ import annotations
@@ -27,11 +27,15 @@ _TURNS: Final = KNOWN + 3
 
 
 def turn_of(config: EngineConfig, worker: WorkerRecord) -> int:
-    """Whose audits are paid for first: 0 for who is in doubt, the last turn for founders."""
+    """Whose audits are paid for first: 0 for who is in doubt, the last turn for who needs none.
+
+    Those are founders, and whoever stands accused: that one weighs nothing whatever it sends, and one more audit of
+    each of its leases would leave none for the others.
+    """
+    if worker.trusted or worker.accused is not None:
+        return _TURNS - 1
     if is_doubted(config, worker):
         return 0
-    if worker.trusted:
-        return _TURNS - 1
     return 1 + min(KNOWN, worker.audits_passed + worker.audits_failed + worker.undecided_in_row)
 
 
