@@ -161,6 +161,8 @@ class RunSummary(_Data):
     """Submissions that were accepted in the latest rounds and could not be aggregated: round, whose, and why."""
     audit_plan: str
     """How much is computed again, and by whom."""
+    gains: str = ""
+    """Who measures what submissions gain, and how surely it is known."""
     rollback: str
     """How far back a rollback reaches, in words; empty where it is off."""
     rolled_back: tuple[str, ...]
