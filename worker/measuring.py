@@ -59,7 +59,7 @@ class Measuring:
 
 async def _fetched(message: pb.MeasureItem, client: Coordinator, fetcher: Fetcher, run: Run) -> FetchedItem:
     item_id, columns, count = message.item_id, tuple(message.columns), message.sequences
-    _check(message, run)
+    check_item(message, run)
     codec = codec_named(message.codec)
     expected = payload_size(submission_specs(run.layout, columns), codec)
     if message.payload_bytes != expected:
@@ -84,7 +84,7 @@ async def _fetched(message: pb.MeasureItem, client: Coordinator, fetcher: Fetche
     )
 
 
-def _check(message: pb.MeasureItem, run: Run) -> None:
+def check_item(message: pb.MeasureItem, run: Run) -> None:
     """MalformedMessage where a coordinator asks for what no item is."""
     columns, tokens = tuple(message.columns), message.sequences * run.sequences.tokens
     _require(0 < len(message.item_id) <= 64 and message.item_id.isprintable(), "item_id", "1 to 64 characters", "?")

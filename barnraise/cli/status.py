@@ -99,6 +99,7 @@ def print_status(status: RunStatus) -> None:
             *((("lease length", status.lease_length),) if status.lease_length else ()),
             ("submissions", f"{status.submissions_accepted} accepted, {rejected or 'none rejected'}"),
             ("audits", status.audit_plan),
+            *((("gains", status.gains),) if status.gains else ()),
             *((("rollback", status.rollback),) if status.rollback else ()),
             ("traffic", f"{human_bytes(status.bytes_up)} up, {human_bytes(status.bytes_down)} down"),
         )

@@ -58,6 +58,14 @@ def join(
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads to train with.")] = None,
+    measure: Annotated[
+        bool | None,
+        typer.Option(
+            "--measure/--no-measure",
+            help="While there is no lease, measure others' submissions for the coordinator, if the run trusts this"
+            " machine: that takes the whole model. Without it: where there is a GPU.",
+        ),
+    ] = None,
     output: Annotated[str, typer.Option(help="auto, plain, json or quiet.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="The same as --output json.")] = False,
 ) -> int:
@@ -82,6 +90,7 @@ def join(
         memory_bytes=memory_bytes,
         disk_bytes=disk_bytes,
         threads=threads,
+        measures=measure,
         output="json" if as_json else output,  # type: ignore[arg-type]  # WorkerOptions checks it
     )  # before a link is waited for
     if link == "-":

@@ -18,6 +18,7 @@ from coordinator.engine.history import RoundRecord
 from coordinator.engine.phases import Phase
 from coordinator.engine.reasons import told
 from coordinator.engine.state import EngineState
+from coordinator.engine.sureness import gains_told
 from coordinator.run.traffic import Traffic
 from coordinator.work import substitutes
 from protocol.ids import RunId, WorkerId
@@ -76,6 +77,7 @@ def summary_of(
         left_out=_first(_left_out(state, latest), sum(len(record.left_out) for record in latest)),
         lease_length=lease_length(state),
         audit_plan=explain.audit_plan(state),
+        gains=gains_told(state),
         rollback=_reach(state),
         rolled_back=_first(_rolled_back(state), min(len(state.rollbacks), LATEST)),
         substitutes=_first(map(substitutes.told, state.substitutes), len(state.substitutes)),

@@ -163,6 +163,8 @@ class RunSummary(_Data):
     """How many inner steps a lease has, why, and what share of their time workers train."""
     audit_plan: str
     """How much is computed again, and by whom."""
+    gains: str = ""
+    """Who measures what submissions gain, and how surely it is known."""
     rollback: str
     """How far back a rollback reaches, in words; empty where it is off."""
     rolled_back: tuple[str, ...]

@@ -22,7 +22,7 @@ class DelegationConfig:
     checked_share: float = 0.125
     """Share of what is delegated, drawn in secret, that is measured twice: by trusted workers of two owners, or by one
     and the coordinator. Where they differ, the coordinator finds out who lied."""
-    wait_s: float = 60.0
+    wait_s: float = 120.0
     """What is not answered so long after its submission came is measured here."""
     tolerance: float = 1e-3
     """Nats a token by which a sequence's loss may differ between two honest machines."""

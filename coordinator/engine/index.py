@@ -316,6 +316,7 @@ def _counts_alike(old: LeaseRecord, new: LeaseRecord) -> bool:
     """Whether nothing that is counted, or timed, differs."""
     same = old.status is new.status and old.verdict is new.verdict
     same = same and (old.overdue_at_s, old.overdue) == (new.overdue_at_s, new.overdue)
+    same = same and (old.heldout_gain, old.part_spread) == (new.heldout_gain, new.part_spread)
     return same and old.lease.deadline_s == new.lease.deadline_s
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,11 +43,13 @@ from coordinator.engine.events import (
 )
 from coordinator.engine.records import command_digest
 from coordinator.work import port
+from coordinator.work.measured import agree, parts_of, sequences_of
 from protocol.errors import LocalError
 from protocol.ids import TRUNK, BlockId, Digest, LeaseId, WorkerId, column_block
 from protocol.lease import Lease
 from simulator.arithmetic import matched, rounded_apart
 from simulator.deterministic.disk import Disk, StoredBlock, VersionEntry, stretched
+from simulator.deterministic.measuring import hashed_losses
 from simulator.deterministic.work import DISK_FULL, MissingContent, Site, Spoils, Texts
 
 WriteVersion = Callable[[Disk, int, Mapping[BlockId, StoredBlock], str], Digest]
@@ -108,6 +110,7 @@ class CheapExecutor(port.Work):
 
     def _measure(self, command: MeasureSubmission, at_s: float) -> SubmissionMeasured:
         lease, got = command.lease, self._payload(command.digest, command.command_id)
+        false = self._false(command, got) if command.answers else ()
         honest = self._is_honest(command.command_id, lease, command.digest)
         spread = got[0] / 1024  # honest norms differ a little, and grow with rate and steps
         length = 60.0 * lease.recipe.learning_rate * lease.inner_steps**0.75
@@ -121,7 +124,17 @@ class CheapExecutor(port.Work):
             ),
             heldout_gain=0.1 + spread / 10,
             heldout_gain_se=0.02,
+            answers=command.answers if honest else (),
+            false=false if honest else (),
         )
+
+    def _false(self, command: MeasureSubmission, payload: bytes) -> tuple[WorkerId, ...]:
+        """Whose answers are not what comes of it here."""
+        base = self._blocks_of(self._version(command.lease.base_version).manifest)
+        sequences_NL = sequences_of(cast(Any, self._texts), command, self._sequence_length)
+        parts = [(part.share, part.start, part.stop) for part in parts_of(command)]
+        before, after = hashed_losses(base, sequences_NL, payload, parts)
+        return tuple(one.worker for one in command.answers if not agree(one, before, after, command.tolerance))
 
     def _is_honest(self, command_id: str, lease: Lease, digest: Digest) -> bool:
         """Whether a submission is what training its lease gives."""

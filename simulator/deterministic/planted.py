@@ -46,6 +46,9 @@ PLANTED: tuple[PlantedBug, ...] = tuple(
         trust_bugs.newcomer_weighs,
         trust_bugs.rounding_taken_for_a_lie,
         trust_bugs.rollback_keeps_the_liar,
+        trust_bugs.refused_on_a_workers_word,
+        trust_bugs.caught_liar_believed,
+        trust_bugs.measured_on_known_text,
     )
 )
 """One for each place where such a bug could be: pump, journal, votes, placement, blobs, data; session, outbox, keys;

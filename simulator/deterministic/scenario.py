@@ -17,6 +17,7 @@ from protocol.identity import PrivateIdentity
 from protocol.ids import RunId, WorkerId, worker_id_of
 from simulator import faults as f
 from simulator.deterministic.distrust import OrderPlan, audit_faults, some_audited, words_of
+from simulator.deterministic.measuring import some_measuring
 from simulator.deterministic.volunteer_spec import VolunteerSpec
 from simulator.deterministic.work import Spoils
 from simulator.faults import Fault
@@ -98,6 +99,7 @@ def scenario_of(seed: int) -> Scenario:
     owners = draw.choice((("",), ("",), ("anna", "anna", "ben", "")))
     drawn = [_volunteer(draw, config, owners) for _ in range(volunteers)]
     config, people = some_audited(seed, config, _some_harmful(seed, _some_spoiling(seed, drawn)))
+    config, people = some_measuring(seed, config, people)
     return Scenario(
         seed=seed,
         config=config,

@@ -39,6 +39,7 @@ from simulator.deterministic.broken import InvariantBroken
 from simulator.deterministic.disk import Disk
 from simulator.deterministic.language import HELDOUT_SEQUENCES, MICRO, SEQUENCE_LENGTH, Language
 from simulator.deterministic.real_executor import KillableVersions, RealExecutor, mirror
+from simulator.deterministic.volunteer_spec import VolunteerSpec
 from simulator.deterministic.work import Site, TrainedLease
 from worker.fetched import FetchedLease
 from worker.train.lease_state import LeaseStates, computation_of
@@ -198,6 +199,10 @@ class RealWork:
             loss_last=metrics.loss_last,
             micro_batch=metrics.micro_batch,
         )
+
+    def measurer(self, spec: VolunteerSpec) -> None:
+        """Blocks lie in no real cache here: nobody measures."""
+        del spec
 
     def interrupted(self, worker: int, fetched: FetchedLease, share: float) -> None:
         """Train up to where the process died, so that what it kept is on disk."""

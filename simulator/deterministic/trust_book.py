@@ -22,6 +22,7 @@ from protocol.ids import LeaseId, WorkerId
 from simulator.arithmetic import ROUNDING_GROWS_FROM, matched
 from simulator.deterministic.broken import InvariantBroken
 from simulator.deterministic.disk import Disk
+from simulator.deterministic.measuring import MeasuringBook
 from simulator.deterministic.work import Spoils
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class TrustBook:
 
     def __init__(self, config: EngineConfig, disk: Disk, people: Mapping[WorkerId, VolunteerSpec]) -> None:
         self._config, self._disk, self._people = config, disk, people
+        self._measuring = MeasuringBook(people)
         self._said: dict[LeaseId, dict[str, bool]] = {}
         """By lease and person: whether an auditor came to what was sent."""
         self._liars = {self._person(worker) for worker, spec in people.items() if spec.liar or spec.lies_as_auditor}
@@ -49,6 +51,7 @@ class TrustBook:
 
     def applied(self, event: Event, state: EngineState) -> None:
         """`event` was handled."""
+        self._measuring.applied(event, state)
         if isinstance(event, LeaseReplayed) and not event.error:
             self._hear(event, state)
         elif isinstance(event, VersionRebuilt):
@@ -69,6 +72,7 @@ class TrustBook:
 
     def commanded(self, command: Command, state: EngineState) -> None:
         """`command` follows from an event."""
+        self._measuring.commanded(command, state)
         if isinstance(command, RebuildVersion):
             self._rebuilds[command.command_id] = command
         elif isinstance(command, AggregateRound) and command.command_id not in self._aggregated:

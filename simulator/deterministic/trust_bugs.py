@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-from coordinator.engine import bans, leases, opinions, reputation, rollback, trust
+from coordinator.engine import bans, delegation, leases, measuring, opinions, reputation, rollback, trust
 from coordinator.engine.reasons import BANNED
 from simulator.deterministic.planting import replaced
 
@@ -45,6 +45,26 @@ def newcomer_weighs() -> AbstractContextManager[None]:
 def rounding_taken_for_a_lie() -> AbstractContextManager[None]:
     """An auditor that rounds otherwise is believed like any other."""
     return replaced(opinions, "is_decisive", lambda *_: True)
+
+
+def refused_on_a_workers_word() -> AbstractContextManager[None]:
+    """What a trusted worker says that a submission gains is enough to refuse it."""
+    return replaced(delegation, "is_to_be_confirmed", lambda *_: False)
+
+
+def caught_liar_believed() -> AbstractContextManager[None]:
+    """A worker that was found to have lied of what it measured keeps its trust, and what it said stands."""
+    return replaced(delegation, "caught", lambda *_: None)
+
+
+def measured_on_known_text() -> AbstractContextManager[None]:
+    """Whoever commits after others were given a round's sequences is measured on them, too."""
+    rows_for = measuring._rows_for
+
+    def careless(turn: Any, record: Any) -> Any:
+        return rows_for(turn, replace(record, committed_at_s=-1.0))
+
+    return replaced(measuring, "_rows_for", careless)
 
 
 def rollback_keeps_the_liar() -> AbstractContextManager[None]:

@@ -139,7 +139,7 @@ class SimulatedVolunteer:
         ca = authority()
         self._link = JoinLink(host="coordinator.test", port=7070, fingerprint=ca.fingerprint, invite=invite)
         self._options = WorkerOptions(
-            name=f"volunteer {index}", max_columns=spec.max_columns, threads=1, first_backoff_s=0.5
+            name=f"volunteer {index}", max_columns=spec.max_columns, threads=1, measures=spec.measures
         )
 
     # ---- processes -----------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ class SimulatedVolunteer:
             home.outbox,
             self._on_training,
         )
-        session = WatchedSession(self, home.outbox)
+        session, measurer = WatchedSession(self, home.outbox), self._work.measurer(self.spec)
         self._agent = LateAgent(
             MACHINE,
             joining,
@@ -190,6 +190,7 @@ class SimulatedVolunteer:
             policy=Rules(self.spec.pauses) if self.spec.pauses else None,
             circumstances=lambda: Circumstances(wall_s=self._loop.now_s),
             session=session,
+            measurer=measurer,
         )
         self._agent.late_s = lambda: self._draw.uniform(0.0, 8.0) if self._draw.random() < LATE_SHARE else 0.0
         self._loop.create_task(self._live(process, self._agent))

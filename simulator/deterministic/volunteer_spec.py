@@ -28,6 +28,10 @@ class VolunteerSpec:
     """Came with `--trusted`: it may be asked to compute leases of others again."""
     lies_as_auditor: bool = False
     """Where it is asked for that, it sends something else."""
+    measures: bool = False
+    """It offers to measure others' submissions for the coordinator: of use where it is trusted."""
+    lies_measuring: bool = False
+    """Of every other one it says something else than it measured."""
     arithmetic: str = str(EVERYBODYS_ARITHMETIC)
     """The class in which it computes, and says that it does."""
     frame_s: float = 0.0
