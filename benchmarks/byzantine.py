@@ -19,7 +19,6 @@ undefended; `misses`: the goals that the row does not meet.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import multiprocessing
 import os
@@ -42,7 +41,7 @@ from benchmarks.byzantine_rows import (
     quick_cases,
     worst_cases,
 )
-from benchmarks.report import machine, print_rows
+from benchmarks.report import machine, print_rows, write_results
 from coordinator.engine.version import ENGINE_VERSION
 from protocol.codecs import BF16, CODECS
 from protocol.errors import ConfigError
@@ -87,7 +86,8 @@ def main() -> int:
     print(f"{machine()}; {args.rounds} rounds")
     print_rows([{key: row.get(key) for key in SHOWN} for row in rows])
     if args.json is not None:
-        write_results(args.json, kept.rows_so_far(), args.rounds)
+        command = f"python -m benchmarks.byzantine {' '.join(sys.argv[1:])}"
+        write_results(args.json, kept.rows_so_far(), command=command, columns=COLUMNS, rounds=args.rounds)
     return 0
 
 
@@ -223,19 +223,6 @@ def _checked(args: argparse.Namespace) -> list[str]:
     if args.quick and args.worst:
         raise ConfigError("--quick or --worst, not both")
     return names
-
-
-def write_results(path: Path, rows: Sequence[Mapping[str, Any]], rounds: int) -> None:
-    """As a file of results/, for benchmarks.tables; what a row lacks is left out, which a table shows as a dash."""
-    whole = {
-        "command": f"python -m benchmarks.byzantine {' '.join(sys.argv[1:])}",
-        "machine": machine(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "rounds": rounds,
-        "columns": COLUMNS,
-        "rows": [{key: value for key, value in row.items() if value is not None} for row in rows],
-    }
-    path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:

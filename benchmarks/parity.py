@@ -1,7 +1,7 @@
 """What a swarm's training is worth beside central training: same model, data, tokens and evaluation.
 
     python -m benchmarks.parity [--quick] [--codecs] [--jobs N] [--seeds 11,12,13] [--rows 'NAME;...']
-                                [--set KEY=VALUE ...] [--out DIR] [--json FILE]
+                                [--set KEY=VALUE ...] [--out DIR] [--kept] [--json FILE]
 
 Every row is trained from the same first weights on equal tokens: centrally (the batch of all workers at each step),
 by one worker alone, and by swarms of the real engine, executor and trainer under a virtual clock
@@ -9,9 +9,10 @@ by one worker alone, and by swarms of the real engine, executor and trainer unde
 uneven speeds, moments that are kept between leases, and leases that do not wait for the last round's version (eager).
 Losses are held-out, nats a token; `val_loss_se` is the standard error over the seeds; `over` is the distance to the
 row that it is compared with, in percent, paired by seed. `--codecs` has rows by what is sent and fetched instead:
-codec, rule and steps a round (H), and the ways down. `--set` changes the recipe: any of the engine's settings, or
-`central.` and one of `inner` for central training alone. It is for a search; report other seeds than were searched
-with. Results are kept in DIR as they come, and not computed again.
+codec, rule and steps a round (H), and the ways down; its `--json` is results/codec_parity.json. `--set` changes the
+recipe: any of the engine's settings, or `central.` and one of `inner` for central training alone. It is for a search;
+report other seeds than were searched with. Results are kept in DIR as they come, and not computed again; `--kept`
+shows what is there, and trains nothing.
 """
 
 from __future__ import annotations
@@ -35,8 +36,17 @@ from typing import Any
 
 import structlog
 
-from benchmarks.parity_rows import CASES, CENTRAL, CODEC_CASES, WORKERS, ParityCase, training_of, volunteers
-from benchmarks.report import Cell, machine, print_rows, write_json
+from benchmarks.parity_rows import (
+    CASES,
+    CENTRAL,
+    CODEC_CASES,
+    CODEC_COLUMNS,
+    WORKERS,
+    ParityCase,
+    training_of,
+    volunteers,
+)
+from benchmarks.report import Cell, machine, print_rows, write_json, write_results
 from coordinator.engine.config import InnerRecipe
 from protocol.codecs import CODECS
 from protocol.manifest import Manifest
@@ -168,13 +178,17 @@ def main() -> None:
     )
     args.out.mkdir(parents=True, exist_ok=True)
     data = _prepared(args.out)
-    results = _run_all(cases, seeds, steps, changes, data, args.out, args.jobs)
-    rows = table(cases, results)
+    results = _run_all(cases, seeds, steps, changes, data, args.out, 0 if args.kept else args.jobs)
+    rows = [row for row in table(cases, results) if row["seeds"] or not args.kept]
     print(
         f"{machine()}; {WORKERS} workers, {steps} inner steps, seeds {','.join(map(str, seeds))} {' '.join(args.set)}"
     )
     print_rows(rows)
-    if args.json is not None:
+    if args.json is not None and args.codecs:
+        there = ",".join(map(str, sorted({result["seed"] for result in results})))
+        command = f"python -m benchmarks.parity --codecs --steps {steps} --seeds {there}"
+        write_results(args.json, rows, command=command, columns=CODEC_COLUMNS, beside="beside other work")
+    elif args.json is not None:
         write_json(args.json, rows)
 
 
@@ -189,6 +203,7 @@ def table(cases: Sequence[ParityCase], results: Sequence[Mapping[str, Any]]) -> 
         losses = [result["val_loss"] for result in own.values()]
         over = [100.0 * (own[seed]["val_loss"] / other[seed]["val_loss"] - 1.0) for seed in own if seed in other]
         mean, error = mean_and_se(losses)
+        accepted = _mean_of(own, "accepted")
         over_mean, over_error = mean_and_se(over)
         rows.append(
             {
@@ -205,6 +220,7 @@ def table(cases: Sequence[ParityCase], results: Sequence[Mapping[str, Any]]) -> 
                 "over_percent": over_mean,
                 "over_se": over_error,
                 "against": case.against,
+                "sent": None if accepted is None else accepted + (_mean_of(own, "rejected") or 0.0),
                 "rejected": _mean_of(own, "rejected"),
                 "expired": _mean_of(own, "expired"),
                 "sequences": _mean_of(own, "sequences"),
@@ -237,17 +253,17 @@ def _run_all(
     out: Path,
     jobs: int,
 ) -> list[dict[str, Any]]:
-    """Whatever is not in `out` yet, `jobs` at a time; each result is kept as soon as it is there."""
+    """Whatever is not in `out` yet, `jobs` at a time (0: none); each result is kept as soon as it is there."""
     done: list[dict[str, Any]] = []
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(jobs or 1, mp_context=context) as pool:
         waiting = {}
         for seed in seeds:
             for case in cases:
                 path = out / f"{_key(case, seed, steps, changes)}.json"
                 if path.is_file():
                     done.append(json.loads(path.read_text()))
-                else:
+                elif jobs:
                     waiting[pool.submit(run_case, case, seed, steps, changes, data)] = path
         for number, future in enumerate(as_completed(waiting), start=1):
             result = future.result()
@@ -319,6 +335,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=0, help=f"inner steps of each worker; {STEPS} by default")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a change to the recipe")
     parser.add_argument("--out", type=Path, default=Path("parity-results"), help="where results are kept")
+    parser.add_argument("--kept", action="store_true", help="train nothing: the rows of results that are in DIR")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the rows to FILE, too")
     return parser.parse_args()
 

@@ -110,6 +110,7 @@ CODEC_CASES = (
     _sent_as("ternary", "multi_krum", 4, EXCHANGED),
     _sent_as("ternary", "mean", 4, EXCHANGED),
     _sent_as("top_k", "mean", 4, EXCHANGED),
+    *(_sent_as("fp32", rule, 4, EXCHANGED) for rule in ("median", "multi_krum", "mean")),
     *(_sent_as(codec, "trimmed_mean", 4, LOSING, dropout=DROPOUT) for codec in ("fp32", "int4", "ternary")),
     _sent_as("fp32", "trimmed_mean", 20, EXCHANGED),
     _sent_as("ternary", "trimmed_mean", 20, "fp32, trimmed_mean, H 20"),
@@ -123,6 +124,16 @@ CODEC_CASES = (
     _fetched_as("half, frugal, H 4", {"codec": "two_bit", "frozen_codec": "int4", "frozen_every": 12}),
 )
 """What fewer bytes cost, up by codec, rule and steps a round, and down: `benchmarks.parity --codecs`."""
+CODEC_COLUMNS = (
+    {"heading": "sent or fetched as", "shows": "{row}"},
+    {"heading": "bits a parameter, up", "shows": "{bits:.3g}"},
+    {"heading": "seeds", "shows": "{seeds}"},
+    {"heading": "held-out loss", "shows": "{val_loss:.3f}"},
+    {"heading": "over", "shows": "{over_percent:+.2f} %"},
+    {"heading": "standard error", "shows": "{over_se:.2f}"},
+    {"heading": "against", "shows": "{against}"},
+    {"heading": "honest refused", "shows": "{rejected:g} of {sent:g}"},
+)
 
 
 def training_of(case: ParityCase, layout: Any) -> Any:

@@ -6,11 +6,13 @@ Holds no measurement of its own, but for the machine line that a row of figures 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 Cell = str | int | float | bool | None
 Row = Mapping[str, Cell]
@@ -52,6 +54,30 @@ def write_json(path: Path | str, rows: Sequence[Row]) -> None:
     keys = columns_of(rows)
     whole = [{key: row.get(key) for key in keys} for row in rows]
     Path(path).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+
+
+def write_results(
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    command: str,
+    columns: Sequence[Mapping[str, str]],
+    beside: str = "",
+    **facts: Any,
+) -> None:
+    """As a file of results/, for benchmarks.tables; what a row lacks is left out, which a table shows as a dash.
+
+    `beside` is said of the machine, as what else ran on it; `facts` stand above the rows.
+    """
+    whole = {
+        "command": command,
+        "machine": ", ".join(filter(None, (machine(), beside))),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **facts,
+        "columns": columns,
+        "rows": [{key: value for key, value in row.items() if value is not None} for row in rows],
+    }
+    path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 
 
 def machine() -> str:

@@ -29,12 +29,24 @@ from benchmarks.byzantine_rows import (
     worst_cases,
 )
 from benchmarks.byzantine_run import Remembered
+from benchmarks.report import write_results
 from coordinator.settings import check_engine
+from protocol.errors import ConfigError
 from protocol.ids import LeaseId, RoundNumber, Version
 from protocol.lease import DataRange, Lease
 from protocol.recipe import Recipe
 from simulator.adversaries.files import attack_named
 from simulator.adversaries.table import ATTACKS
+
+
+def test_another_codec_is_everybodys_and_the_controls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["byzantine", "--quick", "--attacks", "alie", "--codec", "ternary"])
+    args = byzantine._arguments()
+    cases = byzantine._cases(args, byzantine._checked(args), byzantine.Kept(tmp_path / "runs.jsonl", 40))
+    assert {case.codec for case in (*cases, *(case.absent for case in cases))} == {"ternary"}
+    monkeypatch.setattr(sys, "argv", ["byzantine", "--codec", "morse"])
+    with pytest.raises(ConfigError, match="morse"):
+        byzantine._checked(byzantine._arguments())
 
 
 def run(case: ByzantineCase, val_loss: float, planted: float = 0.0, **more: Any) -> dict[str, Any]:
@@ -113,7 +125,7 @@ def test_a_loss_that_is_no_number_has_hurt() -> None:
 def test_a_file_of_results_is_one_that_tables_can_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["byzantine", "--quick"])
     case = ByzantineCase(attack="alie", defence="pipeline")
-    byzantine.write_results(tmp_path / "x.json", rows_of((case, 2.1, 0.0)), 40)
+    write_results(tmp_path / "x.json", rows_of((case, 2.1, 0.0)), command="none", columns=byzantine.COLUMNS, rounds=40)
     shown = tables.table_of(tables.read(tmp_path / "x.json"))
     assert "| alie | pipeline | 16, 4 | whole | 1 | +5.0 % | – | 0 | 0 | 0 of 10 | not tried | loss |" in shown
 
