@@ -6,7 +6,7 @@ shards that share a column hold the same bits for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,25 @@ Block = dict[str, Tensor]
 Blocks = dict[BlockId, Block]
 
 
+def part_of(whole: Tensor, name: str, layout: Layout, column: int) -> Tensor:
+    """What expert `column` has of the column parameter `name`: a view of `whole`, the tensor of the state dict."""
+    part = layout.family.per_expert(name)
+    if part is None:
+        raise LocalError(f"{name} has no part for each expert")
+    if not part.flat:
+        return whole.select(part.dim, column)
+    rows = whole.shape[part.dim] // layout.columns
+    return whole.narrow(part.dim, column * rows, rows)
+
+
+def joined(parts: Sequence[Tensor], name: str, layout: Layout) -> Tensor:
+    """The tensor `name` that these parts, one an expert and in order, make together: the inverse of `part_of`."""
+    part = layout.family.per_expert(name)
+    if part is None:
+        raise LocalError(f"{name} has no part for each expert")
+    return torch.cat(list(parts), part.dim) if part.flat else torch.stack(list(parts), part.dim)
+
+
 def slice_blocks(state_dict: Mapping[str, Tensor], layout: Layout) -> Blocks:
     """Every block of the model, as tensors with memory of their own. Second names of tied weights are left out."""
     expected = {spec.name for spec in (*layout.trunk, *layout.column)}
@@ -26,9 +45,12 @@ def slice_blocks(state_dict: Mapping[str, Tensor], layout: Layout) -> Blocks:
     if got != expected:
         missing, unknown = sorted(expected - got)[:5], sorted(got - expected)[:5]
         raise LocalError(f"state dict does not fit the layout: missing {missing}, unknown {unknown}")
-    blocks: Blocks = {TRUNK: {spec.name: _copy(state_dict[spec.name]) for spec in layout.trunk}}
+    whole = {name: state_dict[name].to(torch.float32) for name in layout.integers}
+    blocks: Blocks = {TRUNK: {spec.name: _copy(whole.get(spec.name, state_dict[spec.name])) for spec in layout.trunk}}
     for column in range(layout.columns):
-        blocks[column_block(column)] = {spec.name: _copy(state_dict[spec.name][column]) for spec in layout.column}
+        blocks[column_block(column)] = {
+            spec.name: _copy(part_of(state_dict[spec.name], spec.name, layout, column)) for spec in layout.column
+        }
     check_blocks(blocks, layout)
     return blocks
 
@@ -42,7 +64,9 @@ def merge_blocks(blocks: Mapping[BlockId, Mapping[str, Tensor]], layout: Layout)
     state = {spec.name: _copy(blocks[TRUNK][spec.name]) for spec in layout.trunk}
     for spec in layout.column:
         rows = [blocks[column_block(column)][spec.name].detach() for column in range(layout.columns)]
-        state[spec.name] = torch.stack(rows)
+        state[spec.name] = joined(rows, spec.name, layout)
+    for name in layout.integers:
+        state[name] = state[name].to(torch.int64)
     for alias, name in layout.tied:
         state[alias] = state[name]
     return state

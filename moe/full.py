@@ -14,42 +14,52 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from moe.blocks import Block, Blocks, check_blocks, merge_blocks
+from moe.blocks import Block, Blocks, check_blocks, merge_blocks, part_of
 from moe.config import config_from_json
 from moe.layout import Layout, ParamSpec
-from moe.skeleton import materialise, meta_model
+from moe.skeleton import first_value, materialise, meta_model, own_tensors
 from protocol.errors import LocalError
 from protocol.ids import BlockId, column_of
 
 
 def initial_blocks(config: PreTrainedConfig, layout: Layout, seed: int) -> Blocks:
-    """Fresh weights, distributed as `transformers` initialises them: normal matrices, norms one, biases zero."""
+    """Fresh weights, distributed as `transformers` initialises them: normal matrices, the rest as its class says."""
     return dict(each_initial_block(config, layout, seed))
 
 
 def each_initial_block(config: PreTrainedConfig, layout: Layout, seed: int) -> Iterator[tuple[BlockId, Block]]:
     """The same, one block at a time."""
-    return ((block, _initial_block(config, layout, block, seed)) for block in layout.blocks)
+    beginning = _Beginning(config, layout, seed)
+    return ((block, beginning.block(block)) for block in layout.blocks)
 
 
-def _initial_block(config: PreTrainedConfig, layout: Layout, block: BlockId, seed: int) -> Block:
-    tensors = {}
-    for spec in layout.block_specs(block):
-        key = hashlib.sha256(f"{seed}\0{block}\0{spec.name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
-        tensors[spec.name] = _initial_tensor(spec, float(config.initializer_range), config.pad_token_id, generator)
-    return tensors
+class _Beginning:
+    """First values. Matrices are drawn here; what else a module has, its class fills, seeded likewise."""
 
+    def __init__(self, config: PreTrainedConfig, layout: Layout, seed: int) -> None:
+        self._layout = layout
+        self._seed = seed
+        self._std = float(config.initializer_range)
+        self._pad_id = config.pad_token_id
+        self._model = meta_model(config)
 
-def _initial_tensor(spec: ParamSpec, std: float, pad_id: int | None, generator: torch.Generator) -> Tensor:
-    if spec.name.endswith("norm.weight"):
-        return torch.ones(spec.shape)
-    if spec.name.endswith(".bias"):
-        return torch.zeros(spec.shape)
-    tensor = torch.empty(spec.shape).normal_(0.0, std, generator=generator)
-    if spec.name.endswith("embed_tokens.weight") and pad_id is not None:
-        tensor[pad_id].zero_()
-    return tensor
+    def block(self, block: BlockId) -> Block:
+        """All of one block."""
+        return {spec.name: self._tensor(spec, block) for spec in self._layout.block_specs(block)}
+
+    def _tensor(self, spec: ParamSpec, block: BlockId) -> Tensor:
+        key = hashlib.sha256(f"{self._seed}\0{block}\0{spec.name}".encode()).digest()
+        seed = int.from_bytes(key[:8], "little") >> 1
+        part = self._layout.family.per_expert(spec.name)
+        matrix = bool(part.matrices) if part is not None else len(spec.shape) == 2 and spec.name.endswith(".weight")
+        if matrix:
+            tensor = torch.empty(spec.shape).normal_(0.0, self._std, generator=torch.Generator().manual_seed(seed))
+            if spec.name.endswith("embed_tokens.weight") and self._pad_id is not None:
+                tensor[self._pad_id].zero_()
+            return tensor
+        column = column_of(block)
+        whole = first_value(self._model, spec.name, seed).to(torch.float32)
+        return whole if column is None else part_of(whole, spec.name, self._layout, column).clone()
 
 
 def full_model(layout: Layout, blocks: Mapping[BlockId, Mapping[str, Tensor]]) -> PreTrainedModel:
@@ -76,8 +86,9 @@ def load_blocks(model: nn.Module, layout: Layout, blocks: Mapping[BlockId, Mappi
 def block_parameters(model: nn.Module, layout: Layout, block: BlockId) -> dict[str, Tensor]:
     """The memory in which a whole model holds a block, by parameter, without gradients."""
     column = column_of(block)
-    named = {spec.name: model.get_parameter(spec.name).detach() for spec in layout.block_specs(block)}
-    return named if column is None else {name: whole[column] for name, whole in named.items()}
+    tensors = own_tensors(model)
+    named = {spec.name: tensors[spec.name].detach() for spec in layout.block_specs(block)}
+    return named if column is None else {n: part_of(whole, n, layout, column) for n, whole in named.items()}
 
 
 @torch.inference_mode()

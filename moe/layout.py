@@ -1,8 +1,9 @@
 """Which parameters of a model are trunk and which belong to which expert column, with shapes and bytes.
 
 Decides how a model is cut into blocks; touches nothing and allocates nothing (shapes come from torch's meta device).
-Holds always: every parameter lies in exactly one block; tied weights are counted once, under the first of their names;
-all columns have the same specs. A column block's entry `NAME` is row e of the fused tensor `NAME` of the state dict.
+Holds always: every parameter and every persistent buffer lies in exactly one block; tied weights are counted once,
+under the first of their names; all columns have the same specs. A column block's entry `NAME` is the part of expert e
+in the tensor `NAME` of the state dict (`moe.blocks.part_of`).
 
 Residency: in `frozen` the routers are trunk; in `absent` row e of every router belongs to column e.
 """
@@ -14,11 +15,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from moe.config import config_to_json, normalises_gates
-from moe.families import Family, family_named
-from moe.skeleton import meta_model
+from moe.config import config_to_json
+from moe.families import Family, PerExpert, family_named
+from moe.skeleton import meta_model, own_tensors
 from protocol.errors import ConfigError, LocalError
 from protocol.ids import TRUNK, BlockId, column_block, column_of
 from protocol.residency import ABSENT, FROZEN, RESIDENCIES
@@ -57,11 +58,23 @@ class Layout:
     top_k: int
     tied: tuple[tuple[str, str], ...]
     """(name that repeats a tensor, name under which the trunk holds it)."""
+    integers: tuple[str, ...] = ()
+    """Tensors of the trunk that the model holds as whole numbers; blocks have them in fp32, exactly."""
 
     @property
     def family(self) -> Family:
         """What the model is made of."""
         return family_named(self.config_json["model_type"])
+
+    @property
+    def expert_layers(self) -> int:
+        """How many layers have experts."""
+        return sum(spec.name.endswith(self.family.experts[0].suffix) for spec in self.column)
+
+    @property
+    def groups(self) -> tuple[int, int]:
+        """How many groups of neighbouring columns there are, and how many of them a token may choose from."""
+        return self.family.groups_of(self.config_json)
 
     @property
     def min_columns(self) -> int:
@@ -148,27 +161,19 @@ def layout(config: PreTrainedConfig, residency: str) -> Layout:
     if residency not in RESIDENCIES:
         raise ConfigError(f"residency: expected one of {', '.join(RESIDENCIES)}, got {residency!r}")
     values = config_to_json(config)
-    if residency == ABSENT and not normalises_gates(values):
-        raise ConfigError(
-            "residency absent needs gates that are renormalised after top-k (norm_topk_prob): without it, the weight "
-            "of the experts that are there depends on the logits of those that are not"
-        )
     family, model = family_named(config.model_type), meta_model(config)
-    kept = {id(tensor): name for name, tensor in model.named_parameters()}
-    tied = tuple(
-        (name, kept[id(tensor)])
-        for name, tensor in model.named_parameters(remove_duplicate=False)
-        if kept[id(tensor)] != name
-    )
-    trunk, column, experts = [], [], values["num_experts"]
-    for name, tensor in model.named_parameters():
-        shape = tuple(tensor.shape)
-        if not (family.is_expert(name) or (family.is_router(name) and residency == ABSENT)):
+    if residency == ABSENT and (why := family.why_not_absent(values)):
+        raise ConfigError(f"residency absent is not for this model: {why}")
+    tensors, experts = own_tensors(model), values["num_experts"]
+    trunk, column = [], []
+    for name, tensor in tensors.items():
+        part, shape = family.per_expert(name), tuple(tensor.shape)
+        if part is None or not (family.is_expert(name) or residency == ABSENT):
             trunk.append(ParamSpec(name=name, shape=shape))
-        elif shape[0] != experts:
-            raise LocalError(f"{name}: expected {experts} experts in its first dimension, got shape {shape}")
         else:
-            column.append(ParamSpec(name=name, shape=shape[1:]))
+            column.append(ParamSpec(name=name, shape=_shape_of_part(name, part, shape, experts)))
+    if not column:
+        raise ConfigError("this model cannot be trained in a run: no layer has experts")
     return Layout(
         config_json=values,
         residency=residency,
@@ -176,7 +181,25 @@ def layout(config: PreTrainedConfig, residency: str) -> Layout:
         column=tuple(column),
         columns=experts,
         top_k=values["num_experts_per_tok"],
-        tied=tied,
+        tied=_tied(model),
+        integers=tuple(name for name, tensor in tensors.items() if not tensor.is_floating_point()),
+    )
+
+
+def _shape_of_part(name: str, part: PerExpert, shape: tuple[int, ...], experts: int) -> tuple[int, ...]:
+    """Shape of one expert's part of a tensor."""
+    before, counted, after = shape[: part.dim], shape[part.dim], shape[part.dim + 1 :]
+    if counted % experts or (counted != experts and not part.flat):
+        raise LocalError(f"{name}: expected {experts} experts in dimension {part.dim}, got shape {shape}")
+    return (*before, *((counted // experts,) if part.flat else ()), *after)
+
+
+def _tied(model: PreTrainedModel) -> tuple[tuple[str, str], ...]:
+    kept = {id(tensor): name for name, tensor in model.named_parameters()}
+    return tuple(
+        (name, kept[id(tensor)])
+        for name, tensor in model.named_parameters(remove_duplicate=False)
+        if kept[id(tensor)] != name
     )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from moe.config import moe_layers
 from moe.layout import FP32_BYTES, OPTIMIZER_MOMENTS, Layout
 from protocol.residency import ABSENT
 from protocol.text import human_bytes
@@ -94,16 +93,19 @@ def activation_bytes(layout: Layout, tokens: int, compute_bytes: int = FP32_BYTE
     """Upper estimate of what forward keeps for backward, and of the largest passing tensors, for so many tokens."""
     values: Any = layout.config_json
     hidden, layers = values["hidden_size"], values["num_hidden_layers"]
-    sparse = len(moe_layers(values))
-    head_dim = values.get("head_dim", hidden // values["num_attention_heads"])
-    queries = values["num_attention_heads"] * head_dim
-    keys = values["num_key_value_heads"] * head_dim
+    sparse = layout.expert_layers
+    heads = values["num_attention_heads"]
+    # Of heads whose queries and keys have a part that is rotated and one that is not, both parts.
+    halves = (values.get("qk_nope_head_dim") or 0) + (values.get("qk_rope_head_dim") or 0)
+    head_dim = halves or values.get("head_dim") or hidden // heads
+    queries = heads * head_dim
+    keys = (values.get("num_key_value_heads") or heads) * head_dim
     # Residual stream twice and norms in fp32; queries, keys, values before and after norm and rotation; their output.
     attention = tokens * (6 * hidden * FP32_BYTES + (5 * queries + 6 * keys) * compute_bytes)
     width = values[layout.family.expert_width]
     # A token's copy for each expert, the two projections, the gated product, the output before and after weighting.
     expert = tokens * values["num_experts_per_tok"] * (3 * hidden + 5 * width) * compute_bytes
-    dense = tokens * 4 * values["intermediate_size"] * compute_bytes
+    dense = tokens * 4 * (values.get("intermediate_size") or width) * compute_bytes
     # Logits, their log-softmax and their gradient in fp32.
     head = 3 * tokens * values["vocab_size"] * FP32_BYTES
     return int(layers * attention + sparse * expert + (layers - sparse) * dense + head)

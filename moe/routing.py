@@ -39,12 +39,12 @@ class Routing:
 
 def routers(model: PreTrainedModel) -> dict[int, nn.Module]:
     """Each layer's router, by the layer's index; dense layers have none."""
-    return _by_layer(model, family_named(model.config.model_type).router_rows[0])
+    return _by_layer(model, family_named(model.config.model_type).router[0].suffix)
 
 
 def expert_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
     """Each layer's experts, likewise."""
-    return _by_layer(model, family_named(model.config.model_type).gate_up)
+    return _by_layer(model, family_named(model.config.model_type).experts[0].suffix)
 
 
 def _by_layer(model: PreTrainedModel, suffix: str) -> dict[int, nn.Module]:

@@ -51,7 +51,7 @@ class ShardModel:
         self.layout = layout
         self.columns = columns
         self.compute_dtype = compute_dtype
-        self.balance_coefficient = float(layout.config_json["router_aux_loss_coef"])
+        self.balance_coefficient = layout.family.balance_coefficient(layout.config_json)
         self._top_k = int(layout.config_json["num_experts_per_tok"])
 
     @property
@@ -92,7 +92,7 @@ class ShardModel:
             elif name.endswith("lm_head.weight"):
                 head.append(parameter)
             else:
-                (fused if name.endswith(family.gate_up) else matrices).append(parameter)
+                (fused if name.endswith(family.experts[0].suffix) else matrices).append(parameter)
         decayed = {"lr": lr, "weight_decay": weight_decay}
         groups = [
             {"params": matrices, **decayed, "name": "matrices", "parts": 1},

@@ -1,6 +1,6 @@
 """Model families: what the MoE classes of `transformers` are made of, as one table of data."""
 
-from moe.families.family import Family
-from moe.families.table import FAMILIES, family_named
+from moe.families.family import Family, PerExpert
+from moe.families.table import FAMILIES, family_named, why_not
 
-__all__ = ["FAMILIES", "Family", "family_named"]
+__all__ = ["FAMILIES", "Family", "PerExpert", "family_named", "why_not"]

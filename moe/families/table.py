@@ -9,6 +9,8 @@ from typing import Final
 
 from moe.families.family import Family
 from moe.families.keys import FLAG, HEAD_DIM, WIDTH, Key
+from moe.families.not_yet import NOT_YET
+from moe.families.rows import DERIVED
 from protocol.errors import ConfigError
 
 _ROWS: Final = (
@@ -16,6 +18,7 @@ _ROWS: Final = (
         model_type="olmoe",
         class_name="OlmoeForCausalLM",
         renormalises="norm_topk_prob",
+        derived=False,
         own_keys={
             "norm_topk_prob": FLAG,
             "attention_bias": FLAG,
@@ -26,6 +29,7 @@ _ROWS: Final = (
         model_type="mixtral",
         class_name="MixtralForCausalLM",
         renormalises=True,
+        derived=False,
         spelt={"num_experts": "num_local_experts"},
         own_keys={
             "head_dim": HEAD_DIM,
@@ -36,6 +40,8 @@ _ROWS: Final = (
         model_type="qwen3_moe",
         class_name="Qwen3MoeForCausalLM",
         renormalises="norm_topk_prob",
+        derived=False,
+        must_be_off=("use_sliding_window",),
         expert_width="moe_intermediate_size",
         own_keys={
             "norm_topk_prob": FLAG,
@@ -48,7 +54,7 @@ _ROWS: Final = (
     ),
 )
 
-FAMILIES: Final[dict[str, Family]] = {row.model_type: row for row in _ROWS}
+FAMILIES: Final[dict[str, Family]] = {row.model_type: row for row in (*_ROWS, *DERIVED)}
 """By the `model_type` of config.json."""
 
 
@@ -56,5 +62,11 @@ def family_named(model_type: str) -> Family:
     """The row of an architecture; ConfigError where there is none."""
     family = FAMILIES.get(model_type)
     if family is None:
-        raise ConfigError(f"architecture {model_type!r} is not supported; one of {', '.join(FAMILIES)} is")
+        raise ConfigError(f"architecture {model_type!r:.60} is not supported: {why_not(model_type)}")
     return family
+
+
+def why_not(model_type: object) -> str:
+    """Why there is no row for an architecture, in words that follow its name."""
+    reason = NOT_YET.get(model_type) if isinstance(model_type, str) else None
+    return reason or f"it is none of the {len(FAMILIES)} that can be trained"

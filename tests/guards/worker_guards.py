@@ -86,7 +86,7 @@ IDENTITY = (
     guard("a description of the run that makes no sense", never("moe:_problem", "got != expected"),
           f"{RUN}[unknown keys]"),
     guard("huge shapes", never("moe:Key._problem_of_one", "not self.low <= value <= self.high"), f"{HUGE}[width]"),
-    guard("huge shapes", never("moe:_relation_problem", "experts > MAX_EXPERTS_IN_ALL"), f"{HUGE}[experts]"),
+    guard("huge shapes", never("moe:_relation_problem", "in_all_experts > MAX_EXPERTS_IN_ALL"), f"{HUGE}[experts]"),
     guard("huge shapes", never("worker:columns_that_fit", "not fitting.fits",
           says="this machine cannot train this model:"), f"{HUGE}[all of it]", f"{HUGE}[vocabulary]"),
 )  # fmt: skip

@@ -10,6 +10,14 @@ import pytest
 import torch
 from transformers import MixtralConfig, OlmoeConfig, PreTrainedConfig, Qwen3MoeConfig
 
+from moe.blocks import Blocks
+from moe.config import config_from_json
+from moe.families import FAMILIES, Family
+from moe.families.micro import micro_values
+from moe.full import initial_blocks
+from moe.layout import Layout, layout
+from tests.moe import made_up
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
 
@@ -88,6 +96,39 @@ def small_config() -> Callable[[str], PreTrainedConfig]:
 @pytest.fixture
 def config(architecture: str) -> PreTrainedConfig:
     return BUILDERS[architecture]()
+
+
+@pytest.fixture(params=[*FAMILIES, made_up.ROW.model_type])
+def family(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Family:
+    """Every row of the table, and one that is not in it."""
+    made_up.tell_transformers()
+    monkeypatch.setitem(FAMILIES, made_up.ROW.model_type, made_up.ROW)
+    return FAMILIES[request.param]
+
+
+@pytest.fixture
+def values(family: Family) -> dict[str, Any]:
+    """The closed configuration of the family's smallest model."""
+    return micro_values(family)
+
+
+@pytest.fixture
+def cut(values: dict[str, Any], residency: str) -> Layout:
+    """It, cut; skipped where no column can be absent."""
+    config = config_from_json(values)
+    if residency == "absent" and FAMILIES[config.model_type].why_not_absent(values):
+        pytest.skip("a shard holds all columns or has the others frozen")
+    return layout(config, residency)
+
+
+@pytest.fixture
+def frozen(values: dict[str, Any]) -> Layout:
+    return layout(config_from_json(values), "frozen")
+
+
+def fresh(cut: Layout) -> Blocks:
+    """First values of all its blocks."""
+    return initial_blocks(config_from_json(cut.config_json), cut, 5)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations.moe import use_experts_implementation
 from transformers.models.olmoe.modeling_olmoe import OlmoeExperts, OlmoeTopKRouter
 
-from moe.families import Family
+from moe.families import Family, PerExpert
 
 
 class MadeUpConfig(OlmoeConfig):
@@ -66,9 +66,9 @@ class MadeUpForCausalLM(OlmoeForCausalLM):
 ROW = Family(
     model_type="made_up",
     class_name="MadeUpForCausalLM",
-    gate_up=".mlp.bank.into",
-    down=".mlp.bank.out_of",
-    router_rows=(".mlp.route.weight",),
+    experts=(PerExpert(suffix=".mlp.bank.into", matrices=2), PerExpert(suffix=".mlp.bank.out_of", matrices=1)),
+    router=(PerExpert(suffix=".mlp.route.weight", matrices=1),),
+    derived=False,
     renormalises=True,
     spelt={"num_experts": "bank_size"},
 )

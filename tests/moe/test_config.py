@@ -89,8 +89,8 @@ def test_what_the_closed_form_cannot_say_is_refused(config, small_config):
     with pytest.raises(ConfigError, match="router_jitter_noise"):
         config_to_json(noisy)
     stretched = small_config("olmoe")
-    stretched.rope_parameters = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
-    with pytest.raises(ConfigError, match="linear"):
+    stretched.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    with pytest.raises(ConfigError, match="longest sequence that was seen before"):
         config_to_json(stretched)
     with pytest.raises(ConfigError, match="gpt2"):
         config_to_json(GPT2Config())
