@@ -32,7 +32,7 @@ from moe.layout import Layout, layout
 from moe.mapping import Made, Mapped, mapped
 from moe.quantised import WAY_OUT, quantiser_of, refuse_quantised_names
 from moe.skeleton import meta_model, model_class
-from moe.streams import StreamedTensor, read_whole, streamed_blocks
+from moe.streams import StreamedTensor, read_whole, same_values, streamed_blocks
 from moe.tokenizer import TOKENIZER_FILE, byte_tokenizer_json, read_vocabulary
 from moe.weights import EMBEDDING, HEAD, Weights, checked_dtype, open_weights
 from moe.writing import write_weights
@@ -170,9 +170,7 @@ def inspect_checkpoint(folder: Path, *, only_headers: bool = False) -> Checkpoin
     quantiser = quantiser_of(said, folder)
     if quantiser is None:
         refuse_quantised_names(weights.tensors, folder)
-    config, remarks = _config_by_weights(folder, said, weights, only_headers)
-    model = meta_model(config)
-    there = mapped(model, weights.tensors, quantiser)
+    config, model, there, remarks = _mapped(folder, said, weights, quantiser, only_headers)
     columns = {spec.name for spec in layout(config, FROZEN).column}
     if odd := [name for name, made in there.made.items() if not made.is_readable(name in columns)]:
         remarks.append(
@@ -196,23 +194,28 @@ def inspect_checkpoint(folder: Path, *, only_headers: bool = False) -> Checkpoin
     )
 
 
-def _config_by_weights(
-    folder: Path, said: PreTrainedConfig, weights: Weights, only_headers: bool
-) -> tuple[PreTrainedConfig, list[str]]:
-    """The configuration with embeddings tied or not as the weights say, which is what `transformers` goes by, too."""
-    values, remarks = config_to_json(said), []
-    if values["tie_word_embeddings"] and weights.has_both_ends():
+def _mapped(
+    folder: Path, said: PreTrainedConfig, weights: Weights, quantiser: Any, only_headers: bool
+) -> tuple[PreTrainedConfig, PreTrainedModel, Mapped, list[str]]:
+    """The model that config.json means, tied or not as the weights say, which is what `transformers` goes by, too."""
+    values = config_to_json(said)
+    config = config_from_json(values)
+    model = meta_model(config)
+    there = mapped(model, weights.tensors, quantiser)
+    for one, other in there.twice:
+        name = next(iter(other.sources))
         if only_headers:
-            remarks.append(
-                f"{EMBEDDING} and {HEAD} are both there: whether they are the same is seen when they are read"
-            )
-        elif weights.has_head_of_its_own():
+            return config, model, there, [f"{name} is there beside {one.name}: whether they differ is seen at `init`"]
+        if not same_values(one, other):
             values["tie_word_embeddings"] = False
-            remarks.append(
-                f"{folder}/config.json calls the embeddings tied, but {HEAD} has values of its own: it is trained, and "
+            config = config_from_json(values)
+            model = meta_model(config)
+            remark = (
+                f"{folder}/config.json calls the embeddings tied, but {name} has values of its own: it is trained, and "
                 "exported, as a tensor of its own (tie_word_embeddings false)"
             )
-    return config_from_json(values), remarks
+            return config, model, mapped(model, weights.tensors, quantiser), [remark]
+    return config, model, there, []
 
 
 def _check_architecture(path: Path) -> None:

@@ -202,6 +202,8 @@ class Mapped:
     missing: tuple[str, ...]
     surplus: tuple[str, ...]
     """Stored, and no part of the model."""
+    twice: tuple[tuple[Made, Made], ...]
+    """Tied tensors that are stored under both of their names: the one in `made`, and the other."""
     left_out: tuple[str, ...]
     """Stored, and left out by `transformers` itself, which says so for the class."""
 
@@ -231,12 +233,12 @@ def mapped(model: PreTrainedModel, stored: Mapping[str, StoredTensor], quantiser
     first_names: dict[int, str] = {}
     for name, tensor in state.items():
         first_names.setdefault(id(tensor), name)
-    made: dict[str, Made] = {}
+    each: dict[str, Made] = {}
     for name, found in sources.items():
+        lists = {pattern: tuple(ones) for pattern, ones in found.items()}
         first, tensor = first_names[id(state[name])], state[name]
-        if first == name or first not in sources:  # of tied tensors, either will do
-            lists = {pattern: tuple(ones) for pattern, ones in found.items()}
-            made[first] = Made(first, tuple(tensor.shape), by[name], lists, tensor.is_floating_point())
+        each[name] = Made(first, tuple(tensor.shape), by[name], lists, tensor.is_floating_point())
+    made = {one.name: each.get(one.name, one) for one in each.values()}  # of tied tensors, either will do
     missing = set(first_names.values()) - made.keys()
     info = LoadStateDictInfo(missing, set(surplus), set(), [], {}, set())
     model._adjust_missing_and_unexpected_keys(info)
@@ -244,5 +246,6 @@ def mapped(model: PreTrainedModel, stored: Mapping[str, StoredTensor], quantiser
         made=made,
         missing=tuple(sorted(missing)),
         surplus=tuple(sorted(info.unexpected_keys)),
+        twice=tuple((made[one.name], one) for one in each.values() if one is not made[one.name]),
         left_out=tuple(sorted(surplus - info.unexpected_keys)),
     )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from moe.blocks import part_of
 from moe.layout import Layout
 from moe.mapping import LaidOut, Made
 from moe.stored import SPAN
@@ -44,6 +45,21 @@ class ReadPieces:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadPart:
+    """What one expert has of a small tensor (a bias) whose experts are not counted by its first dimension."""
+
+    shape: tuple[int, ...]
+    name: str
+    source: ReadPieces
+    layout: Layout
+    column: int
+
+    def spans(self) -> Iterator[Tensor]:
+        """Its values at once, fp32; ConfigError where a file cannot be read."""
+        yield part_of(read_whole(self.source), self.name, self.layout, self.column).reshape(-1).contiguous()
+
+
+@dataclass(frozen=True, slots=True)
 class Computed:
     """A tensor, or one expert's row of it, that the operations of `transformers` make of stored ones."""
 
@@ -68,7 +84,7 @@ class Computed:
         self.told(self.made.payload_bytes // (1 if self.expert is None else self.made.shape[0]))
 
 
-StreamedTensor = ReadPieces | Computed
+StreamedTensor = ReadPieces | ReadPart | Computed
 StreamedBlock = dict[str, StreamedTensor]
 
 
@@ -82,6 +98,9 @@ def streamed_blocks(
     laid_out = {name: one.laid_out() for name, one in made.items() if one.is_pieces}
 
     def streamed(name: str, shape: tuple[int, ...], column: int | None) -> StreamedTensor:
+        part = None if column is None else layout.family.per_expert(name)
+        if name in laid_out and part is not None and part.dim and column is not None:
+            return ReadPart(shape, name, ReadPieces(made[name].shape, laid_out[name], 0, told), layout, column)
         if name in laid_out:
             return ReadPieces(shape, laid_out[name], (column or 0) * math.prod(shape), told)
         return Computed(shape, made[name], column, model, told)
@@ -111,3 +130,12 @@ def read_whole(tensor: StreamedTensor) -> Tensor:
         flat[start : start + span.numel()] = span
         start += span.numel()
     return whole
+
+
+def same_values(one: Made, other: Made) -> bool:
+    """Whether two tensors hold the same, read a span at a time; unknown ones do not."""
+    if not (one.is_pieces and other.is_pieces and one.problem() is None and other.problem() is None):
+        return False
+    tensors = [ReadPieces(made.shape, made.laid_out(), 0, lambda _: None) for made in (one, other)]
+    pairs = zip(tensors[0].spans(), tensors[1].spans(), strict=True)
+    return all(torch.equal(first, second) for first, second in pairs)

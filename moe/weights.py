@@ -1,7 +1,7 @@
-"""The weight files of a checkpoint: which are read at all, what their headers say, and what is said twice.
+"""The weight files of a checkpoint: which are read at all, and what their headers say.
 
-Decides in which type a checkpoint is kept, and whether its embeddings are really tied. Reads only. Holds always:
-nothing is unpickled, no file outside of the folder is named by it, and what is compared is read a span at a time.
+Decides in which type a checkpoint is kept. Reads only. Holds always: nothing is unpickled, and no file outside of the
+folder is named by it.
 """
 
 from __future__ import annotations
@@ -57,20 +57,6 @@ class Weights:
         text = str(named).removeprefix("torch.")
         counted = Counter(BY_HEADER[one.dtype] for one in self.tensors.values() if one.dtype in BY_HEADER)
         return _BY_CONFIG.get(text) or (counted.most_common(1)[0][0] if counted else "bf16")
-
-    def has_both_ends(self) -> bool:
-        """Whether the files hold an embedding and an output head, by their headers."""
-        return EMBEDDING in self.tensors and HEAD in self.tensors
-
-    def has_head_of_its_own(self) -> bool:
-        """Whether the files hold an output head with other values than the embedding's."""
-        if not self.has_both_ends():
-            return False
-        one, other = self.tensors[EMBEDDING], self.tensors[HEAD]
-        if one.shape != other.shape:
-            return True
-        pairs = zip(one.spans(0, one.elements), other.spans(0, other.elements), strict=True)
-        return not all(torch.equal(first, second) for first, second in pairs)
 
 
 def open_weights(folder: Path) -> Weights:

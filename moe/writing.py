@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import dot_natural_key, revert_weight_conversion
 
+from moe.blocks import joined
 from moe.layout import Layout
 from moe.mapping import mapped
 from moe.stored import SPAN, StoredTensor
@@ -30,7 +31,9 @@ from protocol.ids import TRUNK, BlockId, column_block
 MAX_FILE_BYTES: Final = 5_000_000_000
 """Of one weight file: a download that breaks off begins again with no more than this."""
 _ALIGNMENT_BYTES: Final = 8
-_BY_NAME: Final = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
+_SPELT: Final = {
+    torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.int32: "I32",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +44,18 @@ class Written:
     shape: tuple[int, ...]
     tensor: str
     start: int
+    dtype: torch.dtype
+    """What it is kept in."""
 
     @property
     def elements(self) -> int:
         """Number of values."""
         return math.prod(self.shape)
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of its values."""
+        return self.elements * self.dtype.itemsize
 
 
 def write_weights(
@@ -60,34 +70,35 @@ def write_weights(
 ) -> None:
     """Write all weights of `blocks`, rounded to `dtype`, into `folder`; `model` is the layout's, without memory.
 
+    Buffers are kept in what the class keeps them in: a selection bias that is rounded chooses other experts.
     `told` hears how many values are written, of how many. ConfigError where fp16 cannot hold one. What is written is
     not synced: the folder is, as a whole, by whoever gives it its name.
     """
-    wanted = written_tensors(model, layout)
-    item_bytes = DTYPES[dtype].itemsize
-    files = list(_files(wanted, max_file_bytes // item_bytes))
+    wanted = written_tensors(model, layout, DTYPES[dtype])
+    files = list(_files(wanted, max_file_bytes))
     total, done = sum(one.elements for one in wanted), 0
     names = [WEIGHTS_FILE]
     if len(files) > 1:
         names = [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
         index = {
-            "metadata": {"total_parameters": total, "total_size": total * item_bytes},
+            "metadata": {"total_parameters": total, "total_size": sum(one.payload_bytes for one in wanted)},
             "weight_map": {one.name: name for name, file in zip(names, files, strict=True) for one in file},
         }
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for name, content in zip(names, files, strict=True):
         with (folder / name).open("xb") as file:
-            file.write(_header(content, _BY_NAME[dtype], item_bytes))
+            file.write(_header(content))
             for one in content:
                 for values in _values(one, blocks, layout):
-                    file.write(_rounded(values, DTYPES[dtype], one).view(torch.uint8).numpy().data)
+                    file.write(_rounded(values, one).view(torch.uint8).numpy().data)
                     done += values.numel()
                     told(done, total)
 
 
-def written_tensors(model: PreTrainedModel, layout: Layout) -> list[Written]:
-    """Every tensor of the files, in their order."""
+def written_tensors(model: PreTrainedModel, layout: Layout, dtype: torch.dtype) -> list[Written]:
+    """Every tensor of the files, in their order; `dtype` is what parameters are kept in."""
     state = model.state_dict()
+    rounded = {name for name, _ in model.named_parameters()} - set(layout.integers)
     ignored = {name for name, _ in layout.tied} | set(model._keys_to_ignore_on_save or ())
     own = {name: tensor for name, tensor in state.items() if name not in ignored}
     turned_back: Mapping[str, Tensor] = revert_weight_conversion(model, own)
@@ -96,34 +107,39 @@ def written_tensors(model: PreTrainedModel, layout: Layout) -> list[Written]:
     sound = {name: made for name, made in there.made.items() if made.is_pieces and made.problem() is None}
     found = []
     for name, tensor in own.items():
+        kept_in = dtype if name in rounded else tensor.dtype
         if name not in sound:
-            found.append(Written(name, tuple(tensor.shape), name, 0))
+            found.append(Written(name, tuple(tensor.shape), name, 0, kept_in))
             continue
         laid_out = sound[name].laid_out()
         for part, end in zip(laid_out.parts, laid_out.ends, strict=True):
-            found.append(Written(part.name, part.shape, name, end - part.elements))
+            found.append(Written(part.name, part.shape, name, end - part.elements, kept_in))
     return sorted(found, key=lambda one: dot_natural_key(one.name))
 
 
 def _files(wanted: Sequence[Written], most: int) -> Iterator[list[Written]]:
-    """In order, as many to a file as `most` values allow, one at least."""
+    """As many to a file as `most` bytes allow, one at least; in a file the widest values first, as the format wants."""
     file: list[Written] = []
     held = 0
     for one in wanted:
-        if file and held + one.elements > most:
-            yield file
+        if file and held + one.payload_bytes > most:
+            yield _widest_first(file)
             file, held = [], 0
         file.append(one)
-        held += one.elements
-    yield file
+        held += one.payload_bytes
+    yield _widest_first(file)
 
 
-def _header(content: Sequence[Written], dtype: str, item_bytes: int) -> bytes:
+def _widest_first(file: Sequence[Written]) -> list[Written]:
+    return sorted(file, key=lambda one: -one.dtype.itemsize)
+
+
+def _header(content: Sequence[Written]) -> bytes:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     begin = 0
     for one in content:
-        end = begin + one.elements * item_bytes
-        entries[one.name] = {"dtype": dtype, "shape": list(one.shape), "data_offsets": [begin, end]}
+        end = begin + one.payload_bytes
+        entries[one.name] = {"dtype": _SPELT[one.dtype], "shape": list(one.shape), "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT_BYTES)
@@ -133,6 +149,11 @@ def _header(content: Sequence[Written], dtype: str, item_bytes: int) -> bytes:
 def _values(one: Written, blocks: Mapping[BlockId, Mapping[str, Tensor]], layout: Layout) -> Iterator[Tensor]:
     """fp32, in order, some at a time; where they lie in a block, without a copy."""
     width = next((math.prod(spec.shape) for spec in layout.column if spec.name == one.tensor), 0)
+    part = layout.family.per_expert(one.tensor)
+    if width and part is not None and part.dim:  # a small one: its experts are not one below the other
+        parts = [blocks[column_block(column)][one.tensor] for column in range(layout.columns)]
+        yield joined(parts, one.tensor, layout).reshape(-1)[one.start : one.start + one.elements]
+        return
     start, stop = one.start, one.start + one.elements
     while start < stop:
         column, at = divmod(start, width) if width else (None, start)
@@ -145,8 +166,8 @@ def _values(one: Written, blocks: Mapping[BlockId, Mapping[str, Tensor]], layout
         start += values.numel()
 
 
-def _rounded(values: Tensor, wanted: torch.dtype, one: Written) -> Tensor:
-    rounded = values.to(wanted).contiguous()
-    if wanted == torch.float16 and bool((rounded.isinf() & ~values.isinf()).any()):
+def _rounded(values: Tensor, one: Written) -> Tensor:
+    rounded = values.to(one.dtype).contiguous()
+    if one.dtype == torch.float16 and bool((rounded.isinf() & ~values.isinf()).any()):
         raise ConfigError(f"{one.tensor} holds values beyond what fp16 can hold (65504): choose bf16 or fp32")
     return rounded

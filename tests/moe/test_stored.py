@@ -46,8 +46,9 @@ def test_what_the_library_writes_is_read_to_the_bit(tmp_path: Path, monkeypatch:
         assert torch.equal(torch.cat([torch.empty(0), *spans]), tensor.to(torch.float32).reshape(-1))
     assert torch.equal(found["b"].rows(1, 3), given["b"][1:3])
     assert torch.equal(found["a"].read(4, 11), given["a"].reshape(-1)[4:11])
-    stored_bytes = (tmp_path / "x.safetensors").stat().st_size
-    assert header_bytes + sum(one.payload_bytes for one in found.values()) == stored_bytes
+    assert (
+        header_bytes + sum(one.payload_bytes for one in found.values()) == (tmp_path / "x.safetensors").stat().st_size
+    )
 
 
 @pytest.mark.parametrize(
