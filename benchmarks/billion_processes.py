@@ -133,7 +133,7 @@ def fix(folder: Path, plan: Plan, pipe: Connection) -> None:
 
     for parameter in model.parameters():
         parameter.requires_grad_()
-        parameter.register_post_accumulate_grad_hook(step)
+        parameter.register_post_accumulate_grad_hook(step)  # type: ignore[no-untyped-call]
     tokens = torch.from_numpy(dataset.sequences(7, 0, STEPS * BATCH, settings.sequence_length).astype(int))
     for batch in torch.split(tokens, BATCH):
         logits = model(input_ids=batch[:, :-1], use_cache=False).logits

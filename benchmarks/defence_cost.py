@@ -25,12 +25,13 @@ import structlog
 import torch
 
 from benchmarks.report import Cell, machine, parse_args, print_rows, write_json
-from benchmarks.round_end import THREADS, RoundEnd, StageClocks, usual_after
+from benchmarks.round_end import THREADS, RoundEnd, usual_after
+from benchmarks.round_end_delegated import StageClocks
 from benchmarks.stubbed_swarm import AuditedLoop, StubbedSwarm
 from coordinator.engine import second_look
 from coordinator.engine.commands import ValidateVersion
 from coordinator.engine.history import UsualGain
-from coordinator.work import gains
+from coordinator.work import gains, measured
 from coordinator.work.executor import Executor
 
 WAYS = ("before", "now", "own")
@@ -41,13 +42,13 @@ ROUNDS = 30
 @contextmanager
 def as_before() -> Iterator[None]:
     """One share of a submission on all sequences, and no look at the whole of it."""
-    divided, of_all = gains.SHARE_FOR_ALL, gains._Measuring.of_all
-    gains.SHARE_FOR_ALL = 10**9  # type: ignore[misc]
+    divided, of_all = measured.SHARE_FOR_ALL, gains._Measuring.of_all
+    measured.SHARE_FOR_ALL = 10**9  # type: ignore[misc]
     gains._Measuring.of_all = lambda *_: torch.zeros(2, dtype=torch.float64)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        gains.SHARE_FOR_ALL = divided  # type: ignore[misc]
+        measured.SHARE_FOR_ALL = divided  # type: ignore[misc]
         gains._Measuring.of_all = of_all  # type: ignore[method-assign]
 
 

@@ -177,8 +177,8 @@ class RoundEnd:
             with clocks.running("screening") as clocked:
                 event = executor.execute(command)
             assert isinstance(event, SubmissionMeasured), event
-            own = 0 if event.own_gain is None else 2 * OWN
-            clocked.sequences += event.part_sequences + event.full_sequences + own
+            looked_at = 0 if event.own_gain is None else 2 * OWN
+            clocked.sequences += event.part_sequences + event.full_sequences + looked_at
             gains.append(event)
         return gains
 

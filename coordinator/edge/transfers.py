@@ -242,7 +242,8 @@ class Transfers:
             return
         try:
             while not frames.ended:
-                yield frames.at_once() or await asyncio.to_thread(frames.__next__)
+                at_once = frames.at_once()
+                yield at_once if at_once is not None else await asyncio.to_thread(next, frames)
         finally:
             frames.close()
 

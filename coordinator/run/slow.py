@@ -111,8 +111,10 @@ class SlowCommands:
         """Begin nothing more."""
         self._stopping = True
         self._wake.set()
-        for retry in (*self._retries, *self._delegated):
+        for retry in self._retries:
             retry.cancel()
+        for task in self._delegated:
+            task.cancel()
 
     def close(self) -> None:
         """After `run` has ended."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -228,6 +228,6 @@ def test_a_journal_with_workers_answers_gives_the_same_state(crew: Any) -> None:
     ("name", "value"), [("sequences", 4), ("checked_share", 0.0), ("wait_s", 0.0), ("tolerance", 0.0)]
 )
 def test_settings_that_make_no_sense_are_refused(swarm: Any, name: str, value: float) -> None:
-    config = replace(swarm().config, delegation=replace(DelegationConfig(), **{name: value}))
+    config = replace(swarm().config, delegation=replace(DelegationConfig(), **{name: cast(Any, value)}))
     with pytest.raises(ConfigError, match=f"delegation.{name}"):
         check_config(config)
