@@ -87,7 +87,7 @@ def write_weights(
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for name, content in zip(names, files, strict=True):
         with (folder / name).open("xb") as file:
-            file.write(_header(content))
+            file.write(header_of(content))
             for one in content:
                 for values in _values(one, blocks, layout):
                     file.write(_rounded(values, one).view(torch.uint8).numpy().data)
@@ -134,7 +134,8 @@ def _widest_first(file: Sequence[Written]) -> list[Written]:
     return sorted(file, key=lambda one: -one.dtype.itemsize)
 
 
-def _header(content: Sequence[Written]) -> bytes:
+def header_of(content: Sequence[Written]) -> bytes:
+    """The first bytes of a file of these tensors, which then lie in it in this order."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     begin = 0
     for one in content:
