@@ -6,10 +6,10 @@ A seeded random bf16 checkpoint in the hub's names and several files is written 
 size; what is no longer needed goes as soon as may be). Each step is a process of its own, as `barnraise` does it:
 `plan` reads headers; `import` reads it into the blocks of a first version, hashed on the way, and `encode` encodes its
 columns for workers that do not hold them (both are `coordinator init`); `export` writes that version in bf16, whose
-values must be those that were given. `from_pretrained` is the peer: `transformers` loads the small one in fp32, which is
-what a run's blocks are. Another process reads `RssAnon` every few milliseconds: memory that only this process has,
-without the page cache. `idle_mb` is what Python, torch and transformers take before; `read_mb` is what the process asked
-the system to read (mapped files are not seen there). Linux only.
+values must be those that were given. `from_pretrained` is the peer: `transformers` loads the small one in fp32, which
+is what a run's blocks are. Another process reads `RssAnon` every few milliseconds: memory that only this process has,
+without the page cache. `idle_mb` is what Python, torch and transformers take before; `read_mb` is what the process
+asked the system to read (mapped files are not seen there). Linux only.
 """
 
 from __future__ import annotations

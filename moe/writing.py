@@ -65,7 +65,6 @@ def write_weights(
     model: PreTrainedModel,
     dtype: str,
     *,
-    max_file_bytes: int = MAX_FILE_BYTES,
     told: Callable[[int, int], object] = lambda _done, _total: None,
 ) -> None:
     """Write all weights of `blocks`, rounded to `dtype`, into `folder`; `model` is the layout's, without memory.
@@ -75,7 +74,7 @@ def write_weights(
     not synced: the folder is, as a whole, by whoever gives it its name.
     """
     wanted = written_tensors(model, layout, DTYPES[dtype])
-    files = list(_files(wanted, max_file_bytes))
+    files = list(_files(wanted, MAX_FILE_BYTES))
     total, done = sum(one.elements for one in wanted), 0
     names = [WEIGHTS_FILE]
     if len(files) > 1:
