@@ -1,6 +1,6 @@
 """What reading and writing a checkpoint take: anonymous memory, seconds and bytes read, at two sizes.
 
-    python -m benchmarks.checkpoints [--quick] [--folder FOLDER] [--json FILE]
+    python -m benchmarks.checkpoints [--quick | --only SIZE] [--folder FOLDER] [--json FILE]
 
 A seeded random bf16 checkpoint in the hub's names and several files is written (28 GB of disk are needed for the larger
 size; what is no longer needed goes as soon as may be). Each step is a process of its own, as `barnraise` does it:
@@ -33,7 +33,7 @@ from benchmarks.report import Row, machine, print_rows, write_json
 if TYPE_CHECKING:
     from moe.layout import Layout
 
-INTERVAL_S = 0.002
+INTERVAL_S = 0.01
 HIDDEN, EXPERT, EXPERTS, VOCABULARY = 2048, 768, 32, 65_536
 LAYERS = {"0.3 GB": 0, "2 GB": 5, "8 GB": 22}
 """Of a size; 0 is a model of a quarter of the widths."""
@@ -44,6 +44,7 @@ def main() -> None:
     """Print the rows, and write them where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="half a minute: one small size")
+    parser.add_argument("--only", choices=LAYERS, help="one size")
     parser.add_argument("--folder", type=Path, default=None, help="where there is room on a disk")
     parser.add_argument("--json", type=Path, metavar="FILE", default=None, help="write the rows to FILE, too")
     parser.add_argument("--child", nargs=3, metavar=("STEP", "SIZE", "FOLDER"), help=argparse.SUPPRESS)
@@ -53,9 +54,8 @@ def main() -> None:
         _STEPS[step](size, Path(folder))
         return
     print(machine())
-    rows = [
-        row for size in (("0.3 GB",) if options.quick else ("2 GB", "8 GB")) for row in measured(size, options.folder)
-    ]
+    sizes = [options.only] if options.only else ["0.3 GB"] if options.quick else ["2 GB", "8 GB"]
+    rows = [row for size in sizes for row in measured(size, options.folder)]
     print_rows(rows)
     if options.json is not None:
         write_json(options.json, rows)
@@ -145,7 +145,7 @@ def _idle(given: Path) -> None:
     del coordinator, moe
     torch.set_num_threads(1)
     _say("idle", given)
-    time.sleep(20 * INTERVAL_S)
+    time.sleep(10 * INTERVAL_S)
 
 
 def _layout(size: str) -> Layout:
