@@ -97,22 +97,40 @@ def config_to_json(config: PreTrainedConfig) -> Json:
     for key in family.keys:
         if key == "tie_word_embeddings" and has_rotary(config.model_type):  # where manifests have had it
             values |= closed_rope(config.rope_parameters)
-        value = getattr(config, family.spelt.get(key, key), None)
-        if value is None and key == "head_dim":
-            value = config.hidden_size // config.num_attention_heads
-        elif value is None and key == "router_aux_loss_coef" and family.balance == "ours":
-            value = OUR_BALANCE_COEFFICIENT
+        value = _read(family, config, key)
         values[key] = list(value) if isinstance(value, list | tuple) else value
     if why := _problem(values):
         raise ConfigError(f"this model cannot be trained in a run: {why}")
     return values
 
 
+def _read(family: Family, config: PreTrainedConfig, key: str) -> Any:
+    """What the configuration says of one of our keys; what holds where it says nothing."""
+    name = key.removeprefix("per_layer_")
+    if name != key and name in family.per_layer:
+        return [getattr(one, name) for one in config.per_layer_config]
+    if key in family.per_layer:
+        return vars(config)[key]  # of the whole: asked as an attribute, it is refused as ambiguous
+    value: Any = config
+    for part in family.spelt.get(key, key).split("."):
+        value = getattr(value, part, None)
+    if value is not None:
+        return value
+    if key == "head_dim":
+        return config.hidden_size // config.num_attention_heads
+    if key == "router_aux_loss_coef" and family.balance == "ours":
+        return OUR_BALANCE_COEFFICIENT
+    return False if key == "tie_word_embeddings" else None
+
+
 def _refuse_unsupported(family: Family, config: PreTrainedConfig) -> None:
     """Refuse what the closed form cannot say, rather than train another model than the one given."""
     for key in (*switched_off(family.model_type), *family.must_be_off):
-        if getattr(config, key, None):
-            raise ConfigError(f"{key}={getattr(config, key)} is not supported: it must be off")
+        value: Any = config
+        for part in key.split("."):
+            value = getattr(value, part, None)
+        if value:
+            raise ConfigError(f"{key}={value!s:.60} is not supported: it must be off")
 
 
 def config_from_json(values: Mapping[str, Any]) -> PreTrainedConfig:
@@ -140,8 +158,12 @@ def _built(family: Family, values: Mapping[str, Any]) -> PreTrainedConfig:
         if rule.kind is float and value is not None:
             value = [float(one) for one in value] if isinstance(value, list) else float(value)
         arguments[family.spelt.get(key, key)] = list(value) if isinstance(value, list) else value
+    for key in family.per_layer:
+        for layer, value in enumerate(arguments.pop(f"per_layer_{key}")):
+            arguments.setdefault("per_layer_config", {}).setdefault(layer, {})[key] = value
+    for path in [path for path in arguments if "." in path]:
+        part, _, key = path.partition(".")
+        arguments.setdefault(part, {})[key] = arguments.pop(path)
     if has_rotary(family.model_type):
         arguments["rope_parameters"] = rope_arguments(values)
-    config = build(**arguments, architectures=[family.class_name], dtype="float32")
-    config._experts_implementation = "grouped_mm"
-    return config
+    return build(**arguments, architectures=[family.class_name], dtype="float32")

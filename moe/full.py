@@ -57,9 +57,18 @@ class _Beginning:
             if spec.name.endswith("embed_tokens.weight") and self._pad_id is not None:
                 tensor[self._pad_id].zero_()
             return tensor
+        if (hashed := self._layout.family.hashed) and spec.name.endswith(hashed):
+            return _hash_table(spec.shape, self._layout.columns, seed)
         column = column_of(block)
         whole = first_value(self._model, spec.name, seed).to(torch.float32)
         return whole if column is None else part_of(whole, spec.name, self._layout, column).clone()
+
+
+def _hash_table(shape: tuple[int, ...], experts: int, seed: int) -> Tensor:
+    """For each token of a vocabulary as many different experts as it is sent to, at random: [V, K] whole numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.rand((experts,), generator=generator).topk(shape[1]).indices for _ in range(shape[0])]
+    return torch.stack(rows).to(torch.float32)
 
 
 def full_model(layout: Layout, blocks: Mapping[BlockId, Mapping[str, Tensor]]) -> PreTrainedModel:

@@ -33,10 +33,12 @@ def model_class(model_type: str) -> type[PreTrainedModel]:
 def meta_model(config: PreTrainedConfig, experts_implementation: str = PLAIN_EXPERTS) -> PreTrainedModel:
     """The model with all its modules and none of its memory. Its configuration is its own copy."""
     own = copy.deepcopy(config)
-    own._experts_implementation = experts_implementation
+    built = model_class(own.model_type)
+    if built._can_set_experts_implementation():
+        own._experts_implementation = experts_implementation
     try:
         with torch.device("meta"):
-            return model_class(own.model_type)(own)
+            return built(own)
     except CANNOT_BUILD as error:
         raise ConfigError(f"transformers cannot build this {own.model_type} model: {error!s:.300}") from error
 

@@ -120,6 +120,8 @@ def derived_keys(family: Family) -> dict[str, Key]:
         found[name] = _key(family.model_type, name, annotation)
     for name in sorted(ESSENTIAL - found.keys()):
         found[name] = COMMON[name]
+    for name in family.per_layer:
+        found[f"per_layer_{name}"] = dataclasses.replace(found[name], listed=True)
     if family.balance == "ours":
         found["router_aux_loss_coef"] = COMMON["router_aux_loss_coef"]
     return {**found, **family.own_keys}

@@ -41,11 +41,17 @@ class PerExpert:
     """Of a weight matrix: how many of them each part holds (gate and up: 2). 0 is a vector: a bias, a scale."""
 
 
-def _fused(prefix: str = ".mlp.experts") -> tuple[PerExpert, ...]:
+def fused(module: str) -> tuple[PerExpert, ...]:
+    """Both projections, in a module of that name: gate above up, and down."""
     return (
-        PerExpert(suffix=f"{prefix}.gate_up_proj", matrices=2),
-        PerExpert(suffix=f"{prefix}.down_proj", matrices=1),
+        PerExpert(suffix=f".{module}.gate_up_proj", matrices=2),
+        PerExpert(suffix=f".{module}.down_proj", matrices=1),
     )
+
+
+def router_of(tensor: str) -> tuple[PerExpert, ...]:
+    """A router that has nothing for each expert but this matrix."""
+    return (PerExpert(suffix=f".{tensor}", matrices=1),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +62,12 @@ class Family:
     """As in config.json, and in the registries of `transformers`."""
     class_name: str
     """Of its causal language model; a checkpoint's config.json carries it."""
-    experts: tuple[PerExpert, ...] = _fused()
+    experts: tuple[PerExpert, ...] = fused("mlp.experts")
     """Tensors of the experts' module: first the projection into the experts (gate above up: [E, 2I, H]), the last
     matrix the one out of them ([E, H, I]), then biases."""
     transposed: bool = False
     """Whether the experts' matrices are applied from the right: [E, H, 2I] and [E, I, H]."""
-    router: tuple[PerExpert, ...] = (PerExpert(suffix=".mlp.gate.weight", matrices=1),)
+    router: tuple[PerExpert, ...] = router_of("mlp.gate.weight")
     """Tensors with a row, or one value, for each expert: first the router's matrix [E, H]."""
     router_module: str = ""
     """What the module that answers with (logits, gates, choices) is called, where that is not the matrix's own."""
@@ -73,6 +79,8 @@ class Family:
     renormalises: bool | str
     """Whether gates are renormalised after top-k, or the key of its configuration that says so."""
     balance: Balance = "class"
+    hashed: str = ""
+    """What the table ends in that says which experts a token of the vocabulary is sent to, [V, K], if there is one."""
     groups: tuple[str, str] | None = None
     """The keys of how many groups the experts are in, and of how many groups a token may choose from."""
     never_absent: str = ""
@@ -89,7 +97,9 @@ class Family:
     must_be_off: tuple[str, ...] = ()
     """Keys that a model may not have set, besides those that `moe.families.derive` finds by their names."""
     spelt: Mapping[str, str] = field(default_factory=dict)
-    """Our name of a key to the class's own, where the two differ."""
+    """Our name of a key to the class's own, where the two differ; `a.b` is key b of its part a."""
+    per_layer: tuple[str, ...] = ()
+    """Keys that may be other in each layer: the closed form lists them, too, under `per_layer_` and the name."""
     micro: Mapping[str, Any] = field(default_factory=dict)
     """What is other than usual in the smallest model of the family that tests build (`moe.families.micro`)."""
     remark: str = ""

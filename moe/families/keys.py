@@ -29,11 +29,19 @@ class Key:
     """Whether it is a list: it has at most an entry for each layer."""
     choices: tuple[str, ...] = ACTIVATIONS
     """What a string may be."""
+    also: tuple[str, ...] = ()
+    """Words that may stand in its place."""
+    entries: tuple[str, ...] = ()
+    """Where it is an object: its keys, all of them, whose values are of this kind."""
 
     def problem(self, value: object) -> str | None:
         """Why `value` is not allowed; None when it is."""
         if value is None:
             return None if self.optional else "must not be null"
+        if self.entries:
+            if not isinstance(value, dict) or value.keys() != set(self.entries):
+                return f"expected an object of {', '.join(self.entries)}, got {value!r:.60}"
+            return next((why for entry in value.values() if (why := self._problem_of_one(entry))), None)
         if (self.many or self.listed) and isinstance(value, list):
             longest = MAX_LAYERS if self.listed else int(self.high) + 1
             if len(value) > longest:
@@ -42,6 +50,8 @@ class Key:
         return f"expected a list, got {value!r:.60}" if self.listed else self._problem_of_one(value)
 
     def _problem_of_one(self, value: object) -> str | None:
+        if isinstance(value, str) and value in self.also:
+            return None
         if self.kind is str:
             return None if value in self.choices else f"expected one of {', '.join(self.choices)}, got {value!r:.60}"
         if self.kind is bool:

@@ -65,4 +65,8 @@ def micro_values(family: Family, **changes: Any) -> dict[str, Any]:
     if "kv_lora_rank" in keys:  # attention over a common low-rank key has as many heads of keys as of queries
         chosen["num_key_value_heads"] = chosen["num_attention_heads"]
     build = cast(Callable[..., Any], config_class(family.model_type))
-    return config_to_json(build(**{family.spelt.get(key, key): value for key, value in chosen.items()}))
+    arguments: dict[str, Any] = {}
+    for key, value in chosen.items():
+        part, _, name = family.spelt.get(key, key).rpartition(".")
+        (arguments.setdefault(part, {}) if part else arguments)[name] = value
+    return config_to_json(build(**arguments))

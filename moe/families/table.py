@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from moe.families.by_bias import BY_BIAS
+from moe.families.by_loss import BY_LOSS
 from moe.families.family import Family
 from moe.families.keys import FLAG, HEAD_DIM, WIDTH, Key
-from moe.families.not_yet import NOT_YET
-from moe.families.rows import DERIVED
+from moe.families.not_yet import COMPOSITE, NOT_YET
 from protocol.errors import ConfigError
 
 _ROWS: Final = (
@@ -54,7 +55,7 @@ _ROWS: Final = (
     ),
 )
 
-FAMILIES: Final[dict[str, Family]] = {row.model_type: row for row in (*_ROWS, *DERIVED)}
+FAMILIES: Final[dict[str, Family]] = {row.model_type: row for row in (*_ROWS, *BY_LOSS, *BY_BIAS)}
 """By the `model_type` of config.json."""
 
 
@@ -68,5 +69,9 @@ def family_named(model_type: str) -> Family:
 
 def why_not(model_type: object) -> str:
     """Why there is no row for an architecture, in words that follow its name."""
-    reason = NOT_YET.get(model_type) if isinstance(model_type, str) else None
-    return reason or f"it is none of the {len(FAMILIES)} that can be trained"
+    if isinstance(model_type, str):
+        if model_type in NOT_YET:
+            return NOT_YET[model_type]
+        if f"{model_type}_text" in FAMILIES:
+            return COMPOSITE.format(text=f"{model_type}_text")
+    return f"it is none of the {len(FAMILIES)} that can be trained"

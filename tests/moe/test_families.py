@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def test_its_configuration_means_what_it_says(family: Family, values: dict[str, 
     assert config_to_json(config) == values
     assert model_class(family.model_type).__name__ == family.class_name
     for key, spelt in family.spelt.items():
-        assert getattr(config, spelt) == values[key]
+        assert attrgetter(spelt)(config) == values[key]
     assert set(family.spelt) <= set(family.keys)
     assert family.expert_width in family.keys
     assert family.balance == "none" or family.balance_coefficient(values) == 0.3
