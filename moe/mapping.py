@@ -109,14 +109,12 @@ class Made:
 
     def problem(self) -> str | None:
         """Why the stored tensors cannot make this one, in words; None where they can, or where only trying tells."""
-        if not self.is_pieces:
-            return None
-        found = self._found_shape()
-        if found == self.shape:
-            return None
         fewest = min(map(len, self._lists()))
         if self._is_listed and fewest != self.shape[0]:
             return f"{self.name} (of one of its matrices {fewest} of {self.shape[0]} experts are there)"
+        found = self._found_shape() if self.is_pieces else self.shape
+        if found == self.shape:
+            return None
         return f"{self.name} {list(found) if found else 'of unequal parts'} instead of {list(self.shape)}"
 
     def quantised(self) -> StoredTensor | None:

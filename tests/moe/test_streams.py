@@ -183,8 +183,22 @@ def test_fp8_is_dequantised_as_transformers_does(
     state = auto.from_pretrained(folder, dtype=torch.float32).state_dict()
     cut = layout(found, FROZEN)
     assert_same(slice_blocks({name: tensor.float() for name, tensor in state.items()}, cut), blocks)
+    opened = open_checkpoint(folder, found).state_dict()
+    assert all(torch.equal(tensor.float(), opened[name]) for name, tensor in state.items()), "as a whole, too"
     export_checkpoint(blocks, cut, tmp_path / "out", dtype="bf16")
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
+def test_fp8_that_lacks_experts_or_fits_no_blocks_is_refused(small_config, tmp_path):
+    folder, name = in_fp8(saved(small_config("mixtral"), tmp_path / "given"), torch.float32), "experts.2.w2.weight"
+    lacking = [f"model.layers.0.block_sparse_moe.{name}", f"model.layers.0.block_sparse_moe.{name}_scale_inv"]
+    given = load_file(folder / "model.safetensors")
+    rewritten(folder, lambda tensors: [tensors.pop(one) for one in lacking])
+    with pytest.raises(ConfigError, match=r"layers\.0\.mlp\.experts\.down_proj .* 4 of 5 experts are there"):
+        import_checkpoint(folder)
+    save_file(given | {lacking[1]: torch.ones(3, 2)}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"down_proj cannot be made of what the checkpoint holds"):
+        import_checkpoint(folder)
 
 
 def test_mxfp4_is_dequantised_as_transformers_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
