@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 from moe.blocks import Blocks, check_blocks, slice_blocks
 from moe.companions import Companions, export_companions, write_companions
 from moe.config import config_from_json, config_to_json
+from moe.full import full_model
 from moe.layout import Layout, layout
 from moe.mapping import Made, Mapped, mapped
 from moe.quantised import WAY_OUT, quantiser_of, refuse_quantised_names
@@ -172,9 +173,12 @@ def inspect_checkpoint(folder: Path, *, only_headers: bool = False) -> Checkpoin
         refuse_quantised_names(weights.tensors, folder)
     config, model, there, remarks = _mapped(folder, said, weights, quantiser, only_headers)
     columns = {spec.name for spec in layout(config, FROZEN).column}
-    if odd := [name for name, made in there.made.items() if not made.is_readable(name in columns)]:
+    odd = [one for one in there.made.values() if one.problem() is None and not one.is_readable(one.name in columns)]
+    if odd and quantiser is not None:
+        raise ConfigError(f"the weights in {folder} are quantised, {odd[0].name} in a way that is not read: {WAY_OUT}")
+    if odd:
         remarks.append(
-            f"{odd[0]} is kept in a way that only transformers itself can convert: the whole model is loaded for it, "
+            f"{odd[0].name} is kept in a way that transformers alone can convert: the whole model is loaded for it, "
             f"which takes about {human_bytes(_WHOLE_BYTES * model.num_parameters())} of memory"
         )
     else:
@@ -232,6 +236,8 @@ def _check_architecture(path: Path) -> None:
 
 def open_checkpoint(folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
     """The whole model of a checkpoint whose configuration was read, fp32, on the CPU, in evaluation mode."""
+    if json.loads((folder / "config.json").read_bytes()).get("quantization_config"):
+        return full_model(layout(config, FROZEN), import_checkpoint(folder)[1])
     try:
         opened: Any = model_class(config.model_type).from_pretrained(
             folder,

@@ -109,10 +109,13 @@ class Made:
 
     def problem(self) -> str | None:
         """Why the stored tensors cannot make this one, in words; None where they can, or where only trying tells."""
-        if not self.is_pieces:
+        fewest = min(map(len, self._lists()))
+        if self._is_listed and fewest != self.shape[0]:
+            return f"{self.name} (of one of its matrices {fewest} of {self.shape[0]} experts are there)"
+        found = self._found_shape() if self.is_pieces else self.shape
+        if found == self.shape:
             return None
-        found = self._found_shape()
-        return None if found == self.shape else f"{self.name} {list(found or ())} instead of {list(self.shape)}"
+        return f"{self.name} {list(found) if found else 'of unequal parts'} instead of {list(self.shape)}"
 
     def quantised(self) -> StoredTensor | None:
         """A stored tensor that is no number by itself, where nothing here makes numbers of it."""

@@ -13,16 +13,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.core_model_loading import dot_natural_key, revert_weight_conversion
+from transformers.core_model_loading import ConversionOps, dot_natural_key, revert_weight_conversion
 
 from moe.blocks import joined
 from moe.layout import Layout
-from moe.mapping import mapped
+from moe.mapping import Made, mapped
 from moe.stored import SPAN, StoredTensor
 from moe.weights import DTYPES, INDEX_FILE, WEIGHTS_FILE
 from protocol.errors import ConfigError, LocalError
@@ -46,6 +46,8 @@ class Written:
     start: int
     dtype: torch.dtype
     """What it is kept in."""
+    turned_back: tuple[ConversionOps, ...] = ()
+    """What is done to each expert's part on the way, where the values are in another order."""
 
     @property
     def elements(self) -> int:
@@ -65,7 +67,6 @@ def write_weights(
     model: PreTrainedModel,
     dtype: str,
     *,
-    max_file_bytes: int = MAX_FILE_BYTES,
     told: Callable[[int, int], object] = lambda _done, _total: None,
 ) -> None:
     """Write all weights of `blocks`, rounded to `dtype`, into `folder`; `model` is the layout's, without memory.
@@ -75,7 +76,7 @@ def write_weights(
     not synced: the folder is, as a whole, by whoever gives it its name.
     """
     wanted = written_tensors(model, layout, DTYPES[dtype])
-    files = list(_files(wanted, max_file_bytes))
+    files = list(_files(wanted, MAX_FILE_BYTES))
     total, done = sum(one.elements for one in wanted), 0
     names = [WEIGHTS_FILE]
     if len(files) > 1:
@@ -87,7 +88,7 @@ def write_weights(
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for name, content in zip(names, files, strict=True):
         with (folder / name).open("xb") as file:
-            file.write(_header(content))
+            file.write(header_of(content))
             for one in content:
                 for values in _values(one, blocks, layout):
                     file.write(_rounded(values, one).view(torch.uint8).numpy().data)
@@ -109,12 +110,23 @@ def written_tensors(model: PreTrainedModel, layout: Layout, dtype: torch.dtype) 
     for name, tensor in own.items():
         kept_in = dtype if name in rounded else tensor.dtype
         if name not in sound:
-            found.append(Written(name, tuple(tensor.shape), name, 0, kept_in))
+            is_column = any(spec.name == name for spec in layout.column)
+            by_expert = _by_expert(there.made.get(name), kept_in) if is_column else None
+            found.append(by_expert or Written(name, tuple(tensor.shape), name, 0, kept_in))
             continue
         laid_out = sound[name].laid_out()
         for part, end in zip(laid_out.parts, laid_out.ends, strict=True):
             found.append(Written(part.name, part.shape, name, end - part.elements, kept_in))
     return sorted(found, key=lambda one: dot_natural_key(one.name))
+
+
+def _by_expert(made: Made | None, kept_in: torch.dtype) -> Written | None:
+    """A tensor whose values `transformers` puts in another order within each expert; None for any other."""
+    if made is None or made.converter is None or not made.is_by_expert or len(made.sources) != 1:
+        return None
+    (stored,), *_ = made.sources.values()
+    back = tuple(operation.reverse_op for operation in reversed(made.converter.operations))
+    return Written(stored.name, stored.shape, made.name, 0, kept_in, back)
 
 
 def _files(wanted: Sequence[Written], most: int) -> Iterator[list[Written]]:
@@ -134,7 +146,8 @@ def _widest_first(file: Sequence[Written]) -> list[Written]:
     return sorted(file, key=lambda one: -one.dtype.itemsize)
 
 
-def _header(content: Sequence[Written]) -> bytes:
+def header_of(content: Sequence[Written]) -> bytes:
+    """The first bytes of a file of these tensors, which then lie in it in this order."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     begin = 0
     for one in content:
@@ -154,6 +167,10 @@ def _values(one: Written, blocks: Mapping[BlockId, Mapping[str, Tensor]], layout
         parts = [blocks[column_block(column)][one.tensor] for column in range(layout.columns)]
         yield joined(parts, one.tensor, layout).reshape(-1)[one.start : one.start + one.elements]
         return
+    if one.turned_back:
+        for column in range(layout.columns):
+            yield _turned(blocks[column_block(column)][one.tensor].detach().unsqueeze(0), one).reshape(-1)
+        return
     start, stop = one.start, one.start + one.elements
     while start < stop:
         column, at = divmod(start, width) if width else (None, start)
@@ -164,6 +181,13 @@ def _values(one: Written, blocks: Mapping[BlockId, Mapping[str, Tensor]], layout
             raise LocalError(f"block {block}: {one.tensor} ends before value {start}")
         yield values
         start += values.numel()
+
+
+def _turned(row: Tensor, one: Written) -> Tensor:
+    for operation in one.turned_back:
+        made: Any = operation.convert({one.name: [row]}, source_patterns=[one.name], target_patterns=[one.name])
+        row = made[one.name]
+    return row
 
 
 def _rounded(values: Tensor, one: Written) -> Tensor:

@@ -23,7 +23,8 @@ from barnraise.cli.app import run
 from coordinator.datasets import Dataset, prepare
 from coordinator.run.folder import RunFolder, init_run
 from coordinator.run.opened import OpenedRun
-from coordinator.settings import GOING_ON
+from coordinator.settings import GOING_ON, RunSettings
+from moe.stored import StoredTensor
 from simulator.virtual.swarm import STILL
 
 torch.set_num_threads(1)
@@ -143,6 +144,49 @@ def test_a_run_exports_what_the_checkpoint_had(
     given, out = (AutoModelForCausalLM.from_pretrained(place) for place in (checkpoint, tmp_path / "run-out"))
     assert {tensor.dtype for tensor in out.parameters()} == {torch.bfloat16}
     assert all(torch.equal(a, b) for a, b in zip(given.parameters(), out.parameters(), strict=True))
+
+
+def test_a_plan_reads_headers_alone(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a plan needs no values")
+
+    monkeypatch.setattr(StoredTensor, "read", refuse)
+    assert run(["plan", "--checkpoint", str(checkpoint), "--json"]) == 0
+    read = json.loads(capsys.readouterr().out)["read"]
+    weights = checkpoint / "model.safetensors"
+    headers = 8 + int.from_bytes(weights.read_bytes()[:8], "little")
+    assert read["read_bytes"] == headers + (checkpoint / "config.json").stat().st_size
+    assert read["read_bytes"] + read["weights_bytes"] == sum(
+        path.stat().st_size for path in (weights, checkpoint / "config.json")
+    )
+    assert read["seconds"] > 0
+    assert run(["plan", "--checkpoint", str(checkpoint)]) == 0
+    assert "of headers and configuration in" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_stopped_while_it_is_read_nothing_is_left_and_how_far_it_is_was_told(
+    checkpoint: Path, text: Path, tmp_path: Path
+) -> None:
+    prepared = prepare([text], tmp_path / "data", tokenizer=checkpoint).folder
+    settings = RunSettings(checkpoint=str(checkpoint), data=str(prepared), sequence_length=16)
+    heard: list[str] = []
+
+    def told(sentence: str) -> None:
+        heard.append(sentence)
+        if sentence.startswith("encoding"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        init_run(tmp_path / "run", settings, told=told)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert heard[0].startswith("reading the checkpoint: ")
+    assert heard[-1].endswith(": 1 of 4")
+    done, _, total = heard[-2].removeprefix("reading the checkpoint: ").partition(" of ")
+    assert done == total, "all of it was read, and no tensor twice"
+    init_run(tmp_path / "run", settings, told=heard.append)
+    assert heard[-1].endswith(": 4 of 4")
 
 
 def test_python_and_the_command_begin_at_the_same_gentle_rates(checkpoint: Path, text: Path, tmp_path: Path) -> None:
