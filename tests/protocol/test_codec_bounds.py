@@ -91,6 +91,16 @@ def test_normal_values_of_any_size_lose_no_more_than_those_of_size_one(name: str
     assert scale < 1e-37 or errors[1] == pytest.approx(errors[0], rel=0.01)
 
 
+@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("size", [1, 64, 4096])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_largest_number_comes_back_as_a_number(name: str, size: int, sign: float) -> None:
+    """A scale that is rounded up would lead past it."""
+    decoded, _ = through(GROUPED[name], torch.full((size,), sign * LARGEST))
+    assert bool(decoded.isfinite().all())
+    assert float(decoded.abs().amax()) > 0.9 * LARGEST
+
+
 @pytest.mark.parametrize(("name", "most"), [("int8", 0.008), ("int4", 0.12), ("two_bit", 0.35), ("ternary", 0.44)])
 def test_what_dense_codecs_lose_of_normal_values(name: str, most: float) -> None:
     tensor = torch.randn(3, GRANULE + 100, generator=torch.Generator().manual_seed(0))
