@@ -34,7 +34,7 @@ import psutil
 import structlog
 
 from benchmarks import billion_processes as processes
-from benchmarks.billion_processes import BILLION, LITTLE, Plan
+from benchmarks.billion_processes import BILLION, LITTLE, BillionPlan
 from benchmarks.coordinator_memory import anonymous_mb
 from benchmarks.report import Cell, Row, machine, print_rows, write_json
 from benchmarks.sized_runs import invited
@@ -79,7 +79,7 @@ class WatchedProcess:
         return after - before
 
 
-def play(folder: Path, plan: Plan) -> list[Row]:
+def play(folder: Path, plan: BillionPlan) -> list[Row]:
     """The whole run."""
     began_s = time.monotonic()
     group = ProcessGroup()
@@ -111,7 +111,7 @@ def play(folder: Path, plan: Plan) -> list[Row]:
     return [*rows, whole]
 
 
-def _prepared(group: ProcessGroup, folder: Path, plan: Plan) -> Iterator[Row]:
+def _prepared(group: ProcessGroup, folder: Path, plan: BillionPlan) -> Iterator[Row]:
     for stage, step in (("init", processes.begin), ("fixed model", processes.fix)):
         began_s = time.monotonic()
         ours, theirs = group.pipe()
@@ -133,7 +133,7 @@ def _heard(pipe: Any, folder: Path) -> Any:
         raise
 
 
-def _rounds(run: RunFolder, plan: Plan, watched: WatchedProcess) -> Iterator[Row]:
+def _rounds(run: RunFolder, plan: BillionPlan, watched: WatchedProcess) -> Iterator[Row]:
     """By round, from one event of the journal to the next."""
     records = [json.loads(line) for line in run.events_path.read_text().splitlines()]
     events = [one for one in records if one["kind"] == "event"]
@@ -165,7 +165,7 @@ def main() -> None:
     args = parser.parse_args()
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     rounds = 2 if args.quick else args.rounds
-    plan = Plan(shape=LITTLE if args.quick else BILLION, rounds=rounds, workers=args.workers)
+    plan = BillionPlan(shape=LITTLE if args.quick else BILLION, rounds=rounds, workers=args.workers)
     with tempfile.TemporaryDirectory(prefix="barnraise-billion-") as folder:
         rows = play(Path(folder), plan)
     print(machine())

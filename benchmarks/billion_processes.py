@@ -39,7 +39,7 @@ SHARE, NOISE = 0.5, 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class BillionShape:
     """What is replaced of the 100M preset's."""
 
     hidden_size: int
@@ -49,15 +49,15 @@ class Shape:
     experts: int
 
 
-BILLION = Shape(hidden_size=1024, expert_size=1024, layers=8, heads=16, experts=38)
-LITTLE = Shape(hidden_size=64, expert_size=64, layers=2, heads=2, experts=6)
+BILLION = BillionShape(hidden_size=1024, expert_size=1024, layers=8, heads=16, experts=38)
+LITTLE = BillionShape(hidden_size=64, expert_size=64, layers=2, heads=2, experts=6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class BillionPlan:
     """What is played."""
 
-    shape: Shape
+    shape: BillionShape
     rounds: int
     workers: int
 
@@ -85,7 +85,7 @@ class Plan:
         }
 
 
-def begin(folder: Path, plan: Plan, pipe: Connection) -> None:
+def begin(folder: Path, plan: BillionPlan, pipe: Connection) -> None:
     """The run's folder, version 0 in it."""
     import torch
 
@@ -106,7 +106,7 @@ def begin(folder: Path, plan: Plan, pipe: Connection) -> None:
     pipe.send(None)
 
 
-def fix(folder: Path, plan: Plan, pipe: Connection) -> None:
+def fix(folder: Path, plan: BillionPlan, pipe: Connection) -> None:
     """The model that everybody walks to, in bf16, a file a block: version 0 after a few real steps."""
     import torch
 
@@ -171,7 +171,7 @@ def serve(folder: Path, rounds: int, pipe: Connection) -> None:
     asyncio.run(run())
 
 
-def work(folder: Path, plan: Plan, link_text: str, number: int) -> None:
+def work(folder: Path, plan: BillionPlan, link_text: str, number: int) -> None:
     """A worker, until the run is over."""
     import torch
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.billion import STAGES, play
-from benchmarks.billion_processes import LITTLE, Plan
+from benchmarks.billion_processes import LITTLE, BillionPlan
 
 
 def test_workers_that_walk_to_a_fixed_model_publish_better_versions(tmp_path: Path) -> None:
-    rows = play(tmp_path, Plan(shape=LITTLE, rounds=2, workers=3))
+    rows = play(tmp_path, BillionPlan(shape=LITTLE, rounds=2, workers=3))
     whole = rows[-1]
     assert (whole["versions"], whole["accepted"], whole["refused"]) == (2, 6, 0)
     assert float(str(whole["loss"])) < float(str(whole["first_loss"])) - 0.1
