@@ -104,8 +104,10 @@ class SlowCommands:
         """Begin nothing more."""
         self._stopping = True
         self._wake.set()
-        for retry in (*self._retries, *self._delegated):
+        for retry in self._retries:
             retry.cancel()
+        for delegated in self._delegated:
+            delegated.cancel()
 
     def close(self) -> None:
         """After `run` has ended."""

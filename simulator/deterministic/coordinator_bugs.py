@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-from coordinator.engine import closing, commits, contributions, gaps, leases, quorum, rescue
+from coordinator.engine import closing, commits, contributions, gaps, leases, measuring, quorum, rescue
 from coordinator.engine import engine as engine_module
 from coordinator.engine.commands import DropPayload
 from coordinator.engine.event_table import EVENT_TABLE, EventRow
@@ -195,14 +195,14 @@ def payload_dropped_early() -> AbstractContextManager[None]:
 
 def data_named_twice() -> AbstractContextManager[None]:
     """Two leases name the same training sequences."""
-    take = leases._take_data
+    take = measuring.take_data
 
     def sticky(turn: Any, count: int) -> Any:
         data = take(turn, count)
         turn.state.next_sequence -= count // 2
         return data
 
-    return replaced(leases, "_take_data", sticky)
+    return replaced(measuring, "take_data", sticky)
 
 
 def base_swept_early() -> AbstractContextManager[None]:
