@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import structlog
 
@@ -269,7 +269,10 @@ class Transfers:
         payloads = self._run.store.payloads
         if not payloads.has(digest):  # judged meanwhile, and dropped
             raise Refused(f"submission {digest[:16]}… is not kept here any more; nobody waits for its measuring")
-        return FileFrames(payloads.open(digest), offset, self._scratch)
+        return self._file_frames(payloads.open(digest), offset)
+
+    def _file_frames(self, file: BinaryIO, offset: int) -> Iterator[bytes]:
+        return FileFrames(file, offset, self._scratch)
 
     def _frames_of(self, payload: bytes, offset: int) -> Iterator[bytes]:
         return frames_of(lambda start, length: payload[start : start + length], len(payload), offset, self._frame_bytes)

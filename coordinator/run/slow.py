@@ -113,8 +113,8 @@ class SlowCommands:
         self._wake.set()
         for retry in self._retries:
             retry.cancel()
-        for task in self._delegated:
-            task.cancel()
+        for delegated in self._delegated:
+            delegated.cancel()
 
     def close(self) -> None:
         """After `run` has ended."""

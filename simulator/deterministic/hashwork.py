@@ -26,7 +26,6 @@ from protocol.tensors import payload_size
 from simulator.deterministic.cheap_executor import CheapExecutor, trained_payload
 from simulator.deterministic.disk import Disk, StoredBlock, VersionEntry, stretched
 from simulator.deterministic.measuring import HashMeasurer
-from simulator.deterministic.volunteer_spec import VolunteerSpec
 from simulator.deterministic.work import Site, TrainedLease
 from worker.fetched import FetchedLease
 from worker.ports import LeaseProgress
@@ -79,9 +78,9 @@ class HashWork:
         size_bytes = _submission_bytes(self.layout.columns, tuple(lease.columns), lease.codec)
         return TrainedLease(payload=trained_payload(lease, fetched.digests, fetched.sequences, size_bytes))
 
-    def measurer(self, spec: VolunteerSpec) -> HashMeasurer:
+    def measurer(self, *, lies: bool) -> HashMeasurer:
         """On hashes."""
-        return HashMeasurer(spec)
+        return HashMeasurer(lies=lies)
 
     def interrupted(self, worker: int, fetched: FetchedLease, share: float) -> None:
         """Nothing is left of it."""

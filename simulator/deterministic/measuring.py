@@ -56,15 +56,15 @@ def _share(content: bytes) -> float:
 class HashMeasurer:
     """What a simulated worker measures with; one that lies does so in about every other item."""
 
-    def __init__(self, spec: VolunteerSpec) -> None:
-        self._spec = spec
+    def __init__(self, *, lies: bool) -> None:
+        self._lies = lies
 
     def measure(self, item: FetchedItem) -> tuple[list[float], list[float]]:
         """Losses before and after."""
         parts = [(part.share, part.start, part.stop) for part in item.parts]
         before, after = hashed_losses(item.digests, item.sequences, item.payload, parts)
         draw = random.Random(item.item_id)
-        if self._spec.lies_measuring and draw.random() < 0.5:
+        if self._lies and draw.random() < 0.5:
             off = draw.choice((-LIE, LIE))
             after = [loss + off for loss in after]
         return before, after

@@ -13,7 +13,7 @@ import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from coordinator.edge.auth import Authenticator
 from coordinator.edge.mailboxes import Mailboxes
@@ -280,14 +280,11 @@ class CoordinatorNode:
     async def submit_result(self, command: cmd.SlowCommand) -> None:
         """The result of `command` once more, as of an executor that was slow to notice that it is not needed."""
 
-        def never(_: cmd.SlowCommand) -> bool:
-            return False
-
         site = Site(
             disk=self.disk,
             clock=self._clock.now_s,
-            is_wanted=never,
-            fails=never,
+            is_wanted=lambda _: False,
+            fails=lambda _: False,
             spoils=self._spoils,
             arithmetic=lambda lease_id: arithmetic_said(self._pump.engine.state, lease_id),
             on_aggregated=lambda *_: None,
@@ -342,6 +339,9 @@ class _Transfers(Transfers):
         if self._rots():
             content = content[:-1] + bytes([content[-1] ^ 1])
         return self._frames_of(content, offset)
+
+    def _file_frames(self, file: BinaryIO, offset: int) -> Iterator[bytes]:
+        return self._frames_of(file.read(), offset)
 
 
 @functools.cache

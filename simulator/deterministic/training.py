@@ -39,7 +39,6 @@ from simulator.deterministic.broken import InvariantBroken
 from simulator.deterministic.disk import Disk
 from simulator.deterministic.language import HELDOUT_SEQUENCES, MICRO, SEQUENCE_LENGTH, Language
 from simulator.deterministic.real_executor import KillableVersions, RealExecutor, mirror
-from simulator.deterministic.volunteer_spec import VolunteerSpec
 from simulator.deterministic.work import Site, TrainedLease
 from worker.fetched import FetchedLease
 from worker.train.lease_state import LeaseStates, computation_of
@@ -200,9 +199,9 @@ class RealWork:
             micro_batch=metrics.micro_batch,
         )
 
-    def measurer(self, spec: VolunteerSpec) -> None:
+    def measurer(self, *, lies: bool) -> None:
         """Blocks lie in no real cache here: nobody measures."""
-        del spec
+        del lies
 
     def interrupted(self, worker: int, fetched: FetchedLease, share: float) -> None:
         """Train up to where the process died, so that what it kept is on disk."""

@@ -180,7 +180,7 @@ class SimulatedVolunteer:
             home.outbox,
             self._on_training,
         )
-        session, measurer = WatchedSession(self, home.outbox), self._work.measurer(self.spec)
+        session, measurer = WatchedSession(self, home.outbox), self._work.measurer(lies=self.spec.lies_measuring)
         self._agent = LateAgent(
             MACHINE,
             joining,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
@@ -21,9 +21,6 @@ from protocol.ids import Digest, LeaseId
 from simulator.deterministic.disk import Disk
 from worker.fetched import FetchedLease
 from worker.ports import LeaseProgress, Measurer
-
-if TYPE_CHECKING:
-    from simulator.deterministic.volunteer_spec import VolunteerSpec
 
 DISK_FULL = OSError(28, "No space left on device")
 
@@ -141,7 +138,7 @@ class SimulatedWork(Protocol):
     def trained(self, worker: int, fetched: FetchedLease) -> TrainedLease:
         """The submission for a lease whose time is over."""
 
-    def measurer(self, spec: VolunteerSpec) -> Measurer | None:
+    def measurer(self, *, lies: bool) -> Measurer | None:
         """What a worker measures others' submissions with; None where none of these workers does."""
 
     def interrupted(self, worker: int, fetched: FetchedLease, share: float) -> None:

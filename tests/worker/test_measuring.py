@@ -171,7 +171,7 @@ async def test_what_a_worker_measures_is_what_the_coordinator_does(tmp_path: Pat
         parts=tuple(MeasuredPart(share=p.share, start=p.start, stop=p.stop) for p in parts_of(command)),
     )  # fmt: skip
     blocks = SimpleNamespace(path=lambda digest: Path(store.blocks.place(digest)))
-    measurer = LossMeasurer(blocks, "cpu")  # type: ignore[arg-type]
+    measurer = LossMeasurer(blocks, "cpu")
     for _ in range(2):  # the second time with what it kept of the first
         before, after = measurer.measure(item)
         honest = GainAnswer(worker=WorkerId("anna"), before=tuple(before), after=tuple(after))

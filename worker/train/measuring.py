@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +23,6 @@ from protocol.ids import BlockId, Digest
 from protocol.lease import blocks_of
 from protocol.submission import decode_submission
 from protocol.tensors import decode_tensors
-from worker.blocks import BlockCache
 from worker.fetched import FetchedItem, Run
 
 AT_A_TIME = 4
@@ -31,10 +31,17 @@ AT_A_TIME = 4
 Losses = list[float]
 
 
+class BlockPlaces(Protocol):
+    """Where whole blocks lie."""
+
+    def path(self, digest: Digest) -> Path:
+        """Of one that is here."""
+
+
 class LossMeasurer:
     """Measures items, one at a time."""
 
-    def __init__(self, blocks: BlockCache, device: str) -> None:
+    def __init__(self, blocks: BlockPlaces, device: str) -> None:
         self._blocks, self._device = blocks, device
         self._model: Any = None
         self._held: dict[BlockId, Digest] = {}

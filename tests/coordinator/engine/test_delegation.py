@@ -55,7 +55,7 @@ def measured(
     false: tuple[str, ...] = (), again: bool = False, norm: float = 1.0,
 ) -> list[Command]:  # fmt: skip
     lease = s.lease(name)
-    return s.handle(  # type: ignore[no-any-return]
+    return s.handle(
         ev.SubmissionMeasured(
             at_s=s.now_s, command_id=f"{'again' if again else 'measure'}:{lease.lease_id}", lease_id=lease.lease_id,
             malformed="", norms=tuple(ev.BlockNorm(block=b, norm_l2=norm, base_l2=10.0) for b in lease.blocks),
@@ -66,7 +66,7 @@ def measured(
 
 
 def status(s: Any, name: str) -> LeaseStatus:
-    return s.leases(name)[-1].status  # type: ignore[no-any-return]
+    return s.leases(name)[-1].status
 
 
 def test_without_anybody_who_offers_everything_is_measured_here_by_the_secret_draw(swarm: Any) -> None:
@@ -227,7 +227,7 @@ def test_a_journal_with_workers_answers_gives_the_same_state(crew: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "value"), [("sequences", 4), ("checked_share", 0.0), ("wait_s", 0.0), ("tolerance", 0.0)]
 )
-def test_settings_that_make_no_sense_are_refused(swarm: Any, name: str, value: float) -> None:
-    config = replace(swarm().config, delegation=replace(DelegationConfig(), **{name: cast(Any, value)}))
+def test_settings_that_make_no_sense_are_refused(swarm: Any, name: str, value: Any) -> None:
+    config = replace(swarm().config, delegation=replace(DelegationConfig(), **{name: value}))
     with pytest.raises(ConfigError, match=f"delegation.{name}"):
         check_config(config)
