@@ -129,7 +129,12 @@ def quick_cases(attacks: Sequence[str] = QUICK_ATTACKS) -> list[ByzantineCase]:
 
 
 def _two_of_three(attacks: Sequence[str]) -> list[ByzantineCase]:
-    return [ByzantineCase(attack=a, defence="pipeline", n=3, f=2, trusted=1) for a in ALONE if a in attacks]
+    return [
+        ByzantineCase(attack=a, defence=defence, n=3, f=2, trusted=1)
+        for defence in ("pipeline", "no-audits")
+        for a in ALONE
+        if a in attacks
+    ]
 
 
 def all_cases(attacks: Sequence[str] = (*ATTACKS, *BYZFL_ATTACKS)) -> list[ByzantineCase]:
@@ -168,7 +173,8 @@ def worst_cases(
 
 def misses(row: Mapping[str, Any]) -> str:
     """Which goal a defended row misses, in a word; empty where it meets all, or has none."""
-    if row["defence"] not in {"pipeline", "thrifty", "open"} or row["attack"] == NOBODY:
+    defended = row["defence"] in {"pipeline", "thrifty", "open"} or row["n"] == 3
+    if not defended or row["attack"] == NOBODY:
         return ""
     found = []
     most = MOST_COST.get((row["n"], row["f"]))

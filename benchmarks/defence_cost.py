@@ -7,8 +7,9 @@ Sixteen whole submissions of the preset, real gains, carried out by the coordina
 compared with another. `now`: harm is measured at all that is taken, on a quarter of the sequences, and the new version
 is compared with its parent before it is published. `own`: a lease's own sequences are measured, too, as in a quarter of
 the rounds; `mean` is of three rounds `now` and one `own`. Each way with whole draws and with early looks, in turn, the
-least of the repetitions: processor seconds of all threads, sequences through the model, and what is `added`. The last
-row is the engine's: its second look and sequential tests, of a stubbed swarm of sixteen, a round.
+least of the repetitions: processor seconds of all threads, sequences through the model, and what is `added`. The first
+row is the engine's: its second look and sequential tests, of a stubbed swarm of sixteen, a round. `--quick`: early
+looks alone, once.
 """
 
 from __future__ import annotations
@@ -79,28 +80,20 @@ def played(bench: RoundEnd, number: int, way: str, usual: UsualGain | None) -> t
     return sum(one.cpu_s for one in stages), sum(one.sequences for one in stages), usual_after(found)
 
 
-def rows_of(bench: RoundEnd, repeats: int) -> list[dict[str, Cell]]:
+def rows_of(bench: RoundEnd, draws: tuple[str, ...], repeats: int) -> Iterator[dict[str, Cell]]:
     """Each way with each kind of draw, the least of its repetitions."""
     usual = played(bench, 1, "now", None)[2]
-    rows: list[dict[str, Cell]] = []
-    for draws, known in (("whole", None), ("early", usual)):
-        least: dict[str, tuple[float, int]] = {}
+    for kind in draws:
+        least: dict[str, tuple[float, float]] = {}
         for repeat in range(repeats):
             for way in WAYS:
-                cpu_s, sequences, _ = played(bench, 2 + repeat, way, known)
+                cpu_s, sequences, _ = played(bench, 2 + repeat, way, usual if kind == "early" else None)
                 least[way] = min(least.get(way, (cpu_s, sequences)), (cpu_s, sequences))
-        least["mean"] = tuple((3 * now + own) / 4 for now, own in zip(least["now"], least["own"], strict=True))  # type: ignore[assignment]
-        rows += [
-            {
-                "draws": draws,
-                "way": way,
-                "sequences": sequences,
-                "cpu_s": cpu_s,
-                "added": cpu_s / least["before"][0] - 1.0,
-            }
-            for way, (cpu_s, sequences) in least.items()
-        ]
-    return rows
+        now, own = least["now"], least["own"]
+        least["mean"] = (3 * now[0] + own[0]) / 4, (3 * now[1] + own[1]) / 4
+        for way, (cpu_s, sequences) in least.items():
+            added = cpu_s / least["before"][0] - 1.0
+            yield {"draws": kind, "way": way, "sequences": sequences, "cpu_s": cpu_s, "added": added}
 
 
 def engine_row(rounds: int) -> dict[str, Cell]:
@@ -126,9 +119,13 @@ def main() -> None:
     args = parse_args(__doc__ or "")
     torch.set_num_threads(THREADS)
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    rows: list[dict[str, Cell]] = [engine_row(ROUNDS)]
+    print(rows[0], flush=True)
     with tempfile.TemporaryDirectory(prefix="barnraise-defence-cost-") as folder:
-        rows = rows_of(RoundEnd(Path(folder), "tiny"), 1 if args.quick else REPEATS)
-    rows.append(engine_row(ROUNDS))
+        bench = RoundEnd(Path(folder), "tiny")
+        for row in rows_of(bench, *((("early",), 1) if args.quick else (("whole", "early"), REPEATS))):
+            rows.append(row)
+            print(row, flush=True)
     print(machine())
     print_rows(rows)
     if args.json is not None:

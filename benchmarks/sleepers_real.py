@@ -23,7 +23,7 @@ WORKERS, SLEEPERS, FOUNDERS = 8, 2, 1
 
 
 @dataclass(slots=True)
-class Tally:
+class SleeperTally:
     """What became of one worker, in the rounds in which sleepers are awake."""
 
     audited: set[LeaseId] = field(default_factory=set)
@@ -48,7 +48,7 @@ class RealSwarm:
     sleepers: int = SLEEPERS
 
 
-def play(run: RealSwarm) -> tuple[Any, dict[WorkerId, Tally], set[WorkerId]]:
+def play(run: RealSwarm) -> tuple[Any, dict[WorkerId, SleeperTally], set[WorkerId]]:
     """The engine's state at the end, what became of each worker, and who slept."""
     import structlog
     import torch
@@ -70,19 +70,19 @@ def play(run: RealSwarm) -> tuple[Any, dict[WorkerId, Tally], set[WorkerId]]:
         opened = OpenedRun.open(init_run(Path(scratch) / "run", settings), STILL)
         try:
             swarm, colluders = swarm_of(case, opened)
-            watcher = Watcher(swarm)
+            watcher = SleeperWatch(swarm)
             swarm.play()
             return opened.engine.state, watcher.tallies, set(colluders)
         finally:
             opened.close()
 
 
-class Watcher:
+class SleeperWatch:
     """Looks on at one swarm."""
 
     def __init__(self, swarm: Any) -> None:
         self._engine = swarm.engine
-        self.tallies: dict[WorkerId, Tally] = {}
+        self.tallies: dict[WorkerId, SleeperTally] = {}
         self._handle, swarm.handle = swarm.handle, self._handled
 
     def _handled(self, event: Event) -> list[Command]:
@@ -115,5 +115,5 @@ class Watcher:
                 one = self._of(part.worker)
                 one.weighed_after += 0 < one.found < leases[part.lease_id].lease.round
 
-    def _of(self, worker: WorkerId) -> Tally:
-        return self.tallies.setdefault(worker, Tally())
+    def _of(self, worker: WorkerId) -> SleeperTally:
+        return self.tallies.setdefault(worker, SleeperTally())

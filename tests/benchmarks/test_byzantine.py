@@ -77,7 +77,7 @@ def test_the_lists_have_what_the_goals_are_about() -> None:
     }  # fmt: skip
     assert {one.attack for one in every if one.defence == "undefended"} >= set(ATTACKS)
     assert [one for one in every if (one.n, one.f, one.trusted) == (3, 2, 1)]
-    assert len(quick_cases()) == 2 * len(QUICK_ATTACKS) + 2 * len(SELDOM_AUDITED) + len(ALONE)
+    assert len(quick_cases()) == 2 * len(QUICK_ATTACKS) + 2 * len(SELDOM_AUDITED) + 2 * len(ALONE)
     for case in (*every, *quick_cases()):
         attack_named(case.attack)
 
