@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 from moe.blocks import Blocks, slice_blocks
 from moe.companions import Companions, export_companions, write_companions
 from moe.config import config_from_json, config_to_json
+from moe.families import family_named
 from moe.full import full_model
 from moe.layout import Layout, layout
 from moe.skeleton import model_class
@@ -143,8 +144,8 @@ def inspect_checkpoint(folder: Path) -> CheckpointFacts:
         raise ConfigError(f"{folder}/config.json cannot be read: {error}") from error
     if getattr(found, "quantization_config", None):
         raise ConfigError(f"the weights in {folder} are quantised: take the checkpoint that this one was made from")
-    remarks = []
     values = config_to_json(found)
+    remarks = family_named(found.model_type).remarks(values)
     if values["tie_word_embeddings"] and weights.has_head_of_its_own():
         # As `transformers` itself decides: what the weights say counts.
         values["tie_word_embeddings"] = False
