@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 from moe.blocks import Blocks, check_blocks, slice_blocks
 from moe.companions import Companions, export_companions, write_companions
 from moe.config import config_from_json, config_to_json
+from moe.families import family_named
 from moe.full import full_model
 from moe.layout import Layout, layout
 from moe.mapping import Made, Mapped, mapped
@@ -172,6 +173,7 @@ def inspect_checkpoint(folder: Path, *, only_headers: bool = False) -> Checkpoin
     if quantiser is None:
         refuse_quantised_names(weights.tensors, folder)
     config, model, there, remarks = _mapped(folder, said, weights, quantiser, only_headers)
+    remarks += family_named(config.model_type).remarks(config_to_json(config))
     columns = {spec.name for spec in layout(config, FROZEN).column}
     odd = [one for one in there.made.values() if one.problem() is None and not one.is_readable(one.name in columns)]
     if odd and quantiser is not None:
