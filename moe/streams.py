@@ -28,7 +28,7 @@ Told = Callable[[int], object]
 
 
 @dataclass(frozen=True, slots=True)
-class ReadPieces:
+class PiecedTensor:
     """Values [start, stop) of a tensor that is made of others, one after the other."""
 
     shape: tuple[int, ...]
@@ -45,12 +45,12 @@ class ReadPieces:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadPart:
+class PartOfSmall:
     """What one expert has of a small tensor (a bias) whose experts are not counted by its first dimension."""
 
     shape: tuple[int, ...]
     name: str
-    source: ReadPieces
+    source: PiecedTensor
     layout: Layout
     column: int
 
@@ -84,7 +84,7 @@ class Computed:
         self.told(self.made.payload_bytes // (1 if self.expert is None else self.made.shape[0]))
 
 
-StreamedTensor = ReadPieces | ReadPart | Computed
+StreamedTensor = PiecedTensor | PartOfSmall | Computed
 StreamedBlock = dict[str, StreamedTensor]
 
 
@@ -100,9 +100,9 @@ def streamed_blocks(
     def streamed(name: str, shape: tuple[int, ...], column: int | None) -> StreamedTensor:
         part = None if column is None else layout.family.per_expert(name)
         if name in laid_out and part is not None and part.dim and column is not None:
-            return ReadPart(shape, name, ReadPieces(made[name].shape, laid_out[name], 0, told), layout, column)
+            return PartOfSmall(shape, name, PiecedTensor(made[name].shape, laid_out[name], 0, told), layout, column)
         if name in laid_out:
-            return ReadPieces(shape, laid_out[name], (column or 0) * math.prod(shape), told)
+            return PiecedTensor(shape, laid_out[name], (column or 0) * math.prod(shape), told)
         return Computed(shape, made[name], column, model, told)
 
     yield TRUNK, {spec.name: streamed(spec.name, spec.shape, None) for spec in layout.trunk}
@@ -136,6 +136,6 @@ def same_values(one: Made, other: Made) -> bool:
     """Whether two tensors hold the same, read a span at a time; unknown ones do not."""
     if not (one.is_pieces and other.is_pieces and one.problem() is None and other.problem() is None):
         return False
-    tensors = [ReadPieces(made.shape, made.laid_out(), 0, lambda _: None) for made in (one, other)]
+    tensors = [PiecedTensor(made.shape, made.laid_out(), 0, lambda _: None) for made in (one, other)]
     pairs = zip(tensors[0].spans(), tensors[1].spans(), strict=True)
     return all(torch.equal(first, second) for first, second in pairs)

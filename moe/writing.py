@@ -173,8 +173,8 @@ def _values(one: Written, blocks: Mapping[BlockId, Mapping[str, Tensor]], layout
         return
     start, stop = one.start, one.start + one.elements
     while start < stop:
-        column, at = divmod(start, width) if width else (None, start)
-        block = TRUNK if column is None else column_block(column)
+        column, at = divmod(start, width) if width else (0, start)
+        block = column_block(column) if width else TRUNK
         flat = blocks[block][one.tensor].detach().reshape(-1)
         values = flat[at : at + min(SPAN, stop - start)]
         if not values.numel():

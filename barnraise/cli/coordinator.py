@@ -21,6 +21,8 @@ from protocol.residency import RESIDENCIES
 
 if TYPE_CHECKING:
     from coordinator.settings import RunSettings
+    from coordinator.store.versions import Tensors
+    from protocol.ids import BlockId
 
 app = typer.Typer(no_args_is_help=True, help="Define a run, serve it, invite people.")
 
@@ -209,7 +211,7 @@ def export(
     kept_in = dtype or run.export_dtype
     companions = run.companions(run.dataset())
     with ProgressLine(quiet=as_json) as tell:
-        blocks = {}
+        blocks: dict[BlockId, Tensors] = {}
         for block, ref in versions.manifest(manifest).blocks.items():
             tell(f"checking blocks: {len(blocks)} of {len(layout.blocks)}")
             blocks[block] = versions.load_block(block, ref)
