@@ -101,9 +101,10 @@ def test_the_largest_number_comes_back_as_a_number(name: str, size: int, sign: f
     assert float(decoded.abs().amax()) > 0.9 * LARGEST
 
 
-@pytest.mark.parametrize("name", FEEDBACK)
-def test_what_is_too_small_for_a_scale_is_not_sent_and_not_lost(name: str) -> None:
-    tensor = torch.full((4096,), 1e-39)
+@pytest.mark.parametrize(("name", "value"), [*((name, 1e-39) for name in FEEDBACK), ("two_bit", 1.5e-38)])
+def test_what_is_too_small_for_a_scale_is_not_sent_and_not_lost(name: str, value: float) -> None:
+    """Also where values are normal numbers, and only the scale that fits them, a third less of two bits, is none."""
+    tensor = torch.full((4096,), value)
     decoded, state = through(FEEDBACK[name], tensor)
     assert not decoded.any()
     assert state is not None
