@@ -232,7 +232,8 @@ class Transfers:
             return
         try:
             while not frames.ended:
-                yield frames.at_once() or await asyncio.to_thread(frames.__next__)
+                at_once = frames.at_once()
+                yield await asyncio.to_thread(frames.__next__) if at_once is None else at_once
         finally:
             frames.close()
 
