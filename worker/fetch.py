@@ -1,10 +1,10 @@
 """Bringing a lease's blocks and sequences to this machine, believing nothing that a signature or digest does not cover.
 
 Decides what is fetched: only blocks that the cache lacks, whole or by steps from those that it has (worker/steps.py),
-and exactly the leased sequences; and, from the lease's manifest, which blocks are of no more use. Holds always: a
-manifest counts only if the run's manifest key signed it for this run and version; a block only at the size that this
-worker computed itself, under the digest in that manifest, whoever gave its bytes and however it was come to. Touches
-the network through its ports, and the block cache.
+and beside them exactly the leased sequences; and, from the lease's manifest, which blocks are of no more use. Holds
+always: a manifest counts only if the run's manifest key signed it for this run and version; a block only at the size
+that this worker computed itself, under the digest in that manifest, whoever gave its bytes and however it was come to.
+Touches the network through its ports, and the block cache.
 """
 
 from __future__ import annotations
@@ -67,9 +67,15 @@ class Fetcher:
         """Blocks into the cache, sequences into memory."""
         manifest = await self._manifest(lease, run)
         needed = {block: checked_ref(manifest, block, run, lease) for block in run.layout.needed_blocks(lease.columns)}
-        await self._bring_missing(needed, manifest, run, lease, on_bytes)
         digests = {block: ref.digest for block, ref in needed.items()}
-        sequences_NL = await self._data.sequences(lease, run.sequences, on_bytes)
+        bringing = asyncio.create_task(self._bring_missing(needed, manifest, run, lease, on_bytes))
+        fetching = asyncio.ensure_future(self._data.sequences(lease, run.sequences, on_bytes))
+        try:
+            _, sequences_NL = await asyncio.gather(bringing, fetching)
+        finally:  # where one fails the other is given up, before anybody tries again
+            bringing.cancel()
+            fetching.cancel()
+            await asyncio.gather(bringing, fetching, return_exceptions=True)
         return FetchedLease(lease=lease, run=run, digests=digests, sequences=sequences_NL)
 
     async def whole_version(

@@ -243,7 +243,7 @@ class Transfers:
         try:
             while not frames.ended:
                 at_once = frames.at_once()
-                yield at_once if at_once is not None else await asyncio.to_thread(next, frames)
+                yield await asyncio.to_thread(frames.__next__) if at_once is None else at_once
         finally:
             frames.close()
 

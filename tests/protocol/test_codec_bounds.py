@@ -40,7 +40,7 @@ def hostile(draw: st.DrawFn) -> Tensor:
         tensor[draw(st.integers(0, size - 1))] = draw(FLOATS)
         return tensor
     tensor = torch.randn(size, generator=torch.Generator().manual_seed(draw(st.integers(0, 99))))
-    tensor *= draw(st.sampled_from(SCALES))
+    tensor = (tensor * draw(st.sampled_from(SCALES))).clamp_(-LARGEST, LARGEST)  # nothing times infinity is no number
     if kind == "mixed":
         tensor[::7] *= draw(st.sampled_from((0.0, 1e-6, 1e-3, 1e3)))
     return tensor.clamp_(-LARGEST, LARGEST)
@@ -99,6 +99,16 @@ def test_the_largest_number_comes_back_as_a_number(name: str, size: int, sign: f
     decoded, _ = through(GROUPED[name], torch.full((size,), sign * LARGEST))
     assert bool(decoded.isfinite().all())
     assert float(decoded.abs().amax()) > 0.9 * LARGEST
+
+
+@pytest.mark.parametrize(("name", "value"), [*((name, 1e-39) for name in FEEDBACK), ("two_bit", 1.5e-38)])
+def test_what_is_too_small_for_a_scale_is_not_sent_and_not_lost(name: str, value: float) -> None:
+    """Also where values are normal numbers, and only the scale that fits them, a third less of two bits, is none."""
+    tensor = torch.full((4096,), value)
+    decoded, state = through(FEEDBACK[name], tensor)
+    assert not decoded.any()
+    assert state is not None
+    assert torch.equal(state, tensor)
 
 
 @pytest.mark.parametrize(("name", "most"), [("int8", 0.008), ("int4", 0.12), ("two_bit", 0.35), ("ternary", 0.44)])
