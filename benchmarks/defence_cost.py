@@ -44,12 +44,12 @@ ROUNDS = 30
 def as_before() -> Iterator[None]:
     """One share of a submission on all sequences, and no look at the whole of it."""
     divided, of_all = measured.SHARE_FOR_ALL, gains._Measuring.of_all
-    measured.SHARE_FOR_ALL = 10**9  # type: ignore[misc]
+    measured.SHARE_FOR_ALL = 10**9
     gains._Measuring.of_all = lambda *_: torch.zeros(2, dtype=torch.float64)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        measured.SHARE_FOR_ALL = divided  # type: ignore[misc]
+        measured.SHARE_FOR_ALL = divided
         gains._Measuring.of_all = of_all  # type: ignore[method-assign]
 
 
@@ -91,9 +91,9 @@ def rows_of(bench: RoundEnd, draws: tuple[str, ...], repeats: int) -> Iterator[d
                 least[way] = min(least.get(way, (cpu_s, sequences)), (cpu_s, sequences))
         now, own = least["now"], least["own"]
         least["mean"] = (3 * now[0] + own[0]) / 4, (3 * now[1] + own[1]) / 4
-        for way, (cpu_s, sequences) in least.items():
-            added = cpu_s / least["before"][0] - 1.0
-            yield {"draws": kind, "way": way, "sequences": sequences, "cpu_s": cpu_s, "added": added}
+        for way, (spent_s, passed) in least.items():
+            added = spent_s / least["before"][0] - 1.0
+            yield {"draws": kind, "way": way, "sequences": passed, "cpu_s": spent_s, "added": added}
 
 
 def engine_row(rounds: int) -> dict[str, Cell]:
@@ -106,7 +106,7 @@ def engine_row(rounds: int) -> dict[str, Cell]:
         whole(turn)
         spent_s += time.process_time() - began_s
 
-    second_look.look_again = look_again  # type: ignore[assignment]
+    second_look.look_again = look_again
     try:
         AuditedLoop(StubbedSwarm(seed=0, rounds=rounds, distances={"honest": [0.0]})).run()
     finally:

@@ -55,7 +55,8 @@ def share_paid(state: EngineState, worker: WorkerRecord) -> float:
         return 1.0
     turn, by_turn = turn_of(state.config, worker), state.round.audits_expected_by or (0.0,) * _TURNS
     left = available - sum(by_turn[:turn])
-    in_turn = 1.0 if left >= by_turn[turn] else max(0.0, left / by_turn[turn])
+    # whose turn has changed since its lease was granted may be the only one in it, with nothing expected
+    in_turn = 0.0 if left <= 0.0 else min(1.0, left / by_turn[turn]) if by_turn[turn] else 1.0
     return EVEN * available / expected + (1.0 - EVEN) * in_turn
 
 

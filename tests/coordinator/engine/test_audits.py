@@ -235,6 +235,8 @@ def test_a_small_budget_goes_to_who_is_in_doubt_first_and_to_founders_last(audit
     assert shares == pytest.approx({"b": even + 0.75, "c": even + 0.375, "a": even, "f": even})
     s.engine.state.update_worker(worker(s, "b").worker, accused=LeaseId("r1.2"))
     assert audit_budget.share_paid(s.engine.state, worker(s, "b")) < 2 * even, "it weighs nothing anyhow"
+    s.engine.state.update_worker(worker(s, "a").worker, audits_passed=7)
+    assert audit_budget.share_paid(s.engine.state, worker(s, "a")) == pytest.approx(even), "of a turn of its own by now"
     s.engine.state.update_round(audit_carried=3.0)
     assert audit_budget.share_paid(s.engine.state, worker(s, "f")) == 1.0, "a budget that is enough pays for all"
 
