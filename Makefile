@@ -42,6 +42,7 @@ lint: $(READY)
 	$(BIN)/python -m protocol.generate --check
 	$(BIN)/python -m benchmarks.tables --check
 	$(BIN)/python -m coordinator.settings_reference --check
+	$(BIN)/python -m moe.families.reference --check
 
 check: lint test
 
@@ -53,6 +54,7 @@ generate: $(READY)
 	$(BIN)/python -m protocol.generate
 	$(BIN)/python -m benchmarks.tables
 	$(BIN)/python -m coordinator.settings_reference
+	$(BIN)/python -m moe.families.reference
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .hypothesis barnraise-demo barnraise-demo-[0-9]*

@@ -53,7 +53,7 @@ BY_BIAS: Final = (
         "kimi_linear",
         "KimiLinearForCausalLM",
         spelt=_LOCAL,
-        micro={"layer_types": ["linear_attention", "full_attention"]},
+        micro={"layer_types": ["linear_attention", "full_attention"], "linear_head_dim": 8, "linear_num_heads": 2},
     ),
     _by_bias("kolibri1", "Kolibri1ForCausalLM", groups=None, spelt={}),
     _by_bias(

@@ -77,6 +77,7 @@ BY_LOSS: Final = (
         class_name="MiniMaxForCausalLM",
         renormalises=True,
         spelt=_LOCAL,
+        own_keys={"layer_types": Key(kind=str, choices=("full_attention", "linear_attention"), listed=True)},
         micro={"block_size": 8},
     ),
     Family(
@@ -128,6 +129,7 @@ BY_LOSS: Final = (
         without=("time_step_limit",),
         micro={
             "layer_types": ["linear_attention", "full_attention"],
+            "position_embedding_type": "rope",
             "mamba_n_heads": 4,
             "mamba_d_state": 4,
             "mamba_chunk_size": 8,
@@ -188,7 +190,7 @@ BY_LOSS: Final = (
         scores="sigmoid",
         renormalises="norm_topk_prob",
         expert_width="moe_intermediate_size",
-        micro={"mlp_only_layers": [0]},
+        micro={"mlp_only_layers": [0], "layer_types": ["full_attention", "sliding_attention"]},
     ),
     # The same loss, which their classes do not have.
     Family(

@@ -78,6 +78,10 @@ _SIZE: Final = Key(kind=int, low=0, high=1 << 16)
 _RATE: Final = Key(kind=float, low=-1e9, high=1e9)
 
 
+_DERIVED: Final[dict[str, tuple[Family, dict[str, Key]]]] = {}
+"""What was derived, by model_type, and from which row: a row cannot be hashed."""
+
+
 @cache
 def config_class(model_type: str) -> type[PreTrainedConfig]:
     """The configuration class of an architecture that has a row."""
@@ -106,11 +110,18 @@ def switched_off(model_type: str) -> tuple[str, ...]:
 
 def has_rotary(model_type: str) -> bool:
     """Whether the class has rotary embeddings to speak of."""
-    return "rope_parameters" in _annotated(model_type)
+    return not {"rope_parameters", "rope_scaling"}.isdisjoint(_annotated(model_type))
 
 
 def derived_keys(family: Family) -> dict[str, Key]:
     """Every key of the family by our names; ConfigError names an annotation that the row must say more of."""
+    known = _DERIVED.get(family.model_type)
+    if known is None or known[0] is not family:
+        known = _DERIVED[family.model_type] = (family, _derived(family))
+    return known[1]
+
+
+def _derived(family: Family) -> dict[str, Key]:
     ours = {theirs: name for name, theirs in family.spelt.items()}
     found: dict[str, Key] = {}
     for theirs, annotation in _annotated(family.model_type).items():
@@ -130,7 +141,7 @@ def derived_keys(family: Family) -> dict[str, Key]:
 def _key(model_type: str, name: str, annotation: str) -> Key:
     optional = "None" in annotation
     if name in COMMON:
-        return dataclasses.replace(COMMON[name], optional=optional or COMMON[name].optional)
+        return COMMON[name]
     if "dict" in annotation or "Config" in annotation:
         raise ConfigError(f"{model_type}: key {name} is annotated {annotation}: its row must say what it may be")
     listed = "list" in annotation

@@ -102,8 +102,6 @@ class Family:
     """Keys that may be other in each layer: the closed form lists them, too, under `per_layer_` and the name."""
     micro: Mapping[str, Any] = field(default_factory=dict)
     """What is other than usual in the smallest model of the family that tests build (`moe.families.micro`)."""
-    remark: str = ""
-    """A sentence for whoever begins with it."""
 
     @property
     def keys(self) -> dict[str, Key]:
@@ -161,6 +159,22 @@ class Family:
             return 1, 1
         many, chosen = (values.get(key) or 1 for key in self.groups)
         return int(many), int(chosen)
+
+    def remarks(self, values: Mapping[str, Any]) -> list[str]:
+        """Sentences for whoever begins a run with such a model: what it does that they may not expect."""
+        found = []
+        if values["num_experts_per_tok"] == 1 and self.normalises_gates(values):
+            found.append(
+                "each token goes to one expert, whose gate is made 1: no gradient of the loss reaches its routers"
+            )
+        if self.balance == "ours":
+            coefficient = self.balance_coefficient(values)
+            found.append(
+                f"{self.class_name} has no balance loss: the usual one is added, router_aux_loss_coef {coefficient:g}"
+            )
+        if self.selection_bias is not None:
+            found.append("its routers have selection biases, which no gradient reaches: they are moved by a rule")
+        return found
 
     def balance_coefficient(self, values: Mapping[str, Any]) -> float:
         """What the balance loss is multiplied by: 0 where nothing is to be balanced by a loss."""
