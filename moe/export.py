@@ -26,7 +26,7 @@ from moe.families import family_named
 from moe.full import full_model
 from moe.layout import Layout, layout
 from moe.mapping import Made, Mapped, mapped
-from moe.quantised import WAY_OUT, quantiser_of, refuse_quantised_names
+from moe.quantised import WAY_OUT, quantiser_of
 from moe.skeleton import meta_model, model_class
 from moe.streams import StreamedTensor, read_whole, same_values, streamed_blocks
 from moe.tokenizer import TOKENIZER_FILE, byte_tokenizer_json, read_vocabulary
@@ -163,11 +163,9 @@ def inspect_checkpoint(folder: Path, *, only_headers: bool = False) -> Checkpoin
         said = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{folder}/config.json cannot be read: {error}") from error
-    quantiser = quantiser_of(said, folder)
-    if quantiser is None:
-        refuse_quantised_names(weights.tensors, folder)
+    quantiser = quantiser_of(said, folder, weights.tensors)
     config, model, there, remarks = _mapped(folder, said, weights, quantiser, only_headers)
-    remarks += family_named(config.model_type).remarks(config_to_json(config))
+    remarks += family_named(said.model_type).remarks(config_to_json(config))
     columns = {spec.name for spec in layout(config, FROZEN).column}
     odd = [one for one in there.made.values() if one.problem() is None and not one.is_readable(one.name in columns)]
     if odd and quantiser is not None:

@@ -34,13 +34,15 @@ WAY_OUT: Final = (
 )
 
 
-def quantiser_of(config: Any, folder: Path) -> Any:
+def quantiser_of(config: Any, folder: Path, names: Iterable[str]) -> Any:
     """The quantiser of `transformers` for a checkpoint that it can dequantise; None for one that is not quantised.
 
-    ConfigError names a method that is not read.
+    ConfigError names a method that is not read, or, where config.json says nothing, a tensor among `names` that only
+    quantised weights have.
     """
     said: Any = getattr(config, "quantization_config", None)
     if not said:
+        _refuse_quantised_names(names, folder)
         return None
     values = dict(said) if isinstance(said, Mapping) else said.to_dict()
     method = str(values.get("quant_method") or "an unnamed method")
@@ -57,8 +59,7 @@ def quantiser_of(config: Any, folder: Path) -> Any:
     return maker(made, pre_quantized=True)
 
 
-def refuse_quantised_names(names: Iterable[str], folder: Path) -> None:
-    """ConfigError where a name is one that only quantised weights have, whatever config.json says."""
+def _refuse_quantised_names(names: Iterable[str], folder: Path) -> None:
     for name in names:
         if name.endswith(_SUFFIXES):
             raise ConfigError(f"the weights in {folder} are quantised ({name:.80}): {WAY_OUT}")
