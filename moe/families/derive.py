@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from moe.families.keys import ACTIVATIONS, COMMON, ESSENTIAL, FLAG, HEAD_DIM, MAX_LAYERS, TOKEN, Key
 from protocol.errors import ConfigError
-
-if TYPE_CHECKING:
-    from moe.families.family import Family
 
 CANNOT_BUILD: Final = (
     ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError,
@@ -78,7 +76,41 @@ _SIZE: Final = Key(kind=int, low=0, high=1 << 16)
 _RATE: Final = Key(kind=float, low=-1e9, high=1e9)
 
 
-_DERIVED: Final[dict[str, tuple[Family, dict[str, Key]]]] = {}
+class KeyedRow(Protocol):
+    """What a row of the table (`moe.families.family.Family`) says of its keys."""
+
+    @property
+    def model_type(self) -> str:
+        """As in config.json."""
+        ...
+
+    @property
+    def own_keys(self) -> Mapping[str, Key]:
+        """Keys of which the row says what they may be."""
+        ...
+
+    @property
+    def without(self) -> tuple[str, ...]:
+        """Annotated keys that are none of ours."""
+        ...
+
+    @property
+    def spelt(self) -> Mapping[str, str]:
+        """Our name of a key to the class's own."""
+        ...
+
+    @property
+    def per_layer(self) -> tuple[str, ...]:
+        """Keys that may be other in each layer."""
+        ...
+
+    @property
+    def balance(self) -> str:
+        """Who gives the balance loss."""
+        ...
+
+
+_DERIVED: Final[dict[str, tuple[KeyedRow, dict[str, Key]]]] = {}
 """What was derived, by model_type, and from which row: a row cannot be hashed."""
 
 
@@ -113,7 +145,7 @@ def has_rotary(model_type: str) -> bool:
     return not {"rope_parameters", "rope_scaling"}.isdisjoint(_annotated(model_type))
 
 
-def derived_keys(family: Family) -> dict[str, Key]:
+def derived_keys(family: KeyedRow) -> dict[str, Key]:
     """Every key of the family by our names; ConfigError names an annotation that the row must say more of."""
     known = _DERIVED.get(family.model_type)
     if known is None or known[0] is not family:
@@ -121,7 +153,7 @@ def derived_keys(family: Family) -> dict[str, Key]:
     return known[1]
 
 
-def _derived(family: Family) -> dict[str, Key]:
+def _derived(family: KeyedRow) -> dict[str, Key]:
     ours = {theirs: name for name, theirs in family.spelt.items()}
     found: dict[str, Key] = {}
     for theirs, annotation in _annotated(family.model_type).items():
