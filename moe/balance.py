@@ -34,13 +34,17 @@ class RoutedCounts:
 def routed_counts(logits_by_layer: Sequence[Tensor], top_k: int) -> RoutedCounts:
     """Where routers with these logits [S, E] send their tokens."""
     experts = logits_by_layer[0].shape[-1]
-    # as `transformers` counts: histc needs no wait for a GPU, and is deterministic there on whole numbers only
-    countable = torch.float32 if logits_by_layer[0].device.type in ("cpu", "mps") else torch.int32
     counts_E = torch.zeros(experts, dtype=torch.int64, device=logits_by_layer[0].device)
     for logits_SE in logits_by_layer:
-        chosen = torch.topk(_shares(logits_SE), top_k, dim=-1).indices.flatten()
-        counts_E += torch.histc(chosen.to(countable), bins=experts, min=0, max=experts).to(torch.int64)
+        counts_E += times_chosen(torch.topk(_shares(logits_SE), top_k, dim=-1).indices, experts)
     return RoutedCounts(by_expert=counts_E, rows=sum(logits_SE.shape[0] for logits_SE in logits_by_layer))
+
+
+def times_chosen(chosen: Tensor, experts: int) -> Tensor:
+    """How often each expert stands in `chosen`: [E] int64."""
+    # as `transformers` counts: histc needs no wait for a GPU, and is deterministic there on whole numbers only
+    countable = torch.float32 if chosen.device.type in ("cpu", "mps") else torch.int32
+    return torch.histc(chosen.flatten().to(countable), bins=experts, min=0, max=experts).to(torch.int64)
 
 
 def balance_loss(logits_by_layer: Sequence[Tensor], counts: RoutedCounts) -> Tensor:

@@ -6,18 +6,23 @@ and one grouped multiplication serves both; where the held weights are computed 
 (same memory), and nothing is copied in a step. In another compute dtype the held slice is a cast of the fp32 weights,
 renewed at each forward (autocast leaves grouped_mm alone, so the cast is ours to make).
 
+What lies between the two projections is the module's own: its gate, clamped or interleaved, or its activation alone.
+Classes whose experts `transformers` does not send through its registry get a `forward` of ours instead
+(`moe.undispatched`), made of the same parts.
+
 Shapes: T tokens, K experts a token, S = T*K, E experts, D held experts, H hidden, N and I widths of a projection.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, cast
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import grouped_mm
 from transformers.activations import SiLUActivation
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
 
 EXPERTS_IMPLEMENTATION: Final = "barnraise_frozen"
 
@@ -41,6 +46,48 @@ class _GroupedLinear(torch.autograd.Function):
             # Rows of frozen experts lie behind the last end and are not read.
             grad_held_DNH = grouped_mm(grad_SN.t(), x_SH, offs=ends_E[: ctx.held]).to(ctx.held_dtype)
         return grad_x_SH, grad_held_DNH, None, None
+
+
+class _GroupedTransposed(torch.autograd.Function):
+    """y_SN = x_SH · W_EHN: the same, of weights that are kept the other way round."""
+
+    @staticmethod
+    def forward(ctx: Any, x_SH: Tensor, held_DHN: Tensor, all_EHN: Tensor, ends_E: Tensor) -> Tensor:
+        ctx.save_for_backward(x_SH, all_EHN, ends_E)
+        ctx.held, ctx.held_dtype = held_DHN.shape[0], held_DHN.dtype
+        return grouped_mm(x_SH, all_EHN, offs=ends_E)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x_SH, all_EHN, ends_E = ctx.saved_tensors
+        grad_SN = grads[0].contiguous()
+        grad_x_SH = grouped_mm(grad_SN, all_EHN.transpose(-2, -1), offs=ends_E) if ctx.needs_input_grad[0] else None
+        grad_held_DHN = None
+        if ctx.needs_input_grad[1]:
+            grad_held_DHN = grouped_mm(x_SH.t(), grad_SN, offs=ends_E[: ctx.held]).to(ctx.held_dtype)
+        return grad_x_SH, grad_held_DHN, None, None
+
+
+class _GroupedBias(torch.autograd.Function):
+    """Add to each sorted row its expert's bias; the held ones' gradients are sums over their groups: no scatter."""
+
+    @staticmethod
+    def forward(ctx: Any, x_SN: Tensor, held_DN: Tensor, all_EN: Tensor, slots_S: Tensor, ends_E: Tensor) -> Tensor:
+        ctx.save_for_backward(ends_E)
+        ctx.held, ctx.held_dtype = held_DN.shape[0], held_DN.dtype
+        return x_SN + all_EN.index_select(0, slots_S)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        (ends_E,) = ctx.saved_tensors
+        grad_held_DN = None
+        if ctx.needs_input_grad[1]:
+            grad_SN = grads[0].contiguous()
+            # Eight equal rows where one would do: on a GPU every bf16 row has to begin on a 16-byte boundary.
+            ones_S8 = grad_SN.new_ones((grad_SN.shape[0], 8))
+            sums_D8N = grouped_mm(ones_S8.t(), grad_SN, offs=ends_E[: ctx.held])
+            grad_held_DN = sums_D8N[:, 0].to(ctx.held_dtype)
+        return grads[0], grad_held_DN, None, None, None
 
 
 class _Dispatch(torch.autograd.Function):
@@ -94,62 +141,110 @@ class _GatedSilu(torch.autograd.Function):
         return grad_SN
 
 
-def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
-    return cast(Tensor, cast(Any, function).apply(*arguments))
+class Sorted(NamedTuple):
+    """Rows in the order of their experts' slots."""
+
+    slots: Tensor
+    """[S]: each row's slot, ascending."""
+    ends: Tensor
+    """[E] int32: where each slot's rows end."""
 
 
-def attach_experts(experts: nn.Module, slots: list[int], held: int, weights: dict[str, Tensor]) -> None:
-    """Give a fused experts module its weights in slot order: the first `held` of them are trained.
+def attach_experts(experts: nn.Module, slots: list[int], held: int, weights: Mapping[str, Tensor]) -> None:
+    """Give a module of experts its weights in slot order: the first `held` of them are trained.
 
-    `weights` maps the module's two projections, the one into the experts first, to [E, N, H] in the compute dtype;
-    `slots[e]` is where expert e lies in it. The trained parameter keeps the projection's own name. Weights in fp32 are
+    `weights` maps the module's own tensors, projections into the experts first, to [E, ...] in the compute dtype;
+    `slots[e]` is where expert e lies in them. A trained parameter keeps its tensor's own name. Weights in fp32 are
     shared, not copied.
     """
-    into, out_of = weights
-    experts.projections = into, out_of  # type: ignore[assignment]  # any attribute of a module may be plain data
-    for projection, all_ENH in weights.items():
-        experts.register_buffer(f"{projection}_all", all_ENH, persistent=False)
-        experts.register_parameter(projection, nn.Parameter(all_ENH[:held].to(torch.float32)))
+    experts.projections = tuple(weights)  # type: ignore[assignment]  # any attribute of a module may be plain data
+    for name, all_ENH in weights.items():
+        parent, _, leaf = name.rpartition(".")
+        module = experts.get_submodule(parent)
+        module.register_buffer(f"{leaf}_all", all_ENH, persistent=False)
+        module.register_parameter(leaf, nn.Parameter(all_ENH[:held].to(torch.float32)))
     in_order = slots == list(range(len(slots)))
-    slot_of = None if in_order else torch.tensor(slots, device=weights[into].device)
+    slot_of = None if in_order else torch.tensor(slots, device=next(iter(weights.values())).device)
     experts.register_buffer("slot_of_expert", slot_of, persistent=False)
 
 
-def _weights(experts: nn.Module, projection: str) -> tuple[Tensor, Tensor]:
+def _weights(experts: nn.Module, name: str) -> tuple[Tensor, Tensor]:
     """Held parameter and all weights in slot order, the held slice being current."""
-    held_DNH, all_ENH = experts.get_parameter(projection), experts.get_buffer(f"{projection}_all")
+    held_DNH, all_ENH = experts.get_parameter(name), experts.get_buffer(f"{name}_all")
     if held_DNH.data_ptr() != all_ENH.data_ptr():
         with torch.no_grad():
             all_ENH[: held_DNH.shape[0]].copy_(held_DNH)
     return held_DNH, all_ENH
 
 
+def project(experts: nn.Module, name: str, x_SH: Tensor, rows: Sorted, *, transposed: bool = False) -> Tensor:
+    """Sorted rows times their experts' weights: [E, N, H], or [E, H, N] where `transposed`; plus their biases."""
+    held, all_weights = _weights(experts, name)
+    kind: type[torch.autograd.Function] = _GroupedTransposed if transposed else _GroupedLinear
+    out_SN = _apply(kind, x_SH, held, all_weights, rows.ends)
+    bias = f"{name}_bias"
+    if bias in cast(tuple[str, ...], experts.projections):
+        out_SN = _apply(_GroupedBias, out_SN, *_weights(experts, bias), *rows)
+    return out_SN
+
+
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    return cast(Tensor, cast(Any, function).apply(*arguments))
+
+
 def barnraise_frozen_experts_forward(
     self: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
     """Output_TH of the experts that the router chose; signature and meaning are those of `transformers`."""
+    into, out_of = cast(tuple[str, ...], self.projections)[:2]
+    transposed = bool(getattr(self, "is_transposed", False))
+
+    def experts(x_SH: Tensor, rows: Sorted) -> Tensor:
+        hidden_SN = project(self, into, x_SH, rows, transposed=transposed)
+        return project(self, out_of, _between(self, hidden_SN), rows, transposed=transposed)
+
+    return dispatched(self, experts, hidden_states, top_k_index, top_k_weights)
+
+
+def dispatched(
+    module: nn.Module,
+    experts: Callable[[Tensor, Sorted], Tensor],
+    hidden_states: Tensor,
+    top_k_index: Tensor,
+    top_k_weights: Tensor,
+) -> Tensor:
+    """Each token's sum, by its weights [T, K], of what `experts` makes of sorted copies of it."""
     tokens, top_k = top_k_index.shape
-    into, out_of = cast(tuple[str, str], self.projections)
-    held_up, all_up = _weights(self, into)
-    held_down, all_down = _weights(self, out_of)
-    slot_of_expert = self.slot_of_expert
+    all_weights = module.get_buffer(f"{cast(tuple[str, ...], module.projections)[0]}_all")
+    slot_of_expert = module.slot_of_expert
     slot_S = top_k_index.reshape(-1)
     if slot_of_expert is not None:
         slot_S = cast(Tensor, slot_of_expert)[slot_S]
     slot_sorted_S, order_S = torch.sort(slot_S, stable=True)
     place_S = torch.empty_like(order_S)
     place_S[order_S] = torch.arange(order_S.shape[0], device=order_S.device)
-    every_slot_E = torch.arange(all_up.shape[0], device=order_S.device)
+    every_slot_E = torch.arange(all_weights.shape[0], device=order_S.device)
     ends_E = torch.searchsorted(slot_sorted_S, every_slot_E, right=True, out_int32=True)
 
-    x_SH = _apply(_Dispatch, hidden_states.to(all_up.dtype), order_S, place_S, top_k)
-    hidden_SN = _apply(_GroupedLinear, x_SH, held_up, all_up, ends_E)
-    silu = isinstance(self.act_fn, nn.SiLU | SiLUActivation)
-    gated_SI = _apply(_GatedSilu, hidden_SN) if silu else cast(Any, self)._apply_gate(hidden_SN)
-    out_SH = _apply(_GroupedLinear, gated_SI, held_down, all_down, ends_E)
+    x_SH = _apply(_Dispatch, hidden_states.to(all_weights.dtype), order_S, place_S, top_k)
+    out_SH = experts(x_SH, Sorted(slot_sorted_S, ends_E))
     out_SH = _apply(_Permute, out_SH, place_S, order_S)
     weighted_SH = out_SH * top_k_weights.reshape(-1, 1).to(out_SH.dtype)
     return weighted_SH.view(tokens, top_k, -1).sum(dim=1).to(hidden_states.dtype)
+
+
+def _between(experts: nn.Module, hidden_SN: Tensor) -> Tensor:
+    """What the module does between its projections."""
+    if not getattr(experts, "has_gate", True):
+        return cast(Tensor, cast(Any, experts).act_fn(hidden_SN))
+    plain_gate = getattr(type(experts), "_apply_gate", None) is _default_apply_gate
+    if plain_gate and _is_silu(experts.act_fn):
+        return _apply(_GatedSilu, hidden_SN)
+    return cast(Tensor, cast(Any, experts)._apply_gate(hidden_SN))
+
+
+def _is_silu(activation: object) -> bool:
+    return isinstance(activation, nn.SiLU | SiLUActivation) or activation is nn.functional.silu
 
 
 ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, barnraise_frozen_experts_forward)

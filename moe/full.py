@@ -56,7 +56,8 @@ class _Beginning:
             return _hash_table(spec.shape, self._layout.columns, seed)
         column = column_of(block)
         whole = first_value(self._model, spec.name, seed).to(torch.float32)
-        return whole if column is None else part_of(whole, spec.name, self._layout, column).clone()
+        own = whole if column is None else part_of(whole, spec.name, self._layout, column)
+        return own.clone(memory_format=torch.contiguous_format)
 
 
 def _hash_table(shape: tuple[int, ...], experts: int, seed: int) -> Tensor:

@@ -4,8 +4,9 @@ Decides what is counted and what counts as ill; touches nothing. Holds always: e
 layer and for each of its top-k experts, so the counts of a layer sum to tokens x top-k; the model is left as it was.
 
 - **load**: an expert's share of its layer's routed tokens, times the number of experts: 1.0 is an even share.
-- **token entropy**: of a token's router distribution, averaged over tokens, by log(experts): 1 is a router that does
-  not choose. **Load entropy**: of the load itself, by log(experts): 1 is an even load, whatever single tokens do.
+- **token entropy**: of a token's router distribution (its scores, made to sum to 1), averaged over tokens, by
+  log(experts): 1 is a router that does not choose. **Load entropy**: of the load itself, by log(experts): 1 is an even
+  load, whatever single tokens do.
 - **cosine** between the weights of two experts of a layer. Of independent random weights it is 0 on average with a
   standard deviation of 1/sqrt(weights of an expert). An expert whose hidden units were only reordered is not found.
 - **drift**: what changes when a shard holds only some columns and the others are absent, against full routing of the
@@ -26,11 +27,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moe.config import config_to_json, normalises_gates
+from moe.config import config_to_json
 from moe.families import family_named
 from moe.findings import DeadExpert, DuplicateExperts, ExpertHealth, LayerHealth, RoutingDrift
 from moe.full import mean_and_error, sequence_losses
-from moe.routing import NEEDS_RENORMALISED_GATES, RouterTap, Routing, expert_modules, routers
+from moe.routing import RouterTap, Routing, routers, why_not_within
+from moe.selection import layer_of
 
 DEAD_LOAD: Final = 0.05
 """Load below which an expert is dead: it sees, and learns from, a twentieth of its even share."""
@@ -56,9 +58,9 @@ def examine(
     values = config_to_json(model.config)
     sets = tuple(tuple(sorted(columns)) for columns in column_sets)
     no_drift = "" if sets else "no columns were taken away"
-    if sets and not normalises_gates(values):
-        sets, no_drift = (), NEEDS_RENORMALISED_GATES
-    counts = _Counts(model, int(values["num_experts"]), sets)
+    if sets and (why := why_not_within(values)):
+        sets, no_drift = (), why
+    counts = _Counts(model, int(values["num_experts"]), sets, family_named(model.config.model_type).scores_of(values))
     for chunk_BT1 in torch.split(tokens_NT1, max(1, batch)):
         counts.run(model, chunk_BT1)
         if progress is not None:
@@ -80,8 +82,9 @@ def column_sets(columns: int, held: int) -> tuple[tuple[int, ...], ...]:
 class _Counts:
     """Sums over batches: by layer for full routing, by set of columns and layer for absent."""
 
-    def __init__(self, model: PreTrainedModel, experts: int, sets: tuple[tuple[int, ...], ...]) -> None:
+    def __init__(self, model: PreTrainedModel, experts: int, sets: tuple[tuple[int, ...], ...], scores: str) -> None:
         layers = routers(model)
+        self._scores = scores
         self._experts = experts
         self._sets = sets
         self._tokens = 0
@@ -102,7 +105,7 @@ class _Counts:
             full = tap.take()
         for layer, routing in full.items():
             self._routed[layer] += torch.bincount(routing.chosen.flatten(), minlength=self._experts).cpu()
-            self._entropy[layer] += _entropy_sum(routing.logits)
+            self._entropy[layer] += _entropy_sum(routing.logits, self._scores)
         self._losses.append(losses_B)
         self._tokens += count * (tokens_BT1.shape[1] - 1)
         self.sequences += count
@@ -113,7 +116,7 @@ class _Counts:
                 absent = tap.take()
             for layer in full:
                 self._changed[layer] += _changed_count(full[layer], absent[layer])
-                self._kl[layer] += _kl_sum(full[layer], absent[layer], held)
+                self._kl[layer] += _kl_sum(full[layer], absent[layer], held, self._scores)
         if gaps:
             self._gaps.append(torch.stack(gaps).mean(dim=0))
 
@@ -178,9 +181,19 @@ class _Counts:
         )
 
 
-def _entropy_sum(logits_SE: Tensor) -> float:
+def _log_shares(logits_SE: Tensor, scores: str) -> Tensor:
+    """Logarithms of what a router's scores of these experts are when they sum to 1."""
+    logits_SE = logits_SE.double()
+    if scores == "sigmoid":
+        logits_SE = torch.nn.functional.logsigmoid(logits_SE)
+    elif scores == "sqrtsoftplus":
+        logits_SE = torch.nn.functional.softplus(logits_SE).log() / 2
+    return logits_SE.log_softmax(dim=-1)
+
+
+def _entropy_sum(logits_SE: Tensor, scores: str) -> float:
     """Sum over tokens of the entropy of their router distribution, nats."""
-    return float(torch.special.entr(logits_SE.double().softmax(dim=-1)).sum())
+    return float(torch.special.entr(_log_shares(logits_SE, scores).exp()).sum())
 
 
 def _normalised(entropy: float, experts: int) -> float:
@@ -193,20 +206,24 @@ def _changed_count(full: Routing, absent: Routing) -> float:
     return float((before_SK != after_SK).any(dim=-1).sum())
 
 
-def _kl_sum(full: Routing, absent: Routing, held: Sequence[int]) -> float:
+def _kl_sum(full: Routing, absent: Routing, held: Sequence[int], scores: str) -> float:
     """Sum over tokens of KL(full || absent), both renormalised over the held columns, nats."""
-    full_SD = full.logits[:, list(held)].double().log_softmax(dim=-1)
-    absent_SD = absent.logits[:, list(held)].double().log_softmax(dim=-1)
+    full_SD = _log_shares(full.logits[:, list(held)], scores)
+    absent_SD = _log_shares(absent.logits[:, list(held)], scores)
     return float((full_SD.exp() * (full_SD - absent_SD)).sum())
 
 
 @torch.inference_mode()
 def _cosines(model: PreTrainedModel) -> tuple[dict[int, Tensor], int]:
     """Cosine matrix [E, E] of each layer's experts, fp64 on the CPU, and the weights that an expert has."""
+    family, flat = family_named(model.config.model_type), dict[int, list[Tensor]]()
+    matrices = tuple(part.suffix for part in family.experts if part.matrices)
+    experts = int(config_to_json(model.config)["num_experts"])
+    for name, tensor in model.named_parameters():
+        if name.endswith(matrices):
+            flat.setdefault(layer_of(name), []).append(tensor.reshape(experts, -1).float())
     found, weights = {}, 1
-    projections = family_named(model.config.model_type).projections
-    for layer, experts in expert_modules(model).items():
-        flat_EPs = [experts.get_parameter(name).flatten(1).float() for name in projections]
+    for layer, flat_EPs in flat.items():
         weights = sum(flat_EP.shape[1] for flat_EP in flat_EPs)
         products_EE = torch.stack([flat_EP @ flat_EP.T for flat_EP in flat_EPs]).double().sum(dim=0).cpu()
         norms_E = products_EE.diagonal().sqrt()

@@ -77,6 +77,21 @@ class Layout:
         return self.family.groups_of(self.config_json)
 
     @property
+    def selection_biases(self) -> frozenset[str]:
+        """Names of the tensors that no gradient moves: `moe.selection` does."""
+        return frozenset(spec.name for spec in (*self.trunk, *self.column) if self.family.is_selection_bias(spec.name))
+
+    @property
+    def remark(self) -> str:
+        """What whoever begins with this model should know of its routers; mostly nothing."""
+        if self.top_k > 1 or not self.family.gates_are_one(self.config_json):
+            return ""
+        return (
+            "each token goes to one expert, whose gate is renormalised to 1: its routers learn from the balance loss "
+            "and not from what comes out"
+        )
+
+    @property
     def min_columns(self) -> int:
         """Fewest columns of a shard: where the other experts are absent, a token needs its top-k among those held."""
         return self.top_k if self.residency == ABSENT else 1

@@ -1,15 +1,15 @@
 """A shard that can be trained: the trunk and some expert columns, with whatever stands in for the others.
 
 Decides how a lease's model is built, what of it is trained, and what its loss is. Holds always: the optimizer can see
-only what is held; the router's balance loss is part of the loss, and a function of the whole batch; `held_blocks`
-returns bitwise what was trained.
+only what is held, and of that nothing that no gradient moves (selection biases, tables); the router's balance loss is
+part of the loss, and a function of the whole batch; `held_blocks` returns bitwise what was trained.
 
 Frozen: a model of full size, the other experts without gradients. Absent: a smaller model of the same class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +19,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moe.balance import RoutedCounts, balance_loss, routed_counts
-from moe.blocks import Blocks, check_blocks
+from moe.blocks import Blocks, check_blocks, joined, part_of
 from moe.config import config_from_json
 from moe.experts import EXPERTS_IMPLEMENTATION, attach_experts
 from moe.layout import Layout
-from moe.skeleton import PLAIN_EXPERTS, materialise, meta_model
+from moe.optimised import OptimiserGroups
+from moe.routing import LogitsTap, expert_modules, in_module
+from moe.selection import Choices, layer_of, move_biases
+from moe.skeleton import PLAIN_EXPERTS, materialise, meta_model, own_tensors
+from moe.undispatched import attach_undispatched
 from protocol.errors import LocalError
 from protocol.ids import TRUNK, column_block
 from protocol.residency import FROZEN
@@ -38,7 +42,9 @@ class LossParts:
     nll: Tensor
     """Mean cross-entropy, nats a token."""
     balance: Tensor
-    """Router balance loss before its coefficient; top-k when the load is even."""
+    """Router balance loss before its coefficient; top-k when the load is even. 0 where the model has none."""
+    chosen: Tensor | None = None
+    """Where selection biases are: how often each expert of each such layer was chosen, [L, E] int64."""
 
 
 class ShardModel:
@@ -51,8 +57,15 @@ class ShardModel:
         self.layout = layout
         self.columns = columns
         self.compute_dtype = compute_dtype
-        self.balance_coefficient = layout.family.balance_coefficient(layout.config_json)
-        self._top_k = int(layout.config_json["num_experts_per_tok"])
+        family, values = layout.family, layout.config_json
+        self.balance_coefficient = family.balance_coefficient(values)
+        self._balanced = family.balance != "none"
+        self._top_k = layout.top_k
+        self._tensors = own_tensors(module)
+        biases = {name: tensor for name, tensor in self._tensors.items() if name in layout.selection_biases}
+        self.selection_biases: tuple[Tensor, ...] = tuple(tensor.requires_grad_(False) for tensor in biases.values())
+        """What `move_selection_biases` moves, by layer; no gradient reaches it."""
+        self._choices = _choices_of(module, biases) if biases else None
 
     @property
     def device(self) -> torch.device:
@@ -70,38 +83,34 @@ class ShardModel:
         return self
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Everything that is trained, each once."""
-        return self.module.parameters()
+        """Everything that gradients train, each once."""
+        return (parameter for parameter in self.module.parameters() if parameter.requires_grad)
 
     def parameter_groups(self, lr: float, router_lr_scale: float, weight_decay: float) -> list[dict[str, Any]]:
         """Optimizer groups over what is held: matrices, the head, routers (their own rate), and what does not decay.
 
-        Matrices, head and routers decay. Norm scales, biases and embeddings (with a tied head) do not: decaying a scale
-        or a rare token's row pulls it to zero for reasons that are not in the data. A matrix group's `parts` says how
-        many matrices lie one below the other in each of its parameters.
+        Matrices, head and routers decay. Norm scales, biases, embeddings (with a tied head) and what else is a vector
+        do not: decaying a scale or a rare token's row pulls it to zero for reasons that are not in the data. A matrix
+        group says how its parameters lie, as `worker.train.optimizer.Muon` reads it.
         """
-        matrices: list[Tensor] = []
-        fused: list[Tensor] = []
-        head, routers, plain = [], [], []
-        family = self.layout.family
+        kinds: dict[str, list[nn.Parameter]] = {}
+        sorter = OptimiserGroups(self.module, self.layout.family)
         for name, parameter in self.module.named_parameters():
-            if family.is_router(name):
-                routers.append(parameter)
-            elif parameter.ndim < 2 or name.endswith("embed_tokens.weight"):
-                plain.append(parameter)
-            elif name.endswith("lm_head.weight"):
-                head.append(parameter)
-            else:
-                (fused if name.endswith(family.experts[0].suffix) else matrices).append(parameter)
+            if parameter.requires_grad:
+                kinds.setdefault(sorter.kind(name, parameter), []).append(parameter)
         decayed = {"lr": lr, "weight_decay": weight_decay}
-        groups = [
-            {"params": matrices, **decayed, "name": "matrices", "parts": 1},
-            {"params": fused, **decayed, "name": "fused", "parts": 2},
-            {"params": head, **decayed, "name": "head"},
-            {"params": routers, "lr": lr * router_lr_scale, "weight_decay": weight_decay, "name": "routers"},
-            {"params": plain, "lr": lr, "weight_decay": 0.0, "name": "undecayed"},
+        routers = {"lr": lr * router_lr_scale}
+        lying = {"transposed": sorter.transposed, "interleaved": sorter.interleaved}
+        groups: list[dict[str, Any]] = [
+            {"name": "matrices", **decayed, "parts": 1},
+            {"name": "turned", **decayed, "parts": 1, "transposed": True},
+            {"name": "fused", **decayed, "parts": 2, **lying},
+            {"name": "head", **decayed},
+            {"name": "routers", **routers, "weight_decay": weight_decay},
+            {"name": "router_vectors", **routers, "weight_decay": 0.0},
+            {"name": "undecayed", "lr": lr, "weight_decay": 0.0},
         ]
-        return [group for group in groups if group["params"]]
+        return [{"params": kinds[str(group["name"])], **group} for group in groups if group["name"] in kinds]
 
     def loss(self, tokens_BT1: Tensor, counts: RoutedCounts | None = None) -> LossParts:
         """Loss on sequences of T+1 tokens: each of the last T is predicted from those before it.
@@ -112,8 +121,11 @@ class ShardModel:
         output, logits_by_layer = self._run(self.module, tokens_BT1)
         logits_SV = output.logits.float().flatten(0, 1)
         nll = nn.functional.cross_entropy(logits_SV, tokens_BT1[:, 1:].flatten())
+        if not self._balanced:
+            return LossParts(total=nll, nll=nll, balance=torch.zeros_like(nll.detach()), chosen=self._chosen())
         balance = balance_loss(logits_by_layer, counts or routed_counts(logits_by_layer, self._top_k))
-        return LossParts(total=nll + self.balance_coefficient * balance, nll=nll, balance=balance)
+        total = nll + self.balance_coefficient * balance
+        return LossParts(total=total, nll=nll, balance=balance, chosen=self._chosen())
 
     @torch.no_grad()
     def count_routes(self, tokens_BT1: Tensor) -> RoutedCounts:
@@ -121,37 +133,54 @@ class ShardModel:
         _, logits_by_layer = self._run(self.module.base_model, tokens_BT1.to(self.device, torch.long))
         return routed_counts(logits_by_layer, self._top_k)
 
+    def move_selection_biases(self, chosen_LE: Tensor, rate: float) -> None:
+        """After a step: `chosen_LE` is the sum of `LossParts.chosen` over the parts of its batch."""
+        move_biases(self.selection_biases, chosen_LE, rate)
+
+    def _chosen(self) -> Tensor | None:
+        return None if self._choices is None else self._choices.take()
+
     def _run(self, module: nn.Module, tokens_BT1: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
-        """The output of the model, or of what lies below its head, and each layer's router logits."""
-        with self._autocast():
-            output = module(input_ids=tokens_BT1[:, :-1], output_router_logits=True, use_cache=False)
-        if not output.router_logits:
+        """The output of the model, or of what lies below its head, and, to be balanced, each layer's router logits."""
+        with self._autocast(), LogitsTap(self.module) if self._balanced else nullcontext() as tap:
+            output = module(input_ids=tokens_BT1[:, :-1], use_cache=False)
+        logits_by_layer = tap.logits if tap is not None else ()
+        if self._balanced and not logits_by_layer:
             raise LocalError("the model gave no router logits, so there is no balance loss")
-        return output, output.router_logits
+        return output, logits_by_layer
 
     def held_blocks(self) -> Blocks:
         """What is held, as blocks on the CPU with memory of their own: bitwise the present weights."""
-        named = dict(self.module.named_parameters())
-        blocks: Blocks = {TRUNK: {spec.name: _exact(named[spec.name]) for spec in self.layout.trunk}}
+        tensors = self._tensors
+        blocks: Blocks = {TRUNK: {spec.name: _exact(tensors[spec.name]) for spec in self.layout.trunk}}
         for slot, column in enumerate(self.columns):
-            blocks[column_block(column)] = {spec.name: _exact(named[spec.name][slot]) for spec in self.layout.column}
+            blocks[column_block(column)] = {
+                spec.name: _exact(self._row(spec.name, slot)) for spec in self.layout.column
+            }
         return blocks
 
     @torch.no_grad()
     def load(self, blocks: AnyBlocks) -> None:
         """Take the weights of `blocks` (those that `build_shard` would want), in place."""
         _check_given(self.layout, self.columns, blocks)
-        named = dict(self.module.named_parameters())
         for spec in self.layout.trunk:
-            named[spec.name].copy_(blocks[TRUNK][spec.name])
+            self._tensors[spec.name].copy_(blocks[TRUNK][spec.name])
         order = _slot_order(self.layout, self.columns)
         for spec in self.layout.column:
-            target = _all_rows(self.module, spec.name)
+            behind = _behind(self.module, spec.name)
             for slot, column in enumerate(order):
                 row = blocks[column_block(column)][spec.name]
-                target[slot].copy_(row)
+                if behind is not None:
+                    behind[slot].copy_(row)
                 if slot < len(self.columns):
-                    named[spec.name][slot].copy_(row)
+                    self._row(spec.name, slot).copy_(row)
+
+    def _row(self, name: str, slot: int) -> Tensor:
+        """What the expert in `slot` has of a column's tensor: a view."""
+        tensor = self._tensors[name].detach()
+        if self.layout.family.is_expert(name):  # held in slots, whatever the class does
+            return tensor[slot]
+        return part_of(tensor, name, self.layout, slot)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.compute_dtype is None or self.compute_dtype == torch.float32:
@@ -181,21 +210,31 @@ def build_shard(
         values = family.shrunk(values, len(held))
     where = torch.device(device)
     dtype = compute_dtype or torch.float32
-    # With every expert held in fp32 there is nothing for our experts function to do that torch's own does not.
-    plain = dtype == torch.float32 and len(held) == values["num_experts"]
+    # With every expert held in fp32 there is nothing for our experts function to do that torch's own does not, but for
+    # biases, whose gradient torch's would scatter.
+    everything = dtype == torch.float32 and len(held) == values["num_experts"]
+    plain = everything and not family.undispatched and all(part.matrices for part in family.experts)
     module = meta_model(config_from_json(values), PLAIN_EXPERTS if plain else EXPERTS_IMPLEMENTATION)
     tensors = {spec.name: blocks[TRUNK][spec.name].to(where, copy=True) for spec in layout.trunk}
-    order = _slot_order(layout, held)
-    for spec in layout.column:
-        rows_dtype = dtype if family.is_expert(spec.name) else torch.float32
-        stacked = torch.empty((len(order), *spec.shape), device=where, dtype=rows_dtype)
-        for slot, column in enumerate(order):
-            stacked[slot].copy_(blocks[column_block(column)][spec.name])
-        tensors[spec.name] = stacked
+    tensors |= _column_tensors(layout, held, blocks, where, dtype)
     if not plain:
         _attach_all(module, layout, held, tensors, blocks)
     materialise(module, tensors, layout.tied, where)
     return ShardModel(module, layout, held, compute_dtype).train()
+
+
+def _column_tensors(
+    layout: Layout, held: tuple[int, ...], blocks: AnyBlocks, where: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Experts as [slots, ...], in the dtype that they are multiplied in; what routers have, as their class holds it."""
+    found, order = {}, _slot_order(layout, held)
+    for spec in layout.column:
+        expert = layout.family.is_expert(spec.name)
+        stacked = torch.empty((len(order), *spec.shape), device=where, dtype=dtype if expert else torch.float32)
+        for slot, column in enumerate(order):
+            stacked[slot].copy_(blocks[column_block(column)][spec.name])
+        found[spec.name] = stacked if expert else joined(list(stacked), spec.name, layout)
+    return found
 
 
 def _attach_all(
@@ -206,19 +245,40 @@ def _attach_all(
     # In a frozen shard the router counts experts of the whole model; in an absent one, those that are there.
     numbers = range(layout.columns) if layout.residency == FROZEN else range(len(held))
     slots = [order.index(number) for number in numbers] if layout.residency == FROZEN else list(numbers)
-    projections = layout.family.projections
-    parents = sorted({name.rpartition(".")[0] for name in tensors if layout.family.is_expert(name)})
-    for parent in parents:
-        weights = {projection: tensors.pop(f"{parent}.{projection}") for projection in projections}
-        experts = module.get_submodule(parent)
-        attach_experts(experts, slots, len(held), weights)
-        for projection in projections:
-            parameter = experts.get_parameter(projection)
-            if parameter.data_ptr() == weights[projection].data_ptr():
+    family = layout.family
+    for path, names in _expert_modules(layout).items():
+        experts, weights = module.get_submodule(path), {name: tensors.pop(f"{path}.{name}") for name in names}
+        if family.undispatched:
+            attach_undispatched(experts, family.undispatched, slots, len(held), weights)
+        else:
+            attach_experts(experts, slots, len(held), weights)
+        for name in names:
+            parameter = experts.get_parameter(name)
+            if parameter.data_ptr() == weights[name].data_ptr():
                 continue
             with torch.no_grad():  # the cast slice has lost bits: take the fp32 rows again
                 for slot, column in enumerate(held):
-                    parameter[slot].copy_(blocks[column_block(column)][f"{parent}.{projection}"])
+                    parameter[slot].copy_(blocks[column_block(column)][f"{path}.{name}"])
+
+
+def _expert_modules(layout: Layout) -> dict[str, list[str]]:
+    """Paths of the modules that experts lie in, and what each calls its tensors, in the order of the family's row."""
+    found: dict[str, list[str]] = {}
+    for part in layout.family.experts:
+        for spec in layout.column:
+            if spec.name.endswith(part.suffix):
+                path, name = in_module(layout.family, spec.name)
+                found.setdefault(path, []).append(name)
+    return found
+
+
+def _choices_of(module: PreTrainedModel, biases: Mapping[str, Tensor]) -> Choices:
+    """Hooks on the experts of the layers that these biases lie in, in their order."""
+    experts = expert_modules(module)
+    sizes = {bias.numel() for bias in biases.values()}
+    if len(sizes) != 1:
+        raise LocalError(f"{type(module).__name__}: selection biases of {sorted(sizes)} values in one model")
+    return Choices([experts[layer_of(name)] for name in biases], sizes.pop())
 
 
 def _slot_order(layout: Layout, held: tuple[int, ...]) -> tuple[int, ...]:
@@ -228,11 +288,10 @@ def _slot_order(layout: Layout, held: tuple[int, ...]) -> tuple[int, ...]:
     return (*held, *(column for column in range(layout.columns) if column not in set(held)))
 
 
-def _all_rows(module: nn.Module, name: str) -> Tensor:
-    """The tensor that has a row for every slot of column parameter `name`."""
+def _behind(module: nn.Module, name: str) -> Tensor | None:
+    """The tensor that has a row for every slot of a column's tensor, where there is one beside the held ones'."""
     parent, _, leaf = name.rpartition(".")
-    buffers = dict(module.get_submodule(parent).named_buffers(recurse=False))
-    return buffers.get(f"{leaf}_all", module.get_parameter(name))
+    return dict(module.get_submodule(parent).named_buffers(recurse=False)).get(f"{leaf}_all")
 
 
 def _check_given(layout: Layout, held: tuple[int, ...], blocks: AnyBlocks) -> None:
@@ -244,4 +303,5 @@ def _check_given(layout: Layout, held: tuple[int, ...], blocks: AnyBlocks) -> No
 
 
 def _exact(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
+    # a row of one value has the stride of its column, which `contiguous` takes for good and a file cannot be written of
+    return torch.empty(tensor.shape, dtype=torch.float32).copy_(tensor.detach())

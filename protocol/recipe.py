@@ -55,6 +55,8 @@ class Recipe:
     """Added to AdamW's denominator."""
     clip_norm: float = _within(1.0, 1e-6, 1e6)
     """Norm to which the gradients of all that is held are clipped together."""
+    selection_bias_rate: float = _within(1e-3, 0.0, 1.0)
+    """What an expert's selection bias moves by after a step, towards an even load; nothing to models without such."""
 
 
 class Breach(NamedTuple):

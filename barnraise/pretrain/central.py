@@ -68,16 +68,19 @@ class CentralTraining:
         plan = self._plan
         self.shard.train()
         tokens_BL = torch.from_numpy(self._batch().astype("int64"))
-        loss = add_gradients(self.shard, tokens_BL, self._micro_batch)
+        batch = add_gradients(self.shard, tokens_BL, self._micro_batch)
         self._optimizer.step(plan.factor_at(self.step))
+        if batch.chosen is not None:
+            self.shard.move_selection_biases(batch.chosen, plan.recipe.selection_bias_rate)
         self.step += 1
-        return float(loss)
+        return float(batch.nll)
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on, for `torch.save`."""
         return {
             "step": self.step,
             "parameters": [parameter.detach() for parameter in self._optimizer.parameters],
+            "selection_biases": [bias.detach() for bias in self.shard.selection_biases],
             "optimizer": self._optimizer.state_dict(),
         }
 
@@ -86,6 +89,8 @@ class CentralTraining:
         """Become what `state` was taken of."""
         for parameter, value in zip(self._optimizer.parameters, state["parameters"], strict=True):
             parameter.copy_(value)
+        for bias, value in zip(self.shard.selection_biases, state.get("selection_biases", ()), strict=True):
+            bias.copy_(value)
         self._optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])
 

@@ -201,8 +201,12 @@ class RoundAggregator:
         rule: str,
     ) -> Stepped:
         pseudo_gradient = aggregate_block(self._contributions(block, holders, command), rule, seed=command.seed)
-        rate = command.outer_learning_rate * command.step_share
-        outer = OuterStep(learning_rate=rate, momentum=command.outer_momentum)
+        outer = OuterStep(
+            learning_rate=command.outer_learning_rate,
+            momentum=command.outer_momentum,
+            share=command.step_share,
+            averaged=self._layout.selection_biases,
+        )
         master = parent.masters.get(block)
         start = base if master is None else self._versions.load_block(block, master)
         stepped = outer.step(start, pseudo_gradient, self._momentum(block, parent, command))

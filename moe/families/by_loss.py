@@ -153,7 +153,9 @@ BY_LOSS: Final = (
         experts=tuple(
             PerExpert(suffix=f".ffn.experts.mlp.{name}", flat=True, matrices=1) for name in ("w1", "v1", "w2")
         ),
+        undispatched="apart",
         router=router_of("ffn.router.layer.weight"),
+        router_module=".ffn.router",
         renormalises=True,
         expert_width="ffn_hidden_size",
         must_be_off=("ffn_config.moe_jitter_eps",),
@@ -234,6 +236,7 @@ BY_LOSS: Final = (
         experts=fused("experts"),
         router=(*router_of("router.proj.weight"), PerExpert(suffix=".router.per_expert_scale")),
         router_module=".router",
+        answers_shares=True,
         renormalises=True,
         balance="ours",
         expert_width="moe_intermediate_size",

@@ -65,12 +65,16 @@ class Family:
     experts: tuple[PerExpert, ...] = fused("mlp.experts")
     """Tensors of the experts' module: first the projection into the experts (gate above up: [E, 2I, H]), the last
     matrix the one out of them ([E, H, I]), then biases."""
+    undispatched: str = ""
+    """How its class holds experts, where not through the experts-function registry: a name of `moe.undispatched`."""
     transposed: bool = False
     """Whether the experts' matrices are applied from the right: [E, H, 2I] and [E, I, H]."""
     router: tuple[PerExpert, ...] = router_of("mlp.gate.weight")
     """Tensors with a row, or one value, for each expert: first the router's matrix [E, H]."""
     router_module: str = ""
     """What the module that answers with (logits, gates, choices) is called, where that is not the matrix's own."""
+    answers_shares: bool = False
+    """Whether its routers answer with shares, the softmax of their logits, in the place of logits."""
     selection_bias: PerExpert | None = None
     """The vector that is added to scores for choosing and not for gates, which no class trains by itself: a persistent
     buffer, or a parameter that no gradient reaches."""
@@ -140,6 +144,10 @@ class Family:
         """Whether a model with this configuration renormalises its gates after top-k."""
         return self.renormalises if isinstance(self.renormalises, bool) else bool(values[self.renormalises])
 
+    def gates_are_one(self, values: Mapping[str, Any]) -> bool:
+        """Whether the one gate of a top-1 model with this configuration is 1 whatever the router says."""
+        return self.scores_of(values) == "softmax of chosen" or self.normalises_gates(values)
+
     def scores_of(self, values: Mapping[str, Any]) -> str:
         """How logits become scores in a model with this configuration."""
         return str(values.get(self.scores, self.scores))
@@ -148,6 +156,12 @@ class Family:
         """Why no shard of such a model can do with some columns only, in a sentence; empty where one can."""
         if self.never_absent:
             return self.never_absent
+        groups, chosen = self.groups_of(values)
+        if chosen < groups:
+            return (
+                f"its experts are in {groups} groups, of which a token chooses {chosen}: a shard would need as many "
+                "columns of each, and columns are not granted so"
+            )
         if self.scores_of(values) != "softmax" or self.normalises_gates(values):
             return ""
         return (
@@ -168,4 +182,6 @@ class Family:
 
     def shrunk(self, values: Mapping[str, Any], experts: int) -> dict[str, Any]:
         """The configuration of the same model with so many experts: what an `absent` shard is."""
-        return {**values, "num_experts": experts}
+        # Where every group may be chosen there might as well be one, of however many experts.
+        one = {key: 1 for key in self.groups or () if values.get(key) is not None}
+        return {**values, **one, "num_experts": experts}

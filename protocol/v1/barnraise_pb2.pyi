@@ -108,7 +108,7 @@ class DataRange(_message.Message):
     def __init__(self, seed: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class Recipe(_message.Message):
-    __slots__ = ("optimizer", "learning_rate", "muon_learning_rate", "muon_momentum", "router_lr_scale", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_norm")
+    __slots__ = ("optimizer", "learning_rate", "muon_learning_rate", "muon_momentum", "router_lr_scale", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_norm", "selection_bias_rate")
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     MUON_LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
@@ -120,6 +120,7 @@ class Recipe(_message.Message):
     ADAM_BETA2_FIELD_NUMBER: _ClassVar[int]
     ADAM_EPS_FIELD_NUMBER: _ClassVar[int]
     CLIP_NORM_FIELD_NUMBER: _ClassVar[int]
+    SELECTION_BIAS_RATE_FIELD_NUMBER: _ClassVar[int]
     optimizer: str
     learning_rate: float
     muon_learning_rate: float
@@ -131,7 +132,8 @@ class Recipe(_message.Message):
     adam_beta2: float
     adam_eps: float
     clip_norm: float
-    def __init__(self, optimizer: _Optional[str] = ..., learning_rate: _Optional[float] = ..., muon_learning_rate: _Optional[float] = ..., muon_momentum: _Optional[float] = ..., router_lr_scale: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., adam_beta1: _Optional[float] = ..., adam_beta2: _Optional[float] = ..., adam_eps: _Optional[float] = ..., clip_norm: _Optional[float] = ...) -> None: ...
+    selection_bias_rate: float
+    def __init__(self, optimizer: _Optional[str] = ..., learning_rate: _Optional[float] = ..., muon_learning_rate: _Optional[float] = ..., muon_momentum: _Optional[float] = ..., router_lr_scale: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., adam_beta1: _Optional[float] = ..., adam_beta2: _Optional[float] = ..., adam_eps: _Optional[float] = ..., clip_norm: _Optional[float] = ..., selection_bias_rate: _Optional[float] = ...) -> None: ...
 
 class FrozenColumns(_message.Message):
     __slots__ = ("version", "codec")

@@ -119,6 +119,8 @@ class KeptMoments:
             # moments that are warm need no warm-up; the very first lease's do
             warm = warmup_factor(step, lease.recipe.warmup_steps) if first else 1.0
             optimizer.step(warm * lease.recipe.learning_rate / first_rate)
+            if parts.chosen is not None:
+                shard.move_selection_biases(parts.chosen, lease.recipe.selection_bias_rate)
         metrics = TrainMetrics(
             inner_steps_done=lease.inner_steps,
             tokens=lease.data.count * (sequences_NL.shape[1] - 1),

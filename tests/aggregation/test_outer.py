@@ -82,3 +82,17 @@ def test_names_and_shapes_must_agree():
 def test_settings_are_checked(lr, mu):
     with pytest.raises(LocalError):
         OuterStep(lr, mu)
+
+
+def test_what_is_averaged_moves_by_the_mean_alone_whatever_rate_and_momentum_are() -> None:
+    step = OuterStep(0.7, 0.9, share=0.5, averaged=frozenset({"bias"}))
+    block = {"w": torch.tensor([1.0, 2.0]), "bias": torch.tensor([0.25, -0.5])}
+    moved, momentum = block, None
+    for _ in range(3):
+        moved, momentum = step.step(moved, {name: torch.ones(2) for name in block}, momentum)
+    assert moved["bias"].tolist() == [0.25 - 3 * 0.5, -0.5 - 3 * 0.5]
+    assert momentum is not None
+    assert momentum["bias"].tolist() == [0.0, 0.0]
+    plain, _ = OuterStep(0.35, 0.9).step({"w": block["w"]}, {"w": torch.ones(2)})
+    once, _ = step.step(block, {name: torch.ones(2) for name in block})
+    assert torch.equal(once["w"], plain["w"])

@@ -22,6 +22,7 @@ ABSURD: dict[str, dict[str, Any]] = {
     "adam_beta2": {"recipe__adam_beta2": 1.5},
     "adam_eps": {"recipe__adam_eps": 0.0},
     "clip_norm": {"recipe__clip_norm": -1.0},
+    "selection_bias_rate": {"recipe__selection_bias_rate": 1e9},
     "optimizer": {"recipe__optimizer": "sgd"},
     "muon_learning_rate": {"recipe__muon_learning_rate": 1e9},
     "muon_momentum": {"recipe__muon_momentum": 1.0},

@@ -119,6 +119,7 @@ LEASES = (
     _recipe_bound("adam_beta2"),
     _recipe_bound("adam_eps"),
     _recipe_bound("clip_norm"),
+    _recipe_bound("selection_bias_rate"),
     guard("absurd hyperparameters, columns, counts, deadlines", becomes("protocol.recipe:breaches",
           'not bounds["low"] <= value <= bounds["high"]',
           'value < bounds["low"] or value > bounds["high"]'), f"{ABSURD}[no number]",

@@ -6,9 +6,15 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import silu
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
 
 from moe.experts import EXPERTS_IMPLEMENTATION, attach_experts, barnraise_frozen_experts_forward
+
+
+class Experts(nn.Module):
+    """As `use_experts_implementation` leaves a class that has no gate of its own."""
+
+    _apply_gate = _default_apply_gate
 
 
 def make(slots, held, *, activation=None):
@@ -16,9 +22,8 @@ def make(slots, held, *, activation=None):
     generator = torch.Generator().manual_seed(3)
     up = torch.randn(4, 16, 8, generator=generator) / 3
     down = torch.randn(4, 8, 8, generator=generator) / 3
-    module: Any = nn.Module()
+    module: Any = Experts()
     module.act_fn = activation or nn.SiLU()
-    module._apply_gate = lambda both: module.act_fn(both.chunk(2, -1)[0]) * both.chunk(2, -1)[1]
     order = torch.tensor(slots).argsort()
     attach_experts(module, slots, held, {"gate_up_proj": up[order].clone(), "down_proj": down[order].clone()})
     return module, up, down

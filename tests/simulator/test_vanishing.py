@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ class LinearLoss:
     """One number to train, and a count of the steps that were taken."""
 
     balance_coefficient = 0.0
+    selection_biases: Sequence[Tensor] = ()
+    chosen = None
 
     def __init__(self) -> None:
         self.weight = torch.nn.Parameter(torch.ones(()))
@@ -38,6 +41,9 @@ class LinearLoss:
     def loss(self, tokens_BL: Tensor, counts: RoutedCounts | None = None, /) -> LinearLoss:
         self.total = self.nll = self.weight * tokens_BL.float().mean()
         return self
+
+    def move_selection_biases(self, chosen: Tensor, rate: float, /) -> None:
+        raise AssertionError("it has none")
 
     def train(self) -> object:
         return self

@@ -44,6 +44,7 @@ def test_an_honest_lease_passes() -> None:
         ("adam_beta2", 1.5),
         ("adam_eps", 0.0),
         ("clip_norm", 0.0),
+        ("selection_bias_rate", -1e-3),
         ("optimizer", "sgd"),
         ("muon_learning_rate", 0.0),
         ("muon_momentum", 1.0),

@@ -58,9 +58,18 @@ def test_experts_and_parts_are_matrices_of_their_own() -> None:
             torch.testing.assert_close(stacked[expert, rows], alone)
 
 
-def _stepped(gradient: torch.Tensor, parts: int) -> torch.Tensor:
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_how_matrices_are_kept_changes_nothing(interleaved: bool) -> None:
+    gate_up_ENH = torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(2))
+    kept = gate_up_ENH.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2) if interleaved else gate_up_ENH
+    turned = _stepped(kept.mT.contiguous(), parts=2, transposed=True, interleaved=interleaved).mT
+    usual = turned.unflatten(1, (4, 2)).transpose(1, 2).flatten(1, 2) if interleaved else turned
+    torch.testing.assert_close(usual, _stepped(gate_up_ENH, parts=2))
+
+
+def _stepped(gradient: torch.Tensor, parts: int, **kept: bool) -> torch.Tensor:
     parameter = torch.nn.Parameter(torch.zeros_like(gradient))
-    optimizer = Muon([{"params": [parameter], "lr": 1.0, "weight_decay": 0.0, "parts": parts}], momentum=0.95)
+    optimizer = Muon([{"params": [parameter], "lr": 1.0, "weight_decay": 0.0, "parts": parts, **kept}], momentum=0.95)
     parameter.grad = gradient.clone()
     optimizer.step()
     return parameter.detach()

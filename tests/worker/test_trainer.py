@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -143,7 +143,12 @@ class Faulty:
         total = self.weight.square().sum()
         if self.nan_at is not None and len(self.sizes) > self.nan_at:
             total = total * torch.nan
-        return types.SimpleNamespace(total=total, nll=total.detach())
+        return types.SimpleNamespace(total=total, nll=total.detach(), chosen=None)
+
+    selection_biases: Sequence[torch.Tensor] = ()
+
+    def move_selection_biases(self, chosen: torch.Tensor, rate: float) -> None:
+        raise AssertionError("it has none")
 
     def train(self) -> None:
         pass

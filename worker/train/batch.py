@@ -2,7 +2,8 @@
 
 Decides nothing about the result: what is computed is a function of the batch, not of how it is cut. The balance loss is
 one of the whole batch's routes, so where a batch is cut they are counted first, in a pass without gradients over all
-parts (docs/decisions/0021). Loss and gradients are then means over sequences, and sums of parts.
+parts (docs/decisions/0021). Loss and gradients are then means over sequences, and sums of parts; so are the choices
+that move selection biases (docs/decisions/0038), which wait until the step is done.
 
 Shapes: B sequences a step, M sequences a part, L tokens a stored sequence (one more than it trains on).
 """
@@ -10,7 +11,7 @@ Shapes: B sequences a step, M sequences a part, L tokens a stored sequence (one 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +30,19 @@ class LossTerms(Protocol):
     def nll(self) -> Tensor:
         """Mean next-token loss, nats a token."""
 
+    @property
+    def chosen(self) -> Tensor | None:
+        """Where selection biases are, how often each expert of each such layer was chosen: [L, E] int64."""
+
+
+class Batch(NamedTuple):
+    """What a batch came to, besides its gradients."""
+
+    nll: Tensor
+    """Mean next-token loss, nats a token."""
+    chosen: Tensor | None
+    """The sum of its parts' `LossTerms.chosen`."""
+
 
 class HasLoss(Protocol):
     """What a batch needs of `moe.shard.ShardModel`."""
@@ -43,11 +57,14 @@ class HasLoss(Protocol):
     def count_routes(self, tokens_ML: Tensor, /) -> RoutedCounts:
         """Where the routers send these sequences' tokens."""
 
+    def move_selection_biases(self, chosen: Tensor, rate: float, /) -> None:
+        """After a step: from what the whole batch chose."""
+
 
 def add_gradients(
     shard: HasLoss, tokens_BL: Tensor, micro_batch: int, before_part: Callable[[], None] = lambda: None
-) -> Tensor:
-    """Add the batch's gradients to the shard's, `micro_batch` sequences at a time; mean next-token loss, nats a token.
+) -> Batch:
+    """Add the batch's gradients to the shard's, `micro_batch` sequences at a time.
 
     `before_part` is called before each pass over a part, and may end it all by raising.
     """
@@ -56,6 +73,7 @@ def add_gradients(
     if len(parts) > 1 and shard.balance_coefficient != 0.0:
         counts = _counted(shard, parts, before_part)
     mean_nll: Tensor | None = None
+    chosen: Tensor | None = None
     for tokens_ML in parts:
         before_part()
         terms = shard.loss(tokens_ML, counts)
@@ -63,8 +81,10 @@ def add_gradients(
         (terms.total if share == 1.0 else terms.total * share).backward()  # type: ignore[no-untyped-call]
         nll = terms.nll.detach() * share
         mean_nll = nll if mean_nll is None else mean_nll + nll
+        if terms.chosen is not None:
+            chosen = terms.chosen if chosen is None else chosen + terms.chosen
     assert mean_nll is not None
-    return mean_nll
+    return Batch(mean_nll, chosen)
 
 
 def _counted(shard: HasLoss, parts: tuple[Tensor, ...], before_part: Callable[[], None]) -> RoutedCounts:

@@ -24,7 +24,7 @@ _QUINTIC: Final = (3.4445, -4.7750, 2.0315)
 _ITERATIONS: Final = 5
 _EPS: Final = 1e-7
 
-MATRICES: Final = ("matrices", "fused")
+MATRICES: Final = ("matrices", "turned", "fused")
 """Names of the parameter groups that Muon takes."""
 
 
@@ -97,11 +97,13 @@ class Muon(torch.optim.Optimizer):
     """M' = mu M + (1 - mu) G,  W' = (1 - lr wd) W - lr sqrt(max(1, rows / columns)) ortho((1 - mu) G + mu M').
 
     Parameters are [..., rows, columns]: every leading index is a matrix of its own; a group's `parts` (1 by default)
-    says that its rows are that many matrices one below the other.
+    says that its rows are that many matrices one below the other, or `interleaved`: a row of each in turn. What is
+    `transposed` is applied from the right, and its columns are meant.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, momentum: float) -> None:
-        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "momentum": momentum, "parts": 1})
+        usual = {"parts": 1, "interleaved": False, "transposed": False}
+        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "momentum": momentum, **usual})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -117,11 +119,22 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(parameter)
         momentum = state["momentum"].lerp_(gradient, 1.0 - mu)
         looking_ahead = gradient.lerp(momentum, mu)
-        matrices_XMN = looking_ahead.reshape(*looking_ahead.shape[:-2], group["parts"], -1, looking_ahead.shape[-1])
+        matrices_XMN = _matrices_of(looking_ahead.mT if group["transposed"] else looking_ahead, group)
         rows, columns = matrices_XMN.shape[-2:]
-        update = orthogonalised(matrices_XMN).flatten(-3, -2)
+        update = orthogonalised(matrices_XMN)
+        update = (update.transpose(-3, -2) if group["interleaved"] else update).flatten(-3, -2)
+        if group["transposed"]:
+            update = update.mT
         parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
         parameter.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+
+def _matrices_of(rows_XRN: Tensor, group: dict[str, Any]) -> Tensor:
+    """[..., parts, M, N] of [..., parts * M, N]."""
+    lead, parts, columns = rows_XRN.shape[:-2], group["parts"], rows_XRN.shape[-1]
+    if group["interleaved"]:
+        return rows_XRN.reshape(*lead, -1, parts, columns).transpose(-3, -2)
+    return rows_XRN.reshape(*lead, parts, -1, columns)
 
 
 def orthogonalised(matrices_XMN: Tensor) -> Tensor:

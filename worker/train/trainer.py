@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,11 +27,12 @@ from protocol.errors import BarnraiseError, LocalError
 from protocol.ids import BlockId
 from protocol.lease import Lease
 from protocol.submission import Blocks
-from worker.train.batch import HasLoss, add_gradients
+from worker.train.batch import Batch, HasLoss, add_gradients
 from worker.train.local_state import LocalState
 from worker.train.optimizer import InnerOptimizer
 
 LOSS_READ_EVERY_S = 1.0
+_BIAS = "selection_bias"
 
 OnStep = Callable[[int, float | None], None]
 """Called after each inner step with the number of steps done, and the training loss where it was read anew."""
@@ -50,6 +51,10 @@ class TrainableShard(HasLoss, Protocol):
 
     def parameter_groups(self, *, lr: float, router_lr_scale: float, weight_decay: float) -> list[dict[str, Any]]:
         """Optimizer groups over held parameters only."""
+
+    @property
+    def selection_biases(self) -> Sequence[Tensor]:
+        """What a step moves without an optimizer."""
 
     def train(self) -> object:
         """Enter training mode."""
@@ -165,10 +170,13 @@ class _InnerLoop:
 
     def step(self, step: int, tokens_BL: Tensor) -> None:
         tokens_BL = tokens_BL.to(self._device, non_blocking=True)
-        self._losses.append(self._gradients(tokens_BL))
-        self._optimizer.step(warmup_factor(step, self._lease.recipe.warmup_steps))
+        batch, recipe = self._gradients(tokens_BL), self._lease.recipe
+        self._losses.append(batch.nll)
+        self._optimizer.step(warmup_factor(step, recipe.warmup_steps))
+        if batch.chosen is not None:
+            self._shard.move_selection_biases(batch.chosen, recipe.selection_bias_rate)
 
-    def _gradients(self, tokens_BL: Tensor) -> Tensor:
+    def _gradients(self, tokens_BL: Tensor) -> Batch:
         while True:
             try:
                 return add_gradients(self._shard, tokens_BL, self.micro_batch, self._stop_if_told)
@@ -194,6 +202,8 @@ class _InnerLoop:
             tensors[f"parameter.{number}"] = parameter.detach()
             for name, value in self._optimizer.state_of(parameter).items():
                 tensors[f"{name}.{number}"] = value
+        for number, bias in enumerate(self._shard.selection_biases):
+            tensors[f"{_BIAS}.{number}"] = bias.detach()
         return LocalState(step=done, micro_batch=self.micro_batch, recut=self.recut, train_s=train_s, tensors=tensors)
 
     @torch.no_grad()
@@ -202,9 +212,11 @@ class _InnerLoop:
         parameters = self._optimizer.parameters
         for number, parameter in enumerate(parameters):
             parameter.copy_(state.tensors[f"parameter.{number}"])
+        for number, bias in enumerate(self._shard.selection_biases):
+            bias.copy_(state.tensors[f"{_BIAS}.{number}"])
         for key, value in state.tensors.items():
             name, _, number_text = key.partition(".")
-            if number_text and name != "parameter":
+            if number_text and name not in ("parameter", _BIAS):
                 parameter = parameters[int(number_text)]
                 self._optimizer.state_of(parameter)[name] = value.to(parameter.device)
         self._losses = list(state.tensors["losses"].to(self._device).unbind())
