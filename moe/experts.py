@@ -168,7 +168,7 @@ def attach_experts(experts: nn.Module, slots: list[int], held: int, weights: Map
     experts.register_buffer("slot_of_expert", slot_of, persistent=False)
 
 
-def weights_of(experts: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+def _weights(experts: nn.Module, name: str) -> tuple[Tensor, Tensor]:
     """Held parameter and all weights in slot order, the held slice being current."""
     held_DNH, all_ENH = experts.get_parameter(name), experts.get_buffer(f"{name}_all")
     if held_DNH.data_ptr() != all_ENH.data_ptr():
@@ -179,22 +179,16 @@ def weights_of(experts: nn.Module, name: str) -> tuple[Tensor, Tensor]:
 
 def project(experts: nn.Module, name: str, x_SH: Tensor, rows: Sorted, *, transposed: bool = False) -> Tensor:
     """Sorted rows times their experts' weights: [E, N, H], or [E, H, N] where `transposed`; plus their biases."""
-    held, all_weights = weights_of(experts, name)
+    held, all_weights = _weights(experts, name)
     kind: type[torch.autograd.Function] = _GroupedTransposed if transposed else _GroupedLinear
-    out_SN = apply_function(kind, x_SH, held, all_weights, rows.ends)
+    out_SN = _apply(kind, x_SH, held, all_weights, rows.ends)
     bias = f"{name}_bias"
     if bias in cast(tuple[str, ...], experts.projections):
-        out_SN = apply_function(_GroupedBias, out_SN, *weights_of(experts, bias), *rows)
+        out_SN = _apply(_GroupedBias, out_SN, *_weights(experts, bias), *rows)
     return out_SN
 
 
-def permuted(x_SH: Tensor, order_S: Tensor, back_S: Tensor) -> Tensor:
-    """Rows in another order, whose inverse is `back_S`."""
-    return apply_function(_Permute, x_SH, order_S, back_S)
-
-
-def apply_function(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
-    """What `function` gives; torch has no type for it."""
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
     return cast(Tensor, cast(Any, function).apply(*arguments))
 
 
@@ -232,9 +226,9 @@ def dispatched(
     every_slot_E = torch.arange(all_weights.shape[0], device=order_S.device)
     ends_E = torch.searchsorted(slot_sorted_S, every_slot_E, right=True, out_int32=True)
 
-    x_SH = apply_function(_Dispatch, hidden_states.to(all_weights.dtype), order_S, place_S, top_k)
+    x_SH = _apply(_Dispatch, hidden_states.to(all_weights.dtype), order_S, place_S, top_k)
     out_SH = experts(x_SH, Sorted(slot_sorted_S, ends_E))
-    out_SH = permuted(out_SH, place_S, order_S)
+    out_SH = _apply(_Permute, out_SH, place_S, order_S)
     weighted_SH = out_SH * top_k_weights.reshape(-1, 1).to(out_SH.dtype)
     return weighted_SH.view(tokens, top_k, -1).sum(dim=1).to(hidden_states.dtype)
 
@@ -244,13 +238,12 @@ def _between(experts: nn.Module, hidden_SN: Tensor) -> Tensor:
     if not getattr(experts, "has_gate", True):
         return cast(Tensor, cast(Any, experts).act_fn(hidden_SN))
     plain_gate = getattr(type(experts), "_apply_gate", None) is _default_apply_gate
-    if plain_gate and is_silu(experts.act_fn):
-        return apply_function(_GatedSilu, hidden_SN)
+    if plain_gate and _is_silu(experts.act_fn):
+        return _apply(_GatedSilu, hidden_SN)
     return cast(Tensor, cast(Any, experts)._apply_gate(hidden_SN))
 
 
-def is_silu(activation: object) -> bool:
-    """Whether it is silu, as a module or as torch's function."""
+def _is_silu(activation: object) -> bool:
     return isinstance(activation, nn.SiLU | SiLUActivation) or activation is nn.functional.silu
 
 

@@ -18,7 +18,7 @@ class OptimiserGroups:
 
     def __init__(self, module: PreTrainedModel, family: Family) -> None:
         self._family = family
-        head = module.get_output_embeddings()
+        head = module.get_output_embeddings()  # type: ignore[no-untyped-call]
         self._head = None if head is None else id(head.weight)
         self._embeddings = {id(one.weight) for one in module.modules() if isinstance(one, nn.Embedding)}
         matrices = [part.suffix for part in family.experts if part.matrices]

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from moe.config import config_to_json
 from moe.families import Family, family_named
 from moe.selection import chosen_in, layer_of
-from moe.undispatched import APART, EVERY, GROUPED
+from moe.undispatched import APART
 from protocol.errors import ConfigError, LocalError
 
 _NO_CHOICES = (
@@ -43,7 +43,7 @@ class Routing:
 
 def routers(model: PreTrainedModel) -> dict[int, nn.Module]:
     """Each layer's router, by the layer's index; dense layers have none."""
-    return {layer: model.get_submodule(path) for layer, path in dict(_router_paths(model)).items()}
+    return {layer: model.get_submodule(path) for layer, path in _router_paths(model).items()}
 
 
 def expert_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
@@ -64,28 +64,27 @@ def in_module(family: Family, name: str) -> tuple[str, str]:
     return words[0], ".".join(words[1:])
 
 
-def _router_paths(model: PreTrainedModel) -> list[tuple[int, str]]:
-    """Layer and path of every router, in the order of layers; a layer whose attention is routed too has two."""
+def _router_paths(model: PreTrainedModel) -> dict[int, str]:
     family = family_named(model.config.model_type)
     suffix, module = family.router[0].suffix, family.router_module
-    found = [
-        (layer_of(name), name.removesuffix(suffix) + module if module else name.rpartition(".")[0])
+    found = {
+        layer_of(name): name.removesuffix(suffix) + module if module else name.rpartition(".")[0]
         for name, _ in model.named_parameters()
         if name.endswith(suffix)
-    ]
+    }
     if not found:
         raise LocalError(f"{type(model).__name__} has no {suffix} that could be looked into")
-    return sorted(found, key=lambda one: one[0])
+    return dict(sorted(found.items()))
 
 
-def _logits_place(model: PreTrainedModel, router: nn.Module) -> int:
-    """Which of a router's answers are its logits: as `transformers` records them."""
+def _logits_place(model: PreTrainedModel, router: nn.Module) -> int | None:
+    """Which of a router's answers are its logits, as `transformers` records them; None where it records none of its."""
     for owner in (type(model.base_model), type(model)):
         recorded = (getattr(owner, "_can_record_outputs", None) or {}).get("router_logits", ())
         for one in recorded if isinstance(recorded, list | tuple) else [recorded]:
             if isinstance(router, getattr(one, "target_class", ()) or ()):
                 return int(one.index)
-    return 0
+    return None
 
 
 class _Hooked:
@@ -111,13 +110,14 @@ class LogitsTap(_Hooked):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self._shares = family_named(model.config.model_type).answers_shares
-        self._routers = [model.get_submodule(path) for _, path in _router_paths(model)]
-        self._places = [_logits_place(model, router) for router in self._routers]
+        there = [model.get_submodule(path) for path in _router_paths(model).values()]
+        # What has no logits to record (it sends tokens where a table says) has nothing to balance.
+        self._routers = [(router, place) for router in there if (place := _logits_place(model, router)) is not None]
         self._seen: dict[int, Tensor] = {}
 
     def __enter__(self) -> Self:
-        for number, router in enumerate(self._routers):
-            self._hooks.append(router.register_forward_hook(self._hook(number)))
+        for number, (router, place) in enumerate(self._routers):
+            self._hooks.append(router.register_forward_hook(self._hook(number, place)))
         return self
 
     @property
@@ -125,9 +125,9 @@ class LogitsTap(_Hooked):
         """Of the last pass."""
         return tuple(logits_SE for _, logits_SE in sorted(self._seen.items()))
 
-    def _hook(self, number: int) -> Any:
+    def _hook(self, number: int, place: int) -> Any:
         def on_output(_router: nn.Module, _inputs: Any, output: Any) -> None:
-            self._seen[number] = _logits_of(output, self._places[number], shares=self._shares)
+            self._seen[number] = _logits_of(output, place, shares=self._shares)
 
         return on_output
 
@@ -141,23 +141,20 @@ class RouterTap(_Hooked):
     def __init__(self, model: PreTrainedModel, *, held: Iterable[int] | None = None) -> None:
         super().__init__()
         self._model = model
-        self._routers = dict(_router_paths(model))
+        self._routers = _router_paths(model)
         self._experts = expert_modules(model)
         self._held = None if held is None else _checked(model, held)
-        self._family, values = family_named(model.config.model_type), config_to_json(model.config)
-        told = self._family.undispatched not in (GROUPED, EVERY)
-        self._most_likely = None if told else int(values["num_experts_per_tok"])
+        self._family = family_named(model.config.model_type)
         self._logits: dict[int, list[Tensor]] = {layer: [] for layer in self._routers}
         self._chosen: dict[int, list[Tensor]] = {layer: [] for layer in self._routers}
 
     def __enter__(self) -> Self:
         for layer, path in self._routers.items():
             router = self._model.get_submodule(path)
-            hook = self._on_router(layer, _logits_place(self._model, router), self._smaller(router, path))
+            hook = self._on_router(layer, _logits_place(self._model, router) or 0, self._smaller(router, path))
             self._hooks.append(router.register_forward_hook(hook, with_kwargs=True))
-            if self._most_likely is None:
-                experts = self._experts[layer]
-                self._hooks.append(experts.register_forward_pre_hook(self._on_experts(layer), with_kwargs=True))
+            experts = self._experts[layer]
+            self._hooks.append(experts.register_forward_pre_hook(self._on_experts(layer), with_kwargs=True))
         return self
 
     def take(self) -> dict[int, Routing]:
@@ -182,8 +179,6 @@ class RouterTap(_Hooked):
         def on_output(_router: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
             logits_SE = _logits_of(output, place, shares=self._family.answers_shares).float()
             self._logits[layer].append(logits_SE)
-            if self._most_likely is not None:
-                self._chosen[layer].append(logits_SE.topk(self._most_likely, dim=-1).indices)
             if smaller is None:
                 return None
             experts, held_D = logits_SE.shape[-1], torch.tensor(self._held, device=logits_SE.device)
@@ -237,7 +232,7 @@ def _with_rows(module: nn.Module, prefix: str, family: Family, held_D: Tensor) -
 def why_not_within(values: Mapping[str, Any]) -> str:
     """Why routers of a model with this configuration cannot be kept to some columns; empty where they can."""
     family = family_named(values["model_type"])
-    return family.why_not_absent(values) or (_NO_CHOICES if family.undispatched in (GROUPED, EVERY) else "")
+    return family.why_not_absent(values) or (_NO_CHOICES if family.undispatched else "")
 
 
 def _checked(model: PreTrainedModel, held: Iterable[int]) -> tuple[int, ...]:

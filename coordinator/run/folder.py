@@ -334,7 +334,8 @@ def _first_model(
     config = preset(str(settings.preset)) if found is None else found.config
     cut = layout(config, settings.residency)
     doubt = check_pair(cut, dataset, settings)
-    for sentence in (*(() if found is None else found.remarks), *(() if doubt is None else (doubt,))):
+    told = (*(cut.family.remarks(cut.config_json) if found is None else found.remarks), doubt)
+    for sentence in filter(None, told):
         note(sentence)
     write_companions(companions_of(begun, dataset.companions), root / COMPANIONS_FOLDER)
     if begun is None or found is None:

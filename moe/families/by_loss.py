@@ -157,6 +157,7 @@ BY_LOSS: Final = (
         ),
         undispatched="apart",
         router=router_of("ffn.router.layer.weight"),
+        router_module=".ffn.router",
         renormalises=True,
         expert_width="ffn_hidden_size",
         must_be_off=("ffn_config.moe_jitter_eps",),

@@ -142,6 +142,10 @@ class Family:
         """Whether a model with this configuration renormalises its gates after top-k."""
         return self.renormalises if isinstance(self.renormalises, bool) else bool(values[self.renormalises])
 
+    def gates_are_one(self, values: Mapping[str, Any]) -> bool:
+        """Whether the one gate of a top-1 model with this configuration is 1 whatever the router says."""
+        return self.scores_of(values) == "softmax of chosen" or self.normalises_gates(values)
+
     def scores_of(self, values: Mapping[str, Any]) -> str:
         """How logits become scores in a model with this configuration."""
         return str(values.get(self.scores, self.scores))
@@ -173,9 +177,10 @@ class Family:
     def remarks(self, values: Mapping[str, Any]) -> list[str]:
         """Sentences for whoever begins a run with such a model: what it does that they may not expect."""
         found = []
-        if values["num_experts_per_tok"] == 1 and self.normalises_gates(values):
+        if values["num_experts_per_tok"] == 1 and self.gates_are_one(values):
             found.append(
-                "each token goes to one expert, whose gate is made 1: no gradient of the loss reaches its routers"
+                "each token goes to one expert, whose gate is renormalised to 1: its routers learn from the balance "
+                "loss and not from what comes out"
             )
         if self.balance == "ours":
             coefficient = self.balance_coefficient(values)

@@ -51,6 +51,8 @@ USUAL: Final[Mapping[str, Any]] = {
     "linear_value_head_dim": 8,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
+    "linear_num_heads": 4,
+    "linear_head_dim": 8,
     "pad_token_id": 256,
     "bos_token_id": 257,
     "eos_token_id": 258,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moe.experts import EXPERTS_IMPLEMENTATION, attach_experts
-from moe.undispatched import APART, EVERY, GROUPED, attach_undispatched
+from moe.undispatched import APART, attach_undispatched
 
 E, H, WIDTH, T, K = 5, 16, 24, 12, 2
 SIZES: dict[str, Any] = {"hidden_size": H, "num_experts": E, "num_local_experts": E, "n_routed_experts": E}
@@ -122,35 +122,3 @@ def test_apart_and_flattened(slots: list[int], held: int) -> None:
     for name in names:
         expected = whole.get_parameter(name).grad.view(E, WIDTH, H)[held_experts(slots, held)]
         torch.testing.assert_close(ours.get_parameter(name).grad, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(("slots", "held"), SLOTS)
-def test_a_linear_layer_of_experts(slots: list[int], held: int) -> None:
-    known = import_module("transformers.models.jetmoe.modeling_jetmoe")
-    whole, ours = (known.JetMoeParallelExperts(E, H, WIDTH) for _ in range(2))
-    torch.nn.init.normal_(whole.weight, generator=torch.Generator().manual_seed(1))
-    attach_undispatched(ours, GROUPED, slots, held, {"weight": rows_in_slot_order(whole.weight, slots)})
-    rows = [torch.randn(9, H, generator=torch.Generator().manual_seed(2), requires_grad=True) for _ in range(2)]
-    outs = [module(x, [3, 0, 1, 4, 1]) for module, x in zip((whole, ours), rows, strict=True)]
-    torch.testing.assert_close(outs[1], outs[0])
-    for out in outs:
-        out.square().sum().backward()
-    torch.testing.assert_close(rows[1].grad, rows[0].grad)
-    torch.testing.assert_close(ours.weight.grad, whole.weight.grad[held_experts(slots, held)])
-
-
-@pytest.mark.parametrize(("slots", "held"), SLOTS)
-def test_every_expert_on_every_token(slots: list[int], held: int) -> None:
-    whole, ours = (module_of("llama4", "Llama4TextExperts", intermediate_size=WIDTH) for _ in range(2))
-    names = ["gate_up_proj", "down_proj"]
-    weights = {name: rows_in_slot_order(whole.get_parameter(name), slots) for name in names}
-    attach_undispatched(ours, EVERY, slots, held, weights)
-    rows = [torch.randn(E * T, H, generator=torch.Generator().manual_seed(2), requires_grad=True) for _ in range(2)]
-    outs = [module(x) for module, x in zip((whole, ours), rows, strict=True)]
-    torch.testing.assert_close(outs[1], outs[0])
-    for out in outs:
-        out.square().sum().backward()
-    torch.testing.assert_close(rows[1].grad, rows[0].grad, rtol=1e-4, atol=1e-3)
-    for name in names:
-        expected = whole.get_parameter(name).grad[held_experts(slots, held)]
-        torch.testing.assert_close(ours.get_parameter(name).grad, expected, rtol=1e-4, atol=1e-2)
