@@ -334,8 +334,8 @@ def _first_model(
     config = preset(str(settings.preset)) if found is None else found.config
     cut = layout(config, settings.residency)
     doubt = check_pair(cut, dataset, settings)
-    told = (*(cut.family.remarks(cut.config_json) if found is None else found.remarks), doubt)
-    for sentence in filter(None, told):
+    remarks = (*(cut.family.remarks(cut.config_json) if found is None else found.remarks), doubt)
+    for sentence in filter(None, remarks):
         note(sentence)
     write_companions(companions_of(begun, dataset.companions), root / COMPANIONS_FOLDER)
     if begun is None or found is None:
