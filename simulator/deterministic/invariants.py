@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NoReturn
 
-from coordinator.engine.commands import AggregateRound, AnnounceVerdict, CancelLease, Command, GrantLease
+from coordinator.engine.commands import AggregateRound, AnnounceVerdict, CancelLease, Command, DropPayload, GrantLease
 from coordinator.engine.config import EngineConfig
 from coordinator.engine.engine import Engine
 from coordinator.engine.events import Event, RoundAggregated, VersionRebuilt, WorkerSilent
@@ -28,7 +28,7 @@ from simulator.deterministic.attendance import Attendance
 from simulator.deterministic.blame import check_blame
 from simulator.deterministic.broken import InvariantBroken
 from simulator.deterministic.disk import Disk
-from simulator.deterministic.memory import check_memory, payloads_without_leases
+from simulator.deterministic.memory import check_memory, counted_with, payloads_without_leases
 from simulator.deterministic.trust_book import TrustBook
 from worker.fetched import FetchedLease
 
@@ -71,7 +71,7 @@ class Book:
         self._open_acks: dict[LeaseId, Digest] = {}
         self._fates: dict[LeaseId, str] = {}
         self._judged: dict[LeaseId, str] = {}
-        """What each refused submission was refused for, whether or not its worker knew that it had arrived."""
+        """What became of each submission that was refused or counted, whether or not its worker knew it had arrived."""
         self._counted: dict[LeaseId, int] = {}
         self._published: dict[int, Digest] = {}
         self._version = 0
@@ -205,6 +205,8 @@ class Book:
             self._on_granted(command.lease)
         if isinstance(command, AnnounceVerdict) and not command.accepted:
             self._judged[command.lease_id] = f"refused: {command.verdict.key}"
+        if isinstance(command, DropPayload):
+            self._judged.update(counted_with(command.digest, state))
         if isinstance(command, CancelLease | AnnounceVerdict) and "deadline" in command.reason:
             self._check_patience(command.lease_id, command.reason)
 
@@ -235,10 +237,9 @@ class Book:
 
     def _check_acks(self, state: EngineState) -> None:
         for lease_id, digest in list(self._open_acks.items()):
-            record = state.leases.get(lease_id)
-            if record is None:
+            if (record := state.leases.get(lease_id)) is None and lease_id not in self._counted:
                 _broken(f"acknowledged lease {lease_id} was forgotten without having been counted or refused")
-            fate = self._fate(record, digest)
+            fate = self._fate(record, digest) if record is not None else f"counted in round {self._counted[lease_id]}"
             if fate is not None:
                 self._fates[lease_id] = fate
                 del self._open_acks[lease_id]
@@ -267,8 +268,7 @@ class Book:
                 continue
             number, person = record.lease.round, self._person(record.lease.worker)
             theirs = held.setdefault((number, person), set())
-            twice = theirs.intersection(record.lease.columns)
-            if twice:
+            if twice := theirs.intersection(record.lease.columns):
                 _broken(f"{person} holds column {min(twice)} twice in round {number}")
             theirs.update(record.lease.columns)
 

@@ -11,7 +11,7 @@ from coordinator.engine.past import submissions_of
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.state import EngineState
-from protocol.ids import LeaseId
+from protocol.ids import Digest, LeaseId
 from simulator.deterministic.broken import InvariantBroken
 from simulator.deterministic.disk import Disk
 
@@ -35,6 +35,16 @@ def payloads_without_leases(state: EngineState, disk: Disk) -> int:
     what the last event had dropped is not carried out.
     """
     return max(0, len(disk.payloads) - len(state.leases) - len(submissions_of(state.past_steps)))
+
+
+def counted_with(digest: Digest, state: EngineState) -> dict[LeaseId, str]:
+    """What became of the leases whose submissions have this payload, where they count or were told that they do not."""
+    records = state.leases.items()
+    return {
+        lease_id: f"counted in round {record.counted_in}"
+        for lease_id, record in records
+        if record.digest == digest and record.counted_in is not None
+    }
 
 
 def _check_leases(state: EngineState) -> None:
