@@ -82,7 +82,8 @@ async def test_a_block_that_is_not_what_was_signed_is_never_used(meeting: Meetin
     evil = meeting.evil
 
     async def other_bytes(request: pb.DownloadRequest) -> AsyncIterator[bytes]:
-        content = bytes(len(evil.content(request)))
+        honest = evil.content(request)
+        content = honest if request.lease_data else bytes(len(honest))
         for frame in frames_of(lambda start, length: content[start : start + length], len(content)):
             yield frame
 

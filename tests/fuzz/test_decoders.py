@@ -49,7 +49,7 @@ def test_every_method_is_fuzzed_on_both_sides():
     served = {method.rpartition("/")[2] for method in world().handlers}
     assert served == {*coordinator.KINDS, "Upload", "Download"}
     assert {*coordinator.KINDS} == {*coordinator.WORKERS, *coordinator.OPERATORS, *coordinator.STRANGERS}
-    asked = {*worker.CALLS, *worker.REPLIES, "GetManifest", "Download", "AskAudit"}
+    asked = {*worker.CALLS, *worker.REPLIES, "GetManifest", "Download", "AskAudit", "AnswerMeasure"}
     assert asked == served - {*coordinator.OPERATORS, "Check"}
     assert {"signed-manifest", "block-download", "sequences-download"} == {t.name for t in downloads.TARGETS}
 

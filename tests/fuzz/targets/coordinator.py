@@ -14,6 +14,7 @@ from coordinator.edge.operator_client import OperatorClient
 from coordinator.edge.server import HEALTH_SERVICE, OPERATOR_SERVICE
 from coordinator.edge.throttle import address_of
 from coordinator.edge.worker_calls import COORDINATOR_SERVICE
+from coordinator.work.measured import sizes_of
 from moe.layout import submission_specs
 from protocol.codecs import FP32
 from protocol.errors import RemoteError
@@ -48,6 +49,7 @@ KINDS: dict[str, type[Message]] = {
     "Heartbeat": pb.HeartbeatRequest,
     "CommitSubmission": pb.CommitSubmissionRequest,
     "GetManifest": pb.GetManifestRequest,
+    "AnswerMeasure": pb.AnswerMeasureRequest,
     "CreateInvite": pb.CreateInviteRequest,
     "GetStatus": pb.GetStatusRequest,
     "ListStatus": pb.ListStatusRequest,
@@ -59,7 +61,7 @@ KINDS: dict[str, type[Message]] = {
     "AskAudit": pb.AskAuditRequest,
     "Check": health_pb2.HealthCheckRequest,
 }
-WORKERS = ("AcquireLease", "ReturnLease", "Heartbeat", "CommitSubmission", "GetManifest")
+WORKERS = ("AcquireLease", "ReturnLease", "Heartbeat", "CommitSubmission", "GetManifest", "AnswerMeasure")
 OPERATORS = ("CreateInvite", "GetStatus", "ListStatus", "StopRun", "ChangeSetting", "ChangeStanding")
 STRANGERS = ("Enrol", "OpenSession", "AskAudit", "Check")
 
@@ -101,12 +103,18 @@ def _worker_calls() -> list[bytes]:
         )
         for lease_id in (there.marias, there.jans)
     ]  # fmt: skip
+    before, after = sizes_of(there.item)
     requests: dict[str, list[Message]] = {
         "AcquireLease": [pb.AcquireLeaseRequest(wait_s=30.0)],
         "ReturnLease": [pb.ReturnLeaseRequest(lease_id=lease, reason="enough") for lease in (there.marias, there.jans)],
         "Heartbeat": [pb.HeartbeatRequest(lease_id=there.marias, inner_step=1, train_loss=5.0, tokens_per_s=900.0)],
         "CommitSubmission": commits,
         "GetManifest": [pb.GetManifestRequest(version=0), pb.GetManifestRequest()],
+        "AnswerMeasure": [
+            pb.AnswerMeasureRequest(item_id=there.item.command_id, before=[5.0] * before, after=[4.0] * after),
+            pb.AnswerMeasureRequest(item_id=there.item.command_id, error="no memory"),
+            pb.AnswerMeasureRequest(item_id="measure:r9.9"),
+        ],
     }
     return _headed(WORKERS, requests)
 
@@ -217,6 +225,8 @@ def _downloads() -> list[bytes]:
         for offset in (0, column.payload_bytes - 100, column.payload_bytes)
     ]
     found += [pb.DownloadRequest(lease_data=there.marias, offset=offset) for offset in (0, 100)]
+    found += [pb.DownloadRequest(measure_data=there.item.command_id, offset=offset) for offset in (0, 100)]
+    found += [pb.DownloadRequest(measure_payload=there.item.command_id)]
     return [request.SerializeToString() for request in found]
 
 

@@ -22,17 +22,19 @@ from structlog.testing import capture_logs
 import coordinator.edge.auth
 from coordinator.edge.server import CoordinatorServer
 from coordinator.edge.throttle import EdgeLimits, Rate, Throttle
-from coordinator.engine.commands import Command, GrantLease
+from coordinator.engine.commands import Command, GrantLease, MeasureSubmission
 from coordinator.engine.engine import Engine
 from coordinator.engine.events import Event, LeaseRequested, SubmissionCommitted, WorkerEnrolled, WorkerSeen
 from coordinator.engine.records import command_from_json, command_to_json, event_from_json, event_to_json
 from coordinator.run.clock import Clocks
+from coordinator.run.delegation import Delegation
 from coordinator.run.folder import init_run
 from coordinator.run.opened import OpenedRun
 from coordinator.settings import RunSettings
 from protocol.errors import IllegalEvent, Unauthenticated
 from protocol.identity import PUBLIC_KEY_BYTES, PrivateIdentity
-from protocol.ids import digest_of
+from protocol.ids import WorkerId, digest_of
+from protocol.lease import DataRange
 from protocol.signing import CallSigner
 from tests.fuzz.fakes import Aborted, FakeContext, finish, stream
 from tests.fuzz.target import scratch
@@ -52,6 +54,17 @@ _UNLIMITED = Rate(burst=1 << 40, per_s=1e12)
 _NOTHING = Rate(burst=0, per_s=1e-9)
 
 
+class OneItem(Delegation):
+    """One worker has one item to measure, whatever it has said of it."""
+
+    def __init__(self, engine: Engine, holder: WorkerId, command: MeasureSubmission) -> None:
+        super().__init__(engine)
+        self._holder, self._command = holder, command
+
+    def held(self, worker: WorkerId, item_id: str) -> MeasureSubmission | None:
+        return self._command if (worker, item_id) == (self._holder, self._command.command_id) else None
+
+
 class StillPump:
     """The pump without its journal file: each event goes through the journal's format into the engine."""
 
@@ -61,6 +74,7 @@ class StillPump:
         self._deliver = deliver
         self._rest = json.dumps(engine.snapshot())
         self._touched = False
+        self.delegation: Delegation = Delegation(engine)
 
     async def submit(self, event: Event) -> list[Command]:
         """What the real one does, and that the journal gives back what was written."""
@@ -121,6 +135,8 @@ class World:
         self.stranger = PrivateIdentity.from_seed(bytes([3]) * 32)
         self._prepare_engine()
         self.pump = StillPump(self.parts.engine, folder.draw_secret(), self._deliver)
+        self.item = self._item()
+        self.pump.delegation = OneItem(self.parts.engine, self.maria.worker_id, self.item)
         server._parts = self.parts
         server.port = 50051
         self.run_folder, self.summary = folder, server.summary
@@ -171,6 +187,13 @@ class World:
                 payload_bytes=len(PAYLOAD), codec="fp32", inner_steps_done=2, train_loss_first=5.0,
                 train_loss_last=4.0, train_s=1.0,
             )
+        )  # fmt: skip
+
+    def _item(self) -> MeasureSubmission:
+        return MeasureSubmission(
+            command_id=f"measure:{self.jans}", lease=self.parts.engine.state.leases[self.jans].lease,
+            digest=digest_of(PAYLOAD), payload_bytes=len(PAYLOAD), codec="fp32", heldout_seed=1, measure_gain=True,
+            rows=DataRange(seed=1, start=0, count=8), delegate=True,
         )  # fmt: skip
 
     def _deliver(self, command: GrantLease) -> None:
