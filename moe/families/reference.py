@@ -32,6 +32,9 @@ columns, made, imported and exported. Each is a row of data in `moe/families`
 ([why](decisions/0018-families-as-data.md), [which keys](decisions/0037-keys-from-the-classes.md));
 `tests/moe/test_families.py` runs one contract on every row: slice and merge to the bit, export that `transformers`
 opens alone without a missing or a surplus key and with the same logits, a closed configuration that means what it says.
+`tests/moe/test_family_shards.py` holds logits and gradients of a frozen shard against the whole model's,
+`tests/simulator/test_family_runs.py` trains two rounds of each and computes a lease again to the bit, and
+`tests/simulator/test_family_processes.py` (`make soak`) trains six that differ most by real processes.
 
 - **absent**: whether a shard can do without the columns that it does not hold; where it cannot, they are frozen ones.
   *groups*: the held columns must come equally from each group that the router chooses from.
