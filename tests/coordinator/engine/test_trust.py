@@ -208,11 +208,14 @@ def test_a_share_is_counted_and_no_streak(pattern: str, after: int | None) -> No
 
 @pytest.mark.parametrize(("rate", "most"), [(0.01, 4), (0.02, 20)])
 def test_honest_workers_are_practically_never_set_aside(rate: float, most: int) -> None:
-    """Of 20,000 honest workers with 300 submissions each. Expected: 1.5 at 1 %, 12 at 2 %, all in their first nine."""
+    """Of 20,000 honest workers, each twentieth with 300 submissions, the others with thirty.
+
+    Expected: 1.5 at 1 %, 12 at 2 %, all in their first nine.
+    """
     chance, aside = random.Random(17), 0
-    for _ in range(20_000):
+    for worker in range(20_000):
         record = NEW
-        for number in range(300):
+        for number in range(30 if worker % 20 else 300):
             if chance.random() < rate:
                 record = judged(CONFIG, record, r.HELDOUT_GAIN_TOO_SMALL)
                 if record.quarantine is not None:
