@@ -1,7 +1,6 @@
 """Why things stand as they stand, in words with numbers, from the state alone. Decides nothing.
 
-`waits` says why the round is not closed, `wait_reason` why one worker has no lease. For operators; what the volunteers
-themselves read is in `telling.py`.
+`waits` says why the round is not closed, `wait_reason` why one worker has no lease; what volunteers read: `telling.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from coordinator.engine import arithmetic, audits, dispatch, pacing, quorum, rounds, vouching
+from coordinator.engine import arithmetic, audits, dispatch, measuring, pacing, quorum, rounds, vouching
 from coordinator.engine.commands import (
     AggregateRound,
     CompareSubmissions,
@@ -69,13 +68,12 @@ def first_waits(state: EngineState, now_s: float, *, most: int) -> tuple[tuple[W
     outlook = quorum.outlook_of(at)
     columns = [*_trunk(outlook), *_columns(at, outlook)]
     expected = [record for record in at.leases.values() if at.is_awaited(record)]
-    awaited = [record for record in expected if record.status is not LeaseStatus.UPLOADED]
-    awaited += quorum.absent_commits(at)
-    awaited += [record for record in expected if record.status is LeaseStatus.UPLOADED]
-    audited = list(audits.awaited(at))
+    awaited = sorted([*expected, *quorum.absent_commits(at)], key=lambda one: one.status is LeaseStatus.UPLOADED)
+    audited, again = list(audits.awaited(at)), measuring.under_way_again(at)
     shown = [*columns, *(_lease(at, record) for record in awaited[: max(0, most - len(columns))])]
-    shown = [*shown, *(_audit(at, record) for record in audited[: max(0, most - len(shown))])][:most]
-    return tuple(shown), len(columns) + len(awaited) + len(audited) - len(shown)
+    shown = [*shown, *(_audit(at, record) for record in audited[: max(0, most - len(shown))])]
+    shown = [*shown, *(_command(at, command) for command in again[: max(0, most - len(shown))])][:most]
+    return tuple(shown), len(columns) + len(awaited) + len(audited) + len(again) - len(shown)
 
 
 def audit_plan(state: EngineState) -> str:
@@ -280,8 +278,8 @@ def _settled_reason(state: EngineState, outlook: Outlook, standing: ColumnStandi
 
 
 def _lease(state: EngineState, record: LeaseRecord) -> Wait:
-    measuring = record.status is LeaseStatus.UPLOADED
-    reason = f"{record.payload_bytes} bytes arrived; being screened" if measuring else _lease_reason(state, record)
+    here = record.status is LeaseStatus.UPLOADED
+    reason = f"{record.payload_bytes} bytes arrived; being screened" if here else _lease_reason(state, record)
     return Wait(subject=f"lease {record.lease.lease_id}", reason=reason)
 
 
@@ -331,6 +329,8 @@ def _doing(command: SlowCommand) -> str:
         again = f"{len(command.steps)} outer steps again from version {command.from_version} on"
         return f"taking {again}, without banned workers, into version {command.version}"
     if isinstance(command, MeasureSubmission):
+        if command.command_id == measuring.again_id(command.lease.lease_id):
+            return f"measuring lease {command.lease.lease_id} again: a worker's word on it is not enough"
         return f"screening lease {command.lease.lease_id}"
     if isinstance(command, ReplayLease | CompareSubmissions):
         return f"auditing lease {command.lease.lease_id}"

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from coordinator.engine import pacing
 from coordinator.engine.answers import GainAnswer
-from coordinator.engine.commands import MeasureSubmission
+from coordinator.engine.commands import MeasureSubmission, SlowCommand
 from coordinator.engine.early_stops import early_stop
 from coordinator.engine.rows import LeaseRecord, WorkerRecord
 from coordinator.engine.state import EngineState
@@ -128,6 +128,6 @@ def again_id(lease_id: LeaseId) -> str:
     return f"{_AGAIN}{lease_id}"
 
 
-def under_way_again(state: EngineState) -> int:
-    """Accepted submissions that are being measured again: no round closes without what comes of it."""
-    return sum(1 for command_id in state.pending if command_id.startswith(_AGAIN))
+def under_way_again(state: EngineState) -> list[SlowCommand]:
+    """Of accepted submissions that are being measured again: no round closes without what comes of it."""
+    return [command for command_id, command in state.pending.items() if command_id.startswith(_AGAIN)]

@@ -178,7 +178,7 @@ def outlook_of(state: EngineState) -> Outlook:
         awaited=tally.awaited_in_time,
         stragglers=tally.awaited_steady,
         out=tally.awaited,
-        measuring=state.index.measuring + measuring.under_way_again(state),
+        measuring=state.index.measuring + len(measuring.under_way_again(state)),
         auditing=sum(1 for _ in audits.awaited(state)),
         settled=standings.is_settled(),
     )

@@ -161,6 +161,8 @@ def test_a_liars_results_are_measured_again_before_the_round_closes(crew: Any) -
     measured(crew, "mia", by="ben", answers=("ben", "anna"))
     measured(crew, "noa", answers=("anna",), false=("anna",))
     pending = set(crew.engine.state.pending)
+    told = [wait.reason for wait in crew.engine.explain()]
+    assert any(f"measuring lease {crew.lease('kim').lease_id} again" in reason for reason in told), "and says so"
     expected = {f"again:{crew.lease(name).lease_id}" for name in ("kim", "lee")}
     assert expected == {command_id for command_id in pending if command_id.startswith("again:")}, "and not ben's"
     assert crew.phase is not Phase.AGGREGATING
