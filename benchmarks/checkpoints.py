@@ -28,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.coordinator_memory import anonymous_mb
 from benchmarks.report import Row, machine, print_rows, write_json
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _run(step: str, size: str, place: str) -> list[Row]:
         listener.start()
         while child.poll() is None:
             phase = said[-1]["phase"]
-            peaks[phase] = max(peaks.get(phase, 0.0), _anonymous_mb(child.pid))
+            peaks[phase] = max(peaks.get(phase, 0.0), anonymous_mb(child.pid))
             time.sleep(INTERVAL_S)
         listener.join()
     if child.returncode:
@@ -104,16 +105,6 @@ def _run(step: str, size: str, place: str) -> list[Row]:
         for before, after in itertools.pairwise(said)
         if before["phase"] not in ("start", "idle")
     ]
-
-
-def _anonymous_mb(pid: int) -> float:
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    except (FileNotFoundError, ProcessLookupError):  # it has just ended
-        pass
-    return 0.0
 
 
 def _say(phase: str, given: Path) -> None:

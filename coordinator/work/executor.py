@@ -51,6 +51,7 @@ from coordinator.store.versions import Versions, frozen_columns
 from coordinator.work import harm
 from coordinator.work.gains import GainMeasure, WorkSettings
 from coordinator.work.known_norms import KnownNorms
+from coordinator.work.measured import carrying
 from coordinator.work.outer import RoundAggregator
 from coordinator.work.port import Replay, Work
 from coordinator.work.rebuilding import rebuild
@@ -134,23 +135,16 @@ class Executor(Work):
         gains, false = self._gains.measured(
             command, base.manifest, lambda share: self._resident.less(base, submission if share else {}, share)
         )
-        return SubmissionMeasured(
+        decoded = SubmissionMeasured(
             at_s=self._clock(),
             command_id=command.command_id,
             lease_id=command.lease.lease_id,
             malformed="",
             norms=norms,
-            heldout_gain=gains.part,
-            heldout_gain_se=gains.part_se,
-            full_gain=gains.full,
-            full_gain_se=gains.full_se,
-            own_gain=gains.own,
-            part_spread=gains.part_spread,
-            part_sequences=gains.part_sequences,
-            full_sequences=gains.full_sequences,
             answers=command.answers,
             false=false,
         )
+        return carrying(decoded, gains)
 
     @execute.register
     def _(self, command: AggregateRound) -> Event:

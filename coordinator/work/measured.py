@@ -128,9 +128,13 @@ def with_gains(
     event: SubmissionMeasured, gains: Gains, answers: Sequence[GainAnswer], *, at_s: float
 ) -> SubmissionMeasured:
     """What was decoded here, with what others measured: the first of `answers` is taken."""
+    return replace(carrying(event, gains), at_s=at_s, measured_by=answers[0].worker, answers=tuple(answers))
+
+
+def carrying(event: SubmissionMeasured, gains: Gains) -> SubmissionMeasured:
+    """The event with these gains."""
     return replace(
         event,
-        at_s=at_s,
         heldout_gain=gains.part,
         heldout_gain_se=gains.part_se,
         full_gain=gains.full,
@@ -139,8 +143,6 @@ def with_gains(
         part_spread=gains.part_spread,
         part_sequences=gains.part_sequences,
         full_sequences=gains.full_sequences,
-        measured_by=answers[0].worker,
-        answers=tuple(answers),
     )
 
 

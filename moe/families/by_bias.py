@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from moe.families.family import Family, PerExpert, fused, router_of
+from moe.families.family import LOCAL, N_ROUTED, Family, PerExpert, fused, router_of
 from moe.families.keys import Key
 
 _BIAS: Final = PerExpert(suffix=".mlp.gate.e_score_correction_bias")
-_N_ROUTED: Final = {"num_experts": "n_routed_experts"}
-_LOCAL: Final = {"num_experts": "num_local_experts"}
 
 
 def _by_bias(model_type: str, class_name: str, **other: Any) -> Family:
@@ -24,7 +22,7 @@ def _by_bias(model_type: str, class_name: str, **other: Any) -> Family:
         "selection_bias": _BIAS,
         "groups": ("n_group", "topk_group"),
         "expert_width": "moe_intermediate_size",
-        "spelt": _N_ROUTED,
+        "spelt": N_ROUTED,
     }
     return Family(model_type=model_type, class_name=class_name, **(usual | other))
 
@@ -46,13 +44,13 @@ BY_BIAS: Final = (
     _by_bias(
         "bailing_hybrid",
         "BailingHybridForCausalLM",
-        spelt=_LOCAL,
+        spelt=LOCAL,
         micro={"layer_types": ["linear_attention", "full_attention"]},
     ),
     _by_bias(
         "kimi_linear",
         "KimiLinearForCausalLM",
-        spelt=_LOCAL,
+        spelt=LOCAL,
         micro={"layer_types": ["linear_attention", "full_attention"], "linear_head_dim": 8, "linear_num_heads": 2},
     ),
     _by_bias("kolibri1", "Kolibri1ForCausalLM", groups=None, spelt={}),
@@ -154,7 +152,7 @@ BY_BIAS: Final = (
         balance="class",
         groups=None,
         expert_width="intermediate_size",
-        spelt=_LOCAL,
+        spelt=LOCAL,
     ),
     _by_bias(
         "minimax_m3_vl_text",
@@ -163,7 +161,7 @@ BY_BIAS: Final = (
         balance="class",
         groups=None,
         expert_width="intermediate_size",
-        spelt=_LOCAL,
+        spelt=LOCAL,
     ),
     _by_bias(
         "ernie4_5_moe",

@@ -5,13 +5,25 @@ Decides what they are made of. Within each part, rows are like the one above the
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
-from moe.families.family import Family, PerExpert, fused, router_of
+from moe.families.family import LOCAL, N_ROUTED, Family, PerExpert, fused, router_of
 from moe.families.keys import COMMON, WIDTH, Key
 
-_N_ROUTED: Final = {"num_experts": "n_routed_experts"}
-_LOCAL: Final = {"num_experts": "num_local_experts"}
+
+def _granite(model_type: str, class_name: str, **other: Any) -> Family:
+    """Softmax over the chosen experts' logits, in a block of its own."""
+    return Family(
+        model_type=model_type,
+        class_name=class_name,
+        experts=fused("block_sparse_moe.experts"),
+        router=router_of("block_sparse_moe.router.weight"),
+        scores="softmax of chosen",
+        renormalises=True,
+        spelt=LOCAL,
+        **other,
+    )
+
 
 BY_LOSS: Final = (
     # Softmax routers whose class balances them by a loss of its own.
@@ -76,7 +88,7 @@ BY_LOSS: Final = (
         model_type="minimax",
         class_name="MiniMaxForCausalLM",
         renormalises=True,
-        spelt=_LOCAL,
+        spelt=LOCAL,
         own_keys={"layer_types": Key(kind=str, choices=("full_attention", "linear_attention"), listed=True)},
         micro={"block_size": 8},
     ),
@@ -89,42 +101,16 @@ BY_LOSS: Final = (
         micro={"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4, "mamba_dt_rank": 4},
         own_keys={"mamba_dt_rank": Key(kind=int, low=1, high=1 << 16)},
     ),
-    Family(
-        model_type="granitemoe",
-        class_name="GraniteMoeForCausalLM",
-        experts=fused("block_sparse_moe.experts"),
-        router=router_of("block_sparse_moe.router.weight"),
-        scores="softmax of chosen",
-        renormalises=True,
-        spelt=_LOCAL,
-    ),
-    Family(
-        model_type="granitemoeshared",
-        class_name="GraniteMoeSharedForCausalLM",
-        experts=fused("block_sparse_moe.experts"),
-        router=router_of("block_sparse_moe.router.weight"),
-        scores="softmax of chosen",
-        renormalises=True,
-        spelt=_LOCAL,
-    ),
-    Family(
-        model_type="granitemoe_swa",
-        class_name="GraniteMoeSWAForCausalLM",
-        experts=fused("block_sparse_moe.experts"),
-        router=router_of("block_sparse_moe.router.weight"),
-        scores="softmax of chosen",
-        renormalises=True,
-        spelt=_LOCAL,
+    _granite("granitemoe", "GraniteMoeForCausalLM"),
+    _granite("granitemoeshared", "GraniteMoeSharedForCausalLM"),
+    _granite(
+        "granitemoe_swa",
+        "GraniteMoeSWAForCausalLM",
         own_keys={"layer_rope_theta": Key(kind=float, low=0.0, high=1e12, listed=True)},
     ),
-    Family(
-        model_type="granitemoehybrid",
-        class_name="GraniteMoeHybridForCausalLM",
-        experts=fused("block_sparse_moe.experts"),
-        router=router_of("block_sparse_moe.router.weight"),
-        scores="softmax of chosen",
-        renormalises=True,
-        spelt=_LOCAL,
+    _granite(
+        "granitemoehybrid",
+        "GraniteMoeHybridForCausalLM",
         own_keys={"mamba_d_head": Key(kind=int, low=1, high=1 << 12)},
         without=("time_step_limit",),
         micro={
@@ -147,7 +133,7 @@ BY_LOSS: Final = (
         router=(*router_of("mlp.router.weight"), PerExpert(suffix=".mlp.router.bias")),
         scores="softmax of chosen",
         renormalises=True,
-        spelt=_LOCAL,
+        spelt=LOCAL,
     ),
     Family(
         model_type="dbrx",
@@ -229,7 +215,7 @@ BY_LOSS: Final = (
         balance="ours",
         groups=("n_group", "topk_group"),
         expert_width="moe_intermediate_size",
-        spelt=_N_ROUTED,
+        spelt=N_ROUTED,
         micro={"topk_method": "group_limited_greedy"},
     ),
     Family(

@@ -28,6 +28,11 @@ OUR_BALANCE_COEFFICIENT: Final = 0.001
 do."""
 
 
+N_ROUTED: Final = {"num_experts": "n_routed_experts"}
+LOCAL: Final = {"num_experts": "num_local_experts"}
+"""How two kinds of classes spell the number of experts (`Family.spelt`)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerExpert:
     """A tensor with a part for each expert, named by what its state-dict name ends in."""

@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -149,6 +149,23 @@ class Swarm:
         return agent, recorder, task
 
 
+AnySwarm = TypeVar("AnySwarm", bound=Swarm)
+
+
+@contextlib.asynccontextmanager
+async def served(made: AnySwarm) -> AsyncIterator[AnySwarm]:
+    """Started, and at the end all of it stopped."""
+    await made.start()
+    try:
+        yield made
+    finally:
+        for task in made.tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await made.stop()
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
@@ -178,16 +195,8 @@ async def swarm(tmp_path: Path, corpus: Path) -> AsyncIterator[Swarm]:
         },
     )
     folder = await asyncio.to_thread(init_run, tmp_path / "run", settings)
-    made = Swarm(folder, tmp_path)
-    await made.start()
-    try:
+    async with served(Swarm(folder, tmp_path)) as made:
         yield made
-    finally:
-        for task in made.tasks:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        await made.stop()
 
 
 @pytest.fixture

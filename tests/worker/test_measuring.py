@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,7 +36,7 @@ from protocol.lease import DataRange
 from protocol.recipe import Recipe
 from protocol.submission import encode_submission
 from protocol.v1 import barnraise_pb2 as pb
-from tests.worker.conftest import Swarm
+from tests.worker.conftest import Swarm, served
 from worker.fetched import FetchedItem, MeasuredPart
 from worker.measuring import check_item
 from worker.ports import Measurer
@@ -70,18 +70,8 @@ class Lying:
         return before, [loss + 1.0 for loss in after]
 
 
-@contextlib.asynccontextmanager
-async def served(root: Path, settings: RunSettings) -> AsyncIterator[Swarm]:
-    made = Swarm(await asyncio.to_thread(init_run, root / "run", settings), root)
-    await made.start()
-    try:
-        yield made
-    finally:
-        for task in made.tasks:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        await made.stop()
+async def made(root: Path, settings: RunSettings) -> Swarm:
+    return Swarm(await asyncio.to_thread(init_run, root / "run", settings), root)
 
 
 async def crew(swarm: Swarm, lies: str = "") -> list[asyncio.Task[Any]]:
@@ -120,7 +110,7 @@ def watched(swarm: Swarm) -> tuple[EngineState, list[SubmissionMeasured]]:
 
 
 async def test_all_gains_are_measured_by_others_and_all_twice(tmp_path: Path, settings: Settings) -> None:
-    async with served(tmp_path, settings(checked_share=1.0)) as swarm:
+    async with served(await made(tmp_path, settings(checked_share=1.0))) as swarm:
         state, measured = watched(swarm)
         await ended(await crew(swarm))
     assert len(measured) == 6
@@ -136,7 +126,7 @@ async def test_all_gains_are_measured_by_others_and_all_twice(tmp_path: Path, se
 async def test_a_worker_that_lies_of_what_it_measured_is_found_out_and_nobody_pays_for_it(
     tmp_path: Path, settings: Settings
 ) -> None:
-    async with served(tmp_path, settings(checked_share=1.0)) as swarm:
+    async with served(await made(tmp_path, settings(checked_share=1.0))) as swarm:
         state, measured = watched(swarm)
         tasks = await crew(swarm, lies="anna")
         await ended(tasks)

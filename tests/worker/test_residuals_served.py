@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -37,7 +36,7 @@ from protocol.tensors import decode_tensors
 from protocol.v1 import barnraise_pb2 as pb
 from tests.coordinator.engine.test_openings import audited, deliver
 from tests.protocol.test_made_up_codec import EightBits
-from tests.worker.conftest import Swarm
+from tests.worker.conftest import Swarm, served
 from tests.worker.leases import changed_lease, lease_message, read_lease
 from worker.messages import EXIT_OK
 from worker.train.replay import replay_lease
@@ -70,14 +69,8 @@ async def feeding_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Callable[..., RunSettings]
 ) -> AsyncIterator[Swarm]:
     monkeypatch.setitem(CODECS, "eight_bits", EightBits())
-    made = Swarm(await asyncio.to_thread(init_run, tmp_path / "run", settings()), tmp_path)
-    await made.start()
-    yield made
-    for task in made.tasks:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-    await made.stop()
+    async with served(Swarm(await asyncio.to_thread(init_run, tmp_path / "run", settings()), tmp_path)) as made:
+        yield made
 
 
 def state_of(run: RunFolder) -> EngineState:

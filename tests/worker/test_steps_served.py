@@ -13,7 +13,7 @@ from coordinator.edge.server import CoordinatorServer
 from coordinator.run.folder import init_run
 from coordinator.settings import RunSettings
 from protocol.ids import TRUNK, Digest
-from tests.worker.conftest import Swarm
+from tests.worker.conftest import Swarm, served
 from worker.client import CoordinatorClient
 from worker.messages import EXIT_OK
 from worker.train.replay import replay_lease
@@ -39,13 +39,8 @@ async def audited(tmp_path: Path, corpus: Path) -> AsyncIterator[Audited]:
     }  # fmt: skip
     settings = RunSettings(preset="tiny", data=str(corpus), port=0, sequence_length=32, codec="fp32",
                            heldout_limit=4, screening_sequences=4, engine=engine)  # fmt: skip
-    made = Audited(await asyncio.to_thread(init_run, tmp_path / "run", settings), tmp_path)
-    await made.start()
-    yield made
-    for task in made.tasks:
-        task.cancel()
-    await asyncio.gather(*made.tasks, return_exceptions=True)
-    await made.stop()
+    async with served(Audited(await asyncio.to_thread(init_run, tmp_path / "run", settings), tmp_path)) as made:
+        yield made
 
 
 async def test_later_rounds_come_by_steps_and_are_computed_again_to_the_same(
