@@ -300,7 +300,8 @@ def test_neither_way_takes_the_memory_of_a_tensor(tmp_path: Path) -> None:
     for _, tensors in checkpoint_blocks(found, cut, look):
         written_bytes += sum(len(part) for part in fp32_parts(tensors))
     assert written_bytes > cut.total_bytes
-    assert peak - idle < 64e6, "a span or two, not a tensor"
+    # a span takes 25 MB and two may be held at once; what the allocator keeps besides differs between machines by 30 MB
+    assert peak - idle < 110e6, "a span or two, not a tensor"
     mapped: Blocks = {
         block: {spec.name: in_file(tmp_path / "zeros", spec.shape) for spec in cut.block_specs(block)}
         for block in cut.blocks
