@@ -3,7 +3,9 @@
 Decides how much of a round's budget is left, and with which probability a lease that was drawn is paid for. Most of a
 budget that is too small goes to whom the least is known of: first whoever is in doubt, then workers by how many of
 their leases somebody has computed again, fewest first, founders and who stands accused last. So each of n always-liars
-is looked at once in every n audits, where draws among all would leave one in three of them out. The rest of it (`EVEN`)
+is looked at once in every n audits, where draws among all would leave one in three of them out. In an open run, where
+newcomers count nowhere until their first leases were computed again, whoever has most of these behind it comes first
+of them: one record after another is complete, in place of all of them at the very end. The rest of it (`EVEN`)
 goes to anybody alike: who guesses that it has just been audited is not safe. Holds always: what is expected to be paid
 for is what the budget has; nobody's probability depends on how early it came. See docs/decisions/0043.
 """
@@ -36,7 +38,10 @@ def turn_of(config: EngineConfig, worker: WorkerRecord) -> int:
         return _TURNS - 1
     if is_doubted(config, worker):
         return 0
-    return 1 + min(KNOWN, worker.audits_passed + worker.audits_failed + worker.undecided_in_row)
+    looked_at = worker.audits_passed + worker.audits_failed + worker.undecided_in_row
+    if config.open_run:
+        return 1 + min(KNOWN, config.audits.first - 1 - looked_at) if looked_at < config.audits.first else 1 + KNOWN
+    return 1 + min(KNOWN, looked_at)
 
 
 def expect(state: EngineState, lease: GrantedLease) -> None:

@@ -241,6 +241,21 @@ def test_a_small_budget_goes_to_who_is_in_doubt_first_and_to_founders_last(audit
     assert audit_budget.share_paid(s.engine.state, worker(s, "f")) == 1.0, "a budget that is enough pays for all"
 
 
+def test_a_small_budget_of_an_open_run_completes_one_record_after_another(audited_swarm):
+    """Nobody counts there before its first leases were computed again: two of each in 16 rounds would be no use."""
+    names = tuple(f"w{number}" for number in range(8))
+    s = audited_swarm(*names, max_rounds=99, quorum=8, open_run=True, audits={"budget": 1.0, "first": 4})
+    for _ in range(16):
+        s.ask(*names)
+        s.after(1)
+        s.submit(*names)
+        for lease_id in replays(s):
+            s.audited(lease_id)
+        end_round(s)
+    complete = [name for name in names if worker(s, name).audits_passed >= 4]
+    assert len(complete) >= 2, "in turns, the first would be complete after 25 rounds"
+
+
 def test_what_is_left_over_is_kept_for_one_round(audited_swarm, chance):
     chance(0.0)
     s = audited_swarm("a", max_rounds=9, quorum=1, audits={"budget": 4.0})
