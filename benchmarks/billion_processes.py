@@ -153,6 +153,9 @@ def fix(folder: Path, plan: BillionPlan, pipe: Connection) -> None:
 def serve(folder: Path, rounds: int, pipe: Connection) -> None:
     """The coordinator, until the last version is validated; tells its port, then what it came to."""
     from coordinator.edge.server import CoordinatorServer
+    from coordinator.run.allocator import keep_little
+
+    keep_little()  # as `barnraise coordinator run` does
 
     async def run() -> None:
         server = CoordinatorServer(RunFolder.open(folder))

@@ -227,11 +227,13 @@ def _work(plan: dict[str, Any]) -> None:
     """Say each phase before it begins; end where the last one does."""
     import torch
 
+    from coordinator.run.allocator import keep_little
     from coordinator.store.artifacts import ArtifactStore
     from coordinator.store.versions import Versions
     from coordinator.work.executor import Executor
     from coordinator.work.gains import WorkSettings
 
+    keep_little()
     torch.set_num_threads(1)
     root, (_, cut) = Path(plan["folder"]), _layout(plan["shape"])
     store, tokens = ArtifactStore(root / "artifacts"), _Tokens()

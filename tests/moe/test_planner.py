@@ -6,10 +6,10 @@ import torch
 from moe.full import full_model, initial_blocks, sequence_losses
 from moe.layout import layout
 from moe.planner import activation_bytes, plan, sequences_at_once
-from tests.live_tensors import LiveTensors
 from moe.presets import preset
 from moe.shard import build_shard
 from protocol.residency import ABSENT, FROZEN
+from tests.live_tensors import LiveTensors
 
 
 def test_more_memory_never_holds_fewer_columns(config, residency):
