@@ -1,6 +1,6 @@
 """A run of a billion parameters, end to end on one small machine: seconds by stage, memory, bytes each way.
 
-    python -m benchmarks.billion [--quick] [--json FILE] [--rounds N] [--workers N]
+    python -m benchmarks.billion [--quick] [--experts N] [--json FILE] [--rounds N] [--workers N]
 
 Everything is the product's own, in processes of its own: the coordinator (engine, journal, edge, executor, 4 GB of
 version 0 on disk) and each worker's agent (session, signed calls over TLS, fetcher, block cache, outbox). In place of
@@ -15,13 +15,15 @@ rest of it), `measure`, `aggregate` (trust region included), `validate`; and `wh
 coordinator's processor seconds; of the whole run the coordinator's anonymous memory at most (RssAnon, read every
 20 ms) beside the model's, bytes up and down, versions published, submissions accepted and refused, held-out loss. Linux
 only.
-`--quick`: a model of half a megabyte. The whole takes 23 GB of disk and ten gigabytes of memory.
+`--quick`: a model of half a megabyte. `--experts`: fewer columns of the same size, a smaller model whose largest block
+is as large. The whole takes 23 GB of disk and ten gigabytes of memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import tempfile
 import threading
@@ -160,12 +162,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under a minute: a tiny model, same columns")
     parser.add_argument("--json", type=Path, metavar="FILE", default=None, help="write the rows to FILE, too")
+    parser.add_argument("--experts", type=int, default=BILLION.experts, help="columns of 25 million parameters each")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--workers", type=int, default=3)
     args = parser.parse_args()
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     rounds = 2 if args.quick else args.rounds
-    plan = BillionPlan(shape=LITTLE if args.quick else BILLION, rounds=rounds, workers=args.workers)
+    shape = LITTLE if args.quick else dataclasses.replace(BILLION, experts=args.experts)
+    plan = BillionPlan(shape=shape, rounds=rounds, workers=args.workers)
     with tempfile.TemporaryDirectory(prefix="barnraise-billion-") as folder:
         rows = play(Path(folder), plan)
     print(machine())

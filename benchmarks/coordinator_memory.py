@@ -1,15 +1,16 @@
 """What a coordinator's slow work takes of a machine's memory: anonymous peak against model size and workers.
 
-    python -m benchmarks.coordinator_memory [--quick | --large] [--codec NAME] [--json FILE]
+    python -m benchmarks.coordinator_memory [--quick | --large] [--only SHAPE] [--codec NAME] [--json FILE]
 
 For each row a fresh process has a version 0 and `workers` submissions on disk (each of the trunk and two columns, steps
 towards another model and noise) and carries out, in a thread as the coordinator does, what a round asks of its
-executor: it measures four of them, gains included; makes version 1 of all by the trimmed mean with outer momentum, and
-compares it with version 0; validates it; and makes version 2 of them by centered clipping. Another process reads its
-`RssAnon` every few milliseconds: memory that only it has, without the page cache, which is given back when
-others need it. `idle_mb` is what Python, torch and transformers take before anything is asked; `beyond_mb` is the peak
-less one fp32 model and less idle. Beyond 16 workers, workers share payload files (their rows are read and decoded one
-by one all the same). Linux only.
+executor: it measures four of them, gains included; makes version 1 of all by the trimmed mean with outer momentum,
+writes the steps to it in 4 bits as runs do, and compares it with version 0; validates it; and makes version 2 of them
+by centered clipping. Another process reads its `RssAnon` every few milliseconds: memory that only it has, without the
+page cache, which is given back when others need it. `idle_mb` is what Python, torch and transformers take before
+anything is asked; `beyond_mb` is the peak less one fp32 model and less idle. Beyond 16 workers, workers share payload
+files (their rows are read and decoded one by one all the same). FILE has each row as soon as it is measured, and rows
+that are there already are not measured again: a run that was cut off goes on. Linux only.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ MEASURED = 4
 """Submissions; each has the memory to itself before the next begins."""
 PAYLOADS = 16
 SEQUENCE_LENGTH = 64
-SEQUENCES = 4
+SEQUENCES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +82,15 @@ def main() -> None:
         return
     print(machine())
     sizes = QUICK if options.quick else LARGE if options.large else USUAL
-    rows = [row(shape, workers, options.codec) for shape, workers in sizes if options.only in (None, shape)]
+    rows: list[Row] = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
+    known = {(one["model"], one["workers"], one["codec"]) for one in rows}
+    for shape, workers in sizes:
+        if options.only in (None, shape) and (shape, workers, options.codec) not in known:
+            rows.append(row(shape, workers, options.codec))
+            print_rows(rows[-1:])
+            if options.json is not None:
+                write_json(options.json, rows)
     print_rows(rows)
-    if options.json is not None:
-        write_json(options.json, rows)
 
 
 def row(shape: str, workers: int, codec: str) -> Row:
@@ -221,17 +227,19 @@ def _work(plan: dict[str, Any]) -> None:
     """Say each phase before it begins; end where the last one does."""
     import torch
 
+    from coordinator.run.allocator import keep_little
     from coordinator.store.artifacts import ArtifactStore
     from coordinator.store.versions import Versions
     from coordinator.work.executor import Executor
     from coordinator.work.gains import WorkSettings
 
+    keep_little()
     torch.set_num_threads(1)
     root, (_, cut) = Path(plan["folder"]), _layout(plan["shape"])
     store, tokens = ArtifactStore(root / "artifacts"), _Tokens()
     settings = WorkSettings(
-        sequence_length=SEQUENCE_LENGTH, heldout_limit=SEQUENCES, screening_sequences=SEQUENCES, evaluation_batch=4,
-        evaluation_device="cpu", keep_checkpoints=1,
+        sequence_length=SEQUENCE_LENGTH, heldout_limit=SEQUENCES, screening_sequences=SEQUENCES,
+        evaluation_batch=SEQUENCES, evaluation_device="cpu", keep_checkpoints=1,
     )  # fmt: skip
     executor = Executor(
         settings=settings, layout=cut, payloads=store.payloads,
@@ -260,6 +268,7 @@ def _work(plan: dict[str, Any]) -> None:
 def _round(plan: dict[str, Any], cut: Layout, executor: Any) -> Iterator[tuple[str, Any]]:
     """Phases and commands, each made when the one before has been carried out."""
     from coordinator.engine import commands as cm
+    from coordinator.engine.down_config import DownConfig
     from protocol.ids import RoundNumber, Version
 
     versions = executor._versions
@@ -276,7 +285,7 @@ def _round(plan: dict[str, Any], cut: Layout, executor: Any) -> Iterator[tuple[s
     before = cm.PublishedVersion(version=Version(0), manifest=versions.manifest_digest(0))
     common: dict[str, Any] = {
         "round": RoundNumber(1), "contributions": contributions, "clips": (), "outer_learning_rate": 0.7,
-        "outer_momentum": 0.9, "seed": 1, "oldest_needed": Version(0),
+        "outer_momentum": 0.9, "seed": 1, "oldest_needed": Version(0), "down": DownConfig(),
     }  # fmt: skip
     yield "trimmed_mean", cm.AggregateRound(
         command_id="aggregate:1", parent_version=Version(0), parent_manifest=before.manifest, version=Version(1),

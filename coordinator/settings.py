@@ -118,7 +118,7 @@ class RunSettings(BaseModel):
     """Share of the training sequences that the run keeps, in secret, to measure submissions on; 0, or none in a run
     that has begun: they are measured on the public held-out part. `init` makes none 0.01, where the data allow it."""
     evaluation_batch: int = Field(default=32, ge=1)
-    """Sequences evaluated at a time."""
+    """Sequences evaluated at a time, at most: on a CPU fewer where 256 MiB would not hold what passes of them."""
     evaluation_device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     """Where screening and validation compute their losses."""
     keep_checkpoints: int = Field(default=3, ge=1)

@@ -91,10 +91,27 @@ def _lines(layout: Layout, columns: int, tokens: int, compute_bytes: int) -> tup
 
 def activation_bytes(layout: Layout, tokens: int, compute_bytes: int = FP32_BYTES) -> int:
     """Upper estimate of what forward keeps for backward, and of the largest passing tensors, for so many tokens."""
+    layers, sparse = layout.config_json["num_hidden_layers"], layout.expert_layers
+    attention, expert, dense = _layer_bytes(layout, tokens, compute_bytes)
+    # Logits, their log-softmax and their gradient in fp32.
+    head = 3 * _logits_bytes(layout, tokens)
+    return int(layers * attention + sparse * expert + (layers - sparse) * dense + head)
+
+
+def sequences_at_once(layout: Layout, wanted: int, sequence_length: int, memory_bytes: int) -> int:
+    """How many sequences go through a whole fp32 model at a time where nothing is kept for backward: `wanted`, or as
+    few as `memory_bytes` hold what passes of, by the same upper estimate; one at the least.
+    """
+    attention, expert, dense = _layer_bytes(layout, sequence_length, FP32_BYTES)
+    # One layer's tensors at a time, and at the end logits and their log-softmax.
+    passing = max(attention + max(expert, dense), 2 * _logits_bytes(layout, sequence_length))
+    return max(1, min(wanted, memory_bytes // passing))
+
+
+def _layer_bytes(layout: Layout, tokens: int, compute_bytes: int) -> tuple[int, int, int]:
+    """Of one layer: attention, experts, and what is there in place of experts."""
     values: Any = layout.config_json
-    hidden, layers = values["hidden_size"], values["num_hidden_layers"]
-    sparse = layout.expert_layers
-    heads = values["num_attention_heads"]
+    hidden, heads = values["hidden_size"], values["num_attention_heads"]
     # Of heads whose queries and keys have a part that is rotated and one that is not, both parts.
     halves = (values.get("qk_nope_head_dim") or 0) + (values.get("qk_rope_head_dim") or 0)
     head_dim = halves or values.get("head_dim") or hidden // heads
@@ -106,9 +123,11 @@ def activation_bytes(layout: Layout, tokens: int, compute_bytes: int = FP32_BYTE
     # A token's copy for each expert, the two projections, the gated product, the output before and after weighting.
     expert = tokens * values["num_experts_per_tok"] * (3 * hidden + 5 * width) * compute_bytes
     dense = tokens * 4 * (values.get("intermediate_size") or width) * compute_bytes
-    # Logits, their log-softmax and their gradient in fp32.
-    head = 3 * tokens * values["vocab_size"] * FP32_BYTES
-    return int(layers * attention + sparse * expert + (layers - sparse) * dense + head)
+    return attention, expert, dense
+
+
+def _logits_bytes(layout: Layout, tokens: int) -> int:
+    return int(tokens * layout.config_json["vocab_size"] * FP32_BYTES)
 
 
 def _reason(layout: Layout, columns: int, fewest: int, total: int, memory_bytes: int, next_total: int) -> str:

@@ -22,7 +22,7 @@ from protocol.codecs import FP32, Codec
 from protocol.errors import BarnraiseError
 from protocol.specs import TensorSpec
 from protocol.submission import Payload
-from protocol.tensors import decode_tensors, encode_each, encode_tensors
+from protocol.tensors import decode_tensors, encode_each
 
 Tensors = dict[str, Tensor]
 
@@ -40,13 +40,16 @@ class Publication:
 
 
 def published(base: Mapping[str, Tensor], master: Mapping[str, Tensor], codec: Codec) -> Publication:
-    """What is published of `master` where `base` was before: fp32 tensors of the same names and shapes, all finite."""
+    """What is published of `master` where `base` was before: fp32 tensors of the same names and shapes, all finite.
+
+    Beside it, the step and one tensor are in memory.
+    """
     whole = Publication(block=dict(master))
     if codec.name == FP32.name:
         return whole
     specs = [TensorSpec(name, tuple(tensor.shape)) for name, tensor in master.items()]
     try:
-        delta = encode_tensors({name: master[name] - base[name] for name in master}, codec)
+        delta = b"".join(encode_each(specs, lambda name: master[name] - base[name], codec))
         block = stepped(base, delta, specs, codec)
     except BarnraiseError:  # a codec refuses what it cannot write: a difference that is too large for fp32, say
         return whole
@@ -63,8 +66,8 @@ def stepped(base: Mapping[str, Tensor], delta: Payload, specs: Sequence[TensorSp
     MalformedMessage, before allocating, where `delta` is not exactly `specs` in `codec`. Whether the block is the right
     one only its digest tells.
     """
-    steps = decode_tensors(delta, specs, codec)
-    return {name: _added(base[name], step) for name, step in steps.items()}
+    decode_tensors(delta, specs, codec, only=())  # refuses all of it before anything is made of a part
+    return {spec.name: _added(base[spec.name], _one(delta, spec.name, specs, codec)) for spec in specs}
 
 
 def stepped_parts(
@@ -76,12 +79,16 @@ def stepped_parts(
     """
 
     def tensor_of(name: str) -> Tensor:
-        tensor = decode_tensors(base, specs, FP32, only={name})[name]
+        tensor = _one(base, name, specs, FP32)
         for delta, codec in deltas:
-            tensor = _added(tensor, decode_tensors(delta, specs, codec, only={name})[name])
+            tensor = _added(tensor, _one(delta, name, specs, codec))
         return tensor
 
     yield from encode_each(specs, tensor_of, FP32)
+
+
+def _one(payload: Payload, name: str, specs: Sequence[TensorSpec], codec: Codec) -> Tensor:
+    return decode_tensors(payload, specs, codec, only={name})[name]
 
 
 def _added(value: Tensor, step: Tensor) -> Tensor:

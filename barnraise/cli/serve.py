@@ -13,6 +13,7 @@ from pathlib import Path
 from barnraise.cli.links import give_links, require_writable
 from coordinator.edge.collection import collect_rarely
 from coordinator.edge.server import CoordinatorServer
+from coordinator.run.allocator import keep_little
 from coordinator.run.folder import RunFolder
 from protocol.terminal import ending_signals, outliving_terminal
 from worker.train.replay import replay_lease
@@ -31,6 +32,7 @@ async def _serve(folder: Path, *, invites: int, invites_to: Path | None, trusted
     signals = ending_signals()
     for number in signals:
         loop.add_signal_handler(number, told_to_stop.set)
+    keep_little()
     collect_rarely()
     run_folder = RunFolder.open(folder)
     replay = replay_lease(run_folder.layout(), device=run_folder.settings().evaluation_device)

@@ -97,7 +97,7 @@ class Executor(Work):
     ) -> None:
         """`replay`: how leases are computed again; without one, `ReplayLease` fails with a sentence that says so."""
         self.replay = replay
-        self._settings = settings
+        self._settings = settings = settings.bounded(layout)
         self._layout = layout
         self._payloads = payloads
         self._versions = versions

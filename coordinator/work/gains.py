@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from coordinator.work.measured import (
     sequences_of,
 )
 from moe.full import mean_and_error, sequence_losses
+from moe.planner import sequences_at_once
 from protocol.ids import Digest, WorkerId
 from protocol.lease import DataRange
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from coordinator.datasets import Dataset
+    from moe.layout import Layout
 
 Load = Callable[[float], Any]
 """The base with so much of the submission taken, as a model, which the next call changes; 0 is the base itself."""
@@ -52,6 +54,9 @@ WHERE_IN_DOUBT = 4
 TERRIBLE = -1e9
 """A model that overflows is as bad as a model can be; an infinite loss would not survive the journal's JSON."""
 CACHED_BASELINES = 64
+PASSING_BYTES = 256 << 20
+"""For what held-out sequences make on their way through the model: with a vocabulary of 50,000, thirty-two of 1,024
+tokens at a time made logits of 6.6 GB, and the copies that a loss takes of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +70,17 @@ class WorkSettings:
     screening_sequences: int
     """Sequences, of those that no lease names, that a submission's gain is measured on."""
     evaluation_batch: int
-    """Sequences that go through the model at a time."""
+    """Sequences that go through the model at a time, at most."""
     evaluation_device: str
     keep_checkpoints: int
     """Exported versions that stay; older ones are deleted."""
+
+    def bounded(self, layout: Layout) -> WorkSettings:
+        """With no more sequences at a time than `PASSING_BYTES` hold. On a GPU they are the operator's to count."""
+        if self.evaluation_device != "cpu":
+            return self
+        batch = sequences_at_once(layout, self.evaluation_batch, self.sequence_length, PASSING_BYTES)
+        return replace(self, evaluation_batch=batch)
 
 
 class GainMeasure:

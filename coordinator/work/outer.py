@@ -92,6 +92,7 @@ class RoundAggregator:
                 rules.append(rule)
                 if stepped is not None:
                     squares.append(_moved(base[block], coming.put(block, base[block], *stepped)))
+                del stepped  # before the next block's is made
         sequences = sum(one.sequences for one in command.contributions)
         manifest = Manifest(
             run_id=parent.run_id,
@@ -123,7 +124,10 @@ class RoundAggregator:
         coming = NextVersion(self._versions, parent, command.down)
         for block, stepped, _ in self._steps(replace(command, contributions=chosen), base, parent):
             if stepped is not None:
-                yield block, coming.published(base[block], stepped[0]).block
+                tensors = coming.published(base[block], stepped[0]).block
+                del stepped  # before the next block's is made, as are those
+                yield block, tensors
+                del tensors
 
     def failing_alone(self, command: AggregateRound, base: Mapping[BlockId, Tensors]) -> tuple[FailedAlone, ...]:
         """The contributions of which alone no step can be made, in the command's order. Nothing is written.

@@ -88,6 +88,7 @@ class ResidentModel:
         for block, tensors in blocks:
             self._held.pop(block, None)
             load_blocks(model, self._layout, {block: tensors})
+            del tensors  # before the next are made
         return model
 
     def _restored(self, base: MappedVersion, but: Collection[BlockId]) -> Any:

@@ -57,8 +57,10 @@ def coordinator_process(options: SimulationOptions, pipe: Connection) -> None:
     import torch
 
     from coordinator.edge.collection import collect_rarely
+    from coordinator.run.allocator import keep_little
 
     torch.set_num_threads(1)
+    keep_little()
     collect_rarely()
     try:
         asyncio.run(_serve(options, pipe))

@@ -444,3 +444,13 @@ def test_measuring_stops_where_it_is_sure(bench: Bench, monkeypatch: pytest.Monk
     early = None
     whole = measured(0.1)
     assert (whole.part_sequences, whole.full_sequences) == (for_part, for_all)
+
+
+def test_no_more_sequences_at_a_time_than_memory_holds(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = work_settings(bench.settings)
+    assert settings.bounded(bench.layout) == settings, "what is small is as the operator says"
+    monkeypatch.setattr("coordinator.work.gains.PASSING_BYTES", 1)
+    on_gpu = dataclasses.replace(settings, evaluation_device="cuda")
+    assert on_gpu.bounded(bench.layout) == on_gpu
+    executor = Bench(bench.run).executor
+    assert executor._settings.evaluation_batch == executor._gains._settings.evaluation_batch == 1

@@ -24,7 +24,8 @@ from protocol.lease import AS_PUBLISHED, FrozenColumns
 from protocol.manifest import Manifest
 from protocol.specs import TensorSpec
 from protocol.submission import Blocks
-from tests.coordinator.work_bench import Bench, constant, contribution, lease
+from tests.coordinator.work_bench import Bench, attempt, constant, contribution, lease
+from tests.live_tensors import LiveTensors
 
 FROZEN = "int4"
 """As the run at the bench was begun with."""
@@ -150,14 +151,28 @@ def test_a_step_that_cannot_be_written_publishes_the_block_whole(bench: Bench) -
 def test_what_is_tried_is_what_would_be_published(bench: Bench) -> None:
     sent = (contribution(1, bench.submit(HELD, uneven(1)), HELD),)
     event = bench.aggregate(sent, down=DOWN)
-    from tests.coordinator.work_bench import attempt
-
     command = attempt(bench, sent, rule="mean", outer_momentum=0.0, down=DOWN)
     changed = dict(bench.executor._aggregator.candidate(command, bench.base, [sent[0].lease_id]))
     tried = {**bench.base, **changed}
     for block, tensors in bench.blocks_of(event).items():
         for name, tensor in tensors.items():
             assert torch.equal(tensor, tried[block][name])
+
+
+@pytest.mark.parametrize("is_tried", [False, True])
+def test_one_block_is_in_memory_at_a_time(bench: Bench, is_tried: bool) -> None:
+    """Its new values, its momentum, and what is published of it; not the last one's beside them."""
+    columns = tuple(range(bench.layout.columns))
+    sent = (contribution(1, bench.submit(columns, uneven(1)), columns),)
+    command = attempt(bench, sent, rule="mean", outer_momentum=0.9, down=DOWN)
+    largest = max(sum(tensor.nbytes for tensor in tensors.values()) for tensors in bench.base.values())
+    with LiveTensors() as live:
+        if is_tried:
+            for _, tensors in bench.executor._aggregator.candidate(command, bench.base, [sent[0].lease_id]):
+                del tensors
+        else:
+            bench.executor._aggregator.run(command, bench.base, created_at_s=0.0)
+    assert live.peak_bytes < 3.6 * largest
 
 
 def coded(tensor: torch.Tensor) -> torch.Tensor:
@@ -232,8 +247,6 @@ def test_a_replay_computes_with_the_same_values(bench: Bench) -> None:
 
 
 def test_a_version_made_again_is_whole_exact_and_frozen_anew(bench: Bench) -> None:
-    from tests.coordinator.work_bench import attempt
-
     manifests = rounds(bench, 2)
     present = bench.versions.manifest_digest(2)
     assert present is not None

@@ -3,12 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moe.full import initial_blocks
+from moe.full import full_model, initial_blocks, sequence_losses
 from moe.layout import layout
-from moe.planner import activation_bytes, plan
+from moe.planner import activation_bytes, plan, sequences_at_once
 from moe.presets import preset
 from moe.shard import build_shard
 from protocol.residency import ABSENT, FROZEN
+from tests.live_tensors import LiveTensors
 
 
 def test_more_memory_never_holds_fewer_columns(config, residency):
@@ -83,3 +84,21 @@ def test_activations_are_an_upper_estimate(name):
     kept = sum(size for pointer, size in saved.items() if pointer not in weights)
     assert parts.total.requires_grad
     assert kept <= activation_bytes(cut, 4 * 128) <= 3 * kept
+
+
+def test_as_many_held_out_sequences_go_at_once_as_memory_holds():
+    large, small = layout(preset("olmoe-7b"), FROZEN), layout(preset("tiny"), FROZEN)
+    assert sequences_at_once(small, 32, 128, 256 << 20) == 32, "what is small is as it was"
+    assert sequences_at_once(large, 32, 1024, 256 << 20) == 1, "one at the least"
+    assert 2 <= sequences_at_once(large, 32, 64, 256 << 20) < 32
+
+
+def test_what_passes_is_an_upper_estimate():
+    config = preset("tiny")
+    cut = layout(config, FROZEN)
+    model = full_model(cut, initial_blocks(config, cut, 1))
+    tokens = torch.randint(0, 256, (16, 129))
+    with LiveTensors() as live:
+        sequence_losses(model, tokens, 16)
+    assert sequences_at_once(cut, 99, 128, live.peak_bytes) <= 16
+    assert sequences_at_once(cut, 99, 128, 4 * live.peak_bytes) > 16, "and not beyond all measure"

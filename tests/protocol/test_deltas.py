@@ -16,6 +16,7 @@ from protocol.deltas import published, stepped, stepped_parts
 from protocol.errors import MalformedMessage
 from protocol.specs import TensorSpec
 from protocol.tensors import encode_tensors
+from tests.live_tensors import LiveTensors
 
 LOSSY = [codec for codec in CODECS.values() if codec.name != FP32.name]
 DENORMAL, LARGEST = 1e-45, 3.4028234663852886e38
@@ -115,3 +116,14 @@ def test_only_what_is_exact_says_so() -> None:
     assert not published(base, {"w": torch.tensor([1.1, 2.5])}, CODECS["bf16"]).is_exact
     # -0.0 equals 0.0 and is another bit string, which somebody who replays would digest
     assert not published({"w": torch.tensor([0.0])}, {"w": torch.tensor([-0.0])}, CODECS["bf16"]).is_exact
+
+
+@pytest.mark.parametrize("codec", [CODECS["int4"], CODECS["ternary"]], ids=lambda codec: codec.name)
+def test_publishing_holds_the_block_and_no_more_than_a_few_tensors(codec: Codec) -> None:
+    names = [f"w{number}" for number in range(40)]
+    base, master = ({name: torch.randn(128, 512) for name in names} for _ in range(2))
+    size = sum(tensor.nbytes for tensor in base.values())
+    with LiveTensors() as live:
+        made = published(base, master, codec)
+    assert made.delta is not None
+    assert live.peak_bytes < 1.25 * size, "the block that is published, and not the differences or the steps beside it"

@@ -1,0 +1,47 @@
+"""However many threads a coordinator has, few arenas keep what they once needed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+COUNT = """
+import ctypes, sys, threading
+from coordinator.run.allocator import keep_little
+
+said = keep_little() if sys.argv[1] == "asked" else None
+ready, libc = threading.Barrier(9), ctypes.CDLL(None)
+
+def hold():
+    held = [bytes(100_000) for _ in range(4)]
+    ready.wait()
+    ready.wait()
+
+for _ in range(8):
+    threading.Thread(target=hold).start()
+ready.wait()
+print(said, flush=True)
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+libc.fflush(None)
+ready.wait()
+"""
+
+
+def arenas(how: str, **environment: str) -> tuple[str, int]:
+    """What `keep_little` said, and how many arenas eight busy threads have."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT, how], env=kept | environment, capture_output=True, text=True, check=True
+    )
+    said, _, rest = done.stdout.partition("\n")
+    return said, rest.count("<heap nr=")
+
+
+@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="another C library")
+def test_threads_share_an_arena_unless_the_operator_says_otherwise() -> None:
+    assert arenas("never asked")[1] > 2
+    assert arenas("asked") == ("True", 2)
+    assert arenas("asked", MALLOC_ARENA_MAX="4")[1] > 2
