@@ -152,7 +152,7 @@ class GroupedCodec(ABC):
 
 
 def new_values(elements: int, like: Tensor) -> Tensor:
-    """[elements] fp32 of any content, in new memory of `like`'s device: huge pages where it is large and Linux has them.
+    """[elements] fp32 of any content, in new memory on `like`'s device: huge pages where it is large and there are any.
 
     In pages of 4 KiB that memory costs more time, the first time that it is written to, than what is decoded into it.
     """
