@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from protocol.codecs_feedback import TERNARY, TWO_BIT
+from protocol.codecs_grouped import new_values
 from protocol.codecs_int import INT4, INT8
 from protocol.codecs_top_k import TOP_K
 from protocol.errors import MalformedMessage
@@ -93,7 +94,9 @@ class CastCodec:
         import torch
 
         del spec
-        return parts[0].to(torch.float32)
+        if parts[0].dtype == torch.float32:
+            return parts[0]
+        return new_values(parts[0].numel(), parts[0]).view(parts[0].shape).copy_(parts[0])
 
     def decode_span(self, parts: tuple[Tensor, ...], spec: TensorSpec, start: int, stop: int) -> Tensor:
         """As `decode`."""

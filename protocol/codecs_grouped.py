@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SMALLEST_NORMAL = 2.0**-126
 """Of fp32, and of bf16. Scales below it would have no reciprocal."""
 LARGEST_BF16 = (2.0 - 2.0**-7) * 2.0**127
+_HUGE_BYTES = 1 << 22
+"""numpy asks for huge pages from here on; smaller tensors are left to torch, whose memory has been used before."""
 _GRANULES_AT_ONCE = {"cpu": 2}
 """512 KiB of fp32 in each temporary: three of them lie in the second cache of most processors."""
 _GRANULES_AT_ONCE_ELSEWHERE = 256
@@ -104,11 +106,9 @@ class GroupedCodec(ABC):
 
     def decode_span(self, parts: tuple[Tensor, ...], spec: TensorSpec, start: int, stop: int) -> Tensor:
         """On the device of the pieces. MalformedMessage where a code stands for no value."""
-        import torch
-
         del spec
         scales, codes = parts
-        values = torch.empty(stop - start, dtype=torch.float32, device=codes.device)
+        values = new_values(stop - start, codes)
         for begin, end in _spans(start, stop, codes.device.type):
             groups = scales[self._scales(begin) : self._scales(end)]
             coded = codes[self.code_bytes(begin) : self.code_bytes(end)]
@@ -149,6 +149,20 @@ class GroupedCodec(ABC):
         values[: groups * self.group].view(-1, self.group).mul_(scales[:groups].unsqueeze(-1))
         if rest:
             values[-rest:].mul_(scales[-1])
+
+
+def new_values(elements: int, like: Tensor) -> Tensor:
+    """[elements] fp32 of any content, in new memory on `like`'s device: huge pages where it is large and there are any.
+
+    In pages of 4 KiB that memory costs more time, the first time that it is written to, than what is decoded into it.
+    """
+    import torch
+
+    if like.device.type != "cpu" or 4 * elements < _HUGE_BYTES:
+        return torch.empty(elements, dtype=torch.float32, device=like.device)
+    import numpy as np
+
+    return torch.from_numpy(np.empty(elements, dtype=np.float32))  # numpy asks the system for them, torch does not
 
 
 def require_finite(per_group: Tensor) -> None:

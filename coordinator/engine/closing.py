@@ -37,6 +37,7 @@ from coordinator.engine.history import RoundRecord, remembered
 from coordinator.engine.past import PastStep
 from coordinator.engine.phases import OPEN_PHASES, LeaseStatus, Phase
 from coordinator.engine.reasons import LATE, UNANSWERED, Case, Reason, reason, rejected
+from coordinator.engine.refreshing import down_in
 from coordinator.engine.rows import LeaseRecord, RoundState
 from coordinator.engine.screening import MIN_GAINS
 from coordinator.engine.state import EngineState
@@ -85,7 +86,7 @@ def close(turn: Turn, why: Reason) -> None:
             oldest_needed=votes.oldest_version_needed(state),
             compared_with=trust_region.compared_with(state),
             region_seed=trust_region.seed_of(state.config, turn.draws, state.round.round),
-            down=state.config.down,
+            down=down_in(state.config, state.round.round),
         )
     )
 

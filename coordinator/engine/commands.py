@@ -223,7 +223,7 @@ class AggregateRound(SlowCommand):
     step_share: float = 1.0
     """Of the outer step that the run's rate gives: below 1 where `remedy` is `SHORT`."""
     down: DownConfig = WHOLE
-    """How what is published is encoded."""
+    """How what is published is encoded, as `refreshing.down_in` has it for this round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

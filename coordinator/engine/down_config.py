@@ -26,7 +26,8 @@ class DownConfig:
     """What columns that a worker does not hold are encoded in, of which it computes with exactly these values. `fp32`:
     they are the base version's own."""
     frozen_every: int = 6
-    """Every so many versions these columns are encoded anew; in between they are as old as that."""
+    """Every so many versions these columns are encoded anew, in the mean over the run: more often while the learning
+    rate is high, more seldom where it is low."""
 
 
 WHOLE = DownConfig(codec="fp32", frozen_codec="fp32", frozen_every=1)

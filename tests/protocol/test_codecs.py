@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -38,3 +41,27 @@ def test_names_find_their_codec_and_unknown_ones_list_the_known() -> None:
     assert codec_named("bf16") is BF16
     with pytest.raises(MalformedMessage, match=f"known are {', '.join(sorted(CODECS))}"):
         codec_named("int4" * 1000)
+
+
+SMAPS = Path("/proc/self/smaps")
+
+
+def _asked_for_huge_pages(address: int) -> bool:
+    """Of the mapping that `address` is in, whether the system was asked for huge pages."""
+    here = False
+    for line in SMAPS.read_text(encoding="utf-8").splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            here = int(found[1], 16) <= address < int(found[2], 16)
+        elif here and line.startswith("VmFlags:"):
+            return " hg" in line
+    return False
+
+
+@pytest.mark.skipif(
+    not SMAPS.exists() or not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no huge pages to ask for"
+)
+@pytest.mark.parametrize("name", [name for name in CODECS if name != "fp32"])
+def test_a_large_tensor_is_decoded_into_huge_pages(name: str) -> None:
+    codec, spec = CODECS[name], TensorSpec("t", (3 << 20,))
+    decoded = codec.decode(codec.encode(torch.ones(spec.shape)).parts, spec)
+    assert _asked_for_huge_pages(decoded.data_ptr() + decoded.nbytes // 2)

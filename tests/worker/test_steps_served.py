@@ -73,7 +73,7 @@ async def test_later_rounds_come_by_steps_and_are_computed_again_to_the_same(
     assert whole == {versions.manifest(first).blocks[TRUNK].digest}, "only the first trunk came whole"
     leases = [record.lease for record in state.leases.values()]
     assert {lease.frozen.codec for lease in leases} == {"int4"}
-    assert {int(lease.frozen.version) for lease in leases} <= {0, 2}
+    assert {int(lease.frozen.version) for lease in leases} == {0, 1, 2}, "two of four, while the rate is high"
     (worker,) = state.workers.values()
     assert worker.audits_passed >= 1
     assert worker.audits_failed == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from coordinator.engine.changes import with_setting
 from coordinator.engine.commands import AggregateRound
 from coordinator.engine.down_config import WHOLE, DownConfig
 from coordinator.engine.records import command_from_json, command_to_json
+from coordinator.engine.refreshing import down_in
 from protocol.errors import ConfigError
-from protocol.ids import Version
+from protocol.ids import RoundNumber, Version
 from protocol.lease import AS_PUBLISHED, FrozenColumns
 from tests.coordinator.engine.test_rollback import KEPT, order, play, rounds
 
@@ -73,7 +75,7 @@ def test_the_outer_step_says_how_its_version_is_encoded(swarm):
     s.after(5)
     s.submit("a", "b")
     command = s.waiting_for(AggregateRound)
-    assert command.down == down
+    assert command.down == down_in(s.config, RoundNumber(1)) == replace(down, frozen_every=command.down.frozen_every)
     assert command_from_json(command_to_json(command)) == command
 
 
