@@ -59,8 +59,8 @@ def coordinator_process(options: SimulationOptions, pipe: Connection) -> None:
     from coordinator.edge.collection import collect_rarely
     from coordinator.run.allocator import keep_little
 
-    torch.set_num_threads(1)
     keep_little()
+    torch.set_num_threads(1)
     collect_rarely()
     try:
         asyncio.run(_serve(options, pipe))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from barnraise.cli.serve import serve
+from simulator.processes.children import coordinator_process
 
 COUNT = """
 import ctypes, sys, threading
@@ -45,3 +50,19 @@ def test_threads_share_an_arena_unless_the_operator_says_otherwise() -> None:
     assert arenas("never asked")[1] > 2
     assert arenas("asked") == ("True", 2)
     assert arenas("asked", MALLOC_ARENA_MAX="4")[1] > 2
+
+
+class Asked(Exception):
+    """Told by what a process calls in place of `keep_little`."""
+
+
+def test_a_coordinators_process_asks_for_it_before_it_opens_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked() -> bool:
+        raise Asked
+
+    monkeypatch.setattr("coordinator.run.allocator.keep_little", asked)
+    monkeypatch.setattr("barnraise.cli.serve.keep_little", asked)
+    with pytest.raises(Asked):
+        asyncio.run(serve(Path("nowhere"), invites=0, invites_to=None, trusted=False))
+    with pytest.raises(Asked):
+        coordinator_process(None, None)  # type: ignore[arg-type]
