@@ -429,7 +429,7 @@ def test_measuring_stops_where_it_is_sure(bench: Bench, monkeypatch: pytest.Monk
         least=0.01, full_least=-0.25, spread=0.02, margin=2.0, doubt_margin=3.0, max_doubt=0.1
     )
     digest = bench.submit((0,), constant(0.1))
-    drawn = len(bench.executor.screening_sequences(7, 64, round_=1))
+    drawn = len(bench.dataset.screening_batch(7, 64, bench.settings.sequence_length, 1))
     for_all, for_part = drawn // 4, drawn - drawn // 4
     few = measured(0.1)
     assert (few.part_sequences, few.full_sequences) == (4, 2)
