@@ -60,7 +60,8 @@ def note(state: EngineState, event: VersionValidated) -> None:
     """The held-out loss, with the round that made the version."""
     loss, error = event.val_loss, event.val_loss_se
     validation = Validation(version=event.version, val_loss=loss, val_loss_se=error, measured_by=event.measured_by)
-    state.validations = remembered(state.validations, validation)
+    rows = remembered(state.validations, validation)
+    state.validations = tuple(sorted(rows, key=lambda one: one.version))  # an earlier version's may come later
     _put(state, {event.version: (loss, error)})
 
 

@@ -103,6 +103,14 @@ def test_otherwise_it_is_validated_here(crew: Any, why: str) -> None:
     assert not asked(crew, 1).delegate
 
 
+def test_versions_are_told_in_their_order_whichever_was_validated_first(crew: Any) -> None:
+    play(crew)
+    play(crew)
+    validated(crew, 2)
+    validated(crew, 1)
+    assert list(losses(crew)) == [0, 1, 2]
+
+
 def test_a_liars_figures_are_struck_out_and_the_present_versions_is_measured_here(crew: Any) -> None:
     for version in (1, 2):
         play(crew)
