@@ -63,7 +63,9 @@ def aggregate_block(
     for index, scale in enumerate(scales):
         if 0.0 < scale < SMALLEST_SCALE:
             scales[index], rows[index] = 1.0, [Scaled(piece, scale) for piece in rows[index]]
-    return dict(zip(names, aggregate_pieces(rows, weights, rule, scales=scales, seed=seed), strict=True))
+    # a norm is finite exactly when every entry is, and those have been asked for just now
+    made = aggregate_pieces(rows, weights, rule, scales=scales, seed=seed, finite=True)
+    return dict(zip(names, made, strict=True))
 
 
 def scale_of(contribution: BlockContribution) -> float:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from aggregation.pieces import Piece, granules, span_of
+from aggregation.pieces import Piece, granules, span_of, uncast
 
 
 def block_norm(tensors: Mapping[str, Piece] | Iterable[Piece]) -> float:
@@ -33,11 +33,16 @@ def sum_of_squares(piece: Piece) -> float:
 
     NaN or infinite exactly when some entry is not finite.
     """
-    total = 0.0
+    total, flat = 0.0, uncast(piece)
     for start, stop in granules(math.prod(piece.shape)):
-        wide_P = span_of(piece, start, stop).to(torch.float64)
+        wide_P = (span_of(piece, start, stop) if flat is None else flat[start:stop]).to(torch.float64)
         total += float(torch.dot(wide_P, wide_P))
     return total
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every entry is. In one pass: only where finite entries sum to what is not are they looked at again."""
+    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def squared_distance(one: Tensor, other: Tensor, *, wide: bool = False) -> float:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from protocol.codecs import GRANULE
 from protocol.errors import LocalError
+from protocol.tensors import EncodedTensor
 
 
 class LazyPiece(Protocol):
@@ -43,6 +44,15 @@ Piece = Tensor | LazyPiece
 def span_of(piece: Piece, start: int, stop: int) -> Tensor:
     """[stop - start]: values of the flattened piece; a view where it is in memory."""
     return piece.detach().reshape(-1)[start:stop] if isinstance(piece, Tensor) else piece.span(start, stop)
+
+
+def uncast(piece: Piece) -> Tensor | None:
+    """[P]: all values of the flattened piece, in memory or where they lie, in whatever dtype that is; None where they
+    must be decoded. For whoever converts them anyway: what `span_of` gives is these, cast, so the result is the same.
+    """
+    if isinstance(piece, EncodedTensor):
+        return piece.uncast
+    return piece.detach().reshape(-1) if isinstance(piece, Tensor) else None
 
 
 def granules(elements: int) -> Iterator[tuple[int, int]]:
@@ -97,6 +107,7 @@ class Rows:
     def __init__(self, rows: Sequence[Sequence[Piece]], scales: Sequence[float]) -> None:
         # flat once, and not at each chunk: a reshape costs as much as a small chunk does
         self._rows = [[p.detach().reshape(-1) if isinstance(p, Tensor) else p for p in row] for row in rows]
+        self._uncast = [[uncast(piece) for piece in row] for row in rows]
         self._is_lazy = any(not isinstance(piece, Tensor) for row in rows for piece in row)
         self._elements = [math.prod(piece.shape) for piece in rows[0]]
         self._decoded: dict[int, tuple[int, int, Tensor]] = {}
@@ -146,20 +157,24 @@ class Rows:
             refuse_non_finite(chunk_WC.unbind(0), span)
 
     def load_unchecked(self, span: Span, chunk_WC: Tensor) -> None:
-        """As `load`, for a pass whose result shows what is not finite."""
-        for row_C, view_C, scale in zip(chunk_WC.unbind(0), self.views(span), self.scales, strict=True):
-            torch.mul(view_C, scale, out=row_C)
+        """As `load`, for rows that are known to be finite, or a pass whose result shows what is not."""
+        self._load(span, chunk_WC)
 
     def load_wide(self, span: Span, wide_WC: Tensor) -> Tensor:
         """As `load`, in fp64, from which the rows' norms there follow, [W]: finite exactly when the values are."""
-        for row_C, view_C, scale in zip(wide_WC.unbind(0), self.views(span), self.scales, strict=True):
-            row_C.copy_(view_C)
-            if scale != 1.0:
-                row_C.mul_(scale)
+        self._load(span, wide_WC)
         norms_W: Tensor = torch.linalg.vector_norm(wide_WC, dim=1)
         if not math.isfinite(float(norms_W.sum())):
             refuse_non_finite(wide_WC.unbind(0), span)
         return norms_W
+
+    def _load(self, span: Span, chunk_WC: Tensor) -> None:
+        """Converted on the way, without a copy between."""
+        for row, (row_C, scale) in enumerate(zip(chunk_WC.unbind(0), self.scales, strict=True)):
+            flat = self._uncast[row][span.piece]
+            row_C.copy_(self.view(row, span) if flat is None else flat[span.start : span.stop])
+            if scale != 1.0:
+                row_C.mul_(scale)
 
 
 class _Values(Sequence[Tensor]):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -202,20 +203,24 @@ def _sort_pairs(values: list[Tensor], masses: list[Tensor], network: Sequence[tu
 
 
 def run_network(chunk_WC: Chunk, network: Sequence[Comparator]) -> list[Tensor]:
-    """The wires after all comparators; overwrites the chunk, with one spare row that takes turns."""
-    wires = list(chunk_WC)
-    spare_C = torch.empty_like(wires[0])
+    """The wires after all comparators; overwrites the chunk, with one spare row that takes turns.
+
+    By numpy, over the same memory: on rows that fit a cache its minimum takes two thirds of the time of torch's.
+    """
+    rows = [*chunk_WC, torch.empty_like(chunk_WC[0])]
+    arrays = [row_C.numpy() for row_C in rows]
+    lies, spare = list(range(len(chunk_WC))), len(chunk_WC)
     for step in network:
-        low_C, high_C = wires[step.low], wires[step.high]
+        low, high = lies[step.low], lies[step.high]
         if not step.needs_max:
-            torch.minimum(low_C, high_C, out=low_C)
+            np.minimum(arrays[low], arrays[high], out=arrays[low])
         elif not step.needs_min:
-            torch.maximum(low_C, high_C, out=high_C)
+            np.maximum(arrays[low], arrays[high], out=arrays[high])
         else:
-            torch.minimum(low_C, high_C, out=spare_C)
-            torch.maximum(low_C, high_C, out=high_C)
-            wires[step.low], spare_C = spare_C, low_C
-    return wires
+            np.minimum(arrays[low], arrays[high], out=arrays[spare])
+            np.maximum(arrays[low], arrays[high], out=arrays[high])
+            lies[step.low], spare = spare, low
+    return [rows[place] for place in lies]
 
 
 def _mean_of_ranks(workers: int, ranks: range) -> ChunkReducer:

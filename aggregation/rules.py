@@ -73,10 +73,12 @@ def aggregate_pieces(
     scales: Sequence[float] | None = None,
     seed: int | None = None,
     chunk_columns: int = CHUNK_COLUMNS,
+    finite: bool = False,
 ) -> list[Tensor]:
     """W rows, each a list of pieces that are one vector together; the result has the same, as tensors in memory.
 
-    `seed` is the secret behind bucketing; other rules draw nothing.
+    `seed` is the secret behind bucketing; other rules draw nothing. `finite`: that all values are is known, and need
+    not be looked for.
 
     >>> far = [torch.tensor([[9.0]]), torch.tensor([0.0])]
     >>> near = [torch.tensor([[0.0]]), torch.tensor([1.0])]
@@ -92,7 +94,7 @@ def aggregate_pieces(
     if BASES[name.base].sees is Sees.SUM:
         _mean(checked, _function(name)(weights, checked.scales), flat, width)
     else:
-        _robust(checked, weights, name, seed, flat, width)
+        _robust(checked, weights, name, seed, flat, width, finite=finite)
     return result
 
 
@@ -103,13 +105,20 @@ def _function(name: RuleName) -> Any:
 
 
 def _robust(
-    rows: Rows, weights: Sequence[float], name: RuleName, seed: int | None, result: list[Tensor], width: int
+    rows: Rows,
+    weights: Sequence[float],
+    name: RuleName,
+    seed: int | None,
+    result: list[Tensor],
+    width: int,
+    *,
+    finite: bool,
 ) -> None:
     gram_WW = centred_gram(rows, width) if name.pre == "nnm" else None
     mixing_VW, mixed_weights = mixing_for(name.pre, gram_WW, weights, seed)
     sees, function = BASES[name.base].sees, _function(name)
     if sees is Sees.COORDINATES:
-        _reduce(rows, mixing_VW, function(mixed_weights), result, width)
+        _reduce(rows, mixing_VW, function(mixed_weights), result, width, finite=finite)
     elif sees is Sees.DISTANCES:
         coefficients_V = function(centred_gram(rows, width, mixing_VW), mixed_weights)
         _combine(rows, mixing_VW, coefficients_V, 0.0, result, width)
@@ -129,13 +138,21 @@ def _mean(rows: Rows, reduce_chunk: ChunkReducer, result: list[Tensor], width: i
             refuse_non_finite(views_C, span)
 
 
-def _reduce(rows: Rows, mixing_VW: Tensor | None, reduce_chunk: ChunkReducer, result: list[Tensor], width: int) -> None:
+def _reduce(
+    rows: Rows,
+    mixing_VW: Tensor | None,
+    reduce_chunk: ChunkReducer,
+    result: list[Tensor],
+    width: int,
+    *,
+    finite: bool = False,
+) -> None:
     """Copies each chunk, scaled and mixed, to where it can be checked and overwritten without leaving the cache."""
     buffer_WC = torch.empty((len(rows), width), dtype=rows.dtype)
     wide_buffer_VC = torch.empty((0 if mixing_VW is None else len(mixing_VW), width), dtype=torch.float64)
     for span in rows.spans(width):
         chunk_VC = buffer_WC[:, : span.length]
-        rows.load(span, chunk_VC)
+        (rows.load_unchecked if finite else rows.load)(span, chunk_VC)
         if mixing_VW is not None:
             chunk_VC = mix(mixing_VW, chunk_VC, wide_buffer_VC[:, : span.length]).to(rows.dtype, copy=True)
         reduce_chunk(list(chunk_VC.unbind(0)), result[span.piece][span.start : span.stop])

@@ -31,6 +31,7 @@ from benchmarks.round_end_delegated import StageClocks
 from benchmarks.stubbed_swarm import AuditedLoop, StubbedSwarm
 from coordinator.engine import second_look
 from coordinator.engine.commands import ValidateVersion
+from coordinator.engine.enough import FEWEST_TO_PUBLISH
 from coordinator.engine.history import UsualGain
 from coordinator.work import gains, measured
 from coordinator.work.executor import Executor
@@ -59,8 +60,9 @@ def played(bench: RoundEnd, number: int, way: str, usual: UsualGain | None) -> t
     Without `usual`, draws are whole.
     """
     executor, clocks = Executor(**bench.executor), StageClocks()
-    executor._losses_of(bench.base, 1)  # the parent was compared with others when it was new
-    command: Any = bench.aggregation(number)
+    # the parent was compared with others when it was new
+    executor.losses.losses(bench.base, 1, FEWEST_TO_PUBLISH if usual else None)
+    command: Any = bench.aggregation(number, whole=usual is None)
     if way == "before":
         with as_before():
             found = bench.screened(executor, clocks, number, usual, "later round" if usual else "whole draws")
@@ -70,7 +72,7 @@ def played(bench: RoundEnd, number: int, way: str, usual: UsualGain | None) -> t
         found = bench.screened(executor, clocks, number, usual, kind, own_data=way == "own")
     with clocks.running("aggregation") as clocked:
         aggregated: Any = executor.execute(command)
-        clocked.sequences += bench.settings.screening_sequences if command.compared_with else 0
+        clocked.sequences += sum(one.sequences for one in aggregated.compared)
     with clocks.running("validation") as clocked:
         clocked.sequences = bench.settings.heldout_limit
         executor.execute(

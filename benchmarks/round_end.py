@@ -5,14 +5,16 @@
 A fresh run of the preset; a better model, made of it by a few steps of its own gradient's sign on training text; and
 submissions that are steps towards it, each with noise of its own, so that gains are real. The coordinator's executor
 carries out what the engine asks for at a round's end, one command after the other, as its own thread does: whole draws
-(`screening.early_margin` 0), a run's first round, of which nothing is known, a later one, and one of those (a quarter)
-in which gains on a lease's own sequences are measured, too. Last, gains are delegated to two trusted workers, of whose
-answers one in eight is checked by the other (two of sixteen): the coordinator decodes, takes norms and reads answers,
-and serves over TLS as many bytes as the submissions and the base version have, to another process; the workers' own
-measuring runs here, too, is a row of its own and in no sum. Whole models, bf16, one submission in four distinct bytes.
-Rows: model, way, stage (screening with decoding, serving, aggregation, trust region, validation), sequences through
-the model, wall seconds, processor seconds of all threads and those over the threads: what a machine with so many idle
-cores takes. `--quick`: the tiny preset alone. `--delegated`: the last way alone.
+(`screening.early_margin` and `region.early_margin` 0), a run's first round, of which nothing is known, a later one, and
+one of those (a quarter) in which gains on a lease's own sequences are measured, too. Last, gains and the version's
+validation are delegated to two trusted workers, of whose answers one in eight is checked by the other (two of sixteen):
+the coordinator decodes, takes norms and reads answers, and serves over TLS as many bytes as they fetch, to another
+process: submissions, and the step to the version, since they had the one before. The workers' own measuring runs here,
+too, is a row of its own and in no sum. Whole models, bf16, every submission in bytes of its own (one in four differs by
+more than a bit); versions are published as a run does that sets nothing, with their steps in int4. Rows: model, way,
+stage (screening with decoding, serving, aggregation, trust region, validation), sequences through the model, wall
+seconds, processor seconds of all threads and those over the threads: what a machine with so many idle cores takes; the
+file has them as they come. `--quick`: the tiny preset alone. `--delegated`: the last way alone.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import structlog
 import torch
 
 from benchmarks.report import Cell, machine, parse_args, print_rows, write_json
-from benchmarks.round_end_delegated import THEIRS, Clocked, StageClocks, delegated
+from benchmarks.round_end_delegated import KINDS, THEIRS, Clocked, StageClocks, delegated, delegated_validation, serving
 from coordinator.engine.commands import (
     AggregateRound,
     Contribution,
@@ -35,19 +37,21 @@ from coordinator.engine.commands import (
     PublishedVersion,
     ValidateVersion,
 )
-from coordinator.engine.config import ScreeningConfig
+from coordinator.engine.config import ScreeningConfig, TrustRegionConfig
+from coordinator.engine.down_config import DownConfig
 from coordinator.engine.early_stops import bounds
-from coordinator.engine.enough import EarlyStop
+from coordinator.engine.enough import FEWEST_TO_PUBLISH, EarlyStop
 from coordinator.engine.events import SubmissionMeasured
 from coordinator.engine.history import UsualGain
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.screening import MIN_GAINS
+from coordinator.engine.trust_region import early_stop
 from coordinator.work.executor import Executor
 from protocol.ids import Digest, LeaseId, RoundNumber, Version, WorkerId
 from protocol.lease import DataRange
 from protocol.recipe import Recipe
 
-SUBMISSIONS, DISTINCT, THREADS = 16, 4, 2
+SUBMISSIONS, DISTINCT, THREADS = 16, KINDS, 2
 STEPS, BATCH = 3, 8
 OWN = 8
 """Sequences of each lease here; before and after go through the model."""
@@ -55,7 +59,8 @@ STEP = {"100m": 1e-3, "tiny": 4e-3}
 """Of each weight, by a step of the gradient's sign: about Adam's first."""
 NOISE = 0.3
 CODEC = "bf16"
-WAYS = ("whole draws", "first round", "later round", "own sequences")
+WHOLE = "whole draws"
+WAYS = (WHOLE, "first round", "later round", "own sequences")
 DELEGATED = "delegated"
 
 
@@ -73,9 +78,9 @@ def main() -> None:
                 found, usual = bench.row(number, way, usual)
                 rows += found
                 print_rows(found)
+                if args.json is not None:
+                    write_json(args.json, rows)
     print(machine())
-    if args.json is not None:
-        write_json(args.json, rows)
 
 
 class RoundEnd:
@@ -114,30 +119,35 @@ class RoundEnd:
     def row(self, number: int, way: str, usual: UsualGain | None) -> tuple[list[dict[str, Cell]], UsualGain | None]:
         """One round's end by a coordinator that was started for it; and what is usual after it."""
         clocks, executor = StageClocks(), Executor(**self.executor)
-        executor._losses_of(self.base, 1)  # the parent was compared with others when it was new
+        # the parent was compared with others when it was new
+        executor.losses.losses(self.base, 1, None if way == WHOLE else FEWEST_TO_PUBLISH)
         if way == DELEGATED:
             gains = delegated(self, executor, clocks)
         else:
             gains = self.screened(executor, clocks, number, None if way == "first round" else usual, way)
-        command = self.aggregation(number)
-        whole = executor._compared
+        command = self.aggregation(number, whole=way == WHOLE)
+        comparing = executor.losses.compared
 
         def compared(*arguments: Any) -> Any:
             with clocks.running("trust region") as clocked:
-                clocked.sequences += self.settings.screening_sequences
-                return whole(*arguments)
+                found = comparing(*arguments)
+                clocked.sequences += found[0].sequences
+                return found
 
-        executor._compared = compared  # type: ignore[method-assign, assignment]
+        executor.losses.compared = compared  # type: ignore[method-assign]
         with clocks.running("aggregation"):
             aggregated: Any = executor.execute(command)
         region = clocks.stages["trust region"]
         clocks.stages["aggregation"].wall_s -= region.wall_s
         clocks.stages["aggregation"].cpu_s -= region.cpu_s
-        with clocks.running("validation") as clocked:
-            clocked.sequences = self.settings.heldout_limit
-            executor.execute(
-                ValidateVersion(command_id="validate", version=aggregated.version, manifest=aggregated.manifest)
-            )
+        command = ValidateVersion(command_id="validate", version=aggregated.version, manifest=aggregated.manifest)
+        if way == DELEGATED:
+            delegated_validation(self, command, clocks)
+            serving(self, command, clocks)
+        else:
+            with clocks.running("validation") as clocked:
+                clocked.sequences = self.settings.heldout_limit
+                executor.execute(command)
         return self._rows(way, clocks), usual_after(gains)
 
     def _rows(self, way: str, clocks: StageClocks) -> list[dict[str, Cell]]:
@@ -171,7 +181,7 @@ class RoundEnd:
         """All submissions, one after the other; `usual`: what gains are where it is known before the first."""
         gains: list[SubmissionMeasured] = []
         for place in range(SUBMISSIONS):
-            early = None if way == "whole draws" else bounds(ScreeningConfig(), usual_after(gains) or usual, 1.0)
+            early = None if way == WHOLE else bounds(ScreeningConfig(), usual_after(gains) or usual, 1.0)
             own = own_data or way == "own sequences"
             command = self.command(place, early, number=number, own=own)
             with clocks.running("screening") as clocked:
@@ -184,7 +194,7 @@ class RoundEnd:
 
     def command(self, place: int, early: EarlyStop | None, *, number: int, own: bool) -> MeasureSubmission:
         """To measure one submission."""
-        digest = self.sent[place % DISTINCT]
+        digest = self.sent[place]
         return MeasureSubmission(
             command_id=f"measure:{place}", lease=self._lease(place), digest=digest,
             payload_bytes=self.store.payloads.stat(digest) or 0, codec=CODEC, heldout_seed=number,
@@ -199,11 +209,11 @@ class RoundEnd:
             granted_at_s=0.0, deadline_s=1e9,
         )  # fmt: skip
 
-    def aggregation(self, number: int) -> AggregateRound:
-        """The outer step over all of them."""
+    def aggregation(self, number: int, *, whole: bool) -> AggregateRound:
+        """The outer step over all of them; `whole`: compared on the whole draw."""
         contributions = tuple(
             Contribution(
-                lease_id=LeaseId(f"r{number}.{place}"), digest=self.sent[place % DISTINCT], codec=CODEC,
+                lease_id=LeaseId(f"r{number}.{place}"), digest=self.sent[place], codec=CODEC,
                 columns=tuple(range(self.layout.columns)), base_version=Version(0), step_scale=1.0, weight=1.0,
                 sequences=OWN,
             )
@@ -214,6 +224,7 @@ class RoundEnd:
             parent_manifest=self.base, version=Version(number), contributions=contributions, clips=(),
             rule="trimmed_mean", outer_learning_rate=1.0, outer_momentum=0.0, seed=1, oldest_needed=Version(0),
             compared_with=(PublishedVersion(version=Version(0), manifest=self.base),), region_seed=1,
+            early=None if whole else early_stop(TrustRegionConfig()), down=DownConfig(),
         )  # fmt: skip
 
     def _sent(self) -> list[Digest]:
@@ -236,14 +247,17 @@ class RoundEnd:
                     parameter.sub_(gradient.sign(), alpha=STEP[self.preset])
         better = self._blocks_of(model)
         found = []
-        for place in range(DISTINCT):
-            torch.manual_seed(place)
+        for kind in range(DISTINCT):
+            torch.manual_seed(kind)
             step = {
                 block: {name: _noisy(tensor - better[block][name]) for name, tensor in tensors.items()}
                 for block, tensors in base.items()
             }
-            found.append(self.store.payloads.put(encode_submission(step, codec_named(CODEC))))
-        return found
+            payload = bytearray(encode_submission(step, codec_named(CODEC)))
+            for place in range(kind, SUBMISSIONS, DISTINCT):
+                payload[-2] = place  # the last bits of the last value
+                found.append((place, self.store.payloads.put(bytes(payload))))
+        return [digest for _, digest in sorted(found)]
 
     def _blocks_of(self, model: Any) -> dict[Any, dict[str, torch.Tensor]]:
         from protocol.ids import column_of

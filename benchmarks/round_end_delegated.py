@@ -17,16 +17,18 @@ from benchmarks.sized_runs import sized_run
 from benchmarks.transfer_peers import DOWN
 from benchmarks.transfers import ENGINE, Movers, serve, work
 from coordinator.engine.answers import GainAnswer
-from coordinator.engine.commands import MeasureSubmission
+from coordinator.engine.commands import MeasureSubmission, ValidateVersion
 from coordinator.engine.enough import EarlyStop
 from coordinator.engine.events import SubmissionMeasured
 from coordinator.store.ports import BlobStore
 from coordinator.work.executor import Executor
 from moe.layout import Layout
-from protocol.ids import Digest, WorkerId
+from protocol.ids import BlockId, Digest, WorkerId
 from protocol.lease import DataRange
 from simulator.processes.launcher import ProcessGroup
 
+KINDS = 4
+"""Of submissions, as far as losses go."""
 CHECKED = 2
 """Of the submissions: one in eight."""
 MEASURERS = 2
@@ -119,16 +121,16 @@ def delegated(bench: Delegates, executor: Executor, clocks: StageClocks) -> list
     from worker.fetched import FetchedItem, MeasuredPart, Run
     from worker.train.measuring import LossMeasurer
 
-    digests = {block: ref.digest for block, ref in bench.versions.manifest(bench.base).blocks.items()}
+    digests = _digests(bench, bench.base)
     workers = [LossMeasurer(Cached(bench.store.blocks), "cpu") for _ in range(MEASURERS)]
     gains: list[SubmissionMeasured] = []
-    known: dict[tuple[LossMeasurer, Digest], tuple[list[float], list[float]]] = {}
+    known: dict[tuple[LossMeasurer, int], tuple[list[float], list[float]]] = {}
     for place in range(bench.submissions):
         command = bench.command(place, None, number=1, own=False)
         command = replace(command, rows=ROWS, delegate=True, check=place < CHECKED, tolerance=TOLERANCE)
         with clocks.running("screening") as clocked:
             decoded = executor.execute(replace(command, measure_gain=False))
-            sequences_NL = sequences_of(bench.dataset, command, bench.settings.sequence_length)
+            sequences_NL = sequences_of(bench.dataset, command, bench.settings.sequence_length, 0)
         item = FetchedItem(
             item_id=command.command_id, run=cast(Run, Laid(bench.layout)), columns=command.lease.columns,
             codec=command.codec, digests=digests, payload=bytes(bench.store.payloads.view(command.digest)),
@@ -138,10 +140,10 @@ def delegated(bench: Delegates, executor: Executor, clocks: StageClocks) -> list
         asked = workers if command.check else [workers[place % MEASURERS]]
         with clocks.running(THEIRS) as clocked:
             for one in asked:
-                if (one, command.digest) not in known:  # the same bytes come several times here
-                    known[one, command.digest] = one.measure(item)
+                if (one, place % KINDS) not in known:  # others are the same but for a bit
+                    known[one, place % KINDS] = one.measure(item)
                     clocked.sequences += 2 * len(sequences_NL)
-            found = [known[one, command.digest] for one in asked]
+            found = [known[one, place % KINDS] for one in asked]
         with clocks.running("screening"):
             answers = [
                 GainAnswer(worker=WorkerId(f"{number:032x}"), before=tuple(before), after=tuple(after))
@@ -151,9 +153,38 @@ def delegated(bench: Delegates, executor: Executor, clocks: StageClocks) -> list
             assert isinstance(decoded, SubmissionMeasured)
             assert believed_ is not None
             gains.append(with_gains(decoded, believed_, answers, at_s=0.0))
-    submission_bytes = bench.store.payloads.stat(bench.sent[0]) or 0
-    version_bytes = sum(ref.payload_bytes for ref in bench.versions.manifest(bench.base).blocks.values())
-    clocks.stages["serving"] = served(
-        bench.folder, (bench.submissions + CHECKED) * submission_bytes + MEASURERS * version_bytes
-    )
     return gains
+
+
+def delegated_validation(bench: Delegates, command: ValidateVersion, clocks: StageClocks) -> None:
+    """By one worker, of whom it is believed."""
+    from coordinator.work.measured import sequences_of, validated
+    from worker.fetched import FetchedItem, Run
+    from worker.train.measuring import LossMeasurer
+
+    settings, command = bench.settings, replace(command, delegate=True, tolerance=TOLERANCE)
+    with clocks.running("validation"):
+        tokens_NL = sequences_of(bench.dataset, command, settings.sequence_length, settings.heldout_limit)
+    item = FetchedItem(
+        item_id=command.command_id, run=cast(Run, Laid(bench.layout)), columns=(), codec="", payload=b"", parts=(),
+        digests=_digests(bench, command.manifest), sequences=tokens_NL.astype("int64"),
+    )  # fmt: skip
+    with clocks.running(THEIRS) as clocked:
+        before, _ = LossMeasurer(Cached(bench.store.blocks), "cpu").measure(item)
+        clocked.sequences += len(before)
+    with clocks.running("validation"):
+        answer = GainAnswer(worker=WorkerId("0" * 32), before=tuple(before), after=())
+        assert validated(command, [answer], at_s=0.0) is not None
+
+
+def serving(bench: Delegates, command: ValidateVersion, clocks: StageClocks) -> None:
+    """What two workers fetch for all this: submissions, and the step to the version from the one before."""
+    submission_bytes = bench.store.payloads.stat(bench.sent[0]) or 0
+    steps = bench.versions.manifest(command.manifest).deltas.values()
+    step_bytes = sum(chain[0].payload_bytes for chain in steps)
+    payload_bytes = (bench.submissions + CHECKED) * submission_bytes + MEASURERS * step_bytes
+    clocks.stages["serving"] = served(bench.folder, payload_bytes)
+
+
+def _digests(bench: Delegates, manifest: Digest) -> dict[BlockId, Digest]:
+    return {block: ref.digest for block, ref in bench.versions.manifest(manifest).blocks.items()}

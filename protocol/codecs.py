@@ -23,7 +23,7 @@ from protocol.specs import GRANULE, Encoded, TensorSpec, WireDtype, WireSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BF16", "CODECS", "FP32", "GRANULE", "Codec", "codec_named"]
+__all__ = ["BF16", "CODECS", "FP32", "GRANULE", "CastCodec", "Codec", "codec_named"]
 
 
 class Codec(Protocol):

@@ -22,7 +22,7 @@ from typing import BinaryIO, TypeVar
 import torch
 from torch import Tensor
 
-from protocol.codecs import FP32, Codec
+from protocol.codecs import FP32, CastCodec, Codec
 from protocol.errors import LocalError, MalformedMessage
 from protocol.specs import Spanned, TensorSpec, WireDtype, WireSpec
 
@@ -145,6 +145,11 @@ class EncodedTensor:
     def span(self, start: int, stop: int) -> Tensor:
         """[stop - start] of the flattened values; see `Codec.decode_span`, also for what it raises."""
         return self.codec.decode_span(self.parts, self.spec, start, stop)
+
+    @property
+    def uncast(self) -> Tensor | None:
+        """All values, flat, where they lie, if these are numbers of another dtype and decoding is a cast; else None."""
+        return self.parts[0].reshape(-1) if isinstance(self.codec, CastCodec) else None
 
     def whole(self) -> Tensor:
         """All of it, in its shape: a view of the payload where the codec changes nothing (fp32)."""

@@ -74,6 +74,7 @@ class FetchedItem:
     item_id: str
     run: Run
     columns: tuple[int, ...]
+    """Of the submission; none where a version is to be measured, and no submission."""
     codec: str
     digests: dict[BlockId, Digest]
     """Of every block of the base version, in the block cache."""

@@ -1,4 +1,4 @@
-"""Measuring somebody else's submission for the coordinator: what it names is fetched, measured, and answered.
+"""Measuring somebody else's submission, or a version, for the coordinator: what it names is fetched and measured.
 
 Decides that an item is sane before anything is fetched for it, and that whatever goes wrong is said rather than kept:
 the coordinator then measures it elsewhere. Holds always: blocks, bytes and sequences are believed as those of a lease
@@ -52,16 +52,16 @@ class Measuring:
         except (BarnraiseError, OSError, RuntimeError, MemoryError) as error:  # torch says RuntimeError of any device
             request.error = printable(str(error) or repr(error), MAX_ERROR_CHARACTERS)
         reply = await client.answer_measure(request)
+        subject = "a submission of somebody else" if message.parts else f"version {message.base_version}"
         what = f"could not be measured here: {request.error}" if request.error else "measured"
         unheard = "" if reply.taken else "; nobody waits for it any more"
-        self._reporter.say("measured", f"a submission of somebody else, for the coordinator: {what}{unheard}")
+        self._reporter.say("measured", f"{subject}, for the coordinator: {what}{unheard}")
 
 
 async def _fetched(message: pb.MeasureItem, client: Coordinator, fetcher: Fetcher, run: Run) -> FetchedItem:
     item_id, columns, count = message.item_id, tuple(message.columns), message.sequences
     check_item(message, run)
-    codec = codec_named(message.codec)
-    expected = payload_size(submission_specs(run.layout, columns), codec)
+    expected = payload_size(submission_specs(run.layout, columns), codec_named(message.codec)) if columns else 0
     if message.payload_bytes != expected:
         raise MalformedMessage(
             f"item {item_id}: its submission has {expected} bytes, named are {message.payload_bytes}"
@@ -70,13 +70,15 @@ async def _fetched(message: pb.MeasureItem, client: Coordinator, fetcher: Fetche
     shape = run.sequences
     data = await client.download_measure_data(item_id, max_payload_bytes(count, shape.tokens))
     sequences_NL = decode_sequences(data, count, shape.tokens, shape.vocab_size)
-    payload = await client.download_measure_payload(item_id, expected, Digest(message.digest.hex()))
+    payload = b""
+    if columns:
+        payload = await client.download_measure_payload(item_id, expected, Digest(message.digest.hex()))
     parts = (MeasuredPart(share=part.share, start=part.start, stop=part.stop) for part in message.parts)
     return FetchedItem(
         item_id=item_id,
         run=run,
         columns=columns,
-        codec=codec.name,
+        codec=message.codec,
         digests=digests,
         payload=payload,
         sequences=sequences_NL,
@@ -89,11 +91,16 @@ def check_item(message: pb.MeasureItem, run: Run) -> None:
     columns, tokens = tuple(message.columns), message.sequences * run.sequences.tokens
     _require(0 < len(message.item_id) <= 64 and message.item_id.isprintable(), "item_id", "1 to 64 characters", "?")
     ascending = all(left < right for left, right in itertools.pairwise(columns))
+    _require(1 <= tokens <= MAX_LEASE_TOKENS, "sequences", f"1 to {MAX_LEASE_TOKENS} tokens", tokens)
+    if not message.parts:  # a version, and no submission
+        for field in ("columns", "codec", "digest"):
+            got = len(getattr(message, field))
+            _require(got == 0, field, "none where there are no parts", got)
+        return
     below = bool(columns) and ascending and columns[-1] < run.layout.columns
     _require(below, "columns", f"ascending and below {run.layout.columns}", len(columns))
     _require(len(message.digest) == 32, "digest", "32 bytes", len(message.digest))
-    _require(1 <= tokens <= MAX_LEASE_TOKENS, "sequences", f"1 to {MAX_LEASE_TOKENS} tokens", tokens)
-    _require(1 <= len(message.parts) <= MAX_PARTS, "parts", f"1 to {MAX_PARTS}", len(message.parts))
+    _require(len(message.parts) <= MAX_PARTS, "parts", f"at most {MAX_PARTS}", len(message.parts))
     for part in message.parts:
         _require(math.isfinite(part.share), "share", "a number", part.share)
         _require(

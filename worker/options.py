@@ -61,8 +61,8 @@ class WorkerOptions:
     measure_speed: bool = True
     """False: say nothing about speed; the coordinator finds out from the first submissions."""
     measures: bool | None = None
-    """Offer to measure others' submissions for the coordinator, while there is no lease: of use in a run that trusts
-    this machine. None: where there is a GPU."""
+    """Offer to measure others' submissions, and versions, for the coordinator, while there is no lease: of use in a run
+    that trusts this machine. None: where there is a GPU."""
     keep_progress_every_s: float = 30.0
     """A lease's progress is written to disk this often, for the case that the process is killed; 0: after each step."""
     first_backoff_s: float = 0.5

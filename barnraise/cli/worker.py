@@ -62,8 +62,8 @@ def join(
         bool | None,
         typer.Option(
             "--measure/--no-measure",
-            help="While there is no lease, measure others' submissions for the coordinator, if the run trusts this"
-            " machine: that takes the whole model. Without it: where there is a GPU.",
+            help="While there is no lease, measure others' submissions, and versions, for the coordinator, if the run"
+            " trusts this machine: that takes the whole model. Without it: where there is a GPU.",
         ),
     ] = None,
     output: Annotated[str, typer.Option(help="auto, plain, json or quiet.")] = "auto",

@@ -1,4 +1,4 @@
-"""Submissions that trusted workers measure, over the wire: what they are given, and what they answer.
+"""Submissions and versions that trusted workers measure, over the wire: what they are given, and what they answer.
 
 Decides what can be an answer: as many losses as the item asks for, all of them numbers; anything else is as good as
 none, and is measured elsewhere. Always: an item's sequences and bytes are for whoever has it, for as long as it has.
@@ -14,7 +14,7 @@ import structlog
 from coordinator.edge.served import RunContext
 from coordinator.edge.sessions import CallerSession
 from coordinator.engine.answers import GainAnswer
-from coordinator.engine.commands import MeasureSubmission
+from coordinator.engine.commands import Item, MeasureSubmission
 from coordinator.work.measured import parts_of, sequences_of, sizes_of
 from protocol.errors import MalformedMessage, Refused
 from protocol.ids import WorkerId
@@ -40,7 +40,7 @@ class Measures:
         if command is None:
             return pb.AnswerMeasureReply(taken=False)
         before, after = tuple(request.before), tuple(request.after)
-        trouble = _trouble(command, request, before, after)
+        trouble = _trouble(request, before, after, self._sizes(command))
         if trouble:
             delegation.fail(worker, request.item_id)
             _log.info("not_measured", worker=worker, item=command.command_id, reason=trouble)
@@ -53,46 +53,54 @@ class Measures:
 
     async def sequences(self, worker: WorkerId, item_id: str) -> bytes:
         """The payload with an item's sequences."""
-        command, length = self._held(worker, item_id), self._run.settings.sequence_length
-        found = await asyncio.to_thread(sequences_of, self._run.dataset, command, length)
+        command, settings = self._held(worker, item_id), self._run.settings
+        found = await asyncio.to_thread(
+            sequences_of, self._run.dataset, command, settings.sequence_length, settings.heldout_limit
+        )
         return encode_sequences(found)
 
     def submission(self, worker: WorkerId, item_id: str) -> MeasureSubmission:
         """The command whose bytes an item's holder is served."""
-        return self._held(worker, item_id)
+        command = self._held(worker, item_id)
+        if not isinstance(command, MeasureSubmission):
+            raise Refused(f"item {printable(item_id[:64])} is a version: no submission goes with it")
+        return command
 
-    def _held(self, worker: WorkerId, item_id: str) -> MeasureSubmission:
+    def message(self, command: Item) -> pb.MeasureItem:
+        """An item for the wire."""
+        sequences, _ = self._sizes(command)
+        if not isinstance(command, MeasureSubmission):
+            return pb.MeasureItem(item_id=command.command_id, base_version=command.version, sequences=sequences)
+        lease = command.lease
+        return pb.MeasureItem(
+            item_id=command.command_id,
+            base_version=lease.base_version,
+            columns=lease.columns,
+            codec=command.codec,
+            digest=bytes.fromhex(command.digest),
+            payload_bytes=command.payload_bytes,
+            sequences=sequences,
+            parts=[pb.MeasurePart(share=part.share, start=part.start, stop=part.stop) for part in parts_of(command)],
+        )
+
+    def _sizes(self, command: Item) -> tuple[int, int]:
+        settings = self._run.settings
+        return sizes_of(command, self._run.dataset, settings.sequence_length, settings.heldout_limit)
+
+    def _held(self, worker: WorkerId, item_id: str) -> Item:
         command = self._run.pump.delegation.held(worker, item_id)
         if command is None:
             raise Refused(f"item {printable(item_id[:64])} is not this worker's to measure, or not any more")
         return command
 
 
-def item_message(command: MeasureSubmission) -> pb.MeasureItem:
-    """An item for the wire."""
-    lease = command.lease
-    return pb.MeasureItem(
-        item_id=command.command_id,
-        base_version=lease.base_version,
-        columns=lease.columns,
-        codec=command.codec,
-        digest=bytes.fromhex(command.digest),
-        payload_bytes=command.payload_bytes,
-        sequences=sizes_of(command)[0],
-        parts=[pb.MeasurePart(share=part.share, start=part.start, stop=part.stop) for part in parts_of(command)],
-    )
-
-
 def _trouble(
-    command: MeasureSubmission,
-    request: pb.AnswerMeasureRequest,
-    before: tuple[float, ...],
-    after: tuple[float, ...],
+    request: pb.AnswerMeasureRequest, before: tuple[float, ...], after: tuple[float, ...], expected: tuple[int, int]
 ) -> str:
     """Why this is no answer; empty where it is."""
     if request.error:
         return printable(request.error[:MAX_ERROR_CHARACTERS])
-    expected, got = sizes_of(command), (len(before), len(after))
+    got = len(before), len(after)
     if got != expected:
         return f"expected {expected[0]} losses before and {expected[1]} after, got {got[0]} and {got[1]}"
     return "" if all(map(math.isfinite, (*before, *after))) else "not all losses are numbers"

@@ -11,11 +11,11 @@ import dataclasses
 import math
 from typing import Any
 
-from coordinator.edge.measures import item_message
+from coordinator.edge.measures import Measures
 from coordinator.edge.residuals import Openings, check_residuals
 from coordinator.edge.served import RunContext
 from coordinator.edge.sessions import CallerSession
-from coordinator.engine.commands import AnnounceVerdict, MeasureSubmission
+from coordinator.engine.commands import AnnounceVerdict, Item
 from coordinator.engine.events import (
     LeaseRequested,
     LeaseReturned,
@@ -55,6 +55,7 @@ class WorkerService:
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
+        self.measures = Measures(run)
         self._beats: dict[WorkerId, WorkerSeen] = {}
         self._openings = Openings(run.store.upload_offset)
         self._signed: tuple[Digest, pb.GetManifestReply] | None = None
@@ -80,7 +81,7 @@ class WorkerService:
             wanted = self._openings.wanted(run.pump.engine.state, worker)
             lease, item = (None, None) if wanted else await self._wait_for_lease(session, wait_s)
             if item is not None:
-                reply.measure.CopyFrom(item_message(item))
+                reply.measure.CopyFrom(self.measures.message(item))
             if lease is not None:
                 self._beats[worker] = WorkerSeen(at_s=run.run_time(), worker=worker, lease_id=lease.lease_id)
                 reply.lease.CopyFrom(lease_message(lease, run.run_time()))
@@ -95,13 +96,11 @@ class WorkerService:
         reply.verdicts.extend(verdict_message(verdict) for verdict in box.take_verdicts())
         return reply
 
-    async def _wait_for_lease(
-        self, session: CallerSession, wait_s: float
-    ) -> tuple[GrantedLease | None, MeasureSubmission | None]:
-        """A lease, or, while there is none, a submission to measure for us."""
+    async def _wait_for_lease(self, session: CallerSession, wait_s: float) -> tuple[GrantedLease | None, Item | None]:
+        """A lease, or, while there is none, something to measure for us."""
         run, box = self._run, self._run.mailboxes.of(session.worker)
         grant, item = box.expect_grant(), run.pump.delegation.expect(session.worker)
-        given: MeasureSubmission | None = None
+        given: Item | None = None
         closed = asyncio.ensure_future(session.closed.wait())
         ended = asyncio.ensure_future(run.mailboxes.ended.wait())
         asked = asyncio.ensure_future(box.asked.wait())

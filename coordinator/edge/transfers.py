@@ -16,7 +16,6 @@ from typing import Any, BinaryIO
 import structlog
 
 from coordinator.edge.file_frames import FileFrames
-from coordinator.edge.measures import Measures
 from coordinator.edge.patience import Patience
 from coordinator.edge.residuals import residual_bytes
 from coordinator.edge.served import RunContext
@@ -81,7 +80,7 @@ class Transfers:
         self._run = run
         self._frame_bytes = frame_bytes
         self._service = service
-        self.measures = Measures(run)
+        self.measures = service.measures
         self._writer = UploadWriter()
         self._scratch = bytearray(FRAME_HEADER_BYTES + FRAME_BYTES)
         self._uploading: dict[LeaseId, _Slot] = {}

@@ -1,4 +1,4 @@
-"""What a trusted worker says of a submission that it was given to measure.
+"""What a trusted worker says of a submission, or of a version, that it was given to measure.
 
 Decides nothing.
 """
@@ -16,6 +16,7 @@ class GainAnswer:
 
     worker: WorkerId
     before: tuple[float, ...]
-    """Of each of the N sequences, under the version that the submission starts from."""
+    """Of each of the N sequences, under the version that the submission starts from, or that is validated."""
     after: tuple[float, ...]
-    """Of the sequences of each part, one part after the other, with so much of the submission taken."""
+    """Of the sequences of each part, one part after the other, with so much of the submission taken; of a version none.
+    """

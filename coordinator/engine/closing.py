@@ -21,6 +21,7 @@ from coordinator.engine import (
     second_look,
     trust,
     trust_region,
+    validating,
     vouching,
 )
 from coordinator.engine import contributions as votes
@@ -28,7 +29,6 @@ from coordinator.engine.commands import (
     AggregateRound,
     Contribution,
     MeasureSubmission,
-    ValidateVersion,
     WriteCheckpoint,
 )
 from coordinator.engine.draws import Draws
@@ -86,6 +86,7 @@ def close(turn: Turn, why: Reason) -> None:
             oldest_needed=votes.oldest_version_needed(state),
             compared_with=trust_region.compared_with(state),
             region_seed=trust_region.seed_of(state.config, turn.draws, state.round.round),
+            early=trust_region.early_stop(state.config.region),
             down=down_in(state.config, state.round.round),
         )
     )
@@ -133,7 +134,7 @@ def look_at_version(turn: Turn) -> None:
     state = turn.state
     every_validation, every_checkpoint = state.config.validate_every, state.config.checkpoint_every
     if every_validation and state.version % every_validation == 0:
-        _validate(turn)
+        validating.validate(turn)
     if every_checkpoint and state.version % every_checkpoint == 0:
         _write_checkpoint(turn)
 
@@ -201,7 +202,8 @@ def finish(turn: Turn) -> None:
     for command in list(state.pending.values()):
         if isinstance(command, MeasureSubmission):
             turn.settle(command.command_id)
-    _validate(turn)
+    validating.measure_all_here(turn)
+    validating.validate(turn)
     _write_checkpoint(turn)
 
 
@@ -261,13 +263,6 @@ def _record_round(
         thin=current.thin,
     )
     state.history = remembered(state.history, row)
-
-
-def _validate(turn: Turn) -> None:
-    state, command_id = turn.state, f"validate:v{turn.state.version}"
-    known = any(validation.version == state.version for validation in state.validations)
-    if not known and command_id not in state.pending:
-        turn.emit(ValidateVersion(command_id=command_id, version=state.version, manifest=state.manifest))
 
 
 def _write_checkpoint(turn: Turn) -> None:

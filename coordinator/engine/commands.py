@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from coordinator.engine.answers import GainAnswer
 from coordinator.engine.down_config import WHOLE, DownConfig
-from coordinator.engine.enough import EarlyStop
+from coordinator.engine.enough import EarlyStop, RegionStop
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.reasons import Reason, Verdict, told
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId
@@ -219,6 +219,8 @@ class AggregateRound(SlowCommand):
     """Whose held-out losses the new version's are compared with: its parent first. None: it is not measured."""
     region_seed: int = 0
     """Secret draw: which held-out sequences they are compared on."""
+    early: RegionStop | None = None
+    """When comparing may stop; None: with the last sequence of the draw."""
     remedy: Remedy = Remedy.NONE
     step_share: float = 1.0
     """Of the outer step that the run's rate gives: below 1 where `remedy` is `SHORT`."""
@@ -311,6 +313,12 @@ class ValidateVersion(SlowCommand):
 
     version: Version
     manifest: Digest
+    delegate: bool = False
+    """Trusted workers may measure it."""
+    check: bool = False
+    """As in `MeasureSubmission`, and so are the two below."""
+    answers: tuple[GainAnswer, ...] = ()
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,3 +327,7 @@ class WriteCheckpoint(SlowCommand):
 
     version: Version
     manifest: Digest
+
+
+Item = MeasureSubmission | ValidateVersion
+"""What trusted workers may measure in the coordinator's place."""

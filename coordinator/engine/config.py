@@ -130,6 +130,9 @@ class TrustRegionConfig:
     """Rounds whose best version counts, besides the parent; a secret draw of sequences serves so many rounds."""
     passes: int = 16
     """Models that are measured, at most, to find out which contributions harm."""
+    early_margin: float = 3.0
+    """Standard errors above what would be withheld at which a new version is measured no further. 0: on the whole draw
+    always."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,8 +247,8 @@ def check_config(config: EngineConfig) -> None:
             "region.window and region.passes must be 1 or more",
         ),
         (
-            config.region.margin >= 0 and config.region.tolerance >= 0,
-            "region.margin and region.tolerance must be 0 or more",
+            config.region.margin >= 0 and config.region.tolerance >= 0 and config.region.early_margin >= 0,
+            "region.margin, region.tolerance and region.early_margin must be 0 or more",
         ),
         (config.most_grants >= 1, f"most_grants must be 1 or more, got {config.most_grants}"),
         (config.replicas >= 1 and config.quorum >= 1, "replicas and quorum must be 1 or more"),

@@ -3,8 +3,9 @@
 Decides when a worker's word is enough: to accept a submission, as long as nobody is found to have lied; never to refuse
 one. Holds always: nobody's submission is refused, at first or at the second look, on figures that the coordinator has
 not measured itself; who was found to have said something else than the coordinator measures on the same sequences is
-trusted no more, like an auditor that accused falsely, and what was accepted on its word and has not counted is measured
-again before its round closes. What has counted stays: its version was measured by the coordinator (trust_region.py).
+trusted no more, like an auditor that accused falsely, what was accepted on its word and has not counted is measured
+again before its round closes, and what it said of versions is struck out (validating.py). What has counted stays: its
+version was measured by the coordinator (trust_region.py).
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 
-from coordinator.engine import leases, measuring, pacing, reputation, residuals, screening
-from coordinator.engine.commands import AggregateRound, FindHarmful, MeasureSubmission, TryContributions
-from coordinator.engine.events import SubmissionMeasured
+from coordinator.engine import leases, measuring, pacing, reputation, residuals, screening, validating
+from coordinator.engine.commands import AggregateRound, FindHarmful, Item, MeasureSubmission, TryContributions
+from coordinator.engine.events import SubmissionMeasured, VersionValidated
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.reasons import HELDOUT_GAIN_TOO_SMALL, HELDOUT_LOSS_ROSE, Verdict
 from coordinator.engine.rows import LeaseRecord
@@ -27,7 +28,7 @@ from protocol.ids import LeaseId, WorkerId
 _BY_GAIN = frozenset({HELDOUT_GAIN_TOO_SMALL, HELDOUT_LOSS_ROSE})
 
 
-def check_answers(command: MeasureSubmission, event: SubmissionMeasured) -> None:
+def check_answers(command: Item, event: SubmissionMeasured | VersionValidated) -> None:
     """IllegalEvent where an event has workers' figures that its command did not ask for."""
     said = {answer.worker for answer in event.answers}
     taken = {event.measured_by} if event.measured_by is not None else set()
@@ -65,8 +66,11 @@ def caught(turn: Turn, liars: Iterable[WorkerId]) -> None:
     """These said something else than the coordinator measured."""
     state = turn.state
     people = {state.workers[worker].person for worker in liars}
+    if not people:
+        return
     for person in sorted(people):
         reputation.false_accusation(turn, person)
+    validating.strike_out(turn, people)
     counting = _being_counted(state)
     for lease_id, record in list(state.leases.items()):
         on_their_word = record.measured_by is not None and state.workers[record.measured_by].person in people

@@ -1,6 +1,6 @@
-"""What an operator may set about measuring by others: which gains trusted workers measure, and how they are checked.
+"""What an operator may set about measuring by others: what trusted workers measure, and how they are checked.
 
-Nothing here decides; `measuring.py` and `delegation.py` do.
+Nothing here decides; `measuring.py`, `delegation.py` and `validating.py` do.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DelegationConfig:
-    """Gains that trusted workers measure. Nothing is delegated as long as none of them offers to (`join --measure`)."""
+    """Gains and held-out losses that trusted workers measure. Nothing is delegated as long as none of them offers to
+    (`join --measure`)."""
 
     enabled: bool = True
-    """Whether trusted workers that offer to measure submissions' gains do. What they do not answer in time, and all
-    that they would have refused, is measured here."""
+    """Whether trusted workers that offer to measure submissions' gains, and published versions' held-out losses, do.
+    What they do not answer in time, and all that they would have refused, is measured here."""
     sequences: int = 64
     """Sequences that a gain is measured on by others: of training text that no lease has named, nor ever will in its
     epoch. Submissions that were committed before anybody was given them share them."""
@@ -24,6 +25,9 @@ class DelegationConfig:
     and the coordinator. Where they differ, the coordinator finds out who lied."""
     wait_s: float = 120.0
     """What is not answered so long after its submission came is measured here."""
+    validation_wait_s: float = 3600.0
+    """A version that nobody has validated so long after it was published is validated here. Long, since whoever may is
+    training by then, and idle at the round's end."""
     tolerance: float = 1e-3
     """Nats a token by which a sequence's loss may differ between two honest machines."""
 
@@ -33,7 +37,9 @@ def delegation_problems(config: DelegationConfig) -> Iterator[tuple[bool, str]]:
     yield 8 <= config.sequences <= 4096, f"delegation.sequences must be 8 to 4096, got {config.sequences}"
     share = config.checked_share
     yield 0 < share <= 1, f"delegation.checked_share must be above 0 to 1, got {share}: nobody is believed unchecked"
-    yield config.wait_s > 0, f"delegation.wait_s must be above 0, got {config.wait_s}"
+    for name in ("wait_s", "validation_wait_s"):
+        wait_s = getattr(config, name)
+        yield wait_s > 0, f"delegation.{name} must be above 0, got {wait_s}"
     yield (
         config.tolerance > 0,
         f"delegation.tolerance must be above 0, got {config.tolerance}: machines differ",

@@ -1,4 +1,4 @@
-"""When a gain has been measured on enough sequences: a group-sequential test, read after each of a few looks.
+"""When a gain, or a version, has been measured on enough sequences: a group-sequential test, read after a few looks.
 
 Decides where measuring may stop before the whole draw, and nothing of the verdict, which `screening.judge` forms from
 what was measured. Acceptable: the gain lies `margin` standard errors above what the whole draw would still forgive, so
@@ -7,11 +7,16 @@ Whatever lies between is measured whole, and where it speaks against its worker,
 deviation is never taken for less than is usual among peers, for that of four sequences is known to half of itself
 only. A constant boundary over a few looks is Pocock's (1977, "Group sequential methods in the design and analysis of
 clinical trials", Biometrika 64); `benchmarks.early_stops` simulates its error probabilities on measured gains.
+
+A new version may be published early, and is never withheld early: what is measured no further lies `early_margin`
+standard errors above where the whole draw would withhold it. tests/coordinator/engine/test_enough.py simulates how
+often the whole draw would have withheld what is published so.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -27,6 +32,31 @@ class Enough(Enum):
     ACCEPTABLE = "acceptable"
     HARMFUL = "harmful"
     UNDECIDED = "undecided"
+
+
+FEWEST_TO_PUBLISH = 16
+"""Sequences; harm that the whole draw would see at 5 standard errors lies on more than a quarter of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegionStop:
+    """By what comparing a new version with older ones may stop before the whole draw (`TrustRegionConfig`)."""
+
+    margin: float
+    tolerance: float
+    early_margin: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rise:
+    """A new version against an older one on some sequences, paired: nats a token."""
+
+    gain: float
+    """The older one's mean loss less the new one's."""
+    sd: float
+    """Of that over sequences."""
+    loss: float
+    """The older one's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,3 +91,25 @@ def looked(stop: EarlyStop, *, least: float, spread: float, mean: float, sd: flo
     if count >= FEWEST_TO_REFUSE and min(least, 0.0) - mean > HOPELESS * error:
         return Enough.HARMFUL
     return Enough.UNDECIDED
+
+
+def is_publishable(stop: RegionStop, rises: Sequence[Rise], *, count: int, whole: int) -> bool:
+    """Whether measuring the rest of `whole` sequences would not withhold a version, after `count` of them.
+
+    `rises`: over its parent first. A version that is surely better than that is published whatever it is to others
+    (`trust_region.why_withheld`).
+    """
+    if count < FEWEST_TO_PUBLISH or not rises:
+        return False
+    if _above(stop, rises[0], 0.0, count):
+        return True
+    return all(_above(stop, one, -_forgiven(stop, one, whole), count) for one in rises)
+
+
+def _forgiven(stop: RegionStop, one: Rise, whole: int) -> float:
+    return max(stop.margin * one.sd / math.sqrt(whole), stop.tolerance * abs(one.loss))
+
+
+def _above(stop: RegionStop, one: Rise, least: float, count: int) -> bool:
+    """False where something is no number."""
+    return one.gain - least > stop.early_margin * one.sd / math.sqrt(count)

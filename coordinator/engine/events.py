@@ -303,6 +303,8 @@ class VersionComparison:
     """Standard error of that, sequences paired."""
     loss: float
     """The older one's held-out loss there."""
+    sequences: int = 0
+    """Behind these; 0 in events of an older release."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,6 +93,8 @@ class Validation:
     version: Version
     val_loss: float
     val_loss_se: float
+    measured_by: WorkerId | None = None
+    """The trusted worker whose word it is; None: the coordinator's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Having submissions measured: on which sequences, by whom, and which of them twice.
 
-Decides what trusted workers may measure in the coordinator's place: gains alone, in the first epoch alone, and only
+Decides which gains trusted workers may measure in the coordinator's place: in the first epoch alone, and only
 where somebody of another person than the submission's is here who offers it. Holds always: what they are given to
 measure on is training text that no lease names, and is given for submissions that were committed before anybody had
 it; all these, by whomever they are measured, are measured on it, so that their gains can be compared; nobody can tell
@@ -30,8 +30,7 @@ _AGAIN = "again:"
 def measure(turn: Turn, record: LeaseRecord) -> None:
     """A submission's bytes are all here."""
     rows, lease = _rows_for(turn, record), record.lease
-    share = turn.state.config.delegation.checked_share
-    drawn = turn.draws.stream(lease.round, "checked", lease.lease_id).below(_PARTS) < share * _PARTS
+    drawn = is_checked(turn, lease.round, lease.lease_id)
     command = _command(turn, record, measure_id(lease.lease_id))
     turn.emit(command if rows is None else replace(command, rows=rows, delegate=True, check=drawn))
 
@@ -81,8 +80,14 @@ def may_measure(worker: WorkerRecord) -> bool:
     return worker.measures and may_audit(worker)
 
 
+def is_checked(turn: Turn, round_number: int, what: str) -> bool:
+    """Secret draw: whether an item is measured twice, should others measure it."""
+    share = turn.state.config.delegation.checked_share
+    return turn.draws.stream(round_number, "checked", what).below(_PARTS) < share * _PARTS
+
+
 def measurers(state: EngineState, person: str) -> list[WorkerRecord]:
-    """Who is here and may measure a submission of `person`: nobody of its own."""
+    """Who is here and may measure what is `person`'s: nobody of its own."""
     trusted = (state.workers[worker] for worker in state.index.trusted)
     return [one for one in trusted if one.present and may_measure(one) and one.person != person]
 

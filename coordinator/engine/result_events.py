@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from coordinator.engine.answers import GainAnswer
 from coordinator.engine.event import Event
 from protocol.ids import Digest, LeaseId, RoundNumber, Version, WorkerId
 from protocol.lease import AS_PUBLISHED, FrozenColumns
@@ -38,6 +39,12 @@ class VersionValidated(Event):
     val_loss: float
     """Held-out loss, nats a token, without the balance loss."""
     val_loss_se: float
+    measured_by: WorkerId | None = None
+    """The trusted worker whose word this is; None: the coordinator measured it."""
+    answers: tuple[GainAnswer, ...] = ()
+    """What trusted workers said of it."""
+    false: tuple[WorkerId, ...] = ()
+    """Of these, whose answers are something else than the coordinator measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

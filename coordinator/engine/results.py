@@ -7,7 +7,6 @@ worker.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TypeVar
 
 from coordinator.engine import (
@@ -20,6 +19,7 @@ from coordinator.engine import (
     rebuilt,
     rescue,
     trust_region,
+    validating,
     withholding,
 )
 from coordinator.engine.commands import (
@@ -45,7 +45,7 @@ from coordinator.engine.events import (
     SubmissionMeasured,
     VersionValidated,
 )
-from coordinator.engine.history import Checkpoint, Failure, Validation, remembered
+from coordinator.engine.history import Checkpoint, Failure, remembered
 from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.reasons import BANNED, LATE, UNMEASURABLE, Case, rejected
 from coordinator.engine.rows import LeaseRecord
@@ -116,18 +116,16 @@ def on_round_aggregated(turn: Turn, event: RoundAggregated) -> None:
 
 
 def on_version_validated(turn: Turn, event: VersionValidated) -> None:
-    """Note the held-out loss, with the round that made the version."""
-    state = turn.state
+    """Note the held-out loss, and who lied of it."""
     command = _pending(turn, event.command_id, ValidateVersion)
     if command.version != event.version:
         raise IllegalEvent(f"{event.command_id} is about version {command.version}, got {event.version}")
+    delegation.check_answers(command, event)
     turn.settle(event.command_id)
-    validation = Validation(version=event.version, val_loss=event.val_loss, val_loss_se=event.val_loss_se)
-    state.validations = remembered(state.validations, validation)
-    state.history = tuple(
-        replace(row, val_loss=event.val_loss, val_loss_se=event.val_loss_se) if row.version == event.version else row
-        for row in state.history
-    )
+    if validating.is_to_be_confirmed(turn, command, event):
+        return
+    validating.note(turn.state, event)
+    delegation.caught(turn, event.false)
 
 
 def on_checkpoint_written(turn: Turn, event: CheckpointWritten) -> None:

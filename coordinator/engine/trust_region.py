@@ -1,11 +1,12 @@
 """The trust region of the outer step: which new versions are published, and which are withheld as worse than before.
 
 Decides what a new version is compared with (its parent, and the best version of the latest `TrustRegionConfig.window`
-rounds), and whether what was measured is worse than either beyond the error of measuring *and* a share of the loss
-that honest training moves by. Holds always: whatever one round may lose, ten may lose no more, since the best of them
-stays what is compared with, until it is so many rounds old; a version that is better than its parent is published, so
-that a run which has lost something may climb back. Classical trust regions shrink what they refuse (Conn, Gould, Toint
-2000, "Trust Region Methods", chapter 6); what follows here is in `withholding.py`.
+rounds), and whether what was measured is worse than either beyond the error of measuring *and* a share of the loss that
+honest training moves by; and that a version which is surely neither is measured no further. Holds always: whatever one
+round may lose, ten may lose no more, since the best of them stays what is compared with, until it is so many rounds
+old; a version that is better than its parent is published, so that a run which has lost something may climb back.
+Classical trust regions shrink what they refuse (Conn, Gould, Toint 2000, "Trust Region Methods", chapter 6); what
+follows here is in `withholding.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from coordinator.engine.commands import AggregateRound, PublishedVersion, Remedy
 from coordinator.engine.config import EngineConfig, TrustRegionConfig
 from coordinator.engine.draws import Draws
+from coordinator.engine.enough import RegionStop
 from coordinator.engine.events import RoundAggregated, VersionComparison
 from coordinator.engine.history import VersionLevel
 from coordinator.engine.reasons import Case, Reason, reason
@@ -38,6 +40,13 @@ def seed_of(config: EngineConfig, draws: Draws, round_number: int) -> int:
     So a version is measured once, as the new one, and is known where it is the parent, or the best.
     """
     return draws.seed(round_number // config.region.window, "region")
+
+
+def early_stop(config: TrustRegionConfig) -> RegionStop | None:
+    """When comparing a round's first version may stop before the whole draw."""
+    if config.early_margin <= 0.0:
+        return None
+    return RegionStop(margin=config.margin, tolerance=config.tolerance, early_margin=config.early_margin)
 
 
 def is_on(config: EngineConfig) -> bool:

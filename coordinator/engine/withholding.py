@@ -1,10 +1,10 @@
 """A version that was withheld: what becomes of its round.
 
-Decides what is tried instead, in this order: all contributions but those that `FindHarmful` found; those alone that
-are vouched for; of the same a shorter step. Each is compared as the first was, and nothing worse is ever published.
-After `MOST_IN_ROW` rounds in which the search did not help it is left out: the recipe is at fault then, or nearly
-everybody. Holds always: at the end of this the round is over; who is blamed made a model alone that is worse, and
-stands against others that did not: where most of a round's contributions harm, and nobody vouched for stands among
+Decides what is tried instead, in this order: all contributions but those that `FindHarmful` found; those alone that are
+vouched for; of the same a shorter step. Each is compared as the first was, but on the whole draw, and nothing worse is
+ever published. After `MOST_IN_ROW` rounds in which the search did not help it is left out: the recipe is at fault then,
+or nearly everybody. Holds always: at the end of this the round is over; who is blamed made a model alone that is worse,
+and stands against others that did not: where most of a round's contributions harm, and nobody vouched for stands among
 the rest, the learning rate is the likelier culprit, and nobody is blamed; whoever is left out stands in the round's
 record and is to be audited, where there are audits.
 """
@@ -117,6 +117,7 @@ def _again(turn: Turn, command: AggregateRound, rest: Sequence[Contribution], re
             command_id=f"aggregate:r{command.round}:{remedy}",
             contributions=tuple(rest),
             clips=votes.clips_of(turn.state, records, rest),
+            early=None,
             remedy=remedy,
         )
     )

@@ -1,10 +1,11 @@
 """Who measures what in the coordinator's place: items go to trusted workers that wait, and answers come back.
 
-Decides which of those who wait is given an item, and when nobody is waited for any more: after
-`DelegationConfig.wait_s`, with as many answers as there are by then. Holds always: an item goes to nobody of its
-submission's person, and to two workers of one person never; one answer of each counts, and none of whoever was not
-given the item; what is lost (a reply, a worker, this process) costs time at most, for the command stays pending and is
-measured here in the end. Nothing of it is journalled, and none of it is part of the engine's state.
+Decides which of those who wait is given an item, submissions before versions, and when nobody is waited for any more:
+after `DelegationConfig.wait_s` (`validation_wait_s`), with as many answers as there are by then, or when the item is
+taken back. Holds always: an item goes to nobody of its submission's person, and to two workers of one person never; one
+answer of each counts, and none of whoever was not given the item; what is lost (a reply, a worker, this process) costs
+time at most, for the command stays pending and is measured here in the end. Nothing of it is journalled, and none of it
+is part of the engine's state.
 """
 
 from __future__ import annotations
@@ -15,19 +16,20 @@ from dataclasses import dataclass, field
 
 from coordinator.engine import measuring
 from coordinator.engine.answers import GainAnswer
-from coordinator.engine.commands import MeasureSubmission
+from coordinator.engine.commands import Item, MeasureSubmission
 from coordinator.engine.engine import Engine
 from coordinator.engine.rows import WorkerRecord
+from coordinator.engine.validating import NOBODY
 from protocol.ids import WorkerId
 
-Item = asyncio.Future[MeasureSubmission]
+ComingItem = asyncio.Future[Item]
 
 
 @dataclass(slots=True)
 class _Job:
-    """One submission that others measure."""
+    """One submission, or version, that others measure."""
 
-    command: MeasureSubmission
+    command: Item
     person: str
     """Whose it is."""
     done: asyncio.Future[None]
@@ -36,6 +38,8 @@ class _Job:
     asked: set[str] = field(default_factory=set)
     """People who were given it, whatever came of that."""
     answers: list[GainAnswer] = field(default_factory=list)
+    withdrawn: bool = False
+    """It is done here."""
 
     @property
     def wanted(self) -> int:
@@ -49,38 +53,47 @@ class Delegation:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._jobs: dict[str, _Job] = {}
-        self._waiting: dict[WorkerId, Item] = {}
+        self._waiting: dict[WorkerId, ComingItem] = {}
 
     # ---- for the pump ------------------------------------------------------------------------------------------
 
-    def takes(self, command: MeasureSubmission) -> bool:
+    def takes(self, command: Item) -> bool:
         """Whether somebody is here who may measure it."""
         return command.delegate and bool(measuring.measurers(self._engine.state, self._person(command)))
 
-    async def measured(self, command: MeasureSubmission) -> tuple[GainAnswer, ...]:
-        """What trusted workers say of it, as many as it wants or fewer; no more than two."""
+    async def measured(self, command: Item) -> tuple[GainAnswer, ...] | None:
+        """What trusted workers say of it, as many as it wants or fewer; no more than two. None: it was taken back."""
         job = _Job(command, self._person(command), asyncio.get_running_loop().create_future())
         self._jobs[command.command_id] = job
         try:
             self._hand_out()
-            await asyncio.wait({job.done}, timeout=self._engine.state.config.delegation.wait_s)
-            return tuple(job.answers)
+            config = self._engine.state.config.delegation
+            is_gain = isinstance(command, MeasureSubmission)
+            await asyncio.wait({job.done}, timeout=config.wait_s if is_gain else config.validation_wait_s)
+            return None if job.withdrawn else tuple(job.answers)
         finally:
             del self._jobs[command.command_id]
 
-    def _person(self, command: MeasureSubmission) -> str:
-        return self._engine.state.person_of(command.lease)
+    def take_back(self, command_id: str) -> None:
+        """It is done here now, whoever has it; nothing where it is nobody's."""
+        job = self._jobs.get(command_id)
+        if job is not None and not job.done.done():
+            job.withdrawn = True
+            job.done.set_result(None)
+
+    def _person(self, command: Item) -> str:
+        return self._engine.state.person_of(command.lease) if isinstance(command, MeasureSubmission) else NOBODY
 
     # ---- for workers' calls ------------------------------------------------------------------------------------
 
-    def expect(self, worker: WorkerId) -> Item:
+    def expect(self, worker: WorkerId) -> ComingItem:
         """The next item for a worker that waits: at once where it has one, or there is one for it."""
-        item: Item = asyncio.get_running_loop().create_future()
+        item: ComingItem = asyncio.get_running_loop().create_future()
         self._waiting[worker] = item
         self._hand_out()
         return item
 
-    def forget(self, worker: WorkerId, item: Item, *, taken: bool) -> None:
+    def forget(self, worker: WorkerId, item: ComingItem, *, taken: bool) -> None:
         """The worker waits no more. What it was to be given, and did not get, is for whoever comes."""
         if self._waiting.get(worker) is item:
             del self._waiting[worker]
@@ -92,7 +105,7 @@ class Delegation:
             job.asked.discard(self._engine.state.workers[worker].person)
             self._hand_out()
 
-    def held(self, worker: WorkerId, item_id: str) -> MeasureSubmission | None:
+    def held(self, worker: WorkerId, item_id: str) -> Item | None:
         """The item, where this worker has it and has not answered."""
         job = self._jobs.get(item_id)
         return job.command if job is not None and worker in job.holders else None
@@ -129,7 +142,9 @@ class Delegation:
             if item.done() or record is None or not measuring.may_measure(record):
                 continue
             job = next((job for job in self._jobs.values() if worker in job.holders), None)
-            job = job or next((job for job in self._jobs.values() if self._is_for(job, record)), None)
+            # a round waits for its submissions' gains, and nothing for a version's loss
+            jobs = sorted(self._jobs.values(), key=lambda job: not isinstance(job.command, MeasureSubmission))
+            job = job or next((job for job in jobs if self._is_for(job, record)), None)
             if job is not None:
                 job.holders.add(worker)
                 job.asked.add(record.person)

@@ -6,8 +6,8 @@ came; a failure of whatever kind stops nothing and is handed back as an event, w
 that the engine decides what becomes of it; a command that the engine has lost interest in is not begun any more. A
 command waits until the result before it is recorded, which may call for something more urgent, unless it is of the same
 kind and that one was quick: then the disk would be waited for longer than anything more urgent has to wait. What
-trusted workers may measure goes to them (delegation.py) once it has been decoded here, and nothing waits behind it; it
-comes back into the line where their word is not enough.
+trusted workers may measure goes to them (delegation.py), a submission once it has been decoded here, and nothing waits
+behind it; it comes back into the line where their word is not enough.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from coordinator.engine.commands import (
 from coordinator.engine.events import CommandFailed, Event, SubmissionMeasured
 from coordinator.run.delegation import Delegation
 from coordinator.work.failures import trouble_of
-from coordinator.work.measured import believed, with_gains
+from coordinator.work.measured import believed, validated, with_gains
 from coordinator.work.port import Work
 from protocol.text import printable
 
@@ -99,9 +99,10 @@ class SlowCommands:
         self._thread = ThreadPoolExecutor(1, "executor")
 
     def push(self, command: SlowCommand) -> None:
-        """Have `command` carried out; nothing where it is queued already."""
+        """Have `command` carried out; nothing where it is queued already. What others had of it is taken back."""
         if command.command_id in self._queued or self._stopping:
             return
+        self._delegation.take_back(command.command_id)
         self._queued.add(command.command_id)
         priority = _PRIORITIES.get(type(command), _DEFAULT_PRIORITY)
         heapq.heappush(self._queue, (priority, next(self._order), command))
@@ -133,6 +134,8 @@ class SlowCommands:
                 self._forget_failures(command)  # the engine has lost interest, e.g. the run was stopped
             elif isinstance(command, MeasureSubmission) and self._delegation.takes(command):
                 await self._delegate(command)
+            elif isinstance(command, ValidateVersion) and self._delegation.takes(command):
+                self._go_on_beside(self._have_validated(command))
             else:
                 await self._carry_out_and_report(command)
         await self._reported()
@@ -159,13 +162,26 @@ class SlowCommands:
         if not isinstance(decoded, SubmissionMeasured) or decoded.malformed:
             await self._report(decoded)
             return
-        task = asyncio.ensure_future(self._have_measured(command, decoded))
+        self._go_on_beside(self._have_measured(command, decoded))
+
+    def _go_on_beside(self, delegated: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(delegated)
         self._delegated.add(task)
         task.add_done_callback(self._delegated.discard)
 
+    async def _have_validated(self, command: ValidateVersion) -> None:
+        answers = await self._delegation.measured(command)
+        if self._stopping or answers is None:
+            return
+        found = validated(command, answers, at_s=self._clock())
+        if found is None:
+            self.push(replace(command, delegate=False, answers=answers))
+        else:
+            await self._report(found)
+
     async def _have_measured(self, command: MeasureSubmission, decoded: SubmissionMeasured) -> None:
         answers = await self._delegation.measured(command)
-        if self._stopping:
+        if self._stopping or answers is None:
             return
         found = believed(command, answers)
         if found is None:

@@ -15,10 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import singledispatchmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from aggregation.replayed import ReplayDistance
 from coordinator.engine.commands import (
@@ -49,9 +46,10 @@ from coordinator.engine.events import (
 from coordinator.store.ports import BlobStore
 from coordinator.store.versions import Versions, frozen_columns
 from coordinator.work import harm
+from coordinator.work.comparing import VersionLosses
 from coordinator.work.gains import GainMeasure, WorkSettings
 from coordinator.work.known_norms import KnownNorms
-from coordinator.work.measured import carrying
+from coordinator.work.measured import agree, carrying, sequences_of
 from coordinator.work.outer import RoundAggregator
 from coordinator.work.port import Replay, Work
 from coordinator.work.rebuilding import rebuild
@@ -59,7 +57,7 @@ from coordinator.work.replaying import compared, replayed
 from coordinator.work.resident import MappedVersion, ResidentModel
 from moe.companions import Companions
 from moe.export import export_checkpoint
-from moe.full import mean_and_error, sequence_losses
+from moe.full import mean_and_error
 from moe.layout import Layout, submission_specs
 from protocol.codecs import codec_named
 from protocol.errors import LocalError, MalformedMessage
@@ -68,13 +66,10 @@ from protocol.lease import Lease
 from protocol.submission import Blocks, EncodedBlocks, encoded_submission
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from coordinator.datasets import Dataset
 
 CACHED_VERSIONS = 2
 """The round's base, and the one before it for submissions that come a round late."""
-CACHED_BASELINES = 64
 
 
 class Executor(Work):
@@ -111,8 +106,8 @@ class Executor(Work):
         self._aggregator = RoundAggregator(layout, payloads, versions, settings.sequence_length, self._norms)
         self._bases: OrderedDict[Digest, MappedVersion] = OrderedDict()
         self._gains = GainMeasure(dataset, settings)
-        self._baselines: OrderedDict[tuple[Digest, int], Tensor] = OrderedDict()
         self._resident = ResidentModel(layout, settings.evaluation_device)
+        self.losses = VersionLosses(dataset, settings, lambda manifest: self._resident.at(self._base(manifest)))
 
     @singledispatchmethod
     def execute(self, command: SlowCommand) -> Event:
@@ -161,7 +156,7 @@ class Executor(Work):
             manifest=outcome.manifest,
             update_norm_l2=outcome.update_norm_l2,
             substitutes=outcome.substitutes,
-            compared=self._compared(command, outcome.manifest),
+            compared=self.losses.compared(command, outcome.manifest),
             frozen=frozen_columns(self._versions.manifest(outcome.manifest)),
         )
 
@@ -236,11 +231,11 @@ class Executor(Work):
     def _(self, command: FindHarmful) -> Event:
         attempt = command.attempt
         base = self._base(attempt.parent_manifest)
-        before = self._losses_of(attempt.parent_manifest, attempt.region_seed)
+        before = self.losses.losses(attempt.parent_manifest, attempt.region_seed)
 
         def measure(group: harm.LeaseGroup) -> VersionComparison:
             model = self._resident.replaced(base, self._aggregator.candidate(attempt, base.blocks, group))
-            after = self._sequence_losses(model, self._heldout(attempt.region_seed))
+            after = self.losses.of_model(model, self.losses.drawn(attempt.region_seed))
             return harm.compared(attempt.parent_version, before, after)
 
         found = harm.search(command, measure)
@@ -255,15 +250,19 @@ class Executor(Work):
 
     @execute.register
     def _(self, command: ValidateVersion) -> Event:
-        tokens = self._dataset.heldout_all(self._settings.sequence_length, self._settings.heldout_limit)
-        model = self._resident.at(self._base(command.manifest))
-        loss, standard_error = mean_and_error(self._sequence_losses(model, tokens))
+        settings = self._settings
+        tokens_NL = sequences_of(self._dataset, command, settings.sequence_length, settings.heldout_limit)
+        losses_N = self.losses.of_model(self._resident.at(self._base(command.manifest)), tokens_NL)
+        loss, standard_error = mean_and_error(losses_N)
+        false = [one.worker for one in command.answers if not agree(one, losses_N.tolist(), (), command.tolerance)]
         return VersionValidated(
             at_s=self._clock(),
             command_id=command.command_id,
             version=command.version,
             val_loss=loss,
             val_loss_se=standard_error,
+            answers=command.answers,
+            false=tuple(false),
         )
 
     @execute.register
@@ -290,10 +289,6 @@ class Executor(Work):
                 raise MalformedMessage(f"block {block} holds a value that is not finite (norm {norm_l2})")
             yield BlockNorm(block=block, norm_l2=norm_l2, base_l2=base.norm_l2(block))
 
-    def screening_sequences(self, seed: int, count: int, round_: int | None = None) -> NDArray[Any]:
-        """`count` sequences [N, L+1] that no lease names, drawn by `seed`: of `round_`'s part, or of all parts."""
-        return self._dataset.screening_batch(seed, count, self._settings.sequence_length, round_)
-
     def _leased_blocks(self, lease: Lease) -> Blocks:
         """What a lease is trained from: held blocks of its base version, and what stands in for the others."""
         digest = self._base_manifest(lease)
@@ -304,31 +299,6 @@ class Executor(Work):
         if digest is None:
             raise LocalError(f"lease {lease.lease_id}: base version {lease.base_version} is not kept")
         return digest
-
-    def _compared(self, command: AggregateRound, made: Digest) -> tuple[VersionComparison, ...]:
-        """The new version against others: one pass, for the others were measured when they were new."""
-        if not command.compared_with:
-            return ()
-        olds = [(old.version, self._losses_of(old.manifest, command.region_seed)) for old in command.compared_with]
-        new = self._losses_of(made, command.region_seed)
-        return tuple(harm.compared(version, old, new) for version, old in olds)
-
-    def _losses_of(self, manifest: Digest, seed: int, round_: int | None = None) -> Tensor:
-        """[N] losses of the sequences that `seed` draws (see `screening_sequences`), under a version."""
-        losses = self._baselines.get((manifest, seed))
-        if losses is None:
-            losses = self._sequence_losses(self._resident.at(self._base(manifest)), self._heldout(seed, round_))
-            self._baselines[manifest, seed] = losses
-            while len(self._baselines) > CACHED_BASELINES:
-                self._baselines.popitem(last=False)
-        return losses
-
-    def _heldout(self, seed: int, round_: int | None = None) -> NDArray[Any]:
-        return self.screening_sequences(seed, self._settings.screening_sequences, round_)
-
-    def _sequence_losses(self, model: Any, tokens: NDArray[Any]) -> Tensor:
-        tokens_NT1 = torch.from_numpy(tokens.astype("int64"))
-        return sequence_losses(model, tokens_NT1, self._settings.evaluation_batch)
 
     def _base(self, manifest: Digest) -> MappedVersion:
         base = self._bases.get(manifest)

@@ -127,7 +127,7 @@ class GainMeasure:
 
     def held_against(self, command: MeasureSubmission, load: Load) -> tuple[Gains, tuple[WorkerId, ...]]:
         """The same on the whole of the command's `rows`; and whose `answers` are something else."""
-        tokens_NL = sequences_of(self._dataset, command, self._settings.sequence_length)
+        tokens_NL = sequences_of(self._dataset, command, self._settings.sequence_length, self._settings.heldout_limit)
         before = self.losses(load(0.0), tokens_NL).tolist()
         after: list[float] = []
         for part in parts_of(command):

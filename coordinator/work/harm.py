@@ -47,11 +47,11 @@ class Harmful:
 def compared(version: Version, before_N: Tensor, after_N: Tensor) -> VersionComparison:
     """The losses of N sequences under an older version and a newer model, as a comparison of the two."""
     gain, gain_se = mean_and_error(before_N - after_N)
-    loss = float(before_N.mean())
+    loss, count = float(before_N.mean()), len(before_N)
     if not (math.isfinite(gain) and math.isfinite(gain_se) and math.isfinite(loss)):
         better = bool(after_N.isfinite().all()) and not bool(before_N.isfinite().all())
-        return VersionComparison(version=version, gain=HOPELESS if better else -HOPELESS, gain_se=0.0, loss=0.0)
-    return VersionComparison(version=version, gain=gain, gain_se=gain_se, loss=loss)
+        gain, gain_se, loss = HOPELESS if better else -HOPELESS, 0.0, 0.0
+    return VersionComparison(version=version, gain=gain, gain_se=gain_se, loss=loss, sequences=count)
 
 
 def search(command: FindHarmful, measure: Measure) -> Harmful:

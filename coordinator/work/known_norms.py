@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from aggregation.norms import block_norm
 from aggregation.pieces import Piece
+from coordinator.work.threads import one_thread
 from protocol.ids import BlockId, Digest
 
 REMEMBERED = 1 << 14
@@ -27,7 +28,8 @@ class KnownNorms:
         """Of `tensors`, which are what the payload holds of the block; NaN or infinite where one of its values is."""
         norm_l2 = self._known.get((payload, block))
         if norm_l2 is None:
-            norm_l2 = self._known[payload, block] = block_norm(tensors)
+            with one_thread():
+                norm_l2 = self._known[payload, block] = block_norm(tensors)
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         return norm_l2

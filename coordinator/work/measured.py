@@ -1,8 +1,9 @@
 """What is measured on which sequences, where others may do it; and what their figures say, and are worth.
 
-Decides the order of an item's sequences and losses, which the coordinator and whoever measures for it have in common:
-N sequences, those for all of a submission, those for a part of it, and some of the lease's own; a loss of each before,
-and of each part's after. Holds always: a gain is that of paired sequences. Touches the dataset alone.
+Decides the order of an item's sequences and losses, which the coordinator and whoever measures for it have in common: N
+sequences, those for all of a submission, those for a part of it, and some of the lease's own; a loss of each before,
+and of each part's after. A version's item is the held-out sequences that every version is validated on, which are
+public, and a loss of each. Holds always: a gain is that of paired sequences. Touches the dataset alone.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coordinator.engine.answers import GainAnswer
-from coordinator.engine.commands import MeasureSubmission
+from coordinator.engine.commands import Item, MeasureSubmission, ValidateVersion
 from coordinator.engine.draws import Stream
-from coordinator.engine.events import SubmissionMeasured
+from coordinator.engine.events import SubmissionMeasured, VersionValidated
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,8 +65,10 @@ def divided(count: int) -> tuple[slice, slice]:
     return (slice(0, cut), slice(cut, count)) if count >= FEWEST_TO_DIVIDE else (slice(0, count), slice(0, count))
 
 
-def parts_of(command: MeasureSubmission) -> tuple[Part, ...]:
-    """What is to be measured of the command's submission, on its `rows` and some of its lease's own."""
+def parts_of(command: Item) -> tuple[Part, ...]:
+    """What is to be measured of a submission, on its `rows` and some of its lease's own; of a version nothing."""
+    if isinstance(command, ValidateVersion):
+        return ()
     assert command.rows is not None
     count = command.rows.count
     full, part = divided(count)
@@ -77,8 +80,10 @@ def parts_of(command: MeasureSubmission) -> tuple[Part, ...]:
     return (*parts, Part(share=command.taken, start=count, stop=count + own)) if own else parts
 
 
-def sequences_of(dataset: Dataset, command: MeasureSubmission, length: int) -> NDArray[Any]:
-    """[N, `length` + 1]: what an item is measured on."""
+def sequences_of(dataset: Dataset, command: Item, length: int, heldout_limit: int) -> NDArray[Any]:
+    """[N, `length` + 1]: what an item is measured on; at most `heldout_limit` where it is a version."""
+    if isinstance(command, ValidateVersion):
+        return dataset.heldout_all(length, heldout_limit)
     rows, data = command.rows, command.lease.data
     assert rows is not None
     found = [dataset.sequences(rows.seed, rows.start, rows.count, length)]
@@ -116,12 +121,33 @@ def gains_from(command: MeasureSubmission, before: Sequence[float], after: Seque
 
 def believed(command: MeasureSubmission, answers: Sequence[GainAnswer]) -> Gains | None:
     """What trusted workers say that it gains; None where it is to be measured here."""
+    first = _first_of_enough(command, answers)
+    return None if first is None else gains_from(command, first.before, first.after)
+
+
+def validated(command: ValidateVersion, answers: Sequence[GainAnswer], *, at_s: float) -> VersionValidated | None:
+    """What trusted workers say of a version; None where it is to be measured here."""
+    first = _first_of_enough(command, answers)
+    if first is None:
+        return None
+    return VersionValidated(
+        at_s=at_s,
+        command_id=command.command_id,
+        version=command.version,
+        val_loss=fmean(first.before),
+        val_loss_se=_error(first.before),
+        measured_by=first.worker,
+        answers=tuple(answers),
+    )
+
+
+def _first_of_enough(command: Item, answers: Sequence[GainAnswer]) -> GainAnswer | None:
+    """The first, where there are as many as the command wants, and all agree."""
     if len(answers) < 1 + command.check:
         return None
     first, *others = answers
-    if not all(agree(first, other.before, other.after, command.tolerance) for other in others):
-        return None
-    return gains_from(command, first.before, first.after)
+    alike = all(agree(first, other.before, other.after, command.tolerance) for other in others)
+    return first if alike else None
 
 
 def with_gains(
@@ -146,8 +172,10 @@ def carrying(event: SubmissionMeasured, gains: Gains) -> SubmissionMeasured:
     )
 
 
-def sizes_of(command: MeasureSubmission) -> tuple[int, int]:
-    """Losses that an answer has: before, and after."""
+def sizes_of(command: Item, dataset: Dataset, length: int, heldout_limit: int) -> tuple[int, int]:
+    """Losses that an answer has: before, and after; the rest as in `sequences_of`."""
+    if isinstance(command, ValidateVersion):
+        return min(dataset.heldout_sequences(length), heldout_limit), 0
     parts = parts_of(command)
     return max(part.stop for part in parts), sum(part.stop - part.start for part in parts)
 

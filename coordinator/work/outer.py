@@ -18,7 +18,7 @@ import torch
 
 from aggregation.blockwise import BlockContribution, aggregate_block
 from aggregation.names import rule_in_force
-from aggregation.norms import squared_distance, sum_of_squares
+from aggregation.norms import is_finite, squared_distance
 from aggregation.outer import OuterStep
 from coordinator.engine.commands import AggregateRound, Contribution
 from coordinator.engine.events import CommandTrouble, FailedAlone, Substitute
@@ -29,6 +29,7 @@ from coordinator.work.failures import trouble_of
 from coordinator.work.known_norms import KnownNorms
 from coordinator.work.publishing import NextVersion
 from coordinator.work.substitutes import BlockRule, summed_up
+from coordinator.work.threads import one_thread
 from moe.layout import Layout, submission_specs
 from protocol.codecs import codec_named
 from protocol.errors import BarnraiseError, LocalError
@@ -86,7 +87,7 @@ class RoundAggregator:
             return OuterResult(found, update_norm_l2, summed_up(command.rule, expected))
         squares: list[float] = []
         rules: list[BlockRule] = []
-        with self._versions.keeping() as keep:
+        with one_thread(), self._versions.keeping() as keep:
             coming = NextVersion(self._versions, parent, command.down, keep)
             for block, stepped, rule in self._steps(command, base, parent):
                 rules.append(rule)
@@ -214,7 +215,19 @@ class RoundAggregator:
         command: AggregateRound,
         rule: str,
     ) -> Stepped:
-        pseudo_gradient = aggregate_block(self._contributions(block, holders, command), rule, seed=command.seed)
+        with one_thread():
+            return self._stepped(block, base, parent, self._contributions(block, holders, command), command, rule)
+
+    def _stepped(
+        self,
+        block: BlockId,
+        base: Tensors,
+        parent: Manifest,
+        sent: Sequence[BlockContribution],
+        command: AggregateRound,
+        rule: str,
+    ) -> Stepped:
+        pseudo_gradient = aggregate_block(sent, rule, seed=command.seed)
         outer = OuterStep(
             learning_rate=command.outer_learning_rate,
             momentum=command.outer_momentum,
@@ -225,7 +238,7 @@ class RoundAggregator:
         start = base if master is None else self._versions.load_block(block, master)
         stepped = outer.step(start, pseudo_gradient, self._momentum(block, parent, command))
         for name, tensor in stepped[0].items():
-            if not math.isfinite(sum_of_squares(tensor)):
+            if not is_finite(tensor):
                 raise LocalError(f"outer step: {name!r} of {block} would hold a value that is not finite")
         return stepped
 

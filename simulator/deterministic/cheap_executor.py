@@ -17,6 +17,7 @@ from coordinator.engine.commands import (
     AggregateRound,
     CompareSubmissions,
     FindHarmful,
+    Item,
     MeasureSubmission,
     PublishedVersion,
     RebuildVersion,
@@ -59,9 +60,12 @@ WriteVersion = Callable[[Disk, int, Mapping[BlockId, StoredBlock], str], Digest]
 class CheapExecutor(port.Work):
     """What `coordinator.work.executor.Executor` is to the pump, on hashes."""
 
-    def __init__(self, site: Site, texts: Texts, sequence_length: int, write_version: WriteVersion) -> None:
+    def __init__(
+        self, site: Site, texts: Texts, sequence_length: int, heldout_limit: int, write_version: WriteVersion
+    ) -> None:
         self._site, self._disk, self._clock = site, site.disk, site.clock
         self._texts, self._sequence_length, self._write_version = texts, sequence_length, write_version
+        self._heldout_limit = heldout_limit
 
     def execute(self, command: SlowCommand) -> Event:
         """Carry out `command`, or fail as a full disk does."""
@@ -98,11 +102,12 @@ class CheapExecutor(port.Work):
                 self._blocks_of(attempt.parent_manifest)
                 return self._found(command_id, attempt, suspects, at_s)
             case ValidateVersion(version=version, manifest=manifest):
-                self._blocks_of(manifest)
+                false = self._liars(command, self._blocks_of(manifest), b"")
                 loss = 5.5 / (1 + version)
                 return VersionValidated(
-                    at_s=at_s, command_id=command_id, version=version, val_loss=loss, val_loss_se=0.01
-                )
+                    at_s=at_s, command_id=command_id, version=version, val_loss=loss, val_loss_se=0.01,
+                    answers=command.answers, false=false,
+                )  # fmt: skip
             case WriteCheckpoint(version=version, manifest=manifest):
                 self._blocks_of(manifest)
                 return CheckpointWritten(at_s=at_s, command_id=command_id, version=version, path=f"version-{version}")
@@ -110,7 +115,9 @@ class CheapExecutor(port.Work):
 
     def _measure(self, command: MeasureSubmission, at_s: float) -> SubmissionMeasured:
         lease, got = command.lease, self._payload(command.digest, command.command_id)
-        false = self._false(command, got) if command.answers else ()
+        false: tuple[WorkerId, ...] = ()
+        if command.answers:
+            false = self._liars(command, self._blocks_of(self._version(lease.base_version).manifest), got)
         honest = self._is_honest(command.command_id, lease, command.digest)
         spread = got[0] / 1024  # honest norms differ a little, and grow with rate and steps
         length = 60.0 * lease.recipe.learning_rate * lease.inner_steps**0.75
@@ -128,10 +135,10 @@ class CheapExecutor(port.Work):
             false=false if honest else (),
         )
 
-    def _false(self, command: MeasureSubmission, payload: bytes) -> tuple[WorkerId, ...]:
+    def _liars(self, command: Item, base: Mapping[BlockId, Digest], payload: bytes) -> tuple[WorkerId, ...]:
         """Whose answers are not what comes of it here."""
-        base = self._blocks_of(self._version(command.lease.base_version).manifest)
-        sequences_NL = sequences_of(cast(Any, self._texts), command, self._sequence_length)
+        texts = cast(Any, self._texts)
+        sequences_NL = sequences_of(texts, command, self._sequence_length, self._heldout_limit)
         parts = [(part.share, part.start, part.stop) for part in parts_of(command)]
         before, after = hashed_losses(base, sequences_NL, payload, parts)
         return tuple(one.worker for one in command.answers if not agree(one, before, after, command.tolerance))

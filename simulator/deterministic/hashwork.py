@@ -40,6 +40,7 @@ class HashWork:
     admission_work_bits = 0
     most_per_range = 0
     sequence_length = 8
+    heldout_limit = 4
     frame_bytes = 512
     """A few frames for a submission or a block of a KB or two."""
 
@@ -55,7 +56,7 @@ class HashWork:
 
     def executor(self, site: Site) -> CheapExecutor:
         """On hashes."""
-        return CheapExecutor(site, self.texts, self.sequence_length, self.write_version)
+        return CheapExecutor(site, self.texts, self.sequence_length, self.heldout_limit, self.write_version)
 
     def served(self, disk: Disk) -> ServedHashes:
         """What the disk keeps."""
@@ -146,6 +147,15 @@ class HashTexts:
         content = stretched(f"{seed} {start}", count * (seq_len + 1))
         rows: NDArray[np.uint8] = np.frombuffer(content, dtype=np.uint8).reshape(count, seq_len + 1) % VOCABULARY
         return rows
+
+    def heldout_sequences(self, seq_len: int) -> int:
+        """More than anybody is validated on."""
+        del seq_len
+        return 2 * HashWork.heldout_limit
+
+    def heldout_all(self, seq_len: int, limit: int | None = None) -> NDArray[np.uint8]:
+        """Sequences of no permutation."""
+        return self.sequences(-1, 0, self.heldout_sequences(seq_len) if limit is None else limit, seq_len)
 
 
 class _NothingKept:

@@ -17,12 +17,13 @@ from pathlib import Path
 from coordinator.engine.commands import AggregateRound, MeasureSubmission, SlowCommand
 from coordinator.engine.config import EngineConfig, InnerRecipe
 from coordinator.engine.records import event_from_json
+from coordinator.work.threads import one_thread
 from protocol.ids import RunId
 from simulator.deterministic.language import TRAIN_SEQUENCES
 from simulator.deterministic.loop import MOST_STEPS
 from simulator.deterministic.outcome import Outcome, quiet
 from simulator.deterministic.scenario import START_S, Scenario
-from simulator.deterministic.training import RealWork, one_thread
+from simulator.deterministic.training import RealWork
 from simulator.deterministic.volunteer_spec import VolunteerSpec
 from simulator.deterministic.world import World
 from simulator.faults import COORDINATOR, Fault, FaultKind, FaultPlan, Point, kill

@@ -1,4 +1,4 @@
-"""Gains that simulated workers measure for the coordinator, some of whom lie, and what must hold of what comes of it.
+"""What simulated workers measure for the coordinator, some of whom lie, and what must hold of what comes of it.
 
 Decides what a submission of hashes gains: losses follow from exactly what an item is made of, so that a measurer that
 was given another version, other sequences or other bytes is found out. Keeps its book outside of every simulated
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from coordinator.engine.commands import AggregateRound, Command, GrantLease, MeasureSubmission
 from coordinator.engine.config import EngineConfig
 from coordinator.engine.delegation_config import DelegationConfig
-from coordinator.engine.events import Event, SubmissionMeasured
+from coordinator.engine.events import Event, SubmissionMeasured, VersionValidated
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.reasons import HELDOUT_GAIN_TOO_SMALL, HELDOUT_LOSS_ROSE
 from coordinator.engine.state import EngineState
@@ -66,6 +66,8 @@ class HashMeasurer:
         draw = random.Random(item.item_id)
         if self._lies and draw.random() < 0.5:
             off = draw.choice((-LIE, LIE))
+            if not item.parts:
+                return [loss + off for loss in before], after
             after = [loss + off for loss in after]
         return before, after
 
@@ -118,16 +120,29 @@ class MeasuringBook:
 
     def applied(self, event: Event, state: EngineState) -> None:
         """`event` was handled."""
-        if not isinstance(event, SubmissionMeasured):
+        if isinstance(event, VersionValidated):
+            self._check_said(event, event.command_id, None)
+            self._note_caught(event, state)
+        elif isinstance(event, SubmissionMeasured):
+            self._measured(event, state)
+        else:
             return
-        record = state.leases.get(event.lease_id)
-        if record is None:
-            return
-        self._check_said(event, record.lease.worker)
+        for one in state.validations:
+            if one.measured_by is not None and self._person(one.measured_by) in self._caught:
+                _broken(f"version {one.version} has the loss that {one.measured_by[:8]} said, who was caught")
+
+    def _note_caught(self, event: SubmissionMeasured | VersionValidated, state: EngineState) -> None:
         for liar in event.false:
             self._caught.add(self._person(liar))
             if state.workers[liar].trusted:
-                _broken(f"worker {liar[:8]} lied of lease {event.lease_id}, and is trusted")
+                _broken(f"worker {liar[:8]} lied of {event.command_id}, and is trusted")
+
+    def _measured(self, event: SubmissionMeasured, state: EngineState) -> None:
+        record = state.leases.get(event.lease_id)
+        if record is None:
+            return
+        self._check_said(event, f"measure:{event.lease_id}", record.lease.worker)
+        self._note_caught(event, state)
         refused = record.status is LeaseStatus.REJECTED and record.verdict is not None
         if refused and record.verdict is not None and record.verdict.key in _BY_GAIN and event.measured_by is not None:
             _broken(f"lease {event.lease_id} was refused on the word of {event.measured_by[:8]} alone")
@@ -145,21 +160,22 @@ class MeasuringBook:
             if _overlap(rows, record.lease.data):
                 _broken(f"lease {lease_id} is measured on {rows}, of which lease {record.lease.lease_id} was trained")
 
-    def _check_said(self, event: SubmissionMeasured, worker: WorkerId) -> None:
-        own, people = self._person(worker), [self._person(answer.worker) for answer in event.answers]
+    def _check_said(self, event: SubmissionMeasured | VersionValidated, item_id: str, worker: WorkerId | None) -> None:
+        own = None if worker is None else self._person(worker)
+        people = [self._person(answer.worker) for answer in event.answers]
         if own in people or len(set(people)) < len(people):
-            _broken(f"lease {event.lease_id} of {own} was measured by {people}")
+            _broken(f"{item_id} of {own} was measured by {people}")
         for liar in event.false:
             if not self._people[liar].lies_measuring:
-                _broken(f"worker {liar[:8]} is honest, and was found to have lied of lease {event.lease_id}")
-        lies = {answer.worker: self._is_lie(event.lease_id, answer.worker) for answer in event.answers}
+                _broken(f"worker {liar[:8]} is honest, and was found to have lied of {item_id}")
+        lies = {answer.worker: self._is_lie(item_id, answer.worker) for answer in event.answers}
         if event.measured_by is None and {one for one, is_lie in lies.items() if is_lie} != set(event.false):
-            _broken(f"of {lies} on lease {event.lease_id} the coordinator found {event.false}")
+            _broken(f"of {lies} on {item_id} the coordinator found {event.false}")
         if event.measured_by is not None and len(set(lies.values())) > 1:
-            _broken(f"answers that differ were taken for lease {event.lease_id}: {lies}")
+            _broken(f"answers that differ were taken for {item_id}: {lies}")
 
-    def _is_lie(self, lease_id: LeaseId, worker: WorkerId) -> bool:
-        return self._people[worker].lies_measuring and random.Random(f"measure:{lease_id}").random() < 0.5
+    def _is_lie(self, item_id: str, worker: WorkerId) -> bool:
+        return self._people[worker].lies_measuring and random.Random(item_id).random() < 0.5
 
     def _person(self, worker: WorkerId) -> str:
         owner = self._people[worker].owner

@@ -9,9 +9,8 @@ files in a folder of their own: what a kill leaves of them is what was written b
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +50,6 @@ SAVE_EVERY_STEPS = 3
 Tensors = dict[str, torch.Tensor]
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """One torch thread: a model this small gains nothing by more, and a lease must give the same bytes each time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 class RealWork:
     """One simulated run's training. `folder` holds blocks, checkpoints and progress."""
 
@@ -71,6 +59,7 @@ class RealWork:
     admission_work_bits = 0
     most_per_range = 0
     sequence_length = SEQUENCE_LENGTH
+    heldout_limit = HELDOUT_SEQUENCES
     frame_bytes = 8 * 1024
     """A handful of frames for a submission of some 40 KB."""
 
@@ -100,7 +89,7 @@ class RealWork:
             preset="tiny",
             sequence_length=SEQUENCE_LENGTH,
             seed=seed,
-            heldout_limit=HELDOUT_SEQUENCES,
+            heldout_limit=self.heldout_limit,
             screening_sequences=64,
             evaluation_batch=256,
             keep_checkpoints=1,

@@ -99,6 +99,12 @@ class Texts(Protocol):
     def sequences(self, seed: int, start: int, count: int, seq_len: int) -> NDArray[Any]:
         """[count, seq_len + 1] tokens."""
 
+    def heldout_sequences(self, seq_len: int) -> int:
+        """How many no lease names."""
+
+    def heldout_all(self, seq_len: int, limit: int | None = None) -> NDArray[Any]:
+        """[limit, seq_len + 1] of these."""
+
 
 class SimulatedWork(Protocol):
     """What is trained, measured and stepped in a simulated run: `HashWork`, or `training.RealWork`."""
@@ -114,6 +120,8 @@ class SimulatedWork(Protocol):
     def codec(self) -> str: ...  # noqa: D102
     @property
     def sequence_length(self) -> int: ...  # noqa: D102
+    @property
+    def heldout_limit(self) -> int: ...  # noqa: D102
     @property
     def texts(self) -> Texts: ...  # noqa: D102
     @property

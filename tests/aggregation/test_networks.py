@@ -3,8 +3,10 @@
 import itertools
 
 import pytest
+import torch
 
 from aggregation.networks import selection_network, sorting_network
+from aggregation.reducers import run_network
 
 
 def run_sorting(values, network):
@@ -54,3 +56,14 @@ def test_pruning_leaves_out_work():
 def test_large_swarms_have_networks_too():
     values = [(index * 7919) % 257 for index in range(200)]
     assert run_sorting(values, sorting_network(200)) == sorted(values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_are_sorted_where_they_lie_and_what_is_no_number_is_not_lost(dtype):
+    chunk = torch.randn(7, 33, dtype=dtype)
+    expected = chunk.sort(0).values
+    wires = run_network(list(chunk.unbind(0)), selection_network(7, tuple(range(7)), ordered=True))
+    assert torch.equal(torch.stack(wires), expected)
+    chunk[2, 5] = torch.nan
+    wires = run_network(list(chunk.unbind(0)), selection_network(7, (3,)))
+    assert wires[3][5].isnan()

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregation.norms import block_norm, clip_scale
+from aggregation.norms import block_norm, clip_scale, is_finite
 from protocol.codecs import GRANULE
 
 
@@ -16,6 +16,14 @@ def test_equals_fp64_over_many_tensors_and_chunks():
     expected = torch.cat(list(tensors.values())).double().norm().item()
     assert block_norm(tensors) == pytest.approx(expected, rel=1e-12)
     assert block_norm(tensors.values()) == block_norm(tensors)
+
+
+def test_finite_is_what_every_entry_is_though_their_sum_be_none():
+    assert is_finite(torch.tensor([3e38, 3e38]))
+    assert is_finite(torch.empty(0))
+    for value in (math.nan, math.inf):
+        assert not is_finite(torch.tensor([0.0, value]))
+    assert not is_finite(torch.tensor([math.inf, -math.inf]))
 
 
 def test_does_not_cry_wolf_at_1e30():

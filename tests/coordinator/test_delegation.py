@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -17,10 +18,12 @@ from coordinator.engine.sureness import gains_told
 from coordinator.run.delegation import Delegation
 from coordinator.run.slow import SlowCommands
 from coordinator.work.measured import agree, gains_from, parts_of, sizes_of
-from protocol.ids import WorkerId
+from protocol.ids import Version, WorkerId, digest_of
 from simulator.virtual.canned import canned_result
 from tests.coordinator.engine.conftest import Swarm, small_config
 
+NO_DATASET: Any = None
+"""Nothing of it is asked for the sake of a submission."""
 ANNA, BEN, TWIN = WorkerId("anna"), WorkerId("ben"), WorkerId("twin")
 WAIT_S = 0.2
 
@@ -28,7 +31,11 @@ WAIT_S = 0.2
 @pytest.fixture
 def swarm() -> Swarm:
     """Somebody has submitted; anna, ben, and a second machine of ben's are trusted and offer to measure."""
-    made = Swarm(small_config(delegation=DelegationConfig(sequences=32, checked_share=1.0, wait_s=WAIT_S)))
+    made = Swarm(
+        small_config(
+            delegation=DelegationConfig(sequences=32, checked_share=1.0, wait_s=WAIT_S, validation_wait_s=20.0)
+        )
+    )
     for worker, owner in ((ANNA, "anna"), (BEN, "ben"), (TWIN, "ben")):
         made.handle(
             ev.WorkerEnrolled(
@@ -47,7 +54,7 @@ def command(swarm: Swarm) -> MeasureSubmission:
 
 
 def answer(command: MeasureSubmission, worker: WorkerId, off: float = 0.0) -> GainAnswer:
-    before, after = sizes_of(command)
+    before, after = sizes_of(command, NO_DATASET, 8, 4)
     return GainAnswer(worker=worker, before=(5.0,) * before, after=(4.9 + off,) * after)
 
 
@@ -66,6 +73,10 @@ class Slow:
     def execute(self, command: SlowCommand) -> ev.Event:
         self.executed.append(command)
         result = canned_result(command, 1.0)
+        if isinstance(command, ValidateVersion) and command.answers:
+            assert isinstance(result, ev.VersionValidated)
+            false = tuple(one.worker for one in command.answers if one.before[0] != result.val_loss)
+            return replace(result, answers=command.answers, false=false)
         if isinstance(command, MeasureSubmission) and command.answers:
             assert isinstance(result, ev.SubmissionMeasured)
             false = tuple(one.worker for one in command.answers if one.after[0] != 4.9)
@@ -77,23 +88,41 @@ class Slow:
         self._news.set()
 
     async def measured(self) -> ev.SubmissionMeasured:
+        event = await self.first(ev.SubmissionMeasured)
+        assert isinstance(event, ev.SubmissionMeasured)
+        return event
+
+    async def validated(self) -> ev.VersionValidated:
+        event = await self.first(ev.VersionValidated)
+        assert isinstance(event, ev.VersionValidated)
+        return event
+
+    async def first(self, kind: type[ev.Event]) -> ev.Event:
         async with asyncio.timeout(20):
-            while not (found := [one for one in self.reported if isinstance(one, ev.SubmissionMeasured)]):
+            while not (found := [one for one in self.reported if isinstance(one, kind)]):
                 self._news.clear()
                 await self._news.wait()
         return found[0]
 
 
-@pytest.fixture
-async def slow(swarm: Swarm, command: MeasureSubmission) -> AsyncIterator[Slow]:
+@contextlib.asynccontextmanager
+async def going_on(swarm: Swarm) -> AsyncIterator[Slow]:
     made = Slow(swarm)
     running = asyncio.ensure_future(made.commands.run())
-    made.commands.push(command)
-    yield made
-    made.commands.stop()
-    with contextlib.suppress(asyncio.CancelledError):
-        await running
-    made.commands.close()
+    try:
+        yield made
+    finally:
+        made.commands.stop()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+        made.commands.close()
+
+
+@pytest.fixture
+async def slow(swarm: Swarm, command: MeasureSubmission) -> AsyncIterator[Slow]:
+    async with going_on(swarm) as made:
+        made.commands.push(command)
+        yield made
 
 
 async def test_two_who_agree_are_believed(slow: Slow, command: MeasureSubmission) -> None:
@@ -203,8 +232,8 @@ async def test_a_restart_between_grant_and_answer_measures_once_more(swarm: Swar
 
 def test_an_answer_has_a_loss_for_each_sequence_of_each_part(command: MeasureSubmission) -> None:
     own = replace(command, own_data=True)
-    assert sizes_of(command) == (32, 32)
-    assert sizes_of(own) == (36, 36)
+    assert sizes_of(command, NO_DATASET, 8, 4) == (32, 32)
+    assert sizes_of(own, NO_DATASET, 8, 4) == (36, 36)
     assert [(part.start, part.stop) for part in parts_of(own)] == [(0, 8), (8, 32), (32, 36)]
     before, after = [5.0] * 36, [4.5] * 8 + [4.9, 4.8] * 12 + [4.0] * 4
     gains = gains_from(own, before, after)
@@ -229,3 +258,72 @@ def test_a_status_says_who_measures(swarm: Swarm, command: MeasureSubmission) ->
     assert "no trusted worker offers" in gains_told(state)
     swarm.measured(command.lease.lease_id, gain=0.05, se=0.002)
     assert "0.05 nats a token, each known to ± 0.004" in gains_told(state)
+
+
+# ---- versions -----------------------------------------------------------------------------------------------------
+
+VERSION = ValidateVersion(
+    command_id="validate:v1", version=Version(1), manifest=digest_of(b"v1"), delegate=True, tolerance=1e-3
+)
+
+
+def of_version(worker: WorkerId, loss: float = 3.0) -> GainAnswer:
+    return GainAnswer(worker=worker, before=(loss, loss + 0.2), after=())
+
+
+async def test_a_submission_is_given_out_before_a_version_that_came_first(
+    slow: Slow, command: MeasureSubmission
+) -> None:
+    slow.commands.push(VERSION)
+    await asyncio.sleep(0)
+    while len(slow.delegation._jobs) < 2:
+        await asyncio.sleep(0)
+    slow.delegation._jobs = dict(reversed(slow.delegation._jobs.items()))
+    assert (await slow.delegation.expect(ANNA)) == command
+    assert (await slow.delegation.expect(BEN)) == command, "it is to be checked"
+    assert (await slow.delegation.expect(TWIN)) == VERSION
+
+
+async def test_a_version_is_validated_by_whoever_waits(swarm: Swarm) -> None:
+    async with going_on(swarm) as slow:
+        slow.commands.push(VERSION)
+        item = await slow.delegation.expect(ANNA)
+        assert slow.delegation.answer(of_version(ANNA), item.command_id)
+        event = await slow.validated()
+    assert (event.measured_by, event.val_loss, event.val_loss_se) == (ANNA, pytest.approx(3.1), pytest.approx(0.1))
+    assert slow.executed == []
+
+
+async def test_two_who_differ_on_a_version_are_held_against_what_is_measured_here(swarm: Swarm) -> None:
+    async with going_on(swarm) as slow:
+        slow.commands.push(replace(VERSION, check=True))
+        for worker, loss in ((ANNA, 3.0), (BEN, 2.0)):
+            await slow.delegation.expect(worker)
+            slow.delegation.answer(of_version(worker, loss), VERSION.command_id)
+        event = await slow.validated()
+    assert (event.measured_by, event.false) == (None, (BEN,))
+    (done,) = slow.executed
+    assert isinstance(done, ValidateVersion)
+    assert not done.delegate
+
+
+async def test_a_version_that_is_to_be_validated_here_is_taken_back(swarm: Swarm) -> None:
+    async with going_on(swarm) as slow:
+        slow.commands.push(VERSION)
+        await slow.delegation.expect(ANNA)
+        slow.commands.push(replace(VERSION, delegate=False))
+        event = await slow.validated()
+        assert not slow.delegation.answer(of_version(ANNA), VERSION.command_id), "nobody waits for it any more"
+    assert event.measured_by is None
+    assert [type(one) for one in slow.reported] == [ev.VersionValidated]
+
+
+async def test_a_version_that_nobody_validates_in_its_time_is_validated_here(swarm: Swarm) -> None:
+    swarm.engine.state.config = replace(
+        swarm.engine.state.config, delegation=DelegationConfig(wait_s=20.0, validation_wait_s=WAIT_S)
+    )
+    async with going_on(swarm) as slow:
+        slow.commands.push(VERSION)
+        await slow.delegation.expect(ANNA)
+        event = await slow.validated()
+    assert (event.measured_by, event.answers) == (None, ())

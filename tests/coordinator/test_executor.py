@@ -221,6 +221,24 @@ def test_two_zeroed_columns_of_three_leave_the_column_as_it_was(bench: Bench, ru
         torch.testing.assert_close(after[column_block(3)][name], tensor - 0.5)
 
 
+def test_aggregation_takes_one_thread_and_gives_the_others_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def noted(*arguments: Any, **named: Any) -> Tensors:
+        seen.append(torch.get_num_threads())
+        return aggregate_block(*arguments, **named)
+
+    monkeypatch.setattr("coordinator.work.outer.aggregate_block", noted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        bench.aggregate(three(bench))
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 class Breaks:
     """`aggregate_block`, but it divides by zero where a marked contribution takes part (in some company, say)."""
 
@@ -429,7 +447,7 @@ def test_measuring_stops_where_it_is_sure(bench: Bench, monkeypatch: pytest.Monk
         least=0.01, full_least=-0.25, spread=0.02, margin=2.0, doubt_margin=3.0, max_doubt=0.1
     )
     digest = bench.submit((0,), constant(0.1))
-    drawn = len(bench.executor.screening_sequences(7, 64, round_=1))
+    drawn = len(bench.dataset.screening_batch(7, 64, bench.settings.sequence_length, 1))
     for_all, for_part = drawn // 4, drawn - drawn // 4
     few = measured(0.1)
     assert (few.part_sequences, few.full_sequences) == (4, 2)

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from coordinator.edge.measures import Measures, item_message
+from coordinator.edge.measures import Measures
 from coordinator.engine.answers import GainAnswer
-from coordinator.engine.commands import Command, MeasureSubmission
-from coordinator.engine.events import Event, SubmissionMeasured
+from coordinator.engine.commands import Command, Item, MeasureSubmission, ValidateVersion
+from coordinator.engine.events import Event, SubmissionMeasured, VersionValidated
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.state import EngineState
@@ -47,9 +47,10 @@ Settings = Callable[..., RunSettings]
 
 @pytest.fixture
 def settings(corpus: Path) -> Settings:
-    def make(**delegation: Any) -> RunSettings:
+    def make(max_rounds: int = 2, **delegation: Any) -> RunSettings:
         table = {
-            "max_rounds": 2, "gather_s": 0.0, "min_workers": 3, "heartbeat_interval_s": 0.1, "heartbeat_misses": 100.0,
+            "max_rounds": max_rounds, "gather_s": 0.0, "min_workers": 3,
+            "heartbeat_interval_s": 0.1, "heartbeat_misses": 100.0,
             "inner": {"inner_steps": 4, "batch_sequences": 4, "learning_rate": 0.003, "warmup_steps": 0},
             "delegation": {"sequences": 32, "wait_s": 20.0, **delegation},
         }  # fmt: skip
@@ -157,7 +158,7 @@ async def test_what_a_worker_measures_is_what_the_coordinator_does(tmp_path: Pat
     item = FetchedItem(
         item_id=command.command_id, run=SimpleNamespace(layout=layout), columns=command.lease.columns, codec="int8",  # type: ignore[arg-type]
         digests={block: ref.digest for block, ref in versions.manifest(manifest).blocks.items()},
-        payload=bytes(store.payloads.view(digest)), sequences=sequences_of(dataset, command, 32).astype("int64"),
+        payload=bytes(store.payloads.view(digest)), sequences=sequences_of(dataset, command, 32, 4).astype("int64"),
         parts=tuple(MeasuredPart(share=p.share, start=p.start, stop=p.stop) for p in parts_of(command)),
     )  # fmt: skip
     blocks = SimpleNamespace(path=lambda digest: Path(store.blocks.place(digest)))
@@ -187,13 +188,71 @@ def measure_command(layout: Layout, digest: Digest, payload_bytes: int) -> Measu
     )  # fmt: skip
 
 
+async def test_what_a_worker_says_of_a_version_is_what_the_coordinator_does(tmp_path: Path, settings: Settings) -> None:
+    run = await asyncio.to_thread(init_run, tmp_path / "run", settings())
+    layout, dataset, store = run.layout(), run.dataset(), run.artifacts()
+    versions = Versions(run.root / "versions", store.blocks, layout)
+    manifest = versions.manifest_digest(Version(0))
+    assert manifest is not None
+    item = FetchedItem(
+        item_id="validate:v0", run=SimpleNamespace(layout=layout), columns=(), codec="", payload=b"", parts=(),  # type: ignore[arg-type]
+        digests={block: ref.digest for block, ref in versions.manifest(manifest).blocks.items()},
+        sequences=dataset.heldout_all(32, 4).astype("int64"),
+    )  # fmt: skip
+    before, after = LossMeasurer(SimpleNamespace(path=lambda digest: Path(store.blocks.place(digest))), "cpu").measure(
+        item
+    )
+    assert (len(before), after) == (4, [])
+    honest = GainAnswer(worker=WorkerId("anna"), before=tuple(before), after=())
+    lie = replace(honest, worker=WorkerId("ben"), before=(before[0] - 0.01, *before[1:]))
+    command = ValidateVersion(
+        command_id="validate:v0", version=Version(0), manifest=manifest, answers=(honest, lie), tolerance=1e-6
+    )
+    event = Executor(
+        settings=work_settings(run.settings()), layout=layout, payloads=store.payloads, versions=versions,
+        dataset=dataset, companions={}, dtype="fp32", checkpoints=run.checkpoints, clock=lambda: 0.0,
+    ).execute(command)  # fmt: skip
+    assert isinstance(event, VersionValidated)
+    assert event.false == ("ben",)
+    assert event.val_loss == pytest.approx(sum(before) / 4)
+
+
+async def test_versions_are_validated_by_whoever_measures(tmp_path: Path, settings: Settings) -> None:
+    async with served(await made(tmp_path, settings(max_rounds=4))) as swarm:
+        state, _ = watched(swarm)
+        await ended(await crew(swarm))
+    by = {one.version: one.measured_by for one in state.validations}
+    assert set(by) == {0, 1, 2, 3, 4}
+    assert by[0] is None and by[4] is None, "nobody is there yet, and nobody need stay"  # noqa: PT018
+    trusted = {worker.worker for worker in state.workers.values() if worker.trusted}
+    assert {by[1], by[2], by[3]} & trusted, "one at least, while it waited for the others of its round"
+    assert all(0.0 < one.val_loss < 10.0 for one in state.validations)
+
+
+VERSION = ValidateVersion(command_id="validate:v1", version=Version(1), manifest=Digest("0" * 64), delegate=True)
+
+
+async def test_a_version_is_answered_by_a_loss_of_each_held_out_sequence(frozen_layout: Layout) -> None:
+    measures, delegation = at_the_edge(frozen_layout, VERSION)
+    run: Any = SimpleNamespace(layout=frozen_layout, sequences=SimpleNamespace(tokens=33))
+    message = measures.message(VERSION)
+    check_item(message, run)
+    assert (message.sequences, message.base_version, len(message.parts)) == (4, 1, 0)
+    with pytest.raises(Refused, match="is a version"):
+        measures.submission(WorkerId("anna"), "validate:v1")
+    with pytest.raises(MalformedMessage, match="expected 4 losses before and 0 after"):
+        await measures.answer(SESSION, pb.AnswerMeasureRequest(item_id="validate:v1", before=[5.0] * 4, after=[4.0]))
+    assert (await measures.answer(SESSION, pb.AnswerMeasureRequest(item_id="validate:v1", before=[5.0] * 4))).taken
+    assert [answer.before for answer in delegation.answers] == [(5.0,) * 4]
+
+
 class Held(Delegation):
     """One item, in anna's hands."""
 
-    def __init__(self, command: MeasureSubmission) -> None:
+    def __init__(self, command: Item) -> None:
         self.command, self.answers, self.failed = command, list[GainAnswer](), list[WorkerId]()
 
-    def held(self, worker: WorkerId, item_id: str) -> MeasureSubmission | None:
+    def held(self, worker: WorkerId, item_id: str) -> Item | None:
         return self.command if (worker, item_id) == ("anna", self.command.command_id) else None
 
     def answer(self, answer: GainAnswer, item_id: str) -> bool:
@@ -240,9 +299,11 @@ async def test_an_item_is_for_whoever_has_it_alone(frozen_layout: Layout) -> Non
 SESSION: Any = SimpleNamespace(worker=WorkerId("anna"))
 
 
-def at_the_edge(layout: Layout) -> tuple[Measures, Held]:
-    delegation = Held(measure_command(layout, Digest("0" * 64), 1000))
-    run: Any = SimpleNamespace(pump=SimpleNamespace(delegation=delegation), settings=None, dataset=None)
+def at_the_edge(layout: Layout, command: Item | None = None) -> tuple[Measures, Held]:
+    delegation = Held(command or measure_command(layout, Digest("0" * 64), 1000))
+    settings = SimpleNamespace(sequence_length=32, heldout_limit=4)
+    dataset = SimpleNamespace(heldout_sequences=lambda _: 100)
+    run: Any = SimpleNamespace(pump=SimpleNamespace(delegation=delegation), settings=settings, dataset=dataset)
     return Measures(run), delegation
 
 
@@ -251,7 +312,9 @@ def at_the_edge(layout: Layout) -> tuple[Measures, Held]:
     [
         ({"item_id": ""}, "item_id"), ({"item_id": "x" * 65}, "item_id"), ({"columns": [1, 0]}, "columns"),
         ({"columns": [0, 99]}, "columns"), ({"columns": []}, "columns"), ({"digest": b"short"}, "digest"),
-        ({"sequences": 0}, "sequences"), ({"sequences": 1 << 31}, "sequences"), ({"parts": []}, "parts"),
+        ({"sequences": 0}, "sequences"), ({"sequences": 1 << 31}, "sequences"), ({"parts": []}, "columns"),
+        ({"parts": [], "columns": []}, "codec"), ({"parts": [], "columns": [], "codec": ""}, "digest"),
+        ({"parts": [pb.MeasurePart(share=1.0, start=0, stop=1)] * 9}, "parts"),
         ({"parts": [pb.MeasurePart(share=math.nan, start=0, stop=1)]}, "share"),
         ({"parts": [pb.MeasurePart(share=1.0, start=1, stop=1)]}, "part"),
         ({"parts": [pb.MeasurePart(share=1.0, start=0, stop=99)]}, "part"),
@@ -260,9 +323,9 @@ def at_the_edge(layout: Layout) -> tuple[Measures, Held]:
 def test_what_no_item_is_is_refused_before_anything_is_fetched(
     frozen_layout: Layout, changes: dict[str, Any], field: str
 ) -> None:
-    command = measure_command(frozen_layout, Digest("0" * 64), 1000)
+    measures, delegation = at_the_edge(frozen_layout)
     run: Any = SimpleNamespace(layout=frozen_layout, sequences=SimpleNamespace(tokens=33))
-    message = item_message(command)
+    message = measures.message(delegation.command)
     check_item(message, run)
     sane = {name.name: value for name, value in message.ListFields()}
     with pytest.raises(MalformedMessage, match=f"an item with {field} ="):

@@ -49,9 +49,11 @@ class LossMeasurer:
         self._before: tuple[str, Losses] | None = None
 
     def measure(self, item: FetchedItem) -> tuple[Losses, Losses]:
-        """Losses before, of all N sequences, and after, of each part's: nats a token."""
+        """Losses before, of all N sequences, and after, of each part's (none of a version): nats a token."""
         try:
             before = self._losses_before(item)
+            if not item.parts:
+                return before, []
             with io.BytesIO(item.payload) as file:
                 blocks = blocks_of(item.columns)
                 specs = submission_specs(item.run.layout, item.columns)

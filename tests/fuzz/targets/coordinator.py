@@ -103,7 +103,8 @@ def _worker_calls() -> list[bytes]:
         )
         for lease_id in (there.marias, there.jans)
     ]  # fmt: skip
-    before, after = sizes_of(there.item)
+    settings = there.run.settings
+    before, after = sizes_of(there.item, there.run.dataset, settings.sequence_length, settings.heldout_limit)
     requests: dict[str, list[Message]] = {
         "AcquireLease": [pb.AcquireLeaseRequest(wait_s=30.0)],
         "ReturnLease": [pb.ReturnLeaseRequest(lease_id=lease, reason="enough") for lease in (there.marias, there.jans)],

@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 import coordinator.edge.auth
 from coordinator.edge.server import CoordinatorServer
 from coordinator.edge.throttle import EdgeLimits, Rate, Throttle
-from coordinator.engine.commands import Command, GrantLease, MeasureSubmission
+from coordinator.engine.commands import Command, GrantLease, Item, MeasureSubmission
 from coordinator.engine.engine import Engine
 from coordinator.engine.events import Event, LeaseRequested, SubmissionCommitted, WorkerEnrolled, WorkerSeen
 from coordinator.engine.records import command_from_json, command_to_json, event_from_json, event_to_json
@@ -61,7 +61,7 @@ class OneItem(Delegation):
         super().__init__(engine)
         self._holder, self._command = holder, command
 
-    def held(self, worker: WorkerId, item_id: str) -> MeasureSubmission | None:
+    def held(self, worker: WorkerId, item_id: str) -> Item | None:
         return self._command if (worker, item_id) == (self._holder, self._command.command_id) else None
 
 
