@@ -64,7 +64,7 @@ class NoiseTask:
         lease, compute_dtype = self.lease, COMPUTE[self.compute]
         shard = build_shard(self.layout, lease.columns, self.start, compute_dtype=compute_dtype, seed=lease.seed)
         train_shard(shard, lease, self.sequences, keeper=keeper, on_step=keeper.on_step)
-        return pseudo_gradient_of(self.start, shard.held_blocks())
+        return pseudo_gradient_of(self.start, shard)
 
     def cut_to(self, steps: int) -> NoiseTask:
         """The task of a worker that stops after so many steps."""

@@ -4,7 +4,7 @@ Decides how tokens meet experts in a shard. Gradients flow *through* every exper
 only. Holds always: in slot order the held experts come first, so held and frozen weights are two slices of one tensor
 and one grouped multiplication serves both; where the held weights are computed with in fp32, they *are* that slice
 (same memory), and nothing is copied in a step. In another compute dtype the held slice is a cast of the fp32 weights,
-renewed at each forward (autocast leaves grouped_mm alone, so the cast is ours to make).
+renewed at each forward (autocast leaves grouped_mm alone, so the cast is ours to make), unless they are trained in it.
 
 What lies between the two projections is the module's own: its gate, clamped or interleaved, or its activation alone.
 Classes whose experts `transformers` does not send through its registry get a `forward` of ours instead
@@ -15,7 +15,7 @@ Shapes: T tokens, K experts a token, S = T*K, E experts, D held experts, H hidde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, NamedTuple, cast
 
 import torch
@@ -33,7 +33,7 @@ class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_SH: Tensor, held_DNH: Tensor, all_ENH: Tensor, ends_E: Tensor) -> Tensor:
         ctx.save_for_backward(x_SH, all_ENH, ends_E)
-        ctx.held, ctx.held_dtype = held_DNH.shape[0], held_DNH.dtype
+        ctx.held = held_DNH.shape[0]
         return grouped_mm(x_SH, all_ENH.transpose(-2, -1), offs=ends_E)
 
     @staticmethod
@@ -44,7 +44,7 @@ class _GroupedLinear(torch.autograd.Function):
         grad_held_DNH = None
         if ctx.needs_input_grad[1]:
             # Rows of frozen experts lie behind the last end and are not read.
-            grad_held_DNH = grouped_mm(grad_SN.t(), x_SH, offs=ends_E[: ctx.held]).to(ctx.held_dtype)
+            grad_held_DNH = grouped_mm(grad_SN.t(), x_SH, offs=ends_E[: ctx.held]).to(torch.float32)
         return grad_x_SH, grad_held_DNH, None, None
 
 
@@ -54,7 +54,7 @@ class _GroupedTransposed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_SH: Tensor, held_DHN: Tensor, all_EHN: Tensor, ends_E: Tensor) -> Tensor:
         ctx.save_for_backward(x_SH, all_EHN, ends_E)
-        ctx.held, ctx.held_dtype = held_DHN.shape[0], held_DHN.dtype
+        ctx.held = held_DHN.shape[0]
         return grouped_mm(x_SH, all_EHN, offs=ends_E)
 
     @staticmethod
@@ -64,7 +64,7 @@ class _GroupedTransposed(torch.autograd.Function):
         grad_x_SH = grouped_mm(grad_SN, all_EHN.transpose(-2, -1), offs=ends_E) if ctx.needs_input_grad[0] else None
         grad_held_DHN = None
         if ctx.needs_input_grad[1]:
-            grad_held_DHN = grouped_mm(x_SH.t(), grad_SN, offs=ends_E[: ctx.held]).to(ctx.held_dtype)
+            grad_held_DHN = grouped_mm(x_SH.t(), grad_SN, offs=ends_E[: ctx.held]).to(torch.float32)
         return grad_x_SH, grad_held_DHN, None, None
 
 
@@ -74,7 +74,7 @@ class _GroupedBias(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_SN: Tensor, held_DN: Tensor, all_EN: Tensor, slots_S: Tensor, ends_E: Tensor) -> Tensor:
         ctx.save_for_backward(ends_E)
-        ctx.held, ctx.held_dtype = held_DN.shape[0], held_DN.dtype
+        ctx.held = held_DN.shape[0]
         return x_SN + all_EN.index_select(0, slots_S)
 
     @staticmethod
@@ -86,7 +86,7 @@ class _GroupedBias(torch.autograd.Function):
             # Eight equal rows where one would do: on a GPU every bf16 row has to begin on a 16-byte boundary.
             ones_S8 = grad_SN.new_ones((grad_SN.shape[0], 8))
             sums_D8N = grouped_mm(ones_S8.t(), grad_SN, offs=ends_E[: ctx.held])
-            grad_held_DN = sums_D8N[:, 0].to(ctx.held_dtype)
+            grad_held_DN = sums_D8N[:, 0].to(torch.float32)
         return grads[0], grad_held_DN, None, None, None
 
 
@@ -150,19 +150,22 @@ class Sorted(NamedTuple):
     """[E] int32: where each slot's rows end."""
 
 
-def attach_experts(experts: nn.Module, slots: list[int], held: int, weights: Mapping[str, Tensor]) -> None:
+def attach_experts(
+    experts: nn.Module, slots: list[int], held: int, weights: Mapping[str, Tensor], rounded: Collection[str] = ()
+) -> None:
     """Give a module of experts its weights in slot order: the first `held` of them are trained.
 
     `weights` maps the module's own tensors, projections into the experts first, to [E, ...] in the compute dtype;
     `slots[e]` is where expert e lies in them. A trained parameter keeps its tensor's own name. Weights in fp32 are
-    shared, not copied.
+    shared, not copied, and so are those that are `rounded`, since no trained bit is lost in the compute dtype.
     """
     experts.projections = tuple(weights)  # type: ignore[assignment]  # any attribute of a module may be plain data
     for name, all_ENH in weights.items():
         parent, _, leaf = name.rpartition(".")
         module = experts.get_submodule(parent)
         module.register_buffer(f"{leaf}_all", all_ENH, persistent=False)
-        module.register_parameter(leaf, nn.Parameter(all_ENH[:held].to(torch.float32)))
+        held_DNH = all_ENH[:held] if name in rounded else all_ENH[:held].to(torch.float32)
+        module.register_parameter(leaf, nn.Parameter(held_DNH))
     in_order = slots == list(range(len(slots)))
     slot_of = None if in_order else torch.tensor(slots, device=next(iter(weights.values())).device)
     experts.register_buffer("slot_of_expert", slot_of, persistent=False)

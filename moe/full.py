@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from moe.blocks import Block, Blocks, check_blocks, merge_blocks, part_of
 from moe.config import config_from_json
+from moe.head import Head
 from moe.layout import Layout, ParamSpec
 from moe.skeleton import first_value, materialise, meta_model, own_tensors
 from protocol.errors import LocalError
@@ -109,14 +110,13 @@ def sequence_losses(model: PreTrainedModel, tokens_NT1: Tensor, batch: int) -> T
     """
     if tokens_NT1.ndim != 2 or tokens_NT1.shape[0] < 1 or tokens_NT1.shape[1] < 2:
         raise LocalError(f"evaluation needs at least one sequence of two tokens, got shape {tuple(tokens_NT1.shape)}")
-    device = next(model.parameters()).device
+    device, head, losses = next(model.parameters()).device, Head(model), []
     model.train(False)
-    losses = []
     for chunk_BT1 in torch.split(tokens_NT1, max(1, batch)):
         tokens_BT1 = chunk_BT1.to(device, torch.long)
-        logits_BTV = model(input_ids=tokens_BT1[:, :-1], use_cache=False).logits.float()
-        loss_BT = nn.functional.cross_entropy(logits_BTV.transpose(1, 2), tokens_BT1[:, 1:], reduction="none")
-        losses.append(loss_BT.double().mean(dim=1).cpu())
+        hidden_BTH = head.hidden(tokens_BT1[:, :-1])
+        loss_S = head.losses(hidden_BTH, tokens_BT1[:, 1:].flatten(), hidden_BTH.dtype)
+        losses.append(loss_S.view(len(tokens_BT1), -1).double().mean(dim=1).cpu())
     return torch.cat(losses)
 
 

@@ -27,8 +27,6 @@ from protocol.specs import TensorSpec
 from protocol.submission import submission_name
 
 FP32_BYTES: Final = 4
-OPTIMIZER_MOMENTS: Final = 2
-"""AdamW keeps a first and a second moment, in fp32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,17 +134,6 @@ class Layout:
         if self.residency == ABSENT:
             return 0
         return (self.columns - columns_held) * self.block_bytes(column_block(0)) // FP32_BYTES * compute_bytes
-
-    def training_memory_bytes(self, columns_held: int, *, compute_bytes: int = FP32_BYTES) -> int:
-        """Weights, gradients, both moments and the starting point of what is held, and the frozen rest.
-
-        `compute_bytes` is 2 where matrices are multiplied in bf16: the frozen experts are then kept in bf16 only, and
-        the held ones have a bf16 copy beside their fp32 weights. Activations are the planner's.
-        """
-        trainable = self.trainable_bytes(columns_held)
-        copies = 0 if compute_bytes == FP32_BYTES else trainable // FP32_BYTES * compute_bytes
-        kept = trainable * (1 + 1 + OPTIMIZER_MOMENTS + 1)
-        return kept + copies + self.frozen_bytes(columns_held, compute_bytes=compute_bytes)
 
     def check_columns(self, columns: Iterable[int]) -> tuple[int, ...]:
         """The columns, ascending, of a shard that can be trained; ConfigError with the reason otherwise."""

@@ -6,11 +6,18 @@ apart here is told by what a tensor is for, not by what a class calls it, but fo
 
 from __future__ import annotations
 
+from typing import Final
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moe.families import Family
 from moe.undispatched import APART
+
+MATRICES: Final = frozenset({"matrices", "turned", "fused"})
+"""Groups that Muon takes."""
+ROUNDED: Final = MATRICES | {"head", "embeddings"}
+"""Groups whose weights are kept to bf16 values where a recipe's masters are bf16: what is large."""
 
 
 class OptimiserGroups:
@@ -36,8 +43,10 @@ class OptimiserGroups:
             return "routers" if part is not None and part.matrices else "router_vectors"
         # A row for each channel of a convolution, or one row in all, is a vector as a bias is: nothing to level in it.
         vector = tensor.ndim < 2 or 1 in tensor.shape[-2:] or (part is not None and not part.matrices)
-        if vector or id(tensor) in self._embeddings:
+        if vector:
             return "undecayed"
+        if id(tensor) in self._embeddings:
+            return "embeddings"
         if id(tensor) == self._head:
             return "head"
         if name.endswith(self._fused):

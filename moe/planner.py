@@ -1,21 +1,29 @@
-"""How many expert columns fit into a volunteer's memory, and why.
+"""How many expert columns fit into a volunteer's memory, on which rungs of the memory ladder, and why.
 
-Decides an estimate, from shapes alone; touches nothing. Weights, gradients and moments are exact; activations are an
-upper estimate (every layer keeps what backward needs, nothing is recomputed), because running out of memory in
-mid-lease costs more than one column too few.
+Decides an estimate, from shapes and a run's recipe; touches nothing. Weights, gradients and moments are exact;
+activations are an upper estimate, because running out of memory in mid-lease costs more than one column too few.
+Activations are recomputed where that makes room for more columns, which are worth more than a third of the speed: of
+all that a machine may choose by itself this alone costs time (docs/decisions/0047).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from moe.layout import FP32_BYTES, OPTIMIZER_MOMENTS, Layout
+from moe.head import tokens_at_once
+from moe.layout import FP32_BYTES, Layout
+from moe.weighing import Weighed, can_recompute, weighed
+from protocol.recipe import BF16_MASTERS, COMPACT, MUON, Recipe
 from protocol.residency import ABSENT
 from protocol.text import human_bytes
 
 ALLOCATOR_SLACK: Final = 1.10
 """Caching allocators round sizes up and fragment; a tenth is what long runs on GPUs are usually seen to lose."""
+
+SENT_BYTES: Final = FP32_BYTES + 2 * 1.125
+"""Of a trained value: the pseudo-gradient, and its payload in bf16, whose memory grows by an eighth at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,63 +46,143 @@ class Plan:
     needed_bytes: int
     lines: tuple[PlanLine, ...]
     reason: str
+    recomputed: bool = False
+    """Whether activations are computed again instead of kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What one machine trains, but for how many columns of it."""
+
+    layout: Layout
+    recipe: Recipe
+    tokens: int
+    """Of a micro-batch."""
+    compute_bytes: int
+    """2 where matrices are multiplied in bf16."""
+
+    def lines(self, columns: int, *, recomputed: bool) -> tuple[PlanLine, ...]:
+        """Every part of its memory."""
+        tensors = list(weighed(self.layout, columns))
+        return (*_kept_lines(self, tensors, columns), _passing_line(self, tensors, recomputed=recomputed))
+
+    def needed_bytes(self, columns: int, *, recomputed: bool) -> int:
+        """All of it, with what an allocator loses."""
+        lines = self.lines(columns, recomputed=recomputed)
+        return int(sum(line.memory_bytes for line in lines) * ALLOCATOR_SLACK)
 
 
 def plan(
-    layout: Layout, memory_bytes: int, *, batch_sequences: int, sequence_length: int, compute_bytes: int = FP32_BYTES
+    layout: Layout,
+    memory_bytes: int,
+    *,
+    batch_sequences: int,
+    sequence_length: int,
+    compute_bytes: int = FP32_BYTES,
+    recipe: Recipe | None = None,
 ) -> Plan:
     """The largest number of columns whose training fits into `memory_bytes`. `compute_bytes` is 2 for bf16."""
-    fewest = layout.top_k if layout.residency == ABSENT else 1
-    tokens = batch_sequences * sequence_length
-
-    def needed(columns: int) -> tuple[tuple[PlanLine, ...], int]:
-        lines = _lines(layout, columns, tokens, compute_bytes)
-        return lines, int(sum(line.memory_bytes for line in lines) * ALLOCATOR_SLACK)
-
-    columns = next(
-        (count for count in range(layout.columns, fewest - 1, -1) if needed(count)[1] <= memory_bytes), fewest
+    load = Load(
+        layout=layout,
+        recipe=recipe or Recipe(),
+        tokens=batch_sequences * sequence_length,
+        compute_bytes=compute_bytes,
     )
-    lines, total = needed(columns)
-    fits = total <= memory_bytes
+    fewest = layout.min_columns
+
+    def most(*, recomputed: bool) -> int:
+        return _most(
+            lambda count: load.needed_bytes(count, recomputed=recomputed) <= memory_bytes, fewest, layout.columns
+        )
+
+    kept = most(recomputed=False)
+    with_recomputation = most(recomputed=True) if can_recompute(layout) else 0
+    recomputed = with_recomputation > kept
+    columns = max(kept, with_recomputation, fewest)
+    total = load.needed_bytes(columns, recomputed=recomputed)
+    one_more = load.needed_bytes(min(columns + 1, layout.columns), recomputed=can_recompute(layout))
     return Plan(
         columns=columns,
-        fits=fits,
+        fits=total <= memory_bytes,
         memory_bytes=memory_bytes,
         needed_bytes=total,
-        lines=lines,
-        reason=_reason(layout, columns, fewest, total, memory_bytes, needed(min(columns + 1, layout.columns))[1]),
+        lines=load.lines(columns, recomputed=recomputed),
+        reason=_reason(layout, columns, fewest, total, memory_bytes, one_more, recomputed=recomputed),
+        recomputed=recomputed,
     )
 
 
-def _lines(layout: Layout, columns: int, tokens: int, compute_bytes: int) -> tuple[PlanLine, ...]:
-    trainable = layout.trainable_bytes(columns)
-    copies = 0 if compute_bytes == FP32_BYTES else trainable // FP32_BYTES * compute_bytes
-    others = layout.columns - columns
-    frozen_why = f"{others} other columns, without gradients or moments"
+def _most(fits: Callable[[int], bool], fewest: int, most: int) -> int:
+    """The largest count that fits, 0 where none does: what fits one column more fits one fewer."""
+    low, high = fewest - 1, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low if low >= fewest else 0
+
+
+def held_bytes(layout: Layout, columns: int, *, compute_bytes: int = FP32_BYTES, recipe: Recipe | None = None) -> int:
+    """Weights, gradients and moments of what is held, and the frozen rest: all but what passes through."""
+    load = Load(layout=layout, recipe=recipe or Recipe(), tokens=1, compute_bytes=compute_bytes)
+    return sum(line.memory_bytes for line in _kept_lines(load, list(weighed(layout, columns)), columns))
+
+
+def _kept_lines(load: Load, tensors: list[Weighed], columns: int) -> tuple[PlanLine, ...]:
+    layout, recipe = load.layout, load.recipe
+    is_bf16, is_compact = recipe.masters == BF16_MASTERS, recipe.moments == COMPACT
+    weights = sum(one.weight_bytes(recipe, load.compute_bytes) for one in tensors)
+    kept_in = "bf16, what is small fp32" if is_bf16 else "fp32"
+    what = {
+        (True, True): "Muon: one a parameter, bf16; AdamW elsewhere: two, 8 bits",
+        (True, False): "Muon: one a parameter; AdamW elsewhere: two; fp32",
+        (False, True): "AdamW: two a parameter, 8 bits",
+        (False, False): "AdamW: two a parameter, fp32",
+    }[recipe.optimizer == MUON, is_compact]
+    others = f"{layout.columns - columns} other columns, without gradients or moments"
     return (
-        PlanLine(part="weights", memory_bytes=trainable + copies, why=f"trunk and {columns} columns, fp32"),
-        PlanLine(part="start", memory_bytes=trainable, why="their values at the lease's start, to subtract from"),
-        PlanLine(part="gradients", memory_bytes=trainable, why="fp32"),
-        PlanLine(part="moments", memory_bytes=OPTIMIZER_MOMENTS * trainable, why="AdamW: two a parameter, fp32"),
+        PlanLine(part="weights", memory_bytes=weights, why=f"trunk and {columns} columns, {kept_in}"),
+        PlanLine(part="gradients", memory_bytes=sum(one.gradient_bytes() for one in tensors), why="fp32"),
+        PlanLine(part="moments", memory_bytes=sum(one.moment_bytes(recipe) for one in tensors), why=what),
         PlanLine(
             part="frozen",
-            memory_bytes=layout.frozen_bytes(columns, compute_bytes=compute_bytes),
-            why=frozen_why if layout.residency != ABSENT else "none: the other columns are absent",
-        ),
-        PlanLine(
-            part="activations",
-            memory_bytes=activation_bytes(layout, tokens, compute_bytes),
-            why=f"{tokens} tokens a micro-batch, kept for backward",
+            memory_bytes=layout.frozen_bytes(columns, compute_bytes=load.compute_bytes),
+            why=others if layout.residency != ABSENT else "none: the other columns are absent",
         ),
     )
 
 
-def activation_bytes(layout: Layout, tokens: int, compute_bytes: int = FP32_BYTES) -> int:
+def _passing_line(load: Load, tensors: list[Weighed], *, recomputed: bool) -> PlanLine:
+    """What is there for a while, one thing after the other: the largest of them."""
+    how = "computed again in the backward pass" if recomputed else "kept for backward"
+    step = max(tensors, key=lambda one: one.step_bytes(load.recipe))
+    found = {
+        f"{load.tokens} tokens a micro-batch, {how}": activation_bytes(
+            load.layout, load.tokens, load.compute_bytes, recomputed=recomputed
+        ),
+        "copies that the optimizer makes of a tensor in a step": step.step_bytes(load.recipe),
+        "what is sent, when gradients and moments are gone": _sent_bytes(load, tensors),
+    }
+    why = max(found, key=lambda one: found[one])
+    return PlanLine(part="passing", memory_bytes=found[why], why=why)
+
+
+def _sent_bytes(load: Load, tensors: list[Weighed]) -> int:
+    """Of the pseudo-gradient and its payload, what is more than gradients and moments were."""
+    if load.compute_bytes != FP32_BYTES:  # a GPU: these two are in the host's memory
+        return 0
+    sent = sum(SENT_BYTES * one.elements for one in tensors if one.group)
+    return max(0, int(sent) - sum(one.gradient_bytes() + one.moment_bytes(load.recipe) for one in tensors))
+
+
+def activation_bytes(layout: Layout, tokens: int, compute_bytes: int = FP32_BYTES, *, recomputed: bool = False) -> int:
     """Upper estimate of what forward keeps for backward, and of the largest passing tensors, for so many tokens."""
     layers, sparse = layout.config_json["num_hidden_layers"], layout.expert_layers
     attention, expert, dense = _layer_bytes(layout, tokens, compute_bytes)
-    # Logits, their log-softmax and their gradient in fp32.
-    head = 3 * _logits_bytes(layout, tokens)
+    # Of a chunk's logits: products, shares, and the gradient that these become.
+    head = 3 * _logits_bytes(layout, min(tokens, tokens_at_once(layout.config_json["vocab_size"])))
+    if recomputed:
+        inputs = layers * tokens * layout.config_json["hidden_size"] * FP32_BYTES
+        return int(inputs + max(attention + max(expert, dense), head))
     return int(layers * attention + sparse * expert + (layers - sparse) * dense + head)
 
 
@@ -103,9 +191,9 @@ def sequences_at_once(layout: Layout, wanted: int, sequence_length: int, memory_
     few as `memory_bytes` hold what passes of, by the same upper estimate; one at the least.
     """
     attention, expert, dense = _layer_bytes(layout, sequence_length, FP32_BYTES)
-    # One layer's tensors at a time, and at the end logits and their log-softmax.
-    passing = max(attention + max(expert, dense), 2 * _logits_bytes(layout, sequence_length))
-    return max(1, min(wanted, memory_bytes // passing))
+    # One layer's tensors at a time, and at the end a chunk of logits and their log-softmax, whatever comes before them.
+    logits = 2 * _logits_bytes(layout, min(sequence_length, tokens_at_once(layout.config_json["vocab_size"])))
+    return max(1, min(wanted, memory_bytes // max(attention + max(expert, dense), logits)))
 
 
 def _layer_bytes(layout: Layout, tokens: int, compute_bytes: int) -> tuple[int, int, int]:
@@ -130,12 +218,15 @@ def _logits_bytes(layout: Layout, tokens: int) -> int:
     return int(tokens * layout.config_json["vocab_size"] * FP32_BYTES)
 
 
-def _reason(layout: Layout, columns: int, fewest: int, total: int, memory_bytes: int, next_total: int) -> str:
+def _reason(
+    layout: Layout, columns: int, fewest: int, total: int, memory_bytes: int, next_total: int, *, recomputed: bool
+) -> str:
     offered, needs = human_bytes(memory_bytes), human_bytes(total)
     if total > memory_bytes:
         why = ", the top-k of a shard whose other columns are absent" if layout.residency == ABSENT else ""
         return f"not even {fewest} of {layout.columns} columns fit{why}: {needs} needed, {offered} offered"
+    how = ", where activations are computed again" if recomputed else ""
     if columns == layout.columns:
-        return f"all {columns} columns fit: {needs} of {offered}"
+        return f"all {columns} columns fit: {needs} of {offered}{how}"
     more = f"one more would need {human_bytes(next_total)}"
-    return f"{columns} of {layout.columns} columns fit: {needs} of {offered}; {more}"
+    return f"{columns} of {layout.columns} columns fit: {needs} of {offered}{how}; {more}"

@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 from moe.balance import times_chosen
 
+_CHOICES = ("top_k_index", "router_indices")
+"""What the argument is called, where it is given by name."""
+
 
 class Choices:
     """Reads which experts each layer's tokens are sent to. Made once for a module; `take` after each pass."""
@@ -43,9 +46,16 @@ class Choices:
 
 def chosen_in(arguments: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
     """The choices [S, K] among what an experts' module is called with: (tokens, choices, gates)."""
-    found = named.get("top_k_index", named.get("router_indices"))
-    chosen: Tensor = arguments[1] if found is None else found
-    return chosen
+    chosen: Tensor = next((named[name] for name in _CHOICES if name in named), None)
+    return arguments[1] if chosen is None else chosen
+
+
+def with_choices(arguments: tuple[Any, ...], named: dict[str, Any], chosen: Tensor) -> tuple[Any, dict[str, Any]]:
+    """The same arguments with these choices."""
+    for name in _CHOICES:
+        if name in named:
+            return arguments, {**named, name: chosen}
+    return (arguments[0], chosen, *arguments[2:]), named
 
 
 @torch.no_grad()

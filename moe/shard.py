@@ -2,14 +2,14 @@
 
 Decides how a lease's model is built, what of it is trained, and what its loss is. Holds always: the optimizer can see
 only what is held, and of that nothing that no gradient moves (selection biases, tables); the router's balance loss is
-part of the loss, and a function of the whole batch; `held_blocks` returns bitwise what was trained.
+part of the loss, and a function of the whole batch; `held_blocks` returns exactly what was trained.
 
 Frozen: a model of full size, the other experts without gradients. Absent: a smaller model of the same class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -22,14 +22,19 @@ from moe.balance import RoutedCounts, balance_loss, routed_counts
 from moe.blocks import Blocks, check_blocks, joined, part_of
 from moe.config import config_from_json
 from moe.experts import EXPERTS_IMPLEMENTATION, attach_experts
+from moe.head import Head
 from moe.layout import Layout
-from moe.optimised import OptimiserGroups
-from moe.routing import LogitsTap, expert_modules, in_module
+from moe.masters import FP32, Masters, compute_from_halves, masters_of
+from moe.optimised import ROUNDED, OptimiserGroups
+from moe.recomputed import Recomputation
+from moe.routing import LogitsTap, expert_modules
 from moe.selection import Choices, layer_of, move_biases
 from moe.skeleton import PLAIN_EXPERTS, materialise, meta_model, own_tensors
+from moe.slots import behind_slots, experts_of, slot_order
 from moe.undispatched import attach_undispatched
 from protocol.errors import LocalError
-from protocol.ids import TRUNK, column_block
+from protocol.ids import TRUNK, BlockId, column_block
+from protocol.recipe import BF16_MASTERS
 from protocol.residency import FROZEN
 from protocol.submission import Blocks as AnyBlocks
 
@@ -51,9 +56,15 @@ class ShardModel:
     """One shard's model. Made by `build_shard`; lives for one lease or, through `load`, others of its columns."""
 
     def __init__(
-        self, module: PreTrainedModel, layout: Layout, columns: tuple[int, ...], compute_dtype: torch.dtype | None
+        self,
+        module: PreTrainedModel,
+        layout: Layout,
+        columns: tuple[int, ...],
+        compute_dtype: torch.dtype | None,
+        masters: Masters = FP32,
     ) -> None:
         self.module = module
+        self.masters = masters
         self.layout = layout
         self.columns = columns
         self.compute_dtype = compute_dtype
@@ -61,11 +72,17 @@ class ShardModel:
         self.balance_coefficient = family.balance_coefficient(values)
         self._balanced = family.balance != "none"
         self._top_k = layout.top_k
+        self._head = Head(module)
+        self._recomputation = Recomputation(module)
         self._tensors = own_tensors(module)
         biases = {name: tensor for name, tensor in self._tensors.items() if name in layout.selection_biases}
         self.selection_biases: tuple[Tensor, ...] = tuple(tensor.requires_grad_(False) for tensor in biases.values())
         """What `move_selection_biases` moves, by layer; no gradient reaches it."""
         self._choices = _choices_of(module, biases) if biases else None
+
+    def serves(self, columns: tuple[int, ...], masters: str) -> bool:
+        """Whether `load` makes of it a shard of these columns and of a recipe with these `masters`."""
+        return self.columns == columns and bool(self.masters.rounded) == (masters == BF16_MASTERS)
 
     @property
     def device(self) -> torch.device:
@@ -82,6 +99,10 @@ class ShardModel:
         self.module.train(False)
         return self
 
+    def recompute(self, *, on: bool) -> None:
+        """Whether training keeps a layer's input only and computes the rest again: slower, and the same."""
+        self._recomputation.switch(on=on)
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """Everything that gradients train, each once."""
         return (parameter for parameter in self.module.parameters() if parameter.requires_grad)
@@ -91,7 +112,7 @@ class ShardModel:
 
         Matrices, head and routers decay. Norm scales, biases, embeddings (with a tied head) and what else is a vector
         do not: decaying a scale or a rare token's row pulls it to zero for reasons that are not in the data. A matrix
-        group says how its parameters lie, as `worker.train.optimizer.Muon` reads it.
+        group says how its parameters lie, as `worker.train.optimizer.Muon` reads it; `rounded`: to bf16 after a step.
         """
         kinds: dict[str, list[nn.Parameter]] = {}
         sorter = OptimiserGroups(self.module, self.layout.family)
@@ -108,9 +129,15 @@ class ShardModel:
             {"name": "head", **decayed},
             {"name": "routers", **routers, "weight_decay": weight_decay},
             {"name": "router_vectors", **routers, "weight_decay": 0.0},
+            {"name": "embeddings", "lr": lr, "weight_decay": 0.0},
             {"name": "undecayed", "lr": lr, "weight_decay": 0.0},
         ]
-        return [{"params": kinds[str(group["name"])], **group} for group in groups if group["name"] in kinds]
+        rounded = bool(self.masters.rounded)
+        return [
+            {"params": kinds[str(group["name"])], **group, "rounded": rounded and group["name"] in ROUNDED}
+            for group in groups
+            if group["name"] in kinds
+        ]
 
     def loss(self, tokens_BT1: Tensor, counts: RoutedCounts | None = None) -> LossParts:
         """Loss on sequences of T+1 tokens: each of the last T is predicted from those before it.
@@ -118,9 +145,10 @@ class ShardModel:
         Where they are a part of a batch, `counts` is what `count_routes` gives for the whole of it.
         """
         tokens_BT1 = tokens_BT1.to(self.device, torch.long)
-        output, logits_by_layer = self._run(self.module, tokens_BT1)
-        logits_SV = output.logits.float().flatten(0, 1)
-        nll = nn.functional.cross_entropy(logits_SV, tokens_BT1[:, 1:].flatten())
+        hidden_BTH, logits_by_layer = self._run(self._head.hidden, tokens_BT1)
+        with self._autocast():
+            dtype = self.compute_dtype or torch.float32
+            nll = self._head.mean_loss(hidden_BTH, tokens_BT1[:, 1:].flatten(), dtype)
         if not self._balanced:
             return LossParts(total=nll, nll=nll, balance=torch.zeros_like(nll.detach()), chosen=self._chosen())
         balance = balance_loss(logits_by_layer, counts or routed_counts(logits_by_layer, self._top_k))
@@ -130,7 +158,7 @@ class ShardModel:
     @torch.no_grad()
     def count_routes(self, tokens_BT1: Tensor) -> RoutedCounts:
         """Where the routers send the tokens of these sequences: the choices that `loss` makes, without its head."""
-        _, logits_by_layer = self._run(self.module.base_model, tokens_BT1.to(self.device, torch.long))
+        _, logits_by_layer = self._run(self._below, tokens_BT1.to(self.device, torch.long))
         return routed_counts(logits_by_layer, self._top_k)
 
     def move_selection_biases(self, chosen_LE: Tensor, rate: float) -> None:
@@ -140,40 +168,44 @@ class ShardModel:
     def _chosen(self) -> Tensor | None:
         return None if self._choices is None else self._choices.take()
 
-    def _run(self, module: nn.Module, tokens_BT1: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
-        """The output of the model, or of what lies below its head, and, to be balanced, each layer's router logits."""
+    def _below(self, tokens_BT: Tensor) -> Any:
+        return self.module.base_model(input_ids=tokens_BT, use_cache=False)
+
+    def _run(self, run: Callable[[Tensor], Any], tokens_BT1: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
+        """What `run` makes of all tokens but the last, and, to be balanced, each layer's router logits."""
         with self._autocast(), LogitsTap(self.module) if self._balanced else nullcontext() as tap:
-            output = module(input_ids=tokens_BT1[:, :-1], use_cache=False)
+            output = run(tokens_BT1[:, :-1])
         logits_by_layer = tap.logits if tap is not None else ()
         if self._balanced and not logits_by_layer:
             raise LocalError("the model gave no router logits, so there is no balance loss")
         return output, logits_by_layer
 
-    def held_blocks(self) -> Blocks:
-        """What is held, as blocks on the CPU with memory of their own: bitwise the present weights."""
-        tensors = self._tensors
-        blocks: Blocks = {TRUNK: {spec.name: _exact(tensors[spec.name]) for spec in self.layout.trunk}}
+    def held(self) -> Iterator[tuple[BlockId, dict[str, Tensor]]]:
+        """What is held, by block: the present weights themselves, where they are and as they are kept."""
+        yield TRUNK, {spec.name: self._tensors[spec.name].detach() for spec in self.layout.trunk}
         for slot, column in enumerate(self.columns):
-            blocks[column_block(column)] = {
-                spec.name: _exact(self._row(spec.name, slot)) for spec in self.layout.column
-            }
-        return blocks
+            yield column_block(column), {spec.name: self._row(spec.name, slot) for spec in self.layout.column}
+
+    def held_blocks(self) -> Blocks:
+        """What is held, as blocks in fp32 on the CPU with memory of their own: exactly the present weights."""
+        return {block: {name: _exact(tensor) for name, tensor in tensors.items()} for block, tensors in self.held()}
 
     @torch.no_grad()
     def load(self, blocks: AnyBlocks) -> None:
         """Take the weights of `blocks` (those that `build_shard` would want), in place."""
         _check_given(self.layout, self.columns, blocks)
         for spec in self.layout.trunk:
-            self._tensors[spec.name].copy_(blocks[TRUNK][spec.name])
-        order = _slot_order(self.layout, self.columns)
+            self._tensors[spec.name].copy_(self.masters.begun(spec.name, blocks[TRUNK][spec.name]))
+        order = slot_order(self.layout, self.columns)
         for spec in self.layout.column:
-            behind = _behind(self.module, spec.name)
+            behind = behind_slots(self.module, spec.name)
             for slot, column in enumerate(order):
                 row = blocks[column_block(column)][spec.name]
+                if slot < len(self.columns):
+                    row = self.masters.begun(spec.name, row)
+                    self._row(spec.name, slot).copy_(row)
                 if behind is not None:
                     behind[slot].copy_(row)
-                if slot < len(self.columns):
-                    self._row(spec.name, slot).copy_(row)
 
     def _row(self, name: str, slot: int) -> Tensor:
         """What the expert in `slot` has of a column's tensor: a view."""
@@ -196,11 +228,12 @@ def build_shard(
     device: str | torch.device = "cpu",
     compute_dtype: torch.dtype | None = None,
     seed: int = 0,
+    masters: str = "fp32",
 ) -> ShardModel:
     """The shard of `columns`. Needs every block where the others are frozen, else the trunk and the held columns.
 
-    `compute_dtype` (bf16 on GPUs that have it) is what matrices are multiplied in; trained weights stay fp32. `seed`
-    seeds torch, so that a lease starts from the same state of chance on any machine.
+    `compute_dtype` (bf16 on GPUs that have it) is what matrices are multiplied in; `masters`, a recipe's, is what
+    weights are trained in. `seed` seeds torch, so that a lease starts from the same state of chance on any machine.
     """
     held = layout.check_columns(columns)
     _check_given(layout, held, blocks)
@@ -215,43 +248,58 @@ def build_shard(
     everything = dtype == torch.float32 and len(held) == values["num_experts"]
     plain = everything and not family.undispatched and all(part.matrices for part in family.experts)
     module = meta_model(config_from_json(values), PLAIN_EXPERTS if plain else EXPERTS_IMPLEMENTATION)
-    tensors = {spec.name: blocks[TRUNK][spec.name].to(where, copy=True) for spec in layout.trunk}
-    tensors |= _column_tensors(layout, held, blocks, where, dtype)
+    kept = masters_of(module, family, masters)
+    begun = {spec.name: kept.begun(spec.name, blocks[TRUNK][spec.name]) for spec in layout.trunk}
+    tensors = {name: tensor.to(where, copy=name not in kept.rounded) for name, tensor in begun.items()}
+    tensors |= _column_tensors(layout, held, blocks, where, dtype, kept)
     if not plain:
-        _attach_all(module, layout, held, tensors, blocks)
+        _attach_all(module, layout, held, tensors, blocks, kept)
     materialise(module, tensors, layout.tied, where)
-    return ShardModel(module, layout, held, compute_dtype).train()
+    compute_from_halves(module)
+    return ShardModel(module, layout, held, compute_dtype, kept).train()
 
 
 def _column_tensors(
-    layout: Layout, held: tuple[int, ...], blocks: AnyBlocks, where: torch.device, dtype: torch.dtype
+    layout: Layout,
+    held: tuple[int, ...],
+    blocks: AnyBlocks,
+    where: torch.device,
+    dtype: torch.dtype,
+    masters: Masters,
 ) -> dict[str, Tensor]:
     """Experts as [slots, ...], in the dtype that they are multiplied in; what routers have, as their class holds it."""
-    found, order = {}, _slot_order(layout, held)
+    found, order = {}, slot_order(layout, held)
     for spec in layout.column:
         expert = layout.family.is_expert(spec.name)
         stacked = torch.empty((len(order), *spec.shape), device=where, dtype=dtype if expert else torch.float32)
         for slot, column in enumerate(order):
-            stacked[slot].copy_(blocks[column_block(column)][spec.name])
+            row = blocks[column_block(column)][spec.name]
+            stacked[slot].copy_(masters.begun(spec.name, row) if slot < len(held) else row)
         found[spec.name] = stacked if expert else joined(list(stacked), spec.name, layout)
     return found
 
 
 def _attach_all(
-    module: nn.Module, layout: Layout, held: tuple[int, ...], tensors: dict[str, Tensor], blocks: AnyBlocks
+    module: nn.Module,
+    layout: Layout,
+    held: tuple[int, ...],
+    tensors: dict[str, Tensor],
+    blocks: AnyBlocks,
+    masters: Masters,
 ) -> None:
     """Move the expert tensors out of `tensors` into their modules, held ones first."""
-    order = _slot_order(layout, held)
+    order = slot_order(layout, held)
     # In a frozen shard the router counts experts of the whole model; in an absent one, those that are there.
     numbers = range(layout.columns) if layout.residency == FROZEN else range(len(held))
     slots = [order.index(number) for number in numbers] if layout.residency == FROZEN else list(numbers)
     family = layout.family
-    for path, names in _expert_modules(layout).items():
+    for path, names in experts_of(layout).items():
         experts, weights = module.get_submodule(path), {name: tensors.pop(f"{path}.{name}") for name in names}
+        rounded = {name for name in names if f"{path}.{name}" in masters.rounded}
         if family.undispatched:
-            attach_undispatched(experts, family.undispatched, slots, len(held), weights)
+            attach_undispatched(experts, family.undispatched, slots, len(held), weights, rounded)
         else:
-            attach_experts(experts, slots, len(held), weights)
+            attach_experts(experts, slots, len(held), weights, rounded)
         for name in names:
             parameter = experts.get_parameter(name)
             if parameter.data_ptr() == weights[name].data_ptr():
@@ -261,17 +309,6 @@ def _attach_all(
                     parameter[slot].copy_(blocks[column_block(column)][f"{path}.{name}"])
 
 
-def _expert_modules(layout: Layout) -> dict[str, list[str]]:
-    """Paths of the modules that experts lie in, and what each calls its tensors, in the order of the family's row."""
-    found: dict[str, list[str]] = {}
-    for part in layout.family.experts:
-        for spec in layout.column:
-            if spec.name.endswith(part.suffix):
-                path, name = in_module(layout.family, spec.name)
-                found.setdefault(path, []).append(name)
-    return found
-
-
 def _choices_of(module: PreTrainedModel, biases: Mapping[str, Tensor]) -> Choices:
     """Hooks on the experts of the layers that these biases lie in, in their order."""
     experts = expert_modules(module)
@@ -279,19 +316,6 @@ def _choices_of(module: PreTrainedModel, biases: Mapping[str, Tensor]) -> Choice
     if len(sizes) != 1:
         raise LocalError(f"{type(module).__name__}: selection biases of {sorted(sizes)} values in one model")
     return Choices([experts[layer_of(name)] for name in biases], sizes.pop())
-
-
-def _slot_order(layout: Layout, held: tuple[int, ...]) -> tuple[int, ...]:
-    """Columns in slot order: the held ones, then, where the residency is frozen, the others."""
-    if layout.residency != FROZEN:
-        return held
-    return (*held, *(column for column in range(layout.columns) if column not in set(held)))
-
-
-def _behind(module: nn.Module, name: str) -> Tensor | None:
-    """The tensor that has a row for every slot of a column's tensor, where there is one beside the held ones'."""
-    parent, _, leaf = name.rpartition(".")
-    return dict(module.get_submodule(parent).named_buffers(recurse=False)).get(f"{leaf}_all")
 
 
 def _check_given(layout: Layout, held: tuple[int, ...], blocks: AnyBlocks) -> None:

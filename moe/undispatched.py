@@ -14,7 +14,7 @@ Shapes: T tokens, K experts a token, S rows, E experts, H hidden, I an expert's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any, Final, cast
 
@@ -26,10 +26,15 @@ APART: Final = "apart"
 
 
 def attach_undispatched(
-    experts: nn.Module, kind: str, slots: list[int], held: int, weights: Mapping[str, Tensor]
+    experts: nn.Module,
+    kind: str,
+    slots: list[int],
+    held: int,
+    weights: Mapping[str, Tensor],
+    rounded: Collection[str] = (),
 ) -> None:
     """As `attach_experts`, and the module's `forward` becomes that of its kind."""
-    attach_experts(experts, slots, held, weights)
+    attach_experts(experts, slots, held, weights, rounded)
     experts.forward = partial(_FORWARDS[kind], experts)
 
 

@@ -15,6 +15,12 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 OptimizerName = Literal["adamw", "muon"]
 OPTIMIZERS: Final[tuple[OptimizerName, ...]] = get_args(OptimizerName)
 MUON: Final = "muon"
+MastersName = Literal["fp32", "bf16"]
+MASTERS: Final[tuple[MastersName, ...]] = get_args(MastersName)
+BF16_MASTERS: Final = "bf16"
+MomentsName = Literal["fp32", "compact"]
+MOMENTS: Final[tuple[MomentsName, ...]] = get_args(MomentsName)
+COMPACT: Final = "compact"
 
 MAX_INNER_STEPS: Final = 100_000
 """DiLoCo's longest published inner loop is 2,000; two orders above that is an attack."""
@@ -57,6 +63,16 @@ class Recipe:
     """Norm to which the gradients of all that is held are clipped together."""
     selection_bias_rate: float = _within(1e-3, 0.0, 1.0)
     """What an expert's selection bias moves by after a step, towards an even load; nothing to models without such."""
+    masters: str = _one_of("fp32", MASTERS)
+    """What weights are trained in: `fp32`; or `bf16`, rounded at random after each step by bits that follow from the
+    lease: half the memory. Norms, biases and routers stay fp32."""
+    moments: str = _one_of("fp32", MOMENTS)
+    """What the optimizer remembers in: `fp32`; or `compact`: Muon's momentum in bf16, AdamW's moments in 8 bits."""
+
+    @property
+    def rounds_at_random(self) -> bool:
+        """Whether a step's last bit may decide which way a value is rounded: machines that differ there part sooner."""
+        return self.masters == BF16_MASTERS or self.moments == COMPACT
 
 
 class Breach(NamedTuple):

@@ -12,6 +12,7 @@ Format: https://huggingface.co/docs/safetensors (u64 header length, JSON header 
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -101,7 +102,10 @@ def encode_tensors(
     tensors: Mapping[str, Tensor], codec: Codec, states: MutableMapping[str, Tensor] | None = None
 ) -> bytes:
     """One safetensors file: dtypes by `codec`, names in order, the same bytes for the same tensors (and states)."""
-    return b"".join(encode_parts(tensors, codec, states))
+    payload = io.BytesIO()  # joined, all the pieces would be in memory beside what becomes of them
+    for piece in encode_parts(tensors, codec, states):
+        payload.write(piece)
+    return payload.getvalue()
 
 
 def decode_tensors(

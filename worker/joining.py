@@ -278,9 +278,9 @@ class Joining:
 
     async def _worked_out(self, machine: Machine) -> Offer:
         run, length = self.run, self.run.description.sequence_length
-        fitting = columns_that_fit(run.layout, machine, length, self._options.max_columns)
-        wanted = min(fitting.columns, self._options.max_columns or fitting.columns)
-        description = run.description
+        description, most = run.description, self._options.max_columns
+        fitting = columns_that_fit(run.layout, machine, length, most, description.recipe)
+        wanted = min(fitting.columns, most or fitting.columns)
         columns = self.home.disk.columns_that_fit(run.layout, description.codec, wanted, description.frozen_codec)
         self._reporter.say("planned", fitting.reason, columns=columns)
         if columns < wanted:

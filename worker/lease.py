@@ -6,6 +6,7 @@ else is a `MalformedMessage` that says which field, what was expected and what c
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from protocol.errors import MalformedMessage
 from protocol.ids import Digest, RunId
 from protocol.lease import Lease
 from protocol.messages import record_of
-from protocol.recipe import MAX_INNER_STEPS, breaches
+from protocol.recipe import MAX_INNER_STEPS, Recipe, breaches
 from protocol.residency import RESIDENCIES
 from protocol.text import printable as text_printable
 
@@ -55,6 +56,8 @@ class RunDescription:
     max_block_bytes: int
     frozen_codec: str = FP32.name
     """What columns that are not held come in as a rule."""
+    recipe: Recipe = dataclasses.field(default_factory=Recipe)
+    """What leases name, as far as memory depends on it."""
 
 
 def printable(text: str, limit: int = 400) -> str:
@@ -119,7 +122,16 @@ def description_from_message(message: pb.RunDescription) -> RunDescription:
         dataset_digest=Digest(digest),
         max_block_bytes=message.max_block_bytes,
         frozen_codec=frozen,
+        recipe=_described_recipe(message),
     )
+
+
+def _described_recipe(message: pb.RunDescription) -> Recipe:
+    told = {name: getattr(message, name) for name in ("optimizer", "masters", "moments")}
+    found = dataclasses.replace(Recipe(), **{name: value for name, value in told.items() if value})
+    for field, expected, got in breaches(found):
+        _require(False, field, expected, printable(str(got), 40))
+    return found
 
 
 def is_digest(text: str) -> bool:

@@ -15,11 +15,15 @@ import typer
 from barnraise.cli.options import MOST_SEED, Json, number, one_of
 from barnraise.cli.output import parse_bytes, print_json, print_pairs, print_sample, print_table, say_note
 from moe.presets import PRESETS
+from protocol.errors import ConfigError
+from protocol.recipe import MASTERS, MOMENTS, MUON, OPTIMIZERS, Recipe, breaches
 from protocol.residency import FROZEN, RESIDENCIES
 from protocol.text import human_bytes
 
 if TYPE_CHECKING:
     from moe.export import CheckpointFacts
+
+_MULTIPLY = {"fp32": 4, "bf16": 2}
 
 
 def version(as_json: Json = False) -> None:
@@ -47,8 +51,6 @@ def sample(
     as_json: Json = False,
 ) -> None:
     """Let a checkpoint write some text."""
-    from protocol.errors import ConfigError
-
     if not (checkpoint / "config.json").is_file():
         raise ConfigError(f"{checkpoint} holds no checkpoint: there is no config.json in it")
     from moe.export import sample as write_sample
@@ -104,6 +106,13 @@ def _read_headers(checkpoint: Path) -> _Read:
     return _Read(facts=facts, seconds=time.perf_counter() - began_s)
 
 
+def _recipe(optimizer: str, masters: str, moments: str) -> Recipe:
+    recipe = Recipe(optimizer=optimizer, masters=masters, moments=moments)
+    for field, expected, got in breaches(recipe):
+        raise ConfigError(f"--{field} {got!r:.40}: expected {expected}")
+    return recipe
+
+
 def plan(
     preset: Annotated[str, typer.Option(help=f"{one_of(PRESETS)}.")] = "tiny",
     checkpoint: Annotated[Path | None, typer.Option(help="A Hugging Face folder instead of a preset.")] = None,
@@ -111,12 +120,21 @@ def plan(
     residency: Annotated[str, typer.Option(help=f"{one_of(RESIDENCIES)}.")] = FROZEN,
     batch: Annotated[int, typer.Option(min=1, help="Sequences an inner step.")] = 16,
     sequence_length: Annotated[int, typer.Option(min=1, help="Tokens a sequence.")] = 128,
+    optimizer: Annotated[str, typer.Option(help=f"The run's: {one_of(OPTIMIZERS)}.")] = MUON,
+    masters: Annotated[str, typer.Option(help=f"What the run trains weights in: {one_of(MASTERS)}.")] = MASTERS[0],
+    moments: Annotated[str, typer.Option(help=f"What its optimizer remembers in: {one_of(MOMENTS)}.")] = MOMENTS[0],
+    multiply: Annotated[
+        str, typer.Option(help=f"What the machine multiplies in, {one_of(_MULTIPLY)}: bf16 on a GPU that has it.")
+    ] = "fp32",
     as_json: Json = False,
 ) -> int:
     """How many expert columns fit in a given memory, and why; exit code 1 where not even one does.
 
     Of a checkpoint only its configuration and the headers of its weights are read.
     """
+    recipe = _recipe(optimizer, masters, moments)
+    if multiply not in _MULTIPLY:
+        raise ConfigError(f"--multiply {multiply!r:.40}: expected {one_of(_MULTIPLY)}")
     from moe.layout import layout
     from moe.planner import plan as make_plan
     from moe.presets import preset as preset_config
@@ -127,6 +145,8 @@ def plan(
         parse_bytes(memory),
         batch_sequences=batch,
         sequence_length=sequence_length,
+        compute_bytes=_MULTIPLY[multiply],
+        recipe=recipe,
     )
     lines = [{"part": line.part, "memory_bytes": line.memory_bytes, "why": line.why} for line in found.lines]
     if as_json:
@@ -137,6 +157,7 @@ def plan(
                 "memory_bytes": found.memory_bytes,
                 "needed_bytes": found.needed_bytes,
                 "reason": found.reason,
+                "recomputed": found.recomputed,
                 "lines": lines,
             }
             | ({} if read is None else {"read": read.in_figures})

@@ -50,7 +50,7 @@ class CentralTraining:
     def __init__(
         self, shard: ShardModel, plan: CentralPlan, dataset: Dataset, *, micro_batch: int | None = None
     ) -> None:
-        self._optimizer = InnerOptimizer(shard, plan.recipe)
+        self._optimizer = InnerOptimizer(shard, plan.recipe, plan.data_seed)
         self._plan = plan
         self._dataset = dataset
         self._micro_batch = min(micro_batch or plan.batch_sequences, plan.batch_sequences)
@@ -69,7 +69,7 @@ class CentralTraining:
         self.shard.train()
         tokens_BL = torch.from_numpy(self._batch().astype("int64"))
         batch = add_gradients(self.shard, tokens_BL, self._micro_batch)
-        self._optimizer.step(plan.factor_at(self.step))
+        self._optimizer.step(plan.factor_at(self.step), self.step)
         if batch.chosen is not None:
             self.shard.move_selection_biases(batch.chosen, plan.recipe.selection_bias_rate)
         self.step += 1
@@ -157,8 +157,15 @@ def first_shard(run: RunFolder, *, device: str = "cpu", compute_dtype: torch.dty
     if digest is None:
         raise LocalError(f"{run.root} does not keep version {FIRST_VERSION}")
     blocks = versions.load_blocks(versions.manifest(digest))
-    columns = range(layout.columns)
-    return build_shard(layout, columns, blocks, device=device, compute_dtype=compute_dtype, seed=run.settings().seed)
+    return build_shard(
+        layout,
+        range(layout.columns),
+        blocks,
+        device=device,
+        compute_dtype=compute_dtype,
+        seed=run.settings().seed,
+        masters=_engine_config(run).inner.masters,
+    )
 
 
 def factors_by_round(config: EngineConfig) -> list[float]:

@@ -24,6 +24,7 @@ from protocol.admission import has_worked
 from protocol.causes import Cause
 from protocol.errors import MalformedMessage, Refused, Unauthenticated
 from protocol.ids import LeaseId, worker_id_of
+from protocol.recipe import recipe_of
 from protocol.residency import ABSENT, FROZEN
 from protocol.tls import manifest_key_message
 from protocol.v1 import barnraise_pb2 as pb
@@ -152,9 +153,10 @@ class Membership:
             )
 
     def _description(self) -> pb.RunDescription:
-        """What never changes, and what columns that are not held come in at present."""
-        found = pb.RunDescription()
+        """What never changes, and what leases come in at present."""
+        found, recipe = pb.RunDescription(), self._run.pump.engine.state.config.inner
         found.CopyFrom(self._unchanging)
+        found.optimizer, found.masters, found.moments = recipe.optimizer, recipe.masters, recipe.moments
         if self._run.settings.residency == FROZEN:
             found.frozen_codec = self._run.pump.engine.state.config.down.frozen_codec
         return found
@@ -197,6 +199,7 @@ class Membership:
             batch_sequences=1,
             sequence_length=self._run.settings.sequence_length,
             compute_bytes=compute_bytes,
+            recipe=recipe_of(self._run.pump.engine.state.config.inner),
         )
 
 

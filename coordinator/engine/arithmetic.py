@@ -1,12 +1,12 @@
 """What an audit is worth whose auditor may round otherwise than its worker did.
 
 Decides whether a difference can be held against a worker: only where both computed in one arithmetic class
-(protocol/arithmetic.py) that gives the same bits again and cut their batches the same way, or in fp32 for so few steps
-that rounding cannot have grown (`audits.decisive_steps`, measured in results/replay_noise.json). Anything else beyond
-the tolerance is undecided: it accuses nobody and vouches for nobody. A worker is vouched for in the classes and cuts in
-which its audits passed, until one of these cannot be decided: elsewhere it is a stranger, whose work is audited and
-weighs nothing until then (open runs) or less (closed ones). So nothing is gained by naming a class that nobody has.
-Pure.
+(protocol/arithmetic.py) that gives the same bits again and cut their batches the same way, or in fp32, by a recipe that
+rounds nothing at random, for so few steps that rounding cannot have grown (`audits.decisive_steps`, measured in
+results/replay_noise.json). Anything else beyond the tolerance is undecided: it accuses nobody and vouches for nobody. A
+worker is vouched for in the classes and cuts in which its audits passed, until one of these cannot be decided:
+elsewhere it is a stranger, whose work is audited and weighs nothing until then (open runs) or less (closed ones). So
+nothing is gained by naming a class that nobody has. Pure.
 """
 
 from __future__ import annotations
@@ -84,10 +84,16 @@ def told_undecided_workers(state: EngineState) -> tuple[str, ...]:
 def caution(config: EngineConfig) -> str | None:
     """What an operator should know whose audits cannot be decided across kinds of machines; None where they can."""
     most = math.ceil(most_recipe_steps(config) * config.most_steps_share)
-    if config.audits.budget <= 0.0 or most <= config.audits.decisive_steps:
+    is_long = most > config.audits.decisive_steps
+    if config.audits.budget <= 0.0 or not (is_long or config.inner.rounds_at_random):
         return None
+    why = (
+        f"leases of up to {most} steps are longer than audits.decisive_steps ({config.audits.decisive_steps})"
+        if is_long
+        else "weights or moments are rounded at random (inner.masters, inner.moments)"
+    )
     return (
-        f"leases of up to {most} steps are longer than audits.decisive_steps ({config.audits.decisive_steps}): only "
+        f"{why}: only "
         "an auditor with the worker's own kind of processor, torch and threads can tell a liar there; whoever has none "
         f"{'weighs nothing' if config.open_run else 'stays capped'} (results/replay_noise.json)"
     )
@@ -120,7 +126,8 @@ def _is_same(one: str, other: str) -> bool:
 def _is_short(config: AuditConfig, record: LeaseRecord, arithmetic: str) -> bool:
     kinds = arithmetic_class(record.arithmetic), arithmetic_class(arithmetic)
     plain = all(kind is not None and kind.dtype == _FP32 for kind in kinds)
-    return plain and record.lease.inner_steps <= config.decisive_steps
+    recipe = record.lease.recipe
+    return plain and not recipe.rounds_at_random and record.lease.inner_steps <= config.decisive_steps
 
 
 def _class(text: str) -> str:

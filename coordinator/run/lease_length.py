@@ -77,7 +77,9 @@ class AssumedLine:
 
 def assumed_columns(layout: Layout) -> int:
     """Columns that the assumed volunteer trains."""
-    fitting = [n for n in range(1, layout.columns + 1) if layout.training_memory_bytes(n) <= ASSUMED_MEMORY_BYTES]
+    from moe.planner import held_bytes
+
+    fitting = [n for n in range(1, layout.columns + 1) if held_bytes(layout, n) <= ASSUMED_MEMORY_BYTES]
     return max([min(FEWEST_COLUMNS, layout.columns), layout.min_columns, *fitting])
 
 

@@ -145,7 +145,7 @@ class RealWork:
         del wanted  # one process, one thread: everybody computes alike
         shard = self._holding(lease, base)
         train_shard(shard, lease, sequences_NL, micro_batch=micro_batch or None)
-        return pseudo_gradient_of(base, shard.held_blocks()), str(EVERYBODYS_ARITHMETIC)
+        return pseudo_gradient_of(base, shard), str(EVERYBODYS_ARITHMETIC)
 
     # ---- the volunteers' side ------------------------------------------------------------------------------------
 
@@ -179,7 +179,7 @@ class RealWork:
     def _train(self, fetched: FetchedLease, keeper: _Keeper | None) -> TrainedLease:
         shard, start = self._loaded(fetched)
         metrics = train_shard(shard, fetched.lease, fetched.sequences, keeper=keeper)
-        gradient = pseudo_gradient_of(start, shard.held_blocks())
+        gradient = pseudo_gradient_of(start, shard)
         payload = encode_submission(gradient, codec_named(fetched.lease.codec))
         return TrainedLease(
             payload=payload,
@@ -227,8 +227,10 @@ class RealWork:
 
     def _holding(self, lease: Lease, start: Blocks) -> ShardModel:
         shard = self._shards.get(lease.columns)
-        if shard is None:
-            shard = self._shards[lease.columns] = build_shard(self.layout, lease.columns, start, seed=lease.seed)
+        if shard is None or not shard.serves(lease.columns, lease.recipe.masters):
+            shard = self._shards[lease.columns] = build_shard(
+                self.layout, lease.columns, start, seed=lease.seed, masters=lease.recipe.masters
+            )
         else:
             shard.load(start)
         return shard

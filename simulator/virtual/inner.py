@@ -40,12 +40,19 @@ class Shards:
         self._compute_dtype = compute_dtype
         self._built: dict[tuple[int, ...], ShardModel] = {}
 
-    def loaded(self, columns: tuple[int, ...], start: Blocks, seed: int) -> ShardModel:
-        """The shard of `columns`, holding `start`."""
+    def loaded(self, lease: Lease, start: Blocks) -> ShardModel:
+        """The shard of `lease`, holding `start`."""
+        columns, masters = lease.columns, lease.recipe.masters
         shard = self._built.pop(columns, None)
-        if shard is None:
+        if shard is None or not shard.serves(columns, masters):
             shard = build_shard(
-                self.layout, columns, start, device=self.device, compute_dtype=self._compute_dtype, seed=seed
+                self.layout,
+                columns,
+                start,
+                device=self.device,
+                compute_dtype=self._compute_dtype,
+                seed=lease.seed,
+                masters=masters,
             )
         else:
             shard.load(start)
@@ -64,9 +71,9 @@ class PureLeases:
 
     def __call__(self, worker: WorkerId, lease: Lease, start: Blocks, sequences_NL: NDArray[Any], /) -> LeaseResult:
         """Train `lease`; see `worker.train.trainer.train_shard`."""
-        shard = self._shards.loaded(lease.columns, start, lease.seed)
+        shard = self._shards.loaded(lease, start)
         metrics = train_shard(shard, lease, sequences_NL, device=self._shards.device, micro_batch=self._micro_batch)
-        return LeaseResult(pseudo_gradient=pseudo_gradient_of(start, shard.held_blocks()), metrics=metrics)
+        return LeaseResult(pseudo_gradient=pseudo_gradient_of(start, shard), metrics=metrics)
 
 
 class EagerLeases:
@@ -118,7 +125,7 @@ class KeptMoments:
             losses.append(float(parts.nll.detach()))
             # moments that are warm need no warm-up; the very first lease's do
             warm = warmup_factor(step, lease.recipe.warmup_steps) if first else 1.0
-            optimizer.step(warm * lease.recipe.learning_rate / first_rate)
+            optimizer.step(warm * lease.recipe.learning_rate / first_rate, lease.round * lease.inner_steps + step)
             if parts.chosen is not None:
                 shard.move_selection_biases(parts.chosen, lease.recipe.selection_bias_rate)
         metrics = TrainMetrics(
@@ -129,10 +136,17 @@ class KeptMoments:
             train_s=time.perf_counter() - started_s,
             micro_batch=lease.batch_sequences,
         )
-        return LeaseResult(pseudo_gradient=pseudo_gradient_of(start, shard.held_blocks()), metrics=metrics)
+        return LeaseResult(pseudo_gradient=pseudo_gradient_of(start, shard), metrics=metrics)
 
     def _begin(self, worker: WorkerId, lease: Lease, start: Blocks) -> tuple[ShardModel, InnerOptimizer, float]:
         shards = self._shards
-        shard = build_shard(shards.layout, lease.columns, start, device=shards.device, seed=lease.seed)
-        self._own[worker] = shard, InnerOptimizer(shard, lease.recipe), lease.recipe.learning_rate
+        shard = build_shard(
+            shards.layout,
+            lease.columns,
+            start,
+            device=shards.device,
+            seed=lease.seed,
+            masters=lease.recipe.masters,
+        )
+        self._own[worker] = shard, InnerOptimizer(shard, lease.recipe, lease.seed), lease.recipe.learning_rate
         return self._own[worker]

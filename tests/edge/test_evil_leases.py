@@ -24,6 +24,8 @@ ABSURD: dict[str, dict[str, Any]] = {
     "clip_norm": {"recipe__clip_norm": -1.0},
     "selection_bias_rate": {"recipe__selection_bias_rate": 1e9},
     "optimizer": {"recipe__optimizer": "sgd"},
+    "masters": {"recipe__masters": "fp8"},
+    "moments": {"recipe__moments": "none"},
     "muon_learning_rate": {"recipe__muon_learning_rate": 1e9},
     "muon_momentum": {"recipe__muon_momentum": 1.0},
     "weight_decay": {"recipe__weight_decay": 1e9},

@@ -127,6 +127,8 @@ LEASES = (
     guard("absurd hyperparameters, columns, counts, deadlines",
           becomes("worker", "breaches(message.recipe)", "()"), f"{ABSURD}[learning_rate]"),
     _recipe_bound("optimizer"),
+    _recipe_bound("masters"),
+    _recipe_bound("moments"),
     _recipe_bound("muon_learning_rate"),
     _recipe_bound("muon_momentum"),
     _bound('_within(..., "ttl_s")', "ttl_s"),

@@ -105,7 +105,7 @@ def test_two_rounds_and_a_lease_again_to_the_bit(
 
     shard = build_shard(run.layout, lease.columns, first, seed=lease.seed)
     train_shard(shard, lease, sequences)
-    sent = pseudo_gradient_of(first, shard.held_blocks())
+    sent = pseudo_gradient_of(first, shard)
     again, _ = replay_lease(run.layout)(lease, first, sequences, 0)
     assert replay_distance(sent, again).largest == 0.0
     in_parts, _ = replay_lease(run.layout)(lease, first, sequences, 1)
@@ -144,6 +144,6 @@ def test_a_restart_in_mid_lease_takes_up_the_biases(name: str, tmp_path: Path) -
         if killed_after:
             shard = build_shard(cut, lease.columns, blocks, seed=lease.seed)
             train_shard(shard, lease, sequences, keeper=LeaseKeeper(states, computation, every_s=0.0))
-        return pseudo_gradient_of(blocks, shard.held_blocks())
+        return pseudo_gradient_of(blocks, shard)
 
     assert replay_distance(sent(2), sent(0)).largest == 0.0

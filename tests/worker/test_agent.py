@@ -18,6 +18,7 @@ from protocol.framing import frames_of
 from protocol.limits import FRAME_BYTES
 from protocol.v1 import barnraise_pb2 as pb
 from worker.client import CoordinatorClient
+from worker.machine.probe import Schedule
 from worker.messages import EXIT_OK, EXIT_REFUSED
 from worker.pauses import Pauses
 from worker.sentences import finished
@@ -58,7 +59,7 @@ async def test_joins_trains_and_ends_with_the_run(swarm: Any) -> None:
 
 
 async def test_how_it_cut_its_batches_is_told(swarm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker.train.training, "micro_batch_that_fits", lambda *_: 1)
+    monkeypatch.setattr(worker.train.training, "schedule_that_fits", lambda *_: Schedule(1))
     _, _, task = swarm.agent()
     assert (await finish(task)).exit_code == EXIT_OK
     leases = swarm.server._run.pump.engine.state.leases.values()

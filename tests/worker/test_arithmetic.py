@@ -83,7 +83,7 @@ def test_a_replay_multiplies_in_the_workers_dtype(
     shard = build_shard(small_layout, lease.columns, blocks, compute_dtype=torch.bfloat16, seed=lease.seed)
     torch.set_num_threads(1)
     train_shard(shard, lease, sequences)
-    sent = pseudo_gradient_of(blocks, shard.held_blocks())
+    sent = pseudo_gradient_of(blocks, shard)
     again, said, _ = replayed(str(here(1, torch.bfloat16)))
     assert said == str(here(1, torch.bfloat16))
     assert replay_distance(sent, again).largest == 0.0

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from protocol.errors import MalformedMessage
+from protocol.recipe import Recipe
 from protocol.v1 import barnraise_pb2 as pb
 from tests.worker.leases import lease_message, read_lease
 from worker.lease import description_from_message, printable
@@ -46,6 +47,8 @@ def test_an_honest_lease_passes() -> None:
         ("clip_norm", 0.0),
         ("selection_bias_rate", -1e-3),
         ("optimizer", "sgd"),
+        ("masters", "fp8"),
+        ("moments", "none"),
         ("muon_learning_rate", 0.0),
         ("muon_momentum", 1.0),
         ("codec", ""),
@@ -97,12 +100,21 @@ def run_message(**changes: Any) -> pb.RunDescription:
         ("max_block_bytes", 0),
         ("max_block_bytes", 1 << 60),
         ("frozen_codec", "zip"),
+        ("optimizer", "sgd"),
+        ("masters", "fp8"),
+        ("moments", "none"),
     ],
 )
 def test_a_run_that_makes_no_sense_is_refused(field: str, value: Any) -> None:
     description_from_message(run_message())
     with pytest.raises(MalformedMessage, match=field):
         description_from_message(run_message(**{field: value}))
+
+
+def test_what_a_lease_takes_in_memory_is_told_with_the_run() -> None:
+    told = description_from_message(run_message(masters="bf16", moments="compact", optimizer="adamw")).recipe
+    assert told == Recipe(masters="bf16", moments="compact", optimizer="adamw")
+    assert description_from_message(run_message()).recipe == Recipe()
 
 
 def test_text_from_the_network_cannot_steer_a_terminal() -> None:

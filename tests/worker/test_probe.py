@@ -14,7 +14,7 @@ from moe.layout import Layout
 from protocol.errors import ConfigError
 from worker.machine.cgroups import GroupLimits
 from worker.machine.gpus import GpuFacts, GpuFailure, Trial
-from worker.machine.probe import Machine, columns_that_fit, measure_speed, micro_batch_that_fits, probe_machine
+from worker.machine.probe import Machine, Schedule, columns_that_fit, measure_speed, probe_machine, schedule_that_fits
 from worker.options import WorkerOptions, check_device
 from worker.progress import JsonReporter, LiveReporter, PlainReporter, QuietReporter, make_reporter
 
@@ -125,10 +125,10 @@ def test_an_absent_run_needs_as_many_columns_as_a_token_is_sent_to(small_layout:
 
 
 def test_the_micro_batch_shrinks_with_the_memory(frozen_layout: Layout) -> None:
-    assert micro_batch_that_fits(frozen_layout, 2, MACHINE, 16, 128) == 16
+    assert schedule_that_fits(frozen_layout, 2, MACHINE, 16, 128) == Schedule(16)
     tight = dataclasses.replace(MACHINE, memory_bytes=6 << 20)
-    assert 1 <= micro_batch_that_fits(frozen_layout, 2, tight, 16, 128) < 16
-    assert micro_batch_that_fits(frozen_layout, 2, dataclasses.replace(MACHINE, memory_bytes=1), 16, 128) == 1
+    assert 1 <= schedule_that_fits(frozen_layout, 2, tight, 16, 128).micro_batch < 16
+    assert schedule_that_fits(frozen_layout, 2, dataclasses.replace(MACHINE, memory_bytes=1), 16, 128).micro_batch == 1
 
 
 def test_speed_is_measured_on_the_runs_own_model(frozen_layout: Layout) -> None:

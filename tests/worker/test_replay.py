@@ -52,7 +52,7 @@ class Worker:
         lease, tokens = lease or self._lease, self._tokens if tokens is None else tokens
         shard = build_shard(self._layout, lease.columns, self._blocks, seed=lease.seed)
         train_shard(shard, lease, tokens, **options)
-        return pseudo_gradient_of(self._blocks, shard.held_blocks())
+        return pseudo_gradient_of(self._blocks, shard)
 
     def sends_after_restart(self, folder: Path, after: int, before: int, then: int) -> Any:
         """Killed after step `after`, having trained `before` sequences at a time; `then` when it is back."""

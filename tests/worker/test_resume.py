@@ -46,7 +46,7 @@ def train(
     keeper = None if states is None else LeaseKeeper(states, computation_of(lease, DIGESTS, "cpu"), every_s=0.0)
     shard = build_shard(model_layout, lease.columns, blocks, seed=lease.seed)
     train_shard(shard, lease, tokens, keeper=keeper, **options)
-    gradient = pseudo_gradient_of(blocks, shard.held_blocks())
+    gradient = pseudo_gradient_of(blocks, shard)
     return {f"{block}/{name}": tensor for block, tensors in gradient.items() for name, tensor in tensors.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from aggregation.replayed import replay_distance
 from moe.balance import RoutedCounts
 from moe.layout import Layout
+from moe.masters import FP32
 from moe.shard import ShardModel, build_shard
 from protocol.errors import LocalError
-from protocol.ids import TRUNK, column_block
+from protocol.ids import TRUNK, BlockId, column_block
 from protocol.lease import Lease
 from protocol.recipe import OPTIMIZERS
 from worker.train.trainer import (
@@ -38,7 +39,7 @@ def train(
     dtype = options.pop("compute_dtype", None)
     shard = build_shard(model_layout, lease.columns, blocks, compute_dtype=dtype, seed=lease.seed)
     metrics = train_shard(shard, lease, tokens, **options)
-    return pseudo_gradient_of(blocks, shard.held_blocks()), metrics
+    return pseudo_gradient_of(blocks, shard), metrics
 
 
 def flat(gradient: Any) -> torch.Tensor:
@@ -75,7 +76,7 @@ def test_a_reloaded_shard_trains_like_a_new_one(
     train_shard(shard, make_lease(), sequences)
     shard.load(blocks)
     train_shard(shard, make_lease(), sequences)
-    assert torch.equal(flat(pseudo_gradient_of(blocks, shard.held_blocks())), flat(fresh))
+    assert torch.equal(flat(pseudo_gradient_of(blocks, shard)), flat(fresh))
 
 
 def test_it_is_a_bare_adamw_loop(frozen_layout: Layout, blocks_of: Any, make_lease: Make, sequences: Sequences) -> None:
@@ -93,7 +94,7 @@ def test_it_is_a_bare_adamw_loop(frozen_layout: Layout, blocks_of: Any, make_lea
         shard.loss(torch.from_numpy(sequences[step * 4 : step * 4 + 4])).total.backward()
         torch.nn.utils.clip_grad_norm_(shard.parameters(), recipe.clip_norm)
         optimizer.step()
-    torch.testing.assert_close(flat(ours), flat(pseudo_gradient_of(blocks, shard.held_blocks())), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(flat(ours), flat(pseudo_gradient_of(blocks, shard)), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -105,10 +106,10 @@ def test_how_a_batch_is_cut_changes_nothing(
     shard = build_shard(small_layout, (0, 2), blocks)
     shard.balance_coefficient = 1.0  # a hundred times what it usually is, so that it shows
     whole = train_shard(shard, make_lease(optimizer=optimizer), sequences)
-    at_once = pseudo_gradient_of(blocks, shard.held_blocks())
+    at_once = pseudo_gradient_of(blocks, shard)
     shard.load(blocks)
     parts = train_shard(shard, make_lease(optimizer=optimizer), sequences, micro_batch=micro_batch)
-    in_parts = pseudo_gradient_of(blocks, shard.held_blocks())
+    in_parts = pseudo_gradient_of(blocks, shard)
     assert (whole.micro_batch, parts.micro_batch) == (4, micro_batch)
     assert parts.loss_first == pytest.approx(whole.loss_first, rel=1e-5)
     assert replay_distance(in_parts, at_once).largest < 1e-4
@@ -206,9 +207,18 @@ def test_the_wrong_number_of_sequences_is_our_bug(make_lease: Make, sequences: S
         train_shard(Faulty(), make_lease(), sequences[:19])
 
 
+class Lost:
+    """A shard that has gone to infinity."""
+
+    masters = FP32
+
+    def held(self) -> Iterator[tuple[BlockId, dict[str, torch.Tensor]]]:
+        yield TRUNK, {"w": torch.tensor([1.0, torch.inf])}
+
+
 def test_a_result_that_is_not_finite_is_never_sent() -> None:
     with pytest.raises(TrainingFailedError, match="trunk"):
-        pseudo_gradient_of({TRUNK: {"w": torch.ones(2)}}, {TRUNK: {"w": torch.tensor([1.0, torch.inf])}})
+        pseudo_gradient_of({TRUNK: {"w": torch.ones(2)}}, Lost())
 
 
 def test_warmup_is_linear_and_ends() -> None:

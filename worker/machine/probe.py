@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -26,8 +27,9 @@ from torch import Tensor
 from moe.config import config_from_json
 from moe.full import initial_blocks
 from moe.layout import Layout
-from moe.planner import ALLOCATOR_SLACK, Plan, activation_bytes, plan
+from moe.planner import Load, Plan, plan
 from moe.shard import build_shard
+from moe.weighing import can_recompute
 from protocol.errors import ConfigError
 from protocol.ids import BlockId, LeaseId, RoundNumber, Version
 from protocol.lease import DataRange, Lease
@@ -163,7 +165,9 @@ def software_versions() -> str:
     return f"barnraise {importlib.metadata.version('barnraise')}, torch {torch.__version__}, {platform.system()}"
 
 
-def columns_that_fit(layout: Layout, machine: Machine, sequence_length: int, max_columns: int | None) -> Plan:
+def columns_that_fit(
+    layout: Layout, machine: Machine, sequence_length: int, max_columns: int | None, recipe: Recipe | None = None
+) -> Plan:
     """How many columns of this run the machine can train; ConfigError with the planner's reason when none."""
     fitting = plan(
         layout,
@@ -171,6 +175,7 @@ def columns_that_fit(layout: Layout, machine: Machine, sequence_length: int, max
         batch_sequences=PLANNED_MICRO_BATCH,
         sequence_length=sequence_length,
         compute_bytes=machine.compute_bytes,
+        recipe=recipe,
     )
     if not fitting.fits:
         fitting = plan(
@@ -179,6 +184,7 @@ def columns_that_fit(layout: Layout, machine: Machine, sequence_length: int, max
             batch_sequences=1,
             sequence_length=sequence_length,
             compute_bytes=machine.compute_bytes,
+            recipe=recipe,
         )
     if not fitting.fits:
         raise ConfigError(f"this machine cannot train this model: {fitting.reason}. {_how_to_fit(machine, fitting)}")
@@ -201,17 +207,34 @@ def _how_to_fit(machine: Machine, fitting: Plan) -> str:
     return f"--memory {human_bytes(cap_bytes)} is too little: it must be {needed_mib}MB or more{own}"
 
 
-def micro_batch_that_fits(layout: Layout, columns: int, machine: Machine, batch: int, sequence_length: int) -> int:
-    """Sequences that go through the model at once: the batch, halved until the estimate fits."""
-    held_bytes = layout.training_memory_bytes(columns, compute_bytes=machine.compute_bytes)
+class Schedule(NamedTuple):
+    """What a machine chooses by itself for a lease; none of it changes what is computed, beyond rounding."""
+
+    micro_batch: int
+    """Sequences that go through the model at once."""
+    recomputed: bool = False
+    """Whether activations are computed again in the backward pass."""
+
+
+def schedule_that_fits(
+    layout: Layout, columns: int, machine: Machine, batch: int, sequence_length: int, recipe: Recipe | None = None
+) -> Schedule:
+    """The batch, halved until the estimate fits; where not even one sequence's activations do, they are not kept."""
+
+    def fits(micro_batch: int, *, recomputed: bool) -> bool:
+        load = Load(
+            layout=layout,
+            recipe=recipe or Recipe(),
+            tokens=micro_batch * sequence_length,
+            compute_bytes=machine.compute_bytes,
+        )
+        return load.needed_bytes(columns, recomputed=recomputed) <= machine.memory_bytes
+
+    recomputed = can_recompute(layout) and not fits(1, recomputed=False) and fits(1, recomputed=True)
     micro_batch = batch
-    while micro_batch > 1:
-        tokens = micro_batch * sequence_length
-        needed = held_bytes + activation_bytes(layout, tokens, machine.compute_bytes)
-        if needed * ALLOCATOR_SLACK <= machine.memory_bytes:
-            break
+    while micro_batch > 1 and not fits(micro_batch, recomputed=recomputed):
         micro_batch = (micro_batch + 1) // 2
-    return micro_batch
+    return Schedule(micro_batch, recomputed)
 
 
 def measure_speed(
@@ -227,7 +250,8 @@ def measure_speed(
     blocks: Mapping[BlockId, Mapping[str, Tensor]] = initial_blocks(config_from_json(layout.config_json), layout, 0)
     shard = build_shard(layout, range(columns), blocks, device=machine.device, compute_dtype=machine.compute_dtype)
     vocabulary = int(layout.config_json["vocab_size"])
-    batch = micro_batch_that_fits(layout, columns, machine, PROBE_BATCH, sequence_length)
+    batch, recomputed = schedule_that_fits(layout, columns, machine, PROBE_BATCH, sequence_length)
+    shard.recompute(on=recomputed)
     tokens_NL = np.random.default_rng(0).integers(0, vocabulary, (batch, sequence_length + 1))
     torch.set_num_threads(machine.threads)
     lease, seconds = _probe_lease(batch), []

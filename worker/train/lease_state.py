@@ -36,8 +36,8 @@ from worker.files import file_digest
 from worker.ports import LeaseProgress
 from worker.train.local_state import LocalState
 
-FORMAT = 2
-"""Of what is kept and of the computation it is taken of: 2 since the balance loss is the whole batch's."""
+FORMAT = 3
+"""Of what is kept and of the computation it is taken of: 3 since logits are made some tokens at a time."""
 DEFAULT_EVERY_S = 30.0
 """At most this much work is done again after a kill, where the disk is fast enough."""
 MOST_SHARE_OF_TIME = 0.02

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,8 +23,8 @@ from protocol.codecs import FP32, codec_named
 from protocol.ids import BlockId, Digest
 from protocol.lease import blocks_of
 from protocol.submission import decode_submission
-from protocol.tensors import decode_tensors
 from worker.fetched import FetchedItem, Run
+from worker.train.mapped import mapped_block
 
 AT_A_TIME = 4
 """Sequences; their logits are the largest thing that measuring makes."""
@@ -102,8 +103,8 @@ class LossMeasurer:
                 parameters[name].copy_(tensor)
             self._held[block] = digest
 
-    def _base(self, run: Run, block: BlockId, digest: Digest) -> dict[str, Tensor]:
-        return decode_tensors(self._blocks.path(digest), block_tensor_specs(run.layout, block), FP32)
+    def _base(self, run: Run, block: BlockId, digest: Digest) -> Mapping[str, Tensor]:
+        return mapped_block(self._blocks.path(digest), block_tensor_specs(run.layout, block), FP32)
 
     def _parameters(self, run: Run, block: BlockId) -> dict[str, Tensor]:
         return block_parameters(self._model, run.layout, block)

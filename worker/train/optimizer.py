@@ -1,7 +1,8 @@
 """The inner optimizer: AdamW over everything that is held, or Muon over its matrices and AdamW over the rest.
 
 Decides how a gradient becomes an update, from the recipe and nothing else. Holds always: only held parameters
-are seen; state starts fresh; everything that the next step depends on is in `state_of`.
+are seen; state starts fresh; everything that the next step depends on is in `state_of`, but for random bits, which
+follow from seed and step (`worker.train.rounding`).
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) replaces a matrix's momentum by the nearest
 semi-orthogonal matrix, so that no direction is drowned by those with large gradients; as an inner optimizer it loses
@@ -12,20 +13,24 @@ experts is as many matrices as it has experts, and a fused gate-and-up projectio
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from protocol.recipe import MUON, Recipe
+from moe.optimised import MATRICES
+from protocol.errors import LocalError
+from protocol.recipe import BF16_MASTERS, COMPACT, MUON, Recipe
+from worker.train.adamw import SpanwiseAdamW
+from worker.train.rounding import Draws, round_to_bf16
 
 _QUINTIC: Final = (3.4445, -4.7750, 2.0315)
 """Jordan's coefficients: steepest at zero, so five steps lift every singular value to about one."""
 _ITERATIONS: Final = 5
 _EPS: Final = 1e-7
 
-MATRICES: Final = ("matrices", "turned", "fused")
-"""Names of the parameter groups that Muon takes."""
+_MOST_AT_ONCE: Final = 1 << 24
+"""Elements of a tensor of many matrices that Muon works on together: it makes some five copies of them in fp32."""
 
 
 class HasGroups(Protocol):
@@ -36,9 +41,9 @@ class HasGroups(Protocol):
 
 
 class InnerOptimizer:
-    """One lease's optimizer, or one of a longer training."""
+    """One lease's optimizer, or one of a longer training. LocalError where the shard is not of the recipe's masters."""
 
-    def __init__(self, shard: HasGroups, recipe: Recipe) -> None:
+    def __init__(self, shard: HasGroups, recipe: Recipe, seed: int = 0) -> None:
         groups = shard.parameter_groups(
             lr=recipe.learning_rate,
             router_lr_scale=recipe.router_lr_scale,
@@ -47,23 +52,30 @@ class InnerOptimizer:
         matrices = [group for group in groups if recipe.optimizer == MUON and group["name"] in MATRICES]
         others = [group for group in groups if not any(group is taken for taken in matrices)]
         self.parameters: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
-        betas = (recipe.adam_beta1, recipe.adam_beta2)
+        if any(group.get("rounded", False) for group in groups) != (recipe.masters == BF16_MASTERS):
+            raise LocalError(f"the recipe's masters are {recipe.masters}, and the shard was built for others")
+        self._seed = seed
         self._optimizers: list[torch.optim.Optimizer] = []
         if matrices:
             by_muon = [{**group, "lr": recipe.muon_learning_rate} for group in matrices]
-            self._optimizers.append(Muon(by_muon, momentum=recipe.muon_momentum))
+            kept_in = torch.bfloat16 if recipe.moments == COMPACT else torch.float32
+            self._optimizers.append(Muon(by_muon, momentum=recipe.muon_momentum, kept_in=kept_in))
         if any(group["params"] for group in others):
-            self._optimizers.append(torch.optim.AdamW(others, betas=betas, eps=recipe.adam_eps, fused=True))
+            self._optimizers.append(_adamw(others, recipe))
         self._rates = [float(group["lr"]) for group in self._groups()]
         self._clip_norm = recipe.clip_norm
 
-    def step(self, factor: float) -> None:
-        """Clip the gradients, step with `factor` times the recipe's rates, and drop the gradients."""
+    def step(self, factor: float, number: int = 0) -> None:
+        """Clip the gradients, take step `number` with `factor` times the recipe's rates, and drop the gradients."""
         for group, rate in zip(self._groups(), self._rates, strict=True):
             group["lr"] = rate * factor
         torch.nn.utils.clip_grad_norm_(self.parameters, self._clip_norm, foreach=True)
+        draws = {id(one): Draws(self._seed, number, place) for place, one in enumerate(self.parameters)}
         for optimizer in self._optimizers:
-            optimizer.step()
+            if isinstance(optimizer, Muon | SpanwiseAdamW):
+                optimizer.step_with(draws)
+            else:
+                optimizer.step()
         self.drop_gradients()
 
     def drop_gradients(self) -> None:
@@ -91,6 +103,19 @@ class InnerOptimizer:
         """Become what `state_dict` was taken of."""
         for optimizer, state in zip(self._optimizers, states, strict=True):
             optimizer.load_state_dict(state)
+            # torch casts what is kept of a weight to that weight's dtype, codes and all
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            for number, kept in state["state"].items():
+                own = parameters[number]
+                optimizer.state[own] = {name: value.to(own.device) for name, value in kept.items()}
+
+
+def _adamw(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    """torch's own, but where weights or moments are rounded."""
+    betas, eps = (recipe.adam_beta1, recipe.adam_beta2), recipe.adam_eps
+    if recipe.rounds_at_random:
+        return SpanwiseAdamW(groups, betas=betas, eps=eps, is_compact=recipe.moments == COMPACT)
+    return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True)
 
 
 class Muon(torch.optim.Optimizer):
@@ -101,32 +126,63 @@ class Muon(torch.optim.Optimizer):
     `transposed` is applied from the right, and its columns are meant.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], *, momentum: float) -> None:
-        usual = {"parts": 1, "interleaved": False, "transposed": False}
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], *, momentum: float, kept_in: torch.dtype = torch.float32
+    ) -> None:
+        usual = {"parts": 1, "interleaved": False, "transposed": False, "rounded": False}
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "momentum": momentum, **usual})
+        self._kept_in = kept_in
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient, none of them rounded."""
+        self.step_with({})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+    def step_with(self, draws: dict[int, Draws]) -> None:
+        """The same; `draws`, by a parameter's `id`, are for those of a group that is `rounded`."""
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(parameter, dtype=self._kept_in)
+                for rows in _pieces(parameter):
+                    self._update(parameter, rows, group, draws)
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state, mu = self.state[parameter], group["momentum"]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum = state["momentum"].lerp_(gradient, 1.0 - mu)
-        looking_ahead = gradient.lerp(momentum, mu)
-        matrices_XMN = _matrices_of(looking_ahead.mT if group["transposed"] else looking_ahead, group)
-        rows, columns = matrices_XMN.shape[-2:]
-        update = orthogonalised(matrices_XMN)
-        update = (update.transpose(-3, -2) if group["interleaved"] else update).flatten(-3, -2)
-        if group["transposed"]:
-            update = update.mT
-        parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-        parameter.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+    def _update(self, parameter: Tensor, rows: slice, group: dict[str, Any], draws: dict[int, Draws]) -> None:
+        kept, mu = self.state[parameter]["momentum"][rows], group["momentum"]
+        gradient = cast(Tensor, parameter.grad)[rows]
+        momentum = kept.to(torch.float32).lerp_(gradient, 1.0 - mu)
+        if kept.dtype != torch.float32:
+            kept.copy_(momentum)
+        update, length = _levelled(gradient.lerp(momentum, mu), group)
+        weights = parameter[rows]
+        after = weights if weights.dtype == torch.float32 else weights.to(torch.float32)
+        after.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * length)
+        if group["rounded"]:
+            first = rows.start * parameter[0].numel()
+            bits = draws[id(parameter)].bits(first, first + after.numel(), after.device)
+            weights.copy_(round_to_bf16(after, bits.view_as(after)))
+
+
+def _pieces(parameter: Tensor) -> Iterator[slice]:
+    """Which of its first rows are worked on together: all of a matrix, some of a tensor of many."""
+    first, at_once = parameter.shape[0], parameter.shape[0]
+    if parameter.ndim > 2:
+        at_once = max(1, _MOST_AT_ONCE * first // parameter.numel())
+    return (slice(start, min(start + at_once, first)) for start in range(0, first, at_once))
+
+
+def _levelled(looking_ahead: Tensor, group: dict[str, Any]) -> tuple[Tensor, float]:
+    """The direction in which the weights move, and how far at a rate of 1."""
+    matrices_XMN = _matrices_of(looking_ahead.mT if group["transposed"] else looking_ahead, group)
+    rows, columns = matrices_XMN.shape[-2:]
+    update = orthogonalised(matrices_XMN)
+    update = (update.transpose(-3, -2) if group["interleaved"] else update).flatten(-3, -2)
+    if group["transposed"]:
+        update = update.mT
+    return update, max(1.0, rows / columns) ** 0.5
 
 
 def _matrices_of(rows_XRN: Tensor, group: dict[str, Any]) -> Tensor:

@@ -70,7 +70,7 @@ class LeaseReplay:
                 micro_batch=micro_batch or None,
                 should_stop=self._should_stop,
             )
-            gradient = pseudo_gradient_of(start, shard.held_blocks())
+            gradient = pseudo_gradient_of(start, shard)
         self._shard = shard
         return gradient, str(here)
 
@@ -86,7 +86,7 @@ class LeaseReplay:
     def _loaded(self, lease: Lease, start: Blocks, here: ArithmeticClass) -> ShardModel:
         dtype = _REPLAYED_IN.get(here.dtype, self._compute_dtype)
         same = self._shard is not None and self._shard.compute_dtype == dtype
-        if self._shard is not None and same and self._shard.columns == lease.columns:
+        if self._shard is not None and same and self._shard.serves(lease.columns, lease.recipe.masters):
             self._shard.load(start)
             return self._shard
         self._shard = None  # free the old one before the new one is built: both might not fit
@@ -97,6 +97,7 @@ class LeaseReplay:
             device=self._device,
             compute_dtype=dtype,
             seed=lease.seed,
+            masters=lease.recipe.masters,
         )
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -58,6 +58,24 @@ class TrainableShard(HasLoss, Protocol):
 
     def train(self) -> object:
         """Enter training mode."""
+
+
+class Begins(Protocol):
+    """`moe.masters.Masters`."""
+
+    def begun(self, name: str, tensor: Tensor, /) -> Tensor:
+        """What training of that tensor began with."""
+
+
+class TrainedShard(Protocol):
+    """What the pseudo-gradient needs of it."""
+
+    @property
+    def masters(self) -> Begins:
+        """What its weights are trained in."""
+
+    def held(self) -> Iterator[tuple[BlockId, Mapping[str, Tensor]]]:
+        """Its weights, by block and name."""
 
 
 class Keeper(Protocol):
@@ -154,7 +172,7 @@ class _InnerLoop:
     def __init__(
         self, shard: TrainableShard, lease: Lease, device: str, micro_batch: int, should_stop: Callable[[], bool]
     ) -> None:
-        self._optimizer = InnerOptimizer(shard, lease.recipe)
+        self._optimizer = InnerOptimizer(shard, lease.recipe, lease.seed)
         self._shard = shard
         self._lease = lease
         self._device = device
@@ -172,7 +190,7 @@ class _InnerLoop:
         tokens_BL = tokens_BL.to(self._device, non_blocking=True)
         batch, recipe = self._gradients(tokens_BL), self._lease.recipe
         self._losses.append(batch.nll)
-        self._optimizer.step(warmup_factor(step, recipe.warmup_steps))
+        self._optimizer.step(warmup_factor(step, recipe.warmup_steps), step)
         if batch.chosen is not None:
             self._shard.move_selection_biases(batch.chosen, recipe.selection_bias_rate)
 
@@ -243,13 +261,23 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def pseudo_gradient_of(start: Blocks, local: Blocks) -> dict[BlockId, dict[str, Tensor]]:
-    """θ_start − θ_local for every block of `local`, fp32; TrainingFailedError when something is not finite."""
+def pseudo_gradient_of(start: Blocks, shard: TrainedShard) -> dict[BlockId, dict[str, Tensor]]:
+    """θ_start − θ_local for every block that `shard` holds, fp32; TrainingFailedError when something is not finite.
+
+    Where masters are bf16, θ_start is what they began with: rounding of the start would drown what was learnt.
+    """
     gradient: dict[BlockId, dict[str, Tensor]] = {}
-    for block, tensors in local.items():
-        gradient[block] = {name: start[block][name].float() - tensor.float() for name, tensor in tensors.items()}
+    for block, tensors in shard.held():
+        before, begun = start[block], shard.masters.begun
+        gradient[block] = {name: _difference(begun(name, before[name]), tensor) for name, tensor in tensors.items()}
         # One norm over the block sees a NaN or an infinity anywhere in it, at a fraction of isfinite's memory.
         norms = torch.stack([torch.linalg.vector_norm(tensor) for tensor in gradient[block].values()])
         if not bool(torch.isfinite(norms).all()):
             raise TrainingFailedError(f"the trained {block} holds values that are not finite")
     return gradient
+
+
+def _difference(begun: Tensor, local: Tensor) -> Tensor:
+    """fp32, on the CPU and contiguous: nothing else is made on the way."""
+    difference = torch.empty(local.shape, dtype=torch.float32).copy_(local)
+    return torch.sub(begun, difference, out=difference)

@@ -12,24 +12,25 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from moe.layout import block_tensor_specs, submission_specs
 from moe.shard import ShardModel, build_shard
 from protocol.arithmetic import UNKNOWN_ARITHMETIC
 from protocol.codecs import codec_named
 from protocol.errors import StorageTrouble
-from protocol.ids import BlockId, digest_of
+from protocol.ids import digest_of
 from protocol.storage import is_full
-from protocol.tensors import decode_tensors, payload_size
+from protocol.submission import Blocks
+from protocol.tensors import payload_size
 from worker.allowance import DiskAllowance
 from worker.fetched import FetchedLease
-from worker.machine.probe import Machine, micro_batch_that_fits
+from worker.machine.probe import Machine, schedule_that_fits
 from worker.options import WorkerOptions
 from worker.outbox import Outbox, Submission
 from worker.ports import Progress
 from worker.progress import Reporter
 from worker.train.lease_state import LeaseKeeper, computation_of
+from worker.train.mapped import mapped_block
 from worker.train.residuals import Coded, coded
 from worker.train.trainer import LeaseResult, TrainingStopped, pseudo_gradient_of, train_shard
 from worker.trouble import Trouble, training_trouble_of
@@ -118,7 +119,7 @@ class TrainingRoom:
         lease, run = job.fetched.lease, job.fetched.run
         torch.set_num_threads(self._machine.threads)
         start = {
-            block: decode_tensors(
+            block: mapped_block(
                 self._disk.blocks.path(digest),
                 block_tensor_specs(run.layout, block),
                 codec_named(lease.codec_of(block)),
@@ -130,25 +131,28 @@ class TrainingRoom:
             sequences_NL = self._options.batch_hook(lease, sequences_NL)
         shard = self._loaded_shard(job, start)
         length = run.description.sequence_length
-        held = len(lease.columns)
+        micro_batch, recomputed = schedule_that_fits(
+            run.layout, len(lease.columns), self._machine, lease.batch_sequences, length, lease.recipe
+        )
+        shard.recompute(on=recomputed)
         metrics = train_shard(
             shard,
             lease,
             sequences_NL,
             device=self._machine.device,
-            micro_batch=micro_batch_that_fits(run.layout, held, self._machine, lease.batch_sequences, length),
+            micro_batch=micro_batch,
             on_step=self._on_step(job, lease.batch_sequences * length, lease.inner_steps),
             should_stop=job.stop.is_set,
             keeper=self._keeper(job),
         )
-        result = LeaseResult(pseudo_gradient=pseudo_gradient_of(start, shard.held_blocks()), metrics=metrics)
+        result = LeaseResult(pseudo_gradient=pseudo_gradient_of(start, shard), metrics=metrics)
         if self._options.trainer_hook is not None:
             result = self._options.trainer_hook(lease, result)
         return self._store(job, result)
 
-    def _loaded_shard(self, job: _Job, start: dict[BlockId, dict[str, Tensor]]) -> ShardModel:
+    def _loaded_shard(self, job: _Job, start: Blocks) -> ShardModel:
         lease, run = job.fetched.lease, job.fetched.run
-        if self._shard is not None and self._shard.columns == lease.columns:
+        if self._shard is not None and self._shard.serves(lease.columns, lease.recipe.masters):
             self._shard.load(start)
         else:
             self._shard = None  # free the old one before the new one is built: both would not fit
@@ -159,6 +163,7 @@ class TrainingRoom:
                 device=self._machine.device,
                 compute_dtype=self._machine.compute_dtype,
                 seed=lease.seed,
+                masters=lease.recipe.masters,
             )
         return self._shard
 

@@ -279,6 +279,17 @@ def test_leases_that_are_too_long_to_be_decided_are_told(swarm):
     assert "up to 100 steps" in str(caution(twice)), "fast machines do more than the recipe"
 
 
+@pytest.mark.parametrize("rung", [{"masters": "bf16"}, {"moments": "compact"}])
+def test_what_is_rounded_at_random_is_decided_within_one_class_alone(long_swarm, rung: dict[str, str]):
+    for auditors, decisive in ((OWN, True), (THREADS, False)):
+        s = long_swarm("a", "b", audits={"decisive_steps": 50}, inner=InnerRecipe(inner_steps=8, **rung))
+        lease_id = send(s, "a", OWN)
+        send(s, "b")
+        s.audited(lease_id, FAR, arithmetic=auditors)
+        assert (s.record(lease_id).status is LeaseStatus.REJECTED) == decisive
+        assert "rounded at random" in str(caution(s.config))
+
+
 def test_workers_that_multiply_in_bf16_are_told(long_swarm):
     s = long_swarm("a", "b", audits={"decisive_steps": 50})
     assert caution_of_workers(s.engine.state) is None

@@ -1,0 +1,120 @@
+"""What each tensor of a shard takes in memory while it is trained, by its recipe's rungs of the memory ladder.
+
+Decides nothing: it adds up what `moe.masters`, the experts and the worker's optimizer do, and a test of each holds the
+two together. Allocates nothing: shapes are the layout's, what a tensor is for is read off a model without memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from moe.config import config_from_json
+from moe.families import family_named
+from moe.layout import FP32_BYTES, Layout
+from moe.masters import masters_of
+from moe.optimised import MATRICES, ROUNDED, OptimiserGroups
+from moe.recomputed import layers_of
+from moe.skeleton import meta_model
+from protocol.recipe import BF16_MASTERS, COMPACT, MUON, Recipe
+
+BF16_BYTES: Final = 2
+CODED_BYTES: Final = 1 + 4 / 256
+"""Of a moment in 8 bits, with its block's scale."""
+SMALLEST_CODED: Final = 4096
+"""Elements of a tensor from which on moments are kept in 8 bits."""
+_AT_ONCE: Final = 1 << 24
+"""Elements that Muon works on together, of a tensor of many matrices."""
+_COPIES: Final = 7
+"""In fp32, that Muon makes of them: momentum, what it looks ahead to, the iterate and its products, the update."""
+_SPAN: Final = 1 << 20
+_SPAN_COPIES: Final = 16
+"""In fp32, of a span, while weights or moments are rounded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighed:
+    """One tensor of a shard."""
+
+    elements: int
+    """All of it, of as many columns as are held."""
+    rows: int
+    """Matrices that it is made of where it has some for each column, else 1."""
+    group: str
+    """Of the optimizer; empty: no gradient moves it."""
+    is_expert: bool
+    is_halved: bool
+    """Whether bf16 masters of it take two bytes whatever it is multiplied in."""
+
+    def weight_bytes(self, recipe: Recipe, compute_bytes: int) -> int:
+        """Of what is trained and what is multiplied."""
+        is_bf16 = self.is_rounded and recipe.masters == BF16_MASTERS
+        if is_bf16 and (self.is_halved or (self.is_expert and compute_bytes == BF16_BYTES)):
+            return BF16_BYTES * self.elements
+        cast = BF16_BYTES if compute_bytes == BF16_BYTES else 0
+        return (FP32_BYTES + cast) * self.elements
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether bf16 masters are for it at all."""
+        return self.group in ROUNDED
+
+    def gradient_bytes(self) -> int:
+        """fp32, whatever its weight is kept in."""
+        return FP32_BYTES * self.elements if self.group else 0
+
+    def moment_bytes(self, recipe: Recipe) -> int:
+        """Of what the optimizer remembers."""
+        is_compact = recipe.moments == COMPACT
+        if not self.group:
+            return 0
+        if recipe.optimizer == MUON and self.group in MATRICES:
+            return (BF16_BYTES if is_compact else FP32_BYTES) * self.elements
+        if is_compact and self.elements >= SMALLEST_CODED:
+            return int(2 * CODED_BYTES * self.elements)
+        return 2 * FP32_BYTES * self.elements
+
+    def step_bytes(self, recipe: Recipe) -> int:
+        """Of what is made while the optimizer works on it, and dropped."""
+        if recipe.optimizer == MUON and self.group in MATRICES:
+            return _COPIES * FP32_BYTES * max(self.elements // self.rows, min(self.elements, _AT_ONCE))
+        return _SPAN_COPIES * FP32_BYTES * min(self.elements, _SPAN) if recipe.rounds_at_random else 0
+
+
+def weighed(layout: Layout, columns: int) -> Iterator[Weighed]:
+    """Every tensor of a shard that holds so many columns, but for the frozen experts."""
+    kinds, halved, _ = _kinds(json.dumps(layout.config_json, sort_keys=True))
+    for spec, count in (*((spec, 1) for spec in layout.trunk), *((spec, columns) for spec in layout.column)):
+        elements = count * spec.payload_bytes // FP32_BYTES
+        is_expert = layout.family.is_expert(spec.name)
+        rows = count if is_expert else 1
+        yield Weighed(
+            elements=elements,
+            rows=rows,
+            group=kinds.get(spec.name, ""),
+            is_expert=is_expert,
+            is_halved=spec.name in halved,
+        )
+
+
+def can_recompute(layout: Layout) -> bool:
+    """Whether activations of such a model can be computed again instead of kept."""
+    return _kinds(json.dumps(layout.config_json, sort_keys=True))[2]
+
+
+@functools.lru_cache(maxsize=8)
+def _kinds(config_text: str) -> tuple[dict[str, str], frozenset[str], bool]:
+    """Each trained tensor's group, which are kept in two bytes where masters are bf16, and `can_recompute`."""
+    config = config_from_json(json.loads(config_text))
+    model = meta_model(config)
+    family = family_named(config.model_type)
+    sorter = OptimiserGroups(model, family)
+    kinds = {
+        name: sorter.kind(name, parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point() and not family.is_selection_bias(name)
+    }
+    return kinds, masters_of(model, family, BF16_MASTERS).halved, bool(layers_of(model))
