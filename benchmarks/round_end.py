@@ -134,20 +134,20 @@ class RoundEnd:
                 clocked.sequences += found[0].sequences
                 return found
 
-        executor.losses.compared = compared  # type: ignore[method-assign]
+        executor.losses.compared = compared  # type: ignore[method-assign, assignment]
         with clocks.running("aggregation"):
             aggregated: Any = executor.execute(command)
         region = clocks.stages["trust region"]
         clocks.stages["aggregation"].wall_s -= region.wall_s
         clocks.stages["aggregation"].cpu_s -= region.cpu_s
-        command = ValidateVersion(command_id="validate", version=aggregated.version, manifest=aggregated.manifest)
+        validate = ValidateVersion(command_id="validate", version=aggregated.version, manifest=aggregated.manifest)
         if way == DELEGATED:
-            delegated_validation(self, command, clocks)
-            serving(self, command, clocks)
+            delegated_validation(self, validate, clocks)
+            serving(self, validate, clocks)
         else:
             with clocks.running("validation") as clocked:
                 clocked.sequences = self.settings.heldout_limit
-                executor.execute(command)
+                executor.execute(validate)
         return self._rows(way, clocks), usual_after(gains)
 
     def _rows(self, way: str, clocks: StageClocks) -> list[dict[str, Cell]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -24,17 +23,16 @@ COMMAND = AggregateRound(
     oldest_needed=Version(0), compared_with=(PublishedVersion(version=Version(1), manifest=PARENT),),
     region_seed=3, early=early_stop(TrustRegionConfig()),
 )  # fmt: skip
-LOSS = {PARENT: 5.0, BEST: 4.9}
 
 
 class Measured:
     """Losses of versions by hand; what is asked for is noted."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, **gains: Sequence[float]) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, new: np.ndarray[Any, Any]) -> None:
         """`new`: gains of the new version over its parent, sequence by sequence."""
         self.asked: list[tuple[str, int]] = []
         names = {NEW: "new", PARENT: "parent", BEST: "best"}
-        losses = {PARENT: np.full(64, 5.0), BEST: np.full(64, 4.9), NEW: 5.0 - np.asarray(gains["new"])}
+        losses = {PARENT: np.full(64, 5.0), BEST: np.full(64, 4.9), NEW: 5.0 - new}
 
         def measured(model: Digest, tokens_NL: torch.Tensor, _: int) -> torch.Tensor:
             self.asked.append((names[model], len(tokens_NL)))

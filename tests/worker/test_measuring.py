@@ -221,7 +221,7 @@ async def test_versions_are_validated_by_whoever_measures(tmp_path: Path, settin
     async with served(await made(tmp_path, settings(max_rounds=4))) as swarm:
         state, _ = watched(swarm)
         await ended(await crew(swarm))
-    by = {one.version: one.measured_by for one in state.validations}
+    by = {int(one.version): one.measured_by for one in state.validations}
     assert set(by) == {0, 1, 2, 3, 4}
     assert by[0] is None and by[4] is None, "nobody is there yet, and nobody need stay"  # noqa: PT018
     trusted = {worker.worker for worker in state.workers.values() if worker.trusted}
