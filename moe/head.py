@@ -221,7 +221,7 @@ class _MeanLoss(torch.autograd.Function):
             total += loss
             grad_SH[rows] = chunk.back(grad_CV, sinks)
         ctx.found = [grad_SH, sinks.weight_VH, sinks.bias_V]
-        return total / tokens
+        return total.div_(tokens)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:

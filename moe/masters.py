@@ -80,7 +80,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 def _read_otherwise(module: nn.Module) -> list[Any]:
     """Layers of `module` whose weights its class takes products of by itself."""
-    source = _source_of(type(module))
+    source = _source_of(cast(Any, type(module)))
     return [
         child
         for name, child in module.named_children()
@@ -103,9 +103,9 @@ def compute_from_halves(model: PreTrainedModel) -> None:
         for parameter in halved:
             parameter.grad_dtype = torch.float32
         if halved and isinstance(module, nn.Linear):
-            module.forward = partial(_linear, module)
+            cast(Any, module).forward = partial(_linear, module)
         elif halved and isinstance(module, nn.Embedding):
-            module.forward = partial(_embedding, module)
+            cast(Any, module).forward = partial(_embedding, module)
 
 
 def _linear(module: nn.Linear, x_TH: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
+class Burden:
     """What one machine trains, but for how many columns of it."""
 
     layout: Layout
@@ -82,7 +82,7 @@ def plan(
     recipe: Recipe | None = None,
 ) -> Plan:
     """The largest number of columns whose training fits into `memory_bytes`. `compute_bytes` is 2 for bf16."""
-    load = Load(
+    load = Burden(
         layout=layout,
         recipe=recipe or Recipe(),
         tokens=batch_sequences * sequence_length,
@@ -97,7 +97,7 @@ def plan(
 
     kept = most(recomputed=False)
     with_recomputation = most(recomputed=True) if can_recompute(layout) else 0
-    recomputed = with_recomputation > kept
+    recomputed = with_recomputation > kept or (not kept and can_recompute(layout))
     columns = max(kept, with_recomputation, fewest)
     total = load.needed_bytes(columns, recomputed=recomputed)
     one_more = load.needed_bytes(min(columns + 1, layout.columns), recomputed=can_recompute(layout))
@@ -123,11 +123,11 @@ def _most(fits: Callable[[int], bool], fewest: int, most: int) -> int:
 
 def held_bytes(layout: Layout, columns: int, *, compute_bytes: int = FP32_BYTES, recipe: Recipe | None = None) -> int:
     """Weights, gradients and moments of what is held, and the frozen rest: all but what passes through."""
-    load = Load(layout=layout, recipe=recipe or Recipe(), tokens=1, compute_bytes=compute_bytes)
+    load = Burden(layout=layout, recipe=recipe or Recipe(), tokens=1, compute_bytes=compute_bytes)
     return sum(line.memory_bytes for line in _kept_lines(load, list(weighed(layout, columns)), columns))
 
 
-def _kept_lines(load: Load, tensors: list[Weighed], columns: int) -> tuple[PlanLine, ...]:
+def _kept_lines(load: Burden, tensors: list[Weighed], columns: int) -> tuple[PlanLine, ...]:
     layout, recipe = load.layout, load.recipe
     is_bf16, is_compact = recipe.masters == BF16_MASTERS, recipe.moments == COMPACT
     weights = sum(one.weight_bytes(recipe, load.compute_bytes) for one in tensors)
@@ -151,7 +151,7 @@ def _kept_lines(load: Load, tensors: list[Weighed], columns: int) -> tuple[PlanL
     )
 
 
-def _passing_line(load: Load, tensors: list[Weighed], *, recomputed: bool) -> PlanLine:
+def _passing_line(load: Burden, tensors: list[Weighed], *, recomputed: bool) -> PlanLine:
     """What is there for a while, one thing after the other: the largest of them."""
     how = "computed again in the backward pass" if recomputed else "kept for backward"
     step = max(tensors, key=lambda one: one.step_bytes(load.recipe))
@@ -166,7 +166,7 @@ def _passing_line(load: Load, tensors: list[Weighed], *, recomputed: bool) -> Pl
     return PlanLine(part="passing", memory_bytes=found[why], why=why)
 
 
-def _sent_bytes(load: Load, tensors: list[Weighed]) -> int:
+def _sent_bytes(load: Burden, tensors: list[Weighed]) -> int:
     """Of the pseudo-gradient and its payload, what is more than gradients and moments were."""
     if load.compute_bytes != FP32_BYTES:  # a GPU: these two are in the host's memory
         return 0

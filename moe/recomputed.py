@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -49,7 +49,8 @@ class Recomputation:
             self._is_hooked = True
         for layer in self._layers:
             layer.gradient_checkpointing = on
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=self._contexts)
+            again = partial(checkpoint, use_reentrant=False, context_fn=self._contexts)
+            cast(Any, layer)._gradient_checkpointing_func = again
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Around a layer's first pass, and around its second."""

@@ -106,7 +106,7 @@ def test_plan_says_how_many_columns_fit_and_why(capsys: pytest.CaptureFixture[st
     found = json.loads(capsys.readouterr().out)
     assert found["fits"]
     assert found["columns"] == 8
-    assert {"weights", "gradients", "activations"} <= {line["part"] for line in found["lines"]}
+    assert {"weights", "gradients", "passing"} <= {line["part"] for line in found["lines"]}
     assert run(["plan", "--preset", "tiny", "--memory", "1GB"]) == 0
     assert "8 columns fit" in capsys.readouterr().out
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from worker.train.eight_bits import BLOCK, BYTES, Coded, code_into, decoded, levels, zeros
+from worker.train.eight_bits import BLOCK, BYTES, CodedMoment, code_into, decoded, levels, zeros
 
 CPU = torch.device("cpu")
 
 
-def coded(values: torch.Tensor, *, signed: bool, seed: int = 0) -> tuple[Coded, torch.Tensor]:
+def coded(values: torch.Tensor, *, signed: bool, seed: int = 0) -> tuple[CodedMoment, torch.Tensor]:
     kept = zeros(values.numel(), CPU)
     code_into(kept, values, torch.rand(values.shape, generator=torch.Generator().manual_seed(seed)), signed=signed)
     return kept, decoded(kept, signed=signed)

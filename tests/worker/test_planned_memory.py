@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-RECIPES = {
+RECIPES: dict[str, dict[str, Any]] = {
     "fp32": {"optimizer": "adamw"},
     "muon": {"optimizer": "muon"},
     "small": {"optimizer": "muon", "masters": "bf16", "moments": "compact"},
@@ -66,7 +66,7 @@ def main(name: str, folder: Path) -> None:
     from moe.config import config_from_json, config_to_json
     from moe.full import each_initial_block
     from moe.layout import block_tensor_specs, layout
-    from moe.planner import Load
+    from moe.planner import Burden
     from moe.presets import preset
     from protocol.codecs import BF16, FP32
     from protocol.recipe import Recipe
@@ -86,7 +86,7 @@ def main(name: str, folder: Path) -> None:
         paths[block].write_bytes(encode_tensors(tensors, FP32))
     del tensors
     recipe = Recipe(**RECIPES[name])
-    load = Load(layout=cut, recipe=recipe, tokens=BATCH // 2 * LENGTH, compute_bytes=4)
+    load = Burden(layout=cut, recipe=recipe, tokens=BATCH // 2 * LENGTH, compute_bytes=4)
     lease = _lease(recipe)
     tokens = np.random.default_rng(0).integers(0, 24_000, (lease.data.count, LENGTH + 1))
     warm = torch.randn(64, 64, requires_grad=True)

@@ -27,7 +27,7 @@ from torch import Tensor
 from moe.config import config_from_json
 from moe.full import initial_blocks
 from moe.layout import Layout
-from moe.planner import Load, Plan, plan
+from moe.planner import Burden, Plan, plan
 from moe.shard import build_shard
 from moe.weighing import can_recompute
 from protocol.errors import ConfigError
@@ -222,7 +222,7 @@ def schedule_that_fits(
     """The batch, halved until the estimate fits; where not even one sequence's activations do, they are not kept."""
 
     def fits(micro_batch: int, *, recomputed: bool) -> bool:
-        load = Load(
+        load = Burden(
             layout=layout,
             recipe=recipe or Recipe(),
             tokens=micro_batch * sequence_length,

@@ -14,8 +14,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from worker.train.eight_bits import BLOCK, Coded, code_into, decoded, zeros
-from worker.train.rounding import Draws, round_to_bf16, spans
+from worker.train.eight_bits import BLOCK, CodedMoment, code_into, decoded, zeros
+from worker.train.rounding import StepBits, round_to_bf16, spans
 
 SMALLEST: Final = 4096
 """Elements of a tensor whose moments are kept in 8 bits: below, nothing is saved (as in Dettmers et al. 2021)."""
@@ -36,14 +36,14 @@ class SpanwiseAdamW(torch.optim.Optimizer):
         raise NotImplementedError("step_with")
 
     @torch.no_grad()
-    def step_with(self, draws: dict[int, Draws]) -> None:
+    def step_with(self, draws: dict[int, StepBits]) -> None:
         """One update of every parameter that has a gradient; `draws` by the parameter's `id`."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._update(parameter, parameter.grad, group, draws[id(parameter)])
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], draws: Draws) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], draws: StepBits) -> None:
         state, elements = self.state[parameter], parameter.numel()
         is_coded = self._is_compact and elements >= SMALLEST
         if not state:
@@ -84,8 +84,8 @@ class _Moments:
         if is_coded:
             end = -(-stop // BLOCK) * BLOCK
             blocks = slice(start // BLOCK, end // BLOCK)
-            self._first = Coded(state["first"][start:end], state["first_scale"][blocks])
-            self._second = Coded(state["second_root"][start:end], state["second_root_scale"][blocks])
+            self._first = CodedMoment(state["first"][start:end], state["first_scale"][blocks])
+            self._second = CodedMoment(state["second_root"][start:end], state["second_root_scale"][blocks])
             self._first_N = decoded(self._first, signed=True)
             self._root_N = decoded(self._second, signed=False)
         else:
@@ -100,7 +100,7 @@ class _Moments:
         first_P.lerp_(gradient_P, 1.0 - beta1)
         root_P.square_().mul_(beta2).addcmul_(gradient_P, gradient_P, value=1.0 - beta2).sqrt_()
         below_P = (root_P / (1.0 - beta2**step) ** 0.5).add_(group["eps"])
-        return (first_P / below_P).div_(1.0 - beta1**step)
+        return torch.div(first_P, below_P).div_(1.0 - float(beta1) ** step)
 
     def keep(self, bits_P: Tensor) -> None:
         """Write them back. The upper half of the bits is theirs, the lower one the weights'."""

@@ -24,7 +24,7 @@ BYTES: Final = 1 + 4 / BLOCK
 """Of an element."""
 
 
-class Coded(NamedTuple):
+class CodedMoment(NamedTuple):
     """N values as they are kept."""
 
     codes: Tensor
@@ -33,11 +33,11 @@ class Coded(NamedTuple):
     """[B] fp32."""
 
 
-def zeros(elements: int, device: torch.device) -> Coded:
+def zeros(elements: int, device: torch.device) -> CodedMoment:
     """As many zeros, up to the end of a block."""
     blocks = -(-elements // BLOCK)
     codes_N = torch.zeros(blocks * BLOCK, dtype=torch.uint8, device=device)
-    return Coded(codes_N, torch.zeros(blocks, dtype=torch.float32, device=device))
+    return CodedMoment(codes_N, torch.zeros(blocks, dtype=torch.float32, device=device))
 
 
 @functools.cache
@@ -54,14 +54,14 @@ def levels(*, signed: bool) -> Tensor:
     return both.to(torch.float32)
 
 
-def decoded(kept: Coded, *, signed: bool) -> Tensor:
+def decoded(kept: CodedMoment, *, signed: bool) -> Tensor:
     """[N] fp32."""
     table = _on(kept.codes.device, signed)
     values_BK = table[kept.codes.to(torch.int32)].view(-1, BLOCK)
     return values_BK.mul_(kept.scale[:, None]).view(-1)
 
 
-def code_into(kept: Coded, values_N: Tensor, chance_N: Tensor, *, signed: bool) -> None:
+def code_into(kept: CodedMoment, values_N: Tensor, chance_N: Tensor, *, signed: bool) -> None:
     """Replace what `kept` holds; `chance_N` in [0, 1) decides between the two levels beside a value."""
     table = _on(values_N.device, signed)
     values_BK = values_N.view(-1, BLOCK)

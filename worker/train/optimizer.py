@@ -22,7 +22,7 @@ from moe.optimised import MATRICES
 from protocol.errors import LocalError
 from protocol.recipe import BF16_MASTERS, COMPACT, MUON, Recipe
 from worker.train.adamw import SpanwiseAdamW
-from worker.train.rounding import Draws, round_to_bf16
+from worker.train.rounding import StepBits, round_to_bf16
 
 _QUINTIC: Final = (3.4445, -4.7750, 2.0315)
 """Jordan's coefficients: steepest at zero, so five steps lift every singular value to about one."""
@@ -70,7 +70,7 @@ class InnerOptimizer:
         for group, rate in zip(self._groups(), self._rates, strict=True):
             group["lr"] = rate * factor
         torch.nn.utils.clip_grad_norm_(self.parameters, self._clip_norm, foreach=True)
-        draws = {id(one): Draws(self._seed, number, place) for place, one in enumerate(self.parameters)}
+        draws = {id(one): StepBits(self._seed, number, place) for place, one in enumerate(self.parameters)}
         for optimizer in self._optimizers:
             if isinstance(optimizer, Muon | SpanwiseAdamW):
                 optimizer.step_with(draws)
@@ -138,7 +138,7 @@ class Muon(torch.optim.Optimizer):
         self.step_with({})
 
     @torch.no_grad()
-    def step_with(self, draws: dict[int, Draws]) -> None:
+    def step_with(self, draws: dict[int, StepBits]) -> None:
         """The same; `draws`, by a parameter's `id`, are for those of a group that is `rounded`."""
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -150,7 +150,7 @@ class Muon(torch.optim.Optimizer):
                 for rows in _pieces(parameter):
                     self._update(parameter, rows, group, draws)
 
-    def _update(self, parameter: Tensor, rows: slice, group: dict[str, Any], draws: dict[int, Draws]) -> None:
+    def _update(self, parameter: Tensor, rows: slice, group: dict[str, Any], draws: dict[int, StepBits]) -> None:
         kept, mu = self.state[parameter]["momentum"][rows], group["momentum"]
         gradient = cast(Tensor, parameter.grad)[rows]
         momentum = kept.to(torch.float32).lerp_(gradient, 1.0 - mu)

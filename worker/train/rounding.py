@@ -24,7 +24,7 @@ _GOLDEN: Final = 0x9E3779B97F4A7C15
 _LOW_HALF: Final = 0xFFFF
 
 
-class Draws(NamedTuple):
+class StepBits(NamedTuple):
     """The random bits of one tensor in one step."""
 
     seed: int
