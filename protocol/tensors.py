@@ -2,10 +2,9 @@
 
 Both sides derive the header from the specs that were leased, so a payload is accepted only if its header is exactly
 that one and its size exactly the expected size; nothing is allocated before. Tensors are decoded whole, or stay where
-they lie (a mapped file) and are decoded a span at a time. Written by hand, not by the safetensors
-library, because the size is agreed before the bytes exist, and the library's spacing is no promise; what is written
-here any safetensors reader opens. Finiteness is for the caller to check. Little-endian machines only, as the format
-is.
+they lie (a mapped file) and are decoded a span at a time. Written by hand, not by the safetensors library, because the
+size is agreed before the bytes exist, and the library's spacing is no promise; what is written here any safetensors
+reader opens. Finiteness is for the caller to check. Little-endian machines only, as the format is.
 
 Format: https://huggingface.co/docs/safetensors (u64 header length, JSON header padded with spaces to 8 bytes, tensors).
 """
