@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +46,8 @@ class Choices:
 
 def chosen_in(arguments: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
     """The choices [S, K] among what an experts' module is called with: (tokens, choices, gates)."""
-    chosen: Tensor = next((named[name] for name in _CHOICES if name in named), None)
-    return arguments[1] if chosen is None else chosen
+    chosen: Tensor | None = next((named[name] for name in _CHOICES if name in named), None)
+    return cast(Tensor, arguments[1]) if chosen is None else chosen
 
 
 def with_choices(arguments: tuple[Any, ...], named: dict[str, Any], chosen: Tensor) -> tuple[Any, dict[str, Any]]:

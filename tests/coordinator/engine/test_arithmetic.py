@@ -280,7 +280,7 @@ def test_leases_that_are_too_long_to_be_decided_are_told(swarm):
 
 
 @pytest.mark.parametrize("rung", [{"masters": "bf16"}, {"moments": "compact"}])
-def test_what_is_rounded_at_random_is_decided_within_one_class_alone(long_swarm, rung: dict[str, str]):
+def test_what_is_rounded_at_random_is_decided_within_one_class_alone(long_swarm, rung: dict[str, Any]):
     for auditors, decisive in ((OWN, True), (THREADS, False)):
         s = long_swarm("a", "b", audits={"decisive_steps": 50}, inner=InnerRecipe(inner_steps=8, **rung))
         lease_id = send(s, "a", OWN)
