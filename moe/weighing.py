@@ -22,15 +22,18 @@ from moe.skeleton import meta_model
 from protocol.recipe import BF16_MASTERS, COMPACT, MUON, Recipe
 
 BF16_BYTES: Final = 2
-CODED_BYTES: Final = 1 + 4 / 256
+CODED_BLOCK: Final = 256
+"""Values of a moment in 8 bits that share a scale."""
+CODED_BYTES: Final = 1 + 4 / CODED_BLOCK
 """Of a moment in 8 bits, with its block's scale."""
 SMALLEST_CODED: Final = 4096
-"""Elements of a tensor from which on moments are kept in 8 bits."""
-_AT_ONCE: Final = 1 << 24
+"""Elements of a tensor whose moments are kept in 8 bits: below, nothing is saved (as in Dettmers et al. 2021)."""
+MATRICES_AT_ONCE: Final = 1 << 24
 """Elements that Muon works on together, of a tensor of many matrices."""
 _COPIES: Final = 7
 """In fp32, that Muon makes of them: momentum, what it looks ahead to, the iterate and its products, the update."""
-_SPAN: Final = 1 << 20
+SPAN_AT_ONCE: Final = 1 << 20
+"""Elements that are rounded together."""
 _SPAN_COPIES: Final = 16
 """In fp32, of a span, while weights or moments are rounded."""
 
@@ -80,8 +83,8 @@ class Weighed:
     def step_bytes(self, recipe: Recipe) -> int:
         """Of what is made while the optimizer works on it, and dropped."""
         if recipe.optimizer == MUON and self.group in MATRICES:
-            return _COPIES * FP32_BYTES * max(self.elements // self.rows, min(self.elements, _AT_ONCE))
-        return _SPAN_COPIES * FP32_BYTES * min(self.elements, _SPAN) if recipe.rounds_at_random else 0
+            return _COPIES * FP32_BYTES * max(self.elements // self.rows, min(self.elements, MATRICES_AT_ONCE))
+        return _SPAN_COPIES * FP32_BYTES * min(self.elements, SPAN_AT_ONCE) if recipe.rounds_at_random else 0
 
 
 def weighed(layout: Layout, columns: int) -> Iterator[Weighed]:

@@ -14,7 +14,7 @@ from coordinator.run.folder import init_run
 from coordinator.settings import RunSettings
 from protocol.ids import LeaseId
 from protocol.v1 import barnraise_pb2 as pb
-from tests.worker.conftest import Swarm
+from tests.worker.conftest import Swarm, served
 from worker.agent import Agent
 from worker.sending import Line
 from worker.states import State
@@ -42,15 +42,8 @@ async def three(tmp_path: Path, corpus: Path) -> AsyncIterator[Swarm]:
         },
     )
     folder = await asyncio.to_thread(init_run, tmp_path / "run", settings)
-    made = Swarm(folder, tmp_path)
-    await made.start()
-    try:
+    async with served(Swarm(folder, tmp_path)) as made:
         yield made
-    finally:
-        for task in made.tasks:
-            task.cancel()
-        await asyncio.gather(*made.tasks, return_exceptions=True)
-        await made.stop()
 
 
 class SlowLine:

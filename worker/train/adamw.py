@@ -9,16 +9,14 @@ the next step depends on is in `state`, and the random bits are the step's own (
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from moe.weighing import SMALLEST_CODED
 from worker.train.eight_bits import BLOCK, CodedMoment, code_into, decoded, zeros
 from worker.train.rounding import StepBits, round_to_bf16, spans
-
-SMALLEST: Final = 4096
-"""Elements of a tensor whose moments are kept in 8 bits: below, nothing is saved (as in Dettmers et al. 2021)."""
 
 
 class SpanwiseAdamW(torch.optim.Optimizer):
@@ -45,7 +43,7 @@ class SpanwiseAdamW(torch.optim.Optimizer):
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], draws: StepBits) -> None:
         state, elements = self.state[parameter], parameter.numel()
-        is_coded = self._is_compact and elements >= SMALLEST
+        is_coded = self._is_compact and elements >= SMALLEST_CODED
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             state.update(_fresh(parameter, is_coded=is_coded))

@@ -18,9 +18,11 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-BLOCK: Final = 256
+from moe.weighing import CODED_BLOCK, CODED_BYTES
+
+BLOCK: Final = CODED_BLOCK
 """Values that share a scale. The paper has 2048; its library went to 256, as one outlier then spoils less."""
-BYTES: Final = 1 + 4 / BLOCK
+BYTES: Final = CODED_BYTES
 """Of an element."""
 
 

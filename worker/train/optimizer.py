@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from moe.optimised import MATRICES
+from moe.weighing import MATRICES_AT_ONCE
 from protocol.errors import LocalError
 from protocol.recipe import BF16_MASTERS, COMPACT, MUON, Recipe
 from worker.train.adamw import SpanwiseAdamW
@@ -28,9 +29,6 @@ _QUINTIC: Final = (3.4445, -4.7750, 2.0315)
 """Jordan's coefficients: steepest at zero, so five steps lift every singular value to about one."""
 _ITERATIONS: Final = 5
 _EPS: Final = 1e-7
-
-_MOST_AT_ONCE: Final = 1 << 24
-"""Elements of a tensor of many matrices that Muon works on together: it makes some five copies of them in fp32."""
 
 
 class HasGroups(Protocol):
@@ -170,7 +168,7 @@ def _pieces(parameter: Tensor) -> Iterator[slice]:
     """Which of its first rows are worked on together: all of a matrix, some of a tensor of many."""
     first, at_once = parameter.shape[0], parameter.shape[0]
     if parameter.ndim > 2:
-        at_once = max(1, _MOST_AT_ONCE * first // parameter.numel())
+        at_once = max(1, MATRICES_AT_ONCE * first // parameter.numel())
     return (slice(start, min(start + at_once, first)) for start in range(0, first, at_once))
 
 

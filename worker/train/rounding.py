@@ -17,7 +17,9 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-SPAN: Final = 1 << 20
+from moe.weighing import SPAN_AT_ONCE
+
+SPAN: Final = SPAN_AT_ONCE
 """Elements that are updated together where no more has to be in memory at once."""
 _MASK_64: Final = (1 << 64) - 1
 _GOLDEN: Final = 0x9E3779B97F4A7C15
