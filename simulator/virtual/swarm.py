@@ -80,6 +80,8 @@ class _Machine:
     """What a volunteer is doing."""
 
     volunteer: Volunteer
+    here: bool = False
+    """Whether it has come."""
     away: bool = False
     lease_id: LeaseId | None = None
     uploading: set[LeaseId] = field(default_factory=set)
@@ -135,8 +137,19 @@ class VirtualSwarm(EngineLoop):
     def _begin(self) -> None:
         for command in self.engine.pending:
             self.agenda.after(EXECUTION_S, partial(self._execute, command))
+        self._enrol_who_comes()
+        for record in self.engine.state.leases.values():
+            if record.status is LeaseStatus.COMMITTED and record.digest and self._run.store.payloads.has(record.digest):
+                self._go_on_uploading(record.lease, record.digest)
+        self.agenda.after(0.0, self._beat)
+
+    def _enrol_who_comes(self) -> None:
+        """Those whose round it is, and at the beginning of a process everybody who is there already."""
         for machine in self._machines.values():
             volunteer = machine.volunteer
+            if machine.here or volunteer.from_round > self.engine.state.round.round:
+                continue
+            machine.here = True
             if volunteer.worker not in self.engine.state.workers:
                 self.apply(
                     WorkerEnrolled(
@@ -150,10 +163,6 @@ class VirtualSwarm(EngineLoop):
                     )
                 )
             self.agenda.after(0.0, partial(self._ask, machine))
-        for record in self.engine.state.leases.values():
-            if record.status is LeaseStatus.COMMITTED and record.digest and self._run.store.payloads.has(record.digest):
-                self._go_on_uploading(record.lease, record.digest)
-        self.agenda.after(0.0, self._beat)
 
     def _go_on_uploading(self, lease: GrantedLease, digest: Digest) -> None:
         """An earlier process had it committed: training it again could end in other bits on some devices."""
@@ -198,8 +207,9 @@ class VirtualSwarm(EngineLoop):
     # ---- the volunteers' side ---------------------------------------------------------------------
 
     def _beat(self) -> None:
+        self._enrol_who_comes()
         for worker, machine in self._machines.items():
-            if not machine.away:
+            if machine.here and not machine.away:
                 self.engine.handle(WorkerSeen(at_s=self.now_s, worker=worker, lease_id=machine.lease_id))
         self.agenda.after(self.engine.state.config.heartbeat_interval_s, self._beat)
 

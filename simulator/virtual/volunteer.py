@@ -25,6 +25,8 @@ class Volunteer:
     """Whose machine it is, as the operator knows; empty: nobody's but its own."""
     trusted: bool = False
     """Whether its invite said so."""
+    from_round: int = 0
+    """The round in which it enrols; 0: it is there when the run begins."""
 
     @property
     def worker(self) -> WorkerId:

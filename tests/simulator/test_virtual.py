@@ -254,3 +254,10 @@ def test_what_volunteers_are_told_is_told_to_whoever_looks_on(tmp_path: Path, da
     VirtualSwarm(parts, CREW, training, seed=0, on_verdict=lambda verdict: told.append(verdict.accepted)).play()
     parts.close()
     assert told == [True] * ROUNDS * len(CREW)
+
+
+def test_who_comes_in_a_later_round_has_no_lease_of_an_earlier_one(tmp_path: Path, data: Path) -> None:
+    late = Volunteer(name="late", max_columns=4, from_round=2)
+    _, parts = played(made(tmp_path / "run", data), (*CREW, late))
+    state = parts.engine.state
+    assert [record.accepted for record in (state.workers[one.worker] for one in (*CREW, late))] == [3, 3, 3, 2]
