@@ -91,7 +91,9 @@ def test_the_ten_worst_are_those_that_cost_or_trigger_most() -> None:
     worst = {case.attack for case in cases}
     assert worst == {*list(ATTACKS)[-WORST + 1 :], "backdoor"}
     assert {case.defence for case in cases} == {"pipeline", *BASELINES, *STAGES}
-    assert {(case.f, case.seed) for case in cases} == {(5, 0), (5, 1), (5, 2)}
+    defended = [case for case in cases if case.defence == "pipeline"]
+    assert {(case.f, case.seed) for case in defended} == {(5, 0), (5, 1), (5, 2)}
+    assert {(case.f, case.seed) for case in cases if case not in defended} == {(5, 0)}
 
 
 def test_a_goal_holds_for_the_mean_and_one_standard_error() -> None:
