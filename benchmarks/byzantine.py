@@ -6,9 +6,9 @@
 A micro model (46,000 parameters) is trained by the real engine, executor and trainer in virtual time, liars among the
 workers (simulator/adversaries). `--quick` is eleven attacks on whole models, undefended and defended; without it every
 attack on whole models, halves and thirds; `--worst` the ten (`--most`) that cost most in what is there already, at
-f = 5: defended by three seeds, and by one against every baseline and with one stage switched off at a time. `--codec` has everybody, liars
-too, send in another codec, against the same run without liars in that codec. Each run is kept in DIR/runs.jsonl as soon
-as it is there, and not run again: an interrupted list goes on. FILE gets all rows of DIR.
+f = 5: defended by three seeds, and by one against every baseline and with one stage switched off at a time. `--codec`
+has everybody, liars too, send in another codec, against the same run without liars in that codec. Each run is kept in
+DIR/runs.jsonl as soon as it is there, and not run again: an interrupted list goes on. FILE gets all rows of DIR.
 
 Columns: `loss_ratio`, final held-out loss over that of the same run without liars; `trigger_rate`, the share of clean
 held-out sequences after which, the trigger put in, the model says the chosen token (`trigger_clean`: without liars);

@@ -153,7 +153,7 @@ def all_cases(attacks: Sequence[str] = (*ATTACKS, *BYZFL_ATTACKS)) -> list[Byzan
 def worst_cases(
     rows: Iterable[Mapping[str, Any]], seeds: Sequence[int] = (0, 1, 2), most: int = WORST
 ) -> list[ByzantineCase]:
-    """The few that cost the pipeline most, at f = 5: defended by all seeds; every baseline, and a stage at a time, by one."""
+    """The few that cost the pipeline most, at f = 5: defended by all seeds, other ways by one."""
     harm: dict[str, float] = {}
     for row in rows:
         if row["defence"] == "pipeline" and row["n"] == 16 and row["attack"] != NOBODY:
@@ -163,9 +163,7 @@ def worst_cases(
     worst = sorted(harm, key=lambda attack: -harm[attack])[:most]
     defended = [ByzantineCase(attack=a, defence="pipeline", f=5, seed=seed) for a in worst for seed in seeds]
     others = [
-        ByzantineCase(attack=a, defence=defence, f=5, seed=seeds[0])
-        for a in worst
-        for defence in (*BASELINES, *STAGES)
+        ByzantineCase(attack=a, defence=defence, f=5, seed=seeds[0]) for a in worst for defence in (*BASELINES, *STAGES)
     ]
     return [*defended, *others]
 

@@ -105,7 +105,8 @@ def run_case(case: ByzantineCase, rounds: int, folder: Path) -> dict[str, Any]:
 
 def settings_of(case: ByzantineCase, rounds: int, seed: int, data: str, checkpoint: Path) -> Any:
     """The run's settings: the product's defaults, the benchmark's rounds and recipe, and the defence's over these."""
-    from coordinator.settings import RunSettings, merged
+    from coordinator.beginning import merged
+    from coordinator.settings import RunSettings
 
     table = {
         "max_rounds": rounds,

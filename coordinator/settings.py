@@ -14,16 +14,17 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
-from typing import Any, get_type_hints
+from typing import Any
 
 import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from aggregation.names import EXPECTED, RULES  # names alone: reading a file must not load torch
+from coordinator.beginning import NESTED, USUAL_CODEC, begun, usual_codec
 from coordinator.engine.changes import DERIVED, FIXED, flat, settings_of
 from coordinator.engine.config import EngineConfig, check_config
 from protocol.admission import MOST_WORK_BITS
-from protocol.codecs import BF16, CODECS
+from protocol.codecs import CODECS
 from protocol.errors import ConfigError
 from protocol.hosts import WILDCARDS, address_text, canonical_host, dialable_host, split_port
 from protocol.ids import RunId
@@ -32,16 +33,6 @@ from protocol.residency import FROZEN, Residency
 DEFAULT_PORT = 7465
 """No service is registered there with IANA; the digits stand for nothing."""
 
-GOING_ON: Mapping[str, Any] = {"learning_rate": 4e-3, "muon_learning_rate": 0.02, "warmup_rounds": 2}
-"""What a run that begins with a checkpoint has in place of the recipe's rates (a quarter), unless it is told otherwise:
-at the recipe's own, every step away from a checkpoint whose training ended at low rates raises the loss at first."""
-
-OPEN_AUDITS: Mapping[str, Any] = {"budget": 1.0}
-"""What an open run begins with in place of the engine's none, unless it is told otherwise (docs/decisions/0028)."""
-
-_NESTED: Mapping[str, Any] = {
-    name: kind for name, kind in get_type_hints(EngineConfig).items() if dataclasses.is_dataclass(kind)
-}
 _ENGINE = TypeAdapter(EngineConfig)
 
 MACHINE = frozenset(
@@ -94,8 +85,8 @@ class RunSettings(BaseModel):
     """A folder made by `barnraise data prepare`, or a source to prepare: file, folder, `stdlib`, `datasets:NAME`."""
     residency: Residency = FROZEN
     """What stands in for the expert columns that a worker does not hold: frozen copies, or nothing."""
-    codec: str = BF16.name
-    """What a submission is encoded in."""
+    codec: str = USUAL_CODEC
+    """What a submission is encoded in; in an open run int4, where nothing is said."""
     sequence_length: int = Field(default=128, ge=8, le=131_072)
     """Tokens a sequence."""
     line: str = Field(default="20/100", pattern=r"^[1-9]\d{0,5}/[1-9]\d{0,5}$")
@@ -135,6 +126,14 @@ class RunSettings(BaseModel):
     engine: dict[str, Any] = Field(default_factory=dict)
     """Overrides of EngineConfig's fields, with tables `inner` and `screening`."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _codec_suits_the_run(cls, given: Any) -> Any:
+        engine = given.get("engine") if isinstance(given, Mapping) else None
+        if "codec" in given or not isinstance(engine, Mapping):
+            return given
+        return {**given, "codec": usual_codec(engine)}
+
     @field_validator("name", "checkpoint", "data", mode="before")
     @classmethod
     def _can_be_written(cls, value: object) -> object:
@@ -164,7 +163,7 @@ class RunSettings(BaseModel):
     @classmethod
     def _engine_is_known(cls, value: dict[str, Any], info: Any) -> dict[str, Any]:
         table = _without_none(value)
-        check_engine(table, info.data.get("codec", BF16.name))
+        check_engine(table, info.data.get("codec", USUAL_CODEC))
         return table
 
     @model_validator(mode="after")
@@ -204,10 +203,7 @@ class RunSettings(BaseModel):
     def as_begun(self) -> RunSettings:
         """The settings with which a run begins: where they are not set, rates that suit a checkpoint, and the audits
         without which strangers come to nothing."""
-        engine = self.engine if self.checkpoint is None else going_on(self.engine)
-        if engine.get("open_run"):
-            engine = merged({"audits": OPEN_AUDITS}, engine)
-        return self.model_copy(update={"engine": engine})
+        return self.model_copy(update={"engine": begun(self.engine, goes_on=self.checkpoint is not None)})
 
     @property
     def fixed(self) -> dict[str, str]:
@@ -250,31 +246,13 @@ def engine_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     for text in assignments:
         key, equals, value = text.partition("=")
         *path, name = key.strip().split(".")
-        if not equals or not name or len(path) > 1 or (path and path[0] not in _NESTED):
+        if not equals or not name or len(path) > 1 or (path and path[0] not in NESTED):
             raise ConfigError(f"--set takes an engine setting, as inner.learning_rate=3e-3 or quorum=2, got {text!r}")
         inner = table.setdefault(path[0], {}) if path else table
-        if not path and name in _NESTED:
-            raise ConfigError(f"--set {name}: name one of its settings, as {name}.{_first_field(_NESTED[name])}=...")
+        if not path and name in NESTED:
+            raise ConfigError(f"--set {name}: name one of its settings, as {name}.{_first_field(NESTED[name])}=...")
         inner[name] = value_of(value.strip())
     return table
-
-
-def merged(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """An engine table with `overrides` in it, setting by setting."""
-    whole = {**table, **overrides}
-    for name in _NESTED.keys() & table.keys() & overrides.keys():
-        if isinstance(table[name], Mapping) and isinstance(overrides[name], Mapping):
-            whole[name] = {**table[name], **overrides[name]}
-    return whole
-
-
-def going_on(engine: Mapping[str, Any]) -> dict[str, Any]:
-    """The engine table of a run that begins with a checkpoint: `engine`, above what `GOING_ON` says."""
-    gentle = dict(GOING_ON)
-    rounds = engine.get("max_rounds")
-    if isinstance(rounds, int) and rounds <= gentle["warmup_rounds"]:
-        del gentle["warmup_rounds"]
-    return merged({"inner": gentle}, engine) if "inner" in engine else {**engine, "inner": gentle}
 
 
 def value_of(text: str) -> Any:
@@ -286,7 +264,7 @@ def value_of(text: str) -> Any:
     return found["value"] if found.keys() == {"value"} else text
 
 
-def check_engine(table: Mapping[str, Any], codec: str = BF16.name) -> EngineConfig:
+def check_engine(table: Mapping[str, Any], codec: str = USUAL_CODEC) -> EngineConfig:
     """The configuration that an `[engine]` table gives, but for model and data; ValueError where it would not do."""
     _check_names(table)
     try:
@@ -317,7 +295,7 @@ def _check_names(table: Mapping[str, Any]) -> None:
             raise ValueError(f"`{key}` follows from the model and the data and cannot be set")
         if key not in known:
             raise ValueError(f"unknown engine setting `{key}`; known are {', '.join(sorted(known - DERIVED))}")
-    for name, kind in _NESTED.items():
+    for name, kind in NESTED.items():
         inner = table.get(name, {})
         names = {field.name for field in dataclasses.fields(kind)}
         unknown = sorted(set(inner) - names) if isinstance(inner, Mapping) else []

@@ -155,7 +155,8 @@ def _settings(
 
     from pydantic import ValidationError
 
-    from coordinator.settings import RunSettings, describe, engine_overrides, merged
+    from coordinator.beginning import merged
+    from coordinator.settings import RunSettings, describe, engine_overrides
     from protocol.errors import ConfigError
 
     try:

@@ -15,7 +15,7 @@ import typer
 from aggregation.names import BASES, PRE_STEPS
 from barnraise.cli.options import MOST_SEED, Settings, number, one_of
 from barnraise.cli.output import print_json, print_pairs, print_sample
-from protocol.codecs import BF16, CODECS
+from protocol.codecs import CODECS
 from protocol.residency import FROZEN, RESIDENCIES
 from protocol.text import human_bytes
 from simulator.adversaries.table import ATTACKS
@@ -80,7 +80,7 @@ def simulate(
     ] = None,
     data: Annotated[str, typer.Option(help="stdlib, a file, a folder, or a prepared dataset.")] = "stdlib",
     residency: Annotated[str, typer.Option(help=f"{one_of(RESIDENCIES)}.")] = FROZEN,
-    codec: Annotated[str, typer.Option(help=f"What submissions are encoded in: {one_of(CODECS)}.")] = BF16.name,
+    codec: Annotated[str | None, typer.Option(help=f"What submissions are encoded in: {one_of(CODECS)}.")] = None,
     columns: Annotated[int | None, typer.Option(min=1, help="Expert columns a worker holds at most.")] = None,
     inner_steps: Annotated[int | None, typer.Option(min=1, help="Inner steps a lease; a run's default is 10.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences an inner step; a run's default is 16.")] = None,

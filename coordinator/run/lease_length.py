@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from coordinator.beginning import merged
 from coordinator.engine.busy import busy
 from coordinator.engine.config import EngineConfig, InnerRecipe
 from coordinator.engine.down_config import DownConfig
 from coordinator.engine.state import EngineState
-from coordinator.settings import RunSettings, merged
+from coordinator.settings import RunSettings
 from protocol.ids import TRUNK, BlockId, RunId, column_block
 from protocol.lease import blocks_of
 from protocol.text import human_bytes

@@ -13,7 +13,6 @@ from typing import Any
 
 from aggregation.names import EXPECTED, RULES
 from coordinator.engine.config import InnerRecipe
-from protocol.codecs import BF16
 from protocol.errors import ConfigError
 from protocol.residency import FROZEN
 from simulator.adversaries.files import attack_named, whole_name
@@ -46,7 +45,8 @@ class SimulationOptions:
     """A Hugging Face folder to go on with, at a quarter of the usual rates. None of both is the preset `tiny`."""
     data: str = "stdlib"
     residency: str = FROZEN
-    codec: str = BF16.name
+    codec: str | None = None
+    """None: as a run has it where nothing is said."""
     sequence_length: int = 128
     columns_per_worker: int | None = None
     """None: as many as fit, which for a small model is all of them."""

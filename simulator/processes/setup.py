@@ -11,9 +11,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from coordinator.beginning import merged
 from coordinator.engine.config import InnerRecipe
 from coordinator.run.beginning import check_beginning
-from coordinator.settings import RunSettings, describe, merged
+from coordinator.settings import RunSettings, describe
 from protocol.errors import ConfigError
 from protocol.ids import RunId
 from simulator.processes.options import SimulationOptions
@@ -29,7 +30,7 @@ def run_settings(options: SimulationOptions) -> RunSettings:
             checkpoint=None if options.checkpoint is None else str(options.checkpoint),
             data=options.data,
             residency=options.residency,  # type: ignore[arg-type]  # pydantic checks it
-            codec=options.codec,
+            **({} if options.codec is None else {"codec": options.codec}),
             sequence_length=options.sequence_length,
             seed=derived_seed(options.seed, "run"),
             port=0,

@@ -20,10 +20,11 @@ from transformers import (
 )
 
 from barnraise.cli.app import run
+from coordinator.beginning import GOING_ON
 from coordinator.datasets import Dataset, prepare
 from coordinator.run.folder import RunFolder, init_run
 from coordinator.run.opened import OpenedRun
-from coordinator.settings import GOING_ON, RunSettings
+from coordinator.settings import RunSettings
 from moe.stored import StoredTensor
 from simulator.virtual.swarm import STILL
 

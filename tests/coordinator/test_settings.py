@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from aggregation.names import RULES, parse_rule
+from coordinator.beginning import GOING_ON, going_on, merged
 from coordinator.datasets import prepare
 from coordinator.engine.events import RunCreated
 from coordinator.engine.records import event_from_json
 from coordinator.run.folder import init_run
-from coordinator.settings import GOING_ON, RunSettings, engine_overrides, going_on, merged
+from coordinator.settings import RunSettings, engine_overrides
 from coordinator.store.journal import Journal
 from protocol.errors import ConfigError, LocalError
 from protocol.ids import RunId

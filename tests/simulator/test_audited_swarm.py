@@ -57,6 +57,7 @@ def played(folder: Path, data: Path, attack: str, **audits: Any) -> OpenedRun:
     settings = RunSettings(
         preset="tiny",
         data=str(data),
+        codec="bf16",  # how far a replay is, without what an encoding adds
         sequence_length=16,
         heldout_limit=4,
         screening_sequences=2,

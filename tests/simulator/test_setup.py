@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.beginning import GOING_ON
 from coordinator.engine.config import InnerRecipe
-from coordinator.settings import GOING_ON
 from moe.export import export_checkpoint
 from moe.full import initial_blocks
 from moe.layout import layout

@@ -36,6 +36,7 @@ def made(folder: Path, data: Path, **engine: Any) -> RunFolder:
     settings = RunSettings(
         preset="tiny",
         data=str(data),
+        codec="bf16",  # a volunteer here keeps no residual when its process ends
         sequence_length=16,
         heldout_limit=4,
         screening_sequences=2,
