@@ -18,7 +18,7 @@ from typing import Final
 
 import torch
 
-from worker.machine.gpu_facts import BF16_SINCE
+from worker.machine.arithmetic import multiplies_bf16
 
 READ_EVERY_S: Final = 0.005
 DENSE_BF16: Final = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}
@@ -100,12 +100,11 @@ def where_we_are(device: str | None = None) -> Where:
     if device == "cpu" or not torch.cuda.is_available():
         return Where(device="cpu", name="CPU", memory_bytes=0, bf16=False)
     card = device or "cuda:0"
-    capability = torch.cuda.get_device_capability(card)
     return Where(
         device=card,
         name=torch.cuda.get_device_name(card),
         memory_bytes=torch.cuda.get_device_properties(card).total_memory,
-        bf16=torch.version.hip is not None or capability >= BF16_SINCE,
+        bf16=multiplies_bf16(torch.device(card)),
     )
 
 

@@ -147,6 +147,7 @@ def probe(
             ("memory offered", human_bytes(machine.memory_bytes)),
             ("threads", machine.threads),
             ("matrices in", "bf16" if machine.bf16 else "fp32"),
+            ("experts' products", machine.experts),
         )
     )
     if machine.notice:

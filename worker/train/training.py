@@ -164,6 +164,7 @@ class TrainingRoom:
                 compute_dtype=self._machine.compute_dtype,
                 seed=lease.seed,
                 masters=lease.recipe.masters,
+                experts=self._machine.experts,
             )
         return self._shard
 
