@@ -22,10 +22,10 @@ from moe.balance import RoutedCounts, balance_loss, routed_counts
 from moe.blocks import Blocks, check_blocks, joined, part_of
 from moe.config import config_from_json
 from moe.experts import EXPERTS_IMPLEMENTATION, attach_experts
+from moe.fp32_routing import route_in_fp32
 from moe.head import Head
 from moe.layout import Layout
 from moe.masters import FP32, Masters, compute_from_halves, masters_of
-from moe.fp32_routing import route_in_fp32
 from moe.optimised import ROUNDED, OptimiserGroups
 from moe.padded import GROUPED, PADDED
 from moe.recomputed import Recomputation
