@@ -61,7 +61,9 @@ def _parity(size: Size, where: Where, folder: Path) -> Row | None:
     return {
         "val_loss": swarm["val_loss"],
         "over_central_percent": swarm["over_central_percent"],
-        "noted": f"{swarm['over_central_percent']:+.2f} % over central training (goal: 3 % at most)",
+        "routing_percent": swarm["routing_percent"],
+        "noted": f"{swarm['over_central_percent']:+.2f} % over central training (goal: 3 % at most), "
+        f"routing necessity {swarm['routing_percent']:.0f} % (goal: 70 %)",
     }
 
 

@@ -26,6 +26,7 @@ import torch
 
 from barnraise.pretrain.central import CentralPlan, CentralTraining, cosine, first_shard
 from benchmarks.gpu_where import where_we_are
+from benchmarks.parity_routing import necessity_percent, random_loss
 from benchmarks.report import Cell, machine, print_rows, write_json
 from coordinator.datasets import prepare
 from coordinator.run.folder import RunFolder, init_run
@@ -113,7 +114,9 @@ def _centrally(
         torch.save(training.state(), temporary)
         temporary.replace(kept)
         return False
-    _keep(args.out, "central", {"val_loss": _held_out(run, training.shard.held_blocks(), device), "steps": steps})
+    blocks = training.shard.held_blocks()
+    random = random_loss(run, blocks, HELDOUT_SEQUENCES, device)
+    _keep(args.out, "central", {"val_loss": _held_out(run, blocks, device), "steps": steps, **random})
     kept.unlink(missing_ok=True)
     return True
 
@@ -137,7 +140,8 @@ def _by_swarm(args: argparse.Namespace, run: RunFolder, device: str, dtype: torc
         blocks = opened.versions.load_blocks(opened.versions.manifest(state.manifest))
         rejected = sum(state.totals.submissions_rejected.values())
         loss = _held_out(run, blocks, device)
-        _keep(args.out, "diloco", {"val_loss": loss, "rounds": int(version), "rejected": rejected})
+        random = random_loss(run, blocks, HELDOUT_SEQUENCES, device)
+        _keep(args.out, "diloco", {"val_loss": loss, "rounds": int(version), "rejected": rejected, **random})
         return True
     finally:
         opened.close()
@@ -209,9 +213,14 @@ def _keep(out: Path, name: str, result: dict[str, Any]) -> None:
 
 
 def _rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Cell]]:
-    central = results["central"]["val_loss"]
+    central = results["central"]
     return [
-        {"setting": name, "over_central_percent": 100.0 * (found["val_loss"] / central - 1.0), **found}
+        {
+            "setting": name,
+            "over_central_percent": 100.0 * (found["val_loss"] / central["val_loss"] - 1.0),
+            "routing_percent": necessity_percent({0: found}, {0: central}),
+            **found,
+        }
         for name, found in results.items()
     ]
 
