@@ -82,7 +82,7 @@ class KeptRows:
 
     @property
     def begun(self) -> Path:
-        """Names the case that is measured just now, where it was the first of its process."""
+        """Names the case that is measured just now, or was when the process died."""
         return self.folder / "begun.json"
 
 
@@ -95,26 +95,22 @@ def _whole(line: str) -> dict[str, Any] | None:
 
 
 def measure_piece(piece: str, kept: KeptRows, where: Where, until_s: float) -> bool:
-    """Measure what is missing, in this process; whether nothing is any more."""
-    is_first = True
+    """Measure what is missing, in this process; whether nothing is any more. Ends after a case that has to go on."""
     for case, measure in list(kept.missing(piece)):
-        while True:
-            if time.monotonic() >= until_s:
-                return False
-            kept.folder.mkdir(parents=True, exist_ok=True)
-            kept.begun.write_text(json.dumps({"case": case, "first": is_first}))
-            started_s = time.monotonic()
-            try:
-                row: dict[str, Any] | None = _plain(measure(where, kept.folder / piece))
-            except Exception as error:  # of one case: the others may still say something
-                row = {"error": f"{type(error).__name__}: {error}"[:300]}
-            where.free()
-            is_first = False
-            if row is None:
-                continue
-            kept.add(piece, case, {**row, "wall_s": round(time.monotonic() - started_s, 2)})
-            print(f"{piece}: {case} ({time.monotonic() - started_s:.1f} s)", file=sys.stderr, flush=True)
-            break
+        if time.monotonic() >= until_s:
+            return False
+        kept.folder.mkdir(parents=True, exist_ok=True)
+        kept.begun.write_text(json.dumps({"case": case}))
+        started_s = time.monotonic()
+        try:
+            row: dict[str, Any] | None = _plain(measure(where, kept.folder / piece))
+        except Exception as error:  # of one case: the others may still say something
+            row = {"error": f"{type(error).__name__}: {error}"[:300]}
+        where.free()
+        if row is None:
+            return False
+        kept.add(piece, case, {**row, "wall_s": round(time.monotonic() - started_s, 2)})
+        print(f"{piece}: {case} ({time.monotonic() - started_s:.1f} s)", file=sys.stderr, flush=True)
     kept.begun.unlink(missing_ok=True)
     return True
 
@@ -183,9 +179,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     until_s = time.monotonic() + 60.0 * options.minutes
 
     def one(piece: str, until_s: float) -> bool:
-        if options.here or size.name != "full":
+        if options.here:
             return measure_piece(piece, kept, where, until_s)
-        return in_a_process(piece, kept, options, until_s)
+        if size.name == "full":
+            return in_a_process(piece, kept, options, until_s)
+        while not (done := measure_piece(piece, kept, where, until_s)) and time.monotonic() < until_s:
+            pass
+        return done
 
     rows = measure_all(pieces, kept, until_s, one)
     left = sum(1 for piece in pieces for _ in kept.missing(piece))

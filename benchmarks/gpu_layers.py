@@ -2,7 +2,7 @@
 
 MFU is of FLOPs that count (benchmarks/gpu_flops.py), against what the maker states and against a large product that
 was measured in the same minute. Ways are timed on one layer's experts, forward and back, with gradients to half of
-them: `grouped` is torch's grouped_mm; `eager` a loop over experts, as every model class has one.
+them: `grouped` is torch's grouped_mm, `padded` moe/padded.py, `eager` a loop over experts, as model classes have one.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from benchmarks.gpu_steps import Job, recipe_with, trained
 from benchmarks.gpu_where import Where
 from benchmarks.report import Row
 from moe.experts import attach_experts, barnraise_frozen_experts_forward
+from moe.padded import EXPERT_PRODUCTS, PADDED
 
 REPEATS: Final = 5
 
@@ -141,7 +142,12 @@ def _eager(experts: Any, x_TH: Tensor, chosen_TK: Tensor, gates_TK: Tensor) -> T
     return out_TH
 
 
+def _ours(experts: Any, x_TH: Tensor, chosen_TK: Tensor, gates_TK: Tensor, *, way: str) -> Tensor:
+    experts.is_padded = way == PADDED
+    return barnraise_frozen_experts_forward(experts, x_TH, chosen_TK, gates_TK)
+
+
 WAYS: Final[dict[str, Callable[[Any, Tensor, Tensor, Tensor], Tensor]]] = {
-    "grouped": barnraise_frozen_experts_forward,
+    **{way: partial(_ours, way=way) for way in EXPERT_PRODUCTS},
     "eager": _eager,
 }

@@ -9,11 +9,11 @@ by one worker alone, and by swarms of the real engine, executor and trainer unde
 uneven speeds, moments that are kept between leases, and leases that do not wait for the last round's version (eager).
 Losses are held-out, nats a token; `val_loss_se` is the standard error over the seeds; `over` is the distance to the
 row that it is compared with, in percent, paired by seed; `routing_percent` is routing necessity: what random experts
-of equal load cost, as a share of what they cost central training (benchmarks/parity_routing.py). `--codecs` has rows by what is sent and fetched instead:
-codec, rule and steps a round (H), and the ways down; its `--json` is results/codec_parity.json. `--set` changes the
-recipe: any of the engine's settings, or `central.` and one of `inner` for central training alone. It is for a search;
-report other seeds than were searched with. Results are kept in DIR as they come, and not computed again; `--kept`
-shows what is there, and trains nothing.
+of equal load cost, as a share of what they cost central training (benchmarks/parity_routing.py). `--codecs` has rows by
+what is sent and fetched instead: codec, rule and steps a round (H), and the ways down; its `--json` is
+results/codec_parity.json. `--set` changes the recipe: any of the engine's settings, or `central.` and one of `inner`
+for central training alone. It is for a search; report other seeds than were searched with. Results are kept in DIR as
+they come, and not computed again; `--kept` shows what is there, and trains nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from typing import Any
 
 import structlog
 
+from benchmarks.parity_routing import necessity_percent, random_loss
 from benchmarks.parity_rows import (
     CASES,
     CENTRAL,
@@ -47,7 +48,6 @@ from benchmarks.parity_rows import (
     training_of,
     volunteers,
 )
-from benchmarks.parity_routing import necessity_percent, random_loss
 from benchmarks.report import Cell, machine, print_rows, write_json, write_results
 from coordinator.engine.config import InnerRecipe
 from protocol.codecs import CODECS

@@ -61,6 +61,9 @@ def test_every_piece_has_a_row_for_each_case_and_none_failed(tmp_path: Path) -> 
     assert all(row["holds"] for row in by_piece["oom"]), "a batch that does not fit is cut, and the lease is done"
     assert all(row["same"] == 0.0 for row in by_piece["noise"]), "on a CPU the bits are the same"
     assert any("columns fit" in str(row["noted"]) for row in by_piece["cards"])
+    assert {row["case"].rpartition(", ")[2] for row in by_piece["ways"]} == {"grouped", "padded", "eager"}
+    assert by_piece["lost"][0]["holds"]
+    assert by_piece["parity"][0]["routing_percent"] is not None
 
 
 def test_what_is_kept_is_not_measured_again(tmp_path: Path, measured: list[str]) -> None:
@@ -90,7 +93,7 @@ def test_a_process_that_dies_or_hangs_costs_its_case_alone(
     def process(command: list[str], _timeout_s: float) -> int | None:
         assert "--here" in command
         begun = next(kept.missing("one"))[0]
-        kept.begun.write_text(json.dumps({"case": begun, "first": True}), encoding="utf-8")
+        kept.begun.write_text(json.dumps({"case": begun}), encoding="utf-8")
         if begun == "broken":
             return code
         kept.add("one", begun, {})

@@ -30,6 +30,7 @@ def took(**seconds: float | None) -> Callable[[str], float]:
         ({GROUPED: 1.0, PADDED: 2.0}, GROUPED),
         ({GROUPED: None, PADDED: 2.0}, PADDED),
         ({GROUPED: 1.0, PADDED: None}, GROUPED),
+        ({GROUPED: None, PADDED: None}, GROUPED),
     ],
 )
 def test_the_way_is_the_one_that_is_much_faster(seconds: dict[str, float | None], chosen: str) -> None:

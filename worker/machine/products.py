@@ -22,6 +22,10 @@ from moe.padded import EXPERT_PRODUCTS, GROUPED, PADDED
 TOKENS, EXPERTS, HELD, CHOSEN, WIDTH = 1024, 16, 4, 4, 512
 REPEATS: Final = 4
 MUCH_FASTER: Final = 0.9
+GROUPED_SINCE: Final = (8, 0)
+"""Compute capability below which torch 2.13 refuses grouped products."""
+ONE_KERNEL: Final = (9, 10)
+"""Major capabilities on which they are one kernel, in bf16."""
 
 log = structlog.get_logger()
 
@@ -32,16 +36,26 @@ def quickest_products(
     """A name of `moe.padded.EXPERT_PRODUCTS`; `seconds_of` measures one, and raises what the device says of it."""
     if device.partition(":")[0] == "cpu":
         return GROUPED
-    measure = seconds_of or TrialLayer(device, compute_dtype).seconds
-    found = {}
+    found: dict[str, float] = {}
     for way in EXPERT_PRODUCTS:
         try:
-            found[way] = measure(way)
+            seconds_of = seconds_of or TrialLayer(device, compute_dtype).seconds
+            found[way] = seconds_of(way)
         except Exception as error:  # torch has no narrower kind for a product that a card does not have
             log.debug("experts_products_failed", way=way, detail=f"{type(error).__name__}: {error}"[:300])
-    if GROUPED not in found:
-        return PADDED
-    return PADDED if found.get(PADDED, float("inf")) < MUCH_FASTER * found[GROUPED] else GROUPED
+    never = float("inf")
+    return PADDED if found.get(PADDED, never) < MUCH_FASTER * found.get(GROUPED, never) else GROUPED
+
+
+def expected_products(capability: tuple[int, int] | None, *, bf16: bool, is_gpu: bool = False) -> str:
+    """In words, what `quickest_products` will find on a card that nobody has at hand; None: not one of NVIDIA's."""
+    if not is_gpu:
+        return GROUPED
+    if capability is not None and capability < GROUPED_SINCE:
+        return f"{PADDED}: torch has no other"
+    if capability is not None and bf16 and capability[0] in ONE_KERNEL:
+        return f"measured; {GROUPED} expected"
+    return f"measured; {PADDED} expected"
 
 
 class TrialLayer:
