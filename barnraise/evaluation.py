@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from moe.config import config_to_json
 from moe.export import inspect_checkpoint, open_checkpoint
 from moe.findings import ExpertHealth
 from moe.health import column_sets, examine, usual_held
+from moe.necessity import RandomRouting, random_routing
 from moe.tokenizer import byte_tokenizer_json, require_same_tokenizer
 from protocol.errors import ConfigError
 from protocol.ids import digest_of
@@ -59,12 +60,15 @@ class Evaluation:
     bytes_exact: bool
     """Whether the bytes were counted (byte tokenizer); else they are the dataset's average a token."""
     health: ExpertHealth
+    random_routing: RandomRouting | None = None
+    """What random experts cost; None where it was not asked for."""
 
     def as_dict(self, *, matrices: bool = True) -> dict[str, Any]:
         """Plain data for JSON: what is not finite becomes None."""
-        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "health"}
-        finite = {name: None if _is_broken(value) else value for name, value in own.items()}
-        return finite | {"health": self.health.as_dict(matrices=matrices)}
+        apart = ("health", "random_routing")
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in apart}
+        random = None if self.random_routing is None else _finite(asdict(self.random_routing))
+        return _finite(own) | {"health": self.health.as_dict(matrices=matrices), "random_routing": random}
 
 
 def evaluate(
@@ -80,7 +84,7 @@ def evaluate(
     tell: Told = lambda _: None,
     note: Told = lambda _: None,
 ) -> Evaluation:
-    """Measure `checkpoint` on the held-out part of `data`; `drift` also measures routing with columns absent.
+    """Measure `checkpoint` on the held-out part of `data`; `drift` also measures routing with columns absent or random.
 
     `limit` sequences at even distances are read, all of them with None. `columns_held` is by default half of the
     columns, and top-k at least. `note` gets sentences about the checkpoint that a person should see. ConfigError says
@@ -107,6 +111,9 @@ def evaluate(
             column_sets=sets,
             progress=lambda done, all_of_them: tell(f"{done:,} of {all_of_them:,} sequences"),
         )
+        if drift:
+            tell("random experts")
+        random = random_routing(model, tokens_NT1, batch) if drift else None
     except torch.OutOfMemoryError as error:
         raise ConfigError(f"{where} has too little memory for this: lower --batch, or choose --device cpu") from error
     perplexity = _exp(health.loss)
@@ -129,6 +136,7 @@ def evaluate(
         bits_per_byte_se=None if per_byte is None else health.loss_se * per_byte,
         bytes_exact=exact,
         health=health,
+        random_routing=random,
     )
 
 
@@ -200,6 +208,10 @@ def _exp(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: None if _is_broken(value) else value for name, value in values.items()}
 
 
 def _is_broken(value: object) -> bool:

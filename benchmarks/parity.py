@@ -8,11 +8,12 @@ by one worker alone, and by swarms of the real engine, executor and trainer unde
 (simulator/virtual): whole models (`diloco`), half of the columns with the others frozen or absent, with dropouts,
 uneven speeds, moments that are kept between leases, and leases that do not wait for the last round's version (eager).
 Losses are held-out, nats a token; `val_loss_se` is the standard error over the seeds; `over` is the distance to the
-row that it is compared with, in percent, paired by seed. `--codecs` has rows by what is sent and fetched instead:
-codec, rule and steps a round (H), and the ways down; its `--json` is results/codec_parity.json. `--set` changes the
-recipe: any of the engine's settings, or `central.` and one of `inner` for central training alone. It is for a search;
-report other seeds than were searched with. Results are kept in DIR as they come, and not computed again; `--kept`
-shows what is there, and trains nothing.
+row that it is compared with, in percent, paired by seed; `routing_percent` is routing necessity: what random experts
+of equal load cost, as a share of what they cost central training (benchmarks/parity_routing.py). `--codecs` has rows by
+what is sent and fetched instead: codec, rule and steps a round (H), and the ways down; its `--json` is
+results/codec_parity.json. `--set` changes the recipe: any of the engine's settings, or `central.` and one of `inner`
+for central training alone. It is for a search; report other seeds than were searched with. Results are kept in DIR as
+they come, and not computed again; `--kept` shows what is there, and trains nothing.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from typing import Any
 
 import structlog
 
+from benchmarks.parity_routing import necessity_percent, random_loss
 from benchmarks.parity_rows import (
     CASES,
     CENTRAL,
@@ -131,9 +133,9 @@ def _centrally(run: Any, case: ParityCase, steps: int, recipe: InnerRecipe) -> d
     while not training.is_done:
         training.advance()
     tokens = torch.from_numpy(dataset.heldout_all(settings.sequence_length, HELDOUT_SEQUENCES).astype("int64"))
-    model = full_model(run.layout(), training.shard.held_blocks())
-    loss, _ = evaluate_loss(model, tokens, settings.evaluation_batch)
-    return {"val_loss": loss, "sequences": steps * batch}
+    blocks = training.shard.held_blocks()
+    loss, _ = evaluate_loss(full_model(run.layout(), blocks), tokens, settings.evaluation_batch)
+    return {"val_loss": loss, "sequences": steps * batch, **random_loss(run, blocks, HELDOUT_SEQUENCES)}
 
 
 def _by_swarm(run: Any, case: ParityCase, seed: int) -> dict[str, Any]:
@@ -146,7 +148,9 @@ def _by_swarm(run: Any, case: ParityCase, seed: int) -> dict[str, Any]:
         swarm = VirtualSwarm(opened, crew, training_of(case, opened.layout), seed=seed)
         swarm.play()
         state = opened.engine.state
+        blocks = opened.versions.load_blocks(opened.versions.manifest(state.manifest))
         return {
+            **random_loss(run, blocks, HELDOUT_SEQUENCES),
             "val_loss": state.validations[-1].val_loss,
             "blocks": _digest_of_blocks(opened.versions.manifest(state.manifest)),
             "sequences": swarm.trained_sequences,
@@ -220,6 +224,7 @@ def table(cases: Sequence[ParityCase], results: Sequence[Mapping[str, Any]]) -> 
                 "over_percent": over_mean,
                 "over_se": over_error,
                 "against": case.against,
+                "routing_percent": necessity_percent(own, by_row.get("central", {})),
                 "sent": None if accepted is None else accepted + (_mean_of(own, "rejected") or 0.0),
                 "rejected": _mean_of(own, "rejected"),
                 "expired": _mean_of(own, "expired"),

@@ -18,12 +18,15 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from barnraise.pretrain.central import CentralPlan, CentralTraining, cosine, first_shard
+from benchmarks.gpu_where import where_we_are
+from benchmarks.parity_routing import necessity_percent, random_loss
 from benchmarks.report import Cell, machine, print_rows, write_json
 from coordinator.datasets import prepare
 from coordinator.run.folder import RunFolder, init_run
@@ -56,15 +59,15 @@ class Budget:
         return time.monotonic() >= self._until_s
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Work for one piece; the exit code."""
-    args = _arguments()
+    args = _arguments(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     _same_plan(args)
     run = _run_folder(args)
     budget = Budget(args.minutes)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    dtype = torch.bfloat16 if device.startswith("cuda") else None
+    dtype = where_we_are(device).compute
     results = _results(args.out)
     if "central" not in results and not _centrally(args, run, device, dtype, budget):
         return EXIT_MORE
@@ -111,7 +114,9 @@ def _centrally(
         torch.save(training.state(), temporary)
         temporary.replace(kept)
         return False
-    _keep(args.out, "central", {"val_loss": _held_out(run, training.shard.held_blocks(), device), "steps": steps})
+    blocks = training.shard.held_blocks()
+    random = random_loss(run, blocks, HELDOUT_SEQUENCES, device)
+    _keep(args.out, "central", {"val_loss": _held_out(run, blocks, device), "steps": steps, **random})
     kept.unlink(missing_ok=True)
     return True
 
@@ -135,7 +140,8 @@ def _by_swarm(args: argparse.Namespace, run: RunFolder, device: str, dtype: torc
         blocks = opened.versions.load_blocks(opened.versions.manifest(state.manifest))
         rejected = sum(state.totals.submissions_rejected.values())
         loss = _held_out(run, blocks, device)
-        _keep(args.out, "diloco", {"val_loss": loss, "rounds": int(version), "rejected": rejected})
+        random = random_loss(run, blocks, HELDOUT_SEQUENCES, device)
+        _keep(args.out, "diloco", {"val_loss": loss, "rounds": int(version), "rejected": rejected, **random})
         return True
     finally:
         opened.close()
@@ -207,9 +213,14 @@ def _keep(out: Path, name: str, result: dict[str, Any]) -> None:
 
 
 def _rows(results: dict[str, dict[str, Any]]) -> list[dict[str, Cell]]:
-    central = results["central"]["val_loss"]
+    central = results["central"]
     return [
-        {"setting": name, "over_central_percent": 100.0 * (found["val_loss"] / central - 1.0), **found}
+        {
+            "setting": name,
+            "over_central_percent": 100.0 * (found["val_loss"] / central["val_loss"] - 1.0),
+            "routing_percent": necessity_percent({0: found}, {0: central}),
+            **found,
+        }
         for name, found in results.items()
     ]
 
@@ -218,7 +229,7 @@ def _device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="where everything is kept between calls")
     parser.add_argument("--minutes", type=float, default=9.0, help="how long this call may work")
@@ -238,7 +249,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the rows to FILE, too")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

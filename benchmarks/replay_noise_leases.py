@@ -42,6 +42,7 @@ class NoiseTask:
     start: Blocks
     sequences: Sequences
     compute: str
+    device: str = "cpu"
 
     def computed(self, *, micro_batch: int = 0, threads: int = 1) -> Blocks:
         """Its pseudo-gradient."""
@@ -49,7 +50,7 @@ class NoiseTask:
 
     def computed_in(self, *, micro_batch: int = 0, threads: int = 1, wanted: str = "") -> tuple[Blocks, str]:
         """The same, in the arithmetic class `wanted` where that can be had, and the class that it was."""
-        replay = replay_lease(self.layout, compute_dtype=COMPUTE[self.compute], threads=threads)
+        replay = replay_lease(self.layout, device=self.device, compute_dtype=COMPUTE[self.compute], threads=threads)
         return replay(self.lease, self.start, self.sequences, micro_batch, wanted)
 
     def restarted(self) -> Blocks:
@@ -61,9 +62,17 @@ class NoiseTask:
         return self._trained(keeper)
 
     def _trained(self, keeper: OneRestart) -> Blocks:
-        lease, compute_dtype = self.lease, COMPUTE[self.compute]
-        shard = build_shard(self.layout, lease.columns, self.start, compute_dtype=compute_dtype, seed=lease.seed)
-        train_shard(shard, lease, self.sequences, keeper=keeper, on_step=keeper.on_step)
+        lease = self.lease
+        shard = build_shard(
+            self.layout,
+            lease.columns,
+            self.start,
+            device=self.device,
+            compute_dtype=COMPUTE[self.compute],
+            seed=lease.seed,
+            masters=lease.recipe.masters,
+        )
+        train_shard(shard, lease, self.sequences, device=self.device, keeper=keeper, on_step=keeper.on_step)
         return pseudo_gradient_of(self.start, shard)
 
     def cut_to(self, steps: int) -> NoiseTask:

@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "docs" / "performance.md", ROOT / "docs" / "security.md")
 RESULTS = ROOT / "results"
-_PLACE = re.compile(r"(<!-- results/(\w+)\.json -->\n).*?(<!-- end -->)", re.DOTALL)
+_PLACE = re.compile(r"(<!-- results/([\w-]+)\.json -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> int:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks import report
+from benchmarks.gpu_where import where_we_are
 from moe.full import initial_blocks
 from moe.layout import Layout, block_tensor_specs, layout
 from moe.presets import preset
@@ -111,7 +112,7 @@ class Bench:
 
     def __init__(self, case: WorkerCase) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = torch.bfloat16 if self.device == "cuda" else None
+        dtype = where_we_are(self.device).compute
         self.case = case
         config = preset("tiny")
         self.layout: Layout = layout(config, case.residency)

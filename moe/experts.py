@@ -3,8 +3,9 @@
 Decides how tokens meet experts in a shard. Gradients flow *through* every expert to its inputs, and *to* the held ones
 only. Holds always: in slot order the held experts come first, so held and frozen weights are two slices of one tensor
 and one grouped multiplication serves both; where the held weights are computed with in fp32, they *are* that slice
-(same memory), and nothing is copied in a step. In another compute dtype the held slice is a cast of the fp32 weights,
-renewed at each forward (autocast leaves grouped_mm alone, so the cast is ours to make), unless they are trained in it.
+(same memory), and nothing is copied in a step. Where that grouped multiplication is slow, a module that `is_padded`
+takes it by `moe.padded`. In another compute dtype the held slice is a cast of the fp32 weights, renewed when they
+have changed (autocast leaves grouped_mm alone, so the cast is ours to make), unless they are trained in it.
 
 What lies between the two projections is the module's own: its gate, clamped or interleaved, or its activation alone.
 Classes whose experts `transformers` does not send through its registry get a `forward` of ours instead
@@ -21,73 +22,90 @@ from typing import Any, Final, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import grouped_mm
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.activations import SiLUActivation
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
 
+from moe.padded import Padding
+
 EXPERTS_IMPLEMENTATION: Final = "barnraise_frozen"
+_Pads = Padding | None
+
+
+def _times(x_SH: Tensor, weights_EHN: Tensor, ends_E: Tensor, pads: _Pads) -> Tensor:
+    """[S, N]: each row times its expert's weights."""
+    return grouped_mm(x_SH, weights_EHN, offs=ends_E) if pads is None else pads.times(x_SH, weights_EHN)
+
+
+def _summed(left_SN: Tensor, right_SH: Tensor, ends_D: Tensor, pads: _Pads) -> Tensor:
+    """[D, N, H]: sums of outer products by groups. Rows of frozen experts lie behind the last end and are not read."""
+    if pads is not None:
+        return pads.summed(left_SN, right_SH, ends_D.shape[0])
+    return grouped_mm(left_SN.t(), right_SH, offs=ends_D)
 
 
 class _GroupedLinear(torch.autograd.Function):
     """y_SN = x_SH · W_ENHᵀ by groups of sorted rows; of W only the first D experts, `held_DNH`, get a gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x_SH: Tensor, held_DNH: Tensor, all_ENH: Tensor, ends_E: Tensor) -> Tensor:
+    def forward(ctx: Any, x_SH: Tensor, held_DNH: Tensor, all_ENH: Tensor, ends_E: Tensor, pads: _Pads) -> Tensor:
         ctx.save_for_backward(x_SH, all_ENH, ends_E)
-        ctx.held = held_DNH.shape[0]
-        return grouped_mm(x_SH, all_ENH.transpose(-2, -1), offs=ends_E)
+        ctx.held, ctx.pads = held_DNH.shape[0], pads
+        return _times(x_SH, all_ENH.transpose(-2, -1), ends_E, pads)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         x_SH, all_ENH, ends_E = ctx.saved_tensors
         grad_SN = grads[0].contiguous()
-        grad_x_SH = grouped_mm(grad_SN, all_ENH, offs=ends_E) if ctx.needs_input_grad[0] else None
+        grad_x_SH = _times(grad_SN, all_ENH, ends_E, ctx.pads) if ctx.needs_input_grad[0] else None
         grad_held_DNH = None
         if ctx.needs_input_grad[1]:
-            # Rows of frozen experts lie behind the last end and are not read.
-            grad_held_DNH = grouped_mm(grad_SN.t(), x_SH, offs=ends_E[: ctx.held]).to(torch.float32)
-        return grad_x_SH, grad_held_DNH, None, None
+            grad_held_DNH = _summed(grad_SN, x_SH, ends_E[: ctx.held], ctx.pads).to(torch.float32)
+        return grad_x_SH, grad_held_DNH, None, None, None
 
 
 class _GroupedTransposed(torch.autograd.Function):
     """y_SN = x_SH · W_EHN: the same, of weights that are kept the other way round."""
 
     @staticmethod
-    def forward(ctx: Any, x_SH: Tensor, held_DHN: Tensor, all_EHN: Tensor, ends_E: Tensor) -> Tensor:
+    def forward(ctx: Any, x_SH: Tensor, held_DHN: Tensor, all_EHN: Tensor, ends_E: Tensor, pads: _Pads) -> Tensor:
         ctx.save_for_backward(x_SH, all_EHN, ends_E)
-        ctx.held = held_DHN.shape[0]
-        return grouped_mm(x_SH, all_EHN, offs=ends_E)
+        ctx.held, ctx.pads = held_DHN.shape[0], pads
+        return _times(x_SH, all_EHN, ends_E, pads)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         x_SH, all_EHN, ends_E = ctx.saved_tensors
         grad_SN = grads[0].contiguous()
-        grad_x_SH = grouped_mm(grad_SN, all_EHN.transpose(-2, -1), offs=ends_E) if ctx.needs_input_grad[0] else None
+        grad_x_SH = _times(grad_SN, all_EHN.mT, ends_E, ctx.pads) if ctx.needs_input_grad[0] else None
         grad_held_DHN = None
         if ctx.needs_input_grad[1]:
-            grad_held_DHN = grouped_mm(x_SH.t(), grad_SN, offs=ends_E[: ctx.held]).to(torch.float32)
-        return grad_x_SH, grad_held_DHN, None, None
+            grad_held_DHN = _summed(x_SH, grad_SN, ends_E[: ctx.held], ctx.pads).to(torch.float32)
+        return grad_x_SH, grad_held_DHN, None, None, None
 
 
 class _GroupedBias(torch.autograd.Function):
     """Add to each sorted row its expert's bias; the held ones' gradients are sums over their groups: no scatter."""
 
     @staticmethod
-    def forward(ctx: Any, x_SN: Tensor, held_DN: Tensor, all_EN: Tensor, slots_S: Tensor, ends_E: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x_SN: Tensor, held_DN: Tensor, all_EN: Tensor, slots_S: Tensor, ends_E: Tensor, pads: _Pads
+    ) -> Tensor:
         ctx.save_for_backward(ends_E)
-        ctx.held = held_DN.shape[0]
+        ctx.held, ctx.pads = held_DN.shape[0], pads
         return x_SN + all_EN.index_select(0, slots_S)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         (ends_E,) = ctx.saved_tensors
         grad_held_DN = None
         if ctx.needs_input_grad[1]:
             grad_SN = grads[0].contiguous()
             # Eight equal rows where one would do: on a GPU every bf16 row has to begin on a 16-byte boundary.
             ones_S8 = grad_SN.new_ones((grad_SN.shape[0], 8))
-            sums_D8N = grouped_mm(ones_S8.t(), grad_SN, offs=ends_E[: ctx.held])
+            sums_D8N = _summed(ones_S8, grad_SN, ends_E[: ctx.held], ctx.pads)
             grad_held_DN = sums_D8N[:, 0].to(torch.float32)
-        return grads[0], grad_held_DN, None, None, None
+        return grads[0], grad_held_DN, None, None, None, None
 
 
 class _Dispatch(torch.autograd.Function):
@@ -148,6 +166,8 @@ class Sorted(NamedTuple):
     """[S]: each row's slot, ascending."""
     ends: Tensor
     """[E] int32: where each slot's rows end."""
+    pads: _Pads = None
+    """How products are taken where torch's grouped one is not."""
 
 
 def attach_experts(
@@ -160,6 +180,7 @@ def attach_experts(
     shared, not copied, and so are those that are `rounded`, since no trained bit is lost in the compute dtype.
     """
     experts.projections = tuple(weights)  # type: ignore[assignment]  # any attribute of a module may be plain data
+    experts.cast_at = {}  # type: ignore[assignment]
     for name, all_ENH in weights.items():
         parent, _, leaf = name.rpartition(".")
         module = experts.get_submodule(parent)
@@ -175,8 +196,12 @@ def _weights(experts: nn.Module, name: str) -> tuple[Tensor, Tensor]:
     """Held parameter and all weights in slot order, the held slice being current."""
     held_DNH, all_ENH = experts.get_parameter(name), experts.get_buffer(f"{name}_all")
     if held_DNH.data_ptr() != all_ENH.data_ptr():
-        with torch.no_grad():
-            all_ENH[: held_DNH.shape[0]].copy_(held_DNH)
+        # torch counts writes to a tensor and to its views: a batch in parts, and a layer that is recomputed, cast once
+        cast_at = cast(dict[str, int], experts.cast_at)
+        if cast_at.get(name) != held_DNH._version:
+            with torch.no_grad():
+                all_ENH[: held_DNH.shape[0]].copy_(held_DNH)
+            cast_at[name] = held_DNH._version
     return held_DNH, all_ENH
 
 
@@ -184,7 +209,7 @@ def project(experts: nn.Module, name: str, x_SH: Tensor, rows: Sorted, *, transp
     """Sorted rows times their experts' weights: [E, N, H], or [E, H, N] where `transposed`; plus their biases."""
     held, all_weights = _weights(experts, name)
     kind: type[torch.autograd.Function] = _GroupedTransposed if transposed else _GroupedLinear
-    out_SN = _apply(kind, x_SH, held, all_weights, rows.ends)
+    out_SN = _apply(kind, x_SH, held, all_weights, rows.ends, rows.pads)
     bias = f"{name}_bias"
     if bias in cast(tuple[str, ...], experts.projections):
         out_SN = _apply(_GroupedBias, out_SN, *_weights(experts, bias), *rows)
@@ -230,9 +255,10 @@ def dispatched(
     ends_E = torch.searchsorted(slot_sorted_S, every_slot_E, right=True, out_int32=True)
 
     x_SH = _apply(_Dispatch, hidden_states.to(all_weights.dtype), order_S, place_S, top_k)
-    out_SH = experts(x_SH, Sorted(slot_sorted_S, ends_E))
+    pads = Padding(slot_sorted_S, ends_E) if getattr(module, "is_padded", False) else None
+    out_SH = experts(x_SH, Sorted(slot_sorted_S, ends_E, pads=pads))
     out_SH = _apply(_Permute, out_SH, place_S, order_S)
-    weighted_SH = out_SH * top_k_weights.reshape(-1, 1).to(out_SH.dtype)
+    weighted_SH = out_SH * top_k_weights.reshape(-1, 1)  # in fp32, as gates are, and added up in it
     return weighted_SH.view(tokens, top_k, -1).sum(dim=1).to(hidden_states.dtype)
 
 
@@ -250,4 +276,11 @@ def _is_silu(activation: object) -> bool:
     return isinstance(activation, nn.SiLU | SiLUActivation) or activation is nn.functional.silu
 
 
+def _count_writes(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """torch counts every write to a tensor but those of its own fused optimizers: what is cast would be stale."""
+    for group in optimizer.param_groups:
+        torch.autograd.graph.increment_version(group["params"])
+
+
+register_optimizer_step_post_hook(_count_writes)
 ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, barnraise_frozen_experts_forward)

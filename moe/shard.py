@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,12 @@ from moe.balance import RoutedCounts, balance_loss, routed_counts
 from moe.blocks import Blocks, check_blocks, joined, part_of
 from moe.config import config_from_json
 from moe.experts import EXPERTS_IMPLEMENTATION, attach_experts
+from moe.fp32_routing import route_in_fp32
 from moe.head import Head
 from moe.layout import Layout
 from moe.masters import FP32, Masters, compute_from_halves, masters_of
 from moe.optimised import ROUNDED, OptimiserGroups
+from moe.padded import GROUPED, PADDED
 from moe.recomputed import Recomputation
 from moe.routing import LogitsTap, expert_modules
 from moe.selection import Choices, layer_of, move_biases
@@ -229,11 +231,13 @@ def build_shard(
     compute_dtype: torch.dtype | None = None,
     seed: int = 0,
     masters: str = "fp32",
+    experts: str = GROUPED,
 ) -> ShardModel:
     """The shard of `columns`. Needs every block where the others are frozen, else the trunk and the held columns.
 
     `compute_dtype` (bf16 on GPUs that have it) is what matrices are multiplied in; `masters`, a recipe's, is what
-    weights are trained in. `seed` seeds torch, so that a lease starts from the same state of chance on any machine.
+    weights are trained in; `experts` is how their products are taken (`moe.padded`), which is rounding alone. `seed`
+    seeds torch, so that a lease starts from the same state of chance on any machine.
     """
     held = layout.check_columns(columns)
     _check_given(layout, held, blocks)
@@ -245,7 +249,7 @@ def build_shard(
     dtype = compute_dtype or torch.float32
     # With every expert held in fp32 there is nothing for our experts function to do that torch's own does not, but for
     # biases, whose gradient torch's would scatter.
-    everything = dtype == torch.float32 and len(held) == values["num_experts"]
+    everything = dtype == torch.float32 and len(held) == values["num_experts"] and experts == GROUPED
     plain = everything and not family.undispatched and all(part.matrices for part in family.experts)
     module = meta_model(config_from_json(values), PLAIN_EXPERTS if plain else EXPERTS_IMPLEMENTATION)
     kept = masters_of(module, family, masters)
@@ -254,8 +258,12 @@ def build_shard(
     tensors |= _column_tensors(layout, held, blocks, where, dtype, kept)
     if not plain:
         _attach_all(module, layout, held, tensors, blocks, kept)
+    for path in experts_of(layout) if experts == PADDED else ():
+        cast(Any, module.get_submodule(path)).is_padded = True
     materialise(module, tensors, layout.tied, where)
     compute_from_halves(module)
+    if dtype != torch.float32:
+        route_in_fp32(module)
     return ShardModel(module, layout, held, compute_dtype, kept).train()
 
 

@@ -33,10 +33,13 @@ class ArithmeticClass:
     """What matrices are multiplied in: `fp32`, `tf32`, `bf16`."""
     threads: int
     """Of torch on a CPU: sums are cut by them. 0 on a GPU, where they change nothing."""
+    experts: str = ""
+    """How experts' products are taken, where that is not torch's grouped product."""
 
     def __str__(self) -> str:
         chip = " ".join(self.chip.replace(",", " ").split())
-        fields = (self.device, chip, _TORCH + self.torch, self.dtype, f"{self.threads}{_THREADS}")
+        products = f"{self.dtype} {self.experts}".rstrip()
+        fields = (self.device, chip, _TORCH + self.torch, products, f"{self.threads}{_THREADS}")
         return _APART.join(fields)[:MAX_ARITHMETIC_CHARACTERS]
 
     @property
@@ -51,12 +54,13 @@ def arithmetic_class(text: str) -> ArithmeticClass | None:
     parts = text.split(_APART)
     if not is_arithmetic(text) or len(parts) != 5:
         return None
-    device, chip, torch, dtype, threads = parts
+    device, chip, torch, products, threads = parts
+    dtype, _, experts = products.partition(" ")
     count = threads.removesuffix(_THREADS)
     if not torch.startswith(_TORCH) or count == threads or not (count.isdecimal() and len(count) <= _THREAD_DIGITS):
         return None
     release = torch.removeprefix(_TORCH)
-    return ArithmeticClass(device=device, chip=chip, torch=release, dtype=dtype, threads=int(count))
+    return ArithmeticClass(device=device, chip=chip, torch=release, dtype=dtype, threads=int(count), experts=experts)
 
 
 def is_arithmetic(text: str) -> bool:

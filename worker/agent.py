@@ -203,7 +203,14 @@ class Agent:
 
         def failed(trouble: Trouble) -> None:
             reason = sentences.report(trouble.cause, trouble.detail)
-            post(m.TrainingFailed(training=training, reason=reason, cause=trouble.cause, detail=trouble.detail))
+            failure = m.TrainingFailed(
+                training=training,
+                reason=reason,
+                cause=trouble.cause,
+                detail=trouble.detail,
+                device_lost=trouble.device_lost,
+            )
+            post(failure)
 
         self._trainer.start(self._calls.take_fetched(), done, failed)
 

@@ -2,8 +2,8 @@
 
 Decides that a mistake in what was asked for is told before anything heavy is imported, and that the process is gone
 within two seconds of a signal (worker/signals.py), even if the device is in the middle of a step. Exit codes: 0 the run
-is over or the volunteer left, 1 leases failed, 2 refused or wrongly configured. Imports torch and grpc only when it
-runs.
+is over or the volunteer left, 1 leases failed, 2 refused or wrongly configured, 75 the device has to be opened anew by
+another process, which the command starts (worker/again.py). Imports torch and grpc only when it runs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from protocol.errors import ConfigError, RemoteError
 from protocol.terminal import outliving_terminal
 from worker.lease import printable
+from worker.messages import EXIT_DEVICE_LOST
 from worker.options import WorkerOptions
 from worker.rejoin import home_root, link_of
 from worker.sentences import finished, refusal
@@ -50,7 +51,7 @@ def run_worker(options: WorkerOptions) -> int:
             return 2
         finally:
             reporter.close()
-        if not thread_ended:
+        if not thread_ended and exit_code != EXIT_DEVICE_LOST:
             # A step on the device cannot be interrupted, and the interpreter would wait for it or crash under it.
             sys.stdout.flush()
             sys.stderr.flush()

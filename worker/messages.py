@@ -18,6 +18,8 @@ from worker.lease import ReceivedLease
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
+EXIT_DEVICE_LOST = 75
+"""The device has to be opened anew, which takes another process; the lease is kept. EX_TEMPFAIL of sysexits.h."""
 
 
 class Lane(Enum):
@@ -167,6 +169,8 @@ class TrainingFailed(SessionEvent):
     reason: str
     cause: Cause | None = None
     detail: str = ""
+    device_lost: bool = False
+    """This process can train no more; another one may go on from what was kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,6 +65,8 @@ class WorkerOptions:
     that trusts this machine. None: where there is a GPU."""
     keep_progress_every_s: float = 30.0
     """A lease's progress is written to disk this often, for the case that the process is killed; 0: after each step."""
+    progress_bytes_a_day: int | None = None
+    """No more of it is written to disk a day; None: 200 GB."""
     first_backoff_s: float = 0.5
     max_backoff_s: float = 30.0
     stall_s: float = STALL_TIMEOUT_S
@@ -79,7 +81,7 @@ class WorkerOptions:
 
     def __post_init__(self) -> None:
         check_device(self.device)
-        for name in ("max_columns", "memory_bytes", "disk_bytes"):
+        for name in ("max_columns", "memory_bytes", "disk_bytes", "progress_bytes_a_day"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {value}")

@@ -74,6 +74,14 @@ _FAILED_LEASE = {
     " Tell the run's operator.",
     Cause.LEASE_ENDED: "The coordinator ended this lease before its data was here.",
 }
+DEVICE_LOST = (
+    "The GPU went away: its driver was reset, or this machine slept. It is opened anew by another process, which goes"
+    " on with the lease from what is kept of it."
+)
+STARTED_TOO_OFTEN = (
+    "The GPU went away {times} times in a row, so the worker is not started again. Update the GPU's driver, see whether"
+    " it gets too hot, or train without it: --device cpu."
+)
 _REPORTS = {
     Cause.OUT_OF_MEMORY: "out of memory",
     Cause.DEVICE_FAILED: "the GPU failed",
@@ -112,6 +120,8 @@ def refusal(cause: Cause | None, detail: str, address: str) -> str:
 
 def finished(finish: m.Finish, address: str) -> str:
     """Why the worker leaves."""
+    if finish.exit_code == m.EXIT_DEVICE_LOST:
+        return DEVICE_LOST
     text = finish.reason if finish.exit_code != m.EXIT_REFUSED else refusal(finish.cause, finish.reason, address)
     return f"{text} Your finished work is kept on this disk, and sent when you join again." if finish.keeps else text
 

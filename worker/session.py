@@ -20,7 +20,7 @@ from protocol.errors import IllegalEvent
 from protocol.ids import LeaseId
 from protocol.lease import Lease
 from worker import messages as m
-from worker.messages import EXIT_FAILED, EXIT_OK, EXIT_REFUSED, News
+from worker.messages import EXIT_DEVICE_LOST, EXIT_FAILED, EXIT_OK, EXIT_REFUSED, News
 from worker.pauses import Pauses
 from worker.sending import Offers, Sending, refused_for_good
 from worker.states import ASKING, HOLDING, IN_SESSION, WHILE_TRAINING, S, State, moved
@@ -46,8 +46,7 @@ class Session:
         self._trained: LeaseId | None = None
         """Whose submission waits to be committed to, or for the line."""
         self._offset = 0  # from which byte it is to be sent
-        self._offers, self._failures = Offers(self._pauses), 0
-        self._is_paused = False
+        self._offers, self._failures, self._is_paused = Offers(self._pauses), 0, False
 
     @property
     def lease_id(self) -> LeaseId | None:
@@ -157,11 +156,12 @@ class Session:
 
     def _on_training_failed(self, event: m.TrainingFailed) -> list[m.SessionCommand]:
         self.is_training = False
-        if self.state is State.OPENING:
-            self.lease = None
-            self._failures += 1
-            return [m.Tell(news=News.LEASE_FAILED, reason=event.reason, cause=event.cause, detail=event.detail)]
-        return self._give_up(event)
+        if event.device_lost:  # the lease stays ours, and comes back to the process that is started next
+            return self._finish(EXIT_DEVICE_LOST, event.reason, event.cause)
+        if self.state is not State.OPENING:
+            return self._give_up(event)
+        self.lease, self._failures = None, self._failures + 1
+        return [m.Tell(news=News.LEASE_FAILED, reason=event.reason, cause=event.cause, detail=event.detail)]
 
     def _on_lease_cancelled(self, event: m.LeaseCancelled) -> list[m.SessionCommand]:
         if self._trained is not None:

@@ -47,6 +47,8 @@ _STATUSES = {
 
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 _DEVICE_WORDS = ("cuda", "cublas", "cudnn", "nccl", "hip error", "device-side")
+_LOST_WORDS = ("cuda error:", "hip error:", "device-side assert", "driver shutting down", "acceleratorerror")
+"""After these nothing works on the device in this process any more: a driver that was reset, a machine that slept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,8 @@ class Trouble:
     cause: Cause | None
     """None: the text is a sentence of our own."""
     detail: str
+    device_lost: bool = False
+    """This process cannot use the device any more, and another one may."""
 
 
 def transport_cause(status: str, details: str) -> Cause:
@@ -82,7 +86,10 @@ def training_trouble_of(error: Exception) -> Trouble:
         return Trouble(cause=Cause.OUT_OF_MEMORY, detail=detail)
     if is_storage_trouble(error):
         return Trouble(cause=Cause.LOCAL_STORAGE, detail=detail)
-    on_device = isinstance(error, RuntimeError) and any(words in text for words in _DEVICE_WORDS)
+    words_of_devices = (*_DEVICE_WORDS, *_LOST_WORDS)
+    on_device = isinstance(error, RuntimeError) and any(words in text for words in words_of_devices)
+    if on_device and any(words in text for words in _LOST_WORDS):
+        return Trouble(cause=Cause.DEVICE_FAILED, detail=detail, device_lost=True)
     return Trouble(cause=Cause.DEVICE_FAILED if on_device else Cause.TRAINING_FAILED, detail=detail)
 
 

@@ -32,7 +32,7 @@ def evaluate(
     batch: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     health: Annotated[
-        bool, typer.Option("--health", help="Experts layer by layer, and what is lost where columns are absent.")
+        bool, typer.Option("--health", help="Experts layer by layer; what is lost where columns are absent, or random.")
     ] = False,
     columns: Annotated[
         int | None, typer.Option(min=1, help="With --health: columns that a shard holds; half of them by default.")
@@ -88,6 +88,8 @@ def _lines(found: Evaluation, out: Path | None) -> list[tuple[str, object]]:
     of_all = f"{found.sequences:,} of {found.heldout_sequences:,} held-out sequences of {found.sequence_length} tokens"
     lines.append(("read", f"{of_all}, dataset {found.dataset[:_DIGEST_SHOWN]} ({found.tokenizer}), on {found.device}"))
     lines.append(("experts", found.health.in_words))
+    if found.random_routing is not None:
+        lines.append(("routing", found.random_routing.in_words))
     if found.health.drift is not None:
         lines.append(("absent", found.health.drift.in_words))
     elif "norm_topk_prob" in found.health.no_drift:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,7 +19,11 @@ from barnraise.cli.output import ProgressLine, documents_told, print_json, print
 from moe.presets import PRESETS
 from protocol.recipe import OPTIMIZERS
 
+if TYPE_CHECKING:
+    import torch
+
 REPORT_EVERY_S = 1.0
+_MULTIPLY = ("auto", "fp32", "bf16")
 
 
 def pretrain(
@@ -44,6 +48,9 @@ def pretrain(
         str | None, typer.Option(help="What OUT is kept in: fp32, bf16 or fp16; that of --checkpoint by default.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    multiply: Annotated[
+        str, typer.Option(help="What matrices are multiplied in: auto (bf16 on a GPU that has it), fp32 or bf16.")
+    ] = "auto",
     as_json: Json = False,
 ) -> int | None:
     """Pre-train a model on this machine, as the start of a run. Stopped, the same command goes on."""
@@ -52,6 +59,7 @@ def pretrain(
     from coordinator.datasets import open_or_prepare
     from simulator.processes.shutdown import StopRequest
 
+    where = chosen_device(device)
     wanted = WarmStart(
         preset=preset,
         checkpoint=None if checkpoint is None else str(checkpoint),
@@ -63,9 +71,9 @@ def pretrain(
         learning_rate=learning_rate,
         muon_learning_rate=muon_learning_rate,
         seed=seed,
+        multiply=_multiply(multiply, where),
         dtype=dtype,
     )
-    where = str(chosen_device(device))
     check_warm_start(wanted, data, out)
     with StopRequest() as stop, tempfile.TemporaryDirectory(prefix="barnraise-pretrain-") as scratch:
         notes: list[str] = []
@@ -85,7 +93,7 @@ def pretrain(
                 wanted,
                 dataset,
                 out,
-                device=where,
+                device=str(where),
                 on_step=progress.step,
                 should_stop=lambda: stop.requested,
                 note=say_note,
@@ -105,6 +113,17 @@ def pretrain(
         )
     )
     return None
+
+
+def _multiply(asked: str, where: torch.device) -> str:
+    from protocol.errors import ConfigError
+    from worker.machine.arithmetic import multiplies_bf16
+
+    if asked not in _MULTIPLY:
+        raise ConfigError(f"--multiply {asked!r:.40}: expected {one_of(_MULTIPLY)}")
+    if asked == "auto":
+        return "bf16" if multiplies_bf16(where) else "fp32"
+    return asked
 
 
 class _Progress:

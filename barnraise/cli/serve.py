@@ -16,6 +16,7 @@ from coordinator.edge.server import CoordinatorServer
 from coordinator.run.allocator import keep_little
 from coordinator.run.folder import RunFolder
 from protocol.terminal import ending_signals, outliving_terminal
+from worker.machine.products import quickest_products
 from worker.train.replay import replay_lease
 
 STOP_GRACE_S = 1.0
@@ -35,7 +36,8 @@ async def _serve(folder: Path, *, invites: int, invites_to: Path | None, trusted
     keep_little()
     collect_rarely()
     run_folder = RunFolder.open(folder)
-    replay = replay_lease(run_folder.layout(), device=run_folder.settings().evaluation_device)
+    device = run_folder.settings().evaluation_device
+    replay = replay_lease(run_folder.layout(), device=device, experts=quickest_products(device, None))
     server = CoordinatorServer(run_folder, replay=replay)
     if invites and invites_to is not None:
         require_writable(invites_to)

@@ -7,6 +7,7 @@ shared folder.
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -57,6 +58,13 @@ def join(
             " blocks that may serve again."
         ),
     ] = None,
+    progress_writes: Annotated[
+        str | None,
+        typer.Option(
+            help="Write at most so much of a lease's kept progress to the disk a day, for example 50GB: less wears the"
+            " disk less, and more is done again after a crash. Without it: 200 GB."
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads to train with.")] = None,
     measure: Annotated[
         bool | None,
@@ -75,7 +83,9 @@ def join(
     if sum(source is not None for source in (link, link_file, links_from)) > 1:
         raise ConfigError("give a join link, --link-file FILE or --links-from FOLDER, and only one of them")
     from barnraise.cli.links import claim_link, read_link
+    from worker.again import become, go_on
     from worker.join import WorkerOptions, run_worker
+    from worker.messages import EXIT_DEVICE_LOST
     from worker.options import check_device
 
     chosen_device = None if device == "auto" else device
@@ -89,6 +99,7 @@ def join(
         max_columns=columns,
         memory_bytes=memory_bytes,
         disk_bytes=disk_bytes,
+        progress_bytes_a_day=None if progress_writes is None else parse_bytes(progress_writes),
         threads=threads,
         measures=measure,
         output="json" if as_json else output,  # type: ignore[arg-type]  # WorkerOptions checks it
@@ -101,7 +112,12 @@ def join(
         chosen = claim_link(links_from, claimant=name or None)
     else:
         chosen = link or ""  # nothing: the run that this machine is enrolled in
-    return run_worker(dataclasses.replace(options, link=chosen))
+    options = dataclasses.replace(options, link=chosen)
+    started_s = time.monotonic()
+    exit_code = run_worker(options)
+    if exit_code != EXIT_DEVICE_LOST:
+        return exit_code
+    return go_on(options, time.monotonic() - started_s, become)
 
 
 @app.command()
@@ -147,6 +163,7 @@ def probe(
             ("memory offered", human_bytes(machine.memory_bytes)),
             ("threads", machine.threads),
             ("matrices in", "bf16" if machine.bf16 else "fp32"),
+            ("experts' products", machine.experts),
         )
     )
     if machine.notice:

@@ -62,6 +62,8 @@ class WarmStart:
     seed: int = 0
     micro_batch: int | None = None
     """Sequences that are in memory at a time; None: all of a batch."""
+    multiply: str = "fp32"
+    """What matrices are multiplied in: fp32 or bf16. Weights are trained in fp32."""
     dtype: str | None = None
     """What the checkpoint is kept in: fp32, bf16 or fp16; None: that of the one it goes on with, else fp32."""
 
@@ -130,7 +132,8 @@ def _train_and_export(
 ) -> WarmStarted:
     begun = None if wanted.checkpoint is None else Path(wanted.checkpoint).expanduser()
     cut, blocks, dtype = _beginning(wanted, begun, dataset, note)
-    shard = build_shard(cut, range(cut.columns), blocks, device=device, seed=wanted.seed)
+    compute_dtype = torch.bfloat16 if wanted.multiply == "bf16" else None
+    shard = build_shard(cut, range(cut.columns), blocks, device=device, compute_dtype=compute_dtype, seed=wanted.seed)
     recipe = dataclasses.replace(InnerRecipe(), **_given(wanted))
     plan = CentralPlan(
         recipe=recipe,

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from barnraise.cli.app import run
+from barnraise.cli.pretrain import _multiply
 from barnraise.pretrain.central import cosine
 from barnraise.pretrain.warm_start import Interrupted, WarmStart, warm_start
 from coordinator.datasets import Dataset, prepare
@@ -53,6 +54,17 @@ def test_in_micro_batches_it_is_the_same_up_to_rounding(dataset: Dataset, tmp_pa
     whole = warm_start(WANTED, dataset, tmp_path / "whole")
     cut = warm_start(dataclasses.replace(WANTED, micro_batch=1), dataset, tmp_path / "cut")
     assert cut.val_loss == pytest.approx(whole.val_loss, rel=1e-5)
+
+
+def test_what_matrices_are_multiplied_in_is_named(dataset: Dataset, tmp_path: Path) -> None:
+    """On a GPU bf16 by default; weights stay fp32, so what comes out is near."""
+    whole = warm_start(WANTED, dataset, tmp_path / "whole")
+    rounded = warm_start(dataclasses.replace(WANTED, multiply="bf16"), dataset, tmp_path / "bf16")
+    assert rounded.val_loss != whole.val_loss
+    assert rounded.val_loss == pytest.approx(whole.val_loss, rel=0.02)
+    assert _multiply("auto", torch.device("cpu")) == "fp32"
+    with pytest.raises(ConfigError, match="auto, fp32 or bf16"):
+        _multiply("fp16", torch.device("cpu"))
 
 
 def test_what_was_saved_for_other_settings_is_refused(dataset: Dataset, tmp_path: Path) -> None:

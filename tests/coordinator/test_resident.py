@@ -70,6 +70,23 @@ def test_every_order_of_asking_ends_in_what_was_asked_for(bench: Bench, bases: P
         assert_holds(bench, resident.less(other, {}, 0.0), other.blocks)
 
 
+def test_measuring_copies_nothing_but_what_is_measured(
+    bench: Bench, bases: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part and all of a submission of whole models are two models; between them, and before the next, none is made
+    that nobody looks at."""
+    base, _ = bases
+    resident = ResidentModel(bench.layout, "cpu")
+    resident.at(base)
+    copied: list[BlockId] = []
+    monkeypatch.setattr("coordinator.work.resident.load_blocks", lambda _model, _cut, blocks: copied.extend(blocks))
+    for _ in range(2):
+        taken = gradient(bench, *range(bench.layout.columns))
+        for share in (0.3, 1.0):
+            resident.less(base, taken, share)
+    assert copied == []
+
+
 def test_what_breaks_off_half_way_is_not_taken_for_whole(bench: Bench, bases: Pair) -> None:
     base, resident = bases[0], ResidentModel(bench.layout, "cpu")
     resident.at(base)

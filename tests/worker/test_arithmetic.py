@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from aggregation.replayed import replay_distance
 from moe.layout import Layout
+from moe.padded import PADDED
 from moe.shard import build_shard
 from protocol.arithmetic import ArithmeticClass, arithmetic_class
 from protocol.lease import Lease
-from worker.machine.arithmetic import arithmetic_here, processor
+from worker.machine.arithmetic import arithmetic_here, multiplies_bf16, processor
 from worker.machine.probe import Machine
+from worker.train.optimizer import orthogonalised
 from worker.train.replay import MOST_THREADS, replay_lease
 from worker.train.trainer import pseudo_gradient_of, train_shard
 
@@ -90,6 +92,20 @@ def test_a_replay_multiplies_in_the_workers_dtype(
     assert replay_distance(sent, replayed("")[0]).largest > 0.0
 
 
+def test_a_replay_takes_experts_products_by_the_workers_way(
+    replayed: Any, small_layout: Layout, blocks_of: Any, make_lease: Make, sequences: NDArray[np.int64]
+) -> None:
+    blocks, lease = blocks_of(small_layout), make_lease()
+    shard = build_shard(small_layout, lease.columns, blocks, experts=PADDED, seed=lease.seed)
+    torch.set_num_threads(1)
+    train_shard(shard, lease, sequences)
+    sent, wanted = pseudo_gradient_of(blocks, shard), str(arithmetic_here("cpu", None, 1, PADDED))
+    again, said, _ = replayed(wanted)
+    assert said == wanted != str(here(1))
+    assert replay_distance(sent, again).largest == 0.0
+    assert 0.0 < replay_distance(sent, replayed("")[0]).largest < 0.02, "only rounding differs"
+
+
 @pytest.mark.parametrize(
     "wanted",
     [
@@ -99,8 +115,38 @@ def test_a_replay_multiplies_in_the_workers_dtype(
         str(dataclasses.replace(here(2), chip="another")),
         str(dataclasses.replace(here(2), torch="0.1")),
         str(dataclasses.replace(here(2), dtype="fp8")),
+        str(dataclasses.replace(here(2), experts="sideways")),
     ],
 )
 def test_a_class_that_cannot_be_had_changes_nothing(replayed: Any, wanted: str) -> None:
     _, said, seen = replayed(wanted)
     assert (said, seen) == (str(here(1)), {1})
+
+
+@pytest.mark.parametrize(("hip", "first", "second"), [(None, True, False), ("7.0", True, True)])
+def test_bf16_is_asked_of_the_card_itself(
+    monkeypatch: pytest.MonkeyPatch, hip: str | None, first: bool, second: bool
+) -> None:
+    """An RTX 30 beside an RTX 20: whichever is the current one says nothing of the other."""
+    capabilities = {0: (8, 6), 1: (7, 5)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device.index])
+    monkeypatch.setattr(torch.version, "hip", hip)
+    multiplies_bf16.cache_clear()
+    found = [multiplies_bf16(torch.device(name)) for name in ("cuda:0", "cuda:1", "cpu")]
+    multiplies_bf16.cache_clear()
+    assert found == [first, second, False]
+
+
+def test_muon_iterates_in_bf16_where_the_card_has_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+
+    def has(device: torch.device) -> bool:
+        asked.append(device)
+        return len(asked) == 1
+
+    monkeypatch.setattr("worker.train.optimizer.multiplies_bf16", has)
+    matrix = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    rounded, exact = orthogonalised(matrix), orthogonalised(matrix)
+    assert asked == [matrix.device] * 2
+    assert torch.equal(rounded, rounded.bfloat16().float())
+    assert not torch.equal(exact, exact.bfloat16().float())

@@ -13,22 +13,30 @@ from pathlib import Path
 
 import torch
 
+from moe.padded import GROUPED
 from protocol.arithmetic import ArithmeticClass
 
+BF16_SINCE = (8, 0)
+"""Compute capability. torch itself says yes of older cards too, where it is computed in fp32 and rounded."""
 _OF_A_PROCESSOR = ("vendor_id", "cpu family", "model")
 _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
-def arithmetic_here(device: str, compute_dtype: torch.dtype | None, threads: int) -> ArithmeticClass:
+def arithmetic_here(
+    device: str, compute_dtype: torch.dtype | None, threads: int, experts: str = GROUPED
+) -> ArithmeticClass:
     """Of what is computed on `device` (`cpu`, `cuda:1`), multiplying in `compute_dtype` (None: fp32)."""
+    way = "" if experts == GROUPED else experts
     dtype = _DTYPES.get(compute_dtype or torch.float32, str(compute_dtype))
     kind = device.partition(":")[0]
     if kind == "cpu":
         chip = f"{processor()} {torch.backends.cpu.get_cpu_capability()}"
-        return ArithmeticClass(device=kind, chip=chip, torch=torch.__version__, dtype=dtype, threads=threads)
+        return ArithmeticClass(
+            device=kind, chip=chip, torch=torch.__version__, dtype=dtype, threads=threads, experts=way
+        )
     if dtype == "fp32" and torch.get_float32_matmul_precision() != "highest":
         dtype = "tf32"
-    return ArithmeticClass(device=kind, chip=_gpu(device), torch=torch.__version__, dtype=dtype, threads=0)
+    return ArithmeticClass(device=kind, chip=_gpu(device), torch=torch.__version__, dtype=dtype, threads=0, experts=way)
 
 
 @functools.cache
@@ -41,6 +49,14 @@ def processor(path: Path = Path("/proc/cpuinfo")) -> str:
     facts = {name.strip(): value.strip() for name, _, value in reversed(lines)}  # the first processor's
     found = [facts[name] for name in _OF_A_PROCESSOR if facts.get(name)]
     return " ".join(found) or platform.processor() or platform.machine()
+
+
+@functools.cache
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether this very card has bf16 in hardware, whichever is the current one. On a CPU it is never worth it."""
+    if device.type != "cuda":
+        return False
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= BF16_SINCE
 
 
 def _gpu(device: str) -> str:

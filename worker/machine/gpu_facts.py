@@ -17,10 +17,10 @@ from pathlib import Path
 import structlog
 import torch
 
-from worker.machine.gpus import Capability, Card, GpuFacts, GpuFailure, Trial
+from worker.machine.arithmetic import multiplies_bf16
+from worker.machine.gpus import Card, GpuFacts, GpuFailure, Trial
 
 PRODUCT_SIZE = 64  # a power of two: the product of matrices of ones is exact in every dtype
-BF16_SINCE: Capability = (8, 0)
 _NVIDIA, _AMD = "0x10de", "0x1002"
 _DISPLAY_CLASSES = ("0x0300", "0x0302", "0x0380")  # VGA, 3D and other display controllers
 
@@ -70,7 +70,7 @@ def _trial(index: int) -> Trial:
         log.debug("gpu_product_failed", device=f"cuda:{index}", detail=detail)
         return Trial(name=name, capability=capability, failure=failure, detail=detail[:500])
     bf16 = False
-    if torch.version.hip is not None or capability >= BF16_SINCE:
+    if multiplies_bf16(torch.device("cuda", index)):
         with contextlib.suppress(Exception):  # then fp32 it is
             try_product(f"cuda:{index}", torch.bfloat16)
             bf16 = True

@@ -27,6 +27,7 @@ from torch import Tensor
 from moe.config import config_from_json
 from moe.full import initial_blocks
 from moe.layout import Layout
+from moe.padded import GROUPED
 from moe.planner import Burden, Plan, plan
 from moe.shard import build_shard
 from moe.weighing import can_recompute
@@ -40,6 +41,7 @@ from worker.machine.arithmetic import arithmetic_here
 from worker.machine.cgroups import GroupLimits, group_limits
 from worker.machine.gpu_facts import gather_gpu_facts
 from worker.machine.gpus import GpuFacts, choose_gpu
+from worker.machine.products import quickest_products
 from worker.options import check_device
 from worker.train.trainer import train_shard
 
@@ -68,6 +70,8 @@ class Machine:
     """Of a cap on a CPU: what Python and its libraries take before anything is trained."""
     notice: str = ""
     """What the volunteer should know about a GPU that is not used."""
+    experts: str = GROUPED
+    """How experts' products are taken: a name of `moe.padded.EXPERT_PRODUCTS`."""
 
     @property
     def compute_dtype(self) -> torch.dtype | None:
@@ -82,7 +86,7 @@ class Machine:
     @property
     def arithmetic(self) -> str:
         """The class in which it computes leases."""
-        return str(arithmetic_here(self.device, self.compute_dtype, self.threads))
+        return str(arithmetic_here(self.device, self.compute_dtype, self.threads, self.experts))
 
     @property
     def kind(self) -> str:
@@ -97,6 +101,7 @@ def probe_machine(
     *,
     gpu_facts: Callable[[], GpuFacts] = gather_gpu_facts,
     limits: Callable[[], GroupLimits] = group_limits,
+    products: Callable[[str, torch.dtype | None], str] = quickest_products,
 ) -> Machine:
     """Look at this machine; `device` and `threads` override what is found, `memory_bytes` caps what is offered."""
     check_device(device)
@@ -110,14 +115,16 @@ def probe_machine(
         return dataclasses.replace(_cpu(cores, memory_bytes, left), notice=choice.notice)
     trial = facts.trials[choice.index]
     free_bytes, _ = torch.cuda.mem_get_info(choice.index)
+    where = f"cuda:{choice.index}"
     return Machine(
-        device=f"cuda:{choice.index}",
+        device=where,
         device_name=trial.name,
         memory_bytes=int(free_bytes * GPU_SHARE) if memory_bytes is None else min(memory_bytes, free_bytes),
         threads=cores,
         bf16=trial.bf16,
         memory_cap_bytes=memory_bytes,
         notice=choice.notice,
+        experts=products(where, torch.bfloat16 if trial.bf16 else None),
     )
 
 
@@ -248,7 +255,14 @@ def measure_speed(
     if layout.total_bytes > MAX_PROBED_BYTES:
         return 0.0
     blocks: Mapping[BlockId, Mapping[str, Tensor]] = initial_blocks(config_from_json(layout.config_json), layout, 0)
-    shard = build_shard(layout, range(columns), blocks, device=machine.device, compute_dtype=machine.compute_dtype)
+    shard = build_shard(
+        layout,
+        range(columns),
+        blocks,
+        device=machine.device,
+        compute_dtype=machine.compute_dtype,
+        experts=machine.experts,
+    )
     vocabulary = int(layout.config_json["vocab_size"])
     batch, recomputed = schedule_that_fits(layout, columns, machine, PROBE_BATCH, sequence_length)
     shard.recompute(on=recomputed)

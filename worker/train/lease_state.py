@@ -34,6 +34,8 @@ from protocol.text import human_bytes
 from worker.disk import private_folder
 from worker.files import file_digest
 from worker.ports import LeaseProgress
+from worker.sentences import duration
+from worker.train.daily_writes import DailyWrites
 from worker.train.local_state import LocalState
 
 FORMAT = 3
@@ -42,6 +44,8 @@ DEFAULT_EVERY_S = 30.0
 """At most this much work is done again after a kill, where the disk is fast enough."""
 MOST_SHARE_OF_TIME = 0.02
 """Writing may take this share of the training time: on a slow disk progress is written less often."""
+TOLD_FROM_S = 60.0
+"""Progress that is written at least so often is nothing to tell of."""
 RECORD = "progress.json"
 
 log = structlog.get_logger()
@@ -170,6 +174,8 @@ class LeaseKeeper:
         told: Callable[[str], None] = lambda _reason: None,
         room_for: Callable[[int], bool] = lambda _state_bytes: True,
         give_way: Callable[[], bool] = lambda: False,
+        writes: DailyWrites | None = None,
+        told_rarer: Callable[[str], None] = lambda _sentence: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._states = states
@@ -178,6 +184,8 @@ class LeaseKeeper:
         self._told = told
         self._room_for = room_for
         self._give_way = give_way
+        self._writes = writes or DailyWrites(clock=clock)
+        self._told_rarer = told_rarer
         self._clock = clock
         self._next_s = clock() + every_s
         self._refused = False
@@ -188,7 +196,7 @@ class LeaseKeeper:
 
     def due(self) -> bool:
         """Whether the next step should wait for progress to be written."""
-        return self._clock() >= self._next_s
+        return self._clock() >= self._next_s and self._writes.may()
 
     def save(self, state: LocalState) -> None:
         """Write it. A disk that refuses is told once; the lease goes on without."""
@@ -209,6 +217,15 @@ class LeaseKeeper:
                 self._save_or_refuse(state)
             else:
                 self._refuse(str(error))
+            return
+        size_bytes = sum(tensor.nbytes for tensor in state.tensors.values())
+        pause_s = self._writes.wrote(size_bytes)
+        if pause_s > max(self._every_s, TOLD_FROM_S) and self._writes.tell_once():
+            self._told_rarer(
+                f"a lease's progress is {human_bytes(size_bytes)} here and is written every {duration(pause_s)}, so"
+                f" that this disk is not worn out: {human_bytes(self._writes.bytes_a_day)} a day at most"
+                " (--progress-writes)"
+            )
 
     def _refuse(self, reason: str) -> None:
         if not self._refused:

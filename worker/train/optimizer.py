@@ -22,6 +22,7 @@ from moe.optimised import MATRICES
 from moe.weighing import MATRICES_AT_ONCE
 from protocol.errors import LocalError
 from protocol.recipe import BF16_MASTERS, COMPACT, MUON, Recipe
+from worker.machine.arithmetic import multiplies_bf16
 from worker.train.adamw import SpanwiseAdamW
 from worker.train.rounding import StepBits, round_to_bf16
 
@@ -194,11 +195,11 @@ def _matrices_of(rows_XRN: Tensor, group: dict[str, Any]) -> Tensor:
 def orthogonalised(matrices_XMN: Tensor) -> Tensor:
     """The semi-orthogonal matrix nearest to each [M, N] matrix, roughly: its singular values come out near 1.
 
-    Newton-Schulz iteration with a quintic, in bf16 on a GPU (it only has to be about right) and in the input's dtype
-    elsewhere. A matrix of zeros stays one.
+    Newton-Schulz iteration with a quintic, in bf16 on a GPU that has it (it only has to be about right) and in the
+    input's dtype elsewhere. A matrix of zeros stays one.
     """
     a, b, c = _QUINTIC
-    work: Tensor = matrices_XMN.bfloat16() if matrices_XMN.is_cuda else matrices_XMN
+    work: Tensor = matrices_XMN.bfloat16() if multiplies_bf16(matrices_XMN.device) else matrices_XMN
     tall = work.shape[-2] > work.shape[-1]
     work = work.mT if tall else work
     work = work / (torch.linalg.matrix_norm(work, keepdim=True) + _EPS)

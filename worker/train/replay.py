@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from moe.layout import Layout
+from moe.padded import GROUPED, PADDED
 from moe.shard import ShardModel, build_shard
 from protocol.arithmetic import ArithmeticClass, arithmetic_class
 from protocol.lease import Lease
@@ -43,10 +44,13 @@ class LeaseReplay:
         compute_dtype: torch.dtype | None = None,
         threads: int | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        experts: str = GROUPED,
     ) -> None:
-        self._layout, self._device, self._compute_dtype = layout, device, compute_dtype
+        self._layout, self._device, self._compute_dtype, self._experts = layout, device, compute_dtype, experts
         self._threads, self._should_stop = threads, should_stop
         self._shard: ShardModel | None = None
+        self._built_for = GROUPED
+        """How it takes experts' products."""
 
     def __call__(
         self, lease: Lease, start: Blocks, sequences_NL: NDArray[Any], micro_batch: int, wanted: str = "", /
@@ -76,20 +80,24 @@ class LeaseReplay:
 
     def _nearest(self, wanted: str) -> ArithmeticClass:
         """Of the classes that this machine can compute in, the wanted one, or else its own."""
-        own = arithmetic_here(self._device, self._compute_dtype, self._threads or torch.get_num_threads())
+        threads = self._threads or torch.get_num_threads()
+        own = arithmetic_here(self._device, self._compute_dtype, threads, self._experts)
         asked = arithmetic_class(wanted)
         if asked is None or asked.threads > MOST_THREADS or asked.dtype not in _REPLAYED_IN:
             return own
-        like = arithmetic_here(self._device, _REPLAYED_IN[asked.dtype], asked.threads)
+        way = PADDED if asked.experts == PADDED else GROUPED
+        like = arithmetic_here(self._device, _REPLAYED_IN[asked.dtype], asked.threads, way)
         return like if like == asked else own
 
     def _loaded(self, lease: Lease, start: Blocks, here: ArithmeticClass) -> ShardModel:
         dtype = _REPLAYED_IN.get(here.dtype, self._compute_dtype)
-        same = self._shard is not None and self._shard.compute_dtype == dtype
+        way = here.experts or GROUPED
+        same = self._shard is not None and (self._shard.compute_dtype, self._built_for) == (dtype, way)
         if self._shard is not None and same and self._shard.serves(lease.columns, lease.recipe.masters):
             self._shard.load(start)
             return self._shard
         self._shard = None  # free the old one before the new one is built: both might not fit
+        self._built_for = way
         return build_shard(
             self._layout,
             lease.columns,
@@ -98,6 +106,7 @@ class LeaseReplay:
             compute_dtype=dtype,
             seed=lease.seed,
             masters=lease.recipe.masters,
+            experts=way,
         )
 
 
@@ -108,9 +117,17 @@ def replay_lease(
     compute_dtype: torch.dtype | None = None,
     threads: int | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    experts: str = GROUPED,
 ) -> LeaseReplay:
     """What computes leases of a run of `layout` again; `threads` for torch, None: as many as there are set."""
-    return LeaseReplay(layout, device=device, compute_dtype=compute_dtype, threads=threads, should_stop=should_stop)
+    return LeaseReplay(
+        layout,
+        device=device,
+        compute_dtype=compute_dtype,
+        threads=threads,
+        should_stop=should_stop,
+        experts=experts,
+    )
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from worker.options import WorkerOptions
 from worker.outbox import Outbox, Submission
 from worker.ports import Progress
 from worker.progress import Reporter
+from worker.train.daily_writes import DailyWrites
 from worker.train.lease_state import LeaseKeeper, computation_of
 from worker.train.mapped import mapped_block
 from worker.train.residuals import Coded, coded
@@ -68,6 +69,7 @@ class TrainingRoom:
         self._reporter = reporter
         self._job: _Job | None = None
         self._shard: ShardModel | None = None
+        self._writes = DailyWrites(options.progress_bytes_a_day)
 
     @property
     def progress(self) -> Progress:
@@ -164,6 +166,7 @@ class TrainingRoom:
                 compute_dtype=self._machine.compute_dtype,
                 seed=lease.seed,
                 masters=lease.recipe.masters,
+                experts=self._machine.experts,
             )
         return self._shard
 
@@ -181,6 +184,8 @@ class TrainingRoom:
             told=told,
             room_for=lambda state_bytes: disk.has_room_for_progress(state_bytes, submission_bytes),
             give_way=disk.give_way,
+            writes=self._writes,
+            told_rarer=lambda sentence: self._reporter.say("progress_rarer", sentence),
         )
 
     def _on_step(self, job: _Job, tokens_a_step: int, total: int) -> Callable[[int, float | None], None]:
