@@ -91,12 +91,15 @@ def _product(
 ) -> Tensor:
     """Each row times its expert's matrix, or, `turned`, times that matrix's transpose."""
     held = all_DNH.shape[0]
+    out_SN = rows_SH.new_empty((rows_SH.shape[0], all_DNH.shape[-2 if turned else -1]))
 
-    def product(start: int, stop: int, matrices: Tensor, ends: Tensor) -> Tensor:
-        return grouped_mm(rows_SH[start:stop], matrices.transpose(-2, -1) if turned else matrices, offs=ends)
+    def take(start: int, stop: int, matrices: Tensor, ends: Tensor) -> None:
+        right = matrices.transpose(-2, -1) if turned else matrices
+        out_SN[start:stop] = grouped_mm(rows_SH[start:stop], right, offs=ends)
 
-    found = [product(0, bounds[held - 1], all_DNH, ends_E[:held])] if bounds[held - 1] else []
+    if bounds[held - 1]:
+        take(0, bounds[held - 1], all_DNH, ends_E[:held])
     for first, last, start, stop in _pieces(bounds, held, frozen):
         ends = ends_E[held + first : held + last]
-        found.append(product(start, stop, frozen.values(first, last), ends - start if start else ends))
-    return torch.cat(found) if len(found) > 1 else found[0]
+        take(start, stop, frozen.values(first, last), ends - start if start else ends)
+    return out_SN

@@ -12,7 +12,7 @@ from transformers import OlmoeConfig
 
 from moe.blocks import Blocks
 from moe.brought import BroughtStore, FileSource, HostSource, PlainLane
-from moe.families import Family
+from moe.families import Family, family_named
 from moe.frozen import frozen_experts, frozen_layers
 from moe.frozen_bytes import frozen_bytes
 from moe.kept import FrozenSpec, FrozenStore, KeptForm, LyingStore, ResidentStore
@@ -153,6 +153,8 @@ def test_bytes_that_came_in_the_same_codec_stay_what_they_are() -> None:
     payload = memoryview(bytearray(encode_tensors({"w.mlp.experts.gate_up_proj": tensor}, codec)))
     specs = [TensorSpec("w.mlp.experts.gate_up_proj", (64, 256))]
     block = EncodedBlock(encoded_tensors(payload, specs, codec))
+    decoded = StandIns(dtype="int8", place=DECODED)
+    assert torch.equal(decoded.values(block, "w.mlp.experts.gate_up_proj", family_named("olmoe")), once)
     form = KeptForm(codec=codec, dtype=torch.float32, count=1)  # type: ignore[arg-type]
     spec = FrozenSpec(name="w.mlp.experts.gate_up_proj", shape=(64, 256))
     for store in (ResidentStore([[spec]], form, torch.device("cpu")), LyingStore(form)):
