@@ -99,6 +99,13 @@ def _fetched_as(name: str, down: Mapping[str, Any], codec: str = "fp32") -> Pari
     return ParityCase(name=name, setting="half_frozen", against=HALVES, codec=codec, engine=engine)
 
 
+def _computed_in(dtype: str) -> ParityCase:
+    """Frozen experts in codes, made of what is published whole: rounding, and no age."""
+    engine = {"inner": {"inner_steps": 4, "frozen_dtype": dtype}, "down": WHOLE}
+    name = f"half, frozen experts {dtype}, H 4"
+    return ParityCase(name=name, setting="half_frozen", against=HALVES, codec="fp32", engine=engine)
+
+
 EXCHANGED = "fp32, trimmed_mean, H 4"
 LOSING = f"{EXCHANGED}, dropout"
 CODEC_CASES = (
@@ -120,6 +127,8 @@ CODEC_CASES = (
     _fetched_as("half, default, H 4", {}),
     _fetched_as("half, stale by 6, H 4", {**WHOLE, "frozen_codec": "int8", "frozen_every": 6}),
     _fetched_as("half, frozen int4, H 4", {**WHOLE, "frozen_codec": "int4"}),
+    _computed_in("int8"),
+    _computed_in("int4"),
     _fetched_as("half, steps int4, H 4", {**WHOLE, "codec": "int4"}),
     _fetched_as("half, frugal, H 4", {"codec": "two_bit", "frozen_codec": "int4", "frozen_every": 12}),
 )

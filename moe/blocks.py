@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from moe.layout import Layout
+from protocol.encoded_block import EncodedBlock
 from protocol.errors import LocalError
 from protocol.ids import TRUNK, BlockId, column_block
 
@@ -79,7 +80,7 @@ def check_blocks(blocks: Mapping[BlockId, Mapping[str, Tensor]], layout: Layout)
         if len(tensors) != len(specs):
             raise LocalError(f"block {block}: expected {len(specs)} tensors, got {len(tensors)}")
         for spec in specs:
-            tensor = tensors.get(spec.name)
+            tensor = tensors.encoded(spec.name) if isinstance(tensors, EncodedBlock) else tensors.get(spec.name)
             if tensor is None:
                 raise LocalError(f"block {block}: {spec.name} is missing")
             if tuple(tensor.shape) != spec.shape or tensor.dtype != torch.float32:

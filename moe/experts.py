@@ -7,6 +7,9 @@ and one grouped multiplication serves both; where the held weights are computed 
 takes it by `moe.padded`. In another compute dtype the held slice is a cast of the fp32 weights, renewed when they
 have changed (autocast leaves grouped_mm alone, so the cast is ours to make), unless they are trained in it.
 
+Where frozen experts do not lie beside the held ones (`moe.frozen`), the tensor has the held ones alone, and products
+are taken piece by piece (`moe.piecewise`).
+
 What lies between the two projections is the module's own: its gate, clamped or interleaved, or its activation alone.
 Classes whose experts `transformers` does not send through its registry get a `forward` of ours instead
 (`moe.undispatched`), made of the same parts.
@@ -17,6 +20,7 @@ Shapes: T tokens, K experts a token, S = T*K, E experts, D held experts, H hidde
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, cast
 
 import torch
@@ -27,6 +31,7 @@ from transformers.activations import SiLUActivation
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
 
 from moe.padded import Padding
+from moe.piecewise import FrozenMatrix, PiecewiseProduct
 
 EXPERTS_IMPLEMENTATION: Final = "barnraise_frozen"
 _Pads = Padding | None
@@ -168,19 +173,28 @@ class Sorted(NamedTuple):
     """[E] int32: where each slot's rows end."""
     pads: _Pads = None
     """How products are taken where torch's grouped one is not."""
+    bounds: tuple[int, ...] = ()
+    """The same where the host has them: only where frozen experts are decoded."""
 
 
 def attach_experts(
-    experts: nn.Module, slots: list[int], held: int, weights: Mapping[str, Tensor], rounded: Collection[str] = ()
+    experts: nn.Module,
+    slots: list[int],
+    held: int,
+    weights: Mapping[str, Tensor],
+    rounded: Collection[str] = (),
+    frozen: Mapping[str, FrozenMatrix] = MappingProxyType({}),
 ) -> None:
     """Give a module of experts its weights in slot order: the first `held` of them are trained.
 
-    `weights` maps the module's own tensors, projections into the experts first, to [E, ...] in the compute dtype;
-    `slots[e]` is where expert e lies in them. A trained parameter keeps its tensor's own name. Weights in fp32 are
-    shared, not copied, and so are those that are `rounded`, since no trained bit is lost in the compute dtype.
+    `weights` maps the module's own tensors, projections into the experts first, to [E, ...] in the compute dtype, or to
+    [held, ...] where `frozen` has the others; `slots[e]` is where expert e lies in them. A trained parameter keeps its
+    tensor's own name. Weights in fp32 are shared, not copied, and so are those that are `rounded`, since no trained bit
+    is lost in the compute dtype.
     """
-    experts.projections = tuple(weights)  # type: ignore[assignment]  # any attribute of a module may be plain data
-    experts.cast_at = {}  # type: ignore[assignment]
+    plain = cast(Any, experts)  # any attribute of a module may be plain data
+    plain.projections, plain.frozen, plain.slot_count = tuple(weights), dict(frozen), len(slots)
+    plain.cast_at = {}
     for name, all_ENH in weights.items():
         parent, _, leaf = name.rpartition(".")
         module = experts.get_submodule(parent)
@@ -209,10 +223,14 @@ def project(experts: nn.Module, name: str, x_SH: Tensor, rows: Sorted, *, transp
     """Sorted rows times their experts' weights: [E, N, H], or [E, H, N] where `transposed`; plus their biases."""
     held, all_weights = _weights(experts, name)
     kind: type[torch.autograd.Function] = _GroupedTransposed if transposed else _GroupedLinear
-    out_SN = _apply(kind, x_SH, held, all_weights, rows.ends, rows.pads)
+    frozen = cast(dict[str, FrozenMatrix], experts.frozen).get(name)
+    if frozen is None:
+        out_SN = _apply(kind, x_SH, held, all_weights, rows.ends, rows.pads)
+    else:
+        out_SN = _apply(PiecewiseProduct, x_SH, held, all_weights, frozen, rows.ends, rows.bounds, transposed)
     bias = f"{name}_bias"
     if bias in cast(tuple[str, ...], experts.projections):
-        out_SN = _apply(_GroupedBias, out_SN, *_weights(experts, bias), *rows)
+        out_SN = _apply(_GroupedBias, out_SN, *_weights(experts, bias), rows.slots, rows.ends, rows.pads)
     return out_SN
 
 
@@ -251,12 +269,13 @@ def dispatched(
     slot_sorted_S, order_S = torch.sort(slot_S, stable=True)
     place_S = torch.empty_like(order_S)
     place_S[order_S] = torch.arange(order_S.shape[0], device=order_S.device)
-    every_slot_E = torch.arange(all_weights.shape[0], device=order_S.device)
+    every_slot_E = torch.arange(cast(int, module.slot_count), device=order_S.device)
     ends_E = torch.searchsorted(slot_sorted_S, every_slot_E, right=True, out_int32=True)
 
     x_SH = _apply(_Dispatch, hidden_states.to(all_weights.dtype), order_S, place_S, top_k)
-    pads = Padding(slot_sorted_S, ends_E) if getattr(module, "is_padded", False) else None
-    out_SH = experts(x_SH, Sorted(slot_sorted_S, ends_E, pads=pads))
+    pads = Padding(slot_sorted_S, ends_E) if getattr(module, "is_padded", False) and not module.frozen else None
+    bounds = tuple(ends_E.tolist()) if module.frozen else ()
+    out_SH = experts(x_SH, Sorted(slot_sorted_S, ends_E, pads, bounds))
     out_SH = _apply(_Permute, out_SH, place_S, order_S)
     weighted_SH = out_SH * top_k_weights.reshape(-1, 1)  # in fp32, as gates are, and added up in it
     return weighted_SH.view(tokens, top_k, -1).sum(dim=1).to(hidden_states.dtype)

@@ -129,12 +129,6 @@ class Layout:
         """Bytes of what a shard of `columns_held` columns trains, in fp32."""
         return self.block_bytes(TRUNK) + columns_held * self.block_bytes(column_block(0))
 
-    def frozen_bytes(self, columns_held: int, *, compute_bytes: int = FP32_BYTES) -> int:
-        """Bytes of what stands in for the columns that are not held."""
-        if self.residency == ABSENT:
-            return 0
-        return (self.columns - columns_held) * self.block_bytes(column_block(0)) // FP32_BYTES * compute_bytes
-
     def check_columns(self, columns: Iterable[int]) -> tuple[int, ...]:
         """The columns, ascending, of a shard that can be trained; ConfigError with the reason otherwise."""
         held = tuple(sorted(columns))

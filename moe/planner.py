@@ -12,10 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from moe.frozen_bytes import FrozenBytes, frozen_bytes
 from moe.head import tokens_at_once
 from moe.layout import FP32_BYTES, Layout
+from moe.stand_ins import DECODED, DEVICE, HOST, MAPPED, StandIns
 from moe.weighing import Weighed, can_recompute, weighed
-from protocol.recipe import BF16_MASTERS, COMPACT, MUON, Recipe
+from protocol.recipe import AS_COMPUTED, BF16_MASTERS, COMPACT, MUON, Recipe
 from protocol.residency import ABSENT
 from protocol.text import human_bytes
 
@@ -60,6 +62,13 @@ class Burden:
     """Of a micro-batch."""
     compute_bytes: int
     """2 where matrices are multiplied in bf16."""
+    place: str = DEVICE
+    """Where frozen experts lie: a name of `moe.stand_ins`."""
+
+    @property
+    def frozen(self) -> StandIns:
+        """How what is not held stands in."""
+        return StandIns(dtype=self.recipe.frozen_dtype, place=self.place)
 
     def lines(self, columns: int, *, recomputed: bool) -> tuple[PlanLine, ...]:
         """Every part of its memory."""
@@ -138,17 +147,25 @@ def _kept_lines(load: Burden, tensors: list[Weighed], columns: int) -> tuple[Pla
         (False, True): "AdamW: two a parameter, 8 bits",
         (False, False): "AdamW: two a parameter, fp32",
     }[recipe.optimizer == MUON, is_compact]
-    others = f"{layout.columns - columns} other columns, without gradients or moments"
+    kept = {DECODED: "decoded", DEVICE: "", HOST: "in main memory", MAPPED: "in their files"}[load.place]
+    coded = recipe.frozen_dtype if recipe.frozen_dtype != AS_COMPUTED else ""
+    how = ", ".join(word for word in (coded, kept, "without gradients or moments") if word)
+    others = f"{layout.columns - columns} other columns, {how}"
     return (
         PlanLine(part="weights", memory_bytes=weights, why=f"trunk and {columns} columns, {kept_in}"),
         PlanLine(part="gradients", memory_bytes=sum(one.gradient_bytes() for one in tensors), why="fp32"),
         PlanLine(part="moments", memory_bytes=sum(one.moment_bytes(recipe) for one in tensors), why=what),
         PlanLine(
             part="frozen",
-            memory_bytes=layout.frozen_bytes(columns, compute_bytes=load.compute_bytes),
+            memory_bytes=_frozen(load, columns).device,
             why=others if layout.residency != ABSENT else "none: the other columns are absent",
         ),
     )
+
+
+def _frozen(load: Burden, columns: int) -> FrozenBytes:
+    on_cpu = load.compute_bytes == FP32_BYTES
+    return frozen_bytes(load.layout, columns, load.frozen, compute_bytes=load.compute_bytes, on_cpu=on_cpu)
 
 
 def _passing_line(load: Burden, tensors: list[Weighed], *, recomputed: bool) -> PlanLine:

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from moe.attached import attach_all, expert_tensors
 from moe.balance import RoutedCounts, balance_loss, routed_counts
-from moe.blocks import Blocks, check_blocks, joined, part_of
+from moe.blocks import Blocks, check_blocks, part_of
 from moe.config import config_from_json
-from moe.experts import EXPERTS_IMPLEMENTATION, attach_experts
+from moe.experts import EXPERTS_IMPLEMENTATION
 from moe.fp32_routing import route_in_fp32
+from moe.frozen import FrozenExperts, frozen_experts
 from moe.head import Head
 from moe.layout import Layout
 from moe.masters import FP32, Masters, compute_from_halves, masters_of
@@ -33,7 +35,7 @@ from moe.routing import LogitsTap, expert_modules
 from moe.selection import Choices, layer_of, move_biases
 from moe.skeleton import PLAIN_EXPERTS, materialise, meta_model, own_tensors
 from moe.slots import behind_slots, experts_of, slot_order
-from moe.undispatched import attach_undispatched
+from moe.stand_ins import AS_THEY_CAME, StandIns
 from protocol.errors import LocalError
 from protocol.ids import TRUNK, BlockId, column_block
 from protocol.recipe import BF16_MASTERS
@@ -64,8 +66,11 @@ class ShardModel:
         columns: tuple[int, ...],
         compute_dtype: torch.dtype | None,
         masters: Masters = FP32,
+        stand_ins: StandIns = AS_THEY_CAME,
+        apart: FrozenExperts | None = None,
     ) -> None:
         self.module = module
+        self.stand_ins, self._apart = stand_ins, apart
         self.masters = masters
         self.layout = layout
         self.columns = columns
@@ -82,9 +87,15 @@ class ShardModel:
         """What `move_selection_biases` moves, by layer; no gradient reaches it."""
         self._choices = _choices_of(module, biases) if biases else None
 
-    def serves(self, columns: tuple[int, ...], masters: str) -> bool:
+    def serves(self, columns: tuple[int, ...], masters: str, stand_ins: StandIns = AS_THEY_CAME) -> bool:
         """Whether `load` makes of it a shard of these columns and of a recipe with these `masters`."""
-        return self.columns == columns and bool(self.masters.rounded) == (masters == BF16_MASTERS)
+        same = self.columns == columns and self.stand_ins == stand_ins
+        return same and bool(self.masters.rounded) == (masters == BF16_MASTERS)
+
+    def let_go(self) -> None:
+        """Keep no block that lies in others' memory: `load` comes before it is used again."""
+        if self._apart is not None:
+            self._apart.let_go()
 
     @property
     def device(self) -> torch.device:
@@ -201,13 +212,17 @@ class ShardModel:
         order = slot_order(self.layout, self.columns)
         for spec in self.layout.column:
             behind = behind_slots(self.module, spec.name)
-            for slot, column in enumerate(order):
-                row = blocks[column_block(column)][spec.name]
+            for slot, column in enumerate(order if behind is None else order[: len(behind)]):
+                block = blocks[column_block(column)]
                 if slot < len(self.columns):
-                    row = self.masters.begun(spec.name, row)
+                    row = self.masters.begun(spec.name, block[spec.name])
                     self._row(spec.name, slot).copy_(row)
+                else:
+                    row = self.stand_ins.values(block, spec.name, self.layout.family)
                 if behind is not None:
                     behind[slot].copy_(row)
+        if self._apart is not None:
+            self._apart.take(blocks)
 
     def _row(self, name: str, slot: int) -> Tensor:
         """What the expert in `slot` has of a column's tensor: a view."""
@@ -232,12 +247,14 @@ def build_shard(
     seed: int = 0,
     masters: str = "fp32",
     experts: str = GROUPED,
+    stand_ins: StandIns = AS_THEY_CAME,
 ) -> ShardModel:
     """The shard of `columns`. Needs every block where the others are frozen, else the trunk and the held columns.
 
     `compute_dtype` (bf16 on GPUs that have it) is what matrices are multiplied in; `masters`, a recipe's, is what
-    weights are trained in; `experts` is how their products are taken (`moe.padded`), which is rounding alone. `seed`
-    seeds torch, so that a lease starts from the same state of chance on any machine.
+    weights are trained in; `stand_ins` says how the others stand in; `experts` is how their products are taken
+    (`moe.padded`), which is rounding alone. `seed` seeds torch, so that a lease starts from the same state of chance on
+    any machine.
     """
     held = layout.check_columns(columns)
     _check_given(layout, held, blocks)
@@ -255,66 +272,19 @@ def build_shard(
     kept = masters_of(module, family, masters)
     begun = {spec.name: kept.begun(spec.name, blocks[TRUNK][spec.name]) for spec in layout.trunk}
     tensors = {name: tensor.to(where, copy=name not in kept.rounded) for name, tensor in begun.items()}
-    tensors |= _column_tensors(layout, held, blocks, where, dtype, kept)
+    apart = frozen_experts(layout, held, stand_ins, dtype, where)
+    tensors |= expert_tensors(layout, held, blocks, where, dtype, kept, stand_ins, apart)
     if not plain:
-        _attach_all(module, layout, held, tensors, blocks, kept)
+        attach_all(module, layout, held, tensors, blocks, kept, apart)
     for path in experts_of(layout) if experts == PADDED else ():
         cast(Any, module.get_submodule(path)).is_padded = True
+    if apart is not None:
+        apart.take(blocks)
     materialise(module, tensors, layout.tied, where)
     compute_from_halves(module)
     if dtype != torch.float32:
         route_in_fp32(module)
-    return ShardModel(module, layout, held, compute_dtype, kept).train()
-
-
-def _column_tensors(
-    layout: Layout,
-    held: tuple[int, ...],
-    blocks: AnyBlocks,
-    where: torch.device,
-    dtype: torch.dtype,
-    masters: Masters,
-) -> dict[str, Tensor]:
-    """Experts as [slots, ...], in the dtype that they are multiplied in; what routers have, as their class holds it."""
-    found, order = {}, slot_order(layout, held)
-    for spec in layout.column:
-        expert = layout.family.is_expert(spec.name)
-        stacked = torch.empty((len(order), *spec.shape), device=where, dtype=dtype if expert else torch.float32)
-        for slot, column in enumerate(order):
-            row = blocks[column_block(column)][spec.name]
-            stacked[slot].copy_(masters.begun(spec.name, row) if slot < len(held) else row)
-        found[spec.name] = stacked if expert else joined(list(stacked), spec.name, layout)
-    return found
-
-
-def _attach_all(
-    module: nn.Module,
-    layout: Layout,
-    held: tuple[int, ...],
-    tensors: dict[str, Tensor],
-    blocks: AnyBlocks,
-    masters: Masters,
-) -> None:
-    """Move the expert tensors out of `tensors` into their modules, held ones first."""
-    order = slot_order(layout, held)
-    # In a frozen shard the router counts experts of the whole model; in an absent one, those that are there.
-    numbers = range(layout.columns) if layout.residency == FROZEN else range(len(held))
-    slots = [order.index(number) for number in numbers] if layout.residency == FROZEN else list(numbers)
-    family = layout.family
-    for path, names in experts_of(layout).items():
-        experts, weights = module.get_submodule(path), {name: tensors.pop(f"{path}.{name}") for name in names}
-        rounded = {name for name in names if f"{path}.{name}" in masters.rounded}
-        if family.undispatched:
-            attach_undispatched(experts, family.undispatched, slots, len(held), weights, rounded)
-        else:
-            attach_experts(experts, slots, len(held), weights, rounded)
-        for name in names:
-            parameter = experts.get_parameter(name)
-            if parameter.data_ptr() == weights[name].data_ptr():
-                continue
-            with torch.no_grad():  # the cast slice has lost bits: take the fp32 rows again
-                for slot, column in enumerate(held):
-                    parameter[slot].copy_(blocks[column_block(column)][f"{path}.{name}"])
+    return ShardModel(module, layout, held, compute_dtype, kept, stand_ins, apart).train()
 
 
 def _choices_of(module: PreTrainedModel, biases: Mapping[str, Tensor]) -> Choices:

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final, cast
 
 from torch import Tensor, nn
 
 from moe.experts import Sorted, attach_experts, dispatched, project
+from moe.piecewise import FrozenMatrix
 
 APART: Final = "apart"
 
@@ -32,9 +34,10 @@ def attach_undispatched(
     held: int,
     weights: Mapping[str, Tensor],
     rounded: Collection[str] = (),
+    frozen: Mapping[str, FrozenMatrix] = MappingProxyType({}),
 ) -> None:
     """As `attach_experts`, and the module's `forward` becomes that of its kind."""
-    attach_experts(experts, slots, held, weights, rounded)
+    attach_experts(experts, slots, held, weights, rounded, frozen)
     experts.forward = partial(_FORWARDS[kind], experts)
 
 

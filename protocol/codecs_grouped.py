@@ -115,6 +115,14 @@ class GroupedCodec(ABC):
             self._decode(groups, coded, values[begin - start : end - start])
         return values
 
+    def decode_into(self, parts: tuple[Tensor, ...], values: Tensor) -> None:
+        """What `decode` gives, in `values`' dtype, rounded once: its own memory is written to, and it is contiguous."""
+        scales, codes = parts
+        flat = values.view(-1)
+        for begin, end in _spans(0, flat.numel(), codes.device.type):
+            groups = scales[self._scales(begin) : self._scales(end)]
+            self._decode(groups, codes[self.code_bytes(begin) : self.code_bytes(end)], flat[begin:end])
+
     def _groups(self, elements: int) -> int:
         return -(-elements // self.group)
 

@@ -6,6 +6,11 @@ with even steps.
 
 Bound: a value is off by at most 0.501 of a step, and a step is at most the larger of 2**-126 and 1.008 of the group's
 largest magnitude by the largest level (127, 7). Values up to the largest of fp32 come back finite.
+
+Four bits are one format for the wire and for memory (`moe.frozen`), and one that others read: codes plus 8, the first
+of two in the low half of a byte, are `weight_packed` of compressed-tensors' `pack-quantized` (little-endian int32 of
+eight codes), and scales its `weight_scale`, symmetric, in groups of 64 along rows whose length 64 divides.
+https://github.com/neuralmagic/compressed-tensors
 """
 
 from __future__ import annotations
@@ -54,24 +59,21 @@ class IntCodec(GroupedCodec):
         step_G.clamp_(SMALLEST_NORMAL, self.largest_step)
         scales_G.copy_(step_G)
         levels_GN = torch.mul(wanted_GN, step_G.reciprocal_().unsqueeze(-1)).round_()
-        signed = codes.view(torch.int8)
         if self.bits == 8:
-            signed.view(levels_GN.shape).copy_(levels_GN)
+            codes.view(torch.int8).view(levels_GN.shape).copy_(levels_GN)
         else:
-            low, high = levels_GN.chunk(2, dim=-1)  # -119 to 119
-            signed.view(low.shape).copy_(torch.add(low, high, alpha=16))
+            pairs = levels_GN.to(torch.int8).add_(8).view(torch.int16)  # 1 to 15, the second of two in the high byte
+            codes.view(pairs.shape).copy_((pairs | pairs >> 4).bitwise_and_(0xFF))
 
     def _unpack(self, codes: Tensor, levels: Tensor) -> None:
         import torch
 
-        signed = codes.view(torch.int8)
         if self.bits == 8:
-            levels.copy_(signed)
+            levels.copy_(codes.view(torch.int8))
         else:
-            low, high = levels.view(-1, self.group).chunk(2, dim=-1)
-            raised = (signed + 8).view(low.shape)
-            high.copy_(raised >> 4)
-            low.copy_(raised.bitwise_and_(15).sub_(8))
+            pairs = codes.to(torch.int16)
+            halves = pairs.bitwise_or_(pairs << 4).bitwise_and_(0x0F0F).view(torch.int8)
+            levels.copy_(halves.sub_(8))
 
 
 INT8 = IntCodec(name="int8", group=256, has_state=False, bits=8, largest_step=(1 + 2.0**-7) * 2.0**121)

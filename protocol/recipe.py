@@ -21,6 +21,9 @@ BF16_MASTERS: Final = "bf16"
 MomentsName = Literal["fp32", "compact"]
 MOMENTS: Final[tuple[MomentsName, ...]] = get_args(MomentsName)
 COMPACT: Final = "compact"
+FrozenName = Literal["compute", "int8", "int4"]
+FROZEN_DTYPES: Final[tuple[FrozenName, ...]] = get_args(FrozenName)
+AS_COMPUTED: Final = "compute"
 
 MAX_INNER_STEPS: Final = 100_000
 """DiLoCo's longest published inner loop is 2,000; two orders above that is an attack."""
@@ -68,6 +71,10 @@ class Recipe:
     lease: half the memory. Norms, biases and routers stay fp32."""
     moments: str = _one_of("fp32", MOMENTS)
     """What the optimizer remembers in: `fp32`; or `compact`: Muon's momentum in bf16, AdamW's moments in 8 bits."""
+    frozen_dtype: str = _one_of(AS_COMPUTED, FROZEN_DTYPES)
+    """What experts that a lease does not hold are computed with: `compute`: with what came of them, in the dtype of
+    products; `int8` or `int4`: with what the codec of that name makes of it, an eighth to a half of the memory. Where
+    they come in that codec anyway (`down.frozen_codec`) the numbers are the same."""
 
     @property
     def rounds_at_random(self) -> bool:

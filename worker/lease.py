@@ -127,7 +127,7 @@ def description_from_message(message: pb.RunDescription) -> RunDescription:
 
 
 def _described_recipe(message: pb.RunDescription) -> Recipe:
-    told = {name: getattr(message, name) for name in ("optimizer", "masters", "moments")}
+    told = {name: getattr(message, name) for name in ("optimizer", "masters", "moments", "frozen_dtype")}
     found = dataclasses.replace(Recipe(), **{name: value for name, value in told.items() if value})
     for field, expected, got in breaches(found):
         _require(False, field, expected, printable(str(got), 40))

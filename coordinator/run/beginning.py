@@ -16,6 +16,8 @@ from coordinator.settings import RunSettings
 from protocol.codecs import CODECS
 from protocol.errors import ConfigError
 from protocol.ids import RunId
+from protocol.recipe import AS_COMPUTED
+from protocol.residency import FROZEN
 
 if TYPE_CHECKING:
     from coordinator.datasets import Dataset
@@ -66,6 +68,12 @@ def planned_engine(settings: RunSettings, cut: Layout, dataset: Dataset, run_id:
         run_id=run_id, columns=cut.columns, train_sequences=train_sequences, min_columns=cut.min_columns
     )
     check_config(config)
+    dtype = config.inner.frozen_dtype
+    if settings.residency != FROZEN and dtype != AS_COMPUTED:
+        raise ConfigError(
+            f"`inner.frozen_dtype` {dtype!r} is for residency {FROZEN}: where it is {settings.residency}, a shard has "
+            "no experts but those that it holds"
+        )
     return config
 
 

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 from coordinator.store.ports import BlobStore, PutParts
 from moe.layout import Layout, block_tensor_specs
 from protocol.codecs import FP32, codec_named
+from protocol.encoded_block import EncodedBlock
 from protocol.errors import ConfigError, LocalError
 from protocol.ids import TRUNK, BlockId, Digest, Version
 from protocol.lease import AS_PUBLISHED, FrozenColumns, Lease
 from protocol.manifest import BlockRef, FrozenRefs, Manifest
 from protocol.private_files import write_private
 from protocol.specs import Spanned
-from protocol.tensors import decode_tensors, encode_parts, encoded_tensors, fp32_parts
+from protocol.tensors import encode_parts, encoded_tensors, fp32_parts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,8 +69,9 @@ class Versions:
         """Every block of a version, as `load_block` does."""
         return {block: self.load_block(block, ref) for block, ref in manifest.blocks.items()}
 
-    def stand_ins(self, manifest: Manifest, lease: Lease) -> dict[BlockId, Tensors]:
-        """What `lease` is trained with of columns that it does not hold, decoded; none where that is `manifest`'s own.
+    def stand_ins(self, manifest: Manifest, lease: Lease) -> dict[BlockId, EncodedBlock]:
+        """What `lease` is trained with of columns that it does not hold, where it lies, as `load_block` has the others,
+        in the very bytes that workers are given; none where that is `manifest`'s own.
 
         LocalError where `manifest`, its base version's, has them in no such encoding.
         """
@@ -80,7 +82,7 @@ class Versions:
         if found is None or frozen_columns(manifest) != wanted:
             raise LocalError(f"lease {lease.lease_id}: version {manifest.version} has no frozen columns as in {wanted}")
         return {
-            block: self._decoded(block, ref, wanted.codec)
+            block: self._encoded(block, ref, wanted.codec)
             for block, ref in found.blocks.items()
             if block not in lease.blocks
         }
@@ -223,9 +225,10 @@ class Versions:
     def _path(self, version: int) -> Path:
         return self._folder / f"{version:08d}.json"
 
-    def _decoded(self, block: BlockId, ref: BlockRef, codec: str) -> Tensors:
-        payload = self._blobs.read(ref.digest)
-        return decode_tensors(payload, block_tensor_specs(self._layout, block), codec_named(codec))
+    def _encoded(self, block: BlockId, ref: BlockRef, codec: str) -> EncodedBlock:
+        self._blobs.check(ref.digest)
+        specs = block_tensor_specs(self._layout, block)
+        return EncodedBlock(encoded_tensors(self._blobs.view(ref.digest), specs, codec_named(codec)))
 
     def _parse_manifest(self, digest: Digest) -> Manifest:
         return Manifest.from_json(self.manifest_bytes(digest))

@@ -82,7 +82,7 @@ class OpenSessionReply(_message.Message):
     def __init__(self, session_id: _Optional[bytes] = ..., heartbeat_interval_s: _Optional[float] = ..., run: _Optional[_Union[RunDescription, _Mapping]] = ..., lease_length: _Optional[str] = ...) -> None: ...
 
 class RunDescription(_message.Message):
-    __slots__ = ("run_id", "name", "model_json", "residency", "codec", "sequence_length", "dataset_digest", "max_block_bytes", "frozen_codec", "optimizer", "masters", "moments")
+    __slots__ = ("run_id", "name", "model_json", "residency", "codec", "sequence_length", "dataset_digest", "max_block_bytes", "frozen_codec", "optimizer", "masters", "moments", "frozen_dtype")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +95,7 @@ class RunDescription(_message.Message):
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     MASTERS_FIELD_NUMBER: _ClassVar[int]
     MOMENTS_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_DTYPE_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     name: str
     model_json: str
@@ -107,7 +108,8 @@ class RunDescription(_message.Message):
     optimizer: str
     masters: str
     moments: str
-    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., model_json: _Optional[str] = ..., residency: _Optional[str] = ..., codec: _Optional[str] = ..., sequence_length: _Optional[int] = ..., dataset_digest: _Optional[str] = ..., max_block_bytes: _Optional[int] = ..., frozen_codec: _Optional[str] = ..., optimizer: _Optional[str] = ..., masters: _Optional[str] = ..., moments: _Optional[str] = ...) -> None: ...
+    frozen_dtype: str
+    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., model_json: _Optional[str] = ..., residency: _Optional[str] = ..., codec: _Optional[str] = ..., sequence_length: _Optional[int] = ..., dataset_digest: _Optional[str] = ..., max_block_bytes: _Optional[int] = ..., frozen_codec: _Optional[str] = ..., optimizer: _Optional[str] = ..., masters: _Optional[str] = ..., moments: _Optional[str] = ..., frozen_dtype: _Optional[str] = ...) -> None: ...
 
 class DataRange(_message.Message):
     __slots__ = ("seed", "start", "count")
@@ -120,7 +122,7 @@ class DataRange(_message.Message):
     def __init__(self, seed: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class Recipe(_message.Message):
-    __slots__ = ("optimizer", "learning_rate", "muon_learning_rate", "muon_momentum", "router_lr_scale", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_norm", "selection_bias_rate", "masters", "moments")
+    __slots__ = ("optimizer", "learning_rate", "muon_learning_rate", "muon_momentum", "router_lr_scale", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_norm", "selection_bias_rate", "masters", "moments", "frozen_dtype")
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     MUON_LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +137,7 @@ class Recipe(_message.Message):
     SELECTION_BIAS_RATE_FIELD_NUMBER: _ClassVar[int]
     MASTERS_FIELD_NUMBER: _ClassVar[int]
     MOMENTS_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_DTYPE_FIELD_NUMBER: _ClassVar[int]
     optimizer: str
     learning_rate: float
     muon_learning_rate: float
@@ -149,7 +152,8 @@ class Recipe(_message.Message):
     selection_bias_rate: float
     masters: str
     moments: str
-    def __init__(self, optimizer: _Optional[str] = ..., learning_rate: _Optional[float] = ..., muon_learning_rate: _Optional[float] = ..., muon_momentum: _Optional[float] = ..., router_lr_scale: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., adam_beta1: _Optional[float] = ..., adam_beta2: _Optional[float] = ..., adam_eps: _Optional[float] = ..., clip_norm: _Optional[float] = ..., selection_bias_rate: _Optional[float] = ..., masters: _Optional[str] = ..., moments: _Optional[str] = ...) -> None: ...
+    frozen_dtype: str
+    def __init__(self, optimizer: _Optional[str] = ..., learning_rate: _Optional[float] = ..., muon_learning_rate: _Optional[float] = ..., muon_momentum: _Optional[float] = ..., router_lr_scale: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., adam_beta1: _Optional[float] = ..., adam_beta2: _Optional[float] = ..., adam_eps: _Optional[float] = ..., clip_norm: _Optional[float] = ..., selection_bias_rate: _Optional[float] = ..., masters: _Optional[str] = ..., moments: _Optional[str] = ..., frozen_dtype: _Optional[str] = ...) -> None: ...
 
 class FrozenColumns(_message.Message):
     __slots__ = ("version", "codec")

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 
 from coordinator.settings import RunSettings
@@ -25,14 +24,16 @@ from moe.config import config_from_json
 from moe.full import initial_blocks
 from moe.layout import block_tensor_specs, layout
 from moe.shard import ShardModel, build_shard
+from moe.stand_ins import StandIns
 from protocol.codecs import codec_named
+from protocol.encoded_block import EncodedBlock
 from protocol.errors import LocalError
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, RunId, Version, digest_of
 from protocol.lease import Lease
 from protocol.manifest import Manifest
 from protocol.residency import FROZEN
 from protocol.submission import Blocks, encode_submission
-from protocol.tensors import decode_tensors
+from protocol.tensors import encoded_tensors
 from simulator.arithmetic import EVERYBODYS_ARITHMETIC
 from simulator.deterministic.broken import InvariantBroken
 from simulator.deterministic.disk import Disk
@@ -46,8 +47,6 @@ from worker.train.trainer import TrainingStopped, pseudo_gradient_of, train_shar
 
 SAVE_EVERY_STEPS = 3
 """A worker writes its progress after this many inner steps: what a kill may cost."""
-
-Tensors = dict[str, torch.Tensor]
 
 
 class RealWork:
@@ -81,7 +80,7 @@ class RealWork:
         self._seed, self._folder = seed, folder
         self._files = ArtifactStore(folder)
         self._shards: dict[tuple[int, ...], ShardModel] = {}
-        self._blocks: dict[Digest, Tensors] = {}
+        self._blocks: dict[Digest, EncodedBlock] = {}
         self._digests: dict[LeaseId, Digest] = {}
         self._states: dict[int, LeaseStates] = {}
         self._begun: set[LeaseId] = set()
@@ -220,16 +219,17 @@ class RealWork:
             return
         raise LocalError(f"lease {lease.lease_id} was to stop after step {died_after} and went on")
 
-    def _loaded(self, fetched: FetchedLease) -> tuple[ShardModel, dict[BlockId, Tensors]]:
+    def _loaded(self, fetched: FetchedLease) -> tuple[ShardModel, Blocks]:
         lease = fetched.lease
         start = {block: self._block(block, digest, lease) for block, digest in fetched.digests.items()}
         return self._holding(lease, start), start
 
     def _holding(self, lease: Lease, start: Blocks) -> ShardModel:
         shard = self._shards.get(lease.columns)
-        if shard is None or not shard.serves(lease.columns, lease.recipe.masters):
+        masters, stand_ins = lease.recipe.masters, StandIns(dtype=lease.recipe.frozen_dtype)
+        if shard is None or not shard.serves(lease.columns, masters, stand_ins):
             shard = self._shards[lease.columns] = build_shard(
-                self.layout, lease.columns, start, seed=lease.seed, masters=lease.recipe.masters
+                self.layout, lease.columns, start, seed=lease.seed, masters=masters, stand_ins=stand_ins
             )
         else:
             shard.load(start)
@@ -243,12 +243,13 @@ class RealWork:
             self._states[worker] = LeaseStates(self._folder / f"worker-{worker}")
         return self._states[worker]
 
-    def _block(self, block: BlockId, digest: Digest, lease: Lease) -> Tensors:
+    def _block(self, block: BlockId, digest: Digest, lease: Lease) -> EncodedBlock:
         """What a worker has fetched stays with it, whatever the coordinator sweeps away."""
         if digest not in self._blocks:
             payload = self._files.blocks.read(digest)
             codec = codec_named(lease.codec_of(block))
-            self._blocks[digest] = decode_tensors(payload, block_tensor_specs(self.layout, block), codec)
+            found = encoded_tensors(memoryview(bytearray(payload)), block_tensor_specs(self.layout, block), codec)
+            self._blocks[digest] = EncodedBlock(found)
         return self._blocks[digest]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from moe.layout import Layout
 from moe.shard import ShardModel, build_shard
+from moe.stand_ins import DECODED, StandIns
 from protocol.errors import LocalError
 from protocol.ids import WorkerId
 from protocol.lease import Lease
@@ -43,8 +44,10 @@ class Shards:
     def loaded(self, lease: Lease, start: Blocks) -> ShardModel:
         """The shard of `lease`, holding `start`."""
         columns, masters = lease.columns, lease.recipe.masters
+        # One tensor of all experts, whatever they are coded in: the same numbers, sooner, of models that are small.
+        stand_ins = StandIns(dtype=lease.recipe.frozen_dtype, place=DECODED)
         shard = self._built.pop(columns, None)
-        if shard is None or not shard.serves(columns, masters):
+        if shard is None or not shard.serves(columns, masters, stand_ins):
             shard = build_shard(
                 self.layout,
                 columns,
@@ -53,6 +56,7 @@ class Shards:
                 compute_dtype=self._compute_dtype,
                 seed=lease.seed,
                 masters=masters,
+                stand_ins=stand_ins,
             )
         else:
             shard.load(start)
@@ -147,6 +151,7 @@ class KeptMoments:
             device=shards.device,
             seed=lease.seed,
             masters=lease.recipe.masters,
+            stand_ins=StandIns(dtype=lease.recipe.frozen_dtype, place=DECODED),
         )
         self._own[worker] = shard, InnerOptimizer(shard, lease.recipe, lease.seed), lease.recipe.learning_rate
         return self._own[worker]

@@ -212,6 +212,7 @@ def test_what_stands_in_is_what_the_lease_names(bench: Bench) -> None:
     for block, tensors in found.items():
         for name, tensor in tensors.items():
             assert torch.equal(tensor, coded(whole[block][name]))
+            assert tensors.encoded(name).codec.name == FROZEN, "in the bytes that workers have"
     assert bench.versions.stand_ins(manifest, dataclasses.replace(one, frozen=AS_PUBLISHED)) == {}
     with pytest.raises(LocalError, match="frozen"):
         bench.versions.stand_ins(manifest, dataclasses.replace(one, frozen=dataclasses.replace(frozen, codec="fp32")))

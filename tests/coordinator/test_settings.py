@@ -204,6 +204,10 @@ def test_a_run_whose_absent_experts_need_top_k_leases_no_fewer_columns(tmp_path:
         journal.close()
         assert isinstance(created, RunCreated)
         assert created.config.min_columns == least
+    coded = RunSettings(preset="tiny", data=str(dataset), engine={"inner": {"frozen_dtype": "int4"}})
+    init_run(tmp_path / "coded", coded)
+    with pytest.raises(ConfigError, match=r"inner.frozen_dtype.*no experts but those that it holds"):
+        init_run(tmp_path / "nothing", coded.model_copy(update={"residency": "absent"}))
 
 
 @pytest.mark.parametrize("field", ["name", "data", "checkpoint"])

@@ -205,3 +205,27 @@ def test_other_dtypes_and_strides_are_encoded_as_what_they_hold(name: str, chang
     tensor = torch.randn(70, 30, generator=torch.Generator().manual_seed(0)).bfloat16().float()
     first, second = codec.encode(tensor), codec.encode(change(tensor))
     assert all(torch.equal(one, other) for one, other in zip(first.parts, second.parts, strict=True))
+
+
+def test_four_bits_are_what_compressed_tensors_reads() -> None:
+    """`weight_packed` and `weight_scale` of its `pack-quantized`, symmetric, in groups of 64: read by its rule."""
+    rows, columns = 5, 192
+    tensor = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    scales, codes = GROUPED["int4"].encode(tensor).parts
+    weight_packed, weight_scale = codes.view(torch.int32).view(rows, -1), scales.view(rows, -1)
+    unpacked = torch.stack([(weight_packed >> 4 * place) & 15 for place in range(8)], dim=-1).view(rows, -1) - 8
+    by_group = unpacked.view(rows, -1, 64) * weight_scale.float().unsqueeze(-1)
+    assert torch.equal(by_group.view(rows, columns), through(GROUPED["int4"], tensor)[0])
+    assert int(unpacked.min()) >= -7
+
+
+@pytest.mark.parametrize("name", INTS)
+@pytest.mark.parametrize("size", [1, 63, 64, 1000, GRANULE + 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_integers_are_decoded_into_memory_that_is_there(name: str, size: int, dtype: torch.dtype) -> None:
+    """In bf16 as if they had been decoded in fp32 and rounded, once."""
+    codec = INTS[name]
+    tensor = torch.randn(size, generator=torch.Generator().manual_seed(1))
+    values = torch.empty(size, dtype=dtype)
+    codec.decode_into(codec.encode(tensor).parts, values)
+    assert torch.equal(values, through(codec, tensor)[0].to(dtype))

@@ -49,6 +49,7 @@ def test_an_honest_lease_passes() -> None:
         ("optimizer", "sgd"),
         ("masters", "fp8"),
         ("moments", "none"),
+        ("frozen_dtype", "int2"),
         ("muon_learning_rate", 0.0),
         ("muon_momentum", 1.0),
         ("codec", ""),
@@ -103,6 +104,7 @@ def run_message(**changes: Any) -> pb.RunDescription:
         ("optimizer", "sgd"),
         ("masters", "fp8"),
         ("moments", "none"),
+        ("frozen_dtype", "int2"),
     ],
 )
 def test_a_run_that_makes_no_sense_is_refused(field: str, value: Any) -> None:
@@ -112,8 +114,8 @@ def test_a_run_that_makes_no_sense_is_refused(field: str, value: Any) -> None:
 
 
 def test_what_a_lease_takes_in_memory_is_told_with_the_run() -> None:
-    told = description_from_message(run_message(masters="bf16", moments="compact", optimizer="adamw")).recipe
-    assert told == Recipe(masters="bf16", moments="compact", optimizer="adamw")
+    rungs = {"masters": "bf16", "moments": "compact", "optimizer": "adamw", "frozen_dtype": "int4"}
+    assert description_from_message(run_message(**rungs)).recipe == Recipe(**rungs)
     assert description_from_message(run_message()).recipe == Recipe()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -11,7 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from moe.layout import Layout
+from moe.stand_ins import DECODED, DEVICE, MAPPED
 from protocol.errors import ConfigError
+from protocol.recipe import Recipe
 from worker.machine.cgroups import GroupLimits
 from worker.machine.gpus import GpuFacts, GpuFailure, Trial
 from worker.machine.probe import Machine, Schedule, columns_that_fit, measure_speed, probe_machine, schedule_that_fits
@@ -129,6 +132,17 @@ def test_the_micro_batch_shrinks_with_the_memory(frozen_layout: Layout) -> None:
     tight = dataclasses.replace(MACHINE, memory_bytes=6 << 20)
     assert 1 <= schedule_that_fits(frozen_layout, 2, tight, 16, 128).micro_batch < 16
     assert schedule_that_fits(frozen_layout, 2, dataclasses.replace(MACHINE, memory_bytes=1), 16, 128).micro_batch == 1
+
+
+def test_frozen_experts_lie_where_there_is_room(frozen_layout: Layout) -> None:
+    """Decoded beside the whole batch; in codes where that is too much; in their files where there is no room at all."""
+    recipe, found = Recipe(frozen_dtype="int4"), []
+    for memory in [1 << 30, *range(8 << 20, 0, -(1 << 18))]:
+        machine = dataclasses.replace(MACHINE, memory_bytes=memory)
+        found.append(schedule_that_fits(frozen_layout, 1, machine, 16, 128, recipe).place)
+    assert [place for place, _ in itertools.groupby(found)] == [DECODED, DEVICE, MAPPED]
+    plain = schedule_that_fits(frozen_layout, 1, MACHINE, 16, 128)
+    assert plain.place == DEVICE, "what is no code is there once, and beside the held ones"
 
 
 def test_speed_is_measured_on_the_runs_own_model(frozen_layout: Layout) -> None:

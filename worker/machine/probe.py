@@ -30,11 +30,12 @@ from moe.layout import Layout
 from moe.padded import GROUPED
 from moe.planner import Burden, Plan, plan
 from moe.shard import build_shard
+from moe.stand_ins import DECODED, DEVICE, MAPPED, StandIns
 from moe.weighing import can_recompute
 from protocol.errors import ConfigError
 from protocol.ids import BlockId, LeaseId, RoundNumber, Version
 from protocol.lease import DataRange, Lease
-from protocol.recipe import Recipe
+from protocol.recipe import AS_COMPUTED, Recipe
 from protocol.residency import FROZEN
 from protocol.text import human_bytes
 from worker.machine.arithmetic import arithmetic_here
@@ -221,27 +222,40 @@ class Schedule(NamedTuple):
     """Sequences that go through the model at once."""
     recomputed: bool = False
     """Whether activations are computed again in the backward pass."""
+    place: str = DEVICE
+    """Where experts that are not held lie: a name of `moe.stand_ins`."""
 
 
 def schedule_that_fits(
     layout: Layout, columns: int, machine: Machine, batch: int, sequence_length: int, recipe: Recipe | None = None
 ) -> Schedule:
-    """The batch, halved until the estimate fits; where not even one sequence's activations do, they are not kept."""
+    """The batch, halved until the estimate fits; where not even one sequence's activations do, they are not kept.
 
-    def fits(micro_batch: int, *, recomputed: bool) -> bool:
+    Experts that are not held lie decoded where there is room for the whole batch beside them, and in their files where
+    there is none for a single sequence otherwise.
+    """
+
+    def fits(micro_batch: int, *, recomputed: bool, place: str) -> bool:
         load = Burden(
             layout=layout,
             recipe=recipe or Recipe(),
             tokens=micro_batch * sequence_length,
             compute_bytes=machine.compute_bytes,
+            place=place,
         )
         return load.needed_bytes(columns, recomputed=recomputed) <= machine.memory_bytes
 
-    recomputed = can_recompute(layout) and not fits(1, recomputed=False) and fits(1, recomputed=True)
+    again = can_recompute(layout)
+    is_tight = layout.residency == FROZEN and not fits(1, recomputed=again, place=DEVICE)
+    is_coded = recipe is not None and recipe.frozen_dtype != AS_COMPUTED
+    place = MAPPED if is_tight else DEVICE
+    if is_coded and fits(batch, recomputed=False, place=DECODED):
+        place = DECODED
+    recomputed = again and not fits(1, recomputed=False, place=place) and fits(1, recomputed=True, place=place)
     micro_batch = batch
-    while micro_batch > 1 and not fits(micro_batch, recomputed=recomputed):
+    while micro_batch > 1 and not fits(micro_batch, recomputed=recomputed, place=place):
         micro_batch = (micro_batch + 1) // 2
-    return Schedule(micro_batch, recomputed)
+    return Schedule(micro_batch, recomputed, place)
 
 
 def measure_speed(
@@ -255,6 +269,7 @@ def measure_speed(
     if layout.total_bytes > MAX_PROBED_BYTES:
         return 0.0
     blocks: Mapping[BlockId, Mapping[str, Tensor]] = initial_blocks(config_from_json(layout.config_json), layout, 0)
+    schedule = schedule_that_fits(layout, columns, machine, PROBE_BATCH, sequence_length)
     shard = build_shard(
         layout,
         range(columns),
@@ -262,10 +277,10 @@ def measure_speed(
         device=machine.device,
         compute_dtype=machine.compute_dtype,
         experts=machine.experts,
+        stand_ins=StandIns(place=schedule.place),
     )
-    vocabulary = int(layout.config_json["vocab_size"])
-    batch, recomputed = schedule_that_fits(layout, columns, machine, PROBE_BATCH, sequence_length)
-    shard.recompute(on=recomputed)
+    vocabulary, batch = int(layout.config_json["vocab_size"]), schedule.micro_batch
+    shard.recompute(on=schedule.recomputed)
     tokens_NL = np.random.default_rng(0).integers(0, vocabulary, (batch, sequence_length + 1))
     torch.set_num_threads(machine.threads)
     lease, seconds = _probe_lease(batch), []

@@ -19,6 +19,7 @@ import torch
 from moe.layout import Layout
 from moe.padded import GROUPED, PADDED
 from moe.shard import ShardModel, build_shard
+from moe.stand_ins import StandIns
 from protocol.arithmetic import ArithmeticClass, arithmetic_class
 from protocol.lease import Lease
 from protocol.submission import Blocks
@@ -91,9 +92,13 @@ class LeaseReplay:
 
     def _loaded(self, lease: Lease, start: Blocks, here: ArithmeticClass) -> ShardModel:
         dtype = _REPLAYED_IN.get(here.dtype, self._compute_dtype)
-        way = here.experts or GROUPED
+        way, masters, stand_ins = (
+            here.experts or GROUPED,
+            lease.recipe.masters,
+            StandIns(dtype=lease.recipe.frozen_dtype),
+        )
         same = self._shard is not None and (self._shard.compute_dtype, self._built_for) == (dtype, way)
-        if self._shard is not None and same and self._shard.serves(lease.columns, lease.recipe.masters):
+        if self._shard is not None and same and self._shard.serves(lease.columns, masters, stand_ins):
             self._shard.load(start)
             return self._shard
         self._shard = None  # free the old one before the new one is built: both might not fit
@@ -105,7 +110,8 @@ class LeaseReplay:
             device=self._device,
             compute_dtype=dtype,
             seed=lease.seed,
-            masters=lease.recipe.masters,
+            masters=masters,
+            stand_ins=stand_ins,
             experts=way,
         )
 

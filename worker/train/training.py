@@ -15,6 +15,7 @@ import torch
 
 from moe.layout import block_tensor_specs, submission_specs
 from moe.shard import ShardModel, build_shard
+from moe.stand_ins import StandIns
 from protocol.arithmetic import UNKNOWN_ARITHMETIC
 from protocol.codecs import codec_named
 from protocol.errors import StorageTrouble
@@ -131,30 +132,31 @@ class TrainingRoom:
         sequences_NL = job.fetched.sequences
         if self._options.batch_hook is not None:
             sequences_NL = self._options.batch_hook(lease, sequences_NL)
-        shard = self._loaded_shard(job, start)
         length = run.description.sequence_length
-        micro_batch, recomputed = schedule_that_fits(
+        schedule = schedule_that_fits(
             run.layout, len(lease.columns), self._machine, lease.batch_sequences, length, lease.recipe
         )
-        shard.recompute(on=recomputed)
+        shard = self._loaded_shard(job, start, StandIns(dtype=lease.recipe.frozen_dtype, place=schedule.place))
+        shard.recompute(on=schedule.recomputed)
         metrics = train_shard(
             shard,
             lease,
             sequences_NL,
             device=self._machine.device,
-            micro_batch=micro_batch,
+            micro_batch=schedule.micro_batch,
             on_step=self._on_step(job, lease.batch_sequences * length, lease.inner_steps),
             should_stop=job.stop.is_set,
             keeper=self._keeper(job),
         )
+        shard.let_go()
         result = LeaseResult(pseudo_gradient=pseudo_gradient_of(start, shard), metrics=metrics)
         if self._options.trainer_hook is not None:
             result = self._options.trainer_hook(lease, result)
         return self._store(job, result)
 
-    def _loaded_shard(self, job: _Job, start: Blocks) -> ShardModel:
+    def _loaded_shard(self, job: _Job, start: Blocks, stand_ins: StandIns) -> ShardModel:
         lease, run = job.fetched.lease, job.fetched.run
-        if self._shard is not None and self._shard.serves(lease.columns, lease.recipe.masters):
+        if self._shard is not None and self._shard.serves(lease.columns, lease.recipe.masters, stand_ins):
             self._shard.load(start)
         else:
             self._shard = None  # free the old one before the new one is built: both would not fit
@@ -167,6 +169,7 @@ class TrainingRoom:
                 seed=lease.seed,
                 masters=lease.recipe.masters,
                 experts=self._machine.experts,
+                stand_ins=stand_ins,
             )
         return self._shard
 
