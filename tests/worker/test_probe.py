@@ -10,8 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from moe.layout import Layout
+from moe.config import config_from_json
+from moe.layout import Layout, layout
+from moe.planner import ALLOCATOR_SLACK, Burden
+from moe.weighing import saved_by_layers
 from protocol.errors import ConfigError
+from protocol.recipe import Recipe
+from tests.worker.conftest import small_values
 from worker.machine.cgroups import GroupLimits
 from worker.machine.gpus import GpuFacts, GpuFailure, Trial
 from worker.machine.probe import Machine, Schedule, columns_that_fit, measure_speed, probe_machine, schedule_that_fits
@@ -129,6 +134,23 @@ def test_the_micro_batch_shrinks_with_the_memory(frozen_layout: Layout) -> None:
     tight = dataclasses.replace(MACHINE, memory_bytes=6 << 20)
     assert 1 <= schedule_that_fits(frozen_layout, 2, tight, 16, 128).micro_batch < 16
     assert schedule_that_fits(frozen_layout, 2, dataclasses.replace(MACHINE, memory_bytes=1), 16, 128).micro_batch == 1
+
+
+def test_where_gradients_do_not_fit_steps_go_by_layers() -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 6}
+    cut = layout(config_from_json({**small_values(), **sizes}), "frozen")
+    load = Burden(layout=cut, recipe=Recipe(), tokens=16, compute_bytes=4)
+    whole_bytes, saved_bytes = load.needed_bytes(2, recomputed=True), saved_by_layers(cut, 2, 4 * 16)
+    assert saved_bytes > whole_bytes // 8
+
+    def chosen(memory_bytes: int) -> Schedule:
+        return schedule_that_fits(cut, 2, dataclasses.replace(MACHINE, memory_bytes=memory_bytes), 4, 16)
+
+    assert chosen(whole_bytes) == Schedule(1, recomputed=True)
+    assert chosen(whole_bytes - 1) == Schedule(4, by_layers=True)
+    least_bytes = whole_bytes - int(saved_bytes * ALLOCATOR_SLACK)
+    assert chosen(least_bytes) == Schedule(1, by_layers=True)
+    assert chosen(least_bytes - 1) == Schedule(1), "nothing helps: what it was always"
 
 
 def test_speed_is_measured_on_the_runs_own_model(frozen_layout: Layout) -> None:

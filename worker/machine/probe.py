@@ -27,9 +27,9 @@ from torch import Tensor
 from moe.config import config_from_json
 from moe.full import initial_blocks
 from moe.layout import Layout
-from moe.planner import Burden, Plan, plan
+from moe.planner import ALLOCATOR_SLACK, Burden, Plan, plan
 from moe.shard import build_shard
-from moe.weighing import can_recompute
+from moe.weighing import can_go_by_layers, can_recompute, saved_by_layers
 from protocol.errors import ConfigError
 from protocol.ids import BlockId, LeaseId, RoundNumber, Version
 from protocol.lease import DataRange, Lease
@@ -214,27 +214,38 @@ class Schedule(NamedTuple):
     """Sequences that go through the model at once."""
     recomputed: bool = False
     """Whether activations are computed again in the backward pass."""
+    by_layers: bool = False
+    """Whether steps go layer by layer, so that never more gradients than a layer's are there; activations are computed
+    again then, too."""
+    inputs_on_host: bool = False
+    """By layers: whether what each layer was given is kept in the host's memory."""
 
 
 def schedule_that_fits(
     layout: Layout, columns: int, machine: Machine, batch: int, sequence_length: int, recipe: Recipe | None = None
 ) -> Schedule:
-    """The batch, halved until the estimate fits; where not even one sequence's activations do, they are not kept."""
+    """The batch, halved until the estimate fits; where not even one sequence's activations do, they are not kept, and
+    where gradients do not, they are used up layer by layer.
+    """
 
-    def fits(micro_batch: int, *, recomputed: bool) -> bool:
+    def fits(micro_batch: int, *, recomputed: bool, by_layers: bool = False) -> bool:
         load = Burden(
             layout=layout,
             recipe=recipe or Recipe(),
             tokens=micro_batch * sequence_length,
             compute_bytes=machine.compute_bytes,
         )
-        return load.needed_bytes(columns, recomputed=recomputed) <= machine.memory_bytes
+        saved_bytes = saved_by_layers(layout, columns, batch * sequence_length) if by_layers else 0
+        needed_bytes = load.needed_bytes(columns, recomputed=recomputed or by_layers)
+        return needed_bytes - int(saved_bytes * ALLOCATOR_SLACK) <= machine.memory_bytes
 
     recomputed = can_recompute(layout) and not fits(1, recomputed=False) and fits(1, recomputed=True)
+    by_layers = not fits(1, recomputed=can_recompute(layout)) and can_go_by_layers(layout)
+    by_layers = by_layers and fits(1, recomputed=False, by_layers=True)
     micro_batch = batch
-    while micro_batch > 1 and not fits(micro_batch, recomputed=recomputed):
+    while micro_batch > 1 and not fits(micro_batch, recomputed=recomputed, by_layers=by_layers):
         micro_batch = (micro_batch + 1) // 2
-    return Schedule(micro_batch, recomputed)
+    return Schedule(micro_batch, recomputed, by_layers)
 
 
 def measure_speed(
@@ -250,17 +261,31 @@ def measure_speed(
     blocks: Mapping[BlockId, Mapping[str, Tensor]] = initial_blocks(config_from_json(layout.config_json), layout, 0)
     shard = build_shard(layout, range(columns), blocks, device=machine.device, compute_dtype=machine.compute_dtype)
     vocabulary = int(layout.config_json["vocab_size"])
-    batch, recomputed = schedule_that_fits(layout, columns, machine, PROBE_BATCH, sequence_length)
-    shard.recompute(on=recomputed)
+    schedule = schedule_that_fits(layout, columns, machine, PROBE_BATCH, sequence_length)
+    batch = schedule.micro_batch
+    shard.recompute(on=schedule.recomputed)
+    by_layers = shard.layerwise() if schedule.by_layers else None
     tokens_NL = np.random.default_rng(0).integers(0, vocabulary, (batch, sequence_length + 1))
     torch.set_num_threads(machine.threads)
     lease, seconds = _probe_lease(batch), []
     for _ in range(PROBE_STEPS):
         started_s = time.perf_counter()
-        train_shard(shard, lease, tokens_NL, device=machine.device, should_stop=should_stop)
+        train_shard(
+            shard,
+            lease,
+            tokens_NL,
+            device=machine.device,
+            by_layers=by_layers,
+            should_stop=should_stop,
+            restore=_nothing,
+        )
         seconds.append(time.perf_counter() - started_s)
     # The fastest: the first step warms caches up, and another program may have had its turn in any of them.
     return batch * sequence_length / min(seconds)
+
+
+def _nothing() -> None:
+    """Whatever weights there are will do to be timed with."""
 
 
 def _probe_lease(batch: int) -> Lease:

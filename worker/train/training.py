@@ -29,6 +29,7 @@ from worker.options import WorkerOptions
 from worker.outbox import Outbox, Submission
 from worker.ports import Progress
 from worker.progress import Reporter
+from worker.train.fitting import Fitting
 from worker.train.lease_state import LeaseKeeper, computation_of
 from worker.train.mapped import mapped_block
 from worker.train.residuals import Coded, coded
@@ -68,6 +69,7 @@ class TrainingRoom:
         self._reporter = reporter
         self._job: _Job | None = None
         self._shard: ShardModel | None = None
+        self._fitting = Fitting()
 
     @property
     def progress(self) -> Progress:
@@ -131,20 +133,23 @@ class TrainingRoom:
             sequences_NL = self._options.batch_hook(lease, sequences_NL)
         shard = self._loaded_shard(job, start)
         length = run.description.sequence_length
-        micro_batch, recomputed = schedule_that_fits(
+        schedule = schedule_that_fits(
             run.layout, len(lease.columns), self._machine, lease.batch_sequences, length, lease.recipe
         )
-        shard.recompute(on=recomputed)
+        shard.recompute(on=schedule.recomputed)
         metrics = train_shard(
             shard,
             lease,
             sequences_NL,
             device=self._machine.device,
-            micro_batch=micro_batch,
+            micro_batch=self._fitting.at_most(lease, schedule),
+            by_layers=shard.layerwise(on_host=schedule.inputs_on_host) if schedule.by_layers else None,
             on_step=self._on_step(job, lease.batch_sequences * length, lease.inner_steps),
             should_stop=job.stop.is_set,
             keeper=self._keeper(job),
+            restore=lambda: shard.load(start),
         )
+        self._fitting.note(lease, schedule, metrics.micro_batch)
         result = LeaseResult(pseudo_gradient=pseudo_gradient_of(start, shard), metrics=metrics)
         if self._options.trainer_hook is not None:
             result = self._options.trainer_hook(lease, result)
