@@ -48,18 +48,25 @@ class Head:
             return cast(Tensor, self._model(input_ids=tokens_BT, use_cache=False).logits)
         return cast(Tensor, self._model.base_model(input_ids=tokens_BT, use_cache=False)[0])
 
-    def mean_loss(self, hidden: Tensor, targets_S: Tensor, dtype: torch.dtype) -> Tensor:
-        """Mean cross-entropy in nats a token, of what `hidden` gave; products are taken in `dtype`."""
+    @property
+    def weight(self) -> Tensor | None:
+        """The head's own, where it is chunked."""
+        return self._linear.weight if self.is_chunked else None
+
+    def mean_loss(
+        self, hidden: Tensor, targets_S: Tensor, dtype: torch.dtype, *, is_head_trained: bool = True
+    ) -> Tensor:
+        """Mean cross-entropy in nats a token, of what `hidden` gave; products are taken in `dtype`.
+
+        With `is_head_trained` false no gradient goes to a chunked head, only through it.
+        """
         if not self.is_chunked:
             return nn.functional.cross_entropy(hidden.float().flatten(0, 1), targets_S)
-        linear = self._linear
+        own = [self._linear.weight, self._linear.bias]
+        if not is_head_trained:
+            own = [None if one is None else one.detach() for one in own]
         trained = torch.is_grad_enabled()
-        return cast(
-            Tensor,
-            cast(Any, _MeanLoss).apply(
-                self, hidden.flatten(0, 1), targets_S, dtype, trained, linear.weight, linear.bias
-            ),
-        )
+        return cast(Tensor, cast(Any, _MeanLoss).apply(self, hidden.flatten(0, 1), targets_S, dtype, trained, *own))
 
     @torch.no_grad()
     def losses(self, hidden: Tensor, targets_S: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, cast
@@ -22,6 +22,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from moe.routing import expert_modules
 from moe.selection import chosen_in, with_choices
+
+Around = Callable[[], AbstractContextManager[None]]
 
 
 def layers_of(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
@@ -43,19 +45,25 @@ class Recomputation:
 
     def switch(self, *, on: bool) -> None:
         """From the next pass in training mode on."""
-        if on and not self._is_hooked:
+        for layer in self._layers:
+            layer.gradient_checkpointing = on
+            again = partial(
+                checkpoint, use_reentrant=False, context_fn=lambda: tuple(made() for made in self.contexts())
+            )
+            cast(Any, layer)._gradient_checkpointing_func = again
+
+    def _entered_once(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        first, again = self.contexts()
+        return first(), again()
+
+    def contexts(self) -> tuple[Around, Around]:
+        """What makes a context around a layer's first pass, and around each later one."""
+        if not self._is_hooked:
             for experts in expert_modules(self._model).values():
                 experts.register_forward_pre_hook(self._on_experts, with_kwargs=True)
             self._is_hooked = True
-        for layer in self._layers:
-            layer.gradient_checkpointing = on
-            again = partial(checkpoint, use_reentrant=False, context_fn=self._contexts)
-            cast(Any, layer)._gradient_checkpointing_func = again
-
-    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Around a layer's first pass, and around its second."""
         choices: deque[Tensor] = deque()
-        return self._recording(choices), self._replaying(choices)
+        return partial(self._recording, choices), partial(self._replaying, choices)
 
     @contextmanager
     def _recording(self, choices: deque[Tensor]) -> Iterator[None]:

@@ -125,6 +125,15 @@ class LogitsTap(_Hooked):
         """Of the last pass."""
         return tuple(logits_SE for _, logits_SE in sorted(self._seen.items()))
 
+    @property
+    def routers(self) -> tuple[nn.Module, ...]:
+        """Those that are read, in the order of their logits."""
+        return tuple(router for router, _ in self._routers)
+
+    def take(self, number: int) -> Tensor:
+        """The logits of one router, which are kept here no longer."""
+        return self._seen.pop(number)
+
     def _hook(self, number: int, place: int) -> Any:
         def on_output(_router: nn.Module, _inputs: Any, output: Any) -> None:
             self._seen[number] = _logits_of(output, place, shares=self._shares)

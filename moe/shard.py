@@ -26,6 +26,7 @@ from moe.experts import EXPERTS_IMPLEMENTATION
 from moe.fp32_routing import route_in_fp32
 from moe.frozen import FrozenExperts, frozen_experts
 from moe.head import Head
+from moe.layerwise import Layerwise
 from moe.layout import Layout
 from moe.masters import FP32, Masters, compute_from_halves, masters_of
 from moe.optimised import ROUNDED, OptimiserGroups
@@ -115,6 +116,20 @@ class ShardModel:
     def recompute(self, *, on: bool) -> None:
         """Whether training keeps a layer's input only and computes the rest again: slower, and the same."""
         self._recomputation.switch(on=on)
+
+    def layerwise(self, *, on_host: bool = False) -> Layerwise:
+        """What takes gradients layer by layer, where the model can; `on_host`: layers' inputs are kept there."""
+        return Layerwise(
+            self.module,
+            self._head,
+            self._recomputation,
+            autocast=self._autocast,
+            dtype=self.compute_dtype or torch.float32,
+            chosen=self._chosen,
+            coefficient=self.balance_coefficient if self._balanced else None,
+            top_k=self._top_k,
+            on_host=on_host,
+        )
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Everything that gradients train, each once."""

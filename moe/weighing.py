@@ -14,10 +14,12 @@ from typing import Final
 
 from moe.config import config_from_json
 from moe.families import family_named
+from moe.layer_cut import why_not_by_layers
 from moe.layout import FP32_BYTES, Layout
 from moe.masters import masters_of
 from moe.optimised import MATRICES, ROUNDED, OptimiserGroups
 from moe.recomputed import layers_of
+from moe.selection import layer_of
 from moe.skeleton import meta_model
 from protocol.recipe import BF16_MASTERS, COMPACT, MUON, Recipe
 
@@ -49,6 +51,8 @@ class Weighed:
     group: str
     """Of the optimizer; empty: no gradient moves it."""
     is_expert: bool
+    layer: int
+    """That it lies in; -1: in none."""
     is_halved: bool
     """Whether bf16 masters of it take two bytes whatever it is multiplied in."""
 
@@ -99,6 +103,7 @@ def weighed(layout: Layout, columns: int) -> Iterator[Weighed]:
             rows=rows,
             group=kinds.get(spec.name, ""),
             is_expert=is_expert,
+            layer=layer_of(spec.name),
             is_halved=spec.name in halved,
         )
 
@@ -106,6 +111,37 @@ def weighed(layout: Layout, columns: int) -> Iterator[Weighed]:
 def can_recompute(layout: Layout) -> bool:
     """Whether activations of such a model can be computed again instead of kept."""
     return _kinds(json.dumps(layout.config_json, sort_keys=True))[2]
+
+
+def saved_by_layers(layout: Layout, columns: int, batch_tokens: int) -> int:
+    """Bytes of gradients that are never there where steps go layer by layer, less what is kept for it; may be negative.
+
+    `batch_tokens`: of a whole step, since all of its micro-batches go through a layer together. What is kept lies on
+    the device unless a schedule says otherwise. The rest of such a step is that of one with activations recomputed.
+    """
+    tensors = [(one.layer, one.gradient_bytes()) for one in weighed(layout, columns)]
+    stages: dict[int, int] = {}
+    for number, (layer, size) in enumerate(tensors):
+        # a tensor that lies in no layer is a stage of its own
+        place = layer if layer >= 0 else -1 - number
+        stages[place] = stages.get(place, 0) + size
+    # a micro-batch's gradient of a tensor is whole before it is added
+    at_once = max(stages.values()) + max(size for _, size in tensors)
+    values = layout.config_json
+    # each layer's input, the last one's answer, its gradient, and that of what lies below a tied head
+    hidden_bytes = (values["num_hidden_layers"] + 3) * values["hidden_size"] * FP32_BYTES
+    routed_bytes = layout.expert_layers * (2 * FP32_BYTES * values["num_experts"] + 8 * values["num_experts_per_tok"])
+    return sum(size for _, size in tensors) - at_once - batch_tokens * (hidden_bytes + routed_bytes)
+
+
+def can_go_by_layers(layout: Layout) -> bool:
+    """Whether gradients of such a model can be taken, and used up, a layer at a time."""
+    return _goes_by_layers(json.dumps(layout.config_json, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=8)
+def _goes_by_layers(config_text: str) -> bool:
+    return not why_not_by_layers(meta_model(config_from_json(json.loads(config_text))))
 
 
 @functools.lru_cache(maxsize=8)

@@ -45,7 +45,15 @@ _STATUSES = {
     "DATA_LOSS": Cause.MALFORMED,
 }
 
-_MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+_MEMORY_WORDS = (
+    "out of memory",  # CUDA, HIP, XPU, MPS
+    "outofmemoryerror",  # torch's own kind, whatever it says
+    "can't allocate memory",  # torch's allocator on a CPU
+    "cannot allocate memory",
+    "not enough memory",  # the same, on Windows
+    "status_alloc_failed",  # cuBLAS, cuDNN, cuSOLVER, cuSPARSE and those of ROCm, which allocate by themselves
+    "cublas_status_not_initialized when calling `cublascreate",  # its first allocation
+)
 _DEVICE_WORDS = ("cuda", "cublas", "cudnn", "nccl", "hip error", "device-side")
 _LOST_WORDS = ("cuda error:", "hip error:", "device-side assert", "driver shutting down", "acceleratorerror")
 """After these nothing works on the device in this process any more: a driver that was reset, a machine that slept."""
@@ -78,11 +86,17 @@ def trouble_of(error: Exception) -> Trouble:
     return Trouble(cause=cause, detail=str(error) or type(error).__name__)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was what was missing, on whatever device; libraries have one word for it each."""
+    text = f"{type(error).__name__}: {error}".lower()
+    return isinstance(error, MemoryError) or any(words in text for words in _MEMORY_WORDS)
+
+
 def training_trouble_of(error: Exception) -> Trouble:
     """What `error` in the training thread means; torch reports every failure of a device as RuntimeError."""
     detail = f"{type(error).__name__}: {error}"[:400]
     text = detail.lower()
-    if isinstance(error, MemoryError) or any(words in text for words in _MEMORY_WORDS):
+    if is_out_of_memory(error):
         return Trouble(cause=Cause.OUT_OF_MEMORY, detail=detail)
     if is_storage_trouble(error):
         return Trouble(cause=Cause.LOCAL_STORAGE, detail=detail)

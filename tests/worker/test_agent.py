@@ -58,8 +58,9 @@ async def test_joins_trains_and_ends_with_the_run(swarm: Any) -> None:
     assert not list((swarm.root / "home").rglob("submission.json"))
 
 
-async def test_how_it_cut_its_batches_is_told(swarm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker.train.training, "schedule_that_fits", lambda *_: Schedule(1))
+@pytest.mark.parametrize("by_layers", [False, True])
+async def test_how_it_cut_its_batches_is_told(swarm: Any, monkeypatch: pytest.MonkeyPatch, by_layers: bool) -> None:
+    monkeypatch.setattr(worker.train.training, "schedule_that_fits", lambda *_: Schedule(1, by_layers=by_layers))
     _, _, task = swarm.agent()
     assert (await finish(task)).exit_code == EXIT_OK
     leases = swarm.server._run.pump.engine.state.leases.values()

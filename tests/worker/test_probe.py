@@ -11,10 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from moe.layout import Layout
+from moe.config import config_from_json
+from moe.layout import Layout, layout
+from moe.planner import ALLOCATOR_SLACK, Burden
 from moe.stand_ins import DECODED, DEVICE, MAPPED
+from moe.weighing import saved_by_layers
 from protocol.errors import ConfigError
 from protocol.recipe import Recipe
+from tests.worker.conftest import small_values
 from worker.machine.cgroups import GroupLimits
 from worker.machine.gpus import GpuFacts, GpuFailure, Trial
 from worker.machine.probe import Machine, Schedule, columns_that_fit, measure_speed, probe_machine, schedule_that_fits
@@ -143,6 +147,28 @@ def test_frozen_experts_lie_where_there_is_room(frozen_layout: Layout) -> None:
     assert [place for place, _ in itertools.groupby(found)] == [DECODED, DEVICE, MAPPED]
     plain = schedule_that_fits(frozen_layout, 1, MACHINE, 16, 128)
     assert plain.place == DEVICE, "what is no code is there once, and beside the held ones"
+
+
+def test_where_gradients_do_not_fit_steps_go_by_layers() -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 6}
+    cut = layout(config_from_json({**small_values(), **sizes}), "frozen")
+    load = Burden(layout=cut, recipe=Recipe(), tokens=16, compute_bytes=4)
+    whole_bytes, saved_bytes = (
+        load.needed_bytes(cut.columns, recomputed=True),
+        saved_by_layers(cut, cut.columns, 4 * 16),
+    )
+    assert saved_bytes > whole_bytes // 8
+
+    def chosen(memory_bytes: int) -> Schedule:
+        return schedule_that_fits(cut, cut.columns, dataclasses.replace(MACHINE, memory_bytes=memory_bytes), 4, 16)
+
+    least_bytes = whole_bytes - int(saved_bytes * ALLOCATOR_SLACK)
+    by_layers = [chosen(memory_bytes).by_layers for memory_bytes in range(2 * whole_bytes, 0, -least_bytes // 64)]
+    assert [one for one, _ in itertools.groupby(by_layers)] == [False, True, False], "where nothing helps: as always"
+    assert not chosen(whole_bytes).by_layers
+    assert chosen(whole_bytes - 1).by_layers
+    assert chosen(least_bytes).by_layers
+    assert not chosen(least_bytes - 1).by_layers
 
 
 def test_speed_is_measured_on_the_runs_own_model(frozen_layout: Layout) -> None:

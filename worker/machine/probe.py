@@ -28,10 +28,10 @@ from moe.config import config_from_json
 from moe.full import initial_blocks
 from moe.layout import Layout
 from moe.padded import GROUPED
-from moe.planner import Burden, Plan, plan
+from moe.planner import ALLOCATOR_SLACK, Burden, Plan, plan
 from moe.shard import build_shard
 from moe.stand_ins import DECODED, DEVICE, MAPPED, StandIns
-from moe.weighing import can_recompute
+from moe.weighing import can_go_by_layers, can_recompute, saved_by_layers
 from protocol.errors import ConfigError
 from protocol.ids import BlockId, LeaseId, RoundNumber, Version
 from protocol.lease import DataRange, Lease
@@ -224,18 +224,24 @@ class Schedule(NamedTuple):
     """Whether activations are computed again in the backward pass."""
     place: str = DEVICE
     """Where experts that are not held lie: a name of `moe.stand_ins`."""
+    by_layers: bool = False
+    """Whether steps go layer by layer, so that never more gradients than a layer's are there; activations are computed
+    again then, too."""
+    inputs_on_host: bool = False
+    """By layers: whether what each layer was given is kept in the host's memory."""
 
 
 def schedule_that_fits(
     layout: Layout, columns: int, machine: Machine, batch: int, sequence_length: int, recipe: Recipe | None = None
 ) -> Schedule:
-    """The batch, halved until the estimate fits; where not even one sequence's activations do, they are not kept.
+    """The batch, halved until the estimate fits; where not even one sequence's activations do, they are not kept, and
+    where gradients do not, they are used up layer by layer.
 
     Experts that are not held lie decoded where there is room for the whole batch beside them, and in their files where
     there is none for a single sequence otherwise.
     """
 
-    def fits(micro_batch: int, *, recomputed: bool, place: str) -> bool:
+    def fits(micro_batch: int, *, place: str, recomputed: bool = False, by_layers: bool = False) -> bool:
         load = Burden(
             layout=layout,
             recipe=recipe or Recipe(),
@@ -243,19 +249,23 @@ def schedule_that_fits(
             compute_bytes=machine.compute_bytes,
             place=place,
         )
-        return load.needed_bytes(columns, recomputed=recomputed) <= machine.memory_bytes
+        saved_bytes = saved_by_layers(layout, columns, batch * sequence_length) if by_layers else 0
+        needed_bytes = load.needed_bytes(columns, recomputed=recomputed or by_layers)
+        return needed_bytes - int(saved_bytes * ALLOCATOR_SLACK) <= machine.memory_bytes
 
     again = can_recompute(layout)
-    is_tight = layout.residency == FROZEN and not fits(1, recomputed=again, place=DEVICE)
+    others = layout.residency == FROZEN and columns < layout.columns
+    place = MAPPED if others and not fits(1, recomputed=again, place=DEVICE) else DEVICE
     is_coded = recipe is not None and recipe.frozen_dtype != AS_COMPUTED
-    place = MAPPED if is_tight else DEVICE
-    if is_coded and fits(batch, recomputed=False, place=DECODED):
+    if is_coded and fits(batch, place=DECODED):
         place = DECODED
-    recomputed = again and not fits(1, recomputed=False, place=place) and fits(1, recomputed=True, place=place)
+    recomputed = again and not fits(1, place=place) and fits(1, recomputed=True, place=place)
+    by_layers = can_go_by_layers(layout) and not fits(1, recomputed=again, place=place)
+    by_layers = by_layers and fits(1, by_layers=True, place=place)
     micro_batch = batch
-    while micro_batch > 1 and not fits(micro_batch, recomputed=recomputed, place=place):
+    while micro_batch > 1 and not fits(micro_batch, recomputed=recomputed, by_layers=by_layers, place=place):
         micro_batch = (micro_batch + 1) // 2
-    return Schedule(micro_batch, recomputed, place)
+    return Schedule(micro_batch, recomputed, place, by_layers)
 
 
 def measure_speed(
@@ -281,15 +291,28 @@ def measure_speed(
     )
     vocabulary, batch = int(layout.config_json["vocab_size"]), schedule.micro_batch
     shard.recompute(on=schedule.recomputed)
+    by_layers = shard.layerwise() if schedule.by_layers else None
     tokens_NL = np.random.default_rng(0).integers(0, vocabulary, (batch, sequence_length + 1))
     torch.set_num_threads(machine.threads)
     lease, seconds = _probe_lease(batch), []
     for _ in range(PROBE_STEPS):
         started_s = time.perf_counter()
-        train_shard(shard, lease, tokens_NL, device=machine.device, should_stop=should_stop)
+        train_shard(
+            shard,
+            lease,
+            tokens_NL,
+            device=machine.device,
+            by_layers=by_layers,
+            should_stop=should_stop,
+            restore=_nothing,
+        )
         seconds.append(time.perf_counter() - started_s)
     # The fastest: the first step warms caches up, and another program may have had its turn in any of them.
     return batch * sequence_length / min(seconds)
+
+
+def _nothing() -> None:
+    """Whatever weights there are will do to be timed with."""
 
 
 def _probe_lease(batch: int) -> Lease:

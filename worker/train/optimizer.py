@@ -63,16 +63,43 @@ class InnerOptimizer:
             self._optimizers.append(_adamw(others, recipe))
         self._rates = [float(group["lr"]) for group in self._groups()]
         self._clip_norm = recipe.clip_norm
+        self._draws: dict[int, StepBits] = {}
+        self._norms: dict[int, Tensor] = {}
+        self.has_moved = False
+        """Whether anything may have been stepped since the step began: if it fails then, weights are half of each."""
 
     def step(self, factor: float, number: int = 0) -> None:
         """Clip the gradients, take step `number` with `factor` times the recipe's rates, and drop the gradients."""
+        self.begin(factor, number)
+        self.take_norms()
+        self.step_complete()
+
+    def begin(self, factor: float, number: int = 0) -> None:
+        """Begin step `number`, which may be taken some parameters at a time, those that have gradients.
+
+        They are clipped by the norms of all: each parameter's is taken before the first of them is stepped.
+        """
         for group, rate in zip(self._groups(), self._rates, strict=True):
             group["lr"] = rate * factor
-        torch.nn.utils.clip_grad_norm_(self.parameters, self._clip_norm, foreach=True)
-        draws = {id(one): StepBits(self._seed, number, place) for place, one in enumerate(self.parameters)}
+        self._draws = {id(one): StepBits(self._seed, number, place) for place, one in enumerate(self.parameters)}
+        self._norms, self.has_moved = {}, False
+
+    def take_norms(self) -> None:
+        """Remember the norms of the gradients that are there."""
+        there = {place: one.grad for place, one in enumerate(self.parameters) if one.grad is not None}
+        if there:
+            # one by one on a CPU, all at once on a GPU; of each the same, whatever others are there
+            self._norms.update(zip(there, torch._foreach_norm(list(there.values())), strict=True))
+
+    def step_complete(self) -> None:
+        """Clip the gradients that are there, step what has them, and drop them."""
+        if self._norms:
+            norm = torch.linalg.vector_norm(torch.stack([self._norms[place] for place in sorted(self._norms)]))
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self._clip_norm, norm, foreach=True)
+        self.has_moved = True
         for optimizer in self._optimizers:
             if isinstance(optimizer, Muon | SpanwiseAdamW):
-                optimizer.step_with(draws)
+                optimizer.step_with(self._draws)
             else:
                 optimizer.step()
         self.drop_gradients()

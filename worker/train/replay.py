@@ -74,6 +74,7 @@ class LeaseReplay:
                 device=self._device,
                 micro_batch=micro_batch or None,
                 should_stop=self._should_stop,
+                restore=lambda: shard.load(start),
             )
             gradient = pseudo_gradient_of(start, shard)
         self._shard = shard

@@ -4,7 +4,9 @@ Decides nothing that the lease does not name, except how a batch is cut into mic
 shard's weights are loaded, what it was used for before changes nothing. Data order is the lease's sequences in order:
 step s trains rows [s*B, (s+1)*B). Moments start fresh, the rate warms up linearly. Losses stay on the device and are
 read at most once a second: a read makes the host wait for a GPU. Everything that a step depends on can be taken out
-between two steps and put back in another process (`LocalState`).
+between two steps and put back in another process (`LocalState`). Holds always: no step begins on weights that another
+one has moved in part. Where memory runs out before anything has moved, the step begins again with smaller parts; where
+it runs out later, the lease does, at its saved progress or its start.
 Touches no file and no network.
 
 Shapes: N sequences of a lease, B sequences a step, L tokens a stored sequence (one more than it trains on).
@@ -28,8 +30,10 @@ from protocol.ids import BlockId
 from protocol.lease import Lease
 from protocol.submission import Blocks
 from worker.train.batch import Batch, HasLoss, add_gradients
+from worker.train.by_layers import GoesByLayers, step_by_layers
 from worker.train.local_state import LocalState
 from worker.train.optimizer import InnerOptimizer
+from worker.trouble import is_out_of_memory
 
 LOSS_READ_EVERY_S = 1.0
 _BIAS = "selection_bias"
@@ -44,6 +48,14 @@ class TrainingStopped(BarnraiseError):
 
 class TrainingFailedError(BarnraiseError):
     """This machine cannot finish the lease: the loss left the finite numbers, or one sequence does not fit."""
+
+
+class _HalfSteppedError(BarnraiseError):
+    """Memory ran out when a step had moved some weights: nothing can go on from here."""
+
+    def __init__(self, fits_perhaps: int) -> None:
+        super().__init__(f"to be tried again with {fits_perhaps} sequences at a time")
+        self.fits_perhaps = fits_perhaps
 
 
 class TrainableShard(HasLoss, Protocol):
@@ -131,14 +143,35 @@ def train_shard(
     *,
     device: str = "cpu",
     micro_batch: int | None = None,
+    by_layers: GoesByLayers[Any] | None = None,
     on_step: OnStep = lambda _step, _loss: None,
     should_stop: Callable[[], bool] = lambda: False,
     keeper: Keeper | None = None,
+    restore: Callable[[], None] | None = None,
 ) -> TrainMetrics:
-    """Run the lease's inner steps on `shard`, in place, from where `keeper` says that an earlier process came."""
+    """Run the lease's inner steps on `shard`, in place, from where `keeper` says that an earlier process came.
+
+    `by_layers`: the shard's own, where steps go layer by layer. `restore` gives the shard the values back with which
+    the lease began; without it TrainingFailedError is raised where memory runs out when a step has moved something.
+    """
     if sequences_NL.shape[0] != lease.data.count:
         raise LocalError(f"lease {lease.lease_id}: {lease.data.count} sequences leased, {sequences_NL.shape[0]} given")
-    loop = _InnerLoop(shard, lease, device, micro_batch or lease.batch_sequences, should_stop)
+    at_most = micro_batch or lease.batch_sequences
+    while True:
+        try:
+            loop = _InnerLoop(shard, lease, device, at_most, should_stop, by_layers)
+            return _trained(loop, sequences_NL, on_step, keeper)
+        except _HalfSteppedError as half:
+            at_most = half.fits_perhaps
+        if restore is None:
+            raise TrainingFailedError("memory ran out in the middle of a step, and nobody has the lease's start values")
+        del loop  # its moments, before anything is loaded
+        _free_caches(device)
+        restore()
+
+
+def _trained(loop: _InnerLoop, sequences_NL: NDArray[np.int64], on_step: OnStep, keeper: Keeper | None) -> TrainMetrics:
+    lease = loop.lease
     kept = keeper.load() if keeper is not None else None
     first = 0 if kept is None else loop.take_up(kept)
     started_s = time.perf_counter() - (0.0 if kept is None else kept.train_s)
@@ -170,15 +203,22 @@ class _InnerLoop:
     """Optimizer and losses of one lease."""
 
     def __init__(
-        self, shard: TrainableShard, lease: Lease, device: str, micro_batch: int, should_stop: Callable[[], bool]
+        self,
+        shard: TrainableShard,
+        lease: Lease,
+        device: str,
+        micro_batch: int,
+        should_stop: Callable[[], bool],
+        by_layers: GoesByLayers[Any] | None,
     ) -> None:
+        self.lease = lease
         self._optimizer = InnerOptimizer(shard, lease.recipe, lease.seed)
         self._shard = shard
-        self._lease = lease
         self._device = device
         self._should_stop = should_stop
+        self._by_layers = by_layers
         self._losses: list[Tensor] = []
-        self.micro_batch = min(micro_batch, lease.batch_sequences)
+        self._most = self.micro_batch = min(micro_batch, lease.batch_sequences)
         self.recut = False
         # The shard may come from a lease that was stopped, or failed, halfway through a step: of what it left, the
         # caller has replaced the weights.
@@ -188,30 +228,39 @@ class _InnerLoop:
 
     def step(self, step: int, tokens_BL: Tensor) -> None:
         tokens_BL = tokens_BL.to(self._device, non_blocking=True)
-        batch, recipe = self._gradients(tokens_BL), self._lease.recipe
-        self._losses.append(batch.nll)
-        self._optimizer.step(warmup_factor(step, recipe.warmup_steps), step)
-        if batch.chosen is not None:
-            self._shard.move_selection_biases(batch.chosen, recipe.selection_bias_rate)
-
-    def _gradients(self, tokens_BL: Tensor) -> Batch:
-        while True:
-            try:
-                return add_gradients(self._shard, tokens_BL, self.micro_batch, self._stop_if_told)
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
-                    raise
-                if self.micro_batch == 1:
-                    raise TrainingFailedError("one sequence does not fit in this machine's memory") from error
-            self.micro_batch = (self.micro_batch + 1) // 2
+        while (batch := self._tried(step, tokens_BL)) is None:
+            self.micro_batch = _halved(self.micro_batch)
             self.recut = self.recut or bool(self._losses)
             self._optimizer.drop_gradients()
-            if self._device.startswith("cuda"):
-                torch.cuda.empty_cache()
+            _free_caches(self._device)
+        self._losses.append(batch.nll)
+        if batch.chosen is not None:
+            self._shard.move_selection_biases(batch.chosen, self.lease.recipe.selection_bias_rate)
+
+    def _tried(self, step: int, tokens_BL: Tensor) -> Batch | None:
+        """The step, taken; None where memory ran out before it had moved anything."""
+        self._optimizer.begin(warmup_factor(step, self.lease.recipe.warmup_steps), step)
+        try:
+            if self._by_layers is not None:
+                return step_by_layers(self._by_layers, tokens_BL, self.micro_batch, self._optimizer, self._stop_if_told)
+            batch = add_gradients(self._shard, tokens_BL, self.micro_batch, self._stop_if_told)
+            self._optimizer.take_norms()
+            self._optimizer.step_complete()
+            return batch
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if self.micro_batch == 1:
+                where = "in the middle of a step, one sequence at a time" if self._optimizer.has_moved else ""
+                raise TrainingFailedError(where or "one sequence does not fit in this machine's memory") from error
+        # here, and not above: what the error holds on to is the memory that is missing
+        if self._optimizer.has_moved:
+            raise _HalfSteppedError(_halved(self.micro_batch))
+        return None
 
     def _stop_if_told(self) -> None:
         if self._should_stop():
-            raise TrainingStopped(f"lease {self._lease.lease_id} was stopped")
+            raise TrainingStopped(f"lease {self.lease.lease_id} was stopped")
 
     def state(self, done: int, train_s: float) -> LocalState:
         """Everything that the steps after the first `done` depend on."""
@@ -239,13 +288,14 @@ class _InnerLoop:
                 self._optimizer.state_of(parameter)[name] = value.to(parameter.device)
         self._losses = list(state.tensors["losses"].to(self._device).unbind())
         torch.set_rng_state(state.tensors["rng"])
-        self.micro_batch, self.recut = state.micro_batch, state.recut
+        self.micro_batch = min(state.micro_batch, self._most)
+        self.recut = state.recut or self.micro_batch != state.micro_batch
         return state.step
 
     def read_loss(self, step: int) -> float:
         loss = float(self._losses[step])
         if not math.isfinite(loss):
-            raise TrainingFailedError(f"training loss is {loss} at step {step + 1} of {self._lease.inner_steps}")
+            raise TrainingFailedError(f"training loss is {loss} at step {step + 1} of {self.lease.inner_steps}")
         return loss
 
     def finite_losses(self) -> tuple[float, float]:
@@ -256,9 +306,13 @@ class _InnerLoop:
         return float(losses[0]), float(losses[-5:].mean())
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # The CPU allocator raises a plain RuntimeError; only its text tells.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _halved(micro_batch: int) -> int:
+    return (micro_batch + 1) // 2
+
+
+def _free_caches(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
 
 
 def pseudo_gradient_of(start: Blocks, shard: TrainedShard) -> dict[BlockId, dict[str, Tensor]]:

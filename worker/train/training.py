@@ -31,6 +31,7 @@ from worker.outbox import Outbox, Submission
 from worker.ports import Progress
 from worker.progress import Reporter
 from worker.train.daily_writes import DailyWrites
+from worker.train.fitting import Fitting
 from worker.train.lease_state import LeaseKeeper, computation_of
 from worker.train.mapped import mapped_block
 from worker.train.residuals import Coded, coded
@@ -71,6 +72,7 @@ class TrainingRoom:
         self._job: _Job | None = None
         self._shard: ShardModel | None = None
         self._writes = DailyWrites(options.progress_bytes_a_day)
+        self._fitting = Fitting()
 
     @property
     def progress(self) -> Progress:
@@ -143,11 +145,14 @@ class TrainingRoom:
             lease,
             sequences_NL,
             device=self._machine.device,
-            micro_batch=schedule.micro_batch,
+            micro_batch=self._fitting.at_most(lease, schedule),
+            by_layers=shard.layerwise(on_host=schedule.inputs_on_host) if schedule.by_layers else None,
             on_step=self._on_step(job, lease.batch_sequences * length, lease.inner_steps),
             should_stop=job.stop.is_set,
             keeper=self._keeper(job),
+            restore=lambda: shard.load(start),
         )
+        self._fitting.note(lease, schedule, metrics.micro_batch)
         shard.let_go()
         result = LeaseResult(pseudo_gradient=pseudo_gradient_of(start, shard), metrics=metrics)
         if self._options.trainer_hook is not None:

@@ -1,0 +1,146 @@
+"""Gradients taken layer by layer are those of whole passes, to the bit, and never more than a layer's are there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from moe.families import Family
+from moe.layer_cut import standing_in, why_not_by_layers
+from moe.layout import Layout
+from moe.recomputed import layers_of
+from moe.shard import ShardModel, build_shard
+from moe.stand_ins import DECODED, DEVICE, HOST, MAPPED, StandIns
+from moe.weighing import can_go_by_layers, saved_by_layers, weighed
+from protocol.errors import LocalError
+from tests.moe.conftest import fresh
+from worker.train.batch import add_gradients
+
+HELD = [0, 1, 3, 4]
+NOT_A_CHAIN = {
+    "gemma4_text": "its layers hand keys and values on",
+    "inkling2_text": "its layers are given more that is trained",
+    "glm_moe_dsa": "its layers answer choices of tokens, too",
+    "hy_v4": "likewise",
+}
+Gradients = dict[str, torch.Tensor]
+
+
+def taken(shard: ShardModel) -> Gradients:
+    """Those that are there, which are then there no longer."""
+    found = {name: one.grad for name, one in shard.module.named_parameters() if one.grad is not None}
+    for parameter in shard.parameters():
+        parameter.grad = None
+    return found
+
+
+def by_layers(
+    shard: ShardModel, tokens: torch.Tensor, micro_batch: int, **options: bool
+) -> tuple[Any, list[Gradients]]:
+    """Mean loss, and each stage's gradients."""
+    model = shard.layerwise(**options)
+    parts = [model.forward(part, len(part) / len(tokens)) for part in torch.split(tokens, micro_batch)]
+    first = [taken(shard) for _ in model.backward(parts, lambda: None, is_last=False)]
+    again = [taken(shard) for _ in model.backward(parts, lambda: None)]
+    assert all(same(one, other) for one, other in zip(first, again, strict=True)), "the second time is as the first"
+    assert all(call is None for part in parts for call in part.calls), "and nothing is kept after it"
+    return sum(part.nll * part.share for part in parts), again
+
+
+def same(ours: Gradients, theirs: Gradients) -> bool:
+    return set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("masters", ["fp32", "bf16"])
+def test_gradients_are_the_same_to_the_bit(family: Family, cut: Layout, tokens: Any, masters: str) -> None:
+    blocks = {block: tensors for block, tensors in fresh(cut).items() if block in cut.needed_blocks(HELD)}
+    shard = build_shard(cut, HELD, blocks, masters=masters)
+    assert can_go_by_layers(cut) == (family.model_type not in NOT_A_CHAIN)
+    if family.model_type in NOT_A_CHAIN:
+        assert why_not_by_layers(shard.module.to("meta"))
+        return
+    micro_batch = 4 if masters == "bf16" else 3
+    batch = add_gradients(shard, tokens, micro_batch)
+    whole = taken(shard)
+    nll, stages = by_layers(shard, tokens, micro_batch)
+    found = {name: tensor for stage in stages for name, tensor in stage.items()}
+    assert sum(map(len, stages)) == len(found), "each at one stage only"
+    assert same(found, whole)
+    assert torch.equal(nll, batch.nll)
+    layers = len(layers_of(shard.module))
+    assert len(stages) == layers + 2
+    for stage in stages:
+        numbers = {name.split(".layers.")[1].split(".")[0] for name in stage if ".layers." in name}
+        assert len(numbers) <= 1, "of one layer"
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe"], indirect=True)
+def test_the_model_is_as_it_was(frozen: Layout, tokens: Any) -> None:
+    shard = build_shard(frozen, HELD, fresh(frozen))
+    add_gradients(shard, tokens, 3)
+    before = taken(shard)
+    by_layers(shard, tokens, 2, on_host=True)
+    assert all("forward" not in layer.__dict__ for layer in layers_of(shard.module))
+    add_gradients(shard, tokens, 3)
+    assert same(taken(shard), before)
+
+    def broken(*_given: Any) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError), standing_in(layers_of(shard.module), broken):
+        shard.loss(tokens)
+    assert all("forward" not in layer.__dict__ for layer in layers_of(shard.module))
+
+
+@pytest.mark.parametrize("family", ["glm_moe_dsa"], indirect=True)
+def test_what_is_no_chain_is_refused(frozen: Layout, tokens: Any) -> None:
+    shard = build_shard(frozen, HELD, fresh(frozen))
+    with pytest.raises((LocalError, ValueError)):
+        shard.layerwise().forward(tokens, 1.0)
+
+
+@pytest.mark.parametrize("family", ["olmoe"], indirect=True)
+def test_routers_that_choose_otherwise_the_second_time_are_not_asked(
+    frozen: Layout, tokens: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = build_shard(frozen, HELD, fresh(frozen))
+    shard.balance_coefficient = 0.0
+    _, once = by_layers(shard, tokens, 2)
+    model, honest = shard.layerwise(), torch.topk
+    parts = [model.forward(part, 0.5) for part in torch.split(tokens, 2)]
+
+    def unsteady(*arguments: Any, **named: Any) -> Any:
+        values, places = honest(*arguments, **named)
+        return torch.return_types.topk((values, places.flip(0)))
+
+    stages = model.backward(parts, lambda: None)
+    next(stages)  # the balance loss has been counted
+    taken(shard)
+    monkeypatch.setattr(torch, "topk", unsteady)
+    assert all(same(taken(shard), stage) for _, stage in zip(stages, once[1:], strict=True))
+
+
+@pytest.mark.parametrize("family", ["mixtral"], indirect=True)
+def test_what_is_saved_is_what_is_never_there(frozen: Layout, tokens: Any) -> None:
+    shard = build_shard(frozen, HELD, fresh(frozen))
+    _, stages = by_layers(shard, tokens, 2)
+    sizes = [sum(tensor.nbytes for tensor in stage.values()) for stage in stages]
+    every = sum(one.gradient_bytes() for one in weighed(frozen, len(HELD)))
+    assert sum(sizes) == every
+    largest = max(one.gradient_bytes() for one in weighed(frozen, len(HELD)))
+    assert saved_by_layers(frozen, len(HELD), 0) == every - max(sizes) - largest
+    assert saved_by_layers(frozen, len(HELD), 1000) < saved_by_layers(frozen, len(HELD), 10)
+
+
+@pytest.mark.parametrize("place", [DEVICE, HOST, MAPPED, DECODED])
+@pytest.mark.parametrize("family", ["qwen3_moe"], indirect=True)
+def test_experts_that_lie_elsewhere_come_when_a_layer_is_computed_again(
+    frozen: Layout, tokens: Any, place: str
+) -> None:
+    shard = build_shard(frozen, HELD, fresh(frozen), stand_ins=StandIns(dtype="int4", place=place))
+    add_gradients(shard, tokens, 3)
+    whole = taken(shard)
+    _, stages = by_layers(shard, tokens, 3)
+    assert same({name: tensor for stage in stages for name, tensor in stage.items()}, whole)
