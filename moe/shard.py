@@ -1,8 +1,9 @@
 """A shard that can be trained: the trunk and some expert columns, with whatever stands in for the others.
 
 Decides how a lease's model is built, what of it is trained, and what its loss is. Holds always: the optimizer can see
-only what is held, and of that nothing that no gradient moves (selection biases, tables); the router's balance loss is
-part of the loss, and a function of the whole batch; `held_blocks` returns exactly what was trained.
+only what is held, and of that nothing that no gradient moves (selection biases, tables) or that the run's trunk mode
+leaves as it is; the router's balance loss is part of the loss, and a function of the whole batch; `held_blocks` returns
+exactly what was trained.
 
 Frozen: a model of full size, the other experts without gradients. Absent: a smaller model of the same class.
 """
@@ -22,10 +23,12 @@ from moe.balance import RoutedCounts, balance_loss, routed_counts
 from moe.blocks import Blocks, check_blocks, joined, part_of
 from moe.config import config_from_json
 from moe.experts import EXPERTS_IMPLEMENTATION, attach_experts
+from moe.factors import FACTOR
 from moe.head import Head
+from moe.held_trunk import HeldTrunk
 from moe.layout import Layout
-from moe.masters import FP32, Masters, compute_from_halves, masters_of
-from moe.optimised import ROUNDED, OptimiserGroups
+from moe.masters import Masters, masters_of
+from moe.optimised import FACTORS, ROUNDED, OptimiserGroups
 from moe.recomputed import Recomputation
 from moe.routing import LogitsTap, expert_modules
 from moe.selection import Choices, layer_of, move_biases
@@ -34,6 +37,7 @@ from moe.slots import behind_slots, experts_of, slot_order
 from moe.undispatched import attach_undispatched
 from protocol.errors import LocalError
 from protocol.ids import TRUNK, BlockId, column_block
+from protocol.lease import ALL_OF_TRUNK, TrunkPart
 from protocol.recipe import BF16_MASTERS
 from protocol.residency import FROZEN
 from protocol.submission import Blocks as AnyBlocks
@@ -61,10 +65,11 @@ class ShardModel:
         layout: Layout,
         columns: tuple[int, ...],
         compute_dtype: torch.dtype | None,
-        masters: Masters = FP32,
+        trunk: HeldTrunk,
     ) -> None:
         self.module = module
-        self.masters = masters
+        self._trunk = trunk
+        self.masters = trunk.masters
         self.layout = layout
         self.columns = columns
         self.compute_dtype = compute_dtype
@@ -75,14 +80,17 @@ class ShardModel:
         self._head = Head(module)
         self._recomputation = Recomputation(module)
         self._tensors = own_tensors(module)
-        biases = {name: tensor for name, tensor in self._tensors.items() if name in layout.selection_biases}
+        biases = {
+            name: tensor for name, tensor in self._tensors.items() if name in layout.selection_biases - trunk.still
+        }
         self.selection_biases: tuple[Tensor, ...] = tuple(tensor.requires_grad_(False) for tensor in biases.values())
         """What `move_selection_biases` moves, by layer; no gradient reaches it."""
         self._choices = _choices_of(module, biases) if biases else None
 
-    def serves(self, columns: tuple[int, ...], masters: str) -> bool:
-        """Whether `load` makes of it a shard of these columns and of a recipe with these `masters`."""
-        return self.columns == columns and bool(self.masters.rounded) == (masters == BF16_MASTERS)
+    def serves(self, columns: tuple[int, ...], masters: str, trunk: TrunkPart = ALL_OF_TRUNK) -> bool:
+        """Whether `load` makes of it a shard of these columns, of a recipe with these `masters` and of that trunk."""
+        alike = self.columns == columns and self._trunk.part == trunk
+        return alike and bool(self.masters.rounded) == (masters == BF16_MASTERS)
 
     @property
     def device(self) -> torch.device:
@@ -118,7 +126,8 @@ class ShardModel:
         sorter = OptimiserGroups(self.module, self.layout.family)
         for name, parameter in self.module.named_parameters():
             if parameter.requires_grad:
-                kinds.setdefault(sorter.kind(name, parameter), []).append(parameter)
+                kind = FACTORS if name.endswith(FACTOR) else sorter.kind(name, parameter)
+                kinds.setdefault(kind, []).append(parameter)
         decayed = {"lr": lr, "weight_decay": weight_decay}
         routers = {"lr": lr * router_lr_scale}
         lying = {"transposed": sorter.transposed, "interleaved": sorter.interleaved}
@@ -126,6 +135,7 @@ class ShardModel:
             {"name": "matrices", **decayed, "parts": 1},
             {"name": "turned", **decayed, "parts": 1, "transposed": True},
             {"name": "fused", **decayed, "parts": 2, **lying},
+            {"name": FACTORS, "lr": lr, "weight_decay": 0.0, "parts": 1},
             {"name": "head", **decayed},
             {"name": "routers", **routers, "weight_decay": weight_decay},
             {"name": "router_vectors", **routers, "weight_decay": 0.0},
@@ -181,8 +191,9 @@ class ShardModel:
         return output, logits_by_layer
 
     def held(self) -> Iterator[tuple[BlockId, dict[str, Tensor]]]:
-        """What is held, by block: the present weights themselves, where they are and as they are kept."""
-        yield TRUNK, {spec.name: self._tensors[spec.name].detach() for spec in self.layout.trunk}
+        """What is trained, by block: the present weights, where they are and as they are kept; factors for matrices."""
+        if sent := self._trunk.sent(self._tensors):
+            yield TRUNK, sent
         for slot, column in enumerate(self.columns):
             yield column_block(column), {spec.name: self._row(spec.name, slot) for spec in self.layout.column}
 
@@ -190,12 +201,15 @@ class ShardModel:
         """What is held, as blocks in fp32 on the CPU with memory of their own: exactly the present weights."""
         return {block: {name: _exact(tensor) for name, tensor in tensors.items()} for block, tensors in self.held()}
 
+    def begun(self, name: str, value: Tensor) -> Tensor:
+        """What training began with of what `held` gives under `name`, where a version has `value` of that tensor."""
+        return self._trunk.begun(name, value)
+
     @torch.no_grad()
     def load(self, blocks: AnyBlocks) -> None:
         """Take the weights of `blocks` (those that `build_shard` would want), in place."""
         _check_given(self.layout, self.columns, blocks)
-        for spec in self.layout.trunk:
-            self._tensors[spec.name].copy_(self.masters.begun(spec.name, blocks[TRUNK][spec.name]))
+        self._trunk.load(self._tensors, blocks[TRUNK])
         order = slot_order(self.layout, self.columns)
         for spec in self.layout.column:
             behind = behind_slots(self.module, spec.name)
@@ -229,11 +243,13 @@ def build_shard(
     compute_dtype: torch.dtype | None = None,
     seed: int = 0,
     masters: str = "fp32",
+    trunk: TrunkPart = ALL_OF_TRUNK,
 ) -> ShardModel:
     """The shard of `columns`. Needs every block where the others are frozen, else the trunk and the held columns.
 
     `compute_dtype` (bf16 on GPUs that have it) is what matrices are multiplied in; `masters`, a recipe's, is what
-    weights are trained in. `seed` seeds torch, so that a lease starts from the same state of chance on any machine.
+    weights are trained in, `trunk`, a lease's, what of the trunk is. `seed` seeds torch, so that a lease starts from
+    the same state of chance on any machine.
     """
     held = layout.check_columns(columns)
     _check_given(layout, held, blocks)
@@ -248,15 +264,15 @@ def build_shard(
     everything = dtype == torch.float32 and len(held) == values["num_experts"]
     plain = everything and not family.undispatched and all(part.matrices for part in family.experts)
     module = meta_model(config_from_json(values), PLAIN_EXPERTS if plain else EXPERTS_IMPLEMENTATION)
-    kept = masters_of(module, family, masters)
-    begun = {spec.name: kept.begun(spec.name, blocks[TRUNK][spec.name]) for spec in layout.trunk}
-    tensors = {name: tensor.to(where, copy=name not in kept.rounded) for name, tensor in begun.items()}
+    own = HeldTrunk(layout, trunk, masters_of(module, family, masters), dtype)
+    kept = own.masters
+    tensors = {spec.name: own.tensor(spec.name, blocks[TRUNK][spec.name], where) for spec in layout.trunk}
     tensors |= _column_tensors(layout, held, blocks, where, dtype, kept)
     if not plain:
         _attach_all(module, layout, held, tensors, blocks, kept)
     materialise(module, tensors, layout.tied, where)
-    compute_from_halves(module)
-    return ShardModel(module, layout, held, compute_dtype, kept).train()
+    own.begin(module)
+    return ShardModel(module, layout, held, compute_dtype, own).train()
 
 
 def _column_tensors(

@@ -21,6 +21,11 @@ BF16_MASTERS: Final = "bf16"
 MomentsName = Literal["fp32", "compact"]
 MOMENTS: Final[tuple[MomentsName, ...]] = get_args(MomentsName)
 COMPACT: Final = "compact"
+TrunkName = Literal["trained", "lora", "frozen"]
+TRUNKS: Final[tuple[TrunkName, ...]] = get_args(TrunkName)
+WHOLE_TRUNK: Final = "trained"
+LORA_TRUNK: Final = "lora"
+FROZEN_TRUNK: Final = "frozen"
 
 MAX_INNER_STEPS: Final = 100_000
 """DiLoCo's longest published inner loop is 2,000; two orders above that is an attack."""
@@ -68,6 +73,14 @@ class Recipe:
     lease: half the memory. Norms, biases and routers stay fp32."""
     moments: str = _one_of("fp32", MOMENTS)
     """What the optimizer remembers in: `fp32`; or `compact`: Muon's momentum in bf16, AdamW's moments in 8 bits."""
+    trunk: str = _one_of(WHOLE_TRUNK, TRUNKS)
+    """What of the trunk is trained: `trained`: all of it; `lora`: factors of low rank in place of its large matrices,
+    and norms, biases and routers; `frozen`: nothing, and submissions hold expert columns alone. The last two are for a
+    model that was trained before."""
+    lora_rank: int = _within(16, 1, 1024)
+    """Rank of what a lease adds to a matrix of a `lora` trunk."""
+    lora_lr_scale: float = _within(1.0, 1e-6, 1000.0)
+    """Learning rate of a `lora` trunk's factors as a share of their optimizer's."""
 
     @property
     def rounds_at_random(self) -> bool:

@@ -157,6 +157,7 @@ class Membership:
         found, recipe = pb.RunDescription(), self._run.pump.engine.state.config.inner
         found.CopyFrom(self._unchanging)
         found.optimizer, found.masters, found.moments = recipe.optimizer, recipe.masters, recipe.moments
+        found.trunk, found.lora_rank = recipe.trunk, recipe.lora_rank
         if self._run.settings.residency == FROZEN:
             found.frozen_codec = self._run.pump.engine.state.config.down.frozen_codec
         return found

@@ -172,6 +172,8 @@ class WorkerRecord:
 
     residuals: dict[BlockId, Digest] = field(default_factory=dict)
     """What the newest encoding of each block of its newest lease left with it (residuals.py)."""
+    residual_lora_seed: int = 0
+    """`lora_seed` of that lease: of a `lora` trunk's factors it is what is left of those."""
     residual_age: int = 0
     """Of its newest commit, as in `LeaseRecord`."""
     residual_reach: float = 0.0

@@ -16,6 +16,7 @@ from coordinator.settings import RunSettings
 from protocol.codecs import CODECS
 from protocol.errors import ConfigError
 from protocol.ids import RunId
+from protocol.recipe import WHOLE_TRUNK
 
 if TYPE_CHECKING:
     from coordinator.datasets import Dataset
@@ -29,6 +30,7 @@ def check_beginning(settings: RunSettings) -> Layout:
 
     cut = _layout_of(settings)
     _check_length(cut, settings)
+    _check_trunk(settings)
     if not is_prepared(settings.data):
         parse_source(settings.data)
         return cut
@@ -104,6 +106,15 @@ def _layout_of(settings: RunSettings) -> Layout:
     from moe.presets import preset
 
     return layout(preset(str(settings.preset)), settings.residency)
+
+
+def _check_trunk(settings: RunSettings) -> None:
+    mode = settings.engine.get("inner", {}).get("trunk", WHOLE_TRUNK)
+    if settings.checkpoint is None and mode != WHOLE_TRUNK:
+        raise ConfigError(
+            f"inner.trunk is {mode}, and the model begins with random weights, which nobody would train: begin with a "
+            "checkpoint (`barnraise pretrain` makes one)"
+        )
 
 
 def _check_length(cut: Layout, settings: RunSettings) -> None:

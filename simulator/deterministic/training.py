@@ -227,9 +227,9 @@ class RealWork:
 
     def _holding(self, lease: Lease, start: Blocks) -> ShardModel:
         shard = self._shards.get(lease.columns)
-        if shard is None or not shard.serves(lease.columns, lease.recipe.masters):
+        if shard is None or not shard.serves(lease.columns, lease.recipe.masters, lease.trunk):
             shard = self._shards[lease.columns] = build_shard(
-                self.layout, lease.columns, start, seed=lease.seed, masters=lease.recipe.masters
+                self.layout, lease.columns, start, seed=lease.seed, masters=lease.recipe.masters, trunk=lease.trunk
             )
         else:
             shard.load(start)

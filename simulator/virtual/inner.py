@@ -44,7 +44,7 @@ class Shards:
         """The shard of `lease`, holding `start`."""
         columns, masters = lease.columns, lease.recipe.masters
         shard = self._built.pop(columns, None)
-        if shard is None or not shard.serves(columns, masters):
+        if shard is None or not shard.serves(columns, masters, lease.trunk):
             shard = build_shard(
                 self.layout,
                 columns,
@@ -53,6 +53,7 @@ class Shards:
                 compute_dtype=self._compute_dtype,
                 seed=lease.seed,
                 masters=masters,
+                trunk=lease.trunk,
             )
         else:
             shard.load(start)
@@ -147,6 +148,7 @@ class KeptMoments:
             device=shards.device,
             seed=lease.seed,
             masters=lease.recipe.masters,
+            trunk=lease.trunk,
         )
         self._own[worker] = shard, InnerOptimizer(shard, lease.recipe, lease.seed), lease.recipe.learning_rate
         return self._own[worker]

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol, cast
 import torch
 from torch import Tensor
 
-from moe.optimised import MATRICES
+from moe.optimised import FACTORS, MATRICES
 from moe.weighing import MATRICES_AT_ONCE
 from protocol.errors import LocalError
 from protocol.recipe import BF16_MASTERS, COMPACT, MUON, Recipe
@@ -47,6 +47,9 @@ class InnerOptimizer:
             router_lr_scale=recipe.router_lr_scale,
             weight_decay=recipe.weight_decay,
         )
+        for group in groups:
+            group["share"] = recipe.lora_lr_scale if group.get("name") == FACTORS else 1.0
+            group["lr"] *= group["share"]
         matrices = [group for group in groups if recipe.optimizer == MUON and group["name"] in MATRICES]
         others = [group for group in groups if not any(group is taken for taken in matrices)]
         self.parameters: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
@@ -55,7 +58,7 @@ class InnerOptimizer:
         self._seed = seed
         self._optimizers: list[torch.optim.Optimizer] = []
         if matrices:
-            by_muon = [{**group, "lr": recipe.muon_learning_rate} for group in matrices]
+            by_muon = [{**group, "lr": recipe.muon_learning_rate * group["share"]} for group in matrices]
             kept_in = torch.bfloat16 if recipe.moments == COMPACT else torch.float32
             self._optimizers.append(Muon(by_muon, momentum=recipe.muon_momentum, kept_in=kept_in))
         if any(group["params"] for group in others):

@@ -86,7 +86,7 @@ class LeaseReplay:
     def _loaded(self, lease: Lease, start: Blocks, here: ArithmeticClass) -> ShardModel:
         dtype = _REPLAYED_IN.get(here.dtype, self._compute_dtype)
         same = self._shard is not None and self._shard.compute_dtype == dtype
-        if self._shard is not None and same and self._shard.serves(lease.columns, lease.recipe.masters):
+        if self._shard is not None and same and self._shard.serves(lease.columns, lease.recipe.masters, lease.trunk):
             self._shard.load(start)
             return self._shard
         self._shard = None  # free the old one before the new one is built: both might not fit
@@ -98,6 +98,7 @@ class LeaseReplay:
             compute_dtype=dtype,
             seed=lease.seed,
             masters=lease.recipe.masters,
+            trunk=lease.trunk,
         )
 
 

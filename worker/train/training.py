@@ -152,7 +152,7 @@ class TrainingRoom:
 
     def _loaded_shard(self, job: _Job, start: Blocks) -> ShardModel:
         lease, run = job.fetched.lease, job.fetched.run
-        if self._shard is not None and self._shard.serves(lease.columns, lease.recipe.masters):
+        if self._shard is not None and self._shard.serves(lease.columns, lease.recipe.masters, lease.trunk):
             self._shard.load(start)
         else:
             self._shard = None  # free the old one before the new one is built: both would not fit
@@ -164,12 +164,15 @@ class TrainingRoom:
                 compute_dtype=self._machine.compute_dtype,
                 seed=lease.seed,
                 masters=lease.recipe.masters,
+                trunk=lease.trunk,
             )
         return self._shard
 
     def _keeper(self, job: _Job) -> LeaseKeeper:
         lease, run, disk = job.fetched.lease, job.fetched.run, self._disk
-        submission_bytes = payload_size(submission_specs(run.layout, lease.columns), codec_named(lease.codec))
+        submission_bytes = payload_size(
+            submission_specs(run.layout, lease.columns, lease.trunk), codec_named(lease.codec)
+        )
 
         def told(reason: str) -> None:
             self._reporter.say("progress_not_kept", reason, reason=reason)
