@@ -119,7 +119,8 @@ class ShardModel:
         """Optimizer groups over what is held: matrices, the head, routers (their own rate), and what does not decay.
 
         Matrices, head and routers decay. Norm scales, biases, embeddings (with a tied head) and what else is a vector
-        do not: decaying a scale or a rare token's row pulls it to zero for reasons that are not in the data. A matrix
+        do not: decaying a scale or a rare token's row pulls it to zero for reasons that are not in the data. Nor do
+        factors: at zero is what the lease began with, and decay would take back what it has learnt. A matrix
         group says how its parameters lie, as `worker.train.optimizer.Muon` reads it; `rounded`: to bf16 after a step.
         """
         kinds: dict[str, list[nn.Parameter]] = {}
@@ -135,7 +136,7 @@ class ShardModel:
             {"name": "matrices", **decayed, "parts": 1},
             {"name": "turned", **decayed, "parts": 1, "transposed": True},
             {"name": "fused", **decayed, "parts": 2, **lying},
-            {"name": FACTORS, "lr": lr, "weight_decay": 0.0, "parts": 1},
+            {"name": FACTORS, "lr": lr, "weight_decay": 0.0},
             {"name": "head", **decayed},
             {"name": "routers", **routers, "weight_decay": weight_decay},
             {"name": "router_vectors", **routers, "weight_decay": 0.0},

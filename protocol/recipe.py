@@ -80,7 +80,7 @@ class Recipe:
     lora_rank: int = _within(16, 1, 1024)
     """Rank of what a lease adds to a matrix of a `lora` trunk."""
     lora_lr_scale: float = _within(1.0, 1e-6, 1000.0)
-    """Learning rate of a `lora` trunk's factors as a share of their optimizer's."""
+    """Learning rate of a `lora` trunk's factors, which AdamW trains beside Muon, too, as a share of AdamW's."""
 
     @property
     def rounds_at_random(self) -> bool:

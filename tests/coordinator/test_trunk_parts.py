@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from coordinator.edge.residuals import residual_bytes
 from coordinator.engine.commands import CompareSubmissions, Contribution
 from coordinator.engine.events import LeaseReplayed
 from coordinator.engine.lease import GrantedLease
+from coordinator.engine.rows import LeaseRecord
 from coordinator.run.folder import RunFolder
 from coordinator.work.resident import MappedVersion, ResidentModel
 from moe.factors import fixed_factor
@@ -143,6 +145,18 @@ def test_the_resident_model_has_the_base_where_a_submission_has_nothing(bench: B
     for other, tensor in first.blocks[TRUNK].items():
         expected = tensor - 0.5 if other == name else tensor
         assert torch.equal(held[other].detach(), expected), other
+
+
+def test_a_residual_has_the_size_of_what_is_sent(bench: Bench) -> None:
+    digests = tuple(map(Digest, "abc"))
+    record = LeaseRecord(lease=leased(1, LORA), residuals_in=(Digest(""),) * 3, residuals_out=digests)
+    sizes = [residual_bytes(bench.layout, record, digest) for digest in digests]
+    specs = [bench.layout.sent_specs(block, LORA) for block in record.lease.blocks]
+    for size, of_block in zip(sizes, specs, strict=True):
+        assert 0 < size - sum(spec.payload_bytes for spec in of_block) < 8192
+    assert sizes[0] < bench.layout.block_bytes(TRUNK)
+    frozen = LeaseRecord(lease=leased(1, FROZEN), residuals_in=(Digest(""),) * 2, residuals_out=digests[:2])
+    assert [residual_bytes(bench.layout, frozen, digest) for digest in digests[:2]] == sizes[1:]
 
 
 def test_an_auditors_factors_are_held_against_what_was_sent(bench: Bench) -> None:

@@ -119,7 +119,7 @@ def trunk_digests(run: OpenedRun) -> list[str]:
         ({"trunk": "lora", "lora_rank": 4, "lora_epoch_rounds": 2}, "bf16"),
         ({"trunk": "lora", "lora_rank": 4, "lora_epoch_rounds": 2, "optimizer": "adamw"}, "two_bit"),
     ],
-    ids=["frozen", "lora", "lora with feedback"],
+    ids=["frozen", "lora", "feedback"],
 )
 def test_it_learns_the_honest_are_accepted_audits_agree_and_a_liar_is_refused(
     tmp_path: Path, base: Path, data: Path, inner: dict[str, Any], codec: str

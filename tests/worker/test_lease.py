@@ -49,6 +49,9 @@ def test_an_honest_lease_passes() -> None:
         ("optimizer", "sgd"),
         ("masters", "fp8"),
         ("moments", "none"),
+        ("trunk", "half"),
+        ("lora_rank", 1 << 20),
+        ("lora_lr_scale", 0.0),
         ("muon_learning_rate", 0.0),
         ("muon_momentum", 1.0),
         ("codec", ""),
@@ -103,6 +106,8 @@ def run_message(**changes: Any) -> pb.RunDescription:
         ("optimizer", "sgd"),
         ("masters", "fp8"),
         ("moments", "none"),
+        ("trunk", "half"),
+        ("lora_rank", 1 << 20),
     ],
 )
 def test_a_run_that_makes_no_sense_is_refused(field: str, value: Any) -> None:
@@ -115,6 +120,7 @@ def test_what_a_lease_takes_in_memory_is_told_with_the_run() -> None:
     told = description_from_message(run_message(masters="bf16", moments="compact", optimizer="adamw")).recipe
     assert told == Recipe(masters="bf16", moments="compact", optimizer="adamw")
     assert description_from_message(run_message()).recipe == Recipe()
+    assert description_from_message(run_message(trunk="lora", lora_rank=3)).recipe == Recipe(trunk="lora", lora_rank=3)
 
 
 def test_text_from_the_network_cannot_steer_a_terminal() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Callable
 from functools import partial
@@ -14,17 +15,24 @@ import torch
 from numpy.typing import NDArray
 
 from aggregation.replayed import replay_distance
-from moe.layout import Layout, block_tensor_specs, submission_specs
+from coordinator.run.folder import init_run
+from coordinator.settings import RunSettings
+from moe.export import export_checkpoint
+from moe.full import initial_blocks
+from moe.layout import Layout, block_tensor_specs, layout, submission_specs
+from moe.presets import preset
 from moe.shard import build_shard
 from moe.weighing import weighed
-from protocol.codecs import FP32
+from protocol.codecs import BF16, FP32
 from protocol.errors import MalformedMessage
 from protocol.ids import TRUNK, BlockId, Digest
 from protocol.lease import Lease
 from protocol.recipe import OPTIMIZERS
 from protocol.tensors import payload_size
+from tests.worker.conftest import Swarm, served
 from tests.worker.leases import lease_message, read_lease
 from worker.allowance import lease_bytes
+from worker.messages import EXIT_OK
 from worker.train.lease_state import LeaseKeeper, LeaseStates, computation_of
 from worker.train.optimizer import InnerOptimizer
 from worker.train.replay import replay_lease
@@ -160,3 +168,30 @@ def test_a_worker_refuses_leases_that_are_none() -> None:
         read_lease(lease_message(trunk="frozen", residuals=["", "", ""]))
     assert read_lease(lease_message(trunk="frozen", residuals=["", ""])).blocks == ("column.0", "column.2")
     assert read_lease(lease_message(trunk="lora", lora_rank=3, lora_seed=2**63)).trunk.seed == 2**63
+
+
+@pytest.mark.parametrize("trunk", ["lora", "frozen"])
+async def test_a_worker_and_a_coordinator_agree_on_it_over_the_wire(tmp_path: Path, corpus: Path, trunk: str) -> None:
+    cut, base = layout(preset("tiny"), "frozen"), tmp_path / "base"
+    export_checkpoint(initial_blocks(preset("tiny"), cut, 1), cut, base)
+    settings = RunSettings(
+        checkpoint=str(base), data=str(corpus), port=0, sequence_length=32, heldout_limit=4, screening_sequences=4,
+        engine={
+            "max_rounds": 1, "gather_s": 0.0, "heartbeat_interval_s": 0.1, "heartbeat_misses": 100.0,
+            "screening": {"enabled": False},
+            "inner": {"inner_steps": 2, "batch_sequences": 2, "trunk": trunk, "lora_rank": 4},
+        },
+    )  # fmt: skip
+    folder = await asyncio.to_thread(init_run, tmp_path / "run", settings)
+    async with served(Swarm(folder, tmp_path)) as swarm:
+        _, told, task = swarm.agent()
+        async with asyncio.timeout(120):
+            ended = await task
+        assert (ended.exit_code, len(told.texts("submission_accepted"))) == (EXIT_OK, 1), told.events
+        assert swarm.server is not None
+        state = swarm.server._run.pump.engine.state
+        (record,) = [one for one in state.leases.values() if one.verdict is not None]
+        assert record.lease.trunk.mode == trunk
+        sent = payload_size(submission_specs(cut, record.lease.columns, record.lease.trunk), BF16)
+        assert record.payload_bytes == sent < payload_size(submission_specs(cut, record.lease.columns), BF16)
+        assert state.version == 1

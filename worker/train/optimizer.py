@@ -1,4 +1,4 @@
-"""The inner optimizer: AdamW over everything that is held, or Muon over its matrices and AdamW over the rest.
+"""The inner optimizer: AdamW over all that is trained, or Muon over its matrices and AdamW over the rest, factors too.
 
 Decides how a gradient becomes an update, from the recipe and nothing else. Holds always: only held parameters
 are seen; state starts fresh; everything that the next step depends on is in `state_of`, but for random bits, which
@@ -48,8 +48,8 @@ class InnerOptimizer:
             weight_decay=recipe.weight_decay,
         )
         for group in groups:
-            group["share"] = recipe.lora_lr_scale if group.get("name") == FACTORS else 1.0
-            group["lr"] *= group["share"]
+            if group.get("name") == FACTORS:
+                group["lr"] *= recipe.lora_lr_scale
         matrices = [group for group in groups if recipe.optimizer == MUON and group["name"] in MATRICES]
         others = [group for group in groups if not any(group is taken for taken in matrices)]
         self.parameters: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
@@ -58,7 +58,7 @@ class InnerOptimizer:
         self._seed = seed
         self._optimizers: list[torch.optim.Optimizer] = []
         if matrices:
-            by_muon = [{**group, "lr": recipe.muon_learning_rate * group["share"]} for group in matrices]
+            by_muon = [{**group, "lr": recipe.muon_learning_rate} for group in matrices]
             kept_in = torch.bfloat16 if recipe.moments == COMPACT else torch.float32
             self._optimizers.append(Muon(by_muon, momentum=recipe.muon_momentum, kept_in=kept_in))
         if any(group["params"] for group in others):
