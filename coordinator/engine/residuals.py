@@ -57,23 +57,34 @@ def on_commit(turn: Turn, record: LeaseRecord) -> None:
     worker = turn.state.workers[record.lease.worker]
     goes_on = any(record.residuals_in)
     age = worker.residual_age + 1 if goes_on else 0
-    carried = STAYS_OF.get(record.lease.codec, STAYS) * worker.residual_reach if goes_on else 0.0
+    stays = STAYS_OF.get(record.lease.codec, STAYS)
+    carried = stays * worker.residual_reach if goes_on else 0.0
     left = dict(zip(record.lease.blocks, record.residuals_out, strict=True))
+    of_trunk = stays * worker.residual_trunk_reach if record.residuals_in[0] else 0.0
     turn.state.update_worker(
         worker.worker,
         residuals={**worker.residuals, **left},
         residual_lora_seed=record.lease.lora_seed,
         residual_age=age,
         residual_reach=max(pacing.reach(record.lease), carried),
+        residual_trunk_reach=max(pacing.reach(record.lease), of_trunk),
     )
-    turn.state.update_lease(record.lease.lease_id, residual_age=age, carried_reach=carried)
+    turn.state.update_lease(
+        record.lease.lease_id, residual_age=age, carried_reach=carried, carried_trunk_reach=of_trunk
+    )
 
 
 def norm_scale(config: EngineConfig, record: LeaseRecord, block: BlockId) -> float:
     """What brings the norm of `block`, as sent, to common steps and rates: by what was computed or, longer, by what a
     residual that went in brings along."""
     went_in = dict(zip(record.lease.blocks, record.residuals_in, strict=False))
-    return pacing.norm_scale(config, record.lease, record.carried_reach if went_in.get(block) else 0.0)
+    carried = record.carried_trunk_reach if is_of_factors(record, block) else record.carried_reach
+    return pacing.norm_scale(config, record.lease, carried if went_in.get(block) else 0.0)
+
+
+def is_of_factors(record: LeaseRecord, block: BlockId) -> bool:
+    """Whether what is sent of the block are factors, of which nothing outlives the fixed ones."""
+    return block == TRUNK and record.lease.recipe.trunk == LORA_TRUNK
 
 
 def on_refused_commit(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> None:
@@ -106,10 +117,13 @@ def _give_back(turn: Turn, record: LeaseRecord, back: Mapping[BlockId, Digest]) 
     """All of what was computed is in it, and of what it began with, not what an encoding leaves of that."""
     worker = turn.state.workers[record.lease.worker]
     seed = record.lease.lora_seed if TRUNK in back else worker.residual_lora_seed
-    whole = max(pacing.reach(record.lease), record.carried_reach) / STAYS_OF.get(record.lease.codec, STAYS)
+    stays, reach = STAYS_OF.get(record.lease.codec, STAYS), pacing.reach(record.lease)
+    whole = max(reach, record.carried_reach) / stays
+    of_trunk = max(reach, record.carried_trunk_reach) / stays if TRUNK in back else 0.0
     turn.state.update_worker(
         worker.worker,
         residuals={**worker.residuals, **back},
         residual_lora_seed=seed,
         residual_reach=max(worker.residual_reach, whole),
+        residual_trunk_reach=max(worker.residual_trunk_reach, of_trunk),
     )

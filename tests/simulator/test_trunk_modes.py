@@ -164,6 +164,8 @@ def test_fixed_factors_are_the_same_for_an_epoch_of_rounds_and_then_others(
     run, _, leases = played(tmp_path / "run", base, data, lora, screening={"enabled": False}, max_rounds=4)
     seeds: dict[int, set[int]] = {}
     for lease in leases:
+        if getattr(lease, "audits", None) is not None:
+            continue  # it says what an earlier round's did
         seeds.setdefault((lease.round - 1) // 2, set()).add(lease.lora_seed)
     assert sorted(seeds) == [0, 1]
     assert all(len(own) == 1 for own in seeds.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from coordinator.engine.commands import AggregateRound
 from coordinator.engine.config import InnerRecipe, check_config
 from coordinator.engine.draws import Draws
 from coordinator.engine.phases import Phase
+from coordinator.engine.residuals import norm_scale
 from coordinator.engine.schedules import lora_seed_of
 from protocol.errors import ConfigError
 from protocol.ids import TRUNK, RoundNumber, WorkerId
@@ -70,6 +72,10 @@ def test_what_was_lost_of_other_factors_is_not_named_any_more() -> None:
     assert third.residuals[0] == ""
     assert third.residuals[1:] == left(second)[1:], "columns are what they were"
     s.after(5.0).commit("a", third, **feeding_back(third))
+    record = s.record(third.lease_id)
+    assert record.carried_trunk_reach == 0.0 < record.carried_reach
+    longer = dataclasses.replace(record, residuals_in=left(second), carried_reach=1e9)
+    assert norm_scale(s.config, longer, TRUNK) > 1e6 * norm_scale(s.config, longer, third.blocks[1])
     s.give_back("a")
     assert s.engine.state.workers[WorkerId("a")].residual_lora_seed == third.lora_seed
     close_with(s, "b")
