@@ -124,9 +124,7 @@ def test_the_payload_is_what_the_lease_says_and_small(
     assert (TRUNK in lease.blocks) == (lease.recipe.trunk != "frozen")
     sent = payload_size(submission_specs(small_layout, lease.columns, lease.trunk), FP32)
     whole = payload_size(submission_specs(small_layout, lease.columns), FP32)
-    columns = payload_size(
-        [one for block in lease.blocks[-2:] for one in block_tensor_specs(small_layout, block)], FP32
-    )
+    columns = 2 * payload_size(block_tensor_specs(small_layout, lease.blocks[-1]), FP32)
     assert sent - columns < (whole - columns) / 4
     on_disk = lease_bytes(small_layout, "fp32", len(lease.columns), trunk=lease.trunk)[1]
     assert on_disk == 2 * sent
@@ -143,10 +141,8 @@ def test_memory_is_what_the_planner_reckons(
     inner = InnerOptimizer(shard, lease.recipe, lease.seed)
     shard.loss(torch.from_numpy(tokens[:4])).total.backward()
     gradients = sum(one.grad.nbytes for one in shard.module.parameters() if one.grad is not None)
-    own = {id(one): one for one in (*shard.module.parameters(), *shard.module.buffers())}
     trunk = [one for name, one in shard.module.named_parameters() if "mlp.experts" not in name]
     trunk += [one for name, one in shard.module.named_buffers() if name.endswith("lora_a")]
-    assert len(own) >= len(trunk)
     inner.step(1.0)
     state = sum(value.nbytes for one in inner.parameters for key, value in inner.state_of(one).items() if key != "step")
     tensors = list(weighed(frozen_layout, len(lease.columns), lease.recipe))
