@@ -162,6 +162,7 @@ class _Run:
             inner_steps=steps,
             batch_sequences=batch,
             recipe=lease_recipe(config, round_, steps),
+            lora_seed=number,
         )
 
     def sequences(self, lease: Lease) -> NDArray[np.int64]:
@@ -172,7 +173,7 @@ class _Run:
     def coded(self, lease: Lease, blocks: Blocks) -> Blocks:
         """What the coordinator reads of it."""
         codec = codec_named(self.codec)
-        specs = submission_specs(self.layout, lease.columns)
+        specs = submission_specs(self.layout, lease.columns, lease.trunk)
         return decode_submission(encode_submission(blocks, codec), specs, codec, lease.blocks)
 
 

@@ -6,14 +6,15 @@
 Every row is trained from the same first weights on equal tokens: centrally (the batch of all workers at each step),
 by one worker alone, and by swarms of the real engine, executor and trainer under a virtual clock
 (simulator/virtual): whole models (`diloco`), half of the columns with the others frozen or absent, with dropouts,
-uneven speeds, moments that are kept between leases, and leases that do not wait for the last round's version (eager).
-Losses are held-out, nats a token; `val_loss_se` is the standard error over the seeds; `over` is the distance to the
-row that it is compared with, in percent, paired by seed; `routing_percent` is routing necessity: what random experts
-of equal load cost, as a share of what they cost central training (benchmarks/parity_routing.py). `--codecs` has rows by
-what is sent and fetched instead: codec, rule and steps a round (H), and the ways down; its `--json` is
-results/codec_parity.json. `--set` changes the recipe: any of the engine's settings, or `central.` and one of `inner`
-for central training alone. It is for a search; report other seeds than were searched with. Results are kept in DIR as
-they come, and not computed again; `--kept` shows what is there, and trains nothing.
+uneven speeds, moments that are kept between leases, leases that do not wait for the last round's version (eager), and,
+from one half trained base, by what is trained of the trunk (`lora trunk`, `frozen trunk`). Losses are held-out, nats a
+token; `val_loss_se` is the standard error over the seeds; `over` is the distance to the row that it is compared with,
+in percent, paired by seed; `routing_percent` is routing necessity: what random experts of equal load cost, as a share
+of what they cost central training (benchmarks/parity_routing.py). `--codecs` has rows by what is sent and fetched
+instead: codec, rule and steps a round (H), and the ways down; its `--json` is results/codec_parity.json. `--set`
+changes the recipe: any of the engine's settings, or `central.` and one of `inner` for central training alone. It is for
+a search; report other seeds than were searched with. Results are kept in DIR as they come, and not computed again;
+`--kept` shows what is there, and trains nothing.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from benchmarks.parity_rows import (
     CODEC_COLUMNS,
     WORKERS,
     ParityCase,
+    half_trained,
     training_of,
     volunteers,
 )
@@ -72,6 +74,9 @@ def run_case(case: ParityCase, seed: int, steps: int, changes: Mapping[str, str]
     started_s = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="barnraise-parity-") as folder:
         settings = _settings(case, derived_seed(seed, "parity"), steps, changes, data)
+        if case.is_half_trained:
+            base = half_trained(Path(data), derived_seed(seed, "parity"), steps // 2)
+            settings = settings.model_copy(update={"preset": None, "checkpoint": str(base)})
         init_run(Path(folder) / "run", settings, accept_lossy=True)
         run = RunFolder.open(Path(folder) / "run")
         if case.setting in {"central", "lone"}:
@@ -300,6 +305,7 @@ def _key(case: ParityCase, seed: int, steps: int, changes: Mapping[str, str]) ->
             SEQUENCE_LENGTH,
             HELDOUT_SEQUENCES,
             *(("eager",) if case.eager else ()),
+            *(("half trained",) if case.is_half_trained else ()),
         )
     )
     return f"{case.name.replace(',', '').replace(' ', '-')}-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

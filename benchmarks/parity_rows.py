@@ -1,12 +1,16 @@
 """The rows of `benchmarks.parity`: what each of them trains, and which other row it is measured against.
 
-Decides what is compared with what, the recipes that a row has for itself, and what its swarm is made of; runs nothing.
+Decides what is compared with what, the recipes that a row has for itself, and what its swarm is made of and begins
+with; runs no swarm.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 WORKERS = 6
@@ -41,6 +45,8 @@ class ParityCase:
     """How many times longer the slowest worker's steps take than the fastest's; the others lie between."""
     engine: Mapping[str, Any] | None = None
     """Settings that this row alone has."""
+    is_half_trained: bool = False
+    """Whether it goes on from a checkpoint of central training, half as long, in place of random weights."""
     rounds: float = 1.0
     """How many times as many rounds: where leases are lost or short, equal tokens take more of them."""
 
@@ -49,6 +55,13 @@ def _losing_leases(row: str, setting: str) -> tuple[ParityCase, ParityCase]:
     """A row with dropouts: over as many rounds, and over as many more as bring it to equal tokens."""
     losing = ParityCase(name=f"{row} dropout", setting=setting, against=row, dropout=DROPOUT, engine=QUICK_TO_NOTICE)
     return losing, replace(losing, name=f"{losing.name}, equal tokens", rounds=1.0 / (1.0 - DROPOUT))
+
+
+def _trunk_rows(*names: str) -> Iterator[ParityCase]:
+    """From one base, the trunk trained, at low rank, and not at all; against the first of them."""
+    for name in names:
+        inner = {"trunk": name.partition(" ")[0]}
+        yield ParityCase(name=name, setting="diloco", against=names[0], engine={"inner": inner}, is_half_trained=True)
 
 
 CASES = (
@@ -78,6 +91,7 @@ CASES = (
     ParityCase(name="diloco 20 steps", setting="diloco", against="diloco", engine={"inner": {"inner_steps": 20}}),
     ParityCase(name="central adamw", setting="central", against="central", engine={"inner": ADAMW}),
     ParityCase(name="diloco adamw", setting="diloco", against="central adamw", engine={"inner": ADAMW}),
+    *_trunk_rows("trained trunk", "lora trunk", "frozen trunk"),
 )
 
 
@@ -164,3 +178,21 @@ def volunteers(case: ParityCase, columns: int) -> Iterator[Any]:
     for number in range(WORKERS):
         slower = case.slowest ** (number / (WORKERS - 1))
         yield Volunteer(name=str(number), step_s=slower, max_columns=held, dropout=case.dropout)
+
+
+def half_trained(data: Path, seed: int, steps: int) -> Path:
+    """A checkpoint of central training on all workers' batches, made once for a seed and a length, beside the data."""
+    from barnraise.pretrain.warm_start import WarmStart, warm_start
+    from coordinator.datasets import Dataset
+    from coordinator.engine.config import InnerRecipe
+
+    target = data.with_name(f"base-{seed}-{steps}")
+    if not target.exists():
+        partial, dataset = data.with_name(f".{target.name}.{os.getpid()}"), Dataset.open(data)
+        batch = InnerRecipe().batch_sequences * WORKERS
+        warm_start(WarmStart(steps=steps, batch_sequences=batch, seed=seed), dataset, partial)
+        try:
+            partial.rename(target)
+        except OSError:  # another row's process was faster, and made the same
+            shutil.rmtree(partial)
+    return target

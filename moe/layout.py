@@ -20,8 +20,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from moe.config import config_to_json
 from moe.families import Family, PerExpert, family_named
 from moe.skeleton import meta_model, own_tensors
+from moe.trunk import trunk_sort
 from protocol.errors import ConfigError, LocalError
 from protocol.ids import TRUNK, BlockId, column_block, column_of
+from protocol.lease import ALL_OF_TRUNK, TrunkPart
 from protocol.residency import ABSENT, FROZEN, RESIDENCIES
 from protocol.specs import TensorSpec
 from protocol.submission import submission_name
@@ -106,6 +108,16 @@ class Layout:
             raise LocalError(f"block {block}: the model has {self.columns} expert columns")
         return self.column
 
+    def sent_specs(self, block: BlockId, trunk: TrunkPart) -> tuple[ParamSpec, ...]:
+        """What a submission has of `block` where that of the trunk is trained: factors in the place of matrices, and
+        nothing of what stays as it is."""
+        found = trunk_sort(self.config_json, trunk) if block == TRUNK else None
+        specs = self.block_specs(block)
+        if found is None:
+            return specs
+        shapes = ((spec.name, found.sent_shape(spec.name, spec.shape)) for spec in specs)
+        return tuple(ParamSpec(name=name, shape=shape) for name, shape in shapes if shape is not None)
+
     def block_bytes(self, block: BlockId) -> int:
         """Bytes of the block's values in fp32."""
         return sum(spec.payload_bytes for spec in self.block_specs(block))
@@ -189,17 +201,17 @@ def _tied(model: PreTrainedModel) -> tuple[tuple[str, str], ...]:
     )
 
 
-def submission_specs(model_layout: Layout, columns: Iterable[int]) -> list[TensorSpec]:
+def submission_specs(model_layout: Layout, columns: Iterable[int], trunk: TrunkPart = ALL_OF_TRUNK) -> list[TensorSpec]:
     """What a submission for a shard of these columns must hold: names `BLOCK/PARAMETER`, sorted by name."""
     specs = [
         TensorSpec(name=submission_name(block, spec.name), shape=spec.shape)
         for block in model_layout.shard_blocks(columns)
-        for spec in model_layout.block_specs(block)
+        for spec in model_layout.sent_specs(block, trunk)
     ]
     return sorted(specs, key=lambda spec: spec.name)
 
 
-def block_tensor_specs(model_layout: Layout, block: BlockId) -> list[TensorSpec]:
-    """What the file of `block` must hold, sorted by name."""
-    specs = [TensorSpec(name=spec.name, shape=spec.shape) for spec in model_layout.block_specs(block)]
+def block_tensor_specs(model_layout: Layout, block: BlockId, trunk: TrunkPart = ALL_OF_TRUNK) -> list[TensorSpec]:
+    """What the file of `block` must hold, sorted by name; with `trunk`, what a submission has of it."""
+    specs = [TensorSpec(name=spec.name, shape=spec.shape) for spec in model_layout.sent_specs(block, trunk)]
     return sorted(specs, key=lambda spec: spec.name)

@@ -16,6 +16,8 @@ from moe.undispatched import APART
 
 MATRICES: Final = frozenset({"matrices", "turned", "fused"})
 """Groups that Muon takes."""
+FACTORS: Final = "factors"
+"""The group of what is trained in the place of a trunk's matrices (`moe.factors`)."""
 ROUNDED: Final = MATRICES | {"head", "embeddings"}
 """Groups whose weights are kept to bf16 values where a recipe's masters are bf16: what is large."""
 

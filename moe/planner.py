@@ -17,7 +17,7 @@ from moe.head import tokens_at_once
 from moe.layout import FP32_BYTES, Layout
 from moe.stand_ins import DECODED, DEVICE, HOST, MAPPED, StandIns
 from moe.weighing import Weighed, can_recompute, weighed
-from protocol.recipe import AS_COMPUTED, BF16_MASTERS, COMPACT, MUON, Recipe
+from protocol.recipe import AS_COMPUTED, BF16_MASTERS, COMPACT, FROZEN_TRUNK, LORA_TRUNK, MUON, Recipe
 from protocol.residency import ABSENT
 from protocol.text import human_bytes
 
@@ -72,7 +72,7 @@ class Burden:
 
     def lines(self, columns: int, *, recomputed: bool) -> tuple[PlanLine, ...]:
         """Every part of its memory."""
-        tensors = list(weighed(self.layout, columns))
+        tensors = list(weighed(self.layout, columns, self.recipe))
         return (*_kept_lines(self, tensors, columns), _passing_line(self, tensors, recomputed=recomputed))
 
     def needed_bytes(self, columns: int, *, recomputed: bool) -> int:
@@ -133,7 +133,7 @@ def _most(fits: Callable[[int], bool], fewest: int, most: int) -> int:
 def held_bytes(layout: Layout, columns: int, *, compute_bytes: int = FP32_BYTES, recipe: Recipe | None = None) -> int:
     """Weights, gradients and moments of what is held, and the frozen rest: all but what passes through."""
     load = Burden(layout=layout, recipe=recipe or Recipe(), tokens=1, compute_bytes=compute_bytes)
-    return sum(line.memory_bytes for line in _kept_lines(load, list(weighed(layout, columns)), columns))
+    return sum(line.memory_bytes for line in _kept_lines(load, list(weighed(layout, columns, load.recipe)), columns))
 
 
 def _kept_lines(load: Burden, tensors: list[Weighed], columns: int) -> tuple[PlanLine, ...]:
@@ -151,8 +151,11 @@ def _kept_lines(load: Burden, tensors: list[Weighed], columns: int) -> tuple[Pla
     coded = recipe.frozen_dtype if recipe.frozen_dtype != AS_COMPUTED else ""
     how = ", ".join(word for word in (coded, kept, "without gradients or moments") if word)
     others = f"{layout.columns - columns} other columns, {how}"
+    trunk = {FROZEN_TRUNK: "frozen trunk", LORA_TRUNK: f"trunk with factors of rank {recipe.lora_rank}"}.get(
+        recipe.trunk, "trunk"
+    )
     return (
-        PlanLine(part="weights", memory_bytes=weights, why=f"trunk and {columns} columns, {kept_in}"),
+        PlanLine(part="weights", memory_bytes=weights, why=f"{trunk} and {columns} columns, {kept_in}"),
         PlanLine(part="gradients", memory_bytes=sum(one.gradient_bytes() for one in tensors), why="fp32"),
         PlanLine(part="moments", memory_bytes=sum(one.moment_bytes(recipe) for one in tensors), why=what),
         PlanLine(

@@ -1,8 +1,9 @@
 """A shard that can be trained: the trunk and some expert columns, with whatever stands in for the others.
 
 Decides how a lease's model is built, what of it is trained, and what its loss is. Holds always: the optimizer can see
-only what is held, and of that nothing that no gradient moves (selection biases, tables); the router's balance loss is
-part of the loss, and a function of the whole batch; `held_blocks` returns exactly what was trained.
+only what is held, and of that nothing that no gradient moves (selection biases, tables) or that the run's trunk mode
+leaves as it is; the router's balance loss is part of the loss, and a function of the whole batch; `held_blocks` returns
+exactly what was trained.
 
 Frozen: a model of full size, the other experts without gradients. Absent: a smaller model of the same class.
 """
@@ -23,13 +24,15 @@ from moe.balance import RoutedCounts, balance_loss, routed_counts
 from moe.blocks import Blocks, check_blocks, part_of
 from moe.config import config_from_json
 from moe.experts import EXPERTS_IMPLEMENTATION
+from moe.factors import FACTOR
 from moe.fp32_routing import route_in_fp32
 from moe.frozen import FrozenExperts, frozen_experts
 from moe.head import Head
+from moe.held_trunk import HeldTrunk
 from moe.layerwise import Layerwise
 from moe.layout import Layout
-from moe.masters import FP32, Masters, compute_from_halves, masters_of
-from moe.optimised import ROUNDED, OptimiserGroups
+from moe.masters import masters_of
+from moe.optimised import FACTORS, ROUNDED, OptimiserGroups
 from moe.padded import GROUPED, PADDED
 from moe.recomputed import Recomputation
 from moe.routing import LogitsTap, expert_modules
@@ -39,6 +42,7 @@ from moe.slots import behind_slots, experts_of, slot_order
 from moe.stand_ins import AS_THEY_CAME, StandIns
 from protocol.errors import LocalError
 from protocol.ids import TRUNK, BlockId, column_block
+from protocol.lease import ALL_OF_TRUNK, TrunkPart
 from protocol.recipe import BF16_MASTERS
 from protocol.residency import FROZEN
 from protocol.submission import Blocks as AnyBlocks
@@ -66,13 +70,14 @@ class ShardModel:
         layout: Layout,
         columns: tuple[int, ...],
         compute_dtype: torch.dtype | None,
-        masters: Masters = FP32,
+        trunk: HeldTrunk,
         stand_ins: StandIns = AS_THEY_CAME,
         apart: FrozenExperts | None = None,
     ) -> None:
         self.module = module
         self.stand_ins, self._apart = stand_ins, apart
-        self.masters = masters
+        self._trunk = trunk
+        self.masters = trunk.masters
         self.layout = layout
         self.columns = columns
         self.compute_dtype = compute_dtype
@@ -83,15 +88,23 @@ class ShardModel:
         self._head = Head(module)
         self._recomputation = Recomputation(module)
         self._tensors = own_tensors(module)
-        biases = {name: tensor for name, tensor in self._tensors.items() if name in layout.selection_biases}
+        biases = {
+            name: tensor for name, tensor in self._tensors.items() if name in layout.selection_biases - trunk.still
+        }
         self.selection_biases: tuple[Tensor, ...] = tuple(tensor.requires_grad_(False) for tensor in biases.values())
         """What `move_selection_biases` moves, by layer; no gradient reaches it."""
         self._choices = _choices_of(module, biases) if biases else None
 
-    def serves(self, columns: tuple[int, ...], masters: str, stand_ins: StandIns = AS_THEY_CAME) -> bool:
-        """Whether `load` makes of it a shard of these columns and of a recipe with these `masters`."""
-        same = self.columns == columns and self.stand_ins == stand_ins
-        return same and bool(self.masters.rounded) == (masters == BF16_MASTERS)
+    def serves(
+        self,
+        columns: tuple[int, ...],
+        masters: str,
+        stand_ins: StandIns = AS_THEY_CAME,
+        trunk: TrunkPart = ALL_OF_TRUNK,
+    ) -> bool:
+        """Whether `load` makes of it a shard of these columns, of a recipe with these `masters` and of that trunk."""
+        alike = self.columns == columns and self.stand_ins == stand_ins and self._trunk.part == trunk
+        return alike and bool(self.masters.rounded) == (masters == BF16_MASTERS)
 
     def let_go(self) -> None:
         """Keep no block that lies in others' memory: `load` comes before it is used again."""
@@ -139,14 +152,16 @@ class ShardModel:
         """Optimizer groups over what is held: matrices, the head, routers (their own rate), and what does not decay.
 
         Matrices, head and routers decay. Norm scales, biases, embeddings (with a tied head) and what else is a vector
-        do not: decaying a scale or a rare token's row pulls it to zero for reasons that are not in the data. A matrix
+        do not: decaying a scale or a rare token's row pulls it to zero for reasons that are not in the data. Nor do
+        factors: at zero is what the lease began with, and decay would take back what it has learnt. A matrix
         group says how its parameters lie, as `worker.train.optimizer.Muon` reads it; `rounded`: to bf16 after a step.
         """
         kinds: dict[str, list[nn.Parameter]] = {}
         sorter = OptimiserGroups(self.module, self.layout.family)
         for name, parameter in self.module.named_parameters():
             if parameter.requires_grad:
-                kinds.setdefault(sorter.kind(name, parameter), []).append(parameter)
+                kind = FACTORS if name.endswith(FACTOR) else sorter.kind(name, parameter)
+                kinds.setdefault(kind, []).append(parameter)
         decayed = {"lr": lr, "weight_decay": weight_decay}
         routers = {"lr": lr * router_lr_scale}
         lying = {"transposed": sorter.transposed, "interleaved": sorter.interleaved}
@@ -154,6 +169,7 @@ class ShardModel:
             {"name": "matrices", **decayed, "parts": 1},
             {"name": "turned", **decayed, "parts": 1, "transposed": True},
             {"name": "fused", **decayed, "parts": 2, **lying},
+            {"name": FACTORS, "lr": lr, "weight_decay": 0.0},
             {"name": "head", **decayed},
             {"name": "routers", **routers, "weight_decay": weight_decay},
             {"name": "router_vectors", **routers, "weight_decay": 0.0},
@@ -209,8 +225,9 @@ class ShardModel:
         return output, logits_by_layer
 
     def held(self) -> Iterator[tuple[BlockId, dict[str, Tensor]]]:
-        """What is held, by block: the present weights themselves, where they are and as they are kept."""
-        yield TRUNK, {spec.name: self._tensors[spec.name].detach() for spec in self.layout.trunk}
+        """What is trained, by block: the present weights, where they are and as they are kept; factors for matrices."""
+        if sent := self._trunk.sent(self._tensors):
+            yield TRUNK, sent
         for slot, column in enumerate(self.columns):
             yield column_block(column), {spec.name: self._row(spec.name, slot) for spec in self.layout.column}
 
@@ -218,12 +235,15 @@ class ShardModel:
         """What is held, as blocks in fp32 on the CPU with memory of their own: exactly the present weights."""
         return {block: {name: _exact(tensor) for name, tensor in tensors.items()} for block, tensors in self.held()}
 
+    def begun(self, name: str, value: Tensor) -> Tensor:
+        """What training began with of what `held` gives under `name`, where a version has `value` of that tensor."""
+        return self._trunk.begun(name, value)
+
     @torch.no_grad()
     def load(self, blocks: AnyBlocks) -> None:
         """Take the weights of `blocks` (those that `build_shard` would want), in place."""
         _check_given(self.layout, self.columns, blocks)
-        for spec in self.layout.trunk:
-            self._tensors[spec.name].copy_(self.masters.begun(spec.name, blocks[TRUNK][spec.name]))
+        self._trunk.load(self._tensors, blocks[TRUNK])
         order = slot_order(self.layout, self.columns)
         for spec in self.layout.column:
             behind = behind_slots(self.module, spec.name)
@@ -263,13 +283,14 @@ def build_shard(
     masters: str = "fp32",
     experts: str = GROUPED,
     stand_ins: StandIns = AS_THEY_CAME,
+    trunk: TrunkPart = ALL_OF_TRUNK,
 ) -> ShardModel:
     """The shard of `columns`. Needs every block where the others are frozen, else the trunk and the held columns.
 
     `compute_dtype` (bf16 on GPUs that have it) is what matrices are multiplied in; `masters`, a recipe's, is what
-    weights are trained in; `stand_ins` says how the others stand in; `experts` is how their products are taken
-    (`moe.padded`), which is rounding alone. `seed` seeds torch, so that a lease starts from the same state of chance on
-    any machine.
+    weights are trained in, `trunk`, a lease's, what of the trunk is; `stand_ins` says how the other columns stand in;
+    `experts` is how their products are taken (`moe.padded`), which is rounding alone. `seed` seeds torch, so that a
+    lease starts from the same state of chance on any machine.
     """
     held = layout.check_columns(columns)
     _check_given(layout, held, blocks)
@@ -284,9 +305,9 @@ def build_shard(
     everything = dtype == torch.float32 and len(held) == values["num_experts"] and experts == GROUPED
     plain = everything and not family.undispatched and all(part.matrices for part in family.experts)
     module = meta_model(config_from_json(values), PLAIN_EXPERTS if plain else EXPERTS_IMPLEMENTATION)
-    kept = masters_of(module, family, masters)
-    begun = {spec.name: kept.begun(spec.name, blocks[TRUNK][spec.name]) for spec in layout.trunk}
-    tensors = {name: tensor.to(where, copy=name not in kept.rounded) for name, tensor in begun.items()}
+    own = HeldTrunk(layout, trunk, masters_of(module, family, masters), dtype)
+    kept = own.masters
+    tensors = {spec.name: own.tensor(spec.name, blocks[TRUNK][spec.name], where) for spec in layout.trunk}
     apart = frozen_experts(layout, held, stand_ins, dtype, where)
     tensors |= expert_tensors(layout, held, blocks, where, dtype, kept, stand_ins, apart)
     if not plain:
@@ -296,10 +317,10 @@ def build_shard(
     if apart is not None:
         apart.take(blocks)
     materialise(module, tensors, layout.tied, where)
-    compute_from_halves(module)
+    own.begin(module)
     if dtype != torch.float32:
         route_in_fp32(module)
-    return ShardModel(module, layout, held, compute_dtype, kept, stand_ins, apart).train()
+    return ShardModel(module, layout, held, compute_dtype, own, stand_ins, apart).train()
 
 
 def _choices_of(module: PreTrainedModel, biases: Mapping[str, Tensor]) -> Choices:

@@ -17,10 +17,12 @@ from moe.families import family_named
 from moe.layer_cut import why_not_by_layers
 from moe.layout import FP32_BYTES, Layout
 from moe.masters import masters_of
-from moe.optimised import MATRICES, ROUNDED, OptimiserGroups
+from moe.optimised import FACTORS, MATRICES, ROUNDED, OptimiserGroups
 from moe.recomputed import layers_of
 from moe.selection import layer_of
 from moe.skeleton import meta_model
+from moe.trunk import TrunkSort, trunk_sort
+from protocol.lease import trunk_part
 from protocol.recipe import BF16_MASTERS, COMPACT, MUON, Recipe
 
 BF16_BYTES: Final = 2
@@ -49,7 +51,7 @@ class Weighed:
     rows: int
     """Matrices that it is made of where it has some for each column, else 1."""
     group: str
-    """Of the optimizer; empty: no gradient moves it."""
+    """Of the optimizer; empty: no gradient moves it, or the trunk's mode leaves it as it is."""
     is_expert: bool
     layer: int
     """That it lies in; -1: in none."""
@@ -57,7 +59,9 @@ class Weighed:
     """Whether bf16 masters of it take two bytes whatever it is multiplied in."""
 
     def weight_bytes(self, recipe: Recipe, compute_bytes: int) -> int:
-        """Of what is trained and what is multiplied."""
+        """Of what is trained and what is multiplied; one copy, in that dtype, of what is large and not trained."""
+        if not self.group:
+            return (compute_bytes if self.is_halved else FP32_BYTES) * self.elements
         is_bf16 = self.is_rounded and recipe.masters == BF16_MASTERS
         if is_bf16 and (self.is_halved or (self.is_expert and compute_bytes == BF16_BYTES)):
             return BF16_BYTES * self.elements
@@ -91,9 +95,13 @@ class Weighed:
         return _SPAN_COPIES * FP32_BYTES * min(self.elements, SPAN_AT_ONCE) if recipe.rounds_at_random else 0
 
 
-def weighed(layout: Layout, columns: int) -> Iterator[Weighed]:
-    """Every tensor of a shard that holds so many columns, but for the frozen experts."""
+def weighed(layout: Layout, columns: int, recipe: Recipe | None = None) -> Iterator[Weighed]:
+    """Every tensor of a shard that holds so many columns, but for the frozen experts; of `recipe`'s trunk."""
     kinds, halved, _ = _kinds(json.dumps(layout.config_json, sort_keys=True))
+    sort = trunk_sort(layout.config_json, trunk_part(recipe or Recipe()))
+    if sort is not None:
+        kinds = {**kinds, **{spec.name: "" for spec in layout.trunk if spec.name not in sort.small}}
+        yield from _factors(layout, sort)
     for spec, count in (*((spec, 1) for spec in layout.trunk), *((spec, columns) for spec in layout.column)):
         elements = count * spec.payload_bytes // FP32_BYTES
         is_expert = layout.family.is_expert(spec.name)
@@ -106,6 +114,13 @@ def weighed(layout: Layout, columns: int) -> Iterator[Weighed]:
             layer=layer_of(spec.name),
             is_halved=spec.name in halved,
         )
+
+
+def _factors(layout: Layout, sort: TrunkSort) -> Iterator[Weighed]:
+    """Of each matrix that has some: the trained one, and the fixed one, which is kept as the matrix is."""
+    for name, shape in ((spec.name, spec.shape) for spec in layout.trunk if spec.name in sort.factored):
+        for elements, group in ((shape[0] * sort.rank, FACTORS), (shape[1] * sort.rank, "")):
+            yield Weighed(elements=elements, rows=1, group=group, is_expert=False, is_halved=name in sort.halved)
 
 
 def can_recompute(layout: Layout) -> bool:

@@ -11,7 +11,7 @@ from typing import Final
 
 from protocol.codecs import BF16, FP32
 from protocol.ids import TRUNK, BlockId, Digest, LeaseId, RoundNumber, Version, column_block
-from protocol.recipe import Recipe
+from protocol.recipe import FROZEN_TRUNK, LORA_TRUNK, WHOLE_TRUNK, Recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +40,28 @@ AS_PUBLISHED: Final = FrozenColumns()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrunkPart:
+    """What of the trunk a lease trains, and so what a submission of it holds (docs/decisions/0055)."""
+
+    mode: str = WHOLE_TRUNK
+    """One of protocol/recipe.py's `TRUNKS`."""
+    rank: int = 0
+    """Of the factors of a `lora` trunk, and what the fixed ones are drawn from; nothing of another."""
+    seed: int = 0
+
+
+ALL_OF_TRUNK: Final = TrunkPart()
+"""As where nothing is said."""
+
+
+def trunk_part(recipe: Recipe, lora_seed: int = 0) -> TrunkPart:
+    """What leases of this recipe train of the trunk; what they send of it, and its size, follow without the seed."""
+    if recipe.trunk != LORA_TRUNK:
+        return TrunkPart(mode=recipe.trunk)
+    return TrunkPart(mode=LORA_TRUNK, rank=recipe.lora_rank, seed=lora_seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
     """What a worker is asked to compute; the fields of `message Lease`."""
 
@@ -61,6 +83,8 @@ class Lease:
     residuals: tuple[Digest, ...] = ()
     """What the encoding of each of `blocks` begins with, which an earlier one left; "": nothing. (): nothing for any.
     What is computed does not depend on it, only how it is sent."""
+    lora_seed: int = 0
+    """What the fixed factors of a `lora` trunk are drawn from; the same for all leases of some rounds."""
 
     @property
     def sequences(self) -> int:
@@ -69,14 +93,25 @@ class Lease:
 
     @property
     def blocks(self) -> tuple[BlockId, ...]:
-        """Blocks that a submission for this lease must hold: the trunk, then its columns."""
+        """Blocks that a submission for this lease must hold: the trunk, unless it is frozen, then its columns."""
+        return blocks_of(self.columns, self.trunk)
+
+    @property
+    def own(self) -> tuple[BlockId, ...]:
+        """Blocks that it begins with as its base version has them, trained or not: the trunk, then its columns."""
         return blocks_of(self.columns)
+
+    @property
+    def trunk(self) -> TrunkPart:
+        """What of the trunk it trains."""
+        return trunk_part(self.recipe, self.lora_seed)
 
     def codec_of(self, block: BlockId) -> str:
         """What the file of `block` that it is trained with is encoded in."""
-        return self.frozen.codec if self.frozen.codec and block not in self.blocks else FP32.name
+        return self.frozen.codec if self.frozen.codec and block not in self.own else FP32.name
 
 
-def blocks_of(columns: tuple[int, ...]) -> tuple[BlockId, ...]:
-    """The trunk, then these columns."""
-    return (TRUNK, *(column_block(column) for column in columns))
+def blocks_of(columns: tuple[int, ...], trunk: TrunkPart = ALL_OF_TRUNK) -> tuple[BlockId, ...]:
+    """The trunk, where something of it is trained, then these columns."""
+    held = tuple(column_block(column) for column in columns)
+    return held if trunk.mode == FROZEN_TRUNK else (TRUNK, *held)

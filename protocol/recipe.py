@@ -24,6 +24,11 @@ COMPACT: Final = "compact"
 FrozenName = Literal["compute", "int8", "int4"]
 FROZEN_DTYPES: Final[tuple[FrozenName, ...]] = get_args(FrozenName)
 AS_COMPUTED: Final = "compute"
+TrunkName = Literal["trained", "lora", "frozen"]
+TRUNKS: Final[tuple[TrunkName, ...]] = get_args(TrunkName)
+WHOLE_TRUNK: Final = "trained"
+LORA_TRUNK: Final = "lora"
+FROZEN_TRUNK: Final = "frozen"
 
 MAX_INNER_STEPS: Final = 100_000
 """DiLoCo's longest published inner loop is 2,000; two orders above that is an attack."""
@@ -75,6 +80,14 @@ class Recipe:
     """What experts that a lease does not hold are computed with: `compute`: with what came of them, in the dtype of
     products; `int8` or `int4`: with what the codec of that name makes of it, an eighth to a half of the memory. Where
     they come in that codec anyway (`down.frozen_codec`) the numbers are the same."""
+    trunk: str = _one_of(WHOLE_TRUNK, TRUNKS)
+    """What of the trunk is trained: `trained`: all of it; `lora`: factors of low rank in place of its large matrices,
+    and norms, biases and routers; `frozen`: nothing, and submissions hold expert columns alone. The last two are for a
+    model that was trained before."""
+    lora_rank: int = _within(16, 1, 1024)
+    """Rank of what a lease adds to a matrix of a `lora` trunk."""
+    lora_lr_scale: float = _within(1.0, 1e-6, 1000.0)
+    """Learning rate of a `lora` trunk's factors, which AdamW trains beside Muon, too, as a share of AdamW's."""
 
     @property
     def rounds_at_random(self) -> bool:

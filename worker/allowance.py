@@ -12,6 +12,7 @@ from pathlib import Path
 from moe.layout import Layout, block_tensor_specs, submission_specs
 from protocol.codecs import FP32, codec_named
 from protocol.errors import ConfigError
+from protocol.lease import ALL_OF_TRUNK, TrunkPart
 from protocol.residency import ABSENT
 from protocol.tensors import payload_size
 from protocol.text import human_bytes
@@ -61,15 +62,22 @@ class DiskAllowance:
         """The disk is full: delete all that the present lease can do without. Whether that freed anything."""
         return self.blocks.trim(0) > 0
 
-    def columns_that_fit(self, layout: Layout, codec: str, columns: int, frozen_codec: str = FP32.name) -> int:
+    def columns_that_fit(
+        self,
+        layout: Layout,
+        codec: str,
+        columns: int,
+        frozen_codec: str = FP32.name,
+        trunk: TrunkPart = ALL_OF_TRUNK,
+    ) -> int:
         """At most `columns`: as many as a lease can have on this disk. ConfigError when not even the fewest fit."""
         if self._max_bytes is None:
             return columns
         fewest = min(columns, layout.top_k if layout.residency == ABSENT else 1)
         for count in range(columns, fewest - 1, -1):
-            if sum(lease_bytes(layout, codec, count, frozen_codec)) + RECORDS_BYTES <= self._max_bytes:
+            if sum(lease_bytes(layout, codec, count, frozen_codec, trunk)) + RECORDS_BYTES <= self._max_bytes:
                 return count
-        blocks_bytes, work_bytes = lease_bytes(layout, codec, fewest, frozen_codec)
+        blocks_bytes, work_bytes = lease_bytes(layout, codec, fewest, frozen_codec, trunk)
         needed_mib = -(-(blocks_bytes + work_bytes + RECORDS_BYTES) // 2**20)
         parts = f"{human_bytes(blocks_bytes)} of the model and {human_bytes(work_bytes)} of finished work"
         raise ConfigError(
@@ -78,7 +86,9 @@ class DiskAllowance:
         )
 
 
-def lease_bytes(layout: Layout, codec: str, columns: int, frozen_codec: str = FP32.name) -> tuple[int, int]:
+def lease_bytes(
+    layout: Layout, codec: str, columns: int, frozen_codec: str = FP32.name, trunk: TrunkPart = ALL_OF_TRUNK
+) -> tuple[int, int]:
     """Bytes on disk of a lease of so many columns: its blocks, those that it does not hold in `frozen_codec`, and
     finished work (its own, and what is being sent) with the residuals of it.
     """
@@ -88,6 +98,6 @@ def lease_bytes(layout: Layout, codec: str, columns: int, frozen_codec: str = FP
         payload_size(block_tensor_specs(layout, block), FP32 if block in own else frozen)
         for block in layout.needed_blocks(held)
     )
-    specs, kept = submission_specs(layout, held), codec_named(codec)
+    specs, kept = submission_specs(layout, held, trunk), codec_named(codec)
     residuals = MOST_RESIDUALS * payload_size(specs, FP32) if kept.has_state else 0
     return blocks_bytes, 2 * payload_size(specs, kept) + residuals

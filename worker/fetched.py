@@ -16,7 +16,7 @@ from moe.layout import Layout, layout
 from protocol.codecs import codec_named
 from protocol.errors import MalformedMessage
 from protocol.ids import BlockId, Digest
-from protocol.lease import Lease
+from protocol.lease import ALL_OF_TRUNK, Lease, TrunkPart
 from worker.data import SequenceShape
 from worker.lease import RunDescription
 
@@ -83,3 +83,5 @@ class FetchedItem:
     sequences: NDArray[np.int64]
     """[N, L+1]."""
     parts: tuple[MeasuredPart, ...]
+    trunk: TrunkPart = ALL_OF_TRUNK
+    """What the submission has of it."""

@@ -20,6 +20,7 @@ from protocol.errors import ConfigError, LocalError, MalformedMessage, StorageTr
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest, RunId, WorkerId, digest_of
 from protocol.joinlink import JoinLink
+from protocol.lease import trunk_part
 from protocol.limits import MAX_NAME_CHARACTERS, PROTOCOL_VERSION
 from protocol.v1 import barnraise_pb2 as pb
 from worker.background import Threads
@@ -281,7 +282,9 @@ class Joining:
         description, most = run.description, self._options.max_columns
         fitting = columns_that_fit(run.layout, machine, length, most, description.recipe)
         wanted = min(fitting.columns, most or fitting.columns)
-        columns = self.home.disk.columns_that_fit(run.layout, description.codec, wanted, description.frozen_codec)
+        columns = self.home.disk.columns_that_fit(
+            run.layout, description.codec, wanted, description.frozen_codec, trunk_part(description.recipe)
+        )
         self._reporter.say("planned", fitting.reason, columns=columns)
         if columns < wanted:
             self._reporter.say("disk_planned", f"--disk leaves room for {columns} columns", columns=columns)

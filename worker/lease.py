@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from protocol.codecs import CODECS, FP32, codec_named
 from protocol.errors import MalformedMessage
 from protocol.ids import Digest, RunId
-from protocol.lease import Lease
+from protocol.lease import Lease, TrunkPart, blocks_of
 from protocol.messages import record_of
 from protocol.recipe import MAX_INNER_STEPS, Recipe, breaches
 from protocol.residency import RESIDENCIES
@@ -78,10 +78,11 @@ def lease_from_message(
     _check_counts(message, sequence_length)
     codec_named(message.codec)
     residuals = tuple(message.residuals)
-    _require(len(residuals) in (0, 1 + len(columns)), "residuals", "none, or one a block", len(residuals))
     _require(all(not one or is_digest(one) for one in residuals), "residuals", "64 hexadecimal characters", "?")
     for field, expected, got in breaches(message.recipe):
         _require(False, field, expected, printable(str(got), 40))
+    blocks = len(blocks_of(columns, TrunkPart(mode=message.recipe.trunk)))
+    _require(len(residuals) in (0, blocks), "residuals", "none, or one a block", len(residuals))
     _check_frozen(message)
     _within(message.ttl_s, 0.0, MAX_TTL_S, "ttl_s")
     return record_of(ReceivedLease, message)
@@ -127,7 +128,8 @@ def description_from_message(message: pb.RunDescription) -> RunDescription:
 
 
 def _described_recipe(message: pb.RunDescription) -> Recipe:
-    told = {name: getattr(message, name) for name in ("optimizer", "masters", "moments", "frozen_dtype")}
+    names = ("optimizer", "masters", "moments", "frozen_dtype", "trunk", "lora_rank")
+    told = {name: getattr(message, name) for name in names}
     found = dataclasses.replace(Recipe(), **{name: value for name, value in told.items() if value})
     for field, expected, got in breaches(found):
         _require(False, field, expected, printable(str(got), 40))

@@ -8,6 +8,7 @@ network and the block cache through what it is given.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -16,6 +17,8 @@ from moe.layout import submission_specs
 from protocol.codecs import codec_named
 from protocol.errors import BarnraiseError, MalformedMessage
 from protocol.ids import Digest
+from protocol.lease import TrunkPart, trunk_part
+from protocol.recipe import Recipe, breaches
 from protocol.sequences import decode_sequences, max_payload_bytes
 from protocol.tensors import payload_size
 from protocol.v1 import barnraise_pb2 as pb
@@ -61,7 +64,8 @@ class Measuring:
 async def _fetched(message: pb.MeasureItem, client: Coordinator, fetcher: Fetcher, run: Run) -> FetchedItem:
     item_id, columns, count = message.item_id, tuple(message.columns), message.sequences
     check_item(message, run)
-    expected = payload_size(submission_specs(run.layout, columns), codec_named(message.codec)) if columns else 0
+    trunk = _trunk_of(message)
+    expected = payload_size(submission_specs(run.layout, columns, trunk), codec_named(message.codec)) if columns else 0
     if message.payload_bytes != expected:
         raise MalformedMessage(
             f"item {item_id}: its submission has {expected} bytes, named are {message.payload_bytes}"
@@ -83,7 +87,16 @@ async def _fetched(message: pb.MeasureItem, client: Coordinator, fetcher: Fetche
         payload=payload,
         sequences=sequences_NL,
         parts=tuple(parts),
+        trunk=trunk,
     )
+
+
+def _trunk_of(message: pb.MeasureItem) -> TrunkPart:
+    told = {name: value for name in ("trunk", "lora_rank") if (value := getattr(message, name))}
+    recipe = dataclasses.replace(Recipe(), **told)
+    for field, expected, got in breaches(recipe):
+        _require(False, field, expected, printable(str(got), 40))
+    return trunk_part(recipe, message.lora_seed)
 
 
 def check_item(message: pb.MeasureItem, run: Run) -> None:

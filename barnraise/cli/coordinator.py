@@ -17,6 +17,7 @@ from barnraise.cli.options import Json, RunArgument, Settings, number, one_of
 from barnraise.cli.output import ProgressLine, documents_told, print_json, say_note
 from moe.presets import PRESETS
 from protocol.codecs import CODECS
+from protocol.recipe import TRUNKS
 from protocol.residency import RESIDENCIES
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ def init(
         typer.Option(help="Text that was never published, a file or folder: submissions are measured on it as well."),
     ] = None,
     residency: Annotated[str | None, typer.Option(help=f"{one_of(RESIDENCIES)}.")] = None,
+    trunk: Annotated[
+        str | None,
+        typer.Option(help=f"What is trained of the trunk: {one_of(TRUNKS)}; the last two want a --checkpoint."),
+    ] = None,
     codec: Annotated[str | None, typer.Option(help=f"What submissions are encoded in: {one_of(CODECS)}.")] = None,
     sequence_length: Annotated[int | None, typer.Option(help="Tokens a sequence.")] = None,
     line: Annotated[
@@ -116,7 +121,7 @@ def init(
             "advertised_hosts": advertise or None,
         }
         engine = {"max_rounds": rounds, "replicas": replicas, "quorum": quorum, "open_run": open_ or None}
-        inner = {"inner_steps": inner_steps, "batch_sequences": batch, "learning_rate": learning_rate}
+        inner = {"inner_steps": inner_steps, "batch_sequences": batch, "learning_rate": learning_rate, "trunk": trunk}
         chosen = _settings(settings, given, {**engine, "inner": inner}, set_ or ())
         if founders and not chosen.port:
             raise ConfigError("founders' links name a port, and port 0 takes a free one at the first start: set --port")

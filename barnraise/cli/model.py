@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +16,7 @@ from barnraise.cli.options import MOST_SEED, Json, number, one_of
 from barnraise.cli.output import parse_bytes, print_json, print_pairs, print_sample, print_table, say_note
 from moe.presets import PRESETS
 from protocol.errors import ConfigError
-from protocol.recipe import MASTERS, MOMENTS, MUON, OPTIMIZERS, Recipe, breaches
+from protocol.recipe import MASTERS, MOMENTS, MUON, OPTIMIZERS, TRUNKS, Recipe, breaches
 from protocol.residency import FROZEN, RESIDENCIES
 from protocol.text import human_bytes
 
@@ -106,10 +106,10 @@ def _read_headers(checkpoint: Path) -> _Read:
     return _Read(facts=facts, seconds=time.perf_counter() - began_s)
 
 
-def _recipe(optimizer: str, masters: str, moments: str) -> Recipe:
-    recipe = Recipe(optimizer=optimizer, masters=masters, moments=moments)
+def _recipe(**fields: Any) -> Recipe:
+    recipe = Recipe(**fields)
     for field, expected, got in breaches(recipe):
-        raise ConfigError(f"--{field} {got!r:.40}: expected {expected}")
+        raise ConfigError(f"--{field.replace('_', '-')} {got!r:.40}: expected {expected}")
     return recipe
 
 
@@ -123,6 +123,8 @@ def plan(
     optimizer: Annotated[str, typer.Option(help=f"The run's: {one_of(OPTIMIZERS)}.")] = MUON,
     masters: Annotated[str, typer.Option(help=f"What the run trains weights in: {one_of(MASTERS)}.")] = MASTERS[0],
     moments: Annotated[str, typer.Option(help=f"What its optimizer remembers in: {one_of(MOMENTS)}.")] = MOMENTS[0],
+    trunk: Annotated[str, typer.Option(help=f"What the run trains of the trunk: {one_of(TRUNKS)}.")] = TRUNKS[0],
+    lora_rank: Annotated[int, typer.Option(help="Of a lora trunk's factors.")] = Recipe().lora_rank,
     multiply: Annotated[
         str, typer.Option(help=f"What the machine multiplies in, {one_of(_MULTIPLY)}: bf16 on a GPU that has it.")
     ] = "fp32",
@@ -132,7 +134,7 @@ def plan(
 
     Of a checkpoint only its configuration and the headers of its weights are read.
     """
-    recipe = _recipe(optimizer, masters, moments)
+    recipe = _recipe(optimizer=optimizer, masters=masters, moments=moments, trunk=trunk, lora_rank=lora_rank)
     if multiply not in _MULTIPLY:
         raise ConfigError(f"--multiply {multiply!r:.40}: expected {one_of(_MULTIPLY)}")
     from moe.layout import layout

@@ -158,6 +158,7 @@ class Membership:
         found.CopyFrom(self._unchanging)
         found.optimizer, found.masters, found.moments = recipe.optimizer, recipe.masters, recipe.moments
         found.frozen_dtype = recipe.frozen_dtype
+        found.trunk, found.lora_rank = recipe.trunk, recipe.lora_rank
         if self._run.settings.residency == FROZEN:
             found.frozen_codec = self._run.pump.engine.state.config.down.frozen_codec
         return found

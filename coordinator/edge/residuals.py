@@ -90,4 +90,4 @@ class Openings:
 def residual_bytes(layout: Layout, record: LeaseRecord, digest: Digest) -> int:
     """What a residual that the commit of `record` named has to have."""
     named = dict(zip((*record.residuals_in, *record.residuals_out), 2 * record.lease.blocks, strict=True))
-    return payload_size(block_tensor_specs(layout, named[digest]), FP32)
+    return payload_size(block_tensor_specs(layout, named[digest], record.lease.trunk), FP32)

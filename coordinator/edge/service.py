@@ -275,7 +275,9 @@ class WorkerService:
                 f"a submission for lease {lease.lease_id} is encoded in {lease.codec}, got {request.codec[:32]!r}"
             )
         check_residuals(lease, request)
-        expected = payload_size(submission_specs(self._run.layout, lease.columns), codec_named(request.codec))
+        expected = payload_size(
+            submission_specs(self._run.layout, lease.columns, lease.trunk), codec_named(request.codec)
+        )
         if request.payload_bytes != expected:
             raise FinalRefusal(
                 f"a submission for lease {lease.lease_id} has {expected} bytes, got {request.payload_bytes}"

@@ -25,7 +25,16 @@ from protocol.errors import ConfigError, IllegalEvent, LocalError
 
 DERIVED = frozenset({"run_id", "columns", "train_sequences", "min_columns", "codec"})
 """What follows from the model, the data and the run's own settings, and nobody sets here."""
-MEMORY = frozenset({"inner.optimizer", "inner.masters", "inner.moments", "inner.frozen_dtype"})
+MEMORY = frozenset(
+    {
+        "inner.optimizer",
+        "inner.masters",
+        "inner.moments",
+        "inner.frozen_dtype",
+        "inner.trunk",
+        "inner.lora_rank",
+    }
+)
 FIXED = frozenset({*DERIVED, *MEMORY, "heartbeat_interval_s", "max_staleness", "screening.enabled"})
 """What never changes. Sessions that are open keep the heartbeat they were told, and the memory that a lease takes; a
 submission that was accepted late counts by the staleness of its acceptance; what arrived unmeasured cannot be

@@ -15,7 +15,7 @@ from coordinator.engine.enough import EarlyStop, RegionStop
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.reasons import Reason, Verdict, told
 from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerId
-from protocol.lease import DataRange
+from protocol.lease import ALL_OF_TRUNK, DataRange, TrunkPart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,9 +160,12 @@ class Contribution:
     worker: WorkerId | None = None
     """Whose it is; None in commands of an older release."""
     include_trunk: bool = True
-    """False for a second submission of one worker, or of one owner, in a round: nobody votes twice on the trunk."""
+    """False for a second submission of one worker, or of one owner, in a round: nobody votes twice on the trunk. False
+    where that is frozen."""
     unheard: tuple[BlockId, ...] = ()
     """Blocks on which it has no say: too few independent people hold them, and nobody vouches for it."""
+    trunk: TrunkPart = ALL_OF_TRUNK
+    """What it has of the trunk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,6 +42,8 @@ class InnerRecipe(Recipe):
     """Share of the rounds (after the warm-up), at the end, over which it falls; before them it is `learning_rate`."""
     warmup_rounds: int = 0
     """First rounds over which it rises to `learning_rate`: what training on from a checkpoint wants."""
+    lora_epoch_rounds: int = 8
+    """So many rounds move a `lora` trunk's matrices in the same few directions; then its fixed factors are others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,10 +244,7 @@ def check_config(config: EngineConfig) -> None:
             f"min_columns must be 1 to the model's {config.columns}, got {config.min_columns}",
         ),
         (config.max_rounds >= 1, f"max_rounds must be 1 or more, got {config.max_rounds}"),
-        (
-            config.region.window >= 1 and config.region.passes >= 1,
-            "region.window and region.passes must be 1 or more",
-        ),
+        (min(config.region.window, config.region.passes) >= 1, "region.window and region.passes must be 1 or more"),
         (
             config.region.margin >= 0 and config.region.tolerance >= 0 and config.region.early_margin >= 0,
             "region.margin, region.tolerance and region.early_margin must be 0 or more",
@@ -276,6 +275,7 @@ def check_config(config: EngineConfig) -> None:
         ),
         (config.outer_learning_rate > 0, f"outer_learning_rate must be above 0, got {config.outer_learning_rate}"),
         (0 <= config.outer_momentum < 1, f"outer_momentum must be 0 to below 1, got {config.outer_momentum}"),
+        (inner.lora_epoch_rounds >= 1, f"lora_epoch_rounds must be 1 or more, got {inner.lora_epoch_rounds}"),
         (inner.schedule in SCHEDULES, f"schedule must be one of {', '.join(SCHEDULES)}, got {inner.schedule!r}"),
         (
             0 < inner.final_lr_share <= 1,

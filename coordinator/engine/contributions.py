@@ -87,7 +87,8 @@ def contributions_of(state: EngineState, records: Sequence[LeaseRecord]) -> tupl
                 weight=weight * share_of(state, record) * config.staleness_discount ** state.staleness_of(lease),
                 sequences=lease.sequences,
                 worker=lease.worker,
-                include_trunk=lease.lease_id in voters,
+                include_trunk=lease.lease_id in voters and TRUNK in lease.blocks,
+                trunk=lease.trunk,
             )
         )
     return tuple(contributions)

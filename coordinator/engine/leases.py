@@ -33,10 +33,9 @@ from coordinator.engine.reasons import (
     rejected,
 )
 from coordinator.engine.rows import LeaseRecord, UploadReport
-from coordinator.engine.schedules import lease_recipe
+from coordinator.engine.schedules import lease_recipe, lora_seed_of
 from coordinator.engine.turn import Turn
 from protocol.ids import LeaseId, WorkerId
-from protocol.lease import blocks_of
 
 
 def grant(
@@ -48,6 +47,7 @@ def grant(
     steps = pacing.steps_of(config, current.round, eighths)
     lease_id = LeaseId(f"r{current.round}.{current.next_lease}")
     ttl_s = pacing.time_to_live_s(config, state.workers[worker], pace, steps)
+    recipe, lora_seed = lease_recipe(config, current.round, steps), lora_seed_of(config, turn.draws, current.round)
     lease = GrantedLease(
         lease_id=lease_id,
         round=current.round,
@@ -58,10 +58,11 @@ def grant(
         seed=turn.draws.seed(current.round, "lease", lease_id),
         inner_steps=steps,
         batch_sequences=inner.batch_sequences,
-        recipe=lease_recipe(config, current.round, steps),
+        recipe=recipe,
         frozen=state.frozen,
         codec=config.codec,
-        residuals=residuals.named(state.workers[worker].residuals, blocks_of(columns)),
+        residuals=residuals.named(state.workers[worker], columns, recipe, lora_seed),
+        lora_seed=lora_seed,
         granted_at_s=state.now_s,
         deadline_s=state.now_s + ttl_s,
         spare=spare,

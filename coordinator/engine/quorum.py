@@ -2,8 +2,9 @@
 
 Decides from leases and their statuses alone. A column is *settled* when its quorum is accepted, and above half of the
 owners and of the sequences that it was leased to, or when nothing more is waited for; the trunk likewise, by all
-leases of the round. Whoever is silent or overdue (overdue.py) is not waited for, nor whoever lost its last two leases,
-unless these are the larger part. With fewer workers than a quorum needs, what was leased is all that is waited for.
+leases of the round, unless it is frozen: then nobody sends anything of it. Whoever is silent or overdue (overdue.py) is
+not waited for, nor whoever lost its last two leases, unless these are the larger part. With fewer workers than a quorum
+needs, what was leased is all that is waited for.
 When all is settled, stragglers get a grace that follows the round's own pace; at the round's deadline nobody is waited
 for any more, except our own measuring of what has arrived. Audits that decide what a submission may count are waited
 for until that deadline, too.
@@ -23,6 +24,7 @@ from coordinator.engine.state import EngineState
 from coordinator.engine.tally import was_lost
 from coordinator.engine.trust import trust_of
 from protocol.ids import WorkerId
+from protocol.recipe import FROZEN_TRUNK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,8 +146,8 @@ class Standings:
         )
 
     def trunk_has_majority(self) -> bool:
-        """Whether above half of the round's owners, and of their sequences, are accepted."""
-        return self._has_majority(self.trunk)
+        """Whether above half of the round's owners, and of their sequences, are accepted; a frozen trunk needs none."""
+        return self._config.inner.trunk == FROZEN_TRUNK or self._has_majority(self.trunk)
 
     def _has_majority(self, ballot: Ballot) -> bool:
         return ballot.has_majority(self._config.max_weight_ratio, self._config.max_owner_share)

@@ -172,10 +172,14 @@ class WorkerRecord:
 
     residuals: dict[BlockId, Digest] = field(default_factory=dict)
     """What the newest encoding of each block of its newest lease left with it (residuals.py)."""
+    residual_lora_seed: int = 0
+    """`lora_seed` of that lease: of a `lora` trunk's factors it is what is left of those."""
     residual_age: int = 0
     """Of its newest commit, as in `LeaseRecord`."""
     residual_reach: float = 0.0
     """Of what was computed when the longest part of its residuals was left, less what has been sent of it since."""
+    residual_trunk_reach: float = 0.0
+    """The same of a `lora` trunk's alone, which begins anew with other fixed factors."""
 
     @property
     def person(self) -> str:
@@ -207,6 +211,8 @@ class LeaseRecord:
     """How many commits of its worker before this one, in a row, it goes on from."""
     carried_reach: float = 0.0
     """Reach (pacing.py) of what the residuals that went in bring along; 0 where none did."""
+    carried_trunk_reach: float = 0.0
+    """The same of a `lora` trunk's."""
     committed_at_s: float | None = None
     micro_batch: int = 0
     """Sequences that its worker put through the model at a time, as it says; 0 where it does not."""

@@ -1,4 +1,5 @@
-"""What a round's number decides: the learning rate, and how many inner steps the recipe asks for.
+"""What a round's number decides: the learning rate, how many inner steps the recipe asks for, and which directions a
+`lora` trunk is trained in.
 
 Pure functions of the configuration and the round. Hold always: with no warm-up the first round has the recipe's first
 value; the last round has the final value exactly; in between both move one way only (after the warm-up, for the rate).
@@ -11,8 +12,9 @@ import math
 from dataclasses import replace
 
 from coordinator.engine.config import EngineConfig
+from coordinator.engine.draws import Draws
 from protocol.ids import RoundNumber
-from protocol.recipe import Recipe, recipe_of
+from protocol.recipe import LORA_TRUNK, Recipe, recipe_of
 
 
 def learning_rate(config: EngineConfig, round_number: RoundNumber) -> float:
@@ -39,6 +41,14 @@ def lease_recipe(config: EngineConfig, round_number: RoundNumber, steps: int) ->
         muon_learning_rate=inner.muon_learning_rate * rate / inner.learning_rate,
         warmup_steps=min(inner.warmup_steps, steps),
     )
+
+
+def lora_seed_of(config: EngineConfig, draws: Draws, round_number: RoundNumber) -> int:
+    """What the fixed factors of a round's leases are drawn from: the same for `lora_epoch_rounds` rounds; secret until
+    then, as all draws are. 0 where there are none."""
+    inner = config.inner
+    epoch = (round_number - 1) // inner.lora_epoch_rounds
+    return draws.seed(0, "lora", epoch) if inner.trunk == LORA_TRUNK else 0
 
 
 def recipe_steps(config: EngineConfig, round_number: RoundNumber) -> int:

@@ -16,7 +16,7 @@ from coordinator.settings import RunSettings
 from protocol.codecs import CODECS
 from protocol.errors import ConfigError
 from protocol.ids import RunId
-from protocol.recipe import AS_COMPUTED
+from protocol.recipe import AS_COMPUTED, WHOLE_TRUNK
 from protocol.residency import FROZEN
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def check_beginning(settings: RunSettings) -> Layout:
 
     cut = _layout_of(settings)
     _check_length(cut, settings)
+    _check_trunk(settings)
     if not is_prepared(settings.data):
         parse_source(settings.data)
         return cut
@@ -112,6 +113,15 @@ def _layout_of(settings: RunSettings) -> Layout:
     from moe.presets import preset
 
     return layout(preset(str(settings.preset)), settings.residency)
+
+
+def _check_trunk(settings: RunSettings) -> None:
+    mode = settings.engine.get("inner", {}).get("trunk", WHOLE_TRUNK)
+    if settings.checkpoint is None and mode != WHOLE_TRUNK:
+        raise ConfigError(
+            f"inner.trunk is {mode}, and the model begins with random weights, which nobody would train: begin with a "
+            "checkpoint (`barnraise pretrain` makes one)"
+        )
 
 
 def _check_length(cut: Layout, settings: RunSettings) -> None:

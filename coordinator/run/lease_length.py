@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,8 @@ from coordinator.engine.down_config import DownConfig
 from coordinator.engine.state import EngineState
 from coordinator.settings import RunSettings
 from protocol.ids import TRUNK, BlockId, RunId, column_block
-from protocol.lease import blocks_of
+from protocol.lease import ALL_OF_TRUNK, TrunkPart, blocks_of, trunk_part
+from protocol.recipe import Recipe
 from protocol.text import human_bytes
 
 if TYPE_CHECKING:
@@ -84,8 +85,11 @@ def assumed_columns(layout: Layout) -> int:
     return max([min(FEWEST_COLUMNS, layout.columns), layout.min_columns, *fitting])
 
 
-def traffic_of(layout: Layout, codec: str, columns: int, down: DownConfig) -> LeaseBytes:
-    """Of a lease of so many columns: of these and the trunk a step, of the others their share of being encoded anew."""
+def traffic_of(
+    layout: Layout, codec: str, columns: int, down: DownConfig, trunk: TrunkPart = ALL_OF_TRUNK
+) -> LeaseBytes:
+    """Of a lease of so many columns: of these and the trunk a step, of the others their share of being encoded anew. A
+    frozen trunk is fetched once."""
     from moe.layout import block_tensor_specs, submission_specs
     from protocol.codecs import FP32, codec_named
     from protocol.tensors import payload_size
@@ -94,14 +98,22 @@ def traffic_of(layout: Layout, codec: str, columns: int, down: DownConfig) -> Le
         return sum(payload_size(block_tensor_specs(layout, block), codec_named(name)) for block in blocks)
 
     held = blocks_of(tuple(range(columns)))
+    moving = blocks_of(tuple(range(columns)), trunk)
     others = [block for block in layout.needed_blocks(range(columns)) if block not in held]
     published = down.frozen_codec == FP32.name  # then the others come as the held do
     every, frozen = (1, down.codec) if published else (down.frozen_every, down.frozen_codec)
     return LeaseBytes(
-        up_bytes=payload_size(submission_specs(layout, range(columns)), codec_named(codec)),
-        down_bytes=bytes_of(held, down.codec) + bytes_of(others, frozen) // every,
+        up_bytes=payload_size(submission_specs(layout, range(columns), trunk), codec_named(codec)),
+        down_bytes=bytes_of(moving, down.codec) + bytes_of(others, frozen) // every,
         whole_bytes=bytes_of(held, FP32.name) + bytes_of(others, down.frozen_codec),
     )
+
+
+def _trunk_of(settings: RunSettings) -> TrunkPart:
+    """What leases train of it: fixed when the run begins."""
+    chosen = settings.engine.get("inner", {})
+    named = {name: chosen[name] for name in ("trunk", "lora_rank") if name in chosen}
+    return trunk_part(replace(Recipe(), **named))
 
 
 def active_parameters(layout: Layout) -> int:
@@ -119,7 +131,7 @@ def worked_out(settings: RunSettings, layout: Layout, train_sequences: int, note
     """`settings` with long enough leases, and with deadlines for them; `note` gets what an operator should know."""
     line, recipe = AssumedLine.parse(settings.line), InnerRecipe()
     down = DownConfig(**settings.engine.get("down", {}))
-    traffic = traffic_of(layout, settings.codec, assumed_columns(layout), down)
+    traffic = traffic_of(layout, settings.codec, assumed_columns(layout), down, _trunk_of(settings))
     transfer_s = traffic.transfer_s(line)
     if transfer_s < UNNOTICED_S:
         return settings
@@ -150,7 +162,8 @@ class LeaseLengths:
         self._settings, self._layout = settings, layout
         self._line = AssumedLine.parse(settings.line)
         columns = assumed_columns(layout)
-        self._traffic = lru_cache(maxsize=1)(lambda down: traffic_of(layout, settings.codec, columns, down))
+        trunk = _trunk_of(settings)
+        self._traffic = lru_cache(maxsize=1)(lambda down: traffic_of(layout, settings.codec, columns, down, trunk))
 
     def told(self, state: EngineState) -> str:
         """What is planned, and what was seen of it. Looks at every worker."""

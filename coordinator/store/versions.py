@@ -84,7 +84,7 @@ class Versions:
         return {
             block: self._encoded(block, ref, wanted.codec)
             for block, ref in found.blocks.items()
-            if block not in lease.blocks
+            if block not in lease.own
         }
 
     def put_frozen(

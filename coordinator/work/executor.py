@@ -17,7 +17,7 @@ from functools import singledispatchmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aggregation.replayed import ReplayDistance
+from aggregation.replayed import PieceBlocks, ReplayDistance
 from coordinator.engine.commands import (
     AggregateRound,
     CompareSubmissions,
@@ -57,13 +57,14 @@ from coordinator.work.replaying import compared, replayed
 from coordinator.work.resident import MappedVersion, ResidentModel
 from moe.companions import Companions
 from moe.export import export_checkpoint
+from moe.factors import as_products
 from moe.full import mean_and_error
 from moe.layout import Layout, submission_specs
 from protocol.codecs import codec_named
 from protocol.errors import LocalError, MalformedMessage
 from protocol.ids import Digest, WorkerId
 from protocol.lease import Lease
-from protocol.submission import Blocks, EncodedBlocks, encoded_submission
+from protocol.submission import Blocks, encoded_submission
 
 if TYPE_CHECKING:
     from coordinator.datasets import Dataset
@@ -276,12 +277,13 @@ class Executor(Work):
             at_s=self._clock(), command_id=command.command_id, version=command.version, path=str(target)
         )
 
-    def _submission(self, command: MeasureSubmission) -> EncodedBlocks:
+    def _submission(self, command: MeasureSubmission) -> PieceBlocks:
         lease = command.lease
-        specs = submission_specs(self._layout, lease.columns)
-        return encoded_submission(self._payloads.view(command.digest), specs, codec_named(command.codec), lease.blocks)
+        specs, codec = submission_specs(self._layout, lease.columns, lease.trunk), codec_named(command.codec)
+        found = encoded_submission(self._payloads.view(command.digest), specs, codec, lease.blocks)
+        return {block: as_products(self._layout, lease.trunk, block, tensors) for block, tensors in found.items()}
 
-    def _block_norms(self, payload: Digest, submission: EncodedBlocks, base: MappedVersion) -> Iterator[BlockNorm]:
+    def _block_norms(self, payload: Digest, submission: PieceBlocks, base: MappedVersion) -> Iterator[BlockNorm]:
         """Of each block; MalformedMessage where one holds a value that is not finite."""
         for block, tensors in submission.items():
             norm_l2 = self._norms.of(payload, block, tensors)

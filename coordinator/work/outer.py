@@ -20,6 +20,7 @@ from aggregation.blockwise import BlockContribution, aggregate_block
 from aggregation.names import rule_in_force
 from aggregation.norms import is_finite, squared_distance
 from aggregation.outer import OuterStep
+from aggregation.pieces import Piece
 from coordinator.engine.commands import AggregateRound, Contribution
 from coordinator.engine.events import CommandTrouble, FailedAlone, Substitute
 from coordinator.engine.records import command_digest
@@ -30,13 +31,13 @@ from coordinator.work.known_norms import KnownNorms
 from coordinator.work.publishing import NextVersion
 from coordinator.work.substitutes import BlockRule, summed_up
 from coordinator.work.threads import one_thread
+from moe.factors import as_products
 from moe.layout import Layout, submission_specs
 from protocol.codecs import codec_named
 from protocol.errors import BarnraiseError, LocalError
 from protocol.ids import TRUNK, BlockId, Digest, LeaseId, column_block
 from protocol.manifest import BlockRef, Manifest
 from protocol.submission import encoded_block
-from protocol.tensors import EncodedTensor
 from protocol.text import printable
 
 Tensors = dict[str, torch.Tensor]
@@ -236,7 +237,7 @@ class RoundAggregator:
         )
         master = parent.masters.get(block)
         start = base if master is None else self._versions.load_block(block, master)
-        stepped = outer.step(start, pseudo_gradient, self._momentum(block, parent, command))
+        stepped = _with_the_rest(outer, start, pseudo_gradient, self._momentum(block, parent, command))
         for name, tensor in stepped[0].items():
             if not is_finite(tensor):
                 raise LocalError(f"outer step: {name!r} of {block} would hold a value that is not finite")
@@ -264,18 +265,30 @@ class RoundAggregator:
             )
         return found
 
-    def _block_of(self, contribution: Contribution, block: BlockId) -> dict[str, EncodedTensor]:
-        """One block of a payload that screening has decoded: it stays where it lies."""
+    def _block_of(self, contribution: Contribution, block: BlockId) -> Mapping[str, Piece]:
+        """One block of a payload that screening has decoded: it stays where it lies. Of the trunk what is trained."""
         codec = codec_named(contribution.codec)
         if not self._payloads.has(contribution.digest):
             raise LocalError(f"the bytes of lease {contribution.lease_id} are not here any more")
-        specs = submission_specs(self._layout, contribution.columns)
+        specs = submission_specs(self._layout, contribution.columns, contribution.trunk)
         encoded = encoded_block(self._payloads.view(contribution.digest), specs, codec, block)
-        return {spec.name: encoded[spec.name] for spec in self._layout.block_specs(block)}
+        return as_products(self._layout, contribution.trunk, block, encoded)
 
     def _update_norm(self, base: Mapping[BlockId, Tensors], manifest: Manifest) -> float:
         squares = (_moved(base[block], self._versions.load_block(block, ref)) for block, ref in manifest.blocks.items())
         return math.sqrt(math.fsum(squares))
+
+
+def _with_the_rest(outer: OuterStep, start: Tensors, pseudo_gradient: Tensors, momentum: Tensors | None) -> Stepped:
+    """The step of what is trained of a block; what is not stays, and its momentum is 0."""
+    if pseudo_gradient.keys() == start.keys():
+        return outer.step(start, pseudo_gradient, momentum)
+    trained = {name: start[name] for name in pseudo_gradient}
+    before = None if momentum is None else {name: momentum[name] for name in pseudo_gradient}
+    stepped, after = outer.step(trained, pseudo_gradient, before)
+    if after is not None:
+        after = {name: after[name] if name in after else torch.zeros_like(tensor) for name, tensor in start.items()}
+    return {name: stepped.get(name, tensor) for name, tensor in start.items()}, after
 
 
 def _moved(old: Tensors, new: Tensors) -> float:

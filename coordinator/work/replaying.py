@@ -2,7 +2,8 @@
 
 Decides no verdict: distances are facts. Touches payloads, which it reads. Always: both sides have been through a codec,
 so that what coding costs is no difference; or, where the codec feeds back its errors, what was computed is told from
-what was sent and what the encoding began with and left, which its worker has opened. What an auditor sent, and what a
+what was sent and what the encoding began with and left, which its worker has opened. A `lora` trunk's factors are held
+against each other as they are sent: the fixed ones are the same. What an auditor sent, and what a
 worker opens, is decoded as carefully as what anybody sent. See docs/decisions/0030.
 """
 
@@ -61,7 +62,7 @@ def replayed(
         return _opened(command, again, layout=layout, payloads=payloads), arithmetic
     sent = _submission(layout, payloads, lease, command.digest, command.codec)
     codec = codec_named(command.codec)
-    specs = submission_specs(layout, lease.columns)
+    specs = submission_specs(layout, lease.columns, lease.trunk)
     coded = decode_submission(encode_submission(again, codec), specs, codec, lease.blocks)
     return replay_distance(sent, coded), arithmetic
 
@@ -88,7 +89,7 @@ def _opened(
     be left. What is opened and is no residual is as far as anything can be.
     """
     lease, codec = command.lease, codec_named(command.codec)
-    specs = submission_specs(layout, lease.columns)
+    specs = submission_specs(layout, lease.columns, lease.trunk)
     with payloads.open(command.digest) as file:
         sent = decode_submission(file, specs, codec, lease.blocks)
     try:
@@ -109,7 +110,7 @@ def _opened(
 def _residuals(layout: Layout, payloads: BlobStore, lease: Lease, digests: Sequence[Digest]) -> Blocks:
     found = {}
     for block, digest in zip(lease.blocks, digests, strict=True):
-        specs = block_tensor_specs(layout, block)
+        specs = block_tensor_specs(layout, block, lease.trunk)
         if not digest:
             found[block] = {spec.name: torch.zeros(spec.shape) for spec in specs}
             continue
@@ -126,5 +127,5 @@ def _sum(left: Blocks, right: Blocks, share: float) -> Blocks:
 
 
 def _submission(layout: Layout, payloads: BlobStore, lease: GrantedLease, digest: Digest, codec: str) -> EncodedBlocks:
-    specs = submission_specs(layout, lease.columns)
+    specs = submission_specs(layout, lease.columns, lease.trunk)
     return encoded_submission(payloads.view(digest), specs, codec_named(codec), lease.blocks)

@@ -71,7 +71,8 @@ class ResidentModel:
     @torch.no_grad()
     def less(self, base: MappedVersion, taken: Mapping[BlockId, Mapping[str, Piece]], share: float) -> Any:
         """The model of a version less `share` of a pseudo-gradient, which is decoded as it is taken."""
-        model = self._restored(base, taken)
+        whole = {block for block, pieces in taken.items() if len(pieces) == len(self._layout.block_specs(block))}
+        model = self._restored(base, whole)
         for block, pieces in taken.items():
             self._held.pop(block, None)
             parameters = block_parameters(model, self._layout, block)

@@ -82,7 +82,7 @@ class OpenSessionReply(_message.Message):
     def __init__(self, session_id: _Optional[bytes] = ..., heartbeat_interval_s: _Optional[float] = ..., run: _Optional[_Union[RunDescription, _Mapping]] = ..., lease_length: _Optional[str] = ...) -> None: ...
 
 class RunDescription(_message.Message):
-    __slots__ = ("run_id", "name", "model_json", "residency", "codec", "sequence_length", "dataset_digest", "max_block_bytes", "frozen_codec", "optimizer", "masters", "moments", "frozen_dtype")
+    __slots__ = ("run_id", "name", "model_json", "residency", "codec", "sequence_length", "dataset_digest", "max_block_bytes", "frozen_codec", "optimizer", "masters", "moments", "frozen_dtype", "trunk", "lora_rank")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +96,8 @@ class RunDescription(_message.Message):
     MASTERS_FIELD_NUMBER: _ClassVar[int]
     MOMENTS_FIELD_NUMBER: _ClassVar[int]
     FROZEN_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    TRUNK_FIELD_NUMBER: _ClassVar[int]
+    LORA_RANK_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     name: str
     model_json: str
@@ -109,7 +111,9 @@ class RunDescription(_message.Message):
     masters: str
     moments: str
     frozen_dtype: str
-    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., model_json: _Optional[str] = ..., residency: _Optional[str] = ..., codec: _Optional[str] = ..., sequence_length: _Optional[int] = ..., dataset_digest: _Optional[str] = ..., max_block_bytes: _Optional[int] = ..., frozen_codec: _Optional[str] = ..., optimizer: _Optional[str] = ..., masters: _Optional[str] = ..., moments: _Optional[str] = ..., frozen_dtype: _Optional[str] = ...) -> None: ...
+    trunk: str
+    lora_rank: int
+    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., model_json: _Optional[str] = ..., residency: _Optional[str] = ..., codec: _Optional[str] = ..., sequence_length: _Optional[int] = ..., dataset_digest: _Optional[str] = ..., max_block_bytes: _Optional[int] = ..., frozen_codec: _Optional[str] = ..., optimizer: _Optional[str] = ..., masters: _Optional[str] = ..., moments: _Optional[str] = ..., frozen_dtype: _Optional[str] = ..., trunk: _Optional[str] = ..., lora_rank: _Optional[int] = ...) -> None: ...
 
 class DataRange(_message.Message):
     __slots__ = ("seed", "start", "count")
@@ -122,7 +126,7 @@ class DataRange(_message.Message):
     def __init__(self, seed: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class Recipe(_message.Message):
-    __slots__ = ("optimizer", "learning_rate", "muon_learning_rate", "muon_momentum", "router_lr_scale", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_norm", "selection_bias_rate", "masters", "moments", "frozen_dtype")
+    __slots__ = ("optimizer", "learning_rate", "muon_learning_rate", "muon_momentum", "router_lr_scale", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_norm", "selection_bias_rate", "masters", "moments", "frozen_dtype", "trunk", "lora_rank", "lora_lr_scale")
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     MUON_LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
@@ -138,6 +142,9 @@ class Recipe(_message.Message):
     MASTERS_FIELD_NUMBER: _ClassVar[int]
     MOMENTS_FIELD_NUMBER: _ClassVar[int]
     FROZEN_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    TRUNK_FIELD_NUMBER: _ClassVar[int]
+    LORA_RANK_FIELD_NUMBER: _ClassVar[int]
+    LORA_LR_SCALE_FIELD_NUMBER: _ClassVar[int]
     optimizer: str
     learning_rate: float
     muon_learning_rate: float
@@ -153,7 +160,10 @@ class Recipe(_message.Message):
     masters: str
     moments: str
     frozen_dtype: str
-    def __init__(self, optimizer: _Optional[str] = ..., learning_rate: _Optional[float] = ..., muon_learning_rate: _Optional[float] = ..., muon_momentum: _Optional[float] = ..., router_lr_scale: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., adam_beta1: _Optional[float] = ..., adam_beta2: _Optional[float] = ..., adam_eps: _Optional[float] = ..., clip_norm: _Optional[float] = ..., selection_bias_rate: _Optional[float] = ..., masters: _Optional[str] = ..., moments: _Optional[str] = ..., frozen_dtype: _Optional[str] = ...) -> None: ...
+    trunk: str
+    lora_rank: int
+    lora_lr_scale: float
+    def __init__(self, optimizer: _Optional[str] = ..., learning_rate: _Optional[float] = ..., muon_learning_rate: _Optional[float] = ..., muon_momentum: _Optional[float] = ..., router_lr_scale: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., adam_beta1: _Optional[float] = ..., adam_beta2: _Optional[float] = ..., adam_eps: _Optional[float] = ..., clip_norm: _Optional[float] = ..., selection_bias_rate: _Optional[float] = ..., masters: _Optional[str] = ..., moments: _Optional[str] = ..., frozen_dtype: _Optional[str] = ..., trunk: _Optional[str] = ..., lora_rank: _Optional[int] = ..., lora_lr_scale: _Optional[float] = ...) -> None: ...
 
 class FrozenColumns(_message.Message):
     __slots__ = ("version", "codec")
@@ -164,7 +174,7 @@ class FrozenColumns(_message.Message):
     def __init__(self, version: _Optional[int] = ..., codec: _Optional[str] = ...) -> None: ...
 
 class Lease(_message.Message):
-    __slots__ = ("lease_id", "round", "base_version", "columns", "data", "seed", "inner_steps", "batch_sequences", "ttl_s", "recipe", "frozen", "codec", "residuals")
+    __slots__ = ("lease_id", "round", "base_version", "columns", "data", "seed", "inner_steps", "batch_sequences", "ttl_s", "recipe", "frozen", "codec", "residuals", "lora_seed")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -178,6 +188,7 @@ class Lease(_message.Message):
     FROZEN_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     RESIDUALS_FIELD_NUMBER: _ClassVar[int]
+    LORA_SEED_FIELD_NUMBER: _ClassVar[int]
     lease_id: str
     round: int
     base_version: int
@@ -191,7 +202,8 @@ class Lease(_message.Message):
     frozen: FrozenColumns
     codec: str
     residuals: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, lease_id: _Optional[str] = ..., round: _Optional[int] = ..., base_version: _Optional[int] = ..., columns: _Optional[_Iterable[int]] = ..., data: _Optional[_Union[DataRange, _Mapping]] = ..., seed: _Optional[int] = ..., inner_steps: _Optional[int] = ..., batch_sequences: _Optional[int] = ..., ttl_s: _Optional[float] = ..., recipe: _Optional[_Union[Recipe, _Mapping]] = ..., frozen: _Optional[_Union[FrozenColumns, _Mapping]] = ..., codec: _Optional[str] = ..., residuals: _Optional[_Iterable[str]] = ...) -> None: ...
+    lora_seed: int
+    def __init__(self, lease_id: _Optional[str] = ..., round: _Optional[int] = ..., base_version: _Optional[int] = ..., columns: _Optional[_Iterable[int]] = ..., data: _Optional[_Union[DataRange, _Mapping]] = ..., seed: _Optional[int] = ..., inner_steps: _Optional[int] = ..., batch_sequences: _Optional[int] = ..., ttl_s: _Optional[float] = ..., recipe: _Optional[_Union[Recipe, _Mapping]] = ..., frozen: _Optional[_Union[FrozenColumns, _Mapping]] = ..., codec: _Optional[str] = ..., residuals: _Optional[_Iterable[str]] = ..., lora_seed: _Optional[int] = ...) -> None: ...
 
 class AcquireLeaseRequest(_message.Message):
     __slots__ = ("wait_s",)
@@ -216,7 +228,7 @@ class AcquireLeaseReply(_message.Message):
     def __init__(self, lease: _Optional[_Union[Lease, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., over: _Optional[_Union[RunOver, _Mapping]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., open: _Optional[_Iterable[_Union[WantedResidual, _Mapping]]] = ..., measure: _Optional[_Union[MeasureItem, _Mapping]] = ...) -> None: ...
 
 class MeasureItem(_message.Message):
-    __slots__ = ("item_id", "base_version", "columns", "codec", "digest", "payload_bytes", "sequences", "parts")
+    __slots__ = ("item_id", "base_version", "columns", "codec", "digest", "payload_bytes", "sequences", "parts", "trunk", "lora_rank", "lora_seed")
     ITEM_ID_FIELD_NUMBER: _ClassVar[int]
     BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
@@ -225,6 +237,9 @@ class MeasureItem(_message.Message):
     PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
+    TRUNK_FIELD_NUMBER: _ClassVar[int]
+    LORA_RANK_FIELD_NUMBER: _ClassVar[int]
+    LORA_SEED_FIELD_NUMBER: _ClassVar[int]
     item_id: str
     base_version: int
     columns: _containers.RepeatedScalarFieldContainer[int]
@@ -233,7 +248,10 @@ class MeasureItem(_message.Message):
     payload_bytes: int
     sequences: int
     parts: _containers.RepeatedCompositeFieldContainer[MeasurePart]
-    def __init__(self, item_id: _Optional[str] = ..., base_version: _Optional[int] = ..., columns: _Optional[_Iterable[int]] = ..., codec: _Optional[str] = ..., digest: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ..., sequences: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[MeasurePart, _Mapping]]] = ...) -> None: ...
+    trunk: str
+    lora_rank: int
+    lora_seed: int
+    def __init__(self, item_id: _Optional[str] = ..., base_version: _Optional[int] = ..., columns: _Optional[_Iterable[int]] = ..., codec: _Optional[str] = ..., digest: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ..., sequences: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[MeasurePart, _Mapping]]] = ..., trunk: _Optional[str] = ..., lora_rank: _Optional[int] = ..., lora_seed: _Optional[int] = ...) -> None: ...
 
 class MeasurePart(_message.Message):
     __slots__ = ("share", "start", "stop")

@@ -87,7 +87,7 @@ class Disk:
         """What `lease` is to be trained from, where `signed` are the blocks of its base version."""
         if not lease.frozen.codec:
             return signed
-        return {**self.frozen.get(lease.frozen.version, {}), **{block: signed.get(block) for block in lease.blocks}}
+        return {**self.frozen.get(lease.frozen.version, {}), **{block: signed.get(block) for block in lease.own}}
 
     def lose_power(self, keep_share: float) -> None:
         """What was not synced is lost; of an upload, `keep_share` of the unsynced bytes happen to be there."""

@@ -227,9 +227,15 @@ class RealWork:
     def _holding(self, lease: Lease, start: Blocks) -> ShardModel:
         shard = self._shards.get(lease.columns)
         masters, stand_ins = lease.recipe.masters, StandIns(dtype=lease.recipe.frozen_dtype)
-        if shard is None or not shard.serves(lease.columns, masters, stand_ins):
+        if shard is None or not shard.serves(lease.columns, masters, stand_ins, lease.trunk):
             shard = self._shards[lease.columns] = build_shard(
-                self.layout, lease.columns, start, seed=lease.seed, masters=masters, stand_ins=stand_ins
+                self.layout,
+                lease.columns,
+                start,
+                seed=lease.seed,
+                masters=masters,
+                stand_ins=stand_ins,
+                trunk=lease.trunk,
             )
         else:
             shard.load(start)

@@ -47,7 +47,7 @@ class Shards:
         # One tensor of all experts, whatever they are coded in: the same numbers, sooner, of models that are small.
         stand_ins = StandIns(dtype=lease.recipe.frozen_dtype, place=DECODED)
         shard = self._built.pop(columns, None)
-        if shard is None or not shard.serves(columns, masters, stand_ins):
+        if shard is None or not shard.serves(columns, masters, stand_ins, lease.trunk):
             shard = build_shard(
                 self.layout,
                 columns,
@@ -57,6 +57,7 @@ class Shards:
                 seed=lease.seed,
                 masters=masters,
                 stand_ins=stand_ins,
+                trunk=lease.trunk,
             )
         else:
             shard.load(start)
@@ -152,6 +153,7 @@ class KeptMoments:
             seed=lease.seed,
             masters=lease.recipe.masters,
             stand_ins=StandIns(dtype=lease.recipe.frozen_dtype, place=DECODED),
+            trunk=lease.trunk,
         )
         self._own[worker] = shard, InnerOptimizer(shard, lease.recipe, lease.seed), lease.recipe.learning_rate
         return self._own[worker]

@@ -81,6 +81,8 @@ def test_version_for_people_and_machines(capsys: pytest.CaptureFixture[str]) -> 
         (["worker", "join", "https://example.org"], "barnraise://"),
         (["plan", "--preset", "gigantic"], "tiny"),
         (["plan", "--memory", "lots"], "8GB"),
+        (["plan", "--trunk", "half"], "one of trained, lora, frozen"),
+        (["coordinator", "init", "/tmp/no-run", "--preset", "tiny", "--trunk", "frozen"], "begin with a checkpoint"),
         (["data", "show", "/nonexistent"], "/nonexistent"),
     ],
 )
@@ -109,6 +111,11 @@ def test_plan_says_how_many_columns_fit_and_why(capsys: pytest.CaptureFixture[st
     assert {"weights", "gradients", "passing"} <= {line["part"] for line in found["lines"]}
     assert run(["plan", "--preset", "tiny", "--memory", "1GB"]) == 0
     assert "8 columns fit" in capsys.readouterr().out
+    for trunk, words in (("frozen", "frozen trunk"), ("lora", "factors of rank 4")):
+        assert run(["plan", "--preset", "tiny", "--trunk", trunk, "--lora-rank", "4", "--json"]) == 0
+        less = json.loads(capsys.readouterr().out)
+        assert less["needed_bytes"] < found["needed_bytes"]
+        assert any(words in line["why"] for line in less["lines"])
 
 
 def test_data_is_prepared_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

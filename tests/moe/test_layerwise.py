@@ -15,6 +15,7 @@ from moe.shard import ShardModel, build_shard
 from moe.stand_ins import DECODED, DEVICE, HOST, MAPPED, StandIns
 from moe.weighing import can_go_by_layers, saved_by_layers, weighed
 from protocol.errors import LocalError
+from protocol.lease import TrunkPart
 from tests.moe.conftest import fresh
 from worker.train.batch import add_gradients
 
@@ -140,6 +141,16 @@ def test_experts_that_lie_elsewhere_come_when_a_layer_is_computed_again(
     frozen: Layout, tokens: Any, place: str
 ) -> None:
     shard = build_shard(frozen, HELD, fresh(frozen), stand_ins=StandIns(dtype="int4", place=place))
+    add_gradients(shard, tokens, 3)
+    whole = taken(shard)
+    _, stages = by_layers(shard, tokens, 3)
+    assert same({name: tensor for stage in stages for name, tensor in stage.items()}, whole)
+
+
+@pytest.mark.parametrize("mode", ["lora", "frozen"])
+@pytest.mark.parametrize("family", ["qwen3_moe"], indirect=True)
+def test_a_trunk_that_is_not_all_trained_goes_by_layers_too(frozen: Layout, tokens: Any, mode: str) -> None:
+    shard = build_shard(frozen, HELD, fresh(frozen), trunk=TrunkPart(mode=mode, seed=3, rank=4))
     add_gradients(shard, tokens, 3)
     whole = taken(shard)
     _, stages = by_layers(shard, tokens, 3)

@@ -49,6 +49,7 @@ def test_a_lease_crosses_the_wire_whole() -> None:
     lease = Lease(
         lease_id=LeaseId("r1.1"), round=RoundNumber(3), base_version=Version(2), columns=(0, 5),
         data=DataRange(seed=2**63, start=7, count=40), seed=9, inner_steps=5, batch_sequences=8, recipe=ODD,
+        lora_seed=2**63 + 1,
     )  # fmt: skip
     assert not any(value == getattr(Recipe(), name) for name, value in dataclasses.asdict(ODD).items())
     message = pb.Lease(ttl_s=30.0)

@@ -50,6 +50,9 @@ def test_an_honest_lease_passes() -> None:
         ("masters", "fp8"),
         ("moments", "none"),
         ("frozen_dtype", "int2"),
+        ("trunk", "half"),
+        ("lora_rank", 1 << 20),
+        ("lora_lr_scale", 0.0),
         ("muon_learning_rate", 0.0),
         ("muon_momentum", 1.0),
         ("codec", ""),
@@ -105,6 +108,8 @@ def run_message(**changes: Any) -> pb.RunDescription:
         ("masters", "fp8"),
         ("moments", "none"),
         ("frozen_dtype", "int2"),
+        ("trunk", "half"),
+        ("lora_rank", 1 << 20),
     ],
 )
 def test_a_run_that_makes_no_sense_is_refused(field: str, value: Any) -> None:
@@ -117,6 +122,7 @@ def test_what_a_lease_takes_in_memory_is_told_with_the_run() -> None:
     rungs = {"masters": "bf16", "moments": "compact", "optimizer": "adamw", "frozen_dtype": "int4"}
     assert description_from_message(run_message(**rungs)).recipe == Recipe(**rungs)
     assert description_from_message(run_message()).recipe == Recipe()
+    assert description_from_message(run_message(trunk="lora", lora_rank=3)).recipe == Recipe(trunk="lora", lora_rank=3)
 
 
 def test_text_from_the_network_cannot_steer_a_terminal() -> None:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe import hashed
 from worker.train import rounding
 from worker.train.rounding import StepBits, round_to_bf16, spans
 
@@ -41,7 +42,7 @@ def test_bits_are_those_of_whole_numbers(seed: int, step: int, tensor: int, firs
 
 
 def test_where_they_are_cut_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounding, "SPAN", 64)
+    monkeypatch.setattr(hashed, "SPAN", 64)
     draws = StepBits(1, 2, 3)
     whole = draws.bits(0, 300, CPU)
     assert torch.equal(torch.cat([draws.bits(0, 70, CPU), draws.bits(70, 71, CPU), draws.bits(71, 300, CPU)]), whole)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from moe.factors import Product, as_products
 from moe.full import block_parameters, full_model, sequence_losses
 from moe.layout import block_tensor_specs, submission_specs
 from protocol.codecs import FP32, codec_named
@@ -56,9 +57,10 @@ class LossMeasurer:
             if not item.parts:
                 return before, []
             with io.BytesIO(item.payload) as file:
-                blocks = blocks_of(item.columns)
-                specs = submission_specs(item.run.layout, item.columns)
-                taken = decode_submission(file, specs, codec_named(item.codec), blocks)
+                blocks = blocks_of(item.columns, item.trunk)
+                specs = submission_specs(item.run.layout, item.columns, item.trunk)
+                sent = decode_submission(file, specs, codec_named(item.codec), blocks)
+                taken = {block: as_products(item.run.layout, item.trunk, block, sent[block]) for block in blocks}
             after: Losses = []
             tokens_NL = torch.from_numpy(item.sequences)
             for part in item.parts:
@@ -77,13 +79,15 @@ class LossMeasurer:
         return self._before[1]
 
     @torch.no_grad()
-    def _take(self, item: FetchedItem, taken: dict[BlockId, dict[str, Tensor]], share: float) -> None:
+    def _take(self, item: FetchedItem, taken: dict[BlockId, dict[str, Tensor | Product]], share: float) -> None:
         """The base less `share` of the submission."""
-        self._load(item, but=set(taken))
+        whole = {block for block, tensors in taken.items() if len(tensors) == len(item.run.layout.block_specs(block))}
+        self._load(item, but=whole)
         for block, tensors in taken.items():
             self._held.pop(block, None)
             base, parameters = self._base(item.run, block, item.digests[block]), self._parameters(item.run, block)
-            for name, tensor in tensors.items():
+            for name, sent in tensors.items():
+                tensor = sent if isinstance(sent, Tensor) else sent.whole()
                 parameters[name].copy_(torch.sub(base[name], tensor, alpha=share))
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The inner optimizer: AdamW over everything that is held, or Muon over its matrices and AdamW over the rest.
+"""The inner optimizer: AdamW over all that is trained, or Muon over its matrices and AdamW over the rest, factors too.
 
 Decides how a gradient becomes an update, from the recipe and nothing else. Holds always: only held parameters
 are seen; state starts fresh; everything that the next step depends on is in `state_of`, but for random bits, which
@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol, cast
 import torch
 from torch import Tensor
 
-from moe.optimised import MATRICES
+from moe.optimised import FACTORS, MATRICES
 from moe.weighing import MATRICES_AT_ONCE
 from protocol.errors import LocalError
 from protocol.recipe import BF16_MASTERS, COMPACT, MUON, Recipe
@@ -48,6 +48,9 @@ class InnerOptimizer:
             router_lr_scale=recipe.router_lr_scale,
             weight_decay=recipe.weight_decay,
         )
+        for group in groups:
+            if group.get("name") == FACTORS:
+                group["lr"] *= recipe.lora_lr_scale
         matrices = [group for group in groups if recipe.optimizer == MUON and group["name"] in MATRICES]
         others = [group for group in groups if not any(group is taken for taken in matrices)]
         self.parameters: list[Tensor] = [parameter for group in groups for parameter in group["params"]]

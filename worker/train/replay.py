@@ -99,7 +99,7 @@ class LeaseReplay:
             StandIns(dtype=lease.recipe.frozen_dtype),
         )
         same = self._shard is not None and (self._shard.compute_dtype, self._built_for) == (dtype, way)
-        if self._shard is not None and same and self._shard.serves(lease.columns, masters, stand_ins):
+        if self._shard is not None and same and self._shard.serves(lease.columns, masters, stand_ins, lease.trunk):
             self._shard.load(start)
             return self._shard
         self._shard = None  # free the old one before the new one is built: both might not fit
@@ -113,6 +113,7 @@ class LeaseReplay:
             seed=lease.seed,
             masters=masters,
             stand_ins=stand_ins,
+            trunk=lease.trunk,
             experts=way,
         )
 

@@ -1,12 +1,8 @@
 """Rounding at random: which way a value is rounded follows from the lease's seed, the step, the tensor and the element.
 
-Decides the bits, by integer arithmetic alone, so that they are the same on every device, however a batch is cut and
-wherever a lease is taken up again (docs/decisions/0047). Holds always: what is rounded is unbiased, a value that needs
-no rounding stays, and what is not finite stays so. Touches nothing.
-
-A tensor is one row of elements, in spans of `SPAN`. A span's two words come out of SplitMix64 (Steele et al. 2014,
-OOPSLA); an element's 32 bits are MurmurHash3's finalizer (Appleby 2011) of its place in the span, twice, with one word
-before each.
+Decides the bits (`moe.hashed`), so that they are the same on every device, however a batch is cut and wherever a lease
+is taken up again (docs/decisions/0047). Holds always: what is rounded is unbiased, a value that needs no rounding
+stays, and what is not finite stays so. Touches nothing.
 """
 
 from __future__ import annotations
@@ -17,12 +13,10 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from moe.weighing import SPAN_AT_ONCE
+from moe.hashed import SPAN, cut, hashed_bits
 
-SPAN: Final = SPAN_AT_ONCE
-"""Elements that are updated together where no more has to be in memory at once."""
-_MASK_64: Final = (1 << 64) - 1
-_GOLDEN: Final = 0x9E3779B97F4A7C15
+__all__ = ["SPAN", "StepBits", "round_to_bf16", "spans"]
+
 _LOW_HALF: Final = 0xFFFF
 
 
@@ -35,21 +29,12 @@ class StepBits(NamedTuple):
 
     def bits(self, start: int, stop: int, device: torch.device) -> Tensor:
         """32 bits for each of the elements [start, stop): int32."""
-        pieces = [
-            _bits(self._words(first // SPAN), first % SPAN, last - first, device) for first, last in _cut(start, stop)
-        ]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-
-    def _words(self, span: int) -> tuple[int, int]:
-        state = 0
-        for part in (self.seed, self.step, self.tensor, span):
-            state = _split_mix(state ^ (part & _MASK_64))
-        return _signed(state & 0xFFFFFFFF), _signed(state >> 32)
+        return hashed_bits((self.seed, self.step, self.tensor), start, stop, device)
 
 
 def spans(elements: int) -> Iterator[tuple[int, int]]:
     """[start, stop) of each span of a tensor of so many elements."""
-    return _cut(0, elements)
+    return cut(0, elements)
 
 
 def round_to_bf16(values_N: Tensor, bits_N: Tensor) -> Tensor:
@@ -61,39 +46,3 @@ def round_to_bf16(values_N: Tensor, bits_N: Tensor) -> Tensor:
     pattern_N = values_N.view(torch.int32)
     pattern_N.add_(bits_N & _LOW_HALF).bitwise_and_(~_LOW_HALF)
     return values_N.masked_fill_(lost_N, torch.nan)
-
-
-def _cut(start: int, stop: int) -> Iterator[tuple[int, int]]:
-    while start < stop:
-        end = min(stop, (start // SPAN + 1) * SPAN)
-        yield start, end
-        start = end
-
-
-def _bits(words: tuple[int, int], first: int, count: int, device: torch.device) -> Tensor:
-    bits_N = torch.arange(first, first + count, dtype=torch.int32, device=device)
-    for word in words:
-        bits_N.bitwise_xor_(word)
-        _finalise(bits_N)
-    return bits_N
-
-
-def _finalise(bits_N: Tensor) -> None:
-    """In place; products wrap, as they do in two's complement."""
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, None)):
-        # int32 is shifted arithmetically: the sign must not come along
-        bits_N.bitwise_xor_((bits_N >> shift).bitwise_and_((1 << (32 - shift)) - 1))
-        if factor is not None:
-            bits_N.mul_(_signed(factor))
-
-
-def _split_mix(state: int) -> int:
-    state = (state + _GOLDEN) & _MASK_64
-    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
-    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK_64
-    return state ^ (state >> 31)
-
-
-def _signed(word: int) -> int:
-    """The int32 that has these 32 bits."""
-    return word - (1 << 32) if word >= 1 << 31 else word

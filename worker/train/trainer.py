@@ -72,22 +72,14 @@ class TrainableShard(HasLoss, Protocol):
         """Enter training mode."""
 
 
-class Begins(Protocol):
-    """`moe.masters.Masters`."""
-
-    def begun(self, name: str, tensor: Tensor, /) -> Tensor:
-        """What training of that tensor began with."""
-
-
 class TrainedShard(Protocol):
     """What the pseudo-gradient needs of it."""
 
-    @property
-    def masters(self) -> Begins:
-        """What its weights are trained in."""
+    def begun(self, name: str, value: Tensor, /) -> Tensor:
+        """What training began with of what `held` gives under that name, where a version has `value`."""
 
     def held(self) -> Iterator[tuple[BlockId, Mapping[str, Tensor]]]:
-        """Its weights, by block and name."""
+        """What it trains, by block and name."""
 
 
 class Keeper(Protocol):
@@ -316,13 +308,14 @@ def _free_caches(device: str) -> None:
 
 
 def pseudo_gradient_of(start: Blocks, shard: TrainedShard) -> dict[BlockId, dict[str, Tensor]]:
-    """θ_start − θ_local for every block that `shard` holds, fp32; TrainingFailedError when something is not finite.
+    """θ_start − θ_local of all that `shard` trains, fp32; TrainingFailedError when something is not finite.
 
-    Where masters are bf16, θ_start is what they began with: rounding of the start would drown what was learnt.
+    Where masters are bf16, θ_start is what they began with: rounding of the start would drown what was learnt. Of a
+    trunk matrix with a factor it is the factor's, which began at 0.
     """
     gradient: dict[BlockId, dict[str, Tensor]] = {}
     for block, tensors in shard.held():
-        before, begun = start[block], shard.masters.begun
+        before, begun = start[block], shard.begun
         gradient[block] = {name: _difference(begun(name, before[name]), tensor) for name, tensor in tensors.items()}
         # One norm over the block sees a NaN or an infinity anywhere in it, at a fraction of isfinite's memory.
         norms = torch.stack([torch.linalg.vector_norm(tensor) for tensor in gradient[block].values()])

@@ -161,7 +161,8 @@ class TrainingRoom:
 
     def _loaded_shard(self, job: _Job, start: Blocks, stand_ins: StandIns) -> ShardModel:
         lease, run = job.fetched.lease, job.fetched.run
-        if self._shard is not None and self._shard.serves(lease.columns, lease.recipe.masters, stand_ins):
+        masters, trunk = lease.recipe.masters, lease.trunk
+        if self._shard is not None and self._shard.serves(lease.columns, masters, stand_ins, trunk):
             self._shard.load(start)
         else:
             self._shard = None  # free the old one before the new one is built: both would not fit
@@ -175,12 +176,15 @@ class TrainingRoom:
                 masters=lease.recipe.masters,
                 experts=self._machine.experts,
                 stand_ins=stand_ins,
+                trunk=trunk,
             )
         return self._shard
 
     def _keeper(self, job: _Job) -> LeaseKeeper:
         lease, run, disk = job.fetched.lease, job.fetched.run, self._disk
-        submission_bytes = payload_size(submission_specs(run.layout, lease.columns), codec_named(lease.codec))
+        submission_bytes = payload_size(
+            submission_specs(run.layout, lease.columns, lease.trunk), codec_named(lease.codec)
+        )
 
         def told(reason: str) -> None:
             self._reporter.say("progress_not_kept", reason, reason=reason)
