@@ -28,7 +28,7 @@ def step_flops(layout: Layout, columns: int, tokens: int, length: int) -> float:
     heads = values["num_attention_heads"]
     head_dim = values.get("head_dim") or values["hidden_size"] // heads
     attention = 6.0 * values["num_hidden_layers"] * heads * head_dim * length
-    return tokens * (by_token + attention)
+    return float(tokens * (by_token + attention))
 
 
 def _expert_parameters(layout: Layout) -> float:
@@ -45,4 +45,4 @@ def _trunk_parameters(layout: Layout) -> float:
     trunk = list(weighed(layout, 1))[: len(layout.trunk)]
     used = sum(one.elements for one in trunk if one.group in MATRICES or one.group in ("head", "routers"))
     is_tied = all(one.group != "head" for one in trunk)
-    return used + is_tied * layout.config_json["vocab_size"] * layout.config_json["hidden_size"]
+    return float(used + is_tied * layout.config_json["vocab_size"] * layout.config_json["hidden_size"])

@@ -75,7 +75,7 @@ def _way(shape: GpuShape, tokens: int, dtype: torch.dtype, way: str, where: Wher
     for _ in range(REPEATS + 1):
         x_TH, chosen_TK, gates_TK = layer.tokens(tokens)
         started_s = where.now()
-        WAYS[way](layer.experts, x_TH, chosen_TK, gates_TK).sum().backward()
+        torch.autograd.backward(WAYS[way](layer.experts, x_TH, chosen_TK, gates_TK).sum())
         seconds.append(where.now() - started_s)
     step_s = statistics.median(seconds[1:])
     rows, parameters = tokens * cut.top_k, 3 * layer.hidden * layer.width
@@ -131,7 +131,7 @@ class _Experts(nn.Module):
 def _eager(experts: Any, x_TH: Tensor, chosen_TK: Tensor, gates_TK: Tensor) -> Tensor:
     """A loop over the experts that were chosen, as OLMoE's own class has it."""
     out_TH = torch.zeros_like(x_TH)
-    for expert in chosen_TK.unique().tolist():
+    for expert in torch.bincount(chosen_TK.flatten()).nonzero().flatten().tolist():
         tokens, places = torch.where(chosen_TK == expert)
         is_held = expert < experts.gate_up_proj.shape[0]
         up = (experts.gate_up_proj if is_held else experts.gate_up_proj_all)[expert].to(x_TH.dtype)

@@ -88,8 +88,8 @@ def test_a_shard_learns_the_same_and_reads_the_ends_once_a_layer(
         gradients = {name: cast(Tensor, one.grad) for name, one in shard.module.named_parameters()}
         found[way] = loss.detach(), gradients
     assert len(made) == cut.expert_layers
-    near = {"rtol": 1e-4, "atol": 1e-6} if compute_dtype is None else {"rtol": 0.1, "atol": 0.02}
+    rtol, atol = (1e-4, 1e-6) if compute_dtype is None else (0.1, 0.02)
     torch.testing.assert_close(found[PADDED][0], found[GROUPED][0], rtol=1e-3, atol=1e-5)
     for name, gradient in found[GROUPED][1].items():
-        torch.testing.assert_close(found[PADDED][1][name], gradient, **near)
+        torch.testing.assert_close(found[PADDED][1][name], gradient, rtol=rtol, atol=atol)
     assert found[PADDED][1].keys() == found[GROUPED][1].keys(), "what is held gets gradients, and nothing else"

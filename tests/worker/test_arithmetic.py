@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from aggregation.replayed import replay_distance
 from moe.layout import Layout
-from moe.padded import PADDED
+from moe.padded import PADDED, Padding
 from moe.shard import build_shard
 from protocol.arithmetic import ArithmeticClass, arithmetic_class
 from protocol.lease import Lease
@@ -93,17 +93,32 @@ def test_a_replay_multiplies_in_the_workers_dtype(
 
 
 def test_a_replay_takes_experts_products_by_the_workers_way(
-    replayed: Any, small_layout: Layout, blocks_of: Any, make_lease: Make, sequences: NDArray[np.int64]
+    replayed: Any,
+    small_layout: Layout,
+    blocks_of: Any,
+    make_lease: Make,
+    sequences: NDArray[np.int64],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    padded: list[Padding] = []
+
+    def watched(*given: Any) -> Padding:
+        padded.append(Padding(*given))
+        return padded[-1]
+
+    monkeypatch.setattr("moe.experts.Padding", watched)
     blocks, lease = blocks_of(small_layout), make_lease()
     shard = build_shard(small_layout, lease.columns, blocks, experts=PADDED, seed=lease.seed)
     torch.set_num_threads(1)
     train_shard(shard, lease, sequences)
     sent, wanted = pseudo_gradient_of(blocks, shard), str(arithmetic_here("cpu", None, 1, PADDED))
+    times = len(padded)
     again, said, _ = replayed(wanted)
     assert said == wanted != str(here(1))
+    assert len(padded) == 2 * times > 0
     assert replay_distance(sent, again).largest == 0.0
-    assert 0.0 < replay_distance(sent, replayed("")[0]).largest < 0.02, "only rounding differs"
+    assert replay_distance(sent, replayed("")[0]).largest < 0.02, "only rounding differs"
+    assert len(padded) == 2 * times, "a coordinator's own way is torch's"
 
 
 @pytest.mark.parametrize(
