@@ -9,7 +9,7 @@ slots. The device's own numbers are those of every other place (`moe.kept`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -60,9 +60,10 @@ class CudaLane:
 
     def __init__(self, device: torch.device, slots: int) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
-        self._came = [torch.cuda.Event() for _ in range(slots)]
-        self._freed = [torch.cuda.Event() for _ in range(slots)]
+        streams: Any = torch.cuda
+        self._stream = streams.Stream(device)
+        self._came = [streams.Event() for _ in range(slots)]
+        self._freed = [streams.Event() for _ in range(slots)]
 
     def send(self, slot: int, source: Tensor, target: Tensor) -> None:
         """In the stream."""

@@ -66,12 +66,6 @@ class OffloadSchedule:
         """What they take."""
         return sum(self._bytes[layer] for layer in self._lying)
 
-    @property
-    def most_bytes(self) -> int:
-        """The most that they ever take: the largest neighbours."""
-        at_once = self.slots
-        return max(sum(self._bytes[first : first + at_once]) for first in range(len(self._bytes) - at_once + 1))
-
     def use(self, layer: int) -> tuple[OffloadAct, ...]:
         """What to do, in this order, for `layer` to be computed with and the next ones to be there in time.
 

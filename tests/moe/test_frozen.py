@@ -38,7 +38,7 @@ def computed(shard: ShardModel, tokens: Tensor) -> tuple[float, dict[str, Tensor
     for parameter in shard.parameters():
         parameter.grad = None
     parts = shard.loss(tokens)
-    parts.total.backward()
+    parts.total.backward()  # type: ignore[no-untyped-call]
     named = shard.module.named_parameters()
     return float(parts.total.detach()), {name: one.grad.clone() for name, one in named if one.grad is not None}
 
@@ -209,8 +209,10 @@ def wide() -> Layout:
     return layout(OlmoeConfig(**values, num_experts_per_tok=2, norm_topk_prob=True), "frozen")
 
 
-@pytest.mark.parametrize("place", [DECODED, DEVICE, MAPPED])
-@pytest.mark.parametrize("dtype", FROZEN_DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "place"),
+    [("int4", DECODED), ("int8", DEVICE), ("int4", DEVICE), ("int4", MAPPED), ("compute", MAPPED)],
+)
 def test_no_layer_is_decoded_for_longer_than_it_is_computed_with(
     wide: Layout, tokens: Any, dtype: str, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,8 +225,8 @@ def test_no_layer_is_decoded_for_longer_than_it_is_computed_with(
         with LiveTensors() as live:
             shard = build_shard(wide, held, blocks, stand_ins=stand_ins)
             shard.recompute(on=True)
-            shard.loss(tokens).total.backward()
-        return live.peak_bytes
+            shard.loss(tokens).total.backward()  # type: ignore[no-untyped-call]
+        return int(live.peak_bytes)
 
     whole = 4 * 15 * 3 * 128 * 512 * 4
     beside = most_bytes(StandIns()) - whole
@@ -239,7 +241,7 @@ def test_no_layer_is_decoded_for_longer_than_it_is_computed_with(
 
 
 @pytest.mark.parametrize("family", ["olmoe"], indirect=True)
-def test_two_shards_of_a_frozen_dtype_differ_only_by_it(frozen: Layout) -> None:
+def test_a_dtype_that_is_none_is_refused_and_a_whole_model_has_nothing_frozen(frozen: Layout) -> None:
     with pytest.raises(LocalError, match="'int2'"):
         build_shard(frozen, HELD, fresh(frozen), stand_ins=StandIns(dtype="int2"))
     everything = tuple(range(frozen.columns))

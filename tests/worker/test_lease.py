@@ -119,7 +119,7 @@ def test_a_run_that_makes_no_sense_is_refused(field: str, value: Any) -> None:
 
 
 def test_what_a_lease_takes_in_memory_is_told_with_the_run() -> None:
-    rungs = {"masters": "bf16", "moments": "compact", "optimizer": "adamw", "frozen_dtype": "int4"}
+    rungs: dict[str, Any] = {"masters": "bf16", "moments": "compact", "optimizer": "adamw", "frozen_dtype": "int4"}
     assert description_from_message(run_message(**rungs)).recipe == Recipe(**rungs)
     assert description_from_message(run_message()).recipe == Recipe()
     assert description_from_message(run_message(trunk="lora", lora_rank=3)).recipe == Recipe(trunk="lora", lora_rank=3)
