@@ -117,7 +117,8 @@ def saved_by_layers(layout: Layout, columns: int, batch_tokens: int) -> int:
     """Bytes of gradients that are never there where steps go layer by layer, less what is kept for it; may be negative.
 
     `batch_tokens`: of a whole step, since all of its micro-batches go through a layer together. What is kept lies on
-    the device unless a schedule says otherwise. The rest of such a step is that of one with activations recomputed.
+    the device unless a schedule says otherwise. The rest of such a step is that of one with activations recomputed;
+    of what a lease sends at its end nothing is saved.
     """
     tensors = [(one.layer, one.gradient_bytes()) for one in weighed(layout, columns)]
     stages: dict[int, int] = {}
