@@ -21,6 +21,9 @@ BF16_MASTERS: Final = "bf16"
 MomentsName = Literal["fp32", "compact"]
 MOMENTS: Final[tuple[MomentsName, ...]] = get_args(MomentsName)
 COMPACT: Final = "compact"
+ClippingName = Literal["whole", "layer"]
+CLIPPINGS: Final[tuple[ClippingName, ...]] = get_args(ClippingName)
+BY_LAYER: Final = "layer"
 
 MAX_INNER_STEPS: Final = 100_000
 """DiLoCo's longest published inner loop is 2,000; two orders above that is an attack."""
@@ -60,7 +63,7 @@ class Recipe:
     adam_eps: float = _within(1e-8, 1e-16, 1.0)
     """Added to AdamW's denominator."""
     clip_norm: float = _within(1.0, 1e-6, 1e6)
-    """Norm to which the gradients of all that is held are clipped together."""
+    """Norm to which gradients are clipped: those of all that is held together, or each layer's (`clipping`)."""
     selection_bias_rate: float = _within(1e-3, 0.0, 1.0)
     """What an expert's selection bias moves by after a step, towards an even load; nothing to models without such."""
     masters: str = _one_of("fp32", MASTERS)
@@ -68,6 +71,9 @@ class Recipe:
     lease: half the memory. Norms, biases and routers stay fp32."""
     moments: str = _one_of("fp32", MOMENTS)
     """What the optimizer remembers in: `fp32`; or `compact`: Muon's momentum in bf16, AdamW's moments in 8 bits."""
+    clipping: str = _one_of("whole", CLIPPINGS)
+    """Which gradients are clipped together: `whole`: all that is held; `layer`: each layer's, and each tensor that lies
+    in none by itself, so that a step layer by layer goes back through the model once and not twice."""
 
     @property
     def rounds_at_random(self) -> bool:

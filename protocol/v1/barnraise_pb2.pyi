@@ -120,7 +120,7 @@ class DataRange(_message.Message):
     def __init__(self, seed: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class Recipe(_message.Message):
-    __slots__ = ("optimizer", "learning_rate", "muon_learning_rate", "muon_momentum", "router_lr_scale", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_norm", "selection_bias_rate", "masters", "moments")
+    __slots__ = ("optimizer", "learning_rate", "muon_learning_rate", "muon_momentum", "router_lr_scale", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_norm", "selection_bias_rate", "masters", "moments", "clipping")
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     MUON_LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +135,7 @@ class Recipe(_message.Message):
     SELECTION_BIAS_RATE_FIELD_NUMBER: _ClassVar[int]
     MASTERS_FIELD_NUMBER: _ClassVar[int]
     MOMENTS_FIELD_NUMBER: _ClassVar[int]
+    CLIPPING_FIELD_NUMBER: _ClassVar[int]
     optimizer: str
     learning_rate: float
     muon_learning_rate: float
@@ -149,7 +150,8 @@ class Recipe(_message.Message):
     selection_bias_rate: float
     masters: str
     moments: str
-    def __init__(self, optimizer: _Optional[str] = ..., learning_rate: _Optional[float] = ..., muon_learning_rate: _Optional[float] = ..., muon_momentum: _Optional[float] = ..., router_lr_scale: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., adam_beta1: _Optional[float] = ..., adam_beta2: _Optional[float] = ..., adam_eps: _Optional[float] = ..., clip_norm: _Optional[float] = ..., selection_bias_rate: _Optional[float] = ..., masters: _Optional[str] = ..., moments: _Optional[str] = ...) -> None: ...
+    clipping: str
+    def __init__(self, optimizer: _Optional[str] = ..., learning_rate: _Optional[float] = ..., muon_learning_rate: _Optional[float] = ..., muon_momentum: _Optional[float] = ..., router_lr_scale: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., adam_beta1: _Optional[float] = ..., adam_beta2: _Optional[float] = ..., adam_eps: _Optional[float] = ..., clip_norm: _Optional[float] = ..., selection_bias_rate: _Optional[float] = ..., masters: _Optional[str] = ..., moments: _Optional[str] = ..., clipping: _Optional[str] = ...) -> None: ...
 
 class FrozenColumns(_message.Message):
     __slots__ = ("version", "codec")

@@ -26,6 +26,7 @@ ABSURD: dict[str, dict[str, Any]] = {
     "optimizer": {"recipe__optimizer": "sgd"},
     "masters": {"recipe__masters": "fp8"},
     "moments": {"recipe__moments": "none"},
+    "clipping": {"recipe__clipping": "none"},
     "muon_learning_rate": {"recipe__muon_learning_rate": 1e9},
     "muon_momentum": {"recipe__muon_momentum": 1.0},
     "weight_decay": {"recipe__weight_decay": 1e9},

@@ -129,6 +129,7 @@ LEASES = (
     _recipe_bound("optimizer"),
     _recipe_bound("masters"),
     _recipe_bound("moments"),
+    _recipe_bound("clipping"),
     _recipe_bound("muon_learning_rate"),
     _recipe_bound("muon_momentum"),
     _bound('_within(..., "ttl_s")', "ttl_s"),
