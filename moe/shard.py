@@ -154,14 +154,17 @@ class ShardModel:
         Matrices, head and routers decay. Norm scales, biases, embeddings (with a tied head) and what else is a vector
         do not: decaying a scale or a rare token's row pulls it to zero for reasons that are not in the data. Nor do
         factors: at zero is what the lease began with, and decay would take back what it has learnt. A matrix
-        group says how its parameters lie, as `worker.train.optimizer.Muon` reads it; `rounded`: to bf16 after a step.
+        group says how its parameters lie, as `worker.train.optimizer.Muon` reads it; `rounded`: to bf16 after a step;
+        `layers`: that its parameters lie in, -1 in none.
         """
         kinds: dict[str, list[nn.Parameter]] = {}
+        layers: dict[str, list[int]] = {}
         sorter = OptimiserGroups(self.module, self.layout.family)
         for name, parameter in self.module.named_parameters():
             if parameter.requires_grad:
                 kind = FACTORS if name.endswith(FACTOR) else sorter.kind(name, parameter)
                 kinds.setdefault(kind, []).append(parameter)
+                layers.setdefault(kind, []).append(layer_of(name))
         decayed = {"lr": lr, "weight_decay": weight_decay}
         routers = {"lr": lr * router_lr_scale}
         lying = {"transposed": sorter.transposed, "interleaved": sorter.interleaved}
@@ -178,9 +181,9 @@ class ShardModel:
         ]
         rounded = bool(self.masters.rounded)
         return [
-            {"params": kinds[str(group["name"])], **group, "rounded": rounded and group["name"] in ROUNDED}
+            {"params": kinds[name], "layers": layers[name], **group, "rounded": rounded and name in ROUNDED}
             for group in groups
-            if group["name"] in kinds
+            if (name := str(group["name"])) in kinds
         ]
 
     def loss(self, tokens_BT1: Tensor, counts: RoutedCounts | None = None) -> LossParts:

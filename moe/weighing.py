@@ -120,7 +120,14 @@ def _factors(layout: Layout, sort: TrunkSort) -> Iterator[Weighed]:
     """Of each matrix that has some: the trained one, and the fixed one, which is kept as the matrix is."""
     for name, shape in ((spec.name, spec.shape) for spec in layout.trunk if spec.name in sort.factored):
         for elements, group in ((shape[0] * sort.rank, FACTORS), (shape[1] * sort.rank, "")):
-            yield Weighed(elements=elements, rows=1, group=group, is_expert=False, is_halved=name in sort.halved)
+            yield Weighed(
+                elements=elements,
+                rows=1,
+                group=group,
+                is_expert=False,
+                layer=layer_of(name),
+                is_halved=name in sort.halved,
+            )
 
 
 def can_recompute(layout: Layout) -> bool:
@@ -128,13 +135,14 @@ def can_recompute(layout: Layout) -> bool:
     return _kinds(json.dumps(layout.config_json, sort_keys=True))[2]
 
 
-def saved_by_layers(layout: Layout, columns: int, batch_tokens: int) -> int:
+def saved_by_layers(layout: Layout, columns: int, batch_tokens: int, recipe: Recipe | None = None) -> int:
     """Bytes of gradients that are never there where steps go layer by layer, less what is kept for it; may be negative.
 
     `batch_tokens`: of a whole step, since all of its micro-batches go through a layer together. What is kept lies on
-    the device unless a schedule says otherwise. The rest of such a step is that of one with activations recomputed.
+    the device unless a schedule says otherwise. The rest of such a step is that of one with activations recomputed;
+    of what a lease sends at its end nothing is saved.
     """
-    tensors = [(one.layer, one.gradient_bytes()) for one in weighed(layout, columns)]
+    tensors = [(one.layer, one.gradient_bytes()) for one in weighed(layout, columns, recipe)]
     stages: dict[int, int] = {}
     for number, (layer, size) in enumerate(tensors):
         # a tensor that lies in no layer is a stage of its own

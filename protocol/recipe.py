@@ -29,6 +29,9 @@ TRUNKS: Final[tuple[TrunkName, ...]] = get_args(TrunkName)
 WHOLE_TRUNK: Final = "trained"
 LORA_TRUNK: Final = "lora"
 FROZEN_TRUNK: Final = "frozen"
+ClippingName = Literal["whole", "layer"]
+CLIPPINGS: Final[tuple[ClippingName, ...]] = get_args(ClippingName)
+BY_LAYER: Final = "layer"
 
 MAX_INNER_STEPS: Final = 100_000
 """DiLoCo's longest published inner loop is 2,000; two orders above that is an attack."""
@@ -68,7 +71,7 @@ class Recipe:
     adam_eps: float = _within(1e-8, 1e-16, 1.0)
     """Added to AdamW's denominator."""
     clip_norm: float = _within(1.0, 1e-6, 1e6)
-    """Norm to which the gradients of all that is held are clipped together."""
+    """Norm to which gradients are clipped: those of all that is held together, or each layer's (`clipping`)."""
     selection_bias_rate: float = _within(1e-3, 0.0, 1.0)
     """What an expert's selection bias moves by after a step, towards an even load; nothing to models without such."""
     masters: str = _one_of("fp32", MASTERS)
@@ -88,6 +91,9 @@ class Recipe:
     """Rank of what a lease adds to a matrix of a `lora` trunk."""
     lora_lr_scale: float = _within(1.0, 1e-6, 1000.0)
     """Learning rate of a `lora` trunk's factors, which AdamW trains beside Muon, too, as a share of AdamW's."""
+    clipping: str = _one_of("whole", CLIPPINGS)
+    """Which gradients are clipped together: `whole`: all that is held; `layer`: each layer's, and each tensor that lies
+    in none by itself, so that a step layer by layer goes back through the model once and not twice."""
 
     @property
     def rounds_at_random(self) -> bool:

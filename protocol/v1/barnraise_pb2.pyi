@@ -126,7 +126,7 @@ class DataRange(_message.Message):
     def __init__(self, seed: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class Recipe(_message.Message):
-    __slots__ = ("optimizer", "learning_rate", "muon_learning_rate", "muon_momentum", "router_lr_scale", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_norm", "selection_bias_rate", "masters", "moments", "frozen_dtype", "trunk", "lora_rank", "lora_lr_scale")
+    __slots__ = ("optimizer", "learning_rate", "muon_learning_rate", "muon_momentum", "router_lr_scale", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_norm", "selection_bias_rate", "masters", "moments", "frozen_dtype", "trunk", "lora_rank", "lora_lr_scale", "clipping")
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     MUON_LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +145,7 @@ class Recipe(_message.Message):
     TRUNK_FIELD_NUMBER: _ClassVar[int]
     LORA_RANK_FIELD_NUMBER: _ClassVar[int]
     LORA_LR_SCALE_FIELD_NUMBER: _ClassVar[int]
+    CLIPPING_FIELD_NUMBER: _ClassVar[int]
     optimizer: str
     learning_rate: float
     muon_learning_rate: float
@@ -163,7 +164,8 @@ class Recipe(_message.Message):
     trunk: str
     lora_rank: int
     lora_lr_scale: float
-    def __init__(self, optimizer: _Optional[str] = ..., learning_rate: _Optional[float] = ..., muon_learning_rate: _Optional[float] = ..., muon_momentum: _Optional[float] = ..., router_lr_scale: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., adam_beta1: _Optional[float] = ..., adam_beta2: _Optional[float] = ..., adam_eps: _Optional[float] = ..., clip_norm: _Optional[float] = ..., selection_bias_rate: _Optional[float] = ..., masters: _Optional[str] = ..., moments: _Optional[str] = ..., frozen_dtype: _Optional[str] = ..., trunk: _Optional[str] = ..., lora_rank: _Optional[int] = ..., lora_lr_scale: _Optional[float] = ...) -> None: ...
+    clipping: str
+    def __init__(self, optimizer: _Optional[str] = ..., learning_rate: _Optional[float] = ..., muon_learning_rate: _Optional[float] = ..., muon_momentum: _Optional[float] = ..., router_lr_scale: _Optional[float] = ..., warmup_steps: _Optional[int] = ..., weight_decay: _Optional[float] = ..., adam_beta1: _Optional[float] = ..., adam_beta2: _Optional[float] = ..., adam_eps: _Optional[float] = ..., clip_norm: _Optional[float] = ..., selection_bias_rate: _Optional[float] = ..., masters: _Optional[str] = ..., moments: _Optional[str] = ..., frozen_dtype: _Optional[str] = ..., trunk: _Optional[str] = ..., lora_rank: _Optional[int] = ..., lora_lr_scale: _Optional[float] = ..., clipping: _Optional[str] = ...) -> None: ...
 
 class FrozenColumns(_message.Message):
     __slots__ = ("version", "codec")

@@ -30,6 +30,7 @@ ABSURD: dict[str, dict[str, Any]] = {
     "trunk": {"recipe__trunk": "half"},
     "lora_rank": {"recipe__lora_rank": 2**20},
     "lora_lr_scale": {"recipe__lora_lr_scale": 1e9},
+    "clipping": {"recipe__clipping": "none"},
     "muon_learning_rate": {"recipe__muon_learning_rate": 1e9},
     "muon_momentum": {"recipe__muon_momentum": 1.0},
     "weight_decay": {"recipe__weight_decay": 1e9},

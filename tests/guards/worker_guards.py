@@ -132,6 +132,7 @@ LEASES = (
     _recipe_bound("trunk"),
     _recipe_bound("lora_rank"),
     _recipe_bound("lora_lr_scale"),
+    _recipe_bound("clipping"),
     _recipe_bound("muon_learning_rate"),
     _recipe_bound("muon_momentum"),
     _bound('_within(..., "ttl_s")', "ttl_s"),

@@ -11,6 +11,7 @@ from moe.families import Family
 from moe.layer_cut import standing_in, why_not_by_layers
 from moe.layout import Layout
 from moe.recomputed import layers_of
+from moe.selection import layer_of
 from moe.shard import ShardModel, build_shard
 from moe.stand_ins import DECODED, DEVICE, HOST, MAPPED, StandIns
 from moe.weighing import can_go_by_layers, saved_by_layers, weighed
@@ -27,6 +28,11 @@ NOT_A_CHAIN = {
     "hy_v4": "likewise",
 }
 Gradients = dict[str, torch.Tensor]
+
+
+def built(cut: Layout, **how: Any) -> ShardModel:
+    blocks = {block: tensors for block, tensors in fresh(cut).items() if block in cut.needed_blocks(HELD)}
+    return build_shard(cut, HELD, blocks, **how)
 
 
 def taken(shard: ShardModel) -> Gradients:
@@ -54,32 +60,37 @@ def same(ours: Gradients, theirs: Gradients) -> bool:
     return set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("masters", ["fp32", "bf16"])
-def test_gradients_are_the_same_to_the_bit(family: Family, cut: Layout, tokens: Any, masters: str) -> None:
-    blocks = {block: tensors for block, tensors in fresh(cut).items() if block in cut.needed_blocks(HELD)}
-    shard = build_shard(cut, HELD, blocks, masters=masters)
+def test_gradients_are_the_same_to_the_bit(family: Family, cut: Layout, tokens: Any) -> None:
+    shard = built(cut)
     assert can_go_by_layers(cut) == (family.model_type not in NOT_A_CHAIN)
     if family.model_type in NOT_A_CHAIN:
         assert why_not_by_layers(shard.module.to("meta"))
         return
-    micro_batch = 4 if masters == "bf16" else 3
-    batch = add_gradients(shard, tokens, micro_batch)
+    batch = add_gradients(shard, tokens, 3)
     whole = taken(shard)
-    nll, stages = by_layers(shard, tokens, micro_batch)
+    nll, stages = by_layers(shard, tokens, 3)
     found = {name: tensor for stage in stages for name, tensor in stage.items()}
     assert sum(map(len, stages)) == len(found), "each at one stage only"
     assert same(found, whole)
     assert torch.equal(nll, batch.nll)
-    layers = len(layers_of(shard.module))
-    assert len(stages) == layers + 2
+    assert len(stages) == len(layers_of(shard.module)) + 2
     for stage in stages:
-        numbers = {name.split(".layers.")[1].split(".")[0] for name in stage if ".layers." in name}
-        assert len(numbers) <= 1, "of one layer"
+        assert len({layer_of(name) for name in stage if ".layers." in name}) <= 1, "of one layer"
+
+
+@pytest.mark.parametrize("family", ["olmoe", "qwen3_moe", "gpt_oss", "deepseek_v3"], indirect=True)
+@pytest.mark.parametrize("how", [{"masters": "bf16"}, {"compute_dtype": torch.bfloat16}], ids=["masters", "products"])
+def test_in_bf16_too(family: Family, frozen: Layout, tokens: Any, how: dict[str, Any]) -> None:
+    shard = built(frozen, **how)
+    add_gradients(shard, tokens, 3)
+    whole = taken(shard)
+    _, stages = by_layers(shard, tokens, 3)
+    assert same({name: tensor for stage in stages for name, tensor in stage.items()}, whole)
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe"], indirect=True)
 def test_the_model_is_as_it_was(frozen: Layout, tokens: Any) -> None:
-    shard = build_shard(frozen, HELD, fresh(frozen))
+    shard = built(frozen)
     add_gradients(shard, tokens, 3)
     before = taken(shard)
     by_layers(shard, tokens, 2, on_host=True)
@@ -97,7 +108,7 @@ def test_the_model_is_as_it_was(frozen: Layout, tokens: Any) -> None:
 
 @pytest.mark.parametrize("family", ["glm_moe_dsa"], indirect=True)
 def test_what_is_no_chain_is_refused(frozen: Layout, tokens: Any) -> None:
-    shard = build_shard(frozen, HELD, fresh(frozen))
+    shard = built(frozen)
     with pytest.raises((LocalError, ValueError)):
         shard.layerwise().forward(tokens, 1.0)
 
@@ -106,7 +117,7 @@ def test_what_is_no_chain_is_refused(frozen: Layout, tokens: Any) -> None:
 def test_routers_that_choose_otherwise_the_second_time_are_not_asked(
     frozen: Layout, tokens: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shard = build_shard(frozen, HELD, fresh(frozen))
+    shard = built(frozen)
     shard.balance_coefficient = 0.0
     _, once = by_layers(shard, tokens, 2)
     model, honest = shard.layerwise(), torch.topk
@@ -125,7 +136,7 @@ def test_routers_that_choose_otherwise_the_second_time_are_not_asked(
 
 @pytest.mark.parametrize("family", ["mixtral"], indirect=True)
 def test_what_is_saved_is_what_is_never_there(frozen: Layout, tokens: Any) -> None:
-    shard = build_shard(frozen, HELD, fresh(frozen))
+    shard = built(frozen)
     _, stages = by_layers(shard, tokens, 2)
     sizes = [sum(tensor.nbytes for tensor in stage.values()) for stage in stages]
     every = sum(one.gradient_bytes() for one in weighed(frozen, len(HELD)))

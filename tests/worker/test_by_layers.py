@@ -50,7 +50,8 @@ RUNGS: tuple[dict[str, Any], ...] = (
     {},
     {"masters": "bf16"},
     {"moments": "compact"},
-    {"masters": "bf16", "moments": "compact"},
+    {"clipping": "layer"},
+    {"masters": "bf16", "moments": "compact", "clipping": "layer"},
 )
 
 
@@ -111,6 +112,24 @@ def test_however_it_is_cut(olmoe: Layout, make_lease: Make, sequences: Tokens, m
     replay = replay_lease(olmoe, threads=1)
     again, _ = replay(lease, started(olmoe), sequences, micro_batch)
     assert replay_distance(ours, again).largest == 0.0
+
+
+@pytest.mark.parametrize(("clipping", "downs"), [("whole", 2), ("layer", 1)])
+def test_it_goes_down_twice_only_where_clipping_needs_it(
+    olmoe: Layout, make_lease: Make, sequences: Tokens, clipping: str, downs: int
+) -> None:
+    lease = make_lease(clipping=clipping, clip_norm=1e-3)
+    shard = built(olmoe, lease)
+    way, seen = shard.layerwise(), list[bool]()
+    honest = way.backward
+
+    def backward(parts: Any, before_each: Any, *, is_last: bool = True) -> Iterator[None]:
+        seen.append(is_last)
+        yield from honest(parts, before_each, is_last=is_last)
+
+    way.backward = backward  # type: ignore[method-assign]
+    train_shard(shard, lease, sequences, by_layers=way)
+    assert seen == [False, True][-downs:] * lease.inner_steps
 
 
 def live_bytes(shard: ShardModel) -> Iterator[int]:

@@ -104,3 +104,29 @@ def test_muon_takes_the_matrices_and_leaves_head_router_and_embedding_to_adamw(
     assert any("gate_up_proj" in name for name in by_muon)
     assert any("self_attn" in name for name in by_muon)
     assert not any(word in name for name in by_muon for word in ("embed", "lm_head", "mlp.gate.", "norm"))
+
+
+@pytest.mark.parametrize(("clipping", "together"), [("whole", [[0, 1, 2, 3, 4]]), ("layer", [[0, 2], [1], [3], [4]])])
+def test_gradients_are_clipped_together_as_the_recipe_says(
+    make_lease: Callable[..., Lease], clipping: str, together: list[list[int]]
+) -> None:
+    """Two tensors of layer 0, one of layer 1, two that lie in none."""
+    parameters = [torch.nn.Parameter(torch.zeros(3)) for _ in range(5)]
+
+    class Shard:
+        def parameter_groups(self, *, lr: float, router_lr_scale: float, weight_decay: float) -> list[dict[str, Any]]:
+            first = {"name": "matrices", "params": parameters[:3], "layers": [0, 1, 0]}
+            return [{**first, "lr": lr}, {"name": "undecayed", "params": parameters[3:], "layers": [-1, -1], "lr": lr}]
+
+    optimizer = InnerOptimizer(Shard(), make_lease(optimizer="adamw", clipping=clipping, clip_norm=2.0).recipe)
+    scales = torch.tensor([0.5, 4.0, 7.0, 0.1, 3.0])
+    for one, scale in zip(parameters, scales, strict=True):
+        one.grad = torch.full((3,), float(scale))
+    given = [one.grad.clone() for one in parameters if one.grad is not None]
+    optimizer.begin(1.0)
+    optimizer.take_norms()
+    optimizer._clip()
+    for places in together:
+        norm = torch.linalg.vector_norm(torch.cat([given[place] for place in places]))
+        for place in places:
+            torch.testing.assert_close(parameters[place].grad, given[place] * min(1.0, 2.0 / float(norm)))

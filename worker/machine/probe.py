@@ -26,12 +26,12 @@ from torch import Tensor
 
 from moe.config import config_from_json
 from moe.full import initial_blocks
-from moe.layout import Layout
+from moe.layout import FP32_BYTES, Layout
 from moe.padded import GROUPED
-from moe.planner import ALLOCATOR_SLACK, Burden, Plan, plan
+from moe.planner import ALLOCATOR_SLACK, SENT_BYTES, Burden, Plan, plan
 from moe.shard import build_shard
 from moe.stand_ins import DECODED, DEVICE, MAPPED, StandIns
-from moe.weighing import can_go_by_layers, can_recompute, saved_by_layers
+from moe.weighing import can_go_by_layers, can_recompute, saved_by_layers, weighed
 from protocol.errors import ConfigError
 from protocol.ids import BlockId, LeaseId, RoundNumber, Version
 from protocol.lease import DataRange, Lease
@@ -249,7 +249,7 @@ def schedule_that_fits(
             compute_bytes=machine.compute_bytes,
             place=place,
         )
-        saved_bytes = saved_by_layers(layout, columns, batch * sequence_length) if by_layers else 0
+        saved_bytes = _saved_by_layers(load, columns, batch * sequence_length) if by_layers else 0
         needed_bytes = load.needed_bytes(columns, recomputed=recomputed or by_layers)
         return needed_bytes - int(saved_bytes * ALLOCATOR_SLACK) <= machine.memory_bytes
 
@@ -266,6 +266,16 @@ def schedule_that_fits(
     while micro_batch > 1 and not fits(micro_batch, recomputed=recomputed, by_layers=by_layers, place=place):
         micro_batch = (micro_batch + 1) // 2
     return Schedule(micro_batch, recomputed, place, by_layers)
+
+
+def _saved_by_layers(load: Burden, columns: int, batch_tokens: int) -> int:
+    """Of what a lease needs in all: on a CPU, what is sent at its end needs room that gradients took before."""
+    saved_bytes = saved_by_layers(load.layout, columns, batch_tokens, load.recipe)
+    if load.compute_bytes != FP32_BYTES:  # a GPU: what is sent lies in the host's memory
+        return saved_bytes
+    trained = [one for one in weighed(load.layout, columns, load.recipe) if one.group]
+    left = [one.gradient_bytes() + one.moment_bytes(load.recipe) - SENT_BYTES * one.elements for one in trained]
+    return min(saved_bytes, max(0, int(sum(left))))
 
 
 def measure_speed(

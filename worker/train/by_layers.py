@@ -61,10 +61,13 @@ def step_by_layers(
     for tokens_ML in torch.split(tokens_BL, micro_batch):
         before_part()
         parts.append(model.forward(tokens_ML, tokens_ML.shape[0] / tokens_BL.shape[0]))
-    for _ in model.backward(parts, before_part, is_last=False):
-        optimizer.take_norms()
-        optimizer.drop_gradients()
+    if optimizer.clips_whole:
+        for _ in model.backward(parts, before_part, is_last=False):
+            optimizer.take_norms()
+            optimizer.drop_gradients()
     for _ in model.backward(parts, before_part, is_last=True):
+        if not optimizer.clips_whole:
+            optimizer.take_norms()
         optimizer.step_complete()
     return _summed(parts)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from moe.optimised import FACTORS, MATRICES
 from moe.weighing import MATRICES_AT_ONCE
 from protocol.errors import LocalError
-from protocol.recipe import BF16_MASTERS, COMPACT, MUON, Recipe
+from protocol.recipe import BF16_MASTERS, BY_LAYER, COMPACT, MUON, Recipe
 from worker.machine.arithmetic import multiplies_bf16
 from worker.train.adamw import SpanwiseAdamW
 from worker.train.rounding import StepBits, round_to_bf16
@@ -66,6 +66,12 @@ class InnerOptimizer:
             self._optimizers.append(_adamw(others, recipe))
         self._rates = [float(group["lr"]) for group in self._groups()]
         self._clip_norm = recipe.clip_norm
+        self.clips_whole = recipe.clipping != BY_LAYER
+        """Whether a step needs the norms of all gradients before the first of them is used."""
+        layers = [layer for group in groups for layer in group.get("layers", [-1] * len(group["params"]))]
+        self._clipped_as = [
+            0 if self.clips_whole else layer if layer >= 0 else -1 - place for place, layer in enumerate(layers)
+        ]
         self._draws: dict[int, StepBits] = {}
         self._norms: dict[int, Tensor] = {}
         self.has_moved = False
@@ -80,7 +86,8 @@ class InnerOptimizer:
     def begin(self, factor: float, number: int = 0) -> None:
         """Begin step `number`, which may be taken some parameters at a time, those that have gradients.
 
-        They are clipped by the norms of all: each parameter's is taken before the first of them is stepped.
+        They are clipped by norms of more than themselves: of all, if `clips_whole`, else of their layer; each
+        parameter's is taken before the first of those that are clipped together is stepped.
         """
         for group, rate in zip(self._groups(), self._rates, strict=True):
             group["lr"] = rate * factor
@@ -96,9 +103,7 @@ class InnerOptimizer:
 
     def step_complete(self) -> None:
         """Clip the gradients that are there, step what has them, and drop them."""
-        if self._norms:
-            norm = torch.linalg.vector_norm(torch.stack([self._norms[place] for place in sorted(self._norms)]))
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self._clip_norm, norm, foreach=True)
+        self._clip()
         self.has_moved = True
         for optimizer in self._optimizers:
             if isinstance(optimizer, Muon | SpanwiseAdamW):
@@ -106,6 +111,16 @@ class InnerOptimizer:
             else:
                 optimizer.step()
         self.drop_gradients()
+
+    def _clip(self) -> None:
+        together: dict[int, list[int]] = {}
+        for place in sorted(self._norms):
+            together.setdefault(self._clipped_as[place], []).append(place)
+        for places in together.values():
+            there = [self.parameters[place] for place in places if self.parameters[place].grad is not None]
+            if there:
+                norm = torch.linalg.vector_norm(torch.stack([self._norms[place] for place in places]))
+                torch.nn.utils.clip_grads_with_norm_(there, self._clip_norm, norm, foreach=True)
 
     def drop_gradients(self) -> None:
         """Free the gradients' memory."""
