@@ -238,7 +238,7 @@ def _trunk(outlook: Outlook) -> list[Wait]:
     """One line while owners above half are still to report."""
     standings = outlook.standings
     votes, standby = standings.trunk, standings.standby
-    if votes.due_count and not standings.trunk_has_majority():
+    if votes.due_count and not standings.is_trunk_settled():
         what = "" if 2 * votes.given_count <= votes.due_count else ", and not above half of the sequences"
         reason = f"{votes.given_count} of {votes.due_count} owners reported{what}; more than half must"
         return [Wait(subject="trunk", reason=f"{reason}, {votes.awaited} on the way")]

@@ -138,7 +138,7 @@ class Standings:
         tally = self._tally
         if not self.trunk.due_count:
             return not any(tally.in_flight)
-        if not self.trunk_has_majority() or self.standby > self.trunk.due_count:
+        if not self.is_trunk_settled() or self.standby > self.trunk.due_count:
             return False
         return all(
             not ballot.awaited or (ballot.given_count >= self.quorum and self._has_majority(ballot))
@@ -146,8 +146,12 @@ class Standings:
         )
 
     def trunk_has_majority(self) -> bool:
-        """Whether above half of the round's owners, and of their sequences, are accepted; a frozen trunk needs none."""
-        return self._config.inner.trunk == FROZEN_TRUNK or self._has_majority(self.trunk)
+        """Whether above half of the round's owners, and of their sequences, are accepted."""
+        return self._has_majority(self.trunk)
+
+    def is_trunk_settled(self) -> bool:
+        """The same, where the trunk is in any submission; nobody waits for one that is frozen."""
+        return self._config.inner.trunk == FROZEN_TRUNK or self.trunk_has_majority()
 
     def _has_majority(self, ballot: Ballot) -> bool:
         return ballot.has_majority(self._config.max_weight_ratio, self._config.max_owner_share)

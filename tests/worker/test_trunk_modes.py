@@ -185,6 +185,7 @@ async def test_a_worker_and_a_coordinator_agree_on_it_over_the_wire(tmp_path: Pa
             ended = await task
         assert (ended.exit_code, len(told.texts("submission_accepted"))) == (EXIT_OK, 1), told.events
         assert swarm.server is not None
+        assert swarm.server._run is not None
         state = swarm.server._run.pump.engine.state
         (record,) = [one for one in state.leases.values() if one.verdict is not None]
         assert record.lease.trunk.mode == trunk

@@ -39,6 +39,8 @@ def test_nobody_waits_for_a_frozen_trunk(trunk: str) -> None:
         return
     assert s.phase is Phase.GRACE, "each column has its quorum, and there is nothing else"
     assert "trunk" not in s.reasons()
+    late = [s.record(s.lease(name).lease_id) for name in "cdef"]
+    assert all(one.overdue_at_s is None for one in late), "what is slow, more than half of the owners say as ever"
     s.after(100.0)
     contributions = s.waiting_for(AggregateRound).contributions
     assert [one.include_trunk for one in contributions] == [False, False]
