@@ -36,6 +36,8 @@ SPAN_AT_ONCE: Final = 1 << 20
 """Elements that are rounded together."""
 _SPAN_COPIES: Final = 16
 """In fp32, of a span, while weights or moments are rounded."""
+SPAN_BYTES: Final = _SPAN_COPIES * FP32_BYTES * SPAN_AT_ONCE
+"""All of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,8 @@ class Weighed:
     group: str
     """Of the optimizer; empty: no gradient moves it."""
     is_expert: bool
+    is_head: bool
+    """Whether logits are made with it."""
     is_halved: bool
     """Whether bf16 masters of it take two bytes whatever it is multiplied in."""
 
@@ -89,7 +93,7 @@ class Weighed:
 
 def weighed(layout: Layout, columns: int) -> Iterator[Weighed]:
     """Every tensor of a shard that holds so many columns, but for the frozen experts."""
-    kinds, halved, _ = _kinds(json.dumps(layout.config_json, sort_keys=True))
+    kinds, halved, _, head = _kinds(json.dumps(layout.config_json, sort_keys=True))
     for spec, count in (*((spec, 1) for spec in layout.trunk), *((spec, columns) for spec in layout.column)):
         elements = count * spec.payload_bytes // FP32_BYTES
         is_expert = layout.family.is_expert(spec.name)
@@ -99,6 +103,7 @@ def weighed(layout: Layout, columns: int) -> Iterator[Weighed]:
             rows=rows,
             group=kinds.get(spec.name, ""),
             is_expert=is_expert,
+            is_head=spec.name == head,
             is_halved=spec.name in halved,
         )
 
@@ -109,8 +114,8 @@ def can_recompute(layout: Layout) -> bool:
 
 
 @functools.lru_cache(maxsize=8)
-def _kinds(config_text: str) -> tuple[dict[str, str], frozenset[str], bool]:
-    """Each trained tensor's group, which are kept in two bytes where masters are bf16, and `can_recompute`."""
+def _kinds(config_text: str) -> tuple[dict[str, str], frozenset[str], bool, str]:
+    """Each trained tensor's group, which are kept in two bytes where masters are bf16, `can_recompute`, the head."""
     config = config_from_json(json.loads(config_text))
     model = meta_model(config)
     family = family_named(config.model_type)
@@ -120,4 +125,6 @@ def _kinds(config_text: str) -> tuple[dict[str, str], frozenset[str], bool]:
         for name, parameter in model.named_parameters()
         if parameter.is_floating_point() and not family.is_selection_bias(name)
     }
-    return kinds, masters_of(model, family, BF16_MASTERS).halved, bool(layers_of(model))
+    head = getattr(model.get_output_embeddings(), "weight", None)  # type: ignore[no-untyped-call]
+    name = next((name for name, parameter in model.named_parameters() if parameter is head), "")
+    return kinds, masters_of(model, family, BF16_MASTERS).halved, bool(layers_of(model)), name

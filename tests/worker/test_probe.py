@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import pytest
 
 from moe.layout import Layout
+from moe.rungs import Schedule
 from protocol.errors import ConfigError
 from worker.machine.cgroups import GroupLimits
 from worker.machine.gpus import GpuFacts, GpuFailure, Trial
-from worker.machine.probe import Machine, Schedule, columns_that_fit, measure_speed, probe_machine, schedule_that_fits
+from worker.machine.probe import Machine, columns_that_fit, load_of, measure_speed, probe_machine, schedule_that_fits
 from worker.options import WorkerOptions, check_device
 from worker.progress import JsonReporter, LiveReporter, PlainReporter, QuietReporter, make_reporter
 
@@ -56,6 +57,18 @@ def test_a_cap_is_for_the_whole_process(free_bytes: int) -> None:
 def test_a_cap_above_what_is_free_does_not_make_more_of_it(free_bytes: int) -> None:
     assert probe_machine("cpu", 64 * GIB, limits=limited()).memory_bytes == free_bytes
     assert probe_machine("cpu", 64 * GIB, limits=limited(GIB)).memory_bytes == GIB
+
+
+def test_what_is_planned_under_a_cap_leaves_room_for_the_process_itself(frozen_layout: Layout) -> None:
+    own_bytes = probe_machine("cpu", 1 << 40, limits=limited()).process_bytes
+    cap_bytes = own_bytes + (80 << 20)
+    machine = probe_machine("cpu", cap_bytes, limits=limited())
+    fitting = columns_that_fit(frozen_layout, machine, 16, None)
+    assert own_bytes <= machine.process_bytes
+    assert fitting.needed_bytes + machine.process_bytes <= cap_bytes
+    schedule = schedule_that_fits(frozen_layout, fitting.columns, machine, 4096, 16)
+    needed = load_of(frozen_layout, machine, 16).needed(fitting.columns, schedule)
+    assert 40 << 20 < needed.device <= cap_bytes - machine.process_bytes, "and as much is used as there is"
 
 
 @pytest.mark.parametrize(("cpus", "threads"), [(None, 6), (0.5, 1), (1.0, 1), (1.9, 1), (2.0, 2), (64.0, 6)])
@@ -126,7 +139,7 @@ def test_an_absent_run_needs_as_many_columns_as_a_token_is_sent_to(small_layout:
 
 def test_the_micro_batch_shrinks_with_the_memory(frozen_layout: Layout) -> None:
     assert schedule_that_fits(frozen_layout, 2, MACHINE, 16, 128) == Schedule(16)
-    tight = dataclasses.replace(MACHINE, memory_bytes=6 << 20)
+    tight = dataclasses.replace(MACHINE, memory_bytes=(32 + 6) << 20)
     assert 1 <= schedule_that_fits(frozen_layout, 2, tight, 16, 128).micro_batch < 16
     assert schedule_that_fits(frozen_layout, 2, dataclasses.replace(MACHINE, memory_bytes=1), 16, 128).micro_batch == 1
 
