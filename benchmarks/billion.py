@@ -68,10 +68,14 @@ class WatchedProcess:
     def _look(self) -> None:
         while (now_mb := anonymous_mb(self._process.pid)) > 0.0:
             self.peak_mb = max(self.peak_mb, now_mb)
+            self.looked(now_mb)
             with contextlib.suppress(psutil.Error):
                 times = self._process.cpu_times()
                 self._used.append((time.time(), times.user + times.system))
             time.sleep(INTERVAL_S)
+
+    def looked(self, now_mb: float) -> None:
+        """For those who want to know more at that moment."""
 
     def cpu_s(self, since_s: float, until_s: float) -> float:
         """Processor seconds between two moments."""
@@ -94,13 +98,13 @@ def play(folder: Path, plan: BillionPlan) -> list[Row]:
         )
         assert coordinator.pid is not None
         watched = WatchedProcess(coordinator.pid)
-        port = _heard(ours, folder)
+        port = heard(ours, folder)
         for number in range(plan.workers):
             home = folder / f"worker-{number}"
             group.start(
                 home.name, folder / f"{home.name}.log", processes.work, folder, plan, invited(run, port), number
             )
-        told: dict[str, Cell] = _heard(ours, folder)
+        told: dict[str, Cell] = heard(ours, folder)
         rows += _rounds(run, plan, watched)
     finally:
         group.stop(grace_s=0.0)
@@ -119,11 +123,11 @@ def _prepared(group: ProcessGroup, folder: Path, plan: BillionPlan) -> Iterator[
         ours, theirs = group.pipe()
         group.start(stage, folder / "prepare.log", step, folder, plan, theirs)
         theirs.close()
-        _heard(ours, folder)
+        heard(ours, folder)
         yield {"round": None, "stage": stage, "seconds": time.monotonic() - began_s}
 
 
-def _heard(pipe: Any, folder: Path) -> Any:
+def heard(pipe: Any, folder: Path) -> Any:
     """What a child says; its log, where it ends without a word."""
     try:
         if not pipe.poll(PATIENCE_S):

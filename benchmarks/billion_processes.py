@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from benchmarks.sized_runs import layout_of
 from coordinator.run.folder import RunFolder
@@ -87,7 +87,19 @@ class BillionPlan:
         }
 
 
-def begin(folder: Path, plan: BillionPlan, pipe: Connection) -> None:
+class Played(Protocol):
+    """What a run is made of."""
+
+    @property
+    def shape(self) -> BillionShape:
+        """Its model's."""
+
+    @property
+    def engine(self) -> Mapping[str, Any]:
+        """Settings of its rounds."""
+
+
+def begin(folder: Path, plan: Played, pipe: Connection) -> None:
     """The run's folder, version 0 in it."""
     import torch
 
@@ -155,7 +167,7 @@ def fix(folder: Path, plan: BillionPlan, pipe: Connection) -> None:
 def serve(folder: Path, rounds: int, pipe: Connection) -> None:
     """The coordinator, until the last version is validated; tells its port, then what it came to."""
     from coordinator.edge.server import CoordinatorServer
-    from coordinator.run.allocator import keep_little
+    from protocol.allocator import keep_little
 
     keep_little()  # as `barnraise coordinator run` does
 

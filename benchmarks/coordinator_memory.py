@@ -227,11 +227,11 @@ def _work(plan: dict[str, Any]) -> None:
     """Say each phase before it begins; end where the last one does."""
     import torch
 
-    from coordinator.run.allocator import keep_little
     from coordinator.store.artifacts import ArtifactStore
     from coordinator.store.versions import Versions
     from coordinator.work.executor import Executor
     from coordinator.work.gains import WorkSettings
+    from protocol.allocator import keep_little
 
     keep_little()
     torch.set_num_threads(1)

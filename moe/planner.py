@@ -1,40 +1,36 @@
 """How many expert columns fit into a volunteer's memory, on which rungs of the memory ladder, and why.
 
-Decides an estimate, from shapes and a run's recipe; touches nothing. Weights, gradients and moments are exact;
-activations are an upper estimate, because running out of memory in mid-lease costs more than one column too few.
-Activations are recomputed where that makes room for more columns, which are worth more than a third of the speed: of
-all that a machine may choose by itself this alone costs time (docs/decisions/0047).
+Decides the one search that `barnraise plan`, a worker and a coordinator share: of all ways in which a machine may train
+a model (`moe.rungs.of_machine`) the one that holds most columns, and of those the quickest; for a lease of so many
+columns, the quickest that fits. A column is worth more than a third of the speed. Touches nothing.
+
+To add a rung: (1) in `moe/rungs.py` an entry of `RUNGS` (its name, whose choice, which line it makes smaller, its
+values, what it costs) and, if it is the machine's, a field of `Schedule` with the quickest value as default, if it is
+the run's, a field of `protocol.recipe.Recipe`; (2) what it takes, where that part is counted: a tensor's bytes in
+`moe/weighing.py`, a part of the whole in `moe/burden.py` (`_kept_lines`, `_passing_line`, `_host_lines`), what passes
+in `moe/passing.py`; (3) the worker does what the schedule or the recipe says (`worker/train/training.py`); (4) a case
+of `tests/worker/planned_memory.py`, which holds the plan against a process. Search, table and sentences follow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Final
 
-from moe.frozen_bytes import FrozenBytes, frozen_bytes
-from moe.head import tokens_at_once
+from moe.burden import Burden, Memory, PlanLine, held_bytes, memory_of
 from moe.layout import FP32_BYTES, Layout
-from moe.stand_ins import DECODED, DEVICE, HOST, MAPPED, StandIns
-from moe.weighing import Weighed, can_recompute, weighed
-from protocol.recipe import AS_COMPUTED, BF16_MASTERS, COMPACT, FROZEN_TRUNK, LORA_TRUNK, MUON, Recipe
+from moe.rungs import Rung, Schedule, lower_recipes, of_machine, schedules, told
+from protocol.recipe import Recipe
 from protocol.residency import ABSENT
 from protocol.text import human_bytes
 
-ALLOCATOR_SLACK: Final = 1.10
-"""Caching allocators round sizes up and fragment; a tenth is what long runs on GPUs are usually seen to lose."""
+__all__ = ["Burden", "Memory", "Plan", "PlanLine", "held_bytes", "plan", "planned", "schedule_for"]
 
-SENT_BYTES: Final = FP32_BYTES + 2 * 1.125
-"""Of a trained value: the pseudo-gradient, and its payload in bf16, whose memory grows by an eighth at a time."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanLine:
-    """One part of the memory that a shard takes."""
-
-    part: str
-    memory_bytes: int
-    why: str
+PLANNED_SEQUENCES: Final = (4, 1)
+"""Of a micro-batch: columns are worth more than a larger one, but one sequence alone is slow."""
+ANY_HOST: Final = 1 << 62
+"""Where nobody knows how much memory there is beside a GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,42 +39,35 @@ class Plan:
 
     columns: int
     fits: bool
-    memory_bytes: int
-    """What was offered."""
-    needed_bytes: int
+    offered: Memory
+    needed: Memory
+    schedule: Schedule
     lines: tuple[PlanLine, ...]
     reason: str
-    recomputed: bool = False
-    """Whether activations are computed again instead of kept."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Burden:
-    """What one machine trains, but for how many columns of it."""
-
-    layout: Layout
-    recipe: Recipe
-    tokens: int
-    """Of a micro-batch."""
-    compute_bytes: int
-    """2 where matrices are multiplied in bf16."""
-    place: str = DEVICE
-    """Where frozen experts lie: a name of `moe.stand_ins`."""
 
     @property
-    def frozen(self) -> StandIns:
-        """How what is not held stands in."""
-        return StandIns(dtype=self.recipe.frozen_dtype, place=self.place)
+    def memory_bytes(self) -> int:
+        """What was offered of the device's."""
+        return self.offered.device
 
-    def lines(self, columns: int, *, recomputed: bool) -> tuple[PlanLine, ...]:
-        """Every part of its memory."""
-        tensors = list(weighed(self.layout, columns, self.recipe))
-        return (*_kept_lines(self, tensors, columns), _passing_line(self, tensors, recomputed=recomputed))
+    @property
+    def needed_bytes(self) -> int:
+        """Of the device's."""
+        return self.needed.device
 
-    def needed_bytes(self, columns: int, *, recomputed: bool) -> int:
-        """All of it, with what an allocator loses."""
-        lines = self.lines(columns, recomputed=recomputed)
-        return int(sum(line.memory_bytes for line in lines) * ALLOCATOR_SLACK)
+    @property
+    def recomputed(self) -> bool:
+        """Whether activations are computed again instead of kept."""
+        return self.schedule.recomputed
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Of the block cache."""
+        return sum(line.memory_bytes for line in self.lines if line.where == "files")
+
+    def bytes_of(self, part: str) -> int:
+        """Of one part."""
+        return sum(line.memory_bytes for line in self.lines if line.part == part)
 
 
 def plan(
@@ -89,35 +78,66 @@ def plan(
     sequence_length: int,
     compute_bytes: int = FP32_BYTES,
     recipe: Recipe | None = None,
+    on_gpu: bool | None = None,
 ) -> Plan:
-    """The largest number of columns whose training fits into `memory_bytes`. `compute_bytes` is 2 for bf16."""
+    """`planned` for `batch_sequences` at once and as much host memory as that takes; a GPU multiplies in bf16 where
+    `on_gpu` does not say otherwise.
+    """
     load = Burden(
         layout=layout,
         recipe=recipe or Recipe(),
-        tokens=batch_sequences * sequence_length,
+        sequence_length=sequence_length,
         compute_bytes=compute_bytes,
+        on_gpu=compute_bytes != FP32_BYTES if on_gpu is None else on_gpu,
     )
-    fewest = layout.min_columns
+    return planned(load, Memory(memory_bytes, ANY_HOST), (batch_sequences,))
 
-    def most(*, recomputed: bool) -> int:
-        return _most(
-            lambda count: load.needed_bytes(count, recomputed=recomputed) <= memory_bytes, fewest, layout.columns
-        )
 
-    kept = most(recomputed=False)
-    with_recomputation = most(recomputed=True) if can_recompute(layout) else 0
-    recomputed = with_recomputation > kept or (not kept and can_recompute(layout))
-    columns = max(kept, with_recomputation, fewest)
-    total = load.needed_bytes(columns, recomputed=recomputed)
-    one_more = load.needed_bytes(min(columns + 1, layout.columns), recomputed=can_recompute(layout))
+def planned(load: Burden, memory: Memory, sequences: tuple[int, ...] = PLANNED_SEQUENCES) -> Plan:
+    """The largest number of columns whose training fits into `memory`, `sequences` of a micro-batch being tried in
+    turn until any does.
+    """
+    found = None
+    for count in sequences:
+        found = _at(load, memory, count)
+        if found.fits:
+            return found
+    assert found is not None
+    return replace(found, reason=f"{found.reason}. {what_would_fit(load, memory, found)}")
+
+
+def schedule_for(load: Burden, columns: int, memory: Memory, batch: int) -> Schedule:
+    """The quickest way to train so many columns, `batch` sequences a step; the smallest where none fits."""
+    load = replace(load, batch_sequences=batch)
+    ways = list(schedules(load.layout, batch, on_gpu=load.on_gpu))
+    fitting = (one for one in ways if memory.holds(load.needed(columns, one)))
+    return next(fitting, None) or min(ways, key=lambda one: load.needed(columns, one).device)
+
+
+def _at(load: Burden, memory: Memory, sequences: int) -> Plan:
+    layout, found = load.layout, of_machine(load.layout, on_gpu=load.on_gpu)
+    ways = [Schedule(sequences, **values) for values, _ in found]
+
+    def most(way: Schedule) -> int:
+        return _most(lambda count: memory.holds(load.needed(count, way)), layout.min_columns, layout.columns)
+
+    counts = [most(way) for way in ways]
+    columns = max(*counts, layout.min_columns)
+    if max(counts):
+        way = ways[counts.index(max(counts))]
+    else:
+        way = min(ways, key=lambda one: load.needed(columns, one).device)
+    lines = load.lines(columns, way)
+    needed = memory_of(lines)
+    more = min((load.needed(min(columns + 1, layout.columns), one) for one in ways), key=lambda one: one.device)
     return Plan(
         columns=columns,
-        fits=total <= memory_bytes,
-        memory_bytes=memory_bytes,
-        needed_bytes=total,
-        lines=load.lines(columns, recomputed=recomputed),
-        reason=_reason(layout, columns, fewest, total, memory_bytes, one_more, recomputed=recomputed),
-        recomputed=recomputed,
+        fits=memory.holds(needed),
+        offered=memory,
+        needed=needed,
+        schedule=way,
+        lines=lines,
+        reason=_reason(load, columns, needed, memory, more, way),
     )
 
 
@@ -130,123 +150,43 @@ def _most(fits: Callable[[int], bool], fewest: int, most: int) -> int:
     return low if low >= fewest else 0
 
 
-def held_bytes(layout: Layout, columns: int, *, compute_bytes: int = FP32_BYTES, recipe: Recipe | None = None) -> int:
-    """Weights, gradients and moments of what is held, and the frozen rest: all but what passes through."""
-    load = Burden(layout=layout, recipe=recipe or Recipe(), tokens=1, compute_bytes=compute_bytes)
-    return sum(line.memory_bytes for line in _kept_lines(load, list(weighed(layout, columns, load.recipe)), columns))
-
-
-def _kept_lines(load: Burden, tensors: list[Weighed], columns: int) -> tuple[PlanLine, ...]:
-    layout, recipe = load.layout, load.recipe
-    is_bf16, is_compact = recipe.masters == BF16_MASTERS, recipe.moments == COMPACT
-    weights = sum(one.weight_bytes(recipe, load.compute_bytes) for one in tensors)
-    kept_in = "bf16, what is small fp32" if is_bf16 else "fp32"
-    what = {
-        (True, True): "Muon: one a parameter, bf16; AdamW elsewhere: two, 8 bits",
-        (True, False): "Muon: one a parameter; AdamW elsewhere: two; fp32",
-        (False, True): "AdamW: two a parameter, 8 bits",
-        (False, False): "AdamW: two a parameter, fp32",
-    }[recipe.optimizer == MUON, is_compact]
-    kept = {DECODED: "decoded", DEVICE: "", HOST: "in main memory", MAPPED: "in their files"}[load.place]
-    coded = recipe.frozen_dtype if recipe.frozen_dtype != AS_COMPUTED else ""
-    how = ", ".join(word for word in (coded, kept, "without gradients or moments") if word)
-    others = f"{layout.columns - columns} other columns, {how}"
-    trunk = {FROZEN_TRUNK: "frozen trunk", LORA_TRUNK: f"trunk with factors of rank {recipe.lora_rank}"}.get(
-        recipe.trunk, "trunk"
-    )
-    return (
-        PlanLine(part="weights", memory_bytes=weights, why=f"{trunk} and {columns} columns, {kept_in}"),
-        PlanLine(part="gradients", memory_bytes=sum(one.gradient_bytes() for one in tensors), why="fp32"),
-        PlanLine(part="moments", memory_bytes=sum(one.moment_bytes(recipe) for one in tensors), why=what),
-        PlanLine(
-            part="frozen",
-            memory_bytes=_frozen(load, columns).device,
-            why=others if layout.residency != ABSENT else "none: the other columns are absent",
-        ),
-    )
-
-
-def _frozen(load: Burden, columns: int) -> FrozenBytes:
-    on_cpu = load.compute_bytes == FP32_BYTES
-    return frozen_bytes(load.layout, columns, load.frozen, compute_bytes=load.compute_bytes, on_cpu=on_cpu)
-
-
-def _passing_line(load: Burden, tensors: list[Weighed], *, recomputed: bool) -> PlanLine:
-    """What is there for a while, one thing after the other: the largest of them."""
-    how = "computed again in the backward pass" if recomputed else "kept for backward"
-    step = max(tensors, key=lambda one: one.step_bytes(load.recipe))
-    found = {
-        f"{load.tokens} tokens a micro-batch, {how}": activation_bytes(
-            load.layout, load.tokens, load.compute_bytes, recomputed=recomputed
-        ),
-        "copies that the optimizer makes of a tensor in a step": step.step_bytes(load.recipe),
-        "what is sent, when gradients and moments are gone": _sent_bytes(load, tensors),
-    }
-    why = max(found, key=lambda one: found[one])
-    return PlanLine(part="passing", memory_bytes=found[why], why=why)
-
-
-def _sent_bytes(load: Burden, tensors: list[Weighed]) -> int:
-    """Of the pseudo-gradient and its payload, what is more than gradients and moments were."""
-    if load.compute_bytes != FP32_BYTES:  # a GPU: these two are in the host's memory
-        return 0
-    sent = sum(SENT_BYTES * one.elements for one in tensors if one.group)
-    return max(0, int(sent) - sum(one.gradient_bytes() + one.moment_bytes(load.recipe) for one in tensors))
-
-
-def activation_bytes(layout: Layout, tokens: int, compute_bytes: int = FP32_BYTES, *, recomputed: bool = False) -> int:
-    """Upper estimate of what forward keeps for backward, and of the largest passing tensors, for so many tokens."""
-    layers, sparse = layout.config_json["num_hidden_layers"], layout.expert_layers
-    attention, expert, dense = _layer_bytes(layout, tokens, compute_bytes)
-    # Of a chunk's logits: products, shares, and the gradient that these become.
-    head = 3 * _logits_bytes(layout, min(tokens, tokens_at_once(layout.config_json["vocab_size"])))
-    if recomputed:
-        inputs = layers * tokens * layout.config_json["hidden_size"] * FP32_BYTES
-        return int(inputs + max(attention + max(expert, dense), head))
-    return int(layers * attention + sparse * expert + (layers - sparse) * dense + head)
-
-
-def sequences_at_once(layout: Layout, wanted: int, sequence_length: int, memory_bytes: int) -> int:
-    """How many sequences go through a whole fp32 model at a time where nothing is kept for backward: `wanted`, or as
-    few as `memory_bytes` hold what passes of, by the same upper estimate; one at the least.
-    """
-    attention, expert, dense = _layer_bytes(layout, sequence_length, FP32_BYTES)
-    # One layer's tensors at a time, and at the end a chunk of logits and their log-softmax, whatever comes before them.
-    logits = 2 * _logits_bytes(layout, min(sequence_length, tokens_at_once(layout.config_json["vocab_size"])))
-    return max(1, min(wanted, memory_bytes // max(attention + max(expert, dense), logits)))
-
-
-def _layer_bytes(layout: Layout, tokens: int, compute_bytes: int) -> tuple[int, int, int]:
-    """Of one layer: attention, experts, and what is there in place of experts."""
-    values: Any = layout.config_json
-    hidden, heads = values["hidden_size"], values["num_attention_heads"]
-    # Of heads whose queries and keys have a part that is rotated and one that is not, both parts.
-    halves = (values.get("qk_nope_head_dim") or 0) + (values.get("qk_rope_head_dim") or 0)
-    head_dim = halves or values.get("head_dim") or hidden // heads
-    queries = heads * head_dim
-    keys = (values.get("num_key_value_heads") or heads) * head_dim
-    # Residual stream twice and norms in fp32; queries, keys, values before and after norm and rotation; their output.
-    attention = tokens * (6 * hidden * FP32_BYTES + (5 * queries + 6 * keys) * compute_bytes)
-    width = values[layout.family.expert_width]
-    # A token's copy for each expert, the two projections, the gated product, the output before and after weighting.
-    expert = tokens * values["num_experts_per_tok"] * (3 * hidden + 5 * width) * compute_bytes
-    dense = tokens * 4 * (values.get("intermediate_size") or width) * compute_bytes
-    return attention, expert, dense
-
-
-def _logits_bytes(layout: Layout, tokens: int) -> int:
-    return int(tokens * layout.config_json["vocab_size"] * FP32_BYTES)
-
-
-def _reason(
-    layout: Layout, columns: int, fewest: int, total: int, memory_bytes: int, next_total: int, *, recomputed: bool
-) -> str:
-    offered, needs = human_bytes(memory_bytes), human_bytes(total)
-    if total > memory_bytes:
+def _reason(load: Burden, columns: int, needed: Memory, offered: Memory, more: Memory, way: Schedule) -> str:
+    layout = load.layout
+    if not offered.holds(needed):
+        fewest = layout.min_columns
         why = ", the top-k of a shard whose other columns are absent" if layout.residency == ABSENT else ""
-        return f"not even {fewest} of {layout.columns} columns fit{why}: {needs} needed, {offered} offered"
-    how = ", where activations are computed again" if recomputed else ""
+        return f"not even {fewest} of {layout.columns} columns fit{why}: {_short(needed, offered)}"
+    how = f" at {way.micro_batch * load.sequence_length} tokens a micro-batch"
+    how += "".join(f", {words}" for words in told(way))
+    room = f"{human_bytes(needed.device)} of {human_bytes(offered.device)}{how}"
     if columns == layout.columns:
-        return f"all {columns} columns fit: {needs} of {offered}{how}"
-    more = f"one more would need {human_bytes(next_total)}"
-    return f"{columns} of {layout.columns} columns fit: {needs} of {offered}{how}; {more}"
+        return f"all {columns} columns fit: {room}"
+    host = "" if more.host <= offered.host else f", and {human_bytes(more.host)} of the host's"
+    return f"{columns} of {layout.columns} columns fit: {room}; one more would need {human_bytes(more.device)}{host}"
+
+
+def _short(needed: Memory, offered: Memory) -> str:
+    pairs = [(needed.device, offered.device, "")]
+    if needed.host > offered.host:
+        pairs.append((needed.host, offered.host, " of the host's memory"))
+    return "; ".join(f"{human_bytes(need)}{of} needed, {human_bytes(offer)} offered" for need, offer, of in pairs)
+
+
+def what_would_fit(load: Burden, memory: Memory, found: Plan) -> str:
+    """A sentence: the rungs that a run would have to allow, or the memory that is missing even then."""
+    for rungs, recipe in lower_recipes(load.recipe):
+        lower = _at(replace(load, recipe=recipe), memory, 1)
+        if lower.fits:
+            return f"With {_named(rungs)} {lower.columns} would fit"
+    *_, last = (((), load.recipe), *lower_recipes(load.recipe))
+    least = _at(replace(load, recipe=last[1]), memory, 1)
+    largest = max((line for line in least.lines if line.where == "device"), key=lambda line: line.memory_bytes)
+    even = f" even with {_named(last[0])}" if last[0] else ""
+    return (
+        f"It would take {human_bytes(least.needed.device)}{even}, of which {human_bytes(largest.memory_bytes)} "
+        f"are {largest.part}"
+    )
+
+
+def _named(rungs: tuple[Rung, ...]) -> str:
+    return " and ".join(str(list(rung.options.values())[-1]) for rung in rungs)

@@ -40,6 +40,8 @@ SPAN_AT_ONCE: Final = 1 << 20
 """Elements that are rounded together."""
 _SPAN_COPIES: Final = 16
 """In fp32, of a span, while weights or moments are rounded."""
+SPAN_BYTES: Final = _SPAN_COPIES * FP32_BYTES * SPAN_AT_ONCE
+"""All of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,8 @@ class Weighed:
     is_expert: bool
     layer: int
     """That it lies in; -1: in none."""
+    is_head: bool
+    """Whether logits are made with it."""
     is_halved: bool
     """Whether bf16 masters of it take two bytes whatever it is multiplied in."""
 
@@ -97,7 +101,7 @@ class Weighed:
 
 def weighed(layout: Layout, columns: int, recipe: Recipe | None = None) -> Iterator[Weighed]:
     """Every tensor of a shard that holds so many columns, but for the frozen experts; of `recipe`'s trunk."""
-    kinds, halved, _ = _kinds(json.dumps(layout.config_json, sort_keys=True))
+    kinds, halved, _, head = _kinds(json.dumps(layout.config_json, sort_keys=True))
     sort = trunk_sort(layout.config_json, trunk_part(recipe or Recipe()))
     if sort is not None:
         kinds = {**kinds, **{spec.name: "" for spec in layout.trunk if spec.name not in sort.small}}
@@ -112,6 +116,7 @@ def weighed(layout: Layout, columns: int, recipe: Recipe | None = None) -> Itera
             group=kinds.get(spec.name, ""),
             is_expert=is_expert,
             layer=layer_of(spec.name),
+            is_head=spec.name == head,
             is_halved=spec.name in halved,
         )
 
@@ -126,6 +131,7 @@ def _factors(layout: Layout, sort: TrunkSort) -> Iterator[Weighed]:
                 group=group,
                 is_expert=False,
                 layer=layer_of(name),
+                is_head=False,
                 is_halved=name in sort.halved,
             )
 
@@ -135,13 +141,8 @@ def can_recompute(layout: Layout) -> bool:
     return _kinds(json.dumps(layout.config_json, sort_keys=True))[2]
 
 
-def saved_by_layers(layout: Layout, columns: int, batch_tokens: int, recipe: Recipe | None = None) -> int:
-    """Bytes of gradients that are never there where steps go layer by layer, less what is kept for it; may be negative.
-
-    `batch_tokens`: of a whole step, since all of its micro-batches go through a layer together. What is kept lies on
-    the device unless a schedule says otherwise. The rest of such a step is that of one with activations recomputed;
-    of what a lease sends at its end nothing is saved.
-    """
+def gradients_by_layers(layout: Layout, columns: int, recipe: Recipe | None = None) -> int:
+    """Bytes of the gradients that are there at most where steps go layer by layer."""
     tensors = [(one.layer, one.gradient_bytes()) for one in weighed(layout, columns, recipe)]
     stages: dict[int, int] = {}
     for number, (layer, size) in enumerate(tensors):
@@ -149,12 +150,26 @@ def saved_by_layers(layout: Layout, columns: int, batch_tokens: int, recipe: Rec
         place = layer if layer >= 0 else -1 - number
         stages[place] = stages.get(place, 0) + size
     # a micro-batch's gradient of a tensor is whole before it is added
-    at_once = max(stages.values()) + max(size for _, size in tensors)
+    return max(stages.values()) + max(size for _, size in tensors)
+
+
+def inputs_by_layers(layout: Layout, batch_tokens: int) -> int:
+    """Bytes that a step layer by layer keeps of all its `batch_tokens`: they go through a layer together."""
     values = layout.config_json
     # each layer's input, the last one's answer, its gradient, and that of what lies below a tied head
     hidden_bytes = (values["num_hidden_layers"] + 3) * values["hidden_size"] * FP32_BYTES
     routed_bytes = layout.expert_layers * (2 * FP32_BYTES * values["num_experts"] + 8 * values["num_experts_per_tok"])
-    return sum(size for _, size in tensors) - at_once - batch_tokens * (hidden_bytes + routed_bytes)
+    return int(batch_tokens * (hidden_bytes + routed_bytes))
+
+
+def saved_by_layers(layout: Layout, columns: int, batch_tokens: int, recipe: Recipe | None = None) -> int:
+    """Bytes of gradients that are never there where steps go layer by layer, less what is kept for it; may be negative.
+
+    The rest of such a step is that of one with activations recomputed; of what a lease sends at its end nothing is
+    saved.
+    """
+    every = sum(one.gradient_bytes() for one in weighed(layout, columns, recipe))
+    return every - gradients_by_layers(layout, columns, recipe) - inputs_by_layers(layout, batch_tokens)
 
 
 def can_go_by_layers(layout: Layout) -> bool:
@@ -168,8 +183,8 @@ def _goes_by_layers(config_text: str) -> bool:
 
 
 @functools.lru_cache(maxsize=8)
-def _kinds(config_text: str) -> tuple[dict[str, str], frozenset[str], bool]:
-    """Each trained tensor's group, which are kept in two bytes where masters are bf16, and `can_recompute`."""
+def _kinds(config_text: str) -> tuple[dict[str, str], frozenset[str], bool, str]:
+    """Each trained tensor's group, which are kept in two bytes where masters are bf16, `can_recompute`, the head."""
     config = config_from_json(json.loads(config_text))
     model = meta_model(config)
     family = family_named(config.model_type)
@@ -179,4 +194,6 @@ def _kinds(config_text: str) -> tuple[dict[str, str], frozenset[str], bool]:
         for name, parameter in model.named_parameters()
         if parameter.is_floating_point() and not family.is_selection_bias(name)
     }
-    return kinds, masters_of(model, family, BF16_MASTERS).halved, bool(layers_of(model))
+    head = getattr(model.get_output_embeddings(), "weight", None)  # type: ignore[no-untyped-call]
+    name = next((name for name, parameter in model.named_parameters() if parameter is head), "")
+    return kinds, masters_of(model, family, BF16_MASTERS).halved, bool(layers_of(model)), name

@@ -280,7 +280,7 @@ class Joining:
     async def _worked_out(self, machine: Machine) -> Offer:
         run, length = self.run, self.run.description.sequence_length
         description, most = run.description, self._options.max_columns
-        fitting = columns_that_fit(run.layout, machine, length, most, description.recipe)
+        fitting = columns_that_fit(run.layout, machine, length, most, description.recipe, description.codec)
         wanted = min(fitting.columns, most or fitting.columns)
         columns = self.home.disk.columns_that_fit(
             run.layout, description.codec, wanted, description.frozen_codec, trunk_part(description.recipe)

@@ -15,6 +15,7 @@ from barnraise.cli import (
     evaluate,
     invites,
     model,
+    plan,
     pretrain,
     settings,
     simulate,
@@ -55,7 +56,7 @@ app.add_typer(coordinator_commands.app, name="coordinator", rich_help_panel="Ope
 app.command("status", rich_help_panel="Operator")(status.status)
 app.add_typer(data.app, name="data", rich_help_panel="Operator")
 app.command("pretrain", rich_help_panel="Operator")(pretrain.pretrain)
-app.command("plan", rich_help_panel="Operator")(model.plan)
+app.command("plan", rich_help_panel="Operator")(plan.plan)
 app.command("simulate", rich_help_panel="Researcher")(simulate.simulate)
 app.command("demo", rich_help_panel="Researcher")(simulate.demo)
 app.command("evaluate", rich_help_panel="Researcher")(evaluate.evaluate)

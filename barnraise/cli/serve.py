@@ -13,8 +13,8 @@ from pathlib import Path
 from barnraise.cli.links import give_links, require_writable
 from coordinator.edge.collection import collect_rarely
 from coordinator.edge.server import CoordinatorServer
-from coordinator.run.allocator import keep_little
 from coordinator.run.folder import RunFolder
+from protocol.allocator import keep_little
 from protocol.terminal import ending_signals, outliving_terminal
 from worker.machine.products import quickest_products
 from worker.train.replay import replay_lease

@@ -46,8 +46,9 @@ def join(
         str | None,
         typer.Option(
             help="Use at most this much memory, for example 8GB; without it, half of what is free. On a CPU: of the"
-            " whole worker, Python and its libraries too (about 0.5 GB). On a GPU: of the GPU's, for the model and its"
-            " training. Columns and batches are planned to fit below it; it is not enforced beyond that."
+            " whole worker, Python and its libraries too (about 0.5 GB), but for blocks that are mapped, which the"
+            " system takes back. On a GPU: of the GPU's, for the model and its training; beside it half of the"
+            " machine's that is free. Columns and batches are planned to fit below it; it is not enforced beyond that."
         ),
     ] = None,
     disk: Annotated[
@@ -83,6 +84,7 @@ def join(
     if sum(source is not None for source in (link, link_file, links_from)) > 1:
         raise ConfigError("give a join link, --link-file FILE or --links-from FOLDER, and only one of them")
     from barnraise.cli.links import claim_link, read_link
+    from protocol.allocator import keep_little
     from worker.again import become, go_on
     from worker.join import WorkerOptions, run_worker
     from worker.messages import EXIT_DEVICE_LOST
@@ -113,6 +115,7 @@ def join(
     else:
         chosen = link or ""  # nothing: the run that this machine is enrolled in
     options = dataclasses.replace(options, link=chosen)
+    keep_little()
     started_s = time.monotonic()
     exit_code = run_worker(options)
     if exit_code != EXIT_DEVICE_LOST:

@@ -19,7 +19,7 @@ from coordinator.engine import appeals
 from coordinator.engine.events import AuditAsked, CapabilityChanged, WorkerEnrolled
 from coordinator.engine.telling import banned_sentence
 from coordinator.store.registry import Member, RangeQuota, clean_name, invite_id
-from moe.planner import Plan, plan
+from moe.planner import ANY_HOST, Burden, Memory, Plan, planned
 from protocol.admission import has_worked
 from protocol.causes import Cause
 from protocol.errors import MalformedMessage, Refused, Unauthenticated
@@ -181,7 +181,7 @@ class Membership:
         """Columns that this machine is leased: what its memory holds, or fewer where its owner says so."""
         if capability.device not in {"cpu", "cuda"}:
             raise MalformedMessage(f"capability: device must be cpu or cuda, got {capability.device[:32]!r}")
-        fitting = self._plan(capability.memory_bytes, BF16_BYTES if capability.device == "cuda" else FP32_BYTES)
+        fitting = self._plan(capability.memory_bytes, on_gpu=capability.device == "cuda")
         if not fitting.fits:
             raise Refused(f"this machine cannot take part: {fitting.reason}; offer more memory", cause=Cause.TOO_SMALL)
         wanted = capability.max_columns or self._run.layout.columns
@@ -193,16 +193,17 @@ class Membership:
             )
         return min(fitting.columns, wanted)
 
-    def _plan_of(self, memory_bytes: int, compute_bytes: int) -> Plan:
-        # One sequence at a time is the least: a batch that does not fit is accumulated from micro-batches.
-        return plan(
-            self._run.layout,
-            memory_bytes,
-            batch_sequences=1,
-            sequence_length=self._run.settings.sequence_length,
-            compute_bytes=compute_bytes,
+    def _plan_of(self, memory_bytes: int, *, on_gpu: bool) -> Plan:
+        load = Burden(
+            layout=self._run.layout,
             recipe=recipe_of(self._run.pump.engine.state.config.inner),
+            sequence_length=self._run.settings.sequence_length,
+            compute_bytes=BF16_BYTES if on_gpu else FP32_BYTES,
+            on_gpu=on_gpu,
+            codec=self._run.settings.codec,
         )
+        # One sequence at a time is the least: a batch that does not fit is accumulated from micro-batches.
+        return planned(load, Memory(memory_bytes, ANY_HOST), (1,))
 
 
 def speed_of(capability: pb.Capability) -> float:

@@ -33,7 +33,7 @@ from coordinator.work.measured import (
     sequences_of,
 )
 from moe.full import mean_and_error, sequence_losses
-from moe.planner import sequences_at_once
+from moe.passing import sequences_at_once
 from protocol.ids import Digest, WorkerId
 from protocol.lease import DataRange
 

@@ -57,7 +57,7 @@ def coordinator_process(options: SimulationOptions, pipe: Connection) -> None:
     import torch
 
     from coordinator.edge.collection import collect_rarely
-    from coordinator.run.allocator import keep_little
+    from protocol.allocator import keep_little
 
     keep_little()
     torch.set_num_threads(1)
@@ -111,8 +111,10 @@ def worker_process(spec: WorkerSpec) -> None:
     """One volunteer: the real worker, with the two seams that a simulation has."""
     import torch
 
+    from protocol.allocator import keep_little
     from worker.join import WorkerOptions, run_worker
 
+    keep_little()
     torch.set_num_threads(1)
     hooks = WorkerHooks(spec)
     options = WorkerOptions(

@@ -15,7 +15,7 @@ from moe.families import FAMILIES, Family
 from moe.full import full_model
 from moe.health import examine
 from moe.layout import Layout
-from moe.planner import activation_bytes
+from moe.passing import activation_bytes
 from moe.routing import RouterTap, why_not_within
 from moe.shard import build_shard
 from moe.skeleton import model_class

@@ -5,7 +5,8 @@ import torch
 
 from moe.full import full_model, initial_blocks, sequence_losses
 from moe.layout import layout
-from moe.planner import activation_bytes, held_bytes, plan, sequences_at_once
+from moe.passing import activation_bytes, sequences_at_once
+from moe.planner import held_bytes, plan
 from moe.presets import preset
 from moe.shard import build_shard
 from protocol.residency import ABSENT, FROZEN
@@ -42,11 +43,17 @@ def test_lines_add_up_to_what_the_layout_says(config, residency):
     cut = layout(config, residency)
     for compute_bytes in (2, 4):
         found = plan(cut, 1 << 40, batch_sequences=2, sequence_length=16, compute_bytes=compute_bytes)
-        by_part = {line.part: line.memory_bytes for line in found.lines}
-        assert set(by_part) == {"weights", "gradients", "moments", "frozen", "passing"}
-        passing = by_part.pop("passing")
+        by_part = {line.part: line.memory_bytes for line in found.lines if line.where == "device"}
+        assert set(by_part) == {"weights", "gradients", "moments", "frozen", "passing", "reserve"}
+        assert sum(by_part.values()) == found.needed_bytes
+        passing, reserve = by_part.pop("passing"), by_part.pop("reserve")
         assert sum(by_part.values()) == held_bytes(cut, found.columns, compute_bytes=compute_bytes)
         assert passing >= activation_bytes(cut, 32, compute_bytes)
+        assert reserve > 0
+        beside = {line.part: line.memory_bytes for line in found.lines if line.where == "host"}
+        assert sum(beside.values()) == found.needed.host
+        assert bool(beside) == (compute_bytes == 2), "a CPU has no memory beside its own"
+        assert found.mapped_bytes == sum(cut.block_bytes(block) for block in cut.needed_blocks(range(found.columns)))
 
 
 def test_what_cannot_fit_says_why(config):

@@ -12,13 +12,13 @@ import pytest
 
 import worker.client
 import worker.train.training
+from moe.rungs import Schedule
 from protocol.arithmetic import arithmetic_class
 from protocol.errors import Unavailable
 from protocol.framing import frames_of
 from protocol.limits import FRAME_BYTES
 from protocol.v1 import barnraise_pb2 as pb
 from worker.client import CoordinatorClient
-from worker.machine.probe import Schedule
 from worker.messages import EXIT_OK, EXIT_REFUSED
 from worker.pauses import Pauses
 from worker.sentences import finished

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import itertools
 import json
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -13,15 +12,15 @@ import pytest
 
 from moe.config import config_from_json
 from moe.layout import Layout, layout
-from moe.planner import ALLOCATOR_SLACK, Burden
-from moe.stand_ins import DECODED, DEVICE, MAPPED
-from moe.weighing import saved_by_layers
+from moe.planner import Burden
+from moe.rungs import Schedule
+from moe.stand_ins import DECODED, MAPPED
 from protocol.errors import ConfigError
 from protocol.recipe import Recipe
 from tests.worker.conftest import small_values
 from worker.machine.cgroups import GroupLimits
 from worker.machine.gpus import GpuFacts, GpuFailure, Trial
-from worker.machine.probe import Machine, Schedule, columns_that_fit, measure_speed, probe_machine, schedule_that_fits
+from worker.machine.probe import Machine, columns_that_fit, load_of, measure_speed, probe_machine, schedule_that_fits
 from worker.options import WorkerOptions, check_device
 from worker.progress import JsonReporter, LiveReporter, PlainReporter, QuietReporter, make_reporter
 
@@ -63,6 +62,18 @@ def test_a_cap_is_for_the_whole_process(free_bytes: int) -> None:
 def test_a_cap_above_what_is_free_does_not_make_more_of_it(free_bytes: int) -> None:
     assert probe_machine("cpu", 64 * GIB, limits=limited()).memory_bytes == free_bytes
     assert probe_machine("cpu", 64 * GIB, limits=limited(GIB)).memory_bytes == GIB
+
+
+def test_what_is_planned_under_a_cap_leaves_room_for_the_process_itself(frozen_layout: Layout) -> None:
+    own_bytes = probe_machine("cpu", 1 << 40, limits=limited()).process_bytes
+    cap_bytes = own_bytes + (80 << 20)
+    machine = probe_machine("cpu", cap_bytes, limits=limited())
+    fitting = columns_that_fit(frozen_layout, machine, 16, None)
+    assert own_bytes <= machine.process_bytes
+    assert fitting.needed_bytes + machine.process_bytes <= cap_bytes
+    schedule = schedule_that_fits(frozen_layout, fitting.columns, machine, 4096, 16)
+    needed = load_of(frozen_layout, machine, 16).needed(fitting.columns, schedule)
+    assert 40 << 20 < needed.device <= cap_bytes - machine.process_bytes, "and as much is used as there is"
 
 
 @pytest.mark.parametrize(("cpus", "threads"), [(None, 6), (0.5, 1), (1.0, 1), (1.9, 1), (2.0, 2), (64.0, 6)])
@@ -133,41 +144,34 @@ def test_an_absent_run_needs_as_many_columns_as_a_token_is_sent_to(small_layout:
 
 def test_the_micro_batch_shrinks_with_the_memory(frozen_layout: Layout) -> None:
     assert schedule_that_fits(frozen_layout, 2, MACHINE, 16, 128) == Schedule(16)
-    tight = dataclasses.replace(MACHINE, memory_bytes=6 << 20)
+    tight = dataclasses.replace(MACHINE, memory_bytes=(32 + 6) << 20)
     assert 1 <= schedule_that_fits(frozen_layout, 2, tight, 16, 128).micro_batch < 16
     assert schedule_that_fits(frozen_layout, 2, dataclasses.replace(MACHINE, memory_bytes=1), 16, 128).micro_batch == 1
 
 
+def chosen(cut: Layout, columns: int, memory_bytes: int, recipe: Recipe) -> Schedule:
+    machine = dataclasses.replace(MACHINE, memory_bytes=memory_bytes)
+    return schedule_that_fits(cut, columns, machine, 4, 16, recipe)
+
+
 def test_frozen_experts_lie_where_there_is_room(frozen_layout: Layout) -> None:
-    """Decoded beside the whole batch; in codes where that is too much; in their files where there is no room at all."""
-    recipe, found = Recipe(frozen_dtype="int4"), []
-    for memory in [1 << 30, *range(8 << 20, 0, -(1 << 18))]:
-        machine = dataclasses.replace(MACHINE, memory_bytes=memory)
-        found.append(schedule_that_fits(frozen_layout, 1, machine, 16, 128, recipe).place)
-    assert [place for place, _ in itertools.groupby(found)] == [DECODED, DEVICE, MAPPED]
-    plain = schedule_that_fits(frozen_layout, 1, MACHINE, 16, 128)
-    assert plain.place == DEVICE, "what is no code is there once, and beside the held ones"
+    """Decoded where that fits; in their files where nothing else does."""
+    recipe = Recipe(frozen_dtype="int4")
+    assert chosen(frozen_layout, 1, 1 << 30, recipe).place == DECODED
+    assert chosen(frozen_layout, 1, 1, recipe).place == MAPPED
+    assert chosen(frozen_layout, 1, 1 << 30, Recipe()).place == DECODED, "what is no code is there once"
 
 
 def test_where_gradients_do_not_fit_steps_go_by_layers() -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 6}
     cut = layout(config_from_json({**small_values(), **sizes}), "frozen")
-    load = Burden(layout=cut, recipe=Recipe(optimizer="adamw"), tokens=16, compute_bytes=4)
-    usual_bytes, saved_bytes = (
-        load.needed_bytes(cut.columns, recomputed=True),
-        saved_by_layers(cut, cut.columns, 4 * 16),
-    )
-    assert saved_bytes > usual_bytes // 8
-
-    def chosen(memory_bytes: int, optimizer: str = "adamw") -> Schedule:
-        machine = dataclasses.replace(MACHINE, memory_bytes=memory_bytes)
-        return schedule_that_fits(cut, cut.columns, machine, 4, 16, Recipe(optimizer=optimizer))
-
-    assert not chosen(usual_bytes).by_layers
-    assert chosen(usual_bytes - 1).by_layers
-    least_bytes = usual_bytes - int(saved_bytes * ALLOCATOR_SLACK)
-    assert chosen(least_bytes) == Schedule(1, by_layers=True)
-    assert chosen(least_bytes - 1) == Schedule(1), "nothing helps: what it was always"
+    recipe, held = Recipe(optimizer="adamw"), cut.columns
+    load = Burden(layout=cut, recipe=recipe, sequence_length=16, batch_sequences=4)
+    usual_bytes = load.needed(held, Schedule(1, recomputed=True, given_back=True)).device
+    least_bytes = load.needed(held, Schedule(1, given_back=True, by_layers=True)).device
+    assert least_bytes < usual_bytes * 7 / 8
+    assert not chosen(cut, held, usual_bytes, recipe).by_layers
+    assert chosen(cut, held, least_bytes, recipe).by_layers
 
 
 def test_what_is_sent_needs_room_on_a_cpu_however_steps_go() -> None:
@@ -175,12 +179,14 @@ def test_what_is_sent_needs_room_on_a_cpu_however_steps_go() -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 6}
     cut = layout(config_from_json({**small_values(), **sizes}), "frozen")
     recipe = Recipe(masters="bf16", moments="compact")
-    load = Burden(layout=cut, recipe=recipe, tokens=16, compute_bytes=4)
-    tight = dataclasses.replace(MACHINE, memory_bytes=load.needed_bytes(cut.columns, recomputed=True) - 1)
-    assert not schedule_that_fits(cut, cut.columns, tight, 4, 16, recipe).by_layers
-    load = dataclasses.replace(load, compute_bytes=2)
-    gpu = dataclasses.replace(MACHINE, bf16=True, memory_bytes=load.needed_bytes(cut.columns, recomputed=True) - 1)
-    assert schedule_that_fits(cut, cut.columns, gpu, 4, 16, recipe).by_layers
+
+    def saved(*, on_gpu: bool) -> float:
+        load = Burden(layout=cut, recipe=recipe, sequence_length=16, on_gpu=on_gpu, batch_sequences=4)
+        usual, ours = Schedule(1, recomputed=True), Schedule(1, by_layers=True)
+        return 1.0 - load.needed(cut.columns, ours).device / load.needed(cut.columns, usual).device
+
+    assert saved(on_gpu=True) > 0.1
+    assert saved(on_gpu=False) < saved(on_gpu=True) / 2
 
 
 def test_speed_is_measured_on_the_runs_own_model(frozen_layout: Layout) -> None:

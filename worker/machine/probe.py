@@ -1,9 +1,9 @@
 """What this machine can give: device, memory, threads, and its speed on the run's own model.
 
 Decides how much is offered when the volunteer did not say: half of the memory that is free on a CPU, nine tenths on a
-GPU. Never more than is free: in a container, that is what its limits leave. A cap on a CPU is for the whole process, so
-what the process takes already is not part of the offer. Which GPU is used, gpus.py decides. Reads the system's
-figures; writes nothing.
+GPU, and half of the machine's beside it. Never more than is free: in a container, that is what its limits leave. A cap
+on a CPU is for the whole process, so what the process takes already is not part of the offer. What fits, `moe.planner`
+decides; which GPU is used, gpus.py. Reads the system's figures; writes nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -26,16 +25,18 @@ from torch import Tensor
 
 from moe.config import config_from_json
 from moe.full import initial_blocks
-from moe.layout import FP32_BYTES, Layout
+from moe.layout import Layout
 from moe.padded import GROUPED
-from moe.planner import ALLOCATOR_SLACK, SENT_BYTES, Burden, Plan, plan
+from moe.planner import ANY_HOST, Burden, Memory, Plan, planned, schedule_for
+from moe.rungs import Schedule
 from moe.shard import build_shard
-from moe.stand_ins import DECODED, DEVICE, MAPPED, StandIns
-from moe.weighing import can_go_by_layers, can_recompute, saved_by_layers, weighed
+from moe.stand_ins import StandIns
+from protocol.allocator import give_back_small
+from protocol.codecs import BF16
 from protocol.errors import ConfigError
 from protocol.ids import BlockId, LeaseId, RoundNumber, Version
 from protocol.lease import DataRange, Lease
-from protocol.recipe import AS_COMPUTED, Recipe
+from protocol.recipe import Recipe
 from protocol.residency import FROZEN
 from protocol.text import human_bytes
 from worker.machine.arithmetic import arithmetic_here
@@ -48,7 +49,6 @@ from worker.train.trainer import train_shard
 
 CPU_SHARE = 0.5
 GPU_SHARE = 0.9
-PLANNED_MICRO_BATCH = 4  # sequences; columns are worth more than a larger micro-batch, but one sequence alone is slow
 MAX_PROBED_BYTES = 256 << 20  # building a larger model to measure it would take longer than the first lease tells
 PROBE_STEPS = 3
 PROBE_BATCH = 8
@@ -67,6 +67,8 @@ class Machine:
     """Whether matrices are multiplied in bf16: only on GPUs that have it in hardware."""
     memory_cap_bytes: int | None = None
     """What the volunteer said; None: nothing."""
+    host_bytes: int | None = None
+    """Beside a GPU, of the machine's memory, for what is kept and sent there; None: on a CPU, or nobody looked."""
     process_bytes: int = 0
     """Of a cap on a CPU: what Python and its libraries take before anything is trained."""
     notice: str = ""
@@ -78,6 +80,11 @@ class Machine:
     def compute_dtype(self) -> torch.dtype | None:
         """What `moe.shard` multiplies in; None is fp32."""
         return torch.bfloat16 if self.bf16 else None
+
+    @property
+    def memory(self) -> Memory:
+        """What is planned with."""
+        return Memory(self.memory_bytes, ANY_HOST if self.host_bytes is None else self.host_bytes)
 
     @property
     def compute_bytes(self) -> int:
@@ -124,6 +131,7 @@ def probe_machine(
         threads=cores,
         bf16=trial.bf16,
         memory_cap_bytes=memory_bytes,
+        host_bytes=int(_free_bytes(left) * CPU_SHARE),
         notice=choice.notice,
         experts=products(where, torch.bfloat16 if trial.bf16 else None),
     )
@@ -137,9 +145,7 @@ def available_cores(left: GroupLimits) -> int:
 
 
 def _cpu(cores: int, cap_bytes: int | None, left: GroupLimits) -> Machine:
-    free_bytes = int(psutil.virtual_memory().available)
-    if left.memory_bytes is not None:
-        free_bytes = min(free_bytes, left.memory_bytes)
+    free_bytes = _free_bytes(left)
     process_bytes = 0 if cap_bytes is None else _process_bytes()
     offered = int(free_bytes * CPU_SHARE) if cap_bytes is None else min(max(0, cap_bytes - process_bytes), free_bytes)
     return Machine(
@@ -151,6 +157,11 @@ def _cpu(cores: int, cap_bytes: int | None, left: GroupLimits) -> Machine:
         memory_cap_bytes=cap_bytes,
         process_bytes=process_bytes,
     )
+
+
+def _free_bytes(left: GroupLimits) -> int:
+    free_bytes = int(psutil.virtual_memory().available)
+    return free_bytes if left.memory_bytes is None else min(free_bytes, left.memory_bytes)
 
 
 def _process_bytes() -> int:
@@ -174,31 +185,34 @@ def software_versions() -> str:
 
 
 def columns_that_fit(
-    layout: Layout, machine: Machine, sequence_length: int, max_columns: int | None, recipe: Recipe | None = None
+    layout: Layout,
+    machine: Machine,
+    sequence_length: int,
+    max_columns: int | None,
+    recipe: Recipe | None = None,
+    codec: str = BF16.name,
 ) -> Plan:
     """How many columns of this run the machine can train; ConfigError with the planner's reason when none."""
-    fitting = plan(
-        layout,
-        machine.memory_bytes,
-        batch_sequences=PLANNED_MICRO_BATCH,
-        sequence_length=sequence_length,
-        compute_bytes=machine.compute_bytes,
-        recipe=recipe,
-    )
-    if not fitting.fits:
-        fitting = plan(
-            layout,
-            machine.memory_bytes,
-            batch_sequences=1,
-            sequence_length=sequence_length,
-            compute_bytes=machine.compute_bytes,
-            recipe=recipe,
-        )
+    fitting = planned(load_of(layout, machine, sequence_length, recipe=recipe, codec=codec), machine.memory)
     if not fitting.fits:
         raise ConfigError(f"this machine cannot train this model: {fitting.reason}. {_how_to_fit(machine, fitting)}")
     if max_columns is not None and layout.residency != FROZEN and max_columns < layout.top_k:
         raise ConfigError(f"this run needs at least {layout.top_k} columns a worker; max_columns is {max_columns}")
     return fitting
+
+
+def load_of(
+    layout: Layout, machine: Machine, sequence_length: int, *, recipe: Recipe | None = None, codec: str = BF16.name
+) -> Burden:
+    """What is planned: this run's training, on this machine."""
+    return Burden(
+        layout=layout,
+        recipe=recipe or Recipe(),
+        sequence_length=sequence_length,
+        compute_bytes=machine.compute_bytes,
+        on_gpu=machine.kind != "cpu",
+        codec=codec,
+    )
 
 
 def _how_to_fit(machine: Machine, fitting: Plan) -> str:
@@ -215,67 +229,19 @@ def _how_to_fit(machine: Machine, fitting: Plan) -> str:
     return f"--memory {human_bytes(cap_bytes)} is too little: it must be {needed_mib}MB or more{own}"
 
 
-class Schedule(NamedTuple):
-    """What a machine chooses by itself for a lease; none of it changes what is computed, beyond rounding."""
-
-    micro_batch: int
-    """Sequences that go through the model at once."""
-    recomputed: bool = False
-    """Whether activations are computed again in the backward pass."""
-    place: str = DEVICE
-    """Where experts that are not held lie: a name of `moe.stand_ins`."""
-    by_layers: bool = False
-    """Whether steps go layer by layer, so that never more gradients than a layer's are there; activations are computed
-    again then, too."""
-    inputs_on_host: bool = False
-    """By layers: whether what each layer was given is kept in the host's memory."""
-
-
 def schedule_that_fits(
-    layout: Layout, columns: int, machine: Machine, batch: int, sequence_length: int, recipe: Recipe | None = None
+    layout: Layout,
+    columns: int,
+    machine: Machine,
+    batch: int,
+    sequence_length: int,
+    recipe: Recipe | None = None,
+    codec: str = BF16.name,
 ) -> Schedule:
-    """The batch, halved until the estimate fits; where not even one sequence's activations do, they are not kept, and
-    where gradients do not, they are used up layer by layer.
-
-    Experts that are not held lie decoded where there is room for the whole batch beside them, and in their files where
-    there is none for a single sequence otherwise.
-    """
-
-    def fits(micro_batch: int, *, place: str, recomputed: bool = False, by_layers: bool = False) -> bool:
-        load = Burden(
-            layout=layout,
-            recipe=recipe or Recipe(),
-            tokens=micro_batch * sequence_length,
-            compute_bytes=machine.compute_bytes,
-            place=place,
-        )
-        saved_bytes = _saved_by_layers(load, columns, batch * sequence_length) if by_layers else 0
-        needed_bytes = load.needed_bytes(columns, recomputed=recomputed or by_layers)
-        return needed_bytes - int(saved_bytes * ALLOCATOR_SLACK) <= machine.memory_bytes
-
-    again = can_recompute(layout)
-    others = layout.residency == FROZEN and columns < layout.columns
-    place = MAPPED if others and not fits(1, recomputed=again, place=DEVICE) else DEVICE
-    is_coded = recipe is not None and recipe.frozen_dtype != AS_COMPUTED
-    if is_coded and fits(batch, place=DECODED):
-        place = DECODED
-    recomputed = again and not fits(1, place=place) and fits(1, recomputed=True, place=place)
-    by_layers = can_go_by_layers(layout) and not fits(1, recomputed=again, place=place)
-    by_layers = by_layers and fits(1, by_layers=True, place=place)
-    micro_batch = batch
-    while micro_batch > 1 and not fits(micro_batch, recomputed=recomputed, by_layers=by_layers, place=place):
-        micro_batch = (micro_batch + 1) // 2
-    return Schedule(micro_batch, recomputed, place, by_layers)
-
-
-def _saved_by_layers(load: Burden, columns: int, batch_tokens: int) -> int:
-    """Of what a lease needs in all: on a CPU, what is sent at its end needs room that gradients took before."""
-    saved_bytes = saved_by_layers(load.layout, columns, batch_tokens, load.recipe)
-    if load.compute_bytes != FP32_BYTES:  # a GPU: what is sent lies in the host's memory
-        return saved_bytes
-    trained = [one for one in weighed(load.layout, columns, load.recipe) if one.group]
-    left = [one.gradient_bytes() + one.moment_bytes(load.recipe) - SENT_BYTES * one.elements for one in trained]
-    return min(saved_bytes, max(0, int(sum(left))))
+    """How a lease of so many columns is trained here: what `columns_that_fit` counted on, or quicker."""
+    return schedule_for(
+        load_of(layout, machine, sequence_length, recipe=recipe, codec=codec), columns, machine.memory, batch
+    )
 
 
 def measure_speed(
@@ -301,7 +267,8 @@ def measure_speed(
     )
     vocabulary, batch = int(layout.config_json["vocab_size"]), schedule.micro_batch
     shard.recompute(on=schedule.recomputed)
-    by_layers = shard.layerwise() if schedule.by_layers else None
+    by_layers = shard.layerwise(on_host=schedule.inputs_on_host) if schedule.by_layers else None
+    give_back_small(on=schedule.given_back)
     tokens_NL = np.random.default_rng(0).integers(0, vocabulary, (batch, sequence_length + 1))
     torch.set_num_threads(machine.threads)
     lease, seconds = _probe_lease(batch), []
@@ -321,10 +288,6 @@ def measure_speed(
     return batch * sequence_length / min(seconds)
 
 
-def _nothing() -> None:
-    """Whatever weights there are will do to be timed with."""
-
-
 def _probe_lease(batch: int) -> Lease:
     return Lease(
         lease_id=LeaseId("probe"),
@@ -337,3 +300,7 @@ def _probe_lease(batch: int) -> Lease:
         batch_sequences=batch,
         recipe=Recipe(learning_rate=1e-3, muon_learning_rate=0.02, warmup_steps=0, weight_decay=0.0),
     )
+
+
+def _nothing() -> None:
+    """Whatever weights there are will do to be timed with."""

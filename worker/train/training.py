@@ -14,8 +14,10 @@ from collections.abc import Callable
 import torch
 
 from moe.layout import block_tensor_specs, submission_specs
+from moe.rungs import Schedule, told
 from moe.shard import ShardModel, build_shard
 from moe.stand_ins import StandIns
+from protocol.allocator import give_back_small
 from protocol.arithmetic import UNKNOWN_ARITHMETIC
 from protocol.codecs import codec_named
 from protocol.errors import StorageTrouble
@@ -23,9 +25,10 @@ from protocol.ids import digest_of
 from protocol.storage import is_full
 from protocol.submission import Blocks
 from protocol.tensors import payload_size
+from protocol.text import human_bytes
 from worker.allowance import DiskAllowance
 from worker.fetched import FetchedLease
-from worker.machine.probe import Machine, schedule_that_fits
+from worker.machine.probe import Machine, load_of, schedule_that_fits
 from worker.options import WorkerOptions
 from worker.outbox import Outbox, Submission
 from worker.ports import Progress
@@ -73,6 +76,7 @@ class TrainingRoom:
         self._shard: ShardModel | None = None
         self._writes = DailyWrites(options.progress_bytes_a_day)
         self._fitting = Fitting()
+        self._told: tuple[Schedule, int] | None = None
 
     @property
     def progress(self) -> Progress:
@@ -136,10 +140,12 @@ class TrainingRoom:
             sequences_NL = self._options.batch_hook(lease, sequences_NL)
         length = run.description.sequence_length
         schedule = schedule_that_fits(
-            run.layout, len(lease.columns), self._machine, lease.batch_sequences, length, lease.recipe
+            run.layout, len(lease.columns), self._machine, lease.batch_sequences, length, lease.recipe, lease.codec
         )
+        self._tell(schedule, job)
         shard = self._loaded_shard(job, start, StandIns(dtype=lease.recipe.frozen_dtype, place=schedule.place))
         shard.recompute(on=schedule.recomputed)
+        give_back_small(on=schedule.given_back)
         metrics = train_shard(
             shard,
             lease,
@@ -158,6 +164,19 @@ class TrainingRoom:
         if self._options.trainer_hook is not None:
             result = self._options.trainer_hook(lease, result)
         return self._store(job, result)
+
+    def _tell(self, schedule: Schedule, job: _Job) -> None:
+        """How leases are trained here and what that is planned to take, once and when it changes."""
+        lease, run = job.fetched.lease, job.fetched.run
+        load = load_of(
+            run.layout, self._machine, run.description.sequence_length, recipe=lease.recipe, codec=lease.codec
+        )
+        needed_bytes = load.needed(len(lease.columns), schedule).device
+        if (schedule, needed_bytes) != self._told:
+            how = "".join(f", {words}" for words in told(schedule))
+            text = f"{schedule.micro_batch} sequences at once{how}: {human_bytes(needed_bytes)} planned"
+            self._reporter.say("scheduled", text, needed_bytes=needed_bytes, **schedule._asdict())
+        self._told = schedule, needed_bytes
 
     def _loaded_shard(self, job: _Job, start: Blocks, stand_ins: StandIns) -> ShardModel:
         lease, run = job.fetched.lease, job.fetched.run

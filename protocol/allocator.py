@@ -2,8 +2,10 @@
 
 Decides three of glibc's settings for the whole process (mallopt(3)), which by themselves follow the number of
 processors and the largest piece that was ever given back. A coordinator has a dozen threads that each make and drop
-pieces of megabytes: each thread's arena keeps what it once needed. Touches nothing else; where the C library is another
-one, nothing. What a coordinator takes is measured by `python -m benchmarks.billion` (docs/performance.md).
+pieces of megabytes: each thread's arena keeps what it once needed. A worker that drops gradients and moments would keep
+their memory, and take as much again for what it sends: the planner counts on their going back. Touches nothing else;
+where the C library is another one, nothing. What a coordinator takes is measured by `python -m benchmarks.billion`
+(docs/performance.md), what a worker takes by `python -m benchmarks.ladder`.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+from collections.abc import Mapping
 
 ARENAS = 2
 """The first thread's, and one that all others have in common. glibc takes eight for each processor."""
@@ -18,6 +21,8 @@ MAPPED_BYTES = 4 << 20
 """A piece of so many bytes or more goes back to the system as soon as it is dropped. By itself the bound rises to 32
 MiB with the pieces that are dropped, and what lies below it stays: held-out sequences on their way through a model make
 pieces of 8 to 32."""
+SMALL_MAPPED_BYTES = 1 << 20
+"""The same where memory counts more than time: activations are pieces of 1 to 4 MiB, whose places an arena keeps."""
 KEPT_BYTES = 16 << 20
 """What an arena keeps at its end: granules of half a megabyte come and go by the thousand, and are not to be fetched
 from the system each time. By itself it rises to 64 MiB."""
@@ -37,6 +42,15 @@ def keep_little() -> bool:
         "MALLOC_MMAP_THRESHOLD_": (_M_MMAP_THRESHOLD, MAPPED_BYTES),
         "MALLOC_TRIM_THRESHOLD_": (_M_TRIM_THRESHOLD, KEPT_BYTES),
     }
+    return _set(asked)
+
+
+def give_back_small(*, on: bool) -> bool:
+    """Whether pieces from `SMALL_MAPPED_BYTES` on go back at once, or from `MAPPED_BYTES`; from now on."""
+    return _set({"MALLOC_MMAP_THRESHOLD_": (_M_MMAP_THRESHOLD, SMALL_MAPPED_BYTES if on else MAPPED_BYTES)})
+
+
+def _set(asked: Mapping[str, tuple[int, int]]) -> bool:
     with contextlib.suppress(OSError, AttributeError, ValueError):
         if os.confstr("CS_GNU_LIBC_VERSION"):
             mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""However many threads a coordinator has, few arenas keep what they once needed."""
+"""However many threads a process has, few arenas keep what they once needed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from barnraise.cli.serve import serve
-from simulator.processes.children import coordinator_process
+from barnraise.cli.worker import join
+from simulator.processes.children import coordinator_process, worker_process
 
 COUNT = """
 import ctypes, sys, threading
-from coordinator.run.allocator import keep_little
+from protocol.allocator import keep_little
 
 said = keep_little() if sys.argv[1] == "asked" else None
 ready, libc = threading.Barrier(9), ctypes.CDLL(None)
@@ -60,9 +61,20 @@ def test_a_coordinators_process_asks_for_it_before_it_opens_anything(monkeypatch
     def asked() -> bool:
         raise Asked
 
-    monkeypatch.setattr("coordinator.run.allocator.keep_little", asked)
+    monkeypatch.setattr("protocol.allocator.keep_little", asked)
     monkeypatch.setattr("barnraise.cli.serve.keep_little", asked)
     with pytest.raises(Asked):
         asyncio.run(serve(Path("nowhere"), invites=0, invites_to=None, trusted=False))
     with pytest.raises(Asked):
         coordinator_process(None, None)  # type: ignore[arg-type]
+
+
+def test_a_workers_process_asks_for_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked() -> bool:
+        raise Asked
+
+    monkeypatch.setattr("protocol.allocator.keep_little", asked)
+    with pytest.raises(Asked):
+        worker_process(None)  # type: ignore[arg-type]
+    with pytest.raises(Asked):
+        join("nowhere")

@@ -1,0 +1,247 @@
+"""What training a shard takes of a machine's memory, part by part: on its device, and beside it in the host's.
+
+Decides nothing; it adds up what `moe.weighing` says of each tensor and `moe.passing` of what passes. Weights, gradients
+and moments are exact. On a CPU the device's memory is the host's. A block cache is mapped: the system takes it back
+when it needs to, so it is told of and not counted. Touches nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+from moe.frozen_bytes import FrozenBytes, frozen_bytes
+from moe.layout import FP32_BYTES, Layout
+from moe.passing import activation_bytes, kept_by_library
+from moe.rungs import Schedule
+from moe.stand_ins import DEVICE, StandIns
+from moe.weighing import SPAN_BYTES, Weighed, gradients_by_layers, inputs_by_layers, weighed
+from protocol.codecs import BF16, codec_named
+from protocol.recipe import AS_COMPUTED, BF16_MASTERS, COMPACT, FROZEN_TRUNK, LORA_TRUNK, MUON, Recipe
+from protocol.residency import ABSENT
+
+GPU_RESERVE: Final = 0.10
+"""Of all that is on a GPU: its caching allocator rounds sizes up and fragments; long runs are usually seen to lose a
+tenth."""
+LIBRARIES: Final = 32 << 20
+"""On a CPU, what torch's libraries take as soon as they multiply, whatever the model: buffers of theirs, and a
+thread's arena."""
+_GROWN: Final = 1.125
+"""Of a payload that is being written: its memory grows by an eighth at a time."""
+
+USUAL_BATCH: Final = 16
+"""Sequences of a step, where no lease is there that says it."""
+
+Where = Literal["device", "host", "files"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanLine:
+    """One part of the memory that a shard takes."""
+
+    part: str
+    memory_bytes: int
+    why: str
+    where: Where = "device"
+    """`host`: beside a GPU. `files`: mapped, and not counted."""
+
+
+class Memory(NamedTuple):
+    """Bytes, offered or needed."""
+
+    device: int
+    host: int
+    """Beside a GPU; on a CPU nothing."""
+
+    def holds(self, needed: Memory) -> bool:
+        """Whether that fits."""
+        return needed.device <= self.device and needed.host <= self.host
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Burden:
+    """What one machine trains, but for how many columns of it and in what way."""
+
+    layout: Layout
+    recipe: Recipe
+    sequence_length: int
+    compute_bytes: int = FP32_BYTES
+    """2 where matrices are multiplied in bf16."""
+    on_gpu: bool = False
+    codec: str = BF16.name
+    """What submissions are sent in."""
+    batch_sequences: int = 0
+    """Of a whole step; 0: nobody knows yet, and as many as the recipe's default are taken."""
+
+    def lines(self, columns: int, schedule: Schedule) -> tuple[PlanLine, ...]:
+        """Every part of its memory."""
+        tensors = list(weighed(self.layout, columns, self.recipe))
+        kept = _kept_lines(self, tensors, columns, schedule)
+        held = (*kept, _passing_line(self, tensors, schedule, kept))
+        beside = (*_host_lines(self, tensors, columns, schedule), _file_line(self, columns))
+        return (*held, _reserve_line(self, held, schedule), *beside)
+
+    def needed(self, columns: int, schedule: Schedule) -> Memory:
+        """All of it."""
+        return memory_of(self.lines(columns, schedule))
+
+
+def memory_of(lines: tuple[PlanLine, ...]) -> Memory:
+    """Their sums."""
+    return Memory(*(sum(one.memory_bytes for one in lines if one.where == where) for where in ("device", "host")))
+
+
+def held_bytes(layout: Layout, columns: int, *, compute_bytes: int = FP32_BYTES, recipe: Recipe | None = None) -> int:
+    """Weights, gradients and moments of what is held, and the frozen rest in its codes: all but what passes through."""
+    load = Burden(layout=layout, recipe=recipe or Recipe(), sequence_length=1, compute_bytes=compute_bytes)
+    tensors = list(weighed(layout, columns, load.recipe))
+    return sum(line.memory_bytes for line in _kept_lines(load, tensors, columns, Schedule(1, place=DEVICE)))
+
+
+def _kept_lines(load: Burden, tensors: list[Weighed], columns: int, schedule: Schedule) -> tuple[PlanLine, ...]:
+    layout, recipe = load.layout, load.recipe
+    is_bf16, is_compact = recipe.masters == BF16_MASTERS, recipe.moments == COMPACT
+    weights = sum(one.weight_bytes(recipe, load.compute_bytes) for one in tensors)
+    kept_in = "bf16, what is small fp32" if is_bf16 else "fp32"
+    what = {
+        (True, True): "Muon: one a parameter, bf16; AdamW elsewhere: two, 8 bits",
+        (True, False): "Muon: one a parameter; AdamW elsewhere: two; fp32",
+        (False, True): "AdamW: two a parameter, 8 bits",
+        (False, False): "AdamW: two a parameter, fp32",
+    }[recipe.optimizer == MUON, is_compact]
+    trunk = {FROZEN_TRUNK: "frozen trunk", LORA_TRUNK: f"trunk with factors of rank {recipe.lora_rank}"}
+    coded = f"{recipe.frozen_dtype}, " if recipe.frozen_dtype != AS_COMPUTED else ""
+    others = f"{layout.columns - columns} other columns, {coded}without gradients or moments"
+    return (
+        PlanLine(
+            part="weights",
+            memory_bytes=weights,
+            why=f"{trunk.get(recipe.trunk, 'trunk')} and {columns} columns, {kept_in}",
+        ),
+        _gradient_line(load, tensors, columns, schedule),
+        PlanLine(part="moments", memory_bytes=sum(one.moment_bytes(recipe) for one in tensors), why=what),
+        PlanLine(
+            part="frozen",
+            memory_bytes=_frozen(load, columns, schedule).device,
+            why=others if layout.residency != ABSENT else "none: the other columns are absent",
+        ),
+    )
+
+
+def _gradient_line(load: Burden, tensors: list[Weighed], columns: int, schedule: Schedule) -> PlanLine:
+    if schedule.by_layers:
+        at_once = gradients_by_layers(load.layout, columns, load.recipe)
+        return PlanLine(part="gradients", memory_bytes=at_once, why="fp32, of a layer at a time")
+    return PlanLine(part="gradients", memory_bytes=sum(one.gradient_bytes() for one in tensors), why="fp32")
+
+
+def _frozen(load: Burden, columns: int, schedule: Schedule) -> FrozenBytes:
+    stand_ins = StandIns(dtype=load.recipe.frozen_dtype, place=schedule.place)
+    return frozen_bytes(load.layout, columns, stand_ins, compute_bytes=load.compute_bytes, on_cpu=not load.on_gpu)
+
+
+def _inputs(load: Burden, schedule: Schedule) -> int:
+    """Of a step layer by layer: what is kept of the whole batch."""
+    if not schedule.by_layers:
+        return 0
+    batch = max(load.batch_sequences or USUAL_BATCH, schedule.micro_batch)
+    return inputs_by_layers(load.layout, batch * load.sequence_length)
+
+
+def _passing_line(load: Burden, tensors: list[Weighed], schedule: Schedule, kept: tuple[PlanLine, ...]) -> PlanLine:
+    """What is there for a while, one thing after the other: the largest of them."""
+    tokens = schedule.micro_batch * load.sequence_length
+    how = "computed again in the backward pass" if _is_recomputed(schedule) else "kept for backward"
+    step = max(tensors, key=lambda one: one.step_bytes(load.recipe))
+    found = {
+        f"{tokens} tokens a micro-batch, {how}": _activations(load, tensors, schedule),
+        "copies that the optimizer makes of a tensor in a step": step.step_bytes(load.recipe),
+    }
+    if not load.on_gpu:
+        gone = sum(line.memory_bytes for line in kept if line.part in ("gradients", "moments"))
+        found["what is sent, when gradients and moments are gone"] = max(0, _sent_bytes(load, tensors) - gone)
+    why = max(found, key=lambda one: found[one])
+    return PlanLine(part="passing", memory_bytes=found[why], why=why)
+
+
+def _is_recomputed(schedule: Schedule) -> bool:
+    return schedule.recomputed or schedule.by_layers
+
+
+def _activations(load: Burden, tensors: list[Weighed], schedule: Schedule) -> int:
+    """With the gradients that a second micro-batch makes beside those of the first."""
+    heads = [one.gradient_bytes() for one in tensors if one.is_head]
+    others = [one.gradient_bytes() for one in tensors if not one.is_head]
+    inputs = 0 if schedule.inputs_on_host else _inputs(load, schedule)
+    return inputs + activation_bytes(
+        load.layout,
+        schedule.micro_batch * load.sequence_length,
+        load.compute_bytes,
+        recomputed=_is_recomputed(schedule),
+        sequence_length=load.sequence_length,
+        added_bytes=(max(heads, default=0), max(others, default=0)),
+    )
+
+
+def _sent_bytes(load: Burden, tensors: list[Weighed]) -> int:
+    """Of the pseudo-gradient in fp32, its payload, and, where a codec leaves something for the next lease, what it was
+    given, what it left and what it would give back, the latter two as bytes, too.
+    """
+    codec = codec_named(load.codec)
+    each = FP32_BYTES + codec.bits_per_parameter / 8 * _GROWN + (4 * FP32_BYTES if codec.has_state else 0)
+    return int(each * sum(one.elements for one in tensors if one.group))
+
+
+def _reserve_line(load: Burden, held: tuple[PlanLine, ...], schedule: Schedule) -> PlanLine:
+    if load.on_gpu:
+        total = sum(line.memory_bytes for line in held)
+        return PlanLine(part="reserve", memory_bytes=int(total * GPU_RESERVE), why="what a GPU's allocator loses")
+    tokens = schedule.micro_batch * load.sequence_length
+    kept = kept_by_library(
+        load.layout, tokens, load.compute_bytes, load.sequence_length, given_back=schedule.given_back
+    )
+    if load.recipe.rounds_at_random and not schedule.given_back:
+        kept += SPAN_BYTES  # its pieces are of up to 4 MiB, too
+    return PlanLine(
+        part="reserve", memory_bytes=LIBRARIES + kept, why="what torch's libraries take, and the C library keeps"
+    )
+
+
+def _host_lines(load: Burden, tensors: list[Weighed], columns: int, schedule: Schedule) -> tuple[PlanLine, ...]:
+    """Beside a GPU: the larger of what is there when progress is kept, and when the work is sent."""
+    if not load.on_gpu:
+        return ()
+    trained = [one for one in tensors if one.group]
+    kept = sum(one.weight_bytes(load.recipe, FP32_BYTES) + one.moment_bytes(load.recipe) for one in trained)
+    found = {
+        "weights and moments, when progress is kept": kept,
+        "the pseudo-gradient and its payload, when it is sent": _sent_bytes(load, tensors),
+    }
+    why = max(found, key=lambda one: found[one])
+    block = max(spec.payload_bytes for spec in (*load.layout.trunk, *load.layout.column))
+    return (
+        PlanLine(part="host work", memory_bytes=found[why], why=why, where="host"),
+        PlanLine(part="decoded", memory_bytes=block, why="a tensor of a fetched block, in fp32", where="host"),
+        *_beside(load, columns, schedule),
+    )
+
+
+def _beside(load: Burden, columns: int, schedule: Schedule) -> Iterator[PlanLine]:
+    """What a schedule keeps in main memory that could be on the device."""
+    if frozen := _frozen(load, columns, schedule).host:
+        why = "other columns, brought to the device a layer ahead"
+        yield PlanLine(part="other columns", memory_bytes=frozen, why=why, where="host")
+    if schedule.inputs_on_host:
+        kept = _inputs(load, schedule)
+        yield PlanLine(part="inputs", memory_bytes=kept, why="what each layer was given", where="host")
+
+
+def _file_line(load: Burden, columns: int) -> PlanLine:
+    needed = load.layout.needed_blocks(range(columns))
+    return PlanLine(
+        part="block cache",
+        memory_bytes=sum(load.layout.block_bytes(block) for block in needed),
+        why=f"{len(needed)} blocks, mapped: at most so much on disk, and what the system can spare in memory",
+        where="files",
+    )
