@@ -7,7 +7,9 @@ when it needs to, so it is told of and not counted. Touches nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import json
+from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
 from moe.layout import FP32_BYTES, Layout
@@ -68,7 +70,7 @@ class Burden:
 
     def lines(self, columns: int, schedule: Schedule) -> tuple[PlanLine, ...]:
         """Every part of its memory."""
-        tensors = list(weighed(self.layout, columns))
+        tensors = _tensors(self.layout, columns)
         held = (*_kept_lines(self, tensors, columns), _passing_line(self, tensors, schedule))
         beside = (*_host_lines(self, tensors), _file_line(self, columns))
         return (*held, _reserve_line(self, held, schedule), *beside)
@@ -86,10 +88,30 @@ def memory_of(lines: tuple[PlanLine, ...]) -> Memory:
 def held_bytes(layout: Layout, columns: int, *, compute_bytes: int = FP32_BYTES, recipe: Recipe | None = None) -> int:
     """Weights, gradients and moments of what is held, and the frozen rest: all but what passes through."""
     load = Burden(layout=layout, recipe=recipe or Recipe(), sequence_length=1, compute_bytes=compute_bytes)
-    return sum(line.memory_bytes for line in _kept_lines(load, list(weighed(layout, columns)), columns))
+    return sum(line.memory_bytes for line in _kept_lines(load, _tensors(layout, columns), columns))
 
 
-def _kept_lines(load: Burden, tensors: list[Weighed], columns: int) -> tuple[PlanLine, ...]:
+@dataclass(frozen=True, slots=True)
+class _Of:
+    """Of which model, by what tells two of them apart."""
+
+    text: str
+    residency: str
+    layout: Layout = field(compare=False)
+
+
+def _tensors(layout: Layout, columns: int) -> tuple[Weighed, ...]:
+    """A search asks for the same ones again and again."""
+    text = json.dumps(layout.config_json, sort_keys=True)
+    return _weighed(_Of(text, layout.residency, layout), columns)
+
+
+@functools.lru_cache(maxsize=32)
+def _weighed(of: _Of, columns: int) -> tuple[Weighed, ...]:
+    return tuple(weighed(of.layout, columns))
+
+
+def _kept_lines(load: Burden, tensors: tuple[Weighed, ...], columns: int) -> tuple[PlanLine, ...]:
     layout, recipe = load.layout, load.recipe
     is_bf16, is_compact = recipe.masters == BF16_MASTERS, recipe.moments == COMPACT
     weights = sum(one.weight_bytes(recipe, load.compute_bytes) for one in tensors)
@@ -113,7 +135,7 @@ def _kept_lines(load: Burden, tensors: list[Weighed], columns: int) -> tuple[Pla
     )
 
 
-def _passing_line(load: Burden, tensors: list[Weighed], schedule: Schedule) -> PlanLine:
+def _passing_line(load: Burden, tensors: tuple[Weighed, ...], schedule: Schedule) -> PlanLine:
     """What is there for a while, one thing after the other: the largest of them."""
     tokens = schedule.micro_batch * load.sequence_length
     how = "computed again in the backward pass" if schedule.recomputed else "kept for backward"
@@ -129,7 +151,7 @@ def _passing_line(load: Burden, tensors: list[Weighed], schedule: Schedule) -> P
     return PlanLine(part="passing", memory_bytes=found[why], why=why)
 
 
-def _activations(load: Burden, tensors: list[Weighed], schedule: Schedule) -> int:
+def _activations(load: Burden, tensors: tuple[Weighed, ...], schedule: Schedule) -> int:
     """With the gradients that a second micro-batch makes beside those of the first."""
     heads = [one.gradient_bytes() for one in tensors if one.is_head]
     others = [one.gradient_bytes() for one in tensors if not one.is_head]
@@ -143,7 +165,7 @@ def _activations(load: Burden, tensors: list[Weighed], schedule: Schedule) -> in
     )
 
 
-def _sent_bytes(load: Burden, tensors: list[Weighed]) -> int:
+def _sent_bytes(load: Burden, tensors: tuple[Weighed, ...]) -> int:
     """Of the pseudo-gradient in fp32, its payload, and, where a codec leaves something for the next lease, what it was
     given, what it left and what it would give back, the latter two as bytes, too.
     """
@@ -167,7 +189,7 @@ def _reserve_line(load: Burden, held: tuple[PlanLine, ...], schedule: Schedule) 
     )
 
 
-def _host_lines(load: Burden, tensors: list[Weighed]) -> tuple[PlanLine, ...]:
+def _host_lines(load: Burden, tensors: tuple[Weighed, ...]) -> tuple[PlanLine, ...]:
     """Beside a GPU: the larger of what is there when progress is kept, and when the work is sent."""
     if not load.on_gpu:
         return ()
