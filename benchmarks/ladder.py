@@ -156,8 +156,9 @@ def _row(number: int, worker: WatchedWorker, cut: Layout) -> Row:
     planned_mb = max((one["needed_bytes"] / 1e6 for one in scheduled), default=None)
     taken_mb, goal_mb = worker.peak_mb - worker.idle_mb, goal_bytes(cut) / 1e6
     return {
-        "who": f"worker {number}", "columns": worker.told("planned")[0]["columns"], "leases": len(scheduled),
-        "idle_mb": worker.idle_mb, "planned_mb": planned_mb, "taken_mb": taken_mb,
+        "who": f"worker {number}", "columns": worker.told("planned")[0]["columns"],
+        "leases": len(worker.told("lease_granted")), "idle_mb": worker.idle_mb,
+        "planned_mb": planned_mb, "taken_mb": taken_mb,
         "of_plan": None if planned_mb is None else taken_mb / planned_mb, "goal_mb": goal_mb,
         "met": taken_mb <= goal_mb, "how": scheduled[-1]["text"] if scheduled else "",
     }  # fmt: skip

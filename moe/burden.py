@@ -7,8 +7,10 @@ when it needs to, so it is told of and not counted. Touches nothing.
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
 from moe.frozen_bytes import FrozenBytes, frozen_bytes
@@ -18,6 +20,7 @@ from moe.rungs import Schedule
 from moe.stand_ins import DEVICE, StandIns
 from moe.weighing import SPAN_BYTES, Weighed, gradients_by_layers, inputs_by_layers, weighed
 from protocol.codecs import BF16, codec_named
+from protocol.ids import TRUNK
 from protocol.recipe import AS_COMPUTED, BF16_MASTERS, COMPACT, FROZEN_TRUNK, LORA_TRUNK, MUON, Recipe
 from protocol.residency import ABSENT
 
@@ -76,7 +79,7 @@ class Burden:
 
     def lines(self, columns: int, schedule: Schedule) -> tuple[PlanLine, ...]:
         """Every part of its memory."""
-        tensors = list(weighed(self.layout, columns, self.recipe))
+        tensors = _tensors(self.layout, columns, self.recipe)
         kept = _kept_lines(self, tensors, columns, schedule)
         held = (*kept, _passing_line(self, tensors, schedule, kept))
         beside = (*_host_lines(self, tensors, columns, schedule), _file_line(self, columns))
@@ -95,11 +98,34 @@ def memory_of(lines: tuple[PlanLine, ...]) -> Memory:
 def held_bytes(layout: Layout, columns: int, *, compute_bytes: int = FP32_BYTES, recipe: Recipe | None = None) -> int:
     """Weights, gradients and moments of what is held, and the frozen rest in its codes: all but what passes through."""
     load = Burden(layout=layout, recipe=recipe or Recipe(), sequence_length=1, compute_bytes=compute_bytes)
-    tensors = list(weighed(layout, columns, load.recipe))
+    tensors = _tensors(layout, columns, load.recipe)
     return sum(line.memory_bytes for line in _kept_lines(load, tensors, columns, Schedule(1, place=DEVICE)))
 
 
-def _kept_lines(load: Burden, tensors: list[Weighed], columns: int, schedule: Schedule) -> tuple[PlanLine, ...]:
+@dataclass(frozen=True, slots=True)
+class _Of:
+    """Of which model, by what tells two of them apart."""
+
+    text: str
+    residency: str
+    layout: Layout = field(compare=False)
+
+
+def _tensors(layout: Layout, columns: int, recipe: Recipe) -> tuple[Weighed, ...]:
+    """A search asks for the same ones again and again."""
+    return _weighed(_of(layout), columns, recipe)
+
+
+def _of(layout: Layout) -> _Of:
+    return _Of(json.dumps(layout.config_json, sort_keys=True), layout.residency, layout)
+
+
+@functools.lru_cache(maxsize=256)
+def _weighed(of: _Of, columns: int, recipe: Recipe) -> tuple[Weighed, ...]:
+    return tuple(weighed(of.layout, columns, recipe))
+
+
+def _kept_lines(load: Burden, tensors: tuple[Weighed, ...], columns: int, schedule: Schedule) -> tuple[PlanLine, ...]:
     layout, recipe = load.layout, load.recipe
     is_bf16, is_compact = recipe.masters == BF16_MASTERS, recipe.moments == COMPACT
     weights = sum(one.weight_bytes(recipe, load.compute_bytes) for one in tensors)
@@ -129,16 +155,21 @@ def _kept_lines(load: Burden, tensors: list[Weighed], columns: int, schedule: Sc
     )
 
 
-def _gradient_line(load: Burden, tensors: list[Weighed], columns: int, schedule: Schedule) -> PlanLine:
+def _gradient_line(load: Burden, tensors: tuple[Weighed, ...], columns: int, schedule: Schedule) -> PlanLine:
     if schedule.by_layers:
-        at_once = gradients_by_layers(load.layout, columns, load.recipe)
+        at_once = gradients_by_layers(tensors)
         return PlanLine(part="gradients", memory_bytes=at_once, why="fp32, of a layer at a time")
     return PlanLine(part="gradients", memory_bytes=sum(one.gradient_bytes() for one in tensors), why="fp32")
 
 
 def _frozen(load: Burden, columns: int, schedule: Schedule) -> FrozenBytes:
     stand_ins = StandIns(dtype=load.recipe.frozen_dtype, place=schedule.place)
-    return frozen_bytes(load.layout, columns, stand_ins, compute_bytes=load.compute_bytes, on_cpu=not load.on_gpu)
+    return _frozen_bytes(_of(load.layout), columns, stand_ins, load.compute_bytes, not load.on_gpu)
+
+
+@functools.lru_cache(maxsize=256)
+def _frozen_bytes(of: _Of, columns: int, stand_ins: StandIns, compute_bytes: int, on_cpu: bool) -> FrozenBytes:
+    return frozen_bytes(of.layout, columns, stand_ins, compute_bytes=compute_bytes, on_cpu=on_cpu)
 
 
 def _inputs(load: Burden, schedule: Schedule) -> int:
@@ -149,7 +180,9 @@ def _inputs(load: Burden, schedule: Schedule) -> int:
     return inputs_by_layers(load.layout, batch * load.sequence_length)
 
 
-def _passing_line(load: Burden, tensors: list[Weighed], schedule: Schedule, kept: tuple[PlanLine, ...]) -> PlanLine:
+def _passing_line(
+    load: Burden, tensors: tuple[Weighed, ...], schedule: Schedule, kept: tuple[PlanLine, ...]
+) -> PlanLine:
     """What is there for a while, one thing after the other: the largest of them."""
     tokens = schedule.micro_batch * load.sequence_length
     how = "computed again in the backward pass" if _is_recomputed(schedule) else "kept for backward"
@@ -169,7 +202,7 @@ def _is_recomputed(schedule: Schedule) -> bool:
     return schedule.recomputed or schedule.by_layers
 
 
-def _activations(load: Burden, tensors: list[Weighed], schedule: Schedule) -> int:
+def _activations(load: Burden, tensors: tuple[Weighed, ...], schedule: Schedule) -> int:
     """With the gradients that a second micro-batch makes beside those of the first."""
     heads = [one.gradient_bytes() for one in tensors if one.is_head]
     others = [one.gradient_bytes() for one in tensors if not one.is_head]
@@ -184,7 +217,7 @@ def _activations(load: Burden, tensors: list[Weighed], schedule: Schedule) -> in
     )
 
 
-def _sent_bytes(load: Burden, tensors: list[Weighed]) -> int:
+def _sent_bytes(load: Burden, tensors: tuple[Weighed, ...]) -> int:
     """Of the pseudo-gradient in fp32, its payload, and, where a codec leaves something for the next lease, what it was
     given, what it left and what it would give back, the latter two as bytes, too.
     """
@@ -208,7 +241,7 @@ def _reserve_line(load: Burden, held: tuple[PlanLine, ...], schedule: Schedule) 
     )
 
 
-def _host_lines(load: Burden, tensors: list[Weighed], columns: int, schedule: Schedule) -> tuple[PlanLine, ...]:
+def _host_lines(load: Burden, tensors: tuple[Weighed, ...], columns: int, schedule: Schedule) -> tuple[PlanLine, ...]:
     """Beside a GPU: the larger of what is there when progress is kept, and when the work is sent."""
     if not load.on_gpu:
         return ()
@@ -241,7 +274,7 @@ def _file_line(load: Burden, columns: int) -> PlanLine:
     needed = load.layout.needed_blocks(range(columns))
     return PlanLine(
         part="block cache",
-        memory_bytes=sum(load.layout.block_bytes(block) for block in needed),
+        memory_bytes=load.layout.block_bytes(TRUNK) + (len(needed) - 1) * load.layout.block_bytes(needed[-1]),
         why=f"{len(needed)} blocks, mapped: at most so much on disk, and what the system can spare in memory",
         where="files",
     )

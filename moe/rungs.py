@@ -189,10 +189,11 @@ def told(schedule: Schedule) -> Iterator[str]:
 
 
 def lower_recipes(recipe: Recipe) -> Iterator[tuple[tuple[Rung, ...], Recipe]]:
-    """What a run might allow besides: every set of its rungs that are not used up yet, smallest sets first, each to
-    its last value.
-    """
-    left = [rung for rung in RUNGS if rung.who == "run" and getattr(recipe, rung.name) != list(rung.options)[-1]]
-    for count in range(1, len(left) + 1):
-        for rungs in itertools.combinations(left, count):
-            yield rungs, replace(recipe, **{rung.name: list(rung.options)[-1] for rung in rungs})
+    """What a run might allow besides: each of its rungs that is not used up yet to its last value, then all of them."""
+    left = tuple(rung for rung in RUNGS if rung.who == "run" and getattr(recipe, rung.name) != _last(rung))
+    for rungs in (*((rung,) for rung in left), *((left,) if len(left) > 1 else ())):
+        yield rungs, replace(recipe, **{rung.name: _last(rung) for rung in rungs})
+
+
+def _last(rung: Rung) -> Any:
+    return list(rung.options)[-1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -141,9 +141,9 @@ def can_recompute(layout: Layout) -> bool:
     return _kinds(json.dumps(layout.config_json, sort_keys=True))[2]
 
 
-def gradients_by_layers(layout: Layout, columns: int, recipe: Recipe | None = None) -> int:
-    """Bytes of the gradients that are there at most where steps go layer by layer."""
-    tensors = [(one.layer, one.gradient_bytes()) for one in weighed(layout, columns, recipe)]
+def gradients_by_layers(of: Iterable[Weighed]) -> int:
+    """Bytes of these tensors' gradients that are there at most where steps go layer by layer."""
+    tensors = [(one.layer, one.gradient_bytes()) for one in of]
     stages: dict[int, int] = {}
     for number, (layer, size) in enumerate(tensors):
         # a tensor that lies in no layer is a stage of its own
@@ -168,8 +168,9 @@ def saved_by_layers(layout: Layout, columns: int, batch_tokens: int, recipe: Rec
     The rest of such a step is that of one with activations recomputed; of what a lease sends at its end nothing is
     saved.
     """
-    every = sum(one.gradient_bytes() for one in weighed(layout, columns, recipe))
-    return every - gradients_by_layers(layout, columns, recipe) - inputs_by_layers(layout, batch_tokens)
+    tensors = list(weighed(layout, columns, recipe))
+    every = sum(one.gradient_bytes() for one in tensors)
+    return every - gradients_by_layers(tensors) - inputs_by_layers(layout, batch_tokens)
 
 
 def can_go_by_layers(layout: Layout) -> bool:

@@ -249,16 +249,15 @@ def _row(found: Plan, load: Burden, memory_bytes: int) -> dict[str, object]:
         "reserve": human_bytes(found.bytes_of("reserve")),
         "host": human_bytes(found.needed.host),
         "mapped": human_bytes(found.mapped_bytes),
-        "chosen": ", ".join(_chosen(found, load)),
+        "chosen": ", ".join(_chosen(found)),
     }
 
 
-def _chosen(found: Plan, load: Burden) -> list[str]:
-    """What the machine chose; the run's rungs are in the heading."""
-    from moe.rungs import chosen
+def _chosen(found: Plan) -> list[str]:
+    """What the machine chose otherwise than usual; the run's rungs are in the heading."""
+    from moe.rungs import told
 
-    rungs = chosen(load.recipe, found.schedule, load.layout, on_gpu=load.on_gpu)
-    return [rung.options[value] for rung, value in rungs if rung.who == "machine"]
+    return list(told(found.schedule)) or ["nothing: all of it as usual"]
 
 
 _COLUMNS: Final = ("memory", "columns", "tokens", "device", "reserve", "host", "mapped", "chosen")

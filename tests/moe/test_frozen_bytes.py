@@ -7,8 +7,9 @@ import pytest
 from moe.frozen import AT_ONCE_BYTES
 from moe.frozen_bytes import frozen_bytes
 from moe.layout import Layout, layout
-from moe.planner import held_bytes, plan
+from moe.planner import Burden, held_bytes
 from moe.presets import preset
+from moe.rungs import Schedule
 from moe.stand_ins import DECODED, DEVICE, HOST, MAPPED, StandIns
 from protocol.recipe import Recipe
 from protocol.residency import ABSENT
@@ -41,10 +42,11 @@ def test_the_planner_reckons_with_what_the_recipe_says(olmoe: Layout) -> None:
     coded = Recipe(frozen_dtype="int4")
     saved = held_bytes(olmoe, 4, compute_bytes=2) - held_bytes(olmoe, 4, compute_bytes=2, recipe=coded)
     assert saved == pytest.approx(16 * 60 * 3 * 2048 * 1024 * (2 - 4.25 / 8), rel=0.01)
-    sizes = {"batch_sequences": 1, "sequence_length": 512, "compute_bytes": 2}
-    plain, small = (plan(olmoe, 40 << 30, recipe=recipe, **sizes) for recipe in (Recipe(), coded))
-    assert small.columns > plain.columns
-    (line,) = (line for line in small.lines if line.part == "frozen")
+    load = Burden(layout=olmoe, recipe=coded, sequence_length=512, compute_bytes=2, on_gpu=True)
+    on_device, on_host, in_files = (load.needed(4, Schedule(1, place=place)) for place in (DEVICE, HOST, MAPPED))
+    assert on_device.device > on_host.device == in_files.device
+    assert on_device.host < in_files.host < on_host.host
+    (line,) = (line for line in load.lines(4, Schedule(1, place=HOST)) if line.part == "frozen")
     assert "int4" in line.why
 
 
