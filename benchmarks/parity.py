@@ -3,18 +3,13 @@
     python -m benchmarks.parity [--quick] [--codecs] [--jobs N] [--seeds 11,12,13] [--rows 'NAME;...']
                                 [--set KEY=VALUE ...] [--out DIR] [--kept] [--json FILE]
 
-Every row is trained from the same first weights on equal tokens: centrally (the batch of all workers at each step),
-by one worker alone, and by swarms of the real engine, executor and trainer under a virtual clock
-(simulator/virtual): whole models (`diloco`), half of the columns with the others frozen or absent, with dropouts,
-uneven speeds, moments that are kept between leases, leases that do not wait for the last round's version (eager), and,
-from one half trained base, by what is trained of the trunk (`lora trunk`, `frozen trunk`). Losses are held-out, nats a
-token; `val_loss_se` is the standard error over the seeds; `over` is the distance to the row that it is compared with,
-in percent, paired by seed; `routing_percent` is routing necessity: what random experts of equal load cost, as a share
-of what they cost central training (benchmarks/parity_routing.py). `--codecs` has rows by what is sent and fetched
-instead: codec, rule and steps a round (H), and the ways down; its `--json` is results/codec_parity.json. `--set`
-changes the recipe: any of the engine's settings, or `central.` and one of `inner` for central training alone. It is for
-a search; report other seeds than were searched with. Results are kept in DIR as they come, and not computed again;
-`--kept` shows what is there, and trains nothing.
+Every row is trained from the same first weights on equal tokens: centrally (the batch of all workers at each step), by
+one worker alone, and by swarms of the real engine, executor and trainer in virtual time: rows in parity_rows.py. Losses
+are held-out, nats a token; `val_loss_se` is the standard error over the seeds; `over` is the distance to the row that
+it is compared with, in percent, paired by seed; `routing_percent` is routing necessity: what random experts of equal
+load cost, as a share of what they cost central training (parity_routing.py). `--codecs`: rows by what is sent and
+fetched (results/codec_parity.json). `--set` changes the recipe: a setting of the engine, or `central.` and one of
+`inner`, for a search; report other seeds. Results are kept in DIR; `--kept` shows what is there, and trains nothing.
 """
 
 from __future__ import annotations
