@@ -130,8 +130,10 @@ def saved_by_layers(layout: Layout, columns: int, batch_tokens: int) -> int:
     at_once = max(stages.values()) + max(size for _, size in tensors)
     values = layout.config_json
     # each layer's input, the last one's answer, its gradient, and that of what lies below a tied head
-    hidden_bytes = (values["num_hidden_layers"] + 3) * values["hidden_size"] * FP32_BYTES
-    routed_bytes = layout.expert_layers * (2 * FP32_BYTES * values["num_experts"] + 8 * values["num_experts_per_tok"])
+    hidden_bytes: int = (values["num_hidden_layers"] + 3) * values["hidden_size"] * FP32_BYTES
+    routed_bytes: int = layout.expert_layers * (
+        2 * FP32_BYTES * values["num_experts"] + 8 * values["num_experts_per_tok"]
+    )
     return sum(size for _, size in tensors) - at_once - batch_tokens * (hidden_bytes + routed_bytes)
 
 
