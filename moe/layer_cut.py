@@ -51,7 +51,7 @@ def standing_in(layers: Sequence[nn.Module], called: StandIn) -> Iterator[None]:
     """While it is open `called` answers for every layer."""
     before = [layer.__dict__.get("forward") for layer in layers]
     for number, layer in enumerate(layers):
-        layer.__dict__["forward"] = partial(_stand_in, number, cast(Forward, layer.forward), called)
+        layer.__dict__["forward"] = partial(_stand_in, number, layer.forward, called)
     try:
         yield
     finally:

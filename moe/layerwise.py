@@ -171,7 +171,8 @@ class Layerwise:
         for part in parts:
             leaves = {router: logits_SE.requires_grad_() for router, logits_SE in sorted(part.logits.items())}
             with torch.enable_grad():
-                loss = self._coefficient * balance_loss(tuple(leaves.values()), cast(RoutedCounts, whole))
+                balance = balance_loss(tuple(leaves.values()), cast(RoutedCounts, whole))
+                loss = cast(float, self._coefficient) * balance
             _back([_times(loss, part.share)], [None])
             part.logits, part.is_balanced = {router: cast(Tensor, leaf.grad) for router, leaf in leaves.items()}, True
 
