@@ -8,8 +8,7 @@ one worker alone, and by swarms of the real engine, executor and trainer in virt
 are held-out, nats a token; `val_loss_se` is the standard error over the seeds; `over` is the distance to the row that
 it is compared with, in percent, paired by seed; `routing_percent` is routing necessity: what random experts of equal
 load cost, as a share of what they cost central training (parity_routing.py). `--codecs`: rows by what is sent and
-fetched (results/codec_parity.json). `--set` changes the recipe: a setting of the engine, or `central.` and one of
-`inner`, for a search; report other seeds. Results are kept in DIR; `--kept` shows what is there, and trains nothing.
+fetched. `--set` changes a setting, or with `central.` one of `inner`, for a search; report other seeds. DIR keeps rows.
 """
 
 from __future__ import annotations

@@ -157,7 +157,6 @@ def inputs_by_layers(layout: Layout, batch_tokens: int) -> int:
     """Bytes that a step layer by layer keeps of all its `batch_tokens`: they go through a layer together."""
     values = layout.config_json
     # each layer's input, the last one's answer, its gradient, and that of what lies below a tied head
-<<<<<<< HEAD
     hidden_bytes = (values["num_hidden_layers"] + 3) * values["hidden_size"] * FP32_BYTES
     routed_bytes = layout.expert_layers * (2 * FP32_BYTES * values["num_experts"] + 8 * values["num_experts_per_tok"])
     return int(batch_tokens * (hidden_bytes + routed_bytes))
@@ -172,13 +171,6 @@ def saved_by_layers(layout: Layout, columns: int, batch_tokens: int, recipe: Rec
     tensors = list(weighed(layout, columns, recipe))
     every = sum(one.gradient_bytes() for one in tensors)
     return every - gradients_by_layers(tensors) - inputs_by_layers(layout, batch_tokens)
-=======
-    hidden_bytes: int = (values["num_hidden_layers"] + 3) * values["hidden_size"] * FP32_BYTES
-    routed_bytes: int = layout.expert_layers * (
-        2 * FP32_BYTES * values["num_experts"] + 8 * values["num_experts_per_tok"]
-    )
-    return sum(size for _, size in tensors) - at_once - batch_tokens * (hidden_bytes + routed_bytes)
->>>>>>> layerwise
 
 
 def can_go_by_layers(layout: Layout) -> bool:

@@ -171,7 +171,8 @@ async def test_a_worker_and_a_coordinator_agree_on_it_over_the_wire(tmp_path: Pa
     cut, base = layout(preset("tiny"), "frozen"), tmp_path / "base"
     export_checkpoint(initial_blocks(preset("tiny"), cut, 1), cut, base)
     settings = RunSettings(
-        checkpoint=str(base), data=str(corpus), port=0, codec="bf16", sequence_length=32, heldout_limit=4, screening_sequences=4,
+        checkpoint=str(base), data=str(corpus), port=0, codec="bf16", sequence_length=32, heldout_limit=4,
+        screening_sequences=4,
         engine={
             "max_rounds": 1, "gather_s": 0.0, "heartbeat_interval_s": 0.1, "heartbeat_misses": 100.0,
             "screening": {"enabled": False},
