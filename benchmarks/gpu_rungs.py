@@ -26,7 +26,7 @@ GIB: Final = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rung:
+class GpuRung:
     """One rung of the memory ladder, or several together."""
 
     name: str
@@ -38,15 +38,15 @@ class Rung:
 
 SPARE: Final[Mapping[str, Any]] = {"masters": "bf16", "moments": "compact"}
 RUNGS: Final = (
-    Rung(name="none: Muon, fp32"),
-    Rung(name="none: AdamW, fp32", recipe={"optimizer": "adamw"}),
-    Rung(name="compact moments, Muon", recipe={"moments": "compact"}),
-    Rung(name="compact moments, AdamW", recipe={"moments": "compact", "optimizer": "adamw"}),
-    Rung(name="bf16 masters, Muon", recipe={"masters": "bf16"}),
-    Rung(name="bf16 masters, AdamW", recipe={"masters": "bf16", "optimizer": "adamw"}),
-    Rung(name="batch in parts", is_cut=True),
-    Rung(name="recomputed", recomputed=True),
-    Rung(name="all of them, Muon", recipe=SPARE, recomputed=True, is_cut=True),
+    GpuRung(name="none: Muon, fp32"),
+    GpuRung(name="none: AdamW, fp32", recipe={"optimizer": "adamw"}),
+    GpuRung(name="compact moments, Muon", recipe={"moments": "compact"}),
+    GpuRung(name="compact moments, AdamW", recipe={"moments": "compact", "optimizer": "adamw"}),
+    GpuRung(name="bf16 masters, Muon", recipe={"masters": "bf16"}),
+    GpuRung(name="bf16 masters, AdamW", recipe={"masters": "bf16", "optimizer": "adamw"}),
+    GpuRung(name="batch in parts", is_cut=True),
+    GpuRung(name="recomputed", recomputed=True),
+    GpuRung(name="all of them, Muon", recipe=SPARE, recomputed=True, is_cut=True),
 )
 """A new rung is a line here."""
 
@@ -57,7 +57,7 @@ def rung_cases(size: Size) -> Iterator[tuple[str, Any]]:
         yield rung.name, partial(_rung, size, rung)
 
 
-def _rung(size: Size, rung: Rung, where: Where, _folder: Any) -> Row:
+def _rung(size: Size, rung: GpuRung, where: Where, _folder: Any) -> Row:
     job = Job(
         layout=size.rungs.cut(),
         columns=size.rungs.held[-1],

@@ -51,7 +51,6 @@ def processor(path: Path = Path("/proc/cpuinfo")) -> str:
     return " ".join(found) or platform.processor() or platform.machine()
 
 
-@functools.cache
 def multiplies_bf16(device: torch.device) -> bool:
     """Whether this very card has bf16 in hardware, whichever is the current one. On a CPU it is never worth it."""
     if device.type != "cuda":
