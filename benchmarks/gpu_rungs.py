@@ -19,6 +19,7 @@ from benchmarks.gpu_steps import Found, Job, recipe_with, trained
 from benchmarks.gpu_where import Where
 from benchmarks.report import Row
 from moe.planner import plan
+from moe.stand_ins import DEVICE, HOST
 from protocol.recipe import Recipe
 from worker.machine.probe import GPU_SHARE
 
@@ -34,6 +35,9 @@ class GpuRung:
     recomputed: bool = False
     is_cut: bool = False
     """Whether a batch goes through the model in parts."""
+    place: str = DEVICE
+    """Where experts that are not held lie."""
+    by_layers: bool = False
 
 
 SPARE: Final[Mapping[str, Any]] = {"masters": "bf16", "moments": "compact"}
@@ -46,7 +50,21 @@ RUNGS: Final = (
     GpuRung(name="bf16 masters, AdamW", recipe={"masters": "bf16", "optimizer": "adamw"}),
     GpuRung(name="batch in parts", is_cut=True),
     GpuRung(name="recomputed", recomputed=True),
+    GpuRung(name="frozen experts in 8 bits", recipe={"frozen_dtype": "int8"}),
+    GpuRung(name="frozen experts in 4 bits", recipe={"frozen_dtype": "int4"}),
+    GpuRung(name="frozen experts in host memory", place=HOST),
+    GpuRung(name="frozen experts in 4 bits in host memory", recipe={"frozen_dtype": "int4"}, place=HOST),
+    GpuRung(name="by layers", recipe={"clipping": "layer"}, by_layers=True, is_cut=True),
+    GpuRung(name="trunk at low rank", recipe={"trunk": "lora"}),
+    GpuRung(name="trunk frozen", recipe={"trunk": "frozen"}),
     GpuRung(name="all of them, Muon", recipe=SPARE, recomputed=True, is_cut=True),
+    GpuRung(
+        name="all of them, by layers, 4 bits in host memory, trunk at low rank",
+        recipe={**SPARE, "frozen_dtype": "int4", "trunk": "lora", "clipping": "layer"},
+        is_cut=True,
+        place=HOST,
+        by_layers=True,
+    ),
 )
 """A new rung is a line here."""
 
@@ -67,6 +85,8 @@ def _rung(size: Size, rung: GpuRung, where: Where, _folder: Any) -> Row:
         steps=size.steps,
         micro_batch=size.micro_batch if rung.is_cut else None,
         recomputed=rung.recomputed,
+        place=rung.place,
+        by_layers=rung.by_layers,
     )
     found = trained(where, job)
     return {**told(found, job, where), "held": f"{job.columns} of {job.layout.columns}"}

@@ -25,6 +25,7 @@ from benchmarks.gpu_where import Peak, Where
 from moe.layout import Layout
 from moe.planner import Burden
 from moe.shard import build_shard
+from moe.stand_ins import DEVICE, StandIns
 from protocol.ids import TRUNK, BlockId, LeaseId, RoundNumber, Version
 from protocol.lease import DataRange, Lease
 from protocol.recipe import Recipe
@@ -50,6 +51,9 @@ class Job:
     micro_batch: int | None = None
     """Sequences that go through the model at once; None: all."""
     recomputed: bool = False
+    place: str = DEVICE
+    """Where experts that are not held lie: a name of `moe.stand_ins.PLACES`."""
+    by_layers: bool = False
 
     @property
     def tokens(self) -> int:
@@ -57,9 +61,15 @@ class Job:
         return self.batch * self.length
 
     def plan_bytes(self, compute_bytes: int) -> int:
-        """What the planner says that it takes."""
+        """What the planner says that it takes of the device's memory."""
         at_once = self.micro_batch or self.batch
-        load = Burden(layout=self.layout, recipe=self.recipe, tokens=at_once * self.length, compute_bytes=compute_bytes)
+        load = Burden(
+            layout=self.layout,
+            recipe=self.recipe,
+            tokens=at_once * self.length,
+            compute_bytes=compute_bytes,
+            place=self.place,
+        )
         return load.needed_bytes(self.columns, recomputed=self.recomputed)
 
     def lease(self) -> Lease:
@@ -105,6 +115,8 @@ def trained(where: Where, job: Job, *, around: Any = None) -> Found:
             device=where.device,
             compute_dtype=where.compute,
             masters=job.recipe.masters,
+            stand_ins=StandIns(dtype=job.recipe.frozen_dtype, place=job.place),
+            trunk=job.lease().trunk,
         )
         shard.recompute(on=job.recomputed)
         vocabulary = int(job.layout.config_json["vocab_size"])
@@ -115,6 +127,7 @@ def trained(where: Where, job: Job, *, around: Any = None) -> Found:
             tokens_NL,
             device=where.device,
             micro_batch=job.micro_batch,
+            by_layers=shard.layerwise() if job.by_layers else None,
             on_step=lambda _step, _loss: ends_s.append(where.now()),
         )
     del shard
