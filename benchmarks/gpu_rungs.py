@@ -94,7 +94,7 @@ def _rung(size: Size, rung: GpuRung, where: Where, _folder: Any) -> Row:
 
 def told(found: Found, job: Job, where: Where) -> dict[str, Any]:
     """Time, speed and memory beside the plan; on a CPU a share of it says something from 1 GiB on."""
-    plan_bytes = job.plan_bytes(2 if where.bf16 else 4)
+    plan_bytes = job.plan_bytes(where)
     return {
         "step_s": found.step_s,
         "tokens_per_s": job.tokens / found.step_s,
@@ -128,6 +128,7 @@ def _card(size: Size, gib: float, recipe: Recipe, where: Where, _folder: Any) ->
         sequence_length=size.length,
         compute_bytes=compute_bytes,
         recipe=recipe,
+        on_gpu=where.is_gpu,
     )
     row: dict[str, Any] = {"held": f"{planned.columns if planned.fits else 0} of {cut.columns}"}
     if not planned.fits:
@@ -140,7 +141,9 @@ def _card(size: Size, gib: float, recipe: Recipe, where: Where, _folder: Any) ->
         length=size.length,
         steps=size.steps,
         micro_batch=1,
-        recomputed=planned.recomputed,
+        recomputed=planned.schedule.recomputed,
+        place=planned.schedule.place,
+        by_layers=planned.schedule.by_layers,
     )
     try:
         with where.capped(cap_bytes):
@@ -166,7 +169,7 @@ def _out_of_memory(size: Size, where: Where, _folder: Any) -> Row:
     )
     quarter = dataclasses.replace(job, micro_batch=max(1, size.batch // 4))
     assert quarter.micro_batch is not None
-    cap_bytes = quarter.plan_bytes(2 if where.bf16 else 4)
+    cap_bytes = quarter.plan_bytes(where)
     with where.capped(cap_bytes):
         found = trained(where, job, around=None if where.is_gpu else partial(ShortOfRoom, most=quarter.micro_batch))
     ended = found.metrics.micro_batch

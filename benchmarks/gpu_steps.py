@@ -24,6 +24,7 @@ from benchmarks.gpu_flops import step_flops
 from benchmarks.gpu_where import Peak, Where
 from moe.layout import Layout
 from moe.planner import Burden
+from moe.rungs import Schedule
 from moe.shard import build_shard
 from moe.stand_ins import DEVICE, StandIns
 from protocol.ids import TRUNK, BlockId, LeaseId, RoundNumber, Version
@@ -60,17 +61,19 @@ class Job:
         """Of a step."""
         return self.batch * self.length
 
-    def plan_bytes(self, compute_bytes: int) -> int:
+    def plan_bytes(self, where: Where) -> int:
         """What the planner says that it takes of the device's memory."""
-        at_once = self.micro_batch or self.batch
         load = Burden(
             layout=self.layout,
             recipe=self.recipe,
-            tokens=at_once * self.length,
-            compute_bytes=compute_bytes,
-            place=self.place,
+            sequence_length=self.length,
+            compute_bytes=2 if where.bf16 else 4,
+            on_gpu=where.is_gpu,
+            batch_sequences=self.batch,
         )
-        return load.needed_bytes(self.columns, recomputed=self.recomputed)
+        at_once = self.micro_batch or self.batch
+        schedule = Schedule(at_once, recomputed=self.recomputed, place=self.place, by_layers=self.by_layers)
+        return load.needed(self.columns, schedule).device
 
     def lease(self) -> Lease:
         """The lease that says so."""

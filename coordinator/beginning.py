@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any, Final, get_type_hints
 
 from coordinator.engine.config import EngineConfig
-from protocol.codecs import INT4, TERNARY
+from protocol.codecs_feedback import TERNARY
+from protocol.codecs_int import INT4
 
 GOING_ON: Mapping[str, Any] = {"learning_rate": 4e-3, "muon_learning_rate": 0.02, "warmup_rounds": 2}
 """What a run that begins with a checkpoint has in place of the recipe's rates (a quarter), unless it is told otherwise:
