@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from benchmarks import report
 from benchmarks.gpu_where import where_we_are
@@ -110,11 +111,11 @@ def measure(case: WorkerCase, pairs: int) -> report.Row:
 class Bench:
     """One case's model, lease and data."""
 
-    def __init__(self, case: WorkerCase) -> None:
+    def __init__(self, case: WorkerCase, config: PreTrainedConfig | None = None) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = where_we_are(self.device).compute
         self.case = case
-        config = preset("tiny")
+        config = config or preset("tiny")
         self.layout: Layout = layout(config, case.residency)
         self.lease = _lease(case)
         self.tokens_NL: NDArray[np.int64] = np.random.default_rng(0).integers(
@@ -125,7 +126,7 @@ class Bench:
         self._cache = BlockCache(Path(self._folder.name) / "blocks")
         self._outbox = Outbox(Path(self._folder.name) / "outbox")
         self._digests = {block: self._store(encode_tensors(tensors, FP32)) for block, tensors in blocks.items()}
-        self._blocks: Mapping[BlockId, Mapping[str, Tensor]] = blocks
+        self.blocks: Mapping[BlockId, Mapping[str, Tensor]] = blocks
         self.shard: ShardModel = build_shard(
             self.layout, self.lease.columns, blocks, device=self.device, compute_dtype=dtype
         )
@@ -138,9 +139,9 @@ class Bench:
 
     def bare(self) -> float:
         """Seconds of the loop that one would write by hand."""
-        self.shard.load(self._blocks)
+        self.shard.load(self.blocks)
         lease, batch = self.lease, self.case.batch_sequences
-        started_s = self._now()
+        started_s = self.now_s()
         recipe = lease.recipe
         groups = self.shard.parameter_groups(recipe.learning_rate, recipe.router_lr_scale, recipe.weight_decay)
         parameters = [parameter for group in groups for parameter in group["params"]]
@@ -153,25 +154,26 @@ class Bench:
             torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return self._now() - started_s
+        return self.now_s() - started_s
 
     def worker(self) -> tuple[float, float]:
         """Seconds of a whole lease, and of its inner loop."""
-        started_s = self._now()
+        started_s = self.now_s()
         start = {
             block: decode_tensors(self._cache.path(digest), block_tensor_specs(self.layout, block), FP32)
             for block, digest in self._digests.items()
         }
         self.shard.load(start)
-        inner_s = -self._now()
+        inner_s = -self.now_s()
         metrics = train_shard(self.shard, self.lease, self.tokens_NL, device=self.device)
-        inner_s += self._now()
+        inner_s += self.now_s()
         gradient = pseudo_gradient_of(start, self.shard)
         payload = encode_submission(gradient, BF16)
         self._outbox.save(_submission(self.lease, payload, metrics), payload)
-        return self._now() - started_s, inner_s
+        return self.now_s() - started_s, inner_s
 
-    def _now(self) -> float:
+    def now_s(self) -> float:
+        """When the device has done all that it was told."""
         if self.device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
