@@ -49,10 +49,10 @@ def main(case: Case, folder: Path) -> None:
     """Write version 0 as the block cache has it, then train."""
     import torch
 
+    from moe.burden import Burden, Memory, memory_of
     from moe.config import config_from_json, config_to_json
     from moe.full import each_initial_block
     from moe.layout import layout
-    from moe.planner import Burden, Memory, memory_of
     from moe.presets import preset
     from moe.rungs import Schedule
     from protocol.allocator import keep_little
