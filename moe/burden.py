@@ -18,7 +18,7 @@ from moe.layout import FP32_BYTES, Layout
 from moe.passing import activation_bytes, kept_by_library
 from moe.rungs import Schedule
 from moe.stand_ins import DEVICE, StandIns
-from moe.weighing import SPAN_BYTES, Weighed, gradients_by_layers, inputs_by_layers, weighed
+from moe.weighing import Weighed, gradients_by_layers, inputs_by_layers, weighed
 from protocol.codecs import BF16, codec_named
 from protocol.ids import TRUNK
 from protocol.recipe import AS_COMPUTED, BF16_MASTERS, COMPACT, FROZEN_TRUNK, LORA_TRUNK, MUON, Recipe
@@ -30,6 +30,9 @@ tenth."""
 LIBRARIES: Final = 32 << 20
 """On a CPU, what torch's libraries take as soon as they multiply, whatever the model: buffers of theirs, and a
 thread's arena."""
+ROUNDING: Final = 88 << 20
+"""On a CPU, what stays of the optimizer's pieces, of up to 4 MiB, where weights and moments are rounded at random:
+measured, 60 to 100 MB (docs/decisions/0053)."""
 _GROWN: Final = 1.125
 """Of a payload that is being written: its memory grows by an eighth at a time."""
 
@@ -232,10 +235,15 @@ def _reserve_line(load: Burden, held: tuple[PlanLine, ...], schedule: Schedule) 
         return PlanLine(part="reserve", memory_bytes=int(total * GPU_RESERVE), why="what a GPU's allocator loses")
     tokens = schedule.micro_batch * load.sequence_length
     kept = kept_by_library(
-        load.layout, tokens, load.compute_bytes, load.sequence_length, given_back=schedule.given_back
+        load.layout,
+        tokens,
+        load.compute_bytes,
+        load.sequence_length,
+        recomputed=schedule.recomputed,
+        given_back=schedule.given_back,
     )
     if load.recipe.rounds_at_random and not schedule.given_back:
-        kept += SPAN_BYTES  # its pieces are of up to 4 MiB, too
+        kept += ROUNDING
     return PlanLine(
         part="reserve", memory_bytes=LIBRARIES + kept, why="what torch's libraries take, and the C library keeps"
     )

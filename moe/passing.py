@@ -22,9 +22,9 @@ _SCORES: Final = 3
 """Times that a layer's attention is there, for each head and pair of tokens, where a class knows no fused one."""
 
 
-_FREE: Final = 1.3
-"""Between pieces that are in use lie free ones that fit nothing: 0.6 to 1.3 times what forward keeps, measured at 16 to
-1,024 tokens (docs/decisions/0053)."""
+_FREE: Final = {False: 1.3, True: 0.65}
+"""Between pieces that are in use lie free ones that fit nothing, as a share of what forward keeps or, recomputed, would
+keep: measured at 16 to 1,024 tokens, from 0.6 on (docs/decisions/0053)."""
 
 
 class _OfLayer(NamedTuple):
@@ -68,16 +68,23 @@ def activation_bytes(
 
 
 def kept_by_library(
-    layout: Layout, tokens: int, compute_bytes: int, sequence_length: int, *, given_back: bool = False
+    layout: Layout,
+    tokens: int,
+    compute_bytes: int,
+    sequence_length: int,
+    *,
+    recomputed: bool = False,
+    given_back: bool = False,
 ) -> int:
     """Bytes that a C library keeps on a CPU of pieces that were dropped (protocol.allocator), at most: `_FREE` of what
-    forward keeps in such pieces, recomputed or not.
+    forward keeps in such pieces.
     """
     layer = _layer(layout, tokens, compute_bytes, sequence_length)
     piece = SMALL_MAPPED_BYTES if given_back else MAPPED_BYTES
     attention = layer.attention if tokens * layout.config_json["hidden_size"] * FP32_BYTES <= piece else 0
     experts = layer.experts if layer.piece <= piece else 0
-    return int(_FREE * (layout.config_json["num_hidden_layers"] * attention + layout.expert_layers * experts))
+    whole = layout.config_json["num_hidden_layers"] * attention + layout.expert_layers * experts
+    return int(_FREE[recomputed] * whole)
 
 
 def head_bytes(layout: Layout, tokens: int) -> int:

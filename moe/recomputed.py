@@ -47,9 +47,7 @@ class Recomputation:
         """From the next pass in training mode on."""
         for layer in self._layers:
             layer.gradient_checkpointing = on
-            again = partial(
-                checkpoint, use_reentrant=False, context_fn=lambda: tuple(made() for made in self.contexts())
-            )
+            again = partial(checkpoint, use_reentrant=False, context_fn=self._entered_once)
             cast(Any, layer)._gradient_checkpointing_func = again
 
     def _entered_once(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -40,8 +40,6 @@ SPAN_AT_ONCE: Final = 1 << 20
 """Elements that are rounded together."""
 _SPAN_COPIES: Final = 16
 """In fp32, of a span, while weights or moments are rounded."""
-SPAN_BYTES: Final = _SPAN_COPIES * FP32_BYTES * SPAN_AT_ONCE
-"""All of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

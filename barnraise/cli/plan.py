@@ -24,8 +24,7 @@ from protocol.residency import FROZEN, RESIDENCIES
 from protocol.text import human_bytes
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
+    from moe.layout import Layout
     from moe.planner import Burden, Plan
 
 _MULTIPLY: Final = {"fp32": 4, "bf16": 2}
@@ -118,8 +117,8 @@ def plan(
     given = None if memory is None else parse_bytes(memory)
     if all_models:
         return _all(asked, [gib << 30 for gib in MODELS_GIB] if given is None else [given], as_json=as_json)
-    config, read = _model(preset, checkpoint)
-    load = asked.load(config)
+    cut, read = _model(preset, checkpoint, residency)
+    load = asked.load(cut)
     if given is None:
         return _cards(asked, load, read, as_json=as_json)
     return _one(asked.plan(load, given), load, read, as_json=as_json)
@@ -137,13 +136,12 @@ class _Asked:
     on_gpu: bool
     host_bytes: int | None
 
-    def load(self, config: PreTrainedConfig) -> Burden:
+    def load(self, cut: Layout) -> Burden:
         """Of one model."""
-        from moe.layout import layout
         from moe.planner import Burden
 
         return Burden(
-            layout=layout(config, self.residency),
+            layout=cut,
             recipe=self.recipe,
             sequence_length=self.sequence_length,
             compute_bytes=_MULTIPLY[self.multiply],
@@ -169,21 +167,24 @@ class _Asked:
         )
 
 
-def _model(preset: str, checkpoint: Path | None) -> tuple[PreTrainedConfig, HeadersRead | None]:
+def _model(preset: str, checkpoint: Path | None, residency: str) -> tuple[Layout, HeadersRead | None]:
+    from moe.layout import layout
+
     if checkpoint is None:
         from moe.presets import preset as preset_config
 
-        return preset_config(preset), None
+        return layout(preset_config(preset), residency), None
     place = checkpoint.expanduser()
     if place.is_file():
         from moe.published import config_of
 
         try:
-            return config_of(json.loads(place.read_text())), None
+            said = json.loads(place.read_text())
         except (OSError, ValueError) as error:
             raise ConfigError(f"{place} is no config.json: {error!s:.200}") from error
+        return layout(config_of(said), residency), None
     read = read_headers(place)
-    return read.facts.config, read
+    return layout(read.facts.config, residency), read
 
 
 def in_figures(found: Plan, load: Burden) -> dict[str, object]:
@@ -282,9 +283,10 @@ def _cards(asked: _Asked, load: Burden, read: HeadersRead | None, *, as_json: bo
 
 
 def _all(asked: _Asked, memories: list[int], *, as_json: bool) -> int:
+    from moe.layout import layout
     from moe.published import PUBLISHED, published
 
-    loads = {name: asked.load(published(name)) for name in PUBLISHED}
+    loads = {name: asked.load(layout(published(name), asked.residency)) for name in PUBLISHED}
     plans = [(name, memory, asked.plan(load, memory)) for name, load in loads.items() for memory in memories]
     if as_json:
         print_json({"plans": [{"model": name} | in_figures(found, loads[name]) for name, _, found in plans]})

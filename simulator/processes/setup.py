@@ -23,6 +23,7 @@ from simulator.seeds import derived_seed
 
 def run_settings(options: SimulationOptions) -> RunSettings:
     """Settings of the run that a simulation with these options makes. Raises ConfigError naming what is wrong."""
+    codec: dict[str, Any] = {} if options.codec is None else {"codec": options.codec}
     try:
         settings = RunSettings(
             name=f"simulation {options.seed}",
@@ -30,7 +31,7 @@ def run_settings(options: SimulationOptions) -> RunSettings:
             checkpoint=None if options.checkpoint is None else str(options.checkpoint),
             data=options.data,
             residency=options.residency,  # type: ignore[arg-type]  # pydantic checks it
-            **({} if options.codec is None else {"codec": options.codec}),
+            **codec,
             sequence_length=options.sequence_length,
             seed=derived_seed(options.seed, "run"),
             port=0,

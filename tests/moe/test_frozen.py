@@ -38,7 +38,7 @@ def computed(shard: ShardModel, tokens: Tensor) -> tuple[float, dict[str, Tensor
     for parameter in shard.parameters():
         parameter.grad = None
     parts = shard.loss(tokens)
-    parts.total.backward()  # type: ignore[no-untyped-call]
+    parts.total.backward()
     named = shard.module.named_parameters()
     return float(parts.total.detach()), {name: one.grad.clone() for name, one in named if one.grad is not None}
 
@@ -225,7 +225,7 @@ def test_no_layer_is_decoded_for_longer_than_it_is_computed_with(
         with LiveTensors() as live:
             shard = build_shard(wide, held, blocks, stand_ins=stand_ins)
             shard.recompute(on=True)
-            shard.loss(tokens).total.backward()  # type: ignore[no-untyped-call]
+            shard.loss(tokens).total.backward()
         return int(live.peak_bytes)
 
     whole = 4 * 15 * 3 * 128 * 512 * 4

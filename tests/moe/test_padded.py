@@ -84,7 +84,7 @@ def test_a_shard_learns_the_same_and_reads_the_ends_once_a_layer(
     for way in (GROUPED, PADDED):
         shard = build_shard(cut, range(columns), blocks, compute_dtype=compute_dtype, experts=way)
         loss = shard.loss(tokens).total
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         gradients = {name: cast(Tensor, one.grad) for name, one in shard.module.named_parameters()}
         found[way] = loss.detach(), gradients
     assert len(made) == cut.expert_layers

@@ -49,10 +49,10 @@ def main(case: Case, folder: Path) -> None:
     """Write version 0 as the block cache has it, then train."""
     import torch
 
+    from moe.burden import Burden, Memory, memory_of
     from moe.config import config_from_json, config_to_json
     from moe.full import each_initial_block
     from moe.layout import layout
-    from moe.planner import Burden, Memory, memory_of
     from moe.presets import preset
     from moe.rungs import Schedule
     from protocol.allocator import keep_little
@@ -72,7 +72,7 @@ def main(case: Case, folder: Path) -> None:
     load = Burden(layout=cut, recipe=recipe, sequence_length=case.length)
     schedule = Schedule(case.micro_batch, **case.schedule)
     warm = torch.randn(64, 64, requires_grad=True)
-    (warm @ warm).sum().backward()  # type: ignore[no-untyped-call]
+    (warm @ warm).sum().backward()
     idle = rss_anon_bytes()
     with Watch() as watch:
         thread = threading.Thread(target=_train, args=(case, cut, paths, recipe, schedule))

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from moe.rungs import Schedule
 from protocol.lease import Lease
-from worker.machine.probe import Schedule
 from worker.train.fitting import Fitting
 from worker.trouble import is_out_of_memory
 

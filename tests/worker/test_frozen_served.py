@@ -13,10 +13,10 @@ from coordinator.edge.server import CoordinatorServer
 from coordinator.engine.phases import LeaseStatus
 from coordinator.run.folder import init_run
 from coordinator.settings import RunSettings
+from moe.rungs import Schedule
 from moe.stand_ins import DECODED, DEVICE, MAPPED
 from tests.worker.conftest import Swarm, served
 from tests.worker.test_residuals_served import state_of
-from worker.machine.probe import Schedule
 from worker.messages import EXIT_OK
 from worker.train.replay import replay_lease
 

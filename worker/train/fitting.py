@@ -7,8 +7,8 @@ replayed by nobody (docs/decisions/0054). Kept apart for leases that take differ
 
 from __future__ import annotations
 
+from moe.rungs import Schedule
 from protocol.lease import Lease
-from worker.machine.probe import Schedule
 
 _Kind = tuple[object, ...]
 
