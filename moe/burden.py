@@ -39,7 +39,7 @@ _GROWN: Final = 1.125
 USUAL_BATCH: Final = 16
 """Sequences of a step, where no lease is there that says it."""
 
-Where = Literal["device", "host", "files"]
+HeldIn = Literal["device", "host", "files"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class PlanLine:
     part: str
     memory_bytes: int
     why: str
-    where: Where = "device"
+    where: HeldIn = "device"
     """`host`: beside a GPU. `files`: mapped, and not counted."""
 
 

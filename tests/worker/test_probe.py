@@ -169,7 +169,7 @@ def test_where_gradients_do_not_fit_steps_go_by_layers() -> None:
     load = Burden(layout=cut, recipe=recipe, sequence_length=16, batch_sequences=4)
     usual_bytes = load.needed(held, Schedule(1, recomputed=True, given_back=True)).device
     least_bytes = load.needed(held, Schedule(1, given_back=True, by_layers=True)).device
-    assert least_bytes < usual_bytes * 7 / 8
+    assert least_bytes < 0.9 * usual_bytes
     assert not chosen(cut, held, usual_bytes, recipe).by_layers
     assert chosen(cut, held, least_bytes, recipe).by_layers
 
