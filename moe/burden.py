@@ -207,6 +207,8 @@ def _is_recomputed(schedule: Schedule) -> bool:
 
 def _activations(load: Burden, tensors: tuple[Weighed, ...], schedule: Schedule) -> int:
     """With the gradients that a second micro-batch makes beside those of the first."""
+    if schedule.by_layers:  # it is counted with a layer's
+        tensors = ()
     heads = [one.gradient_bytes() for one in tensors if one.is_head]
     others = [one.gradient_bytes() for one in tensors if not one.is_head]
     inputs = 0 if schedule.inputs_on_host else _inputs(load, schedule)

@@ -49,6 +49,20 @@ CASES: Final[Mapping[str, Case]] = {
         batch=8,
         length=256,
     ),
+    "in codes": Case(
+        recipe={"optimizer": "adamw", "frozen_dtype": "int4"},
+        schedule={"place": "device"},
+        sizes={**SIZES, "num_experts": 48},
+        columns=12,
+    ),
+    "in files": Case(
+        recipe={"optimizer": "adamw", "frozen_dtype": "int4"},
+        schedule={"place": "mapped"},
+        sizes={**SIZES, "num_experts": 48},
+        columns=12,
+    ),
+    "by layers": Case(recipe={"optimizer": "adamw"}, schedule={"by_layers": True}, columns=20),
+    "low rank": Case(recipe={"optimizer": "adamw", "trunk": "lora", "lora_rank": 16}, columns=16),
 }
 QUICK: Final = "adamw"
 """The one that the suite runs; the others are `make soak`'s."""

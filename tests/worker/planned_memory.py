@@ -69,7 +69,7 @@ def main(case: Case, folder: Path) -> None:
         paths[block].write_bytes(encode_tensors(tensors, FP32))
     del tensors
     recipe = Recipe(**case.recipe)
-    load = Burden(layout=cut, recipe=recipe, sequence_length=case.length)
+    load = Burden(layout=cut, recipe=recipe, sequence_length=case.length, batch_sequences=case.batch)
     schedule = Schedule(case.micro_batch, **case.schedule)
     warm = torch.randn(64, 64, requires_grad=True)
     (warm @ warm).sum().backward()
@@ -93,6 +93,7 @@ def _train(case: Case, cut: Any, paths: Mapping[Any, Path], recipe: Any, schedul
 
     from moe.layout import block_tensor_specs
     from moe.shard import build_shard
+    from moe.stand_ins import StandIns
     from protocol.allocator import give_back_small
     from protocol.codecs import BF16, FP32
     from protocol.ids import LeaseId, RoundNumber, Version
@@ -115,10 +116,12 @@ def _train(case: Case, cut: Any, paths: Mapping[Any, Path], recipe: Any, schedul
     )
     shape = (lease.data.count, case.length + 1)
     tokens = np.random.default_rng(0).integers(0, case.sizes["vocab_size"], shape)
-    shard = build_shard(cut, lease.columns, start, masters=recipe.masters)
+    stand_ins = StandIns(dtype=recipe.frozen_dtype, place=schedule.place)
+    shard = build_shard(cut, lease.columns, start, masters=recipe.masters, stand_ins=stand_ins, trunk=lease.trunk)
     shard.recompute(on=schedule.recomputed)
     give_back_small(on=schedule.given_back)
-    train_shard(shard, lease, tokens, micro_batch=schedule.micro_batch)
+    by_layers = shard.layerwise() if schedule.by_layers else None
+    train_shard(shard, lease, tokens, micro_batch=schedule.micro_batch, by_layers=by_layers)
     _trained.append(len(encode_submission(pseudo_gradient_of(start, shard), BF16)))
 
 

@@ -31,4 +31,5 @@ class Fitting:
 
 def _kind(lease: Lease, schedule: Schedule) -> _Kind:
     recipe = lease.recipe
-    return len(lease.columns), recipe.optimizer, recipe.masters, recipe.moments, schedule._replace(micro_batch=0)
+    kept = recipe.optimizer, recipe.masters, recipe.moments, recipe.frozen_dtype, recipe.trunk, recipe.lora_rank
+    return len(lease.columns), *kept, schedule._replace(micro_batch=0)
