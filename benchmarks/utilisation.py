@@ -7,8 +7,8 @@ operations a parameter and token). A lease's tokens are those that `init` works 
 20/100, and the same for every system and line.
 
 Systems: `before` (version in fp32, submission in bf16, the next lease asked for once the last byte is up); the next
-lease asked for as soon as the submission is committed to, and versions as a run has them by default: `default` (the
-codec that a run has unless told), `int4`, `ternary`; `frugal` (ternary, and 2 bits of a step down, frozen columns every
+lease asked for as soon as the submission is committed to, and versions as a run has them by default: `bf16`,
+`int4`, `ternary` (what a run sends in unless told); `frugal` (ternary, and 2 bits of a step down, frozen columns every
 12 versions); `bound`: what is left, of int4, of a round in which training, one submission and one version's steps
 follow each other and nobody waits for anybody, which no synchronous round can beat, since a version is made of what was
 sent. `mixed` swarms have all lines in equal parts. Machines differ by 2 % from lease to lease. `int4, screened`: the
@@ -36,7 +36,6 @@ from benchmarks.utilised_swarm import SimulatedMachine, UtilisedLoop
 from coordinator.engine.config import EngineConfig, InnerRecipe
 from coordinator.engine.down_config import WHOLE, DownConfig
 from coordinator.run.lease_length import MOST_STEPS, RATIO, AssumedLine, LeaseBytes, step_s, traffic_of
-from coordinator.settings import RunSettings
 from moe.layout import Layout, layout
 from moe.presets import preset
 from protocol.ids import RunId, WorkerId
@@ -137,7 +136,7 @@ def systems(model: Model) -> dict[str, LeaseBytes]:
 
     return {
         "before": of("bf16", WHOLE),
-        "default": of(RunSettings(preset=model.name).codec, DOWN),
+        "bf16": of("bf16", DOWN),
         "int4": of("int4", DOWN),
         "ternary": of("ternary", DOWN),
         "frugal": of("ternary", SPARING),

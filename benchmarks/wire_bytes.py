@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from protocol.submission import Blocks
     from worker.train.trainer import LeaseResult
 
+UP = "bf16"
+"""What submissions are sent in: the way down is measured, and does not depend on it."""
 WORKERS = 6
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "whole, fp32": {"codec": "fp32", "frozen_codec": "fp32"},
@@ -219,7 +221,7 @@ def moved(name: str, rounds: int, data: str) -> dict[str, Cell]:
         "max_rounds": rounds, "min_workers": WORKERS, "gather_s": 0.0, "validate_every": 0, "checkpoint_every": 0,
         "heartbeat_interval_s": 5.0, "inner": {"inner_steps": 2, "batch_sequences": 4}, "down": dict(SETTINGS[name]),
     }  # fmt: skip
-    settings = RunSettings(preset="tiny", data=data, seed=1, sim_secret_from_seed=True, engine=engine)
+    settings = RunSettings(preset="tiny", data=data, seed=1, codec=UP, sim_secret_from_seed=True, engine=engine)
     with tempfile.TemporaryDirectory(prefix="barnraise-wire-") as folder:
         init_run(Path(folder) / "run", settings)
         run = RunFolder.open(Path(folder) / "run")
@@ -246,7 +248,6 @@ def moved(name: str, rounds: int, data: str) -> dict[str, Cell]:
 def sizes(name: str, model: str) -> dict[str, Cell]:
     """A row of a real model's exact sizes."""
     from coordinator.engine.down_config import DownConfig
-    from coordinator.settings import RunSettings
     from moe.layout import block_tensor_specs, layout
     from moe.presets import preset
     from protocol.ids import TRUNK, column_block
@@ -258,7 +259,6 @@ def sizes(name: str, model: str) -> dict[str, Cell]:
         return float(payload_size(specs, codec_named(codec)) / sum(spec.elements for spec in specs))
 
     held = [*trunk, *column]  # in these proportions a worker of one column; more are nearer to the column's own
-    up = RunSettings(preset=model).codec
     return {
         "setting": name,
         "kind": "sizes",
@@ -268,7 +268,7 @@ def sizes(name: str, model: str) -> dict[str, Cell]:
         "trained": max(each(trunk, down.codec), each(column, down.codec)),
         "frozen": each(column, down.frozen_codec) / (1 if down.frozen_codec == FP32.name else down.frozen_every),
         "redrawn": each(column, FP32.name),
-        "up": each(held, up),
+        "up": each(held, UP),
         "joiner": None,
         "manifest": None,
     }
