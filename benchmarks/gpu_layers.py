@@ -129,7 +129,7 @@ class _Experts(nn.Module):
 
 
 def _eager(experts: Any, x_TH: Tensor, chosen_TK: Tensor, gates_TK: Tensor) -> Tensor:
-    """A loop over the experts that were chosen, as OLMoE's own class has it."""
+    """A loop over the experts that were chosen, as the model's own class has it."""
     out_TH = torch.zeros_like(x_TH)
     for expert in torch.bincount(chosen_TK.flatten()).nonzero().flatten().tolist():
         tokens, places = torch.where(chosen_TK == expert)

@@ -1,6 +1,6 @@
 """At what sizes `benchmarks.gpu` measures: on a GPU, quickly on a CPU, and in the test suite.
 
-Decides numbers only. Shapes are OLMoE's class with somebody's widths and fewer layers.
+Decides numbers only. Shapes are the class of the preset olmoe-7b with somebody's widths and fewer layers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from moe.presets import preset
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuShape:
-    """A model of OLMoE's class."""
+    """A model of the preset's class."""
 
     name: str
     values: Mapping[str, Any]
@@ -52,9 +52,9 @@ class Size:
     """Arguments of `benchmarks.parity_large`."""
 
 
-_OLMOE = GpuShape(name="OLMoE's width, 4 layers", values={"num_hidden_layers": 4}, held=(64, 12, 4))
-_MIXTRAL = GpuShape(
-    name="Mixtral's width, 2 layers",
+_NARROW = GpuShape(name="1,024 wide experts, 4 layers", values={"num_hidden_layers": 4}, held=(64, 12, 4))
+_WIDE = GpuShape(
+    name="14,336 wide experts, 2 layers",
     values={
         "num_hidden_layers": 2,
         "hidden_size": 4096,
@@ -75,9 +75,9 @@ _SMALL_PARITY = ("--preset=tiny", "--workers=2", "--inner-steps=2", "--batch=2",
 SIZES: Final[Mapping[str, Size]] = {
     "full": Size(
         name="full",
-        mfu=(_OLMOE, _MIXTRAL),
-        rungs=_OLMOE,
-        card=GpuShape(name="OLMoE-7B", values={}, held=()),
+        mfu=(_NARROW, _WIDE),
+        rungs=_NARROW,
+        card=GpuShape(name="olmoe-7b", values={}, held=()),
         cards_gib=(12, 16, 24),
         batch=32,
         length=512,

@@ -9,7 +9,8 @@ first lease. Rows, one a worker: columns, `planned_mb` (of the way in which the 
 (RssAnon at most, read every 20 ms, less the last before its first lease), `goal_mb`; the last row is the coordinator's:
 rounds published, submissions accepted and refused, its own anonymous memory, seconds.
 
-`--set` changes a setting of the rounds, as inner.masters=bf16; the lowest rungs that a run may allow are the default.
+`--set` changes a setting of the rounds, as inner.masters=bf16; the lowest rungs that a run may allow, but for a
+trained trunk, are the default.
 `--quick`: five million parameters; what it takes is then the libraries' more than the model's. The whole takes 9 GB of
 memory, 25 GB of disk and three quarters of an hour on two cores, all estimated. Linux only.
 """
@@ -58,7 +59,9 @@ class LadderPlan:
     @property
     def engine(self) -> Mapping[str, Any]:
         """Settings of the rounds."""
-        lowest = {rung.name: list(rung.options)[-1] for rung in RUNGS if rung.who == "run"}
+        # a trunk that is not trained is for a model that was trained before
+        rungs = [rung for rung in RUNGS if rung.who == "run" and rung.name != "trunk"]
+        lowest = {rung.name: list(rung.options)[-1] for rung in rungs}
         found: dict[str, Any] = {
             "gather_s": 0.0,
             "min_workers": WORKERS,

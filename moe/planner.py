@@ -143,11 +143,13 @@ def _at(load: Burden, memory: Memory, sequences: int) -> Plan:
 
 def _most(fits: Callable[[int], bool], fewest: int, most: int) -> int:
     """The largest count that fits, 0 where none does: what fits one column more fits one fewer."""
-    low, high = fewest - 1, most
+    if not fits(fewest):
+        return 0
+    low, high = fewest, most
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low if low >= fewest else 0
+    return low
 
 
 def _reason(load: Burden, columns: int, needed: Memory, offered: Memory, more: Memory, way: Schedule) -> str:

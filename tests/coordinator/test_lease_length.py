@@ -120,7 +120,7 @@ def state_with(config: EngineConfig, trained_s: tuple[float, ...], opened_s: tup
 
 
 def test_a_status_says_how_long_leases_are_why_and_how_much_of_the_time_workers_train() -> None:
-    settings, _ = made("100m", sequence_length=1024, engine={"inner": {"batch_sequences": 2048}})
+    settings, _ = made("100m", sequence_length=1024, codec="bf16", engine={"inner": {"batch_sequences": 2048}})
     config = EngineConfig(
         run_id=RunId("r"), columns=16, train_sequences=10**9, inner=InnerRecipe(inner_steps=80, batch_sequences=2048)
     )
