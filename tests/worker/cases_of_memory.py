@@ -64,5 +64,3 @@ CASES: Final[Mapping[str, Case]] = {
     "by layers": Case(recipe={"optimizer": "adamw"}, schedule={"by_layers": True}, columns=20),
     "low rank": Case(recipe={"optimizer": "adamw", "trunk": "lora", "lora_rank": 16}, columns=16),
 }
-QUICK: Final = "adamw"
-"""The one that the suite runs; the others are `make soak`'s."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.cases_of_memory import CASES, QUICK
+from tests.worker.cases_of_memory import CASES
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,11 +31,7 @@ def holds(name: str, folder: Path) -> None:
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon is Linux's")
 
 
-def test_a_plan_is_right_within_a_tenth(tmp_path: Path) -> None:
-    holds(QUICK, tmp_path)
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("name", sorted(CASES.keys() - {QUICK}))
+@pytest.mark.soak  # what an allocator keeps differs from machine to machine
+@pytest.mark.parametrize("name", sorted(CASES))
 def test_plans_of_every_rung_are_right_within_a_tenth(name: str, tmp_path: Path) -> None:
     holds(name, tmp_path)
