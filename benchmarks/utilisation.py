@@ -8,7 +8,7 @@ operations a parameter and token). A lease's tokens are those that `init` works 
 
 Systems: `before` (version in fp32, submission in bf16, the next lease asked for once the last byte is up); the next
 lease asked for as soon as the submission is committed to, and versions as a run has them by default: `bf16`,
-`int4`, `ternary` (what a run sends in unless told); `frugal` (ternary, and 2 bits of a step down, frozen columns every
+`int4` (what a run sends in unless told), `ternary`; `frugal` (ternary, and 2 bits of a step down, frozen columns every
 12 versions); `bound`: what is left, of int4, of a round in which training, one submission and one version's steps
 follow each other and nobody waits for anybody, which no synchronous round can beat, since a version is made of what was
 sent. `mixed` swarms have all lines in equal parts. Machines differ by 2 % from lease to lease. `int4, screened`: the

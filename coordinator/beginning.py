@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any, Final, get_type_hints
 
 from coordinator.engine.config import EngineConfig
-from protocol.codecs_feedback import TERNARY
 from protocol.codecs_int import INT4
 
 GOING_ON: Mapping[str, Any] = {"learning_rate": 4e-3, "muon_learning_rate": 0.02, "warmup_rounds": 2}
@@ -21,10 +20,8 @@ at the recipe's own, every step away from a checkpoint whose training ended at l
 OPEN_AUDITS: Mapping[str, Any] = {"budget": 1.0}
 """What an open run begins with in place of the engine's none, unless it is told otherwise (docs/decisions/0028)."""
 
-USUAL_CODEC: Final = TERNARY.name
-"""A tenth of bf16's bytes, and measured to cost nothing (docs/decisions/0057)."""
-OPEN_CODEC: Final = INT4.name
-"""An open run's: nobody vouches for what strangers say is left in their residuals."""
+USUAL_CODEC: Final = INT4.name
+"""A quarter of bf16's bytes, nothing kept between leases, and measured to cost nothing (docs/decisions/0057)."""
 
 NESTED: Mapping[str, Any] = {
     name: kind for name, kind in get_type_hints(EngineConfig).items() if dataclasses.is_dataclass(kind)
@@ -36,11 +33,6 @@ def begun(engine: Mapping[str, Any], *, goes_on: bool) -> dict[str, Any]:
     """The engine table with which a run begins; `goes_on`: with a checkpoint."""
     table = going_on(engine) if goes_on else dict(engine)
     return merged({"audits": OPEN_AUDITS}, table) if table.get("open_run") else table
-
-
-def usual_codec(engine: Mapping[str, Any]) -> str:
-    """What submissions are encoded in where nobody says it."""
-    return OPEN_CODEC if engine.get("open_run") else USUAL_CODEC
 
 
 def merged(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from aggregation.names import EXPECTED, RULES  # names alone: reading a file must not load torch
-from coordinator.beginning import NESTED, USUAL_CODEC, begun, usual_codec
+from coordinator.beginning import NESTED, USUAL_CODEC, begun
 from coordinator.engine.changes import DERIVED, FIXED, flat, settings_of
 from coordinator.engine.config import EngineConfig, check_config
 from protocol.admission import MOST_WORK_BITS
@@ -86,7 +86,7 @@ class RunSettings(BaseModel):
     residency: Residency = FROZEN
     """What stands in for the expert columns that a worker does not hold: frozen copies, or nothing."""
     codec: str = USUAL_CODEC
-    """What a submission is encoded in; in an open run int4, where nothing is said."""
+    """What a submission is encoded in."""
     sequence_length: int = Field(default=128, ge=8, le=131_072)
     """Tokens a sequence."""
     line: str = Field(default="20/100", pattern=r"^[1-9]\d{0,5}/[1-9]\d{0,5}$")
@@ -125,14 +125,6 @@ class RunSettings(BaseModel):
     """For simulations: the secret behind placement and held-out draws follows from `seed`. Never for a real run."""
     engine: dict[str, Any] = Field(default_factory=dict)
     """Overrides of EngineConfig's fields, with tables `inner` and `screening`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _codec_suits_the_run(cls, given: Any) -> Any:
-        engine = given.get("engine") if isinstance(given, Mapping) else None
-        if "codec" in given or not isinstance(engine, Mapping):
-            return given
-        return {**given, "codec": usual_codec(engine)}
 
     @field_validator("name", "checkpoint", "data", mode="before")
     @classmethod
