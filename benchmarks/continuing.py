@@ -43,6 +43,7 @@ def losses_by_round(
     wanted = WarmStart(steps=steps, batch_sequences=64, sequence_length=SEQUENCE_LENGTH, seed=seed)
     warm_start(wanted, dataset, checkpoint)
     settings = RunSettings(
+        codec="ternary",  # what keeps most back
         name="continuing",
         checkpoint=str(checkpoint),
         data=str(dataset.folder),

@@ -135,6 +135,7 @@ class Micro:
         rates = {"learning_rate": 0.016} if case.optimizer == "muon" else {"learning_rate": 0.008, "warmup_steps": 3}
         inner = {"inner_steps": case.steps, "batch_sequences": 8, "optimizer": case.optimizer, "warmup_rounds": 0}
         return RunSettings(
+            codec="ternary",  # what keeps most back
             checkpoint=str(self.checkpoint),
             data=str(self.data),
             sequence_length=SEQUENCE_LENGTH,
