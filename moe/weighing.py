@@ -160,17 +160,6 @@ def inputs_by_layers(layout: Layout, batch_tokens: int) -> int:
     return int(batch_tokens * (hidden_bytes + routed_bytes))
 
 
-def saved_by_layers(layout: Layout, columns: int, batch_tokens: int, recipe: Recipe | None = None) -> int:
-    """Bytes of gradients that are never there where steps go layer by layer, less what is kept for it; may be negative.
-
-    The rest of such a step is that of one with activations recomputed; of what a lease sends at its end nothing is
-    saved.
-    """
-    tensors = list(weighed(layout, columns, recipe))
-    every = sum(one.gradient_bytes() for one in tensors)
-    return every - gradients_by_layers(tensors) - inputs_by_layers(layout, batch_tokens)
-
-
 def can_go_by_layers(layout: Layout) -> bool:
     """Whether gradients of such a model can be taken, and used up, a layer at a time."""
     return _goes_by_layers(json.dumps(layout.config_json, sort_keys=True))

@@ -6,18 +6,13 @@ Decides nothing; `moe/` does.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from barnraise.cli.options import MOST_SEED, Json, number
 from barnraise.cli.output import print_json, print_pairs, print_sample
 from protocol.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
-
-_MULTIPLY = {"fp32": 4, "bf16": 2}
 
 
 def version(as_json: Json = False) -> None:

@@ -14,7 +14,7 @@ from moe.recomputed import layers_of
 from moe.selection import layer_of
 from moe.shard import ShardModel, build_shard
 from moe.stand_ins import DECODED, DEVICE, HOST, MAPPED, StandIns
-from moe.weighing import can_go_by_layers, saved_by_layers, weighed
+from moe.weighing import can_go_by_layers, gradients_by_layers, inputs_by_layers, weighed
 from protocol.errors import LocalError
 from protocol.lease import TrunkPart
 from tests.moe.conftest import fresh
@@ -141,11 +141,10 @@ def test_what_is_saved_is_what_is_never_there(frozen: Layout, tokens: Any) -> No
     shard = built(frozen)
     _, stages = by_layers(shard, tokens, 2)
     sizes = [sum(tensor.nbytes for tensor in stage.values()) for stage in stages]
-    every = sum(one.gradient_bytes() for one in weighed(frozen, len(HELD)))
-    assert sum(sizes) == every
-    largest = max(one.gradient_bytes() for one in weighed(frozen, len(HELD)))
-    assert saved_by_layers(frozen, len(HELD), 0) == every - max(sizes) - largest
-    assert saved_by_layers(frozen, len(HELD), 1000) < saved_by_layers(frozen, len(HELD), 10)
+    tensors = list(weighed(frozen, len(HELD)))
+    assert sum(sizes) == sum(one.gradient_bytes() for one in tensors)
+    assert gradients_by_layers(tensors) == max(sizes) + max(one.gradient_bytes() for one in tensors)
+    assert inputs_by_layers(frozen, 1000) == 100 * inputs_by_layers(frozen, 10) > 0
 
 
 @pytest.mark.parametrize("place", [DEVICE, HOST, MAPPED, DECODED])
