@@ -16,6 +16,8 @@ WIDTH, HEIGHT = 640.0, 240.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 12.0, 10.0, 30.0
 ROW_HEIGHT = 22.0
 NAMES_WIDTH = 132.0
+TIMELINE_WIDTH = 1120.0
+"""As wide as the page: its words are then as large as the page's."""
 MOST_POINTS = 300
 """Of a longer line every n-th point is drawn, and the last: the table has them all."""
 
@@ -65,7 +67,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
-    """The open round's leases over time, in a view box of `WIDTH` by `height`."""
+    """The open round's leases over time, in a view box of `TIMELINE_WIDTH` by `height`."""
 
     bars: tuple[Bar, ...]
     ticks: tuple[Tick, ...]
@@ -138,7 +140,7 @@ def timeline(current: OpenRound, now_s: float) -> Timeline | None:
     # a deadline far away would press what has happened into a corner
     horizon_s = min(max(running, default=now_s), now_s + (now_s - first_s) + 10.0)
     last_s = max(now_s, horizon_s, first_s + 1.0)
-    room = WIDTH - NAMES_WIDTH - RIGHT
+    room = TIMELINE_WIDTH - NAMES_WIDTH - 2 * RIGHT
 
     def at(moment_s: float) -> float:
         return NAMES_WIDTH + min(1.0, max(0.0, (moment_s - first_s) / (last_s - first_s))) * room

@@ -110,6 +110,14 @@ def moment(at_s: float) -> str:
     return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
+def large(value: float) -> str:
+    """`6.92 billion`, `450 thousand`."""
+    for limit, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
+        if value >= limit:
+            return f"{value / limit:.3g} {word}"
+    return f"{value:.0f}"
+
+
 def reason_words(key: str) -> str:
     """A kind of refusal, for reading."""
     return key.replace("_", " ")
@@ -130,12 +138,12 @@ def _environment() -> Environment:
         "grouped": grouped,
         "moment": moment,
         "bytes": human_bytes,
-        "short": charts.short_number,
+        "large": large,
         "reason": reason_words,
     }
     environment.globals |= {"width": charts.WIDTH, "plot_height": charts.HEIGHT, "left": charts.LEFT,
                             "right": charts.WIDTH - charts.RIGHT, "bottom": charts.HEIGHT - charts.BOTTOM,
-                            "row_height": charts.ROW_HEIGHT, "names_width": charts.NAMES_WIDTH}  # fmt: skip
+                            "timeline_width": charts.TIMELINE_WIDTH,}  # fmt: skip
     return environment
 
 
