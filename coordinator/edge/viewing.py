@@ -29,6 +29,7 @@ from coordinator.edge.publicly import (
 from coordinator.edge.served import RunContext
 from coordinator.edge.standing import state_of
 from coordinator.edge.status import RunSummary, WorkerState
+from coordinator.engine.credit import ranking
 from coordinator.engine.history import RoundRecord
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus, Phase
 from coordinator.engine.quorum import Standings, deadline_s
@@ -147,7 +148,7 @@ class RunViews:
             moved=self._moved(summary, wall_s),
             judged=_judged(state, summary),
             tokens_counted=state.totals.sequences * self._run.settings.sequence_length,
-            credit=_credit(state, self._names(state)),
+            credit=_credit(state, self._names(state), self._run.settings.sequence_length),
             health=self._health(state, disk.free, disk.total),
         )
 
@@ -350,6 +351,8 @@ def _judged(state: EngineState, summary: RunSummary) -> Judged:
     )
 
 
-def _credit(state: EngineState, name: Callable[[WorkerId], str]) -> tuple[Contributor, ...]:
-    best = sorted((one for one in state.workers.values() if one.accepted), key=lambda one: -one.accepted)
-    return tuple(Contributor(name=name(one.worker), tokens=None, accepted=one.accepted) for one in best[:MOST_CREDITED])
+def _credit(state: EngineState, name: Callable[[WorkerId], str], sequence_length: int) -> tuple[Contributor, ...]:
+    rows = ranking(state.workers.values(), tokens_a_sequence=sequence_length, name_of=name)
+    return tuple(Contributor(name=row.name, tokens=row.tokens, accepted=row.leases) for row in rows if row.tokens)[
+        :MOST_CREDITED
+    ]

@@ -22,7 +22,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from coordinator.page.board import Board, NothingYet, Watcher
+from coordinator.page.board import Board, NothingYet, Viewer
 from coordinator.page.rendering import Sheet
 from coordinator.page.view import RunView
 from protocol.errors import ConfigError
@@ -154,7 +154,7 @@ class _Events:
             gone.cancel()
             self._board.leave(watcher)
 
-    async def _go_on(self, watcher: Watcher, gone: asyncio.Task[None], send: Send) -> None:
+    async def _go_on(self, watcher: Viewer, gone: asyncio.Task[None], send: Send) -> None:
         while not gone.done() and not self._board.closed:
             news = asyncio.ensure_future(watcher.news.wait())
             await asyncio.wait({news, gone}, timeout=PING_S, return_when=asyncio.FIRST_COMPLETED)

@@ -25,7 +25,7 @@ class NothingYet(LookupError):
     """No picture of the run has been made yet."""
 
 
-class Watcher:
+class Viewer:
     """One viewer of one page, that wants to know what changes."""
 
     def __init__(self, sheet: Sheet, number: int) -> None:
@@ -47,7 +47,7 @@ class Board:
         """By page and the number that a viewer has: what it is sent of the latest picture."""
         self._json: dict[str, bytes] = {}
         self._metrics: bytes | None = None
-        self._watchers: dict[Watcher, None] = {}
+        self._watchers: dict[Viewer, None] = {}
         self._fresh = asyncio.Event()
         self.dropped = 0
         """Viewers that did not take what they were sent."""
@@ -106,19 +106,19 @@ class Board:
             self._metrics = metrics_text(self.view, watching=self.watching, dropped=self.dropped)
         return self._metrics
 
-    def watch(self, sheet: Sheet, number: int) -> Watcher:
+    def watch(self, sheet: Sheet, number: int) -> Viewer:
         """Somebody has rendering `number` of a page and wants what comes after it."""
-        watcher = Watcher(sheet, number)
+        watcher = Viewer(sheet, number)
         self._watchers[watcher] = None
         if number != self._number and self._view is not None:
             watcher.news.set()
         return watcher
 
-    def leave(self, watcher: Watcher) -> None:
+    def leave(self, watcher: Viewer) -> None:
         """A viewer has gone."""
         self._watchers.pop(watcher, None)
 
-    def news_for(self, watcher: Watcher) -> bytes:
+    def news_for(self, watcher: Viewer) -> bytes:
         """What the watcher is to be sent now, as one server-sent event; empty where nothing that it has has changed."""
         now, before = self.page(watcher.sheet), self._kept[watcher.sheet].get(watcher.number)
         watcher.number = now.number

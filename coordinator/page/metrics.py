@@ -2,7 +2,7 @@
 
 Decides names, units and labels, by Prometheus's conventions: base units, `_total` for what only grows over the run's
 whole life (restarts included), labels with few values (states, kinds of refusal) and never a worker. What a metric
-means stands in its help line; docs/operating.md lists the alerts that are made of them.
+means stands in its help line; docs/page.md says what is made of them.
 """
 
 from __future__ import annotations

@@ -203,8 +203,7 @@ class Contributor(_Shown):
 
     name: str
     team: str = ""
-    tokens: int | None
-    """None where nobody counts them."""
+    tokens: int
     accepted: int
 
 
