@@ -1,8 +1,9 @@
 """The page's HTTP server: a thread and an event loop of its own.
 
 Decides how it listens and ends. Always: nothing here touches the engine or the coordinator's loop; pictures come in
-through `publish`, from any thread; a connection that does not say within `OPENING_S` what it wants is cut, and of
-`MOST_CONNECTIONS` no more are answered. Touches one listening socket.
+through `publish`, from any thread; a connection that does not say within `OPENING_S` what it wants is cut, and there
+are never more of them than leave files enough for workers. Touches one listening socket, and how many files this
+process may open.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import socket
 import threading
 import time
+from typing import ClassVar
 
 import structlog
 import uvicorn
@@ -28,6 +30,8 @@ from protocol.hosts import WILDCARDS, address_text
 
 OPENING_S = 10.0
 MOST_CONNECTIONS = 4000
+SHARE_OF_FILES = 4
+"""The page takes at most one in so many of the files that the process may have open: the rest is for workers."""
 BACKLOG = 512
 _STOP_S = 3.0
 
@@ -97,11 +101,12 @@ class PageServer:
             log_level=logging.ERROR,
             proxy_headers=False,
             server_header=False,
-            limit_concurrency=MOST_CONNECTIONS,
             backlog=BACKLOG,
             timeout_graceful_shutdown=1,
         )
         self._server = uvicorn.Server(config)
+        _OPEN.clear()
+        _Connection.room = _room()
         telling = asyncio.create_task(self._board.tell_for_ever())
         begun.set()
         await self._server.serve(sockets=[listening])
@@ -111,10 +116,15 @@ class PageServer:
 class _Connection(H11Protocol):
     """A connection that is cut where it does not ask for anything, and that a stalled answer can cut."""
 
+    room: ClassVar[int] = MOST_CONNECTIONS
+    """How many there may be at a time."""
     _opening: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(_OPEN) >= self.room:
+            transport.abort()
+            return
         _OPEN[self.client] = self
         self._opening = self.loop.call_later(OPENING_S, self._give_up)
 
@@ -128,6 +138,21 @@ class _Connection(H11Protocol):
     def _give_up(self) -> None:
         if self.cycle is None:
             self.transport.abort()
+
+
+def _room() -> int:
+    """How many connections the page may have, once the process may open as many files as it is allowed to ask for."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limit
+        return MOST_CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MOST_CONNECTIONS, soft // SHARE_OF_FILES)
 
 
 _OPEN: dict[tuple[str, int] | None, _Connection] = {}
