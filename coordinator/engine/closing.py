@@ -13,6 +13,7 @@ from coordinator.engine import (
     audit_budget,
     audit_endings,
     changes,
+    credit,
     leases,
     past,
     placement,
@@ -285,6 +286,7 @@ def _forget_old_leases(turn: Turn) -> None:
     oldest = state.round.round - state.config.max_staleness - 2
     open_statuses = {LeaseStatus.GRANTED, LeaseStatus.COMMITTED, LeaseStatus.UPLOADED}
     audits_open = state.index.open_audits
+    undoable = credit.may_be_taken_back(state)
     old = [
         record
         for lease_id, record in state.leases.items()
@@ -292,6 +294,7 @@ def _forget_old_leases(turn: Turn) -> None:
         and record.status not in open_statuses
         and lease_id not in audits_open
         and record.lease.audits not in audits_open
+        and (record.lease.worker, record.lease.round) not in undoable
     ]
     for record in old:
         worker = state.workers[record.lease.worker]
