@@ -14,6 +14,7 @@ from barnraise.cli import (
     credit,
     data,
     evaluate,
+    identity,
     invites,
     model,
     plan,
@@ -55,6 +56,7 @@ coordinator_commands.app.command("rollback")(standings.rollback)
 coordinator_commands.app.command("credit")(credit.credit)
 coordinator_commands.app.command("calibrate")(calibrate.calibrate)
 coordinator_commands.app.command("audit-log")(audit_log.audit_log)
+worker.app.add_typer(identity.app, name="identity")
 worker.app.command("receipts")(receipts.receipts)
 app.add_typer(receipts.app, name="receipt", rich_help_panel="Volunteer")
 app.add_typer(coordinator_commands.app, name="coordinator", rich_help_panel="Operator")
