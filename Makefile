@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test soak lint check format generate clean
+.PHONY: setup demo test soak service-check lint check format generate clean
 .DEFAULT_GOAL := check
 
 setup: $(READY)
@@ -33,6 +33,10 @@ test: $(READY)
 
 soak: $(READY)
 	$(BIN)/python -m pytest -m soak -s
+
+# a worker's unit must not be more exposed than 3.0 of 10; needs systemd-analyze (Debian: apt-get install systemd)
+service-check: $(READY)
+	systemd-analyze security --offline=true --threshold=30 --no-pager tests/worker/golden/barnraise-worker.service
 
 lint: $(READY)
 	$(BIN)/ruff check .

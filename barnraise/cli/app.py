@@ -20,6 +20,7 @@ from barnraise.cli import (
     plan,
     pretrain,
     receipts,
+    service,
     settings,
     simulate,
     standings,
@@ -57,6 +58,7 @@ coordinator_commands.app.command("credit")(credit.credit)
 coordinator_commands.app.command("calibrate")(calibrate.calibrate)
 coordinator_commands.app.command("audit-log")(audit_log.audit_log)
 worker.app.add_typer(identity.app, name="identity")
+worker.app.add_typer(service.app, name="service")
 worker.app.command("receipts")(receipts.receipts)
 app.add_typer(receipts.app, name="receipt", rich_help_panel="Volunteer")
 app.add_typer(coordinator_commands.app, name="coordinator", rich_help_panel="Operator")
