@@ -19,18 +19,18 @@ KEPT_FILE = "receipts-kept.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class RunPlace:
     """One run's folder in a volunteer's home, and the way to its coordinator."""
 
     folder: Path
     link: JoinLink
 
 
-def place_of(run: str, home: Path | None) -> Place:
+def place_of(run: str, home: Path | None) -> RunPlace:
     """Of the run that `run` means, as for `join`; ConfigError where this machine is in no such run."""
     root = home_root(home)
     link = link_of(run, root)
-    return Place(folder=folder_of(root, link.fingerprint), link=link)
+    return RunPlace(folder=folder_of(root, link.fingerprint), link=link)
 
 
 def folder_of(root: Path, fingerprint: str) -> Path:
@@ -38,7 +38,7 @@ def folder_of(root: Path, fingerprint: str) -> Path:
     return root / "runs" / fingerprint[:32]
 
 
-def kept_receipts(place: Place) -> bytes:
+def kept_receipts(place: RunPlace) -> bytes:
     """The file of receipts as it is; ConfigError where there is none."""
     try:
         content = (place.folder / RECEIPTS_FILE).read_bytes()

@@ -18,7 +18,7 @@ from protocol.errors import ConfigError
 from protocol.identity import PrivateIdentity
 from protocol.private_files import read_private, write_private
 from protocol.sealed import opened, sealed
-from worker.belongings import IDENTITY_FILE, Place, folder_of, place_of
+from worker.belongings import IDENTITY_FILE, RunPlace, folder_of, place_of
 from worker.disk import private_folder, worker_lock
 from worker.rejoin import ADDRESS_FILE, ENROLMENT_FILE, KnownRun, home_root, known_runs
 
@@ -103,7 +103,7 @@ async def left(home: Path | None, run: str = "", *, forget: bool = False, revoke
     return gone
 
 
-async def _asked(place: Place, ask: Callable[[CoordinatorClient], Coroutine[Any, Any, object]]) -> None:
+async def _asked(place: RunPlace, ask: Callable[[CoordinatorClient], Coroutine[Any, Any, object]]) -> None:
     from worker.client import CoordinatorClient
 
     enrolment = json.loads(read_private(place.folder / ENROLMENT_FILE))
@@ -126,7 +126,7 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _known(home: Path | None, place: Place) -> KnownRun:
+def _known(home: Path | None, place: RunPlace) -> KnownRun:
     return next(one for one in known_runs(home_root(home)) if one.fingerprint == place.link.fingerprint)
 
 

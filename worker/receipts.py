@@ -32,7 +32,7 @@ MOST_PAGES = 10_000
 LAST_S = 0.5
 
 
-class Kept(BaseModel):
+class KeptReceipts(BaseModel):
     """What the file of receipts must hold, and where to go on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -91,7 +91,7 @@ class ReceiptKeeper:
                 return count
         return count
 
-    def _lines(self, enrolment: Enrolment, reply: pb.ListReceiptsReply, kept: Kept) -> list[bytes]:
+    def _lines(self, enrolment: Enrolment, reply: pb.ListReceiptsReply, kept: KeptReceipts) -> list[bytes]:
         if len(reply.receipts) > MAX_PAGE:
             raise MalformedMessage(f"{len(reply.receipts)} receipts at once; at most {MAX_PAGE} are read")
         lines = []
@@ -107,7 +107,7 @@ class ReceiptKeeper:
                 lines.append(revocations_line(content, signature))
         return lines
 
-    def _append(self, kept: Kept, reply: pb.ListReceiptsReply, lines: list[bytes]) -> Kept:
+    def _append(self, kept: KeptReceipts, reply: pb.ListReceiptsReply, lines: list[bytes]) -> KeptReceipts:
         piece = b"".join(lines)
         if kept.file_bytes + len(piece) > MAX_FILE_BYTES:
             raise ConfigError(f"{RECEIPTS_FILE} would be larger than {MAX_FILE_BYTES} bytes")
@@ -115,7 +115,7 @@ class ReceiptKeeper:
         revoked_at_s = kept.revoked_at_s
         if b'"revocations"' in lines[-1]:
             revoked_at_s = int(json.loads(reply.revocations_json)["issued_at_s"])
-        kept = Kept(
+        kept = KeptReceipts(
             key=kept.key,
             after=max(kept.after, reply.next),
             file_bytes=kept.file_bytes + len(piece),
@@ -124,11 +124,11 @@ class ReceiptKeeper:
         self._home.keep(KEPT_FILE, kept.model_dump_json().encode())
         return kept
 
-    def _kept(self, enrolment: Enrolment) -> Kept:
+    def _kept(self, enrolment: Enrolment) -> KeptReceipts:
         """Where to go on; from the beginning where the file is not what it should be."""
         content = self._home.kept(RECEIPTS_FILE) or b""
         with contextlib.suppress(ValidationError):
-            kept = Kept.model_validate_json(self._home.kept(KEPT_FILE) or b"")
+            kept = KeptReceipts.model_validate_json(self._home.kept(KEPT_FILE) or b"")
             if kept.key == self._key.hex() and 0 < kept.file_bytes <= len(content):
                 if len(content) > kept.file_bytes:  # added, and the machine went down before that was noted
                     self._home.keep(RECEIPTS_FILE, content[: kept.file_bytes])
@@ -141,4 +141,4 @@ class ReceiptKeeper:
         )
         first = authority.to_line()
         self._home.keep(RECEIPTS_FILE, first)
-        return Kept(key=self._key.hex(), file_bytes=len(first))
+        return KeptReceipts(key=self._key.hex(), file_bytes=len(first))

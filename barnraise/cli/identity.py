@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from barnraise.cli.options import Json
+from barnraise.cli.options import Json, WhichRun, WorkerHome
 from barnraise.cli.output import print_json, print_table, say_note
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="This machine's keys: one for each run that it takes part in.")
 
-Home = Annotated[Path | None, typer.Option(help="Where this machine's identity is kept.")]
-Run = Annotated[str, typer.Option(help="The coordinator's HOST:PORT, where this machine is in several runs.")]
 Descriptor = Annotated[
     int | None,
     typer.Option(
@@ -38,7 +36,7 @@ _COLUMNS = ("run", "name", "worker", "public_key")
 
 
 @app.command()
-def show(home: Home = None, as_json: Json = False) -> None:
+def show(home: WorkerHome = None, as_json: Json = False) -> None:
     """The public keys of this machine, and which run knows each."""
     from worker.identity import keys
 
@@ -48,8 +46,8 @@ def show(home: Home = None, as_json: Json = False) -> None:
 @app.command("export")
 def export_keys(
     file: Annotated[Path, typer.Argument(help="Where to write them; must not be there yet.")],
-    run: Run = "",
-    home: Home = None,
+    run: WhichRun = "",
+    home: WorkerHome = None,
     passphrase_fd: Descriptor = None,
     as_json: Json = False,
 ) -> None:
@@ -69,7 +67,7 @@ def export_keys(
 @app.command("import")
 def import_keys(
     file: Annotated[Path, typer.Argument(help="What `export` wrote.")],
-    home: Home = None,
+    home: WorkerHome = None,
     passphrase_fd: Descriptor = None,
     as_json: Json = False,
 ) -> None:
@@ -82,7 +80,7 @@ def import_keys(
 
 
 @app.command()
-def rotate(run: Run = "", home: Home = None, as_json: Json = False) -> None:
+def rotate(run: WhichRun = "", home: WorkerHome = None, as_json: Json = False) -> None:
     """Replace this machine's key in a run by a new one: a copy of the old one is worth nothing then. Stop the worker
     first. Interrupted, it is finished by the same command."""
     from worker.identity import rotated
@@ -91,7 +89,7 @@ def rotate(run: Run = "", home: Home = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def revoke(run: Run = "", home: Home = None, yes: Yes = False, as_json: Json = False) -> None:
+def revoke(run: WhichRun = "", home: WorkerHome = None, yes: Yes = False, as_json: Json = False) -> None:
     """Have a run never take this machine's key again, whoever has it. What it earned stays. There is no way back."""
     from worker.identity import left
 
@@ -100,7 +98,7 @@ def revoke(run: Run = "", home: Home = None, yes: Yes = False, as_json: Json = F
 
 
 @app.command()
-def forget(run: Run = "", home: Home = None, yes: Yes = False, as_json: Json = False) -> None:
+def forget(run: WhichRun = "", home: WorkerHome = None, yes: Yes = False, as_json: Json = False) -> None:
     """Leave a run and have it erase this machine's name, team, owner and address. What it earned stays, under two words
     that follow from its key. Its files here stay; another invite lets it in again."""
     from worker.identity import left

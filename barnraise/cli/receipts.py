@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from barnraise.cli.options import Json
+from barnraise.cli.options import Json, WhichRun, WorkerHome
 from barnraise.cli.output import print_json, print_pairs, say_error
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ app = typer.Typer(no_args_is_help=True, help="What a run says that somebody has 
 
 
 def receipts(
-    run: Annotated[str, typer.Option(help="The coordinator's HOST:PORT, where this machine is in several runs.")] = "",
-    home: Annotated[Path | None, typer.Option(help="Where this machine's identity is kept.")] = None,
+    run: WhichRun = "",
+    home: WorkerHome = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write them to this file, to hand on.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -6,12 +6,11 @@ Decides how it is told; `worker/service/` does it.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from barnraise.cli.options import Json
+from barnraise.cli.options import Json, WhichRun, WorkerHome
 from barnraise.cli.output import print_json, print_pairs
 
 if TYPE_CHECKING:
@@ -19,13 +18,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Start the worker with your session, in the background.")
 
-Home = Annotated[Path | None, typer.Option(help="Where this machine's identity is kept.")]
-
 
 @app.command()
 def install(
-    run: Annotated[str, typer.Option(help="The coordinator's HOST:PORT, where this machine is in several runs.")] = "",
-    home: Home = None,
+    run: WhichRun = "",
+    home: WorkerHome = None,
     linger: Annotated[
         bool, typer.Option("--linger", help="Linux: also while you are not logged in, from the machine's start on.")
     ] = False,

@@ -14,7 +14,7 @@ import pytest
 from barnraise.cli.app import run as run_command
 from protocol.errors import ConfigError
 from worker.service import control
-from worker.service.control import Launchd, Outcome, Systemd, WindowsTask, manager_here, terms_of
+from worker.service.control import Launchd, ProgramEnd, Systemd, WindowsTask, manager_here, terms_of
 from worker.service.texts import ServiceTerms, launchd_plist, systemd_unit, windows_task
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -56,14 +56,14 @@ def test_a_command_line_comes_through_each_systems_quoting():
 class Programs:
     """Answers as the system's programs would."""
 
-    def __init__(self, **answers: Outcome) -> None:
+    def __init__(self, **answers: ProgramEnd) -> None:
         self.called: list[str] = []
         self._answers = answers
 
-    def __call__(self, command: Sequence[str]) -> Outcome:
+    def __call__(self, command: Sequence[str]) -> ProgramEnd:
         self.called.append(" ".join(command))
         words = [word for word in command if word in self._answers]
-        return self._answers[words[0]] if words else Outcome(code=0, text="")
+        return self._answers[words[0]] if words else ProgramEnd(code=0, text="")
 
 
 def terms(tmp_path: Path) -> ServiceTerms:
@@ -72,7 +72,7 @@ def terms(tmp_path: Path) -> ServiceTerms:
 
 def test_systemd_is_told_in_this_order_and_forgets_as_well(tmp_path, monkeypatch):
     monkeypatch.setenv("DISPLAY", ":0")
-    programs = Programs(**{"show-user": Outcome(code=0, text="yes\n")})
+    programs = Programs(**{"show-user": ProgramEnd(code=0, text="yes\n")})
     manager = Systemd(programs, tmp_path)
     state = manager.install(terms(tmp_path), linger=True)
     assert (state.installed, state.running, state.at_boot) == (True, True, True)
@@ -83,7 +83,7 @@ def test_systemd_is_told_in_this_order_and_forgets_as_well(tmp_path, monkeypatch
     ]  # fmt: skip
     assert programs.called[0].startswith("systemctl --user import-environment")
     assert "DISPLAY" in programs.called[0]
-    programs = Programs(**{"is-active": Outcome(code=3, text="inactive")})
+    programs = Programs(**{"is-active": ProgramEnd(code=3, text="inactive")})
     manager = Systemd(programs, tmp_path)
     gone = manager.remove()
     assert (gone.installed, gone.running) == (False, False)
@@ -92,7 +92,7 @@ def test_systemd_is_told_in_this_order_and_forgets_as_well(tmp_path, monkeypatch
 
 
 def test_a_system_that_refuses_says_why_in_a_sentence(tmp_path):
-    refusing = Programs(enable=Outcome(code=1, text="Failed to connect to bus: No medium found"))
+    refusing = Programs(enable=ProgramEnd(code=1, text="Failed to connect to bus: No medium found"))
     with pytest.raises(ConfigError, match=r"systemctl --user enable.*No medium found"):
         Systemd(refusing, tmp_path).install(terms(tmp_path), linger=False)
     absent = control.run_program(["barnraise-no-such-program"])
@@ -100,14 +100,14 @@ def test_a_system_that_refuses_says_why_in_a_sentence(tmp_path):
 
 
 def test_a_mac_and_windows_are_told_in_their_own_words(tmp_path):
-    programs = Programs(print=Outcome(code=0, text="\tstate = running\n"))
+    programs = Programs(print=ProgramEnd(code=0, text="\tstate = running\n"))
     mac = Launchd(programs, tmp_path)
     assert mac.install(terms(tmp_path), linger=False).running
     assert [one.split()[1] for one in programs.called] == ["bootout", "bootstrap", "print"]
     with pytest.raises(ConfigError, match="login"):
         mac.install(terms(tmp_path), linger=True)
     assert not mac.remove().installed
-    programs = Programs(**{"/Query": Outcome(code=0, text='"Barnraise worker","N/A","Running"')})
+    programs = Programs(**{"/Query": ProgramEnd(code=0, text='"Barnraise worker","N/A","Running"')})
     windows = WindowsTask(programs, tmp_path)
     assert windows.install(terms(tmp_path), linger=False).running
     assert windows.path.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff"), "schtasks reads no UTF-8"
@@ -143,7 +143,7 @@ def test_a_kernel_that_gives_no_namespaces_gets_a_unit_without_them(tmp_path, na
 
 
 def test_the_command_says_whether_it_stands_and_installs_nothing_for_nobody(tmp_path, monkeypatch, capsys):
-    programs = Programs(**{"is-active": Outcome(code=3, text="inactive"), "show-user": Outcome(code=1, text="")})
+    programs = Programs(**{"is-active": ProgramEnd(code=3, text="inactive"), "show-user": ProgramEnd(code=1, text="")})
     monkeypatch.setattr(control, "manager_here", lambda: Systemd(programs, tmp_path))
     assert run_command(["worker", "service", "status"]) == 1
     assert "not installed" in capsys.readouterr().out

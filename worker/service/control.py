@@ -36,11 +36,11 @@ _NO_NAMESPACES = {
     "user/max_user_namespaces": "0",
 }
 
-Call = Callable[[Sequence[str]], "Outcome"]
+ProgramCall = Callable[[Sequence[str]], "ProgramEnd"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class ProgramEnd:
     """How a program ended."""
 
     code: int
@@ -61,12 +61,12 @@ class ServiceState:
     words: str
 
 
-def run_program(command: Sequence[str]) -> Outcome:
+def run_program(command: Sequence[str]) -> ProgramEnd:
     """Run it to its end; a program that is not there ends with 127."""
     if shutil.which(command[0]) is None:
-        return Outcome(code=127, text=f"{command[0]} is not on this machine")
+        return ProgramEnd(code=127, text=f"{command[0]} is not on this machine")
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=60)
-    return Outcome(code=done.returncode, text=(done.stdout + done.stderr).strip())
+    return ProgramEnd(code=done.returncode, text=(done.stdout + done.stderr).strip())
 
 
 def terms_of(home: Path | None, run: str) -> ServiceTerms:
@@ -96,7 +96,7 @@ def _has_namespaces(sysctl: Path) -> bool:
 class Systemd:
     """The user's own manager on Linux."""
 
-    def __init__(self, call: Call = run_program, config: Path | None = None) -> None:
+    def __init__(self, call: ProgramCall = run_program, config: Path | None = None) -> None:
         self._call = call
         base = config or Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
         self.path = base / "systemd" / "user" / f"{NAME}.service"
@@ -150,7 +150,7 @@ class Systemd:
 class Launchd:
     """The user's session on a Mac."""
 
-    def __init__(self, call: Call = run_program, agents: Path | None = None) -> None:
+    def __init__(self, call: ProgramCall = run_program, agents: Path | None = None) -> None:
         self._call = call
         self.path = (agents or Path.home() / "Library" / "LaunchAgents") / f"{LAUNCHD_LABEL}.plist"
         self._domain = f"gui/{os.getuid() if hasattr(os, 'getuid') else 0}"
@@ -194,7 +194,7 @@ class Launchd:
 class WindowsTask:
     """The user's task scheduler."""
 
-    def __init__(self, call: Call = run_program, folder: Path | None = None) -> None:
+    def __init__(self, call: ProgramCall = run_program, folder: Path | None = None) -> None:
         self._call = call
         self.path = (folder or home_root(None)) / "worker-task.xml"
 
@@ -237,7 +237,7 @@ class WindowsTask:
 ServiceManager = Systemd | Launchd | WindowsTask
 
 
-def manager_here(call: Call = run_program, platform: str = sys.platform) -> ServiceManager:
+def manager_here(call: ProgramCall = run_program, platform: str = sys.platform) -> ServiceManager:
     """The one of this system; ConfigError where there is none that is known here."""
     if platform == "darwin":
         return Launchd(call)
@@ -251,7 +251,7 @@ def manager_here(call: Call = run_program, platform: str = sys.platform) -> Serv
     return Systemd(call)
 
 
-def _must(call: Call, command: Sequence[str]) -> None:
+def _must(call: ProgramCall, command: Sequence[str]) -> None:
     found = call(command)
     if found.code != 0:
         what = " ".join(command[:3])
