@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import json
 import secrets
 import sqlite3
@@ -13,8 +15,11 @@ from typing import Any
 import grpc
 import pytest
 
+from barnraise.cli.app import run as run_command
 from coordinator.edge.retention import forget_addresses
 from coordinator.edge.server import CoordinatorServer
+from coordinator.engine.credit import CreditOf
+from coordinator.run.credit import credit_of
 from coordinator.run.folder import RunFolder
 from coordinator.store.people import ADDRESSES_KEPT_S, said_in
 from coordinator.store.registry import RangeQuota, Registry
@@ -22,6 +27,7 @@ from protocol.errors import Refused, Unauthenticated
 from protocol.identity import PrivateIdentity
 from protocol.ids import worker_id_of
 from protocol.pseudonyms import pseudonym
+from protocol.receipt_files import checked_receipts
 from protocol.receipts import verified_receipt, verified_revocations
 from protocol.rotation import agree_to_replace
 from protocol.signing import CallSigner
@@ -210,6 +216,26 @@ async def finished(client: Any) -> pb.Lease:
     raise AssertionError("no verdict")
 
 
+def check_commands(run: RunFolder, worker: str, tokens: int) -> None:
+    """What is shown beside a coordinator that serves the run."""
+    (row,) = credit_of(run, CreditOf.WORKER)
+    assert (row.key, row.tokens, row.leases, row.rounds, row.rank) == (worker, tokens, 1, 1, 1)
+    assert credit_of(run, CreditOf.TEAM) == ()
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(io.StringIO()):
+        listed = run.root.parent / "revoked.jsonl"
+        assert run_command(["coordinator", "credit", str(run.root), "--csv", "--revocations", str(listed)]) == 0
+        assert run_command(["coordinator", "credit", str(run.root), "--by", "team"]) == 0
+        assert run_command(["coordinator", "credit", str(run.root), "--by", "nobody"]) == 2
+    header, line, said = shown.getvalue().splitlines()
+    assert dict(zip(header.split(","), line.split(","), strict=True))["tokens"] == str(tokens)
+    assert said == "nobody is in a team yet"
+    found = checked_receipts(listed.read_bytes())
+    assert found.fingerprint == run.authority().fingerprint
+    assert found.revocations is not None
+    assert found.revocations.lease_ids == ()
+
+
 async def test_receipts_are_the_same_whenever_asked_for_and_follow_the_worker_to_another_key(
     run: RunFolder, server: CoordinatorServer, join: Join
 ) -> None:
@@ -254,6 +280,7 @@ async def test_receipts_are_the_same_whenever_asked_for_and_follow_the_worker_to
     moved = verified_receipt(manifest_key, again.receipt_json, again.signature)
     assert (moved.worker_key, moved.lease_id) == (client.identity.public_key.hex(), lease.lease_id)
 
+    await asyncio.to_thread(check_commands, run, old.worker_id, receipt.tokens)
     server_state = server._opened().pump.engine.state
     assert server_state.workers[old.worker_id].credit.leases == 1
     await server.stop(0.0)
