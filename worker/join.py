@@ -63,6 +63,7 @@ def make_agent(options: WorkerOptions, machine: Machine, link: JoinLink, home: R
     """An agent with its real ports: gRPC, this disk, a training thread, the system's clock."""
     from worker.agent import Agent
     from worker.joining import Joining
+    from worker.receipts import ReceiptKeeper
     from worker.train.measuring import LossMeasurer
     from worker.train.training import TrainingRoom
 
@@ -77,6 +78,7 @@ def make_agent(options: WorkerOptions, machine: Machine, link: JoinLink, home: R
         pauses=options.pauses,
         policy=options.policy,
         measurer=LossMeasurer(home.disk.blocks, machine.device),
+        receipts=ReceiptKeeper(home),
     )
 
 
