@@ -14,6 +14,10 @@ from protocol.receipt_files import whole_lines
 from worker.rejoin import home_root, link_of
 
 IDENTITY_FILE = "identity.pem"
+LEFT_FILE = "enrolment-left.json"
+"""The enrolment of a run that this machine has left: another invite lets it in again, as who it was."""
+REVOKED_FILE = "identity-revoked.pem"
+"""A key that no run takes any more, and whose receipts are still its owner's."""
 RECEIPTS_FILE = "receipts.jsonl"
 KEPT_FILE = "receipts-kept.json"
 

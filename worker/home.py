@@ -17,7 +17,7 @@ from protocol.ids import RunId, WorkerId
 from protocol.joinlink import JoinLink
 from protocol.tls import fingerprint_of, manifest_key_message, verify_vouch
 from worker.allowance import DiskAllowance
-from worker.belongings import IDENTITY_FILE, folder_of
+from worker.belongings import IDENTITY_FILE, LEFT_FILE, folder_of
 from worker.blocks import BlockCache
 from worker.disk import worker_lock
 from worker.files import DISK, Files
@@ -102,6 +102,13 @@ class RunHome:
         except (ValidationError, ValueError, RemoteError, ConfigError):
             return None  # enrolling again is idempotent for the same key
         return enrolment
+
+    def former_worker(self) -> WorkerId | None:
+        """Whom the run knew this machine as when it left: of a key, maybe, that the present one took the place of."""
+        try:
+            return Enrolment.model_validate_json(self.kept(LEFT_FILE) or b"").worker_id
+        except ValidationError:
+            return None
 
     def save_enrolment(self, enrolment: Enrolment) -> None:
         """Remember the enrolment."""

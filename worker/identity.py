@@ -18,7 +18,7 @@ from protocol.errors import ConfigError
 from protocol.identity import PrivateIdentity
 from protocol.private_files import read_private, write_private
 from protocol.sealed import opened, sealed
-from worker.belongings import IDENTITY_FILE, RunPlace, folder_of, place_of
+from worker.belongings import IDENTITY_FILE, LEFT_FILE, REVOKED_FILE, RunPlace, folder_of, place_of
 from worker.disk import private_folder, worker_lock
 from worker.rejoin import ADDRESS_FILE, ENROLMENT_FILE, KnownRun, home_root, known_runs
 
@@ -100,6 +100,10 @@ async def left(home: Path | None, run: str = "", *, forget: bool = False, revoke
     gone = _described(home_root(home), _known(home, place))
     with _alone(place.folder):
         await _asked(place, lambda client: client.leave(forget=forget, revoke=revoke))
+        (place.folder / ENROLMENT_FILE).replace(place.folder / LEFT_FILE)
+        if revoke:
+            (place.folder / IDENTITY_FILE).replace(place.folder / REVOKED_FILE)
+            (place.folder / LEFT_FILE).unlink()  # the next key is somebody new
     return gone
 
 

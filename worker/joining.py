@@ -7,7 +7,6 @@ start. Touches the network, the run's folder, and the device while measuring.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -40,7 +39,6 @@ from worker.trouble import trouble_of
 Value = TypeVar("Value")
 
 SPEED_FILE = "speed.json"
-_WORKER_ID = re.compile("[0-9a-f]{32}")
 HASHES_PER_S = 1e6
 """Of one core, as Python counts: for telling a volunteer how long a proof of work takes."""
 
@@ -182,8 +180,8 @@ class Joining:
             reply = await self.client.enrol(request)
         if reply.work_bits:
             raise MalformedMessage("the coordinator asks for work again that was done")
-        if not _WORKER_ID.fullmatch(reply.worker_id):  # of this key, or of the first that it took the place of
-            raise MalformedMessage(f"enrolled as {printable(reply.worker_id, 40)}, which is no worker's id")
+        if reply.worker_id not in (self._identity.worker_id, self.home.former_worker()):
+            raise MalformedMessage(f"enrolled as {printable(reply.worker_id, 40)}, which is not this worker's key")
         if not (0 < len(reply.run_id) <= 128 and reply.run_id.isprintable()):
             raise MalformedMessage("enrolled in a run whose id is not 1 to 128 printable characters")
         enrolment = Enrolment(

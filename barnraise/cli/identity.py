@@ -100,7 +100,7 @@ def revoke(run: WhichRun = "", home: WorkerHome = None, yes: Yes = False, as_jso
 @app.command()
 def forget(run: WhichRun = "", home: WorkerHome = None, yes: Yes = False, as_json: Json = False) -> None:
     """Leave a run and have it erase this machine's name, team, owner and address. What it earned stays, under two words
-    that follow from its key. Its files here stay; another invite lets it in again."""
+    that follow from its key. Its key here stays; another invite lets it in again, as who it was."""
     from worker.identity import left
 
     _confirm("This machine leaves that run, which forgets what it is called. Go on?", yes=yes)

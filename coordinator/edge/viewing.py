@@ -16,6 +16,7 @@ from itertools import islice
 
 import structlog
 
+from coordinator.edge.contributors import contributors
 from coordinator.edge.headline import headline_of
 from coordinator.edge.pages import StatusReader
 from coordinator.edge.publicly import (

@@ -137,8 +137,11 @@ async def test_a_key_goes_along_is_replaced_and_is_given_up(swarm: Any, tmp_path
     assert before.worker not in said.teams
     state = swarm.server._run.pump.engine.state
     assert state.called(before.worker) == pseudonym(before.worker)
-    with pytest.raises(Unauthenticated):
-        await opens(new_home, capability)
+    assert keys(new_home) == []
+    (swarm.link,) = await swarm.server.create_invites()
+    await enrolled(swarm, new_home)
+    assert keys(new_home) == [after], "another invite lets it in again, as who it was"
+    await opens(new_home, capability)
 
 
 async def test_a_replacement_whose_answer_was_lost_is_finished_by_asking_again(
@@ -157,9 +160,13 @@ async def test_a_replacement_whose_answer_was_lost_is_finished_by_asking_again(
     monkeypatch.setattr(identity, "_asked", asked)
     await rotated(tmp_path)
     await opens(tmp_path, capability)
+    (before,) = keys(tmp_path)
     await left(tmp_path, revoke=True)
-    with pytest.raises(Unauthenticated):
-        await opens(tmp_path, capability)
+    assert keys(tmp_path) == []
+    (swarm.link,) = await swarm.server.create_invites()
+    await enrolled(swarm, tmp_path)
+    (new,) = keys(tmp_path)
+    assert new.worker not in (before.worker, ""), "a new key is somebody new"
 
 
 def test_a_passphrase_comes_over_a_descriptor_and_in_no_argument(
