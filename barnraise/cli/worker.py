@@ -13,11 +13,16 @@ from typing import Annotated
 
 import typer
 
+from barnraise.cli import rules
 from barnraise.cli.options import Json
-from barnraise.cli.output import parse_bytes, print_json, print_pairs
+from barnraise.cli.output import print_json, print_pairs
+from protocol.amounts import parse_bytes
 from protocol.text import human_bytes
 
 app = typer.Typer(no_args_is_help=True, help="Train on this machine, as a volunteer.")
+
+app.command("set")(rules.set_)
+app.command("rules")(rules.rules)
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
