@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from worker.agent import Agent
     from worker.home import RunHome
     from worker.machine.probe import Machine
+    from worker.ports import Measurer
     from worker.progress import Reporter
+    from worker.rules.house import House
 
 __all__ = ["WorkerOptions", "run_worker"]
 
@@ -59,13 +61,26 @@ def run_worker(options: WorkerOptions) -> int:
         return exit_code
 
 
-def make_agent(options: WorkerOptions, machine: Machine, link: JoinLink, home: RunHome, reporter: Reporter) -> Agent:
-    """An agent with its real ports: gRPC, this disk, a training thread, the system's clock."""
+def make_agent(
+    options: WorkerOptions,
+    machine: Machine,
+    link: JoinLink,
+    home: RunHome,
+    reporter: Reporter,
+    house: House | None = None,
+) -> Agent:
+    """An agent with its real ports: gRPC, this disk, a training thread, the system's clock.
+
+    `house`: the volunteer's rules; without them `options.policy` is the only one.
+    """
     from worker.agent import Agent
     from worker.joining import Joining
     from worker.train.measuring import LossMeasurer
     from worker.train.training import TrainingRoom
 
+    measurer = LossMeasurer(home.disk.blocks, machine.device)
+    if house is not None:
+        return _ruled_agent(options, machine, link, home, reporter, house, measurer)
     trainer = TrainingRoom(options, machine, home.disk, home.outbox, reporter)
     joining = Joining(options, link, home, reporter)
     return Agent(
@@ -76,7 +91,37 @@ def make_agent(options: WorkerOptions, machine: Machine, link: JoinLink, home: R
         reporter,
         pauses=options.pauses,
         policy=options.policy,
-        measurer=LossMeasurer(home.disk.blocks, machine.device),
+        measurer=measurer,
+    )
+
+
+def _ruled_agent(
+    options: WorkerOptions,
+    machine: Machine,
+    link: JoinLink,
+    home: RunHome,
+    reporter: Reporter,
+    house: House,
+    measurer: Measurer,
+) -> Agent:
+    from worker.agent import Agent
+    from worker.joining import Joining
+    from worker.train.training import TrainingRoom
+
+    home.disk.ruled, home.disk.short = lambda: house.disk_bytes, house.short_of_disk_bytes
+    trainer = TrainingRoom(options, machine, home.disk, home.outbox, reporter, threads=lambda: house.rules.cpu.threads)
+    joining = Joining(options, link, home, reporter, counted=house.counted, licensed=house.learn_licence)
+    return Agent(
+        machine,
+        joining,
+        home.outbox,
+        trainer,
+        reporter,
+        pauses=options.pauses,
+        policy=house.policy,
+        circumstances=lambda: house.look(home.disk.make_room),
+        measurer=measurer,
+        unwanted=house.unwanted,
     )
 
 
@@ -86,17 +131,27 @@ async def _work(options: WorkerOptions, link: JoinLink, reporter: Reporter) -> t
     from protocol.text import human_bytes
     from worker.home import open_home
     from worker.machine.probe import probe_machine
+    from worker.rules.file import RULES_FILE, read_rules
+    from worker.rules.house import House
 
+    root = home_root(options.home)
     home = open_home(options.home, link.fingerprint, options.disk_bytes)
     home.lock()
     try:
-        machine = probe_machine(options.device, options.memory_bytes, options.threads)
+        threads = options.threads or read_rules(root / RULES_FILE).cpu.threads or None
+        machine = probe_machine(options.device, options.memory_bytes, threads)
         torch.set_num_threads(machine.threads)
         memory = human_bytes(machine.memory_bytes)
         reporter.say("machine", f"{machine.device}: {machine.device_name}, {memory} offered", device=machine.device)
         if machine.notice:
             reporter.say("gpu_not_used", machine.notice)
-        agent = make_agent(options, machine, link, home, reporter)
+        house = House(
+            root,
+            gpu=machine.gpu,
+            gpu_uuid=machine.gpu_uuid,
+            tell=lambda text: reporter.say("rules", text),
+        )
+        agent = make_agent(options, machine, link, home, reporter, house)
         with LeavingOnSignals(agent.leave):
             finish = await agent.run()
         detail = printable(finish.reason)

@@ -148,6 +148,8 @@ class WorkerService:
             inner_step=request.inner_step,
             train_loss=request.train_loss if math.isfinite(request.train_loss) else None,
             tokens_per_s=request.tokens_per_s if math.isfinite(request.tokens_per_s) else 0.0,
+            paused=request.paused,
+            paused_until_s=run.run_time() + request.paused_for_s if 0.0 < request.paused_for_s < 1e9 else None,
         )
         self._beats[session.worker] = beat
         run.pump.seen(beat)

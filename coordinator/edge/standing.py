@@ -13,6 +13,7 @@ from coordinator.edge.status import WorkerState, WorkerStatus
 from coordinator.engine import explain
 from coordinator.engine.config import EngineConfig
 from coordinator.engine.engine import Engine
+from coordinator.engine.events import WorkerSeen
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.rows import LeaseRecord, WorkerRecord
 from coordinator.engine.state import EngineState
@@ -91,7 +92,8 @@ def worker_status(
     heard_at_s = max(record.heard_at_s, beat.at_s) if beat else record.heard_at_s
 
     def wait() -> str:
-        return explain.wait_reason(engine.state, record, common)
+        paused = _paused(beat, now_s) if record.present and beat is not None and beat.paused else ""
+        return paused or explain.wait_reason(engine.state, record, common)
 
     return WorkerStatus(
         worker=record.worker,
@@ -120,6 +122,16 @@ def worker_status(
         audits_failed=record.audits_failed,
         invite=record.invite,
     )
+
+
+def _paused(beat: WorkerSeen, now_s: float) -> str:
+    until_s = beat.paused_until_s
+    known = until_s is not None and until_s > now_s
+    return "paused by its owner" + (f", for {_span((until_s or 0.0) - now_s)} more at the least" if known else "")
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.0f} h"
 
 
 def _why(

@@ -135,6 +135,10 @@ class WorkerSeen(Event):
     inner_step: int = 0
     train_loss: float | None = None
     tokens_per_s: float = 0.0
+    paused: bool = False
+    """Its owner's rules want no new work."""
+    paused_until_s: float | None = None
+    """Of the run's time, at the least; None: nobody knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

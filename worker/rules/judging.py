@@ -23,6 +23,9 @@ BUSY_AFTER_S = 4.0
 FREE_AFTER_S = 30.0
 """A game that loads a level is."""
 
+NO_LICENCE = ("", "unknown")
+"""What a dataset's card says where nobody gave it a licence."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hindrance:
@@ -183,7 +186,8 @@ def _line(rules: VolunteerRules, now: Circumstances, zone: tzinfo | None) -> Ite
 def _work(rules: VolunteerRules, now: Circumstances) -> Iterator[Hindrance]:
     accepted, licence = rules.lease.licences, now.data_licence
     if accepted and licence is not None and licence.lower() not in {each.lower() for each in accepted}:
-        what = f"is under {licence}, which your rules do not accept" if licence else "has no licence that is told"
+        known = licence not in NO_LICENCE
+        what = f"is under {licence}, which your rules do not accept" if known else "has no licence that is told"
         yield Hindrance(rule="lease.licences", reason=f"the data of this run {what}")
 
 

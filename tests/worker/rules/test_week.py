@@ -58,7 +58,7 @@ def test_what_says_nothing_is_refused(entry: str) -> None:
     [
         (["mon-fri 19:00-08:00"], "mon 12:00", "mon 19:00"),
         (["mon-fri 19:00-08:00"], "mon 20:00", "tue 08:00"),
-        (["mon 08:00-09:00"], "sun 12:00", "sun 44:00"),  # of the week that follows
+        (["mon 08:00-09:00"], "sun 12:00", "sun 32:00"),  # of the week that follows
         (["mon-sun 00:00-12:00", "mon-sun 12:00-13:00"], "wed 06:00", "wed 13:00"),  # spans that touch are one
         (["mon 08:00-09:00"], "mon 08:00", "mon 09:00"),
     ],
