@@ -1,6 +1,7 @@
 # make demo   eight workers train one model on this machine, some vanish, two lie
 # make test   the tests
 # make soak   the long proofs: hundreds of kills, many seeds, millions of inputs
+# make senses what a worker can tell of a desktop, with a real X server and D-Bus daemon (xvfb, xdotool, dbus-daemon)
 # make check  lint, types, import directions, generated code and tables, tests
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test soak lint check format generate clean
+.PHONY: setup demo test soak senses lint check format generate clean
 .DEFAULT_GOAL := check
 
 setup: $(READY)
@@ -33,6 +34,10 @@ test: $(READY)
 
 soak: $(READY)
 	$(BIN)/python -m pytest -m soak -s
+
+senses: $(READY)
+	@for tool in Xvfb xdotool dbus-daemon; do command -v $$tool > /dev/null || { echo "make senses needs $$tool: sudo apt-get install xvfb xdotool dbus-daemon"; exit 1; }; done
+	$(BIN)/python -m pytest -m senses
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -159,6 +159,16 @@ class Agent:
         self._is_finishing = True
 
     @property
+    def held_lease(self) -> str | None:
+        """The lease that is held, be it in training or waiting for the end of a pause."""
+        return self._session.lease.lease_id if self._session.lease is not None else None
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether finished work is on its way."""
+        return self._session.line.is_busy
+
+    @property
     def _has_work(self) -> bool:
         return self._session.lease is not None or self._session.has_unsent
 

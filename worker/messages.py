@@ -330,9 +330,11 @@ class Tell(SessionCommand):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finish(SessionCommand):
-    """Nothing follows; the process leaves with `exit_code`. `keeps`: finished work stays on the disk."""
+    """Nothing follows; the process leaves with `exit_code`. `keeps`: finished work stays on the disk. `run_over`: there
+    is no more work in this run for anybody."""
 
     exit_code: int
     reason: str
     cause: Cause | None = None
     keeps: bool = False
+    run_over: bool = False

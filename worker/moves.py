@@ -110,11 +110,14 @@ class SessionMoves:
         self.is_training = False
         return [m.StopTraining(training=self._training)]
 
-    def _finish(self, exit_code: int, reason: str, cause: Cause | None = None) -> list[m.SessionCommand]:
+    def _finish(
+        self, exit_code: int, reason: str, cause: Cause | None = None, *, run_over: bool = False
+    ) -> list[m.SessionCommand]:
         self._move(State.OVER)
         self._next_ticket()  # whatever is still on its way is old news
         cut = self.line.cut()
-        return [*cut, m.Finish(exit_code=exit_code, reason=reason, cause=cause, keeps=self.has_unsent)]
+        finish = m.Finish(exit_code=exit_code, reason=reason, cause=cause, keeps=self.has_unsent, run_over=run_over)
+        return [*cut, finish]
 
     def _next_ticket(self) -> int:
         self._live = self._line_ticket()

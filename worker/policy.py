@@ -21,6 +21,8 @@ class Circumstances:
     """Seconds since 1970, for schedules."""
     idle_s: float | None = None
     """Since somebody last used keyboard or mouse."""
+    idle_source: str = ""
+    """Who says so."""
     on_battery: bool | None = None
     battery_percent: float | None = None
     programs: frozenset[str] | None = None

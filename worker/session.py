@@ -114,7 +114,7 @@ class Session(SessionMoves):
 
     def _on_run_ended(self, event: m.RunEnded) -> list[m.SessionCommand]:
         stopped = [*self._stop_training(), *self.line.give_up()]  # what is still being sent counts nowhere any more
-        return [*stopped, *self._finish(EXIT_OK, f"the run is over: {event.reason}")]
+        return [*stopped, *self._finish(EXIT_OK, f"the run is over: {event.reason}", run_over=True)]
 
     def _on_fetched(self, _: m.Fetched) -> list[m.SessionCommand]:
         assert self.lease is not None

@@ -47,7 +47,7 @@ def set_rule(path: Path, key: str, text: str) -> tuple[Any, Any]:
     table = document[section]
     if not isinstance(table, Table):
         raise ConfigError(f"{path}: {section} is no table")
-    table[name] = _value(text, of_many=isinstance(_at(before, key), tuple))
+    table[name] = _value(text, _at(before, key))
     after = VolunteerRules.checked(document.unwrap(), f"{key} stays as it was")
     private_folder(path.parent)
     write_private(path, tomlkit.dumps(document).encode())
@@ -117,12 +117,13 @@ def _at(rules: VolunteerRules, key: str) -> Any:
     return getattr(getattr(rules, section), name)
 
 
-def _value(text: str, *, of_many: bool) -> Any:
+def _value(text: str, before: Any) -> Any:
+    """What was written, as the rule wants it: one word for many is one of them, and a number may be a word."""
     try:
         value = tomlkit.value(text)
     except TOMLKitError:
         value = tomlkit.item(text)
     plain = value.unwrap() if hasattr(value, "unwrap") else value
-    if of_many and not isinstance(plain, list):
+    if isinstance(before, tuple) and not isinstance(plain, list):
         return [plain]
-    return value
+    return text if isinstance(before, str) and not isinstance(plain, str) else value

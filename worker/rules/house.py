@@ -58,11 +58,7 @@ class House:
         self._home, self._path, self._wall, self._clock, self._tell = home, home / RULES_FILE, wall, clock, tell
         self.policy = RuledPolicy(read_rules(self._path), note=noted_pause(home))
         self._seen, self._tidied_s = self._stamp(), clock()
-        usual = [
-            IdleSense(), BatterySense(), ProgramsSense(lambda: self.rules.when.programs), CpuHeatSense(),
-            GpuSense(gpu, gpu_uuid), MeteredSense(),
-        ]  # fmt: skip
-        self._senses = Senses(usual if senses is None else senses, clock)
+        self._senses = senses_of(lambda: self.rules, clock, gpu, gpu_uuid) if senses is None else Senses(senses, clock)
         self.gpu = gpu
         self.data_licence: str | None = None
         """Of what the run trains on; None: not known yet."""
@@ -165,6 +161,15 @@ class House:
                 process.nice(psutil.BELOW_NORMAL_PRIORITY_CLASS if self.rules.cpu.niceness else process.nice())
             elif self.rules.cpu.niceness > process.nice():
                 process.nice(self.rules.cpu.niceness)
+
+
+def senses_of(
+    rules: Callable[[], VolunteerRules], clock: Callable[[], float], gpu: int | None = None, gpu_uuid: str = ""
+) -> Senses:
+    """What this machine can tell of itself. `gpu`: number of the one that the worker uses."""
+    programs = ProgramsSense(lambda: rules().when.programs)
+    senses = (IdleSense(), BatterySense(), programs, CpuHeatSense(), GpuSense(gpu, gpu_uuid), MeteredSense())
+    return Senses(senses, clock)
 
 
 def _stamp_of(path: Path) -> int:

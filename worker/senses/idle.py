@@ -45,7 +45,7 @@ class IdleSense:
                 told.append(f"{name}: {why}")
                 continue
             self.source = name
-            return {"idle_s": seconds}
+            return {"idle_s": seconds, "idle_source": name}
         self.source = ""
         raise Senseless(f"nothing tells when keyboard and mouse were last used ({'; '.join(told)})")
 

@@ -40,6 +40,9 @@ class X11Idle:
                 self._link = self._connected()
             self._link.sendall(struct.pack("<BBHI", self._opcode, 1, 2, self._root))
             answer = self._answer(self._link)
+        except Senseless:
+            self.close()
+            raise
         except (OSError, struct.error) as error:
             self.close()
             raise Senseless("the X server does not answer") from error
