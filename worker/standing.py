@@ -62,6 +62,8 @@ class Standing:
         """Verdicts that came to this process."""
         self.waiting = self.trouble = ""
         """What the coordinator said last about why there is no work; why it cannot be reached."""
+        self.is_measuring = False
+        """Whether this machine's speed is being measured, which comes before the first lease."""
         self.present: Present | None = None
 
     def say(self, event: str, text: str, **fields: Field) -> None:
@@ -89,8 +91,10 @@ class Standing:
             self.waiting, self.trouble = str(fields.get("reason", "")), ""
         elif event == "unavailable":
             self.trouble = text
-        elif event in {"reached_again", "session_opened"}:
-            self.trouble = ""
+        elif event in {"reached_again", "session_opened", "measured"}:
+            self.trouble, self.is_measuring = "", False
+        elif event == "planned":
+            self.is_measuring = True
         elif event == "lease_granted":
             self.present = Present(lease=str(fields.get("lease", "")), round=int(str(fields.get("round", 0))))
             self.waiting = ""
@@ -136,6 +140,8 @@ def sentence(
 
 def _doing(state: State, standing: Standing, address: str, now_s: float) -> str:
     if state in _LOOKING:
+        if standing.is_measuring:
+            return "measuring how fast this machine is, once for each run"
         return standing.trouble or f"looking for the coordinator at {address}"
     if state in _TRAINING:
         return _training(standing.present, now_s)

@@ -92,8 +92,11 @@ def worker_status(
     heard_at_s = max(record.heard_at_s, beat.at_s) if beat else record.heard_at_s
 
     def wait() -> str:
-        paused = _paused(beat, now_s) if record.present and beat is not None and beat.paused else ""
-        return paused or explain.wait_reason(engine.state, record, common)
+        return explain.wait_reason(engine.state, record, common)
+
+    why = _why(record, lease, fresh.inner_step if fresh else 0, now_s, wait)
+    if record.present and beat is not None and beat.paused:
+        why = f"{_paused(beat, now_s)}; {why}" if training else _paused(beat, now_s)
 
     return WorkerStatus(
         worker=record.worker,
@@ -101,7 +104,7 @@ def worker_status(
         trusted=record.trusted,
         owner=record.owner,
         state=state_of(record, lease),
-        why=_why(record, lease, fresh.inner_step if fresh else 0, now_s, wait),
+        why=why,
         connected=record.present and connected(record.worker),
         max_columns=record.max_columns,
         columns=lease.lease.columns if lease else (),
@@ -126,8 +129,9 @@ def worker_status(
 
 def _paused(beat: WorkerSeen, now_s: float) -> str:
     until_s = beat.paused_until_s
-    known = until_s is not None and until_s > now_s
-    return "paused by its owner" + (f", for {_span((until_s or 0.0) - now_s)} more at the least" if known else "")
+    if until_s is None or until_s <= now_s:
+        return "paused by its owner"
+    return f"paused by its owner, for {_span(until_s - now_s)} more at the least"
 
 
 def _span(seconds: float) -> str:

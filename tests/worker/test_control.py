@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.edge.standing import worker_status
 from protocol.errors import MalformedMessage
 from protocol.local_socket import ask, serve
 from tests.worker.conftest import MACHINE, Gate, Recorder, Swarm
@@ -92,6 +93,9 @@ async def _seen_as_paused(swarm: Swarm) -> None:
     assert beat.lease_id is not None, "it speaks for its lease"
     assert beat.paused_until_s is not None
     assert 40.0 < beat.paused_until_s - beat.at_s < 61.0
+    (record,) = engine.state.workers.values()
+    status = worker_status(engine, record, connected=lambda _: True, now_s=beat.at_s, common=None)
+    assert status.why.startswith("paused by its owner, for 1 min more at the least; lease r1.1")
 
 
 async def test_a_pause_that_is_too_long_hands_the_lease_back_and_leave_ends_it(

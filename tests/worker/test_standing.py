@@ -64,6 +64,8 @@ def test_the_coordinators_words_and_trouble_are_remembered() -> None:
     assert sentence(State.IDLE, YES, standing, address="") == "waiting: two are training"
     standing.say("unavailable", "Nobody answers at here:1.")
     assert sentence(State.OPENING, YES, standing, address="") == "Nobody answers at here:1."
+    standing.say("planned", "all columns fit")
+    assert "measuring" in sentence(State.OPENING, YES, standing, address="x")
     standing.say("session_opened", "connected")
     assert sentence(State.OPENING, YES, standing, address="x") == "looking for the coordinator at x"
 
