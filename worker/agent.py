@@ -203,6 +203,8 @@ class Agent:
             case m.StopTraining():
                 self._trainer.stop()
                 self._reporter.close()
+                if not self.permission.allowed:
+                    self._trainer.rest()
             case m.DropSubmission(lease_id=lease_id):
                 self._outbox.drop(lease_id)
             case m.Tell():
@@ -285,7 +287,11 @@ class Agent:
     async def _watch_policy(self, every_s: float) -> None:
         while True:
             await self._timing.sleep(every_s)
-            await self.look_at_policy()
+            try:
+                await self.look_at_policy()
+            except Exception as error:  # rules that nobody looks at any more would be worse than a worker that ends
+                self._events.put_nowait(error)
+                return
 
     async def look_at_policy(self) -> None:
         """Ask the policy once more, and act on what it says."""
@@ -299,8 +305,7 @@ class Agent:
             return
         if before.allowed or permission.stops_training > before.stops_training:
             self._put(m.Paused(reason=permission.reason, stops_training=permission.stops_training))
-        if permission.stops_training:
-            self._trainer.rest()
+        self._trainer.rest()
         self._give_up_in_time(permission)
 
     def _give_up_in_time(self, permission: Permission) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +33,7 @@ class Volunteer:
         self.path = control_path(home.folder)
         self.recorder = Recorder()
         standing = Standing(self.recorder)
+        (swarm.root / "home" / "rules.toml").write_text("[when]\nbattery = 'work'\n")  # nothing is to be sensed
         self.house = House(home_root(options.home), senses=[])
         self.house.policy.look_again_s = 0.05
         self.agent, joining = ruled_agent(options, MACHINE, link, home, standing, self.house)
@@ -56,10 +56,8 @@ def same_priority(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_pause_keeps_the_lease_in_training_and_tells_the_coordinator_how_long_not_why(
-    swarm: Swarm, gate: Gate, tmp_path: Path
+    swarm: Swarm, gate: Gate
 ) -> None:
-    (tmp_path / "home").mkdir(mode=0o700)
-    (tmp_path / "home" / "rules.toml").write_text("[when]\nbattery = 'work'\n")
     volunteer = Volunteer(swarm, batch_hook=gate)
     server = await serve(volunteer.path, volunteer.control.handle)
     try:
@@ -79,6 +77,10 @@ async def test_a_pause_keeps_the_lease_in_training_and_tells_the_coordinator_how
         assert (await volunteer.task).exit_code == 0
         assert len(volunteer.recorder.texts("lease_granted")) == 1, "the same lease went on"
         assert len(volunteer.recorder.texts("submission_accepted")) == 1
+        trainer: Any = volunteer.agent._trainer
+        assert trainer._shard is not None
+        trainer.rest()
+        assert trainer._shard is None, "a pause gives the model's memory back"
     finally:
         await server.close()
 
@@ -98,9 +100,7 @@ async def _seen_as_paused(swarm: Swarm) -> None:
     assert status.why.startswith("paused by its owner, for 1 min more at the least; lease r1.1")
 
 
-async def test_a_pause_that_is_too_long_hands_the_lease_back_and_leave_ends_it(
-    swarm: Swarm, gate: Gate, tmp_path: Path
-) -> None:
+async def test_a_pause_that_is_too_long_hands_the_lease_back_and_leave_ends_it(swarm: Swarm, gate: Gate) -> None:
     volunteer = Volunteer(swarm, batch_hook=gate, pauses=Pauses())
     await volunteer.recorder.saw("fetched")
     await volunteer.until(State.TRAINING)

@@ -62,7 +62,7 @@ class Ledger:
     def used(self, today: date) -> tuple[int, int]:
         """Bytes of the day, and of its month."""
         month = today.isoformat()[:7]
-        both = (self._days, self._unwritten)
+        both = (dict(self._days), dict(self._unwritten))  # it is asked beside the loop that counts
         of_day = sum(days.get(today.isoformat(), 0) for days in both)
         return of_day, sum(count for days in both for day, count in days.items() if day.startswith(month))
 

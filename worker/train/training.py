@@ -52,8 +52,8 @@ class _Job:
         self.stop = threading.Event()
         self.progress = Progress()
         self.thread: threading.Thread | None = None
-        self.rests = False
-        """Whether its memory goes back when it has stopped."""
+        self.rests = self.has_stopped = False
+        """Whether its memory goes back when it has stopped; whether it has."""
 
 
 Done = Callable[[Submission], None]
@@ -106,7 +106,7 @@ class TrainingRoom:
                 submission = self._train(job)
             except TrainingStopped:
                 with self._lock:
-                    job.thread = None
+                    job.has_stopped = True
                     self._give_back(job)
                 return
             except Exception as error:
@@ -132,11 +132,13 @@ class TrainingRoom:
         """Nothing is to be trained for a while: the model goes, and with it what it takes of the GPU. What CUDA itself
         takes there for this process stays."""
         with self._lock:
-            if self._job is None or not self._job.stop.is_set():
+            job = self._job
+            if job is None:
                 return
-            self._job.rests = True
-            if self._job.thread is None:
-                self._give_back(self._job)
+            has_ended = job.has_stopped or job.thread is None or not job.thread.is_alive()
+            job.rests = has_ended or job.stop.is_set()  # what is to be finished is let finish
+            if has_ended:
+                self._give_back(job)
 
     def _give_back(self, job: _Job) -> None:
         if not job.rests or self._shard is None:
