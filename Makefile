@@ -2,6 +2,7 @@
 # make test   the tests
 # make soak   the long proofs: hundreds of kills, many seeds, millions of inputs
 # make senses what a worker can tell of a desktop, with a real X server and D-Bus daemon (xvfb, xdotool, dbus-daemon)
+# make page   the run's page in a real browser, and its metrics in a real Prometheus (apt-get install chromium prometheus)
 # make check  lint, types, import directions, generated code and tables, tests
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test soak senses lint check format generate clean
+.PHONY: setup demo test soak senses page lint check format generate clean
 .DEFAULT_GOAL := check
 
 setup: $(READY)
@@ -38,6 +39,19 @@ soak: $(READY)
 senses: $(READY)
 	@for tool in Xvfb xdotool dbus-daemon; do command -v $$tool > /dev/null || { echo "make senses needs $$tool: sudo apt-get install xvfb xdotool dbus-daemon"; exit 1; }; done
 	$(BIN)/python -m pytest -m senses
+
+# axe-core finds what somebody who cannot see, or has no mouse, would stumble over; used by these tests alone.
+AXE := $(VENV)/axe-4.10.3.min.js
+
+$(AXE): $(READY)
+	cd $(VENV) && npm pack --silent axe-core@4.10.3 && tar -xzf axe-core-4.10.3.tgz package/axe.min.js
+	echo "880970c081707360e64f34cea25ff91892f5bc95675b0776925b9709dd8a68bb  $(VENV)/package/axe.min.js" | sha256sum --check --quiet
+	mv $(VENV)/package/axe.min.js $@
+
+page: $(READY) $(AXE)
+	promtool check rules deploy/prometheus/alerts.yml
+	promtool test rules deploy/prometheus/alerts_test.yml
+	AXE=$(AXE) $(BIN)/python -m pytest -m page
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from protocol.errors import MalformedMessage
 from worker.agent import Agent
 from worker.joining import Joining
 from worker.rules.house import House
-from worker.standing import Standing, sentence
+from worker.standing import WorkerStanding, sentence
 
 VERBS: Final = ("status", "pause", "resume", "finish", "leave")
 
@@ -31,7 +31,7 @@ def control_path(folder: Path) -> Path:
 class Control:
     """One worker's answers."""
 
-    def __init__(self, agent: Agent, joining: Joining, house: House, standing: Standing) -> None:
+    def __init__(self, agent: Agent, joining: Joining, house: House, standing: WorkerStanding) -> None:
         self._agent, self._joining, self._house, self._standing = agent, joining, house, standing
         self._started_s = time.time()
 
@@ -66,9 +66,9 @@ class Control:
             "allowed": permission.allowed,
             "why": permission.reason,
             "until_s": permission.until_s,
-            "hindrances": [
+            "objections": [
                 {"rule": each.rule, "reason": each.reason, "until_s": each.until_s}
-                for each in self._house.policy.hindrances
+                for each in self._house.policy.objections
             ],
             "rules_trouble": self._house.trouble,
             "coordinator": self._joining.address,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from worker.machine.probe import Machine
     from worker.progress import LiveReporter, Reporter
     from worker.rules.house import House
-    from worker.standing import Standing
+    from worker.standing import WorkerStanding
 
 __all__ = ["WorkerOptions", "run_worker"]
 
@@ -142,13 +142,13 @@ async def _work(options: WorkerOptions, link: JoinLink, reporter: Reporter) -> t
     from worker.machine.probe import probe_machine
     from worker.rules.file import RULES_FILE, read_rules
     from worker.rules.house import House
-    from worker.standing import LOG_FILE, Standing
+    from worker.standing import LOG_FILE, WorkerStanding
 
     root = home_root(options.home)
     home = open_home(options.home, link.fingerprint, options.disk_bytes)
     home.lock()
     try:
-        standing = Standing(reporter, home.folder / LOG_FILE)
+        standing = WorkerStanding(reporter, home.folder / LOG_FILE)
         threads = options.threads or read_rules(root / RULES_FILE).cpu.threads or None
         machine = probe_machine(options.device, options.memory_bytes, threads)
         torch.set_num_threads(machine.threads)
@@ -170,7 +170,7 @@ async def _ruled_run(
     machine: Machine,
     link: JoinLink,
     home: RunHome,
-    standing: Standing,
+    standing: WorkerStanding,
     shown: Reporter,
     house: House,
 ) -> tuple[m.Finish, Agent]:

@@ -51,7 +51,7 @@ class Present:
         return None if done < 1 else (now_s - self.begun_s) / done * (self.steps - self.step)
 
 
-class Standing:
+class WorkerStanding:
     """A `Reporter` that remembers, in front of another."""
 
     def __init__(self, shown: Reporter, log: Path | None = None) -> None:
@@ -121,7 +121,7 @@ class Standing:
 def sentence(
     state: State,
     permission: Permission,
-    standing: Standing,
+    standing: WorkerStanding,
     *,
     address: str,
     sends: bool = False,
@@ -138,7 +138,7 @@ def sentence(
     return f"{doing}; no new work after that: {permission.reason}"
 
 
-def _doing(state: State, standing: Standing, address: str, now_s: float) -> str:
+def _doing(state: State, standing: WorkerStanding, address: str, now_s: float) -> str:
     if state in _LOOKING:
         if standing.is_measuring:
             return "measuring how fast this machine is, once for each run"

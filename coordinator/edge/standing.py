@@ -6,6 +6,7 @@ many there are, so that a page of them is made in a moment.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 
@@ -13,7 +14,6 @@ from coordinator.edge.status import WorkerState, WorkerStatus
 from coordinator.engine import explain
 from coordinator.engine.config import EngineConfig
 from coordinator.engine.engine import Engine
-from coordinator.engine.events import WorkerSeen
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.rows import LeaseRecord, WorkerRecord
 from coordinator.engine.state import EngineState
@@ -95,8 +95,9 @@ def worker_status(
         return explain.wait_reason(engine.state, record, common)
 
     why = _why(record, lease, fresh.inner_step if fresh else 0, now_s, wait)
-    if record.present and beat is not None and beat.paused:
-        why = f"{_paused(beat, now_s)}; {why}" if training else _paused(beat, now_s)
+    if record.present and beat is not None and beat.paused_until_s is not None:
+        paused = _paused(beat.paused_until_s - now_s)
+        why = f"{paused}; {why}" if training else paused
 
     return WorkerStatus(
         worker=record.worker,
@@ -127,15 +128,11 @@ def worker_status(
     )
 
 
-def _paused(beat: WorkerSeen, now_s: float) -> str:
-    until_s = beat.paused_until_s
-    if until_s is None or until_s <= now_s:
+def _paused(left_s: float) -> str:
+    if not 0.0 < left_s < math.inf:
         return "paused by its owner"
-    return f"paused by its owner, for {_span(until_s - now_s)} more at the least"
-
-
-def _span(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.0f} h"
+    span = f"{left_s / 60:.0f} min" if left_s < 5400 else f"{left_s / 3600:.0f} h"
+    return f"paused by its owner, for {span} more at the least"
 
 
 def _why(

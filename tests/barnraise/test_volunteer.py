@@ -16,7 +16,7 @@ from protocol.amounts import parse_moment_s, parse_span_s
 from protocol.errors import ConfigError
 from worker.progress import QuietReporter
 from worker.rules.file import PauseNote, noted_pause
-from worker.standing import LOG_FILE, Standing
+from worker.standing import LOG_FILE, WorkerStanding
 
 NOW = datetime(2026, 11, 27, 12, 0, tzinfo=UTC)
 
@@ -25,7 +25,7 @@ NOW = datetime(2026, 11, 27, 12, 0, tzinfo=UTC)
 def home(tmp_path: Path) -> Path:
     folder = tmp_path / "home" / "runs" / "abc"
     folder.mkdir(parents=True)
-    standing = Standing(QuietReporter(), folder / LOG_FILE)
+    standing = WorkerStanding(QuietReporter(), folder / LOG_FILE)
     for number in range(5):
         standing.say("note", f"line {number}")
     (folder / "identity.pem").write_text("key")

@@ -19,7 +19,7 @@ from worker.options import WorkerOptions
 from worker.pauses import Pauses
 from worker.rejoin import home_root, link_of
 from worker.rules.house import House
-from worker.standing import Standing
+from worker.standing import WorkerStanding
 from worker.states import State
 
 
@@ -32,7 +32,7 @@ class Volunteer:
         home = open_home(options.home, link.fingerprint)
         self.path = control_path(home.folder)
         self.recorder = Recorder()
-        standing = Standing(self.recorder)
+        standing = WorkerStanding(self.recorder)
         (swarm.root / "home" / "rules.toml").write_text("[when]\nbattery = 'work'\n")  # nothing is to be sensed
         self.house = House(home_root(options.home), senses=[])
         self.house.policy.look_again_s = 0.05
@@ -89,7 +89,7 @@ async def _seen_as_paused(swarm: Swarm) -> None:
     assert swarm.server is not None
     engine = swarm.server._run.pump.engine
     async with asyncio.timeout(20):
-        while not any(beat.paused for beat in engine.last_seen.values()):
+        while not any(beat.paused_until_s is not None for beat in engine.last_seen.values()):
             await asyncio.sleep(0.01)
     (beat,) = engine.last_seen.values()
     assert beat.lease_id is not None, "it speaks for its lease"

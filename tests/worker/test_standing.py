@@ -10,7 +10,7 @@ import pytest
 from worker import standing as module
 from worker.policy import Permission
 from worker.progress import QuietReporter
-from worker.standing import LOG_FILE, Standing, log_lines, sentence
+from worker.standing import LOG_FILE, WorkerStanding, log_lines, sentence
 from worker.states import State
 
 YES = Permission(allowed=True)
@@ -18,8 +18,8 @@ BATTERY = Permission(allowed=False, reason="on battery", stops_training=True)
 METERED = Permission(allowed=False, reason="the connection is metered")
 
 
-def heard() -> Standing:
-    standing = Standing(QuietReporter())
+def heard() -> WorkerStanding:
+    standing = WorkerStanding(QuietReporter())
     standing.say("lease_granted", "round 3: …", lease="r3.1", round=3)
     for step in (1, 2, 3):
         standing.step(step, 10, 2.5, 800.0)
@@ -46,7 +46,7 @@ def heard() -> Standing:
 def test_a_sentence_says_what_why_and_until_when(
     state: State, permission: Permission, facts: dict[str, bool], said: str
 ) -> None:
-    assert sentence(state, permission, Standing(QuietReporter()), address="here:1", **facts) == said
+    assert sentence(state, permission, WorkerStanding(QuietReporter()), address="here:1", **facts) == said
 
 
 def test_in_training_it_says_how_far_and_how_long() -> None:
@@ -55,11 +55,11 @@ def test_in_training_it_says_how_far_and_how_long() -> None:
     said = sentence(State.TRAINING, METERED, heard(), address="", now_s=120.0)
     assert said.endswith("left; no new work after that: the connection is metered")
     assert sentence(State.TRAINING, BATTERY, heard(), address="").startswith("paused: on battery; its lease waits")
-    assert "first step" in sentence(State.TRAINING, YES, Standing(QuietReporter()), address="")
+    assert "first step" in sentence(State.TRAINING, YES, WorkerStanding(QuietReporter()), address="")
 
 
 def test_the_coordinators_words_and_trouble_are_remembered() -> None:
-    standing = Standing(QuietReporter())
+    standing = WorkerStanding(QuietReporter())
     standing.say("waiting", "waiting: two are training", reason="two are training")
     assert sentence(State.IDLE, YES, standing, address="") == "waiting: two are training"
     standing.say("unavailable", "Nobody answers at here:1.")
@@ -71,7 +71,7 @@ def test_the_coordinators_words_and_trouble_are_remembered() -> None:
 
 
 def test_verdicts_are_counted_and_the_last_ones_kept() -> None:
-    standing = Standing(QuietReporter())
+    standing = WorkerStanding(QuietReporter())
     for number in range(7):
         outcome = "rejected" if number == 3 else "accepted"
         standing.say(f"submission_{outcome}", f"work {number}", lease=f"r{number}")
@@ -81,7 +81,7 @@ def test_verdicts_are_counted_and_the_last_ones_kept() -> None:
 
 def test_the_log_is_private_bounded_and_outlives_torn_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOG_BYTES", 2000)
-    standing = Standing(QuietReporter(), tmp_path / LOG_FILE)
+    standing = WorkerStanding(QuietReporter(), tmp_path / LOG_FILE)
     for number in range(100):
         standing.say("note", f"line {number}")
     assert stat.S_IMODE((tmp_path / LOG_FILE).stat().st_mode) == 0o600
@@ -92,4 +92,4 @@ def test_the_log_is_private_bounded_and_outlives_torn_lines(tmp_path: Path, monk
 
 
 def test_a_disk_that_takes_no_log_costs_nothing_else(tmp_path: Path) -> None:
-    Standing(QuietReporter(), tmp_path / "nowhere" / LOG_FILE).say("note", "heard all the same")
+    WorkerStanding(QuietReporter(), tmp_path / "nowhere" / LOG_FILE).say("note", "heard all the same")

@@ -25,7 +25,7 @@ from worker.rules.file import RULES_FILE, PauseNote, note_pause, noted_pause, re
 from worker.rules.judging import needed
 from worker.rules.model import VolunteerRules, bytes_of
 from worker.rules.policy import RuledPolicy
-from worker.rules.traffic import CountedWire, Ledger, Throttle
+from worker.rules.traffic import CountedWire, Ledger, RuledPace
 from worker.senses.bus import MeteredSense
 from worker.senses.idle import IdleSense
 from worker.senses.parts import BatterySense, CpuHeatSense, GpuSense, ProgramsSense
@@ -116,8 +116,8 @@ class House:
         def rate(name: str) -> Callable[[], int | None]:
             return lambda: bytes_of(getattr(self.rules.network, name))
 
-        up = Throttle(rate("upload_rate"), self._clock, asyncio.sleep)
-        return CountedWire(wire, up, Throttle(rate("download_rate"), self._clock, asyncio.sleep), self.ledger)
+        up = RuledPace(rate("upload_rate"), self._clock, asyncio.sleep)
+        return CountedWire(wire, up, RuledPace(rate("download_rate"), self._clock, asyncio.sleep), self.ledger)
 
     @property
     def disk_bytes(self) -> int | None:

@@ -3,7 +3,7 @@
 Decides what each rule means for training: one that gives the machine back to its owner (idleness, battery, programs, a
 GPU, heat, the schedule) stops it at once; one about the line, or about the work, does not. Where a rule needs to know
 what cannot be known here it counts as broken, and says so, unless `when.unknown` is `work`. Caps on heat hold on until
-it is cooler (`Heat`), and a GPU counts as busy, and as free, only after a while (`Busy`).
+it is cooler (`Heat`), and a GPU counts as busy, and as free, only after a while (`OthersUse`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NO_LICENCE = ("", "unknown")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hindrance:
+class Objection:
     """One thing that stands against working now."""
 
     rule: str
@@ -52,23 +52,23 @@ class Heat:
 
 
 @dataclass(frozen=True, slots=True)
-class Busy:
+class OthersUse:
     """Whether other programs count as using the GPU."""
 
     is_busy: bool = False
     other_since_s: float | None = None
     """Since when what is seen is not what counts."""
 
-    def seen(self, percent: float | None, threshold: float, wall_s: float) -> Busy:
+    def seen(self, percent: float | None, threshold: float, wall_s: float) -> OthersUse:
         """After another look."""
         if not threshold or percent is None:
-            return Busy()
+            return OthersUse()
         if (percent > threshold) == self.is_busy:
-            return Busy(self.is_busy)
+            return OthersUse(self.is_busy)
         since_s = self.other_since_s if self.other_since_s is not None else wall_s
         lasted = FREE_AFTER_S if self.is_busy else BUSY_AFTER_S
         changed = not 0.0 <= wall_s - since_s < lasted  # a clock that was set back ends it, too
-        return Busy(not self.is_busy) if changed else Busy(self.is_busy, since_s)
+        return OthersUse(not self.is_busy) if changed else OthersUse(self.is_busy, since_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ class Felt:
 
     gpu: Heat = Heat()
     cpu: Heat = Heat()
-    others: Busy = Busy()
+    others: OthersUse = OthersUse()
 
     def after(self, rules: VolunteerRules, now: Circumstances) -> Felt:
         """What is remembered after this look."""
@@ -88,25 +88,25 @@ class Felt:
         )
 
 
-def permission_of(hindrances: tuple[Hindrance, ...], wall_s: float, zone: tzinfo | None = None) -> Permission:
+def permission_of(objections: tuple[Objection, ...], wall_s: float, zone: tzinfo | None = None) -> Permission:
     """All that stands against it in one answer; until when it is known only where each of them tells."""
-    if not hindrances:
+    if not objections:
         return Permission(allowed=True)
-    ends = [each.until_s for each in hindrances if each.until_s is not None]
+    ends = [each.until_s for each in objections if each.until_s is not None]
     return Permission(
         allowed=False,
-        reason="; ".join(f"{each.reason}{_until(each.until_s, wall_s, zone)}" for each in hindrances),
-        stops_training=any(each.stops_training for each in hindrances),
-        until_s=max(ends) if len(ends) == len(hindrances) else None,
+        reason="; ".join(f"{each.reason}{_until(each.until_s, wall_s, zone)}" for each in objections),
+        stops_training=any(each.stops_training for each in objections),
+        until_s=max(ends) if len(ends) == len(objections) else None,
     )
 
 
-def hindrances(
+def objections(
     rules: VolunteerRules, now: Circumstances, felt: Felt, note: PauseNote | None, zone: tzinfo | None = None
-) -> tuple[Hindrance, ...]:
+) -> tuple[Objection, ...]:
     """Everything that stands against working now, what the volunteer said last first."""
     if note is not None and (note.until_s is None or now.wall_s < note.until_s):
-        said = Hindrance(rule="pause", reason="you paused it", until_s=note.until_s)
+        said = Objection(rule="pause", reason="you paused it", until_s=note.until_s)
         return (said, *_ruled(rules, now, felt, zone))
     return tuple(_ruled(rules, now, felt, zone))
 
@@ -126,53 +126,53 @@ def needed(rules: VolunteerRules) -> frozenset[str]:
     return frozenset(name for name, is_wanted in wanted.items() if is_wanted)
 
 
-def _ruled(rules: VolunteerRules, now: Circumstances, felt: Felt, zone: tzinfo | None) -> Iterator[Hindrance]:
+def _ruled(rules: VolunteerRules, now: Circumstances, felt: Felt, zone: tzinfo | None) -> Iterator[Objection]:
     yield from _owner(rules, now, zone)
     yield from _parts(rules, now, felt)
     yield from _line(rules, now, zone)
     yield from _work(rules, now)
     if rules.when.unknown == "wait":
         for name in sorted(needed(rules) & now.lacking.keys()):
-            yield Hindrance(rule=name, reason=f"a rule cannot be checked here: {now.lacking[name]}")
+            yield Objection(rule=name, reason=f"a rule cannot be checked here: {now.lacking[name]}")
 
 
-def _owner(rules: VolunteerRules, now: Circumstances, zone: tzinfo | None) -> Iterator[Hindrance]:
+def _owner(rules: VolunteerRules, now: Circumstances, zone: tzinfo | None) -> Iterator[Objection]:
     when = rules.when
     if not is_open(rules.spans, datetime.fromtimestamp(now.wall_s, zone)):
         until_s = next_change_s(rules.spans, now.wall_s, zone)
-        yield Hindrance(rule="when.schedule", reason="outside its hours", until_s=until_s)
+        yield Objection(rule="when.schedule", reason="outside its hours", until_s=until_s)
     if when.idle_minutes and now.idle_s is not None and now.idle_s < when.idle_minutes * 60:
         until_s = now.wall_s + when.idle_minutes * 60 - now.idle_s
-        yield Hindrance(rule="when.idle_minutes", reason="somebody is using this machine", until_s=until_s)
+        yield Objection(rule="when.idle_minutes", reason="somebody is using this machine", until_s=until_s)
     if now.on_battery and when.battery == "pause":
-        yield Hindrance(rule="when.battery", reason="on battery")
+        yield Objection(rule="when.battery", reason="on battery")
     elif now.on_battery and (percent := now.battery_percent) is not None and percent < when.battery_least_percent:
-        yield Hindrance(rule="when.battery_least_percent", reason=f"the battery is at {percent:.0f} %")
+        yield Objection(rule="when.battery_least_percent", reason=f"the battery is at {percent:.0f} %")
     for program in sorted((now.programs or frozenset()) & set(when.programs)):
-        yield Hindrance(rule="when.programs", reason=f"{program} is running")
+        yield Objection(rule="when.programs", reason=f"{program} is running")
 
 
-def _parts(rules: VolunteerRules, now: Circumstances, felt: Felt) -> Iterator[Hindrance]:
+def _parts(rules: VolunteerRules, now: Circumstances, felt: Felt) -> Iterator[Objection]:
     if now.gpu is not None and now.gpu in rules.gpu.off:
-        yield Hindrance(rule="gpu.off", reason=f"GPU {now.gpu} is switched off in the rules")
+        yield Objection(rule="gpu.off", reason=f"GPU {now.gpu} is switched off in the rules")
     if felt.others.is_busy:
-        yield Hindrance(rule="gpu.others_percent", reason="another program is using the GPU")
+        yield Objection(rule="gpu.others_percent", reason="another program is using the GPU")
     if felt.gpu.is_hot:
         yield _hot("gpu.most_celsius", "the GPU", now.gpu_celsius, rules.gpu.most_celsius - rules.gpu.cool_by)
     if felt.cpu.is_hot:
         yield _hot("cpu.most_celsius", "the processor", now.cpu_celsius, rules.cpu.most_celsius - rules.cpu.cool_by)
 
 
-def _hot(rule: str, part: str, celsius: float | None, goes_on: float) -> Hindrance:
-    return Hindrance(rule=rule, reason=f"{part} is at {celsius or 0:.0f} °C, and work goes on at {goes_on:.0f} °C")
+def _hot(rule: str, part: str, celsius: float | None, goes_on: float) -> Objection:
+    return Objection(rule=rule, reason=f"{part} is at {celsius or 0:.0f} °C, and work goes on at {goes_on:.0f} °C")
 
 
-def _line(rules: VolunteerRules, now: Circumstances, zone: tzinfo | None) -> Iterator[Hindrance]:
+def _line(rules: VolunteerRules, now: Circumstances, zone: tzinfo | None) -> Iterator[Objection]:
     network, today = rules.network, datetime.fromtimestamp(now.wall_s, zone)
     midnight = today.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
     first = (today.replace(day=1, hour=0, minute=0, second=0, microsecond=0) + timedelta(days=32)).replace(day=1)
     if now.is_metered and network.metered == "pause":
-        yield Hindrance(rule="network.metered", reason="the connection is metered", stops_training=False)
+        yield Objection(rule="network.metered", reason="the connection is metered", stops_training=False)
     for rule, amount, used, until, span in (
         ("network.daily", network.daily, now.today_bytes, midnight, "today's"),
         ("network.monthly", network.monthly, now.month_bytes, first, "this month's"),
@@ -180,15 +180,15 @@ def _line(rules: VolunteerRules, now: Circumstances, zone: tzinfo | None) -> Ite
         most = bytes_of(amount)
         if most is not None and used is not None and used >= most:
             reason = f"{span} {human_bytes(most)} of traffic are used up"
-            yield Hindrance(rule=rule, reason=reason, until_s=until.timestamp(), stops_training=False)
+            yield Objection(rule=rule, reason=reason, until_s=until.timestamp(), stops_training=False)
 
 
-def _work(rules: VolunteerRules, now: Circumstances) -> Iterator[Hindrance]:
+def _work(rules: VolunteerRules, now: Circumstances) -> Iterator[Objection]:
     accepted, licence = rules.lease.licences, now.data_licence
     if accepted and licence is not None and licence.lower() not in {each.lower() for each in accepted}:
         known = licence not in NO_LICENCE
         what = f"is under {licence}, which your rules do not accept" if known else "has no licence that is told"
-        yield Hindrance(rule="lease.licences", reason=f"the data of this run {what}")
+        yield Objection(rule="lease.licences", reason=f"the data of this run {what}")
 
 
 def until_text(until_s: float, wall_s: float, zone: tzinfo | None = None) -> str:

@@ -49,7 +49,7 @@ def _parsed(parse: Callable[[Given], Made], given: Given) -> Made:
 
 
 Amount = Annotated[str, AfterValidator(_amount)]
-Rate = Annotated[str, AfterValidator(_rate)]
+RuledRate = Annotated[str, AfterValidator(_rate)]
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -154,8 +154,8 @@ class NetworkRules(BaseModel):
 
     model_config = _FROZEN
 
-    upload_rate: Rate = Field(default="", description="Send at most so much a second, as in '1MB'; '': no limit.")
-    download_rate: Rate = Field(default="", description="Fetch at most so much a second; '': no limit.")
+    upload_rate: RuledRate = Field(default="", description="Send at most so much a second, as in '1MB'; '': no limit.")
+    download_rate: RuledRate = Field(default="", description="Fetch at most so much a second; '': no limit.")
     daily: Amount = Field(default="", description="Pause for the rest of a day on which so much went over the line.")
     monthly: Amount = Field(default="", description="The same for a calendar month.")
     metered: Literal["pause", "work"] = Field(

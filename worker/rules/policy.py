@@ -10,7 +10,7 @@ from datetime import tzinfo
 
 from worker.policy import Circumstances, Permission
 from worker.rules.file import PauseNote
-from worker.rules.judging import Felt, Hindrance, hindrances, permission_of
+from worker.rules.judging import Felt, Objection, objections, permission_of
 from worker.rules.model import VolunteerRules
 
 
@@ -25,7 +25,7 @@ class RuledPolicy:
         self.is_finishing = False
         """Whether the volunteer wants no lease after the present one."""
         self._felt, self._zone = Felt(), zone
-        self.hindrances: tuple[Hindrance, ...] = ()
+        self.objections: tuple[Objection, ...] = ()
         """What stood against working at the last look."""
 
     def may_work(self, now: Circumstances) -> Permission:
@@ -33,9 +33,9 @@ class RuledPolicy:
         if self.note is not None and self.note.until_s is not None and now.wall_s >= self.note.until_s:
             self.note = None
         self._felt = self._felt.after(self.rules, now)
-        found = hindrances(self.rules, now, self._felt, self.note, self._zone)
+        found = objections(self.rules, now, self._felt, self.note, self._zone)
         if self.is_finishing:
-            finishing = Hindrance(rule="finish", reason="you asked it to finish and leave", stops_training=False)
+            finishing = Objection(rule="finish", reason="you asked it to finish and leave", stops_training=False)
             found = (finishing, *found)
-        self.hindrances = found
+        self.objections = found
         return permission_of(found, now.wall_s, self._zone)

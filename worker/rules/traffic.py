@@ -24,7 +24,7 @@ KEPT_DAYS: Final = 62
 WRITE_EVERY_S: Final = 30.0
 
 
-class Throttle:
+class RuledPace:
     """Lets pieces through one after another at a rate that may change at any time."""
 
     def __init__(
@@ -86,7 +86,7 @@ class CountedWire:
     """A `Wire` whose bytes are counted and let through at the volunteer's rate. Small calls are counted alone."""
 
     def __init__(
-        self, wire: Wire, up: Throttle, down: Throttle, ledger: Ledger, today: Callable[[], date] | None = None
+        self, wire: Wire, up: RuledPace, down: RuledPace, ledger: Ledger, today: Callable[[], date] | None = None
     ) -> None:
         self._wire, self._up, self._down = wire, up, down
         self._ledger, self._today = ledger, today or (lambda: datetime.now().date())

@@ -21,7 +21,7 @@ from worker.senses.bus import BusIdle
 from worker.senses.sense import Senseless
 from worker.senses.x11 import X11Idle
 
-Source = tuple[str, Callable[[], float]]
+IdleSource = tuple[str, Callable[[], float]]
 """What it is called, and how many seconds it says; Senseless where it does not work."""
 
 
@@ -30,7 +30,7 @@ class IdleSense:
 
     fields = frozenset({"idle_s"})
 
-    def __init__(self, sources: Sequence[Source] | None = None) -> None:
+    def __init__(self, sources: Sequence[IdleSource] | None = None) -> None:
         self._sources = tuple(sources_here() if sources is None else sources)
         self.source = ""
         """Which one answered last."""
@@ -50,7 +50,7 @@ class IdleSense:
         raise Senseless(f"nothing tells when keyboard and mouse were last used ({'; '.join(told)})")
 
 
-def sources_here(environment: Mapping[str, str] | None = None) -> list[Source]:
+def sources_here(environment: Mapping[str, str] | None = None) -> list[IdleSource]:
     """Those that this system may have."""
     environment = os.environ if environment is None else environment
     if sys.platform == "win32":
@@ -58,7 +58,7 @@ def sources_here(environment: Mapping[str, str] | None = None) -> list[Source]:
     if sys.platform == "darwin":
         return [("macOS", of_macos)]
     bus = BusIdle()
-    sources: list[Source] = [("GNOME", bus.of_mutter), ("KDE", bus.of_screen_saver)]
+    sources: list[IdleSource] = [("GNOME", bus.of_mutter), ("KDE", bus.of_screen_saver)]
     if not is_wayland(environment):
         sources.append(("X11", X11Idle(environment).idle_s))
     sources.append(("logind", bus.of_logind))

@@ -1,7 +1,7 @@
 """How long nobody has used keyboard or mouse, asked of an X server by its screen saver extension.
 
 Decides nothing. Speaks the X11 protocol itself, by one connection over the display's local socket: Xlib ends the whole
-process when its server goes away, and a worker outlives a log-out. Source: X Window System Protocol, X Version 11,
+process when its server goes away, and a worker outlives a log-out. IdleSource: X Window System Protocol, X Version 11,
 Release 7, sections 8 to 10; MIT-SCREEN-SAVER extension, version 1.1 (QueryInfo). Reads DISPLAY and the X authority.
 """
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from worker.rules.traffic import LEDGER_FILE, WRITE_EVERY_S, CountedWire, Ledger, Throttle
+from worker.rules.traffic import LEDGER_FILE, WRITE_EVERY_S, CountedWire, Ledger, RuledPace
 
 TODAY = date(2026, 11, 30)
 
@@ -55,7 +55,7 @@ class Line:
 async def test_a_rate_is_kept_and_may_change_at_any_time() -> None:
     clock = Clock()
     rates: list[int | None] = [1000]
-    throttle = Throttle(lambda: rates[-1], clock, clock.sleep)
+    throttle = RuledPace(lambda: rates[-1], clock, clock.sleep)
     for _ in range(5):
         await throttle.let_through(1000)
     assert clock.now_s == 105.0
@@ -73,7 +73,7 @@ async def test_a_rate_is_kept_and_may_change_at_any_time() -> None:
 async def test_what_goes_over_the_line_is_slowed_and_counted(tmp_path: Path) -> None:
     clock, line = Clock(), Line()
     ledger = Ledger(tmp_path, clock)
-    up, down = (Throttle(lambda rate=rate: rate, clock, clock.sleep) for rate in (1000, 500))  # type: ignore[misc]
+    up, down = (RuledPace(lambda rate=rate: rate, clock, clock.sleep) for rate in (1000, 500))  # type: ignore[misc]
     wire = CountedWire(line, up, down, ledger, lambda: TODAY)
 
     async def messages() -> AsyncIterator[bytes]:
