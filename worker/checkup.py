@@ -42,7 +42,7 @@ ANSWER_S: Final = 5.0
 _PROXIES: Final = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy", "grpc_proxy")
 
 
-class Health(StrEnum):
+class Soundness(StrEnum):
     """Of one check."""
 
     GOOD = "good"
@@ -57,7 +57,7 @@ class Finding:
     """What one check found."""
 
     name: str
-    outcome: Health
+    outcome: Soundness
     found: str
     mend: str = ""
     """What to do; empty where nothing needs doing."""
@@ -66,10 +66,10 @@ class Finding:
 def of_python(version: tuple[int, int] = sys.version_info[:2], *, release: str = sys.version.split()[0]) -> Finding:
     """The interpreter."""
     if version >= LEAST_PYTHON:
-        return Finding(name="Python", outcome=Health.GOOD, found=release)
+        return Finding(name="Python", outcome=Soundness.GOOD, found=release)
     least = ".".join(map(str, LEAST_PYTHON))
     mend = f"install Python {least} or newer, and barnraise in it: `pipx install --python python{least} barnraise`"
-    return Finding(name="Python", outcome=Health.BAD, found=f"{release}, which is too old", mend=mend)
+    return Finding(name="Python", outcome=Soundness.BAD, found=f"{release}, which is too old", mend=mend)
 
 
 def of_packages(version_of: Callable[[str], str] = metadata.version) -> Finding:
@@ -83,16 +83,16 @@ def of_packages(version_of: Callable[[str], str] = metadata.version) -> Finding:
     if missing:
         found = f"{', '.join(missing)} not installed"
         mend = f"install barnraise anew: `{sys.executable} -m pip install --force-reinstall barnraise`"
-        return Finding(name="packages", outcome=Health.BAD, found=found, mend=mend)
-    return Finding(name="packages", outcome=Health.GOOD, found=f"torch {version_of('torch')}")
+        return Finding(name="packages", outcome=Soundness.BAD, found=found, mend=mend)
+    return Finding(name="packages", outcome=Soundness.GOOD, found=f"torch {version_of('torch')}")
 
 
 def of_memory(available_bytes: int) -> Finding:
     """What is free, of the machine or of its container."""
     found = f"{human_bytes(available_bytes)} free"
     if available_bytes >= LITTLE_MEMORY:
-        return Finding(name="memory", outcome=Health.GOOD, found=found)
-    outcome = Health.NOTE if available_bytes >= LEAST_MEMORY else Health.BAD
+        return Finding(name="memory", outcome=Soundness.GOOD, found=found)
+    outcome = Soundness.NOTE if available_bytes >= LEAST_MEMORY else Soundness.BAD
     mend = "close other programs, or give the container more memory; `barnraise worker probe` shows what is offered"
     return Finding(name="memory", outcome=outcome, found=found, mend=mend)
 
@@ -102,11 +102,11 @@ def of_disk(home: Path, free_bytes: int | None, trouble: str = "") -> Finding:
     if trouble or free_bytes is None:
         found = f"{home} cannot be written: {trouble or 'it is not there'}"
         mend = "make it yours (`chown`), or choose another place with --home FOLDER"
-        return Finding(name="disk", outcome=Health.BAD, found=found, mend=mend)
+        return Finding(name="disk", outcome=Soundness.BAD, found=found, mend=mend)
     found = f"{human_bytes(free_bytes)} free for {home}"
     if free_bytes >= LITTLE_DISK:
-        return Finding(name="disk", outcome=Health.GOOD, found=found)
-    outcome = Health.NOTE if free_bytes >= LEAST_DISK else Health.BAD
+        return Finding(name="disk", outcome=Soundness.GOOD, found=found)
+    outcome = Soundness.NOTE if free_bytes >= LEAST_DISK else Soundness.BAD
     mend = "make room, or choose another disk with --home FOLDER; `barnraise worker set disk.most 2GB` caps the cache"
     return Finding(name="disk", outcome=outcome, found=found, mend=mend)
 
@@ -115,9 +115,9 @@ def of_clock(now_s: float, known_s: float) -> Finding:
     """The wall clock, against a moment that is over for sure: when this machine last wrote something of ours."""
     shown = time.strftime("%Y-%m-%d %H:%M", time.localtime(now_s))
     if now_s >= known_s - 3600.0:
-        return Finding(name="clock", outcome=Health.GOOD, found=shown)
+        return Finding(name="clock", outcome=Soundness.GOOD, found=shown)
     mend = "set it, best by the network: `sudo timedatectl set-ntp true`; schedules and certificates go by it"
-    return Finding(name="clock", outcome=Health.BAD, found=f"{shown}, which was long ago", mend=mend)
+    return Finding(name="clock", outcome=Soundness.BAD, found=f"{shown}, which was long ago", mend=mend)
 
 
 def of_rules(home: Path, senses: Senses) -> Iterator[Finding]:
@@ -126,7 +126,7 @@ def of_rules(home: Path, senses: Senses) -> Iterator[Finding]:
         rules = read_rules(home / RULES_FILE)
     except ConfigError as error:
         mend = f"edit {home / RULES_FILE}, or delete it to begin anew"
-        yield Finding(name="rules", outcome=Health.BAD, found=str(error), mend=mend)
+        yield Finding(name="rules", outcome=Soundness.BAD, found=str(error), mend=mend)
         return
     look = senses.look(needed(rules))
     lacking, source = look.lacking, look.facts.get("idle_source")
@@ -134,10 +134,10 @@ def of_rules(home: Path, senses: Senses) -> Iterator[Finding]:
         waits = rules.when.unknown == "wait"
         mend = "take the rule back, or `barnraise worker set when.unknown work` to work all the same"
         found = f"a rule does not work here: {why}"
-        yield Finding(name="rules", outcome=Health.BAD if waits else Health.NOTE, found=found, mend=mend)
+        yield Finding(name="rules", outcome=Soundness.BAD if waits else Soundness.NOTE, found=found, mend=mend)
     if not lacking:
         tells = f"; {source} tells when keyboard and mouse were used" if source else ""
-        yield Finding(name="rules", outcome=Health.GOOD, found=f"make sense, and can be checked here{tells}")
+        yield Finding(name="rules", outcome=Soundness.GOOD, found=f"make sense, and can be checked here{tells}")
 
 
 def of_gpu() -> Finding:
@@ -150,11 +150,11 @@ def of_gpu() -> Finding:
     if choice.index is not None:
         driver = f", driver {facts.driver}" if facts.driver else ""
         found = f"{facts.trials[choice.index].name}{driver}"
-        outcome = Health.NOTE if choice.notice else Health.GOOD
+        outcome = Soundness.NOTE if choice.notice else Soundness.GOOD
         return Finding(name="GPU", outcome=outcome, found=found, mend=choice.notice)
     if choice.notice:
-        return Finding(name="GPU", outcome=Health.NOTE, found="not used; the CPU trains", mend=choice.notice)
-    return Finding(name="GPU", outcome=Health.GOOD, found="none; the CPU trains")
+        return Finding(name="GPU", outcome=Soundness.NOTE, found="not used; the CPU trains", mend=choice.notice)
+    return Finding(name="GPU", outcome=Soundness.GOOD, found="none; the CPU trains")
 
 
 def of_run(
@@ -170,27 +170,27 @@ def of_run(
     except OSError:
         mend = "is this machine online, and is the name spelt as in the join link? If both: ask the run's operator"
         found = f"the name {link.host} cannot be looked up"
-        yield Finding(name="name", outcome=Health.BAD, found=found, mend=mend)
+        yield Finding(name="name", outcome=Soundness.BAD, found=found, mend=mend)
         return
-    yield Finding(name="name", outcome=Health.GOOD, found=link.host)
+    yield Finding(name="name", outcome=Soundness.GOOD, found=link.host)
     proxy = next((name for name in _PROXIES if environment.get(name)), "")
     try:
         greet(link.host, link.port, link.fingerprint, ANSWER_S)
     except Unauthenticated:
         found = f"somebody answers at {link.address} who is not this run's coordinator"
         mend = "a proxy or a firewall that opens TLS, or another program at that port: ask the run's operator"
-        yield Finding(name="run", outcome=Health.BAD, found=found, mend=mend)
+        yield Finding(name="run", outcome=Soundness.BAD, found=found, mend=mend)
         return
     except (RemoteError, OSError):
         where = f"; {proxy} is set, and is not used: workers dial directly" if proxy else ""
         mend = f"is the coordinator running, and does a firewall let TCP to port {link.port} out?{where}"
         found = f"nobody answers at {link.address}"
-        yield Finding(name="run", outcome=Health.BAD, found=found, mend=mend)
+        yield Finding(name="run", outcome=Soundness.BAD, found=found, mend=mend)
         return
-    yield Finding(name="run", outcome=Health.GOOD, found=f"the coordinator at {link.address} answers")
+    yield Finding(name="run", outcome=Soundness.GOOD, found=f"the coordinator at {link.address} answers")
     if proxy:
         mend = "nothing, as long as the run answers"
-        yield Finding(name="proxy", outcome=Health.NOTE, found=f"{proxy} is set, and is not used", mend=mend)
+        yield Finding(name="proxy", outcome=Soundness.NOTE, found=f"{proxy} is set, and is not used", mend=mend)
 
 
 def checkup(home: Path, links: list[JoinLink], senses: Senses) -> Iterator[Finding]:
@@ -208,7 +208,7 @@ def checkup(home: Path, links: list[JoinLink], senses: Senses) -> Iterator[Findi
         yield from of_run(link, os.environ)
     if not links:
         mend = "join one: `barnraise worker join 'barnraise://…'` with a link from its operator"
-        yield Finding(name="run", outcome=Health.NOTE, found="this machine is in no run yet", mend=mend)
+        yield Finding(name="run", outcome=Soundness.NOTE, found="this machine is in no run yet", mend=mend)
     yield of_gpu()
 
 

@@ -30,7 +30,7 @@ def doctor(
 
     Exit code 1: something keeps the worker from training.
     """
-    from worker.checkup import Health, checkup
+    from worker.checkup import Soundness, checkup
     from worker.rejoin import home_root, known_runs, link_of
     from worker.rules.house import senses_of
     from worker.rules.model import VolunteerRules
@@ -45,7 +45,7 @@ def doctor(
             print(f"{_SIGNS[finding.outcome]}  {finding.name:<8}  {printable(finding.found)}", flush=True)
             if finding.mend:
                 print(f"{'':16}{printable(finding.mend)}")
-    bad = sum(finding.outcome is Health.BAD for finding in findings)
+    bad = sum(finding.outcome is Soundness.BAD for finding in findings)
     if as_json:
         print_json({"findings": [dataclasses.asdict(finding) for finding in findings], "bad": bad})
     elif bad:

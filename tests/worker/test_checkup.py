@@ -14,7 +14,7 @@ from barnraise.cli.app import run
 from protocol.errors import Unauthenticated, Unavailable
 from protocol.joinlink import JoinLink
 from worker import checkup
-from worker.checkup import Finding, Health, of_clock, of_disk, of_memory, of_packages, of_python, of_rules, of_run
+from worker.checkup import Finding, Soundness, of_clock, of_disk, of_memory, of_packages, of_python, of_rules, of_run
 from worker.rules.file import RULES_FILE, set_rule
 from worker.senses.sense import Senseless, Senses
 
@@ -64,20 +64,20 @@ BAD: dict[str, Callable[[], Finding]] = {
 @pytest.mark.parametrize("mend", BAD)
 def test_what_is_wrong_comes_with_how_to_mend_it(mend: str) -> None:
     finding = BAD[mend]()
-    assert finding.outcome is Health.BAD
+    assert finding.outcome is Soundness.BAD
     assert mend in finding.mend
 
 
 def test_what_is_right_needs_nothing() -> None:
     good = [of_python(), of_packages(), of_memory(4 * GIB), of_disk(Path("/home"), 9 * GIB), of_clock(2e9, 1.7e9)]
     for finding in (*good, *of_way()):
-        assert (finding.outcome, finding.mend) == (Health.GOOD, "")
+        assert (finding.outcome, finding.mend) == (Soundness.GOOD, "")
 
 
 def test_little_room_is_a_note_and_a_proxy_is_named_where_it_may_matter() -> None:
-    assert of_memory(int(1.5 * GIB)).outcome is of_disk(Path("/home"), GIB).outcome is Health.NOTE
+    assert of_memory(int(1.5 * GIB)).outcome is of_disk(Path("/home"), GIB).outcome is Soundness.NOTE
     proxy = {"HTTPS_PROXY": "http://proxy:3128"}
-    assert [finding.outcome for finding in of_way(proxy)] == [Health.GOOD, Health.GOOD, Health.NOTE]
+    assert [finding.outcome for finding in of_way(proxy)] == [Soundness.GOOD, Soundness.GOOD, Soundness.NOTE]
     assert "HTTPS_PROXY is set, and is not used" in of_way(proxy, greet=fails(Unavailable("no")))[-1].mend
 
 
@@ -85,21 +85,21 @@ def test_rules_that_make_no_sense_or_cannot_be_checked_here(tmp_path: Path) -> N
     senses = Senses([Deaf()], lambda: 0.0)
     path = tmp_path / RULES_FILE
     set_rule(path, "when.battery", "work")
-    assert [finding.outcome for finding in of_rules(tmp_path, senses)] == [Health.GOOD]
+    assert [finding.outcome for finding in of_rules(tmp_path, senses)] == [Soundness.GOOD]
     set_rule(path, "when.idle_minutes", "5")
     (finding,) = of_rules(tmp_path, senses)
-    assert (finding.outcome, finding.found) == (Health.BAD, "a rule does not work here: nobody tells")
+    assert (finding.outcome, finding.found) == (Soundness.BAD, "a rule does not work here: nobody tells")
     set_rule(path, "when.unknown", "work")
-    assert next(of_rules(tmp_path, senses)).outcome is Health.NOTE
+    assert next(of_rules(tmp_path, senses)).outcome is Soundness.NOTE
     path.write_text("[when")
-    assert next(of_rules(tmp_path, senses)).outcome is Health.BAD
+    assert next(of_rules(tmp_path, senses)).outcome is Soundness.BAD
 
 
 def test_the_command_says_it_all_and_ends_with_what_it_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(checkup, "of_gpu", lambda: Finding(name="GPU", outcome=Health.GOOD, found="none"))
-    monkeypatch.setattr(checkup, "of_memory", lambda _: Finding(name="memory", outcome=Health.GOOD, found="much"))
+    monkeypatch.setattr(checkup, "of_gpu", lambda: Finding(name="GPU", outcome=Soundness.GOOD, found="none"))
+    monkeypatch.setattr(checkup, "of_memory", lambda _: Finding(name="memory", outcome=Soundness.GOOD, found="much"))
     arguments = ["doctor", "--home", str(tmp_path), "--json"]
     code = run(arguments)
     found = json.loads(capsys.readouterr().out)
