@@ -56,12 +56,13 @@ class Calls:
         granted: Callable[[ReceivedLease], None],
         measurer: Measurer | None = None,
         receipts: ReceiptKeeper | None = None,
+        unwanted: Callable[[ReceivedLease], str] = lambda _lease: "",
     ) -> None:
         """`measurer`: for submissions that the coordinator has others measure; without one, none is asked for."""
         self._receipts = receipts
         self._machine, self._joining, self._outbox = machine, joining, outbox
         self._reporter, self._pauses = reporter, pauses
-        self._opened, self._lease_granted = opened, granted
+        self._opened, self._lease_granted, self._unwanted = opened, granted, unwanted
         self._measuring = Measuring(measurer, joining.background, reporter) if measurer is not None else None
         self._timing = joining.timing
         self._refusals = Refusals(self._timing.clock, pauses.kept_after_deadline_s)
@@ -163,7 +164,7 @@ class Calls:
             columns=list(lease.columns),
             ttl_s=lease.ttl_s,
         )
-        return m.LeaseGranted(ticket=ticket, lease=lease)
+        return m.LeaseGranted(ticket=ticket, lease=lease, unwanted=self._unwanted(lease))
 
     async def _fetch(self, call: m.FetchShard) -> m.SessionEvent:
         self._joining.home.progress.keep_only(call.lease.lease_id)

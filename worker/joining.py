@@ -35,6 +35,7 @@ from worker.repeats import Repeats
 from worker.sentences import InHand, reached_again, unreached
 from worker.timing import Timing
 from worker.trouble import trouble_of
+from worker.wire import GrpcWire, Wire
 
 Value = TypeVar("Value")
 
@@ -84,11 +85,15 @@ class Joining:
         background: Background | None = None,
         understand: Callable[[RunDescription], Run] = understand_run,
         measure: Callable[[Layout, Machine, int, int], float] = measure_speed,
+        counted: Callable[[Wire], Wire] = lambda wire: wire,
+        licensed: Callable[[str], None] = lambda _licence: None,
     ) -> None:
+        """`counted` holds the line to the volunteer's rules; `licensed` hears under what licence the run's data is."""
         self.home = home
         self.timing = timing or Timing()
         self._dial = dial or self._grpc
         self._understand, self._measure = understand, measure
+        self._counted, self._licensed = counted, licensed
         self._options = options
         self._link = link
         self._reporter = reporter
@@ -231,6 +236,7 @@ class Joining:
             self._run = await self._background.run(self._understand, description)
         self.home.remember_address(self._link, description.name)
         self.lease_length = printable(reply.lease_length)
+        self._licensed(printable(reply.data_licence, 100))
         if self._offer is None:
             before = self._capability(machine)
             self._offer = await self._worked_out(machine)
@@ -256,6 +262,7 @@ class Joining:
         return CoordinatorClient(
             link,
             identity,
+            wire=self._counted(GrpcWire(link)),
             timing=self.timing,
             on_trouble=on_trouble,
             first_backoff_s=self._options.first_backoff_s,

@@ -119,6 +119,9 @@ class Trainer(Protocol):
     def stop(self) -> None:
         """Stop soon."""
 
+    def rest(self) -> None:
+        """Nothing is to be trained for a while: give back the memory that the last lease took, once it has stopped."""
+
     def join(self, timeout_s: float) -> bool:
         """Wait for what was stopped; whether it has ended."""
 

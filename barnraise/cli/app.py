@@ -13,6 +13,7 @@ from barnraise.cli import (
     calibrate,
     credit,
     data,
+    doctor,
     evaluate,
     identity,
     invites,
@@ -47,6 +48,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(worker.app, name="worker", rich_help_panel="Volunteer")
+app.command("doctor", rich_help_panel="Volunteer")(doctor.doctor)
 coordinator_commands.app.command("set")(settings.set_setting)
 coordinator_commands.app.command("settings")(settings.list_settings)
 coordinator_commands.app.command("invite")(invites.invite)

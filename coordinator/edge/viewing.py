@@ -16,7 +16,6 @@ from itertools import islice
 
 import structlog
 
-from coordinator.edge.contributors import contributors
 from coordinator.edge.headline import headline_of
 from coordinator.edge.pages import StatusReader
 from coordinator.edge.publicly import (

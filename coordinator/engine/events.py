@@ -101,16 +101,16 @@ class SettingChanged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSeen(Event):
-    """A sign of life (a heartbeat, or any signed call). Never journalled, and never part of the engine's state.
-
-    What follows from silence is journalled instead, as `WorkerSilent`: see `Engine.due`.
-    """
+    """A sign of life (a heartbeat, or any signed call). Never journalled, and never part of the engine's state: what
+    follows from silence is journalled instead, as `WorkerSilent` (see `Engine.due`)."""
 
     worker: WorkerId
     lease_id: LeaseId | None = None
     inner_step: int = 0
     train_loss: float | None = None
     tokens_per_s: float = 0.0
+    paused_until_s: float | None = None
+    """Its owner's rules want no new work before this time, at the least; infinity: nobody knows until when."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,16 +72,18 @@ class OpenSessionRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., public_key: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., team: _Optional[str] = ...) -> None: ...
 
 class OpenSessionReply(_message.Message):
-    __slots__ = ("session_id", "heartbeat_interval_s", "run", "lease_length")
+    __slots__ = ("session_id", "heartbeat_interval_s", "run", "lease_length", "data_licence")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     LEASE_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    DATA_LICENCE_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     heartbeat_interval_s: float
     run: RunDescription
     lease_length: str
-    def __init__(self, session_id: _Optional[bytes] = ..., heartbeat_interval_s: _Optional[float] = ..., run: _Optional[_Union[RunDescription, _Mapping]] = ..., lease_length: _Optional[str] = ...) -> None: ...
+    data_licence: str
+    def __init__(self, session_id: _Optional[bytes] = ..., heartbeat_interval_s: _Optional[float] = ..., run: _Optional[_Union[RunDescription, _Mapping]] = ..., lease_length: _Optional[str] = ..., data_licence: _Optional[str] = ...) -> None: ...
 
 class RunDescription(_message.Message):
     __slots__ = ("run_id", "name", "model_json", "residency", "codec", "sequence_length", "dataset_digest", "max_block_bytes", "frozen_codec", "optimizer", "masters", "moments", "frozen_dtype", "trunk", "lora_rank")
@@ -322,18 +324,22 @@ class ReturnLeaseReply(_message.Message):
     def __init__(self) -> None: ...
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("lease_id", "inner_step", "train_loss", "tokens_per_s", "sending_lease_id")
+    __slots__ = ("lease_id", "inner_step", "train_loss", "tokens_per_s", "sending_lease_id", "paused", "paused_for_s")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     INNER_STEP_FIELD_NUMBER: _ClassVar[int]
     TRAIN_LOSS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
     SENDING_LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    PAUSED_FIELD_NUMBER: _ClassVar[int]
+    PAUSED_FOR_S_FIELD_NUMBER: _ClassVar[int]
     lease_id: str
     inner_step: int
     train_loss: float
     tokens_per_s: float
     sending_lease_id: str
-    def __init__(self, lease_id: _Optional[str] = ..., inner_step: _Optional[int] = ..., train_loss: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., sending_lease_id: _Optional[str] = ...) -> None: ...
+    paused: bool
+    paused_for_s: float
+    def __init__(self, lease_id: _Optional[str] = ..., inner_step: _Optional[int] = ..., train_loss: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., sending_lease_id: _Optional[str] = ..., paused: _Optional[bool] = ..., paused_for_s: _Optional[float] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
     __slots__ = ("cancelled", "latest_version")

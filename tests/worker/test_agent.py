@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -19,6 +18,7 @@ from protocol.framing import frames_of
 from protocol.limits import FRAME_BYTES
 from protocol.receipt_files import checked_receipts
 from protocol.v1 import barnraise_pb2 as pb
+from tests.worker.conftest import Gate
 from worker.belongings import RECEIPTS_FILE
 from worker.client import CoordinatorClient
 from worker.messages import EXIT_OK, EXIT_REFUSED
@@ -30,26 +30,6 @@ from worker.train.trainer import train_shard
 async def finish(task: asyncio.Task[Any]) -> Any:
     async with asyncio.timeout(30):
         return await task
-
-
-class Gate:
-    """Holds training still, between fetching and the first step, until it is opened."""
-
-    def __init__(self) -> None:
-        self.reached = threading.Event()
-        self.opened = threading.Event()
-
-    def __call__(self, lease: Any, sequences: Any) -> Any:
-        self.reached.set()
-        assert self.opened.wait(30)
-        return sequences
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    made = Gate()
-    yield made
-    made.opened.set()
 
 
 async def test_joins_trains_and_ends_with_the_run(swarm: Any) -> None:
