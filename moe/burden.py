@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
 from moe.frozen_bytes import FrozenBytes, frozen_bytes
+from moe.head import adds_in_slices
 from moe.layout import FP32_BYTES, Layout
 from moe.passing import activation_bytes, kept_by_library
 from moe.rungs import Schedule
 from moe.stand_ins import DEVICE, StandIns
-from moe.weighing import BF16_BYTES, Weighed, gradients_by_layers, inputs_by_layers, weighed
+from moe.weighing import BF16_BYTES, SLICES, Weighed, gradients_by_layers, inputs_by_layers, weighed
 from protocol.codecs import BF16, FP32, codec_named
 from protocol.ids import TRUNK
 from protocol.recipe import AS_COMPUTED, BF16_MASTERS, COMPACT, FROZEN_TRUNK, LORA_TRUNK, MUON, Recipe
@@ -157,7 +158,7 @@ def _kept_lines(load: Burden, tensors: tuple[Weighed, ...], columns: int, schedu
 
 def _gradient_line(load: Burden, tensors: tuple[Weighed, ...], columns: int, schedule: Schedule) -> PlanLine:
     if schedule.by_layers:
-        at_once = gradients_by_layers(tensors)
+        at_once = gradients_by_layers(tensors, in_slices=bool(_put_off(load, tensors, schedule)))
         return PlanLine(part="gradients", memory_bytes=at_once, why="fp32, of a layer at a time")
     return PlanLine(part="gradients", memory_bytes=sum(one.gradient_bytes() for one in tensors), why="fp32")
 
@@ -206,9 +207,10 @@ def _is_recomputed(schedule: Schedule) -> bool:
 
 def _activations(load: Burden, tensors: tuple[Weighed, ...], schedule: Schedule) -> int:
     """With the gradients that a second micro-batch makes beside those of the first."""
+    put_off = _put_off(load, tensors, schedule)
     if schedule.by_layers:  # it is counted with a layer's
         tensors = ()
-    heads = [one.gradient_bytes() for one in tensors if one.is_head]
+    heads = [put_off, *(one.gradient_bytes() for one in tensors if one.is_head)]
     others = [one.gradient_bytes() for one in tensors if not one.is_head]
     inputs = 0 if schedule.inputs_on_host else _inputs(load, schedule)
     return inputs + activation_bytes(
@@ -219,6 +221,18 @@ def _activations(load: Burden, tensors: tuple[Weighed, ...], schedule: Schedule)
         sequence_length=load.sequence_length,
         added_bytes=(max(heads, default=0), max(others, default=0)),
     )
+
+
+def _put_off(load: Burden, tensors: tuple[Weighed, ...], schedule: Schedule) -> int:
+    """Bytes of logits' gradients that are kept until a head's own is added in slices (moe.head); 0 where it is not."""
+    tokens, values = schedule.micro_batch * load.sequence_length, load.layout.config_json
+    is_bf16 = load.recipe.masters == BF16_MASTERS
+    heads = [one for one in tensors if one.added == SLICES and one.group]
+    is_sliced = any(load.compute_bytes != FP32_BYTES or (is_bf16 and one.is_halved) for one in heads)
+    hidden = int(values["hidden_size"])
+    if not schedule.by_layers or not adds_in_slices(tokens, hidden, load.compute_bytes, is_sliced=is_sliced):
+        return 0
+    return tokens * (int(values["vocab_size"]) + hidden) * load.compute_bytes
 
 
 def sent_bytes(load: Burden, elements: int) -> int:
