@@ -8,6 +8,10 @@ PEER_METHOD = "/barnraise.protocol.v1.Peer/Take"
 UPLOAD_SLOTS = 2
 """Blocks that a worker gives at once; whoever comes then is told that it is busy. More would each get less of a home's
 uplink, and be passed on later."""
+MOST_QUEUED = 8
+"""That wait for a slot; whoever comes then is told so at once, and goes to somebody else."""
+QUEUED_S = 3.0
+"""How long: a block of some megabytes takes as long over a home's uplink."""
 MAX_REQUEST_BYTES = 8 * 1024
 """A request with its ticket takes under 1 KiB."""
 MAX_CERTIFICATE_BYTES = 2 * 1024

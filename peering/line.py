@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import ipaddress
 import ssl
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -105,3 +106,24 @@ class PeerLine:
 def _told(error: grpc.aio.AioRpcError) -> RemoteError:
     kind = _BLAME.get(error.code().name, Unavailable)
     return kind(f"another worker: {printable((error.details() or error.code().name)[:200])}")
+
+
+def may_dial(host: str, beside: str) -> bool:
+    """Whether `host`, a literal address that a coordinator reached at `beside` names, is one to connect to.
+
+    A coordinator out in the world has no business sending a volunteer's machine round its own home network.
+    """
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    if address.is_multicast or address.is_unspecified:
+        return False
+    return address.is_global or _is_near(beside)
+
+
+def _is_near(host: str) -> bool:
+    try:
+        return not ipaddress.ip_address(host).is_global
+    except ValueError:
+        return "." not in host or host.endswith((".local", ".lan", ".internal", ".home.arpa"))

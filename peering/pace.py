@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
+from peering.limits import MOST_QUEUED, QUEUED_S
 from protocol.errors import RateLimited
 
 
-class Pace:
+class UplinkPace:
     """One line's rate, shared by all that goes over it."""
 
     def __init__(
@@ -36,19 +37,31 @@ class Pace:
 
 
 class Slots:
-    """So many transfers at once."""
+    """So many transfers at once, and so many that wait a moment for one to end, first come, first served.
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._taken: set[bytes] = set()
+    Without the waiting, whoever has just been given a block comes first again, and others never have a turn.
+    """
 
-    @contextlib.contextmanager
-    def of(self, key: bytes) -> Iterator[None]:
-        """A slot for the holder of `key`; RateLimited, which is nobody's fault, where there is none."""
-        if key in self._taken or len(self._taken) >= self._most:
+    def __init__(self, most: int, queue: int = MOST_QUEUED, patience_s: float = QUEUED_S) -> None:
+        self._free = asyncio.Semaphore(most)
+        self._keys: set[bytes] = set()
+        self._most, self._patience_s = most + queue, patience_s
+
+    @contextlib.asynccontextmanager
+    async def of(self, key: bytes) -> AsyncIterator[None]:
+        """A slot for the holder of `key`; RateLimited, which is nobody's fault, where there is none soon."""
+        if key in self._keys or len(self._keys) >= self._most:
             raise RateLimited("all upload slots are taken; come again")
-        self._taken.add(key)
+        self._keys.add(key)
         try:
-            yield
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    await self._free.acquire()
+            except TimeoutError:
+                raise RateLimited("no upload slot came free; come again") from None
+            try:
+                yield
+            finally:
+                self._free.release()
         finally:
-            self._taken.discard(key)
+            self._keys.discard(key)

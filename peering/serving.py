@@ -1,4 +1,4 @@
-"""A worker gives what it has fetched to other workers of its run: blocks by the digest of their bytes, and nothing else.
+"""A worker gives what it has fetched to other workers of its run: blocks by the digest of their bytes, nothing else.
 
 Decides who is given a block: whoever shows the coordinator's ticket and proves its key by a signature over this call's
 nonce (protocol/tickets.py), while a slot is free. Always: what is not a checked block of the run is not here; nothing
@@ -27,7 +27,7 @@ from peering.limits import (
     UPLOAD_SLOTS,
     peer_server_options,
 )
-from peering.pace import Pace, Slots
+from peering.pace import Slots, UplinkPace
 from protocol.errors import (
     ConfigError,
     MalformedMessage,
@@ -76,13 +76,13 @@ class PeerServer:
         ca_pem: bytes,
         now_s: Callable[[], float],
         bytes_per_s: float,
-        slots: int = UPLOAD_SLOTS,
+        slots: Slots | None = None,
         stall_s: float = FRAME_STALL_S,
     ) -> None:
         """`name`: SHA-256 of the certificate that callers check `leaf` against. `now_s`: the coordinator's clock."""
         self._shelf, self._leaf, self._name = shelf, leaf, name
         self._run_id, self._ca_pem, self._now_s = run_id, ca_pem, now_s
-        self._pace, self._slots, self._stall_s = Pace(bytes_per_s), Slots(slots), stall_s
+        self._pace, self._slots, self._stall_s = UplinkPace(bytes_per_s), slots or Slots(UPLOAD_SLOTS), stall_s
         self._scratch = bytearray(FRAME_HEADER_BYTES + FRAME_BYTES)
         self._grpc: Any = None
         self.sent_bytes = 0
@@ -125,7 +125,7 @@ class PeerServer:
         request = _request(await _in_time(anext(messages, b""), OPENING_S))
         digest = Digest(request.digest.hex())
         self._admit(request, nonce, digest)
-        with self._slots.of(request.ticket.public_key):
+        async with self._slots.of(request.ticket.public_key):
             frames = await asyncio.to_thread(self._opened, digest, request)
             try:
                 await self._send(frames, context)

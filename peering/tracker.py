@@ -52,7 +52,7 @@ class Shared:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class TakeFrom:
     """Where one block comes from: from the coordinator if it is granted, otherwise from one of the holders."""
 
     digest: Digest
@@ -97,6 +97,8 @@ class Tracker:
         self._holders: dict[Digest, dict[WorkerId, None]] = {}
         self._granted: dict[Digest, set[WorkerId]] = {}
         self._answers = 0
+        self._present: frozenset[WorkerId] = frozenset()
+        """Who shares and is here, at the present question."""
 
     # ---- what workers tell ------------------------------------------------------------------------------------------
 
@@ -164,29 +166,41 @@ class Tracker:
         """Blocks that the worker is taken to share."""
         return len(self._of(worker).held)
 
-    def ask(self, worker: WorkerId, wanted: Sequence[Digest], now_s: float, still_s: float = 0.0) -> list[Source]:
+    def ask(
+        self,
+        worker: WorkerId,
+        wanted: Sequence[Digest],
+        now_s: float,
+        *,
+        room: int = MOST_SOURCES,
+        still_s: float = 0.0,
+    ) -> list[TakeFrom]:
         """Sources of what `worker` wants, rarest first; what is left out has to wait.
 
-        `still_s`: for how long nothing has come of it, from anybody.
+        `room`: how many it could begin with now. `still_s`: for how long nothing has come, from anybody.
         """
         if not self.anybody_shares:
-            return [Source(digest=digest, holders=(), granted=True) for digest in wanted[:MOST_SOURCES]]
+            return [TakeFrom(digest=digest, holders=(), granted=True) for digest in wanted[:MOST_SOURCES]]
         self._answers += 1
+        self._present = frozenset(holder for holder, other in self._workers.items() if self._can_give(holder, other))
         self._lapse(now_s)
         known = self._of(worker)
         known.asked_s, since = now_s, known.wants
         known.wants = {digest: since.get(digest, now_s) for digest in wanted}
-        found: list[Source] = []
-        for digest in sorted(known.wants, key=lambda one: (self._supply(one), distance(worker, one))):
+        found: list[TakeFrom] = []
+        for digest in (
+            () if room == 0 else sorted(known.wants, key=lambda one: (self._supply(one), distance(worker, one)))
+        ):
             usable = self._usable(worker, known, digest, now_s)
             granted = digest in known.grants or (
                 len(known.grants) < GRANTS_AT_ONCE
+                and sum(one.granted for one in found) < room
                 and (still_s >= self._fallback_s or self._may_take(known, digest, now_s, usable=bool(usable)))
             )
             if granted:
                 self._grant(worker, known, digest, now_s)
             if granted or usable:
-                found.append(Source(digest=digest, holders=self._named(usable), granted=granted))
+                found.append(TakeFrom(digest=digest, holders=self._named(usable), granted=granted))
             if len(found) == MOST_SOURCES:
                 break
         return found
@@ -208,7 +222,10 @@ class Tracker:
         return self._workers.setdefault(worker, _Known())
 
     def _sharers(self) -> Iterator[_Known]:
-        return (known for worker, known in self._workers.items() if known.shared is not None and self._is_here(worker))
+        return (known for worker, known in self._workers.items() if self._can_give(worker, known))
+
+    def _can_give(self, worker: WorkerId, known: _Known) -> bool:
+        return known.shared is not None and self._is_here(worker)
 
     def _asking_sharers(self, now_s: float) -> Iterator[_Known]:
         return (known for known in self._sharers() if not known.let_lapse and now_s - known.asked_s < WANTED_S)
@@ -222,7 +239,7 @@ class Tracker:
         ]
 
     def _holding(self, digest: Digest) -> Iterator[tuple[WorkerId, _Known]]:
-        return ((one, self._workers[one]) for one in self._holders.get(digest, ()) if self._is_here(one))
+        return ((one, self._workers[one]) for one in self._holders.get(digest, ()) if one in self._present)
 
     def _supply(self, digest: Digest) -> int:
         """Workers that have the block to pass on, or take it from the coordinator to do so; counted to a few."""

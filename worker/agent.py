@@ -28,6 +28,7 @@ from worker.policy import Always, Circumstances, Policy
 from worker.ports import Measurer, Trainer
 from worker.progress import Reporter
 from worker.session import Session
+from worker.sharing import Sharing
 from worker.states import IN_SESSION, State
 from worker.trouble import Trouble
 from worker.wire import SessionEnded
@@ -72,6 +73,7 @@ class Agent:
         circumstances: Callable[[], Circumstances] = Circumstances.now,
         session: Session | None = None,
         measurer: Measurer | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         pauses = pauses or Pauses()
         self._joining = joining
@@ -92,6 +94,7 @@ class Agent:
             opened=self._start_beating,
             granted=self._deadline.set,
             measurer=measurer,
+            sharing=sharing,
         )
         self._events: asyncio.Queue[m.SessionEvent | Exception] = asyncio.Queue()
         self._lanes: dict[m.Lane, asyncio.Task[None]] = {}
@@ -153,6 +156,7 @@ class Agent:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
+        await self._calls.close()
         await self._joining.close()
 
     # ---- commands -----------------------------------------------------------------------------------------------

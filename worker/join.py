@@ -63,11 +63,15 @@ def make_agent(options: WorkerOptions, machine: Machine, link: JoinLink, home: R
     """An agent with its real ports: gRPC, this disk, a training thread, the system's clock."""
     from worker.agent import Agent
     from worker.joining import Joining
+    from worker.sharing import Sharing
     from worker.train.measuring import LossMeasurer
     from worker.train.training import TrainingRoom
 
     trainer = TrainingRoom(options, machine, home.disk, home.outbox, reporter)
     joining = Joining(options, link, home, reporter)
+    sharing = None
+    if options.share_bytes_per_s is not None:
+        sharing = Sharing(home.disk.blocks, options.share_bytes_per_s, port=options.share_port)
     return Agent(
         machine,
         joining,
@@ -77,6 +81,7 @@ def make_agent(options: WorkerOptions, machine: Machine, link: JoinLink, home: R
         pauses=options.pauses,
         policy=options.policy,
         measurer=LossMeasurer(home.disk.blocks, machine.device),
+        sharing=sharing,
     )
 
 

@@ -474,7 +474,7 @@ class DownloadRequest(_message.Message):
     def __init__(self, block_digest: _Optional[bytes] = ..., lease_data: _Optional[str] = ..., measure_data: _Optional[str] = ..., measure_payload: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class SourcesRequest(_message.Message):
-    __slots__ = ("wanted", "taking", "got", "gone", "whole", "still_s", "share", "failed")
+    __slots__ = ("wanted", "taking", "got", "gone", "whole", "still_s", "share", "room", "failed")
     WANTED_FIELD_NUMBER: _ClassVar[int]
     TAKING_FIELD_NUMBER: _ClassVar[int]
     GOT_FIELD_NUMBER: _ClassVar[int]
@@ -482,6 +482,7 @@ class SourcesRequest(_message.Message):
     WHOLE_FIELD_NUMBER: _ClassVar[int]
     STILL_S_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
+    ROOM_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     wanted: _containers.RepeatedScalarFieldContainer[bytes]
     taking: _containers.RepeatedScalarFieldContainer[bytes]
@@ -490,8 +491,9 @@ class SourcesRequest(_message.Message):
     whole: bool
     still_s: float
     share: Sharing
+    room: int
     failed: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, wanted: _Optional[_Iterable[bytes]] = ..., taking: _Optional[_Iterable[bytes]] = ..., got: _Optional[_Iterable[bytes]] = ..., gone: _Optional[_Iterable[bytes]] = ..., whole: _Optional[bool] = ..., still_s: _Optional[float] = ..., share: _Optional[_Union[Sharing, _Mapping]] = ..., failed: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(self, wanted: _Optional[_Iterable[bytes]] = ..., taking: _Optional[_Iterable[bytes]] = ..., got: _Optional[_Iterable[bytes]] = ..., gone: _Optional[_Iterable[bytes]] = ..., whole: _Optional[bool] = ..., still_s: _Optional[float] = ..., share: _Optional[_Union[Sharing, _Mapping]] = ..., room: _Optional[int] = ..., failed: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Sharing(_message.Message):
     __slots__ = ("port", "certificate")
@@ -502,22 +504,22 @@ class Sharing(_message.Message):
     def __init__(self, port: _Optional[int] = ..., certificate: _Optional[bytes] = ...) -> None: ...
 
 class SourcesReply(_message.Message):
-    __slots__ = ("holders", "sources", "ticket", "now_s", "retry_after_s", "known", "notice")
+    __slots__ = ("holders", "sources", "ticket", "now_s", "retry_after_s", "book", "notice")
     HOLDERS_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
     NOW_S_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_S_FIELD_NUMBER: _ClassVar[int]
-    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    BOOK_FIELD_NUMBER: _ClassVar[int]
     NOTICE_FIELD_NUMBER: _ClassVar[int]
     holders: _containers.RepeatedCompositeFieldContainer[Holder]
     sources: _containers.RepeatedCompositeFieldContainer[BlockSources]
     ticket: PeerTicket
     now_s: float
     retry_after_s: float
-    known: int
+    book: bytes
     notice: str
-    def __init__(self, holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[BlockSources, _Mapping]]] = ..., ticket: _Optional[_Union[PeerTicket, _Mapping]] = ..., now_s: _Optional[float] = ..., retry_after_s: _Optional[float] = ..., known: _Optional[int] = ..., notice: _Optional[str] = ...) -> None: ...
+    def __init__(self, holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[BlockSources, _Mapping]]] = ..., ticket: _Optional[_Union[PeerTicket, _Mapping]] = ..., now_s: _Optional[float] = ..., retry_after_s: _Optional[float] = ..., book: _Optional[bytes] = ..., notice: _Optional[str] = ...) -> None: ...
 
 class Holder(_message.Message):
     __slots__ = ("host", "port", "certificate")

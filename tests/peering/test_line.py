@@ -16,7 +16,7 @@ import pytest
 from peering.certificate import PeerCertificate, new_certificate
 from peering.limits import PEER_METHOD, peer_channel_options
 from peering.line import PeerLine
-from peering.pace import Pace, Slots
+from peering.pace import Slots, UplinkPace
 from peering.serving import PeerServer
 from protocol.errors import ConfigError, RateLimited, Refused, RemoteError, Unauthenticated, Unavailable
 from protocol.framing import frames_of
@@ -147,7 +147,7 @@ async def test_a_proof_cannot_be_passed_on(serve: Serve, dial: Callable[..., Pee
 async def test_a_third_one_at_once_and_a_second_of_one_key_are_told_to_come_again(
     serve: Serve, dial: Callable[..., PeerLine]
 ) -> None:
-    port, identity = await serve(bytes_per_s=1e6), PrivateIdentity.generate()
+    port, identity = await serve(bytes_per_s=1e6, slots=Slots(2, queue=0)), PrivateIdentity.generate()
     first, second = dial(port, identity=identity), dial(port)
     one, two = first.block(BLOCK, len(CONTENT), 0), second.block(BLOCK, len(CONTENT), 0)
     await anext(one)
@@ -167,7 +167,7 @@ async def test_the_rate_holds_for_all_together() -> None:
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
-    pace = Pace(1000.0, lambda: now_s, sleep)
+    pace = UplinkPace(1000.0, lambda: now_s, sleep)
     for _ in range(3):
         await pace.spend(500)
     assert slept == [0.5, 1.0]
@@ -176,11 +176,31 @@ async def test_the_rate_holds_for_all_together() -> None:
     assert len(slept) == 2
 
 
-def test_a_slot_is_free_again() -> None:
-    slots = Slots(1)
+async def test_slots_go_in_the_order_of_asking_and_whoever_had_one_comes_last() -> None:
+    slots, order = Slots(1, queue=2, patience_s=5.0), list[str]()
+
+    async def take(name: str) -> None:
+        async with slots.of(name.encode()):
+            order.append(name)
+            await asyncio.sleep(0)
+
+    async with slots.of(b"first"):
+        waiting = [asyncio.create_task(take(name)) for name in ("second", "third")]
+        await asyncio.sleep(0)
+        for key in (b"first", b"second", b"fourth"):  # one that has a slot, one that waits, one too many
+            with pytest.raises(RateLimited):
+                await slots.of(key).__aenter__()
+    again = asyncio.create_task(take("first"))
+    await asyncio.gather(*waiting, again)
+    assert order == ["second", "third", "first"]
+
+
+async def test_nobody_waits_long_for_a_slot_and_a_slot_is_free_again() -> None:
+    slots = Slots(1, patience_s=0.01)
     for _ in range(2):
-        with slots.of(b"a"), pytest.raises(RateLimited), slots.of(b"b"):
-            pass
+        async with slots.of(b"a"):
+            with pytest.raises(RateLimited):
+                await slots.of(b"b").__aenter__()
 
 
 async def test_whoever_says_nothing_is_hung_up_on(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

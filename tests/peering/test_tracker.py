@@ -34,7 +34,7 @@ def of_sharers(*numbers: int, copies: int = 2) -> Tracker:
 
 
 def granted(tracker: Tracker, number: int, wanted: list[Digest], now_s: float = 0.0, still_s: float = 0.0) -> set[str]:
-    return {one.digest for one in tracker.ask(worker(number), wanted, now_s, still_s) if one.granted}
+    return {one.digest for one in tracker.ask(worker(number), wanted, now_s, still_s=still_s) if one.granted}
 
 
 def holders(tracker: Tracker, number: int, digest: Digest, now_s: float = 0.0) -> set[Shared]:
@@ -196,7 +196,7 @@ def _step(
     if not wanted:
         one.finished_s = now_s
         return
-    sources = tracker.ask(worker(one.number), wanted, now_s, now_s - one.moved_s)
+    sources = tracker.ask(worker(one.number), wanted, now_s, still_s=now_s - one.moved_s)
     if one.lies:  # takes the turns of others, never the bytes; says of honest holders that they failed it
         tracker.failed(worker(one.number), [name for name, other in by_name.items() if not other.lies], now_s)
         return
