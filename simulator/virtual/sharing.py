@@ -2,8 +2,8 @@
 
 Decides how lines are modelled: each machine's uplink and downlink passes one frame after the other at its rate, and a
 frame's round trip is not waited for. Everything that decides is the product's: the coordinator's `Sources` with its
-tracker, tickets and all, and each worker's `BlockSwarm` and `Sharing`, which speak in the wire's own messages. Bytes are
-not looked at: a frame is true or false. Touches nothing.
+tracker, tickets and all, and each worker's `BlockSwarm` and `Sharing`, which speak in the wire's own messages. Bytes
+are not looked at: a frame is true or false. Touches nothing.
 """
 
 from __future__ import annotations
@@ -139,9 +139,16 @@ class _World:
     """One coordinator and its workers."""
 
     def __init__(
-        self, gives: Sequence[Gives], blocks: Sequence[int], copies: int, fallback_s: float, lines: LineRates, seed: int,
-        *, lies_first: bool,
-    ) -> None:  # fmt: skip
+        self,
+        gives: Sequence[Gives],
+        blocks: Sequence[int],
+        copies: int,
+        fallback_s: float,
+        lines: LineRates,
+        seed: int,
+        *,
+        lies_first: bool,
+    ) -> None:
         self._loop = VirtualLoop(0.0, lambda _pool: (0.0, 0.0), MOST_STEPS)  # type: ignore[abstract]
         self._draw, self._lies_first = random.Random(seed), lies_first
         self._refs = [
