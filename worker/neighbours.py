@@ -11,6 +11,7 @@ import contextlib
 
 from peering.line import PeerLine
 from protocol.errors import RemoteError
+from protocol.identity import PrivateIdentity
 from protocol.text import human_bytes
 from protocol.v1 import barnraise_pb2 as pb
 from worker.joining import Joining
@@ -88,4 +89,9 @@ class Neighbours:
         return self._swarm
 
     def _dial(self, holder: pb.Holder) -> PeerLine:
-        return PeerLine(holder.host, holder.port, holder.certificate, self._joining.identity)
+        return line_to(holder, self._joining.identity)
+
+
+def line_to(holder: pb.Holder, identity: PrivateIdentity) -> PeerLine:
+    """The line on which the key's owner takes blocks from a holder."""
+    return PeerLine(holder.host, holder.port, holder.certificate, identity)
