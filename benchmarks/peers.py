@@ -2,9 +2,9 @@
 
 Run with `python -m benchmarks.peers [--quick] [--json FILE] [--loopback]`. Everybody begins at once with nothing and
 wants the whole version; the coordinator gives 12.5 MB/s, a worker that shares a fifth of it. At 8, 16 and 64 workers
-under virtual time (simulator/virtual/sharing.py), with liars too; `--loopback`: at 8 and 16, with real servers, clients,
-listeners and block caches (peers_loopback.py). The floor: all from the coordinator, in the same run. `copies`:
-versions that left the coordinator, headers of frames and all. Goal: at most 2, the run's setting, and 5 %; with 2 liars
+under virtual time (simulator/virtual/sharing.py), with liars too, beside what one line of that rate takes; with
+`--loopback` at 8 and 16, with real servers, clients, listeners and block caches (peers_loopback.py), beside the same
+without sharing. `copies`: versions that left the coordinator. Goal: at most 2, the run's setting, and 5 %; with 2 liars
 of 8 at most 3; at 16 workers that all share at most 0.6 of the time that it takes without.
 """
 

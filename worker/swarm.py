@@ -92,6 +92,7 @@ class BlockSwarm:
         """
         givers, wrong = set[Digest](), False
         while True:
+            line: HolderLine | None = None
             try:
                 line = await self._turn(ref.digest)
                 if line is None:
