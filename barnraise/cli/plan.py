@@ -16,9 +16,10 @@ import typer
 
 from barnraise.cli.headers import HeadersRead, read_headers
 from barnraise.cli.options import Json, one_of
-from barnraise.cli.output import parse_bytes, print_json, print_table
+from barnraise.cli.output import print_json, print_table
 from coordinator.beginning import USUAL_CODEC
 from moe.presets import PRESETS
+from protocol.amounts import parse_bytes
 from protocol.codecs import CODECS, codec_named
 from protocol.errors import ConfigError
 from protocol.recipe import FROZEN_DTYPES, MASTERS, MOMENTS, MUON, OPTIMIZERS, TRUNKS, Recipe, breaches
