@@ -59,7 +59,8 @@ def join(
             help="Use at most this much memory, for example 8GB; without it, half of what is free. On a CPU: of the"
             " whole worker, Python and its libraries too (about 0.5 GB), but for blocks that are mapped, which the"
             " system takes back. On a GPU: of the GPU's, for the model and its training; beside it half of the"
-            " machine's that is free. Columns and batches are planned to fit below it; it is not enforced beyond that."
+            " machine's that is free. Columns and batches are planned to fit below it. On a GPU torch allocates no more"
+            " than that; on a CPU it is not enforced beyond the plan."
         ),
     ] = None,
     disk: Annotated[
