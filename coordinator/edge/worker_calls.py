@@ -30,6 +30,9 @@ def worker_handlers(
             calls.keyed("AskAudit", pb.AskAuditRequest, membership.ask_audit),
             calls.unary("Sources", pb.SourcesRequest, service.sources.answer),
             calls.unary("AnswerMeasure", pb.AnswerMeasureRequest, transfers.measures.answer),
+            calls.unary("ListReceipts", pb.ListReceiptsRequest, membership.list_receipts),
+            calls.keyed("Leave", pb.LeaveRequest, membership.leave),
+            calls.keyed("RotateKey", pb.RotateKeyRequest, membership.rotate_key),
             calls.upload("Upload", pb.UploadHeader, transfers.upload),
             calls.download("Download", pb.DownloadRequest, transfers.download),
         ]
