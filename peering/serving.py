@@ -56,7 +56,7 @@ _STATUS = {
 }
 
 
-class EncodedShelf(Protocol):
+class BlockShelf(Protocol):
     """What a worker has to give."""
 
     def open(self, digest: Digest) -> BinaryIO | None:
@@ -68,7 +68,7 @@ class PeerServer:
 
     def __init__(
         self,
-        shelf: EncodedShelf,
+        shelf: BlockShelf,
         leaf: LeafCertificate,
         name: Digest,
         *,

@@ -88,7 +88,7 @@ class Sharing:
             await self._server.stop()
 
     def open(self, digest: Digest) -> BinaryIO | None:
-        """As a `peering.serving.EncodedShelf`."""
+        """As a `peering.serving.BlockShelf`."""
         if digest not in self._blocks.checked:
             return None
         try:

@@ -208,8 +208,11 @@ class _World:
 
     async def _sleep(self, seconds: float) -> None:
         future = self._loop.create_future()
-        self._loop.call_later(seconds, lambda: future.done() or future.set_result(None))
-        await future
+        timer = self._loop.call_later(seconds, future.set_result, None)
+        try:
+            await future
+        finally:
+            timer.cancel()
 
     async def _work(self, machine: PeerMachine) -> None:
         sharing = None
@@ -274,9 +277,8 @@ class _World:
     async def asked(self, machine: PeerMachine, session: CallerSession, request: pb.SourcesRequest) -> pb.SourcesReply:
         """The coordinator's answer, by its own code."""
         self._questions += 1
-        machine.blamed |= {
-            self._by_name[name].number for name in map(bytes.hex, request.failed) if name in self._by_name
-        }
+        named = [Digest(name.hex()) for name in request.failed]
+        machine.blamed |= {self._by_name[name].number for name in named if name in self._by_name}
         return await self._sources.answer(session, request)
 
 

@@ -61,7 +61,7 @@ async def test_a_liar_costs_a_try_and_the_coordinator_gives_the_rest(
     swarm: Swarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first gives zeros for everything that it is asked for."""
-    mismatches = []
+    mismatches: list[PartialBlock] = []
 
     class Zeros:
         def __init__(self, path: Path) -> None:
