@@ -84,7 +84,10 @@ def test_the_first_source_of_idleness_that_works_is_kept_until_it_works_no_more(
     answers: dict[str, float | str] = {"GNOME": "nobody answers", "X11": 5.0, "logind": 7.0}
 
     def told(name: str) -> Callable[[], float]:
-        return lambda: source(answers[name])()
+        def read() -> float:
+            return source(answers[name])()
+
+        return read
 
     sense = IdleSense([(name, told(name)) for name in answers])
     assert sense.read() == {"idle_s": 5.0, "idle_source": "X11"}
