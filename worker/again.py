@@ -41,6 +41,7 @@ def arguments_of(options: WorkerOptions, way_back: str) -> list[str]:
     given: list[tuple[str, object]] = [
         ("--home", options.home),
         ("--name", options.name or None),
+        ("--team", options.team),
         ("--device", options.device),
         ("--columns", options.max_columns),
         ("--memory", options.memory_bytes),

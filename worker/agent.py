@@ -27,6 +27,7 @@ from worker.pauses import Pauses
 from worker.policy import Always, Circumstances, Permission, Policy
 from worker.ports import Measurer, Trainer
 from worker.progress import Reporter
+from worker.receipts import ReceiptKeeper
 from worker.session import Session
 from worker.states import IN_SESSION, State
 from worker.suspended import why_too_late
@@ -82,6 +83,7 @@ class Agent:
         session: Session | None = None,
         measurer: Measurer | None = None,
         unwanted: Callable[[ReceivedLease], str] = lambda _lease: "",
+        receipts: ReceiptKeeper | None = None,
     ) -> None:
         """`unwanted`: why the volunteer's rules do not accept a lease; empty: they do."""
         pauses = pauses or Pauses()
@@ -104,6 +106,7 @@ class Agent:
             granted=self._deadline.set,
             measurer=measurer,
             unwanted=unwanted,
+            receipts=receipts,
         )
         self._events: asyncio.Queue[m.SessionEvent | Exception] = asyncio.Queue()
         self._lanes: dict[m.Lane, asyncio.Task[None]] = {}
@@ -187,6 +190,7 @@ class Agent:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
+        await self._calls.close()
         await self._joining.close()
 
     # ---- commands -----------------------------------------------------------------------------------------------

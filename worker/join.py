@@ -85,6 +85,7 @@ def make_agent(
     """An agent with its real ports (gRPC, this disk, a training thread, the system's clock) and `options.policy`."""
     from worker.agent import Agent
     from worker.joining import Joining
+    from worker.receipts import ReceiptKeeper
     from worker.train.measuring import LossMeasurer
     from worker.train.training import TrainingRoom
 
@@ -99,6 +100,7 @@ def make_agent(
         pauses=options.pauses,
         policy=options.policy,
         measurer=LossMeasurer(home.disk.blocks, machine.device),
+        receipts=ReceiptKeeper(home),
     )
 
 
@@ -113,6 +115,7 @@ def ruled_agent(
     """An agent with its real ports under the volunteer's rules, and its membership."""
     from worker.agent import Agent
     from worker.joining import Joining
+    from worker.receipts import ReceiptKeeper
     from worker.train.measuring import LossMeasurer
     from worker.train.training import TrainingRoom
 
@@ -129,6 +132,7 @@ def ruled_agent(
         policy=house.policy,
         circumstances=lambda: house.look(home.disk.make_room),
         measurer=LossMeasurer(home.disk.blocks, machine.device),
+        receipts=ReceiptKeeper(home),
         unwanted=house.unwanted,
     )
     return agent, joining

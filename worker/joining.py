@@ -7,7 +7,6 @@ start. Touches the network, the run's folder, and the device while measuring.
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -172,7 +171,7 @@ class Joining:
         if self._link.invite is None:
             raise ConfigError("what is stored of this run is damaged: join it anew with a join link from its operator")
         ca_pem = await self._connect()
-        name = (self._options.name or socket.gethostname())[:MAX_NAME_CHARACTERS]
+        name = self._options.name[:MAX_NAME_CHARACTERS]  # none: the run calls it by two words that follow from its key
         request = pb.EnrolRequest(
             protocol_version=PROTOCOL_VERSION,
             public_key=self._identity.public_key,
@@ -186,7 +185,7 @@ class Joining:
             reply = await self.client.enrol(request)
         if reply.work_bits:
             raise MalformedMessage("the coordinator asks for work again that was done")
-        if reply.worker_id != self._identity.worker_id:
+        if reply.worker_id not in (self._identity.worker_id, self.home.former_worker()):
             raise MalformedMessage(f"enrolled as {printable(reply.worker_id, 40)}, which is not this worker's key")
         if not (0 < len(reply.run_id) <= 128 and reply.run_id.isprintable()):
             raise MalformedMessage("enrolled in a run whose id is not 1 to 128 printable characters")
@@ -229,7 +228,7 @@ class Joining:
     async def open(self, machine: Machine) -> float:
         """Open a session; returns the heartbeat interval in seconds. The first time, the run is measured first."""
         await self._connect()
-        reply = await self.client.open_session(self._capability(machine))
+        reply = await self.client.open_session(self._capability(machine), self._options.team)
         description = description_from_message(reply.run)
         if description.run_id != self.enrolment.run_id:
             raise MalformedMessage(f"session of run {description.run_id}, but enrolled in {self.enrolment.run_id}")
@@ -242,7 +241,7 @@ class Joining:
             before = self._capability(machine)
             self._offer = await self._worked_out(machine)
             if self._capability(machine) != before:
-                reply = await self.client.open_session(self._capability(machine))
+                reply = await self.client.open_session(self._capability(machine), self._options.team)
         return reply.heartbeat_interval_s
 
     async def _connect(self) -> bytes:

@@ -51,8 +51,11 @@ class Coordinator(BlockSource, Protocol):
     async def enrol(self, request: pb.EnrolRequest) -> pb.EnrolReply:
         """Redeem the invite."""
 
-    async def open_session(self, capability: pb.Capability) -> pb.OpenSessionReply:
-        """Prove the key; later calls are made in this session."""
+    async def open_session(self, capability: pb.Capability, team: str | None = None) -> pb.OpenSessionReply:
+        """Prove the key; later calls are made in this session. `team` None: as before."""
+
+    async def list_receipts(self, after: int) -> pb.ListReceiptsReply:
+        """What was earned since."""
 
     async def acquire_lease(self, wait_s: float) -> pb.AcquireLeaseReply:
         """Ask for work."""

@@ -46,7 +46,11 @@ def join(
         Path | None, typer.Option(help="Take the first free link in this folder, waiting for one to appear.")
     ] = None,
     home: Annotated[Path | None, typer.Option(help="Where this machine's identity is kept.")] = None,
-    name: Annotated[str, typer.Option(help="What the operator sees; the host name by default.")] = "",
+    name: Annotated[str, typer.Option(help="What others see; by default two words that follow from its key.")] = "",
+    team: Annotated[
+        str | None,
+        typer.Option(help="Credit this machine's work to a team, too; '' leaves it. Kept until another is given."),
+    ] = None,
     device: Device = "auto",
     columns: Annotated[int | None, typer.Option(min=1, help="Hold at most this many expert columns.")] = None,
     memory: Annotated[
@@ -107,6 +111,7 @@ def join(
     options = WorkerOptions(
         home=home,
         name=name,
+        team=team,
         device=chosen_device,
         max_columns=columns,
         memory_bytes=memory_bytes,

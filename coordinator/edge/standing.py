@@ -101,7 +101,7 @@ def worker_status(
 
     return WorkerStatus(
         worker=record.worker,
-        name=record.name,
+        name=engine.state.called(record.worker),
         trusted=record.trusted,
         owner=record.owner,
         state=state_of(record, lease),

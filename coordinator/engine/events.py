@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from coordinator.engine.answers import GainAnswer
 from coordinator.engine.config import EngineConfig
 from coordinator.engine.event import Event
+from coordinator.engine.membership_events import CapabilityChanged, WorkerEnrolled, WorkerLeft
 from coordinator.engine.result_events import (
     CheckpointWritten,
     CommandFailed,
@@ -39,6 +40,7 @@ from protocol.lease import AS_PUBLISHED, FrozenColumns
 
 __all__ = [
     "AuditAsked",
+    "CapabilityChanged",
     "CheckpointWritten",
     "CommandFailed",
     "CommandTrouble",
@@ -55,6 +57,8 @@ __all__ = [
     "VersionRebuilt",
     "VersionValidated",
     "WorkerBanned",
+    "WorkerEnrolled",
+    "WorkerLeft",
     "WorkerPardoned",
     "WorkerUnbanned",
 ]
@@ -93,34 +97,6 @@ class SettingChanged(Event):
     """As `quorum` or `inner.learning_rate`."""
     value: str
     """JSON."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerEnrolled(Event):
-    """A key redeemed an invite."""
-
-    worker: WorkerId
-    name: str
-    trusted: bool
-    max_columns: int
-    tokens_per_s: float
-    """Probed speed; 0 where unknown."""
-    measures: bool = False
-    """Whether it offers to measure others' submissions."""
-    owner: str = ""
-    """Whose machine it is, as the operator said with the invite; empty: nobody's but its own."""
-    invite: str = ""
-    """Short digest of the invite; the invite itself is in no journal."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CapabilityChanged(Event):
-    """An enrolled worker opened a session and offers something else than before."""
-
-    worker: WorkerId
-    max_columns: int
-    tokens_per_s: float
-    measures: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
