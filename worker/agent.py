@@ -82,8 +82,8 @@ class Agent:
         circumstances: Callable[[], Circumstances] = Circumstances.now,
         session: Session | None = None,
         measurer: Measurer | None = None,
-        unwanted: Callable[[ReceivedLease], str] = lambda _lease: "",
         receipts: ReceiptKeeper | None = None,
+        unwanted: Callable[[ReceivedLease], str] = lambda _lease: "",
     ) -> None:
         """`unwanted`: why the volunteer's rules do not accept a lease; empty: they do."""
         pauses = pauses or Pauses()
@@ -105,8 +105,8 @@ class Agent:
             opened=self._start_beating,
             granted=self._deadline.set,
             measurer=measurer,
-            unwanted=unwanted,
             receipts=receipts,
+            unwanted=unwanted,
         )
         self._events: asyncio.Queue[m.SessionEvent | Exception] = asyncio.Queue()
         self._lanes: dict[m.Lane, asyncio.Task[None]] = {}

@@ -55,8 +55,8 @@ class Calls:
         opened: Callable[[int, float], None],
         granted: Callable[[ReceivedLease], None],
         measurer: Measurer | None = None,
-        unwanted: Callable[[ReceivedLease], str] = lambda _lease: "",
         receipts: ReceiptKeeper | None = None,
+        unwanted: Callable[[ReceivedLease], str] = lambda _lease: "",
     ) -> None:
         """`measurer`: for submissions that the coordinator has others measure; without one, none is asked for."""
         self._receipts = receipts
