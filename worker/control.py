@@ -34,6 +34,7 @@ class Control:
     def __init__(self, agent: Agent, joining: Joining, house: House, standing: WorkerStanding) -> None:
         self._agent, self._joining, self._house, self._standing = agent, joining, house, standing
         self._started_s = time.time()
+        self._is_leaving = False
 
     async def handle(self, request: dict[str, Any], _caller: object = None) -> dict[str, Any]:
         """MalformedMessage where it is no request of ours."""
@@ -51,6 +52,7 @@ class Control:
                 self._agent.finish()
                 await self._agent.look_at_policy()
             case "leave":
+                self._is_leaving = True
                 self._agent.leave("its owner asked it to leave")
             case verb:
                 raise MalformedMessage(f"a worker knows {', '.join(VERBS)}, not {str(verb)[:40]!r}")
@@ -86,6 +88,8 @@ class Control:
 
     def sentence(self) -> str:
         """What the worker does, why, and until when."""
+        if self._is_leaving:
+            return "leaving; what it holds goes back" if self._agent.held_lease else "leaving"
         return sentence(
             self._agent.state,
             self._agent.permission,

@@ -35,6 +35,7 @@ def status(home: Home = None, as_json: Json = False) -> int:
     root = _root(home)
     found = _asked(root, {"verb": "status"})
     note = noted_pause(root)
+    note = None if note is not None and note.is_over(time.time()) else note
     if as_json:
         paused = None if note is None else {"until_s": note.until_s}
         print_json({"workers": found, "paused_by_you": paused})

@@ -63,6 +63,11 @@ class Dataset:
         return dataset
 
     @property
+    def licence(self) -> str:
+        """Under which it is, as its card says."""
+        return self.card.licence
+
+    @property
     def digest(self) -> Digest:
         """The digest that a run names its data by."""
         return self.card.digest

@@ -93,7 +93,7 @@ class Membership:
             heartbeat_interval_s=run.pump.engine.state.config.heartbeat_interval_s,
             run=self._description(),
             lease_length=run.lease_length(run.pump.engine.state.config),
-            data_licence=run.dataset.card.licence,
+            data_licence=run.dataset.licence,
         )
 
     async def ask_audit(self, request: pb.AskAuditRequest, _: str) -> pb.AskAuditReply:

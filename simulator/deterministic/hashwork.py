@@ -143,6 +143,7 @@ class HashTexts:
     """Sequences that say where in which permutation they stand."""
 
     digest = Digest("0" * 64)
+    licence = "unknown"
 
     def sequences(self, seed: int, start: int, count: int, seq_len: int) -> NDArray[np.uint8]:
         """Tokens below the vocabulary's size."""

@@ -64,6 +64,11 @@ class Language(Dataset):
         return Digest("0" * 64)
 
     @property
+    def licence(self) -> str:
+        """Nobody wrote it."""
+        return "unknown"
+
+    @property
     def tokenizer_json(self) -> bytes:
         """Each token is its number."""
         words = {str(number): number for number in range(VOCABULARY)}

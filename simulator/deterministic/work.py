@@ -96,6 +96,8 @@ class Texts(Protocol):
 
     @property
     def digest(self) -> Digest: ...  # noqa: D102
+    @property
+    def licence(self) -> str: ...  # noqa: D102
     def sequences(self, seed: int, start: int, count: int, seq_len: int) -> NDArray[Any]:
         """[count, seq_len + 1] tokens."""
 

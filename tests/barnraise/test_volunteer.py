@@ -15,7 +15,7 @@ from barnraise.cli.app import run
 from protocol.amounts import parse_moment_s, parse_span_s
 from protocol.errors import ConfigError
 from worker.progress import QuietReporter
-from worker.rules.file import PauseNote, noted_pause
+from worker.rules.file import PauseNote, note_pause, noted_pause
 from worker.standing import LOG_FILE, WorkerStanding
 
 NOW = datetime(2026, 11, 27, 12, 0, tzinfo=UTC)
@@ -54,6 +54,10 @@ def test_a_pause_waits_for_the_next_worker(home: Path, capsys: pytest.CaptureFix
     note = noted_pause(home)
     assert note is not None
     assert note.until_s is not None
+    note_pause(home, PauseNote(until_s=1.0))
+    capsys.readouterr()
+    run(said(home, "status"))
+    assert "paused" not in capsys.readouterr().out, "it is over by itself"
     assert run(said(home, "resume")) == 0
     assert noted_pause(home) is None
     for words in (("--for", "soon"), ("--until", "25:00"), ("--for", "2h", "--until", "18:00")):

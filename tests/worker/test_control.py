@@ -87,6 +87,7 @@ async def test_a_pause_keeps_the_lease_in_training_and_tells_the_coordinator_how
 
 async def _seen_as_paused(swarm: Swarm) -> None:
     assert swarm.server is not None
+    assert swarm.server._run is not None
     engine = swarm.server._run.pump.engine
     async with asyncio.timeout(20):
         while not any(beat.paused_until_s is not None for beat in engine.last_seen.values()):
@@ -111,7 +112,7 @@ async def test_a_pause_that_is_too_long_hands_the_lease_back_and_leave_ends_it(s
     gate.opened.set()
     await volunteer.until(State.PAUSED)
     assert any("too long" in text for text in volunteer.recorder.texts("note"))
-    await volunteer.control.handle({"verb": "leave"})
+    assert (await volunteer.control.handle({"verb": "leave"}))["says"] == "leaving"
     assert (await volunteer.task).exit_code == 0
 
 
@@ -129,6 +130,7 @@ async def test_finish_lets_the_present_lease_be_the_last(swarm: Swarm, gate: Gat
 async def test_what_is_no_request_of_ours_is_refused(swarm: Swarm) -> None:
     volunteer = Volunteer(swarm)
     untils = [{"verb": "pause", "until_s": until} for until in ("soon", float("nan"), True)]
-    for request in [{}, {"verb": "dance"}, {"verb": ["pause"]}, *untils]:
+    requests: list[dict[str, Any]] = [{}, {"verb": "dance"}, {"verb": ["pause"]}, *untils]
+    for request in requests:
         with pytest.raises(MalformedMessage):
             await volunteer.control.handle(request)

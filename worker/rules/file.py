@@ -74,6 +74,10 @@ class PauseNote:
     until_s: float | None = None
     """Seconds since 1970; None: until they say otherwise."""
 
+    def is_over(self, wall_s: float) -> bool:
+        """Whether it has ended by itself."""
+        return self.until_s is not None and wall_s >= self.until_s
+
 
 def note_pause(home: Path, note: PauseNote | None) -> None:
     """Write it down; None: there is none any more."""

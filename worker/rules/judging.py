@@ -105,7 +105,7 @@ def objections(
     rules: VolunteerRules, now: Circumstances, felt: Felt, note: PauseNote | None, zone: tzinfo | None = None
 ) -> tuple[Objection, ...]:
     """Everything that stands against working now, what the volunteer said last first."""
-    if note is not None and (note.until_s is None or now.wall_s < note.until_s):
+    if note is not None and not note.is_over(now.wall_s):
         said = Objection(rule="pause", reason="you paused it", until_s=note.until_s)
         return (said, *_ruled(rules, now, felt, zone))
     return tuple(_ruled(rules, now, felt, zone))

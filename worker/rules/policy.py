@@ -30,7 +30,7 @@ class RuledPolicy:
 
     def may_work(self, now: Circumstances) -> Permission:
         """Whether nothing stands against it."""
-        if self.note is not None and self.note.until_s is not None and now.wall_s >= self.note.until_s:
+        if self.note is not None and self.note.is_over(now.wall_s):
             self.note = None
         self._felt = self._felt.after(self.rules, now)
         found = objections(self.rules, now, self._felt, self.note, self._zone)

@@ -37,7 +37,7 @@ def spans_of(entries: Sequence[str]) -> tuple[WeekSpan, ...]:
 
 def is_open(spans: Sequence[WeekSpan], now: datetime) -> bool:
     """Whether `now`, of the local clock, lies within one of them. No span at all: always."""
-    return not spans or any(_covers(span, _minute_of(now)) for span in spans)
+    return not spans or any(_has_minute(span, _minute_of(now)) for span in spans)
 
 
 def next_change_s(spans: Sequence[WeekSpan], wall_s: float, zone: tzinfo | None = None) -> float | None:
@@ -53,7 +53,7 @@ def next_change_s(spans: Sequence[WeekSpan], wall_s: float, zone: tzinfo | None 
     return None
 
 
-def _covers(span: WeekSpan, minute: int) -> bool:
+def _has_minute(span: WeekSpan, minute: int) -> bool:
     return span.begin <= minute < span.end or span.begin <= minute + _WEEK_MIN < span.end
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,6 @@ from protocol.errors import ConfigError
 from tests.worker.leases import lease_message, read_lease
 from worker.allowance import DiskAllowance
 from worker.blocks import BlockCache
-from worker.rules import house as module
 from worker.rules.file import RULES_FILE, PauseNote, note_pause, noted_pause, set_rule
 from worker.rules.house import TIDY_EVERY_S, House
 
@@ -104,7 +105,7 @@ def test_a_lease_that_is_too_long_is_not_wanted(lived: Lived) -> None:
 
 def test_a_quota_and_a_licence_reach_the_rules(lived: Lived) -> None:
     lived.rule("network.daily", "1MB")
-    lived.house.ledger.add(1 << 20, module.datetime.now().date())
+    lived.house.ledger.add(1 << 20, datetime.now().date())
     assert not lived.allowed()
     lived.rule("network.daily", "2MB")
     assert lived.allowed()
@@ -131,9 +132,9 @@ def test_the_cache_obeys_a_cap_that_is_set_while_it_runs_and_yields_to_a_full_di
         lived.house.look(disk.make_room)
         return blocks.used_bytes
 
-    usage = [module.shutil.disk_usage(tmp_path)]
+    usage = [shutil.disk_usage(tmp_path)]
     usage[0] = type(usage[0])(total=1_000_000, used=0, free=900_000)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage[0])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage[0])
     blocks.need({f"{9:064x}"})  # type: ignore[arg-type]  # a digest
     assert look() == 10_000
     lived.rule("disk.most", "7000")

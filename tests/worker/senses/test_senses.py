@@ -82,7 +82,14 @@ def test_a_library_that_fails_ends_nobody() -> None:
 
 def test_the_first_source_of_idleness_that_works_is_kept_until_it_works_no_more() -> None:
     answers: dict[str, float | str] = {"GNOME": "nobody answers", "X11": 5.0, "logind": 7.0}
-    sense = IdleSense([(name, lambda name=name: source(answers[name])()) for name in answers])
+
+    def told(name: str) -> Callable[[], float]:
+        def read() -> float:
+            return source(answers[name])()
+
+        return read
+
+    sense = IdleSense([(name, told(name)) for name in answers])
     assert sense.read() == {"idle_s": 5.0, "idle_source": "X11"}
     answers["GNOME"] = 1.0
     assert sense.read()["idle_source"] == "X11", "it goes on with the one that it has"
