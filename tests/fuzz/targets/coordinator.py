@@ -50,6 +50,7 @@ KINDS: dict[str, type[Message]] = {
     "CommitSubmission": pb.CommitSubmissionRequest,
     "GetManifest": pb.GetManifestRequest,
     "AnswerMeasure": pb.AnswerMeasureRequest,
+    "ListReceipts": pb.ListReceiptsRequest,
     "CreateInvite": pb.CreateInviteRequest,
     "GetStatus": pb.GetStatusRequest,
     "ListStatus": pb.ListStatusRequest,
@@ -59,11 +60,21 @@ KINDS: dict[str, type[Message]] = {
     "Enrol": pb.EnrolRequest,
     "OpenSession": pb.OpenSessionRequest,
     "AskAudit": pb.AskAuditRequest,
+    "Leave": pb.LeaveRequest,
+    "RotateKey": pb.RotateKeyRequest,
     "Check": health_pb2.HealthCheckRequest,
 }
-WORKERS = ("AcquireLease", "ReturnLease", "Heartbeat", "CommitSubmission", "GetManifest", "AnswerMeasure")
+WORKERS = (
+    "AcquireLease",
+    "ReturnLease",
+    "Heartbeat",
+    "CommitSubmission",
+    "GetManifest",
+    "AnswerMeasure",
+    "ListReceipts",
+)
 OPERATORS = ("CreateInvite", "GetStatus", "ListStatus", "StopRun", "ChangeSetting", "ChangeStanding")
-STRANGERS = ("Enrol", "OpenSession", "AskAudit", "Check")
+STRANGERS = ("Enrol", "OpenSession", "AskAudit", "Leave", "RotateKey", "Check")
 
 
 def _one_of(names: Sequence[str]) -> Mutate:
@@ -116,6 +127,7 @@ def _worker_calls() -> list[bytes]:
             pb.AnswerMeasureRequest(item_id=there.item.command_id, error="no memory"),
             pb.AnswerMeasureRequest(item_id="measure:r9.9"),
         ],
+        "ListReceipts": [pb.ListReceiptsRequest(), pb.ListReceiptsRequest(after=2**63)],
     }
     return _headed(WORKERS, requests)
 
@@ -172,6 +184,21 @@ def _stranger_calls() -> list[bytes]:
             "OpenSession": [pb.OpenSessionRequest(**who, nonce=bytes([number]) * 16) for number in range(50)],
             "AskAudit": [
                 pb.AskAuditRequest(public_key=there.stranger.public_key, lease_id=lease) for lease in ("", "r1.1")
+            ],
+            "Leave": [
+                pb.LeaveRequest(
+                    public_key=there.stranger.public_key, nonce=bytes([number]) * 16, forget=number % 2 == 0
+                )
+                for number in range(50, 100)
+            ],
+            "RotateKey": [
+                pb.RotateKeyRequest(
+                    public_key=there.stranger.public_key,
+                    nonce=bytes([number]) * 16,
+                    new_public_key=bytes(32),
+                    new_signature=bytes(64),
+                )
+                for number in range(100, 110)
             ],
             "Check": [health_pb2.HealthCheckRequest(service=service) for service in ("", COORDINATOR_SERVICE, "x")],
         },
