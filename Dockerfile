@@ -21,7 +21,7 @@ COPY simulator ./simulator
 RUN pip install -c constraints.txt .
 
 # Nobody needs root to train; the volumes belong to this user.
-RUN useradd --create-home --uid 10001 barnraise && mkdir -p /run-folder /links /worker && chown barnraise /run-folder /links /worker
+RUN useradd --create-home --uid 10001 barnraise && mkdir -p /run-folder /links /worker /secret && chown barnraise /run-folder /links /worker /secret
 USER barnraise
 
 ENTRYPOINT ["barnraise"]

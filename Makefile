@@ -1,6 +1,7 @@
 # make demo   eight workers train one model on this machine, some vanish, two lie
 # make test   the tests
 # make soak   the long proofs: hundreds of kills, many seeds, millions of inputs
+# make page   the run's page in a real browser, and its metrics in a real Prometheus (apt-get install chromium prometheus)
 # make check  lint, types, import directions, generated code and tables, tests
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test soak lint check format generate clean
+.PHONY: setup demo test soak page lint check format generate clean
 .DEFAULT_GOAL := check
 
 setup: $(READY)
@@ -33,6 +34,19 @@ test: $(READY)
 
 soak: $(READY)
 	$(BIN)/python -m pytest -m soak -s
+
+# axe-core finds what somebody who cannot see, or has no mouse, would stumble over; used by these tests alone.
+AXE := $(VENV)/axe-4.10.3.min.js
+
+$(AXE): $(READY)
+	cd $(VENV) && npm pack --silent axe-core@4.10.3 && tar -xzf axe-core-4.10.3.tgz package/axe.min.js
+	echo "880970c081707360e64f34cea25ff91892f5bc95675b0776925b9709dd8a68bb  $(VENV)/package/axe.min.js" | sha256sum --check --quiet
+	mv $(VENV)/package/axe.min.js $@
+
+page: $(READY) $(AXE)
+	promtool check rules deploy/prometheus/alerts.yml
+	promtool test rules deploy/prometheus/alerts_test.yml
+	AXE=$(AXE) $(BIN)/python -m pytest -m page
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.report import Cell, machine, print_rows
-from benchmarks.sleepers_real import RealSwarm, play
+from benchmarks.sleepers_real import LIES_ALONE, RealSwarm, play
 from benchmarks.stubbed_swarm import SLEPT, WATCHED, AuditedLoop, StubbedSwarm
 from coordinator.engine.config import AuditConfig
 
@@ -177,7 +177,7 @@ def swarms_of(
     yield alone, slept(runs, "any lie", 0.3, 16.0, 0)
     for kind in tolerable:
         yield {"kind": "lie", "who": f"{kind}, always", "share": 1.0, "budget": 16.0}, slept(runs, kind, 1.0, 16.0, 1)
-    trained = [RealSwarm(seed=seed, attack="sleeper-30", rounds=SLEPT + WATCHED, folder=folder) for seed in range(10)]
+    trained = [RealSwarm(seed=seed, attack=LIES_ALONE, rounds=SLEPT + WATCHED, folder=folder) for seed in range(10)]
     name = {"kind": "lie", "who": "sleepers, in 30 %, really trained", "share": 0.3, "budget": 16.0}
     yield name, trained[: max(1, runs // 10)]
     for budget in (20.0, 2.0):

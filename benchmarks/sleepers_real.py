@@ -18,8 +18,17 @@ from coordinator.engine.commands import AggregateRound, Command
 from coordinator.engine.events import Event, LeaseReplayed, SubmissionMeasured
 from coordinator.engine.lease import GrantedLease
 from protocol.ids import LeaseId, WorkerId
+from simulator.adversaries.attack import Attack, Conduct
+from simulator.adversaries.table import SLEEPS_UNTIL
 
 WORKERS, SLEEPERS, FOUNDERS = 8, 2, 1
+ALONE = Attack(
+    does="is a sleeper that trains half of its steps in three rounds of ten",
+    conduct=Conduct(first_round=SLEEPS_UNTIL, share_of_rounds=0.3, steps_share=0.5),
+)
+"""`sleeper-30` lies as `alie` does: by the spread among liars, which is none once the other one is banned."""
+LIES_ALONE = "benchmarks/sleepers_real.py:ALONE"
+"""From the tree's root, where benchmarks are started: an attack's draws follow from its name."""
 
 
 @dataclass(slots=True)
@@ -40,7 +49,7 @@ class RealSwarm:
 
     seed: int
     attack: str
-    """A sleeper of the table: it lies as `alie` does, from round 11 on."""
+    """As `--attack` names it."""
     rounds: int
     folder: Path
     """Where data and first weights are kept between runs."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,7 @@ class Containers:
         self._services = services
         self._root = root
         self._port = port
+        self.page_port = _free_port()
         self._user: dict[str, Any] = {}
         if as_image_user:
             self._user = {"user": IMAGE_USER, "group": IMAGE_USER, "extra_groups": []}
@@ -73,6 +75,8 @@ class Containers:
             words[words.index("--advertise") + 1] = "127.0.0.1"
             words[words.index("--port") + 1] = str(self._port)
             words += SMALL
+        if name == "coordinator":  # the page's port may be another program's here
+            words[words.index("--http") + 1] = f"127.0.0.1:{self.page_port}"
         if name in WORKERS:
             words += ["--name", service["hostname"]]
         return words
@@ -85,6 +89,13 @@ class Containers:
             _mount("-t", "tmpfs", "-o", options, "tmpfs", str(place))
             (place / "lost+found").mkdir(mode=0o700)
         return place
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def open_way(needed: Path) -> None:

@@ -39,7 +39,7 @@ def test_docker_compose_reads_the_file():
 
 
 def test_a_coordinator_and_three_workers_that_wait_for_it(services):
-    assert set(services) == {"init", "coordinator", *WORKERS}
+    assert set(services) == {"init", "coordinator", *WORKERS, "prometheus", "grafana-password", "grafana"}
     invites = services["coordinator"]["command"]
     assert int(invites[invites.index("--invites") + 1]) == len(WORKERS)
     for name in WORKERS:

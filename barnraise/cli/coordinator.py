@@ -299,13 +299,35 @@ def run(
     trusted: Annotated[
         bool, typer.Option("--trusted", help="Founders: full weight from the start, and may audit others.")
     ] = False,
+    http: Annotated[
+        str | None,
+        typer.Option(
+            "--http",
+            metavar="HOST:PORT",
+            help="Where the run's page and /metrics are, 127.0.0.1:7466 unless said; whoever reaches it may read it.",
+        ),
+    ] = None,
+    http_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--http-name",
+            metavar="NAME",
+            help="A name, besides those advertised, that the page answers to. May be repeated.",
+        ),
+    ] = None,
+    no_http: Annotated[bool, typer.Option("--no-http", help="No page and no /metrics.")] = False,
 ) -> int:
     """Serve the run until it is over, or until Ctrl-C; the next start goes on where this one was."""
     import asyncio
 
     from barnraise.cli.serve import serve
+    from coordinator.page.address import PageAddress
+    from protocol.errors import ConfigError
 
-    return asyncio.run(serve(folder, invites=invites, invites_to=invites_to, trusted=trusted))
+    if no_http and (http or http_name):
+        raise ConfigError("--no-http leaves out the page that --http and --http-name are about: give one or the other")
+    page = None if no_http else PageAddress.parse(http, http_name or ())
+    return asyncio.run(serve(folder, invites=invites, invites_to=invites_to, trusted=trusted, page=page))
 
 
 @app.command()

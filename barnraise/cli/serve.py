@@ -13,6 +13,7 @@ from pathlib import Path
 from barnraise.cli.links import give_links, require_writable
 from coordinator.edge.collection import collect_rarely
 from coordinator.edge.server import CoordinatorServer
+from coordinator.page.address import PageAddress
 from coordinator.run.folder import RunFolder
 from protocol.allocator import keep_little
 from protocol.terminal import ending_signals, outliving_terminal
@@ -22,13 +23,15 @@ from worker.train.replay import replay_lease
 STOP_GRACE_S = 1.0
 
 
-async def serve(folder: Path, *, invites: int, invites_to: Path | None, trusted: bool) -> int:
+async def serve(folder: Path, *, invites: int, invites_to: Path | None, trusted: bool, page: PageAddress | None) -> int:
     """Serve until the run is over or a signal comes; the exit code."""
     with outliving_terminal():
-        return await _serve(folder, invites=invites, invites_to=invites_to, trusted=trusted)
+        return await _serve(folder, invites=invites, invites_to=invites_to, trusted=trusted, page=page)
 
 
-async def _serve(folder: Path, *, invites: int, invites_to: Path | None, trusted: bool) -> int:
+async def _serve(
+    folder: Path, *, invites: int, invites_to: Path | None, trusted: bool, page: PageAddress | None
+) -> int:
     loop, told_to_stop = asyncio.get_running_loop(), asyncio.Event()
     signals = ending_signals()
     for number in signals:
@@ -38,12 +41,14 @@ async def _serve(folder: Path, *, invites: int, invites_to: Path | None, trusted
     run_folder = RunFolder.open(folder)
     device = run_folder.settings().evaluation_device
     replay = replay_lease(run_folder.layout(), device=device, experts=quickest_products(device, None))
-    server = CoordinatorServer(run_folder, replay=replay)
+    server = CoordinatorServer(run_folder, replay=replay, page=page)
     if invites and invites_to is not None:
         require_writable(invites_to)
     try:
         port = await server.start()
         print(f"listening on port {port}; the run is in {folder}", file=sys.stderr, flush=True)
+        if server.page_url:
+            print(f"its page is at {server.page_url}", file=sys.stderr, flush=True)
         if invites:
             give_links(await server.create_invites(count=invites, trusted=trusted), to=invites_to)
         over, told = asyncio.ensure_future(server.finished()), asyncio.ensure_future(told_to_stop.wait())

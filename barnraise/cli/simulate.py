@@ -72,6 +72,9 @@ def simulate(
     keep_homes: Annotated[
         bool, typer.Option("--keep-homes", help="Keep the workers' own folders, with the blocks that they downloaded.")
     ] = False,
+    http: Annotated[
+        str | None, typer.Option("--http", metavar="HOST:PORT", help="Show the run's page there meanwhile.")
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="The model, from scratch: tiny (the default), 100m or olmoe-7b.")
     ] = None,
@@ -111,6 +114,7 @@ def simulate(
         lone=lone,
         undefended=undefended,
         keep_homes=keep_homes,
+        http=http,
         preset=preset,
         checkpoint=checkpoint,
         data=data,

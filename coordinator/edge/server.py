@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
@@ -40,6 +40,7 @@ from coordinator.engine.commands import (
     ShutOut,
 )
 from coordinator.engine.phases import Phase
+from coordinator.page.address import PageAddress
 from coordinator.run.audit_trail import Observers
 from coordinator.run.changing import SettingsFile
 from coordinator.run.clock import Clocks
@@ -62,6 +63,9 @@ from protocol.hosts import address_text
 from protocol.limits import MAX_CONCURRENT_RPCS, server_options
 from protocol.v1 import barnraise_pb2 as pb
 
+if TYPE_CHECKING:
+    from coordinator.edge.showing import Showing
+
 OPERATOR_SERVICE = "barnraise.protocol.v1.Operator"
 HEALTH_SERVICE = "grpc.health.v1.Health"
 
@@ -83,18 +87,24 @@ class CoordinatorServer:
         journal_observer: JournalObserver = unobserved,
         pump_limits: PumpLimits | None = None,
         replay: Replay | None = None,
+        page: PageAddress | None = None,
     ) -> None:
-        """`replay`: how this process computes a lease again to audit it; None: it cannot."""
+        """`replay`: how this process computes a lease again to audit it; None: it cannot. `page`: where the run's page
+        is shown; None: nowhere."""
         self._folder = run_folder if isinstance(run_folder, RunFolder) else RunFolder.open(run_folder)
         self._clocks = clocks or Clocks()
         self._throttle = throttle or Throttle()
         self._journal_observer = journal_observer
         self._pump_limits = pump_limits
         self._replay = replay
+        self._page = page
+        self._showing: Showing | None = None
         self._run: RunContext | None = None
         self._parts: OpenedRun | None = None
         self._grpc: Any = None
         self.port = 0
+        self.page_url = ""
+        """Where the run's page is; empty where it is shown nowhere."""
 
     async def start(self) -> int:
         """Read the journal, listen, and answer with the port."""
@@ -123,6 +133,11 @@ class CoordinatorServer:
         self.port = self._listen(run.settings)
         await self._grpc.start()
         await asyncio.to_thread(write_endpoint, self._folder, run.settings.host, self.port)
+        if self._page is not None:
+            from coordinator.edge.showing import Showing
+
+            self._showing = Showing(self._page, self._folder, run, self._status)
+            self.page_url = await self._showing.start()
         _log.info("coordinator_started", run_id=run.run_id, port=self.port, round=run.pump.engine.state.round.round)
         return self.port
 
@@ -132,6 +147,8 @@ class CoordinatorServer:
         if run is None or parts is None:
             return
         self._run = self._parts = None
+        if self._showing is not None:
+            await self._showing.stop()
         run.sessions.close_all()  # answers the long polls, which would otherwise use up the whole grace
         if self._grpc is not None:
             await self._grpc.stop(grace)

@@ -8,11 +8,13 @@ where it counts in no version.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from coordinator.engine import (
     audit_budget,
     audit_endings,
     changes,
+    credit,
     leases,
     past,
     placement,
@@ -119,7 +121,15 @@ def publish(turn: Turn, event: RoundAggregated, command: AggregateRound) -> None
     late = sum(1 for record in used if record.lease.round < state.round.round)
     for record in used:
         state.update_lease(record.lease.lease_id, counted_in=state.round.round)
-    _record_round(turn, version=event.version, late_used=late, update_norm_l2=event.update_norm_l2)
+    sequences = sum(record.lease.sequences for record in used)
+    state.totals = replace(state.totals, sequences=state.totals.sequences + sequences)
+    _record_round(
+        turn,
+        version=event.version,
+        late_used=late,
+        update_norm_l2=event.update_norm_l2,
+        sequences=sequences,
+    )
     step = PastStep(attempt=command, update_norm_l2=event.update_norm_l2)
     leases.drop_behind(turn, past.kept((*state.past_steps, step), state.config.rollback_rounds))
     for record in used:
@@ -239,6 +249,7 @@ def _record_round(
     late_used: int = 0,
     update_norm_l2: float | None = None,
     unpublished: Reason | None = None,
+    sequences: int = 0,
 ) -> None:
     state, current = turn.state, turn.state.round
     assert current.closed is not None
@@ -261,6 +272,7 @@ def _record_round(
         left_out=current.left_out,
         withheld=current.withheld,
         thin=current.thin,
+        sequences=sequences,
     )
     state.history = remembered(state.history, row)
 
@@ -285,6 +297,7 @@ def _forget_old_leases(turn: Turn) -> None:
     oldest = state.round.round - state.config.max_staleness - 2
     open_statuses = {LeaseStatus.GRANTED, LeaseStatus.COMMITTED, LeaseStatus.UPLOADED}
     audits_open = state.index.open_audits
+    undoable = credit.may_be_taken_back(state)
     old = [
         record
         for lease_id, record in state.leases.items()
@@ -292,6 +305,7 @@ def _forget_old_leases(turn: Turn) -> None:
         and record.status not in open_statuses
         and lease_id not in audits_open
         and record.lease.audits not in audits_open
+        and (record.lease.worker, record.lease.round) not in undoable
     ]
     for record in old:
         worker = state.workers[record.lease.worker]

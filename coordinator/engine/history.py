@@ -74,6 +74,8 @@ class RoundRecord:
     """Versions that were made of it and not published, in their order."""
     thin: int = 0
     """Blocks that fewer than three independent people returned."""
+    sequences: int = 0
+    """That were trained on in what counted; rounds of older releases do not say."""
 
     @property
     def lasted_s(self) -> float:
@@ -154,6 +156,8 @@ class Totals:
     """Answers of trusted workers that were held against another's, or against the coordinator's own measuring."""
     gains_false: int = 0
     """Of these, those that were something else."""
+    sequences: int = 0
+    """That were trained on in what counted, since a release that counts them."""
 
 
 class AuditOutcome(StrEnum):

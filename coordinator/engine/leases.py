@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from coordinator.engine import appeals, measuring, pacing, residuals, trust
+from coordinator.engine import appeals, credit, measuring, pacing, residuals, trust
 from coordinator.engine import contributions as votes
 from coordinator.engine.commands import (
     AnnounceVerdict,
@@ -217,6 +217,7 @@ def accept(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
     state.totals = replace(state.totals, submissions_accepted=state.totals.submissions_accepted + 1)
     if record.lease.round == state.round.round:
         state.update_round(accepted=state.round.accepted + 1)
+    credit.give(turn, lease_id)
     turn.emit(AnnounceVerdict(worker=worker.worker, lease_id=lease_id, verdict=verdict))
 
 
@@ -229,6 +230,7 @@ def withdraw(turn: Turn, lease_id: LeaseId, verdict: Verdict) -> None:
     state.totals = replace(state.totals, submissions_accepted=state.totals.submissions_accepted - 1)
     if lease.round == state.round.round:
         state.update_round(accepted=state.round.accepted - 1)
+    credit.take_back(turn, lease_id, verdict.why)
     reject(turn, lease_id, verdict)
 
 

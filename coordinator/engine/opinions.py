@@ -8,14 +8,14 @@ audit for which nobody is left, or whose time is over, ends, and what is in doub
 
 from __future__ import annotations
 
-from coordinator.engine import audit_budget, audits, leases, reputation, shadows
+from coordinator.engine import audit_budget, audits, credit, leases, reputation, shadows
 from coordinator.engine import audit_endings as endings
 from coordinator.engine.arithmetic import is_decisive
 from coordinator.engine.commands import CompareSubmissions, ReplayLease
 from coordinator.engine.events import LeaseReplayed
 from coordinator.engine.history import AuditOutcome
 from coordinator.engine.phases import LeaseStatus, Phase
-from coordinator.engine.reasons import AUDIT_FAILED, MALFORMED, UNMEASURABLE, Case, rejected
+from coordinator.engine.reasons import AUDIT_FAILED, MALFORMED, UNMEASURABLE, Case, reason, rejected
 from coordinator.engine.rows import AuditResult, LeaseRecord
 from coordinator.engine.turn import Turn
 from protocol.errors import IllegalEvent
@@ -137,6 +137,8 @@ def _weigh(turn: Turn, lease_id: LeaseId) -> None:
     """Who is right, once that can be said."""
     record = turn.state.leases[lease_id]
     if len(record.accusers) >= 2:
+        figures = {"auditors": len(record.accusers)}
+        credit.take_back(turn, lease_id, reason(Case.AUDITS_FAILED, lease_id, **figures))
         endings.end(turn, record, AuditOutcome.CONFIRMED)
     elif record.vouchers and (not record.accusers or len(record.vouchers) >= 2):
         endings.end(turn, record, AuditOutcome.CLEARED)

@@ -116,6 +116,9 @@ class Case(StrEnum):
     BANNED = "banned"
     AUDITS_FAILED = "audits_failed"
 
+    # why credit was taken back, where no verdict says it
+    ROLLED_BACK = "rolled_back"
+
     # why a round closed, or published nothing
     ROUND_DEADLINE = "round_deadline"
     UNDER_QUORUM = "under_quorum"
@@ -264,6 +267,7 @@ _SENTENCES: Mapping[Case, str] = {
     Case.WORKER_BANNED: "its worker is banned",
     Case.WITHOUT_WEIGHT: "accepted, and weighs nothing: its worker is on probation",
     Case.VERSION_ABANDONED: "version {version:.0f}, which it builds on, was taken back",
+    Case.ROLLED_BACK: "the version that it counted in was taken back",
     Case.NOT_REPRODUCED: "whoever computed the lease again came to something else; nothing is final before somebody "
     "else has, too",
     Case.COMPARED: "accepted: it shows whether another worker's lease was computed as it should be",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from statistics import median
 
-from coordinator.engine import closing, leases, rollback
+from coordinator.engine import closing, credit, leases, rollback
 from coordinator.engine.commands import RebuildVersion
 from coordinator.engine.events import VersionRebuilt
 from coordinator.engine.past import PastStep, PlannedRollback, from_first_of
@@ -53,6 +53,9 @@ def _publish(turn: Turn, event: VersionRebuilt, plan: PlannedRollback, steps: tu
     state.frozen = event.frozen
     state.standings = ()  # what was measured is abandoned: nothing of it is to be compared with any more
     untouched = state.past_steps[: len(state.past_steps) - len(steps)]
+    undone = (one for step in steps for one in step.attempt.contributions if one.worker in plan.without)
+    for one in undone:
+        credit.take_back(turn, one.lease_id, reason(Case.ROLLED_BACK))
     again = [rollback.without(step, plan.without) for step in steps]
     left = [replace(step, has_start=index == 0) for index, step in enumerate(again)]
     # a step of nothing stays, if it is the first: it is where the others start

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from coordinator.engine.earned import NOTHING_EARNED, Credit
 from coordinator.engine.events import BlockNorm
 from coordinator.engine.history import LeftOut
 from coordinator.engine.lease import GrantedLease
@@ -170,6 +171,7 @@ class WorkerRecord:
     data_test: RankTest = field(default_factory=RankTest)
     """Where what it gains on its own sequences beyond what it gains on any does: copies, other data."""
 
+    credit: Credit = NOTHING_EARNED
     residuals: dict[BlockId, Digest] = field(default_factory=dict)
     """What the newest encoding of each block of its newest lease left with it (residuals.py)."""
     residual_lora_seed: int = 0
@@ -244,6 +246,10 @@ class LeaseRecord:
     ended: Reason | None = None
     """Why it expired or was returned, or was accepted and counts nowhere."""
     counted_in: RoundNumber | None = None
+    credited: int = 0
+    """Sequences that stand to its worker's credit by it."""
+    uncredited: Reason | None = None
+    """Why they do not any more."""
     audit_due: bool = False
     """It was drawn to be computed again, and has not been yet."""
     audits: tuple[AuditResult, ...] = ()

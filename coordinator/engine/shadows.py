@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from coordinator.engine import audit_budget, audits, leases, pacing
+from coordinator.engine import audit_budget, audits, credit, leases, pacing
 from coordinator.engine.arithmetic import could_decide
 from coordinator.engine.commands import AnnounceVerdict, CompareSubmissions, GrantLease
 from coordinator.engine.dispatch import ready_workers
@@ -94,8 +94,9 @@ def take(turn: Turn, lease_id: LeaseId) -> None:
     record = state.update_lease(lease_id, verdict=verdict, counted_in=state.round.round, ended=verdict.why)
     worker = state.workers[record.lease.worker]
     state.update_worker(worker.worker, accepted=worker.accepted + 1)
+    credit.give(turn, lease_id)
     turn.emit(AnnounceVerdict(worker=worker.worker, lease_id=lease_id, verdict=verdict))
-    leases.drop_payload(turn, record)
+    leases.drop_payload(turn, state.leases[lease_id])
 
 
 def _grant(turn: Turn, record: LeaseRecord, worker: WorkerRecord) -> None:

@@ -105,6 +105,7 @@ _AS_IT_STANDS = frozenset(
         Case.WORKER_BANNED,
         Case.WITHOUT_WEIGHT,
         Case.VERSION_ABANDONED,
+        Case.ROLLED_BACK,
         Case.COMPARED,
         Case.WEIGHTLESS,
         Case.BANNED,

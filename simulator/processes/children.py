@@ -70,6 +70,7 @@ def coordinator_process(options: SimulationOptions, pipe: Connection) -> None:
 
 async def _serve(options: SimulationOptions, pipe: Connection) -> None:
     from coordinator.edge.server import CoordinatorServer
+    from coordinator.page.address import PageAddress
     from coordinator.run.folder import init_run
     from simulator.processes.setup import run_settings
     from worker.train.replay import replay_lease
@@ -78,7 +79,8 @@ async def _serve(options: SimulationOptions, pipe: Connection) -> None:
     run = await asyncio.to_thread(
         init_run, options.work / "run", run_settings(options), accept_unaudited=True, accept_lossy=True
     )
-    server = CoordinatorServer(run, replay=replay_lease(run.layout()))
+    page = None if options.http is None else PageAddress.parse(options.http)
+    server = CoordinatorServer(run, replay=replay_lease(run.layout()), page=page)
     await server.start()
     try:
         founders = trusted_workers(seed=options.seed, workers=options.workers, count=options.trusted)

@@ -35,6 +35,8 @@ class SimulationOptions:
     """None: the attack's own default (simulator/adversaries/table.py)."""
     seed: int = 0
     lone: bool = False
+    http: str | None = None
+    """Where the run's page is shown meanwhile, as `HOST:PORT`; None: nowhere."""
     keep_homes: bool = False
     """Leave the workers' own folders, with the blocks that they downloaded, behind."""
     undefended: bool = False

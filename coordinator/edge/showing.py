@@ -1,0 +1,89 @@
+"""The run's page while it is served: its pictures are made in the event loop, and shown by a thread of its own.
+
+Decides the order: the page is there before the first picture, and gone before the run is put away. Always: a page that
+cannot be made never keeps workers from being served; only one that cannot listen, where somebody named the place, does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import replace
+from importlib import metadata
+from math import prod
+
+import structlog
+from cryptography import x509
+
+from coordinator.edge.pages import StatusReader
+from coordinator.edge.served import RunContext
+from coordinator.edge.viewing import RunViews
+from coordinator.page.address import PageAddress
+from coordinator.page.server import PageServer
+from coordinator.page.view import RunCard
+from coordinator.run.folder import RunFolder
+from protocol.hosts import canonical_host, split_port
+
+_log = structlog.get_logger("coordinator")
+
+
+class Showing:
+    """One served run's page. `start` once, `stop` once."""
+
+    def __init__(self, address: PageAddress, folder: RunFolder, run: RunContext, status: StatusReader) -> None:
+        self._folder, self._run, self._status = folder, run, status
+        names = {*address.names, *(canonical_host(split_port(one)[0]) for one in run.settings.advertised_hosts)}
+        self._server = PageServer(replace(address, names=tuple(names)))
+        self._making: asyncio.Task[None] | None = None
+
+    async def start(self) -> str:
+        """Show the run; answers with the page's address. ConfigError where nobody can listen there."""
+        chain, _ = await asyncio.to_thread(self._folder.leaf)
+        expires_at_s = x509.load_pem_x509_certificate(chain).not_valid_after_utc.timestamp()
+        views = RunViews(
+            self._run,
+            self._status,
+            card_of(self._run),
+            certificate_expires_at_s=expires_at_s,
+            folder=str(self._folder.root),
+        )
+        url = await asyncio.to_thread(self._server.start)
+        self._making = asyncio.create_task(views.publish_for_ever(self._server.publish))
+        _log.info("page_shown", url=url)
+        return url
+
+    async def stop(self) -> None:
+        """Show nothing any more."""
+        if self._making is not None:
+            self._making.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._making
+        await asyncio.to_thread(self._server.stop)
+
+
+def card_of(run: RunContext) -> RunCard:
+    """What does not change while the run is served, and of the rest what it is now."""
+    settings, layout, state = run.settings, run.layout, run.pump.engine.state
+    sizes = [(layout.trunk, 1), (layout.column, layout.columns)]
+    sources = ", ".join(source.name for source in run.dataset.card.sources[:3])
+    return RunCard(
+        run_id=run.run_id,
+        name=settings.name,
+        model=str(layout.config_json["model_type"]),
+        parameters=sum(prod(spec.shape) * times for specs, times in sizes for spec in specs),
+        columns=layout.columns,
+        top_k=layout.top_k,
+        residency=settings.residency,
+        codec=state.config.codec,
+        rule=state.config.rule,
+        data=sources or "its own data",
+        sequence_length=settings.sequence_length,
+        replicas=state.config.replicas,
+        quorum=state.config.quorum,
+        open_run=state.config.open_run,
+        max_rounds=state.config.max_rounds,
+        started_at_s=0.0,
+        version=state.version,
+        exported_version=None,
+        release=metadata.version("barnraise"),
+    )
