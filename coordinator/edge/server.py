@@ -247,6 +247,7 @@ class CoordinatorServer:
             traffic=traffic,
             connected=run.sessions.has,
             lease_length=LeaseLengths(run.settings, run.layout).told,
+            stalled=lambda: run.pump.stalled,
         )
         self._operator = operator = OperatorService(run, settings_file, lambda: self.port, self._status)
         worker_calls = Endpoint(COORDINATOR_SERVICE, auth, traffic, self._throttle, service.on_alive)
