@@ -13,6 +13,7 @@ from barnraise.cli import (
     calibrate,
     data,
     evaluate,
+    holds,
     invites,
     model,
     plan,
@@ -50,6 +51,11 @@ coordinator_commands.app.command("ban")(standings.ban)
 coordinator_commands.app.command("unban")(standings.unban)
 coordinator_commands.app.command("pardon")(standings.pardon)
 coordinator_commands.app.command("rollback")(standings.rollback)
+coordinator_commands.app.command("pause")(holds.pause)
+coordinator_commands.app.command("drain")(holds.drain)
+coordinator_commands.app.command("resume")(holds.resume)
+coordinator_commands.app.command("announce")(holds.announce)
+coordinator_commands.app.command("orders")(holds.orders)
 coordinator_commands.app.command("calibrate")(calibrate.calibrate)
 coordinator_commands.app.command("audit-log")(audit_log.audit_log)
 app.add_typer(coordinator_commands.app, name="coordinator", rich_help_panel="Operator")

@@ -17,6 +17,7 @@ import structlog
 from grpc_health.v1 import health_pb2
 
 from coordinator.edge.auth import Authenticator
+from coordinator.edge.desk import Desk
 from coordinator.edge.mailboxes import Mailboxes
 from coordinator.edge.membership import Membership
 from coordinator.edge.operator_service import OperatorService
@@ -58,6 +59,7 @@ from coordinator.store.journal import JournalObserver, unobserved
 from coordinator.store.registry import DEFAULT_INVITE_LIFE_S
 from coordinator.work.port import Replay
 from coordinator.work.replaying import NO_REPLAY
+from protocol import local_socket
 from protocol.errors import ConfigError, LocalError
 from protocol.hosts import address_text
 from protocol.limits import MAX_CONCURRENT_RPCS, server_options
@@ -68,6 +70,8 @@ if TYPE_CHECKING:
 
 OPERATOR_SERVICE = "barnraise.protocol.v1.Operator"
 HEALTH_SERVICE = "grpc.health.v1.Health"
+LEASES = "barnraise.leases"
+"""What health is asked about apart from the rest: nothing is leased while the run is held, and all else is served."""
 
 GOODBYE_S = 5.0
 """After the run's end, workers that are there get this long to ask once more and hear that it is over."""
@@ -102,6 +106,7 @@ class CoordinatorServer:
         self._run: RunContext | None = None
         self._parts: OpenedRun | None = None
         self._grpc: Any = None
+        self._local: local_socket.LocalServer | None = None
         self.port = 0
         self.page_url = ""
         """Where the run's page is; empty where it is shown nowhere."""
@@ -132,6 +137,8 @@ class CoordinatorServer:
         self._add_services(self._grpc, run, parts.traffic, parts.settings_file)
         self.port = self._listen(run.settings)
         await self._grpc.start()
+        desk = Desk(self._operator, run.pump, run.run_time)
+        self._local = await local_socket.serve(self._folder.control_path, desk.answer)
         await asyncio.to_thread(write_endpoint, self._folder, run.settings.host, self.port)
         if self._page is not None:
             from coordinator.edge.showing import Showing
@@ -147,6 +154,8 @@ class CoordinatorServer:
         if run is None or parts is None:
             return
         self._run = self._parts = None
+        if self._local is not None:
+            await self._local.close()
         if self._showing is not None:
             await self._showing.stop()
         run.sessions.close_all()  # answers the long polls, which would otherwise use up the whole grace
@@ -272,7 +281,9 @@ class CoordinatorServer:
                 ]
             ),
             # Check alone: Watch is a stream that a stranger could hold for ever.
-            HEALTH_SERVICE: dict([health_calls.anonymous("Check", health_pb2.HealthCheckRequest, _check_health)]),
+            HEALTH_SERVICE: dict(
+                [health_calls.anonymous("Check", health_pb2.HealthCheckRequest, partial(_check_health, run))]
+            ),
         }
         for name, methods in handlers.items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))
@@ -302,8 +313,11 @@ class CoordinatorServer:
             await asyncio.sleep(0.05)
 
 
-async def _check_health(request: Any) -> Any:
-    if request.service not in ("", COORDINATOR_SERVICE, OPERATOR_SERVICE):
+async def _check_health(run: RunContext, request: Any) -> Any:
+    state = run.pump.engine.state
+    if request.service == LEASES and (state.hold is not None or state.phase is Phase.OVER):
+        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
+    if request.service not in ("", COORDINATOR_SERVICE, OPERATOR_SERVICE, LEASES):
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
     return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from coordinator.edge.pages import Page, Query, StatusReader, Wanted, put_together
 from coordinator.edge.status import RunStatus
+from coordinator.engine.engine import Engine
+from coordinator.engine.hold import OrderRecord
 from coordinator.run.folder import RunFolder
 from coordinator.run.lease_length import LeaseLengths
 from coordinator.run.pump import load_engine
@@ -40,8 +42,30 @@ async def status_of_journal(folder: RunFolder, trouble: str, wanted: Wanted) -> 
     return await put_together(reader.summary().model_copy(update=said), ask, wanted)
 
 
+def orders_of_journal(folder: RunFolder) -> list[tuple[OrderRecord, float | None]]:
+    """What people ordered, with calendar times: from a copy of the journal, served or not."""
+    engine, _, _ = _engine(folder)
+    return [(one, engine.state.wall_at_s(one.at_s)) for one in engine.state.orders]
+
+
 def _read(folder: RunFolder) -> tuple[StatusReader, float]:
     """What reads the journal's engine, and the wall time of its last record."""
+    engine, traffic, last_record_s = _engine(folder)
+    reader = StatusReader(
+        engine,
+        run_id=folder.run_id,
+        name=folder.settings().name,
+        run_time=lambda: engine.state.now_s,
+        wall_time=lambda: last_record_s,
+        traffic=traffic,
+        connected=lambda _: False,
+        lease_length=LeaseLengths(folder.settings(), folder.layout()).told,
+    )
+    return reader, last_record_s
+
+
+def _engine(folder: RunFolder) -> tuple[Engine, Traffic, float]:
+    """The journal's engine, the traffic, and the wall time of the last record."""
     place = _temporary_place()
     with (
         telling_storage_trouble(place),
@@ -54,17 +78,7 @@ def _read(folder: RunFolder) -> tuple[StatusReader, float]:
             traffic = Traffic.from_json(journal.meta(TRAFFIC))
         finally:
             journal.close()
-    reader = StatusReader(
-        engine,
-        run_id=folder.run_id,
-        name=folder.settings().name,
-        run_time=lambda: engine.state.now_s,
-        wall_time=lambda: last_record_s,
-        traffic=traffic,
-        connected=lambda _: False,
-        lease_length=LeaseLengths(folder.settings(), folder.layout()).told,
-    )
-    return reader, last_record_s
+    return engine, traffic, last_record_s
 
 
 def _temporary_place() -> Path:

@@ -173,7 +173,9 @@ class Engine:
 
     def wait_sentence(self, worker: WorkerId, now_s: float) -> str:
         """The same, said to the volunteer, with when it is expected to be over. For replies to requests for a lease."""
-        return telling.wait_sentence(self._state, enrolled(self._state, worker), now_s)
+        sentence = telling.wait_sentence(self._state, enrolled(self._state, worker), now_s)
+        said = self._state.announcement
+        return f"{sentence} The operator says: {said.text}" if said else sentence
 
     def lease_ended(self, worker: WorkerId, lease_id: LeaseId) -> str | None:
         """Why going on with this lease is worth nothing; None while it is not. For replies to heartbeats."""

@@ -14,6 +14,7 @@
     checkpoints/          Hugging Face folders
     events.jsonl          one line for each event and command, for people and tools; never read back
     endpoint.json         where the coordinator listens, or did when it last ran (coordinator/run/reaching.py)
+    control/              the socket for the operator's commands, while it is served; folder 0700
     coordinator.lock      held by the process that serves the run
 
 Always: a run folder is there whole or not at all (protocol/folders.py); `run.json` is moved in last, and a
@@ -128,6 +129,11 @@ class RunFolder:
     def endpoint_path(self) -> Path:
         """Where the coordinator listens, or last did."""
         return self.root / "endpoint.json"
+
+    @property
+    def control_path(self) -> Path:
+        """The socket at which the coordinator takes the operator's orders, while it runs."""
+        return self.root / "control" / "coordinator.sock"
 
     def authority(self) -> CertificateAuthority:
         """The run's own CA."""

@@ -108,7 +108,7 @@ def test_it_is_kept_who_ordered_what_and_one_line_is_announced(swarm):
     hold(s, HoldKind.DRAINING)
     lift(s)
     s.handle(ev.Announced(at_s=s.now_s, text="Thank you all", actor="maria"))
-    assert s.engine.state.announcement.text == "Thank you all"
+    assert s.engine.wait_sentence(WorkerId("a"), s.now_s).endswith(" The operator says: Thank you all")
     s.handle(ev.Announced(at_s=s.now_s, text="", actor="maria"))
     assert s.engine.state.announcement is None
     s.handle(ev.WorkerBanned(at_s=s.now_s, worker=WorkerId("a"), by="the operator", why="lies", actor="jan"))
