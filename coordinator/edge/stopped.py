@@ -22,6 +22,7 @@ from coordinator.run.lease_length import LeaseLengths
 from coordinator.run.pump import load_engine
 from coordinator.run.traffic import TRAFFIC, Traffic
 from coordinator.store.journal import Journal
+from coordinator.store.people import said_in
 from protocol.errors import ConfigError, Unavailable
 from protocol.storage import telling_storage_trouble
 
@@ -75,6 +76,7 @@ def _engine(folder: RunFolder) -> tuple[Engine, Traffic, float]:
         journal = Journal.open(copy)
         try:
             engine, _ = load_engine(journal, folder.draw_secret())
+            engine.state.names = said_in(folder.registry_path).names
             traffic = Traffic.from_json(journal.meta(TRAFFIC))
         finally:
             journal.close()
