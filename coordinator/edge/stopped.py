@@ -76,11 +76,20 @@ def _engine(folder: RunFolder) -> tuple[Engine, Traffic, float]:
         journal = Journal.open(copy)
         try:
             engine, _ = load_engine(journal, folder.draw_secret())
-            engine.state.names = said_in(folder.registry_path).names
+            engine.state.names = said_in(_registry_copied(folder.registry_path, Path(temporary))).names
             traffic = Traffic.from_json(journal.meta(TRAFFIC))
         finally:
             journal.close()
     return engine, traffic, last_record_s
+
+
+def _registry_copied(registry: Path, into: Path) -> Path:
+    """A copy with what is not in it yet: SQLite makes files beside a database that it only reads."""
+    for suffix in ("", "-wal"):
+        source = registry.with_name(f"{registry.name}{suffix}")
+        if source.is_file():
+            shutil.copyfile(source, into / source.name)
+    return into / registry.name
 
 
 def _temporary_place() -> Path:

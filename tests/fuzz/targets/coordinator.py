@@ -10,8 +10,9 @@ from typing import Any
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
+from coordinator.edge.health import OPERATOR_SERVICE
 from coordinator.edge.operator_client import OperatorClient
-from coordinator.edge.server import HEALTH_SERVICE, OPERATOR_SERVICE
+from coordinator.edge.server import HEALTH_SERVICE
 from coordinator.edge.throttle import address_of
 from coordinator.edge.worker_calls import COORDINATOR_SERVICE
 from coordinator.work.measured import sizes_of
