@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class TableRows:
         for tokens, leaf in self._given:
             if leaf.grad is None:
                 continue
-            rows_R, places = tokens.unique(return_inverse=True)
+            rows_R, places = cast(Any, tokens).unique(return_inverse=True)
             at = -1 if padding is None else _place_of(padding, rows_R)
             grad_RH = _DENSE_BACKWARD(leaf.grad.float().contiguous(), places, len(rows_R), at, False)
             if weight.grad is None:

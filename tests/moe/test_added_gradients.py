@@ -9,11 +9,11 @@ import torch
 
 from moe.config import config_from_json
 from moe.families import FAMILIES
+from moe.families.micro import micro_values
 from moe.layout import Layout, layout
 from moe.shard import ShardModel
 from moe.weighing import ROWS, SLICES, weighed
 from tests.live_tensors import LiveTensors
-from tests.moe.conftest import micro_values
 from tests.moe.test_layerwise import built, by_layers, same, taken
 from worker.train.batch import add_gradients
 

@@ -240,7 +240,7 @@ class _Lying(Mapping[str, Tensor]):
     """Tensors of a file, each read when it is asked for; the file may go once it is opened."""
 
     def __init__(self, path: Path) -> None:
-        self._file: Any = safe_open(path, framework="pt")
+        self._file = cast(Any, safe_open(path, framework="pt"))
         self._names = tuple(self._file.keys())
 
     def __getitem__(self, name: str) -> Tensor:
