@@ -103,6 +103,11 @@ def peer_uid(connection: Any) -> int:
     return int(uid.value)
 
 
+def own_name() -> str:
+    """What the system calls this process's user."""
+    return user_name(os.getuid()) if hasattr(os, "getuid") else "the operator"
+
+
 def user_name(uid: int) -> str:
     """What the system calls a user."""
     try:

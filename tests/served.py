@@ -59,7 +59,7 @@ def make_run(folder: Path, text: Path, engine: Mapping[str, Any]) -> Path:
 
 def copy_run(pristine: Path, to: Path) -> RunFolder:
     """A fresh copy of a run, opened."""
-    shutil.copytree(pristine, to)
+    shutil.copytree(pristine, to, ignore=shutil.ignore_patterns("control"))  # a socket is no file to copy
     return RunFolder.open(to)
 
 

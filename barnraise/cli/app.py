@@ -15,6 +15,7 @@ from barnraise.cli import (
     data,
     doctor,
     evaluate,
+    holds,
     identity,
     invites,
     model,
@@ -56,6 +57,11 @@ coordinator_commands.app.command("ban")(standings.ban)
 coordinator_commands.app.command("unban")(standings.unban)
 coordinator_commands.app.command("pardon")(standings.pardon)
 coordinator_commands.app.command("rollback")(standings.rollback)
+coordinator_commands.app.command("pause")(holds.pause)
+coordinator_commands.app.command("drain")(holds.drain)
+coordinator_commands.app.command("resume")(holds.resume)
+coordinator_commands.app.command("announce")(holds.announce)
+coordinator_commands.app.command("orders")(holds.orders)
 coordinator_commands.app.command("credit")(credit.credit)
 coordinator_commands.app.command("calibrate")(calibrate.calibrate)
 coordinator_commands.app.command("audit-log")(audit_log.audit_log)

@@ -1,7 +1,7 @@
 """The operator's commands: make a run, serve it, invite people, see why it waits, change a setting, end it, export it.
 
-Decides how settings are asked for; `coordinator/` does the rest. Calls to a running coordinator go over its own gRPC,
-with the key that `init` wrote into the run folder.
+Decides how settings are asked for; `coordinator/` does the rest. Orders to a running coordinator go over a
+socket in the run folder.
 """
 
 from __future__ import annotations

@@ -83,6 +83,8 @@ def print_status(status: RunStatus) -> None:
     """For people."""
     if not status.answering and not status.over:  # nobody need start what is over
         print(f"{_sentence(status.trouble or 'no coordinator answers')} {_as_of(status.last_record_s)}\n")
+    if status.sentence:
+        print(f"{status.sentence}\n")
     losses = [f"{one.val_loss:.3f}" for one in status.latest_validations]
     rejected = ", ".join(f"{count} {reason}" for reason, count in sorted(status.submissions_rejected.items()))
     states = ", ".join(f"{count} {state}" for state, count in status.worker_states.items())

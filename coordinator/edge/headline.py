@@ -17,7 +17,37 @@ _FAILED_OFTEN = 3
 
 def headline_of(state: EngineState, summary: RunSummary, stalled: str | None) -> Headline:
     """What matters most at this moment."""
-    return _trouble(state, stalled) or _ordinary(state, summary)
+    return _trouble(state, stalled) or _held(state) or _ordinary(state, summary)
+
+
+def sentence_of(state: EngineState, summary: RunSummary, stalled: str | None) -> str:
+    """The same as text."""
+    said = headline_of(state, summary, stalled)
+    return f"{said.text.rstrip('.')}.{f' {said.advice}' if said.advice else ''}"
+
+
+def _held(state: EngineState) -> Headline | None:
+    hold, number = state.hold, state.round.round
+    if hold is None or state.phase in {Phase.FINISHING, Phase.OVER}:
+        return None
+    why = f" ({hold.why.rstrip('.')})" if hold.why else ""
+    if state.paused:
+        return Headline(
+            tone=Tone.WAITING,
+            text=f"The run is paused{why}: time stands in round {number}, nothing is granted, what is sent is taken",
+            advice="`barnraise coordinator resume` lets it go on.",
+        )
+    if state.phase is Phase.GATHERING and not state.index.tally.live:
+        return Headline(
+            tone=Tone.WAITING,
+            text=f"The run is drained{why}: no lease is out, and round {number} does not begin",
+            advice="The coordinator may be stopped; `barnraise coordinator resume` lets it go on.",
+        )
+    return Headline(
+        tone=Tone.WAITING,
+        text=f"The run is draining{why}: round {number} ends with the leases that are out, and none begins after it",
+        advice="`barnraise coordinator resume` lets it go on.",
+    )
 
 
 def _trouble(state: EngineState, stalled: str | None) -> Headline | None:

@@ -1,22 +1,18 @@
-"""The operator's side of the wire, for the command line: status, invites, settings, stop.
+"""The operator's side of the run folder's socket, for the command line: status, invites, settings, bans, holds, stop.
 
 Decides what is answered without a coordinator: a status comes from the journal then, join links from the registry,
-and a setting is changed under the folder's lock. Reads the run folder for address, CA and the operator's key, so it
-works on the coordinator's machine; the calls themselves are the same signed gRPC calls as everybody's, dialled as
-`coordinator/run/reaching.py` says. No sentence of gRPC's gets out of here: those that the coordinator itself sent are
-marked as such.
+and a setting is changed under the folder's lock. What the run advertises plays no part: the socket is in its folder.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+from google.protobuf.message import Message
 from pydantic import ValidationError
 
 from coordinator.edge.pages import EVERYTHING, Page, Query, Wanted, put_together
@@ -25,56 +21,31 @@ from coordinator.edge.stopped import status_of_journal
 from coordinator.run.changing import Change, change_while_stopped
 from coordinator.run.folder import RunFolder
 from coordinator.run.inviting import InviteTerms, make_links_while_stopped
-from coordinator.run.reaching import CoordinatorStopped, reach
+from coordinator.run.reaching import CoordinatorStopped, control_path, unreached
 from coordinator.run.standings import StandingChange, StandingOrder, change_standing_while_stopped
-from protocol.causes import CAUSE_KEY
-from protocol.errors import MalformedMessage, Refused, RemoteError, Unauthenticated, Unavailable
-from protocol.hosts import dial_target
-from protocol.limits import CALL_TIMEOUT_S, PROTOCOL_VERSION, channel_options
-from protocol.signing import CallSigner
-from protocol.tls import COORDINATOR_NAME
+from protocol.errors import MalformedMessage, Unavailable
+from protocol.local_socket import Json, NobodyListens, ask
 from protocol.v1 import barnraise_pb2 as pb
 
 Reply = TypeVar("Reply", bound=Message)
 Result = TypeVar("Result")
 
-_OPEN_SESSION = "/barnraise.protocol.v1.Coordinator/OpenSession"
-_OPERATOR = "/barnraise.protocol.v1.Operator/"
 _OTHER_VERSION = "does a coordinator of another version run there? Restart it with this one"
 
 
 class OperatorClient:
-    """One operator's session. `async with OperatorClient(run) as client`."""
+    """Orders and questions to the coordinator of one run folder, over its socket."""
 
     def __init__(self, run_folder: RunFolder) -> None:
         self._folder = run_folder
-        self._identity = run_folder.operator_identity()
-        authority = run_folder.authority()
-        self._audience = bytes.fromhex(authority.fingerprint)
-        self._credentials = grpc.ssl_channel_credentials(root_certificates=authority.cert_pem)
-        self._signer = CallSigner(self._identity, audience=self._audience)
 
-    async def __aenter__(self) -> OperatorClient:
-        target = dial_target(*await asyncio.to_thread(reach, self._folder, self._audience.hex()))
-        options = [*channel_options(), ("grpc.ssl_target_name_override", COORDINATOR_NAME)]
-        self._channel: Any = grpc.aio.secure_channel(target, self._credentials, options=options)
-        try:
-            request = pb.OpenSessionRequest(
-                protocol_version=PROTOCOL_VERSION, public_key=self._identity.public_key, nonce=secrets.token_bytes(16)
-            )
-            opened = await self._call(_OPEN_SESSION, request, pb.OpenSessionReply)
-        except BaseException:
-            await self._channel.close(None)
-            raise
-        self._signer = CallSigner(self._identity, opened.session_id, audience=self._audience)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._channel.close(None)
+    async def order(self, verb: str, text: str = "") -> Json:
+        """`pause`, `drain`, `resume` or `announce`: how the run was held before, and is now."""
+        return await self._ask({"verb": verb, "text": text})
 
     async def summary(self) -> RunSummary:
         """The run at this moment, in short."""
-        reply = await self._call(_OPERATOR + "GetStatus", pb.GetStatusRequest(), pb.GetStatusReply)
+        reply = await self._call("GetStatus", pb.GetStatusRequest(), pb.GetStatusReply)
         try:
             return RunSummary.model_validate_json(reply.status_json)
         except ValidationError as error:
@@ -88,7 +59,7 @@ class OperatorClient:
             most=query.most,
             states=sorted(query.states),
         )
-        reply = await self._call(_OPERATOR + "ListStatus", request, pb.ListStatusReply)
+        reply = await self._call("ListStatus", request, pb.ListStatusReply)
         return Page(rows=tuple(reply.rows_json), next=reply.next)
 
     async def status(self, wanted: Wanted = EVERYTHING) -> RunStatus:
@@ -104,17 +75,17 @@ class OperatorClient:
             owner=terms.owner,
             uses=terms.uses,
         )
-        reply = await self._call(_OPERATOR + "CreateInvite", request, pb.CreateInviteReply)
+        reply = await self._call("CreateInvite", request, pb.CreateInviteReply)
         return list(reply.join_links)
 
     async def stop_run(self, reason: str) -> None:
         """End the run."""
-        await self._call(_OPERATOR + "StopRun", pb.StopRunRequest(reason=reason), pb.StopRunReply)
+        await self._call("StopRun", pb.StopRunRequest(reason=reason), pb.StopRunReply)
 
     async def change_setting(self, key: str, value: str) -> Change:
         """Change a setting of the rounds. `value` as in TOML, or a bare word."""
         request = pb.ChangeSettingRequest(key=key, value=value)
-        reply = await self._call(_OPERATOR + "ChangeSetting", request, pb.ChangeSettingReply)
+        reply = await self._call("ChangeSetting", request, pb.ChangeSettingReply)
         try:
             return Change(
                 key=reply.key,
@@ -132,25 +103,26 @@ class OperatorClient:
         request = pb.ChangeStandingRequest(
             act=order.act.name, worker=order.worker, owner=order.owner, invite=order.invite, why=order.why
         )
-        reply = await self._call(_OPERATOR + "ChangeStanding", request, pb.ChangeStandingReply)
+        reply = await self._call("ChangeStanding", request, pb.ChangeStandingReply)
         try:
             found = json.loads(reply.change_json)
             return StandingChange(**{**found, "workers": tuple(found["workers"])})
         except (ValueError, TypeError, KeyError) as error:
             raise MalformedMessage(f"the coordinator's answer makes no sense: {_OTHER_VERSION}") from error
 
-    async def _call(self, method: str, request: Message, kind: type[Reply]) -> Reply:
-        body = request.SerializeToString()
+    async def _call(self, verb: str, request: Message, kind: type[Reply]) -> Reply:
+        message = MessageToDict(request, preserving_proto_field_name=True)
+        answer = await self._ask({"verb": verb, "message": message})
         try:
-            reply = await self._channel.unary_unary(method)(
-                body, timeout=CALL_TIMEOUT_S, metadata=self._signer.metadata(method, body)
-            )
-        except grpc.aio.AioRpcError as error:
-            raise _error_of(error, self._folder) from None
-        try:
-            return kind.FromString(reply)
-        except DecodeError as error:
+            return ParseDict(answer, kind())
+        except (ParseError, TypeError, ValueError) as error:
             raise MalformedMessage(f"the answer is not a {kind.DESCRIPTOR.name}: {_OTHER_VERSION}") from error
+
+    async def _ask(self, request: Json) -> Json:
+        try:
+            return await ask(control_path(self._folder), request)
+        except NobodyListens:
+            raise unreached(self._folder) from None
 
 
 def fetch_status(run_folder: RunFolder, wanted: Wanted = EVERYTHING) -> RunStatus:
@@ -190,24 +162,10 @@ def change_standing(run_folder: RunFolder, order: StandingOrder) -> tuple[Standi
         return change_standing_while_stopped(run_folder, order), False
 
 
-def _with_client(run_folder: RunFolder, use: Callable[[OperatorClient], Awaitable[Result]]) -> Result:
-    async def call() -> Result:
-        async with OperatorClient(run_folder) as client:
-            return await use(client)
-
-    return asyncio.run(call())
+def hold_run(run_folder: RunFolder, verb: str, text: str = "") -> Json:
+    """Pause, drain or resume the run, or announce something to its volunteers."""
+    return _with_client(run_folder, lambda client: client.order(verb, text))
 
 
-def _error_of(error: grpc.aio.AioRpcError, folder: RunFolder) -> RemoteError:
-    code, said = error.code(), CAUSE_KEY in dict(error.trailing_metadata() or ())
-    details = error.details() or code.name
-    if code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}:
-        if said:
-            return Unavailable(details)
-        return Unavailable(
-            f"the coordinator of {folder.root} stopped answering in the middle of this call: look with "
-            f"`barnraise status {folder.root}`, then try again"
-        )
-    if not said:
-        return MalformedMessage(f"the coordinator's answer makes no sense ({code.name}): {_OTHER_VERSION}")
-    return Unauthenticated(details) if code is grpc.StatusCode.UNAUTHENTICATED else Refused(details)
+def _with_client(run_folder: RunFolder, use: Callable[[OperatorClient], Coroutine[Any, Any, Result]]) -> Result:
+    return asyncio.run(use(OperatorClient(run_folder)))

@@ -23,6 +23,7 @@ from coordinator.run.changing import SettingsFile, first_round, planned
 from coordinator.run.inviting import InviteTerms, make_links
 from coordinator.run.standings import Act, StandingOrder, planned_standing
 from protocol.errors import MalformedMessage
+from protocol.local_socket import Caller
 from protocol.v1 import barnraise_pb2 as pb
 
 
@@ -39,7 +40,7 @@ class OperatorService:
         self._port = port
         self._status = status
 
-    async def create_invite(self, _: CallerSession, request: pb.CreateInviteRequest) -> pb.CreateInviteReply:
+    async def create_invite(self, _: CallerSession | Caller, request: pb.CreateInviteRequest) -> pb.CreateInviteReply:
         """New join links."""
         terms = InviteTerms.checked(
             count=request.count,
@@ -62,29 +63,36 @@ class OperatorService:
             now_s=run.wall_time(),
         )
 
-    async def get_status(self, _: CallerSession, __: pb.GetStatusRequest) -> pb.GetStatusReply:
+    async def get_status(self, _: CallerSession | Caller, __: pb.GetStatusRequest) -> pb.GetStatusReply:
         """The run at this moment, in short."""
         return pb.GetStatusReply(status_json=self._status.summary().model_dump_json())
 
-    async def list_status(self, _: CallerSession, request: pb.ListStatusRequest) -> pb.ListStatusReply:
+    async def list_status(self, _: CallerSession | Caller, request: pb.ListStatusRequest) -> pb.ListStatusReply:
         """A page of what there may be many of."""
         page = self._status.page(_query(request))
         return pb.ListStatusReply(rows_json=page.rows, next=page.next)
 
-    async def stop_run(self, _: CallerSession, request: pb.StopRunRequest) -> pb.StopRunReply:
+    async def stop_run(self, who: CallerSession | Caller, request: pb.StopRunRequest) -> pb.StopRunReply:
         """End the run after its last validation and checkpoint; again is fine."""
         state = self._run.pump.engine.state
         if state.stop_reason is None and state.phase not in {Phase.FINISHING, Phase.OVER}:
-            await self._run.pump.submit(RunStopped(at_s=self._run.run_time(), reason=clean_reason(request.reason)))
+            reason = clean_reason(request.reason)
+            stopped = RunStopped(at_s=self._run.run_time(), actor=actor_of(who), reason=reason)
+            await self._run.pump.submit(stopped)
         return pb.StopRunReply()
 
-    async def change_setting(self, _: CallerSession, request: pb.ChangeSettingRequest) -> pb.ChangeSettingReply:
+    async def change_setting(
+        self, who: CallerSession | Caller, request: pb.ChangeSettingRequest
+    ) -> pb.ChangeSettingReply:
         """Change a setting of the rounds; the same value again changes nothing."""
         pump = self._run.pump
         async with self._changing:
             key, before, value = planned(pump.engine.state, request.key, request.value)
             if value != before:
-                await pump.submit(SettingChanged(at_s=self._run.run_time(), key=key, value=json.dumps(value)))
+                changed = SettingChanged(
+                    at_s=self._run.run_time(), actor=actor_of(who), key=key, value=json.dumps(value)
+                )
+                await pump.submit(changed)
             state = pump.engine.state.seen_at(self._run.run_time())
             trouble = await asyncio.to_thread(self._file.write, state, key)
         return pb.ChangeSettingReply(
@@ -96,7 +104,9 @@ class OperatorService:
             caution=caution_after(state.chosen_config, key),
         )
 
-    async def change_standing(self, _: CallerSession, request: pb.ChangeStandingRequest) -> pb.ChangeStandingReply:
+    async def change_standing(
+        self, who: CallerSession | Caller, request: pb.ChangeStandingRequest
+    ) -> pb.ChangeStandingReply:
         """Ban, unban or pardon; where it is so already, nothing changes."""
         pump, at_s = self._run.pump, self._run.run_time()
         act = _act(request)
@@ -104,10 +114,15 @@ class OperatorService:
             act=act, worker=request.worker, owner=request.owner, invite=request.invite, why=request.why
         )
         async with self._changing:
-            event, change = planned_standing(pump.engine.state, order, at_s)
+            event, change = planned_standing(pump.engine.state, order, at_s, actor_of(who))
             if event is not None:
                 await pump.submit(event)
         return pb.ChangeStandingReply(change_json=json.dumps(dataclasses.asdict(change)))
+
+
+def actor_of(who: CallerSession | Caller) -> str:
+    """The account behind a call: over the socket the system names it; over gRPC the run's own key signed it."""
+    return who.name if isinstance(who, Caller) else "the operator's key"
 
 
 def _act(request: pb.ChangeStandingRequest) -> Act:

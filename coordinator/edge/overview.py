@@ -13,6 +13,7 @@ from itertools import islice
 from coordinator.edge.standing import count_states
 from coordinator.edge.status import CheckpointStatus, RunSummary, ValidationStatus, WaitStatus, by_calendar
 from coordinator.engine import explain
+from coordinator.engine.audit_notes import audit_notes
 from coordinator.engine.engine import Engine
 from coordinator.engine.history import RoundRecord
 from coordinator.engine.phases import Phase
@@ -48,7 +49,7 @@ def summary_of(
     waits, more_waits = explain.first_waits(state, now_s, most=LINES)
     began_s = state.history[0].opened_at_s if state.history else state.round.opened_at_s
     began_wall_s = state.wall_at_s(began_s)
-    latest, notes = state.history[-LATEST:], explain.audit_notes(state)
+    latest, notes = state.history[-LATEST:], audit_notes(state)
     return RunSummary(
         run_id=run_id,
         name=name,

@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from coordinator.edge.headline import sentence_of
 from coordinator.edge.overview import summary_of
 from coordinator.edge.standing import current_lease, state_of, worker_status
 from coordinator.edge.status import (
@@ -116,7 +117,9 @@ class StatusReader:
         traffic: Traffic,
         connected: Callable[[WorkerId], bool],
         lease_length: Callable[[EngineState], str],
+        stalled: Callable[[], str | None] = lambda: None,
     ) -> None:
+        """`stalled`: why nothing can be recorded, while that is so."""
         self._engine = engine
         self._run_id = run_id
         self._name = name
@@ -125,10 +128,11 @@ class StatusReader:
         self._traffic = traffic
         self._connected = connected
         self._lease_length = lease_length
+        self._stalled = stalled
 
     def summary(self) -> RunSummary:
         """The run at this moment, in short."""
-        return summary_of(
+        summary = summary_of(
             self._engine,
             run_id=self._run_id,
             name=self._name,
@@ -138,6 +142,7 @@ class StatusReader:
             connected=self._connected,
             lease_length=self._lease_length,
         )
+        return summary.model_copy(update={"sentence": sentence_of(self._engine.state, summary, self._stalled())})
 
     def page(self, query: Query) -> Page:
         """Rows from `query.after` on; MalformedMessage where that names none."""

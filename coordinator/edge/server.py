@@ -17,6 +17,8 @@ import structlog
 from grpc_health.v1 import health_pb2
 
 from coordinator.edge.auth import Authenticator
+from coordinator.edge.desk import Desk
+from coordinator.edge.health import OPERATOR_SERVICE, check_health
 from coordinator.edge.mailboxes import Mailboxes
 from coordinator.edge.membership import Membership
 from coordinator.edge.operator_service import OperatorService
@@ -52,7 +54,7 @@ from coordinator.run.lease_length import LeaseLengths
 from coordinator.run.opened import OpenedRun
 from coordinator.run.pump import Pump
 from coordinator.run.pump_limits import PumpLimits
-from coordinator.run.reaching import last_port, write_endpoint
+from coordinator.run.reaching import control_path, last_port, write_endpoint
 from coordinator.run.receipts import ReceiptBook
 from coordinator.run.traffic import Traffic
 from coordinator.settings import RunSettings
@@ -60,6 +62,7 @@ from coordinator.store.journal import JournalObserver, unobserved
 from coordinator.store.registry import DEFAULT_INVITE_LIFE_S
 from coordinator.work.port import Replay
 from coordinator.work.replaying import NO_REPLAY
+from protocol import local_socket
 from protocol.errors import ConfigError, LocalError
 from protocol.hosts import address_text
 from protocol.limits import MAX_CONCURRENT_RPCS, server_options
@@ -68,7 +71,6 @@ from protocol.v1 import barnraise_pb2 as pb
 if TYPE_CHECKING:
     from coordinator.edge.showing import Showing
 
-OPERATOR_SERVICE = "barnraise.protocol.v1.Operator"
 HEALTH_SERVICE = "grpc.health.v1.Health"
 
 GOODBYE_S = 5.0
@@ -104,6 +106,7 @@ class CoordinatorServer:
         self._run: RunContext | None = None
         self._parts: OpenedRun | None = None
         self._grpc: Any = None
+        self._local: local_socket.LocalServer | None = None
         self._retention: asyncio.Task[None] | None = None
         self.port = 0
         self.page_url = ""
@@ -136,6 +139,8 @@ class CoordinatorServer:
         self._add_services(self._grpc, run, parts.traffic, parts.settings_file)
         self.port = self._listen(run.settings)
         await self._grpc.start()
+        desk = Desk(self._operator, run.pump, run.run_time)
+        self._local = await local_socket.serve(control_path(self._folder), desk.answer)
         await asyncio.to_thread(write_endpoint, self._folder, run.settings.host, self.port)
         if self._page is not None:
             from coordinator.edge.showing import Showing
@@ -151,6 +156,8 @@ class CoordinatorServer:
         if run is None or parts is None:
             return
         self._run = self._parts = None
+        if self._local is not None:
+            await self._local.close()
         if self._showing is not None:
             await self._showing.stop()
         if self._retention is not None:
@@ -259,6 +266,7 @@ class CoordinatorServer:
             traffic=traffic,
             connected=run.sessions.has,
             lease_length=LeaseLengths(run.settings, run.layout).told,
+            stalled=lambda: run.pump.stalled,
         )
         self._operator = operator = OperatorService(run, settings_file, lambda: self.port, self._status)
         worker_calls = Endpoint(COORDINATOR_SERVICE, auth, traffic, self._throttle, service.on_alive)
@@ -283,7 +291,9 @@ class CoordinatorServer:
                 ]
             ),
             # Check alone: Watch is a stream that a stranger could hold for ever.
-            HEALTH_SERVICE: dict([health_calls.anonymous("Check", health_pb2.HealthCheckRequest, _check_health)]),
+            HEALTH_SERVICE: dict(
+                [health_calls.anonymous("Check", health_pb2.HealthCheckRequest, partial(check_health, run.pump.engine))]
+            ),
         }
         for name, methods in handlers.items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))
@@ -311,12 +321,6 @@ class CoordinatorServer:
             if there <= self._service.told_over:
                 return
             await asyncio.sleep(0.05)
-
-
-async def _check_health(request: Any) -> Any:
-    if request.service not in ("", COORDINATOR_SERVICE, OPERATOR_SERVICE):
-        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
-    return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 
 
 def _dispatch(mailboxes: Mailboxes, sessions: SessionTable, parts: OpenedRun, command: Command) -> None:

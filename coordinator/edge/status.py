@@ -128,6 +128,8 @@ class CheckpointStatus(_Data):
 class RunSummary(_Data):
     """A run at one moment, in a size that does not grow with it: of what may be many, the first or latest few."""
 
+    sentence: str = ""
+    """How it is, in one sentence: coordinator/edge/headline.py."""
     answering: bool = True
     """Whether a coordinator said so. False: this is the journal's last record, and nobody is at work on it."""
     trouble: str | None = None

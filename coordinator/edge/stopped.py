@@ -15,6 +15,8 @@ from pathlib import Path
 
 from coordinator.edge.pages import Page, Query, StatusReader, Wanted, put_together
 from coordinator.edge.status import RunStatus
+from coordinator.engine.engine import Engine
+from coordinator.engine.hold import OrderRecord
 from coordinator.run.folder import RunFolder
 from coordinator.run.lease_length import LeaseLengths
 from coordinator.run.pump import load_engine
@@ -41,21 +43,15 @@ async def status_of_journal(folder: RunFolder, trouble: str, wanted: Wanted) -> 
     return await put_together(reader.summary().model_copy(update=said), ask, wanted)
 
 
+def orders_of_journal(folder: RunFolder) -> list[tuple[OrderRecord, float | None]]:
+    """What people ordered, with calendar times: from a copy of the journal, served or not."""
+    engine, _, _ = _engine(folder)
+    return [(one, engine.state.wall_at_s(one.at_s)) for one in engine.state.orders]
+
+
 def _read(folder: RunFolder) -> tuple[StatusReader, float]:
     """What reads the journal's engine, and the wall time of its last record."""
-    place = _temporary_place()
-    with (
-        telling_storage_trouble(place),
-        tempfile.TemporaryDirectory(prefix="barnraise-status-", dir=place) as temporary,
-    ):
-        copy, last_record_s = _copied(folder.journal_path, Path(temporary))
-        journal = Journal.open(copy)
-        try:
-            engine, _ = load_engine(journal, folder.draw_secret())
-            engine.state.names = said_in(folder.registry_path).names
-            traffic = Traffic.from_json(journal.meta(TRAFFIC))
-        finally:
-            journal.close()
+    engine, traffic, last_record_s = _engine(folder)
     reader = StatusReader(
         engine,
         run_id=folder.run_id,
@@ -67,6 +63,33 @@ def _read(folder: RunFolder) -> tuple[StatusReader, float]:
         lease_length=LeaseLengths(folder.settings(), folder.layout()).told,
     )
     return reader, last_record_s
+
+
+def _engine(folder: RunFolder) -> tuple[Engine, Traffic, float]:
+    """The journal's engine, the traffic, and the wall time of the last record."""
+    place = _temporary_place()
+    with (
+        telling_storage_trouble(place),
+        tempfile.TemporaryDirectory(prefix="barnraise-status-", dir=place) as temporary,
+    ):
+        copy, last_record_s = _copied(folder.journal_path, Path(temporary))
+        journal = Journal.open(copy)
+        try:
+            engine, _ = load_engine(journal, folder.draw_secret())
+            engine.state.names = said_in(_registry_copied(folder.registry_path, Path(temporary))).names
+            traffic = Traffic.from_json(journal.meta(TRAFFIC))
+        finally:
+            journal.close()
+    return engine, traffic, last_record_s
+
+
+def _registry_copied(registry: Path, into: Path) -> Path:
+    """A copy with what is not in it yet: SQLite makes files beside a database that it only reads."""
+    for suffix in ("", "-wal"):
+        source = registry.with_name(f"{registry.name}{suffix}")
+        if source.is_file():
+            shutil.copyfile(source, into / source.name)
+    return into / registry.name
 
 
 def _temporary_place() -> Path:

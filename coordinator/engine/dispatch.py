@@ -28,6 +28,8 @@ from protocol.ids import WorkerId
 class Hindrance(Enum):
     """Why a worker gets no lease. In words: for operators in `explain.py`, for the volunteer in `telling.py`."""
 
+    PAUSED = auto()
+    DRAINING = auto()
     BANNED = auto()
     SET_ASIDE = auto()
     OFFERS_TOO_LITTLE = auto()
@@ -56,6 +58,8 @@ def hindrance_of(state: EngineState, record: WorkerRecord) -> Hindrance | None:
         return Hindrance.BANNED if record.ban is not None else Hindrance.SET_ASIDE
     if not offers_enough(state.config, record):
         return Hindrance.OFFERS_TOO_LITTLE
+    if state.hold is not None:
+        return Hindrance.PAUSED if state.paused else Hindrance.DRAINING
     return Hindrance.COOLING if state.now_s < record.cooling_until_s else None
 
 
@@ -69,7 +73,7 @@ def ready_workers(state: EngineState, among: Container[WorkerId] | None = None) 
 
 def are_ready(state: EngineState, wanted: int) -> bool:
     """Whether so many idle workers may be leased."""
-    if len(state.index.idle) < wanted:
+    if len(state.index.idle) < wanted or state.hold is not None:
         return False
     ready = (worker for worker in state.index.idle if _is_ready(state, state.workers[worker]))
     return sum(1 for _ in islice(ready, wanted)) >= wanted
@@ -78,7 +82,7 @@ def are_ready(state: EngineState, wanted: int) -> bool:
 def dispatch(turn: Turn) -> None:
     """Grant what there is to grant, or the first `most_grants` of it: the rest then waits for the next `Ticked`."""
     state, index = turn.state, turn.state.index
-    if not index.idle or state.round.granting:
+    if not index.idle or state.round.granting or state.hold is not None:
         return
     standings, pace = Standings(state), pacing.pace_of(state)
     until = state.round.next_lease + state.config.most_grants

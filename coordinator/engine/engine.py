@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from coordinator.engine import explain, records, rounds, telling
+from coordinator.engine import explain, orders, records, rounds, telling
 from coordinator.engine.commands import Command, SlowCommand, ValidateVersion
 from coordinator.engine.config import check_config
 from coordinator.engine.draws import Draws
@@ -29,6 +29,7 @@ from coordinator.engine.events import (
 from coordinator.engine.explain import Wait
 from coordinator.engine.handlers import enrolled
 from coordinator.engine.history import CalendarMark
+from coordinator.engine.order_events import Ordered
 from coordinator.engine.phases import Phase
 from coordinator.engine.presence import Presence
 from coordinator.engine.rows import RoundState
@@ -84,9 +85,12 @@ class Engine:
         undo = state.begin()
         turn = Turn(state=state, draws=self._draws)
         try:
-            state.now_s = max(state.now_s, event.at_s)
+            if not state.paused:  # its time stands
+                state.now_s = max(state.now_s, event.at_s)
             EVENT_TABLE[type(event)].apply(turn, event)
             rounds.advance(turn)
+            if isinstance(event, Ordered):
+                orders.note(state, event)
         except BaseException:
             state.take_back()
             raise
@@ -106,6 +110,8 @@ class Engine:
         greeting = self.greeting(now_s)
         if greeting:
             return greeting
+        if self._state.paused:
+            return []
         events: list[Event] = [
             WorkerSilent(at_s=now_s, worker=silence.worker, last_seen_at_s=silence.last_seen_at_s)
             for silence in self._presence.silent(now_s)
@@ -130,6 +136,8 @@ class Engine:
         """When `due` will next have something; None while only an event from outside can change anything."""
         if not self._greeted:
             return self._state.now_s
+        if self._state.paused:
+            return None
         silence_s = self._presence.next_silence_s()
         moments = [*rounds.timers_s(self._state), *([] if silence_s is None else [silence_s])]
         return min(moments, default=None)
@@ -165,7 +173,9 @@ class Engine:
 
     def wait_sentence(self, worker: WorkerId, now_s: float) -> str:
         """The same, said to the volunteer, with when it is expected to be over. For replies to requests for a lease."""
-        return telling.wait_sentence(self._state, enrolled(self._state, worker), now_s)
+        sentence = telling.wait_sentence(self._state, enrolled(self._state, worker), now_s)
+        said = self._state.announcement
+        return f"{sentence} The operator says: {said.text}" if said else sentence
 
     def lease_ended(self, worker: WorkerId, lease_id: LeaseId) -> str | None:
         """Why going on with this lease is worth nothing; None while it is not. For replies to heartbeats."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator.engine import appeals, bans, changes, handlers, openings, opinions, rebuilt, results, rollback
+from coordinator.engine import appeals, bans, changes, handlers, openings, opinions, orders, rebuilt, results, rollback
 from coordinator.engine import events as ev
 from coordinator.engine.phases import Phase
 from coordinator.engine.turn import Turn
@@ -71,6 +71,10 @@ ROWS = (
     EventRow(ev.RollbackOrdered, _BEFORE_THE_END - {Phase.FINISHING}, rollback.on_rollback_ordered),
     EventRow(ev.VersionRebuilt, _AGGREGATING, rebuilt.on_version_rebuilt),
     EventRow(ev.SettingsFixed, _EVERYWHERE, changes.on_settings_fixed),
+    EventRow(ev.RunHeld, _BEFORE_THE_END - {Phase.FINISHING}, orders.on_run_held),
+    EventRow(ev.HoldLifted, _EVERYWHERE, orders.on_hold_lifted),
+    EventRow(ev.Announced, _EVERYWHERE, orders.on_announced),
+    EventRow(ev.InviteRevoked, _EVERYWHERE, orders.on_invite_revoked),
     EventRow(ev.SettingChanged, _BEFORE_THE_END - {Phase.FINISHING}, changes.on_setting_changed),
 )
 

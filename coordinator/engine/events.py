@@ -13,6 +13,14 @@ from coordinator.engine.answers import GainAnswer
 from coordinator.engine.config import EngineConfig
 from coordinator.engine.event import Event
 from coordinator.engine.membership_events import CapabilityChanged, WorkerEnrolled, WorkerLeft
+from coordinator.engine.order_events import (
+    Announced,
+    HoldLifted,
+    InviteRevoked,
+    RunHeld,
+    RunStopped,
+    SettingChanged,
+)
 from coordinator.engine.result_events import (
     CheckpointWritten,
     CommandFailed,
@@ -39,6 +47,7 @@ from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version, WorkerI
 from protocol.lease import AS_PUBLISHED, FrozenColumns
 
 __all__ = [
+    "Announced",
     "AuditAsked",
     "CapabilityChanged",
     "CheckpointWritten",
@@ -47,13 +56,18 @@ __all__ = [
     "ContributionsTried",
     "Event",
     "FailedAlone",
+    "HoldLifted",
     "InviteBanned",
+    "InviteRevoked",
     "InviteUnbanned",
     "LeaseReplayed",
     "OwnerBanned",
     "OwnerUnbanned",
     "ResidualOpened",
     "RollbackOrdered",
+    "RunHeld",
+    "RunStopped",
+    "SettingChanged",
     "VersionRebuilt",
     "VersionValidated",
     "WorkerBanned",
@@ -87,16 +101,6 @@ class SettingsFixed(Event):
 
     settings: dict[str, str]
     """Key to JSON. What is fixed already stays as it is."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SettingChanged(Event):
-    """The operator changed a setting of the rounds; it counts from the next round on."""
-
-    key: str
-    """As `quorum` or `inner.learning_rate`."""
-    value: str
-    """JSON."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,10 +321,3 @@ class HarmfulFound(Event):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticked(Event):
     """Time passed. The pump sends one when `Engine.next_wakeup_s()` is reached."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunStopped(Event):
-    """The operator ended the run."""
-
-    reason: str

@@ -22,7 +22,6 @@ from coordinator.engine.commands import (
     ValidateVersion,
 )
 from coordinator.engine.dispatch import Hindrance
-from coordinator.engine.history import Accusation, AuditOutcome
 from coordinator.engine.phases import LOST_STATUSES, LeaseStatus, Phase
 from coordinator.engine.quorum import ColumnStanding, Outlook
 from coordinator.engine.reasons import told
@@ -55,9 +54,11 @@ def waits(state: EngineState, now_s: float) -> tuple[Wait, ...]:
 
 def first_waits(state: EngineState, now_s: float, *, most: int) -> tuple[tuple[Wait, ...], int]:
     """The first `most` of the same, and how many there are besides; only these are put into words."""
-    at = state.seen_at(max(state.now_s, now_s))
+    at = state.seen_at(state.now_s if state.paused else max(state.now_s, now_s))
     if at.phase is Phase.OVER:
         return (), 0
+    if at.hold is not None and (at.paused or at.phase is Phase.GATHERING):
+        return (Wait(subject=f"round {at.round.round}", reason=at.hold.told),), 0
     if at.phase is Phase.GATHERING:
         return (_gathering(at),), 0
     if at.phase not in rounds.RUNNING_PHASES:
@@ -83,41 +84,6 @@ def audit_plan(state: EngineState) -> str:
         return "none: no lease is computed again (audits.budget is 0)"
     by = "the coordinator or trusted workers" if config.by_coordinator else "trusted workers alone"
     return f"leases are computed again by {by}, {config.budget:g} a round at most"
-
-
-def audit_notes(state: EngineState) -> tuple[str, ...]:
-    """What an operator should know of audits: what they could not pay for, and what is theirs to decide."""
-    notes: list[str] = []
-    current = state.round
-    if current.audits_unpaid:
-        kept = 0.0 if state.config.open_run else state.config.audits.unpaid_weight
-        notes.append(
-            f"{current.audits_unpaid} of {current.audits_drawn} audits drawn could not be paid for this round: what "
-            f"they were for counts {'nowhere' if kept == 0 else f'at {kept:g} of its weight'} (audits.budget is "
-            f"{state.config.audits.budget:g} leases a round)"
-        )
-    alike: dict[tuple[object, ...], list[Accusation]] = {}
-    for one in state.accusations:
-        if one.outcome is AuditOutcome.UNDECIDED and state.workers[one.worker].ban is None:
-            alike.setdefault((one.worker, one.accusers, one.vouchers), []).append(one)
-    notes += arithmetic.told_undecided_workers(state)
-    return (*notes, *(_undecided(state, several[-1], len(several) - 1) for several in alike.values()))
-
-
-def _undecided(state: EngineState, one: Accusation, before: int) -> str:
-    name = state.called(one.worker)
-    what = f"{name}'s {one.lease_id}" + (f", and {before} of its leases before that," if before else "")
-    found = f"round {one.round}: {what} could not be reproduced by {_people(one.accusers)}"
-    if one.vouchers:
-        return f"{found}, and was by {_people(one.vouchers)}; there is no third auditor to say who is right"
-    return (
-        f"{found}, and there is no second auditor: what it sends counts nowhere, and the rest is yours to decide "
-        f"(`barnraise coordinator ban {name}`, or invite another owner's machine with --trusted)"
-    )
-
-
-def _people(people: tuple[str, ...]) -> str:
-    return " and ".join(person or "the coordinator" for person in people)
 
 
 def common_reason(state: EngineState) -> str | None:
@@ -190,7 +156,10 @@ def cautions(state: EngineState) -> tuple[str, ...]:
 def _hindrance(state: EngineState, record: WorkerRecord, hindrance: Hindrance) -> str:
     number = state.round.round
     cooling_s = record.cooling_until_s - state.now_s
+    held = state.hold.told if state.hold else ""
     words = {
+        Hindrance.PAUSED: held,
+        Hindrance.DRAINING: held,
         Hindrance.BANNED: f"banned: {told(record.ban.why) if record.ban else ''}",
         Hindrance.SET_ASIDE: f"set aside: {told(record.quarantine.why) if record.quarantine else ''}",
         Hindrance.OFFERS_TOO_LITTLE: f"it offers {record.max_columns} columns, and this run needs "

@@ -1,9 +1,9 @@
-"""Time in which the coordinator was not there: what it moves.
+"""Time in which the coordinator was not there, or the run was paused: what it moves.
 
-Decides which moments move by a gap (a restart, a suspended machine, a process that stood still) and which stay. What
-lies ahead moves, because nobody could use that time: a worker could not deliver, a spare could not be found. What is
-over stays where it was. Holds always: a moment that had passed before the gap has passed after it, since a gap is no
-longer than the time that went by.
+Decides which moments move by a gap (a restart, a suspended machine, a process that stood still, a pause) and which
+stay. What lies ahead moves, because nobody could use that time: a worker could not deliver, a spare could not be found.
+What is over stays where it was. Holds always: a moment that had passed before the gap has passed after it, since a gap
+is no longer than the time that went by.
 """
 
 from __future__ import annotations
@@ -24,23 +24,26 @@ _UNDECIDED = frozenset({LeaseStatus.GRANTED, LeaseStatus.EXPIRED})
 _ON_THE_WAY = _UNDECIDED | {LeaseStatus.COMMITTED}
 
 
-def bridge(turn: Turn, gap_s: float) -> None:
+def bridge(turn: Turn, gap_s: float, *, calls_broke: bool = True) -> None:
     """Move every open moment by `gap_s`, and give everybody who was there one silence limit from now."""
     state = turn.state
     for worker in list(state.workers.values()):
         break_uploads(turn, worker.worker)
-        _move_worker(state, worker, gap_s)
+        _move_worker(state, worker, gap_s, calls_broke)
     least_s = state.now_s + silence_limit_s(state.config)
     for record in list(state.leases.values()):
         _move_lease(state, record, gap_s, least_s)
     state.update_round(**_moved_round(state.round, gap_s, least_s))
+    if state.hold is not None:
+        state.hold = replace(state.hold, since_s=state.hold.since_s + gap_s)
 
 
-def _move_worker(state: EngineState, worker: WorkerRecord, gap_s: float) -> None:
+def _move_worker(state: EngineState, worker: WorkerRecord, gap_s: float, calls_broke: bool) -> None:
     changes: dict[str, object] = {}
     if worker.present:
-        # calls that waited broke with the connections
-        changes |= {"heard_at_s": state.now_s, "waiting_since_s": None, "waits_until_s": None}
+        changes["heard_at_s"] = state.now_s
+        if calls_broke:  # those that waited, with their connections
+            changes |= {"waiting_since_s": None, "waits_until_s": None}
     if gap_s > 0.0 and worker.cooling_until_s > 0.0:
         changes["cooling_until_s"] = worker.cooling_until_s + gap_s
     if gap_s > 0.0 and worker.quarantine is not None:

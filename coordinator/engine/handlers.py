@@ -7,7 +7,7 @@ these, and when, is in event_table.py.
 
 from __future__ import annotations
 
-from coordinator.engine import bans, closing, gaps, leases, results, shadows
+from coordinator.engine import bans, closing, gaps, leases, orders, results, shadows
 from coordinator.engine.commands import EndRun
 from coordinator.engine.events import (
     CapabilityChanged,
@@ -68,8 +68,8 @@ def on_capability_changed(turn: Turn, event: CapabilityChanged) -> None:
 def on_worker_silent(turn: Turn, event: WorkerSilent) -> None:
     """Its open lease is lost; what it has committed to may still arrive."""
     state = turn.state
-    if enrolled(state, event.worker).heard_at_s > event.last_seen_at_s:
-        return  # it spoke while the finding was on its way to the journal
+    if enrolled(state, event.worker).heard_at_s > event.last_seen_at_s or state.paused:
+        return  # it spoke while the finding was on its way to the journal, or the run was paused
     leases.break_uploads(turn, event.worker)
     state.update_worker(event.worker, present=False, waiting_since_s=None, waits_until_s=None)
     record = state.open_lease_of(event.worker)
@@ -96,7 +96,7 @@ def on_coordinator_resumed(turn: Turn, event: CoordinatorResumed) -> None:
 
 def on_clock_stepped(turn: Turn, event: ClockStepped) -> None:
     """A mark in the calendar."""
-    mark = CalendarMark(at_s=turn.state.now_s, wall_s=event.wall_s)
+    mark = CalendarMark(at_s=max(turn.state.now_s, event.at_s), wall_s=event.wall_s)  # also where time stands
     turn.state.calendar = remembered(turn.state.calendar, mark)
 
 
@@ -108,7 +108,7 @@ def on_lease_requested(turn: Turn, event: LeaseRequested) -> None:
     if state.phase is Phase.OVER:
         turn.emit(EndRun(why=state.ended or reason(Case.ENDED)))
         return
-    waits_until_s = None if event.wait_s is None else state.now_s + event.wait_s
+    waits_until_s = None if event.wait_s is None else max(state.now_s, event.at_s) + event.wait_s
     since_s = state.workers[event.worker].waiting_since_s
     state.update_worker(
         event.worker, waiting_since_s=state.now_s if since_s is None else since_s, waits_until_s=waits_until_s
@@ -174,6 +174,7 @@ def on_ticked(turn: Turn, event: Ticked) -> None:
 def on_run_stopped(turn: Turn, event: RunStopped) -> None:
     """Said twice it changes nothing."""
     if turn.state.stop_reason is None and turn.state.phase is not Phase.FINISHING:
+        orders.lift(turn, event.at_s)
         closing.stop(turn, event.reason)
 
 

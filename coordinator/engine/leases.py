@@ -154,10 +154,11 @@ def hand_back(turn: Turn, record: LeaseRecord, words: str) -> None:
 def commit(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> None:
     """Take a digest, or refuse it at once with the reason. The lease is granted, or expired by silence."""
     state, lease_id = turn.state, record.lease.lease_id
-    report = pacing.report_of(record, state.now_s, event.train_s, max(1, event.inner_steps_done))
-    reports = pacing.last_few(state.workers[event.worker].reports, report)
-    said = {"arithmetic": event.arithmetic} if event.arithmetic else {}
-    state.update_worker(event.worker, reports=reports, **said)
+    said: dict[str, object] = {"arithmetic": event.arithmetic} if event.arithmetic else {}
+    if not state.paused:  # what it took is not known where time stands
+        report = pacing.report_of(record, state.now_s, event.train_s, max(1, event.inner_steps_done))
+        said["reports"] = pacing.last_few(state.workers[event.worker].reports, report)
+    state.update_worker(event.worker, **said)
     refusal = refusal_of(turn.state, record, event)
     if refusal is not None:
         if record.status is LeaseStatus.GRANTED and refusal.key == LATE:
@@ -172,6 +173,7 @@ def commit(turn: Turn, record: LeaseRecord, event: SubmissionCommitted) -> None:
         payload_bytes=event.payload_bytes,
         codec=event.codec,
         committed_at_s=state.now_s,
+        upload_broken=record.upload_broken or state.paused,
         train_loss_first=event.train_loss_first,
         train_loss_last=event.train_loss_last,
         micro_batch=event.micro_batch,

@@ -71,6 +71,8 @@ def gathering_left_s(state: EngineState) -> float:
 
 def _step(turn: Turn) -> None:
     state = turn.state
+    if state.paused and state.phase in OPEN_PHASES:
+        return
     if state.phase is Phase.GATHERING:
         _gather(turn)
     elif state.phase in RUNNING_PHASES:

@@ -6,11 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coordinator.engine.event import Event
+from coordinator.engine.order_events import Ordered
 from protocol.ids import LeaseId, WorkerId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerBanned(Event):
+class WorkerBanned(Ordered):
     """Somebody shut a key out. The engine's own bans follow from audits and need no event."""
 
     worker: WorkerId
@@ -20,7 +21,7 @@ class WorkerBanned(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerUnbanned(Event):
+class WorkerUnbanned(Ordered):
     """A ban was taken back: the worker starts on probation."""
 
     worker: WorkerId
@@ -29,7 +30,7 @@ class WorkerUnbanned(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerPardoned(Event):
+class WorkerPardoned(Ordered):
     """Everything against a worker was taken back, its ban included: it was wronged."""
 
     worker: WorkerId
@@ -38,7 +39,7 @@ class WorkerPardoned(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OwnerBanned(Event):
+class OwnerBanned(Ordered):
     """All machines of an owner were shut out, those to come included."""
 
     owner: str
@@ -47,7 +48,7 @@ class OwnerBanned(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OwnerUnbanned(Event):
+class OwnerUnbanned(Ordered):
     """That was taken back, but for keys that are banned themselves."""
 
     owner: str
@@ -56,7 +57,7 @@ class OwnerUnbanned(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InviteBanned(Event):
+class InviteBanned(Ordered):
     """All keys that came with an invite were shut out, those to come included."""
 
     invite: str
@@ -66,7 +67,7 @@ class InviteBanned(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InviteUnbanned(Event):
+class InviteUnbanned(Ordered):
     """That was taken back, but for keys that are banned themselves."""
 
     invite: str
@@ -75,7 +76,7 @@ class InviteUnbanned(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RollbackOrdered(Event):
+class RollbackOrdered(Ordered):
     """The operator wants a version in which nothing of this worker is, as far back as submissions are kept."""
 
     worker: WorkerId

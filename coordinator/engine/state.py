@@ -27,6 +27,7 @@ from coordinator.engine.history import (
     VersionLevel,
     wall_at_s,
 )
+from coordinator.engine.hold import Announcement, Hold, HoldKind, OrderRecord
 from coordinator.engine.index import Index
 from coordinator.engine.lease import GrantedLease
 from coordinator.engine.past import PastStep, PlannedRollback, RollbackRecord
@@ -90,6 +91,10 @@ class EngineState:
     """By short digest. Whoever comes with one of these is banned from the start."""
     frozen: FrozenColumns = AS_PUBLISHED
     """What stands in for columns that a lease of the latest version does not hold."""
+    hold: Hold | None = None
+    announcement: Announcement | None = None
+    orders: tuple[OrderRecord, ...] = ()
+    """What people ordered, oldest first."""
     stop_reason: str | None = None
     ended: Reason | None = None
 
@@ -231,6 +236,11 @@ class EngineState:
     def wall_at_s(self, at_s: float) -> float | None:
         """Calendar time at run time `at_s`, in seconds since the epoch; None in a run that has none."""
         return wall_at_s(self.calendar, at_s)
+
+    @property
+    def paused(self) -> bool:
+        """Whether time stands by the operator's order."""
+        return self.hold is not None and self.hold.kind is HoldKind.PAUSED
 
     @property
     def chosen_config(self) -> EngineConfig:

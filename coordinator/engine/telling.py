@@ -73,7 +73,11 @@ def _hindered(state: EngineState, record: WorkerRecord, hindrance: Hindrance) ->
     number, following = state.round.round, _next_round(state)
     cooling_s = record.cooling_until_s - state.now_s
     aside = told_to_worker(record.quarantine.why) if record.quarantine else ""
+    held = state.hold.why if state.hold else ""
+    why = f": {held.rstrip('.')}." if held else "."
     words = {
+        Hindrance.PAUSED: f"The operator has paused the run{why} Nothing is lost; your machine is asked then.",
+        Hindrance.DRAINING: f"The operator is bringing the run to a halt{why} Your machine is asked when it goes on.",
         Hindrance.BANNED: f"{banned_sentence(record.ban)}." if record.ban else "",
         Hindrance.SET_ASIDE: f"Your machine is set aside for now: {aside}. If that is a surprise, ask the operator.",
         Hindrance.OFFERS_TOO_LITTLE: f"Your machine offers to hold {record.max_columns} expert columns, and this run "

@@ -34,6 +34,7 @@ from coordinator.store.journal import Journal
 from coordinator.store.ports import Snapshot
 from protocol.errors import ConfigError
 from protocol.ids import RunId
+from protocol.local_place import own_name
 from protocol.private_files import read_private, write_private
 
 if TYPE_CHECKING:
@@ -201,7 +202,9 @@ def _change_in(folder: RunFolder, journal: Journal, key: str, text: str) -> Chan
     key, before, value = planned(state, key, text)
     if value != before:
         # At the last event's time: how long nobody was here is for the next start to say.
-        record_while_stopped(journal, engine, SettingChanged(at_s=state.now_s, key=key, value=json.dumps(value)))
+        record_while_stopped(
+            journal, engine, SettingChanged(at_s=state.now_s, actor=own_name(), key=key, value=json.dumps(value))
+        )
     trouble = file.write(state, key)
     journal.set_meta(SETTINGS_WRITTEN, str(file.written))
     return Change(

@@ -15,6 +15,7 @@
     checkpoints/          Hugging Face folders
     events.jsonl          one line for each event and command, for people and tools; never read back
     endpoint.json         where the coordinator listens, or did when it last ran (coordinator/run/reaching.py)
+    control/              the socket for the operator's commands, while it is served; folder 0700
     coordinator.lock      held by the process that serves the run
 
 Always: a run folder is there whole or not at all (protocol/folders.py); `run.json` is moved in last, and a

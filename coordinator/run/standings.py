@@ -7,11 +7,12 @@ changes nothing. Used by a running coordinator, and for a run that nobody serves
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from coordinator.engine import events as ev
+from coordinator.engine.order_events import Ordered
 from coordinator.engine.past import involves
 from coordinator.engine.phases import Phase
 from coordinator.engine.reasons import told
@@ -25,6 +26,7 @@ from coordinator.store.people import said_in
 from coordinator.store.registry import INVITE_ID_CHARACTERS, clean_name, invite_id
 from protocol.errors import ConfigError, MalformedMessage
 from protocol.joinlink import SCHEME, JoinLink
+from protocol.local_place import own_name
 
 if TYPE_CHECKING:
     from coordinator.run.folder import RunFolder
@@ -95,8 +97,15 @@ def digest_of_invite(text: str) -> str:
     return text if _INVITE_ID.fullmatch(text) else invite_id(text)
 
 
-def planned_standing(state: EngineState, order: StandingOrder, at_s: float) -> tuple[ev.Event | None, StandingChange]:
+def planned_standing(
+    state: EngineState, order: StandingOrder, at_s: float, actor: str
+) -> tuple[ev.Event | None, StandingChange]:
     """The event that carries the order out, None where there is nothing to do, and what comes of it."""
+    event, change = _planned(state, order, at_s)
+    return None if event is None else replace(event, actor=actor), change
+
+
+def _planned(state: EngineState, order: StandingOrder, at_s: float) -> tuple[Ordered | None, StandingChange]:
     if order.worker:
         return _of_worker(state, order, at_s)
     kept, of, name = (
@@ -105,7 +114,7 @@ def planned_standing(state: EngineState, order: StandingOrder, at_s: float) -> t
         else (state.banned_invites, BanOf.INVITE, order.invite)
     )
     is_ban, by = order.act is Act.BAN, OPERATOR
-    event: ev.Event | None = None
+    event: Ordered | None = None
     if is_ban != (name in kept):
         if of is BanOf.OWNER:
             kind = ev.OwnerBanned if is_ban else ev.OwnerUnbanned
@@ -126,7 +135,7 @@ def change_standing_while_stopped(folder: RunFolder, order: StandingOrder) -> St
         try:
             engine, _ = load_engine(journal, folder.draw_secret())
             engine.state.names = said_in(folder.registry_path).names
-            event, change = planned_standing(engine.state, order, engine.state.now_s)
+            event, change = planned_standing(engine.state, order, engine.state.now_s, own_name())
             if event is not None:
                 record_while_stopped(journal, engine, event)
             return change
@@ -148,13 +157,13 @@ def worker_named(state: EngineState, text: str) -> WorkerRecord:
     return found[0]
 
 
-def _of_worker(state: EngineState, order: StandingOrder, at_s: float) -> tuple[ev.Event | None, StandingChange]:
+def _of_worker(state: EngineState, order: StandingOrder, at_s: float) -> tuple[Ordered | None, StandingChange]:
     record = worker_named(state, order.worker)
     if order.act is Act.ROLLBACK:
         return _rollback(state, record, order, at_s)
     kinds = {Act.BAN: ev.WorkerBanned, Act.UNBAN: ev.WorkerUnbanned, Act.PARDON: ev.WorkerPardoned}
     wanted = {Act.BAN: record.ban is None, Act.UNBAN: record.ban is not None, Act.PARDON: _has_marks(record)}
-    event: ev.Event | None = None
+    event: Ordered | None = None
     if wanted[order.act]:
         event = kinds[order.act](at_s=at_s, worker=record.worker, by=OPERATOR, why=order.why)
     note = ""
@@ -169,7 +178,7 @@ def _of_worker(state: EngineState, order: StandingOrder, at_s: float) -> tuple[e
 
 def _rollback(
     state: EngineState, record: WorkerRecord, order: StandingOrder, at_s: float
-) -> tuple[ev.Event | None, StandingChange]:
+) -> tuple[Ordered | None, StandingChange]:
     name = state.called(record.worker)
     if state.phase in {Phase.FINISHING, Phase.OVER}:
         raise ConfigError("the run has taken its last step: export an earlier version with `export --version`")
@@ -182,7 +191,7 @@ def _rollback(
         first = state.past_steps[0].attempt.round
         raise ConfigError(f"nothing of {name} is in the rounds that can be taken back, {first} and later")
     planned = state.planned_rollback
-    event: ev.Event | None = None
+    event: Ordered | None = None
     if planned is None or record.worker not in planned.without:
         event = ev.RollbackOrdered(at_s=at_s, worker=record.worker, by=OPERATOR, why=order.why)
     note = f"it begins when round {state.round.round} ends"
@@ -202,7 +211,7 @@ def _change(
     order: StandingOrder,
     of: BanOf,
     name: str,
-    event: ev.Event | None,
+    event: Ordered | None,
     about: list[WorkerRecord],
     note: str = "",
 ) -> StandingChange:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2
 
+from barnraise.cli.app import run as barnraise
 from barnraise.cli.status import print_status
+from coordinator.edge.health import LEASES
 from coordinator.edge.operator_client import OperatorClient, create_invites, fetch_status, stop_run
 from coordinator.edge.server import CoordinatorServer
 from coordinator.edge.status import RunStatus, WorkerState
 from coordinator.run.folder import RunFolder
 from coordinator.run.inviting import InviteTerms
-from coordinator.run.reaching import CoordinatorStopped
-from protocol.causes import CAUSE_KEY
-from protocol.errors import ConfigError, MalformedMessage, Refused, RemoteError, Unauthenticated
-from protocol.identity import PrivateIdentity
+from coordinator.run.reaching import CoordinatorStopped, control_path
+from protocol.errors import ConfigError, MalformedMessage
 from protocol.joinlink import JoinLink
-from protocol.signing import CallSigner
-from protocol.v1 import barnraise_pb2 as pb
+from protocol.local_place import own_name
+from protocol.local_socket import ask
 from tests.served import clients_of
+
+HEALTH = "/grpc.health.v1.Health/Check"
 
 
 async def test_status_invites_and_stop(run: RunFolder, server: CoordinatorServer, join: Callable[..., Any]) -> None:
@@ -75,57 +79,65 @@ async def test_one_link_lets_in_as_many_as_it_is_for(
 
 
 async def test_an_owner_that_could_steer_a_terminal_is_refused(run: RunFolder, server: CoordinatorServer) -> None:
-    async with OperatorClient(run) as operator:
-        for owner in ("\x1b[2J", "m" * 1000):
-            with pytest.raises(Refused, match="printable"):
-                await operator.create_invites(InviteTerms(owner=owner))
+    operator = OperatorClient(run)
+    for owner in ("\x1b[2J", "m" * 1000):
+        with pytest.raises(MalformedMessage, match="printable"):
+            await operator.create_invites(InviteTerms(owner=owner))
 
 
 async def test_too_many_invites_are_refused(run: RunFolder, server: CoordinatorServer) -> None:
-    async with OperatorClient(run) as operator:
-        with pytest.raises(Refused, match="at most 1000"):
-            await operator.create_invites(InviteTerms(count=1001))
+    operator = OperatorClient(run)
+    with pytest.raises(MalformedMessage, match="at most 1000"):
+        await operator.create_invites(InviteTerms(count=1001))
 
 
-@pytest.mark.parametrize("reply", [b"\xff\xff\xff", pb.GetStatusReply(status_json="{}").SerializeToString()])
+@pytest.mark.parametrize("answer", [{"status_json": 3}, {"status_json": "{}"}, {"unheard_of": "x"}])
 async def test_an_answer_of_another_version_is_named(
-    run: RunFolder, server: CoordinatorServer, reply: bytes, monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, server: CoordinatorServer, answer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with OperatorClient(run) as operator:
+    async def other(*_: Any) -> dict[str, Any]:
+        return answer
 
-        async def answer(*_: Any, **__: Any) -> bytes:
-            return reply
-
-        monkeypatch.setattr(operator._channel, "unary_unary", lambda _: answer)
-        with pytest.raises(MalformedMessage, match="another version"):
-            await operator.status()
-        monkeypatch.undo()
+    monkeypatch.setattr("coordinator.edge.operator_client.ask", other)
+    with pytest.raises(MalformedMessage, match="another version"):
+        await OperatorClient(run).status()
 
 
-@pytest.mark.parametrize("code", list(grpc.StatusCode)[1:], ids=lambda code: code.name)
-async def test_what_grpc_says_is_never_shown_and_what_the_coordinator_says_is(
-    run: RunFolder, server: CoordinatorServer, code: grpc.StatusCode, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"verb": "fly"},
+        {"verb": ["pause"]},
+        {"verb": "GetStatus", "message": 3},
+        {"verb": "StopRun", "message": {"unheard_of": 1}},
+        {"verb": "pause", "text": "x" * 1000},
+        {"verb": "announce", "text": "\x1b[2J"},
+    ],
+)
+async def test_what_is_no_order_is_refused(run: RunFolder, server: CoordinatorServer, request_: dict[str, Any]) -> None:
+    with pytest.raises(MalformedMessage):
+        await ask(control_path(run), request_)
+
+
+async def test_a_paused_run_grants_nothing_says_so_and_goes_on(
+    run: RunFolder, server: CoordinatorServer, join: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with OperatorClient(run) as operator:
-        for ours in (False, True):
-            behind = grpc.aio.Metadata((CAUSE_KEY, "refused")) if ours else grpc.aio.Metadata()
-            refusal = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), behind, details="failed to connect to all")
-
-            async def answer(*_: Any, refusal: Exception = refusal, **__: Any) -> bytes:
-                raise refusal
-
-            monkeypatch.setattr(operator._channel, "unary_unary", lambda _, answer=answer: answer)
-            with pytest.raises(RemoteError) as caught:
-                await operator.status()
-            assert ("failed to connect" in str(caught.value)) == ours
-        monkeypatch.undo()
-
-
-async def test_a_refusal_is_told_in_the_coordinators_own_words(run: RunFolder, server: CoordinatorServer) -> None:
-    async with OperatorClient(run) as operator:
-        operator._signer = CallSigner(PrivateIdentity.generate(), bytes(16), audience=operator._audience)
-        with pytest.raises(Unauthenticated, match="session"):
-            await operator.status()
+    assert await asyncio.to_thread(barnraise, ["coordinator", "pause", str(run.root), "--why", "moving house"]) == 0
+    client = await join()
+    reply = await client.acquire(wait_s=0.0)
+    assert "paused the run: moving house." in reply.wait.reason
+    checked = await client.call(HEALTH, health_pb2.HealthCheckRequest(service=LEASES), health_pb2.HealthCheckResponse)
+    assert checked.status == health_pb2.HealthCheckResponse.NOT_SERVING
+    status = await asyncio.to_thread(fetch_status, run)
+    assert status.sentence.startswith("The run is paused (moving house)")
+    assert await asyncio.to_thread(barnraise, ["coordinator", "resume", str(run.root), "--json"]) == 0
+    assert (await client.acquire(wait_s=20.0)).lease.lease_id
+    capsys.readouterr()
+    assert await asyncio.to_thread(barnraise, ["coordinator", "orders", str(run.root), "--json"]) == 0
+    held, lifted = json.loads(capsys.readouterr().out)
+    assert (held["kind"], held["detail"], lifted["kind"]) == ("RunHeld", "moving house", "HoldLifted")
+    assert held["actor"] == lifted["actor"] == own_name()
 
 
 def test_an_order_to_a_stopped_coordinator_says_to_start_it(run: RunFolder) -> None:

@@ -11,7 +11,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ import pytest
 
 from barnraise.cli.app import run as barnraise
 from barnraise.cli.status import print_status
-from coordinator.edge.operator_client import create_invites, fetch_status
+from coordinator.edge.operator_client import create_invites, fetch_status, stop_run
 from coordinator.edge.server import CoordinatorServer
 from coordinator.run.folder import RunFolder
 from coordinator.run.inviting import InviteTerms
 from coordinator.run.lock import LOCK_FILE, folder_lock, lock_holder
 from coordinator.run.migrations import MIGRATIONS
-from coordinator.run.reaching import CoordinatorStopped, reach, write_endpoint
+from coordinator.run.reaching import CoordinatorStopped, control_path, last_port, write_endpoint
 from coordinator.store.journal import Journal
 from protocol.bootstrap import fetch_ca
 from protocol.errors import ConfigError, Unavailable
@@ -84,81 +84,27 @@ async def test_a_join_link_over_ipv6_works_from_its_making_to_a_session(run: Run
         await server.stop(0.0)
 
 
-@pytest.fixture
-def silent() -> Iterator[int]:
-    """A port on which connections are taken and nothing is said."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield listener.getsockname()[1]
-
-
-@pytest.fixture
-def stranger() -> Iterator[int]:
-    """A port on which something answers that is no TLS."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def answer() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    connection, _ = listener.accept()
-                    with connection:
-                        connection.recv(1000)
-                        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-
-        thread = threading.Thread(target=answer, daemon=True)
-        thread.start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
-    thread.join()
-
-
-def fingerprint(run: RunFolder) -> str:
-    return run.authority().fingerprint
-
-
 def test_a_run_that_was_never_served_is_not_running(run: RunFolder) -> None:
     with pytest.raises(CoordinatorStopped, match=r"is not running; start it with `barnraise coordinator run /"):
-        reach(run, fingerprint(run))
+        stop_run(run)
 
 
-def test_what_a_killed_coordinator_leaves_behind_is_no_sign_of_life(run: RunFolder, silent: int, stranger: int) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        nobody = closed.getsockname()[1]
-    write_endpoint(run, "127.0.0.1", nobody)
+def test_what_a_killed_coordinator_leaves_behind_is_no_sign_of_life(run: RunFolder) -> None:
+    control_path(run).parent.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(control_path(run)))
+    write_endpoint(run, "127.0.0.1", 1)
     with pytest.raises(CoordinatorStopped, match="is not running; start it"):
-        reach(run, fingerprint(run))
-    for port in (silent, stranger):
-        write_endpoint(run, "127.0.0.1", port)
-        with pytest.raises(CoordinatorStopped, match=f"not running, and another program has its port {port} by now"):
-            reach(run, fingerprint(run), timeout_s=0.2)
+        stop_run(run)
 
 
-async def test_another_runs_coordinator_on_the_port_is_another_program(
-    pristine_run: Path, tmp_path: Path, run: RunFolder, server: CoordinatorServer
-) -> None:
-    killed = copy_run(pristine_run, tmp_path / "killed")
-    authority = type(killed.authority()).create(killed.run_id)
-    authority.save(killed.root / "secret")
-    write_endpoint(killed, "0.0.0.0", server.port)
-    with pytest.raises(CoordinatorStopped, match="another program has its port"):
-        await asyncio.to_thread(reach, killed, fingerprint(killed))
-
-
-def test_a_process_that_holds_the_run_and_does_not_answer_is_told_from_a_stopped_one(
-    run: RunFolder, silent: int, stranger: int
-) -> None:
+def test_a_process_that_holds_the_run_and_does_not_answer_is_told_from_a_stopped_one(run: RunFolder) -> None:
     lock = folder_lock(run.root)
     lock.acquire()
     try:
-        who = f"process {os.getpid()} serves"
-        with pytest.raises(Unavailable, match=f"{who} .* does not listen yet"):
-            reach(run, fingerprint(run))
-        for port, words in ((silent, "does not answer"), (stranger, "another program answers"), (1, "nobody listens")):
-            write_endpoint(run, "127.0.0.1", port)
-            with pytest.raises(Unavailable, match=f"{who} .*{words}") as caught:
-                reach(run, fingerprint(run), timeout_s=0.2)
-            assert not isinstance(caught.value, CoordinatorStopped)
-        with pytest.raises(Unavailable, match=who):
+        with pytest.raises(Unavailable, match=f"process {os.getpid()} serves .* but takes no orders") as caught:
             create_invites(run, InviteTerms())
+        assert not isinstance(caught.value, CoordinatorStopped)
     finally:
         lock.release()
 
@@ -166,8 +112,7 @@ def test_a_process_that_holds_the_run_and_does_not_answer_is_told_from_a_stopped
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"host": "h"}', '{"host": "h", "port": "x"}'])
 def test_an_endpoint_that_says_nothing_is_none(run: RunFolder, text: str) -> None:
     run.endpoint_path.write_text(text)
-    with pytest.raises(CoordinatorStopped):
-        reach(run, fingerprint(run))
+    assert last_port(run) == 0
 
 
 # ---- the lock ----------------------------------------------------------------------------------------------------
@@ -241,7 +186,6 @@ async def test_what_a_killed_coordinator_wrote_last_is_in_its_status(
 ) -> None:
     await join()
     killed = copy_run(run.root, tmp_path / "killed")  # its last records stand in SQLite's log alone
-    killed.endpoint_path.unlink()
     assert (killed.root / "journal.sqlite-wal").stat().st_size
     before = contents(killed.root)
     status = await asyncio.to_thread(fetch_status, killed)

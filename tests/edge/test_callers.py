@@ -124,6 +124,7 @@ async def test_a_stale_call_of_an_earlier_session_is_refused(honest: Any, join: 
 async def test_an_unsigned_call_is_refused_on_every_method(honest: Any, join: Join, refused: Refused) -> None:
     client = await join()
     names = "Enrol OpenSession AcquireLease ReturnLease Heartbeat CommitSubmission GetManifest Upload Download AskAudit"
+    names += " ListReceipts Leave RotateKey"
     for name in names.split():
         await refused(Code.UNAUTHENTICATED, "not signed").of(client.raw(name, b"", metadata=()))
     for name in ["CreateInvite", "GetStatus", "ListStatus", "StopRun", "ChangeSetting"]:

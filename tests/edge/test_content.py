@@ -70,7 +70,7 @@ async def test_bytes_that_are_no_request_are_refused(honest: Any, join: Join, re
 
 async def test_bytes_that_are_no_registration_are_refused(honest: Any, join: Join, refused: Refused) -> None:
     client = await join(enrolled=False)
-    for name in ("Enrol", "OpenSession", "AskAudit"):
+    for name in ("Enrol", "OpenSession", "AskAudit", "Leave", "RotateKey"):
         await refused(Code.INVALID_ARGUMENT, "not a").of(client.raw(name, b"\xff\xff\xff"))
 
 

@@ -11,7 +11,7 @@ VOLUNTEER = "test_secrets.py::test_a_volunteers_key_is_theirs_alone"
 GIVEN = "test_secrets.py::test_a_link_is_read_from_a_file_or_standard_input"
 
 MODES = (
-    guard("private files", becomes("protocol:_write_new", "0o600", "0o644"), ALONE, VOLUNTEER, makes_run=True),
+    guard("private files", becomes("protocol:PrivateWriter", "0o600", "0o644"), ALONE, VOLUNTEER, makes_run=True),
     guard(
         "private files",
         becomes("protocol:filled_whole", "content.mkdir(mode=0o700 if kind.private else 0o777)", "content.mkdir()"),

@@ -102,7 +102,7 @@ class Disk:
 
 
 def room(outbox: Any, reporter: Any, disk: Disk | None = None) -> TrainingRoom:
-    options, machine = WorkerOptions(pauses=Pauses(disk_s=0.0)), SimpleNamespace(arithmetic="")
+    options, machine = WorkerOptions(pauses=Pauses(disk_s=0.0)), SimpleNamespace(arithmetic="", threads=1)
     return TrainingRoom(options, cast("Any", machine), cast("Any", disk or Disk()), outbox, reporter)
 
 

@@ -87,6 +87,11 @@ def test_a_gpu_that_works_is_offered_with_its_own_memory(monkeypatch: pytest.Mon
     monkeypatch.setattr(
         "worker.machine.probe.torch.cuda.mem_get_info", lambda index: (10 * GIB * (index + 1), 99 * GIB)
     )
+    capped: list[tuple[float, int]] = []
+    monkeypatch.setattr(
+        "worker.machine.probe.torch.cuda.set_per_process_memory_fraction",
+        lambda share, index: capped.append((share * 99, index)),
+    )
     works = Trial(name="A", capability=(8, 9), bf16=True)
     facts = GpuFacts(torch_cuda="13.0", trials=(works, dataclasses.replace(works, name="B", bf16=False)))
 
@@ -95,8 +100,11 @@ def test_a_gpu_that_works_is_offered_with_its_own_memory(monkeypatch: pytest.Mon
 
     assert (offer(None).device, offer(None).device_name, offer(None).memory_bytes) == ("cuda:0", "A", 9 * GIB)
     assert (offer("cuda:1").device, offer("cuda:1").device_name, offer("cuda:1").bf16) == ("cuda:1", "B", False)
+    assert not capped, "nobody said how much"
     assert offer(None, 4 * GIB).memory_bytes == 4 * GIB
     assert offer(None, 64 * GIB).memory_bytes == 10 * GIB
+    assert offer("cuda:1", 128 * GIB).memory_bytes == 20 * GIB
+    assert capped == [(pytest.approx(4), 0), (pytest.approx(64), 0), (99, 1)]
 
 
 def test_a_gpu_that_does_not_work_is_told_and_left_alone() -> None:

@@ -2,8 +2,9 @@
 
 Decides how much is offered when the volunteer did not say: half of the memory that is free on a CPU, nine tenths on a
 GPU, and half of the machine's beside it. Never more than is free: in a container, that is what its limits leave. A cap
-on a CPU is for the whole process, so what the process takes already is not part of the offer. What fits, `moe.planner`
-decides; which GPU is used, gpus.py. Reads the system's figures; writes nothing.
+on a CPU is for the whole process, so what the process takes already is not part of the offer; it is planned with. On a
+GPU it caps what torch allocates there, for the rest of the process: beyond it memory is as if it were full. What fits,
+`moe.planner` decides; which GPU is used, gpus.py. Reads the system's figures.
 """
 
 from __future__ import annotations
@@ -135,7 +136,9 @@ def probe_machine(
     if choice.index is None:
         return dataclasses.replace(_cpu(cores, memory_bytes, left), notice=choice.notice)
     trial = facts.trials[choice.index]
-    free_bytes, _ = torch.cuda.mem_get_info(choice.index)
+    free_bytes, total_bytes = torch.cuda.mem_get_info(choice.index)
+    if memory_bytes is not None:  # the plan may be wrong, a volunteer's word is not
+        torch.cuda.set_per_process_memory_fraction(min(1.0, memory_bytes / total_bytes), choice.index)
     where = f"cuda:{choice.index}"
     return Machine(
         device=where,

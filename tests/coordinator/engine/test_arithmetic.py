@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from coordinator.engine.arithmetic import caution, caution_of_workers
+from coordinator.engine.audit_notes import audit_notes
 from coordinator.engine.commands import AggregateRound, CompareSubmissions, ReplayLease
 from coordinator.engine.config import AuditConfig, InnerRecipe, check_config
-from coordinator.engine.explain import audit_notes, cautions
+from coordinator.engine.explain import cautions
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.rows import WorkerRecord
 from coordinator.engine.trust import trust_of

@@ -10,6 +10,7 @@ import pytest
 
 from coordinator.engine import audit_budget, audits, contributions, dispatch
 from coordinator.engine import events as ev
+from coordinator.engine.audit_notes import audit_notes
 from coordinator.engine.commands import (
     AggregateRound,
     AnnounceVerdict,
@@ -21,7 +22,6 @@ from coordinator.engine.commands import (
 from coordinator.engine.config import AuditConfig, check_config
 from coordinator.engine.contributions import oldest_version_needed
 from coordinator.engine.engine import Engine
-from coordinator.engine.explain import audit_notes
 from coordinator.engine.history import AuditOutcome
 from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.rows import WorkerRecord

@@ -11,6 +11,7 @@ from coordinator.engine import events as ev
 from coordinator.engine.commands import AggregateRound
 from coordinator.engine.engine import Engine
 from coordinator.engine.event_table import EVENT_TABLE, ROWS
+from coordinator.engine.hold import HoldKind
 from coordinator.engine.phases import Phase
 from protocol.errors import ConfigError, IllegalEvent, LocalError
 from protocol.ids import LeaseId, Version, WorkerId, digest_of
@@ -98,6 +99,7 @@ def event_of(kind: type[ev.Event], s) -> ev.Event:
         ev.ResidualOpened: {"worker": worker, "lease_id": lease, "digest": s.digest("r1.1")},
         ev.AuditAsked: {"worker": worker, "lease_id": lease},
         ev.RunStopped: {"reason": "enough"},
+        ev.RunHeld: {"kind": HoldKind.PAUSED, "why": ""},
         ev.SettingChanged: {"key": "quorum", "value": "1"},
         ev.RollbackOrdered: {"worker": worker, "by": "operator", "why": ""},
         ev.VersionRebuilt: {
