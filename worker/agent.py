@@ -49,17 +49,20 @@ class Deadline:
         self._timer: asyncio.TimerHandle | None = None
         self.lease: ReceivedLease | None = None
         """The one that was granted last."""
+        self._ends_s = 0.0
 
     @property
     def left_s(self) -> float:
         """Seconds until it runs out."""
-        return 0.0 if self._timer is None else self._timer.when() - asyncio.get_running_loop().time()
+        return self._ends_s - asyncio.get_running_loop().time()
 
     def set(self, lease: ReceivedLease) -> None:
         """`lease` was granted, or granted again with more time."""
         self.cancel()
         self.lease = lease
-        self._timer = asyncio.get_running_loop().call_later(lease.ttl_s, self._act, lease.lease_id)
+        loop = asyncio.get_running_loop()
+        self._ends_s = loop.time() + lease.ttl_s
+        self._timer = loop.call_later(lease.ttl_s, self._act, lease.lease_id)
 
     def cancel(self) -> None:
         """It does not matter any more."""
