@@ -12,7 +12,9 @@ from barnraise.cli import (
     audit_log,
     calibrate,
     data,
+    doctor,
     evaluate,
+    explain,
     holds,
     invites,
     model,
@@ -57,6 +59,8 @@ coordinator_commands.app.command("resume")(holds.resume)
 coordinator_commands.app.command("announce")(holds.announce)
 coordinator_commands.app.command("orders")(holds.orders)
 coordinator_commands.app.command("calibrate")(calibrate.calibrate)
+coordinator_commands.app.command("explain")(explain.explain)
+coordinator_commands.app.command("doctor")(doctor.doctor)
 coordinator_commands.app.command("audit-log")(audit_log.audit_log)
 app.add_typer(coordinator_commands.app, name="coordinator", rich_help_panel="Operator")
 app.command("status", rich_help_panel="Operator")(status.status)
