@@ -1,14 +1,14 @@
 """What a swarm's training is worth beside central training: same model, data, tokens and evaluation.
 
-    python -m benchmarks.parity [--quick] [--codecs] [--jobs N] [--seeds 11,12,13] [--rows 'NAME;...']
+    python -m benchmarks.parity [--quick] [--codecs | --rungs] [--jobs N] [--seeds 11,12,13] [--rows 'NAME;...']
                                 [--set KEY=VALUE ...] [--out DIR] [--kept] [--json FILE]
 
 Every row is trained from the same first weights on equal tokens: centrally (the batch of all workers at each step), by
 one worker alone, and by swarms of the real engine, executor and trainer in virtual time: rows in parity_rows.py. Losses
 are held-out, nats a token; `val_loss_se` is the standard error over the seeds; `over` is the distance to the row that
 it is compared with, in percent, paired by seed; `routing_percent` is routing necessity: what random experts of equal
-load cost, as a share of what they cost central training (parity_routing.py). `--codecs`: rows by what is sent and
-fetched. `--set` changes a setting, or with `central.` one of `inner`, for a search; report other seeds. DIR keeps rows.
+load cost, as a share of what they cost central training (parity_routing.py). Rows by what is sent (`--codecs`) or by
+what is computed with (`--rungs`). `--set` changes a setting, with `central.` one of `inner`. DIR keeps rows.
 """
 
 from __future__ import annotations
@@ -34,10 +34,8 @@ import structlog
 
 from benchmarks.parity_routing import necessity_percent, random_loss
 from benchmarks.parity_rows import (
-    CASES,
     CENTRAL,
-    CODEC_CASES,
-    CODEC_COLUMNS,
+    TABLES,
     WORKERS,
     ParityCase,
     half_trained,
@@ -173,7 +171,7 @@ def main() -> None:
     """Measure and print."""
     args = _arguments()
     changes = dict(change.split("=", 1) for change in args.set)
-    every = CODEC_CASES if args.codecs else CASES
+    every, columns = TABLES[args.rows_of]
     cases = [case for case in every if not args.rows or case.name in args.rows.split(";")]
     steps = args.steps or (60 if args.quick else STEPS)
     seeds = (
@@ -187,10 +185,10 @@ def main() -> None:
         f"{machine()}; {WORKERS} workers, {steps} inner steps, seeds {','.join(map(str, seeds))} {' '.join(args.set)}"
     )
     print_rows(rows)
-    if args.json is not None and args.codecs:
+    if args.json is not None and columns:
         there = ",".join(map(str, sorted({result["seed"] for result in results})))
-        command = f"python -m benchmarks.parity --codecs --steps {steps} --seeds {there}"
-        write_results(args.json, rows, command=command, columns=CODEC_COLUMNS, beside="beside other work")
+        command = f"python -m benchmarks.parity {args.rows_of} --steps {steps} --seeds {there}"
+        write_results(args.json, rows, command=command, columns=columns, beside="beside other work")
     elif args.json is not None:
         write_json(args.json, rows)
 
@@ -336,7 +334,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="rows trained at a time, one thread each")
     parser.add_argument("--seeds", default="", help="comma-separated; the report's by default")
     parser.add_argument("--rows", default="", help="names of rows, separated by semicolons; all by default")
-    parser.add_argument("--codecs", action="store_true", help="rows by codec, rule and steps a round instead")
+    instead = parser.add_mutually_exclusive_group()
+    for option, told in {"--codecs": "rows by codec, rule and steps a round", "--rungs": "rows by rung"}.items():
+        instead.add_argument(option, dest="rows_of", action="store_const", const=option, default="", help=told)
     parser.add_argument("--steps", type=int, default=0, help=f"inner steps of each worker; {STEPS} by default")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a change to the recipe")
     parser.add_argument("--out", type=Path, default=Path("parity-results"), help="where results are kept")

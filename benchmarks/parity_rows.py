@@ -57,13 +57,6 @@ def _losing_leases(row: str, setting: str) -> tuple[ParityCase, ParityCase]:
     return losing, replace(losing, name=f"{losing.name}, equal tokens", rounds=1.0 / (1.0 - DROPOUT))
 
 
-def _trunk_rows(*names: str) -> Iterator[ParityCase]:
-    """From one base, the trunk trained, at low rank, and not at all; against the first of them."""
-    for name in names:
-        inner = {"trunk": name.partition(" ")[0]}
-        yield ParityCase(name=name, setting="diloco", against=names[0], engine={"inner": inner}, is_half_trained=True)
-
-
 CASES = (
     ParityCase(name="central", setting="central", against="central"),
     ParityCase(name="lone", setting="lone", against="central"),
@@ -91,7 +84,6 @@ CASES = (
     ParityCase(name="diloco 20 steps", setting="diloco", against="diloco", engine={"inner": {"inner_steps": 20}}),
     ParityCase(name="central adamw", setting="central", against="central", engine={"inner": ADAMW}),
     ParityCase(name="diloco adamw", setting="diloco", against="central adamw", engine={"inner": ADAMW}),
-    *_trunk_rows("trained trunk", "lora trunk", "frozen trunk"),
 )
 
 
@@ -111,13 +103,6 @@ def _sent_as(codec: str, rule: str, steps: int, against: str, *, dropout: float 
 def _fetched_as(name: str, down: Mapping[str, Any], codec: str = "fp32") -> ParityCase:
     engine = {"inner": {"inner_steps": 4}, "down": down}
     return ParityCase(name=name, setting="half_frozen", against=HALVES, codec=codec, engine=engine)
-
-
-def _computed_in(dtype: str) -> ParityCase:
-    """Frozen experts in codes, made of what is published whole: rounding, and no age."""
-    engine = {"inner": {"inner_steps": 4, "frozen_dtype": dtype}, "down": WHOLE}
-    name = f"half, frozen experts {dtype}, H 4"
-    return ParityCase(name=name, setting="half_frozen", against=HALVES, codec="fp32", engine=engine)
 
 
 EXCHANGED = "fp32, trimmed_mean, H 4"
@@ -141,8 +126,6 @@ CODEC_CASES = (
     _fetched_as("half, default, H 4", {}),
     _fetched_as("half, stale by 6, H 4", {**WHOLE, "frozen_codec": "int8", "frozen_every": 6}),
     _fetched_as("half, frozen int4, H 4", {**WHOLE, "frozen_codec": "int4"}),
-    _computed_in("int8"),
-    _computed_in("int4"),
     _fetched_as("half, steps int4, H 4", {**WHOLE, "codec": "int4"}),
     _fetched_as("half, frugal, H 4", {"codec": "two_bit", "frozen_codec": "int4", "frozen_every": 12}),
 )
@@ -157,6 +140,41 @@ CODEC_COLUMNS = (
     {"heading": "against", "shows": "{against}"},
     {"heading": "honest refused", "shows": "{rejected:g} of {sent:g}"},
 )
+
+
+def _trained_with(name: str, inner: Mapping[str, Any]) -> ParityCase:
+    """Halves whose blocks come whole: what a rung costs, and no age of what is frozen."""
+    engine = {"inner": {"inner_steps": 4, **inner}, "down": WHOLE}
+    return ParityCase(name=name, setting="half_frozen", against=HALVES, codec="fp32", engine=engine)
+
+
+def _trunk_rows(*modes: str) -> Iterator[ParityCase]:
+    """From one base, the trunk trained, at low rank, and not at all; against the first of them."""
+    for mode in modes:
+        engine = {"inner": {"inner_steps": 4, "trunk": mode}, "down": WHOLE}
+        name, against = f"{mode} trunk", f"{modes[0]} trunk"
+        yield ParityCase(
+            name=name, setting="diloco", against=against, codec="fp32", engine=engine, is_half_trained=True
+        )
+
+
+RUNG_CASES = (
+    _trained_with(HALVES, {}),
+    _trained_with("frozen experts in int8", {"frozen_dtype": "int8"}),
+    _trained_with("frozen experts in int4", {"frozen_dtype": "int4"}),
+    _trained_with("bf16 masters", {"masters": "bf16"}),
+    _trained_with("bf16 masters, compact moments", {"masters": "bf16", "moments": "compact"}),
+    _trained_with("clipping by layer", {"clipping": "layer"}),
+    *_trunk_rows("trained", "lora", "frozen"),
+)
+"""What the rungs of the memory ladder cost that change what is computed: `benchmarks.parity --rungs`."""
+RUNG_COLUMNS = (
+    {"heading": "trained with", "shows": "{row}"},
+    *CODEC_COLUMNS[2:],
+)
+
+TABLES = {"": (CASES, ()), "--codecs": (CODEC_CASES, CODEC_COLUMNS), "--rungs": (RUNG_CASES, RUNG_COLUMNS)}
+"""By the option that asks for it: its rows, and its columns in the docs."""
 
 
 def training_of(case: ParityCase, layout: Any) -> Any:

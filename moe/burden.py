@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
 from moe.frozen_bytes import FrozenBytes, frozen_bytes
+from moe.head import adds_in_slices
 from moe.layout import FP32_BYTES, Layout
 from moe.passing import activation_bytes, kept_by_library
 from moe.rungs import Schedule
 from moe.stand_ins import DEVICE, StandIns
-from moe.weighing import Weighed, gradients_by_layers, inputs_by_layers, weighed
-from protocol.codecs import BF16, codec_named
+from moe.weighing import BF16_BYTES, SLICES, Weighed, gradients_by_layers, inputs_by_layers, weighed
+from protocol.codecs import BF16, FP32, codec_named
 from protocol.ids import TRUNK
 from protocol.recipe import AS_COMPUTED, BF16_MASTERS, COMPACT, FROZEN_TRUNK, LORA_TRUNK, MUON, Recipe
 from protocol.residency import ABSENT
@@ -33,9 +34,6 @@ thread's arena."""
 ROUNDING: Final = 88 << 20
 """On a CPU, what stays of the optimizer's pieces, of up to 4 MiB, where weights and moments are rounded at random:
 measured, 60 to 100 MB (docs/decisions/0053)."""
-_GROWN: Final = 1.125
-"""Of a payload that is being written: its memory grows by an eighth at a time."""
-
 USUAL_BATCH: Final = 16
 """Sequences of a step, where no lease is there that says it."""
 
@@ -160,7 +158,7 @@ def _kept_lines(load: Burden, tensors: tuple[Weighed, ...], columns: int, schedu
 
 def _gradient_line(load: Burden, tensors: tuple[Weighed, ...], columns: int, schedule: Schedule) -> PlanLine:
     if schedule.by_layers:
-        at_once = gradients_by_layers(tensors)
+        at_once = gradients_by_layers(tensors, in_slices=bool(_put_off(load, tensors, schedule)))
         return PlanLine(part="gradients", memory_bytes=at_once, why="fp32, of a layer at a time")
     return PlanLine(part="gradients", memory_bytes=sum(one.gradient_bytes() for one in tensors), why="fp32")
 
@@ -196,7 +194,9 @@ def _passing_line(
     }
     if not load.on_gpu:
         gone = sum(line.memory_bytes for line in kept if line.part in ("gradients", "moments"))
-        found["what is sent, when gradients and moments are gone"] = max(0, _sent_bytes(load, tensors) - gone)
+        found["a tensor of what is sent, when gradients and moments are gone"] = max(
+            0, sent_bytes(load, _largest_sent(tensors)) - gone
+        )
     why = max(found, key=lambda one: found[one])
     return PlanLine(part="passing", memory_bytes=found[why], why=why)
 
@@ -207,9 +207,10 @@ def _is_recomputed(schedule: Schedule) -> bool:
 
 def _activations(load: Burden, tensors: tuple[Weighed, ...], schedule: Schedule) -> int:
     """With the gradients that a second micro-batch makes beside those of the first."""
+    put_off = _put_off(load, tensors, schedule)
     if schedule.by_layers:  # it is counted with a layer's
         tensors = ()
-    heads = [one.gradient_bytes() for one in tensors if one.is_head]
+    heads = [put_off, *(one.gradient_bytes() for one in tensors if one.is_head)]
     others = [one.gradient_bytes() for one in tensors if not one.is_head]
     inputs = 0 if schedule.inputs_on_host else _inputs(load, schedule)
     return inputs + activation_bytes(
@@ -222,13 +223,33 @@ def _activations(load: Burden, tensors: tuple[Weighed, ...], schedule: Schedule)
     )
 
 
-def _sent_bytes(load: Burden, tensors: tuple[Weighed, ...]) -> int:
-    """Of the pseudo-gradient in fp32, its payload, and, where a codec leaves something for the next lease, what it was
-    given, what it left and what it would give back, the latter two as bytes, too.
+def _put_off(load: Burden, tensors: tuple[Weighed, ...], schedule: Schedule) -> int:
+    """Bytes of logits' gradients that are kept until a head's own is added in slices (moe.head); 0 where it is not."""
+    tokens, values = schedule.micro_batch * load.sequence_length, load.layout.config_json
+    is_bf16 = load.recipe.masters == BF16_MASTERS
+    heads = [one for one in tensors if one.added == SLICES and one.group]
+    is_sliced = any(load.compute_bytes != FP32_BYTES or (is_bf16 and one.is_halved) for one in heads)
+    hidden = int(values["hidden_size"])
+    if not schedule.by_layers or not adds_in_slices(tokens, hidden, load.compute_bytes, is_sliced=is_sliced):
+        return 0
+    return tokens * (int(values["vocab_size"]) + hidden) * load.compute_bytes
+
+
+def sent_bytes(load: Burden, elements: int) -> int:
+    """Of a submission, which is written a tensor at a time, the largest of so many values: it in fp32, and beside
+    it what it began with, where that is rounded, or what is written of it; where a codec leaves something for the next
+    lease, what it was given and what it left, too.
     """
     codec = codec_named(load.codec)
-    each = FP32_BYTES + codec.bits_per_parameter / 8 * _GROWN + (4 * FP32_BYTES if codec.has_state else 0)
-    return int(each * sum(one.elements for one in tensors if one.group))
+    kept = 2 * FP32_BYTES if codec.has_state else 0
+    begun = BF16_BYTES if load.recipe.masters == BF16_MASTERS else 0
+    written = 0 if codec == FP32 else codec.bits_per_parameter / 8  # fp32 is written as it is
+    return int(elements * (FP32_BYTES + max(begun, kept + written)))
+
+
+def _largest_sent(tensors: tuple[Weighed, ...]) -> int:
+    """Values of it: of a column's tensors each is sent by itself."""
+    return max((one.elements // one.rows for one in tensors if one.group), default=0)
 
 
 def _reserve_line(load: Burden, held: tuple[PlanLine, ...], schedule: Schedule) -> PlanLine:
@@ -252,14 +273,12 @@ def _reserve_line(load: Burden, held: tuple[PlanLine, ...], schedule: Schedule) 
 
 
 def _host_lines(load: Burden, tensors: tuple[Weighed, ...], columns: int, schedule: Schedule) -> tuple[PlanLine, ...]:
-    """Beside a GPU: the larger of what is there when progress is kept, and when the work is sent."""
+    """Beside a GPU. Progress is written a tensor at a time, too, whole ones of all columns."""
     if not load.on_gpu:
         return ()
-    trained = [one for one in tensors if one.group]
-    kept = sum(one.weight_bytes(load.recipe, FP32_BYTES) + one.moment_bytes(load.recipe) for one in trained)
     found = {
-        "weights and moments, when progress is kept": kept,
-        "the pseudo-gradient and its payload, when it is sent": _sent_bytes(load, tensors),
+        "a tensor, when progress is kept": max((one.gradient_bytes() for one in tensors), default=0),
+        "a tensor of what is sent": sent_bytes(load, _largest_sent(tensors)),
     }
     why = max(found, key=lambda one: found[one])
     block = max(spec.payload_bytes for spec in (*load.layout.trunk, *load.layout.column))

@@ -30,6 +30,11 @@ def tokens_at_once(vocabulary: int) -> int:
     return max(1, LOGITS_AT_ONCE // vocabulary)
 
 
+def adds_in_slices(tokens: int, hidden: int, compute_bytes: int, *, is_sliced: bool) -> bool:
+    """Whether so many tokens' logits take less while they are kept than a head's gradient in fp32."""
+    return is_sliced and tokens * compute_bytes <= hidden * torch.float32.itemsize
+
+
 class Head:
     """The head of one model and its loss. Always: the model's own modules are back in their places after each call."""
 
@@ -41,6 +46,9 @@ class Head:
         self._name = names[0] if names else ""
         self.is_chunked = bool(names) and type(linear) is nn.Linear and self._below in model._modules
         """False of a model whose head is none of the usual: its logits are made whole."""
+        self.adds_up = False
+        """Whether a part's gradient of the head is added to what is there a slice of rows at a time, in the backward
+        pass itself: no second one of its size, but its logits' gradients are kept until then."""
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
         """What lies below the head: [B, T, H]; or, where it is not chunked, the logits themselves."""
@@ -169,9 +177,11 @@ def _is_view_of(one: Tensor, other: Tensor) -> bool:
 class _Sinks:
     """Where the gradients of a head's weight and bias are added up, in fp32."""
 
-    def __init__(self, linear: nn.Linear, *, weight: bool, bias: bool) -> None:
+    def __init__(self, linear: nn.Linear, *, weight: bool, bias: bool, later: bool) -> None:
         self._linear = linear
-        self.weight_VH = torch.zeros_like(linear.weight, dtype=torch.float32) if weight else None
+        self._later: list[tuple[Tensor, Tensor]] | None = [] if weight and later else None
+        whole = weight and not later
+        self.weight_VH = torch.zeros_like(linear.weight, dtype=torch.float32) if whole else None
         self.bias_V = torch.zeros_like(linear.bias, dtype=torch.float32) if bias else None
 
     def add(self, grad_CV: Tensor, into_CH: Tensor) -> Tensor:
@@ -183,18 +193,44 @@ class _Sinks:
         for rows in _slices(weight_VH, grad_CV.dtype):
             part_CR = grad_CV[:, rows]
             grad_CH.addmm_(part_CR, weight_VH[rows].to(grad_CV.dtype))
-            if self.weight_VH is None:
-                continue
-            if grad_CV.dtype == torch.float32:
-                self.weight_VH[rows].addmm_(part_CR.t(), into_CH)
-            else:
-                self.weight_VH[rows] += part_CR.t() @ into_CH
+            if self.weight_VH is not None:
+                _add_product(self.weight_VH[rows], part_CR, into_CH)
+        if self._later is not None:
+            self._later.append((grad_CV, into_CH))
         return grad_CH
+
+    @torch.no_grad()
+    def add_up(self, times: Tensor) -> None:
+        """Add what was put off, so many times, to the weight's gradient: what whole ones would come to, bit for bit."""
+        if self._later is None:
+            return
+        weight: Any = self._linear.weight
+        is_first = weight.grad is None
+        total_VH = torch.empty(weight.shape, dtype=torch.float32, device=weight.device) if is_first else weight.grad
+        for rows in _slices(weight, self._later[0][0].dtype):
+            part_RH = torch.zeros_like(total_VH[rows])
+            for grad_CV, into_CH in self._later:
+                _add_product(part_RH, grad_CV[:, rows], into_CH)
+            part_RH.mul_(times)
+            total_VH[rows] = part_RH if is_first else total_VH[rows].add_(part_RH)
+        weight.grad = total_VH
+        self._later = None
+
+
+def _add_product(sum_RH: Tensor, grad_CR: Tensor, into_CH: Tensor) -> None:
+    if grad_CR.dtype == torch.float32:
+        sum_RH.addmm_(grad_CR.t(), into_CH)
+    else:
+        sum_RH += grad_CR.t() @ into_CH
+
+
+def _is_sliced(weight_VH: Tensor, dtype: torch.dtype) -> bool:
+    return not weight_VH.dtype == dtype == torch.float32
 
 
 def _slices(weight_VH: Tensor, dtype: torch.dtype) -> Iterator[slice]:
     rows = weight_VH.shape[0]
-    size = rows if weight_VH.dtype == dtype == torch.float32 else _ROWS
+    size = _ROWS if _is_sliced(weight_VH, dtype) else rows
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
@@ -218,7 +254,13 @@ class _MeanLoss(torch.autograd.Function):
         if not trained:
             return cast(Tensor, head.losses(hidden_SH[None], targets_S, dtype).mean())
         tokens = hidden_SH.shape[0]
-        sinks = _Sinks(head._linear, weight=weight_VH.requires_grad, bias=bias_V is not None and bias_V.requires_grad)
+        sinks = _Sinks(
+            head._linear,
+            weight=weight_VH.requires_grad,
+            bias=bias_V is not None and bias_V.requires_grad,
+            later=head.adds_up
+            and adds_in_slices(tokens, weight_VH.shape[1], dtype.itemsize, is_sliced=_is_sliced(weight_VH, dtype)),
+        )
         grad_SH = torch.empty_like(hidden_SH)
         total = torch.zeros((), dtype=torch.float32, device=hidden_SH.device)
         for rows in head._chunks(tokens):
@@ -227,12 +269,13 @@ class _MeanLoss(torch.autograd.Function):
             loss, grad_CV = _loss_and_gradient(chunk.logits.detach(), targets_S[rows], tokens)
             total += loss
             grad_SH[rows] = chunk.back(grad_CV, sinks)
-        ctx.found = [grad_SH, sinks.weight_VH, sinks.bias_V]
+        ctx.found, ctx.sinks = [grad_SH, sinks.weight_VH, sinks.bias_V], sinks
         return total.div_(tokens)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         found, ctx.found = ctx.found, None
+        ctx.sinks.add_up(grads[0])
         grad_SH, *own = (None if one is None else one.mul_(grads[0]) for one in found)
         found.clear()
         return None, grad_SH, None, None, None, *own

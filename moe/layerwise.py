@@ -32,6 +32,7 @@ from moe.head import Head
 from moe.layer_cut import Forward, Given, routers_of, standing_in
 from moe.recomputed import Recomputation, layers_of
 from moe.routing import LogitsTap
+from moe.table_rows import TableRows, is_plain_table
 from protocol.errors import LocalError
 
 Context = AbstractContextManager[Any]
@@ -94,7 +95,9 @@ class Layerwise:
         if not self._layers or routers is None or not head.is_chunked:
             raise LocalError(f"{type(model).__name__} does not go layer by layer")
         self._routers = routers if coefficient is not None else [[] for _ in self._layers]
-        self._is_tied = cast(Any, model.get_input_embeddings()).weight is head.weight
+        table: Any = model.get_input_embeddings()
+        self._is_tied = table.weight is head.weight
+        self._table = table if is_plain_table(table) and not self._is_tied else None
 
     def forward(self, tokens_MT1: Tensor, share: float) -> LayerwisePart:
         """A part's way up; of it is kept what its way down needs."""
@@ -180,9 +183,13 @@ class Layerwise:
         leaf = self._leaf(cast(Tensor, part.top))
         with self._autocast(), standing_in(self._layers, lambda number, _, given: given.hidden if number else leaf):
             hidden_MTH = self._head.hidden(part.tokens[:, :-1])
-        loss = self._loss(part, hidden_MTH, is_head_trained=not self._is_tied)
-        part.nll, part.below_head = loss.detach(), hidden_MTH.detach() if self._is_tied else None
-        _back([_times(loss, part.share)], [None])
+        self._head.adds_up = not self._is_tied
+        try:
+            loss = self._loss(part, hidden_MTH, is_head_trained=not self._is_tied)
+            part.nll, part.below_head = loss.detach(), hidden_MTH.detach() if self._is_tied else None
+            _back([_times(loss, part.share)], [None])
+        finally:
+            self._head.adds_up = False
         part.grad = leaf.grad
         if is_last:
             part.top = None
@@ -216,7 +223,8 @@ class Layerwise:
                 entered.append(given.hidden)
             return given.hidden.detach()
 
-        with standing_in(self._layers, enter):
+        rows = None if self._table is None or not self._table.weight.requires_grad else TableRows(self._table)
+        with standing_in(self._layers, enter), nullcontext() if rows is None else rows.standing_between():
             self._run_base(part)
         roots, gradients = [entered[0]], [part.grad]
         if self._is_tied:
@@ -226,6 +234,8 @@ class Layerwise:
         trained = [place for place, root in enumerate(roots) if root.requires_grad]
         if trained:
             _back([roots[place] for place in trained], [gradients[place] for place in trained])
+        if rows is not None:
+            rows.add()
         part.grad = None
 
 

@@ -10,7 +10,7 @@ import functools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from moe.config import config_from_json
 from moe.families import family_named
@@ -21,11 +21,15 @@ from moe.optimised import FACTORS, MATRICES, ROUNDED, OptimiserGroups
 from moe.recomputed import layers_of
 from moe.selection import layer_of
 from moe.skeleton import meta_model
+from moe.table_rows import is_plain_table
 from moe.trunk import TrunkSort, trunk_sort
 from protocol.lease import trunk_part
 from protocol.recipe import BF16_MASTERS, COMPACT, MUON, Recipe
 
 BF16_BYTES: Final = 2
+WHOLE: Final = "whole"
+ROWS: Final = "rows"
+SLICES: Final = "slices"
 CODED_BLOCK: Final = 256
 """Values of a moment in 8 bits that share a scale."""
 CODED_BYTES: Final = 1 + 4 / CODED_BLOCK
@@ -57,6 +61,9 @@ class Weighed:
     """That it lies in; -1: in none."""
     is_head: bool
     """Whether logits are made with it."""
+    added: str
+    """How a part's gradient comes to what other parts' came to, layer by layer: `whole`, when it is all there; by
+    `rows` that a part has (moe.table_rows), or, with a head that is cast, in `slices` (moe.head)."""
     is_halved: bool
     """Whether bf16 masters of it take two bytes whatever it is multiplied in."""
 
@@ -99,7 +106,7 @@ class Weighed:
 
 def weighed(layout: Layout, columns: int, recipe: Recipe | None = None) -> Iterator[Weighed]:
     """Every tensor of a shard that holds so many columns, but for the frozen experts; of `recipe`'s trunk."""
-    kinds, halved, _, head = _kinds(json.dumps(layout.config_json, sort_keys=True))
+    kinds, halved, _, head, table = _kinds(json.dumps(layout.config_json, sort_keys=True))
     sort = trunk_sort(layout.config_json, trunk_part(recipe or Recipe()))
     if sort is not None:
         kinds = {**kinds, **{spec.name: "" for spec in layout.trunk if spec.name not in sort.small}}
@@ -115,6 +122,7 @@ def weighed(layout: Layout, columns: int, recipe: Recipe | None = None) -> Itera
             is_expert=is_expert,
             layer=layer_of(spec.name),
             is_head=spec.name == head,
+            added=WHOLE if head == table else {head: SLICES, table: ROWS}.get(spec.name, WHOLE),
             is_halved=spec.name in halved,
         )
 
@@ -130,6 +138,7 @@ def _factors(layout: Layout, sort: TrunkSort) -> Iterator[Weighed]:
                 is_expert=False,
                 layer=layer_of(name),
                 is_head=False,
+                added=WHOLE,
                 is_halved=name in sort.halved,
             )
 
@@ -139,16 +148,19 @@ def can_recompute(layout: Layout) -> bool:
     return _kinds(json.dumps(layout.config_json, sort_keys=True))[2]
 
 
-def gradients_by_layers(of: Iterable[Weighed]) -> int:
-    """Bytes of these tensors' gradients that are there at most where steps go layer by layer."""
-    tensors = [(one.layer, one.gradient_bytes()) for one in of]
-    stages: dict[int, int] = {}
-    for number, (layer, size) in enumerate(tensors):
+def gradients_by_layers(of: Iterable[Weighed], *, in_slices: bool = False) -> int:
+    """Bytes of these tensors' gradients that are there at most where steps go layer by layer; `in_slices`: with a head
+    whose gradient is added in slices.
+    """
+    stages: dict[int, tuple[int, int]] = {}
+    for number, one in enumerate(of):
         # a tensor that lies in no layer is a stage of its own
-        place = layer if layer >= 0 else -1 - number
-        stages[place] = stages.get(place, 0) + size
-    # a micro-batch's gradient of a tensor is whole before it is added
-    return max(stages.values()) + max(size for _, size in tensors)
+        place, size = one.layer if one.layer >= 0 else -1 - number, one.gradient_bytes()
+        kept, added = stages.get(place, (0, 0))
+        # a micro-batch's gradient of a tensor is whole before it is added, but for those that are added otherwise
+        is_whole = one.added == WHOLE or (one.added == SLICES and not in_slices)
+        stages[place] = kept + size, max(added, size if is_whole else 0)
+    return max(kept + added for kept, added in stages.values())
 
 
 def inputs_by_layers(layout: Layout, batch_tokens: int) -> int:
@@ -171,8 +183,9 @@ def _goes_by_layers(config_text: str) -> bool:
 
 
 @functools.lru_cache(maxsize=8)
-def _kinds(config_text: str) -> tuple[dict[str, str], frozenset[str], bool, str]:
-    """Each trained tensor's group, which are kept in two bytes where masters are bf16, `can_recompute`, the head."""
+def _kinds(config_text: str) -> tuple[dict[str, str], frozenset[str], bool, str, str]:
+    """Each trained tensor's group, which are kept in two bytes where masters are bf16, `can_recompute`, the head, and
+    the table of what goes in."""
     config = config_from_json(json.loads(config_text))
     model = meta_model(config)
     family = family_named(config.model_type)
@@ -183,5 +196,8 @@ def _kinds(config_text: str) -> tuple[dict[str, str], frozenset[str], bool, str]
         if parameter.is_floating_point() and not family.is_selection_bias(name)
     }
     head = getattr(model.get_output_embeddings(), "weight", None)  # type: ignore[no-untyped-call]
-    name = next((name for name, parameter in model.named_parameters() if parameter is head), "")
-    return kinds, masters_of(model, family, BF16_MASTERS).halved, bool(layers_of(model)), name
+    table: Any = model.get_input_embeddings()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    head_name = names.get(id(head), "")
+    table_name = names.get(id(table.weight), "") if is_plain_table(table) else ""
+    return kinds, masters_of(model, family, BF16_MASTERS).halved, bool(layers_of(model)), head_name, table_name

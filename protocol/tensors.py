@@ -5,17 +5,14 @@ that one and its size exactly the expected size; nothing is allocated before. Te
 they lie (a mapped file) and are decoded a span at a time. Written by hand, not by the safetensors library, because the
 size is agreed before the bytes exist, and the library's spacing is no promise; what is written here any safetensors
 reader opens. Finiteness is for the caller to check. Little-endian machines only, as the format is.
-
-Format: https://huggingface.co/docs/safetensors (u64 header length, JSON header padded with spaces to 8 bytes, tensors).
 """
 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -24,33 +21,15 @@ from torch import Tensor
 
 from protocol.codecs import FP32, CastCodec, Codec
 from protocol.errors import LocalError, MalformedMessage
-from protocol.specs import Spanned, TensorSpec, WireDtype, WireSpec
+from protocol.specs import Spanned, TensorSpec, WireSpec
+from protocol.tensor_headers import DTYPES, by_name, bytes_of, difference, header_of, values_bytes, wire_bytes
 
 _Found = TypeVar("_Found")
-
-MAX_HEADER_BYTES = 16 * 1024 * 1024
-"""A header of 100 000 tensors takes about 10 MiB; only read to explain a refusal."""
-_LENGTH_BYTES = 8
-_ALIGNMENT_BYTES = 8
-
-
-_DTYPES: Mapping[WireDtype, torch.dtype] = {
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-}
 
 
 def payload_size(specs: Sequence[TensorSpec], codec: Codec) -> int:
     """Exact bytes of the payload that holds tensors of these specs."""
-    return len(_header(_by_name(specs), codec)) + _values_bytes(specs, codec)
+    return len(header_of(specs, codec)) + values_bytes(specs, codec)
 
 
 def encode_parts(
@@ -71,27 +50,35 @@ def encode_each(
     states: MutableMapping[str, Tensor] | None = None,
 ) -> Iterator[bytes | memoryview]:
     """As `encode_parts`, of tensors that are asked for one at a time, when their turn comes."""
-    ordered = _by_name(specs)
-    yield _header(ordered, codec)
+    ordered = by_name(specs)
+    yield header_of(ordered, codec)
     for spec in ordered:
-        encoded = codec.encode(tensor_of(spec.name), None if states is None else states.get(spec.name))
-        if states is not None and encoded.state is not None:
-            states[spec.name] = encoded.state
-        yield from map(_bytes_of, _as_promised(encoded.parts, spec, codec))
+        pieces, state = encode_one(spec, tensor_of(spec.name), codec, None if states is None else states.get(spec.name))
+        if states is not None and state is not None:
+            states[spec.name] = state
+        yield from pieces
+
+
+def encode_one(
+    spec: TensorSpec, tensor: Tensor, codec: Codec, state: Tensor | None = None
+) -> tuple[Iterator[memoryview], Tensor | None]:
+    """What a payload has of one tensor, for whoever writes several at a time; and what its encoding leaves, if any."""
+    encoded = codec.encode(tensor, state)
+    return map(bytes_of, _as_promised(encoded.parts, spec, codec)), encoded.state
 
 
 def fp32_parts(tensors: Mapping[str, Tensor | Spanned]) -> Iterator[bytes | memoryview]:
     """As `encode_parts` in fp32, of tensors that may be made a span at a time. LocalError where one has too few."""
-    specs = _by_name([TensorSpec(name, tuple(tensor.shape)) for name, tensor in tensors.items()])
-    yield _header(specs, FP32)
+    specs = by_name([TensorSpec(name, tuple(tensor.shape)) for name, tensor in tensors.items()])
+    yield header_of(specs, FP32)
     for spec in specs:
         tensor = tensors[spec.name]
         if isinstance(tensor, Tensor):
-            yield from map(_bytes_of, FP32.encode(tensor).parts)
+            yield from map(bytes_of, FP32.encode(tensor).parts)
             continue
         written = 0
         for span in tensor.spans():
-            yield _bytes_of(span)
+            yield bytes_of(span)
             written += span.numel()
         if written != spec.elements:
             raise LocalError(f"tensor {spec.name}: {written} values of {spec.elements} were made")
@@ -124,6 +111,12 @@ def decode_tensors(
     if isinstance(payload, bytes | bytearray | memoryview):
         return _decode(_MemorySource(memoryview(payload).cast("B")), specs, codec, only)
     return _decode(_FileSource(payload), specs, codec, only)
+
+
+def tensor_readers(file: BinaryIO, specs: Sequence[TensorSpec], codec: Codec) -> dict[str, Callable[[], Tensor]]:
+    """What reads each tensor, when it is wanted, from a file that stays; refuses as `decode_tensors` does."""
+    source = _FileSource(file)
+    return _each(source, specs, codec, None, lambda at, spec: partial(_read_tensor, source, at, spec, codec))
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,14 +164,14 @@ def encoded_tensors(
         parts = []
         for wire in codec.wire_specs(spec):
             parts.append(_lying(payload, offset, wire))
-            offset += _wire_bytes(wire)
+            offset += wire_bytes(wire)
         return EncodedTensor(spec, tuple(parts), codec)
 
     return _each(_MemorySource(payload), specs, codec, only, lying)
 
 
 def _lying(payload: memoryview, offset: int, wire: WireSpec) -> Tensor:
-    dtype = _DTYPES[wire.dtype]
+    dtype = DTYPES[wire.dtype]
     if not wire.elements:
         return torch.empty(wire.shape, dtype=dtype)
     return torch.frombuffer(payload, dtype=dtype, count=wire.elements, offset=offset).view(wire.shape)
@@ -198,25 +191,25 @@ def _each(
     read: Callable[[int, TensorSpec], _Found],
 ) -> dict[str, _Found]:
     """What `read` makes of each tensor's offset and spec, once the payload's size and header are what they must be."""
-    ordered = _by_name(specs)
-    header = _header(ordered, codec)
-    expected = len(header) + _values_bytes(ordered, codec)
+    ordered = by_name(specs)
+    header = header_of(ordered, codec)
+    expected = len(header) + values_bytes(ordered, codec)
     if source.total_bytes != expected or source.read(0, len(header)) != header:
-        raise MalformedMessage(_difference(source, ordered, codec, expected))
+        raise MalformedMessage(difference(source, ordered, codec, expected))
     found = {}
     offset = len(header)
     for spec in ordered:
         if only is None or spec.name in only:
             found[spec.name] = read(offset, spec)
-        offset += _values_bytes([spec], codec)
+        offset += values_bytes([spec], codec)
     return found
 
 
 def _read_tensor(source: _FileSource | _MemorySource, offset: int, spec: TensorSpec, codec: Codec) -> Tensor:
     parts: list[Tensor] = []
     for wire in codec.wire_specs(spec):
-        parts.append(torch.empty(wire.shape, dtype=_DTYPES[wire.dtype]))
-        target = _bytes_of(parts[-1])
+        parts.append(torch.empty(wire.shape, dtype=DTYPES[wire.dtype]))
+        target = bytes_of(parts[-1])
         source.read_into(target, offset)
         offset += len(target)
     return _as_asked(codec.decode(tuple(parts), spec), spec, codec)
@@ -231,55 +224,10 @@ def _as_asked(tensor: Tensor, spec: TensorSpec, codec: Codec) -> Tensor:
 def _as_promised(parts: tuple[Tensor, ...], spec: TensorSpec, codec: Codec) -> tuple[Tensor, ...]:
     """`parts`, which everybody else would refuse if they were not as the codec says beforehand."""
     got = [(part.dtype, tuple(part.shape)) for part in parts]
-    expected = [(_DTYPES[wire.dtype], wire.shape) for wire in codec.wire_specs(spec)]
+    expected = [(DTYPES[wire.dtype], wire.shape) for wire in codec.wire_specs(spec)]
     if got != expected:
         raise LocalError(f"codec {codec.name} wrote {spec.name} as {got}, promised were {expected}")
     return parts
-
-
-def _by_name(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
-    ordered = sorted(specs)
-    for first, second in pairwise(ordered):
-        if first.name == second.name:
-            raise LocalError(f"tensor {first.name} is expected twice")
-    return ordered
-
-
-def _values_bytes(specs: Sequence[TensorSpec], codec: Codec) -> int:
-    return sum(_wire_bytes(wire) for spec in specs for wire in codec.wire_specs(spec))
-
-
-def _wire_bytes(wire: WireSpec) -> int:
-    return wire.elements * _DTYPES[wire.dtype].itemsize
-
-
-def _wires(ordered: Sequence[TensorSpec], codec: Codec) -> dict[str, WireSpec]:
-    """Each piece of each tensor under its name on the wire, in the order of the bytes."""
-    wires: dict[str, WireSpec] = {}
-    for spec in ordered:
-        for wire in codec.wire_specs(spec):
-            name = f"{spec.name}#{wire.part}" if wire.part else spec.name
-            if name in wires:
-                raise LocalError(f"two tensors would be called {name} on the wire")
-            wires[name] = wire
-    return wires
-
-
-def _header(ordered: Sequence[TensorSpec], codec: Codec) -> bytes:
-    entries = {}
-    offset = 0
-    for name, wire in _wires(ordered, codec).items():
-        end = offset + _wire_bytes(wire)
-        entries[name] = {"dtype": wire.dtype, "shape": list(wire.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % _ALIGNMENT_BYTES)
-    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous tensor, as bytes."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 class _MemorySource:
@@ -311,40 +259,3 @@ class _FileSource:
             if not got:
                 raise LocalError("a payload became shorter while it was read")
             done += got
-
-
-def _difference(source: _FileSource | _MemorySource, ordered: Sequence[TensorSpec], codec: Codec, expected: int) -> str:
-    """What is wrong with a payload that is already refused, in words. Reads at most the header."""
-    if source.total_bytes != expected:
-        return f"payload has {source.total_bytes} bytes, expected {expected}"
-    length = int.from_bytes(source.read(0, _LENGTH_BYTES), "little")
-    if length > min(MAX_HEADER_BYTES, source.total_bytes - _LENGTH_BYTES):
-        return f"tensor header claims {length} bytes, expected {len(_header(ordered, codec)) - _LENGTH_BYTES}"
-    try:
-        entries = json.loads(source.read(_LENGTH_BYTES, length))
-    except (ValueError, RecursionError):
-        return "tensor header is not JSON"
-    if not isinstance(entries, dict):
-        return "tensor header is not a JSON object"
-    return _entry_difference(entries, ordered, codec)
-
-
-def _entry_difference(entries: dict[str, object], ordered: Sequence[TensorSpec], codec: Codec) -> str:
-    wires = _wires(ordered, codec)
-    for name, wire in wires.items():
-        entry = entries.get(name)
-        if not isinstance(entry, dict):
-            return f"tensor {name} is missing"
-        if entry.get("dtype") != wire.dtype:
-            return f"tensor {name} has dtype {_short(entry.get('dtype'))}, expected {wire.dtype}"
-        if entry.get("shape") != list(wire.shape):
-            return f"tensor {name} has shape {_short(entry.get('shape'))}, expected {list(wire.shape)}"
-    unexpected = sorted(set(entries) - wires.keys())
-    if unexpected:
-        return f"tensor {_short(unexpected[0])} was not asked for"
-    return "tensor header is not canonical: names sorted, offsets contiguous from 0, no metadata, spaces to 8 bytes"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 64 else f"{text[:61]}..."

@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from protocol.causes import Cause
 from protocol.errors import DigestMismatch, MalformedMessage, Unavailable
 from protocol.ids import Digest
-from worker.files import CHUNK_BYTES, DISK, CachedFile, FileEntry, Files, file_digest
+from worker.files import CHUNK_BYTES, DISK, FileEntry, Files, file_digest, reading
 
 _PARTIAL = ".part"
 
@@ -58,7 +58,7 @@ class BlockCache:
 
     def reading(self, digest: Digest) -> BinaryIO:
         """A block that is here, to read from anywhere."""
-        return cast(BinaryIO, CachedFile(self.path(digest), self._files))
+        return reading(self.path(digest), self._files)
 
     def forget(self, digest: Digest) -> None:
         """It is of no more use."""

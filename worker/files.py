@@ -13,15 +13,15 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 from protocol.folders import sync_folder
 from protocol.ids import Digest
-from protocol.private_files import write_private
+from protocol.private_files import PrivateWriter, write_private
 from worker.disk import private_folder
 
 CHUNK_BYTES = 1 << 20
-"""Read at a time where a whole file is hashed."""
+"""Read at a time where a whole file is hashed, or a tensor is read."""
 
 
 class FileEntry(NamedTuple):
@@ -33,6 +33,19 @@ class FileEntry(NamedTuple):
     """When it was last used (`touch`) or written."""
 
 
+class FileWriter(Protocol):
+    """A file that comes in pieces and gets its name last."""
+
+    def add(self, piece: bytes | memoryview) -> None:
+        """At its end."""
+
+    def keep(self, path: Path) -> None:
+        """Replace `path` by it, atomically and durably."""
+
+    def drop(self) -> None:
+        """Nothing of it is left; fine where it was kept."""
+
+
 class Files(Protocol):
     """A volunteer's disk. Whatever it refuses is an `OSError`, of `write` a `StorageTrouble` or `ConfigError`."""
 
@@ -41,6 +54,9 @@ class Files(Protocol):
 
     def write(self, path: Path, content: bytes) -> None:
         """Replace `path` by `content`, atomically and durably."""
+
+    def writer(self, path: Path) -> FileWriter:
+        """A new file beside `path`, and named like it, until it is kept. It refuses as `write` does."""
 
     def append(self, path: Path, piece: bytes | memoryview) -> None:
         """Add to the end of `path`, which is made where it is missing. Not durable."""
@@ -80,6 +96,10 @@ class DiskFiles:
     def write(self, path: Path, content: bytes) -> None:
         """As `write_private`."""
         write_private(path, content)
+
+    def writer(self, path: Path) -> FileWriter:
+        """As `write_private` writes."""
+        return PrivateWriter(path)
 
     def append(self, path: Path, piece: bytes | memoryview) -> None:
         """Opened anew each time: a frame is half a megabyte."""
@@ -132,9 +152,12 @@ class DiskFiles:
 DISK = DiskFiles()
 
 
-class CachedFile(io.RawIOBase):
+def reading(path: Path, files: Files) -> BinaryIO:
     """A file to read from anywhere, as what decodes payloads wants it."""
+    return io.BufferedReader(_ReadFile(path, files))
 
+
+class _ReadFile(io.RawIOBase):
     def __init__(self, path: Path, files: Files) -> None:
         self._path, self._files = path, files
         self._at, self._end = 0, files.size(path) or 0
@@ -153,8 +176,8 @@ class CachedFile(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # any buffer
-        """As much as there is."""
-        content = self._files.read(self._path, self._at, len(buffer))
+        """As much as there is, but no more than a chunk: it is in memory twice."""
+        content = self._files.read(self._path, self._at, min(len(buffer), CHUNK_BYTES))
         buffer[: len(content)] = content
         self._at += len(content)
         return len(content)

@@ -10,17 +10,19 @@ folder.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol.arithmetic import MAX_ARITHMETIC_CHARACTERS, UNKNOWN_ARITHMETIC
 from protocol.ids import Digest, LeaseId, digest_of
-from worker.files import DISK, Files, file_digest
+from worker.files import DISK, Files, file_digest, reading
 
 RECORD = "submission.json"
 """The first record's name; later ones have a number, and so had none in releases that kept one submission only."""
@@ -59,6 +61,32 @@ class Submission(BaseModel):
     """The class in which it was computed; an older release did not say."""
 
 
+class Draft:
+    """A payload or a residual that is being written; it lies in the outbox once it is kept."""
+
+    def __init__(self, files: Files, folder: Path, suffix: str) -> None:
+        self._writer = files.writer(folder / f"draft{suffix}")
+        self._folder, self._suffix = folder, suffix
+        self._hasher = hashlib.sha256()
+        self.written_bytes = 0
+
+    def add(self, piece: bytes | memoryview) -> None:
+        """At its end."""
+        self._writer.add(piece)
+        self._hasher.update(piece)
+        self.written_bytes += len(piece)
+
+    def keep(self) -> Digest:
+        """Durable, under its digest."""
+        digest = Digest(self._hasher.hexdigest())
+        self._writer.keep(self._folder / f"{digest}{self._suffix}")
+        return digest
+
+    def drop(self) -> None:
+        """Nothing of it is left; fine where it was kept."""
+        self._writer.drop()
+
+
 class Outbox:
     """Holds a submission for each lease, the oldest first. The session sees to it that there are two at most."""
 
@@ -84,16 +112,36 @@ class Outbox:
         content = self._files.read(path)
         return content if digest_of(content) == digest else None
 
-    def save(self, submission: Submission, payload: bytes, residuals: Mapping[Digest, bytes] | None = None) -> None:
-        """Make `submission` durable, and its residuals that are new; replaces what was here of the same lease.
+    def kept(self, digest: Digest) -> BinaryIO | None:
+        """As `residual`, to be read in parts."""
+        path = self._residual_path(digest)
+        if self._files.size(path) is None or file_digest(path, self._files) != digest:
+            return None
+        return reading(path, self._files)
 
-        `payload` has the digest that `submission` names: whoever says so has just hashed it.
+    def payload(self) -> Draft:
+        """A new one, to be written; what nothing records by the next one's record goes."""
+        return Draft(self._files, self._folder, _PAYLOAD)
+
+    def new_residual(self) -> Draft:
+        """A new one, likewise."""
+        return Draft(self._files, self._folder, _RESIDUAL)
+
+    def save(self, submission: Submission, payload: bytes, residuals: Mapping[Digest, bytes] | None = None) -> None:
+        """As `record`, of what is in memory: `payload` has the digest that `submission` names, for whoever says so has
+        just hashed it.
         """
-        assert len(payload) == submission.payload_bytes
-        records = self._records()
         for residual, content in (residuals or {}).items():
             self._files.write(self._residual_path(residual), content)
         self._files.write(self.payload_path(submission), payload)
+        self.record(submission)
+
+    def record(self, submission: Submission) -> None:
+        """Make `submission` durable, whose payload and new residuals were kept by drafts of this process; replaces what
+        was here of the same lease.
+        """
+        assert self._files.size(self.payload_path(submission)) == submission.payload_bytes
+        records = self._records()
         name = f"submission-{max(records) + 1}.json" if records else RECORD
         self._files.write(self._folder / name, submission.model_dump_json().encode())
         self._verified.add(submission.digest)

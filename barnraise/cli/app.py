@@ -11,15 +11,20 @@ import barnraise.cli.coordinator as coordinator_commands
 from barnraise.cli import (
     audit_log,
     calibrate,
+    credit,
     data,
     doctor,
+    entrance,
     evaluate,
     explain,
     holds,
+    identity,
     invites,
     model,
     plan,
     pretrain,
+    receipts,
+    service,
     settings,
     simulate,
     standings,
@@ -46,6 +51,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(worker.app, name="worker", rich_help_panel="Volunteer")
+app.command("doctor", rich_help_panel="Volunteer")(doctor.doctor)
 coordinator_commands.app.command("set")(settings.set_setting)
 coordinator_commands.app.command("settings")(settings.list_settings)
 coordinator_commands.app.command("invite")(invites.invite)
@@ -58,10 +64,15 @@ coordinator_commands.app.command("drain")(holds.drain)
 coordinator_commands.app.command("resume")(holds.resume)
 coordinator_commands.app.command("announce")(holds.announce)
 coordinator_commands.app.command("orders")(holds.orders)
+coordinator_commands.app.command("credit")(credit.credit)
 coordinator_commands.app.command("calibrate")(calibrate.calibrate)
 coordinator_commands.app.command("explain")(explain.explain)
-coordinator_commands.app.command("doctor")(doctor.doctor)
+coordinator_commands.app.command("doctor")(entrance.doctor)
 coordinator_commands.app.command("audit-log")(audit_log.audit_log)
+worker.app.add_typer(identity.app, name="identity")
+worker.app.add_typer(service.app, name="service")
+worker.app.command("receipts")(receipts.receipts)
+app.add_typer(receipts.app, name="receipt", rich_help_panel="Volunteer")
 app.add_typer(coordinator_commands.app, name="coordinator", rich_help_panel="Operator")
 app.command("status", rich_help_panel="Operator")(status.status)
 app.add_typer(data.app, name="data", rich_help_panel="Operator")

@@ -1,28 +1,53 @@
-"""`barnraise coordinator doctor`: why nobody gets in, told from the coordinator's own machine.
+"""`barnraise doctor`: what may keep this machine from working for a run, and how to mend it.
 
-Decides how it is told; coordinator/run/doctor.py looks.
+Decides formats and the exit code; worker/checkup.py looks.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import time
+from typing import Annotated
 
-from barnraise.cli.options import Json, RunArgument
+import typer
+
+from barnraise.cli.options import Json
 from barnraise.cli.output import print_json
+from barnraise.cli.rules import Home
+from protocol.text import printable
+
+_SIGNS = {"good": "ok  ", "note": "note", "bad": "BAD "}
 
 
-def doctor(folder: RunArgument, as_json: Json = False) -> int:
-    """Look whether volunteers can get in: names, port, clock, disk, certificate. Exit code 1: something is wrong."""
-    from coordinator.run.doctor import Concern, examine
-    from coordinator.run.folder import RunFolder
+def doctor(
+    link: Annotated[
+        str, typer.Argument(help="Check the way to this run, too: a join link, or HOST:PORT of a run that was joined.")
+    ] = "",
+    home: Home = None,
+    as_json: Json = False,
+) -> int:
+    """Look this machine over: Python, GPU, memory, disk, clock, rules, and the way to your runs.
 
-    found = examine(RunFolder.open(folder))
+    Exit code 1: something keeps the worker from training.
+    """
+    from worker.checkup import Soundness, checkup
+    from worker.rejoin import home_root, known_runs, link_of
+    from worker.rules.house import senses_of
+    from worker.rules.model import VolunteerRules
+
+    root = home_root(home)
+    known = [run.link(run.address.host, run.address.port) for run in known_runs(root) if run.address is not None]
+    links = [link_of(link, root)] if link else known
+    findings = []
+    for finding in checkup(root, links, senses_of(VolunteerRules, time.monotonic)):
+        findings.append(finding)
+        if not as_json:
+            print(f"{_SIGNS[finding.outcome]}  {finding.name:<8}  {printable(finding.found)}", flush=True)
+            if finding.mend:
+                print(f"{'':16}{printable(finding.mend)}")
+    bad = sum(finding.outcome is Soundness.BAD for finding in findings)
     if as_json:
-        print_json([dataclasses.asdict(one) for one in found])
-    else:
-        wide = max(len(one.name) for one in found)
-        for one in found:
-            print(f"{one.concern:<7}  {one.name:<{wide}}  {one.told}")
-            if one.advice:
-                print(f"{'':<7}  {'':<{wide}}  -> {one.advice}")
-    return 1 if any(one.concern is Concern.TROUBLE for one in found) else 0
+        print_json({"findings": [dataclasses.asdict(finding) for finding in findings], "bad": bad})
+    elif bad:
+        print(f"\n{bad} to be mended before this machine can train")
+    return 1 if bad else 0

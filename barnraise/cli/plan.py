@@ -16,8 +16,11 @@ import typer
 
 from barnraise.cli.headers import HeadersRead, read_headers
 from barnraise.cli.options import Json, one_of
-from barnraise.cli.output import parse_bytes, print_json, print_table
+from barnraise.cli.output import print_json, print_table
+from coordinator.beginning import USUAL_CODEC
 from moe.presets import PRESETS
+from protocol.amounts import parse_bytes
+from protocol.codecs import CODECS, codec_named
 from protocol.errors import ConfigError
 from protocol.recipe import FROZEN_DTYPES, MASTERS, MOMENTS, MUON, OPTIMIZERS, TRUNKS, Recipe, breaches
 from protocol.residency import FROZEN, RESIDENCIES
@@ -78,6 +81,9 @@ def plan(
         ),
     ] = None,
     trunk: Annotated[str, typer.Option(help=f"What the run trains of the trunk: {one_of(TRUNKS)}.")] = TRUNKS[0],
+    codec: Annotated[
+        str, typer.Option(help=f"What the run's submissions are encoded in: {one_of(CODECS)}.")
+    ] = USUAL_CODEC,
     lora_rank: Annotated[int, typer.Option(help="Of a lora trunk's factors.")] = Recipe().lora_rank,
     multiply: Annotated[
         str | None,
@@ -108,6 +114,7 @@ def plan(
         residency=residency,
         sequences=(4, 1) if batch is None else (batch,),
         sequence_length=sequence_length,
+        codec=codec_named(codec).name,
         multiply=multiply or ("fp32" if one_machine and host_memory is None else "bf16"),
         on_gpu=not one_machine or host_memory is not None or multiply == "bf16",
         host_bytes=None if host_memory is None else parse_bytes(host_memory),
@@ -132,6 +139,7 @@ class _Asked:
     residency: str
     sequences: tuple[int, ...]
     sequence_length: int
+    codec: str
     multiply: str
     on_gpu: bool
     host_bytes: int | None
@@ -146,6 +154,7 @@ class _Asked:
             sequence_length=self.sequence_length,
             compute_bytes=_MULTIPLY[self.multiply],
             on_gpu=self.on_gpu,
+            codec=self.codec,
         )
 
     def plan(self, load: Burden, memory_bytes: int) -> Plan:
@@ -163,7 +172,7 @@ class _Asked:
         recipe = self.recipe
         return (
             f"{recipe.optimizer}, masters {recipe.masters}, moments {recipe.moments}, multiplied in {self.multiply}, "
-            f"{where}; computed, not measured"
+            f"sent in {self.codec}, {where}; computed, not measured"
         )
 
 

@@ -59,7 +59,7 @@ def explained(folder: RunFolder, subject: str) -> Account:
         kind, name, lines = "lease", subject, lease_told(state, LeaseId(subject), known=bool(judgements))
     else:
         record = worker_named(state, subject)
-        kind, name, lines = "worker", record.name or record.worker, worker_told(engine, record)
+        kind, name, lines = "worker", state.called(record.worker), worker_told(engine, record)
         judgements = _judged(folder, worker=record.worker)
     return Account(
         kind=kind,
@@ -85,7 +85,7 @@ def round_told(state: EngineState, number: int) -> list[str]:
             f"It closed because {record.close_reason}.",
             f"Submissions: {counts}, {record.returned} leases handed back; {record.late_used} late ones counted here.",
             *(
-                f"Left out: lease {one.lease_id} of {_name(state, one.worker)}: {told(one.why)}."
+                f"Left out: lease {one.lease_id} of {state.called(one.worker)}: {told(one.why)}."
                 for one in record.left_out
             ),
         ]
@@ -109,7 +109,7 @@ def lease_told(state: EngineState, lease_id: LeaseId, *, known: bool) -> list[st
     columns = ", ".join(map(str, lease.columns))
     return [
         f"Lease {lease_id} of round {lease.round}: columns {columns}, {lease.inner_steps} inner steps.",
-        f"Granted to {_name(state, lease.worker)} {_when(state, lease.granted_at_s)}"
+        f"Granted to {state.called(lease.worker)} {_when(state, lease.granted_at_s)}"
         f"{', as a spare in mid-round' if lease.spare else ''}; due {_when(state, lease.deadline_s)}.",
         *_steps_of(state, record),
     ]
@@ -149,7 +149,7 @@ def worker_told(engine: Engine, record: WorkerRecord) -> list[str]:
     lease = current_lease(state, record.worker)
     weight = trust_of(state.config, record).weight
     lines = [
-        f"{record.name or record.worker} ({record.worker}){owner} is {status.state}: {status.why}.",
+        f"{state.called(record.worker)} ({record.worker}){owner} is {status.state}: {status.why}.",
         f"It is {standing_of(state.config, record)}; its work weighs {weight:.2f}.",
         f"{record.leases_granted} leases: {record.accepted} submissions accepted; refused: {rejected}; "
         f"{record.leases_expired} expired, {record.leases_returned} handed back.",
@@ -174,11 +174,6 @@ def _judged(folder: RunFolder, *, worker: str = "", lease: str = "", round_: int
         return log.latest(most=JUDGEMENTS, worker=worker, lease=lease, round_=round_)
     finally:
         log.close()
-
-
-def _name(state: EngineState, worker: str) -> str:
-    record = next((one for one in state.workers.values() if one.worker == worker), None)
-    return (record.name if record is not None else "") or worker[:12]
 
 
 def _when(state: EngineState, at_s: float) -> str:

@@ -21,7 +21,7 @@ from coordinator.edge.stopped import status_of_journal
 from coordinator.run.changing import Change, change_while_stopped
 from coordinator.run.folder import RunFolder
 from coordinator.run.inviting import InviteTerms, make_links_while_stopped
-from coordinator.run.reaching import CoordinatorStopped, unreached
+from coordinator.run.reaching import CoordinatorStopped, control_path, unreached
 from coordinator.run.standings import StandingChange, StandingOrder, change_standing_while_stopped
 from protocol.errors import MalformedMessage, Unavailable
 from protocol.local_socket import Json, NobodyListens, ask
@@ -120,7 +120,7 @@ class OperatorClient:
 
     async def _ask(self, request: Json) -> Json:
         try:
-            return await ask(self._folder.control_path, request)
+            return await ask(control_path(self._folder), request)
         except NobodyListens:
             raise unreached(self._folder) from None
 

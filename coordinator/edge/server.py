@@ -18,10 +18,12 @@ from grpc_health.v1 import health_pb2
 
 from coordinator.edge.auth import Authenticator
 from coordinator.edge.desk import Desk
+from coordinator.edge.health import OPERATOR_SERVICE, check_health
 from coordinator.edge.mailboxes import Mailboxes
 from coordinator.edge.membership import Membership
 from coordinator.edge.operator_service import OperatorService
 from coordinator.edge.pages import Page, Query, StatusReader, put_together
+from coordinator.edge.retention import forget_addresses
 from coordinator.edge.rpc import Endpoint
 from coordinator.edge.served import RunContext
 from coordinator.edge.service import WorkerService
@@ -52,7 +54,8 @@ from coordinator.run.lease_length import LeaseLengths
 from coordinator.run.opened import OpenedRun
 from coordinator.run.pump import Pump
 from coordinator.run.pump_limits import PumpLimits
-from coordinator.run.reaching import last_port, write_endpoint
+from coordinator.run.reaching import control_path, last_port, write_endpoint
+from coordinator.run.receipts import ReceiptBook
 from coordinator.run.traffic import Traffic
 from coordinator.settings import RunSettings
 from coordinator.store.journal import JournalObserver, unobserved
@@ -68,10 +71,7 @@ from protocol.v1 import barnraise_pb2 as pb
 if TYPE_CHECKING:
     from coordinator.edge.showing import Showing
 
-OPERATOR_SERVICE = "barnraise.protocol.v1.Operator"
 HEALTH_SERVICE = "grpc.health.v1.Health"
-LEASES = "barnraise.leases"
-"""What health is asked about apart from the rest: nothing is leased while the run is held, and all else is served."""
 
 GOODBYE_S = 5.0
 """After the run's end, workers that are there get this long to ask once more and hear that it is over."""
@@ -107,6 +107,7 @@ class CoordinatorServer:
         self._parts: OpenedRun | None = None
         self._grpc: Any = None
         self._local: local_socket.LocalServer | None = None
+        self._retention: asyncio.Task[None] | None = None
         self.port = 0
         self.page_url = ""
         """Where the run's page is; empty where it is shown nowhere."""
@@ -133,12 +134,13 @@ class CoordinatorServer:
         if run.pump.engine.state.phase is Phase.OVER:
             run.mailboxes.ended.set()
         run.pump.start()
+        self._retention = asyncio.create_task(forget_addresses(run.registry.people, run.wall_time))
         self._grpc = grpc.aio.server(options=server_options(), maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS)
         self._add_services(self._grpc, run, parts.traffic, parts.settings_file)
         self.port = self._listen(run.settings)
         await self._grpc.start()
         desk = Desk(self._operator, run.pump, run.run_time)
-        self._local = await local_socket.serve(self._folder.control_path, desk.answer)
+        self._local = await local_socket.serve(control_path(self._folder), desk.answer)
         await asyncio.to_thread(write_endpoint, self._folder, run.settings.host, self.port)
         if self._page is not None:
             from coordinator.edge.showing import Showing
@@ -158,6 +160,8 @@ class CoordinatorServer:
             await self._local.close()
         if self._showing is not None:
             await self._showing.stop()
+        if self._retention is not None:
+            self._retention.cancel()
         run.sessions.close_all()  # answers the long polls, which would otherwise use up the whole grace
         if self._grpc is not None:
             await self._grpc.stop(grace)
@@ -218,7 +222,7 @@ class CoordinatorServer:
             parts.journal,
             work=parts.executor,
             dispatch=dispatch,
-            observer=Observers(parts.event_log, parts.audit_trail),
+            observer=Observers(parts.event_log, parts.audit_trail, parts.credit_trail),
             clock=parts.clock.now_s,
             clock_news=parts.clock.news,
             journal_observer=self._journal_observer,
@@ -242,6 +246,12 @@ class CoordinatorServer:
             run_time=parts.clock.now_s,
             wall_time=parts.clock.wall_s,
             lease_length=LeaseLengths(parts.settings, parts.layout).planned,
+            receipts=ReceiptBook(
+                run_id=folder.run_id,
+                ledger=parts.ledger,
+                identity=folder.manifest_identity(),
+                tokens_a_sequence=parts.settings.sequence_length,
+            ),
         )
 
     def _add_services(self, server: Any, run: RunContext, traffic: Traffic, settings_file: SettingsFile) -> None:
@@ -282,7 +292,7 @@ class CoordinatorServer:
             ),
             # Check alone: Watch is a stream that a stranger could hold for ever.
             HEALTH_SERVICE: dict(
-                [health_calls.anonymous("Check", health_pb2.HealthCheckRequest, partial(_check_health, run))]
+                [health_calls.anonymous("Check", health_pb2.HealthCheckRequest, partial(check_health, run.pump.engine))]
             ),
         }
         for name, methods in handlers.items():
@@ -311,15 +321,6 @@ class CoordinatorServer:
             if there <= self._service.told_over:
                 return
             await asyncio.sleep(0.05)
-
-
-async def _check_health(run: RunContext, request: Any) -> Any:
-    state = run.pump.engine.state
-    if request.service == LEASES and (state.hold is not None or state.phase is Phase.OVER):
-        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
-    if request.service not in ("", COORDINATOR_SERVICE, OPERATOR_SERVICE, LEASES):
-        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
-    return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 
 
 def _dispatch(mailboxes: Mailboxes, sessions: SessionTable, parts: OpenedRun, command: Command) -> None:

@@ -22,6 +22,7 @@ from coordinator.run.lease_length import LeaseLengths
 from coordinator.run.pump import load_engine
 from coordinator.run.traffic import TRAFFIC, Traffic
 from coordinator.store.journal import Journal
+from coordinator.store.people import said_in
 from protocol.errors import ConfigError, Unavailable
 from protocol.storage import telling_storage_trouble
 
@@ -81,10 +82,20 @@ def _engine(folder: RunFolder) -> tuple[Engine, Traffic, float]:
         journal = Journal.open(copy)
         try:
             engine, _ = load_engine(journal, folder.draw_secret())
+            engine.state.names = said_in(_registry_copied(folder.registry_path, Path(temporary))).names
             traffic = Traffic.from_json(journal.meta(TRAFFIC))
         finally:
             journal.close()
     return engine, traffic, last_record_s
+
+
+def _registry_copied(registry: Path, into: Path) -> Path:
+    """A copy with what is not in it yet: SQLite makes files beside a database that it only reads."""
+    for suffix in ("", "-wal"):
+        source = registry.with_name(f"{registry.name}{suffix}")
+        if source.is_file():
+            shutil.copyfile(source, into / source.name)
+    return into / registry.name
 
 
 def _temporary_place() -> Path:

@@ -22,6 +22,7 @@ from coordinator.edge.publicly import (
     PublicReasons,
     display_name,
     lease_of,
+    public_credit,
     public_standing,
     public_state,
     round_reasons,
@@ -29,7 +30,6 @@ from coordinator.edge.publicly import (
 from coordinator.edge.served import RunContext
 from coordinator.edge.standing import state_of
 from coordinator.edge.status import RunSummary, WorkerState
-from coordinator.engine.credit import ranking
 from coordinator.engine.history import RoundRecord
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus, Phase
 from coordinator.engine.quorum import Standings, deadline_s
@@ -41,7 +41,6 @@ from coordinator.page.view import (
     ClosedRow,
     ColumnCell,
     ColumnHealth,
-    Contributor,
     Health,
     Judged,
     LeaseBar,
@@ -63,7 +62,6 @@ SLICE = 100
 MOST_WORKERS = 2000
 MOST_BARS = 60
 MOST_ROUNDS = 200
-MOST_CREDITED = 50
 _MISSING_NAMES = 4
 
 _log = structlog.get_logger(__name__)
@@ -148,13 +146,13 @@ class RunViews:
             moved=self._moved(summary, wall_s),
             judged=_judged(state, summary),
             tokens_counted=state.totals.sequences * self._run.settings.sequence_length,
-            credit=_credit(state, self._names(state), self._run.settings.sequence_length),
+            credit=public_credit(state, self._run.registry.people.teams, self._run.settings.sequence_length),
             health=self._health(state, disk.free, disk.total),
         )
 
     def _names(self, state: EngineState) -> Callable[[WorkerId], str]:
         places = state.index.places
-        return lambda worker: display_name(state.workers[worker], places[worker] + 1)
+        return lambda worker: display_name(state, worker, places[worker] + 1)
 
     def _rows(self, batch: list[tuple[WorkerId, WorkerRecord]]) -> Iterator[tuple[int, WorkerRow, bool]]:
         engine, run = self._run.pump.engine, self._run
@@ -168,7 +166,7 @@ class RunViews:
             heard_s = max(record.heard_at_s, beat.at_s) if beat else record.heard_at_s
             row = WorkerRow(
                 place=places[worker] + 1,
-                name=display_name(record, places[worker] + 1),
+                name=display_name(state, worker, places[worker] + 1),
                 state=public_state(record, lease),
                 why=reasons.of(record, lease, fresh.inner_step if fresh else 0),
                 standing=public_standing(state, record),
@@ -349,10 +347,3 @@ def _judged(state: EngineState, summary: RunSummary) -> Judged:
         audits_failed=sum(one.audits_failed for one in workers),
         audited=state.config.audits.budget > 0.0,
     )
-
-
-def _credit(state: EngineState, name: Callable[[WorkerId], str], sequence_length: int) -> tuple[Contributor, ...]:
-    rows = ranking(state.workers.values(), tokens_a_sequence=sequence_length, name_of=name)
-    return tuple(Contributor(name=row.name, tokens=row.tokens, accepted=row.leases) for row in rows if row.tokens)[
-        :MOST_CREDITED
-    ]

@@ -27,7 +27,7 @@ def audit_notes(state: EngineState) -> tuple[str, ...]:
 
 
 def _undecided(state: EngineState, one: Accusation, before: int) -> str:
-    name = state.workers[one.worker].name or one.worker
+    name = state.called(one.worker)
     what = f"{name}'s {one.lease_id}" + (f", and {before} of its leases before that," if before else "")
     found = f"round {one.round}: {what} could not be reproduced by {_people(one.accusers)}"
     if one.vouchers:

@@ -110,9 +110,9 @@ def line_chart(points: Sequence[tuple[float, float, float]], texts: Sequence[str
     x_low, x_high = min(x for x, *_ in drawn), max(x for x, *_ in drawn)
     y_low = min(y - error for _, y, error, _ in drawn)
     y_high = max(y + error for _, y, error, _ in drawn)
-    pad = 0.06 * (y_high - y_low) or 0.5
+    pad = 0.06 * (y_high - y_low) if _differ(y_low, y_high) else max(0.5, abs(y_high) * 0.1)
     y_low, y_high = y_low - pad, y_high + pad
-    x_high = x_high if x_high > x_low else x_low + 1.0
+    x_high = x_high if _differ(x_low, x_high) else x_low + max(1.0, abs(x_low) * 0.1)
 
     def at(x: float, y: float) -> tuple[float, float]:
         across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
@@ -128,6 +128,11 @@ def line_chart(points: Sequence[tuple[float, float, float]], texts: Sequence[str
         x_ticks=tuple(Tick(at=at(x, 0)[0], text=short_number(x)) for x in ticks_of(x_low, x_high, 6)),
         y_ticks=tuple(Tick(at=at(0, y)[1], text=short_number(y)) for y in ticks_of(y_low, y_high, 4)),
     )
+
+
+def _differ(low: float, high: float) -> bool:
+    """Whether there is room for a scale between the two, in fp64: neither neighbours, nor next to nothing."""
+    return high - low > max(1e-9 * max(abs(low), abs(high)), 1e-300)
 
 
 def timeline(current: OpenRound, now_s: float) -> Timeline | None:

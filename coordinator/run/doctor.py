@@ -54,7 +54,7 @@ class Concern(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Symptom:
     """One thing that was looked at."""
 
     name: str
@@ -64,7 +64,7 @@ class Finding:
     """What to do; empty where nothing is to be done."""
 
 
-def examine(folder: RunFolder) -> list[Finding]:
+def examine(folder: RunFolder) -> list[Symptom]:
     """Everything that can be told from the coordinator's own machine, the likeliest trouble first."""
     settings, holder = folder.settings(), lock_holder(folder.root)
     port = settings.port if settings.port and holder is None else last_port(folder) or settings.port
@@ -86,88 +86,88 @@ def addresses(settings: RunSettings, port: int) -> list[tuple[str, int]]:
     return [(canonical_host(host), own or port) for host, own in split] or [settings.join_address(port)]
 
 
-def name_found(host: str, resolved: tuple[str, ...] | None) -> Finding:
+def name_found(host: str, resolved: tuple[str, ...] | None) -> Symptom:
     """`resolved`: its addresses; None: no answer in time."""
     if resolved is None:
-        return Finding(
+        return Symptom(
             name=f"name {host}",
             concern=Concern.TROUBLE,
             told=f"no resolver answers for it within {ANSWER_S:g} s",
             advice="look at this machine's network, then try again",
         )
     if not resolved:
-        return Finding(
+        return Symptom(
             name=f"name {host}",
             concern=Concern.TROUBLE,
             told="it leads nowhere from here, and join links name it",
             advice="enter it in your domain's zone, or set advertised_hosts in settings.toml, then restart",
         )
-    return Finding(name=f"name {host}", concern=Concern.OK, told=f"leads to {', '.join(resolved[:3])}")
+    return Symptom(name=f"name {host}", concern=Concern.OK, told=f"leads to {', '.join(resolved[:3])}")
 
 
-def advertised_found(settings: RunSettings) -> Finding:
+def advertised_found(settings: RunSettings) -> Symptom:
     """Whether what links say goes with what is listened on."""
     first = settings.join_address(settings.port or 1)[0]
     listens, others = settings.host, [host for host, _ in addresses(settings, 1) if not _is_loopback(host)]
     if _is_loopback(first):
-        return Finding(
+        return Symptom(
             name="join links",
             concern=Concern.LOOK,
             told=f"they say {first}: volunteers on this machine alone can join",
             advice='for others, set host = "0.0.0.0" and advertised_hosts = ["NAME"] in settings.toml, and restart',
         )
     if others and _is_loopback(listens):
-        return Finding(
+        return Symptom(
             name="join links",
             concern=Concern.LOOK,
             told=f"they say {others[0]}, and the coordinator listens on {listens}, which only this machine reaches",
             advice='unless something forwards it, set host = "0.0.0.0" in settings.toml and restart',
         )
-    return Finding(name="join links", concern=Concern.OK, told=f"they say {first}; listening on {listens}")
+    return Symptom(name="join links", concern=Concern.OK, told=f"they say {first}; listening on {listens}")
 
 
-def clock_found(newest_record_s: float, now_s: float, kept: bool | None) -> Finding:
+def clock_found(newest_record_s: float, now_s: float, kept: bool | None) -> Symptom:
     """`kept`: whether the system says that something keeps its clock right; None: it says nothing."""
     if newest_record_s > now_s + _BACK_S:
         behind = f"{newest_record_s - now_s:.0f} s"
-        return Finding(
+        return Symptom(
             name="clock",
             concern=Concern.TROUBLE,
             told=f"it is {behind} behind the journal's newest record: it was set back, or is wrong",
             advice="set it right; invites and appointments go by it",
         )
     if kept is False:
-        return Finding(
+        return Symptom(
             name="clock",
             concern=Concern.LOOK,
             told="nothing keeps it right, as the system says",
             advice="turn on time synchronization (chrony or systemd-timesyncd), unless the machine's host does it",
         )
     said = "kept right by the system" if kept else "not behind the journal; whether it is kept right is not told here"
-    return Finding(name="clock", concern=Concern.OK, told=said)
+    return Symptom(name="clock", concern=Concern.OK, told=said)
 
 
-def disk_found(free_bytes: int, model_bytes: int) -> Finding:
+def disk_found(free_bytes: int, model_bytes: int) -> Symptom:
     """A round writes a version and what was sent, each as large as the model at most, and at times a checkpoint."""
     told = f"{human_bytes(free_bytes)} free; a version in full takes {human_bytes(model_bytes)}"
     if free_bytes < 3 * model_bytes:
-        return Finding(
+        return Symptom(
             name="disk",
             concern=Concern.TROUBLE,
             told=told,
             advice="make room: at three versions the next round may stall; it goes on by itself once there is room",
         )
     if free_bytes < 10 * model_bytes:
-        return Finding(name="disk", concern=Concern.LOOK, told=told, advice="ten versions' room is comfortable")
-    return Finding(name="disk", concern=Concern.OK, told=told)
+        return Symptom(name="disk", concern=Concern.LOOK, told=told, advice="ten versions' room is comfortable")
+    return Symptom(name="disk", concern=Concern.OK, told=told)
 
 
-def certificate_found(begun_days: float, left_days: float) -> Finding:
+def certificate_found(begun_days: float, left_days: float) -> Symptom:
     """Days since the shortest-lived certificate became valid, and until it ends."""
     name = "certificate"
     if left_days <= 0.0 or begun_days < 0.0:
         told = f"it ended {-left_days:.0f} days ago" if left_days <= 0.0 else "it is not valid yet: look at the clock"
-        return Finding(
+        return Symptom(
             name=name,
             concern=Concern.TROUBLE,
             told=told,
@@ -177,12 +177,12 @@ def certificate_found(begun_days: float, left_days: float) -> Finding:
     advice = (
         "it ends with the run's own authority: begin a new run from an export before" if left_days < SOON_DAYS else ""
     )
-    return Finding(name=name, concern=concern, told=f"valid for {left_days:.0f} days more", advice=advice)
+    return Symptom(name=name, concern=concern, told=f"valid for {left_days:.0f} days more", advice=advice)
 
 
-def _serving(folder: RunFolder, settings: RunSettings, holder: str | None, port: int) -> Finding:
+def _serving(folder: RunFolder, settings: RunSettings, holder: str | None, port: int) -> Symptom:
     if holder is None:
-        return Finding(
+        return Symptom(
             name="coordinator",
             concern=Concern.LOOK,
             told="it is not running, so its port was not tried",
@@ -192,8 +192,8 @@ def _serving(folder: RunFolder, settings: RunSettings, holder: str | None, port:
     for host in reached_at(canonical_host(settings.host)):
         if _answer(host, port, fingerprint) is None:
             listening = address_text(settings.host, port)
-            return Finding(name="coordinator", concern=Concern.OK, told=f"process {holder} listens on {listening}")
-    return Finding(
+            return Symptom(name="coordinator", concern=Concern.OK, told=f"process {holder} listens on {listening}")
+    return Symptom(
         name="coordinator",
         concern=Concern.TROUBLE,
         told=f"process {holder} serves this run, and does not answer on port {port}",
@@ -201,18 +201,18 @@ def _serving(folder: RunFolder, settings: RunSettings, holder: str | None, port:
     )
 
 
-def _reached(host: str, port: int, fingerprint: str) -> Finding:
+def _reached(host: str, port: int, fingerprint: str) -> Symptom:
     name, why = f"port {address_text(host, port)}", _answer(host, port, fingerprint)
     if why is None:
-        return Finding(name=name, concern=Concern.OK, told="the coordinator answers there, from this machine")
+        return Symptom(name=name, concern=Concern.OK, told="the coordinator answers there, from this machine")
     if isinstance(why, Unauthenticated):
-        return Finding(
+        return Symptom(
             name=name,
             concern=Concern.TROUBLE,
             told="somebody else answers there: another coordinator, or a proxy that opens what passes through it",
             advice="forward the port to this machine as it is (TCP), without a proxy that ends TLS",
         )
-    return Finding(
+    return Symptom(
         name=name,
         concern=Concern.TROUBLE,
         told="nobody answers there, tried from this machine",

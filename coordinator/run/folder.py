@@ -6,6 +6,7 @@
     journal.sqlite        what happened (coordinator/store/journal.py), and beside it the mark of its newest commit
     registry.sqlite       invites and members (coordinator/store/registry.py)
     audit.sqlite          every judgement with its figures (coordinator/store/audit_log.py), for the operator
+    credit.sqlite         every lease that was credited (coordinator/store/credit_ledger.py)
     artifacts/            blocks, payloads, partial uploads
     versions/             which version has which manifest
     dataset/              only where the dataset was prepared for this run
@@ -116,6 +117,11 @@ class RunFolder:
         return self.root / "audit.sqlite"
 
     @property
+    def credit_path(self) -> Path:
+        """Every lease that was credited."""
+        return self.root / "credit.sqlite"
+
+    @property
     def checkpoints(self) -> Path:
         """Hugging Face folders, newest last."""
         return self.root / "checkpoints"
@@ -129,11 +135,6 @@ class RunFolder:
     def endpoint_path(self) -> Path:
         """Where the coordinator listens, or last did."""
         return self.root / "endpoint.json"
-
-    @property
-    def control_path(self) -> Path:
-        """The socket at which the coordinator takes the operator's orders, while it runs."""
-        return self.root / "control" / "coordinator.sock"
 
     def authority(self) -> CertificateAuthority:
         """The run's own CA."""

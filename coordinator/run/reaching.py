@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 from coordinator.run.folder import RunFolder
 from coordinator.run.lock import lock_holder
@@ -17,6 +18,11 @@ from protocol.private_files import write_private
 
 class CoordinatorStopped(Unavailable):
     """Nobody serves the run."""
+
+
+def control_path(folder: RunFolder) -> Path:
+    """The socket at which the coordinator takes the operator's orders, while it runs."""
+    return folder.root / "control" / "coordinator.sock"
 
 
 def write_endpoint(folder: RunFolder, host: str, port: int) -> None:

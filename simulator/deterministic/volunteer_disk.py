@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from simulator.deterministic.loop import Process
-from worker.files import FileEntry
+from worker.files import FileEntry, FileWriter
 
 
 @dataclass(slots=True)
@@ -57,6 +57,11 @@ class MemoryFiles:
             self._disk.now[path] = self._disk.synced[path] = bytes(content)
             self.touch(path)
             self.sync(path.parent)
+
+    def writer(self, path: Path) -> FileWriter:
+        """Nothing of it is on the disk before it is kept."""
+        del path
+        return _MemoryWriter(self)
 
     def append(self, path: Path, piece: bytes | memoryview) -> None:
         """Not durable."""
@@ -115,3 +120,17 @@ class MemoryFiles:
             gone = [path for path in self._disk.synced if path.parent == folder and path not in self._disk.now]
             for path in gone:
                 del self._disk.synced[path]
+
+
+class _MemoryWriter:
+    def __init__(self, files: MemoryFiles) -> None:
+        self._files, self._content = files, bytearray()
+
+    def add(self, piece: bytes | memoryview) -> None:
+        self._content += piece
+
+    def keep(self, path: Path) -> None:
+        self._files.write(path, bytes(self._content))
+
+    def drop(self) -> None:
+        self._content.clear()

@@ -18,7 +18,7 @@ from coordinator.run.folder import RunFolder
 from coordinator.run.inviting import InviteTerms
 from coordinator.run.standings import Act, StandingChange, StandingOrder, digest_of_invite
 from protocol.causes import CAUSE_KEY, Cause
-from protocol.errors import ConfigError, MalformedMessage, Refused
+from protocol.errors import ConfigError, MalformedMessage
 from protocol.joinlink import JoinLink
 from tests.served import Refusal
 
@@ -101,9 +101,9 @@ async def test_an_order_that_names_nobody_or_too_many_is_refused(
 ) -> None:
     await join()
     await join()
-    with pytest.raises(Refused, match="2 workers are called 'raw'"):
+    with pytest.raises(ConfigError, match="2 workers are called 'raw'"):
         await order(run, worker="raw")
-    with pytest.raises(Refused, match="no worker is called"):
+    with pytest.raises(ConfigError, match="no worker is called"):
         await order(run, worker="nobody")
     for whom in ({}, {"worker": "a", "owner": "b"}, {"act": Act.PARDON, "owner": "b"}):
         with pytest.raises(MalformedMessage):

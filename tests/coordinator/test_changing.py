@@ -21,7 +21,7 @@ from coordinator.run.folder import RunFolder
 from coordinator.run.opened import OpenedRun
 from coordinator.settings import Counts, RunSettings
 from coordinator.store.journal import Journal
-from protocol.errors import ConfigError, Refused, StorageTrouble
+from protocol.errors import ConfigError, StorageTrouble
 
 
 class Killed(BaseException):
@@ -63,7 +63,7 @@ async def test_a_served_run_is_changed_and_its_file_shows_it(run: RunFolder, ser
     again, _ = await asyncio.to_thread(change_setting, run, "outer_learning_rate", "0.7")
     assert again.before == again.value == 0.7
     for key, value, words in (("codec", "fp32", "fixed"), ("quorum", "0", "quorum"), ("port", "1", "edit it in")):
-        with pytest.raises(Refused, match=words):
+        with pytest.raises(ConfigError, match=words):
             await asyncio.to_thread(change_setting, run, key, value)
     with pytest.raises(ConfigError, match="another coordinator"):
         change_while_stopped(run, "quorum", "2")

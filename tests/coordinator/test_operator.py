@@ -13,12 +13,13 @@ from grpc_health.v1 import health_pb2
 
 from barnraise.cli.app import run as barnraise
 from barnraise.cli.status import print_status
+from coordinator.edge.health import LEASES
 from coordinator.edge.operator_client import OperatorClient, create_invites, fetch_status, stop_run
-from coordinator.edge.server import LEASES, CoordinatorServer
+from coordinator.edge.server import CoordinatorServer
 from coordinator.edge.status import RunStatus, WorkerState
 from coordinator.run.folder import RunFolder
 from coordinator.run.inviting import InviteTerms
-from coordinator.run.reaching import CoordinatorStopped
+from coordinator.run.reaching import CoordinatorStopped, control_path
 from protocol.errors import ConfigError, MalformedMessage
 from protocol.joinlink import JoinLink
 from protocol.local_place import own_name
@@ -116,7 +117,7 @@ async def test_an_answer_of_another_version_is_named(
 )
 async def test_what_is_no_order_is_refused(run: RunFolder, server: CoordinatorServer, request_: dict[str, Any]) -> None:
     with pytest.raises(MalformedMessage):
-        await ask(run.control_path, request_)
+        await ask(control_path(run), request_)
 
 
 async def test_a_paused_run_grants_nothing_says_so_and_goes_on(

@@ -25,7 +25,7 @@ from coordinator.run.folder import RunFolder
 from coordinator.run.inviting import InviteTerms
 from coordinator.run.lock import LOCK_FILE, folder_lock, lock_holder
 from coordinator.run.migrations import MIGRATIONS
-from coordinator.run.reaching import CoordinatorStopped, last_port, write_endpoint
+from coordinator.run.reaching import CoordinatorStopped, control_path, last_port, write_endpoint
 from coordinator.store.journal import Journal
 from protocol.bootstrap import fetch_ca
 from protocol.errors import ConfigError, Unavailable
@@ -90,9 +90,9 @@ def test_a_run_that_was_never_served_is_not_running(run: RunFolder) -> None:
 
 
 def test_what_a_killed_coordinator_leaves_behind_is_no_sign_of_life(run: RunFolder) -> None:
-    run.control_path.parent.mkdir(mode=0o700)
+    control_path(run).parent.mkdir(mode=0o700)
     with socket.socket(socket.AF_UNIX) as killed:
-        killed.bind(str(run.control_path))
+        killed.bind(str(control_path(run)))
     write_endpoint(run, "127.0.0.1", 1)
     with pytest.raises(CoordinatorStopped, match="is not running; start it"):
         stop_run(run)

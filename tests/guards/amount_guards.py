@@ -87,13 +87,14 @@ AMOUNT = (
 
 SERVICES = (
     guard("no reflection, no health stream", becomes("coordinator:CoordinatorServer._add_services",
-          '[health_calls.anonymous("Check", health_pb2.HealthCheckRequest, _check_health)]',
-          "[health_calls.anonymous(name, health_pb2.HealthCheckRequest, _check_health)"
+          '[health_calls.anonymous("Check", health_pb2.HealthCheckRequest, partial(check_health, run.pump.engine))]',
+          "[health_calls.anonymous(name, health_pb2.HealthCheckRequest, partial(check_health, run.pump.engine))"
           ' for name in ("Check", "Watch")]'),
           NO_SERVICE, note="planted: a second method of the health service"),
     guard("no reflection, no health stream", planted("coordinator:CoordinatorServer._add_services",
           'handlers["grpc.reflection.v1.ServerReflection"] = dict('
-          '[health_calls.anonymous("ServerReflectionInfo", health_pb2.HealthCheckRequest, _check_health)])',
+          '[health_calls.anonymous("ServerReflectionInfo", health_pb2.HealthCheckRequest, '
+          "partial(check_health, run.pump.engine))])",
           before="handlers.items()"), NO_SERVICE, note="planted: a service under the name of reflection"),
     guard("nothing without TLS", becomes("coordinator:CoordinatorServer._listen",
           "self._grpc.add_secure_port(address_text(settings.host, port), credentials)",

@@ -143,7 +143,8 @@ def test_what_is_saved_is_what_is_never_there(frozen: Layout, tokens: Any) -> No
     sizes = [sum(tensor.nbytes for tensor in stage.values()) for stage in stages]
     tensors = list(weighed(frozen, len(HELD)))
     assert sum(sizes) == sum(one.gradient_bytes() for one in tensors)
-    assert gradients_by_layers(tensors) == max(sizes) + max(one.gradient_bytes() for one in tensors)
+    assert max(sizes) < gradients_by_layers(tensors) <= max(sizes) + max(one.gradient_bytes() for one in tensors)
+    assert gradients_by_layers(tensors, in_slices=True) <= gradients_by_layers(tensors)
     assert inputs_by_layers(frozen, 1000) == 100 * inputs_by_layers(frozen, 10) > 0
 
 

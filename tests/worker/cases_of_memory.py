@@ -29,6 +29,7 @@ class Case:
     batch: int = 4
     micro_batch: int = 2
     length: int = 128
+    codec: str = "int4"
 
 
 LOW: Final = {"optimizer": "muon", "masters": "bf16", "moments": "compact"}
@@ -62,5 +63,8 @@ CASES: Final[Mapping[str, Case]] = {
         columns=12,
     ),
     "by layers": Case(recipe={"optimizer": "adamw"}, schedule={"by_layers": True}, columns=20),
+    "low by layers, ternary": Case(
+        recipe=LOW, schedule={"by_layers": True}, sizes={**SIZES, "num_experts": 40}, columns=32, codec="ternary"
+    ),
     "low rank": Case(recipe={"optimizer": "adamw", "trunk": "lora", "lora_rank": 16}, columns=16),
 }

@@ -69,13 +69,13 @@ def main(case: Case, folder: Path) -> None:
         paths[block].write_bytes(encode_tensors(tensors, FP32))
     del tensors
     recipe = Recipe(**case.recipe)
-    load = Burden(layout=cut, recipe=recipe, sequence_length=case.length, batch_sequences=case.batch)
+    load = Burden(layout=cut, recipe=recipe, sequence_length=case.length, batch_sequences=case.batch, codec=case.codec)
     schedule = Schedule(case.micro_batch, **case.schedule)
     warm = torch.randn(64, 64, requires_grad=True)
     (warm @ warm).sum().backward()
     idle = rss_anon_bytes()
     with Watch() as watch:
-        thread = threading.Thread(target=_train, args=(case, cut, paths, recipe, schedule))
+        thread = threading.Thread(target=_train, args=(case, cut, paths, recipe, schedule, folder))
         thread.start()
         thread.join()
     lines = load.lines(case.columns, schedule)
@@ -88,19 +88,20 @@ _trained: list[int] = []
 """Bytes of each payload; empty where training broke."""
 
 
-def _train(case: Case, cut: Any, paths: Mapping[Any, Path], recipe: Any, schedule: Any) -> None:
+def _train(case: Case, cut: Any, paths: Mapping[Any, Path], recipe: Any, schedule: Any, folder: Path) -> None:
     import numpy as np
 
-    from moe.layout import block_tensor_specs
+    from moe.layout import block_tensor_specs, submission_specs
     from moe.shard import build_shard
     from moe.stand_ins import StandIns
     from protocol.allocator import give_back_small
-    from protocol.codecs import BF16, FP32
+    from protocol.codecs import FP32
     from protocol.ids import LeaseId, RoundNumber, Version
     from protocol.lease import DataRange, Lease
-    from protocol.submission import encode_submission
+    from worker.outbox import Outbox
     from worker.train.mapped import mapped_block
-    from worker.train.trainer import pseudo_gradient_of, train_shard
+    from worker.train.residuals import write_submission
+    from worker.train.trainer import moved, train_shard
 
     start = {block: mapped_block(path, block_tensor_specs(cut, block), FP32) for block, path in paths.items()}
     lease = Lease(
@@ -113,6 +114,7 @@ def _train(case: Case, cut: Any, paths: Mapping[Any, Path], recipe: Any, schedul
         inner_steps=2,
         batch_sequences=case.batch,
         recipe=recipe,
+        codec=case.codec,
     )
     shape = (lease.data.count, case.length + 1)
     tokens = np.random.default_rng(0).integers(0, case.sizes["vocab_size"], shape)
@@ -122,7 +124,9 @@ def _train(case: Case, cut: Any, paths: Mapping[Any, Path], recipe: Any, schedul
     give_back_small(on=schedule.given_back)
     by_layers = shard.layerwise() if schedule.by_layers else None
     train_shard(shard, lease, tokens, micro_batch=schedule.micro_batch, by_layers=by_layers)
-    _trained.append(len(encode_submission(pseudo_gradient_of(start, shard), BF16)))
+    specs = submission_specs(cut, lease.columns, lease.trunk)
+    made = write_submission(lease, moved(start, shard), specs, Outbox(folder / "outbox"))
+    _trained.append(made.payload_bytes)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from protocol.ids import LeaseId, digest_of
 from simulator.deterministic.loop import Process
 from simulator.deterministic.volunteer_disk import MemoryFiles, VolunteerDisk
 from worker.blocks import BlockCache
-from worker.files import DiskFiles, Files, file_digest
+from worker.files import DiskFiles, Files, file_digest, reading
 from worker.outbox import Outbox, Submission
 
 
@@ -54,6 +54,34 @@ def test_what_is_not_there_says_so(machine: Machine) -> None:
     for act in (lambda: files.read(path), lambda: files.rename(path, machine.root / "b"), lambda: files.touch(path)):
         with pytest.raises(FileNotFoundError):
             act()
+
+
+def test_what_comes_in_pieces_is_there_once_it_is_kept(machine: Machine) -> None:
+    files, path = machine.files, machine.root / "file"
+    files.write(path, b"old")
+    kept, dropped = files.writer(machine.root / "draft"), files.writer(machine.root / "draft")
+    for piece in (b"con", memoryview(b"tent")):
+        kept.add(piece)
+        dropped.add(piece)
+    assert files.read(path) == b"old"
+    dropped.drop()
+    kept.keep(path)
+    kept.drop()
+    assert machine.reboot().read(path) == b"content"
+    assert [entry.path.name for entry in files.entries(machine.root)] == ["file"]
+
+
+def test_a_file_is_read_from_anywhere(machine: Machine) -> None:
+    files, path = machine.files, machine.root / "file"
+    content = bytes(range(256)) * 9000  # more than is read at a time
+    files.write(path, content)
+    file, target = reading(path, files), bytearray(len(content) - 5)
+    assert file.seek(0, 2) == len(content)
+    file.seek(5)
+    assert file.readinto(target) == len(target)  # type: ignore[attr-defined]
+    assert bytes(target) == content[5:]
+    file.seek(7)
+    assert file.read(2_000_000) == content[7:2_000_007]
 
 
 def test_appending_makes_the_file_and_goes_on_at_its_end(machine: Machine) -> None:

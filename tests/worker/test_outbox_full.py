@@ -1,22 +1,27 @@
-"""Finished work on a full disk: kept in memory, told, and stored as soon as there is room."""
+"""Finished work on a full disk: told, and encoded again as soon as there is room."""
 
 from __future__ import annotations
 
 import errno
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from moe.layout import Layout
+from protocol.codecs import BF16
 from protocol.errors import StorageTrouble
-from protocol.ids import Digest, LeaseId, digest_of
+from protocol.ids import LeaseId, digest_of
 from protocol.storage import telling_storage_trouble
+from tests.worker.leases import changed_lease, lease_message, read_lease
+from tests.worker.test_residuals import gradient_of
 from worker.options import WorkerOptions
-from worker.outbox import Outbox, Submission
+from worker.outbox import Draft, Outbox, Submission
 from worker.pauses import Pauses
-from worker.train.residuals import Coded
-from worker.train.trainer import TrainingStopped
+from worker.train.residuals import coded
+from worker.train.trainer import LeaseResult, TrainingStopped, TrainMetrics
 from worker.train.training import TrainingRoom
 
 
@@ -27,20 +32,29 @@ def submission(payload: bytes) -> Submission:
     )  # fmt: skip
 
 
-class FullFor:
-    """An outbox whose disk is full for the first `times` attempts."""
+class FullFor(Outbox):
+    """An outbox whose disk is full for the first `times` attempts, each at another moment."""
 
     def __init__(self, folder: Path, times: int, number: int = errno.ENOSPC) -> None:
-        self.outbox = Outbox(folder)
+        super().__init__(folder)
         self.times = times
         self.number = number
 
-    def save(self, one: Submission, payload: bytes, residuals: dict[Digest, bytes]) -> None:
+    def _full(self) -> None:
         if self.times:
             self.times -= 1
             with telling_storage_trouble(Path("outbox")):
                 raise OSError(self.number, "no")
-        self.outbox.save(one, payload, residuals)
+
+    def payload(self) -> Draft:
+        draft = super().payload()
+        if self.times % 2:
+            draft.add = lambda piece: self._full()  # type: ignore[method-assign]
+        return draft
+
+    def record(self, submission: Submission) -> None:
+        self._full()
+        super().record(submission)
 
 
 class Said:
@@ -52,8 +66,20 @@ class Said:
 
 
 class Job:
-    def __init__(self) -> None:
+    """A lease of two columns, that has come to `work`."""
+
+    def __init__(self, layout: Layout, codec: str = BF16.name) -> None:
         self.stop = threading.Event()
+        lease = changed_lease(read_lease(lease_message()), codec=codec)
+        self.fetched = SimpleNamespace(lease=lease, run=SimpleNamespace(layout=layout))
+        self.work = gradient_of(layout, lease, 0)
+
+
+def kept(room: TrainingRoom, job: Job) -> Submission:
+    metrics = TrainMetrics(
+        inner_steps_done=5, tokens=1, loss_first=5.0, loss_last=4.0, train_s=1.0, micro_batch=1
+    )  # fmt: skip
+    return room._keep(cast("Any", job), LeaseResult(pseudo_gradient=job.work, metrics=metrics))
 
 
 class Disk:
@@ -76,53 +102,57 @@ class Disk:
 
 
 def room(outbox: Any, reporter: Any, disk: Disk | None = None) -> TrainingRoom:
-    options = WorkerOptions(pauses=Pauses(disk_s=0.0))
-    return TrainingRoom(options, cast("Any", None), cast("Any", disk or Disk()), outbox, reporter)
+    options, machine = WorkerOptions(pauses=Pauses(disk_s=0.0)), SimpleNamespace(arithmetic="")
+    return TrainingRoom(options, cast("Any", machine), cast("Any", disk or Disk()), outbox, reporter)
 
 
-def test_finished_work_waits_for_room_and_says_so_once(tmp_path: Path) -> None:
-    outbox, said = FullFor(tmp_path, 3), Said()
-    room(outbox, said)._keep(cast("Any", Job()), submission(b"gradient"), Coded(payload=b"gradient"))
-    assert outbox.outbox.load() == submission(b"gradient")
+@pytest.mark.parametrize("codec", [BF16.name, "ternary"])
+def test_finished_work_waits_for_room_and_says_so_once(frozen_layout: Layout, tmp_path: Path, codec: str) -> None:
+    outbox, said, job = FullFor(tmp_path, 3), Said(), Job(frozen_layout, codec)
+    submission = kept(room(outbox, said), job)
+    assert outbox.load() == submission
+    made = coded(cast("Any", job.fetched.lease), job.work, lambda _: None)
+    assert outbox.payload_path(submission).read_bytes() == made.payload
+    assert (submission.residuals_out, submission.residuals_back) == (made.left, made.back)
     first, second = said.lines
     assert "the disk is full: make room" in first
     assert "going on" in second
+    left = {path.name for path in tmp_path.iterdir() if path.suffix != ".json"}
+    assert left == {f"{made_digest}.residual" for made_digest in (*made.left, *made.back)} | {
+        outbox.payload_path(submission).name
+    }, "and nothing of what did not succeed"
 
 
-def test_old_blocks_and_then_progress_give_way_to_finished_work(tmp_path: Path) -> None:
-    outbox, said, disk = FullFor(tmp_path, 3), Said(), Disk(blocks=2, progress_bytes=100)
-    room(outbox, said, disk)._keep(cast("Any", Job()), submission(b"gradient"), Coded(payload=b"gradient"))
-    assert outbox.outbox.load() == submission(b"gradient")
+def test_old_blocks_and_then_progress_give_way_to_finished_work(frozen_layout: Layout, tmp_path: Path) -> None:
+    outbox, said, disk = FullFor(tmp_path, 3), Said(), Disk(blocks=2, progress_bytes=1 << 30)
+    submission = kept(room(outbox, said, disk), Job(frozen_layout))
+    assert outbox.load() == submission
     assert said.lines == [], "nobody has to make room by hand"
     assert disk.used_bytes == 0
 
 
-def test_progress_that_would_not_make_enough_room_stays(tmp_path: Path) -> None:
-    disk, job = Disk(progress_bytes=7), Job()
+def test_progress_that_would_not_make_enough_room_stays(frozen_layout: Layout, tmp_path: Path) -> None:
+    disk, job = Disk(progress_bytes=7), Job(frozen_layout)
     job.stop.set()
     with pytest.raises(TrainingStopped):
-        room(FullFor(tmp_path, 1), Said(), disk)._keep(
-            cast("Any", job), submission(b"gradient"), Coded(payload=b"gradient")
-        )
+        kept(room(FullFor(tmp_path, 1), Said(), disk), job)
     assert disk.used_bytes == 7
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EIO])
-def test_nothing_is_deleted_for_a_disk_that_is_not_full(tmp_path: Path, number: int) -> None:
-    disk, job = Disk(blocks=2, progress_bytes=100), Job()
+def test_nothing_is_deleted_for_a_disk_that_is_not_full(frozen_layout: Layout, tmp_path: Path, number: int) -> None:
+    disk, job = Disk(blocks=2, progress_bytes=1 << 30), Job(frozen_layout)
     job.stop.set()
     with pytest.raises(TrainingStopped):
-        room(FullFor(tmp_path, 1, number), Said(), disk)._keep(
-            cast("Any", job), submission(b"gradient"), Coded(payload=b"gradient")
-        )
-    assert (disk.blocks, disk.used_bytes) == (2, 100)
+        kept(room(FullFor(tmp_path, 1, number), Said(), disk), job)
+    assert (disk.blocks, disk.used_bytes) == (2, 1 << 30)
 
 
-def test_a_lease_that_ends_meanwhile_ends_the_waiting(tmp_path: Path) -> None:
-    job = Job()
+def test_a_lease_that_ends_meanwhile_ends_the_waiting(frozen_layout: Layout, tmp_path: Path) -> None:
+    job = Job(frozen_layout)
     job.stop.set()
     with pytest.raises(TrainingStopped, match="room on the disk"):
-        room(FullFor(tmp_path, 3), Said())._keep(cast("Any", job), submission(b"gradient"), Coded(payload=b"gradient"))
+        kept(room(FullFor(tmp_path, 3), Said()), job)
 
 
 def test_an_outbox_on_a_read_only_folder_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,11 @@ import pytest
 
 from moe.config import config_from_json
 from moe.layout import Layout, layout
-from moe.planner import Burden
+from moe.planner import Burden, Memory
 from moe.rungs import Schedule
 from moe.stand_ins import DECODED, MAPPED
 from protocol.errors import ConfigError
+from protocol.ids import TRUNK
 from protocol.recipe import Recipe
 from tests.worker.conftest import small_values
 from worker.machine.cgroups import GroupLimits
@@ -174,19 +175,18 @@ def test_where_gradients_do_not_fit_steps_go_by_layers() -> None:
     assert chosen(cut, held, least_bytes, recipe).by_layers
 
 
-def test_what_is_sent_needs_room_on_a_cpu_however_steps_go() -> None:
-    """Of a parameter 6.25 bytes, when its gradient and its moment are gone: with Muon in bf16 as many as these took."""
+def test_what_is_sent_takes_no_room_of_its_own() -> None:
+    """It is written a tensor at a time, when gradients and moments are gone, whatever it is encoded in."""
     sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 6}
     cut = layout(config_from_json({**small_values(), **sizes}), "frozen")
-    recipe = Recipe(masters="bf16", moments="compact")
+    recipe, least = Recipe(masters="bf16", moments="compact"), Schedule(1, by_layers=True)
 
-    def saved(*, on_gpu: bool) -> float:
-        load = Burden(layout=cut, recipe=recipe, sequence_length=16, on_gpu=on_gpu, batch_sequences=4)
-        usual, ours = Schedule(1, recomputed=True), Schedule(1, by_layers=True)
-        return 1.0 - load.needed(cut.columns, ours).device / load.needed(cut.columns, usual).device
+    def needed(codec: str, *, on_gpu: bool) -> Memory:
+        load = Burden(layout=cut, recipe=recipe, sequence_length=16, codec=codec, on_gpu=on_gpu)
+        return load.needed(cut.columns, least)
 
-    assert saved(on_gpu=True) > 0.1
-    assert saved(on_gpu=False) < saved(on_gpu=True) / 2
+    assert needed("ternary", on_gpu=False) == needed("int4", on_gpu=False) == needed("fp32", on_gpu=False)
+    assert needed("ternary", on_gpu=True).host < cut.block_bytes(TRUNK), "not even that of the trunk"
 
 
 def test_speed_is_measured_on_the_runs_own_model(frozen_layout: Layout) -> None:

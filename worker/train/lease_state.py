@@ -15,21 +15,24 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import structlog
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from protocol.errors import StorageTrouble
 from protocol.folders import sync_folder
 from protocol.ids import BlockId, Digest, LeaseId
 from protocol.lease import Lease
 from protocol.private_files import write_private
+from protocol.specs import WireSpec
 from protocol.storage import is_full, telling_storage_trouble
+from protocol.tensor_headers import DTYPES, bytes_of, header_of_wires
 from protocol.text import human_bytes
 from worker.disk import private_folder
 from worker.files import file_digest
@@ -144,7 +147,7 @@ class LeaseStates:
         path = self._payload(record.digest)
         if path.stat().st_size != record.payload_bytes or file_digest(path) != record.digest:
             raise ValueError("the tensors are not what the record promises")
-        tensors = load_file(path)
+        tensors = _Lying(path)
         return LocalState(
             step=record.step,
             micro_batch=record.micro_batch,
@@ -233,22 +236,37 @@ class LeaseKeeper:
         self._refused = True
 
 
+class _Lying(Mapping[str, Tensor]):
+    """Tensors of a file, each read when it is asked for; the file may go once it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: Any = safe_open(path, framework="pt")
+        self._names = tuple(self._file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        return cast(Tensor, self._file.get_tensor(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 def _write(path: Path, state: LocalState) -> None:
+    """A tensor at a time, so that what lies on a GPU is never whole in the host's memory; durably."""
     path.unlink(missing_ok=True)
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in state.tensors.items()}, path)
-    except SafetensorError as error:
-        raise _os_error_of(error) from error
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        names = sorted(state.tensors, key=lambda name: (-state.tensors[name].element_size(), name))  # all aligned
+        file.write(header_of_wires({name: _wire_of(state.tensors[name]) for name in names}))
+        for name in names:
+            file.write(bytes_of(state.tensors[name].cpu().contiguous()))
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def _os_error_of(error: SafetensorError) -> OSError:
-    """The library reports a full disk as text only: `I/O error: No space left on device (os error 28)`."""
-    _, _, rest = str(error).rpartition("os error ")
-    number = rest.partition(")")[0]
-    return OSError(int(number), str(error)) if number.isdecimal() else OSError(str(error))
+def _wire_of(tensor: Tensor) -> WireSpec:
+    return WireSpec(_NAMES[tensor.dtype], tuple(tensor.shape))
+
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}

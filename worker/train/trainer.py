@@ -117,9 +117,10 @@ class TrainMetrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseResult:
-    """θ_start − θ_local of every held block, fp32 on the CPU."""
+    """What a lease came to."""
 
-    pseudo_gradient: dict[BlockId, dict[str, Tensor]]
+    pseudo_gradient: Blocks
+    """θ_start − θ_local of every held block, fp32 on the CPU."""
     metrics: TrainMetrics
 
 
@@ -308,23 +309,42 @@ def _free_caches(device: str) -> None:
 
 
 def pseudo_gradient_of(start: Blocks, shard: TrainedShard) -> dict[BlockId, dict[str, Tensor]]:
-    """θ_start − θ_local of all that `shard` trains, fp32; TrainingFailedError when something is not finite.
+    """`moved`, all of it, as long as it is wanted: the shard may go on."""
+    return {block: dict(tensors) for block, tensors in moved(start, shard).items()}
 
-    Where masters are bf16, θ_start is what they began with: rounding of the start would drown what was learnt. Of a
-    trunk matrix with a factor it is the factor's, which began at 0.
+
+def moved(start: Blocks, shard: TrainedShard) -> dict[BlockId, Mapping[str, Tensor]]:
+    """θ_start − θ_local of all that `shard` trains, fp32, each tensor made when it is asked for, and each time anew.
+
+    TrainingFailedError when something of it is not finite. Where masters are bf16, θ_start is what they began with, as
+    rounding would drown what was learnt. Of a trunk matrix with a factor it is the factor's, which began at 0.
     """
-    gradient: dict[BlockId, dict[str, Tensor]] = {}
-    for block, tensors in shard.held():
-        before, begun = start[block], shard.begun
-        gradient[block] = {name: _difference(begun(name, before[name]), tensor) for name, tensor in tensors.items()}
-        # One norm over the block sees a NaN or an infinity anywhere in it, at a fraction of isfinite's memory.
-        norms = torch.stack([torch.linalg.vector_norm(tensor) for tensor in gradient[block].values()])
-        if not bool(torch.isfinite(norms).all()):
-            raise TrainingFailedError(f"the trained {block} holds values that are not finite")
-    return gradient
+    return {block: _Moved(block, start[block], tensors, shard.begun) for block, tensors in shard.held()}
 
 
-def _difference(begun: Tensor, local: Tensor) -> Tensor:
-    """fp32, on the CPU and contiguous: nothing else is made on the way."""
-    difference = torch.empty(local.shape, dtype=torch.float32).copy_(local)
-    return torch.sub(begun, difference, out=difference)
+class _Moved(Mapping[str, Tensor]):
+    """What one block of a shard has become."""
+
+    def __init__(
+        self,
+        block: BlockId,
+        before: Mapping[str, Tensor],
+        now: Mapping[str, Tensor],
+        begun: Callable[[str, Tensor], Tensor],
+    ) -> None:
+        self._block, self._before, self._now, self._begun = block, before, now, begun
+
+    def __getitem__(self, name: str) -> Tensor:
+        local = self._now[name].detach()
+        made = torch.empty(local.shape, dtype=torch.float32).copy_(local)  # on the CPU: nothing else is made on the way
+        torch.sub(self._begun(name, self._before[name]), made, out=made)
+        # A norm sees a NaN or an infinity anywhere in it, at a fraction of isfinite's memory.
+        if not bool(torch.isfinite(torch.linalg.vector_norm(made))):
+            raise TrainingFailedError(f"the trained {self._block} holds values that are not finite")
+        return made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._now)
+
+    def __len__(self) -> int:
+        return len(self._now)

@@ -7,9 +7,11 @@ Touches the block cache (reading), the lease's progress and the outbox (writing)
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -17,11 +19,11 @@ from moe.layout import block_tensor_specs, submission_specs
 from moe.rungs import Schedule, told
 from moe.shard import ShardModel, build_shard
 from moe.stand_ins import StandIns
-from protocol.allocator import give_back_small
+from protocol.allocator import give_back_all, give_back_small
 from protocol.arithmetic import UNKNOWN_ARITHMETIC
-from protocol.codecs import codec_named
+from protocol.codecs import FP32, codec_named
 from protocol.errors import StorageTrouble
-from protocol.ids import digest_of
+from protocol.specs import TensorSpec
 from protocol.storage import is_full
 from protocol.submission import Blocks
 from protocol.tensors import payload_size
@@ -37,8 +39,8 @@ from worker.train.daily_writes import DailyWrites
 from worker.train.fitting import Fitting
 from worker.train.lease_state import LeaseKeeper, computation_of
 from worker.train.mapped import mapped_block
-from worker.train.residuals import Coded, coded
-from worker.train.trainer import LeaseResult, TrainingStopped, pseudo_gradient_of, train_shard
+from worker.train.residuals import write_submission
+from worker.train.trainer import LeaseResult, TrainingStopped, moved, pseudo_gradient_of, train_shard
 from worker.trouble import Trouble, training_trouble_of
 
 
@@ -50,6 +52,8 @@ class _Job:
         self.stop = threading.Event()
         self.progress = Progress()
         self.thread: threading.Thread | None = None
+        self.rests = self.has_stopped = False
+        """Whether its memory goes back when it has stopped; whether it has."""
 
 
 Done = Callable[[Submission], None]
@@ -66,9 +70,14 @@ class TrainingRoom:
         disk: DiskAllowance,
         outbox: Outbox,
         reporter: Reporter,
+        *,
+        threads: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`threads`: what the volunteer rules at the moment; 0: the machine's."""
         self._options = options
-        self._machine = machine
+        self._machine, self._usual, self._threads = machine, machine.threads, threads
+        self._lock = threading.Lock()
+        """Held while it is settled who gives memory back: the thread that stops, or whoever wants it back."""
         self._disk = disk
         self._outbox = outbox
         self._reporter = reporter
@@ -96,6 +105,9 @@ class TrainingRoom:
             try:
                 submission = self._train(job)
             except TrainingStopped:
+                with self._lock:
+                    job.has_stopped = True
+                    self._give_back(job)
                 return
             except Exception as error:
                 self._shard = None  # nobody knows what is in it now, and its memory may be what was missing
@@ -116,6 +128,27 @@ class TrainingRoom:
         if self._job is not None:
             self._job.stop.set()
 
+    def rest(self) -> None:
+        """Nothing is to be trained for a while: the model goes, and with it what it takes of the GPU. What CUDA itself
+        takes there for this process stays."""
+        with self._lock:
+            job = self._job
+            if job is None:
+                return
+            has_ended = job.has_stopped or job.thread is None or not job.thread.is_alive()
+            job.rests = has_ended or job.stop.is_set()  # what is to be finished is let finish
+            if has_ended:
+                self._give_back(job)
+
+    def _give_back(self, job: _Job) -> None:
+        if not job.rests or self._shard is None:
+            return
+        self._shard = None
+        gc.collect()
+        if self._machine.kind == "cuda":
+            torch.cuda.empty_cache()
+        give_back_all()
+
     def join(self, timeout_s: float) -> bool:
         """Wait for the thread; whether it has ended."""
         thread = self._job.thread if self._job else None
@@ -126,6 +159,7 @@ class TrainingRoom:
 
     def _train(self, job: _Job) -> Submission:
         lease, run = job.fetched.lease, job.fetched.run
+        self._machine = dataclasses.replace(self._machine, threads=self._threads() or self._usual)
         torch.set_num_threads(self._machine.threads)
         start = {
             block: mapped_block(
@@ -160,10 +194,10 @@ class TrainingRoom:
         )
         self._fitting.note(lease, schedule, metrics.micro_batch)
         shard.let_go()
+        if self._options.trainer_hook is None:
+            return self._keep(job, LeaseResult(pseudo_gradient=moved(start, shard), metrics=metrics))
         result = LeaseResult(pseudo_gradient=pseudo_gradient_of(start, shard), metrics=metrics)
-        if self._options.trainer_hook is not None:
-            result = self._options.trainer_hook(lease, result)
-        return self._store(job, result)
+        return self._keep(job, self._options.trainer_hook(lease, result))
 
     def _tell(self, schedule: Schedule, job: _Job) -> None:
         """How leases are trained here and what that is planned to take, once and when it changes."""
@@ -200,10 +234,8 @@ class TrainingRoom:
         return self._shard
 
     def _keeper(self, job: _Job) -> LeaseKeeper:
-        lease, run, disk = job.fetched.lease, job.fetched.run, self._disk
-        submission_bytes = payload_size(
-            submission_specs(run.layout, lease.columns, lease.trunk), codec_named(lease.codec)
-        )
+        lease, disk = job.fetched.lease, self._disk
+        submission_bytes = payload_size(_specs_of(job), codec_named(lease.codec))
 
         def told(reason: str) -> None:
             self._reporter.say("progress_not_kept", reason, reason=reason)
@@ -238,39 +270,14 @@ class TrainingRoom:
 
         return on_step
 
-    def _store(self, job: _Job, result: LeaseResult) -> Submission:
-        lease = job.fetched.lease
-        made = coded(lease, result.pseudo_gradient, self._outbox.residual)
-        submission = Submission(
-            lease_id=lease.lease_id,
-            digest=digest_of(made.payload),
-            payload_bytes=len(made.payload),
-            codec=lease.codec,
-            residuals_in=made.began,
-            residuals_out=made.left,
-            residuals_back=made.back,
-            inner_steps_done=result.metrics.inner_steps_done,
-            tokens=result.metrics.tokens,
-            train_loss_first=result.metrics.loss_first,
-            train_loss_last=result.metrics.loss_last,
-            train_s=result.metrics.train_s,
-            micro_batch=result.metrics.micro_batch,
-            arithmetic=UNKNOWN_ARITHMETIC if result.metrics.recut else self._machine.arithmetic,
-        )
-        if job.stop.is_set():
-            raise TrainingStopped("stopped before its submission was stored")
-        self._keep(job, submission, made)
-        self._disk.progress.clear()
-        return submission
-
-    def _keep(self, job: _Job, submission: Submission, made: Coded) -> None:
+    def _keep(self, job: _Job, result: LeaseResult) -> Submission:
         """Store the finished work; a disk that takes no writes only makes it wait, for as long as the lease lives."""
-        paused, residuals = False, made.residuals or {}
-        work_bytes = len(made.payload) + sum(map(len, residuals.values()))
+        paused, specs, codec = False, _specs_of(job), codec_named(job.fetched.lease.codec)
+        work_bytes = payload_size(specs, codec) + (2 * payload_size(specs, FP32) if codec.has_state else 0)
         self._disk.make_room(work_bytes)
         while True:
             try:
-                self._outbox.save(submission, made.payload, residuals)
+                submission = self._stored(job, result, specs)
             except StorageTrouble as error:
                 if is_full(error) and self._gave_way(work_bytes):
                     continue
@@ -282,7 +289,33 @@ class TrainingRoom:
                 continue
             if paused:
                 self._reporter.say("unpaused", "the disk takes writes again; going on")
-            return
+            self._disk.progress.clear()
+            return submission
+
+    def _stored(self, job: _Job, result: LeaseResult, specs: Sequence[TensorSpec]) -> Submission:
+        """Written as it is encoded, a tensor at a time: all of it is never in memory."""
+        lease, metrics = job.fetched.lease, result.metrics
+        made = write_submission(lease, result.pseudo_gradient, specs, self._outbox)
+        submission = Submission(
+            lease_id=lease.lease_id,
+            digest=made.digest,
+            payload_bytes=made.payload_bytes,
+            codec=lease.codec,
+            residuals_in=made.began,
+            residuals_out=made.left,
+            residuals_back=made.back,
+            inner_steps_done=metrics.inner_steps_done,
+            tokens=metrics.tokens,
+            train_loss_first=metrics.loss_first,
+            train_loss_last=metrics.loss_last,
+            train_s=metrics.train_s,
+            micro_batch=metrics.micro_batch,
+            arithmetic=UNKNOWN_ARITHMETIC if metrics.recut else self._machine.arithmetic,
+        )
+        if job.stop.is_set():
+            raise TrainingStopped("stopped before its submission was stored")
+        self._outbox.record(submission)
+        return submission
 
     def _gave_way(self, work_bytes: int) -> bool:
         """Whether something could be deleted for finished work: old blocks, then the progress that led to it."""
@@ -293,3 +326,9 @@ class TrainingRoom:
             return False
         self._disk.progress.clear()
         return True
+
+
+def _specs_of(job: _Job) -> list[TensorSpec]:
+    """Of what is sent for it."""
+    lease = job.fetched.lease
+    return submission_specs(job.fetched.run.layout, lease.columns, lease.trunk)

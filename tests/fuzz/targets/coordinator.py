@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from functools import cache
 from random import Random
 from typing import Any
 
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
+from coordinator.edge.health import OPERATOR_SERVICE
 from coordinator.edge.operator_client import OperatorClient
-from coordinator.edge.server import HEALTH_SERVICE, OPERATOR_SERVICE
+from coordinator.edge.server import HEALTH_SERVICE
 from coordinator.edge.throttle import address_of
 from coordinator.edge.worker_calls import COORDINATOR_SERVICE
 from coordinator.work.measured import sizes_of
@@ -20,9 +21,10 @@ from protocol.codecs import FP32
 from protocol.errors import RemoteError
 from protocol.ids import digest_of
 from protocol.limits import PROTOCOL_VERSION
+from protocol.local_socket import Json, _object
 from protocol.tensors import payload_size
 from protocol.v1 import barnraise_pb2 as pb
-from tests.fuzz.fakes import Aborted, FakeChannel, finish, status
+from tests.fuzz.fakes import Aborted, finish
 from tests.fuzz.mutate import (
     Mutate,
     after_head,
@@ -234,31 +236,26 @@ def _downloads() -> list[bytes]:
 # ---- the operator's command, and gRPC's name of a caller
 
 
-@cache
-def _operator_client() -> OperatorClient:
-    client = OperatorClient(world().run_folder)
-    client._channel = FakeChannel()
-    return client
-
-
 def _status_reply(data: bytes) -> object:
-    client = _operator_client()
-    client._channel.answers = [status(data[0], data[1:]) if data[:1] > b"\xc8" else data[1:]]
+    client = OperatorClient(world().run_folder)
+
+    async def answer(_: Json) -> Json:
+        return _object(data, "the answer")
+
+    client._ask = answer  # type: ignore[method-assign]
     return finish(client.summary())
 
 
 def _status_replies() -> list[bytes]:
-    there = world()
-    text = there.summary().model_dump_json()
-    return [b"\0" + pb.GetStatusReply(status_json=text).SerializeToString(), b"\xf0the words of a refusal"]
+    text = world().summary().model_dump_json()
+    return [json.dumps({"status_json": text}).encode(), b'{"status_json": "{}"}']
 
 
 def _status_mutated(random: Random, samples: Sequence[bytes]) -> bytes:
     if random.random() < 0.3:
-        return after_head(mutated)(random, samples)
-    reply = pb.GetStatusReply.FromString(samples[0][1:])
-    reply.status_json = mutated(random, [reply.status_json.encode()]).decode("utf-8", "replace")
-    return b"\0" + reply.SerializeToString()
+        return mutated(random, samples)
+    text = json.loads(samples[0])["status_json"]
+    return json.dumps({"status_json": mutated(random, [text.encode()]).decode("utf-8", "replace")}).encode()
 
 
 def _peer(data: bytes) -> object:
