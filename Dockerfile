@@ -15,6 +15,7 @@ COPY barnraise ./barnraise
 COPY protocol ./protocol
 COPY moe ./moe
 COPY aggregation ./aggregation
+COPY peering ./peering
 COPY coordinator ./coordinator
 COPY worker ./worker
 COPY simulator ./simulator

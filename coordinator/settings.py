@@ -47,6 +47,8 @@ MACHINE = frozenset(
         "keep_checkpoints",
         "admission_work_bits",
         "most_per_range",
+        "copies",
+        "fallback_s",
     }
 )
 """Settings that no lease, block or figure depends on."""
@@ -119,6 +121,11 @@ class RunSettings(BaseModel):
     of a laptop, 26 a minute; 0: none."""
     most_per_range: int = Field(default=0, ge=0)
     """Keys that may enrol from one range of addresses (IPv4 /24, IPv6 /48); 0: any number."""
+    copies: int = Field(default=2, ge=0, le=1000)
+    """Times that a block leaves this machine while workers share (`worker join --share`): the others take it from one
+    another. Fewer spare the line here, more are passed on sooner. 0: everybody takes everything from here."""
+    fallback_s: float = Field(default=30.0, ge=1.0, le=3600.0)
+    """A worker to which nothing came for so long, from anybody, takes what it lacks from here."""
     executor_threads: int = Field(default=1, ge=1)
     """torch threads for screening and aggregation."""
     sim_secret_from_seed: bool = False

@@ -40,7 +40,7 @@ DTYPES: Mapping[WireDtype, torch.dtype] = {
 }
 
 
-class Source(Protocol):
+class TensorSource(Protocol):
     """Where a payload lies."""
 
     total_bytes: int
@@ -103,7 +103,7 @@ def header_of_wires(wires: Mapping[str, WireSpec]) -> bytes:
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 
 
-def difference(source: Source, ordered: Sequence[TensorSpec], codec: Codec, expected: int) -> str:
+def difference(source: TensorSource, ordered: Sequence[TensorSpec], codec: Codec, expected: int) -> str:
     """What is wrong with a payload that is already refused, in words. Reads at most the header."""
     if source.total_bytes != expected:
         return f"payload has {source.total_bytes} bytes, expected {expected}"

@@ -7,7 +7,7 @@ from graphlib import CycleError, TopologicalSorter
 import grimp
 import pytest
 
-ROOMS = ("barnraise", "simulator", "benchmarks", "coordinator", "worker", "aggregation", "moe", "protocol")
+ROOMS = ("barnraise", "simulator", "benchmarks", "coordinator", "worker", "peering", "aggregation", "moe", "protocol")
 
 
 def test_no_imports_go_in_a_circle() -> None:

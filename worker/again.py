@@ -48,6 +48,8 @@ def arguments_of(options: WorkerOptions, way_back: str) -> list[str]:
         ("--disk", options.disk_bytes),
         ("--threads", options.threads),
         ("--progress-writes", options.progress_bytes_a_day),
+        ("--share", options.share_bytes_per_s),
+        ("--share-port", options.share_port or None),
         ("--output", options.output),
     ]
     measures = {None: [], True: ["--measure"], False: ["--no-measure"]}[options.measures]

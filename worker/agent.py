@@ -29,6 +29,7 @@ from worker.ports import Measurer, Trainer
 from worker.progress import Reporter
 from worker.receipts import ReceiptKeeper
 from worker.session import Session
+from worker.sharing import Sharing
 from worker.states import IN_SESSION, State
 from worker.suspended import why_too_late
 from worker.trouble import Trouble
@@ -84,6 +85,7 @@ class Agent:
         measurer: Measurer | None = None,
         receipts: ReceiptKeeper | None = None,
         unwanted: Callable[[ReceivedLease], str] = lambda _lease: "",
+        sharing: Sharing | None = None,
     ) -> None:
         """`unwanted`: why the volunteer's rules do not accept a lease; empty: they do."""
         pauses = pauses or Pauses()
@@ -107,6 +109,7 @@ class Agent:
             measurer=measurer,
             receipts=receipts,
             unwanted=unwanted,
+            sharing=sharing,
         )
         self._events: asyncio.Queue[m.SessionEvent | Exception] = asyncio.Queue()
         self._lanes: dict[m.Lane, asyncio.Task[None]] = {}

@@ -52,6 +52,11 @@ class BlockCache:
         self._files.touch(path)
         return True
 
+    @property
+    def checked(self) -> frozenset[Digest]:
+        """Whole blocks that this process has hashed itself."""
+        return frozenset(self._verified)
+
     def is_here(self, digest: Digest) -> bool:
         """Whether a file of that name is here, whatever is in it."""
         return self._files.size(self.path(digest)) is not None

@@ -23,6 +23,7 @@ from worker.joining import Joining
 from worker.lease import ReceivedLease, is_digest, lease_from_message, printable
 from worker.machine.probe import Machine
 from worker.measuring import Measuring
+from worker.neighbours import Neighbours
 from worker.outbox import Outbox
 from worker.pauses import Pauses
 from worker.ports import Coordinator, Measurer
@@ -30,6 +31,7 @@ from worker.progress import Reporter
 from worker.receipts import ReceiptKeeper
 from worker.refusals import Refusals, nothing_to_send
 from worker.repeats import Repeats
+from worker.sharing import Sharing
 from worker.spent import TimeSpent
 from worker.wire import SessionEnded
 
@@ -57,14 +59,18 @@ class Calls:
         measurer: Measurer | None = None,
         receipts: ReceiptKeeper | None = None,
         unwanted: Callable[[ReceivedLease], str] = lambda _lease: "",
+        sharing: Sharing | None = None,
     ) -> None:
-        """`measurer`: for submissions that the coordinator has others measure; without one, none is asked for."""
+        """`measurer`: for submissions that the coordinator has others measure; None: none is asked for. `sharing`: what
+        other workers are given; None: nothing.
+        """
         self._receipts = receipts
         self._machine, self._joining, self._outbox = machine, joining, outbox
         self._reporter, self._pauses = reporter, pauses
         self._opened, self._lease_granted, self._unwanted = opened, granted, unwanted
         self._measuring = Measuring(measurer, joining.background, reporter) if measurer is not None else None
         self._timing = joining.timing
+        self._neighbours = Neighbours(joining, reporter, sharing)
         self._refusals = Refusals(self._timing.clock, pauses.kept_after_deadline_s)
         self._waits, self._spent = Repeats(self._timing.clock), TimeSpent(self._timing.clock)
         self._fetched: FetchedLease | None = None
@@ -119,11 +125,13 @@ class Calls:
         self._reporter.say("session_opened", f"connected to {run.name!r} (run {run.run_id})", run=run.run_id)
         if self._joining.lease_length:
             self._reporter.say("lease_length", self._joining.lease_length)
+        await self._neighbours.on_session()
         return m.Opened(ticket=call.ticket)
 
     async def _acquire(self, call: m.AcquireLease) -> m.SessionEvent:
         await self._timing.jittered(min(call.after_s, MAX_RETRY_AFTER_S))
         reply = await self._client.acquire_lease(LONG_POLL_S if call.may_wait else 0.0)
+        self._neighbours.others_share = reply.peers
         for verdict in reply.verdicts[:MAX_VERDICTS]:
             self._tell_verdict(verdict)
         for wanted in reply.open[:MAX_OPEN]:
@@ -176,7 +184,9 @@ class Calls:
 
         with self._spent.fetching():
             self._fetched = await self._with_room(lambda: fetcher.fetch(call.lease, self._run, on_bytes))
-        self._reporter.say("fetched", f"fetched {human_bytes(got_bytes)}", lease=call.lease.lease_id, bytes=got_bytes)
+        self._neighbours.on_fetched()
+        text = f"fetched {human_bytes(got_bytes)}{self._neighbours.told()}"
+        self._reporter.say("fetched", text, lease=call.lease.lease_id, bytes=got_bytes)
         return m.Fetched(ticket=call.ticket)
 
     def _fetcher(self) -> Fetcher:
@@ -185,7 +195,8 @@ class Calls:
         def told(reason: str) -> None:
             self._reporter.say("no_steps", reason, reason=reason)
 
-        return Fetcher(self._client, joining.home.disk, joining.enrolment, joining.background, told=told)
+        swarm = self._neighbours.swarm
+        return Fetcher(self._client, joining.home.disk, joining.enrolment, joining.background, told=told, swarm=swarm)
 
     async def _with_room(self, fetch: Callable[[], Awaitable[FetchedLease]]) -> FetchedLease:
         """`fetch`, as often as it takes: a full disk is no reason to give a lease back before its deadline."""
@@ -290,7 +301,8 @@ class Calls:
             self._look_for_receipts()
 
     async def close(self) -> None:
-        """No more calls are made; receipts that are on their way get a moment."""
+        """No more calls are made: other workers are hung up on; receipts that are on their way get a moment."""
+        await self._neighbours.close()
         if self._receipts is not None:
             await self._receipts.close()
 

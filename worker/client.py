@@ -183,6 +183,10 @@ class CoordinatorClient:
         signer = CallSigner(self._identity, audience=self._audience)
         return await self._call("RotateKey", request, pb.RotateKeyReply, signer, CALL_TIMEOUT_S, None)
 
+    async def sources(self, request: pb.SourcesRequest) -> pb.SourcesReply:
+        """Who has what; what is told in it may be told again."""
+        return await self._retried("Sources", request, pb.SourcesReply)
+
     async def answer_measure(self, request: pb.AnswerMeasureRequest) -> pb.AnswerMeasureReply:
         """What measuring an item came to."""
         return await self._retried("AnswerMeasure", request, pb.AnswerMeasureReply)

@@ -29,6 +29,7 @@ from worker.home import Enrolment
 from worker.lease import printable
 from worker.ports import Background, BlockSource, Coordinator
 from worker.steps import Way, starts, take_steps, way_to
+from worker.swarm import BlockSwarm
 
 PARALLEL_DOWNLOADS = 4  # hides the round trip of small blocks; more would only share the same line
 
@@ -44,20 +45,24 @@ class Fetcher:
         background: Background,
         *,
         source: BlockSource | None = None,
+        swarm: BlockSwarm | None = None,
         data: DataSource | None = None,
         parallel: int = PARALLEL_DOWNLOADS,
         told: Callable[[str], None] = lambda _reason: None,
     ) -> None:
-        """Blocks come from `source`, sequences from `data`; where there is none, both from the coordinator.
+        """Blocks come from `source`, sequences from `data`; where there is none, both from the coordinator. With a
+        `swarm`, blocks come from whoever it finds.
 
         `told` hears why a block comes whole though there was a shorter way.
         """
         self._told = told
         self._coming: dict[Digest, asyncio.Lock] = {}
+        self._stepping = asyncio.Semaphore(parallel)
         self._data = AssignedData(coordinator) if data is None else data
         self._background = background
         self._coordinator = coordinator
         self._source = source or coordinator
+        self._swarm = swarm
         self._parallel = parallel
         self._disk = disk
         self._cache = disk.blocks
@@ -120,7 +125,8 @@ class Fetcher:
     ) -> None:
         self._coming = {}  # of this lease alone: digests of a whole run would add up
         ways = await self._background.run(self._ways, needed, manifest, run, lease)
-        free = asyncio.Semaphore(self._parallel)
+        # a swarm is asked about all of them at once: it knows which are rare
+        free = asyncio.Semaphore(self._parallel if self._swarm is None else max(1, len(ways)))
 
         async def bring(way: Way) -> None:
             async with free:
@@ -132,7 +138,8 @@ class Fetcher:
         finally:
             for task in tasks:
                 task.cancel()
-        for way in ways:
+        shares = self._swarm is not None and self._swarm.sharing is not None
+        for way in () if shares else ways:  # to others they are of use until the next lease begins
             for step in way.steps:
                 self._cache.forget(step.digest)
         # what steps started from may make room from here on
@@ -144,7 +151,8 @@ class Fetcher:
             for ref in way.downloads:
                 await self._come(ref, on_bytes)
             if way.steps:
-                await self._background.run(take_steps, way, run.layout, self._cache)
+                async with self._stepping:
+                    await self._background.run(take_steps, way, run.layout, self._cache)
         except (MalformedMessage, DigestMismatch, Refused) as error:
             if not way.steps:
                 raise
@@ -156,14 +164,18 @@ class Fetcher:
     async def _come(self, ref: BlockRef, on_bytes: Callable[[int], None]) -> None:
         """Once, though two blocks take the same step."""
         async with self._coming.setdefault(ref.digest, asyncio.Lock()):
-            if not self._cache.has(ref.digest, ref.payload_bytes):
-                await self._coordinator.patiently(partial(self._download, ref, on_bytes))
+            if self._cache.has(ref.digest, ref.payload_bytes):
+                return
+            if self._swarm is not None:
+                await self._swarm.bring(ref, lambda source: self._download(ref, source, on_bytes))
+            else:
+                await self._coordinator.patiently(partial(self._download, ref, self._source, on_bytes))
 
-    async def _download(self, ref: BlockRef, on_bytes: Callable[[int], None]) -> None:
+    async def _download(self, ref: BlockRef, source: BlockSource, on_bytes: Callable[[int], None]) -> None:
         """Go on with one block where an earlier try broke off, and believe it once its digest holds."""
         partial = self._cache.begin(ref.digest, ref.payload_bytes)
         try:
-            async with aclosing(self._source.block(ref.digest, ref.payload_bytes, partial.offset)) as pieces:
+            async with aclosing(source.block(ref.digest, ref.payload_bytes, partial.offset)) as pieces:
                 async for piece in pieces:
                     partial.add(piece)
                     on_bytes(len(piece))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from worker.machine.probe import Machine
     from worker.progress import LiveReporter, Reporter
     from worker.rules.house import House
+    from worker.sharing import Sharing
     from worker.standing import WorkerStanding
 
 __all__ = ["WorkerOptions", "run_worker"]
@@ -101,6 +102,7 @@ def make_agent(
         policy=options.policy,
         measurer=LossMeasurer(home.disk.blocks, machine.device),
         receipts=ReceiptKeeper(home),
+        sharing=sharing_of(options, home),
     )
 
 
@@ -115,6 +117,7 @@ def ruled_agent(
     """An agent with its real ports under the volunteer's rules, and its membership."""
     from worker.agent import Agent
     from worker.joining import Joining
+    from worker.receipts import ReceiptKeeper
     from worker.train.measuring import LossMeasurer
     from worker.train.training import TrainingRoom
 
@@ -131,9 +134,20 @@ def ruled_agent(
         policy=house.policy,
         circumstances=lambda: house.look(home.disk.make_room),
         measurer=LossMeasurer(home.disk.blocks, machine.device),
+        receipts=ReceiptKeeper(home),
         unwanted=house.unwanted,
+        sharing=sharing_of(options, home),
     )
     return agent, joining
+
+
+def sharing_of(options: WorkerOptions, home: RunHome) -> Sharing | None:
+    """What other workers are given of this one's blocks; None unless the volunteer said `--share`."""
+    from worker.sharing import Sharing
+
+    if options.share_bytes_per_s is None:
+        return None
+    return Sharing(home.disk.blocks, options.share_bytes_per_s, port=options.share_port)
 
 
 async def _work(options: WorkerOptions, link: JoinLink, reporter: Reporter) -> tuple[m.Finish, bool]:

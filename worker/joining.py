@@ -130,6 +130,16 @@ class Joining:
         return _present(self._run, "run")
 
     @property
+    def identity(self) -> PrivateIdentity:
+        """This worker's key for this run."""
+        return self._identity
+
+    @property
+    def host(self) -> str:
+        """Where the coordinator is looked for."""
+        return self._link.host
+
+    @property
     def columns(self) -> int:
         """Columns this worker offered to hold."""
         return _present(self._offer, "offer").columns

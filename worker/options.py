@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from peering.limits import MIN_SHARE_BYTES_PER_S
 from protocol.errors import ConfigError
 from protocol.limits import STALL_TIMEOUT_S
 from worker.pauses import Pauses
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 Output = Literal["auto", "plain", "json", "quiet"]
 MAX_THREADS = 1024
+MOST_PORT = 65_535
 _DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?", re.ASCII)
 _OTHER_DEVICES = {
     "mps": "Apple GPUs are not supported; cpu is",
@@ -65,6 +67,10 @@ class WorkerOptions:
     measures: bool | None = None
     """Offer to measure others' submissions, and versions, for the coordinator, while there is no lease: of use in a run
     that trusts this machine. None: where there is a GPU."""
+    share_bytes_per_s: int | None = None
+    """Give fetched blocks to other workers, no faster than this; None: nothing, and no port is opened."""
+    share_port: int = 0
+    """Where others come for them; 0: any port that is free."""
     keep_progress_every_s: float = 30.0
     """A lease's progress is written to disk this often, for the case that the process is killed; 0: after each step."""
     progress_bytes_a_day: int | None = None
@@ -89,5 +95,12 @@ class WorkerOptions:
                 raise ConfigError(f"{name} must be 1 or more, got {value}")
         if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
             raise ConfigError(f"threads must be 1 to {MAX_THREADS}, got {self.threads}")
+        if self.share_bytes_per_s is not None and self.share_bytes_per_s < MIN_SHARE_BYTES_PER_S:
+            raise ConfigError(
+                f"--share: at least {MIN_SHARE_BYTES_PER_S // 1000} KB a second are of use to others, got"
+                f" {self.share_bytes_per_s} bytes"
+            )
+        if not 0 <= self.share_port <= MOST_PORT:
+            raise ConfigError(f"--share-port must be 0 to {MOST_PORT}, got {self.share_port}")
         if self.output not in ("auto", "plain", "json", "quiet"):
             raise ConfigError(f"output: expected auto, plain, json or quiet, got {self.output!r}")

@@ -84,6 +84,9 @@ class Coordinator(BlockSource, Protocol):
     async def download_measure_payload(self, item_id: str, payload_bytes: int, digest: Digest) -> bytes:
         """The submission that an item is about, under its digest."""
 
+    async def sources(self, request: pb.SourcesRequest) -> pb.SourcesReply:
+        """Who has the blocks that are wanted, and which may be taken from the coordinator."""
+
     async def answer_measure(self, request: pb.AnswerMeasureRequest) -> pb.AnswerMeasureReply:
         """What measuring an item came to."""
 

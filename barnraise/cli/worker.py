@@ -78,6 +78,17 @@ def join(
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads to train with.")] = None,
+    share: Annotated[
+        str | None,
+        typer.Option(
+            help="Give the blocks that this machine has fetched to other workers of the run, no faster than this a"
+            " second, for example 1MB. That opens a port here, and the other workers learn this machine's address; they"
+            " get nothing but the run's own blocks. Without it: nothing is opened or given."
+        ),
+    ] = None,
+    share_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port for --share, to be forwarded by a router; 0: any.")
+    ] = 0,
     measure: Annotated[
         bool | None,
         typer.Option(
@@ -119,6 +130,8 @@ def join(
         progress_bytes_a_day=None if progress_writes is None else parse_bytes(progress_writes),
         threads=threads,
         measures=measure,
+        share_bytes_per_s=None if share is None else parse_bytes(share),
+        share_port=share_port,
         output="json" if as_json else output,  # type: ignore[arg-type]  # WorkerOptions checks it
     )  # before a link is waited for
     if link == "-":

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError, Message
 from coordinator.edge.auth import Authenticator
 from coordinator.edge.patience import Patience
 from coordinator.edge.sessions import CallerSession
-from coordinator.edge.throttle import Release, Throttle, address_of
+from coordinator.edge.throttle import Release, Throttle, address_of, host_of
 from coordinator.run.traffic import Traffic
 from protocol.causes import CAUSE_KEY, Cause
 from protocol.errors import (
@@ -153,6 +153,7 @@ class Endpoint:
             body = await call.opening()
             session, signed = self._auth.session_call(call.metadata, method, body)
             self._admit(session, operator)
+            session.host = call.host
             if not operator:
                 self._throttle.worker_call(session.worker)
             key = (method, signed.request_id.hex())
@@ -271,7 +272,7 @@ class _Call:
         self._throttle = throttle
         self._traffic = traffic
         self._began = False
-        self.address = address_of(context.peer())
+        self.address, self.host = address_of(context.peer()), host_of(context.peer())
         self.metadata = context.invocation_metadata()
         self.messages = self._counted(messages)
 

@@ -15,6 +15,7 @@ from coordinator.edge.measures import Measures
 from coordinator.edge.residuals import Openings, check_residuals
 from coordinator.edge.served import RunContext
 from coordinator.edge.sessions import CallerSession
+from coordinator.edge.sources import Sources
 from coordinator.engine.commands import AnnounceVerdict, Item
 from coordinator.engine.events import (
     LeaseRequested,
@@ -56,6 +57,7 @@ class WorkerService:
     def __init__(self, run: RunContext) -> None:
         self._run = run
         self.measures = Measures(run)
+        self.sources = Sources(run)
         self._beats: dict[WorkerId, WorkerSeen] = {}
         self._openings = Openings(run.store.upload_offset)
         self._signed: tuple[Digest, pb.GetManifestReply] | None = None
@@ -74,7 +76,7 @@ class WorkerService:
         """A lease, now or while the call is held open; or why there is none."""
         run, worker = self._run, session.worker
         box = run.mailboxes.of(worker)
-        reply = pb.AcquireLeaseReply()
+        reply = pb.AcquireLeaseReply(peers=self.sources.anybody_shares)
         if not run.mailboxes.ended.is_set():
             wait_s = min(max(request.wait_s, 0.0), MAX_WAIT_S) if math.isfinite(request.wait_s) else 0.0
             box.asked.clear()

@@ -33,6 +33,8 @@ class CallerSession:
     is_operator: bool
     window: CounterWindow = field(default_factory=CounterWindow)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
+    host: str = ""
+    """The address that its last unary call came from; empty where that is unknown."""
     replies: OrderedDict[tuple[str, str], bytes] = field(default_factory=OrderedDict)
 
     def remember(self, method: str, request_id: str, reply: bytes) -> None:

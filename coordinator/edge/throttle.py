@@ -155,16 +155,24 @@ class Throttle:
 @functools.lru_cache(maxsize=4096)
 def address_of(peer: str) -> str:
     """The address behind gRPC's peer name, such as `ipv4:192.0.2.7:50000` or `ipv6:%5B2001:db8::1%5D:50000`."""
+    try:
+        address = ipaddress.ip_address(host_of(peer))
+    except ValueError:
+        return "unknown"
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((address, _IPV6_PREFIX), strict=False))
+    return str(address)
+
+
+@functools.lru_cache(maxsize=4096)
+def host_of(peer: str) -> str:
+    """The whole address behind gRPC's peer name; empty where it has none."""
     host = unquote(peer).partition(":")[2].rpartition(":")[0].removeprefix("[").removesuffix("]")
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return "unknown"
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.ip_network((address, _IPV6_PREFIX), strict=False))
-    return str(address)
+        return ""
+    return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -15,7 +15,6 @@ from typing import Any, BinaryIO
 
 import structlog
 
-from coordinator.edge.file_frames import FileFrames
 from coordinator.edge.patience import Patience
 from coordinator.edge.residuals import residual_bytes
 from coordinator.edge.served import RunContext
@@ -27,6 +26,7 @@ from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.stages import told_to_worker
 from coordinator.store.ports import Upload
 from protocol.errors import DigestMismatch, MalformedMessage, Refused, Unavailable
+from protocol.file_frames import FileFrames
 from protocol.framing import FrameReader, frames_of
 from protocol.ids import Digest, LeaseId
 from protocol.limits import FRAME_BYTES, FRAME_HEADER_BYTES

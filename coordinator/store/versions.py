@@ -185,11 +185,15 @@ class Versions:
 
     def is_served(self, digest: Digest) -> bool:
         """Whether some version that is kept names `digest` among what workers download."""
-        if digest not in self._served:  # looked up anew: a version has come, or somebody asks for what is none
-            manifests = (self.manifest_digest(version) for version in self.kept())
-            kept = [one for one in manifests if one is not None and self._blobs.has(one)]
-            self._served = frozenset(named for one in kept for named in self.served_by(one))
+        if digest not in self._served:  # a version has come, or somebody asks for what is none
+            self._served = self.served()
         return digest in self._served
+
+    def served(self) -> frozenset[Digest]:
+        """All that workers download of the versions that are kept, looked up anew."""
+        manifests = (self.manifest_digest(version) for version in self.kept())
+        kept = [one for one in manifests if one is not None and self._blobs.has(one)]
+        return frozenset(named for one in kept for named in self.served_by(one))
 
     def keep_from(self, oldest: Version) -> int:
         """Drop versions below `oldest` and sweep what nothing names any more; returns how many blobs went.

@@ -218,20 +218,22 @@ class AcquireLeaseRequest(_message.Message):
     def __init__(self, wait_s: _Optional[float] = ...) -> None: ...
 
 class AcquireLeaseReply(_message.Message):
-    __slots__ = ("lease", "wait", "over", "verdicts", "open", "measure")
+    __slots__ = ("lease", "wait", "over", "verdicts", "open", "measure", "peers")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     WAIT_FIELD_NUMBER: _ClassVar[int]
     OVER_FIELD_NUMBER: _ClassVar[int]
     VERDICTS_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     MEASURE_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
     lease: Lease
     wait: Wait
     over: RunOver
     verdicts: _containers.RepeatedCompositeFieldContainer[Verdict]
     open: _containers.RepeatedCompositeFieldContainer[WantedResidual]
     measure: MeasureItem
-    def __init__(self, lease: _Optional[_Union[Lease, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., over: _Optional[_Union[RunOver, _Mapping]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., open: _Optional[_Iterable[_Union[WantedResidual, _Mapping]]] = ..., measure: _Optional[_Union[MeasureItem, _Mapping]] = ...) -> None: ...
+    peers: bool
+    def __init__(self, lease: _Optional[_Union[Lease, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., over: _Optional[_Union[RunOver, _Mapping]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., open: _Optional[_Iterable[_Union[WantedResidual, _Mapping]]] = ..., measure: _Optional[_Union[MeasureItem, _Mapping]] = ..., peers: _Optional[bool] = ...) -> None: ...
 
 class MeasureItem(_message.Message):
     __slots__ = ("item_id", "base_version", "columns", "codec", "digest", "payload_bytes", "sequences", "parts", "trunk", "lora_rank", "lora_seed")
@@ -538,6 +540,106 @@ class DownloadRequest(_message.Message):
     measure_payload: str
     offset: int
     def __init__(self, block_digest: _Optional[bytes] = ..., lease_data: _Optional[str] = ..., measure_data: _Optional[str] = ..., measure_payload: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class SourcesRequest(_message.Message):
+    __slots__ = ("wanted", "taking", "got", "gone", "whole", "still_s", "share", "room", "failed")
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    TAKING_FIELD_NUMBER: _ClassVar[int]
+    GOT_FIELD_NUMBER: _ClassVar[int]
+    GONE_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    STILL_S_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    ROOM_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    wanted: _containers.RepeatedScalarFieldContainer[bytes]
+    taking: _containers.RepeatedScalarFieldContainer[bytes]
+    got: _containers.RepeatedScalarFieldContainer[bytes]
+    gone: _containers.RepeatedScalarFieldContainer[bytes]
+    whole: bool
+    still_s: float
+    share: Sharing
+    room: int
+    failed: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, wanted: _Optional[_Iterable[bytes]] = ..., taking: _Optional[_Iterable[bytes]] = ..., got: _Optional[_Iterable[bytes]] = ..., gone: _Optional[_Iterable[bytes]] = ..., whole: _Optional[bool] = ..., still_s: _Optional[float] = ..., share: _Optional[_Union[Sharing, _Mapping]] = ..., room: _Optional[int] = ..., failed: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class Sharing(_message.Message):
+    __slots__ = ("port", "certificate")
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    port: int
+    certificate: bytes
+    def __init__(self, port: _Optional[int] = ..., certificate: _Optional[bytes] = ...) -> None: ...
+
+class SourcesReply(_message.Message):
+    __slots__ = ("holders", "sources", "ticket", "now_s", "retry_after_s", "book", "notice")
+    HOLDERS_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    NOW_S_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    BOOK_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_FIELD_NUMBER: _ClassVar[int]
+    holders: _containers.RepeatedCompositeFieldContainer[Holder]
+    sources: _containers.RepeatedCompositeFieldContainer[BlockSources]
+    ticket: PeerTicket
+    now_s: float
+    retry_after_s: float
+    book: bytes
+    notice: str
+    def __init__(self, holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[BlockSources, _Mapping]]] = ..., ticket: _Optional[_Union[PeerTicket, _Mapping]] = ..., now_s: _Optional[float] = ..., retry_after_s: _Optional[float] = ..., book: _Optional[bytes] = ..., notice: _Optional[str] = ...) -> None: ...
+
+class Holder(_message.Message):
+    __slots__ = ("host", "port", "certificate")
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    host: str
+    port: int
+    certificate: bytes
+    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., certificate: _Optional[bytes] = ...) -> None: ...
+
+class BlockSources(_message.Message):
+    __slots__ = ("digest", "holders", "granted")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    HOLDERS_FIELD_NUMBER: _ClassVar[int]
+    GRANTED_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    holders: _containers.RepeatedScalarFieldContainer[int]
+    granted: bool
+    def __init__(self, digest: _Optional[bytes] = ..., holders: _Optional[_Iterable[int]] = ..., granted: _Optional[bool] = ...) -> None: ...
+
+class PeerTicket(_message.Message):
+    __slots__ = ("public_key", "run_id", "expires_s", "signature")
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_S_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    public_key: bytes
+    run_id: str
+    expires_s: float
+    signature: bytes
+    def __init__(self, public_key: _Optional[bytes] = ..., run_id: _Optional[str] = ..., expires_s: _Optional[float] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class PeerGreeting(_message.Message):
+    __slots__ = ("nonce",)
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    nonce: bytes
+    def __init__(self, nonce: _Optional[bytes] = ...) -> None: ...
+
+class TakeRequest(_message.Message):
+    __slots__ = ("digest", "payload_bytes", "offset", "ticket", "proof")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    payload_bytes: int
+    offset: int
+    ticket: PeerTicket
+    proof: bytes
+    def __init__(self, digest: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ..., offset: _Optional[int] = ..., ticket: _Optional[_Union[PeerTicket, _Mapping]] = ..., proof: _Optional[bytes] = ...) -> None: ...
 
 class CreateInviteRequest(_message.Message):
     __slots__ = ("trusted", "expires_in_s", "count", "owner", "uses")

@@ -94,6 +94,11 @@ class CoordinatorStub:
                 request_serializer=protocol_dot_v1_dot_barnraise__pb2.RotateKeyRequest.SerializeToString,
                 response_deserializer=protocol_dot_v1_dot_barnraise__pb2.RotateKeyReply.FromString,
                 _registered_method=True)
+        self.Sources = channel.unary_unary(
+                '/barnraise.protocol.v1.Coordinator/Sources',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.SourcesRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.SourcesReply.FromString,
+                _registered_method=True)
         self.Upload = channel.stream_unary(
                 '/barnraise.protocol.v1.Coordinator/Upload',
                 request_serializer=protocol_dot_v1_dot_barnraise__pb2.UploadHeader.SerializeToString,
@@ -181,6 +186,12 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Sources(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Upload(self, request_iterator, context):
         """Raw frames on the wire: the first request message is an UploadHeader, the rest are frames.
         """
@@ -257,6 +268,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.RotateKey,
                     request_deserializer=protocol_dot_v1_dot_barnraise__pb2.RotateKeyRequest.FromString,
                     response_serializer=protocol_dot_v1_dot_barnraise__pb2.RotateKeyReply.SerializeToString,
+            ),
+            'Sources': grpc.unary_unary_rpc_method_handler(
+                    servicer.Sources,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.SourcesRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.SourcesReply.SerializeToString,
             ),
             'Upload': grpc.stream_unary_rpc_method_handler(
                     servicer.Upload,
@@ -604,6 +620,33 @@ class Coordinator:
             _registered_method=True)
 
     @staticmethod
+    def Sources(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Coordinator/Sources',
+            protocol_dot_v1_dot_barnraise__pb2.SourcesRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.SourcesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Upload(request_iterator,
             target,
             options=(),
@@ -937,6 +980,82 @@ class Operator:
             '/barnraise.protocol.v1.Operator/ChangeStanding',
             protocol_dot_v1_dot_barnraise__pb2.ChangeStandingRequest.SerializeToString,
             protocol_dot_v1_dot_barnraise__pb2.ChangeStandingReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class PeerStub:
+    """A worker that shares what it holds, for other workers.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Take = channel.stream_stream(
+                '/barnraise.protocol.v1.Peer/Take',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.TakeRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.PeerGreeting.FromString,
+                _registered_method=True)
+
+
+class PeerServicer:
+    """A worker that shares what it holds, for other workers.
+    """
+
+    def Take(self, request_iterator, context):
+        """The first reply message is a PeerGreeting; then comes the request; then raw frames.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_PeerServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Take': grpc.stream_stream_rpc_method_handler(
+                    servicer.Take,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.TakeRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.PeerGreeting.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'barnraise.protocol.v1.Peer', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('barnraise.protocol.v1.Peer', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Peer:
+    """A worker that shares what it holds, for other workers.
+    """
+
+    @staticmethod
+    def Take(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/barnraise.protocol.v1.Peer/Take',
+            protocol_dot_v1_dot_barnraise__pb2.TakeRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.PeerGreeting.FromString,
             options,
             channel_credentials,
             insecure,

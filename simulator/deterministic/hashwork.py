@@ -39,6 +39,8 @@ class HashWork:
     codec = "fp32"
     admission_work_bits = 0
     most_per_range = 0
+    copies = 2
+    fallback_s = 30.0
     sequence_length = 8
     heldout_limit = 4
     frame_bytes = 512

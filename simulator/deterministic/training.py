@@ -57,6 +57,8 @@ class RealWork:
     codec = "fp32"
     admission_work_bits = 0
     most_per_range = 0
+    copies = 2
+    fallback_s = 30.0
     sequence_length = SEQUENCE_LENGTH
     heldout_limit = HELDOUT_SEQUENCES
     frame_bytes = 8 * 1024

@@ -113,6 +113,8 @@ class SimulatedWork(Protocol):
     residency: str
     admission_work_bits: int
     most_per_range: int
+    copies: int
+    fallback_s: float
 
     @property
     def layout(self) -> Layout: ...  # noqa: D102

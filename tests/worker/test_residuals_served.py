@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from coordinator.edge import file_frames
 from coordinator.edge.residuals import MOST_ASKED, Openings, check_residuals
 from coordinator.edge.server import CoordinatorServer
 from coordinator.edge.transfers import Transfers
@@ -25,7 +24,7 @@ from coordinator.settings import RunSettings
 from coordinator.store.journal import Journal
 from coordinator.store.versions import Versions
 from moe.layout import block_tensor_specs
-from protocol import framing
+from protocol import file_frames, framing
 from protocol.codecs import CODECS, FP32
 from protocol.errors import FinalRefusal, Unavailable
 from protocol.framing import FrameReader

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from coordinator.edge.file_frames import FileFrames
 from coordinator.edge.transfers import Transfers
 from protocol.errors import MalformedMessage
+from protocol.file_frames import FileFrames
 from protocol.framing import frames_of
 from protocol.ids import Digest
 from protocol.limits import FRAME_BYTES, FRAME_HEADER_BYTES

@@ -1,0 +1,167 @@
+"""Who takes which block from whom, over the wire: the tracker (peering/tracker.py) behind the call `Sources`.
+
+Decides what of a worker's words goes into the book: blocks that some kept version serves, and a share only where this
+coordinator has itself reached it, at the address from which its worker calls, under the certificate that it told. So
+nobody sends others to a machine that is not theirs, and a port that a router keeps shut costs nobody but its owner,
+who is told. Always: in memory alone; after a restart everybody tells it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+from collections.abc import Callable
+
+import structlog
+
+from coordinator.edge.served import RunContext
+from coordinator.edge.sessions import CallerSession
+from peering.limits import MAX_CERTIFICATE_BYTES
+from peering.line import holder_name
+from peering.tracker import Shared, TakeFrom, Tracker
+from protocol.bootstrap import fetch_ca
+from protocol.errors import MalformedMessage, RemoteError
+from protocol.hosts import address_text
+from protocol.ids import Digest, Version, WorkerId
+from protocol.manifest import MAX_BLOCKS
+from protocol.messages import fill
+from protocol.tickets import TICKET_S, Ticket, sign_ticket
+from protocol.v1 import barnraise_pb2 as pb
+
+MOST_WANTED = 512
+"""Blocks that one question may be about; whoever lacks more asks again."""
+MOST_TOLD = 2 * MAX_BLOCKS
+MOST_FAILED = 64
+REACHING_S = 5.0
+"""For a connection to whoever shares, with its handshake."""
+REACH_AGAIN_S = 60.0
+"""A share that could not be reached is not looked for again before that."""
+REACHING_AT_ONCE = 8
+SHORTEST_PAUSE_S = 0.5
+WORKERS_A_SECOND = 100
+"""Questions of all that wait, together."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Sources:
+    """Answers Sources."""
+
+    def __init__(self, run: RunContext, reach: Callable[[Shared], str] | None = None) -> None:
+        """`reach`: why nobody reaches a share, empty where they do; may block. None: by connecting to it."""
+        self._run, self._reach = run, reach or _why_unreached
+        settings = run.settings
+        self._tracker = Tracker(copies=settings.copies, fallback_s=settings.fallback_s, is_here=self._is_here)
+        self._book = secrets.token_bytes(8)
+        self._served: frozenset[Digest] = frozenset()
+        self._served_at: Version | None = None
+        self._tickets: dict[WorkerId, Ticket] = {}
+        self._unreached: dict[WorkerId, tuple[float, str]] = {}
+        """Until when a share is not looked for again, and why."""
+        self._reaching = asyncio.Semaphore(REACHING_AT_ONCE)
+
+    @property
+    def anybody_shares(self) -> bool:
+        """Whether workers gain by asking before they download."""
+        return self._tracker.anybody_shares
+
+    async def answer(self, session: CallerSession, request: pb.SourcesRequest) -> pb.SourcesReply:
+        """What the worker told goes into the book, and what it may take from whom comes out."""
+        _check(request)
+        worker, tracker = session.worker, self._tracker
+        await self._look_at_versions()
+        notice = await self._note_share(session, request)
+        now_s, served = self._run.run_time(), self._served
+        tracker.gone(worker, _digests(request.gone))
+        tracker.got(worker, served.intersection(_digests(request.got)), whole=request.whole)
+        tracker.renew(worker, _digests(request.taking), now_s)
+        tracker.failed(worker, _digests(request.failed), now_s)
+        still_s = request.still_s if request.still_s > 0.0 else 0.0  # false for NaN too
+        wanted = [one for one in _digests(request.wanted) if one in served]
+        reply = _reply(tracker.ask(worker, wanted, now_s, room=request.room, still_s=still_s))
+        fill(reply.ticket, self._ticket(session, now_s), Ticket)
+        reply.now_s, reply.book, reply.notice = now_s, self._book, notice
+        reply.retry_after_s = max(SHORTEST_PAUSE_S, len(self._run.sessions) / WORKERS_A_SECOND)
+        return reply
+
+    def _is_here(self, worker: WorkerId) -> bool:
+        known = self._run.pump.engine.state.workers.get(worker)
+        return known is not None and known.present and self._run.sessions.has(worker)
+
+    async def _look_at_versions(self) -> None:
+        version = self._run.pump.engine.state.version
+        if version != self._served_at:
+            self._served = served = await asyncio.to_thread(self._run.versions.served)
+            self._served_at = version
+            self._tracker.keep(lambda digest: digest in served)
+
+    def _ticket(self, session: CallerSession, now_s: float) -> Ticket:
+        ticket = self._tickets.get(session.worker)
+        if ticket is None or ticket.expires_s < now_s + TICKET_S / 2:
+            ticket = sign_ticket(self._run.authority, self._run.run_id, session.public_key, now_s + TICKET_S)
+            self._tickets[session.worker] = ticket
+        return ticket
+
+    async def _note_share(self, session: CallerSession, request: pb.SourcesRequest) -> str:
+        """Why the worker's share is not one; empty where it is, or there is none."""
+        worker, told = session.worker, request.share
+        if not request.HasField("share") or self._run.settings.copies == 0:
+            self._tracker.share(worker, None)
+            return ""
+        shared = Shared(
+            host=session.host, port=told.port, certificate=told.certificate, name=holder_name(told.certificate)
+        )
+        if self._tracker.shares(worker) == shared:
+            return ""
+        until_s, why = self._unreached.get(worker, (-math.inf, ""))
+        if self._run.run_time() < until_s:
+            return why
+        async with self._reaching:
+            why = await asyncio.to_thread(self._reach, shared)
+        self._tracker.share(worker, None if why else shared)
+        self._unreached[worker] = (self._run.run_time() + REACH_AGAIN_S, why) if why else (-math.inf, "")
+        _log.info("share_unreached" if why else "share_reached", worker=worker, port=shared.port)
+        return why
+
+
+def _why_unreached(shared: Shared) -> str:
+    """Why nobody else can take anything there, as far as it can be seen from here; empty: they can. Blocks."""
+    address = address_text(shared.host or "an unknown address", shared.port)
+    try:
+        if shared.host:
+            fetch_ca(shared.host, shared.port, shared.name, REACHING_S)
+            return ""
+        why = "this coordinator does not see where its worker calls from"
+    except RemoteError:
+        why = "forward that port to this machine, with --share-port, or leave --share out"
+    return f"nobody reaches what this machine shares at {address}: {why}"
+
+
+def _check(request: pb.SourcesRequest) -> None:
+    """MalformedMessage where it is more than an honest worker tells."""
+    told = {"wanted": MOST_WANTED, "taking": MOST_WANTED, "got": MOST_TOLD, "gone": MOST_TOLD, "failed": MOST_FAILED}
+    for name, most in told.items():
+        digests = getattr(request, name)
+        if len(digests) > most or any(len(one) != 32 for one in digests):
+            raise MalformedMessage(f"Sources: {name} must be at most {most} SHA-256 digests, got {len(digests)}")
+    if request.HasField("share"):
+        share = request.share
+        if not 1 <= share.port <= 65_535 or not 1 <= len(share.certificate) <= MAX_CERTIFICATE_BYTES:
+            raise MalformedMessage("Sources: a share has a port, and a certificate of at most 2 KiB")
+
+
+def _digests(found: object) -> list[Digest]:
+    return [Digest(one.hex()) for one in found]  # type: ignore[attr-defined]  # protobuf's repeated bytes
+
+
+def _reply(found: list[TakeFrom]) -> pb.SourcesReply:
+    reply, places = pb.SourcesReply(), dict[Digest, int]()
+    for one in found:
+        source = reply.sources.add(digest=bytes.fromhex(one.digest), granted=one.granted)
+        for holder in one.holders:
+            if holder.name not in places:
+                places[holder.name] = len(places)
+                reply.holders.add(host=holder.host, port=holder.port, certificate=holder.certificate)
+            source.holders.append(places[holder.name])
+    return reply

@@ -1,0 +1,1 @@
+"""Blocks from one worker to another: who has which (tracker.py), and the line between two workers."""

@@ -1,0 +1,106 @@
+"""Real agents and a real coordinator: who shares is found, and what others take there leaves the coordinator once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator.edge import sources
+from protocol.errors import DigestMismatch
+from protocol.ids import Digest
+from tests.worker.conftest import Recorder, Swarm
+from worker.blocks import BlockCache, PartialBlock
+from worker.sharing import Sharing
+
+
+async def joined(swarm: Swarm, name: str, **options: Any) -> Recorder:
+    assert swarm.server is not None
+    (swarm.link,) = await swarm.server.create_invites()
+    _, recorder, _ = swarm.agent(name, **options)
+    await recorder.saw("fetched")
+    return recorder
+
+
+def sent_bytes(swarm: Swarm) -> int:
+    assert swarm.server is not None
+    return swarm.server.summary().bytes_down
+
+
+async def test_a_second_worker_takes_its_blocks_from_the_first(swarm: Swarm) -> None:
+    first = await joined(swarm, "first", share_bytes_per_s=10**9)
+    assert "learn this machine's address" in first.texts("sharing")[0]
+    assert first.texts("share_unreached") == []
+    before_bytes = sent_bytes(swarm)
+    second = await joined(swarm, "second")
+    assert "of it from other workers" in second.texts("fetched")[0]
+    whole_bytes = sum(path.stat().st_size for path in (swarm.root / "first").rglob("blocks/*"))
+    assert sent_bytes(swarm) - before_bytes < 0.3 * whole_bytes
+
+
+async def test_a_share_that_cannot_be_reached_is_told_to_its_volunteer_and_to_nobody_else(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "fetch_ca", lambda host, port, *_: fetch_elsewhere(host, port))
+    first = await joined(swarm, "first", share_bytes_per_s=10**9)
+    assert "forward that port" in await first.saw("share_unreached")
+    second = await joined(swarm, "second")
+    assert "from other workers" not in second.texts("fetched")[0]
+    assert second.texts("sharing") == []  # nothing listens where nobody said so
+
+
+def fetch_elsewhere(host: str, _port: int) -> bytes:
+    """As behind a router that lets nothing in."""
+    from protocol.bootstrap import fetch_ca
+
+    return fetch_ca(host, 1, "0" * 64, 1.0)
+
+
+async def test_a_liar_costs_a_try_and_the_coordinator_gives_the_rest(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first gives zeros for everything that it is asked for."""
+    mismatches = []
+
+    class Zeros:
+        def __init__(self, path: Path) -> None:
+            self.path = path
+
+        def open(self, digest: Digest) -> Any:
+            import io
+
+            return io.BytesIO(bytes(self.path.joinpath(digest).stat().st_size))
+
+    def finish(partial: PartialBlock) -> None:
+        try:
+            honest(partial)
+        except DigestMismatch:
+            mismatches.append(partial)
+            raise
+
+    honest = PartialBlock.finish
+    monkeypatch.setattr(PartialBlock, "finish", finish)
+    monkeypatch.setattr(
+        Sharing, "open", lambda sharing, digest: Zeros(sharing._blocks.path(digest).parent).open(digest)
+    )
+    await joined(swarm, "first", share_bytes_per_s=10**9)
+    second = await joined(swarm, "second")
+    await second.saw("fetched")
+    assert 1 <= len(mismatches) <= 4  # those that were on their way at once
+
+
+def test_only_what_this_process_checked_is_given(tmp_path: Path) -> None:
+    cache = BlockCache(tmp_path)
+    sharing = Sharing(cache, 10**6)
+    content, digest = b"content", Digest("ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73")
+    cache.path(digest).write_bytes(content)
+    assert sharing.open(digest) is None
+    assert cache.has(digest, len(content))
+    file = sharing.open(digest)
+    assert file is not None
+    with file:
+        assert file.read() == content
+    cache.path(digest).unlink()
+    assert sharing.open(digest) is None
+    assert sharing.open(Digest("../" + "0" * 61)) is None

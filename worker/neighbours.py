@@ -1,0 +1,97 @@
+"""Other workers of the run, as far as this one has to do with them: what it gives them, and whether it asks them.
+
+Decides when the swarm is asked at all: where the coordinator said beside the lease that somebody shares. Always: who
+shares is told what that means before anything listens. Touches the network through the swarm and the listener.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from peering.line import PeerLine
+from protocol.errors import RemoteError
+from protocol.identity import PrivateIdentity
+from protocol.text import human_bytes
+from protocol.v1 import barnraise_pb2 as pb
+from worker.joining import Joining
+from worker.lease import printable
+from worker.progress import Reporter
+from worker.sharing import Sharing
+from worker.swarm import BlockSwarm
+
+
+class Neighbours:
+    """One agent's."""
+
+    def __init__(self, joining: Joining, reporter: Reporter, sharing: Sharing | None) -> None:
+        self._joining, self._reporter, self._sharing = joining, reporter, sharing
+        self._swarm: BlockSwarm | None = None
+        self._told_bytes = 0
+        self._notice = ""
+        self._announcing: asyncio.Future[None] | None = None
+        self.others_share = False
+        """As the coordinator said beside the latest lease."""
+
+    async def on_session(self) -> None:
+        """A session is open: what is here is there for others, if the volunteer wants that."""
+        if self._sharing is None:
+            return
+        if await self._sharing.start(self._joining.enrolment):
+            text = (
+                f"sharing: other workers of this run learn this machine's address and take blocks from its port"
+                f" {self._sharing.port}, where you said so with --share"
+            )
+            self._reporter.say("sharing", text, port=self._sharing.port)
+        try:
+            notice = printable(await self._made().announce())
+        except RemoteError as error:
+            notice = f"what is shared could not be announced: {printable(str(error))}"
+        if notice and notice != self._notice:
+            self._reporter.say("share_unreached", notice)
+        self._notice = notice
+
+    @property
+    def swarm(self) -> BlockSwarm | None:
+        """Whom to ask for blocks; None: the coordinator alone."""
+        return self._made() if self.others_share else None
+
+    def on_fetched(self) -> None:
+        """A lease's blocks are here, those too that were made of others: whoever asks next may have them."""
+        if self._sharing is not None and self._sharing.has_news and not self._notice:
+            self._announcing = asyncio.ensure_future(self._announce())
+
+    async def _announce(self) -> None:
+        with contextlib.suppress(RemoteError):  # it is told again with the next lease
+            await self._made().announce()
+
+    def told(self) -> str:
+        """How much of what was fetched came from others, in words; empty where nothing did."""
+        bytes_now = 0 if self._swarm is None else self._swarm.from_workers_bytes
+        count, self._told_bytes = bytes_now - self._told_bytes, bytes_now
+        return f", {human_bytes(count)} of it from other workers" if count else ""
+
+    async def close(self) -> None:
+        """Hang up on everybody."""
+        if self._announcing is not None:
+            self._announcing.cancel()
+        if self._swarm is not None:
+            await self._swarm.close()
+        if self._sharing is not None:
+            await self._sharing.stop()
+
+    def _made(self) -> BlockSwarm:
+        if self._swarm is None:
+            joining = self._joining
+            self._swarm = BlockSwarm(
+                joining.client, self._dial, joining.timing, near=joining.host, sharing=self._sharing
+            )  # fmt: skip
+        return self._swarm
+
+    def _dial(self, holder: pb.Holder) -> PeerLine:
+        return line_to(holder, self._joining.identity)
+
+
+def line_to(holder: pb.Holder, identity: PrivateIdentity) -> PeerLine:
+    """The line on which the key's owner takes blocks from a holder."""
+    return PeerLine(holder.host, holder.port, holder.certificate, identity)
