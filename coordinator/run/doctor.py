@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from coordinator.run.lock import lock_holder
@@ -70,7 +71,7 @@ def examine(folder: RunFolder) -> list[Symptom]:
     port = settings.port if settings.port and holder is None else last_port(folder) or settings.port
     found = [_serving(folder, settings, holder, port)]
     for host, dialled in addresses(settings, port):
-        found.append(name_found(host, _within(ANSWER_S, lambda host=host: _resolved(host))))
+        found.append(name_found(host, _within(ANSWER_S, partial(_resolved, host))))
         if holder is not None and found[-1].concern is not Concern.TROUBLE:
             found.append(_reached(host, dialled, folder.authority().fingerprint))
     found += [advertised_found(settings), clock_found(_newest_record_s(folder), time.time(), _clock_is_kept())]
