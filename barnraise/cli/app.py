@@ -14,7 +14,9 @@ from barnraise.cli import (
     credit,
     data,
     doctor,
+    entrance,
     evaluate,
+    explain,
     holds,
     identity,
     invites,
@@ -64,6 +66,8 @@ coordinator_commands.app.command("announce")(holds.announce)
 coordinator_commands.app.command("orders")(holds.orders)
 coordinator_commands.app.command("credit")(credit.credit)
 coordinator_commands.app.command("calibrate")(calibrate.calibrate)
+coordinator_commands.app.command("explain")(explain.explain)
+coordinator_commands.app.command("doctor")(entrance.doctor)
 coordinator_commands.app.command("audit-log")(audit_log.audit_log)
 worker.app.add_typer(identity.app, name="identity")
 worker.app.add_typer(service.app, name="service")

@@ -6,6 +6,7 @@ Decides how lines are shown; `coordinator/` keeps them. Reads the run folder, wh
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,9 +56,14 @@ def audit_log(
     if as_json:
         print_json([dataclasses.asdict(line) for line in lines])
     elif lines:
-        print_table(_COLUMNS, [dict(zip(_COLUMNS, _row(line), strict=True)) for line in lines])
+        print_lines(lines)
     else:
         print("nothing like that was judged")
+
+
+def print_lines(lines: Sequence[AuditLine]) -> None:
+    """For people."""
+    print_table(_COLUMNS, [dict(zip(_COLUMNS, _row(line), strict=True)) for line in lines])
 
 
 def _row(line: AuditLine) -> tuple[str, ...]:

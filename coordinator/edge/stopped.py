@@ -49,6 +49,12 @@ def orders_of_journal(folder: RunFolder) -> list[tuple[OrderRecord, float | None
     return [(one, engine.state.wall_at_s(one.at_s)) for one in engine.state.orders]
 
 
+def engine_of_journal(folder: RunFolder) -> tuple[Engine, float]:
+    """The engine as of the journal's newest record, served or not, and the wall time of that record."""
+    engine, _, last_record_s = _engine(folder)
+    return engine, last_record_s
+
+
 def _read(folder: RunFolder) -> tuple[StatusReader, float]:
     """What reads the journal's engine, and the wall time of its last record."""
     engine, traffic, last_record_s = _engine(folder)
