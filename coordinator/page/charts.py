@@ -110,9 +110,9 @@ def line_chart(points: Sequence[tuple[float, float, float]], texts: Sequence[str
     x_low, x_high = min(x for x, *_ in drawn), max(x for x, *_ in drawn)
     y_low = min(y - error for _, y, error, _ in drawn)
     y_high = max(y + error for _, y, error, _ in drawn)
-    pad = 0.06 * (y_high - y_low) or 0.5
+    pad = _least_span(y_low, y_high) / 2.0 if _is_flat(y_low, y_high) else 0.06 * (y_high - y_low)
     y_low, y_high = y_low - pad, y_high + pad
-    x_high = x_high if x_high > x_low else x_low + 1.0
+    x_high = x_low + _least_span(x_low, x_high) if _is_flat(x_low, x_high) else x_high
 
     def at(x: float, y: float) -> tuple[float, float]:
         across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
@@ -128,6 +128,15 @@ def line_chart(points: Sequence[tuple[float, float, float]], texts: Sequence[str
         x_ticks=tuple(Tick(at=at(x, 0)[0], text=short_number(x)) for x in ticks_of(x_low, x_high, 6)),
         y_ticks=tuple(Tick(at=at(0, y)[1], text=short_number(y)) for y in ticks_of(y_low, y_high, 4)),
     )
+
+
+def _is_flat(low: float, high: float) -> bool:
+    """Whether what lies between is within a float's own rounding of them, and no scale."""
+    return high - low <= 1e-9 * max(abs(low), abs(high))
+
+
+def _least_span(low: float, high: float) -> float:
+    return max(1.0, 1e-3 * max(abs(low), abs(high)))
 
 
 def timeline(current: OpenRound, now_s: float) -> Timeline | None:

@@ -67,6 +67,7 @@ class Browser:
     def __enter__(self) -> Browser:
         tab = self.ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.ask("Target.attachToTarget", targetId=tab, flatten=True)["sessionId"]
+        self.ask("Emulation.setFocusEmulationEnabled", enabled=True)
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.ask(f"{domain}.enable")
         return self

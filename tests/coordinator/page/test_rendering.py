@@ -6,7 +6,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from coordinator.page import charts
@@ -102,6 +102,8 @@ FIGURE = st.floats(allow_nan=True, allow_infinity=True, width=32)
 
 
 @settings(max_examples=60, deadline=None)
+@example(points=[(2.0**53, 0.0, 0.0)] * 2)
+@example(points=[(0.0, 2.0**52, 0.0)] * 2)
 @given(st.lists(st.tuples(FIGURE, FIGURE, FIGURE.map(abs)), max_size=12))
 def test_a_line_stays_in_its_box(points: list[tuple[float, float, float]]) -> None:
     chart = charts.line_chart(points, ["x"] * len(points))
