@@ -1,6 +1,7 @@
 # make demo   eight workers train one model on this machine, some vanish, two lie
 # make test   the tests
 # make soak   the long proofs: hundreds of kills, many seeds, millions of inputs
+# make senses what a worker can tell of a desktop, with a real X server and D-Bus daemon (xvfb, xdotool, dbus-daemon)
 # make page   the run's page in a real browser, and its metrics in a real Prometheus (apt-get install chromium prometheus)
 # make check  lint, types, import directions, generated code and tables, tests
 
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test soak page lint check format generate clean
+.PHONY: setup demo test soak senses page service-check lint check format generate clean
 .DEFAULT_GOAL := check
 
 setup: $(READY)
@@ -35,6 +36,10 @@ test: $(READY)
 soak: $(READY)
 	$(BIN)/python -m pytest -m soak -s
 
+senses: $(READY)
+	@for tool in Xvfb xdotool dbus-daemon; do command -v $$tool > /dev/null || { echo "make senses needs $$tool: sudo apt-get install xvfb xdotool dbus-daemon"; exit 1; }; done
+	$(BIN)/python -m pytest -m senses
+
 # axe-core finds what somebody who cannot see, or has no mouse, would stumble over; used by these tests alone.
 AXE := $(VENV)/axe-4.10.3.min.js
 
@@ -47,6 +52,10 @@ page: $(READY) $(AXE)
 	promtool check rules deploy/prometheus/alerts.yml
 	promtool test rules deploy/prometheus/alerts_test.yml
 	AXE=$(AXE) $(BIN)/python -m pytest -m page
+
+# a worker's unit must not be more exposed than 3.0 of 10; needs systemd-analyze (Debian: apt-get install systemd)
+service-check: $(READY)
+	systemd-analyze security --offline=true --threshold=30 --no-pager tests/worker/golden/barnraise-worker.service
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -280,6 +280,9 @@ class Walker:
     def stop(self) -> None:
         """It cannot be interrupted; it ends."""
 
+    def rest(self) -> None:
+        """Nothing is held."""
+
     def join(self, timeout_s: float) -> bool:
         """Wait for the thread."""
         if self._thread is not None:

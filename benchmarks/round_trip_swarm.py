@@ -192,6 +192,9 @@ class Untrained:
     def stop(self) -> None:
         """It has ended before it could."""
 
+    def rest(self) -> None:
+        """Nothing is held."""
+
     def join(self, timeout_s: float) -> bool:
         """Wait for the thread."""
         if self._thread is not None:

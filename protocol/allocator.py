@@ -50,6 +50,15 @@ def give_back_small(*, on: bool) -> bool:
     return _set({"MALLOC_MMAP_THRESHOLD_": (_M_MMAP_THRESHOLD, SMALL_MAPPED_BYTES if on else MAPPED_BYTES)})
 
 
+def give_back_all() -> bool:
+    """Give the system back what the C library keeps of memory that was given back to it: malloc_trim(3). Whether it
+    did."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        if os.confstr("CS_GNU_LIBC_VERSION"):
+            return bool(ctypes.CDLL(None).malloc_trim(0))
+    return False
+
+
 def _set(asked: Mapping[str, tuple[int, int]]) -> bool:
     with contextlib.suppress(OSError, AttributeError, ValueError):
         if os.confstr("CS_GNU_LIBC_VERSION"):

@@ -16,7 +16,7 @@ from typing import Final
 
 from worker.messages import EXIT_FAILED
 from worker.options import WorkerOptions
-from worker.rejoin import home_root, link_of
+from worker.rejoin import home_root, links_of
 from worker.sentences import STARTED_TOO_OFTEN
 
 STARTED: Final = "BARNRAISE_STARTED_AGAIN"
@@ -36,11 +36,12 @@ def arguments_of(options: WorkerOptions, way_back: str) -> list[str]:
     """`barnraise worker join`, by a machine that is enrolled by now and was joined with these options.
 
     The link may have been read from standard input, or taken out of a folder; `way_back` stands in its place, without
-    the invite, since other users can see a command line.
+    the invite, since other users can see a command line; empty: all runs that the machine is enrolled in.
     """
     given: list[tuple[str, object]] = [
         ("--home", options.home),
         ("--name", options.name or None),
+        ("--team", options.team),
         ("--device", options.device),
         ("--columns", options.max_columns),
         ("--memory", options.memory_bytes),
@@ -50,7 +51,8 @@ def arguments_of(options: WorkerOptions, way_back: str) -> list[str]:
         ("--output", options.output),
     ]
     measures = {None: [], True: ["--measure"], False: ["--no-measure"]}[options.measures]
-    return ["worker", "join", way_back, *measures, *(f"{name}={value}" for name, value in given if value is not None)]
+    way = [way_back] if way_back else []
+    return ["worker", "join", *way, *measures, *(f"{name}={value}" for name, value in given if value is not None)]
 
 
 def go_on(options: WorkerOptions, lived_s: float, become: Callable[[list[str], Mapping[str, str]], int]) -> int:
@@ -59,8 +61,8 @@ def go_on(options: WorkerOptions, lived_s: float, become: Callable[[list[str], M
     if times > MOST_IN_A_ROW:
         print(STARTED_TOO_OFTEN.format(times=times), file=sys.stderr)
         return EXIT_FAILED
-    link = link_of(options.link, home_root(options.home))
-    command = arguments_of(options, f"{link.address}/#{link.fingerprint[:12]}")
+    links = links_of(options.link, home_root(options.home))
+    command = arguments_of(options, f"{links[0].address}/#{links[0].fingerprint[:12]}" if len(links) == 1 else "")
     return become([sys.executable, "-m", "barnraise", *command], {**os.environ, STARTED: str(times)})
 
 

@@ -24,11 +24,13 @@ from worker.lease import ReceivedLease, printable
 from worker.machine.probe import Machine
 from worker.outbox import Outbox, Submission
 from worker.pauses import Pauses
-from worker.policy import Always, Circumstances, Policy
+from worker.policy import Always, Circumstances, Permission, Policy
 from worker.ports import Measurer, Trainer
 from worker.progress import Reporter
+from worker.receipts import ReceiptKeeper
 from worker.session import Session
 from worker.states import IN_SESSION, State
+from worker.suspended import why_too_late
 from worker.trouble import Trouble
 from worker.wire import SessionEnded
 
@@ -44,10 +46,18 @@ class Deadline:
     def __init__(self, act: Callable[[LeaseId], None]) -> None:
         self._act = act
         self._timer: asyncio.TimerHandle | None = None
+        self.lease: ReceivedLease | None = None
+        """The one that was granted last."""
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until it runs out."""
+        return 0.0 if self._timer is None else self._timer.when() - asyncio.get_running_loop().time()
 
     def set(self, lease: ReceivedLease) -> None:
         """`lease` was granted, or granted again with more time."""
         self.cancel()
+        self.lease = lease
         self._timer = asyncio.get_running_loop().call_later(lease.ttl_s, self._act, lease.lease_id)
 
     def cancel(self) -> None:
@@ -72,7 +82,10 @@ class Agent:
         circumstances: Callable[[], Circumstances] = Circumstances.now,
         session: Session | None = None,
         measurer: Measurer | None = None,
+        receipts: ReceiptKeeper | None = None,
+        unwanted: Callable[[ReceivedLease], str] = lambda _lease: "",
     ) -> None:
+        """`unwanted`: why the volunteer's rules do not accept a lease; empty: they do."""
         pauses = pauses or Pauses()
         self._joining = joining
         joining.tell_work(self._work)
@@ -92,14 +105,17 @@ class Agent:
             opened=self._start_beating,
             granted=self._deadline.set,
             measurer=measurer,
+            receipts=receipts,
+            unwanted=unwanted,
         )
         self._events: asyncio.Queue[m.SessionEvent | Exception] = asyncio.Queue()
         self._lanes: dict[m.Lane, asyncio.Task[None]] = {}
         """The call that goes on, or went on last, in each."""
         self._heartbeats: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
-        self._pause: str | None = None
-        """Why the policy wants no work now."""
+        self.permission = Permission(allowed=True)
+        """What the policy said last."""
+        self._is_finishing, self._wall_s = False, 0.0
         self._finish: m.Finish | None = None
 
     @property
@@ -118,7 +134,7 @@ class Agent:
         """Work until the run is over, the worker is told to leave, or nothing more can be done."""
         unsent = tuple(submission.lease_id for submission in self._outbox.all())
         self._put(m.Started(enrolled=self._joining.is_enrolled, unsent=unsent))
-        self._look_at_policy()
+        await self.look_at_policy()
         if self._policy.look_again_s is not None:
             self._watch = asyncio.create_task(self._watch_policy(self._policy.look_again_s))
         try:
@@ -128,6 +144,9 @@ class Agent:
                     raise event
                 for command in self._session.handle(event):
                     self._execute(command)
+                if self._is_finishing and self.state is State.PAUSED and not self._has_work:
+                    self._is_finishing = False
+                    self.leave("it has finished its last lease, as its owner asked")
         finally:
             await self._close()
         return self._finish
@@ -137,6 +156,24 @@ class Agent:
         self._reporter.say("leaving", f"leaving: {reason}", reason=reason)
         self._put(m.LeaveRequested(reason=reason))
         asyncio.get_running_loop().call_later(LEAVE_TIMEOUT_S, self._on_leave_timeout)
+
+    def finish(self) -> None:
+        """Leave once the present lease, if there is one, is done and sent; the policy has to want no other by then."""
+        self._is_finishing = True
+
+    @property
+    def held_lease(self) -> str | None:
+        """The lease that is held, be it in training or waiting for the end of a pause."""
+        return self._session.lease.lease_id if self._session.lease is not None else None
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether finished work is on its way."""
+        return self._session.line.is_busy
+
+    @property
+    def _has_work(self) -> bool:
+        return self._session.lease is not None or self._session.has_unsent
 
     def wait_for_thread(self, timeout_s: float) -> bool:
         """Give the training thread time to end; whether it has."""
@@ -153,6 +190,7 @@ class Agent:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
+        await self._calls.close()
         await self._joining.close()
 
     # ---- commands -----------------------------------------------------------------------------------------------
@@ -169,6 +207,8 @@ class Agent:
             case m.StopTraining():
                 self._trainer.stop()
                 self._reporter.close()
+                if not self.permission.allowed:
+                    self._trainer.rest()
             case m.DropSubmission(lease_id=lease_id):
                 self._outbox.drop(lease_id)
             case m.Tell():
@@ -234,6 +274,8 @@ class Agent:
                 inner_step=progress.inner_step,
                 train_loss=progress.train_loss,
                 tokens_per_s=progress.tokens_per_s,
+                paused=not self.permission.allowed,
+                paused_for_s=max(0.0, (self.permission.until_s or 0.0) - self._wall_s),
             )
             try:
                 reply = await self._joining.client.heartbeat(request, max(interval_s, MIN_HEARTBEAT_TIMEOUT_S))
@@ -249,17 +291,37 @@ class Agent:
     async def _watch_policy(self, every_s: float) -> None:
         while True:
             await self._timing.sleep(every_s)
-            self._look_at_policy()
+            try:
+                await self.look_at_policy()
+            except Exception as error:  # rules that nobody looks at any more would be worse than a worker that ends
+                self._events.put_nowait(error)
+                return
 
-    def _look_at_policy(self) -> None:
-        permission = self._policy.may_work(self._circumstances())
-        if permission.allowed == (self._pause is None):
-            return
-        self._pause = None if permission.allowed else permission.reason
+    async def look_at_policy(self) -> None:
+        """Ask the policy once more, and act on what it says."""
+        now = await self._joining.background.run(self._circumstances)
+        before, self.permission = self.permission, self._policy.may_work(now)
+        self._wall_s = now.wall_s
+        permission = self.permission
         if permission.allowed:
-            self._put(m.Resumed())
-        else:
+            if not before.allowed:
+                self._put(m.Resumed())
+            return
+        if before.allowed or permission.stops_training > before.stops_training:
             self._put(m.Paused(reason=permission.reason, stops_training=permission.stops_training))
+        self._trainer.rest()
+        self._give_up_in_time(permission)
+
+    def _give_up_in_time(self, permission: Permission) -> None:
+        """A lease that waits for the end of the pause goes back as soon as it cannot be done any more."""
+        lease = self._deadline.lease
+        if self.state is not State.PAUSED or lease is None or self._session.lease_id != lease.lease_id:
+            return
+        pause_s = None if permission.until_s is None else max(0.0, permission.until_s - self._wall_s)
+        length = self._joining.run.description.sequence_length
+        why = why_too_late(lease, self._trainer.progress, length, left_s=self._deadline.left_s, pause_s=pause_s)
+        if why:
+            self._put(m.OutOfTime(reason=why))
 
     def _on_leave_timeout(self) -> None:
         if self._session.state is State.LEAVING:

@@ -7,6 +7,7 @@ always: a cap under what one lease needs is refused before anything is leased. T
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from moe.layout import Layout, block_tensor_specs, submission_specs
@@ -41,14 +42,27 @@ class DiskAllowance:
         self._folder, self._files = folder, files
         self.blocks = blocks
         self.progress = progress
-        self._max_bytes = max_bytes
+        self._asked_bytes = max_bytes
+        self.ruled: Callable[[], int | None] = lambda: None
+        """What the volunteer's rules allow at the moment; None: nothing is ruled."""
+        self.short: Callable[[], int] = lambda: 0
+        """Bytes that are missing of what the disk is to keep free."""
+
+    @property
+    def _max_bytes(self) -> int | None:
+        caps = [cap for cap in (self._asked_bytes, self.ruled()) if cap is not None]
+        return min(caps, default=None)
 
     def make_room(self, coming_bytes: int) -> bool:
-        """Whether `coming_bytes` more may be written; blocks that the present lease does not need give way to them."""
-        if self._max_bytes is None:
+        """Whether `coming_bytes` more may be written; blocks that the present lease does not need give way to them, and
+        to what the disk is to keep free. That alone refuses nothing: work that fits the disk is done."""
+        if (short_bytes := self.short()) > 0:
+            self.blocks.trim(max(0, self.blocks.used_bytes - short_bytes - coming_bytes))
+        most_bytes = self._max_bytes
+        if most_bytes is None:
             self.blocks.trim(max(0, UNASKED_BLOCKS_BYTES - coming_bytes))
             return True
-        over_bytes = self._files.used_bytes(self._folder) + coming_bytes - self._max_bytes
+        over_bytes = self._files.used_bytes(self._folder) + coming_bytes - most_bytes
         if over_bytes > 0:
             over_bytes -= self.blocks.trim(max(0, self.blocks.used_bytes - over_bytes))
         return over_bytes <= 0
@@ -79,9 +93,10 @@ class DiskAllowance:
                 return count
         blocks_bytes, work_bytes = lease_bytes(layout, codec, fewest, frozen_codec, trunk)
         needed_mib = -(-(blocks_bytes + work_bytes + RECORDS_BYTES) // 2**20)
+        cap = "--disk" if self._max_bytes == self._asked_bytes else "the rule disk.most of"
         parts = f"{human_bytes(blocks_bytes)} of the model and {human_bytes(work_bytes)} of finished work"
         raise ConfigError(
-            f"--disk {human_bytes(self._max_bytes)} is too little: one lease of this run needs {parts},"
+            f"{cap} {human_bytes(self._max_bytes)} is too little: one lease of this run needs {parts},"
             f" so it must be {needed_mib}MB or more"
         )
 

@@ -27,6 +27,7 @@ from worker.outbox import Outbox
 from worker.pauses import Pauses
 from worker.ports import Coordinator, Measurer
 from worker.progress import Reporter
+from worker.receipts import ReceiptKeeper
 from worker.refusals import Refusals, nothing_to_send
 from worker.repeats import Repeats
 from worker.spent import TimeSpent
@@ -54,11 +55,14 @@ class Calls:
         opened: Callable[[int, float], None],
         granted: Callable[[ReceivedLease], None],
         measurer: Measurer | None = None,
+        receipts: ReceiptKeeper | None = None,
+        unwanted: Callable[[ReceivedLease], str] = lambda _lease: "",
     ) -> None:
-        """`measurer`: for submissions that the coordinator has others measure; None: none is asked for."""
+        """`measurer`: for submissions that the coordinator has others measure; without one, none is asked for."""
+        self._receipts = receipts
         self._machine, self._joining, self._outbox = machine, joining, outbox
         self._reporter, self._pauses = reporter, pauses
-        self._opened, self._lease_granted = opened, granted
+        self._opened, self._lease_granted, self._unwanted = opened, granted, unwanted
         self._measuring = Measuring(measurer, joining.background, reporter) if measurer is not None else None
         self._timing = joining.timing
         self._refusals = Refusals(self._timing.clock, pauses.kept_after_deadline_s)
@@ -110,6 +114,7 @@ class Calls:
 
     async def _open(self, call: m.OpenSession) -> m.SessionEvent:
         self._opened(call.session, await self._joining.open(self._machine))
+        self._look_for_receipts()
         run = self._run.description
         self._reporter.say("session_opened", f"connected to {run.name!r} (run {run.run_id})", run=run.run_id)
         if self._joining.lease_length:
@@ -159,7 +164,7 @@ class Calls:
             columns=list(lease.columns),
             ttl_s=lease.ttl_s,
         )
-        return m.LeaseGranted(ticket=ticket, lease=lease)
+        return m.LeaseGranted(ticket=ticket, lease=lease, unwanted=self._unwanted(lease))
 
     async def _fetch(self, call: m.FetchShard) -> m.SessionEvent:
         self._joining.home.progress.keep_only(call.lease.lease_id)
@@ -281,6 +286,17 @@ class Calls:
         outcome = {pb.Verdict.ACCEPTED: "accepted", pb.Verdict.REJECTED: "rejected"}.get(verdict.outcome, "pending")
         words = {"accepted": "was accepted", "rejected": "was not accepted"}.get(outcome, "is being looked at")
         self._reporter.say(f"submission_{outcome}", f"your work for lease {lease} {words}: {reason}", lease=lease)
+        if outcome == "accepted":
+            self._look_for_receipts()
+
+    async def close(self) -> None:
+        """No more calls are made; receipts that are on their way get a moment."""
+        if self._receipts is not None:
+            await self._receipts.close()
+
+    def _look_for_receipts(self) -> None:
+        if self._receipts is not None:
+            self._receipts.look(self._client)
 
     @property
     def _client(self) -> Coordinator:

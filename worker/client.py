@@ -29,6 +29,7 @@ from protocol.limits import (
     STALL_TIMEOUT_S,
     transfer_deadline_s,
 )
+from protocol.rotation import agree_to_replace
 from protocol.signing import SESSION_ID_BYTES, CallSigner, new_request_id
 from protocol.v1 import barnraise_pb2 as pb
 from worker.ports import Background, ReadPart
@@ -106,7 +107,7 @@ class CoordinatorClient:
         signer = CallSigner(self._identity, audience=self._audience)
         return await self._retried("Enrol", request, pb.EnrolReply, signer=signer)
 
-    async def open_session(self, capability: pb.Capability) -> pb.OpenSessionReply:
+    async def open_session(self, capability: pb.Capability, team: str | None = None) -> pb.OpenSessionReply:
         """Open a session and sign with it from now on."""
         signer = CallSigner(self._identity, audience=self._audience)
 
@@ -117,6 +118,7 @@ class CoordinatorClient:
                 public_key=self._identity.public_key,
                 nonce=secrets.token_bytes(16),
                 capability=capability,
+                team=team,
             )
             return await self._call("OpenSession", request, pb.OpenSessionReply, signer, CALL_TIMEOUT_S, None)
 
@@ -156,6 +158,30 @@ class CoordinatorClient:
         request = pb.AskAuditRequest(public_key=self._identity.public_key, lease_id=lease_id)
         signer = CallSigner(self._identity, audience=self._audience)
         return await self._call("AskAudit", request, pb.AskAuditReply, signer, CALL_TIMEOUT_S, None)
+
+    async def list_receipts(self, after: int) -> pb.ListReceiptsReply:
+        """This worker's receipts after that number, tried once: whoever misses them asks again later."""
+        request = pb.ListReceiptsRequest(after=after)
+        return await self._call("ListReceipts", request, pb.ListReceiptsReply, self._signer, CALL_TIMEOUT_S, None)
+
+    async def leave(self, *, forget: bool, revoke: bool) -> None:
+        """Take part no more; in no session, and tried once: a person is waiting."""
+        request = pb.LeaveRequest(
+            public_key=self._identity.public_key, nonce=secrets.token_bytes(16), forget=forget, revoke=revoke
+        )
+        signer = CallSigner(self._identity, audience=self._audience)
+        await self._call("Leave", request, pb.LeaveReply, signer, CALL_TIMEOUT_S, None)
+
+    async def rotate_key(self, new: PrivateIdentity) -> pb.RotateKeyReply:
+        """Have `new` take this key's place; likewise."""
+        request = pb.RotateKeyRequest(
+            public_key=self._identity.public_key,
+            nonce=secrets.token_bytes(16),
+            new_public_key=new.public_key,
+            new_signature=agree_to_replace(new, self._identity.public_key, self._audience),
+        )
+        signer = CallSigner(self._identity, audience=self._audience)
+        return await self._call("RotateKey", request, pb.RotateKeyReply, signer, CALL_TIMEOUT_S, None)
 
     async def answer_measure(self, request: pb.AnswerMeasureRequest) -> pb.AnswerMeasureReply:
         """What measuring an item came to."""

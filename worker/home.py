@@ -17,6 +17,7 @@ from protocol.ids import RunId, WorkerId
 from protocol.joinlink import JoinLink
 from protocol.tls import fingerprint_of, manifest_key_message, verify_vouch
 from worker.allowance import DiskAllowance
+from worker.belongings import IDENTITY_FILE, LEFT_FILE, folder_of
 from worker.blocks import BlockCache
 from worker.disk import worker_lock
 from worker.files import DISK, Files
@@ -82,8 +83,8 @@ class RunHome:
 
     def identity(self) -> PrivateIdentity:
         """This worker's key for this run, made on first use."""
-        path = self.folder / "identity.pem"
-        kept = self.kept("identity.pem")
+        path = self.folder / IDENTITY_FILE
+        kept = self.kept(IDENTITY_FILE)
         if kept is not None:
             return PrivateIdentity.from_pem(kept, path)
         identity = self._new_identity()
@@ -102,6 +103,13 @@ class RunHome:
             return None  # enrolling again is idempotent for the same key
         return enrolment
 
+    def former_worker(self) -> WorkerId | None:
+        """Whom the run knew this machine as when it left: of a key, maybe, that the present one took the place of."""
+        try:
+            return Enrolment.model_validate_json(self.kept(LEFT_FILE) or b"").worker_id
+        except ValidationError:
+            return None
+
     def save_enrolment(self, enrolment: Enrolment) -> None:
         """Remember the enrolment."""
         self.keep(ENROLMENT_FILE, enrolment.model_dump_json().encode())
@@ -109,6 +117,10 @@ class RunHome:
     def keep(self, name: str, content: bytes) -> None:
         """Write a small file of this run, durably."""
         self._files.write(self.folder / name, content)
+
+    def add(self, name: str, piece: bytes) -> None:
+        """Add to the end of a small file; whether that outlives a power loss, nobody knows."""
+        self._files.append(self.folder / name, piece)
 
     def kept(self, name: str) -> bytes | None:
         """What `keep` wrote; None where it did not; ConfigError where it cannot be read."""
@@ -128,5 +140,5 @@ class RunHome:
 
 def open_home(home: Path | None, fingerprint: str, disk_bytes: int | None = None) -> RunHome:
     """The folder for the run behind `fingerprint`, under `home` or the platform's place for user data."""
-    folder = home_root(home) / "runs" / fingerprint[:32]
+    folder = folder_of(home_root(home), fingerprint)
     return RunHome(folder, fingerprint, LeaseStates(folder / "progress"), disk_bytes)

@@ -18,17 +18,22 @@ from protocol.terminal import outliving_terminal
 from worker.lease import printable
 from worker.messages import EXIT_DEVICE_LOST
 from worker.options import WorkerOptions
-from worker.rejoin import home_root, link_of
+from worker.rejoin import home_root, links_of
 from worker.sentences import finished, refusal
 from worker.signals import LeavingOnSignals
 from worker.trouble import trouble_of
 
 if TYPE_CHECKING:
     from protocol.joinlink import JoinLink
+    from worker import messages as m
     from worker.agent import Agent
+    from worker.control import Control
     from worker.home import RunHome
+    from worker.joining import Joining
     from worker.machine.probe import Machine
-    from worker.progress import Reporter
+    from worker.progress import LiveReporter, Reporter
+    from worker.rules.house import House
+    from worker.standing import WorkerStanding
 
 __all__ = ["WorkerOptions", "run_worker"]
 
@@ -36,14 +41,25 @@ THREAD_GRACE_S = 0.4
 
 
 def run_worker(options: WorkerOptions) -> int:
-    """Join the run behind `options.link` and work until it is over or a signal comes. Owns its process."""
+    """Join the run behind `options.link` and work until it is over or a signal comes. Owns its process.
+
+    Without a link, work for all runs that this machine is enrolled in, one after another: the next one's turn comes
+    when a run is over.
+    """
     from worker.progress import make_reporter
 
     with outliving_terminal():
-        reporter, link = make_reporter(options.output), None
+        reporter, link, exit_code = make_reporter(options.output), None, 0
         try:
-            link = link_of(options.link, home_root(options.home))  # before imports that take seconds
-            exit_code, thread_ended = asyncio.run(_work(options, link, reporter))
+            links = links_of(options.link, home_root(options.home))  # before imports that take seconds
+            for number, link in enumerate(links, start=1):
+                if len(links) > 1:
+                    text = f"run {number} of {len(links)} here, at {link.address}; the others wait for its end"
+                    reporter.say("turn", text, run=number, runs=len(links))
+                finish, thread_ended = asyncio.run(_work(options, link, reporter))
+                exit_code = finish.exit_code
+                if not finish.run_over:
+                    break
         except (ConfigError, RemoteError) as error:
             trouble = trouble_of(error)
             address = "" if link is None else link.address
@@ -59,10 +75,17 @@ def run_worker(options: WorkerOptions) -> int:
         return exit_code
 
 
-def make_agent(options: WorkerOptions, machine: Machine, link: JoinLink, home: RunHome, reporter: Reporter) -> Agent:
-    """An agent with its real ports: gRPC, this disk, a training thread, the system's clock."""
+def make_agent(
+    options: WorkerOptions,
+    machine: Machine,
+    link: JoinLink,
+    home: RunHome,
+    reporter: Reporter,
+) -> Agent:
+    """An agent with its real ports (gRPC, this disk, a training thread, the system's clock) and `options.policy`."""
     from worker.agent import Agent
     from worker.joining import Joining
+    from worker.receipts import ReceiptKeeper
     from worker.train.measuring import LossMeasurer
     from worker.train.training import TrainingRoom
 
@@ -77,30 +100,107 @@ def make_agent(options: WorkerOptions, machine: Machine, link: JoinLink, home: R
         pauses=options.pauses,
         policy=options.policy,
         measurer=LossMeasurer(home.disk.blocks, machine.device),
+        receipts=ReceiptKeeper(home),
     )
 
 
-async def _work(options: WorkerOptions, link: JoinLink, reporter: Reporter) -> tuple[int, bool]:
+def ruled_agent(
+    options: WorkerOptions,
+    machine: Machine,
+    link: JoinLink,
+    home: RunHome,
+    reporter: Reporter,
+    house: House,
+) -> tuple[Agent, Joining]:
+    """An agent with its real ports under the volunteer's rules, and its membership."""
+    from worker.agent import Agent
+    from worker.joining import Joining
+    from worker.train.measuring import LossMeasurer
+    from worker.train.training import TrainingRoom
+
+    home.disk.ruled, home.disk.short = lambda: house.disk_bytes, house.short_of_disk_bytes
+    trainer = TrainingRoom(options, machine, home.disk, home.outbox, reporter, threads=lambda: house.rules.cpu.threads)
+    joining = Joining(options, link, home, reporter, counted=house.counted, licensed=house.learn_licence)
+    agent = Agent(
+        machine,
+        joining,
+        home.outbox,
+        trainer,
+        reporter,
+        pauses=options.pauses,
+        policy=house.policy,
+        circumstances=lambda: house.look(home.disk.make_room),
+        measurer=LossMeasurer(home.disk.blocks, machine.device),
+        unwanted=house.unwanted,
+    )
+    return agent, joining
+
+
+async def _work(options: WorkerOptions, link: JoinLink, reporter: Reporter) -> tuple[m.Finish, bool]:
     import torch
 
     from protocol.text import human_bytes
     from worker.home import open_home
     from worker.machine.probe import probe_machine
+    from worker.rules.file import RULES_FILE, read_rules
+    from worker.rules.house import House
+    from worker.standing import LOG_FILE, WorkerStanding
 
+    root = home_root(options.home)
     home = open_home(options.home, link.fingerprint, options.disk_bytes)
     home.lock()
     try:
-        machine = probe_machine(options.device, options.memory_bytes, options.threads)
+        standing = WorkerStanding(reporter, home.folder / LOG_FILE)
+        threads = options.threads or read_rules(root / RULES_FILE).cpu.threads or None
+        machine = probe_machine(options.device, options.memory_bytes, threads)
         torch.set_num_threads(machine.threads)
         memory = human_bytes(machine.memory_bytes)
-        reporter.say("machine", f"{machine.device}: {machine.device_name}, {memory} offered", device=machine.device)
+        standing.say("machine", f"{machine.device}: {machine.device_name}, {memory} offered", device=machine.device)
         if machine.notice:
-            reporter.say("gpu_not_used", machine.notice)
-        agent = make_agent(options, machine, link, home, reporter)
-        with LeavingOnSignals(agent.leave):
-            finish = await agent.run()
+            standing.say("gpu_not_used", machine.notice)
+        house = House(root, gpu=machine.gpu, gpu_uuid=machine.gpu_uuid, tell=lambda text: standing.say("rules", text))
+        finish, agent = await _ruled_run(options, machine, link, home, standing, reporter, house)
         detail = printable(finish.reason)
-        reporter.say("finished", finished(finish, link.address), exit_code=finish.exit_code, detail=detail)
-        return finish.exit_code, agent.wait_for_thread(THREAD_GRACE_S)
+        standing.say("finished", finished(finish, link.address), exit_code=finish.exit_code, detail=detail)
+        return finish, agent.wait_for_thread(THREAD_GRACE_S)
     finally:
         home.unlock()
+
+
+async def _ruled_run(
+    options: WorkerOptions,
+    machine: Machine,
+    link: JoinLink,
+    home: RunHome,
+    standing: WorkerStanding,
+    shown: Reporter,
+    house: House,
+) -> tuple[m.Finish, Agent]:
+    """Work under the volunteer's rules, with a live line where somebody looks, and an ear for their commands."""
+    from protocol.local_socket import serve
+    from worker.control import Control, control_path
+    from worker.progress import LiveReporter
+
+    agent, joining = ruled_agent(options, machine, link, home, standing, house)
+    control = Control(agent, joining, house, standing)
+    live, server = None, None
+    try:
+        server = await serve(control_path(home.folder), control.handle)
+    except (ConfigError, OSError) as error:
+        standing.say("no_commands", f"the commands pause, status and so on do not reach this worker: {error}")
+    if isinstance(shown, LiveReporter):
+        live = asyncio.create_task(_live_line(shown, control))
+    try:
+        with LeavingOnSignals(agent.leave):
+            return await agent.run(), agent
+    finally:
+        if live is not None:
+            live.cancel()
+        if server is not None:
+            await server.close()
+
+
+async def _live_line(shown: LiveReporter, control: Control) -> None:
+    while True:
+        shown.stand(control.sentence())
+        await asyncio.sleep(0.5)

@@ -7,7 +7,6 @@ start. Touches the network, the run's folder, and the device while measuring.
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -36,6 +35,7 @@ from worker.repeats import Repeats
 from worker.sentences import InHand, reached_again, unreached
 from worker.timing import Timing
 from worker.trouble import trouble_of
+from worker.wire import GrpcWire, Wire
 
 Value = TypeVar("Value")
 
@@ -85,11 +85,15 @@ class Joining:
         background: Background | None = None,
         understand: Callable[[RunDescription], Run] = understand_run,
         measure: Callable[[Layout, Machine, int, int], float] = measure_speed,
+        counted: Callable[[Wire], Wire] = lambda wire: wire,
+        licensed: Callable[[str], None] = lambda _licence: None,
     ) -> None:
+        """`counted` holds the line to the volunteer's rules; `licensed` hears under what licence the run's data is."""
         self.home = home
         self.timing = timing or Timing()
         self._dial = dial or self._grpc
         self._understand, self._measure = understand, measure
+        self._counted, self._licensed = counted, licensed
         self._options = options
         self._link = link
         self._reporter = reporter
@@ -167,7 +171,7 @@ class Joining:
         if self._link.invite is None:
             raise ConfigError("what is stored of this run is damaged: join it anew with a join link from its operator")
         ca_pem = await self._connect()
-        name = (self._options.name or socket.gethostname())[:MAX_NAME_CHARACTERS]
+        name = self._options.name[:MAX_NAME_CHARACTERS]  # none: the run calls it by two words that follow from its key
         request = pb.EnrolRequest(
             protocol_version=PROTOCOL_VERSION,
             public_key=self._identity.public_key,
@@ -181,7 +185,7 @@ class Joining:
             reply = await self.client.enrol(request)
         if reply.work_bits:
             raise MalformedMessage("the coordinator asks for work again that was done")
-        if reply.worker_id != self._identity.worker_id:
+        if reply.worker_id not in (self._identity.worker_id, self.home.former_worker()):
             raise MalformedMessage(f"enrolled as {printable(reply.worker_id, 40)}, which is not this worker's key")
         if not (0 < len(reply.run_id) <= 128 and reply.run_id.isprintable()):
             raise MalformedMessage("enrolled in a run whose id is not 1 to 128 printable characters")
@@ -224,7 +228,7 @@ class Joining:
     async def open(self, machine: Machine) -> float:
         """Open a session; returns the heartbeat interval in seconds. The first time, the run is measured first."""
         await self._connect()
-        reply = await self.client.open_session(self._capability(machine))
+        reply = await self.client.open_session(self._capability(machine), self._options.team)
         description = description_from_message(reply.run)
         if description.run_id != self.enrolment.run_id:
             raise MalformedMessage(f"session of run {description.run_id}, but enrolled in {self.enrolment.run_id}")
@@ -232,11 +236,12 @@ class Joining:
             self._run = await self._background.run(self._understand, description)
         self.home.remember_address(self._link, description.name)
         self.lease_length = printable(reply.lease_length)
+        self._licensed(printable(reply.data_licence, 100))
         if self._offer is None:
             before = self._capability(machine)
             self._offer = await self._worked_out(machine)
             if self._capability(machine) != before:
-                reply = await self.client.open_session(self._capability(machine))
+                reply = await self.client.open_session(self._capability(machine), self._options.team)
         return reply.heartbeat_interval_s
 
     async def _connect(self) -> bytes:
@@ -257,6 +262,7 @@ class Joining:
         return CoordinatorClient(
             link,
             identity,
+            wire=self._counted(GrpcWire(link)),
             timing=self.timing,
             on_trouble=on_trouble,
             first_backoff_s=self._options.first_backoff_s,

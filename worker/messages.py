@@ -42,8 +42,12 @@ class News(Enum):
     """Refused, but not for good: it is offered again."""
     HELD_UP = auto()
     """Finished work is trained faster than it is sent: nothing new is asked for until the line is free."""
+    LEASE_UNWANTED = auto()
+    """The volunteer's rules do not accept it."""
     PAUSED = auto()
     RESUMED = auto()
+    OUT_OF_TIME = auto()
+    """A lease that waited for a pause's end cannot be done in time any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +85,8 @@ class LeaseGranted(Reply):
     """Work. The same lease again, when the coordinator still holds one open for this worker."""
 
     lease: ReceivedLease
+    unwanted: str = ""
+    """Why the volunteer's rules do not accept it; empty: they do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +189,7 @@ class LeaseCancelled(SessionEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paused(SessionEvent):
-    """The volunteer's policy: no work now. `stops_training`: not even what is in training."""
+    """The volunteer's policy: no work now. `stops_training`: not even what is in training, which waits."""
 
     reason: str
     stops_training: bool = False
@@ -192,6 +198,13 @@ class Paused(SessionEvent):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resumed(SessionEvent):
     """The volunteer's policy: work is welcome again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutOfTime(SessionEvent):
+    """A lease that waits for a pause's end would not be done before its deadline any more."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,15 +322,19 @@ class Tell(SessionCommand):
     cause: Cause | None = None
     detail: str = ""
     trains_on: bool = False
+    suspends: bool = False
+    """What was in training waits at its last saved step."""
     pause_s: float = 0.0
     """Until it is tried again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finish(SessionCommand):
-    """Nothing follows; the process leaves with `exit_code`. `keeps`: finished work stays on the disk."""
+    """Nothing follows; the process leaves with `exit_code`. `keeps`: finished work stays on the disk. `run_over`: there
+    is no more work in this run for anybody."""
 
     exit_code: int
     reason: str
     cause: Cause | None = None
     keeps: bool = False
+    run_over: bool = False

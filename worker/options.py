@@ -48,7 +48,9 @@ class WorkerOptions:
     home: Path | None = None
     """Folder for key, enrolment, unsent work and blocks; None: the platform's place for user data."""
     name: str = ""
-    """Shown to the operator; empty: this machine's host name."""
+    """Shown to the operator and to other volunteers; empty: two words that follow from its key."""
+    team: str | None = None
+    """Whom its work is to be credited to beside itself; empty: nobody any more; None: as before."""
     device: str | None = None
     """`cpu`, `cuda` or `cuda:N`; None: a GPU where there is one."""
     max_columns: int | None = None

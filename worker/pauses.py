@@ -17,6 +17,8 @@ class Pauses:
     upload_s: float = 1.0
     """Before a broken upload is resumed, growing, with full jitter."""
     most_upload_s: float = 60.0
+    unwanted_s: float = 120.0
+    """After a lease that the volunteer's rules do not accept: the next one is likely to be the same."""
     disk_s: float = 5.0
     """How often a disk that took no writes is tried again: a volunteer who makes room sees work go on at once."""
     kept_after_deadline_s: float = 7200.0

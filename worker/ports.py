@@ -51,8 +51,11 @@ class Coordinator(BlockSource, Protocol):
     async def enrol(self, request: pb.EnrolRequest) -> pb.EnrolReply:
         """Redeem the invite."""
 
-    async def open_session(self, capability: pb.Capability) -> pb.OpenSessionReply:
-        """Prove the key; later calls are made in this session."""
+    async def open_session(self, capability: pb.Capability, team: str | None = None) -> pb.OpenSessionReply:
+        """Prove the key; later calls are made in this session. `team` None: as before."""
+
+    async def list_receipts(self, after: int) -> pb.ListReceiptsReply:
+        """What was earned since."""
 
     async def acquire_lease(self, wait_s: float) -> pb.AcquireLeaseReply:
         """Ask for work."""
@@ -115,6 +118,9 @@ class Trainer(Protocol):
 
     def stop(self) -> None:
         """Stop soon."""
+
+    def rest(self) -> None:
+        """Nothing is to be trained for a while: give back the memory that the last lease took, once it has stopped."""
 
     def join(self, timeout_s: float) -> bool:
         """Wait for what was stopped; whether it has ended."""

@@ -13,6 +13,8 @@ from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.status import Status
+from rich.text import Text
 
 from worker.lease import printable
 from worker.options import Output
@@ -105,18 +107,20 @@ class LiveReporter:
             transient=True,
         )
         self._task: TaskID | None = None
+        self._line: Status | None = None
         self._loss = "loss …"
 
     def say(self, event: str, text: str, **fields: Field) -> None:
         """One line above the bar."""
-        self._console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim]", end=" ")
-        self._console.print(printable(text, MAX_LINE_CHARACTERS), markup=False, highlight=False)
+        line = Text.assemble((f"{time.strftime('%H:%M:%S')} ", "dim"), printable(text, MAX_LINE_CHARACTERS))
+        self._console.print(line, highlight=False)  # in one piece: the live line below would break it
 
     def step(self, done: int, total: int, loss: float | None, tokens_per_s: float) -> None:
         """Move the bar; it goes away with the last step."""
         if loss is not None:
             self._loss = f"loss {loss:.3f}"
         if self._task is None:
+            self._hide()
             self._progress.start()
             self._task = self._progress.add_task("", total=total)
         self._progress.update(
@@ -125,8 +129,25 @@ class LiveReporter:
         if done >= total:
             self.close()
 
+    def stand(self, sentence: str) -> None:
+        """The live line, where there is no bar."""
+        if self._task is not None:
+            return
+        text = Text(printable(sentence, MAX_LINE_CHARACTERS), overflow="ellipsis", no_wrap=True)
+        if self._line is None:
+            self._line = self._console.status(text, spinner="line")
+            self._line.start()
+        else:
+            self._line.update(text)
+
+    def _hide(self) -> None:
+        if self._line is not None:
+            self._line.stop()
+            self._line = None
+
     def close(self) -> None:
         """Take the bar away."""
+        self._hide()
         if self._task is not None:
             self._progress.remove_task(self._task)
             self._task = None

@@ -90,6 +90,14 @@ def link_of(text: str, root: Path) -> JoinLink:
     )
 
 
+def links_of(text: str, root: Path) -> list[JoinLink]:
+    """As `link_of`; nothing at all means every run that this machine is enrolled in and whose address it knows."""
+    known = known_runs(root)
+    if text.strip() or len(known) < 2 or any(run.address is None for run in known):
+        return [link_of(text, root)]
+    return [run.link(run.address.host, run.address.port) for run in known if run.address is not None]
+
+
 def home_root(home: Path | None) -> Path:
     """Where this machine's runs lie: `home`, or the platform's place for user data; ConfigError where there is none."""
     if home is not None:

@@ -150,9 +150,15 @@ def told(tell: m.Tell) -> str:
                 "them is sent."
             )
         case News.PAUSED:
-            return f"No new work for now{_quoted(tell)}; what is in training is finished first."
+            on = " What is in training is finished and sent first." if tell.trains_on else ""
+            waits = " What was in training waits at its last saved step." if tell.suspends else ""
+            return f"Paused: {said(tell.reason)}.{on}{waits}"
         case News.RESUMED:
-            return "Work is welcome again: asking for some."
+            return "Work is welcome again: going on."
+        case News.LEASE_UNWANTED:
+            return f"This lease goes back: {said(tell.reason)}. Another is asked for in {duration(tell.pause_s)}."
+        case News.OUT_OF_TIME:
+            return f"{said(tell.reason)}. {_HANDED_BACK}"
 
 
 def waiting(reason: str, lasting_s: float = 0.0) -> str:

@@ -7,7 +7,8 @@ has not heard of it would grant the same again.
 Knows no clock, network, file or tensor (worker/agent.py has those). What holds always: moves follow `LEGAL_MOVES`
 (worker/states.py); an event the present state does not allow raises `IllegalEvent` and changes nothing; an answer to a
 call that was replaced, or about a lease that is gone, is old news and ignored; a trained submission is never forgotten
-before it is settled, or refused for good; while it is paused, nothing new is asked for or begun.
+before it is settled, or refused for good; while it is paused, nothing new is asked for or begun, and a lease whose
+training a pause stopped waits for its end, as long as it can still be done in time.
 """
 
 from __future__ import annotations
@@ -15,48 +16,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from protocol.causes import Cause
 from protocol.errors import IllegalEvent
-from protocol.ids import LeaseId
-from protocol.lease import Lease
 from worker import messages as m
-from worker.messages import EXIT_DEVICE_LOST, EXIT_FAILED, EXIT_OK, EXIT_REFUSED, News
-from worker.pauses import Pauses
-from worker.sending import Offers, Sending, refused_for_good
-from worker.states import ASKING, HOLDING, IN_SESSION, WHILE_TRAINING, S, State, moved
+from worker.messages import EXIT_DEVICE_LOST, EXIT_OK, EXIT_REFUSED, News
+from worker.moves import SessionMoves
+from worker.states import ASKING, HOLDING, IN_SESSION, WHILE_TRAINING, S, State
 
-MAX_FAILURES = 3  # in a row; a machine that fails three leases fails the fourth, and each one costs the run a replica
+PAUSE_TOLD = "the volunteer's machine is to pause"
+"""What the coordinator hears: what runs on a machine, and who sits there, is nobody else's business."""
 
 
-class Session:
+class Session(SessionMoves):
     """One worker's state. `handle` is its only way to change."""
-
-    def __init__(self, pauses: Pauses | None = None) -> None:
-        self._pauses = pauses or Pauses()
-        self.state = State.DISCONNECTED
-        self.lease: Lease | None = None
-        self.session = 0  # number of the newest; 0 before the first
-        self.line = Sending(Offers(self._pauses))
-        self._ticket = 0
-        """Of the newest call, be it the line's."""
-        self._live = 0  # of the newest that is not
-        self._training = 0
-        self.is_training = False
-        """Whether a lease is in training, be there a session or not."""
-        self._trained: LeaseId | None = None
-        """Whose submission waits to be committed to, or for the line."""
-        self._offset = 0  # from which byte it is to be sent
-        self._offers, self._failures, self._is_paused = Offers(self._pauses), 0, False
-
-    @property
-    def lease_id(self) -> LeaseId | None:
-        """The lease that heartbeats speak for, besides the one that is being sent: held, or just trained."""
-        return self._trained or (self.lease.lease_id if self.lease else None)
-
-    @property
-    def has_unsent(self) -> bool:
-        """Whether a trained submission waits on disk."""
-        return self._trained is not None or self.line.is_busy
 
     def handle(self, event: m.SessionEvent) -> list[m.SessionCommand]:
         """Apply one event and say what to do."""
@@ -109,12 +80,12 @@ class Session:
         if self.is_training:
             self._move(State.RESUMING)
             return [*sent, m.AcquireLease(ticket=self._next_ticket(), after_s=0.0, may_wait=False)]
-        return [*sent, *self._ask()]
+        return [*sent, *(self._rest() if self._is_paused else self._ask())]  # what waits for a pause's end goes on to
 
     def _on_session_lost(self, event: m.SessionLost) -> list[m.SessionCommand]:
         if self.state is State.LEAVING:
             return self._finish(EXIT_OK, "left; the session had ended")
-        if not self.is_training and self._trained is None:
+        if not self.is_training and self._trained is None and self.state is not State.PAUSED:
             self.lease = None  # the new session asks again and is given the same lease
         return [m.Tell(news=News.SESSION_LOST, reason=event.reason, trains_on=self.is_training), *self._open()]
 
@@ -128,7 +99,11 @@ class Session:
         stopped = self._stop_training()
         self.lease = event.lease
         if self._is_paused:
-            return [*stopped, *self._give_back("the volunteer's machine is to pause")]
+            return [*stopped, *self._give_back(PAUSE_TOLD)]
+        if event.unwanted:
+            self._refrain_s = self._pauses.unwanted_s
+            told = m.Tell(news=News.LEASE_UNWANTED, reason=event.unwanted, pause_s=self._refrain_s)
+            return [*stopped, told, *self._give_back(event.unwanted)]
         self._move(State.FETCHING)
         return [*stopped, m.FetchShard(ticket=self._next_ticket(), lease=event.lease)]
 
@@ -139,7 +114,7 @@ class Session:
 
     def _on_run_ended(self, event: m.RunEnded) -> list[m.SessionCommand]:
         stopped = [*self._stop_training(), *self.line.give_up()]  # what is still being sent counts nowhere any more
-        return [*stopped, *self._finish(EXIT_OK, f"the run is over: {event.reason}")]
+        return [*stopped, *self._finish(EXIT_OK, f"the run is over: {event.reason}", run_over=True)]
 
     def _on_fetched(self, _: m.Fetched) -> list[m.SessionCommand]:
         assert self.lease is not None
@@ -191,7 +166,8 @@ class Session:
     def _on_returned(self, event: m.Returned | m.CallRefused) -> list[m.SessionCommand]:
         if self.state is State.LEAVING:
             return self._finish(EXIT_OK, getattr(event, "reason", "the lease is handed back"))
-        return self._ask(after_s=self._pauses.failure_s * self._failures)
+        refrain_s, self._refrain_s = self._refrain_s, 0.0
+        return self._ask(after_s=max(refrain_s, self._pauses.failure_s * self._failures))
 
     def _on_call_refused(self, event: m.CallRefused) -> list[m.SessionCommand]:
         match self.state:
@@ -207,25 +183,37 @@ class Session:
 
     def _on_paused(self, event: m.Paused) -> list[m.SessionCommand]:
         """What is in training is finished and sent, unless the policy says otherwise; what is not begun goes back."""
-        told = [] if self._is_paused else [m.Tell(news=News.PAUSED, reason=event.reason)]
+        stops = event.stops_training and self.is_training
+        told = m.Tell(news=News.PAUSED, reason=event.reason, trains_on=self.is_training and not stops, suspends=stops)
+        commands: list[m.SessionCommand] = [] if self._is_paused and not stops else [told]
         self._is_paused = True
         match self.state:
             case State.IDLE:
-                return [*told, *self._rest()]
+                return [*commands, *self._rest()]
             case State.FETCHING:
-                return [*told, *self._give_back(event.reason)]
-            case State.TRAINING | State.RESUMING if event.stops_training:
-                return [*told, *self._stop_training(), *self._give_back(event.reason)]
-            case State.OPENING if event.stops_training and self.is_training:
-                self.lease = None  # nobody can be told now; the coordinator gives it up at its deadline
-                return [*told, *self._stop_training()]
-        return list(told)
+                return [*commands, *self._give_back(PAUSE_TOLD)]
+            case State.TRAINING | State.RESUMING if stops:
+                return [*commands, *self._stop_training(), *self._rest()]
+            case State.OPENING if stops:
+                return [*commands, *self._stop_training()]
+        return commands
 
     def _on_resumed(self, _: m.Resumed) -> list[m.SessionCommand]:
         if not self._is_paused:
             return []
         self._is_paused = False
-        return [m.Tell(news=News.RESUMED, reason=""), *(self._ask() if self.state is State.PAUSED else ())]
+        told = m.Tell(news=News.RESUMED, reason="")
+        if self.state is not State.PAUSED:
+            return [told]
+        if self.lease is None:
+            return [told, *self._ask()]
+        self._move(State.FETCHING)
+        return [told, m.FetchShard(ticket=self._next_ticket(), lease=self.lease)]
+
+    def _on_out_of_time(self, event: m.OutOfTime) -> list[m.SessionCommand]:
+        if self.state is not State.PAUSED or self.lease is None:
+            return []
+        return [m.Tell(news=News.OUT_OF_TIME, reason=event.reason), *self._give_back(event.reason)]
 
     # ---- the way out --------------------------------------------------------------------------------------------
 
@@ -234,7 +222,7 @@ class Session:
             return []
         stopped = self._stop_training()
         match self.state:
-            case State.FETCHING | State.TRAINING | State.RESUMING if self.lease is not None:
+            case State.FETCHING | State.TRAINING | State.RESUMING | State.PAUSED if self.lease is not None:
                 self._move(State.LEAVING)
                 lease_id = self.lease.lease_id
                 return [*stopped, m.ReturnLease(ticket=self._next_ticket(), lease_id=lease_id, reason=event.reason)]
@@ -245,85 +233,6 @@ class Session:
 
     def _on_leave_timed_out(self, _: m.LeaveTimedOut) -> list[m.SessionCommand]:
         return [] if self.state is State.OVER else self._finish(EXIT_OK, "left without the coordinator's answer")
-
-    # ---- moves --------------------------------------------------------------------------------------------------
-
-    def _open(self, _: m.Enrolled | None = None) -> list[m.SessionCommand]:
-        self.session += 1
-        self._move(State.OPENING)
-        return [*self.line.cut(), m.OpenSession(ticket=self._next_ticket(), session=self.session)]
-
-    def _ask(self, after_s: float = 0.0) -> list[m.SessionCommand]:
-        if self._failures >= MAX_FAILURES:
-            return self._finish(EXIT_FAILED, f"{self._failures} leases in a row failed on this machine")
-        self.lease = None
-        if self._is_paused:
-            return self._rest()
-        self._move(State.IDLE)
-        return [m.AcquireLease(ticket=self._next_ticket(), after_s=after_s, may_wait=True)]
-
-    def _rest(self) -> list[m.SessionCommand]:
-        self._move(State.PAUSED)
-        self._next_ticket()  # whatever is still on its way is old news: a lease among it is had by asking again
-        return [m.CancelCall()]
-
-    def _commit(self, after_s: float = 0.0) -> list[m.SessionCommand]:
-        assert self._trained is not None
-        self._move(State.COMMITTING)
-        return [m.CommitSubmission(ticket=self._next_ticket(), lease_id=self._trained, after_s=after_s)]
-
-    def _hand_over(self) -> list[m.SessionCommand]:
-        """To the line, which is free; what comes next is asked for beside it."""
-        assert self._trained is not None
-        sent = self.line.take(self._trained, self._offset, self._line_ticket())
-        self._trained = None
-        return [*sent, *self._ask()]
-
-    def _refused(self, event: m.CallRefused) -> list[m.SessionCommand]:
-        if event.final:
-            return [refused_for_good(event), *self._let_go()]
-        kept, pause_s = self._offers.kept(event)
-        return [kept, *self._commit(after_s=pause_s)]
-
-    def _let_go(self) -> list[m.SessionCommand]:
-        assert self._trained is not None
-        dropped = m.DropSubmission(lease_id=self._trained)
-        self._trained, self._failures, self._offers.refusals = None, 0, 0
-        return [dropped, *self._ask()]
-
-    def _give_up(self, event: m.CallRefused | m.FetchFailed | m.TrainingFailed) -> list[m.SessionCommand]:
-        reason, detail = event.reason, event.detail if isinstance(event, m.TrainingFailed) else ""
-        self._failures += 1
-        failed = m.Tell(news=News.LEASE_FAILED, reason=reason, cause=event.cause, detail=detail)
-        return [failed, *self._give_back(reason)]
-
-    def _give_back(self, reason: str) -> list[m.SessionCommand]:
-        assert self.lease is not None
-        self._move(State.RETURNING)
-        return [m.ReturnLease(ticket=self._next_ticket(), lease_id=self.lease.lease_id, reason=reason)]
-
-    def _stop_training(self) -> list[m.SessionCommand]:
-        if not self.is_training:
-            return []
-        self.is_training = False
-        return [m.StopTraining(training=self._training)]
-
-    def _finish(self, exit_code: int, reason: str, cause: Cause | None = None) -> list[m.SessionCommand]:
-        self._move(State.OVER)
-        self._next_ticket()  # whatever is still on its way is old news
-        cut = self.line.cut()
-        return [*cut, m.Finish(exit_code=exit_code, reason=reason, cause=cause, keeps=self.has_unsent)]
-
-    def _next_ticket(self) -> int:
-        self._live = self._line_ticket()
-        return self._live
-
-    def _line_ticket(self) -> int:
-        self._ticket += 1
-        return self._ticket
-
-    def _move(self, state: State) -> None:
-        self.state = moved(self.state, state)
 
 
 EVENTS: dict[type[m.SessionEvent], tuple[frozenset[State], Callable[[Session, Any], list[m.SessionCommand]]]] = {
@@ -344,6 +253,7 @@ EVENTS: dict[type[m.SessionEvent], tuple[frozenset[State], Callable[[Session, An
     m.LeaseCancelled: (HOLDING, Session._on_lease_cancelled),
     m.Paused: (frozenset(S) - {S.OVER}, Session._on_paused),
     m.Resumed: (frozenset(S) - {S.OVER}, Session._on_resumed),
+    m.OutOfTime: (frozenset(S), Session._on_out_of_time),
     m.LeaveRequested: (frozenset(S), Session._on_leave_requested),
     m.LeaveTimedOut: (frozenset({S.LEAVING, S.OVER}), Session._on_leave_timed_out),
 }

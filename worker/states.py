@@ -18,7 +18,8 @@ class State(Enum):
     OPENING = "opening"
     IDLE = "idle"
     PAUSED = "paused"
-    """In session, without a lease and not asking for one: the volunteer's policy says so."""
+    """In session and not asking for a lease: the volunteer's policy says so. One whose training the pause stopped is
+    held until it cannot be done in time any more."""
     FETCHING = "fetching"
     TRAINING = "training"
     RESUMING = "resuming"
@@ -40,7 +41,7 @@ LEGAL_MOVES: dict[State, frozenset[State]] = {
     S.ENROLLING: frozenset({S.OPENING, S.OVER}),
     S.OPENING: frozenset({S.RESUMING, S.COMMITTING, S.OVER, *_FREE}),
     S.IDLE: frozenset({S.FETCHING, S.RETURNING, S.PAUSED, S.OPENING, S.OVER}),
-    S.PAUSED: frozenset({S.IDLE, S.OPENING, S.OVER}),
+    S.PAUSED: frozenset({S.IDLE, S.FETCHING, S.RETURNING, *_LOST_OR_LEFT}),
     S.FETCHING: frozenset({S.TRAINING, S.RETURNING, *_FREE, *_LOST_OR_LEFT}),
     S.TRAINING: frozenset({S.COMMITTING, S.RETURNING, *_FREE, *_LOST_OR_LEFT}),
     S.RESUMING: frozenset({S.TRAINING, S.FETCHING, S.COMMITTING, S.RETURNING, *_FREE, *_LOST_OR_LEFT}),
@@ -60,6 +61,6 @@ def moved(old: State, new: State) -> State:
 
 
 IN_SESSION = frozenset(S) - {S.DISCONNECTED, S.ENROLLING, S.OPENING, S.OVER}
-HOLDING = frozenset({S.FETCHING, S.TRAINING, S.RESUMING, S.OPENING, S.COMMITTING, S.HELD_UP, S.RETURNING})
+HOLDING = frozenset({S.PAUSED, S.FETCHING, S.TRAINING, S.RESUMING, S.OPENING, S.COMMITTING, S.HELD_UP, S.RETURNING})
 WHILE_TRAINING = frozenset({S.TRAINING, S.RESUMING, S.OPENING})
 ASKING = frozenset({S.IDLE, S.RESUMING})

@@ -11,12 +11,17 @@ import barnraise.cli.coordinator as coordinator_commands
 from barnraise.cli import (
     audit_log,
     calibrate,
+    credit,
     data,
+    doctor,
     evaluate,
+    identity,
     invites,
     model,
     plan,
     pretrain,
+    receipts,
+    service,
     settings,
     simulate,
     standings,
@@ -43,6 +48,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(worker.app, name="worker", rich_help_panel="Volunteer")
+app.command("doctor", rich_help_panel="Volunteer")(doctor.doctor)
 coordinator_commands.app.command("set")(settings.set_setting)
 coordinator_commands.app.command("settings")(settings.list_settings)
 coordinator_commands.app.command("invite")(invites.invite)
@@ -50,8 +56,13 @@ coordinator_commands.app.command("ban")(standings.ban)
 coordinator_commands.app.command("unban")(standings.unban)
 coordinator_commands.app.command("pardon")(standings.pardon)
 coordinator_commands.app.command("rollback")(standings.rollback)
+coordinator_commands.app.command("credit")(credit.credit)
 coordinator_commands.app.command("calibrate")(calibrate.calibrate)
 coordinator_commands.app.command("audit-log")(audit_log.audit_log)
+worker.app.add_typer(identity.app, name="identity")
+worker.app.add_typer(service.app, name="service")
+worker.app.command("receipts")(receipts.receipts)
+app.add_typer(receipts.app, name="receipt", rich_help_panel="Volunteer")
 app.add_typer(coordinator_commands.app, name="coordinator", rich_help_panel="Operator")
 app.command("status", rich_help_panel="Operator")(status.status)
 app.add_typer(data.app, name="data", rich_help_panel="Operator")

@@ -35,15 +35,23 @@ def audit_log(
     from coordinator.engine.stages import Stage
     from coordinator.run.folder import RunFolder
     from coordinator.store.audit_log import AuditLog
+    from coordinator.store.people import said_in
     from protocol.errors import ConfigError
+    from protocol.ids import WorkerId
+    from protocol.pseudonyms import pseudonym
 
     if stage and stage not in set(Stage):
         raise ConfigError(f"--stage {stage}: expected {STAGES}")
-    log = AuditLog.read_only(RunFolder.open(folder).audit_path)
+    run = RunFolder.open(folder)
+    names = said_in(run.registry_path).names
+    log = AuditLog.read_only(run.audit_path)
     try:
-        lines = log.latest(most=most, worker=worker, round_=round_, lease=lease, stage=stage)
+        called = {one: names.get(WorkerId(one)) or pseudonym(one) for one in log.workers()}
+        meant = next((one for one, name in called.items() if worker and name == worker), worker)
+        found = log.latest(most=most, worker=meant, round_=round_, lease=lease, stage=stage)
     finally:
         log.close()
+    lines = [dataclasses.replace(line, name=called.get(line.worker, "")) for line in found]
     if as_json:
         print_json([dataclasses.asdict(line) for line in lines])
     elif lines:

@@ -18,6 +18,11 @@ RunArgument = Annotated[Path, typer.Argument(help="The run's folder.")]
 
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 
+WorkerHome = Annotated[Path | None, typer.Option(help="Where this machine's identity is kept.")]
+WhichRun = Annotated[
+    str, typer.Option("--run", help="The coordinator's HOST:PORT, where this machine is in several runs.")
+]
+
 Settings = Annotated[
     list[str] | None,
     typer.Option(

@@ -125,23 +125,6 @@ def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) ->
     Console(highlight=False, markup=False, width=width).print(table)
 
 
-def parse_bytes(text: str) -> int:
-    """`8GB`, `512MiB` or a plain number as bytes. GB and GiB both mean 1024^3: memory is sold so."""
-    from protocol.errors import ConfigError
-
-    compact = text.strip().lower().replace(" ", "")
-    digits = compact.rstrip("ibkmgt")
-    unit = compact[len(digits) :].replace("i", "").rstrip("b")
-    powers = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-    try:
-        amount = float(digits)
-    except ValueError:
-        amount = -1.0
-    if unit not in powers or not 0 < amount < 1e15:
-        raise ConfigError(f"not an amount of memory: {text!r}; write for example 8GB or 512MB")
-    return int(amount * 1024 ** powers[unit])
-
-
 def _cell(value: object) -> str:
     if value is None:
         return ""

@@ -16,8 +16,9 @@ import typer
 
 from barnraise.cli.headers import HeadersRead, read_headers
 from barnraise.cli.options import Json, one_of
-from barnraise.cli.output import parse_bytes, print_json, print_table
+from barnraise.cli.output import print_json, print_table
 from moe.presets import PRESETS
+from protocol.amounts import parse_bytes
 from protocol.errors import ConfigError
 from protocol.recipe import FROZEN_DTYPES, MASTERS, MOMENTS, MUON, OPTIMIZERS, TRUNKS, Recipe, breaches
 from protocol.residency import FROZEN, RESIDENCIES

@@ -13,11 +13,18 @@ from typing import Annotated
 
 import typer
 
+from barnraise.cli import rules, volunteer
 from barnraise.cli.options import Json
-from barnraise.cli.output import parse_bytes, print_json, print_pairs
+from barnraise.cli.output import print_json, print_pairs
+from protocol.amounts import parse_bytes
 from protocol.text import human_bytes
 
 app = typer.Typer(no_args_is_help=True, help="Train on this machine, as a volunteer.")
+
+app.command("set")(rules.set_)
+app.command("rules")(rules.rules)
+for _verb in (volunteer.status, volunteer.pause, volunteer.resume, volunteer.finish, volunteer.leave, volunteer.logs):
+    app.command(_verb.__name__)(_verb)
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
@@ -39,7 +46,11 @@ def join(
         Path | None, typer.Option(help="Take the first free link in this folder, waiting for one to appear.")
     ] = None,
     home: Annotated[Path | None, typer.Option(help="Where this machine's identity is kept.")] = None,
-    name: Annotated[str, typer.Option(help="What the operator sees; the host name by default.")] = "",
+    name: Annotated[str, typer.Option(help="What others see; by default two words that follow from its key.")] = "",
+    team: Annotated[
+        str | None,
+        typer.Option(help="Credit this machine's work to a team, too; '' leaves it. Kept until another is given."),
+    ] = None,
     device: Device = "auto",
     columns: Annotated[int | None, typer.Option(min=1, help="Hold at most this many expert columns.")] = None,
     memory: Annotated[
@@ -78,7 +89,10 @@ def join(
     output: Annotated[str, typer.Option(help="auto, plain, json or quiet.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="The same as --output json.")] = False,
 ) -> int:
-    """Join a run and train until it is over. Ctrl-C, or closing the terminal, hands the work back and leaves."""
+    """Join a run and train until it is over. Ctrl-C, or closing the terminal, hands the work back and leaves.
+
+    Without a link: as `barnraise worker run`.
+    """
     from protocol.errors import ConfigError
 
     if sum(source is not None for source in (link, link_file, links_from)) > 1:
@@ -97,6 +111,7 @@ def join(
     options = WorkerOptions(
         home=home,
         name=name,
+        team=team,
         device=chosen_device,
         max_columns=columns,
         memory_bytes=memory_bytes,
@@ -121,6 +136,19 @@ def join(
     if exit_code != EXIT_DEVICE_LOST:
         return exit_code
     return go_on(options, time.monotonic() - started_s, become)
+
+
+@app.command()
+def run(
+    home: Annotated[Path | None, typer.Option(help="Where this machine's identity is kept.")] = None,
+    output: Annotated[str, typer.Option(help="auto, plain, json or quiet.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --output json.")] = False,
+) -> int:
+    """Work for every run that this machine is enrolled in, one after another, under your rules.
+
+    The same as `barnraise worker join` without a link; `join --help` has its options.
+    """
+    return join(home=home, output=output, as_json=as_json)
 
 
 @app.command()

@@ -10,32 +10,36 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 from coordinator.edge.auth import Authenticator, check_protocol_version
 from coordinator.edge.served import RunContext
+from coordinator.edge.sessions import CallerSession
 from coordinator.edge.throttle import range_of
 from coordinator.engine import appeals
-from coordinator.engine.events import AuditAsked, CapabilityChanged, WorkerEnrolled
+from coordinator.engine.events import AuditAsked, CapabilityChanged, WorkerEnrolled, WorkerLeft
 from coordinator.engine.telling import banned_sentence
 from coordinator.store.registry import Member, RangeQuota, clean_name, invite_id
 from moe.planner import ANY_HOST, Burden, Memory, Plan, planned
 from protocol.admission import has_worked
 from protocol.causes import Cause
 from protocol.errors import MalformedMessage, Refused, Unauthenticated
-from protocol.ids import LeaseId, worker_id_of
+from protocol.ids import LeaseId, WorkerId, worker_id_of
 from protocol.recipe import recipe_of
 from protocol.residency import ABSENT, FROZEN
+from protocol.rotation import check_agreement
 from protocol.tls import manifest_key_message
 from protocol.v1 import barnraise_pb2 as pb
 
 MAX_TOKENS_PER_S = 1e9
 """No machine is faster; a claim above this is an error or a lie."""
 BF16_BYTES, FP32_BYTES = 2, 4
+MAX_RECEIPT_NUMBER = 2**62
+"""A database's integers end at 2^63."""
 
 
 class Membership:
-    """Answers Enrol, OpenSession and AskAudit."""
+    """Answers Enrol, OpenSession and AskAudit, and whoever asks for receipts, leaves or has another key."""
 
     def __init__(self, run: RunContext, auth: Authenticator) -> None:
         self._run = run
@@ -46,7 +50,7 @@ class Membership:
         """Redeem an invite for the key that signed the call, or say which work has to be done first."""
         check_protocol_version(request.protocol_version)
         columns = self._columns(request.capability)  # before the invite is spent: a machine too small may try again
-        name = clean_name(request.name)
+        name = clean_name(request.name) if request.name.strip() else ""
         run = self._run
         await self._refuse_banned(request.public_key, request.invite)
         bits = run.settings.admission_work_bits
@@ -71,33 +75,35 @@ class Membership:
         run = self._run
         is_operator = request.public_key == run.operator_key
         if not is_operator:
-            member = await asyncio.to_thread(run.registry.find, request.public_key)
-            if member is None:
-                raise Unauthenticated(
-                    f"this key is not enrolled in run {run.run_id}; join with an invite first", cause=Cause.NOT_ENROLLED
-                )
-            await self._refuse_banned(request.public_key)
+            member = await self._member(request.public_key)
+            self._refuse_banned_worker(member.worker)
             columns = self._columns(request.capability)
             self._auth.spend_nonce(request.public_key, request.nonce)
+            worker = member.worker
             await self._make_known(member, columns, request.capability)
+            if request.HasField("team"):
+                team = clean_name(request.team) if request.team.strip() else ""
+                await asyncio.to_thread(run.registry.people.set_team, worker, team)
         else:
             self._auth.spend_nonce(request.public_key, request.nonce)
-        worker = worker_id_of(request.public_key)
+            worker = worker_id_of(request.public_key)
         session = run.sessions.open(request.public_key, worker, is_operator=is_operator)
         return pb.OpenSessionReply(
             session_id=session.session_id,
             heartbeat_interval_s=run.pump.engine.state.config.heartbeat_interval_s,
             run=self._description(),
             lease_length=run.lease_length(run.pump.engine.state.config),
+            data_licence=run.dataset.card.licence,
         )
 
     async def ask_audit(self, request: pb.AskAuditRequest, _: str) -> pb.AskAuditReply:
         """A worker asks that its work be computed again; what it may not ask is answered, not recorded."""
-        run, worker = self._run, worker_id_of(request.public_key)
+        run = self._run
         state = run.pump.engine.state
+        worker = (await self._member(request.public_key)).worker
         if worker not in state.workers:
             raise Unauthenticated(f"this key has no work in run {run.run_id}", cause=Cause.NOT_ENROLLED)
-        await self._refuse_banned(request.public_key)
+        self._refuse_banned_worker(worker)
         lease_id = LeaseId(request.lease_id) if request.lease_id else appeals.latest_refused(state, worker)
         if lease_id is None:
             return pb.AskAuditReply(taken=False, reason="none of your latest submissions was refused")
@@ -108,10 +114,59 @@ class Membership:
         able = state.config.audits.budget > 0.0
         return pb.AskAuditReply(taken=True, reason=appeals.TAKEN if able else appeals.NOBODY_COMPUTES)
 
-    async def _refuse_banned(self, public_key: bytes, invite: str = "") -> None:
+    async def list_receipts(self, session: CallerSession, request: pb.ListReceiptsRequest) -> pb.ListReceiptsReply:
+        """The worker's next receipts, and which of all of its do not stand."""
+        book, reply = self._run.receipts, pb.ListReceiptsReply(next=request.after)
+        if book is None:
+            return reply
+        after = min(request.after, MAX_RECEIPT_NUMBER)
+        found, reply.next = book.receipts(session.worker, session.public_key, after)
+        for one in found:
+            reply.receipts.add(receipt_json=one.content, signature=one.signature)
+        revoked = book.revocations(session.worker)
+        reply.revocations_json, reply.revocations_signature = revoked.content, revoked.signature
+        return reply
+
+    async def leave(self, request: pb.LeaveRequest, _: str) -> pb.LeaveReply:
+        """The worker takes part no more; a banned one may go, too."""
+        run, worker = self._run, (await self._member(request.public_key)).worker
+        self._auth.spend_nonce(request.public_key, request.nonce)
+        if worker in run.pump.engine.state.workers:
+            await run.pump.submit(WorkerLeft(at_s=run.run_time(), worker=worker))
+        leave = partial(run.registry.people.leave, worker, forget=request.forget, revoke=request.revoke)
+        await asyncio.to_thread(leave)
+        run.sessions.close_of(worker)
+        return pb.LeaveReply()
+
+    async def rotate_key(self, request: pb.RotateKeyRequest, _: str) -> pb.RotateKeyReply:
+        """Another key takes the place of the caller's; sessions of the old one end."""
+        run = self._run
+        old, new = request.public_key, request.new_public_key
+        check_agreement(new, old, bytes.fromhex(run.authority.fingerprint), request.new_signature)
+        self._refuse_banned_worker(await asyncio.to_thread(run.registry.worker_of, old))
+        self._auth.spend_nonce(old, request.nonce)
+        worker = await asyncio.to_thread(run.registry.people.rotate, old, new)
+        run.sessions.close_of(worker)
+        return pb.RotateKeyReply(worker_id=worker)
+
+    async def _member(self, public_key: bytes) -> Member:
+        member = await asyncio.to_thread(self._run.registry.find, public_key)
+        if member is None:
+            raise Unauthenticated(
+                f"this key is not enrolled in run {self._run.run_id}; join with an invite first",
+                cause=Cause.NOT_ENROLLED,
+            )
+        return member
+
+    def _refuse_banned_worker(self, worker: WorkerId) -> None:
+        known = self._run.pump.engine.state.workers.get(worker)
+        if known is not None and known.ban is not None:
+            raise Refused(banned_sentence(known.ban), cause=Cause.BANNED)
+
+    async def _refuse_banned(self, public_key: bytes, invite: str) -> None:
         """Whoever is shut out is told so, why, and whom to write to; an invite is not spent on it."""
         state = self._run.pump.engine.state
-        known = state.workers.get(worker_id_of(public_key))
+        known = state.workers.get(await asyncio.to_thread(self._run.registry.worker_of, public_key))
         ban = known.ban if known is not None else None
         if ban is None and invite:
             owner = await asyncio.to_thread(self._run.registry.owner_of_invite, invite)
@@ -128,7 +183,6 @@ class Membership:
                 WorkerEnrolled(
                     at_s=at_s,
                     worker=member.worker,
-                    name=member.name,
                     trusted=member.trusted,
                     max_columns=columns,
                     tokens_per_s=tokens_per_s,

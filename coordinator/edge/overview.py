@@ -110,8 +110,7 @@ def _short(line: str) -> str:
 def _left_out(state: EngineState, records: Iterable[RoundRecord]) -> Iterator[str]:
     for record in records:
         for one in record.left_out:
-            name = state.workers[one.worker].name or one.worker[:8]
-            yield f"round {record.round}: {name}'s {one.lease_id}: {told(one.why)}"
+            yield f"round {record.round}: {state.called(one.worker)}'s {one.lease_id}: {told(one.why)}"
 
 
 def _reach(state: EngineState) -> str:
@@ -124,7 +123,7 @@ def _reach(state: EngineState) -> str:
 
 def _rolled_back(state: EngineState) -> Iterator[str]:
     for one in state.rollbacks[-LATEST:]:
-        names = ", ".join(state.workers[worker].name or worker[:8] for worker in one.without)
+        names = ", ".join(map(state.called, one.without))
         if one.given_up is not None:
             outcome = f"could not be made ({told(one.given_up)})"
         elif one.version is None:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 from coordinator.edge.publicly import round_reasons
 from coordinator.edge.status import RunSummary
-from coordinator.engine.credit import ranking
 from coordinator.engine.history import RoundRecord
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus
 from coordinator.engine.quorum import Standings, deadline_s
@@ -22,7 +21,6 @@ from coordinator.page.view import (
     ClosedRow,
     ColumnCell,
     ColumnHealth,
-    Contributor,
     Judged,
     LeaseBar,
     LossPoint,
@@ -33,7 +31,6 @@ from protocol.ids import WorkerId
 
 MOST_BARS = 60
 MOST_ROUNDS = 200
-MOST_CREDITED = 50
 _MISSING_NAMES = 4
 _UNDER_WAY = LIVE_STATUSES - {LeaseStatus.ACCEPTED}
 
@@ -173,11 +170,3 @@ def judged_of(state: EngineState, summary: RunSummary) -> Judged:
         audits_failed=sum(one.audits_failed for one in workers),
         audited=state.config.audits.budget > 0.0,
     )
-
-
-def credit_of(state: EngineState, name: Callable[[WorkerId], str], sequence_length: int) -> tuple[Contributor, ...]:
-    """Whose work stands, the most validated tokens first."""
-    rows = ranking(state.workers.values(), tokens_a_sequence=sequence_length, name_of=name)
-    return tuple(Contributor(name=row.name, tokens=row.tokens, accepted=row.leases) for row in rows if row.tokens)[
-        :MOST_CREDITED
-    ]

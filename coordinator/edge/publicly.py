@@ -21,15 +21,20 @@ from coordinator.engine.commands import (
     ValidateVersion,
     WriteCheckpoint,
 )
+from coordinator.engine.credit import ranking
 from coordinator.engine.dispatch import Hindrance
 from coordinator.engine.phases import LeaseStatus, Phase
 from coordinator.engine.rows import LeaseRecord, WorkerRecord
 from coordinator.engine.stages import told_to_worker
 from coordinator.engine.state import EngineState
 from coordinator.engine.trust import trust_of
+from coordinator.page.view import Contributor
+from protocol.ids import WorkerId
 from protocol.text import printable
 
 MAX_NAME_CHARACTERS = 48
+MOST_CREDITED = 50
+"""Lines of the ranking; `barnraise coordinator credit` has all."""
 
 _STATES: Mapping[WorkerState, str] = {WorkerState.MEASURING: "checking", WorkerState.QUARANTINED: "set aside"}
 """Where the engine's word is not a reader's."""
@@ -44,10 +49,10 @@ _MAKING: Mapping[type[SlowCommand], str] = {
 }
 
 
-def display_name(record: WorkerRecord, place: int) -> str:
+def display_name(state: EngineState, worker: WorkerId, place: int) -> str:
     """Under which name a worker is shown; one without a name by its place in the order of enrolment, from 1."""
-    name = printable(record.name).strip()
-    if not name or name == record.worker:
+    name = printable(state.called(worker)).strip()
+    if not name or name == worker:
         return f"worker {place}"
     return name if len(name) <= MAX_NAME_CHARACTERS else f"{name[: MAX_NAME_CHARACTERS - 1]}…"
 
@@ -147,3 +152,22 @@ def _between(at: EngineState) -> str:
     if at.phase is Phase.AGGREGATING:
         return f"round {number} is being merged; the next opens soon"
     return "the run is over" if at.phase is Phase.OVER else "the run took its last step; the model is being saved"
+
+
+def public_credit(state: EngineState, teams: Mapping[WorkerId, str], sequence_length: int) -> tuple[Contributor, ...]:
+    """Who trained it, and for which team: validated tokens, the most first, at most MOST_CREDITED of them."""
+    places = state.index.places
+    rows = ranking(
+        state.workers.values(),
+        tokens_a_sequence=sequence_length,
+        name_of=lambda worker: display_name(state, worker, places[worker] + 1),
+    )
+    return tuple(
+        Contributor(
+            name=row.name,
+            team=printable(teams.get(WorkerId(row.key), "")).strip()[:MAX_NAME_CHARACTERS],
+            tokens=row.tokens,
+            accepted=row.leases,
+        )
+        for row in [one for one in rows if one.tokens][:MOST_CREDITED]
+    )

@@ -13,6 +13,7 @@ from coordinator.edge.mailboxes import Mailboxes
 from coordinator.edge.sessions import SessionTable
 from coordinator.engine.config import EngineConfig
 from coordinator.run.pump import Pump
+from coordinator.run.receipts import ReceiptBook
 from coordinator.settings import RunSettings
 from coordinator.store.ports import Artifacts
 from coordinator.store.registry import Registry
@@ -48,6 +49,8 @@ class RunContext:
     """The calendar, for people and invites; may be set at any moment."""
     lease_length: Callable[[EngineConfig], str]
     """How long leases are, and why, as workers are told."""
+    receipts: ReceiptBook | None = None
+    """None in simulations that write none."""
 
     @property
     def max_block_bytes(self) -> int:

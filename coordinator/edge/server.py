@@ -21,6 +21,7 @@ from coordinator.edge.mailboxes import Mailboxes
 from coordinator.edge.membership import Membership
 from coordinator.edge.operator_service import OperatorService
 from coordinator.edge.pages import Page, Query, StatusReader, put_together
+from coordinator.edge.retention import forget_addresses
 from coordinator.edge.rpc import Endpoint
 from coordinator.edge.served import RunContext
 from coordinator.edge.service import WorkerService
@@ -52,6 +53,7 @@ from coordinator.run.opened import OpenedRun
 from coordinator.run.pump import Pump
 from coordinator.run.pump_limits import PumpLimits
 from coordinator.run.reaching import last_port, write_endpoint
+from coordinator.run.receipts import ReceiptBook
 from coordinator.run.traffic import Traffic
 from coordinator.settings import RunSettings
 from coordinator.store.journal import JournalObserver, unobserved
@@ -102,6 +104,7 @@ class CoordinatorServer:
         self._run: RunContext | None = None
         self._parts: OpenedRun | None = None
         self._grpc: Any = None
+        self._retention: asyncio.Task[None] | None = None
         self.port = 0
         self.page_url = ""
         """Where the run's page is; empty where it is shown nowhere."""
@@ -128,6 +131,7 @@ class CoordinatorServer:
         if run.pump.engine.state.phase is Phase.OVER:
             run.mailboxes.ended.set()
         run.pump.start()
+        self._retention = asyncio.create_task(forget_addresses(run.registry.people, run.wall_time))
         self._grpc = grpc.aio.server(options=server_options(), maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS)
         self._add_services(self._grpc, run, parts.traffic, parts.settings_file)
         self.port = self._listen(run.settings)
@@ -149,6 +153,8 @@ class CoordinatorServer:
         self._run = self._parts = None
         if self._showing is not None:
             await self._showing.stop()
+        if self._retention is not None:
+            self._retention.cancel()
         run.sessions.close_all()  # answers the long polls, which would otherwise use up the whole grace
         if self._grpc is not None:
             await self._grpc.stop(grace)
@@ -209,7 +215,7 @@ class CoordinatorServer:
             parts.journal,
             work=parts.executor,
             dispatch=dispatch,
-            observer=Observers(parts.event_log, parts.audit_trail),
+            observer=Observers(parts.event_log, parts.audit_trail, parts.credit_trail),
             clock=parts.clock.now_s,
             clock_news=parts.clock.news,
             journal_observer=self._journal_observer,
@@ -233,6 +239,12 @@ class CoordinatorServer:
             run_time=parts.clock.now_s,
             wall_time=parts.clock.wall_s,
             lease_length=LeaseLengths(parts.settings, parts.layout).planned,
+            receipts=ReceiptBook(
+                run_id=folder.run_id,
+                ledger=parts.ledger,
+                identity=folder.manifest_identity(),
+                tokens_a_sequence=parts.settings.sequence_length,
+            ),
         )
 
     def _add_services(self, server: Any, run: RunContext, traffic: Traffic, settings_file: SettingsFile) -> None:

@@ -148,6 +148,7 @@ class WorkerService:
             inner_step=request.inner_step,
             train_loss=request.train_loss if math.isfinite(request.train_loss) else None,
             tokens_per_s=request.tokens_per_s if math.isfinite(request.tokens_per_s) else 0.0,
+            paused_until_s=_paused_until_s(request, run.run_time()),
         )
         self._beats[session.worker] = beat
         run.pump.seen(beat)
@@ -316,3 +317,10 @@ def digest_from(digest: bytes) -> Digest:
 def clean_reason(reason: str) -> str:
     """A reason somebody else wrote, fit for logs and terminals."""
     return printable(reason[:MAX_REASON_CHARACTERS]).strip() or "no reason given"
+
+
+def _paused_until_s(request: pb.HeartbeatRequest, now_s: float) -> float | None:
+    """Of the run's time; None: it is not paused."""
+    if not request.paused:
+        return None
+    return now_s + request.paused_for_s if 0.0 < request.paused_for_s < math.inf else math.inf

@@ -6,6 +6,7 @@ many there are, so that a page of them is made in a moment.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 
@@ -93,13 +94,18 @@ def worker_status(
     def wait() -> str:
         return explain.wait_reason(engine.state, record, common)
 
+    why = _why(record, lease, fresh.inner_step if fresh else 0, now_s, wait)
+    if record.present and beat is not None and beat.paused_until_s is not None:
+        paused = _paused(beat.paused_until_s - now_s)
+        why = f"{paused}; {why}" if training else paused
+
     return WorkerStatus(
         worker=record.worker,
-        name=record.name,
+        name=engine.state.called(record.worker),
         trusted=record.trusted,
         owner=record.owner,
         state=state_of(record, lease),
-        why=_why(record, lease, fresh.inner_step if fresh else 0, now_s, wait),
+        why=why,
         connected=record.present and connected(record.worker),
         max_columns=record.max_columns,
         columns=lease.lease.columns if lease else (),
@@ -120,6 +126,13 @@ def worker_status(
         audits_failed=record.audits_failed,
         invite=record.invite,
     )
+
+
+def _paused(left_s: float) -> str:
+    if not 0.0 < left_s < math.inf:
+        return "paused by its owner"
+    span = f"{left_s / 60:.0f} min" if left_s < 5400 else f"{left_s / 3600:.0f} h"
+    return f"paused by its owner, for {span} more at the least"
 
 
 def _why(

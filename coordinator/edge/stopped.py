@@ -20,6 +20,7 @@ from coordinator.run.lease_length import LeaseLengths
 from coordinator.run.pump import load_engine
 from coordinator.run.traffic import TRAFFIC, Traffic
 from coordinator.store.journal import Journal
+from coordinator.store.people import said_in
 from protocol.errors import ConfigError, Unavailable
 from protocol.storage import telling_storage_trouble
 
@@ -51,6 +52,7 @@ def _read(folder: RunFolder) -> tuple[StatusReader, float]:
         journal = Journal.open(copy)
         try:
             engine, _ = load_engine(journal, folder.draw_secret())
+            engine.state.names = said_in(folder.registry_path).names
             traffic = Traffic.from_json(journal.meta(TRAFFIC))
         finally:
             journal.close()

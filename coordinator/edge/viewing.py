@@ -18,11 +18,12 @@ import structlog
 
 from coordinator.edge.headline import headline_of
 from coordinator.edge.pages import StatusReader
-from coordinator.edge.pictured import closed_rounds, columns_of, credit_of, judged_of, open_round_of
+from coordinator.edge.pictured import closed_rounds, columns_of, judged_of, open_round_of
 from coordinator.edge.publicly import (
     PublicReasons,
     display_name,
     lease_of,
+    public_credit,
     public_standing,
     public_state,
 )
@@ -130,13 +131,13 @@ class RunViews:
             moved=self._moved(summary, wall_s),
             judged=judged_of(state, summary),
             tokens_counted=state.totals.sequences * self._run.settings.sequence_length,
-            credit=credit_of(state, self._names(state), self._run.settings.sequence_length),
+            credit=public_credit(state, self._run.registry.people.teams, self._run.settings.sequence_length),
             health=self._health(state, disk.free, disk.total),
         )
 
     def _names(self, state: EngineState) -> Callable[[WorkerId], str]:
         places = state.index.places
-        return lambda worker: display_name(state.workers[worker], places[worker] + 1)
+        return lambda worker: display_name(state, worker, places[worker] + 1)
 
     def _rows(self, batch: list[tuple[WorkerId, WorkerRecord]]) -> Iterator[tuple[int, WorkerRow, bool]]:
         engine, run = self._run.pump.engine, self._run
@@ -150,7 +151,7 @@ class RunViews:
             heard_s = max(record.heard_at_s, beat.at_s) if beat else record.heard_at_s
             row = WorkerRow(
                 place=places[worker] + 1,
-                name=display_name(record, places[worker] + 1),
+                name=display_name(state, worker, places[worker] + 1),
                 state=public_state(record, lease),
                 why=reasons.of(record, lease, fresh.inner_step if fresh else 0),
                 standing=public_standing(state, record),

@@ -29,6 +29,9 @@ def worker_handlers(
             calls.unary("GetManifest", pb.GetManifestRequest, service.get_manifest),
             calls.keyed("AskAudit", pb.AskAuditRequest, membership.ask_audit),
             calls.unary("AnswerMeasure", pb.AnswerMeasureRequest, transfers.measures.answer),
+            calls.unary("ListReceipts", pb.ListReceiptsRequest, membership.list_receipts),
+            calls.keyed("Leave", pb.LeaveRequest, membership.leave),
+            calls.keyed("RotateKey", pb.RotateKeyRequest, membership.rotate_key),
             calls.upload("Upload", pb.UploadHeader, transfers.upload),
             calls.download("Download", pb.DownloadRequest, transfers.download),
         ]

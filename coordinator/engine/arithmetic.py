@@ -70,7 +70,7 @@ def told_undecided_workers(state: EngineState) -> tuple[str, ...]:
     found = [one for one in state.workers.values() if one.undecided_in_row and one.ban is None]
     if not found:
         return ()
-    names = ", ".join(f"{one.name or one.worker} ({one.undecided_in_row})" for one in found[:_NAMES])
+    names = ", ".join(f"{state.called(one.worker)} ({one.undecided_in_row})" for one in found[:_NAMES])
     more = f" and {len(found) - _NAMES} more" if len(found) > _NAMES else ""
     kept = 0.0 if state.config.open_run else state.config.audits.unpaid_weight
     counts = "nowhere" if kept == 0.0 else f"at {kept:g} of its weight"

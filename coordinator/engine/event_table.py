@@ -42,6 +42,7 @@ ROWS = (
     EventRow(ev.CapabilityChanged, _EVERYWHERE, handlers.on_capability_changed),
     EventRow(ev.WorkerSeen, _EVERYWHERE, _of_the_engine),  # a heartbeat, for presence.py alone
     EventRow(ev.WorkerSilent, _EVERYWHERE, handlers.on_worker_silent),
+    EventRow(ev.WorkerLeft, _EVERYWHERE, handlers.on_worker_left),
     EventRow(ev.CoordinatorResumed, _EVERYWHERE, handlers.on_coordinator_resumed),
     EventRow(ev.ClockStepped, _EVERYWHERE, handlers.on_clock_stepped),
     EventRow(ev.LeaseRequested, _EVERYWHERE, handlers.on_lease_requested),

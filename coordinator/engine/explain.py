@@ -105,7 +105,7 @@ def audit_notes(state: EngineState) -> tuple[str, ...]:
 
 
 def _undecided(state: EngineState, one: Accusation, before: int) -> str:
-    name = state.workers[one.worker].name or one.worker
+    name = state.called(one.worker)
     what = f"{name}'s {one.lease_id}" + (f", and {before} of its leases before that," if before else "")
     found = f"round {one.round}: {what} could not be reproduced by {_people(one.accusers)}"
     if one.vouchers:
@@ -287,7 +287,7 @@ def _audit(state: EngineState, record: LeaseRecord) -> Wait:
     """Who is computing a lease again whose submission hangs on it."""
     lease_id = record.lease.lease_id
     hands = [state.leases[shadow] for shadow in state.index.shadows_of(lease_id)]
-    names = [state.workers[shadow.lease.worker].name or shadow.lease.worker for shadow in hands[-1:]]
+    names = [state.called(shadow.lease.worker) for shadow in hands[-1:]]
     if audits.replay_id(lease_id) in state.pending:
         names = ["the coordinator"]
     doing = f"{names[0]} computes it again" if names else "a trusted worker is to compute it again"
@@ -298,7 +298,7 @@ def _audit(state: EngineState, record: LeaseRecord) -> Wait:
 
 def _lease_reason(state: EngineState, record: LeaseRecord) -> str:
     worker = state.workers[record.lease.worker]
-    name = worker.name or worker.worker
+    name = state.called(worker.worker)
     if record.committed_at_s is not None:
         doing = "is uploading" if worker.present else "fell silent; nothing else came, so it is waited for"
         return f"{name} committed {state.now_s - record.committed_at_s:.0f} s ago and {doing}"

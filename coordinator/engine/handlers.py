@@ -20,6 +20,7 @@ from coordinator.engine.events import (
     SubmissionUploaded,
     Ticked,
     WorkerEnrolled,
+    WorkerLeft,
     WorkerSilent,
 )
 from coordinator.engine.history import CalendarMark, remembered
@@ -31,6 +32,8 @@ from coordinator.engine.state import EngineState
 from coordinator.engine.turn import Turn
 from protocol.errors import IllegalEvent
 from protocol.ids import Digest, LeaseId, WorkerId
+
+LEFT = "its volunteer has left the run"
 
 
 def on_worker_enrolled(turn: Turn, event: WorkerEnrolled) -> None:
@@ -73,6 +76,17 @@ def on_worker_silent(turn: Turn, event: WorkerSilent) -> None:
     if record is not None:
         limit_s, silent_s = silence_limit_s(state.config), state.now_s - event.last_seen_at_s
         leases.expire(turn, record.lease.lease_id, reason(Case.SILENT, silent_s=silent_s, most_s=limit_s))
+
+
+def on_worker_left(turn: Turn, event: WorkerLeft) -> None:
+    """Its open lease is free for others at once; what it has sent stays, and what it has earned. Again is fine."""
+    state = turn.state
+    enrolled(state, event.worker)
+    leases.break_uploads(turn, event.worker)
+    record = state.open_lease_of(event.worker)
+    if record is not None:
+        leases.hand_back(turn, record, LEFT)
+    state.update_worker(event.worker, present=False, waiting_since_s=None, waits_until_s=None)
 
 
 def on_coordinator_resumed(turn: Turn, event: CoordinatorResumed) -> None:

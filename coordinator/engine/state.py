@@ -6,7 +6,7 @@ keep the index (index.py) in step. Heartbeats live elsewhere (presence.py) on pu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -36,6 +36,7 @@ from coordinator.engine.rows import Ban, LeaseRecord, RoundState, SeenNorm, Work
 from coordinator.engine.undo import Undo
 from protocol.ids import BlockId, Digest, LeaseId, Version, WorkerId
 from protocol.lease import AS_PUBLISHED, FrozenColumns
+from protocol.pseudonyms import pseudonym
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,6 +93,9 @@ class EngineState:
     stop_reason: str | None = None
     ended: Reason | None = None
 
+    names: Mapping[WorkerId, str] = field(init=False, repr=False, compare=False, default_factory=dict)
+    """What workers are called, from the registry: for sentences alone. In no event and no snapshot, so that whoever
+    leaves can be forgotten."""
     index: Index = field(init=False, repr=False, compare=False)
     """Follows from the above; in no snapshot."""
     _undo: Undo | None = field(init=False, repr=False, compare=False, default=None)
@@ -129,7 +133,9 @@ class EngineState:
 
     def copy(self) -> EngineState:
         """The state as it is now, to keep."""
-        return EngineState(**self.recorded())
+        twin = EngineState(**self.recorded())
+        twin.names = self.names
+        return twin
 
     def recorded(self) -> dict[str, Any]:
         """What a snapshot holds, as it is now: tables change with the next event, their records and all else never."""
@@ -216,6 +222,11 @@ class EngineState:
         return self.round
 
     # ---- looking --------------------------------------------------------------------------------------
+
+    def called(self, worker: WorkerId) -> str:
+        """What a worker is called; never empty. Older journals and simulations have names in their events."""
+        record = self.workers.get(worker)
+        return self.names.get(worker) or (record.name if record else "") or pseudonym(worker)
 
     def wall_at_s(self, at_s: float) -> float | None:
         """Calendar time at run time `at_s`, in seconds since the epoch; None in a run that has none."""

@@ -110,9 +110,9 @@ def line_chart(points: Sequence[tuple[float, float, float]], texts: Sequence[str
     x_low, x_high = min(x for x, *_ in drawn), max(x for x, *_ in drawn)
     y_low = min(y - error for _, y, error, _ in drawn)
     y_high = max(y + error for _, y, error, _ in drawn)
-    pad = _least_span(y_low, y_high) / 2.0 if _is_flat(y_low, y_high) else 0.06 * (y_high - y_low)
+    pad = 0.06 * (y_high - y_low) if _differ(y_low, y_high) else max(0.5, abs(y_high) * 0.1)
     y_low, y_high = y_low - pad, y_high + pad
-    x_high = x_low + _least_span(x_low, x_high) if _is_flat(x_low, x_high) else x_high
+    x_high = x_high if _differ(x_low, x_high) else x_low + max(1.0, abs(x_low) * 0.1)
 
     def at(x: float, y: float) -> tuple[float, float]:
         across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
@@ -130,13 +130,9 @@ def line_chart(points: Sequence[tuple[float, float, float]], texts: Sequence[str
     )
 
 
-def _is_flat(low: float, high: float) -> bool:
-    """Whether what lies between is within a float's own rounding of them, and no scale."""
-    return high - low <= 1e-9 * max(abs(low), abs(high))
-
-
-def _least_span(low: float, high: float) -> float:
-    return max(1.0, 1e-3 * max(abs(low), abs(high)))
+def _differ(low: float, high: float) -> bool:
+    """Whether there is room for a scale between the two, in fp64: neither neighbours, nor next to nothing."""
+    return high - low > max(1e-9 * max(abs(low), abs(high)), 1e-300)
 
 
 def timeline(current: OpenRound, now_s: float) -> Timeline | None:

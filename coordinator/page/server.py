@@ -136,7 +136,8 @@ class _Connection(H11Protocol):
         super().connection_lost(exc)
 
     def _give_up(self) -> None:
-        if self.cycle is None:
+        begun: object = self.cycle  # which uvicorn says is always there; it is None until a request's head is
+        if begun is None:
             self.transport.abort()
 
 

@@ -250,7 +250,7 @@ class AuditTrail:
         given = round_ if round_ is not None else lease.round if lease else state.round.round
         return AuditLine(
             key=key, at_s=at_s, wall_s=self._wall_at_s(at_s), round=int(given), worker=worker or "",
-            name=state.workers[worker].name if worker in state.workers else "", lease=lease.lease_id if lease else "",
+            lease=lease.lease_id if lease else "",
             stage=stage, verdict=verdict, figure=_first(found, _FIGURES),
             threshold=_first(found, _THRESHOLDS),
             figures={name: value for name, value in found.items() if math.isfinite(value)}, judge=judge,

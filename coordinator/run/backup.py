@@ -150,7 +150,7 @@ def _copy_all(run: RunFolder, building: Path, blobs: dict[str, _Opener]) -> dict
             raise ConfigError(
                 f"{run.root / name} is not what its name promises; `barnraise coordinator verify` says more"
             )
-    for database in (run.registry_path, run.audit_path):
+    for database in (run.registry_path, run.audit_path, run.credit_path):
         if database.is_file():
             _copy_database(database, building / database.name)
     plain = [run.root / name for name in _PLAIN_FILES if (run.root / name).is_file()]

@@ -38,6 +38,7 @@ from coordinator.engine.events import (
     VersionValidated,
     WorkerBanned,
     WorkerEnrolled,
+    WorkerLeft,
     WorkerPardoned,
     WorkerSilent,
     WorkerUnbanned,
@@ -48,7 +49,8 @@ from coordinator.work import substitutes
 _log = structlog.get_logger("coordinator")
 
 _TOLD: dict[type[Event], tuple[str, tuple[str, ...]]] = {
-    WorkerEnrolled: ("worker_enrolled", ("worker", "name", "trusted", "max_columns")),
+    WorkerEnrolled: ("worker_enrolled", ("worker", "trusted", "max_columns")),
+    WorkerLeft: ("worker_left", ("worker",)),
     WorkerSilent: ("worker_silent", ("worker",)),
     LeaseReturned: ("lease_returned", ("worker", "lease_id", "reason")),
     RoundAggregated: ("round_aggregated", ("round", "version", "update_norm_l2")),

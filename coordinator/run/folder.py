@@ -6,6 +6,7 @@
     journal.sqlite        what happened (coordinator/store/journal.py), and beside it the mark of its newest commit
     registry.sqlite       invites and members (coordinator/store/registry.py)
     audit.sqlite          every judgement with its figures (coordinator/store/audit_log.py), for the operator
+    credit.sqlite         every lease that was credited (coordinator/store/credit_ledger.py)
     artifacts/            blocks, payloads, partial uploads
     versions/             which version has which manifest
     dataset/              only where the dataset was prepared for this run
@@ -113,6 +114,11 @@ class RunFolder:
     def audit_path(self) -> Path:
         """Every judgement with its figures."""
         return self.root / "audit.sqlite"
+
+    @property
+    def credit_path(self) -> Path:
+        """Every lease that was credited."""
+        return self.root / "credit.sqlite"
 
     @property
     def checkpoints(self) -> Path:

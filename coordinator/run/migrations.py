@@ -131,7 +131,14 @@ def _scale_of_norms(inner: OldState, recipe: OldState, steps: int) -> float:
 
 def _five_to_six(state: OldState) -> OldState:
     """What came with version 6 begins at its defaults, but for what follows from what was there."""
-    return _with_codecs_in_leases(state)
+    return _without_names(_with_codecs_in_leases(state))
+
+
+def _without_names(state: OldState) -> OldState:
+    """Names stood in the journal, which nobody can take them out of; the registry has had them all along."""
+    for worker in state["workers"].values():
+        worker["name"] = ""
+    return state
 
 
 def _with_codecs_in_leases(state: OldState) -> OldState:

@@ -14,6 +14,7 @@ from coordinator.engine.records import event_to_json
 from coordinator.run.audit_trail import AuditTrail
 from coordinator.run.changing import SETTINGS_WRITTEN, SettingsFile
 from coordinator.run.clock import Clocks, RunClock
+from coordinator.run.credit_trail import CreditTrail
 from coordinator.run.eventlog import EventLog
 from coordinator.run.folder import RunFolder
 from coordinator.run.lock import folder_lock
@@ -23,6 +24,7 @@ from coordinator.run.traffic import TRAFFIC, Traffic
 from coordinator.run.verify import lost_payloads, require_version
 from coordinator.settings import RunSettings
 from coordinator.store.audit_log import AuditLog
+from coordinator.store.credit_ledger import CreditLedger
 from coordinator.store.journal import Journal, JournalObserver, unobserved
 from coordinator.store.versions import Versions
 from coordinator.work.executor import Executor
@@ -57,12 +59,15 @@ class OpenedRun:
         self.store = folder.artifacts()
         self.versions = Versions(folder.root / "versions", self.store.blocks, self.layout)
         self.registry = folder.registry()
+        self.engine.state.names = self.registry.people.names
         self.traffic = Traffic.from_json(self.journal.meta(TRAFFIC))
         state = self.engine.state
         self.clock = RunClock(clocks, last_s=state.now_s, last_wall_s=state.wall_at_s(state.now_s))
         self.event_log = EventLog(folder.events_path, self._wall_at_s)
         self._audit_log = AuditLog.open(folder.audit_path)
         self.audit_trail = AuditTrail(self._audit_log, lambda: self.engine.state, self._wall_at_s)
+        self.ledger = CreditLedger.open(folder.credit_path)
+        self.credit_trail = CreditTrail(self.ledger, lambda: self.engine.state, self._wall_at_s)
         torch.set_num_threads(self.settings.executor_threads)
         self.executor = Executor(
             settings=work_settings(self.settings),
@@ -111,6 +116,7 @@ class OpenedRun:
         self.store.payloads.remove_temporaries()
         self.store.keep_submissions(needed.submissions)
         self.audit_trail.catch_up()
+        self.credit_trail.catch_up()
 
     def _checked_settings(self, folder: RunFolder) -> SettingsFile:
         """The file agrees with the journal, or is brought into line where a process died between both."""
@@ -143,6 +149,7 @@ class OpenedRun:
         self.registry.close()
         self.event_log.close()
         self._audit_log.close()
+        self.ledger.close()
         self._lock.release()
 
     def _wall_at_s(self, at_s: float) -> float | None:

@@ -21,6 +21,7 @@ from coordinator.run.changing import record_while_stopped
 from coordinator.run.lock import folder_lock
 from coordinator.run.pump import load_engine
 from coordinator.store.journal import Journal
+from coordinator.store.people import said_in
 from coordinator.store.registry import INVITE_ID_CHARACTERS, clean_name, invite_id
 from protocol.errors import ConfigError, MalformedMessage
 from protocol.joinlink import SCHEME, JoinLink
@@ -113,7 +114,7 @@ def planned_standing(state: EngineState, order: StandingOrder, at_s: float) -> t
             invite_kind = ev.InviteBanned if is_ban else ev.InviteUnbanned
             event = invite_kind(at_s=at_s, invite=name, by=by, why=order.why)
     about = [one for one in state.workers.values() if name == (one.owner if of is BanOf.OWNER else one.invite)]
-    return event, _change(order, of, name, event, about)
+    return event, _change(state, order, of, name, event, about)
 
 
 def change_standing_while_stopped(folder: RunFolder, order: StandingOrder) -> StandingChange:
@@ -124,6 +125,7 @@ def change_standing_while_stopped(folder: RunFolder, order: StandingOrder) -> St
         journal = Journal.open(folder.journal_path)
         try:
             engine, _ = load_engine(journal, folder.draw_secret())
+            engine.state.names = said_in(folder.registry_path).names
             event, change = planned_standing(engine.state, order, engine.state.now_s)
             if event is not None:
                 record_while_stopped(journal, engine, event)
@@ -136,12 +138,12 @@ def change_standing_while_stopped(folder: RunFolder, order: StandingOrder) -> St
 
 def worker_named(state: EngineState, text: str) -> WorkerRecord:
     """The worker of this name, id, or start of an id; ConfigError where there is none, or more than one."""
-    found = [one for one in state.workers.values() if text in (one.worker, one.name)]
+    found = [one for one in state.workers.values() if text in (one.worker, state.called(one.worker))]
     found = found or [one for one in state.workers.values() if one.worker.startswith(text)]
     if not found:
         raise ConfigError(f"no worker is called {text!r}: `barnraise status RUN --workers` lists them")
     if len(found) > 1:
-        which = ", ".join(f"{one.name} ({one.worker[:12]})" for one in found[:5])
+        which = ", ".join(f"{state.called(one.worker)} ({one.worker[:12]})" for one in found[:5])
         raise ConfigError(f"{len(found)} workers are called {text!r}: {which}; give the start of an id")
     return found[0]
 
@@ -162,13 +164,13 @@ def _of_worker(state: EngineState, order: StandingOrder, at_s: float) -> tuple[e
         note = f"all machines of {record.owner} are banned: `unban --owner` lifts that"
     elif order.act is not Act.BAN and record.invite in state.banned_invites:
         note = f"all keys of invite {record.invite} are banned: `unban --invite` lifts that"
-    return event, _change(order, BanOf.KEY, record.worker, event, [record], note)
+    return event, _change(state, order, BanOf.KEY, record.worker, event, [record], note)
 
 
 def _rollback(
     state: EngineState, record: WorkerRecord, order: StandingOrder, at_s: float
 ) -> tuple[ev.Event | None, StandingChange]:
-    name = record.name or record.worker
+    name = state.called(record.worker)
     if state.phase in {Phase.FINISHING, Phase.OVER}:
         raise ConfigError("the run has taken its last step: export an earlier version with `export --version`")
     if not state.past_steps:
@@ -186,7 +188,7 @@ def _rollback(
     note = f"it begins when round {state.round.round} ends"
     if record.ban is None:
         note += f"; {name} is not banned: `barnraise coordinator ban` keeps it from coming again"
-    return event, _change(order, BanOf.KEY, record.worker, event, [record], note)
+    return event, _change(state, order, BanOf.KEY, record.worker, event, [record], note)
 
 
 def _has_marks(record: WorkerRecord) -> bool:
@@ -196,13 +198,19 @@ def _has_marks(record: WorkerRecord) -> bool:
 
 
 def _change(
-    order: StandingOrder, of: BanOf, name: str, event: ev.Event | None, about: list[WorkerRecord], note: str = ""
+    state: EngineState,
+    order: StandingOrder,
+    of: BanOf,
+    name: str,
+    event: ev.Event | None,
+    about: list[WorkerRecord],
+    note: str = "",
 ) -> StandingChange:
     return StandingChange(
         act=order.act.value,
         of=of.value,
         name=name,
         changed=event is not None,
-        workers=tuple(one.name or one.worker for one in about),
+        workers=tuple(state.called(one.worker) for one in about),
         note=note,
     )

@@ -48,7 +48,6 @@ class AuditLine:
     round: int
     worker: str
     """Empty: it is about the whole round."""
-    name: str
     lease: str
     stage: str
     verdict: str
@@ -58,6 +57,8 @@ class AuditLine:
     figures: dict[str, float] = field(default_factory=dict)
     judge: str = "engine"
     why: str = ""
+    name: str = ""
+    """Kept in no file: whoever shows the line gives it, as the worker is called by then."""
 
 
 _COLUMNS = tuple(one.name for one in fields(AuditLine))
@@ -82,6 +83,8 @@ class AuditLog:
             # a verdict never waits for the disk here: what is lost with the machine is written again
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.executescript(_SCHEMA)
+            connection.execute("PRAGMA secure_delete = ON")
+            connection.execute("UPDATE lines SET name = '' WHERE name != ''")  # an older release wrote them down
         return cls(connection, kept)
 
     @classmethod
@@ -116,9 +119,9 @@ class AuditLog:
     def latest(
         self, *, most: int, worker: str = "", round_: int | None = None, lease: str = "", stage: str = ""
     ) -> list[AuditLine]:
-        """The newest `most` lines, in order: of a worker (its name, or how its id begins), round, lease, stage."""
+        """The newest `most` lines, in order: of a worker (how its id begins), round, lease, stage."""
         wanted: list[tuple[str, tuple[object, ...]]] = [
-            ("((worker >= ? AND worker < ?) OR name = ?)", (worker, worker + "\uffff", worker)) if worker else ("", ()),
+            ("(worker >= ? AND worker < ?)", (worker, worker + "\uffff")) if worker else ("", ()),
             ("round = ?", (round_,)) if round_ is not None else ("", ()),
             ("lease = ?", (lease,)) if lease else ("", ()),
             ("stage = ?", (stage,)) if stage else ("", ()),
@@ -128,6 +131,10 @@ class AuditLog:
         query = f"SELECT {', '.join(_COLUMNS)} FROM lines WHERE {where} ORDER BY number DESC LIMIT ?"  # noqa: S608
         found = self._connection.execute(query, (*values, most)).fetchall()
         return [_line(row) for row in reversed(found)]
+
+    def workers(self) -> list[str]:
+        """Ids of all workers that a line is about."""
+        return [worker for (worker,) in self._connection.execute("SELECT DISTINCT worker FROM lines") if worker]
 
     def close(self) -> None:
         """Release the file."""

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.store.journal_file import connect, telling, transaction
+from coordinator.store.people import GONE_REVOKED, People
 from protocol.causes import Cause
 from protocol.errors import ConfigError, MalformedMessage, Refused, Unauthenticated
 from protocol.ids import WorkerId, worker_id_of
@@ -41,7 +42,8 @@ CREATE TABLE IF NOT EXISTS invites (
 CREATE TABLE IF NOT EXISTS members (
     worker TEXT PRIMARY KEY, public_key BLOB NOT NULL, name TEXT NOT NULL, trusted INTEGER NOT NULL,
     enrolled_at_s REAL NOT NULL, owner TEXT NOT NULL DEFAULT '', invite TEXT NOT NULL DEFAULT '',
-    came_from TEXT NOT NULL DEFAULT ''
+    came_from TEXT NOT NULL DEFAULT '', team TEXT NOT NULL DEFAULT '', gone TEXT NOT NULL DEFAULT '',
+    replaced TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
 """
 _TEXT, _ONCE = "TEXT NOT NULL DEFAULT ''", "INTEGER NOT NULL DEFAULT 1"
@@ -51,8 +53,12 @@ _ADDED = (
     ("members", "owner", _TEXT),
     ("members", "invite", _TEXT),
     ("members", "came_from", _TEXT),
+    ("members", "team", _TEXT),
+    ("members", "gone", _TEXT),
+    ("members", "replaced", _TEXT),
 )
 """Columns that files of older releases lack: of what is in those nobody has one, and each invite is for one key."""
+_BY_KEY = "CREATE INDEX IF NOT EXISTS by_key ON members (public_key)"
 _SELECT = "SELECT worker, public_key, name, trusted, enrolled_at_s, owner, invite FROM members "
 """In the order of `_member_of`."""
 
@@ -96,6 +102,7 @@ class Registry:
         self._connection = connection
         self._path = path
         self._lock = threading.Lock()
+        self.people = People(connection, self._write)
 
     @classmethod
     def open(cls, path: Path) -> Registry:
@@ -109,6 +116,8 @@ class Registry:
             connection.executescript(_SCHEMA)
             for table, column, declared in _ADDED:
                 _add_column(connection, table, column, declared)
+            connection.execute(_BY_KEY)
+            connection.execute("PRAGMA secure_delete = ON")
         return cls(connection, path)
 
     @classmethod
@@ -118,6 +127,7 @@ class Registry:
         numbers = itertools.count()
         connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         connection.executescript(_SCHEMA)
+        connection.execute(_BY_KEY)
         return cls(connection, Path(":memory:"), lambda: f"simulated-invite-{next(numbers):06d}")
 
     def create_invite(self, *, trusted: bool, expires_at_s: float, owner: str = "", uses: int = 1) -> str:
@@ -132,8 +142,8 @@ class Registry:
 
     def redeem(self, invite: str, public_key: bytes, name: str, now_s: float, quota: RangeQuota = ANYWHERE) -> Member:
         """Enrol `public_key`, or answer as before when it redeemed this invite already."""
-        worker = worker_id_of(public_key)
         with self._write() as connection:
+            worker = _worker_of(connection, public_key)
             row = connection.execute(
                 "SELECT trusted, expires_at_s, redeemed_by, owner, uses FROM invites WHERE digest = ?",
                 (_digest(invite),),
@@ -144,8 +154,9 @@ class Registry:
                     cause=Cause.INVITE_UNKNOWN,
                 )
             trusted, expires_at_s, redeemed_by, owner, uses = row
+            _check_key(connection, worker, public_key)
             if redeemed_by == worker or (uses > 1 and _is_member(connection, worker)):
-                return self._member(worker)
+                return self._back(connection, worker, name)
             if redeemed_by is not None:
                 raise Refused(
                     "this invite was used by another key; each join link is for one machine, ask for another",
@@ -180,7 +191,12 @@ class Registry:
                 " ON CONFLICT (worker) DO UPDATE SET trusted = max(trusted, excluded.trusted)",
                 member,
             )
-            return self._member(worker)
+            return self._back(connection, worker, name)
+
+    def worker_of(self, public_key: bytes) -> WorkerId:
+        """Whose key this is, enrolled or not: of its own digest, unless it took another key's place."""
+        with self._lock:
+            return _worker_of(self._connection, public_key)
 
     def owner_of_invite(self, invite: str) -> str:
         """Whose machines the invite is for; empty: nobody's in particular, or there is no such invite."""
@@ -192,8 +208,8 @@ class Registry:
         """The member with this key, if it is enrolled."""
         with self._lock:
             row = self._connection.execute(
-                _SELECT + "WHERE worker = ?",
-                (worker_id_of(public_key),),
+                _SELECT + "WHERE public_key = ? AND gone = ''",
+                (public_key,),
             ).fetchone()
         return None if row is None else _member_of(row)
 
@@ -207,9 +223,13 @@ class Registry:
         """Release the file."""
         self._connection.close()
 
-    def _member(self, worker: WorkerId) -> Member:
-        row = self._connection.execute(_SELECT + "WHERE worker = ?", (worker,)).fetchone()
-        return _member_of(row)
+    def _back(self, connection: sqlite3.Connection, worker: WorkerId, name: str) -> Member:
+        """The member, who takes part again where it had left."""
+        statement = "UPDATE members SET gone = '', name = ? WHERE worker = ? AND gone != ''"
+        connection.execute(statement, (name, worker))
+        found = _member_of(connection.execute(_SELECT + "WHERE worker = ?", (worker,)).fetchone())
+        self.people.enrolled(worker, found.name, self.people.teams.get(worker, ""))
+        return found
 
     @contextlib.contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
@@ -236,6 +256,18 @@ def _check_quota(connection: sqlite3.Connection, worker: WorkerId, quota: RangeQ
             f"({quota.range}); ask the operator to raise `most_per_range`",
             cause=Cause.TOO_MANY,
         )
+
+
+def _worker_of(connection: sqlite3.Connection, public_key: bytes) -> WorkerId:
+    row = connection.execute("SELECT worker FROM members WHERE public_key = ?", (public_key,)).fetchone()
+    return worker_id_of(public_key) if row is None else WorkerId(row[0])
+
+
+def _check_key(connection: sqlite3.Connection, worker: WorkerId, public_key: bytes) -> None:
+    """A key that was replaced or revoked does not enrol again, whoever has it now."""
+    row = connection.execute("SELECT public_key, gone FROM members WHERE worker = ?", (worker,)).fetchone()
+    if row is not None and (row[0] != public_key or row[1] == GONE_REVOKED):
+        raise Refused("this key was revoked, or another took its place: remove its folder, and join with a new key")
 
 
 def _is_member(connection: sqlite3.Connection, worker: WorkerId) -> bool:

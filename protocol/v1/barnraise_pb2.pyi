@@ -58,28 +58,32 @@ class EnrolReply(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., run_id: _Optional[str] = ..., manifest_public_key: _Optional[bytes] = ..., manifest_key_vouch: _Optional[bytes] = ..., trusted: _Optional[bool] = ..., work_bits: _Optional[int] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
-    __slots__ = ("protocol_version", "public_key", "nonce", "capability")
+    __slots__ = ("protocol_version", "public_key", "nonce", "capability", "team")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_FIELD_NUMBER: _ClassVar[int]
+    TEAM_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     public_key: bytes
     nonce: bytes
     capability: Capability
-    def __init__(self, protocol_version: _Optional[int] = ..., public_key: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ...) -> None: ...
+    team: str
+    def __init__(self, protocol_version: _Optional[int] = ..., public_key: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., team: _Optional[str] = ...) -> None: ...
 
 class OpenSessionReply(_message.Message):
-    __slots__ = ("session_id", "heartbeat_interval_s", "run", "lease_length")
+    __slots__ = ("session_id", "heartbeat_interval_s", "run", "lease_length", "data_licence")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     LEASE_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    DATA_LICENCE_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     heartbeat_interval_s: float
     run: RunDescription
     lease_length: str
-    def __init__(self, session_id: _Optional[bytes] = ..., heartbeat_interval_s: _Optional[float] = ..., run: _Optional[_Union[RunDescription, _Mapping]] = ..., lease_length: _Optional[str] = ...) -> None: ...
+    data_licence: str
+    def __init__(self, session_id: _Optional[bytes] = ..., heartbeat_interval_s: _Optional[float] = ..., run: _Optional[_Union[RunDescription, _Mapping]] = ..., lease_length: _Optional[str] = ..., data_licence: _Optional[str] = ...) -> None: ...
 
 class RunDescription(_message.Message):
     __slots__ = ("run_id", "name", "model_json", "residency", "codec", "sequence_length", "dataset_digest", "max_block_bytes", "frozen_codec", "optimizer", "masters", "moments", "frozen_dtype", "trunk", "lora_rank")
@@ -320,18 +324,22 @@ class ReturnLeaseReply(_message.Message):
     def __init__(self) -> None: ...
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("lease_id", "inner_step", "train_loss", "tokens_per_s", "sending_lease_id")
+    __slots__ = ("lease_id", "inner_step", "train_loss", "tokens_per_s", "sending_lease_id", "paused", "paused_for_s")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     INNER_STEP_FIELD_NUMBER: _ClassVar[int]
     TRAIN_LOSS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
     SENDING_LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    PAUSED_FIELD_NUMBER: _ClassVar[int]
+    PAUSED_FOR_S_FIELD_NUMBER: _ClassVar[int]
     lease_id: str
     inner_step: int
     train_loss: float
     tokens_per_s: float
     sending_lease_id: str
-    def __init__(self, lease_id: _Optional[str] = ..., inner_step: _Optional[int] = ..., train_loss: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., sending_lease_id: _Optional[str] = ...) -> None: ...
+    paused: bool
+    paused_for_s: float
+    def __init__(self, lease_id: _Optional[str] = ..., inner_step: _Optional[int] = ..., train_loss: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., sending_lease_id: _Optional[str] = ..., paused: _Optional[bool] = ..., paused_for_s: _Optional[float] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
     __slots__ = ("cancelled", "latest_version")
@@ -442,6 +450,66 @@ class AskAuditReply(_message.Message):
     taken: bool
     reason: str
     def __init__(self, taken: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ListReceiptsRequest(_message.Message):
+    __slots__ = ("after",)
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    after: int
+    def __init__(self, after: _Optional[int] = ...) -> None: ...
+
+class SignedReceipt(_message.Message):
+    __slots__ = ("receipt_json", "signature")
+    RECEIPT_JSON_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    receipt_json: bytes
+    signature: bytes
+    def __init__(self, receipt_json: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class ListReceiptsReply(_message.Message):
+    __slots__ = ("receipts", "next", "revocations_json", "revocations_signature")
+    RECEIPTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    REVOCATIONS_JSON_FIELD_NUMBER: _ClassVar[int]
+    REVOCATIONS_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    receipts: _containers.RepeatedCompositeFieldContainer[SignedReceipt]
+    next: int
+    revocations_json: bytes
+    revocations_signature: bytes
+    def __init__(self, receipts: _Optional[_Iterable[_Union[SignedReceipt, _Mapping]]] = ..., next: _Optional[int] = ..., revocations_json: _Optional[bytes] = ..., revocations_signature: _Optional[bytes] = ...) -> None: ...
+
+class LeaveRequest(_message.Message):
+    __slots__ = ("public_key", "nonce", "forget", "revoke")
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    FORGET_FIELD_NUMBER: _ClassVar[int]
+    REVOKE_FIELD_NUMBER: _ClassVar[int]
+    public_key: bytes
+    nonce: bytes
+    forget: bool
+    revoke: bool
+    def __init__(self, public_key: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., forget: _Optional[bool] = ..., revoke: _Optional[bool] = ...) -> None: ...
+
+class LeaveReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RotateKeyRequest(_message.Message):
+    __slots__ = ("public_key", "nonce", "new_public_key", "new_signature")
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    NEW_PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    NEW_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    public_key: bytes
+    nonce: bytes
+    new_public_key: bytes
+    new_signature: bytes
+    def __init__(self, public_key: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., new_public_key: _Optional[bytes] = ..., new_signature: _Optional[bytes] = ...) -> None: ...
+
+class RotateKeyReply(_message.Message):
+    __slots__ = ("worker_id",)
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    def __init__(self, worker_id: _Optional[str] = ...) -> None: ...
 
 class GetManifestRequest(_message.Message):
     __slots__ = ("version",)

@@ -79,6 +79,21 @@ class CoordinatorStub:
                 request_serializer=protocol_dot_v1_dot_barnraise__pb2.AnswerMeasureRequest.SerializeToString,
                 response_deserializer=protocol_dot_v1_dot_barnraise__pb2.AnswerMeasureReply.FromString,
                 _registered_method=True)
+        self.ListReceipts = channel.unary_unary(
+                '/barnraise.protocol.v1.Coordinator/ListReceipts',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.ListReceiptsRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.ListReceiptsReply.FromString,
+                _registered_method=True)
+        self.Leave = channel.unary_unary(
+                '/barnraise.protocol.v1.Coordinator/Leave',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.LeaveRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.LeaveReply.FromString,
+                _registered_method=True)
+        self.RotateKey = channel.unary_unary(
+                '/barnraise.protocol.v1.Coordinator/RotateKey',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.RotateKeyRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.RotateKeyReply.FromString,
+                _registered_method=True)
         self.Upload = channel.stream_unary(
                 '/barnraise.protocol.v1.Coordinator/Upload',
                 request_serializer=protocol_dot_v1_dot_barnraise__pb2.UploadHeader.SerializeToString,
@@ -148,6 +163,24 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListReceipts(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Leave(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateKey(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Upload(self, request_iterator, context):
         """Raw frames on the wire: the first request message is an UploadHeader, the rest are frames.
         """
@@ -209,6 +242,21 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.AnswerMeasure,
                     request_deserializer=protocol_dot_v1_dot_barnraise__pb2.AnswerMeasureRequest.FromString,
                     response_serializer=protocol_dot_v1_dot_barnraise__pb2.AnswerMeasureReply.SerializeToString,
+            ),
+            'ListReceipts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReceipts,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.ListReceiptsRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.ListReceiptsReply.SerializeToString,
+            ),
+            'Leave': grpc.unary_unary_rpc_method_handler(
+                    servicer.Leave,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.LeaveRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.LeaveReply.SerializeToString,
+            ),
+            'RotateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateKey,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.RotateKeyRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.RotateKeyReply.SerializeToString,
             ),
             'Upload': grpc.stream_unary_rpc_method_handler(
                     servicer.Upload,
@@ -464,6 +512,87 @@ class Coordinator:
             '/barnraise.protocol.v1.Coordinator/AnswerMeasure',
             protocol_dot_v1_dot_barnraise__pb2.AnswerMeasureRequest.SerializeToString,
             protocol_dot_v1_dot_barnraise__pb2.AnswerMeasureReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReceipts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Coordinator/ListReceipts',
+            protocol_dot_v1_dot_barnraise__pb2.ListReceiptsRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.ListReceiptsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Coordinator/Leave',
+            protocol_dot_v1_dot_barnraise__pb2.LeaveRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.LeaveReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Coordinator/RotateKey',
+            protocol_dot_v1_dot_barnraise__pb2.RotateKeyRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.RotateKeyReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -81,6 +81,9 @@ class SimulatedTrainer:
         if training is not None:
             training.timer.cancel()
 
+    def rest(self) -> None:
+        """Nothing is held."""
+
     def join(self, timeout_s: float) -> bool:
         """Nothing goes on."""
         del timeout_s

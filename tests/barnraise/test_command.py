@@ -15,7 +15,7 @@ import pytest
 from barnraise import __version__
 from barnraise.cli.app import run
 from barnraise.cli.links import claim_link, write_links
-from barnraise.cli.output import parse_bytes
+from protocol.amounts import parse_bytes
 from protocol.errors import ConfigError
 from protocol.text import human_bytes
 

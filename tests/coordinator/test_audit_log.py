@@ -36,7 +36,7 @@ Join = Callable[..., Any]
 def line(number: int, **changes: Any) -> AuditLine:
     base = AuditLine(
         key=f"verdict:{number}", at_s=float(number), wall_s=None, round=number // 10, worker=f"w{number % 3:03d}",
-        name=f"name{number % 3}", lease=f"lease{number}", stage="norms", verdict="refused", figure=9.7, threshold=3.0,
+        lease=f"lease{number}", stage="norms", verdict="refused", figure=9.7, threshold=3.0,
         figures={"ratio": 9.7, "most": 3.0},
     )  # fmt: skip
     return replace(base, **changes)
@@ -49,7 +49,8 @@ def test_a_line_is_written_once_and_found_by_whom_when_and_where(tmp_path: Path)
     log.add(lines)
     assert log.latest(most=100) == lines
     assert log.latest(most=5) == lines[-5:]
-    assert log.latest(most=100, worker="name1") == lines[1::3]
+    assert log.latest(most=100, worker="w001") == lines[1::3]
+    assert log.workers()[:2] == ["w000", "w001"]
     assert log.latest(most=100, worker="w00") == lines
     assert log.latest(most=100, worker="w001", round_=1) == [one for one in lines[1::3] if one.round == 1]
     assert log.latest(most=100, lease="lease7") == [lines[7]]

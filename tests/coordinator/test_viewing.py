@@ -20,6 +20,7 @@ from coordinator.engine.rows import Ban, Quarantine, WorkerRecord
 from coordinator.engine.state import EngineState
 from coordinator.page.view import RunView, Tone
 from protocol.ids import LeaseId, RoundNumber, Version, WorkerId
+from protocol.pseudonyms import pseudonym
 
 OWNER, PATH, OPERATOR = "Ilse Mustermann", "/home/ilse/runs", "the operator of the barn"
 
@@ -88,7 +89,7 @@ async def test_nothing_private_is_in_a_picture(server: CoordinatorServer, join: 
         assert private not in text, private
     assert not re.search(r"[0-9a-f]{20}", text), "no key, and no digest"
     rows = {row.name: row for row in view.workers}
-    assert rows["worker 3"].place == 3, "one without a name has a number"
+    assert rows[pseudonym(person(2).worker)].place == 3, "who has no name is called by two words"
     assert rows["otter-4"].why == "takes no part any more"
     assert rows["otter-3"].standing == "set aside"
     assert [row.state for row in view.workers][:2] == ["banned", "set aside"], "those first that need a look"
@@ -117,11 +118,19 @@ async def test_of_very_many_workers_so_many_are_shown(server: CoordinatorServer)
     assert view.workers[0].state != "absent"
 
 
-def test_a_name_is_short_and_printable() -> None:
-    assert display_name(person(1, name=" barn\n\x1b[31m owl "), 4) == "barn  [31m owl"
-    assert display_name(person(1, name="\u202e"), 4) == "worker 4"
-    assert len(display_name(person(1, name="x" * 500), 4)) <= 48
-    assert display_name(person(1, name=person(1).worker), 4) == "worker 4", "a key is no name"
+async def test_a_name_is_short_and_printable(server: CoordinatorServer) -> None:
+    state, worker = state_of(server), person(1).worker
+    state.put_worker(person(1, name=""))
+
+    def shown(said: str) -> str:
+        state.names = {worker: said}
+        return display_name(state, worker, 4)
+
+    assert shown(" barn\n\x1b[31m owl ") == "barn  [31m owl"
+    assert shown("\u202e") == "worker 4"
+    assert len(shown("x" * 500)) <= 48
+    assert shown(worker) == "worker 4", "a key is no name"
+    assert re.fullmatch("[a-z]+-[a-z]+", shown("")), "who says nothing is called by two words"
 
 
 async def test_who_audits_whom_is_in_no_reason(server: CoordinatorServer) -> None:

@@ -127,6 +127,9 @@ class Idle:
     def stop(self) -> None:
         """Nothing runs."""
 
+    def rest(self) -> None:
+        """Nothing is held."""
+
     def join(self, timeout_s: float) -> bool:
         """It has ended."""
         del timeout_s

@@ -70,7 +70,7 @@ SESSION = (
     guard("a reused invite", never("coordinator:Registry.redeem", "redeemed_by is not None"), REUSED),
     guard("a reused invite", dropped("coordinator:Registry.redeem",
           "connection.execute(..., (worker, _digest(invite)), ...)"), REUSED),
-    guard("a reused invite", never("coordinator:Membership.open_session", "member is None"), REUSED),
+    guard("a reused invite", never("coordinator:Membership._member", "member is None"), REUSED),
     guard("an expired or unknown invite", never("coordinator:Registry.redeem", "now_s > expires_at_s"), EXPIRED),
     guard("an expired or unknown invite", becomes("coordinator:Registry.redeem",
           "raise Unauthenticated(..., cause=Cause.INVITE_UNKNOWN)", "row = (0, now_s, None, None)"), EXPIRED),

@@ -57,7 +57,7 @@ IDENTITY = (
     guard("a manifest key that the CA did not vouch for", dropped("protocol:manifest_key_message",
           "manifest_public_key"), f"{RUN}[another manifest key]"),
     guard("a description of the run that makes no sense", never("worker:Joining.enrol",
-          "reply.worker_id != self._identity.worker_id"), f"{RUN}[another worker]"),
+          "reply.worker_id not in (self._identity.worker_id, self.home.former_worker())"), f"{RUN}[another worker]"),
     guard("a description of the run that makes no sense", never("worker:Joining.enrol",
           "not (0 < len(reply.run_id) <= 128 and reply.run_id.isprintable())"),
           f"{RUN}[enrolled in control characters]"),

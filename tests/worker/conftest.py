@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,6 +74,26 @@ def make_lease() -> Callable[..., ReceivedLease]:
 @pytest.fixture
 def sequences() -> NDArray[np.int64]:
     return np.random.default_rng(0).integers(0, 256, (20, 17))
+
+
+class Gate:
+    """Holds training still, between fetching and the first step, until it is opened."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+    def __call__(self, lease: Any, sequences: Any) -> Any:
+        self.reached.set()
+        assert self.opened.wait(30)
+        return sequences
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    made = Gate()
+    yield made
+    made.opened.set()
 
 
 class Recorder:

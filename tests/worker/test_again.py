@@ -82,7 +82,7 @@ def test_the_worker_is_started_again_three_times_in_a_row(
         began.append((command, environment))
         return 0
 
-    monkeypatch.setattr(again, "link_of", lambda *_: again_link(fingerprint))
+    monkeypatch.setattr(again, "links_of", lambda *_: [again_link(fingerprint)])
     options = WorkerOptions(link="-")
     for number in range(MOST_IN_A_ROW):
         monkeypatch.setenv(STARTED, str(number))

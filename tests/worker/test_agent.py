@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -17,7 +16,10 @@ from protocol.arithmetic import arithmetic_class
 from protocol.errors import Unavailable
 from protocol.framing import frames_of
 from protocol.limits import FRAME_BYTES
+from protocol.receipt_files import checked_receipts
 from protocol.v1 import barnraise_pb2 as pb
+from tests.worker.conftest import Gate
+from worker.belongings import RECEIPTS_FILE
 from worker.client import CoordinatorClient
 from worker.messages import EXIT_OK, EXIT_REFUSED
 from worker.pauses import Pauses
@@ -30,32 +32,16 @@ async def finish(task: asyncio.Task[Any]) -> Any:
         return await task
 
 
-class Gate:
-    """Holds training still, between fetching and the first step, until it is opened."""
-
-    def __init__(self) -> None:
-        self.reached = threading.Event()
-        self.opened = threading.Event()
-
-    def __call__(self, lease: Any, sequences: Any) -> Any:
-        self.reached.set()
-        assert self.opened.wait(30)
-        return sequences
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    made = Gate()
-    yield made
-    made.opened.set()
-
-
 async def test_joins_trains_and_ends_with_the_run(swarm: Any) -> None:
     _, recorder, task = swarm.agent()
     assert (await finish(task)).exit_code == EXIT_OK
     assert "accepted" in recorder.texts("submission_accepted")[0]
     assert recorder.steps == [1, 2]
     assert not list((swarm.root / "home").rglob("submission.json"))
+    (receipts,) = (swarm.root / "home").rglob(RECEIPTS_FILE)
+    found = checked_receipts(receipts.read_bytes())
+    assert found.fingerprint == swarm.folder.authority().fingerprint
+    assert ([one.round for one in found.receipts], found.wrong) == ([1], ())
 
 
 @pytest.mark.parametrize("by_layers", [False, True])

@@ -56,7 +56,7 @@ def test_a_lease_that_is_being_fetched_goes_back() -> None:
     driver = fetching()
     driver.feed(PAUSE)
     assert driver.the(m.ReturnLease).lease_id == "r1.1"
-    assert driver.the(m.ReturnLease).reason == "on battery"
+    assert driver.the(m.ReturnLease).reason == "the volunteer's machine is to pause", "why is nobody else's business"
     driver.reply(m.Returned)
     assert (driver.session.state, kinds(driver)) == (State.PAUSED, [m.CancelCall])
 
@@ -73,22 +73,72 @@ def test_a_lease_in_training_is_finished_and_sent_and_nothing_follows() -> None:
     assert kinds(driver) == [m.DropSubmission]
 
 
+def suspended() -> Driver:
+    driver = training()
+    driver.feed(STOP)
+    return driver
+
+
 @pytest.mark.parametrize("make", [training, resuming])
-def test_a_policy_may_stop_what_is_in_training(make: Callable[[], Driver]) -> None:
+def test_a_policy_may_stop_what_is_in_training_and_the_lease_waits(make: Callable[[], Driver]) -> None:
     driver = make()
     driver.feed(STOP)
-    assert kinds(driver) == [m.Tell, m.StopTraining, m.ReturnLease]
-    assert driver.session.state is State.RETURNING
-    assert not driver.session.is_training
+    assert kinds(driver) == [m.Tell, m.StopTraining, m.CancelCall]
+    assert driver.the(m.Tell).suspends
+    assert (driver.session.state, driver.session.is_training) == (State.PAUSED, False)
+    assert driver.session.lease_id == "r1.1", "heartbeats speak for it"
+    driver.feed(m.Resumed())
+    assert driver.the(m.FetchShard).lease.lease_id == "r1.1"
+    driver.reply(m.Fetched)
+    assert driver.the(m.StartTraining).training == 2
 
 
-def test_training_is_stopped_without_a_session_too() -> None:
-    driver = training()
+def test_a_lease_that_cannot_be_done_in_time_any_more_goes_back() -> None:
+    driver = suspended()
+    driver.feed(m.OutOfTime(reason="the pause is too long"))
+    assert kinds(driver) == [m.Tell, m.ReturnLease]
+    assert driver.the(m.ReturnLease).reason == "the pause is too long"
+    driver.reply(m.Returned)
+    assert (driver.session.state, driver.session.lease_id) == (State.PAUSED, None)
+    assert driver.feed(m.OutOfTime(reason="again")) == []
+    driver.feed(m.Resumed())
+    driver.the(m.AcquireLease)
+
+
+def test_a_lease_that_the_coordinator_ends_meanwhile_is_gone() -> None:
+    driver = suspended()
+    driver.feed(m.LeaseCancelled(lease_id=make_lease().lease_id, reason="expired"))
+    assert (driver.session.state, driver.session.lease_id) == (State.PAUSED, None)
+    driver.feed(m.Resumed())
+    driver.the(m.AcquireLease)
+
+
+def test_a_lease_that_waits_survives_a_lost_session_and_goes_back_when_the_volunteer_leaves() -> None:
+    driver = suspended()
     driver.feed(m.SessionLost(session=1, reason="restart"))
-    driver.feed(STOP)
-    assert kinds(driver) == [m.Tell, m.StopTraining]
     driver.reply(m.Opened)
-    assert (driver.session.state, kinds(driver)) == (State.PAUSED, [m.CancelCall])
+    assert (driver.session.state, driver.session.lease_id) == (State.PAUSED, "r1.1")
+    driver.feed(m.LeaveRequested(reason="SIGTERM"))
+    assert driver.the(m.ReturnLease).lease_id == "r1.1"
+    driver.reply(m.Returned)
+    assert driver.the(m.Finish).exit_code == 0
+
+
+def test_a_gentle_pause_that_becomes_a_strict_one_stops_what_is_in_training() -> None:
+    driver = training()
+    driver.feed(PAUSE)
+    driver.feed(STOP)
+    assert kinds(driver) == [m.Tell, m.StopTraining, m.CancelCall]
+
+
+def test_a_lease_that_the_rules_do_not_accept_goes_back_and_the_next_is_not_asked_for_at_once() -> None:
+    driver = idle()
+    driver.reply(m.LeaseGranted, lease=make_lease(), unwanted="it lasts 30 h")
+    assert driver.the(m.Tell).reason == driver.the(m.ReturnLease).reason == "it lasts 30 h"
+    driver.reply(m.Returned)
+    assert driver.the(m.AcquireLease).after_s == 120.0
+    driver.reply(m.ToldToWait, reason="no", retry_after_s=1.0)
+    assert driver.the(m.AcquireLease).after_s == 1.0
 
 
 def test_a_resumed_session_that_is_given_another_lease_gives_it_back() -> None:

@@ -16,9 +16,10 @@ from tests.worker.leases import lease_message, read_lease
 from worker import messages as m
 from worker.lease import ReceivedLease
 from worker.messages import EXIT_FAILED, EXIT_OK, EXIT_REFUSED
+from worker.moves import MAX_FAILURES
 from worker.pauses import Pauses
 from worker.sending import ANSWERS, Line
-from worker.session import EVENTS, MAX_FAILURES, Session
+from worker.session import EVENTS, Session
 from worker.states import LEGAL_MOVES, State
 
 
@@ -188,6 +189,7 @@ def live_events(driver: Driver) -> list[m.SessionEvent]:
         m.LeaveTimedOut(),
         m.Paused(reason="on battery", stops_training=True),
         m.Resumed(),
+        m.OutOfTime(reason="too late"),
     ]
 
 

@@ -97,6 +97,19 @@ class Machine:
         return str(arithmetic_here(self.device, self.compute_dtype, self.threads, self.experts))
 
     @property
+    def gpu(self) -> int | None:
+        """The number of its GPU, as torch counts; None: it computes on the CPU."""
+        return int(self.device.partition(":")[2] or 0) if self.kind == "cuda" else None
+
+    @property
+    def gpu_uuid(self) -> str:
+        """As NVIDIA's driver names it; empty where there is none, or it has no such name."""
+        if self.gpu is None:
+            return ""
+        found = str(getattr(torch.cuda.get_device_properties(self.gpu), "uuid", ""))
+        return f"GPU-{found}" if found and not found.startswith("GPU-") else found
+
+    @property
     def kind(self) -> str:
         """`cpu` or `cuda`."""
         return self.device.partition(":")[0]

@@ -7,6 +7,8 @@ Touches the block cache (reading), the lease's progress and the outbox (writing)
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from moe.layout import block_tensor_specs, submission_specs
 from moe.rungs import Schedule, told
 from moe.shard import ShardModel, build_shard
 from moe.stand_ins import StandIns
-from protocol.allocator import give_back_small
+from protocol.allocator import give_back_all, give_back_small
 from protocol.arithmetic import UNKNOWN_ARITHMETIC
 from protocol.codecs import codec_named
 from protocol.errors import StorageTrouble
@@ -50,6 +52,8 @@ class _Job:
         self.stop = threading.Event()
         self.progress = Progress()
         self.thread: threading.Thread | None = None
+        self.rests = self.has_stopped = False
+        """Whether its memory goes back when it has stopped; whether it has."""
 
 
 Done = Callable[[Submission], None]
@@ -66,9 +70,14 @@ class TrainingRoom:
         disk: DiskAllowance,
         outbox: Outbox,
         reporter: Reporter,
+        *,
+        threads: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`threads`: what the volunteer rules at the moment; 0: the machine's."""
         self._options = options
-        self._machine = machine
+        self._machine, self._usual, self._threads = machine, machine.threads, threads
+        self._lock = threading.Lock()
+        """Held while it is settled who gives memory back: the thread that stops, or whoever wants it back."""
         self._disk = disk
         self._outbox = outbox
         self._reporter = reporter
@@ -96,6 +105,9 @@ class TrainingRoom:
             try:
                 submission = self._train(job)
             except TrainingStopped:
+                with self._lock:
+                    job.has_stopped = True
+                    self._give_back(job)
                 return
             except Exception as error:
                 self._shard = None  # nobody knows what is in it now, and its memory may be what was missing
@@ -116,6 +128,27 @@ class TrainingRoom:
         if self._job is not None:
             self._job.stop.set()
 
+    def rest(self) -> None:
+        """Nothing is to be trained for a while: the model goes, and with it what it takes of the GPU. What CUDA itself
+        takes there for this process stays."""
+        with self._lock:
+            job = self._job
+            if job is None:
+                return
+            has_ended = job.has_stopped or job.thread is None or not job.thread.is_alive()
+            job.rests = has_ended or job.stop.is_set()  # what is to be finished is let finish
+            if has_ended:
+                self._give_back(job)
+
+    def _give_back(self, job: _Job) -> None:
+        if not job.rests or self._shard is None:
+            return
+        self._shard = None
+        gc.collect()
+        if self._machine.kind == "cuda":
+            torch.cuda.empty_cache()
+        give_back_all()
+
     def join(self, timeout_s: float) -> bool:
         """Wait for the thread; whether it has ended."""
         thread = self._job.thread if self._job else None
@@ -126,6 +159,7 @@ class TrainingRoom:
 
     def _train(self, job: _Job) -> Submission:
         lease, run = job.fetched.lease, job.fetched.run
+        self._machine = dataclasses.replace(self._machine, threads=self._threads() or self._usual)
         torch.set_num_threads(self._machine.threads)
         start = {
             block: mapped_block(

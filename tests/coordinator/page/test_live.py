@@ -91,7 +91,7 @@ def test_a_run_with_churn_and_two_liars(simulated: tuple[str, subprocess.Popen[b
                 break
             browser.events.clear()
             browser.ask("Page.navigate", url=url)
-            browser.wait_for("(document.getElementById('link') || document.body).textContent.startsWith('Live')")
+            browser.wait_for("!!document.getElementById('link')?.textContent.startsWith('Live')")
             assert trouble(browser) == []
     assert held >= 3
     assert found is not None

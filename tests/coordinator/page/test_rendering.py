@@ -105,6 +105,9 @@ FIGURE = st.floats(allow_nan=True, allow_infinity=True, width=32)
 @example(points=[(2.0**53, 0.0, 0.0)] * 2)
 @example(points=[(0.0, 2.0**52, 0.0)] * 2)
 @given(st.lists(st.tuples(FIGURE, FIGURE, FIGURE.map(abs)), max_size=12))
+@example([(0.0, 1e30, 0.0), (1.0, 1e30, 0.0)])
+@example([(1e30, 2.0, 0.0), (1e30, 2.0, 0.0)])
+@example([(5e-324, 5e-324, 0.0), (0.0, 0.0, 0.0)])
 def test_a_line_stays_in_its_box(points: list[tuple[float, float, float]]) -> None:
     chart = charts.line_chart(points, ["x"] * len(points))
     if chart is None:

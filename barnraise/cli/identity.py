@@ -1,0 +1,147 @@
+"""`barnraise worker identity`: this machine's keys, taken along, replaced, given up.
+
+Decides how a passphrase is asked for: on the terminal, or over a file descriptor, and never in an argument or the
+environment, where other users and child processes see it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from barnraise.cli.options import Json, WhichRun, WorkerHome
+from barnraise.cli.output import print_json, print_table, say_note
+
+if TYPE_CHECKING:
+    from worker.identity import KeyOfRun
+
+app = typer.Typer(no_args_is_help=True, help="This machine's keys: one for each run that it takes part in.")
+
+Descriptor = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=0,
+        help="Read the passphrase from this file descriptor, up to the first line's end: for scripts.",
+    ),
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+_COLUMNS = ("run", "name", "worker", "public_key")
+
+
+@app.command()
+def show(home: WorkerHome = None, as_json: Json = False) -> None:
+    """The public keys of this machine, and which run knows each."""
+    from worker.identity import keys
+
+    _tell(keys(home), as_json)
+
+
+@app.command("export")
+def export_keys(
+    file: Annotated[Path, typer.Argument(help="Where to write them; must not be there yet.")],
+    run: WhichRun = "",
+    home: WorkerHome = None,
+    passphrase_fd: Descriptor = None,
+    as_json: Json = False,
+) -> None:
+    """Write this machine's keys to a file that a passphrase opens: for a new machine, or the day this disk fails."""
+    from protocol.errors import ConfigError
+    from protocol.private_files import write_private
+    from worker.identity import exported
+
+    if file.exists():
+        raise ConfigError(f"{file} is there already: it may be the only copy of a key; choose another name")
+    content, found = exported(home, _passphrase(passphrase_fd, twice=True), run)
+    write_private(file, content)
+    _tell(found, as_json)
+    say_note(f"whoever has {file} and the passphrase is this machine to those runs; keep them apart")
+
+
+@app.command("import")
+def import_keys(
+    file: Annotated[Path, typer.Argument(help="What `export` wrote.")],
+    home: WorkerHome = None,
+    passphrase_fd: Descriptor = None,
+    as_json: Json = False,
+) -> None:
+    """Put keys from such a file into place. The machine that they came from must not run with them any more."""
+    from protocol.private_files import read_private
+    from worker.identity import imported
+
+    content = read_private(file)
+    _tell(imported(content, _passphrase(passphrase_fd), home), as_json)
+
+
+@app.command()
+def rotate(run: WhichRun = "", home: WorkerHome = None, as_json: Json = False) -> None:
+    """Replace this machine's key in a run by a new one: a copy of the old one is worth nothing then. Stop the worker
+    first. Interrupted, it is finished by the same command."""
+    from worker.identity import rotated
+
+    _tell([asyncio.run(rotated(home, run))], as_json)
+
+
+@app.command()
+def revoke(run: WhichRun = "", home: WorkerHome = None, yes: Yes = False, as_json: Json = False) -> None:
+    """Have a run never take this machine's key again, whoever has it. What it earned stays. There is no way back."""
+    from worker.identity import left
+
+    _confirm("This key will never be taken again in that run. Go on?", yes=yes)
+    _tell([asyncio.run(left(home, run, revoke=True))], as_json)
+
+
+@app.command()
+def forget(run: WhichRun = "", home: WorkerHome = None, yes: Yes = False, as_json: Json = False) -> None:
+    """Leave a run and have it erase this machine's name, team, owner and address. What it earned stays, under two words
+    that follow from its key. Its key here stays; another invite lets it in again, as who it was."""
+    from worker.identity import left
+
+    _confirm("This machine leaves that run, which forgets what it is called. Go on?", yes=yes)
+    _tell([asyncio.run(left(home, run, forget=True))], as_json)
+
+
+def _tell(found: list[KeyOfRun], as_json: bool) -> None:
+    from worker.identity import plain
+
+    if as_json:
+        print_json(plain(found))
+        return
+    rows = [dict(zip(_COLUMNS, (one.run_id, one.run_name, one.worker, one.public_key), strict=True)) for one in found]
+    if rows:
+        print_table(_COLUMNS, rows)
+    else:
+        print("this machine is enrolled in no run yet")
+
+
+def _confirm(question: str, *, yes: bool) -> None:
+    from protocol.errors import ConfigError
+
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigError("nobody is there to be asked whether this is meant: give --yes")
+    typer.confirm(question, abort=True, err=True)
+
+
+def _passphrase(descriptor: int | None, *, twice: bool = False) -> str:
+    from protocol.errors import ConfigError
+
+    if descriptor is not None:
+        try:
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                return file.readline(4096).decode().rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"no passphrase could be read from file descriptor {descriptor}: {error}") from error
+    if not sys.stdin.isatty():
+        raise ConfigError("nobody is there to be asked for the passphrase: give --passphrase-fd N")
+    given = getpass.getpass("Passphrase: ")
+    if twice and getpass.getpass("Again: ") != given:
+        raise ConfigError("the two are not the same; nothing was written")
+    return given

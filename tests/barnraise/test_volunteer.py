@@ -1,0 +1,115 @@
+"""A volunteer's commands where no worker runs, and what they leave for the next one; moments and spans as people write.
+
+Where one runs: tests/worker/test_control.py.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from barnraise.cli.app import run
+from protocol.amounts import parse_moment_s, parse_span_s
+from protocol.errors import ConfigError
+from worker.progress import QuietReporter
+from worker.rules.file import PauseNote, noted_pause
+from worker.standing import LOG_FILE, WorkerStanding
+
+NOW = datetime(2026, 11, 27, 12, 0, tzinfo=UTC)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    folder = tmp_path / "home" / "runs" / "abc"
+    folder.mkdir(parents=True)
+    standing = WorkerStanding(QuietReporter(), folder / LOG_FILE)
+    for number in range(5):
+        standing.say("note", f"line {number}")
+    (folder / "identity.pem").write_text("key")
+    (folder / "blocks").mkdir()
+    return tmp_path / "home"
+
+
+def said(home: Path, *words: str) -> list[str]:
+    return ["worker", *words, "--home", str(home)]
+
+
+def test_nobody_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("status", "finish", "leave"):
+        assert run(said(home, verb)) == 1
+        assert "`barnraise worker run` starts one" in capsys.readouterr().out
+    assert run(said(home, "status", "--json")) == 1
+    assert json.loads(capsys.readouterr().out) == {"workers": [], "paused_by_you": None}
+
+
+def test_a_pause_waits_for_the_next_worker(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(said(home, "pause")) == 0
+    assert noted_pause(home) == PauseNote()
+    run(said(home, "status"))
+    assert "it would be paused" in capsys.readouterr().out
+    assert run(said(home, "pause", "--for", "2h")) == 0
+    note = noted_pause(home)
+    assert note is not None
+    assert note.until_s is not None
+    assert run(said(home, "resume")) == 0
+    assert noted_pause(home) is None
+    for words in (("--for", "soon"), ("--until", "25:00"), ("--for", "2h", "--until", "18:00")):
+        assert run(said(home, "pause", *words)) == 2
+    assert noted_pause(home) is None
+
+
+def test_the_log_is_shown_from_its_end(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(said(home, "logs", "-n", "2")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition("line ")[2] for line in lines] == ["3", "4"]
+    assert run(said(home, "logs", "--json")) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["text"] == "line 0"
+    assert run(said(home / "elsewhere", "logs")) == 1
+
+
+def test_a_purge_deletes_what_runs_left_and_keeps_the_rules(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(said(home, "set", "when.idle_minutes", "5")) == 0
+    assert run(said(home, "leave", "--purge")) == 2, "nobody is asked where nobody sits"
+    assert (home / "runs" / "abc" / "identity.pem").exists()
+    assert run(said(home, "leave", "--purge", "--yes")) == 0
+    assert list((home / "runs").iterdir()) == []
+    assert (home / "rules.toml").exists()
+
+
+def test_rules_are_shown_and_set(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(said(home, "set", "when.programs", "steam")) == 0
+    assert "when.programs was [] and is [steam]" in capsys.readouterr().out
+    assert run(said(home, "rules", "--json")) == 0
+    rules = {row["rule"]: row["value"] for row in json.loads(capsys.readouterr().out)["rules"]}
+    assert rules["when.programs"] == ["steam"]
+    assert run(said(home, "set", "when.nothing", "1")) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "then"),
+    [
+        ("18:00", "2026-11-27 18:00"),
+        ("8:30", "2026-11-28 08:30"),
+        ("12:00", "2026-11-28 12:00"),
+        ("2026-12-24", "2026-12-24 00:00"),
+        ("2026-12-24 18:00", "2026-12-24 18:00"),
+    ],
+)
+def test_a_moment_is_the_next_of_its_kind(text: str, then: str) -> None:
+    assert parse_moment_s(text, NOW) == datetime.fromisoformat(then).replace(tzinfo=UTC).timestamp()
+
+
+@pytest.mark.parametrize("text", ["", "24:00", "18", "18:0", "soon", "2026-11-26", "²:00"])
+def test_no_moment(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_moment_s(text, NOW)
+
+
+def test_spans() -> None:
+    assert [parse_span_s(text) for text in ("90s", "30min", "30 m", "2h", "1.5d")] == [90, 1800, 1800, 7200, 129600]
+    for text in ("", "2", "h", "-1h", "nan h", "2 weeks", "1e9d"):
+        with pytest.raises(ConfigError):
+            parse_span_s(text)

@@ -1,0 +1,180 @@
+"""One volunteer's rules in force: what the worker asks of them, each second and each time something counts.
+
+Decides which part of the machine is looked at (only what a rule needs), and that a file which makes no sense leaves the
+rules as they were. Everything that follows from a changed rule follows at the next look: a pause at once, the number of
+threads and the size of the cache with the next lease. Touches `rules.toml`, `pause.json`, `traffic.json`, the senses,
+and this process's priority.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+
+from protocol.errors import ConfigError
+from worker.lease import ReceivedLease
+from worker.policy import Circumstances
+from worker.rules.file import RULES_FILE, PauseNote, note_pause, noted_pause, read_rules
+from worker.rules.judging import needed
+from worker.rules.model import VolunteerRules, bytes_of
+from worker.rules.policy import RuledPolicy
+from worker.rules.traffic import CountedWire, Ledger, RuledPace
+from worker.senses.bus import MeteredSense
+from worker.senses.idle import IdleSense
+from worker.senses.parts import BatterySense, CpuHeatSense, GpuSense, ProgramsSense
+from worker.senses.sense import Sense, Senses
+from worker.sentences import duration
+from worker.wire import Wire
+
+KEEP_FREE_SHARE = 0.05
+"""Of a disk: on a small one, two gigabytes may be all there is."""
+
+TIDY_EVERY_S = 10.0
+
+
+class House:
+    """Rules, senses and the line's meter of one home."""
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        gpu: int | None = None,
+        gpu_uuid: str = "",
+        senses: list[Sense] | None = None,
+        wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`gpu`: number of the one that the worker uses. `tell` hears of a file that makes no sense. ConfigError where
+        the rules make none at the start."""
+        self._home, self._path, self._wall, self._clock, self._tell = home, home / RULES_FILE, wall, clock, tell
+        self.policy = RuledPolicy(read_rules(self._path), note=noted_pause(home))
+        self._seen, self._tidied_s = self._stamp(), clock()
+        self._senses = senses_of(lambda: self.rules, clock, gpu, gpu_uuid) if senses is None else Senses(senses, clock)
+        self.gpu = gpu
+        self.data_licence: str | None = None
+        """Of what the run trains on; None: not known yet."""
+        self.ledger = Ledger(home, clock)
+        self.trouble = ""
+        """Why the rules' file is not followed; empty: it is."""
+        self._step_back()
+
+    @property
+    def rules(self) -> VolunteerRules:
+        """What is in force."""
+        return self.policy.rules
+
+    def learn_licence(self, licence: str) -> None:
+        """Under which licence the run's data is; empty: the run does not say."""
+        self.data_licence = licence
+
+    def look(self, make_room: Callable[[int], object] = lambda _: None) -> Circumstances:
+        """What is known now, after reading the rules where they were changed. May block for some seconds.
+
+        `make_room` gets the cache to obey its cap, and the disk's shortness, from time to time.
+        """
+        self._read_again()
+        if self._clock() - self._tidied_s >= TIDY_EVERY_S:
+            self._tidied_s = self._clock()
+            make_room(0)
+        wall_s = self._wall()
+        look = self._senses.look(needed(self.rules))
+        today, month = self.ledger.used(datetime.fromtimestamp(wall_s).date())
+        known = {
+            "gpu": self.gpu, "data_licence": self.data_licence, "today_bytes": today, "month_bytes": month,
+        }  # fmt: skip
+        return Circumstances(wall_s=wall_s, lacking=look.lacking, **{**known, **look.facts})  # type: ignore[arg-type]
+
+    def pause(self, until_s: float | None) -> None:
+        """The volunteer says so; it outlives this process."""
+        self.policy.note = PauseNote(until_s=until_s)
+        note_pause(self._home, self.policy.note)
+
+    def resume(self) -> None:
+        """What the volunteer said is over; what the rules say is not."""
+        self.policy.note = None
+        note_pause(self._home, None)
+
+    def unwanted(self, lease: ReceivedLease) -> str:
+        """Why the rules do not accept a lease; empty: they do."""
+        most_s = self.rules.lease.longest_hours * 3600.0
+        if not most_s or lease.ttl_s <= most_s:
+            return ""
+        return f"it lasts {duration(lease.ttl_s)}, and this volunteer's rules accept {duration(most_s)} at most"
+
+    def counted(self, wire: Wire) -> CountedWire:
+        """`wire`, at the volunteer's rates."""
+
+        def rate(name: str) -> Callable[[], int | None]:
+            return lambda: bytes_of(getattr(self.rules.network, name))
+
+        up = RuledPace(rate("upload_rate"), self._clock, asyncio.sleep)
+        return CountedWire(wire, up, RuledPace(rate("download_rate"), self._clock, asyncio.sleep), self.ledger)
+
+    @property
+    def disk_bytes(self) -> int | None:
+        """What a run's folder may take; None: nothing is ruled."""
+        return bytes_of(self.rules.disk.most)
+
+    def short_of_disk_bytes(self) -> int:
+        """What is missing of the room that the disk is to keep free."""
+        with contextlib.suppress(OSError):
+            usage = shutil.disk_usage(self._home)
+            keep = min(bytes_of(self.rules.disk.keep_free) or 0, int(KEEP_FREE_SHARE * usage.total))
+            return max(0, keep - usage.free)
+        return 0
+
+    def _read_again(self) -> None:
+        stamp = self._stamp()
+        if stamp == self._seen:
+            return
+        self._seen = stamp
+        self.policy.note = noted_pause(self._home)
+        try:
+            rules = read_rules(self._path)
+        except ConfigError as error:
+            self.trouble = f"the rules were changed and make no sense, so those of before go on: {error}"
+            self._tell(self.trouble)
+            return
+        self.trouble = ""
+        if rules != self.rules:
+            self.policy.rules = rules
+            self._tell("your rules were changed, and are in force")
+            self._step_back()
+
+    def _stamp(self) -> tuple[int, ...]:
+        return tuple(_stamp_of(path) for path in (self._path, self._home / "pause.json"))
+
+    def _step_back(self) -> None:
+        """Only root may come forward again; nobody is worse off for being told so in the rule's own words."""
+        with contextlib.suppress(psutil.Error, OSError, AttributeError):
+            process = psutil.Process()
+            if hasattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS"):
+                process.nice(psutil.BELOW_NORMAL_PRIORITY_CLASS if self.rules.cpu.niceness else process.nice())
+            elif self.rules.cpu.niceness > process.nice():
+                process.nice(self.rules.cpu.niceness)
+
+
+def senses_of(
+    rules: Callable[[], VolunteerRules], clock: Callable[[], float], gpu: int | None = None, gpu_uuid: str = ""
+) -> Senses:
+    """What this machine can tell of itself. `gpu`: number of the one that the worker uses."""
+    programs = ProgramsSense(lambda: rules().when.programs)
+    senses = (IdleSense(), BatterySense(), programs, CpuHeatSense(), GpuSense(gpu, gpu_uuid), MeteredSense())
+    return Senses(senses, clock)
+
+
+def _stamp_of(path: Path) -> int:
+    try:
+        status = path.stat()
+    except OSError:
+        return 0
+    return hash((status.st_mtime_ns, status.st_size, status.st_ino))

@@ -1,0 +1,147 @@
+"""What goes over the line: how much in a day and a month, and how fast.
+
+Decides how a rate is kept: each piece waits until those before it have had their time, and no time is saved up while
+nothing goes. The ledger counts in calendar days of the local clock and is shared by all workers of one home: each adds
+what it saw since it last wrote, so that a quota holds over restarts. Touches its one file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from datetime import date, datetime
+from pathlib import Path
+from typing import Final
+
+from protocol.errors import BarnraiseError
+from protocol.private_files import write_private
+from protocol.signing import Metadata
+from worker.wire import Wire
+
+LEDGER_FILE: Final = "traffic.json"
+KEPT_DAYS: Final = 62
+"""A month and what came before it, for people to look at."""
+WRITE_EVERY_S: Final = 30.0
+
+
+class RuledPace:
+    """Lets pieces through one after another at a rate that may change at any time."""
+
+    def __init__(
+        self, rate: Callable[[], int | None], clock: Callable[[], float], sleep: Callable[[float], Awaitable[None]]
+    ) -> None:
+        """`rate`: bytes a second; None: as fast as it goes."""
+        self._rate, self._clock, self._sleep = rate, clock, sleep
+        self._free_s = float("-inf")
+        """When all that was let through has had its time."""
+
+    async def let_through(self, count: int) -> None:
+        """Wait as long as `count` bytes take, after those before them."""
+        rate = self._rate()
+        if rate is None:
+            return
+        now_s = self._clock()
+        self._free_s = max(self._free_s, now_s) + count / rate
+        await self._sleep(self._free_s - now_s)
+
+
+class Ledger:
+    """Bytes by day, over restarts."""
+
+    def __init__(self, home: Path, clock: Callable[[], float]) -> None:
+        self._path, self._clock = home / LEDGER_FILE, clock
+        self._days = _read(self._path)
+        self._unwritten: dict[str, int] = {}
+        self._written_s = clock()
+
+    def add(self, count: int, today: date) -> None:
+        """So many bytes went either way."""
+        day = today.isoformat()
+        self._unwritten[day] = self._unwritten.get(day, 0) + count
+
+    def used(self, today: date) -> tuple[int, int]:
+        """Bytes of the day, and of its month."""
+        month = today.isoformat()[:7]
+        both = (dict(self._days), dict(self._unwritten))  # it is asked beside the loop that counts
+        of_day = sum(days.get(today.isoformat(), 0) for days in both)
+        return of_day, sum(count for days in both for day, count in days.items() if day.startswith(month))
+
+    def write(self, *, now: bool = False) -> None:
+        """Add what is new to the file, from time to time or `now`. A disk that takes no writes costs the count only."""
+        if not self._unwritten or (not now and self._clock() - self._written_s < WRITE_EVERY_S):
+            return
+        self._written_s = self._clock()
+        days = _read(self._path)
+        for day, count in self._unwritten.items():
+            days[day] = days.get(day, 0) + count
+        kept = dict(sorted(days.items())[-KEPT_DAYS:])
+        try:
+            write_private(self._path, json.dumps(kept).encode())
+        except (BarnraiseError, OSError):
+            return
+        self._days, self._unwritten = kept, {}
+
+
+class CountedWire:
+    """A `Wire` whose bytes are counted and let through at the volunteer's rate. Small calls are counted alone."""
+
+    def __init__(
+        self, wire: Wire, up: RuledPace, down: RuledPace, ledger: Ledger, today: Callable[[], date] | None = None
+    ) -> None:
+        self._wire, self._up, self._down = wire, up, down
+        self._ledger, self._today = ledger, today or (lambda: datetime.now().date())
+
+    def bootstrap(self, timeout_s: float) -> bytes:
+        """A certificate is nothing to count."""
+        return self._wire.bootstrap(timeout_s)
+
+    def connect(self, ca_pem: bytes) -> None:
+        """As the wire does."""
+        self._wire.connect(ca_pem)
+
+    async def close(self) -> None:
+        """As the wire does; what was counted is written."""
+        await self._wire.close()
+        self._ledger.write(now=True)
+
+    async def unary(self, name: str, body: bytes, metadata: Metadata, timeout_s: float) -> bytes:
+        """One message there and one back."""
+        answer = await self._wire.unary(name, body, metadata, timeout_s)
+        self._count(len(body) + len(answer))
+        return answer
+
+    async def upload(self, name: str, messages: AsyncIterator[bytes], metadata: Metadata, timeout_s: float) -> bytes:
+        """Each message waits its turn before it is sent."""
+
+        async def slowly() -> AsyncIterator[bytes]:
+            async for message in messages:
+                await self._up.let_through(len(message))
+                self._count(len(message))
+                yield message
+
+        return await self._wire.upload(name, slowly(), metadata, timeout_s)
+
+    async def download(
+        self, name: str, body: bytes, metadata: Metadata, timeout_s: float
+    ) -> AsyncGenerator[bytes, None]:
+        """The next message is asked for after the time that this one takes: flow control holds the sender back."""
+        frames = self._wire.download(name, body, metadata, timeout_s)
+        try:
+            async for frame in frames:
+                await self._down.let_through(len(frame))
+                self._count(len(frame))
+                yield frame
+        finally:
+            await frames.aclose()
+
+    def _count(self, count: int) -> None:
+        self._ledger.add(count, self._today())
+        self._ledger.write()
+
+
+def _read(path: Path) -> dict[str, int]:
+    try:
+        days = json.loads(path.read_bytes())
+        return {str(date.fromisoformat(day)): max(0, int(count)) for day, count in days.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}

@@ -1,0 +1,183 @@
+"""How a worker stands, for whoever asks: in one sentence with why and until when, in figures, and in a log.
+
+Decides the sentence, and what is remembered of what was told: the last verdicts, what the coordinator said last, how
+far the present lease is. Listens as a `Reporter` and passes everything on. Holds always: the log is private to its
+owner and of two parts, each of 1 MiB at most. Touches the log's two files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from worker.policy import Permission
+from worker.progress import Field, Reporter
+from worker.sentences import duration
+from worker.states import State
+
+LOG_FILE: Final = "worker.log"
+LOG_BYTES: Final = 1 << 20
+KEPT_VERDICTS: Final = 5
+_VERDICTS: Final = {"submission_accepted", "submission_rejected"}
+_LOOKING: Final = {State.DISCONNECTED, State.ENROLLING, State.OPENING}
+_TRAINING: Final = {State.TRAINING, State.RESUMING}
+_SENDING: Final = {State.COMMITTING, State.HELD_UP}
+
+
+@dataclass(slots=True)
+class Present:
+    """How far the present lease is."""
+
+    lease: str = ""
+    round: int = 0
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    tokens_per_s: float = 0.0
+    begun_s: float = 0.0
+    """By the monotonic clock, when the first step that this process saw had ended."""
+    begun_step: int = 0
+
+    def left_s(self, now_s: float) -> float | None:
+        """Seconds until the last step, at the speed so far; None: too early to say."""
+        done = self.step - self.begun_step
+        return None if done < 1 else (now_s - self.begun_s) / done * (self.steps - self.step)
+
+
+class WorkerStanding:
+    """A `Reporter` that remembers, in front of another."""
+
+    def __init__(self, shown: Reporter, log: Path | None = None) -> None:
+        self._shown, self._log = shown, log
+        self._lock = threading.Lock()
+        self.verdicts: deque[dict[str, str]] = deque(maxlen=KEPT_VERDICTS)
+        self.accepted = self.rejected = 0
+        """Verdicts that came to this process."""
+        self.waiting = self.trouble = ""
+        """What the coordinator said last about why there is no work; why it cannot be reached."""
+        self.is_measuring = False
+        """Whether this machine's speed is being measured, which comes before the first lease."""
+        self.present: Present | None = None
+
+    def say(self, event: str, text: str, **fields: Field) -> None:
+        """One thing that happened."""
+        self._note(event, text, fields)
+        self._write(event, text, fields)
+        self._shown.say(event, text, **fields)
+
+    def step(self, done: int, total: int, loss: float | None, tokens_per_s: float) -> None:
+        """An inner step ended."""
+        present = self.present
+        if present is not None:
+            if not present.begun_s:
+                present.begun_s, present.begun_step = time.monotonic(), done
+            present.step, present.steps, present.tokens_per_s = done, total, tokens_per_s
+            present.loss = loss if loss is not None else present.loss
+        self._shown.step(done, total, loss, tokens_per_s)
+
+    def close(self) -> None:
+        """Nothing follows for now."""
+        self._shown.close()
+
+    def _note(self, event: str, text: str, fields: dict[str, Field]) -> None:
+        if event == "waiting":
+            self.waiting, self.trouble = str(fields.get("reason", "")), ""
+        elif event == "unavailable":
+            self.trouble = text
+        elif event in {"reached_again", "session_opened", "measured"}:
+            self.trouble, self.is_measuring = "", False
+        elif event == "planned":
+            self.is_measuring = True
+        elif event == "lease_granted":
+            self.present = Present(lease=str(fields.get("lease", "")), round=int(str(fields.get("round", 0))))
+            self.waiting = ""
+        elif event == "trained":
+            self.present = None
+        elif event in _VERDICTS:
+            self.accepted += event == "submission_accepted"
+            self.rejected += event == "submission_rejected"
+            outcome = event.removeprefix("submission_")
+            self.verdicts.append({"lease": str(fields.get("lease", "")), "outcome": outcome, "text": text})
+
+    def _write(self, event: str, text: str, fields: dict[str, Field]) -> None:
+        if self._log is None:
+            return
+        line = json.dumps({"at_s": round(time.time(), 3), "event": event, "text": text, **fields}) + "\n"
+        with self._lock, contextlib.suppress(OSError):  # a full disk costs the log, not the lease
+            if self._log.exists() and self._log.stat().st_size > LOG_BYTES:
+                self._log.replace(self._log.with_name(f"{self._log.name}.1"))
+            descriptor = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+                file.write(line)
+
+
+def sentence(
+    state: State,
+    permission: Permission,
+    standing: WorkerStanding,
+    *,
+    address: str,
+    sends: bool = False,
+    holds: bool = False,
+    now_s: float = 0.0,
+) -> str:
+    """What the worker does, why, and until when, as far as that is known. `holds`: a lease; `sends`: finished work."""
+    doing = _doing(state, standing, address, now_s)
+    if permission.allowed:
+        return f"{doing}; sending what it finished before" if sends and state not in _SENDING else doing
+    if state is State.PAUSED or state in _LOOKING or (permission.stops_training and state in _TRAINING):
+        waits = "; its lease waits at the last saved step" if holds or state in _TRAINING else ""
+        return f"paused: {permission.reason}{waits}"
+    return f"{doing}; no new work after that: {permission.reason}"
+
+
+def _doing(state: State, standing: WorkerStanding, address: str, now_s: float) -> str:
+    if state in _LOOKING:
+        if standing.is_measuring:
+            return "measuring how fast this machine is, once for each run"
+        return standing.trouble or f"looking for the coordinator at {address}"
+    if state in _TRAINING:
+        return _training(standing.present, now_s)
+    if state is State.FETCHING:
+        return "fetching what the next lease needs"
+    if state in _SENDING:
+        return "sending what it finished"
+    if state is State.RETURNING:
+        return "handing a lease back"
+    if state in {State.LEAVING, State.OVER}:
+        return "leaving"
+    return f"waiting: {standing.waiting}" if standing.waiting else "waiting for work"
+
+
+def _training(present: Present | None, now_s: float) -> str:
+    if present is None or not present.steps:
+        return "training: the first step is on its way"
+    loss = "" if present.loss is None else f", loss {present.loss:.3f}"
+    left_s = present.left_s(now_s)
+    left = "" if left_s is None else f", about {duration(left_s)} left"
+    return f"training: step {present.step} of {present.steps}{loss}, {present.tokens_per_s:,.0f} tokens/s{left}"
+
+
+def log_lines(folder: Path, count: int) -> list[dict[str, Any]]:
+    """The last `count` things that happened in a run's folder, the oldest first."""
+    lines: list[str] = []
+    for path in (folder / f"{LOG_FILE}.1", folder / LOG_FILE):
+        with contextlib.suppress(OSError):
+            lines += path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [read for line in lines[-count:] if (read := log_entry(line)) is not None]
+
+
+def log_entry(line: str) -> dict[str, Any] | None:
+    """One line of the log; None where it is torn."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and "text" in entry and "at_s" in entry else None
