@@ -15,7 +15,7 @@ from coordinator.page.view import Headline, OpenReason, RunView, Tone
 from tests.coordinator.page.pictures import NOW_S, card, open_round, picture, workers
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
-STATES = ({}, {"people": 0, "versions": 0, "leases": 0}, {"versions": 1}, {"people": 1000})
+STATES: tuple[dict[str, int], ...] = ({}, {"people": 0, "versions": 0, "leases": 0}, {"versions": 1}, {"people": 1000})
 
 
 def hostile() -> RunView:
