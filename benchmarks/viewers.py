@@ -27,11 +27,11 @@ VIEWERS = 1000
 STALLED_SHARE = 0.1
 TEXT = "\n".join(f"line {number} of a text that nobody reads, but there must be one" for number in range(4000))
 COLUMNS = (
-    {"heading": "asked for", "format": "{what}"},
-    {"heading": "viewers", "format": "{viewers:,}"},
-    {"heading": "half within, ms", "format": "{half_ms:.1f}"},
-    {"heading": "99 of 100 within, ms", "format": "{p99_ms:.1f}"},
-    {"heading": "asked", "format": "{asked:,}"},
+    {"heading": "asked for", "shows": "{what}"},
+    {"heading": "viewers", "shows": "{viewers:,}"},
+    {"heading": "half within, ms", "shows": "{half_ms:.1f}"},
+    {"heading": "99 of 100 within, ms", "shows": "{p99_ms:.1f}"},
+    {"heading": "asked", "shows": "{asked:,}"},
 )
 
 

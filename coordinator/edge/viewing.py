@@ -18,6 +18,7 @@ import structlog
 
 from coordinator.edge.headline import headline_of
 from coordinator.edge.pages import StatusReader
+from coordinator.edge.pictured import closed_rounds, columns_of, judged_of, open_round_of
 from coordinator.edge.publicly import (
     PublicReasons,
     display_name,
@@ -25,28 +26,16 @@ from coordinator.edge.publicly import (
     public_credit,
     public_standing,
     public_state,
-    round_reasons,
 )
 from coordinator.edge.served import RunContext
 from coordinator.edge.standing import state_of
 from coordinator.edge.status import RunSummary, WorkerState
-from coordinator.engine.history import RoundRecord
-from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus, Phase
-from coordinator.engine.quorum import Standings, deadline_s
+from coordinator.engine.phases import Phase
 from coordinator.engine.rows import LeaseRecord, WorkerRecord
 from coordinator.engine.state import EngineState
-from coordinator.engine.tally import was_lost
 from coordinator.page.view import (
     BytesMoved,
-    ClosedRow,
-    ColumnCell,
-    ColumnHealth,
     Health,
-    Judged,
-    LeaseBar,
-    LossPoint,
-    OpenReason,
-    OpenRound,
     RunCard,
     RunView,
     WorkerRow,
@@ -60,12 +49,8 @@ SHARE_OF_LOOP = 0.02
 SLICE = 100
 """Workers that are looked at before others have a turn."""
 MOST_WORKERS = 2000
-MOST_BARS = 60
-MOST_ROUNDS = 200
-_MISSING_NAMES = 4
 
 _log = structlog.get_logger(__name__)
-_UNDER_WAY = LIVE_STATUSES - {LeaseStatus.ACCEPTED}
 _LOOKED_AT_FIRST = {state: place for place, state in enumerate(WorkerState)}
 
 
@@ -107,9 +92,9 @@ class RunViews:
         state, wall_s, now_s = self._run.pump.engine.state, self._run.wall_time(), self._run.run_time()
         at, later_s = state.seen_at(max(state.now_s, now_s)), wall_s - now_s
         summary = self._status.summary()
-        closed, losses = _closed(state, self._run.settings.sequence_length)
-        current = _open_round(at, summary, later_s, self._names(state), self._steps_done)
-        columns = _columns(at, self._names(state))
+        closed, losses = closed_rounds(state, self._run.settings.sequence_length)
+        current = open_round_of(at, summary, later_s, self._names(state), self._steps_done)
+        columns = columns_of(at, self._names(state))
         spent_s = time.perf_counter() - began_s
         rows: list[tuple[int, WorkerRow, bool]] = []
         everybody = iter(list(state.workers.items()))
@@ -144,7 +129,7 @@ class RunViews:
             workers=shown,
             more_workers=len(rows) - len(shown),
             moved=self._moved(summary, wall_s),
-            judged=_judged(state, summary),
+            judged=judged_of(state, summary),
             tokens_counted=state.totals.sequences * self._run.settings.sequence_length,
             credit=public_credit(state, self._run.registry.people.teams, self._run.settings.sequence_length),
             health=self._health(state, disk.free, disk.total),
@@ -213,137 +198,3 @@ class RunViews:
             certificate_expires_at_s=self._certificate_expires_at_s,
             snapshot_cost_s=self._cost_s,
         )
-
-
-def _closed(state: EngineState, sequence_length: int) -> tuple[tuple[ClosedRow, ...], tuple[LossPoint, ...]]:
-    """Closed rounds, and each validated version with the tokens that were counted up to it."""
-    history = state.history
-    tokens, left = {}, state.totals.sequences
-    by_version: dict[int, RoundRecord] = {}
-    for record in reversed(history):
-        tokens[record.round] = max(0, left) * sequence_length
-        left -= record.sequences
-        if record.version is not None:
-            by_version[record.version] = record
-    began_s = history[0].opened_at_s if history else 0.0
-    losses = [
-        LossPoint(
-            version=one.version,
-            round=int(made.round) if made else 0,
-            tokens=tokens[made.round] if made else 0,
-            hours=(made.closed_at_s - began_s) / 3600.0 if made else 0.0,
-            loss=one.val_loss,
-            standard_error=one.val_loss_se,
-        )
-        for one in state.validations
-        for made in (by_version.get(one.version),)
-        if made is not None or one.version == 0
-    ]
-    rows = (_closed_row(state, record, sequence_length) for record in history[-MOST_ROUNDS:])
-    return tuple(rows), tuple(sorted(losses, key=lambda one: one.version))
-
-
-def _closed_row(state: EngineState, record: RoundRecord, sequence_length: int) -> ClosedRow:
-    return ClosedRow(
-        number=int(record.round),
-        version=record.version,
-        closed_at_s=state.wall_at_s(record.closed_at_s) or record.closed_at_s,
-        lasted_s=record.lasted_s,
-        accepted=record.accepted,
-        refused=record.rejected,
-        lost=record.expired + record.returned,
-        tokens=record.sequences * sequence_length,
-        loss=record.val_loss,
-        why=record.close_reason,
-    )
-
-
-def _open_round(
-    at: EngineState,
-    summary: RunSummary,
-    later_s: float,
-    name: Callable[[WorkerId], str],
-    done: Callable[[LeaseRecord], int],
-) -> OpenRound:
-    current, closes_s = at.round, deadline_s(at)
-    reasons = round_reasons(at, summary.waits)
-    ours = [one for one in at.leases.values() if one.lease.round == current.round or one.status in _UNDER_WAY]
-    ours.sort(key=lambda one: (one.status not in _UNDER_WAY, one.lease.granted_at_s))
-    return OpenRound(
-        number=int(current.round),
-        phase=at.phase,
-        base_version=int(current.base_version),
-        opened_at_s=current.opened_at_s + later_s,
-        closes_at_s=None if closes_s is None else closes_s + later_s,
-        grace_until_s=None if current.grace_until_s is None else current.grace_until_s + later_s,
-        accepted=current.accepted,
-        refused=current.rejected,
-        lost=current.expired + current.returned,
-        reasons=tuple(OpenReason(subject=subject, text=text) for subject, text in reasons),
-        more_reasons=summary.more_waits if len(reasons) == len(summary.waits) else 0,
-        leases=tuple(_bar(one, later_s, name(one.lease.worker), done(one)) for one in ours[:MOST_BARS]),
-        more_leases=max(0, len(ours) - MOST_BARS),
-    )
-
-
-def _bar(record: LeaseRecord, later_s: float, name: str, done: int) -> LeaseBar:
-    lease = record.lease
-
-    def moment(run_s: float | None) -> float | None:
-        return None if run_s is None else run_s + later_s
-
-    return LeaseBar(
-        worker=name,
-        columns=len(lease.columns),
-        state=record.status,
-        steps=lease.inner_steps,
-        done=done,
-        granted_at_s=lease.granted_at_s + later_s,
-        committed_at_s=moment(record.committed_at_s),
-        arrived_at_s=moment(record.uploaded_at_s),
-        deadline_at_s=lease.deadline_s + later_s,
-    )
-
-
-def _columns(at: EngineState, name: Callable[[WorkerId], str]) -> tuple[ColumnCell, ...]:
-    standings = Standings(at)
-    missing: dict[int, list[str]] = {}
-    for record in at.leases_of_round():
-        if was_lost(record) or record.status is LeaseStatus.REJECTED:
-            for column in record.lease.columns:
-                missing.setdefault(column, []).append(name(record.lease.worker))
-    cells = []
-    for one in standings.columns:
-        if not one.leased:
-            health = ColumnHealth.UNHELD
-        elif one.weighing >= standings.quorum and one.majority:
-            health = ColumnHealth.WHOLE
-        else:
-            enough = one.weighing + one.in_time >= standings.quorum
-            health = ColumnHealth.COMING if enough else ColumnHealth.SHORT
-        cells.append(
-            ColumnCell(
-                column=one.column,
-                health=health,
-                leased=one.leased,
-                accepted=one.accepted,
-                coming=one.in_flight,
-                gone=one.gone,
-                missing=tuple(missing.get(one.column, ())[:_MISSING_NAMES]),
-            )
-        )
-    return tuple(cells)
-
-
-def _judged(state: EngineState, summary: RunSummary) -> Judged:
-    workers = state.workers.values()
-    return Judged(
-        accepted=summary.submissions_accepted,
-        refused=dict(sorted(summary.submissions_rejected.items())),
-        leases_granted=summary.leases_granted,
-        leases_expired=summary.leases_expired,
-        leases_returned=summary.leases_returned,
-        audits_passed=sum(one.audits_passed for one in workers),
-        audits_failed=sum(one.audits_failed for one in workers),
-        audited=state.config.audits.budget > 0.0,
-    )

@@ -71,9 +71,11 @@ def _overview(view: RunView) -> dict[str, str]:
 
 def _workers(view: RunView) -> dict[str, str]:
     fragments = {name: _panel(name).render(view=view) for name in ("headline", "counts")}
-    row = _panel("rows")
+    chunk = _panel("chunk")
     for first in range(0, max(1, len(view.workers)), CHUNK):
-        fragments[f"rows-{first // CHUNK}"] = row.render(workers=view.workers[first : first + CHUNK])
+        fragments[f"rows-{first // CHUNK}"] = chunk.render(
+            workers=view.workers[first : first + CHUNK], first=first == 0
+        )
     return fragments
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,12 +14,12 @@ from coordinator.edge.server import CoordinatorServer
 from coordinator.edge.showing import card_of
 from coordinator.edge.status import WaitStatus
 from coordinator.edge.viewing import MOST_WORKERS, RunViews
-from coordinator.engine.history import Failure
+from coordinator.engine.history import Failure, RoundRecord
 from coordinator.engine.reasons import Case, reason
 from coordinator.engine.rows import Ban, Quarantine, WorkerRecord
 from coordinator.engine.state import EngineState
 from coordinator.page.view import RunView, Tone
-from protocol.ids import LeaseId, RoundNumber, WorkerId
+from protocol.ids import LeaseId, RoundNumber, Version, WorkerId
 from protocol.pseudonyms import pseudonym
 
 OWNER, PATH, OPERATOR = "Ilse Mustermann", "/home/ilse/runs", "the operator of the barn"
@@ -48,6 +49,14 @@ def person(number: int, **facts: Any) -> WorkerRecord:
     return WorkerRecord(**(fields | facts))
 
 
+def closed_round() -> RoundRecord:
+    return RoundRecord(
+        round=RoundNumber(1), base_version=Version(0), version=None, opened_at_s=0.0, closed_at_s=9.0, accepted=1,
+        rejected=1, expired=0, returned=0, late_used=0, update_norm_l2=None, val_loss=None, val_loss_se=None,
+        closed=reason(Case.GRACE_OVER),
+    )  # fmt: skip
+
+
 def everybody() -> list[WorkerRecord]:
     aside = Quarantine(
         until_round=RoundNumber(9), until_s=1e12, why=reason(Case.NORM_OVER_MEDIAN, "trunk", norm=17.25, most=3.0)
@@ -70,11 +79,13 @@ async def test_nothing_private_is_in_a_picture(server: CoordinatorServer, join: 
     state = state_of(server)
     for record in everybody():
         state.put_worker(record)
+    worse = reason(Case.HARMS_ALONE, "r1.7", loss_rise=23.5)
+    state.history = (replace(closed_round(), withheld=(worse,)),)
     state.failures["validate:v0"] = Failure(count=1, error=f"no room in {PATH} for 10.1.2.3")
     view = await views(server).picture()
     text = view.model_dump_json()
     assert "otter-1" in text
-    for private in (OWNER, PATH, OPERATOR, "10.1.2.3", "17.25", "127.0.0.1", "accused", "contradicted"):
+    for private in (OWNER, PATH, OPERATOR, "10.1.2.3", "17.25", "23.5", "r1.7", "127.0.0.1", "accused", "contradicted"):
         assert private not in text, private
     assert not re.search(r"[0-9a-f]{20}", text), "no key, and no digest"
     rows = {row.name: row for row in view.workers}

@@ -12,13 +12,21 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-ANSWER_S = 60.0
+ANSWER_S = 30.0
+_STARTED = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""The browser reads commands from descriptor 3 and answers on 4."""
 
 
 def chromium() -> str:
@@ -43,7 +51,7 @@ class Browser:
             f"--user-data-dir={self._folder}", "about:blank",
         ]  # fmt: skip
         self._process = subprocess.Popen(
-            ["sh", "-c", f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}', *words],
+            [sys.executable, "-c", _STARTED, str(to_browser), str(from_browser), *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -59,6 +67,7 @@ class Browser:
     def __enter__(self) -> Browser:
         tab = self.ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.ask("Target.attachToTarget", targetId=tab, flatten=True)["sessionId"]
+        self.ask("Emulation.setFocusEmulationEnabled", enabled=True)
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.ask(f"{domain}.enable")
         return self

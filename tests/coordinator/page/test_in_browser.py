@@ -107,7 +107,7 @@ def test_a_panel_that_holds_the_keyboards_focus_is_not_taken_away(browser: Brows
 def test_by_keyboard_alone(browser: Browser, page: PageServer) -> None:
     shown(browser, page, picture())
     reached = []
-    for _ in range(16):
+    for _ in range(14):
         browser.press("Tab", code="Tab", windowsVirtualKeyCode=9)
         reached.append(
             browser.run("document.activeElement.textContent.trim().slice(0, 12) || document.activeElement.id")
@@ -139,10 +139,8 @@ def test_without_scripts_it_reads_the_same(browser: Browser, page: PageServer) -
 def test_axe_finds_nothing_serious(browser: Browser, page: PageServer, kind: str, path: str) -> None:
     script = os.environ.get("AXE", "")
     assert script, "AXE names axe-core's axe.min.js: `make page` fetches it"
-    for view in (
-        picture(),
-        picture(people=0, versions=0, leases=0, headline=Headline(tone=Tone.WAITING, text="Waits")),
-    ):
+    empty = picture(people=0, versions=0, leases=0, headline=Headline(tone=Tone.WAITING, text="Waits"))
+    for view in (picture(), empty) if kind == "light" else (picture(),):
         shown(browser, page, view, kind, path)
         browser.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
         browser.run(Path(script).read_text() + "; undefined")
@@ -176,7 +174,9 @@ def test_a_thousand_workers_change_without_a_long_task(browser: Browser, page: P
     for number in range(3):
         rows = tuple(row.model_copy(update={"why": f"change {number}"}) for row in view.workers)
         page.publish(view.model_copy(update={"workers": rows}))
-        browser.wait_for(f"document.querySelector('#rows-19 tr:last-child').textContent.includes('change {number}')")
+        browser.wait_for(
+            f"document.querySelector('#rows-19 tbody tr:last-child').textContent.includes('change {number}')"
+        )
     assert [one for one in browser.run("window.longTasks") if one > 50] == []
 
 

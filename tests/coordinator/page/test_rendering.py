@@ -15,7 +15,7 @@ from coordinator.page.view import Headline, OpenReason, RunView, Tone
 from tests.coordinator.page.pictures import NOW_S, card, open_round, picture, workers
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
-STATES = ({}, {"people": 0, "versions": 0, "leases": 0}, {"versions": 1}, {"people": 1000})
+STATES: tuple[dict[str, int], ...] = ({}, {"people": 0, "versions": 0, "leases": 0}, {"versions": 1}, {"people": 1000})
 
 
 def hostile() -> RunView:
@@ -102,6 +102,8 @@ FIGURE = st.floats(allow_nan=True, allow_infinity=True, width=32)
 
 
 @settings(max_examples=60, deadline=None)
+@example(points=[(2.0**53, 0.0, 0.0)] * 2)
+@example(points=[(0.0, 2.0**52, 0.0)] * 2)
 @given(st.lists(st.tuples(FIGURE, FIGURE, FIGURE.map(abs)), max_size=12))
 @example([(0.0, 1e30, 0.0), (1.0, 1e30, 0.0)])
 @example([(1e30, 2.0, 0.0), (1e30, 2.0, 0.0)])
