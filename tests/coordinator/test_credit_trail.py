@@ -16,7 +16,7 @@ from coordinator.engine.reasons import Case, accepted, reason
 from coordinator.run.credit_trail import CreditTrail
 from coordinator.run.receipts import MOST_REVOKED, revocations_of
 from coordinator.store.credit_ledger import CreditLedger, RevocationEntry
-from protocol.ids import LeaseId, RunId, WorkerId, digest_of
+from protocol.ids import LeaseId, RunId, Version, WorkerId, digest_of
 
 A = WorkerId("a")
 
@@ -52,8 +52,13 @@ def world(tmp_path: Path) -> World:
 
 UNDONE = reason(Case.AUDITS_FAILED, "x", auditors=2)
 REBUILT = VersionRebuilt(
-    at_s=1.0, command_id="rebuild:r1:0", version=1, parent_version=0, manifest=digest_of(b"v"), change_l2=1.0
-)  # type: ignore[arg-type]
+    at_s=1.0,
+    command_id="rebuild:r1:0",
+    version=Version(1),
+    parent_version=Version(0),
+    manifest=digest_of(b"v"),
+    change_l2=1.0,
+)
 
 
 def test_a_verdict_an_audit_and_a_rollback_are_written_once_each(world: World, tmp_path: Path) -> None:

@@ -121,7 +121,12 @@ async def test_a_coordinator_looks_every_hour_and_forgets_what_is_two_weeks_old(
     enrolled(registry, now_s=1000.0)
     told: list[int] = []
     forget, now_s = registry.people.forget_addresses, [ADDRESSES_KEPT_S]
-    registry.people.forget_addresses = lambda before_s: told.append(forget(before_s)) or told[-1]
+
+    def forgets(before_s: float) -> int:
+        told.append(forget(before_s))
+        return told[-1]
+
+    registry.people.forget_addresses = forgets
 
     async def sleep(seconds: float) -> None:
         now_s[0] += seconds

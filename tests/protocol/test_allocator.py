@@ -64,7 +64,7 @@ def test_a_coordinators_process_asks_for_it_before_it_opens_anything(monkeypatch
     monkeypatch.setattr("protocol.allocator.keep_little", asked)
     monkeypatch.setattr("barnraise.cli.serve.keep_little", asked)
     with pytest.raises(Asked):
-        asyncio.run(serve(Path("nowhere"), invites=0, invites_to=None, trusted=False))
+        asyncio.run(serve(Path("nowhere"), invites=0, invites_to=None, trusted=False, page=None))
     with pytest.raises(Asked):
         coordinator_process(None, None)  # type: ignore[arg-type]
 

@@ -234,7 +234,7 @@ def train(trained: list[str]) -> Any:
     def one(of: Any) -> Any:
         trained.append(of.lease_id)
         metrics = TrainMetrics(inner_steps_done=1, tokens=1, loss_first=1.0, loss_last=1.0, train_s=1.0, micro_batch=1)
-        return LeaseResult(pseudo_gradient={**honest(0, 1).pseudo_gradient}, metrics=metrics)  # type: ignore[dict-item]
+        return LeaseResult(pseudo_gradient={**honest(0, 1).pseudo_gradient}, metrics=metrics)
 
     return one
 

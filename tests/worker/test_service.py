@@ -121,7 +121,7 @@ def test_a_mac_and_windows_are_told_in_their_own_words(tmp_path):
 def test_each_system_has_its_own_and_no_link_gets_into_a_command_line(monkeypatch, tmp_path):
     assert isinstance(manager_here(platform="darwin"), Launchd)
     assert isinstance(manager_here(platform="win32"), WindowsTask)
-    monkeypatch.setattr(control.shutil, "which", lambda _: None)
+    monkeypatch.setattr("shutil.which", lambda _: None)
     with pytest.raises(ConfigError, match="no systemd"):
         manager_here(platform="linux")
     with pytest.raises(ConfigError, match="join link"):

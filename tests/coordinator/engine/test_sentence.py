@@ -15,7 +15,7 @@ class Summary:
 
 
 def said(s, stalled=None):
-    return sentence_of(s.engine.state, Summary(), stalled)
+    return sentence_of(s.engine.state, Summary(), stalled)  # type: ignore[arg-type]
 
 
 def test_it_says_what_matters_most(swarm):

@@ -269,7 +269,7 @@ def _status_reply(data: bytes) -> object:
     async def answer(_: Json) -> Json:
         return _object(data, "the answer")
 
-    client._ask = answer  # type: ignore[method-assign]
+    client._ask = answer  # type: ignore[method-assign,assignment]
     return finish(client.summary())
 
 

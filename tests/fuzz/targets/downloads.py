@@ -63,7 +63,7 @@ def _block(data: bytes) -> object:
     there.channel.answers, there.channel.frames = [b""], split(data[1:])
     fetcher = Fetcher(there.client, there.home.disk, there.enrolment, InlineBackground())
     with short_frames():
-        finish(there.client.patiently(lambda: fetcher._download(ref, lambda _: None)))
+        finish(there.client.patiently(lambda: fetcher._download(ref, there.client, lambda _: None)))
     assert cache.path(ref.digest).read_bytes() == PAYLOAD
     return None
 
