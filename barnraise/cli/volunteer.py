@@ -94,6 +94,13 @@ def leave(
     purge: Annotated[
         bool, typer.Option("--purge", help="Then delete this machine's keys, unsent work, cache and logs.")
     ] = False,
+    forget: Annotated[
+        bool,
+        typer.Option(
+            "--forget",
+            help="Then have its runs erase this machine's name, team, owner and address.",
+        ),
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Purge without being asked.")] = False,
     home: Home = None,
     as_json: Json = False,
@@ -104,6 +111,10 @@ def leave(
     if folders and not yes:
         _confirm(root, len(folders))
     found = _asked(root, {"verb": "leave"})
+    if forget:
+        forgotten = _forgotten(root)
+        if not purge:
+            return _told_who_forgot(forgotten, found, as_json=as_json)
     if purge:
         for folder in folders:
             _delete(folder)
@@ -203,8 +214,32 @@ def _confirm(root: Path, count: int) -> None:
         raise typer.Abort
 
 
-def _delete(folder: Path) -> None:
-    """Once nobody works there any more."""
+def _forgotten(root: Path) -> list[str]:
+    """The runs that were asked to forget this machine, one after another, each once nobody works there any more."""
+    import asyncio
+
+    from worker.identity import keys, left
+
+    for folder in sorted(folder for folder in root.glob("runs/*") if folder.is_dir()):
+        _once_free(folder).release()
+    runs = [one.run_id for one in keys(root)]
+    for run in runs:
+        asyncio.run(left(root, run, forget=True))
+    return runs
+
+
+def _told_who_forgot(runs: list[str], workers: list[dict[str, Any]], *, as_json: bool) -> int:
+    if as_json:
+        print_json({"workers": workers, "forgotten_by": runs})
+    elif runs:
+        print(f"left, and forgotten by {', '.join(runs)}: what this machine earned stands under two words of its key")
+    else:
+        print("this machine takes part in no run, so there is nobody to forget it")
+    return 0
+
+
+def _once_free(folder: Path) -> Any:
+    """The folder's lock, held, once nobody works there any more; ConfigError where somebody still does."""
     from protocol.errors import ConfigError
     from worker.disk import worker_lock
 
@@ -212,11 +247,16 @@ def _delete(folder: Path) -> None:
     while True:
         try:
             lock.acquire()
-            break
+            return lock
         except ConfigError:
             if time.monotonic() > waited_until_s:
                 raise
             time.sleep(0.1)
+
+
+def _delete(folder: Path) -> None:
+    """Once nobody works there any more."""
+    lock = _once_free(folder)
     try:
         for path in sorted(folder.iterdir()):
             if path.name != "lock":

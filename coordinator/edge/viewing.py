@@ -189,7 +189,7 @@ class RunViews:
     def _health(self, state: EngineState, free: int, size: int) -> Health:
         return Health(
             stalled="the coordinator cannot record anything" if self._run.pump.stalled is not None else "",
-            paused="the run is over" if state.phase is Phase.OVER else "",
+            paused=_gives_nothing(state),
             pending_commands=len(state.pending),
             failing_commands=len(state.failures),
             withheld_rounds=state.withheld_in_row,
@@ -198,3 +198,10 @@ class RunViews:
             certificate_expires_at_s=self._certificate_expires_at_s,
             snapshot_cost_s=self._cost_s,
         )
+
+
+def _gives_nothing(state: EngineState) -> str:
+    """Why no work is given out; empty while it is."""
+    if state.phase is Phase.OVER:
+        return "the run is over"
+    return f"the run is {state.hold.kind}" if state.hold is not None else ""

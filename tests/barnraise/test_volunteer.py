@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from barnraise.cli.app import run
 from protocol.amounts import parse_moment_s, parse_span_s
 from protocol.errors import ConfigError
+from worker.disk import worker_lock
 from worker.progress import QuietReporter
 from worker.rules.file import PauseNote, note_pause, noted_pause
 from worker.standing import LOG_FILE, WorkerStanding
@@ -81,6 +83,26 @@ def test_a_purge_deletes_what_runs_left_and_keeps_the_rules(home: Path, capsys: 
     assert run(said(home, "leave", "--purge", "--yes")) == 0
     assert list((home / "runs").iterdir()) == []
     assert (home / "rules.toml").exists()
+
+
+def test_every_run_is_asked_to_forget_once_nobody_works_there(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(said(home, "leave", "--forget")) == 0
+    assert "takes part in no run" in capsys.readouterr().out
+    asked: list[tuple[str, bool]] = []
+
+    async def left(_: Path, run_id: str, *, forget: bool) -> None:
+        lock = worker_lock(home / "runs" / "abc" / "lock")
+        lock.acquire()
+        lock.release()
+        asked.append((run_id, forget))
+
+    monkeypatch.setattr("worker.identity.left", left)
+    monkeypatch.setattr("worker.identity.keys", lambda _: [SimpleNamespace(run_id=one) for one in ("run-1", "run-2")])
+    assert run(said(home, "leave", "--forget", "--json")) == 0
+    assert asked == [("run-1", True), ("run-2", True)]
+    assert json.loads(capsys.readouterr().out) == {"workers": [], "forgotten_by": ["run-1", "run-2"]}
 
 
 def test_rules_are_shown_and_set(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
