@@ -20,17 +20,17 @@ solid sound spry stable starry steady still stout sunny supple sure swift tall t
 trusty upbeat velvet vivid warm wary willing windy wise witty wooden woven young zesty
 """
 _THINGS = """
-acorn adze alder anchor anvil apple ash aspen auger awl badger barley barn basket beacon beam bear beaver bee beech bell
-birch bison bobbin bramble brook broom buckle burrow cairn candle canoe carder cart chisel chestnut cider clover cobbler
-cricket crane crow curlew cypress daisy deer dove drum dune eagle egret elk elm falcon fern ferry fiddle finch fir flax
-flint forge fox frog gable garden gate glade goose granary grove gull hammer harbor hare harvest hawk hayloft hazel
-hearth hedge hen heron hive holly hoop ibis inlet iris ivy jay joist juniper kestrel kettle kiln ladder lantern larch
-lark ledger lichen lily linden linnet loft loom lynx mallet maple marten martin meadow mill millet mole moose moth
-nettle newt nutmeg oak oat orchard oriole osprey otter owl oxbow paddle partridge pear pebble pegs pine plane plough
-plover plum pond poplar prairie puffin pulley quail quarry quill rabbit rafter raven reed robin rook rope rowan rudder
-rye saddle sail saw sawmill sedge shed shingle sickle silo sparrow spindle spruce squirrel stable starling stile stork
-stream swallow swan swift teal thatch thimble thistle thrush timber toad tower trellis trowel trout tulip turtle
-walnut weaver wheat wheel willow wren yarrow yew
+acorn adze alder anchor anvil apple ash aspen auger awl badger barley barn basket beacon bear beaver bee beech bell
+bellows birch bison bobbin bramble brook broom buckle burrow cairn candle canoe carder cart chestnut chisel cider
+clover cobbler crane cricket crow curlew cypress daisy deer dove drum dune eagle egret elk elm falcon fennel fern
+ferry fiddle finch fir flax forge fox frog gable garden gate glade goose granary grove gull hammer harbor hare harvest
+hawk hayloft hazel hearth hedge hen heron hive holly hoop ibis inlet iris ivy jay joist juniper kestrel kettle kiln
+ladder lantern larch lark ledger lichen lily linden linnet loft loom lynx mallet maple marten martin meadow mill
+millet mole moose moth nettle newt nutmeg oak oat orchard oriole osprey otter owl oxbow paddle partridge pear pebble
+pegs pine plane plough plover plum pond poplar prairie puffin pulley quail quarry quill rabbit rafter raven reed robin
+rook rope rowan rudder rye saddle sail saw sawmill sedge shed shingle sickle silo sparrow spindle spruce squirrel
+stable starling stile stork stream swallow swan swift teal thatch thimble thistle thrush timber toad tower trellis
+trout trowel tulip turtle walnut weaver wheat wheel willow wren yarrow yew
 """
 _FIRST, _SECOND = _QUALITIES.split(), _THINGS.split()
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 
+from coordinator.store.people import said_in
+
 ROOT = Path(__file__).parents[1]
 IMAGE_USER = 10001
 WORKERS = ("worker-1", "worker-2", "worker-3")
@@ -135,7 +137,7 @@ def main(root: Path, port: int) -> None:
         up.finish("export", ["coordinator", "export", str(root / "run"), model])
         events = [json.loads(line) for line in (root / "run" / "events.jsonl").read_text().splitlines()]
         seen = {
-            "enrolled": sorted(event["data"]["name"] for event in events if event["name"] == "WorkerEnrolled"),
+            "enrolled": sorted(said_in(root / "run" / "registry.sqlite").names.values()),
             "rounds": sum(event["name"] == "RoundAggregated" for event in events),
             "model": sorted(path.name for path in Path(model).iterdir()),
             "owners": sorted({path.stat().st_uid for path in (root / "run").iterdir() if path.name != "lost+found"}),

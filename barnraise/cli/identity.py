@@ -6,7 +6,6 @@ environment, where other users and child processes see it.
 
 from __future__ import annotations
 
-import asyncio
 import getpass
 import os
 import sys
@@ -83,6 +82,8 @@ def import_keys(
 def rotate(run: WhichRun = "", home: WorkerHome = None, as_json: Json = False) -> None:
     """Replace this machine's key in a run by a new one: a copy of the old one is worth nothing then. Stop the worker
     first. Interrupted, it is finished by the same command."""
+    import asyncio
+
     from worker.identity import rotated
 
     _tell([asyncio.run(rotated(home, run))], as_json)
@@ -91,6 +92,8 @@ def rotate(run: WhichRun = "", home: WorkerHome = None, as_json: Json = False) -
 @app.command()
 def revoke(run: WhichRun = "", home: WorkerHome = None, yes: Yes = False, as_json: Json = False) -> None:
     """Have a run never take this machine's key again, whoever has it. What it earned stays. There is no way back."""
+    import asyncio
+
     from worker.identity import left
 
     _confirm("This key will never be taken again in that run. Go on?", yes=yes)
@@ -101,6 +104,8 @@ def revoke(run: WhichRun = "", home: WorkerHome = None, yes: Yes = False, as_jso
 def forget(run: WhichRun = "", home: WorkerHome = None, yes: Yes = False, as_json: Json = False) -> None:
     """Leave a run and have it erase this machine's name, team, owner and address. What it earned stays, under two words
     that follow from its key. Its key here stays; another invite lets it in again, as who it was."""
+    import asyncio
+
     from worker.identity import left
 
     _confirm("This machine leaves that run, which forgets what it is called. Go on?", yes=yes)

@@ -17,7 +17,6 @@ import typer
 from barnraise.cli.headers import HeadersRead, read_headers
 from barnraise.cli.options import Json, one_of
 from barnraise.cli.output import print_json, print_table
-from coordinator.beginning import USUAL_CODEC
 from moe.presets import PRESETS
 from protocol.amounts import parse_bytes
 from protocol.codecs import CODECS, codec_named
@@ -82,8 +81,9 @@ def plan(
     ] = None,
     trunk: Annotated[str, typer.Option(help=f"What the run trains of the trunk: {one_of(TRUNKS)}.")] = TRUNKS[0],
     codec: Annotated[
-        str, typer.Option(help=f"What the run's submissions are encoded in: {one_of(CODECS)}.")
-    ] = USUAL_CODEC,
+        str | None,
+        typer.Option(help=f"What submissions are encoded in: {one_of(CODECS)}; by default what runs begin with."),
+    ] = None,
     lora_rank: Annotated[int, typer.Option(help="Of a lora trunk's factors.")] = Recipe().lora_rank,
     multiply: Annotated[
         str | None,
@@ -99,6 +99,8 @@ def plan(
 
     Everything is computed from shapes. Of a checkpoint only its configuration and the headers of its weights are read.
     """
+    from coordinator.beginning import USUAL_CODEC
+
     lowest = all_models
     recipe = _recipe(
         optimizer=optimizer,
@@ -114,7 +116,7 @@ def plan(
         residency=residency,
         sequences=(4, 1) if batch is None else (batch,),
         sequence_length=sequence_length,
-        codec=codec_named(codec).name,
+        codec=codec_named(codec or USUAL_CODEC).name,
         multiply=multiply or ("fp32" if one_machine and host_memory is None else "bf16"),
         on_gpu=not one_machine or host_memory is not None or multiply == "bf16",
         host_bytes=None if host_memory is None else parse_bytes(host_memory),

@@ -64,7 +64,7 @@ class Desk:
         kind, handle = self._calls[verb]
         try:
             parsed = ParseDict(message, kind())
-        except (ParseError, TypeError, AttributeError, ValueError) as error:
+        except (ParseError, TypeError, AttributeError, ValueError, SystemError) as error:  # last: a name of surrogates
             raise MalformedMessage(f"this is no {verb}: is the coordinator of another version?") from error
         return MessageToDict(await handle(caller, parsed), preserving_proto_field_name=True)
 

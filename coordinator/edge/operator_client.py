@@ -115,7 +115,7 @@ class OperatorClient:
         answer = await self._ask({"verb": verb, "message": message})
         try:
             return ParseDict(answer, kind())
-        except (ParseError, TypeError, ValueError) as error:
+        except (ParseError, TypeError, AttributeError, ValueError, SystemError) as error:  # the last: as in desk.py
             raise MalformedMessage(f"the answer is not a {kind.DESCRIPTOR.name}: {_OTHER_VERSION}") from error
 
     async def _ask(self, request: Json) -> Json:

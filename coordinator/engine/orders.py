@@ -22,7 +22,7 @@ def on_run_held(turn: Turn, event: ordered.RunHeld) -> None:
     """Paused after draining, and the other way round, it is held anew."""
     state, before = turn.state, turn.state.hold
     if before is not None and before.kind is event.kind:
-        state.hold = replace(before, actor=event.actor, why=event.why)
+        state.hold = replace(before, actor=event.actor, why=event.why or before.why)
         return
     _end_pause(turn, event.at_s)
     if state.round.granting:

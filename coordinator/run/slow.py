@@ -86,7 +86,8 @@ class SlowCommands:
         self._delegation = delegation
         self._delegated: set[asyncio.Task[None]] = set()
         self._queue: list[tuple[int, int, SlowCommand]] = []
-        self._queued: set[str] = set()
+        self._queued: dict[str, SlowCommand] = {}
+        """By id, as the engine wants it now."""
         self._order = itertools.count()
         self._wake = asyncio.Event()
         self._attempts: dict[str, int] = {}
@@ -99,14 +100,22 @@ class SlowCommands:
         self._thread = ThreadPoolExecutor(1, "executor")
 
     def push(self, command: SlowCommand) -> None:
-        """Have `command` carried out; nothing where it is queued already. What others had of it is taken back."""
-        if command.command_id in self._queued or self._stopping:
+        """Have `command` carried out, in place of what is queued under its id. What others had of it is taken back."""
+        if self._stopping:
+            return
+        if command.command_id in self._queued:  # the engine may want it otherwise by now: no more by others, say
+            self._queued[command.command_id] = command
             return
         self._delegation.take_back(command.command_id)
-        self._queued.add(command.command_id)
+        self._queued[command.command_id] = command
         priority = _PRIORITIES.get(type(command), _DEFAULT_PRIORITY)
         heapq.heappush(self._queue, (priority, next(self._order), command))
         self._wake.set()
+
+    def _push_again(self, command: SlowCommand) -> None:
+        """What is not done yet; nothing where the engine has asked for it again meanwhile."""
+        if command.command_id not in self._queued:
+            self.push(command)
 
     def stop(self) -> None:
         """Begin nothing more."""
@@ -128,8 +137,7 @@ class SlowCommands:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            _, _, command = heapq.heappop(self._queue)
-            self._queued.discard(command.command_id)
+            command = self._queued.pop(heapq.heappop(self._queue)[2].command_id)
             if not self._is_wanted(command.command_id):
                 self._forget_failures(command)  # the engine has lost interest, e.g. the run was stopped
             elif isinstance(command, MeasureSubmission) and self._delegation.takes(command):
@@ -175,7 +183,7 @@ class SlowCommands:
             return
         found = validated(command, answers, at_s=self._clock())
         if found is None:
-            self.push(replace(command, delegate=False, answers=answers))
+            self._push_again(replace(command, delegate=False, answers=answers))
         else:
             await self._report(found)
 
@@ -185,7 +193,7 @@ class SlowCommands:
             return
         found = believed(command, answers)
         if found is None:
-            self.push(replace(command, delegate=False, answers=answers))
+            self._push_again(replace(command, delegate=False, answers=answers))
         else:
             await self._report(with_gains(decoded, found, answers, at_s=self._clock()))
 
@@ -210,5 +218,5 @@ class SlowCommands:
         if self._failures_told.get(command.command_id) != words:  # the same again is one line of the event log
             self._failures_told[command.command_id] = words
             _log.error("command_failed", command=command.command_id, error=repr(error), exc_info=error)
-        self._retries.add(asyncio.get_running_loop().call_later(delay_s, self.push, command))
+        self._retries.add(asyncio.get_running_loop().call_later(delay_s, self._push_again, command))
         return CommandFailed(at_s=self._clock(), command_id=command.command_id, error=words, trouble=trouble_of(error))

@@ -72,6 +72,9 @@ def _check_leases(state: EngineState) -> None:
 
 
 def _kept_rounds(state: EngineState, record: LeaseRecord) -> int:
-    """What is still to be audited, or audits such a lease, is kept until the audit's time is over."""
-    audited = record.audit_due or record.lease.audits is not None
-    return max(state.config.max_staleness, state.config.audits.keep_rounds * audited) + KEPT_ROUNDS
+    """What is still to be audited, or audits such a lease, is kept until the audit's time is over, and all leases of a
+    worker and round for as long as an audit or a rollback may undo what one of them earned.
+    """
+    audits, config = state.config.audits, state.config
+    audited = record.audit_due or record.lease.audits is not None or audits.budget > 0.0
+    return config.max_staleness + max(config.rollback_rounds, audits.keep_rounds * audited) + KEPT_ROUNDS

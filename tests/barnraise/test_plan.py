@@ -37,7 +37,7 @@ def test_without_a_memory_every_card_has_a_row(capsys: pytest.CaptureFixture[str
     assert all(one["host_needed_bytes"] > 0 and one["reserve_bytes"] > 0 and one["mapped_bytes"] > 0 for one in plans)
     assert run(["plan", "--preset", "100m"]) == 0
     told = capsys.readouterr().out
-    assert "multiplied in bf16, on a GPU; computed, not measured" in told
+    assert "multiplied in bf16, sent in int4, on a GPU; computed, not measured" in told
     assert "80.0 GiB" in told
 
 

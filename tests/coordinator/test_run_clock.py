@@ -262,13 +262,13 @@ HISTORY = {
     "UploadReport.upload_s", "LeaseRecord.gap_s", "LeaseRecord.committed_at_s", "LeaseRecord.uploaded_at_s",
     "GrantedLease.granted_at_s", "RoundState.opened_at_s", "RoundState.settled_at_s", "RoundRecord.opened_at_s",
     "RoundRecord.closed_at_s", "CalendarMark.at_s", "CalendarMark.wall_s", "SettingChange.at_s", "Ban.at_s",
-    "WorkerRecord.appealed_at_s", "Accusation.at_s", "RoundState.rows_since_s",
+    "WorkerRecord.appealed_at_s", "Accusation.at_s", "RoundState.rows_since_s", "OrderRecord.at_s", "Announcement.at_s",
 }  # fmt: skip
 """What happened, and how long it took; counted from a grant, a gap is taken off (`LeaseRecord.gap_s`)."""
 MOVED = {
     "WorkerRecord.heard_at_s", "WorkerRecord.waiting_since_s", "WorkerRecord.waits_until_s",
     "WorkerRecord.cooling_until_s", "Quarantine.until_s", "GrantedLease.deadline_s",
-    "LeaseRecord.overdue_at_s", "LeaseRecord.audit_since_s",
+    "LeaseRecord.overdue_at_s", "LeaseRecord.audit_since_s", "Hold.since_s",
     *(f"RoundState.{name}" for name in gaps.MOVED_OF_A_ROUND),
 }  # fmt: skip
 

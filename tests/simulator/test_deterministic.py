@@ -117,3 +117,8 @@ def test_a_download_cancelled_just_as_its_time_is_up_ends_quietly(seed: int) -> 
 def test_a_submission_whose_last_bytes_come_as_the_run_ends_is_refused_for_good() -> None:
     """It was refused in the engine's words before, and the volunteer told to keep what nobody would take."""
     assert run_seed(6004422).violation is None
+
+
+def test_what_others_measured_in_vain_is_measured_here() -> None:
+    """As the run ended, the engine wanted the validation from nobody else; what was queued had others' answers in it."""
+    assert run_seed(546).violation is None

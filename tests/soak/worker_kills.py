@@ -76,7 +76,7 @@ def _watch(reach: Any) -> None:
     from worker.train.trainer import _InnerLoop
 
     move, send, step = Session._move, Sending._send, _InnerLoop.step
-    keep, store, drop = LeaseStates.save, Outbox.save, Outbox.drop
+    keep, store, drop = LeaseStates.save, Outbox.record, Outbox.drop
 
     def moved(self: Any, state: Any) -> None:
         move(self, state)
@@ -107,7 +107,7 @@ def _watch(reach: Any) -> None:
 
     Session._move, Sending._send = moved, sent  # type: ignore[method-assign, assignment]
     _InnerLoop.step = stepped  # type: ignore[method-assign, assignment]
-    LeaseStates.save, Outbox.save, Outbox.drop = kept, stored, dropped  # type: ignore[method-assign, assignment]
+    LeaseStates.save, Outbox.record, Outbox.drop = kept, stored, dropped  # type: ignore[method-assign, assignment]
 
 
 def _slow_down(step_s: float) -> None:

@@ -121,7 +121,7 @@ async def test_all_gains_are_measured_by_others_and_all_twice(tmp_path: Path, se
     assert state.totals.gains_checked >= 2
     assert state.totals.gains_delegated >= 2
     assert all(record.status is LeaseStatus.ACCEPTED for record in state.leases.values())
-    assert all(worker.trusted for worker in state.workers.values() if worker.name != "stranger")
+    assert all(worker.trusted for worker in state.workers.values() if state.called(worker.worker) != "stranger")
 
 
 async def test_a_worker_that_lies_of_what_it_measured_is_found_out_and_nobody_pays_for_it(
@@ -131,7 +131,7 @@ async def test_a_worker_that_lies_of_what_it_measured_is_found_out_and_nobody_pa
         state, measured = watched(swarm)
         tasks = await crew(swarm, lies="anna")
         await ended(tasks)
-    names = {worker.name: worker for worker in state.workers.values()}
+    names = {state.called(worker.worker): worker for worker in state.workers.values()}
     assert not names["anna"].trusted
     assert names["ben"].trusted
     assert any(event.false == (names["anna"].worker,) for event in measured)

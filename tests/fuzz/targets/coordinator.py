@@ -53,6 +53,7 @@ KINDS: dict[str, type[Message]] = {
     "GetManifest": pb.GetManifestRequest,
     "AnswerMeasure": pb.AnswerMeasureRequest,
     "ListReceipts": pb.ListReceiptsRequest,
+    "Sources": pb.SourcesRequest,
     "CreateInvite": pb.CreateInviteRequest,
     "GetStatus": pb.GetStatusRequest,
     "ListStatus": pb.ListStatusRequest,
@@ -74,6 +75,7 @@ WORKERS = (
     "GetManifest",
     "AnswerMeasure",
     "ListReceipts",
+    "Sources",
 )
 OPERATORS = ("CreateInvite", "GetStatus", "ListStatus", "StopRun", "ChangeSetting", "ChangeStanding")
 STRANGERS = ("Enrol", "OpenSession", "AskAudit", "Leave", "RotateKey", "Check")
@@ -130,6 +132,10 @@ def _worker_calls() -> list[bytes]:
             pb.AnswerMeasureRequest(item_id="measure:r9.9"),
         ],
         "ListReceipts": [pb.ListReceiptsRequest(), pb.ListReceiptsRequest(after=2**63)],
+        "Sources": [
+            pb.SourcesRequest(whole=True, wanted=[bytes(32)], got=[b"g" * 32], room=4, still_s=2.0),
+            pb.SourcesRequest(taking=[bytes(32)], gone=[b"g" * 32], failed=[b"f" * 32], share=pb.Sharing(port=7000)),
+        ],
     }
     return _headed(WORKERS, requests)
 

@@ -75,6 +75,7 @@ class StillPump:
         self._rest = json.dumps(engine.snapshot())
         self._touched = False
         self.delegation: Delegation = Delegation(engine)
+        self.stalled: str | None = None
 
     async def submit(self, event: Event) -> list[Command]:
         """What the real one does, and that the journal gives back what was written."""
