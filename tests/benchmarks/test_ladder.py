@@ -12,8 +12,8 @@ from coordinator.run.folder import RunFolder
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon is Linux's")
 def test_two_workers_train_under_a_cap_and_say_how(tmp_path: Path) -> None:
-    *workers, coordinator = play(tmp_path, LadderPlan(shape=LITTLE, rounds=2), 1 << 30)
-    assert (coordinator["versions"], coordinator["accepted"], coordinator["refused"]) == (2, 4, 0)
+    *workers, coordinator = play(tmp_path, LadderPlan(shape=LITTLE, rounds=1), 1 << 30)
+    assert (coordinator["versions"], coordinator["accepted"], coordinator["refused"]) == (1, 2, 0)
     cut = RunFolder.open(tmp_path / "run").layout()
     assert coordinator["parameters"] == cut.parameters > 4e6
     for row in workers:

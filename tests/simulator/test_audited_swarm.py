@@ -98,7 +98,7 @@ def found(run: OpenedRun) -> dict[str, list[float]]:
     return distances
 
 
-@pytest.mark.parametrize("by_coordinator", [True, False])
+@pytest.mark.parametrize("by_coordinator", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_liars_that_backdoor_are_caught_and_nobody_else(
     tmp_path: Path, data: Path, backdoor: str, by_coordinator: bool
 ) -> None:
