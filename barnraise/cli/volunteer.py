@@ -218,14 +218,14 @@ def _forgotten(root: Path) -> list[str]:
     """The runs that were asked to forget this machine, one after another, each once nobody works there any more."""
     import asyncio
 
-    from worker.identity import keys, left
+    from worker.identity import left
+    from worker.rejoin import known_runs, links_of
 
     for folder in sorted(folder for folder in root.glob("runs/*") if folder.is_dir()):
         _once_free(folder).release()
-    runs = [one.run_id for one in keys(root)]
-    for run in runs:
-        asyncio.run(left(root, run, forget=True))
-    return runs
+    if not known_runs(root):
+        return []
+    return [asyncio.run(left(root, link.address, forget=True)).run_id for link in links_of("", root)]
 
 
 def _told_who_forgot(runs: list[str], workers: list[dict[str, Any]], *, as_json: bool) -> int:

@@ -92,17 +92,20 @@ def test_every_run_is_asked_to_forget_once_nobody_works_there(
     assert "takes part in no run" in capsys.readouterr().out
     asked: list[tuple[str, bool]] = []
 
-    async def left(_: Path, run_id: str, *, forget: bool) -> None:
+    async def left(_: Path, address: str, *, forget: bool) -> SimpleNamespace:
         lock = worker_lock(home / "runs" / "abc" / "lock")
         lock.acquire()
         lock.release()
-        asked.append((run_id, forget))
+        asked.append((address, forget))
+        return SimpleNamespace(run_id=f"run at {address}")
 
     monkeypatch.setattr("worker.identity.left", left)
-    monkeypatch.setattr("worker.identity.keys", lambda _: [SimpleNamespace(run_id=one) for one in ("run-1", "run-2")])
+    monkeypatch.setattr("worker.rejoin.known_runs", lambda _: [object()])
+    links = [SimpleNamespace(address=one) for one in ("a:1", "b:2")]
+    monkeypatch.setattr("worker.rejoin.links_of", lambda text, _: links if text == "" else [])
     assert run(said(home, "leave", "--forget", "--json")) == 0
-    assert asked == [("run-1", True), ("run-2", True)]
-    assert json.loads(capsys.readouterr().out) == {"workers": [], "forgotten_by": ["run-1", "run-2"]}
+    assert asked == [("a:1", True), ("b:2", True)]
+    assert json.loads(capsys.readouterr().out) == {"workers": [], "forgotten_by": ["run at a:1", "run at b:2"]}
 
 
 def test_rules_are_shown_and_set(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
