@@ -22,6 +22,23 @@ _NOW = {
     "draining": "draining: nothing is granted, and no round begins after the open one",
     "running": "going on",
 }
+_WORDS = {
+    "RunHeld": "held",
+    "HoldLifted": "let go on",
+    "Announced": "told volunteers",
+    "SettingChanged": "set",
+    "RunStopped": "stopped",
+    "WorkerBanned": "banned",
+    "WorkerUnbanned": "unbanned",
+    "WorkerPardoned": "pardoned",
+    "OwnerBanned": "banned an owner",
+    "OwnerUnbanned": "unbanned an owner",
+    "InviteBanned": "banned an invite",
+    "InviteUnbanned": "unbanned an invite",
+    "InviteRevoked": "revoked an invite",
+    "RollbackOrdered": "rolled back",
+}
+"""For people; programs get the events' names."""
 
 
 def pause(folder: RunArgument, why: Why = "", as_json: Json = False) -> None:
@@ -82,7 +99,7 @@ def orders(folder: RunArgument, as_json: Json = False) -> None:
             {
                 "when": f"{one.at_s:.0f} s" if wall_s is None else f"{datetime.fromtimestamp(wall_s):%m-%d %H:%M:%S}",
                 "who": one.actor,
-                "what": one.kind,
+                "what": _WORDS.get(one.kind, one.kind),
                 "about": one.about,
                 "detail": one.detail,
             }
