@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from protocol.errors import ConfigError, RemoteError
 from protocol.terminal import outliving_terminal
@@ -82,48 +82,32 @@ def make_agent(
     link: JoinLink,
     home: RunHome,
     reporter: Reporter,
-) -> Agent:
-    """An agent with its real ports (gRPC, this disk, a training thread, the system's clock) and `options.policy`."""
-    from worker.agent import Agent
-    from worker.joining import Joining
-    from worker.receipts import ReceiptKeeper
-    from worker.train.measuring import LossMeasurer
-    from worker.train.training import TrainingRoom
-
-    trainer = TrainingRoom(options, machine, home.disk, home.outbox, reporter)
-    joining = Joining(options, link, home, reporter)
-    return Agent(
-        machine,
-        joining,
-        home.outbox,
-        trainer,
-        reporter,
-        pauses=options.pauses,
-        policy=options.policy,
-        measurer=LossMeasurer(home.disk.blocks, machine.device),
-        receipts=ReceiptKeeper(home),
-        sharing=sharing_of(options, home),
-    )
-
-
-def ruled_agent(
-    options: WorkerOptions,
-    machine: Machine,
-    link: JoinLink,
-    home: RunHome,
-    reporter: Reporter,
-    house: House,
+    house: House | None = None,
 ) -> tuple[Agent, Joining]:
-    """An agent with its real ports under the volunteer's rules, and its membership."""
+    """An agent with its real ports (gRPC, this disk, a training thread, the system's clock), and its membership.
+
+    It works under the volunteer's rules (`house`); without them by `options.policy` alone.
+    """
     from worker.agent import Agent
     from worker.joining import Joining
     from worker.receipts import ReceiptKeeper
     from worker.train.measuring import LossMeasurer
     from worker.train.training import TrainingRoom
 
-    home.disk.ruled, home.disk.short = lambda: house.disk_bytes, house.short_of_disk_bytes
-    trainer = TrainingRoom(options, machine, home.disk, home.outbox, reporter, threads=lambda: house.rules.cpu.threads)
-    joining = Joining(options, link, home, reporter, counted=house.counted, licensed=house.learn_licence)
+    ruled: dict[str, Any] = {"policy": options.policy}
+    if house is None:
+        trainer = TrainingRoom(options, machine, home.disk, home.outbox, reporter)
+        joining = Joining(options, link, home, reporter)
+    else:
+        disk = home.disk
+        disk.ruled, disk.short = lambda: house.disk_bytes, house.short_of_disk_bytes
+        trainer = TrainingRoom(options, machine, disk, home.outbox, reporter, threads=lambda: house.rules.cpu.threads)
+        joining = Joining(options, link, home, reporter, counted=house.counted, licensed=house.learn_licence)
+        ruled = {
+            "policy": house.policy,
+            "circumstances": lambda: house.look(disk.make_room),
+            "unwanted": house.unwanted,
+        }
     agent = Agent(
         machine,
         joining,
@@ -131,12 +115,10 @@ def ruled_agent(
         trainer,
         reporter,
         pauses=options.pauses,
-        policy=house.policy,
-        circumstances=lambda: house.look(home.disk.make_room),
         measurer=LossMeasurer(home.disk.blocks, machine.device),
         receipts=ReceiptKeeper(home),
-        unwanted=house.unwanted,
         sharing=sharing_of(options, home),
+        **ruled,
     )
     return agent, joining
 
@@ -195,7 +177,7 @@ async def _ruled_run(
     from worker.control import Control, control_path
     from worker.progress import LiveReporter
 
-    agent, joining = ruled_agent(options, machine, link, home, standing, house)
+    agent, joining = make_agent(options, machine, link, home, standing, house)
     control = Control(agent, joining, house, standing)
     live, server = None, None
     try:

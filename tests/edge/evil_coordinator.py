@@ -217,7 +217,7 @@ class Meeting:
         )
         link = JoinLink.parse(options.link)
         home = open_home(options.home, link.fingerprint)
-        self.agent = make_agent(options, MACHINE, link, home, self.told)
+        self.agent, _ = make_agent(options, MACHINE, link, home, self.told)
         self.task = asyncio.create_task(self.agent.run())
         return self.task
 

@@ -164,7 +164,7 @@ class Swarm:
         recorder = Recorder()
         link = link_of(options.link, home_root(options.home))
         run_home = open_home(options.home, link.fingerprint, options.disk_bytes)
-        agent = make_agent(options, machine, link, run_home, recorder)
+        agent, _ = make_agent(options, machine, link, run_home, recorder)
         task = asyncio.create_task(agent.run())
         self.tasks.append(task)
         return agent, recorder, task

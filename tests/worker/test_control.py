@@ -14,7 +14,7 @@ from protocol.local_socket import ask, serve
 from tests.worker.conftest import MACHINE, Gate, Recorder, Swarm
 from worker.control import Control, control_path
 from worker.home import open_home
-from worker.join import ruled_agent
+from worker.join import make_agent
 from worker.options import WorkerOptions
 from worker.pauses import Pauses
 from worker.rejoin import home_root, link_of
@@ -36,7 +36,7 @@ class Volunteer:
         (swarm.root / "home" / "rules.toml").write_text("[when]\nbattery = 'work'\n")  # nothing is to be sensed
         self.house = House(home_root(options.home), senses=[])
         self.house.policy.look_again_s = 0.05
-        self.agent, joining = ruled_agent(options, MACHINE, link, home, standing, self.house)
+        self.agent, joining = make_agent(options, MACHINE, link, home, standing, self.house)
         self.control = Control(self.agent, joining, self.house, standing)
         self.task = asyncio.create_task(self.agent.run())
         swarm.tasks.append(self.task)
