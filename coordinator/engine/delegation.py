@@ -125,7 +125,7 @@ def verdict_on(turn: Turn, record: LeaseRecord, event: SubmissionMeasured) -> Ve
         person=state.index.person_place(lease.worker),
         medians=state.index.norms.medians(state.norm_history),
         gains_median=state.index.tally.gains_median(screening.MIN_GAINS),
-        gain_spread=state.gain_spread,
+        gain_spread=pacing.gain_spread(state, lease),
         steps_share=pacing.steps_share(state, lease),
     )
 

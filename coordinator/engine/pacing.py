@@ -202,6 +202,16 @@ def norm_scale(config: EngineConfig, lease: Lease, carried: float = 0.0) -> floa
     return _reach(config.inner, config.inner.inner_steps) / max(reach(lease), carried)
 
 
+def rate_share(config: EngineConfig, lease: Lease) -> float:
+    """Its rate over the recipe's own: what gains, and what people's gains differ by, are in proportion to."""
+    return lease.recipe.learning_rate / config.inner.learning_rate
+
+
+def gain_spread(state: EngineState, lease: Lease) -> float:
+    """What people's gains lately differed by, at this lease's rate: at the small rates of a run's end, little."""
+    return state.gain_spread * rate_share(state.config, lease)
+
+
 def _reach(recipe: Recipe, steps: int) -> float:
     return float(recipe.learning_rate * full_steps(steps, min(recipe.warmup_steps, steps)) ** 0.75)
 

@@ -111,7 +111,10 @@ def _verdicts(state: EngineState, judged: _Judged) -> list[tuple[LeaseRecord, Ve
 def _note_spread(state: EngineState) -> None:
     """By how much people differed this round, and, half as much each round before, earlier."""
     firsts = _Round.of(state, state.round.round).firsts.values()
-    spread = screening.spread_of([record.heldout_gain for record in firsts])
+    shares = [pacing.rate_share(state.config, record.lease) for record in firsts]
+    if not all(shares):
+        return  # at a rate of nothing nobody differs, and it says nothing of other rates
+    spread = screening.spread_of([record.heldout_gain / share for record, share in zip(firsts, shares, strict=True)])
     if spread is not None:
         state.gain_spread = (state.gain_spread + spread) / 2.0 if state.gain_spread else spread
 
@@ -129,7 +132,8 @@ def _gain_against_peers(
     gains = [screening.gain_of(other) for other in others]
     spread = screening.spread_of([one.gain for one in gains])
     # the larger: of few people the spread of one round may be small by chance
-    peers = Peers(gain=_middle(gains), gain_spread=max(spread or 0.0, state.gain_spread))
+    usual = pacing.gain_spread(state, record.lease)
+    peers = Peers(gain=_middle(gains), gain_spread=max(spread or 0.0, usual))
     share = pacing.steps_share(state, record.lease)
     return screening.judge_gain(state.config.screening, screening.gain_of(record), peers, share)
 

@@ -57,7 +57,8 @@ class EngineState:
     failures: dict[str, Failure] = field(default_factory=dict)
     norm_history: dict[BlockId, tuple[SeenNorm, ...]] = field(default_factory=dict)
     gain_spread: float = 0.0
-    """By how much people's gains differed in the latest rounds that could tell, nats a token: `screening.spread_of`."""
+    """By how much people's gains differed in the latest rounds that could tell, nats a token at the recipe's own rate:
+    `screening.spread_of`."""
     data_epoch: int = 0
     next_sequence: int = 0
     """First position, in this epoch's permutation, that no lease has named yet."""

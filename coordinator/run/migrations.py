@@ -154,7 +154,21 @@ def _with_codecs_in_leases(state: OldState) -> OldState:
     return state
 
 
-MIGRATIONS: Migrations = {2: _two_to_three, 3: _three_to_four, 4: _four_to_five, 5: _five_to_six}
+def _six_to_seven(state: OldState) -> OldState:
+    """What came with version 7 begins at its defaults, but for what follows from what was there."""
+    return _with_spreads_at_the_recipes_rate(state)
+
+
+def _with_spreads_at_the_recipes_rate(state: OldState) -> OldState:
+    """What people's gains differed by was that of their rounds' rates: the latest lease says which."""
+    leases = [record["lease"] for record in state["leases"].values()]
+    rates = {lease["round"]: lease["recipe"]["learning_rate"] for lease in leases}
+    share = rates[max(rates)] / state["config"]["inner"]["learning_rate"] if rates else 1.0
+    state["gain_spread"] = state.get("gain_spread", 0.0) / share if share > 0.0 else 0.0
+    return state
+
+
+MIGRATIONS: Migrations = {2: _two_to_three, 3: _three_to_four, 4: _four_to_five, 5: _five_to_six, 6: _six_to_seven}
 """Whoever raises ENGINE_VERSION adds the step from the one before, or the reason why not. 1 to 2: a version 1 was never
 released, and its leases named no optimizer, which nothing after it could make up."""
 

@@ -106,6 +106,20 @@ def test_a_run_of_version_3_that_is_only_looked_at_is_left_as_it_is(tmp_path: Pa
     looking.close()
 
 
+def test_what_people_differed_by_in_version_6_is_brought_to_the_recipes_rate() -> None:
+    """Its latest round was at half of it; a run without leases has nothing to bring."""
+    old = {
+        "config": {"inner": {"learning_rate": 0.02}},
+        "leases": {
+            "r1.1": {"lease": {"round": 1, "recipe": {"learning_rate": 0.02}}},
+            "r2.1": {"lease": {"round": 2, "recipe": {"learning_rate": 0.01}}},
+        },
+        "gain_spread": 0.003,
+    }
+    assert MIGRATIONS[6](old)["gain_spread"] == pytest.approx(0.006)
+    assert MIGRATIONS[6]({**old, "leases": {}, "gain_spread": 0.0})["gain_spread"] == 0.0
+
+
 def test_leases_of_version_5_name_the_codec_that_was_the_runs() -> None:
     state: dict[str, Any] = json.loads((SNAPSHOTS / "engine_3.json").read_text())
     for step in range(3, ENGINE_VERSION):

@@ -6,7 +6,7 @@ import pytest
 
 from coordinator.engine import screening
 from coordinator.engine.commands import AggregateRound
-from coordinator.engine.config import AuditConfig, ScreeningConfig
+from coordinator.engine.config import AuditConfig, InnerRecipe, ScreeningConfig
 from coordinator.engine.phases import LeaseStatus
 from coordinator.engine.sequential import is_doubted
 from protocol.ids import WorkerId
@@ -232,6 +232,20 @@ def test_where_people_differ_a_small_loss_is_no_lie_and_a_large_one_is(swarm):
     s.after(5)
     s.submit("a", gain=-0.008, se=0.002)  # 4 standard errors below nothing
     s.submit("b", gain=-0.05, se=0.002)
+    assert refused(s) == {"b": "heldout_loss_rose"}
+
+
+def test_what_people_differ_by_shrinks_with_the_rate(swarm):
+    """In a run's last round nobody gains or loses much any more: a loss that was no lie at the full rate is one."""
+    s = swarm(max_rounds=2, inner=InnerRecipe(inner_steps=8, batch_sequences=4, final_lr_share=0.1))
+    s.join(*SIX)
+    for name, gain in zip(SIX, (0.004, -0.002, 0.012, 0.0, -0.005, 0.007), strict=True):
+        s.submit(name, gain=gain, se=0.002)
+    s.aggregated()
+    s.ask(*SIX)
+    s.after(5)
+    s.submit("a", gain=-0.006, se=0.002)  # three errors
+    s.submit("b", gain=-0.008, se=0.002)  # within errors and spread of the round before, at its rate alone
     assert refused(s) == {"b": "heldout_loss_rose"}
 
 
