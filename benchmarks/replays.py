@@ -1,6 +1,6 @@
 """How far real leases lie from themselves computed again: the distances that `benchmarks.sleepers` draws from.
 
-    python -m benchmarks.replays [--leases N] [--minutes M] --json FILE
+    python -m benchmarks.replays [--leases N] [--first N] [--minutes M] --json FILE
 
 The micro model of `benchmarks.byzantine` on the standard library's source; each lease begins where the one before it
 ended, and has a length, an optimizer and a codec of its own. A worker trains it on one number of threads and in
@@ -147,20 +147,22 @@ def main() -> None:
     """Compute, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--leases", type=int, default=500)
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="a chain of its own, of leases from N on")
     parser.add_argument("--minutes", type=float, default=60.0, help="stop before the lease that would begin after them")
     parser.add_argument("--json", type=Path, metavar="FILE", default=None, help="write a file of results")
     args = parser.parse_args()
     end_s = time.monotonic() + 60.0 * args.minutes
     with tempfile.TemporaryDirectory() as scratch:
         replays = Replays(prepared(Path(scratch)))
-        for number in range(args.leases):
+        for number in range(args.first, args.first + args.leases):
             if time.monotonic() > end_s:
                 break
             replays.lease(number)
     rows = [row_of(kind, distances) for kind, distances in replays.distances.items()]
     print_rows([{key: cell for key, cell in row.items() if key != "distances"} for row in rows])
     if args.json is not None:
-        command = f"python -m benchmarks.replays --leases {len(replays.distances[HONEST])}"
+        first = f" --first {args.first}" if args.first else ""
+        command = f"python -m benchmarks.replays --leases {len(replays.distances[HONEST])}{first}"
         result = {"command": command, "machine": machine(), "date": str(datetime.date.today())}
         written = json.dumps({**result, "columns": _COLUMNS, "rows": rows}, indent=1)
         args.json.write_text(written + "\n", encoding="utf-8")
