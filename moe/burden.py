@@ -109,6 +109,7 @@ class _Of:
 
     text: str
     residency: str
+    column_parts: int
     layout: Layout = field(compare=False)
 
 
@@ -118,7 +119,7 @@ def _tensors(layout: Layout, columns: int, recipe: Recipe) -> tuple[Weighed, ...
 
 
 def _of(layout: Layout) -> _Of:
-    return _Of(json.dumps(layout.config_json, sort_keys=True), layout.residency, layout)
+    return _Of(json.dumps(layout.config_json, sort_keys=True), layout.residency, len(layout.parts), layout)
 
 
 @functools.lru_cache(maxsize=256)

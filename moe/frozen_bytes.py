@@ -34,16 +34,17 @@ def frozen_bytes(
     count = 0 if layout.residency == ABSENT else layout.columns - columns_held
     if not count:
         return FrozenBytes(0, 0)
-    coded = [spec for spec in layout.column if is_coded(layout.family, spec.name)]
-    whole = sum(spec.payload_bytes for spec in layout.column) // FP32_BYTES
+    one, held = layout.specs_of(0), layout.crowded(columns_held)
+    coded = [spec for spec in one if is_coded(layout.family, spec.name)]
+    whole = sum(spec.payload_bytes for spec in one) // FP32_BYTES
     biases = (whole - sum(spec.payload_bytes for spec in coded) // FP32_BYTES) * count * compute_bytes
     if stand_ins.are_whole:
         return FrozenBytes(whole * count * compute_bytes, 0)
     dtype = torch.float32 if compute_bytes == FP32_BYTES else torch.bfloat16
-    form = KeptForm(codec=stand_ins.codec, dtype=dtype, count=count)
-    layers = [list(specs.values()) for specs in frozen_layers(layout).values()]
+    form = KeptForm(codec=stand_ins.codec, dtype=dtype)
+    layers = [list(specs.values()) for specs in frozen_layers(layout, held).values()]
     sizes = [form.layer_bytes(specs) for specs in layers]
-    passing = biases + workspace_elements(layers, count, compute_bytes) * compute_bytes
+    passing = biases + workspace_elements(layers, compute_bytes) * compute_bytes
     if stand_ins.place in (DECODED, DEVICE) or (stand_ins.place == HOST and on_cpu):
         return FrozenBytes(passing + sum(sizes), 0)
     if on_cpu:

@@ -97,7 +97,7 @@ def _product(
         right = matrices.transpose(-2, -1) if turned else matrices
         out_SN[start:stop] = grouped_mm(rows_SH[start:stop], right, offs=ends)
 
-    if bounds[held - 1]:
+    if held and bounds[held - 1]:
         take(0, bounds[held - 1], all_DNH, ends_E[:held])
     for first, last, start, stop in _pieces(bounds, held, frozen):
         ends = ends_E[held + first : held + last]

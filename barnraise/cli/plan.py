@@ -26,6 +26,8 @@ from protocol.residency import FROZEN, RESIDENCIES
 from protocol.text import human_bytes
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from moe.layout import Layout
     from moe.planner import Burden, Plan
 
@@ -61,6 +63,10 @@ def plan(
         typer.Option(help="Of the machine, beside the GPU's; without it, as much as is needed. Makes it a GPU."),
     ] = None,
     residency: Annotated[str, typer.Option(help=f"{one_of(RESIDENCIES)}.")] = FROZEN,
+    column_parts: Annotated[
+        int,
+        typer.Option(min=1, help="The run's: parts that each expert's column is cut into, by groups of layers."),
+    ] = 1,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Sequences a micro-batch; without it 4, or 1 where 4 do not fit.")
     ] = None,
@@ -114,6 +120,7 @@ def plan(
     asked = _Asked(
         recipe=recipe,
         residency=residency,
+        column_parts=column_parts,
         sequences=(4, 1) if batch is None else (batch,),
         sequence_length=sequence_length,
         codec=codec_named(codec or USUAL_CODEC).name,
@@ -124,9 +131,11 @@ def plan(
     if asked.multiply not in _MULTIPLY:
         raise ConfigError(f"--multiply {asked.multiply!r:.40}: expected {one_of(_MULTIPLY)}")
     given = None if memory is None else parse_bytes(memory)
+    if all_models and column_parts > 1:
+        raise ConfigError("--column-parts is for one model; --all says itself where columns would have to be cut")
     if all_models:
         return _all(asked, [gib << 30 for gib in MODELS_GIB] if given is None else [given], as_json=as_json)
-    cut, read = _model(preset, checkpoint, residency)
+    cut, read = _model(preset, checkpoint, asked)
     load = asked.load(cut)
     if given is None:
         return _cards(asked, load, read, as_json=as_json)
@@ -139,12 +148,19 @@ class _Asked:
 
     recipe: Recipe
     residency: str
+    column_parts: int
     sequences: tuple[int, ...]
     sequence_length: int
     codec: str
     multiply: str
     on_gpu: bool
     host_bytes: int | None
+
+    def cut(self, config: PreTrainedConfig) -> Layout:
+        """A model."""
+        from moe.layout import layout
+
+        return layout(config, self.residency, self.column_parts)
 
     def load(self, cut: Layout) -> Burden:
         """Of one model."""
@@ -178,13 +194,11 @@ class _Asked:
         )
 
 
-def _model(preset: str, checkpoint: Path | None, residency: str) -> tuple[Layout, HeadersRead | None]:
-    from moe.layout import layout
-
+def _model(preset: str, checkpoint: Path | None, asked: _Asked) -> tuple[Layout, HeadersRead | None]:
     if checkpoint is None:
         from moe.presets import preset as preset_config
 
-        return layout(preset_config(preset), residency), None
+        return asked.cut(preset_config(preset)), None
     place = checkpoint.expanduser()
     if place.is_file():
         from moe.published import config_of
@@ -193,9 +207,9 @@ def _model(preset: str, checkpoint: Path | None, residency: str) -> tuple[Layout
             said = json.loads(place.read_text())
         except (OSError, ValueError) as error:
             raise ConfigError(f"{place} is no config.json: {error!s:.200}") from error
-        return layout(config_of(said), residency), None
+        return asked.cut(config_of(said)), None
     read = read_headers(place)
-    return layout(read.facts.config, residency), read
+    return asked.cut(read.facts.config), read
 
 
 def in_figures(found: Plan, load: Burden) -> dict[str, object]:
@@ -294,10 +308,9 @@ def _cards(asked: _Asked, load: Burden, read: HeadersRead | None, *, as_json: bo
 
 
 def _all(asked: _Asked, memories: list[int], *, as_json: bool) -> int:
-    from moe.layout import layout
     from moe.published import PUBLISHED, published
 
-    loads = {name: asked.load(layout(published(name), asked.residency)) for name in PUBLISHED}
+    loads = {name: asked.load(asked.cut(published(name))) for name in PUBLISHED}
     plans = [(name, memory, asked.plan(load, memory)) for name, load in loads.items() for memory in memories]
     if as_json:
         print_json({"plans": [{"model": name} | in_figures(found, loads[name]) for name, _, found in plans]})
