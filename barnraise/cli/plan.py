@@ -8,6 +8,7 @@ nothing else.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -65,7 +66,9 @@ def plan(
     residency: Annotated[str, typer.Option(help=f"{one_of(RESIDENCIES)}.")] = FROZEN,
     column_parts: Annotated[
         int,
-        typer.Option(min=1, help="The run's: parts that each expert's column is cut into, by groups of layers."),
+        typer.Option(
+            min=1, help="The run cuts each expert's column into so many, by groups of layers; --all: where it can."
+        ),
     ] = 1,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Sequences a micro-batch; without it 4, or 1 where 4 do not fit.")
@@ -131,8 +134,6 @@ def plan(
     if asked.multiply not in _MULTIPLY:
         raise ConfigError(f"--multiply {asked.multiply!r:.40}: expected {one_of(_MULTIPLY)}")
     given = None if memory is None else parse_bytes(memory)
-    if all_models and column_parts > 1:
-        raise ConfigError("--column-parts is for one model; --all says itself where columns would have to be cut")
     if all_models:
         return _all(asked, [gib << 30 for gib in MODELS_GIB] if given is None else [given], as_json=as_json)
     cut, read = _model(preset, checkpoint, asked)
@@ -310,7 +311,12 @@ def _cards(asked: _Asked, load: Burden, read: HeadersRead | None, *, as_json: bo
 def _all(asked: _Asked, memories: list[int], *, as_json: bool) -> int:
     from moe.published import PUBLISHED, published
 
-    loads = {name: asked.load(asked.cut(published(name))) for name in PUBLISHED}
+    loads: dict[str, Burden] = {}
+    for name in PUBLISHED:
+        with suppress(ConfigError):  # of those alone whose layers can be cut so
+            loads[name] = asked.load(asked.cut(published(name)))
+    if not loads:
+        raise ConfigError(f"--column-parts {asked.column_parts}: the layers of no published model can be cut so")
     plans = [(name, memory, asked.plan(load, memory)) for name, load in loads.items() for memory in memories]
     if as_json:
         print_json({"plans": [{"model": name} | in_figures(found, loads[name]) for name, _, found in plans]})
