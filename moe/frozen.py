@@ -1,20 +1,21 @@
 """Experts that a shard does not hold, where they are not whole beside the held ones: coded, or elsewhere, or both.
 
 Decides which store has them, and how many are decoded together: by their size alone, so that where they lie changes no
-bit. Holds always: what is decoded lies in one piece of memory, which the next piece takes over; no gradient flows to
-it, and none of it is a parameter, a buffer, or in a state dict. Decoded in plain torch, in the forward pass and again
-in the backward pass.
+bit. Holds always: what is decoded lies in one piece of memory of a device, which the next piece takes over; no gradient
+flows to it, and none of it is a parameter, a buffer, or in a state dict. Decoded in plain torch, in the forward pass
+and again in the backward pass.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from moe.brought import BroughtStore, FileSource, HostSource, lane_to, slots_for
-from moe.kept import FrozenSpec, FrozenStore, KeptForm, Layers, LyingStore, ResidentStore
+from moe.kept import FrozenSpec, FrozenStore, KeptForm, Layers, LyingStore, ResidentStore, SplitStore
 from moe.layout import Layout
 from moe.slots import experts_of, held_slots, slot_order
 from moe.stand_ins import DEVICE, HOST, StandIns, is_coded
@@ -74,8 +75,9 @@ class StoredMatrix:
 class FrozenExperts:
     """Those of one shard."""
 
-    def __init__(self, layout: Layout, held: tuple[int, ...], store: FrozenStore, workspace: Tensor) -> None:
-        self._store, self._workspace = store, workspace
+    def __init__(self, layout: Layout, held: tuple[int, ...], store: FrozenStore, workspaces: list[Tensor]) -> None:
+        """`workspaces`: of each layer, on the device that it is multiplied on."""
+        self._store, self._workspaces = store, workspaces
         layers = frozen_layers(layout, held)
         self._layers = {path: (layer, specs) for layer, (path, specs) in enumerate(layers.items())}
         first = [next(iter(specs.values())).name for specs in layers.values()]
@@ -97,7 +99,7 @@ class FrozenExperts:
     def matrices(self, path: str) -> dict[str, StoredMatrix]:
         """What products of the experts' module at `path` are taken of, by what it calls them."""
         layer, specs = self._layers.get(path, (0, {}))
-        return {name: StoredMatrix(self._store, layer, spec, self._workspace) for name, spec in specs.items()}
+        return {name: StoredMatrix(self._store, layer, spec, self._workspaces[layer]) for name, spec in specs.items()}
 
 
 def frozen_experts(
@@ -108,8 +110,26 @@ def frozen_experts(
     if stand_ins.are_whole or not layers:
         return None
     form = KeptForm(codec=stand_ins.codec, dtype=dtype)
-    workspace = torch.empty(workspace_elements(layers, dtype.itemsize), dtype=dtype, device=device)
-    return FrozenExperts(layout, held, _store(layers, form, stand_ins.place, device), workspace)
+    away, second = on_second(layers, form, stand_ins), stand_ins.second
+    count, workspaces = workspace_elements(layers, dtype.itemsize), list[Tensor]()
+    if away and second is not None:
+        workspaces += [torch.empty(count, dtype=dtype, device=second.device)] * away
+    if layers[away:]:
+        workspaces += [torch.empty(count, dtype=dtype, device=device)] * (len(layers) - away)
+    rest = _store(layers[away:], form, stand_ins.place, device) if layers[away:] else None
+    if away and second is not None:
+        rest = SplitStore(ResidentStore(layers[:away], form, torch.device(second.device)), away, rest)
+    assert rest is not None
+    return FrozenExperts(layout, held, rest, workspaces)
+
+
+def on_second(layers: Layers, form: KeptForm, stand_ins: StandIns) -> int:
+    """How many layers, the first ones, lie on the second card: as many as it holds beside what is decoded of them."""
+    if stand_ins.second is None or stand_ins.place != HOST:
+        return 0
+    left = stand_ins.second.memory_bytes - workspace_elements(layers, form.dtype.itemsize) * form.dtype.itemsize
+    sizes = itertools.accumulate(form.layer_bytes(specs) for specs in layers)
+    return sum(size <= left for size in sizes)
 
 
 def _store(layers: Layers, form: KeptForm, place: str, device: torch.device) -> FrozenStore:

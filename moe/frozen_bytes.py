@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from moe.brought import slots_for
-from moe.frozen import frozen_layers, workspace_elements
+from moe.frozen import frozen_layers, on_second, workspace_elements
 from moe.kept import KeptForm
 from moe.layout import FP32_BYTES, Layout
 from moe.stand_ins import DECODED, DEVICE, HOST, StandIns, is_coded
@@ -25,6 +25,8 @@ class FrozenBytes(NamedTuple):
     """Where products are taken: on a CPU that is main memory."""
     host: int
     """Main memory beside a device that has its own."""
+    second: int = 0
+    """Of a second device."""
 
 
 def frozen_bytes(
@@ -49,5 +51,9 @@ def frozen_bytes(
         return FrozenBytes(passing + sum(sizes), 0)
     if on_cpu:
         return FrozenBytes(passing, 0)
-    brought = slots_for(layers) * max(sizes)
-    return FrozenBytes(passing + brought, sum(sizes) if stand_ins.place == HOST else brought)
+    away = on_second(layers, form, stand_ins)
+    second = passing - biases + sum(sizes[:away]) if away else 0
+    if not (left := sizes[away:]):
+        return FrozenBytes(biases, 0, second)
+    brought = slots_for(left) * max(left)
+    return FrozenBytes(passing + brought, sum(left) if stand_ins.place == HOST else brought, second)

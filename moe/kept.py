@@ -155,6 +155,32 @@ class ResidentStore:
         """It has memory of its own."""
 
 
+class SplitStore:
+    """The first layers in one store, on a second device, and those behind them in another."""
+
+    def __init__(self, first: FrozenStore, count: int, rest: FrozenStore | None) -> None:
+        self._first, self._count, self._rest = first, count, rest
+
+    def take(self, blocks: LayerBlocks) -> None:
+        """Each its own."""
+        self._first.take(blocks[: self._count])
+        if self._rest is not None:
+            self._rest.take(blocks[self._count :])
+
+    def values(self, layer: int, spec: FrozenSpec, first: int, last: int, workspace: Tensor) -> Tensor:
+        """On the device of the store that has them."""
+        if layer < self._count:
+            return self._first.values(layer, spec, first, last, workspace)
+        assert self._rest is not None
+        return self._rest.values(layer - self._count, spec, first, last, workspace)
+
+    def let_go(self) -> None:
+        """Both."""
+        for store in (self._first, self._rest):
+            if store is not None:
+                store.let_go()
+
+
 class LyingStore:
     """Nowhere but in their blocks, which are read whenever they are computed with: of mapped files that is no memory of
     the process at all. For a device that computes in main memory."""

@@ -21,6 +21,7 @@ from typing import Final
 from moe.burden import Burden, Memory, PlanLine, held_bytes, memory_of
 from moe.layout import FP32_BYTES, Layout
 from moe.rungs import Rung, Schedule, lower_recipes, of_machine, schedules, told
+from moe.stand_ins import HOST
 from protocol.recipe import Recipe
 from protocol.residency import ABSENT
 from protocol.text import human_bytes
@@ -162,6 +163,8 @@ def _reason(load: Burden, columns: int, needed: Memory, offered: Memory, more: M
         return f"not even {fewest} of {layout.columns} columns fit{why}: {_short(needed, offered)}"
     how = f" at {way.micro_batch * load.sequence_length} tokens a micro-batch"
     how += "".join(f", {words}" for words in told(way))
+    if load.second is not None and way.place == HOST:
+        how += ", as much of them as it holds on the second card"
     room = f"{human_bytes(needed.device)} of {human_bytes(offered.device)}{how}"
     if columns == layout.columns:
         return f"all {columns} columns fit: {room}"

@@ -57,7 +57,10 @@ def plan(
     ] = False,
     memory: Annotated[
         str | None,
-        typer.Option(help="Memory to train in, for example 24GB; without it, a row for each of 8 to 80 GB."),
+        typer.Option(
+            help="Memory to train in, for example 24GB, or 12GB,12GB for two cards of a kind; without it, a row for"
+            " each of 8 to 80 GB."
+        ),
     ] = None,
     host_memory: Annotated[
         str | None,
@@ -66,9 +69,7 @@ def plan(
     residency: Annotated[str, typer.Option(help=f"{one_of(RESIDENCIES)}.")] = FROZEN,
     column_parts: Annotated[
         int,
-        typer.Option(
-            min=1, help="The run cuts each expert's column into so many, by groups of layers; --all: where it can."
-        ),
+        typer.Option(min=1, help="The run cuts each expert's column into so many, by layers; --all: where it can."),
     ] = 1,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Sequences a micro-batch; without it 4, or 1 where 4 do not fit.")
@@ -120,6 +121,8 @@ def plan(
         lora_rank=lora_rank,
     )
     one_machine = memory is not None and not all_models
+    first, _, beside = (memory or "").partition(",")
+    is_gpu = bool(beside) or host_memory is not None
     asked = _Asked(
         recipe=recipe,
         residency=residency,
@@ -127,13 +130,14 @@ def plan(
         sequences=(4, 1) if batch is None else (batch,),
         sequence_length=sequence_length,
         codec=codec_named(codec or USUAL_CODEC).name,
-        multiply=multiply or ("fp32" if one_machine and host_memory is None else "bf16"),
-        on_gpu=not one_machine or host_memory is not None or multiply == "bf16",
+        multiply=multiply or ("fp32" if one_machine and not is_gpu else "bf16"),
+        on_gpu=not one_machine or is_gpu or multiply == "bf16",
         host_bytes=None if host_memory is None else parse_bytes(host_memory),
+        second_bytes=parse_bytes(beside) if beside else None,
     )
     if asked.multiply not in _MULTIPLY:
         raise ConfigError(f"--multiply {asked.multiply!r:.40}: expected {one_of(_MULTIPLY)}")
-    given = None if memory is None else parse_bytes(memory)
+    given = None if memory is None else parse_bytes(first)
     if all_models:
         return _all(asked, [gib << 30 for gib in MODELS_GIB] if given is None else [given], as_json=as_json)
     cut, read = _model(preset, checkpoint, asked)
@@ -156,6 +160,8 @@ class _Asked:
     multiply: str
     on_gpu: bool
     host_bytes: int | None
+    second_bytes: int | None
+    """Of a second card."""
 
     def cut(self, config: PreTrainedConfig) -> Layout:
         """A model."""
@@ -166,6 +172,7 @@ class _Asked:
     def load(self, cut: Layout) -> Burden:
         """Of one model."""
         from moe.planner import Burden
+        from moe.stand_ins import SecondCard
 
         return Burden(
             layout=cut,
@@ -174,6 +181,7 @@ class _Asked:
             compute_bytes=_MULTIPLY[self.multiply],
             on_gpu=self.on_gpu,
             codec=self.codec,
+            second=None if self.second_bytes is None else SecondCard(device="cuda:1", memory_bytes=self.second_bytes),
         )
 
     def plan(self, load: Burden, memory_bytes: int) -> Plan:

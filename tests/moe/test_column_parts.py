@@ -111,7 +111,7 @@ def test_a_shard_takes_other_blocks_and_coded_ones_lie_in_as_many_bytes_as_plann
     store: Any = shard._apart
     memory = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for layer in store._store._layers for pieces in layer.values() for t in pieces}  # fmt: skip  # noqa: E501
     planned_bytes = frozen_bytes(cut, 3, stand_ins).device
-    assert sum(memory.values()) + store._workspace.nbytes == planned_bytes
+    assert sum(memory.values()) + store._workspaces[0].nbytes == planned_bytes
 
 
 def test_what_is_exported_is_what_whole_columns_export(tmp_path: Path) -> None:
