@@ -27,8 +27,6 @@ from protocol.residency import FROZEN, RESIDENCIES
 from protocol.text import human_bytes
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
     from moe.layout import Layout
     from moe.planner import Burden, Plan
 
@@ -163,8 +161,8 @@ class _Asked:
     second_bytes: int | None
     """Of a second card."""
 
-    def cut(self, config: PreTrainedConfig) -> Layout:
-        """A model."""
+    def cut(self, config: Any) -> Layout:
+        """The model of a configuration of `transformers`."""
         from moe.layout import layout
 
         return layout(config, self.residency, self.column_parts)
