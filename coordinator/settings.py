@@ -87,6 +87,9 @@ class RunSettings(BaseModel):
     """A folder made by `barnraise data prepare`, or a source to prepare: file, folder, `stdlib`, `datasets:NAME`."""
     residency: Residency = FROZEN
     """What stands in for the expert columns that a worker does not hold: frozen copies, or nothing."""
+    column_parts: int = Field(default=1, ge=1, le=256)
+    """Parts that each expert's column is cut into, by groups of layers, where whole ones are too large for the machines
+    of a run: each is leased, held and sent as a column of its own."""
     codec: str = USUAL_CODEC
     """What a submission is encoded in."""
     sequence_length: int = Field(default=128, ge=8, le=131_072)

@@ -1,7 +1,8 @@
 """Products of rows with experts of which some are held and the others are decoded a piece at a time.
 
 Decides the pieces: the held experts, which lie in one tensor, then the frozen ones in the order of their slots, as many
-together as `moe.frozen` decodes; those that no row goes to are left out. Holds always: what comes out is what one
+together as `moe.frozen` decodes; those that no row goes to are left out. Of experts on another device rows are copied
+there, and what comes out is copied back. Holds always: what comes out is what one
 grouped product over all experts gives, on a CPU to the bit; gradients flow through all and to the held ones alone; no
 piece is kept for the backward pass, which has it decoded again.
 
@@ -94,10 +95,10 @@ def _product(
     out_SN = rows_SH.new_empty((rows_SH.shape[0], all_DNH.shape[-2 if turned else -1]))
 
     def take(start: int, stop: int, matrices: Tensor, ends: Tensor) -> None:
-        right = matrices.transpose(-2, -1) if turned else matrices
-        out_SN[start:stop] = grouped_mm(rows_SH[start:stop], right, offs=ends)
+        right, there = matrices.transpose(-2, -1) if turned else matrices, matrices.device
+        out_SN[start:stop] = grouped_mm(rows_SH[start:stop].to(there), right, offs=ends.to(there))
 
-    if bounds[held - 1]:
+    if held and bounds[held - 1]:
         take(0, bounds[held - 1], all_DNH, ends_E[:held])
     for first, last, start, stop in _pieces(bounds, held, frozen):
         ends = ends_E[held + first : held + last]

@@ -35,6 +35,15 @@ PLACES: Final = (DECODED, DEVICE, HOST, MAPPED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SecondCard:
+    """Another device of this machine, alike the one that trains, for experts that would else lie in main memory."""
+
+    device: str
+    memory_bytes: int
+    """For nothing else."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StandIns:
     """What stands in for experts that are not held."""
 
@@ -42,6 +51,8 @@ class StandIns:
     """A recipe's `frozen_dtype`."""
     place: str = DEVICE
     """One of `PLACES`: this machine's choice."""
+    second: SecondCard | None = None
+    """Of `HOST`: where the first layers lie, as many as it holds, and are multiplied."""
 
     @property
     def codec(self) -> IntCodec | None:

@@ -52,11 +52,11 @@ class PartOfSmall:
     name: str
     source: PiecedTensor
     layout: Layout
-    column: int
+    expert: int
 
     def spans(self) -> Iterator[Tensor]:
         """Its values at once, fp32; ConfigError where a file cannot be read."""
-        yield part_of(read_whole(self.source), self.name, self.layout, self.column).reshape(-1).contiguous()
+        yield part_of(read_whole(self.source), self.name, self.layout, self.expert).reshape(-1).contiguous()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +97,18 @@ def streamed_blocks(
     """
     laid_out = {name: one.laid_out() for name, one in made.items() if one.is_pieces}
 
-    def streamed(name: str, shape: tuple[int, ...], column: int | None) -> StreamedTensor:
-        part = None if column is None else layout.family.per_expert(name)
-        if name in laid_out and part is not None and part.dim and column is not None:
-            return PartOfSmall(shape, name, PiecedTensor(made[name].shape, laid_out[name], 0, told), layout, column)
+    def streamed(name: str, shape: tuple[int, ...], expert: int | None) -> StreamedTensor:
+        part = None if expert is None else layout.family.per_expert(name)
+        if name in laid_out and part is not None and part.dim and expert is not None:
+            return PartOfSmall(shape, name, PiecedTensor(made[name].shape, laid_out[name], 0, told), layout, expert)
         if name in laid_out:
-            return PiecedTensor(shape, laid_out[name], (column or 0) * math.prod(shape), told)
-        return Computed(shape, made[name], column, model, told)
+            return PiecedTensor(shape, laid_out[name], (expert or 0) * math.prod(shape), told)
+        return Computed(shape, made[name], expert, model, told)
 
     yield TRUNK, {spec.name: streamed(spec.name, spec.shape, None) for spec in layout.trunk}
     for column in range(layout.columns):
-        yield column_block(column), {spec.name: streamed(spec.name, spec.shape, column) for spec in layout.column}
+        expert, specs = layout.expert_of(column), layout.specs_of(column)
+        yield column_block(column), {spec.name: streamed(spec.name, spec.shape, expert) for spec in specs}
 
 
 def summed_up(total_bytes: int, told: Callable[[str], object]) -> Told:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Sent when enrolling and opening a session; the coordinator refuses any other with a sentence. 2: a lease's recipe is
 a message of its own, in which a worker of version 1 would read zeros. 3: the balance loss is the whole batch's, so a
 worker of version 2 that cuts its batches would compute something else, and an audit would take that for a lie. 4: a

@@ -55,7 +55,8 @@ def understand_run(description: RunDescription) -> Run:
     if not isinstance(values, dict):
         raise MalformedMessage("the run's model configuration is not a JSON object")
     codec_named(description.codec)
-    return Run(description=description, layout=layout(config_from_json(values), description.residency))
+    cut = layout(config_from_json(values), description.residency, description.column_parts)
+    return Run(description=description, layout=cut)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Output = Literal["auto", "plain", "json", "quiet"]
 MAX_THREADS = 1024
 MOST_PORT = 65_535
-_DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?", re.ASCII)
+_DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?|cuda:\d{1,3},cuda:\d{1,3}", re.ASCII)
 _OTHER_DEVICES = {
     "mps": "Apple GPUs are not supported; cpu is",
     "xpu": "Intel GPUs are not supported; cpu is",
@@ -38,7 +38,7 @@ def check_device(device: str | None) -> None:
     if device is None or _DEVICE.fullmatch(device):
         return
     why = _OTHER_DEVICES.get(device.partition(":")[0].lower(), "GPUs are numbered from 0, as in cuda:1")
-    raise ConfigError(f"device: expected cpu, cuda or cuda:N, got {device!r}; {why}")
+    raise ConfigError(f"device: expected cpu, cuda, cuda:N or, for two cards, cuda:N,cuda:M, got {device!r}; {why}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,8 @@ class WorkerOptions:
     team: str | None = None
     """Whom its work is to be credited to beside itself; empty: nobody any more; None: as before."""
     device: str | None = None
-    """`cpu`, `cuda` or `cuda:N`; None: a GPU where there is one."""
+    """`cpu`, `cuda`, `cuda:N`, or `cuda:N,cuda:M` where the second keeps what the first has no room for; None: a GPU
+    where there is one."""
     max_columns: int | None = None
     memory_bytes: int | None = None
     disk_bytes: int | None = None

@@ -43,6 +43,9 @@ def init(
         typer.Option(help="Text that was never published, a file or folder: submissions are measured on it as well."),
     ] = None,
     residency: Annotated[str | None, typer.Option(help=f"{one_of(RESIDENCIES)}.")] = None,
+    column_parts: Annotated[
+        int | None, typer.Option(help="Cut each expert's column into so many, by groups of layers.")
+    ] = None,
     trunk: Annotated[
         str | None,
         typer.Option(help=f"What is trained of the trunk: {one_of(TRUNKS)}; the last two want a --checkpoint."),
@@ -112,6 +115,7 @@ def init(
             "checkpoint": None if checkpoint is None else str(checkpoint),
             "data": data,
             "residency": residency,
+            "column_parts": column_parts,
             "codec": codec,
             "sequence_length": sequence_length,
             "line": line,

@@ -26,7 +26,12 @@ app.command("rules")(rules.rules)
 for _verb in (volunteer.status, volunteer.pause, volunteer.resume, volunteer.finish, volunteer.leave, volunteer.logs):
     app.command(_verb.__name__)(_verb)
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="auto, cpu, cuda or cuda:N; cuda:N,cuda:M where the second card keeps what the first has no room for."
+    ),
+]
 
 
 @app.command()

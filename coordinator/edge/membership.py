@@ -225,6 +225,7 @@ class Membership:
             name=run.settings.name,
             model_json=json.dumps(run.layout.config_json, sort_keys=True),
             residency=run.settings.residency,
+            column_parts=run.settings.column_parts,
             codec=run.settings.codec,
             sequence_length=run.settings.sequence_length,
             dataset_digest=run.dataset.digest,

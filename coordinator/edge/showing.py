@@ -64,7 +64,7 @@ class Showing:
 def card_of(run: RunContext) -> RunCard:
     """What does not change while the run is served, and of the rest what it is now."""
     settings, layout, state = run.settings, run.layout, run.pump.engine.state
-    sizes = [(layout.trunk, 1), (layout.column, layout.columns)]
+    sizes = [(layout.trunk, 1), (layout.column, layout.experts)]
     sources = ", ".join(source.name for source in run.dataset.card.sources[:3])
     return RunCard(
         run_id=run.run_id,

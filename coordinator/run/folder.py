@@ -191,7 +191,7 @@ class RunFolder:
         from moe.config import config_from_json
         from moe.layout import layout
 
-        return layout(config_from_json(self.model_json), self.settings().residency)
+        return layout(config_from_json(self.model_json), (said := self.settings()).residency, said.column_parts)
 
     def dataset(self) -> Dataset:
         """The run's data, checked to be what the run began with; what screening has for itself is carved out."""
@@ -339,7 +339,7 @@ def _first_model(
     begun = None if settings.checkpoint is None else Path(settings.checkpoint).expanduser()
     found = None if begun is None else inspect_checkpoint(begun)
     config = preset(str(settings.preset)) if found is None else found.config
-    cut = layout(config, settings.residency)
+    cut = layout(config, settings.residency, settings.column_parts)
     doubt = check_pair(cut, dataset, settings)
     remarks = (*(cut.family.remarks(cut.config_json) if found is None else found.remarks), doubt)
     for sentence in filter(None, remarks):

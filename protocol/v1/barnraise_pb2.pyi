@@ -86,7 +86,7 @@ class OpenSessionReply(_message.Message):
     def __init__(self, session_id: _Optional[bytes] = ..., heartbeat_interval_s: _Optional[float] = ..., run: _Optional[_Union[RunDescription, _Mapping]] = ..., lease_length: _Optional[str] = ..., data_licence: _Optional[str] = ...) -> None: ...
 
 class RunDescription(_message.Message):
-    __slots__ = ("run_id", "name", "model_json", "residency", "codec", "sequence_length", "dataset_digest", "max_block_bytes", "frozen_codec", "optimizer", "masters", "moments", "frozen_dtype", "trunk", "lora_rank")
+    __slots__ = ("run_id", "name", "model_json", "residency", "codec", "sequence_length", "dataset_digest", "max_block_bytes", "frozen_codec", "optimizer", "masters", "moments", "frozen_dtype", "trunk", "lora_rank", "column_parts")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +102,7 @@ class RunDescription(_message.Message):
     FROZEN_DTYPE_FIELD_NUMBER: _ClassVar[int]
     TRUNK_FIELD_NUMBER: _ClassVar[int]
     LORA_RANK_FIELD_NUMBER: _ClassVar[int]
+    COLUMN_PARTS_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     name: str
     model_json: str
@@ -117,7 +118,8 @@ class RunDescription(_message.Message):
     frozen_dtype: str
     trunk: str
     lora_rank: int
-    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., model_json: _Optional[str] = ..., residency: _Optional[str] = ..., codec: _Optional[str] = ..., sequence_length: _Optional[int] = ..., dataset_digest: _Optional[str] = ..., max_block_bytes: _Optional[int] = ..., frozen_codec: _Optional[str] = ..., optimizer: _Optional[str] = ..., masters: _Optional[str] = ..., moments: _Optional[str] = ..., frozen_dtype: _Optional[str] = ..., trunk: _Optional[str] = ..., lora_rank: _Optional[int] = ...) -> None: ...
+    column_parts: int
+    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., model_json: _Optional[str] = ..., residency: _Optional[str] = ..., codec: _Optional[str] = ..., sequence_length: _Optional[int] = ..., dataset_digest: _Optional[str] = ..., max_block_bytes: _Optional[int] = ..., frozen_codec: _Optional[str] = ..., optimizer: _Optional[str] = ..., masters: _Optional[str] = ..., moments: _Optional[str] = ..., frozen_dtype: _Optional[str] = ..., trunk: _Optional[str] = ..., lora_rank: _Optional[int] = ..., column_parts: _Optional[int] = ...) -> None: ...
 
 class DataRange(_message.Message):
     __slots__ = ("seed", "start", "count")

@@ -31,7 +31,7 @@ from moe.padded import GROUPED
 from moe.planner import ANY_HOST, Burden, Memory, Plan, planned, schedule_for
 from moe.rungs import Schedule
 from moe.shard import build_shard
-from moe.stand_ins import StandIns
+from moe.stand_ins import SecondCard, StandIns
 from protocol.allocator import give_back_small
 from protocol.codecs import BF16
 from protocol.errors import ConfigError
@@ -43,7 +43,7 @@ from protocol.text import human_bytes
 from worker.machine.arithmetic import arithmetic_here
 from worker.machine.cgroups import GroupLimits, group_limits
 from worker.machine.gpu_facts import gather_gpu_facts
-from worker.machine.gpus import GpuFacts, choose_gpu
+from worker.machine.gpus import GpuFacts, choose_gpu, choose_second
 from worker.machine.products import quickest_products
 from worker.options import check_device
 from worker.train.trainer import train_shard
@@ -76,6 +76,8 @@ class Machine:
     """What the volunteer should know about a GPU that is not used."""
     experts: str = GROUPED
     """How experts' products are taken: a name of `moe.padded.EXPERT_PRODUCTS`."""
+    second: SecondCard | None = None
+    """Beside the GPU that trains, for experts that it does not hold and has no room for."""
 
     @property
     def compute_dtype(self) -> torch.dtype | None:
@@ -132,7 +134,8 @@ def probe_machine(
     if device == "cpu":
         return _cpu(cores, memory_bytes, left)
     facts = gpu_facts()
-    choice = choose_gpu(facts, device)
+    first, _, beside = (device or "").partition(",")
+    choice = choose_gpu(facts, first or None)
     if choice.index is None:
         return dataclasses.replace(_cpu(cores, memory_bytes, left), notice=choice.notice)
     trial = facts.trials[choice.index]
@@ -150,7 +153,20 @@ def probe_machine(
         host_bytes=int(_free_bytes(left) * CPU_SHARE),
         notice=choice.notice,
         experts=products(where, torch.bfloat16 if trial.bf16 else None),
+        second=_second(facts, choice.index, beside, memory_bytes),
     )
+
+
+def _second(facts: GpuFacts, first: int, device: str, cap_bytes: int | None) -> SecondCard | None:
+    """A cap is each card's."""
+    if not device:
+        return None
+    index = choose_second(facts, first, device)
+    free_bytes, total_bytes = torch.cuda.mem_get_info(index)
+    if cap_bytes is not None:
+        torch.cuda.set_per_process_memory_fraction(min(1.0, cap_bytes / total_bytes), index)
+    offered = int((free_bytes if cap_bytes is None else min(cap_bytes, free_bytes)) * GPU_SHARE)
+    return SecondCard(device=f"cuda:{index}", memory_bytes=offered)
 
 
 def available_cores(left: GroupLimits) -> int:
@@ -228,6 +244,7 @@ def load_of(
         compute_bytes=machine.compute_bytes,
         on_gpu=machine.kind != "cpu",
         codec=codec,
+        second=machine.second,
     )
 
 
@@ -279,7 +296,7 @@ def measure_speed(
         device=machine.device,
         compute_dtype=machine.compute_dtype,
         experts=machine.experts,
-        stand_ins=StandIns(place=schedule.place),
+        stand_ins=StandIns(place=schedule.place, second=machine.second),
     )
     vocabulary, batch = int(layout.config_json["vocab_size"]), schedule.micro_batch
     shard.recompute(on=schedule.recomputed)

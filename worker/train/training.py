@@ -177,7 +177,8 @@ class TrainingRoom:
             run.layout, len(lease.columns), self._machine, lease.batch_sequences, length, lease.recipe, lease.codec
         )
         self._tell(schedule, job)
-        shard = self._loaded_shard(job, start, StandIns(dtype=lease.recipe.frozen_dtype, place=schedule.place))
+        kept, second = lease.recipe.frozen_dtype, self._machine.second
+        shard = self._loaded_shard(job, start, StandIns(dtype=kept, place=schedule.place, second=second))
         shard.recompute(on=schedule.recomputed)
         give_back_small(on=schedule.given_back)
         metrics = train_shard(
