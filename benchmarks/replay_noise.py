@@ -79,7 +79,7 @@ def cases(*, quick: bool) -> Iterator[NoiseCase]:
         for optimizer, base in itertools.product(OPTIMIZERS, (FRESH, TRAINED)):
             if not (quick and steps > 10 and base == FRESH):
                 yield NoiseCase(model="micro", optimizer=optimizer, compute=compute, base=base, steps=steps)
-    for steps in () if quick else (10, 50):
+    for steps in () if quick else (10, 20, 50):
         for optimizer in OPTIMIZERS:
             yield NoiseCase(model="micro", optimizer=optimizer, compute="fp32", base=NOISE, steps=steps)
     if not quick:

@@ -273,7 +273,7 @@ def test_who_has_the_class_goes_before_who_has_not_until_the_audit_has_waited(lo
 def test_leases_that_are_too_long_to_be_decided_are_told(swarm):
     config = swarm().config
     long = dataclasses.replace(config, inner=InnerRecipe(inner_steps=200), audits=AuditConfig(budget=1.0))
-    assert "longer than audits.decisive_steps (50)" in str(caution(long))
+    assert "longer than audits.decisive_steps (20)" in str(caution(long))
     assert caution(dataclasses.replace(long, audits=AuditConfig(budget=0.0))) is None
     assert caution(dataclasses.replace(long, inner=InnerRecipe(inner_steps=50))) is None
     twice = dataclasses.replace(long, inner=InnerRecipe(inner_steps=50), most_steps_share=2.0)
