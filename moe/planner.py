@@ -164,7 +164,7 @@ def _reason(load: Burden, columns: int, needed: Memory, offered: Memory, more: M
     how = f" at {way.micro_batch * load.sequence_length} tokens a micro-batch"
     how += "".join(f", {words}" for words in told(way))
     if load.second is not None and way.place == HOST:
-        how += " (what the second card holds of them lies there)"
+        how += ", the first layers of other columns on the second card"
     room = f"{human_bytes(needed.device)} of {human_bytes(offered.device)}{how}"
     if columns == layout.columns:
         return f"all {columns} columns fit: {room}"

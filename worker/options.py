@@ -37,8 +37,9 @@ def check_device(device: str | None) -> None:
     """ConfigError unless `device` is None (whichever is best) or one that this worker can be told to train on."""
     if device is None or _DEVICE.fullmatch(device):
         return
-    why = _OTHER_DEVICES.get(device.partition(":")[0].lower(), "GPUs are numbered from 0, as in cuda:1")
-    raise ConfigError(f"device: expected cpu, cuda, cuda:N or, for two cards, cuda:N,cuda:M, got {device!r}; {why}")
+    numbered = "GPUs are numbered from 0, as in cuda:1, or cuda:0,cuda:1 for two"
+    why = _OTHER_DEVICES.get(device.partition(":")[0].lower(), numbered)
+    raise ConfigError(f"device: expected cpu, cuda or cuda:N, got {device!r}; {why}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

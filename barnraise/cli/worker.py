@@ -211,6 +211,7 @@ def probe(
         (
             ("device", f"{machine.device}: {machine.device_name}"),
             ("memory offered", human_bytes(machine.memory_bytes)),
+            *([("second card", human_bytes(machine.second.memory_bytes))] if machine.second else []),
             ("threads", machine.threads),
             ("matrices in", "bf16" if machine.bf16 else "fp32"),
             ("experts' products", machine.experts),

@@ -118,7 +118,7 @@ def test_a_second_card_stands_for_main_memory_that_a_machine_has_not() -> None:
     assert found.needed.host < 9 << 30
     (line,) = (line for line in found.lines if line.where == "second")
     assert 11 << 30 < line.memory_bytes <= 12 << 30
-    assert "the second card holds" in found.reason
+    assert "of other columns on the second card" in found.reason
 
 
 def test_nothing_lies_there_where_the_schedule_says_so(cut: Layout) -> None:
