@@ -3,7 +3,8 @@
 Decides that a mistake in what was asked for is told before anything heavy is imported, and that the process is gone
 within two seconds of a signal (worker/signals.py), even if the device is in the middle of a step. Exit codes: 0 the run
 is over or the volunteer left, 1 leases failed, 2 refused or wrongly configured, 75 the device has to be opened anew by
-another process, which the command starts (worker/again.py). Imports torch and grpc only when it runs.
+another process, which the command starts (worker/again.py). Imports grpc only when it runs, and torch never,
+but for a simulation: that is the trainer's process (worker/apart).
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from protocol.errors import ConfigError, RemoteError
 from protocol.terminal import outliving_terminal
+from protocol.text import human_bytes
 from worker.lease import printable
 from worker.messages import EXIT_DEVICE_LOST
 from worker.options import WorkerOptions
@@ -28,9 +32,11 @@ if TYPE_CHECKING:
     from worker import messages as m
     from worker.agent import Agent
     from worker.control import Control
+    from worker.handiwork import Handiwork
     from worker.home import RunHome
     from worker.joining import Joining
-    from worker.machine.probe import Machine
+    from worker.machine.machine import Machine
+    from worker.ports import Measurer, Trainer
     from worker.progress import LiveReporter, Reporter
     from worker.rules.house import House
     from worker.sharing import Sharing
@@ -78,49 +84,104 @@ def run_worker(options: WorkerOptions) -> int:
 
 def make_agent(
     options: WorkerOptions,
-    machine: Machine,
+    machine: Machine | None,
     link: JoinLink,
     home: RunHome,
     reporter: Reporter,
     house: House | None = None,
 ) -> tuple[Agent, Joining]:
-    """An agent with its real ports (gRPC, this disk, a training thread, the system's clock), and its membership.
+    """An agent with its real ports (gRPC, this disk, a trainer, the system's clock), and its membership.
 
-    It works under the volunteer's rules (`house`); without them by `options.policy` alone.
+    With a `machine` it trains in this process; without, in one of its own, which finds out what the machine is. It
+    works under the volunteer's rules (`house`); without them by `options.policy` alone.
     """
     from worker.agent import Agent
     from worker.joining import Joining
     from worker.receipts import ReceiptKeeper
-    from worker.train.measuring import LossMeasurer
-    from worker.train.training import TrainingRoom
 
     ruled: dict[str, Any] = {"policy": options.policy}
-    if house is None:
-        trainer = TrainingRoom(options, machine, home.disk, home.outbox, reporter)
-        joining = Joining(options, link, home, reporter)
-    else:
+    joined: dict[str, Any] = {}
+    if house is not None:
         disk = home.disk
         disk.ruled, disk.short = lambda: house.disk_bytes, house.short_of_disk_bytes
-        trainer = TrainingRoom(options, machine, disk, home.outbox, reporter, threads=lambda: house.rules.cpu.threads)
-        joining = Joining(options, link, home, reporter, counted=house.counted, licensed=house.learn_licence)
+        joined = {"counted": house.counted, "licensed": house.learn_licence}
         ruled = {
             "policy": house.policy,
             "circumstances": lambda: house.look(disk.make_room),
             "unwanted": house.unwanted,
         }
+
+    def threads() -> int:
+        return 0 if house is None else house.rules.cpu.threads
+
+    if machine is not None:
+        hands = _hands_here(options, machine, home, reporter, threads)
+    else:
+        hands = _hands_apart(options, home, reporter, threads, house)
+    joining = Joining(options, link, home, reporter, handiwork=hands.handiwork, **joined)
     agent = Agent(
-        machine,
+        hands.machine,
         joining,
         home.outbox,
-        trainer,
+        hands.trainer,
         reporter,
         pauses=options.pauses,
-        measurer=LossMeasurer(home.disk.blocks, machine.device),
+        measurer=hands.measurer,
         receipts=ReceiptKeeper(home),
         sharing=sharing_of(options, home),
         **ruled,
     )
     return agent, joining
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Hands:
+    """Whatever computes, in this process or apart."""
+
+    machine: Machine | Callable[[], Machine]
+    trainer: Trainer
+    measurer: Measurer
+    handiwork: Handiwork
+
+
+def _hands_here(
+    options: WorkerOptions, machine: Machine, home: RunHome, reporter: Reporter, threads: Callable[[], int]
+) -> _Hands:
+    from worker.handiwork import HERE
+    from worker.train.measuring import LossMeasurer
+    from worker.train.training import TrainingRoom
+
+    room = TrainingRoom(options, machine, home.disk, home.outbox, reporter, threads=threads)
+    measurer = LossMeasurer(home.disk.blocks, machine.device)
+    return _Hands(machine=machine, trainer=room, measurer=measurer, handiwork=HERE)
+
+
+def _hands_apart(
+    options: WorkerOptions, home: RunHome, reporter: Reporter, threads: Callable[[], int], house: House | None
+) -> _Hands:
+    from worker.apart.hands import DistantHands
+    from worker.apart.keeper import ProcessKeeper
+    from worker.apart.trainer import ApartTrainer
+
+    keeper = ProcessKeeper(options, home, reporter)
+    distant = DistantHands(keeper, options, threads=threads)
+
+    def find_out() -> Machine:
+        machine = distant.probe()
+        _tell_machine(machine, reporter, house)
+        return machine
+
+    trainer = ApartTrainer(keeper, lambda: distant.machine, home.outbox, reporter, threads=threads)
+    return _Hands(machine=find_out, trainer=trainer, measurer=distant, handiwork=distant.handiwork)
+
+
+def _tell_machine(machine: Machine, reporter: Reporter, house: House | None) -> None:
+    memory = human_bytes(machine.memory_bytes)
+    reporter.say("machine", f"{machine.device}: {machine.device_name}, {memory} offered", device=machine.device)
+    if machine.notice:
+        reporter.say("gpu_not_used", machine.notice)
+    if house is not None:
+        house.learn_gpu(machine.gpu, machine.gpu_uuid)
 
 
 def sharing_of(options: WorkerOptions, home: RunHome) -> Sharing | None:
@@ -133,12 +194,7 @@ def sharing_of(options: WorkerOptions, home: RunHome) -> Sharing | None:
 
 
 async def _work(options: WorkerOptions, link: JoinLink, reporter: Reporter) -> tuple[m.Finish, bool]:
-    import torch
-
-    from protocol.text import human_bytes
     from worker.home import open_home
-    from worker.machine.probe import probe_machine
-    from worker.rules.file import RULES_FILE, read_rules
     from worker.rules.house import House
     from worker.standing import LOG_FILE, WorkerStanding
 
@@ -147,14 +203,8 @@ async def _work(options: WorkerOptions, link: JoinLink, reporter: Reporter) -> t
     home.lock()
     try:
         standing = WorkerStanding(reporter, home.folder / LOG_FILE)
-        threads = options.threads or read_rules(root / RULES_FILE).cpu.threads or None
-        machine = probe_machine(options.device, options.memory_bytes, threads)
-        torch.set_num_threads(machine.threads)
-        memory = human_bytes(machine.memory_bytes)
-        standing.say("machine", f"{machine.device}: {machine.device_name}, {memory} offered", device=machine.device)
-        if machine.notice:
-            standing.say("gpu_not_used", machine.notice)
-        house = House(root, gpu=machine.gpu, gpu_uuid=machine.gpu_uuid, tell=lambda text: standing.say("rules", text))
+        house = House(root, tell=lambda text: standing.say("rules", text))
+        machine = _machine_here(options, standing, house) if options.trains_here else None
         finish, agent = await _ruled_run(options, machine, link, home, standing, reporter, house)
         detail = printable(finish.reason)
         standing.say("finished", finished(finish, link.address), exit_code=finish.exit_code, detail=detail)
@@ -163,9 +213,21 @@ async def _work(options: WorkerOptions, link: JoinLink, reporter: Reporter) -> t
         home.unlock()
 
 
+def _machine_here(options: WorkerOptions, reporter: Reporter, house: House) -> Machine:
+    """For a simulation, whose hooks into training cannot reach another process."""
+    import torch
+
+    from worker.machine.probe import probe_machine
+
+    machine = probe_machine(options.device, options.memory_bytes, options.threads or house.rules.cpu.threads or None)
+    torch.set_num_threads(machine.threads)
+    _tell_machine(machine, reporter, house)
+    return machine
+
+
 async def _ruled_run(
     options: WorkerOptions,
-    machine: Machine,
+    machine: Machine | None,
     link: JoinLink,
     home: RunHome,
     standing: WorkerStanding,

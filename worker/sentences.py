@@ -82,6 +82,14 @@ STARTED_TOO_OFTEN = (
     "The GPU went away {times} times in a row, so the worker is not started again. Update the GPU's driver, see whether"
     " it gets too hot, or train without it: --device cpu."
 )
+TRAINER_KILLED = (
+    "The system ended the part of the worker that trains, most likely because memory ran out. It is started again and"
+    " goes on at the last saved step. If that happens again, close other programs, or offer less with --memory."
+)
+TRAINER_GONE = (
+    "The part of the worker that trains broke off: the GPU's driver was reset, this machine slept, or a library failed."
+    " It is started again and goes on at the last saved step."
+)
 _REPORTS = {
     Cause.OUT_OF_MEMORY: "out of memory",
     Cause.DEVICE_FAILED: "the GPU failed",

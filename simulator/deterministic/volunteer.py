@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import functools
 import math
 import random
@@ -31,10 +32,11 @@ from worker import messages as m
 from worker.agent import Agent
 from worker.client import CoordinatorClient
 from worker.fetched import Run, understand_run
+from worker.handiwork import HERE
 from worker.home import RunHome
 from worker.joining import Joining
 from worker.lease import RunDescription
-from worker.machine.probe import Machine
+from worker.machine.machine import Machine
 from worker.options import WorkerOptions
 from worker.outbox import Outbox
 from worker.pauses import Pauses
@@ -166,8 +168,7 @@ class SimulatedVolunteer:
             timing=timing,
             dial=functools.partial(self._dial, timing),
             background=Inline(),
-            understand=understood,
-            measure=lambda *_: 8.0 / self.spec.step_s,
+            handiwork=dataclasses.replace(HERE, understand=understood, measure_speed=lambda *_: 8.0 / self.spec.step_s),
         )
         self._trainer = SimulatedTrainer(
             self.index,

@@ -35,7 +35,7 @@ from worker.client import CoordinatorClient
 from worker.home import open_home
 from worker.join import make_agent
 from worker.lease import ReceivedLease
-from worker.machine.probe import Machine
+from worker.machine.machine import Machine
 from worker.options import WorkerOptions
 from worker.rejoin import home_root, link_of
 
