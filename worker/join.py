@@ -23,53 +23,42 @@ from worker.lease import printable
 from worker.messages import EXIT_DEVICE_LOST
 from worker.options import WorkerOptions
 from worker.rejoin import home_root, links_of
-from worker.sentences import finished, refusal
-from worker.signals import LeavingOnSignals
+from worker.sentences import refusal
 from worker.trouble import trouble_of
 
 if TYPE_CHECKING:
     from protocol.joinlink import JoinLink
-    from worker import messages as m
     from worker.agent import Agent
-    from worker.control import Control
     from worker.handiwork import Handiwork
     from worker.home import RunHome
     from worker.joining import Joining
     from worker.machine.machine import Machine
+    from worker.policy import Policy
     from worker.ports import Measurer, Trainer
-    from worker.progress import LiveReporter, Reporter
+    from worker.progress import Reporter
     from worker.rules.house import House
     from worker.sharing import Sharing
-    from worker.standing import WorkerStanding
 
 __all__ = ["WorkerOptions", "run_worker"]
-
-THREAD_GRACE_S = 0.4
 
 
 def run_worker(options: WorkerOptions) -> int:
     """Join the run behind `options.link` and work until it is over or a signal comes. Owns its process.
 
-    Without a link, work for all runs that this machine is enrolled in, one after another: the next one's turn comes
-    when a run is over.
+    Without a link, work for all runs that this machine is enrolled in, in turns (worker/turns.py).
     """
     from worker.progress import make_reporter
 
     with outliving_terminal():
-        reporter, link, exit_code = make_reporter(options.output), None, 0
+        reporter, address = make_reporter(options.output), ""
         try:
             links = links_of(options.link, home_root(options.home))  # before imports that take seconds
-            for number, link in enumerate(links, start=1):
-                if len(links) > 1:
-                    text = f"run {number} of {len(links)} here, at {link.address}; the others wait for its end"
-                    reporter.say("turn", text, run=number, runs=len(links))
-                finish, thread_ended = asyncio.run(_work(options, link, reporter))
-                exit_code = finish.exit_code
-                if not finish.run_over:
-                    break
+            address = links[0].address
+            from worker.runs import work_for
+
+            exit_code, thread_ended = asyncio.run(work_for(options, links, reporter))
         except (ConfigError, RemoteError) as error:
             trouble = trouble_of(error)
-            address = "" if link is None else link.address
             reporter.say("failed", refusal(trouble.cause, trouble.detail, address), detail=printable(str(error)))
             return 2
         finally:
@@ -89,11 +78,12 @@ def make_agent(
     home: RunHome,
     reporter: Reporter,
     house: House | None = None,
+    turn: Callable[[Policy], Policy] = lambda policy: policy,
 ) -> tuple[Agent, Joining]:
     """An agent with its real ports (gRPC, this disk, a trainer, the system's clock), and its membership.
 
     With a `machine` it trains in this process; without, in one of its own, which finds out what the machine is. It
-    works under the volunteer's rules (`house`); without them by `options.policy` alone.
+    works under the volunteer's rules (`house`), and in its `turn` among several runs; without them by `options.policy`.
     """
     from worker.agent import Agent
     from worker.joining import Joining
@@ -106,7 +96,7 @@ def make_agent(
         disk.ruled, disk.short = lambda: house.disk_bytes, house.short_of_disk_bytes
         joined = {"counted": house.counted, "licensed": house.learn_licence}
         ruled = {
-            "policy": house.policy,
+            "policy": turn(house.policy),
             "circumstances": lambda: house.look(disk.make_room),
             "unwanted": house.unwanted,
         }
@@ -168,14 +158,15 @@ def _hands_apart(
 
     def find_out() -> Machine:
         machine = distant.probe()
-        _tell_machine(machine, reporter, house)
+        tell_machine(machine, reporter, house)
         return machine
 
     trainer = ApartTrainer(keeper, lambda: distant.machine, home.outbox, reporter, threads=threads)
     return _Hands(machine=find_out, trainer=trainer, measurer=distant, handiwork=distant.handiwork)
 
 
-def _tell_machine(machine: Machine, reporter: Reporter, house: House | None) -> None:
+def tell_machine(machine: Machine, reporter: Reporter, house: House | None) -> None:
+    """What was found is told, and the rules about a GPU learn which one it is."""
     memory = human_bytes(machine.memory_bytes)
     reporter.say("machine", f"{machine.device}: {machine.device_name}, {memory} offered", device=machine.device)
     if machine.notice:
@@ -191,74 +182,3 @@ def sharing_of(options: WorkerOptions, home: RunHome) -> Sharing | None:
     if options.share_bytes_per_s is None:
         return None
     return Sharing(home.disk.blocks, options.share_bytes_per_s, port=options.share_port)
-
-
-async def _work(options: WorkerOptions, link: JoinLink, reporter: Reporter) -> tuple[m.Finish, bool]:
-    from worker.home import open_home
-    from worker.rules.house import House
-    from worker.standing import LOG_FILE, WorkerStanding
-
-    root = home_root(options.home)
-    home = open_home(options.home, link.fingerprint, options.disk_bytes)
-    home.lock()
-    try:
-        standing = WorkerStanding(reporter, home.folder / LOG_FILE)
-        house = House(root, tell=lambda text: standing.say("rules", text))
-        machine = _machine_here(options, standing, house) if options.trains_here else None
-        finish, agent = await _ruled_run(options, machine, link, home, standing, reporter, house)
-        detail = printable(finish.reason)
-        standing.say("finished", finished(finish, link.address), exit_code=finish.exit_code, detail=detail)
-        return finish, agent.wait_for_thread(THREAD_GRACE_S)
-    finally:
-        home.unlock()
-
-
-def _machine_here(options: WorkerOptions, reporter: Reporter, house: House) -> Machine:
-    """For a simulation, whose hooks into training cannot reach another process."""
-    import torch
-
-    from worker.machine.probe import probe_machine
-
-    machine = probe_machine(options.device, options.memory_bytes, options.threads or house.rules.cpu.threads or None)
-    torch.set_num_threads(machine.threads)
-    _tell_machine(machine, reporter, house)
-    return machine
-
-
-async def _ruled_run(
-    options: WorkerOptions,
-    machine: Machine | None,
-    link: JoinLink,
-    home: RunHome,
-    standing: WorkerStanding,
-    shown: Reporter,
-    house: House,
-) -> tuple[m.Finish, Agent]:
-    """Work under the volunteer's rules, with a live line where somebody looks, and an ear for their commands."""
-    from protocol.local_socket import serve
-    from worker.control import Control, control_path
-    from worker.progress import LiveReporter
-
-    agent, joining = make_agent(options, machine, link, home, standing, house)
-    control = Control(agent, joining, house, standing)
-    live, server = None, None
-    try:
-        server = await serve(control_path(home.folder), control.handle)
-    except (ConfigError, OSError) as error:
-        standing.say("no_commands", f"the commands pause, status and so on do not reach this worker: {error}")
-    if isinstance(shown, LiveReporter):
-        live = asyncio.create_task(_live_line(shown, control))
-    try:
-        with LeavingOnSignals(agent.leave):
-            return await agent.run(), agent
-    finally:
-        if live is not None:
-            live.cancel()
-        if server is not None:
-            await server.close()
-
-
-async def _live_line(shown: LiveReporter, control: Control) -> None:
-    while True:
-        shown.stand(control.sentence())
-        await asyncio.sleep(0.5)
