@@ -107,7 +107,7 @@ def make_agent(
     if machine is not None:
         hands = _hands_here(options, machine, home, reporter, threads)
     else:
-        hands = _hands_apart(options, home, reporter, threads, house)
+        hands = _hands_apart(options, home, reporter, house)
     joining = Joining(options, link, home, reporter, handiwork=hands.handiwork, **joined)
     agent = Agent(
         hands.machine,
@@ -146,22 +146,24 @@ def _hands_here(
     return _Hands(machine=machine, trainer=room, measurer=measurer, handiwork=HERE)
 
 
-def _hands_apart(
-    options: WorkerOptions, home: RunHome, reporter: Reporter, threads: Callable[[], int], house: House | None
-) -> _Hands:
+def _hands_apart(options: WorkerOptions, home: RunHome, reporter: Reporter, house: House | None) -> _Hands:
     from worker.apart.hands import DistantHands
     from worker.apart.keeper import ProcessKeeper
+    from worker.apart.ruled import Ruled
     from worker.apart.trainer import ApartTrainer
 
     keeper = ProcessKeeper(options, home, reporter)
-    distant = DistantHands(keeper, options, threads=threads)
+    ruled = Ruled()
+    if house is not None:
+        ruled = Ruled(threads=lambda: house.rules.cpu.threads, memory_bytes=lambda kind: house.rules.memory_bytes(kind))  # noqa: PLW0108  # rules change
+    distant = DistantHands(keeper, options, ruled=ruled)
 
     def find_out() -> Machine:
         machine = distant.probe()
         tell_machine(machine, reporter, house)
         return machine
 
-    trainer = ApartTrainer(keeper, lambda: distant.machine, home.outbox, reporter, threads=threads)
+    trainer = ApartTrainer(keeper, lambda: distant.machine, home.outbox, reporter, ruled=ruled)
     return _Hands(machine=find_out, trainer=trainer, measurer=distant, handiwork=distant.handiwork)
 
 

@@ -1,8 +1,8 @@
 """What a worker needs of the world, each as narrow as it is used: the coordinator, who gives blocks, and the trainer.
 
-Decides nothing. Real ones: `client.CoordinatorClient` (coordinator and block source), `train.training.TrainingRoom`,
-`train.lease_state.LeaseStates`; the deterministic simulation has its own. Files stand in worker/files.py, time in
-worker/timing.py.
+Decides nothing. Real ones: `client.CoordinatorClient` (coordinator and block source), `apart.trainer.ApartTrainer` (in
+whose process there is a `train.training.TrainingRoom`), `train.lease_state.LeaseStates`; the deterministic simulation
+has its own. Files stand in worker/files.py, time in worker/timing.py.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from typing import Final
 
 from worker.policy import Circumstances, Permission, Policy
 
-PATIENCE_S: Final = 45.0
-"""In its turn, a run may take so long to connect and to grant a lease: coordinators gather workers for some seconds."""
+PATIENCE_S: Final = 90.0
+"""In its turn, a run may take so long until it grants a lease: torch is loaded first, coordinators gather workers."""
 AWAY_S: Final = 10 * PATIENCE_S
 """A run without work is asked so seldom that asking costs the others a tenth of their time."""
 

@@ -59,7 +59,7 @@ def rules(
         value = in_force[section][name]
         rows.append({"rule": key, "value": value, "default": default, "meaning": meaning})
     for name, run in in_force[RUNS].items():
-        meaning, share = RunRules.model_fields["share"].description, RunRules().share
+        meaning, share = RunRules.model_fields["share"].description or "", RunRules().share
         rows.append({"rule": f"{RUNS}.{name}.share", "value": run["share"], "default": share, "meaning": meaning})
     if as_json:
         print_json({"file": str(path), "rules": rows})

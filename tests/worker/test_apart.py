@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -29,6 +30,7 @@ from tests.worker.leases import changed_lease, lease_message, read_lease
 from worker.allowance import DiskCap
 from worker.apart.hands import DistantHands
 from worker.apart.keeper import MOST_IN_A_ROW, ProcessKeeper, WorkerLeaves
+from worker.apart.ruled import Ruled
 from worker.apart.trainer import ApartTrainer
 from worker.fetched import FetchedLease, understand_run
 from worker.handiwork import HERE
@@ -36,6 +38,7 @@ from worker.home import open_home
 from worker.lease import RunDescription
 from worker.options import WorkerOptions
 from worker.outbox import Submission
+from worker.rules.model import VolunteerRules
 from worker.steps import Way
 from worker.train.training import TrainingRoom
 from worker.trouble import Trouble
@@ -67,8 +70,8 @@ class Apart:
         self.steps: list[int] = []
         self.on_step: Callable[[int], None] = lambda _: None
         self.keeper = ProcessKeeper(self.options, self.home, self, lingers_s=lingers_s)
-        self.hands = DistantHands(self.keeper, self.options)
-        self.trainer = ApartTrainer(self.keeper, lambda: self.hands.machine, self.home.outbox, self)
+        self.hands = DistantHands(self.keeper, self.options, ruled=Ruled(memory_bytes={"cpu": 5 << 30}.get))
+        self.trainer = ApartTrainer(self.keeper, lambda: self.hands.machine, self.home.outbox, self, ruled=Ruled())
         self.hands._machine = MACHINE
 
     def say(self, event: str, text: str, **fields: object) -> None:
@@ -148,11 +151,26 @@ def test_a_killed_process_costs_what_was_not_saved_and_the_bits_are_those_of_thi
     assert apart.said.count("trainer_gone") == 1
     assert "taken_up" in apart.said, "it went on, and did not begin again"
     assert apart.home.outbox.load(lease.lease_id) == made
-    _pause_and_orders(apart, lease, many)
+    _orders(apart, lease)
+    _pause(apart, lease, many)
 
 
-def _pause_and_orders(apart: Apart, lease: Lease, many: Any) -> None:
-    """With the process that is there (starting one takes seconds): a pause ends it, and what waits is done after it."""
+def _orders(apart: Apart, lease: Lease) -> None:
+    """In the process that is there: starting one takes seconds."""
+    run, hands, cap = understand_run(description()), apart.hands.handiwork, DiskCap()
+    assert hands.understand(description()) == run, "the layout comes whole through the pipe"
+    assert hands.plan(run, MACHINE, 2, cap) == HERE.plan(run, MACHINE, 2, cap)
+    asked = run, (0, 2), lease.trunk, "int4"
+    assert hands.submission_bytes(*asked) == HERE.submission_bytes(*asked)
+    with pytest.raises(ConfigError, match="too little: one lease of this run needs"):
+        hands.plan(run, MACHINE, 2, DiskCap(most_bytes=1))
+    probed = apart.hands.probe()
+    assert (probed.kind, probed.memory_cap_bytes) == ("cpu", 5 << 30), "a rule caps what is offered"
+    apart.hands._machine = MACHINE
+    _steps_that_lead_elsewhere(apart, run)
+
+
+def _pause(apart: Apart, lease: Lease, many: Any) -> None:
     process, began = psutil.Process(apart.pid()), Event()
     apart.on_step = lambda _: began.set()
     apart.trainer.start(apart.fetched(changed_lease(lease, lease_id="r2.1"), many), print, print)  # type: ignore[arg-type]
@@ -164,26 +182,14 @@ def _pause_and_orders(apart: Apart, lease: Lease, many: Any) -> None:
     apart.trainer.rest()
     process.wait(2.0)
     assert time.monotonic() - started_s < 2.0
-    asked = Thread(target=lambda: answers.append(apart.hands.handiwork.understand(description())), daemon=True)
-    answers: list[Any] = []
-    asked.start()
-    asked.join(0.2)
+    waits = Thread(target=apart.keeper.ready, daemon=True)
+    waits.start()
+    waits.join(0.2)
+    assert waits.is_alive()
     assert apart.keeper.pid is None, "nothing is started in a pause"
-    assert not answers
     apart.trainer.wake()
-    asked.join(240.0)
-    run = understand_run(description())
-    assert answers == [run], "the layout comes whole through the pipe"
-    hands = apart.hands.handiwork
-    cap = DiskCap()
-    assert hands.plan(run, MACHINE, 2, cap) == HERE.plan(run, MACHINE, 2, cap)
-    assert hands.submission_bytes(run, (0, 2), lease.trunk, "int4") == HERE.submission_bytes(
-        run, (0, 2), lease.trunk, "int4"
-    )
-    assert apart.hands.probe().kind == "cpu"
-    with pytest.raises(ConfigError, match="too little: one lease of this run needs"):
-        hands.plan(run, MACHINE, 2, DiskCap(most_bytes=1))
-    _steps_that_lead_elsewhere(apart, run)
+    waits.join(10.0)
+    assert apart.keeper.pid is not None, "what waited for its end goes on"
 
 
 def _steps_that_lead_elsewhere(apart: Apart, run: Any) -> None:
@@ -278,6 +284,18 @@ def test_nothing_that_an_agent_imports_loads_torch_and_all_of_it_is_small() -> N
     said = subprocess.run([sys.executable, "-c", AGENT], capture_output=True, check=True, text=True).stdout.split()
     assert said[1:] == []
     assert int(said[0]) < IDLE_BYTES
+
+
+def test_a_gpus_memory_and_threads_follow_the_rules_of_the_moment() -> None:
+    gpu = dataclasses.replace(MACHINE, device="cuda:0", memory_bytes=9 << 30)
+    rules = VolunteerRules.checked({"gpu": {"memory": "4GB"}, "cpu": {"threads": 3, "memory": "1GB"}}, "")
+    ruled = Ruled(threads=lambda: rules.cpu.threads, memory_bytes=rules.memory_bytes)
+    now = ruled.of_now(gpu)
+    assert (now.memory_bytes, now.memory_cap_bytes, now.threads) == (4 << 30, 4 << 30, 3)
+    capped = ruled.of_now(dataclasses.replace(gpu, memory_cap_bytes=2 << 30, memory_bytes=2 << 30))
+    assert capped.memory_cap_bytes == 2 << 30, "of two caps the smaller counts"
+    assert ruled.of_now(MACHINE).memory_bytes == MACHINE.memory_bytes, "a cap on processes is the probe's"
+    assert Ruled().of_now(gpu) == gpu
 
 
 def test_every_lease_goes_through_the_pipe_as_it_is() -> None:

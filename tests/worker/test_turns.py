@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from protocol.errors import ConfigError
@@ -23,7 +25,10 @@ class Machine:
         self.begun: list[str] = []
         self.unwelcome: set[str] = set()
         for run in shares:
-            self.turns.enter(run, lambda run=run: self.shares[run], lambda run=run: run in self.leases)
+            self.turns.enter(run, partial(self.shares.__getitem__, run), partial(self.has_lease, run))
+
+    def has_lease(self, run: str) -> bool:
+        return run in self.leases
 
     def live(self, seconds: int) -> None:
         for _ in range(seconds):

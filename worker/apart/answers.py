@@ -31,7 +31,13 @@ def answer(order: Asked, folder: Path) -> Any:
     """What the order asked for. Raises whatever the function raises."""
     match order:
         case o.Probe():
-            machine = probe_machine(order.device, order.memory_bytes, order.threads, others_bytes=order.others_bytes)
+            machine = probe_machine(
+                order.device,
+                order.memory_bytes,
+                order.threads,
+                others_bytes=order.others_bytes,
+                ruled=order.ruled.get,
+            )
             torch.set_num_threads(machine.threads)
             return machine
         case o.Understand():

@@ -6,7 +6,6 @@ the run's folder that the process reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from protocol.lease import TrunkPart
 from worker.allowance import DiskCap
 from worker.apart import orders as o
 from worker.apart.keeper import ProcessKeeper
+from worker.apart.ruled import Ruled
 from worker.blocks import BlockCache
 from worker.disk import private_folder
 from worker.fetched import FetchedItem, Run
@@ -37,10 +37,9 @@ class DistantHands:
         keeper: ProcessKeeper,
         options: WorkerOptions,
         *,
-        threads: Callable[[], int] = lambda: 0,
+        ruled: Ruled,
     ) -> None:
-        """`threads`: what the volunteer rules at the moment; 0: nothing."""
-        self._keeper, self._options, self._threads = keeper, options, threads
+        self._keeper, self._options, self._ruled = keeper, options, ruled
         self._machine: Machine | None = None
 
     def probe(self) -> Machine:
@@ -51,7 +50,8 @@ class DistantHands:
                 number=number,
                 device=options.device,
                 memory_bytes=options.memory_bytes,
-                threads=options.threads or self._threads() or None,
+                threads=options.threads or self._ruled.threads() or None,
+                ruled={kind: self._ruled.memory_bytes(kind) for kind in ("cpu", "cuda")},
                 others_bytes=int(psutil.Process().memory_info().rss),
             )
         )

@@ -45,6 +45,8 @@ class Probe:
     device: str | None
     memory_bytes: int | None
     threads: int | None
+    ruled: dict[str, int | None]
+    """Another cap on memory, by kind of device."""
     others_bytes: int
     """What the agent's process takes of a cap."""
 

@@ -8,7 +8,6 @@ the file with the lease's sequences, and the outbox.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from protocol.ids import LeaseId
 from worker.apart import orders as o
 from worker.apart.keeper import ProcessKeeper, WorkerLeaves
 from worker.apart.process import ProcessGone, TrainerProcess
+from worker.apart.ruled import Ruled
 from worker.disk import private_folder
 from worker.fetched import FetchedLease
 from worker.machine.machine import Machine
@@ -57,11 +57,10 @@ class ApartTrainer:
         outbox: Outbox,
         reporter: Reporter,
         *,
-        threads: Callable[[], int] = lambda: 0,
+        ruled: Ruled,
     ) -> None:
-        """`threads`: what the volunteer rules at the moment; 0: the machine's."""
         self._keeper, self._machine, self._outbox = keeper, machine, outbox
-        self._reporter, self._threads = reporter, threads
+        self._reporter, self._ruled = reporter, ruled
         self._training: _Training | None = None
 
     @property
@@ -151,11 +150,10 @@ class ApartTrainer:
         """In this process; None where it went, or the lease was stopped."""
         training.process, training.outcome = process, None
         training.settled.clear()
-        machine = self._machine()
         order = o.TrainLease(
             number=training.number,
             description=fetched.run.description,
-            machine=dataclasses.replace(machine, threads=self._threads() or machine.threads),
+            machine=self._ruled.of_now(self._machine()),
             lease=fetched.lease,  # type: ignore[arg-type]  # an agent's leases are received ones
             digests=fetched.digests,
             sequences=str(path),

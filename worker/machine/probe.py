@@ -57,33 +57,38 @@ def probe_machine(
     threads: int | None = None,
     *,
     others_bytes: int = 0,
+    ruled: Callable[[str], int | None] = lambda _kind: None,
     gpu_facts: Callable[[], GpuFacts] = gather_gpu_facts,
     limits: Callable[[], GroupLimits] = group_limits,
     products: Callable[[str, torch.dtype | None], str] = quickest_products,
 ) -> Machine:
     """Look at this machine; `device` and `threads` override what is found, `memory_bytes` caps what is offered.
 
-    `others_bytes`: what other processes of this worker take of a cap on a CPU.
+    `others_bytes`: what other processes of this worker take of a cap on a CPU. `ruled`: another cap, by kind of device.
     """
     check_device(device)
     left = limits()
+
+    def capped(kind: str) -> int | None:
+        return min((cap for cap in (memory_bytes, ruled(kind)) if cap is not None), default=None)
+
     cores = threads or available_cores(left)
     if device == "cpu":
-        return _cpu(cores, memory_bytes, left, others_bytes)
+        return _cpu(cores, capped("cpu"), left, others_bytes)
     facts = gpu_facts()
     choice = choose_gpu(facts, device)
     if choice.index is None:
-        return dataclasses.replace(_cpu(cores, memory_bytes, left, others_bytes), notice=choice.notice)
+        return dataclasses.replace(_cpu(cores, capped("cpu"), left, others_bytes), notice=choice.notice)
     trial = facts.trials[choice.index]
     free_bytes, _ = torch.cuda.mem_get_info(choice.index)
-    where = f"cuda:{choice.index}"
+    where, cap = f"cuda:{choice.index}", capped("cuda")
     machine = Machine(
         device=where,
         device_name=trial.name,
-        memory_bytes=int(free_bytes * GPU_SHARE) if memory_bytes is None else min(memory_bytes, free_bytes),
+        memory_bytes=int(free_bytes * GPU_SHARE) if cap is None else min(cap, free_bytes),
         threads=cores,
         bf16=trial.bf16,
-        memory_cap_bytes=memory_bytes,
+        memory_cap_bytes=cap,
         host_bytes=int(_free_bytes(left) * CPU_SHARE),
         notice=choice.notice,
         experts=products(where, torch.bfloat16 if trial.bf16 else None),

@@ -88,6 +88,10 @@ class GpuRules(BaseModel):
     model_config = _FROZEN
 
     off: tuple[int, ...] = Field(default=(), description="Numbers of GPUs that are not to be used, as in [1].")
+    memory: Amount = Field(
+        default="",
+        description="Take at most so much of the GPU's memory, as in '6GB'; '': nine tenths of what is free.",
+    )
     others_percent: float = Field(
         default=0.0,
         ge=0.0,
@@ -107,6 +111,11 @@ class CpuRules(BaseModel):
 
     model_config = _FROZEN
 
+    memory: Amount = Field(
+        default="",
+        description="Training on the processor, take at most so much memory, as in '4GB'; '': half of what is free."
+        " In force from the worker's next start.",
+    )
     threads: int = Field(default=0, ge=0, le=1024, description="Train with so many threads; 0: as many as cores.")
     niceness: int = Field(
         default=10,
@@ -199,6 +208,10 @@ class VolunteerRules(BaseModel):
     def share_of(self, names: tuple[str, ...]) -> float:
         """Of a run that has these names."""
         return next((self.runs[name].share for name in names if name in self.runs), RunRules().share)
+
+    def memory_bytes(self, kind: str) -> int | None:
+        """The most on a `cpu` or a `cuda` device; None: nothing is ruled."""
+        return bytes_of(self.cpu.memory if kind == "cpu" else self.gpu.memory)
 
     @classmethod
     def checked(cls, values: dict[str, Any], where: str) -> VolunteerRules:
