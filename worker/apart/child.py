@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from protocol.allocator import keep_little
 from protocol.errors import BarnraiseError
+from protocol.storage import disk_error_number
 from worker.apart import orders as o
 from worker.apart.pipe import MessagePipe
 
@@ -118,6 +119,7 @@ class OrderTaker:
                 error=type(error).__name__,
                 text=str(error) or type(error).__name__,
                 cause=getattr(error, "cause", None) if ours else trouble.cause,
+                disk_errno=None if ours else disk_error_number(error),
                 device_lost=trouble.device_lost,
             )
             self._pipe.send(said)

@@ -221,7 +221,9 @@ class ProcessKeeper:
                 process.tell(o.RoomSaid(number=asked.number, given=given))
 
 
-def _error_of(answer: o.NotAnswered) -> BarnraiseError:
+def _error_of(answer: o.NotAnswered) -> Exception:
+    if answer.disk_errno is not None:
+        return OSError(answer.disk_errno, answer.text)
     kind = getattr(errors, answer.error, None)
     if isinstance(kind, type) and issubclass(kind, BarnraiseError):
         return kind(answer.text, cause=answer.cause)

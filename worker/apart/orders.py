@@ -190,6 +190,8 @@ class NotAnswered:
     """A class of protocol/errors.py; any other name is a failure of ours, or of a library's."""
     text: str
     cause: Cause | None
+    disk_errno: int | None = None
+    """Where it was the disk: there may be room to make for it."""
     device_lost: bool = False
 
 

@@ -125,4 +125,5 @@ class TrainerProcess:
                 stderr=log,
                 env=environment,
                 start_new_session=True,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
             )
