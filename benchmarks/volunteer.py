@@ -5,7 +5,8 @@
 A real coordinator and real workers (`barnraise worker join`), each a process, on the tiny preset and over loopback; a
 lease is waiting when a worker joins. Memory is that of the agent's process (PSS: what it shares with others is
 counted in part); the trainer's process, which has torch and the GPU, is there only while there is something to
-compute, and so a pause is measured from the request to the end of that process.
+compute, and so a pause is measured from the request to the end of that process. Processor time says what an idle
+machine would take, where others keep this one busy.
 """
 
 from __future__ import annotations
@@ -46,11 +47,12 @@ def main() -> None:
     """Print the rows, and write them where asked."""
     options = report.parse_args(__doc__ or "")
     count = 2 if options.quick else 5
-    joins_s, pauses_s, paused_mib, waiting_mib = [], [], [], []
+    joins_s, worked_s, pauses_s, paused_mib, waiting_mib = [], [], [], [], []
     with tempfile.TemporaryDirectory(prefix="barnraise-volunteer-") as folder, served(Path(folder)) as link:
         for number in range(count):
             with Volunteer(Path(folder) / f"home-{number}", link) as worker:
                 joins_s.append(worker.until("step"))
+                worked_s.append(worker.processor_s())
                 pauses_s.append(worker.pause())
                 paused_mib.append(worker.agent_mib())
         subprocess.run([*BARNRAISE, "coordinator", "pause", f"{folder}/run"], check=True, stdout=subprocess.DEVNULL)
@@ -60,6 +62,7 @@ def main() -> None:
             waiting_mib.append(worker.agent_mib())
     rows = [
         _row("from `join` to the first inner step, s", joins_s, "15"),
+        _row("processor time of that, s", worked_s, "15"),
         _row("from `pause` to the end of the trainer's process, s", pauses_s, "2"),
         _row("memory of a paused worker, MiB", paused_mib, "120"),
         _row("memory of a worker that waits for work, MiB", waiting_mib, "120"),
@@ -132,6 +135,12 @@ class Volunteer:
             if json.loads(line)["event"] == event:
                 return time.monotonic() - self._started_s
         raise RuntimeError(f"the worker ended before it said {event}")
+
+    def processor_s(self) -> float:
+        """That the agent and its trainer have taken."""
+        agent = psutil.Process(self._process.pid)
+        times = [process.cpu_times() for process in (agent, *agent.children())]
+        return float(sum(each.user + each.system for each in times))
 
     def pause(self) -> float:
         """Seconds from the request to the end of the trainer's process."""

@@ -62,9 +62,9 @@ _FINAL = {
     Cause.REFUSED: "The coordinator refused this machine: {said}.",
     Cause.OUT_OF_MEMORY: "The system ended the part of the worker that computes again and again, most likely because"
     " memory ran out. Close other programs, or offer less with --memory, and start the worker again.",
-    Cause.DEVICE_FAILED: "The part of the worker that computes does not run on this machine. See what `barnraise doctor`"
+    Cause.DEVICE_FAILED: "The part of the worker that computes does not run on this machine. See what barnraise doctor"
     " finds, or try without a GPU: --device cpu.",
-    Cause.TRAINING_FAILED: "The part of the worker that computes failed on this machine. See what `barnraise doctor`"
+    Cause.TRAINING_FAILED: "The part of the worker that computes failed on this machine. See what barnraise doctor"
     " finds, and update it.",
 }
 """Trouble that does not pass by trying again: what happened, and what to do."""
