@@ -50,13 +50,13 @@ def main() -> None:
     joins_s, worked_s, pauses_s, paused_mib, waiting_mib = [], [], [], [], []
     with tempfile.TemporaryDirectory(prefix="barnraise-volunteer-") as folder, served(Path(folder)) as link:
         for number in range(count):
-            with Volunteer(Path(folder) / f"home-{number}", link) as worker:
+            with JoinedWorker(Path(folder) / f"home-{number}", link) as worker:
                 joins_s.append(worker.until("step"))
                 worked_s.append(worker.processor_s())
                 pauses_s.append(worker.pause())
                 paused_mib.append(worker.agent_mib())
         subprocess.run([*BARNRAISE, "coordinator", "pause", f"{folder}/run"], check=True, stdout=subprocess.DEVNULL)
-        with Volunteer(Path(folder) / "home-waiting", link) as worker:
+        with JoinedWorker(Path(folder) / "home-waiting", link) as worker:
             worker.until("waiting")
             worker.until_alone()
             waiting_mib.append(worker.agent_mib())
@@ -86,7 +86,7 @@ def served(folder: Path) -> Iterator[str]:
     data.mkdir()
     for path in Path(report.__file__).parent.glob("*.py"):
         (data / path.name).write_bytes(path.read_bytes())
-    settings = ("--preset", "tiny", "--data", str(data), "--rounds", "50", "--inner-steps", "500", "--port", "0")
+    settings = ("--preset", "tiny", "--data", str(data), "--rounds", "50", "--inner-steps", "60", "--port", "0")
     subprocess.run([*BARNRAISE, "coordinator", "init", run, *settings], check=True, stdout=subprocess.DEVNULL)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([*BARNRAISE, "coordinator", "run", run, "--no-http"], stdout=log, stderr=log)
@@ -111,7 +111,7 @@ def _await_port(log: Path) -> None:
     raise TimeoutError(log.read_text())
 
 
-class Volunteer:
+class JoinedWorker:
     """One worker's process; ended by its context."""
 
     def __init__(self, home: Path, link: str) -> None:
@@ -121,7 +121,7 @@ class Volunteer:
         self._home, self._started_s = home, time.monotonic()
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
-    def __enter__(self) -> Volunteer:
+    def __enter__(self) -> JoinedWorker:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -181,7 +181,7 @@ class SimulatedVolunteer:
             home.outbox,
             self._on_training,
         )
-        session, measurer = WatchedSession(self, home.outbox), self._work.measurer(lies=self.spec.lies_measuring)
+        measurer = self._work.measurer(lies=self.spec.lies_measuring)
         self._agent = LateAgent(
             MACHINE,
             joining,
@@ -190,7 +190,7 @@ class SimulatedVolunteer:
             QUIET,
             policy=Rules(self.spec.pauses) if self.spec.pauses else None,
             circumstances=lambda: Circumstances(wall_s=self._loop.now_s),
-            session=session,
+            session=WatchedSession(self, home.outbox),
             measurer=measurer,
         )
         self._agent.late_s = lambda: self._draw.uniform(0.0, 8.0) if self._draw.random() < LATE_SHARE else 0.0
@@ -256,8 +256,7 @@ class SimulatedVolunteer:
         if longest_s > 0.0 and process is self.process and self._loop.now_s < self._scenario.calm_s:
             if not first:
                 self.stall(self._draw.uniform(0.0, longest_s))
-            next_s = self._draw.uniform(0.5, 10.0)
-            self._loop.call_later(next_s, self._hiccup, process, context=self._outside.copy())
+            self._loop.call_later(self._draw.uniform(0.5, 10.0), self._hiccup, process, context=self._outside.copy())
 
     # ---- what is watched -----------------------------------------------------------------------------------------
 

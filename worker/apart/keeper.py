@@ -193,7 +193,7 @@ class ProcessKeeper:
 
     def _on_word(self, word: Any) -> None:
         match word:
-            case o.Said():
+            case o.NewsSaid():
                 self._reporter.say(word.event, word.text, **word.fields)
             case o.RoomAsked():
                 self._answer_room(word)

@@ -196,7 +196,7 @@ class NotAnswered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
+class NewsSaid:
     """For the volunteer."""
 
     kind: Literal["said"] = "said"
@@ -252,7 +252,8 @@ class RoomAsked:
 
 
 Word = Annotated[
-    Answered | NotAnswered | Said | Stepped | LeaseTrained | LeaseNotTrained | RoomAsked, Field(discriminator="kind")
+    Answered | NotAnswered | NewsSaid | Stepped | LeaseTrained | LeaseNotTrained | RoomAsked,
+    Field(discriminator="kind"),
 ]
 
 ORDER: Final[TypeAdapter[Any]] = TypeAdapter(Order)

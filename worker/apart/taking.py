@@ -107,7 +107,7 @@ class LeaseTaker:
 
     def say(self, event: str, text: str, **fields: Field) -> None:
         """For the volunteer."""
-        self._pipe.send(o.Said(event=event, text=text, fields=fields))
+        self._pipe.send(o.NewsSaid(event=event, text=text, fields=fields))
 
     def step(self, done: int, total: int, loss: float | None, tokens_per_s: float) -> None:
         """Told where it is news."""
