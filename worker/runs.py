@@ -16,9 +16,9 @@ from protocol.joinlink import JoinLink
 from protocol.local_socket import serve
 from worker import messages as m
 from worker.agent import Agent
+from worker.agents import make_agent, tell_machine
 from worker.control import Control, control_path
 from worker.home import RunHome, open_home
-from worker.join import make_agent, tell_machine
 from worker.lease import printable
 from worker.machine.machine import Machine
 from worker.options import WorkerOptions

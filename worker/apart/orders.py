@@ -153,7 +153,7 @@ class RoomSaid:
     given: bool
 
 
-Order = Annotated[
+TrainerOrder = Annotated[
     Begin
     | Probe
     | Understand
@@ -206,7 +206,7 @@ class NewsSaid:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stepped:
+class LeaseStepped:
     """An inner step of lease `number` ended."""
 
     kind: Literal["step"] = "step"
@@ -251,10 +251,10 @@ class RoomAsked:
     submission_bytes: int = 0
 
 
-Word = Annotated[
-    Answered | NotAnswered | NewsSaid | Stepped | LeaseTrained | LeaseNotTrained | RoomAsked,
+TrainerWord = Annotated[
+    Answered | NotAnswered | NewsSaid | LeaseStepped | LeaseTrained | LeaseNotTrained | RoomAsked,
     Field(discriminator="kind"),
 ]
 
-ORDER: Final[TypeAdapter[Any]] = TypeAdapter(Order)
-WORD: Final[TypeAdapter[Any]] = TypeAdapter(Word)
+ORDER: Final[TypeAdapter[Any]] = TypeAdapter(TrainerOrder)
+WORD: Final[TypeAdapter[Any]] = TypeAdapter(TrainerWord)

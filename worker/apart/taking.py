@@ -115,7 +115,9 @@ class LeaseTaker:
         if loss is None and done < total and now_s - self._told_s < STEP_EVERY_S:
             return
         self._told_s = now_s
-        self._pipe.send(o.Stepped(number=self._number, done=done, total=total, loss=loss, tokens_per_s=tokens_per_s))
+        self._pipe.send(
+            o.LeaseStepped(number=self._number, done=done, total=total, loss=loss, tokens_per_s=tokens_per_s)
+        )
 
     def close(self) -> None:
         """Nothing."""

@@ -172,7 +172,7 @@ class ApartTrainer:
     def _on_word(self, training: _Training, word: Any) -> None:
         if training.stopped.is_set():
             return
-        if isinstance(word, o.Stepped):
+        if isinstance(word, o.LeaseStepped):
             progress = training.progress
             progress.inner_step, progress.tokens_per_s = word.done, word.tokens_per_s
             if word.loss is not None:
