@@ -36,11 +36,11 @@ BARNRAISE = (sys.executable, "-m", "barnraise")
 RULES = "[cpu]\nniceness = 0\n[when]\nbattery = 'work'\n"
 PATIENCE_S = 300.0
 COLUMNS = (
-    {"heading": "what", "format": "{what}"},
-    {"heading": "median", "format": "{median:.1f}"},
-    {"heading": "least to most", "format": "{least:.1f} to {most:.1f}"},
-    {"heading": "of", "format": "{count}"},
-    {"heading": "goal", "format": "under {goal}"},
+    {"heading": "what", "shows": "{what}"},
+    {"heading": "median", "shows": "{median:.1f}"},
+    {"heading": "least to most", "shows": "{least:.1f} to {most:.1f}"},
+    {"heading": "of", "shows": "{count}"},
+    {"heading": "goal", "shows": "under {goal}"},
 )
 
 
