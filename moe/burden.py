@@ -18,7 +18,8 @@ from moe.head import adds_in_slices
 from moe.layout import FP32_BYTES, Layout
 from moe.passing import activation_bytes, kept_by_library
 from moe.rungs import Schedule
-from moe.stand_ins import DEVICE, SecondCard, StandIns
+from moe.second_card import SecondCard
+from moe.stand_ins import DEVICE, StandIns
 from moe.weighing import BF16_BYTES, SLICES, Weighed, gradients_by_layers, inputs_by_layers, weighed
 from protocol.codecs import BF16, FP32, codec_named
 from protocol.ids import TRUNK

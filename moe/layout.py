@@ -1,6 +1,7 @@
 """Which parameters of a model are trunk and which belong to which expert column, with shapes and bytes.
 
 Decides how a model is cut into blocks; touches nothing and allocates nothing (shapes come from torch's meta device).
+A layout that was made can be read without torch: only making one, or one whose trunk is trained in part, loads it.
 Holds always: every parameter and every persistent buffer lies in exactly one block; tied weights are counted once,
 under the first of their names; all columns take the same bytes. A column block's entry `NAME` is the part of expert e
 in the tensor `NAME` of the state dict (`moe.blocks.part_of`).
@@ -17,21 +18,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from transformers import PreTrainedConfig, PreTrainedModel
-
-from moe.config import config_to_json
 from moe.families import Family, PerExpert, family_named
-from moe.selection import layer_of
-from moe.skeleton import meta_model, own_tensors
-from moe.trunk import trunk_sort
 from protocol.errors import ConfigError, LocalError
 from protocol.ids import TRUNK, BlockId, column_block, column_of
 from protocol.lease import ALL_OF_TRUNK, TrunkPart
+from protocol.recipe import WHOLE_TRUNK
 from protocol.residency import ABSENT, FROZEN, RESIDENCIES
-from protocol.specs import TensorSpec
-from protocol.submission import submission_name
+from protocol.specs import TensorSpec, submission_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 FP32_BYTES: Final = 4
 
@@ -150,10 +148,13 @@ class Layout:
     def sent_specs(self, block: BlockId, trunk: TrunkPart) -> tuple[ParamSpec, ...]:
         """What a submission has of `block` where that of the trunk is trained: factors in the place of matrices, and
         nothing of what stays as it is."""
-        found = trunk_sort(self.config_json, trunk) if block == TRUNK else None
         specs = self.block_specs(block)
-        if found is None:
+        if block != TRUNK or trunk.mode == WHOLE_TRUNK:
             return specs
+        from moe.trunk import trunk_sort
+
+        found = trunk_sort(self.config_json, trunk)
+        assert found is not None
         shapes = ((spec.name, found.sent_shape(spec.name, spec.shape)) for spec in specs)
         return tuple(ParamSpec(name=name, shape=shape) for name, shape in shapes if shape is not None)
 
@@ -196,6 +197,9 @@ class Layout:
 def layout(config: PreTrainedConfig, residency: str, column_parts: int = 1) -> Layout:
     """Cut the model that `config` describes, each expert's column into `column_parts`; ConfigError with the reason
     where it cannot be cut so."""
+    from moe.config import config_to_json
+    from moe.skeleton import meta_model, own_tensors
+
     if residency not in RESIDENCIES:
         raise ConfigError(f"residency: expected one of {', '.join(RESIDENCIES)}, got {residency!r}")
     values = config_to_json(config)
@@ -230,6 +234,8 @@ def _parts(column: list[ParamSpec], count: int, residency: str) -> tuple[tuple[P
         return (tuple(column),)
     if residency == ABSENT:
         raise ConfigError("column parts are for residency frozen: a shard without the others is a model of all layers")
+    from moe.selection import layer_of
+
     layers = sorted({layer_of(spec.name) for spec in column})
     if count < 1 or len(layers) % count:
         raise ConfigError(

@@ -15,6 +15,7 @@ from typing import Final
 from torch import Tensor
 
 from moe.families import Family
+from moe.second_card import SecondCard
 from protocol.codecs import CODECS
 from protocol.codecs_int import IntCodec
 from protocol.encoded_block import lying_in
@@ -32,15 +33,6 @@ MAPPED: Final = "mapped"
 """In the files that their blocks were fetched into, read when they are needed: a layer ahead, where there is a device
 to bring them to."""
 PLACES: Final = (DECODED, DEVICE, HOST, MAPPED)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecondCard:
-    """Another device of this machine, alike the one that trains, for experts that would else lie in main memory."""
-
-    device: str
-    memory_bytes: int
-    """For nothing else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

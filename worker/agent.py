@@ -21,7 +21,7 @@ from worker import sentences
 from worker.calls import Calls
 from worker.joining import Joining
 from worker.lease import ReceivedLease, printable
-from worker.machine.probe import Machine
+from worker.machine.machine import Machine
 from worker.outbox import Outbox, Submission
 from worker.pauses import Pauses
 from worker.policy import Always, Circumstances, Permission, Policy
@@ -75,7 +75,7 @@ class Agent:
 
     def __init__(
         self,
-        machine: Machine,
+        machine: Machine | Callable[[], Machine],
         joining: Joining,
         outbox: Outbox,
         trainer: Trainer,
@@ -90,7 +90,9 @@ class Agent:
         unwanted: Callable[[ReceivedLease], str] = lambda _lease: "",
         sharing: Sharing | None = None,
     ) -> None:
-        """`unwanted`: why the volunteer's rules do not accept a lease; empty: they do."""
+        """`machine`: what is offered, or what finds out. `unwanted`: why the volunteer's rules do not accept a lease;
+        empty: they do.
+        """
         pauses = pauses or Pauses()
         self._joining = joining
         joining.tell_work(self._work)
@@ -311,6 +313,7 @@ class Agent:
         permission = self.permission
         if permission.allowed:
             if not before.allowed:
+                self._trainer.wake()
                 self._put(m.Resumed())
             return
         if before.allowed or permission.stops_training > before.stops_training:

@@ -21,7 +21,7 @@ from worker.fetch import Fetcher
 from worker.fetched import FetchedLease, Run
 from worker.joining import Joining
 from worker.lease import ReceivedLease, is_digest, lease_from_message, printable
-from worker.machine.probe import Machine
+from worker.machine.machine import Machine
 from worker.measuring import Measuring
 from worker.neighbours import Neighbours
 from worker.outbox import Outbox
@@ -48,7 +48,7 @@ class Calls:
 
     def __init__(
         self,
-        machine: Machine,
+        machine: Machine | Callable[[], Machine],
         joining: Joining,
         outbox: Outbox,
         reporter: Reporter,
@@ -61,8 +61,8 @@ class Calls:
         unwanted: Callable[[ReceivedLease], str] = lambda _lease: "",
         sharing: Sharing | None = None,
     ) -> None:
-        """`measurer`: for submissions that the coordinator has others measure; None: none is asked for. `sharing`: what
-        other workers are given; None: nothing.
+        """`machine`: what is offered, or what finds out. `measurer`: for submissions that the coordinator has others
+        measure; None: none is asked for. `sharing`: what other workers are given; None: nothing.
         """
         self._receipts = receipts
         self._machine, self._joining, self._outbox = machine, joining, outbox
@@ -112,14 +112,14 @@ class Calls:
         return handlers[type(call)](call)
 
     async def _enrol(self, call: m.Enrol) -> m.SessionEvent:
-        enrolment = await self._joining.enrol(self._machine)
+        enrolment = await self._joining.enrol(await self._here())
         trusted = " as trusted" if enrolment.trusted else ""
         text = f"enrolled{trusted} as worker {enrolment.worker_id}"
         self._reporter.say("enrolled", text, worker=enrolment.worker_id, trusted=enrolment.trusted)
         return m.Enrolled(ticket=call.ticket)
 
     async def _open(self, call: m.OpenSession) -> m.SessionEvent:
-        self._opened(call.session, await self._joining.open(self._machine))
+        self._opened(call.session, await self._joining.open(await self._here()))
         self._look_for_receipts()
         run = self._run.description
         self._reporter.say("session_opened", f"connected to {run.name!r} (run {run.run_id})", run=run.run_id)
@@ -127,6 +127,11 @@ class Calls:
             self._reporter.say("lease_length", self._joining.lease_length)
         await self._neighbours.on_session()
         return m.Opened(ticket=call.ticket)
+
+    async def _here(self) -> Machine:
+        if not isinstance(self._machine, Machine):
+            self._machine = await self._joining.background.run(self._machine)
+        return self._machine
 
     async def _acquire(self, call: m.AcquireLease) -> m.SessionEvent:
         await self._timing.jittered(min(call.after_s, MAX_RETRY_AFTER_S))
@@ -196,7 +201,10 @@ class Calls:
             self._reporter.say("no_steps", reason, reason=reason)
 
         swarm = self._neighbours.swarm
-        return Fetcher(self._client, joining.home.disk, joining.enrolment, joining.background, told=told, swarm=swarm)
+        disk, hands = joining.home.disk, joining.handiwork
+        return Fetcher(
+            self._client, disk, joining.enrolment, joining.background, told=told, swarm=swarm, handiwork=hands
+        )
 
     async def _with_room(self, fetch: Callable[[], Awaitable[FetchedLease]]) -> FetchedLease:
         """`fetch`, as often as it takes: a full disk is no reason to give a lease back before its deadline."""

@@ -13,21 +13,20 @@ from typing import Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from moe.layout import Layout
 from protocol.admission import MOST_WORK_BITS, work_for
 from protocol.errors import ConfigError, LocalError, MalformedMessage, StorageTrouble
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest, RunId, WorkerId, digest_of
 from protocol.joinlink import JoinLink
-from protocol.lease import trunk_part
 from protocol.limits import MAX_NAME_CHARACTERS, PROTOCOL_VERSION
 from protocol.v1 import barnraise_pb2 as pb
 from worker.background import Threads
 from worker.client import CoordinatorClient
-from worker.fetched import Run, understand_run
+from worker.fetched import Run
+from worker.handiwork import HERE, Handiwork
 from worker.home import Enrolment, RunHome
-from worker.lease import RunDescription, description_from_message, printable
-from worker.machine.probe import Machine, columns_that_fit, measure_speed, software_versions
+from worker.lease import description_from_message, printable
+from worker.machine.machine import Machine, software_versions
 from worker.options import WorkerOptions
 from worker.ports import Background, Coordinator
 from worker.progress import Reporter
@@ -83,16 +82,17 @@ class Joining:
         timing: Timing | None = None,
         dial: Dial | None = None,
         background: Background | None = None,
-        understand: Callable[[RunDescription], Run] = understand_run,
-        measure: Callable[[Layout, Machine, int, int], float] = measure_speed,
+        handiwork: Handiwork = HERE,
         counted: Callable[[Wire], Wire] = lambda wire: wire,
         licensed: Callable[[str], None] = lambda _licence: None,
     ) -> None:
-        """`counted` holds the line to the volunteer's rules; `licensed` hears under what licence the run's data is."""
+        """`handiwork`: where models are built. `counted` holds the line to the volunteer's rules; `licensed` hears
+        under what licence the run's data is.
+        """
         self.home = home
         self.timing = timing or Timing()
         self._dial = dial or self._grpc
-        self._understand, self._measure = understand, measure
+        self.handiwork = handiwork
         self._counted, self._licensed = counted, licensed
         self._options = options
         self._link = link
@@ -243,7 +243,7 @@ class Joining:
         if description.run_id != self.enrolment.run_id:
             raise MalformedMessage(f"session of run {description.run_id}, but enrolled in {self.enrolment.run_id}")
         if self._run is None or self._run.description != description:
-            self._run = await self._background.run(self._understand, description)
+            self._run = await self._background.run(self.handiwork.understand, description)
         self.home.remember_address(self._link, description.name)
         self.lease_length = printable(reply.lease_length)
         self._licensed(printable(reply.data_licence, 100))
@@ -294,22 +294,18 @@ class Joining:
         )
 
     async def _worked_out(self, machine: Machine) -> Offer:
-        run, length = self.run, self.run.description.sequence_length
-        description, most = run.description, self._options.max_columns
-        fitting = columns_that_fit(run.layout, machine, length, most, description.recipe, description.codec)
-        wanted = min(fitting.columns, most or fitting.columns)
-        columns = self.home.disk.columns_that_fit(
-            run.layout, description.codec, wanted, description.frozen_codec, trunk_part(description.recipe)
-        )
+        run, most, work = self.run, self._options.max_columns, self.handiwork
+        fitting = await self._background.run(work.plan, run, machine, most, self.home.disk.cap)
+        columns = fitting.columns
         self._reporter.say("planned", fitting.reason, columns=columns)
-        if columns < wanted:
+        if columns < fitting.by_memory:
             self._reporter.say("disk_planned", f"--disk leaves room for {columns} columns", columns=columns)
         if not self._options.measure_speed:
             return Offer(columns=columns, tokens_per_s=0.0)
         basis = digest_of(f"{run.description} {machine.device_name} {machine.threads} {columns}".encode())
         speed = self._remembered(basis)
         if speed is None:
-            tokens_per_s = await self._background.run(self._measure, run.layout, machine, columns, length)
+            tokens_per_s = await self._background.run(work.measure_speed, run, machine, columns)
             speed = Speed(basis=basis, tokens_per_s=tokens_per_s)
             with contextlib.suppress(StorageTrouble):  # a full disk: it is measured again the next time
                 self.home.keep(SPEED_FILE, speed.model_dump_json().encode())

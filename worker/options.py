@@ -89,6 +89,11 @@ class WorkerOptions:
     batch_hook: Callable[[Lease, NDArray[np.int64]], NDArray[np.int64]] | None = None
     """Changes the sequences before training, likewise."""
 
+    @property
+    def trains_here(self) -> bool:
+        """Whether training is in the agent's own process, where hooks can reach it."""
+        return self.trainer_hook is not None or self.batch_hook is not None
+
     def __post_init__(self) -> None:
         check_device(self.device)
         for name in ("max_columns", "memory_bytes", "disk_bytes", "progress_bytes_a_day"):

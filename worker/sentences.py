@@ -60,6 +60,12 @@ _FINAL = {
     " whether it is sound, and join again.",
     Cause.SESSION_ENDED: f"The coordinator at {{address}} does not let this machine in. {_NEW_LINK}",
     Cause.REFUSED: "The coordinator refused this machine: {said}.",
+    Cause.OUT_OF_MEMORY: "The system ended the part of the worker that computes again and again, most likely because"
+    " memory ran out. Close other programs, or offer less with --memory, and start the worker again.",
+    Cause.DEVICE_FAILED: "The part of the worker that computes does not run on this machine. See what barnraise doctor"
+    " finds, or try without a GPU: --device cpu.",
+    Cause.TRAINING_FAILED: "The part of the worker that computes failed on this machine. See what barnraise doctor"
+    " finds, and update it.",
 }
 """Trouble that does not pass by trying again: what happened, and what to do."""
 
@@ -81,6 +87,14 @@ DEVICE_LOST = (
 STARTED_TOO_OFTEN = (
     "The GPU went away {times} times in a row, so the worker is not started again. Update the GPU's driver, see whether"
     " it gets too hot, or train without it: --device cpu."
+)
+TRAINER_KILLED = (
+    "The system ended the part of the worker that trains, most likely because memory ran out. It is started again and"
+    " goes on at the last saved step. If that happens again, close other programs, or offer less with --memory."
+)
+TRAINER_GONE = (
+    "The part of the worker that trains broke off: the GPU's driver was reset, this machine slept, or a library failed."
+    " It is started again and goes on at the last saved step."
 )
 _REPORTS = {
     Cause.OUT_OF_MEMORY: "out of memory",

@@ -170,7 +170,7 @@ class _Asked:
     def load(self, cut: Layout) -> Burden:
         """Of one model."""
         from moe.planner import Burden
-        from moe.stand_ins import SecondCard
+        from moe.second_card import SecondCard
 
         return Burden(
             layout=cut,

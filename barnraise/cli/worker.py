@@ -163,7 +163,7 @@ def run(
     output: Annotated[str, typer.Option(help="auto, plain, json or quiet.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="The same as --output json.")] = False,
 ) -> int:
-    """Work for every run that this machine is enrolled in, one after another, under your rules.
+    """Work for every run that this machine is enrolled in, in turns by their shares, under your rules.
 
     The same as `barnraise worker join` without a link; `join --help` has its options.
     """

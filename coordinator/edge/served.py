@@ -22,7 +22,7 @@ from moe.layout import Layout, block_tensor_specs
 from protocol.codecs import FP32
 from protocol.identity import PrivateIdentity
 from protocol.ids import RunId
-from protocol.tensors import payload_size
+from protocol.tensor_headers import payload_size
 from protocol.tls import CertificateAuthority
 
 

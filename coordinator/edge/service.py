@@ -39,7 +39,7 @@ from protocol.lease import Lease
 from protocol.limits import MAX_WAIT_S
 from protocol.manifest import sign_manifest
 from protocol.messages import fill
-from protocol.tensors import payload_size
+from protocol.tensor_headers import payload_size
 from protocol.text import printable
 from protocol.v1 import barnraise_pb2 as pb
 

@@ -22,7 +22,7 @@ from protocol.codecs import FP32, codec_named
 from protocol.ids import TRUNK, BlockId, Digest, LeaseId, RoundNumber, RunId, Version, column_block, digest_of
 from protocol.manifest import BlockRef, Manifest
 from protocol.residency import FROZEN
-from protocol.tensors import payload_size
+from protocol.tensor_headers import payload_size
 from simulator.deterministic.cheap_executor import CheapExecutor, trained_payload
 from simulator.deterministic.disk import Disk, StoredBlock, VersionEntry, stretched
 from simulator.deterministic.measuring import HashMeasurer

@@ -84,6 +84,9 @@ class SimulatedTrainer:
     def rest(self) -> None:
         """Nothing is held."""
 
+    def wake(self) -> None:
+        """Nothing was given up."""
+
     def join(self, timeout_s: float) -> bool:
         """Nothing goes on."""
         del timeout_s

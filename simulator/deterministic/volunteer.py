@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import functools
 import math
 import random
@@ -31,10 +32,11 @@ from worker import messages as m
 from worker.agent import Agent
 from worker.client import CoordinatorClient
 from worker.fetched import Run, understand_run
+from worker.handiwork import HERE
 from worker.home import RunHome
 from worker.joining import Joining
 from worker.lease import RunDescription
-from worker.machine.probe import Machine
+from worker.machine.machine import Machine
 from worker.options import WorkerOptions
 from worker.outbox import Outbox
 from worker.pauses import Pauses
@@ -166,8 +168,7 @@ class SimulatedVolunteer:
             timing=timing,
             dial=functools.partial(self._dial, timing),
             background=Inline(),
-            understand=understood,
-            measure=lambda *_: 8.0 / self.spec.step_s,
+            handiwork=dataclasses.replace(HERE, understand=understood, measure_speed=lambda *_: 8.0 / self.spec.step_s),
         )
         self._trainer = SimulatedTrainer(
             self.index,
@@ -180,7 +181,7 @@ class SimulatedVolunteer:
             home.outbox,
             self._on_training,
         )
-        session, measurer = WatchedSession(self, home.outbox), self._work.measurer(lies=self.spec.lies_measuring)
+        measurer = self._work.measurer(lies=self.spec.lies_measuring)
         self._agent = LateAgent(
             MACHINE,
             joining,
@@ -189,7 +190,7 @@ class SimulatedVolunteer:
             QUIET,
             policy=Rules(self.spec.pauses) if self.spec.pauses else None,
             circumstances=lambda: Circumstances(wall_s=self._loop.now_s),
-            session=session,
+            session=WatchedSession(self, home.outbox),
             measurer=measurer,
         )
         self._agent.late_s = lambda: self._draw.uniform(0.0, 8.0) if self._draw.random() < LATE_SHARE else 0.0
@@ -255,8 +256,7 @@ class SimulatedVolunteer:
         if longest_s > 0.0 and process is self.process and self._loop.now_s < self._scenario.calm_s:
             if not first:
                 self.stall(self._draw.uniform(0.0, longest_s))
-            next_s = self._draw.uniform(0.5, 10.0)
-            self._loop.call_later(next_s, self._hiccup, process, context=self._outside.copy())
+            self._loop.call_later(self._draw.uniform(0.5, 10.0), self._hiccup, process, context=self._outside.copy())
 
     # ---- what is watched -----------------------------------------------------------------------------------------
 

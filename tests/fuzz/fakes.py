@@ -130,6 +130,9 @@ class Idle:
     def rest(self) -> None:
         """Nothing is held."""
 
+    def wake(self) -> None:
+        """Nothing was given up."""
+
     def join(self, timeout_s: float) -> bool:
         """It has ended."""
         del timeout_s

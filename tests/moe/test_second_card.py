@@ -17,8 +17,9 @@ from moe.kept import KeptForm
 from moe.layout import Layout, layout
 from moe.planner import Burden, Memory, planned
 from moe.published import published
+from moe.second_card import SecondCard
 from moe.shard import build_shard
-from moe.stand_ins import HOST, MAPPED, SecondCard, StandIns
+from moe.stand_ins import HOST, MAPPED, StandIns
 from protocol.recipe import Recipe
 from tests.moe.conftest import fresh
 

@@ -59,6 +59,7 @@ class House:
         self.policy = RuledPolicy(read_rules(self._path), note=noted_pause(home))
         self._seen, self._tidied_s = self._stamp(), clock()
         self._senses = senses_of(lambda: self.rules, clock, gpu, gpu_uuid) if senses is None else Senses(senses, clock)
+        self._senses_real = senses is None
         self.gpu = gpu
         self.data_licence: str | None = None
         """Of what the run trains on; None: not known yet."""
@@ -71,6 +72,12 @@ class House:
     def rules(self) -> VolunteerRules:
         """What is in force."""
         return self.policy.rules
+
+    def learn_gpu(self, gpu: int | None, gpu_uuid: str) -> None:
+        """Which one the worker uses, once that is known; None: none."""
+        self.gpu = gpu
+        if self._senses_real:
+            self._senses = senses_of(lambda: self.rules, self._clock, gpu, gpu_uuid)
 
     def learn_licence(self, licence: str) -> None:
         """Under which licence the run's data is; empty: the run does not say."""

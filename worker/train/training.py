@@ -26,14 +26,14 @@ from protocol.errors import StorageTrouble
 from protocol.specs import TensorSpec
 from protocol.storage import is_full
 from protocol.submission import Blocks
-from protocol.tensors import payload_size
+from protocol.tensor_headers import payload_size
 from protocol.text import human_bytes
-from worker.allowance import DiskAllowance
 from worker.fetched import FetchedLease
-from worker.machine.probe import Machine, load_of, schedule_that_fits
+from worker.machine.machine import Machine
+from worker.machine.probe import load_of, schedule_that_fits
 from worker.options import WorkerOptions
 from worker.outbox import Outbox, Submission
-from worker.ports import Progress
+from worker.ports import Progress, WorkDisk
 from worker.progress import Reporter
 from worker.train.daily_writes import DailyWrites
 from worker.train.fitting import Fitting
@@ -67,7 +67,7 @@ class TrainingRoom:
         self,
         options: WorkerOptions,
         machine: Machine,
-        disk: DiskAllowance,
+        disk: WorkDisk,
         outbox: Outbox,
         reporter: Reporter,
         *,
@@ -130,7 +130,7 @@ class TrainingRoom:
 
     def rest(self) -> None:
         """Nothing is to be trained for a while: the model goes, and with it what it takes of the GPU. What CUDA itself
-        takes there for this process stays."""
+        takes there stays until the process ends, which is why it may be one of its own (worker/apart)."""
         with self._lock:
             job = self._job
             if job is None:
@@ -139,6 +139,9 @@ class TrainingRoom:
             job.rests = has_ended or job.stop.is_set()  # what is to be finished is let finish
             if has_ended:
                 self._give_back(job)
+
+    def wake(self) -> None:
+        """Nothing is to be done: the next lease builds what it needs."""
 
     def _give_back(self, job: _Job) -> None:
         if not job.rests or self._shard is None:

@@ -22,7 +22,7 @@ from protocol.errors import RemoteError
 from protocol.ids import digest_of
 from protocol.limits import PROTOCOL_VERSION
 from protocol.local_socket import Json, _object
-from protocol.tensors import payload_size
+from protocol.tensor_headers import payload_size
 from protocol.v1 import barnraise_pb2 as pb
 from tests.fuzz.fakes import Aborted, finish
 from tests.fuzz.mutate import (

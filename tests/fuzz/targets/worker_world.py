@@ -29,7 +29,7 @@ from worker.fetched import understand_run
 from worker.home import Enrolment, RunHome, open_home
 from worker.joining import Joining
 from worker.lease import description_from_message
-from worker.machine.probe import Machine
+from worker.machine.machine import Machine
 from worker.options import WorkerOptions
 from worker.outbox import Submission
 from worker.progress import QuietReporter
