@@ -19,6 +19,7 @@ from worker.agent import Agent
 from worker.joining import Joining
 from worker.rules.house import House
 from worker.standing import WorkerStanding, sentence
+from worker.words import say
 
 VERBS: Final = ("status", "pause", "resume", "finish", "leave")
 
@@ -53,7 +54,7 @@ class Control:
                 await self._agent.look_at_policy()
             case "leave":
                 self._is_leaving = True
-                self._agent.leave("its owner asked it to leave")
+                self._agent.leave(say("leave.asked"))
             case verb:
                 raise MalformedMessage(f"a worker knows {', '.join(VERBS)}, not {str(verb)[:40]!r}")
         return self.status()
@@ -89,7 +90,7 @@ class Control:
     def sentence(self) -> str:
         """What the worker does, why, and until when."""
         if self._is_leaving:
-            return "leaving; what it holds goes back" if self._agent.held_lease else "leaving"
+            return say("doing.leaving.holding" if self._agent.held_lease else "doing.leaving")
         return sentence(
             self._agent.state,
             self._agent.permission,

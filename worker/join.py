@@ -22,6 +22,7 @@ from worker.rejoin import home_root, links_of
 from worker.sentences import finished, refusal
 from worker.signals import LeavingOnSignals
 from worker.trouble import trouble_of
+from worker.words import Words, say
 
 if TYPE_CHECKING:
     from protocol.joinlink import JoinLink
@@ -55,7 +56,7 @@ def run_worker(options: WorkerOptions) -> int:
             links = links_of(options.link, home_root(options.home))  # before imports that take seconds
             for number, link in enumerate(links, start=1):
                 if len(links) > 1:
-                    text = f"run {number} of {len(links)} here, at {link.address}; the others wait for its end"
+                    text = say("turn", number=number, runs=len(links), address=link.address)
                     reporter.say("turn", text, run=number, runs=len(links))
                 finish, thread_ended = asyncio.run(_work(options, link, reporter))
                 exit_code = finish.exit_code
@@ -151,7 +152,8 @@ async def _work(options: WorkerOptions, link: JoinLink, reporter: Reporter) -> t
         machine = probe_machine(options.device, options.memory_bytes, threads)
         torch.set_num_threads(machine.threads)
         memory = human_bytes(machine.memory_bytes)
-        standing.say("machine", f"{machine.device}: {machine.device_name}, {memory} offered", device=machine.device)
+        text = say("machine", device=machine.device, name=machine.device_name, memory=memory)
+        standing.say("machine", text, device=machine.device)
         if machine.notice:
             standing.say("gpu_not_used", machine.notice)
         house = House(root, gpu=machine.gpu, gpu_uuid=machine.gpu_uuid, tell=lambda text: standing.say("rules", text))
@@ -183,7 +185,7 @@ async def _ruled_run(
     try:
         server = await serve(control_path(home.folder), control.handle)
     except (ConfigError, OSError) as error:
-        standing.say("no_commands", f"the commands pause, status and so on do not reach this worker: {error}")
+        standing.say("no_commands", say("no_commands", why=Words(str(error))))
     if isinstance(shown, LiveReporter):
         live = asyncio.create_task(_live_line(shown, control))
     try:
