@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 import os
 import time
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 from protocol.errors import MalformedMessage
 from worker.agent import Agent
+from worker.energy import JOULES_A_KWH, EnergyMeter
 from worker.joining import Joining
 from worker.rules.house import House
 from worker.standing import WorkerStanding, sentence
@@ -32,8 +34,16 @@ def control_path(folder: Path) -> Path:
 class Control:
     """One worker's answers."""
 
-    def __init__(self, agent: Agent, joining: Joining, house: House, standing: WorkerStanding) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        joining: Joining,
+        house: House,
+        standing: WorkerStanding,
+        meter: EnergyMeter | None = None,
+    ) -> None:
         self._agent, self._joining, self._house, self._standing = agent, joining, house, standing
+        self._meter = meter
         self._started_s = time.time()
         self._is_leaving = False
 
@@ -83,6 +93,9 @@ class Control:
             "verdicts": list(standing.verdicts),
             "today_bytes": today,
             "month_bytes": month,
+            "machine": standing.machine,
+            "credit": standing.credit,
+            **self._energy(),
             "pid": os.getpid(),
             "started_s": round(self._started_s, 1),
         }
@@ -103,9 +116,19 @@ class Control:
 
     def _membership(self) -> dict[str, Any]:
         if not self._joining.is_enrolled:
-            return {"worker": None, "run_id": None}
+            return {"worker": None, "run_id": None, "run_name": ""}
         enrolment = self._joining.enrolment
-        return {"worker": enrolment.worker_id, "run_id": enrolment.run_id}
+        return {"worker": enrolment.worker_id, "run_id": enrolment.run_id, "run_name": self._joining.run_name}
+
+    def _energy(self) -> dict[str, Any]:
+        if self._meter is None:
+            return {"gauge": None, "energy": None}
+        total = self._meter.notes.total
+        energy = {
+            "measured_kwh": round(total.measured_j / JOULES_A_KWH, 6),
+            "estimated_kwh": round(total.estimated_j / JOULES_A_KWH, 6),
+        }
+        return {"gauge": asdict(self._meter.gauge), "energy": energy}
 
     def _lease(self) -> dict[str, Any] | None:
         present = self._standing.present

@@ -181,6 +181,7 @@ class EnergyMeter:
         self.notes = EnergyNotes()
         with contextlib.suppress(ValidationError, ConfigError):
             self.notes = EnergyNotes.model_validate_json(notebook.kept(ENERGY_FILE) or b"")
+        self._written = self.notes
         self.gauge = Gauge(part=counter.part)
 
     def look(self, lease: str | None) -> None:
@@ -195,8 +196,8 @@ class EnergyMeter:
         self._show(measured_j, passed_s)
         if lease and is_sane:
             assumed_j = min(self._counter.assumed_watts(), MOST_WATTS) * passed_s if measured_j is None else 0.0
-            joules, how = (assumed_j, "estimated") if measured_j is None else (measured_j, "measured")
-            self.notes = self.notes.with_more(lease, joules, how)  # type: ignore[arg-type]
+            how: How = "estimated" if measured_j is None else "measured"
+            self.notes = self.notes.with_more(lease, assumed_j if measured_j is None else measured_j, how)
         if now_s - self._written_s >= WRITE_EVERY_S or (self._lease and self._lease != lease):
             self.write()
         self._lease = lease or ""
@@ -204,6 +205,9 @@ class EnergyMeter:
     def write(self) -> None:
         """So that it outlives the process; a full disk costs a minute's count."""
         self._written_s = self._clock()
+        if self.notes == self._written:
+            return
+        self._written = self.notes
         with contextlib.suppress(StorageTrouble, OSError):
             self._notebook.keep(ENERGY_FILE, self.notes.model_dump_json().encode())
 

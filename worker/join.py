@@ -117,7 +117,7 @@ def make_agent(
         reporter,
         pauses=options.pauses,
         measurer=LossMeasurer(home.disk.blocks, machine.device),
-        receipts=ReceiptKeeper(home),
+        receipts=ReceiptKeeper(home, reporter),
         sharing=sharing_of(options, home),
         **ruled,
     )
@@ -177,10 +177,12 @@ async def _ruled_run(
     """Work under the volunteer's rules, with a live line where somebody looks, and an ear for their commands."""
     from protocol.local_socket import serve
     from worker.control import Control, control_path
+    from worker.energy_watch import EnergyWatch, meter_of
     from worker.progress import LiveReporter
 
     agent, joining = make_agent(options, machine, link, home, standing, house)
-    control = Control(agent, joining, house, standing)
+    watch = EnergyWatch(meter_of(machine, home, house), agent)
+    control = Control(agent, joining, house, standing, watch.meter)
     live, server = None, None
     try:
         server = await serve(control_path(home.folder), control.handle)
@@ -188,10 +190,13 @@ async def _ruled_run(
         standing.say("no_commands", say("no_commands", why=Words(str(error))))
     if isinstance(shown, LiveReporter):
         live = asyncio.create_task(_live_line(shown, control))
+    watching = asyncio.create_task(watch.run())
     try:
         with LeavingOnSignals(agent.leave):
             return await agent.run(), agent
     finally:
+        watching.cancel()
+        watch.meter.write()
         if live is not None:
             live.cancel()
         if server is not None:

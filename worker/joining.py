@@ -131,6 +131,11 @@ class Joining:
         return _present(self._run, "run")
 
     @property
+    def run_name(self) -> str:
+        """What the run is called; empty before the first session."""
+        return printable(self._run.description.name, MAX_NAME_CHARACTERS) if self._run is not None else ""
+
+    @property
     def identity(self) -> PrivateIdentity:
         """This worker's key for this run."""
         return self._identity

@@ -66,6 +66,9 @@ class WorkerStanding:
         self.is_measuring = False
         """Whether this machine's speed is being measured, which comes before the first lease."""
         self.present: Present | None = None
+        self.machine = ""
+        self.credit: dict[str, Field] | None = None
+        """Validated tokens, rank among how many, and the run's latest losses, as the coordinator said last."""
 
     def say(self, event: str, text: str, **fields: Field) -> None:
         """One thing that happened."""
@@ -101,6 +104,10 @@ class WorkerStanding:
             self.waiting = ""
         elif event == "trained":
             self.present = None
+        elif event == "machine":
+            self.machine = text
+        elif event == "credit":
+            self.credit = {name: fields.get(name) for name in ("tokens", "rank", "ranked", "losses")}
         elif event in _VERDICTS:
             self.accepted += event == "submission_accepted"
             self.rejected += event == "submission_rejected"

@@ -163,6 +163,19 @@ class NetworkRules(BaseModel):
     )
 
 
+class EnergyRules(BaseModel):
+    """What it is reckoned with."""
+
+    model_config = _FROZEN
+
+    watts: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=5000.0,
+        description="What the part that trains takes, for the estimate where nothing counts it; 0: a usual one's.",
+    )
+
+
 class VolunteerRules(BaseModel):
     """Everything that one machine's owner has ruled."""
 
@@ -174,6 +187,7 @@ class VolunteerRules(BaseModel):
     lease: LeaseRules = LeaseRules()
     disk: DiskRules = DiskRules()
     network: NetworkRules = NetworkRules()
+    energy: EnergyRules = EnergyRules()
 
     @property
     def spans(self) -> tuple[WeekSpan, ...]:
