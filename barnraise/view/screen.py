@@ -48,7 +48,8 @@ class WorkerView(App[None]):
         Binding("r", "order('resume')", "resume"),
         Binding("f", "order('finish')", "finish, then leave"),
         Binding("tab", "next", "next run", show=False, priority=True),
-        Binding("q,ctrl+c", "quit", "close (the worker goes on)", priority=True),
+        Binding("q", "quit", "close (the worker goes on)"),
+        Binding("ctrl+c", "quit", "close", show=False, priority=True),
     ]
     CSS = """
     Screen { background: ansi_default; color: ansi_default; layout: vertical; }
