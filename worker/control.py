@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from protocol.errors import MalformedMessage
 from worker.agent import Agent
-from worker.energy import JOULES_A_KWH, EnergyMeter
+from worker.energy import EnergyMeter
 from worker.joining import Joining
 from worker.rules.house import House
 from worker.standing import WorkerStanding, sentence
@@ -123,12 +123,7 @@ class Control:
     def _energy(self) -> dict[str, Any]:
         if self._meter is None:
             return {"gauge": None, "energy": None}
-        total = self._meter.notes.total
-        energy = {
-            "measured_kwh": round(total.measured_j / JOULES_A_KWH, 6),
-            "estimated_kwh": round(total.estimated_j / JOULES_A_KWH, 6),
-        }
-        return {"gauge": asdict(self._meter.gauge), "energy": energy}
+        return {"gauge": asdict(self._meter.gauge), "energy": self._meter.notes.total.kwh}
 
     def _lease(self) -> dict[str, Any] | None:
         present = self._standing.present

@@ -47,6 +47,14 @@ class EnergyUse(BaseModel):
     measured_j: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     estimated_j: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
 
+    @property
+    def kwh(self) -> dict[str, float]:
+        """As people pay for it: measured, and estimated."""
+        return {
+            "measured_kwh": round(self.measured_j / JOULES_A_KWH, 6),
+            "estimated_kwh": round(self.estimated_j / JOULES_A_KWH, 6),
+        }
+
     def more(self, joules: float, how: How) -> EnergyUse:
         """With so much added."""
         return self.model_copy(update={f"{how}_j": getattr(self, f"{how}_j") + joules})
@@ -227,11 +235,18 @@ class EnergyMeter:
         self.gauge = gauge
 
 
-def energy_words(measured_j: float, estimated_j: float) -> str:
-    """`0.42 kWh measured`, `0.42 kWh estimated`, or both."""
+def noted_energy(folder: Path) -> EnergyUse:
+    """What stands in a run's folder; nothing where nothing does, or it cannot be read."""
+    with contextlib.suppress(OSError, ValidationError):
+        return EnergyNotes.model_validate_json((folder / ENERGY_FILE).read_bytes()).total
+    return EnergyUse()
+
+
+def energy_words(measured_kwh: float, estimated_kwh: float) -> str:
+    """`0.42 kWh measured`, `4.2 Wh estimated`, or both."""
     parts = [
-        f"{joules / JOULES_A_KWH:.2f} kWh {how}" if joules >= 0.01 * JOULES_A_KWH else f"{joules / 3600:.1f} Wh {how}"
-        for joules, how in ((measured_j, "measured"), (estimated_j, "estimated"))
-        if joules > 0.0
+        f"{kwh:.2f} kWh {how}" if kwh >= 0.01 else f"{1000.0 * kwh:.1f} Wh {how}"
+        for kwh, how in ((measured_kwh, "measured"), (estimated_kwh, "estimated"))
+        if kwh > 0.0
     ]
     return " and ".join(parts) or "nothing yet"

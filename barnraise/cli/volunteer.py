@@ -197,6 +197,14 @@ def _show(each: dict[str, Any]) -> None:
     pairs += [("verdict", verdict["text"]) for verdict in each["verdicts"]]
     used = f"{human_bytes(each['today_bytes'])} today, {human_bytes(each['month_bytes'])} this month"
     pairs.append(("over the line", used))
+    if each.get("credit"):
+        credit = each["credit"]
+        text = f"{credit['tokens']:,} validated tokens, rank {credit['rank']} of {credit['ranked']}"
+        pairs.append(("credited", text))
+    if each.get("energy"):
+        from worker.energy import energy_words
+
+        pairs.append(("energy", energy_words(**each["energy"])))
     if rules:
         pairs.append(("rules", rules))
     if each["rejected"]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from protocol.text import human_bytes, printable
-from worker.energy import JOULES_A_KWH, energy_words
+from worker.energy import energy_words
 from worker.sentences import duration
 
 Status = dict[str, Any]
@@ -73,8 +73,7 @@ def machine_panel(status: Status) -> Panel:
         unknown = "temperature and power are not told here"
         lines.append(f"{printable(str(gauge['part']))}: {', '.join(felt) if felt else unknown}")
     if energy:
-        words = energy_words(energy["measured_kwh"] * JOULES_A_KWH, energy["estimated_kwh"] * JOULES_A_KWH)
-        lines.append(f"energy for training: {words}")
+        lines.append(f"energy for training: {energy_words(**energy)}")
     today, month = human_bytes(status.get("today_bytes", 0)), human_bytes(status.get("month_bytes", 0))
     lines.append(f"over the line: {today} today, {month} this month")
     return Panel(name="machine", title="this machine", lines=tuple(lines))

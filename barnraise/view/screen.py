@@ -33,7 +33,7 @@ from barnraise.view.facts import (
 EVERY_S: Final = 1.0
 WIDE: Final = 100
 """Columns from which panels stand beside one another."""
-NOBODY: Final = "No worker is running here any more. `barnraise worker run` starts one; q closes this view."
+NOBODY: Final = "No worker is running here just now. `barnraise worker run` starts one; q closes this view."
 
 Ask = Callable[[str], Awaitable[list[Status]]]
 """A verb to every worker of this home; their answers."""

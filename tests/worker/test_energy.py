@@ -93,8 +93,8 @@ def test_where_nothing_counts_it_is_estimated_and_never_added_to_what_is_measure
     bench.look("r1.1", 2.0)
     assert bench.total == (200.0, 100.0)
     assert bench.meter.gauge.watts is None
-    assert energy_words(*bench.total) == "0.1 Wh measured and 0.0 Wh estimated"
-    assert energy_words(0.42 * 3.6e6, 0.0) == "0.42 kWh measured"
+    assert energy_words(**bench.meter.notes.total.kwh) == "0.1 Wh measured and 0.0 Wh estimated"
+    assert energy_words(0.42, 0.0) == "0.42 kWh measured"
 
 
 @pytest.mark.parametrize(("passed_s", "joules"), [(3600.0, 1e5), (2.0, -500.0), (2.0, 1e9)])
