@@ -1,8 +1,8 @@
 """How long nobody has used keyboard or mouse: the sources in the order in which they are believed.
 
 Decides the order, and that input is what counts, never how busy the processor is. X11 is not asked on Wayland, where it
-sees only what goes to X windows, but the compositor itself is; terminals only where there is no screen at all. The calls for Windows and macOS are written from
-their documentation and were never run there.
+sees only what goes to X windows; the compositor itself is asked there. Terminals are only where there is no screen at
+all. The calls for Windows and macOS are written from their documentation and were never run there.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class WaylandIdle:
         self._idle_since_s: float | None = None
 
     def idle_s(self) -> float:
-        """Since the last input; 0 while somebody is active. Senseless where there is no compositor, or none that tells."""
+        """Since the last input, 0 while somebody is active; Senseless where no compositor tells."""
         try:
             if self._link is None:
                 self._link = self._connected()
