@@ -150,6 +150,7 @@ _LEASES = {
     "verdict.accepted": "your work for lease {lease} was accepted: {why}",
     "verdict.rejected": "your work for lease {lease} was not accepted: {why}",
     "verdict.pending": "your work for lease {lease} is being looked at: {why}",
+    "credit.none": "nothing is credited to this machine yet: that comes with the first work that is accepted",
     "credit": "your work so far: {tokens} validated tokens, rank {rank} of {ranked}",
 }
 

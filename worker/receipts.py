@@ -105,8 +105,10 @@ class ReceiptKeeper:
         losses = [round(one, 4) for one in standing.losses[-MOST_LOSSES:] if math.isfinite(one)]
         tokens, rank = min(standing.tokens, MOST_TOKENS), min(standing.rank, standing.ranked)
         said = (tokens, rank, standing.ranked, losses)
-        if rank and said != self._told:
-            text = say("credit", tokens=f"{tokens:,}", rank=rank, ranked=standing.ranked)
+        if said != self._told:
+            text = (
+                say("credit", tokens=f"{tokens:,}", rank=rank, ranked=standing.ranked) if rank else say("credit.none")
+            )
             self._reporter.say("credit", text, tokens=tokens, rank=rank, ranked=standing.ranked, losses=losses)
         self._told = said
 

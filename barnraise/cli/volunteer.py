@@ -197,8 +197,8 @@ def _show(each: dict[str, Any]) -> None:
     pairs += [("verdict", verdict["text"]) for verdict in each["verdicts"]]
     used = f"{human_bytes(each['today_bytes'])} today, {human_bytes(each['month_bytes'])} this month"
     pairs.append(("over the line", used))
-    if each.get("credit"):
-        credit = each["credit"]
+    credit = each.get("credit")
+    if credit and credit["rank"]:
         text = f"{credit['tokens']:,} validated tokens, rank {credit['rank']} of {credit['ranked']}"
         pairs.append(("credited", text))
     if each.get("energy"):

@@ -83,7 +83,7 @@ def work_panel(status: Status) -> Panel:
     """What came of it."""
     credit = status.get("credit")
     lines = []
-    if credit:
+    if credit and credit["rank"]:
         lines.append(f"{credit['tokens']:,} validated tokens, rank {credit['rank']} of {credit['ranked']}")
     else:
         lines.append("nothing is credited yet: that comes with the first work that is accepted")

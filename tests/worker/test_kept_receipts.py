@@ -238,4 +238,4 @@ async def test_how_one_stands_is_told_once_and_whatever_a_coordinator_says_is_bo
     assert (said[1]["tokens"], said[1]["rank"]) == (10**18, 7)
     telling.standing = pb.CreditStanding(ranked=7)
     await keeper.fetch(cast(Any, telling))
-    assert len(said) == 2, "nothing stands to its name yet: there is nothing to tell"
+    assert said[2]["text"] == "nothing is credited to this machine yet: that comes with the first work that is accepted"
