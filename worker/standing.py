@@ -49,7 +49,7 @@ class Present:
     def left_s(self, now_s: float) -> float | None:
         """Seconds until the last step, at the speed so far; None: too early to say."""
         done = self.step - self.begun_step
-        return None if done < 1 else (now_s - self.begun_s) / done * (self.steps - self.step)
+        return None if done < 1 or not self.begun_s else (now_s - self.begun_s) / done * (self.steps - self.step)
 
 
 class WorkerStanding:
@@ -102,6 +102,8 @@ class WorkerStanding:
         elif event == "lease_granted":
             self.present = Present(lease=str(fields.get("lease", "")), round=int(str(fields.get("round", 0))))
             self.waiting = ""
+        elif event == "fetched" and self.present is not None:
+            self.present.begun_s = 0.0  # it may go on after a pause, in which nothing was done
         elif event == "trained":
             self.present = None
         elif event == "machine":

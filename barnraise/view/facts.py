@@ -55,7 +55,9 @@ def lease_panel(status: Status, width: int) -> Panel:
         lines.append(f"{bar(done / steps, max(8, min(40, width - 16)))} {done} of {steps} steps")
         loss = "" if lease["loss"] is None else f"loss {lease['loss']:.3f}, "
         lines.append(f"{loss}{lease['tokens_per_s']:,.0f} tokens/s")
-        if lease["left_s"] is not None:
+        if status.get("state") == "paused":
+            lines.append("it waits at its last saved step")
+        elif lease["left_s"] is not None:
             lines.append(f"about {duration(lease['left_s'])} left")
     return Panel(name="lease", title="lease", lines=tuple(map(printable, lines)))
 

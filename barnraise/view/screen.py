@@ -39,7 +39,7 @@ Ask = Callable[[str], Awaitable[list[Status]]]
 """A verb to every worker of this home; their answers."""
 
 
-class WorkerView(App[None]):
+class VolunteerScreen(App[None]):
     """The screen."""
 
     ENABLE_COMMAND_PALETTE = False
@@ -149,4 +149,4 @@ def _drawn(panel: Panel) -> Text:
 
 def show(ask: Ask) -> Any:
     """The view, until it is closed."""
-    return WorkerView(ask).run()
+    return VolunteerScreen(ask).run()

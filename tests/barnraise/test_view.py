@@ -10,7 +10,7 @@ from textual.widgets import Static
 
 from barnraise.cli.app import run
 from barnraise.view.facts import loss_panel, sparkline, state_words
-from barnraise.view.screen import NOBODY, WorkerView
+from barnraise.view.screen import NOBODY, VolunteerScreen
 
 STATUS: dict[str, Any] = {
     "says": "training: step 12 of 64, loss 2.512, 812 tokens/s, about 3 min left",
@@ -34,7 +34,7 @@ STATUS: dict[str, Any] = {
     "month_bytes": 1_200_000_000,
     "rules_trouble": "",
 }  # fmt: skip
-PAUSED = {**STATUS, "says": "paused: on battery; its lease waits at the last saved step", "run_name": "other"}
+PAUSED = {**STATUS, "state": "paused", "says": "paused: on battery", "run_name": "other"}
 
 
 class Worker:
@@ -48,13 +48,13 @@ class Worker:
         return self.answers
 
 
-def text_of(app: WorkerView) -> str:
+def text_of(app: VolunteerScreen) -> str:
     return "\n".join(str(one.render()) for one in app.query(Static))
 
 
 @pytest.mark.parametrize("size", [(80, 24), (200, 60), (40, 12)])
 async def test_it_shows_state_why_lease_machine_credit_loss_and_verdicts(size: tuple[int, int]) -> None:
-    app = WorkerView(Worker(STATUS))
+    app = VolunteerScreen(Worker(STATUS))
     async with app.run_test(size=size) as pilot:
         await pilot.pause()
         shown = text_of(app)
@@ -71,7 +71,7 @@ async def test_it_shows_state_why_lease_machine_credit_loss_and_verdicts(size: t
 
 async def test_keys_order_and_closing_orders_nothing() -> None:
     worker = Worker(STATUS, PAUSED)
-    app = WorkerView(worker)
+    app = VolunteerScreen(worker)
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.pause()
         await pilot.press("p", "r", "f")
@@ -79,6 +79,7 @@ async def test_keys_order_and_closing_orders_nothing() -> None:
         await pilot.press("tab")
         assert "2 of 2" in text_of(app)
         assert "PAUSED" in text_of(app)
+        assert "left" not in text_of(app), "nobody knows how long a lease takes that waits"
         worker.answers = []
         await app.refresh_status()
         assert NOBODY in text_of(app)

@@ -180,7 +180,8 @@ def _leases() -> Iterator[str]:
 COMES_ABOUT: tuple[Callable[[], Iterator[str]], ...] = (_judged, _standings, _troubles, _leases)
 ELSEWHERE = {
     "enrolled": "a_worker", "enrolled.trusted": "tests/worker/test_join.py", "connected": "a_worker",
-    "granted": "a_worker", "fetched": "a_worker", "uploaded": "a_worker", "credit": "a_worker", "credit.none": "tests/worker/test_kept_receipts.py",
+    "granted": "a_worker", "fetched": "a_worker", "uploaded": "a_worker", "credit": "a_worker",
+    "credit.none": "tests/worker/test_kept_receipts.py",
     "leaving": "a_worker", "leave.asked": "a_worker", "leave.finished": "tests/worker/test_control.py",
     "left": "a_worker", "run_over": "a_worker", "rules.changed": "tests/worker/rules/test_house.py",
     "rules.senseless": "tests/worker/rules/test_house.py", "lease_unwanted.long": "tests/worker/rules/test_house.py",
