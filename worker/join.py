@@ -50,6 +50,9 @@ def run_worker(options: WorkerOptions) -> int:
     """
     from worker.progress import make_reporter
 
+    os.environ.setdefault(
+        "GRPC_VERBOSITY", "NONE"
+    )  # what gRPC says for itself is for nobody who reads a worker's lines
     with outliving_terminal():
         reporter, link, exit_code = make_reporter(options.output), None, 0
         try:

@@ -6,7 +6,6 @@ Starts that process.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from barnraise.cli.rules import Home
 STARTING_S = 60.0
 """Until a worker that was started answers: it takes some seconds to import what it needs."""
 RUN_LOG = "run.log"
+SILENT = "silent: a worker is here and does not answer: this machine is very busy, or the worker was stopped"
 
 
 def view(home: Home = None) -> None:
@@ -78,15 +78,19 @@ def run_behind(home: Path | None) -> None:
 async def asked(root: Path, verb: str) -> list[dict[str, Any]]:
     """The answers of all workers of this home; a pause counts for those that are started later, too."""
     from protocol.errors import BarnraiseError
-    from protocol.local_socket import ask
+    from protocol.local_socket import NobodyListens, ask
     from worker.rules.file import PauseNote, note_pause
 
     if verb in {"pause", "resume"}:
         note_pause(root, PauseNote() if verb == "pause" else None)
     answers, folders = [], sorted(root.glob("runs/*"))  # noqa: ASYNC240  # a handful of names
     for folder in folders:
-        with contextlib.suppress(BarnraiseError):  # one that does not answer now may a second later
+        try:
             answers.append(await ask(folder / "control" / "socket", {"verb": verb}, timeout_s=5.0))
+        except NobodyListens:
+            continue
+        except BarnraiseError:  # one that does not answer now may a second later
+            answers.append({"says": SILENT})
     return answers
 
 

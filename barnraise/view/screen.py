@@ -137,7 +137,8 @@ class VolunteerScreen(App[None]):
         return [lease_panel(status, width), machine_panel(status), work_panel(status), loss, verdicts]
 
     def _put(self, name: str, text: Text) -> None:
-        self.query_one(f"#{name}", Static).update(text)
+        for place in self.query(f"#{name}").results(Static):  # none while the screen comes and goes
+            place.update(text)
 
 
 def _drawn(panel: Panel) -> Text:

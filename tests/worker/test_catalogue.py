@@ -135,8 +135,8 @@ def _standings() -> Iterator[str]:
     for state in State:
         for permission in (yes, no, gentle):
             for flags in ({}, {"sends": True}, {"holds": True}):
-                remembered = standing.WorkerStanding(SimpleNamespace(say=lambda *_, **__: None))  # type: ignore[arg-type]
-                yield standing.sentence(state, permission, remembered, address="h:1", **flags)  # type: ignore[arg-type]
+                remembered = standing.WorkerStanding(SimpleNamespace(say=lambda *_, **__: None))
+                yield standing.sentence(state, permission, remembered, address="h:1", **flags)
     remembered.is_measuring = True
     yield standing.sentence(State.OPENING, yes, remembered, address="h:1")
     remembered.waiting = "round 3 closes soon"
@@ -155,9 +155,9 @@ def _troubles() -> Iterator[str]:
         yield sentences.broken_upload(cause, "h:1")
         for news in News:
             yield sentences.told(m.Tell(news=news, reason="r", cause=cause))
-    for flags in ({"trains_on": True}, {"suspends": True}):
-        for news in (News.PAUSED, News.SESSION_LOST):
-            yield sentences.told(m.Tell(news=news, reason="r", **flags))
+    for news in (News.PAUSED, News.SESSION_LOST):
+        yield sentences.told(m.Tell(news=news, reason="r", trains_on=True))
+        yield sentences.told(m.Tell(news=news, reason="r", suspends=True))
     yield sentences.finished(m.Finish(exit_code=m.EXIT_DEVICE_LOST, reason=""), "h:1")
     yield sentences.finished(m.Finish(exit_code=0, reason="r", keeps=True), "h:1")
     yield from (reason_of(number) for number in (1, 2, 15))

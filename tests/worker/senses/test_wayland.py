@@ -44,13 +44,13 @@ class Compositor:
 
     def greets(self, words: bytes) -> float:
         """The first look at a compositor that answers so: both sides are this thread, so the answer is there before."""
-        real, made = self.sense._greet, []
+        real = self.sense._greet
 
         def greet(link: socket.socket) -> None:
             self.link, _ = self.server.accept()
             self.link.settimeout(5.0)
             self.link.sendall(words)
-            made.append(real(link))
+            real(link)
 
         self.sense._greet = greet  # type: ignore[method-assign]
         try:
