@@ -76,6 +76,7 @@ class Calls:
         self._waits, self._spent = Repeats(self._timing.clock), TimeSpent(self._timing.clock)
         self._fetched: FetchedLease | None = None
         self._broken_uploads = 0
+        self._last_verdict = "", ""
 
     def take_fetched(self) -> FetchedLease:
         """What the last `FetchShard` brought; once."""
@@ -299,6 +300,9 @@ class Calls:
     def _tell_verdict(self, verdict: pb.Verdict) -> None:
         reason, lease = printable(verdict.reason), printable(verdict.lease_id, 64)
         outcome = {pb.Verdict.ACCEPTED: "accepted", pb.Verdict.REJECTED: "rejected"}.get(verdict.outcome, "pending")
+        if (lease, outcome) == self._last_verdict:  # it came with the commit's answer, and again beside the next lease
+            return
+        self._last_verdict = lease, outcome
         self._reporter.say(f"submission_{outcome}", sentences.verdict(outcome, lease, reason), lease=lease)
         if outcome == "accepted":
             self._look_for_receipts()

@@ -50,9 +50,7 @@ def run_worker(options: WorkerOptions) -> int:
     """
     from worker.progress import make_reporter
 
-    os.environ.setdefault(
-        "GRPC_VERBOSITY", "NONE"
-    )  # what gRPC says for itself is for nobody who reads a worker's lines
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what gRPC prints by itself is not for who reads these lines
     with outliving_terminal():
         reporter, link, exit_code = make_reporter(options.output), None, 0
         try:

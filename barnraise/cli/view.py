@@ -18,6 +18,7 @@ from barnraise.cli.rules import Home
 STARTING_S = 60.0
 """Until a worker that was started answers: it takes some seconds to import what it needs."""
 RUN_LOG = "run.log"
+ANSWER_S = 5.0
 SILENT = "silent: a worker is here and does not answer: this machine is very busy, or the worker was stopped"
 
 
@@ -86,7 +87,7 @@ async def asked(root: Path, verb: str) -> list[dict[str, Any]]:
     answers, folders = [], sorted(root.glob("runs/*"))  # noqa: ASYNC240  # a handful of names
     for folder in folders:
         try:
-            answers.append(await ask(folder / "control" / "socket", {"verb": verb}, timeout_s=5.0))
+            answers.append(await ask(folder / "control" / "socket", {"verb": verb}, timeout_s=ANSWER_S))
         except NobodyListens:
             continue
         except BarnraiseError:  # one that does not answer now may a second later

@@ -143,7 +143,7 @@ def _standings() -> Iterator[str]:
     yield standing.sentence(State.IDLE, yes, remembered, address="h:1")
     remembered.present = standing.Present(step=3, steps=10, begun_step=3)
     yield standing.sentence(State.TRAINING, yes, remembered, address="h:1")
-    remembered.present.begun_step = 1
+    remembered.present.begun_s, remembered.present.begun_step = 5.0, 1
     yield standing.sentence(State.TRAINING, yes, remembered, address="h:1", now_s=10.0)
 
 
