@@ -1,4 +1,4 @@
-"""A second GPU of the same machine: where experts may lie, and be multiplied, that the first has no room for. Data alone.
+"""A second GPU of the same machine: where experts may lie that the first has no room for. Data alone.
 
 Loads no torch: an agent that trains in another process handles it, too.
 """

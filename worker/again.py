@@ -17,7 +17,7 @@ from typing import Final
 from worker.messages import EXIT_FAILED
 from worker.options import WorkerOptions
 from worker.rejoin import home_root, links_of
-from worker.sentences import STARTED_TOO_OFTEN
+from worker.words import say
 
 STARTED: Final = "BARNRAISE_STARTED_AGAIN"
 """How often in a row, in the environment."""
@@ -61,7 +61,7 @@ def go_on(options: WorkerOptions, lived_s: float, become: Callable[[list[str], M
     """After a worker of these options ended with EXIT_DEVICE_LOST, having lived so long; the exit code, if any."""
     times = times_started(os.environ, lived_s)
     if times > MOST_IN_A_ROW:
-        print(STARTED_TOO_OFTEN.format(times=times), file=sys.stderr)
+        print(say("started_too_often", times=times), file=sys.stderr)
         return EXIT_FAILED
     links = links_of(options.link, home_root(options.home))
     command = arguments_of(options, f"{links[0].address}/#{links[0].fingerprint[:12]}" if len(links) == 1 else "")

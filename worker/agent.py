@@ -34,6 +34,7 @@ from worker.states import IN_SESSION, State
 from worker.suspended import why_too_late
 from worker.trouble import Trouble
 from worker.wire import SessionEnded
+from worker.words import Words, say
 
 LEAVE_TIMEOUT_S = 1.2  # of the 2 s in which a worker leaves; the rest is for the training thread and the interpreter
 MIN_HEARTBEAT_S = 0.05
@@ -154,14 +155,14 @@ class Agent:
                     self._execute(command)
                 if self._is_finishing and self.state is State.PAUSED and not self._has_work:
                     self._is_finishing = False
-                    self.leave("it has finished its last lease, as its owner asked")
+                    self.leave(say("leave.finished"))
         finally:
             await self._close()
         return self._finish
 
     def leave(self, reason: str) -> None:
         """Ask to leave; a lease that is held goes back first."""
-        self._reporter.say("leaving", f"leaving: {reason}", reason=reason)
+        self._reporter.say("leaving", say("leaving", why=Words(reason)), reason=reason)
         self._put(m.LeaveRequested(reason=reason))
         asyncio.get_running_loop().call_later(LEAVE_TIMEOUT_S, self._on_leave_timeout)
 
@@ -245,7 +246,7 @@ class Agent:
 
         def done(submission: Submission) -> None:
             first, last = submission.train_loss_first, submission.train_loss_last
-            text = f"trained {submission.tokens} tokens in {submission.train_s:.1f} s, loss {first:.3f} to {last:.3f}"
+            text = sentences.trained(submission.tokens, submission.train_s, first, last)
             self._reporter.say("trained", text, lease=lease.lease_id, loss_first=first, loss_last=last)
             post(m.Trained(training=training))
 

@@ -28,6 +28,7 @@ from worker.progress import Reporter
 from worker.receipts import ReceiptKeeper
 from worker.rules.house import House
 from worker.sharing import Sharing
+from worker.words import say
 
 
 def make_agent(
@@ -72,7 +73,7 @@ def make_agent(
         reporter,
         pauses=options.pauses,
         measurer=hands.measurer,
-        receipts=ReceiptKeeper(home),
+        receipts=ReceiptKeeper(home, reporter),
         sharing=sharing_of(options, home),
         **ruled,
     )
@@ -119,7 +120,8 @@ def _hands_apart(options: WorkerOptions, home: RunHome, reporter: Reporter, hous
 def tell_machine(machine: Machine, reporter: Reporter, house: House | None) -> None:
     """What was found is told, and the rules about a GPU learn which one it is."""
     memory = human_bytes(machine.memory_bytes)
-    reporter.say("machine", f"{machine.device}: {machine.device_name}, {memory} offered", device=machine.device)
+    text = say("machine", device=machine.device, name=machine.device_name, memory=memory)
+    reporter.say("machine", text, device=machine.device)
     if machine.notice:
         reporter.say("gpu_not_used", machine.notice)
     if house is not None:

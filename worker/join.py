@@ -32,6 +32,7 @@ def run_worker(options: WorkerOptions) -> int:
     """
     from worker.progress import make_reporter
 
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what gRPC prints by itself is not for who reads these lines
     with outliving_terminal():
         reporter, address = make_reporter(options.output), ""
         try:

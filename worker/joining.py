@@ -35,6 +35,7 @@ from worker.sentences import InHand, reached_again, unreached
 from worker.timing import Timing
 from worker.trouble import trouble_of
 from worker.wire import GrpcWire, Wire
+from worker.words import say
 
 Value = TypeVar("Value")
 
@@ -130,6 +131,11 @@ class Joining:
         return _present(self._run, "run")
 
     @property
+    def run_name(self) -> str:
+        """What the run is called; empty before the first session."""
+        return printable(self._run.description.name, MAX_NAME_CHARACTERS) if self._run is not None else ""
+
+    @property
     def identity(self) -> PrivateIdentity:
         """This worker's key for this run."""
         return self._identity
@@ -221,17 +227,16 @@ class Joining:
         if bits > MOST_WORK_BITS:
             raise MalformedMessage(f"the coordinator asks for a proof of work of {bits} bits; at most {MOST_WORK_BITS}")
         minutes = 2**bits / HASHES_PER_S / 60
-        expected = f"about {minutes:.0f} min" if minutes >= 1 else "a few seconds"
-        text = f"this run asks for a proof of work ({bits} bits) before it takes a new machine: {expected} of one core"
+        text = say("admission.short", bits=bits)
+        if minutes >= 1:
+            text = say("admission", bits=bits, minutes=f"{minutes:.0f}")
         self._reporter.say("admission_work", text, bits=bits)
         every = 2**bits // 4
 
         def on_tried(number: int) -> None:
             if number % max(every, 1 << 20) < 1 << 14:
                 share = number / 2**bits
-                self._reporter.say(
-                    "admission_work", f"proof of work: {share:.0%} of what it takes on average", bits=bits
-                )
+                self._reporter.say("admission_work", say("admission.progress", share=f"{share:.0%}"), bits=bits)
 
         return work_for(run_id, self._identity.public_key, bits, on_tried)
 
@@ -299,7 +304,7 @@ class Joining:
         columns = fitting.columns
         self._reporter.say("planned", fitting.reason, columns=columns)
         if columns < fitting.by_memory:
-            self._reporter.say("disk_planned", f"--disk leaves room for {columns} columns", columns=columns)
+            self._reporter.say("disk_planned", say("disk_planned", columns=columns), columns=columns)
         if not self._options.measure_speed:
             return Offer(columns=columns, tokens_per_s=0.0)
         basis = digest_of(f"{run.description} {machine.device_name} {machine.threads} {columns}".encode())
@@ -309,7 +314,7 @@ class Joining:
             speed = Speed(basis=basis, tokens_per_s=tokens_per_s)
             with contextlib.suppress(StorageTrouble):  # a full disk: it is measured again the next time
                 self.home.keep(SPEED_FILE, speed.model_dump_json().encode())
-            text = f"speed: {tokens_per_s:,.0f} tokens/s"
+            text = say("speed", speed=f"{tokens_per_s:,.0f}")
             self._reporter.say("measured", text, tokens_per_s=round(tokens_per_s, 1))
         return Offer(columns=columns, tokens_per_s=speed.tokens_per_s)
 

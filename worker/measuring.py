@@ -26,6 +26,7 @@ from worker.lease import MAX_LEASE_TOKENS, printable
 from worker.ports import Background, Coordinator, Measurer
 from worker.progress import Reporter
 from worker.wire import SessionEnded
+from worker.words import say
 
 MAX_PARTS = 8
 MAX_ERROR_CHARACTERS = 200
@@ -53,10 +54,11 @@ class Measuring:
         except (BarnraiseError, OSError, RuntimeError, MemoryError) as error:  # torch says RuntimeError of any device
             request.error = printable(str(error) or repr(error), MAX_ERROR_CHARACTERS)
         reply = await client.answer_measure(request)
-        subject = "a submission of somebody else" if message.parts else f"version {message.base_version}"
-        what = f"could not be measured here: {request.error}" if request.error else "measured"
-        unheard = "" if reply.taken else "; nobody waits for it any more"
-        self._reporter.say("measured", f"{subject}, for the coordinator: {what}{unheard}")
+        what = "unmeasured" if request.error else "measured"
+        kind = "submission" if message.parts else "version"
+        text = say(f"{what}.{kind}", version=message.base_version)
+        text = text if reply.taken else say("measured.unheard", what=text)
+        self._reporter.say("measured", text, detail=request.error)
 
 
 async def _fetched(

@@ -18,6 +18,7 @@ from worker import messages as m
 from worker.agent import Agent
 from worker.agents import make_agent, tell_machine
 from worker.control import Control, control_path
+from worker.energy_watch import EnergyWatch, meter_of
 from worker.home import RunHome, open_home
 from worker.lease import printable
 from worker.machine.machine import Machine
@@ -31,6 +32,7 @@ from worker.signals import LeavingOnSignals
 from worker.standing import LOG_FILE, WorkerStanding
 from worker.trouble import trouble_of
 from worker.turns import TurnPolicy, Turns
+from worker.words import Words, say
 
 THREAD_GRACE_S = 0.4
 LINE_EVERY_S = 0.5
@@ -45,7 +47,7 @@ async def work_for(options: WorkerOptions, links: list[JoinLink], reporter: Repo
     with LeavingOnSignals(process.leave):
         if len(links) == 1:
             return await process.serve(links[0])
-        reporter.say("turns", f"working for {len(links)} runs in turns, by their shares", runs=len(links))
+        reporter.say("turns", say("turns", runs=len(links)), runs=len(links))
         ends = await asyncio.gather(*(process.serve_or_tell(link) for link in links))
     return max(code for code, _ in ends), all(ended for _, ended in ends)
 
@@ -109,17 +111,21 @@ class _WorkerProcess:
         self._agents.append(agent)
         if self._leaves:
             agent.leave(self._leaves)
-        control = self._controls[link.fingerprint] = Control(agent, joining, house, standing)
+        watch = EnergyWatch(meter_of(home, house), agent)
+        control = self._controls[link.fingerprint] = Control(agent, joining, house, standing, watch.meter)
         live, server = None, None
         try:
             server = await serve(control_path(home.folder), control.handle)
         except (ConfigError, OSError) as error:
-            standing.say("no_commands", f"the commands pause, status and so on do not reach this worker: {error}")
+            standing.say("no_commands", say("no_commands", why=Words(str(error))))
         if isinstance(self._reporter, LiveReporter) and len(self._controls) == 1:
             live = asyncio.create_task(self._live_line(self._reporter))
+        watching = asyncio.create_task(watch.run())
         try:
             return await agent.run(), agent
         finally:
+            watching.cancel()
+            watch.meter.write()
             if live is not None:
                 live.cancel()
             if server is not None:

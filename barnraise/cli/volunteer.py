@@ -26,6 +26,7 @@ NOBODY = "no worker is running here; `barnraise worker run` starts one"
 GONE_S = 15.0
 """Until a worker that was told to leave has left: it takes two seconds."""
 FOLLOW_EVERY_S = 0.3
+ANSWER_S = 20.0
 
 
 def status(home: Home = None, as_json: Json = False) -> int:
@@ -161,15 +162,22 @@ def _asked(root: Path, request: dict[str, Any]) -> list[dict[str, Any]]:
     import asyncio
 
     from protocol.errors import Unavailable
-    from protocol.local_socket import ask
+    from protocol.local_socket import NobodyListens, ask
 
     folders = sorted(root.glob("runs/*"))
 
     async def all_of_them() -> list[dict[str, Any]]:
         answers = []
         for folder in folders:
-            with contextlib.suppress(Unavailable):
-                answers.append(await ask(folder / "control" / "socket", request, timeout_s=20.0))
+            try:
+                answers.append(await ask(folder / "control" / "socket", request, timeout_s=ANSWER_S))
+            except NobodyListens:
+                continue
+            except Unavailable:
+                raise Unavailable(
+                    f"a worker is here and does not answer within {ANSWER_S:.0f} s: this machine is very busy, or the"
+                    " worker was stopped. Try again; a worker that was stopped goes on with kill -CONT"
+                ) from None
         return answers
 
     return asyncio.run(all_of_them())
@@ -197,6 +205,14 @@ def _show(each: dict[str, Any]) -> None:
     pairs += [("verdict", verdict["text"]) for verdict in each["verdicts"]]
     used = f"{human_bytes(each['today_bytes'])} today, {human_bytes(each['month_bytes'])} this month"
     pairs.append(("over the line", used))
+    credit = each.get("credit")
+    if credit and credit["rank"]:
+        text = f"{credit['tokens']:,} validated tokens, rank {credit['rank']} of {credit['ranked']}"
+        pairs.append(("credited", text))
+    if each.get("energy"):
+        from worker.energy import energy_words
+
+        pairs.append(("energy", energy_words(**each["energy"])))
     if rules:
         pairs.append(("rules", rules))
     if each["rejected"]:

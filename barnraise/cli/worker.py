@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from barnraise.cli import rules, volunteer
+from barnraise.cli import view as screen
 from barnraise.cli.options import Json
 from barnraise.cli.output import print_json, print_pairs
 from protocol.amounts import parse_bytes
@@ -23,6 +24,7 @@ app = typer.Typer(no_args_is_help=True, help="Train on this machine, as a volunt
 
 app.command("set")(rules.set_)
 app.command("rules")(rules.rules)
+app.command("view")(screen.view)
 for _verb in (volunteer.status, volunteer.pause, volunteer.resume, volunteer.finish, volunteer.leave, volunteer.logs):
     app.command(_verb.__name__)(_verb)
 
@@ -162,11 +164,19 @@ def run(
     home: Annotated[Path | None, typer.Option(help="Where this machine's identity is kept.")] = None,
     output: Annotated[str, typer.Option(help="auto, plain, json or quiet.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="The same as --output json.")] = False,
+    view: Annotated[
+        bool, typer.Option("--view", help="In the background, and watch it full-screen (`barnraise worker view`).")
+    ] = False,
 ) -> int:
     """Work for every run that this machine is enrolled in, in turns by their shares, under your rules.
 
     The same as `barnraise worker join` without a link; `join --help` has its options.
     """
+    if view:
+        screen.check_terminal()
+        screen.run_behind(home)
+        screen.view(home)
+        return 0
     return join(home=home, output=output, as_json=as_json)
 
 

@@ -17,8 +17,10 @@ from coordinator.edge.served import RunContext
 from coordinator.edge.sessions import CallerSession
 from coordinator.edge.throttle import range_of
 from coordinator.engine import appeals
+from coordinator.engine.credit import place_of
 from coordinator.engine.events import AuditAsked, CapabilityChanged, WorkerEnrolled, WorkerLeft
 from coordinator.engine.telling import banned_sentence
+from coordinator.run.receipts import PAGE_RECEIPTS
 from coordinator.store.registry import Member, RangeQuota, clean_name, invite_id
 from moe.planner import ANY_HOST, Burden, Memory, Plan, planned
 from protocol.admission import has_worked
@@ -34,6 +36,8 @@ from protocol.v1 import barnraise_pb2 as pb
 MAX_TOKENS_PER_S = 1e9
 """No machine is faster; a claim above this is an error or a lie."""
 BF16_BYTES, FP32_BYTES = 2, 4
+MOST_LOSSES = 60
+"""Told to a worker: as many as a wide terminal shows."""
 MAX_RECEIPT_NUMBER = 2**62
 """A database's integers end at 2^63."""
 
@@ -125,7 +129,22 @@ class Membership:
             reply.receipts.add(receipt_json=one.content, signature=one.signature)
         revoked = book.revocations(session.worker)
         reply.revocations_json, reply.revocations_signature = revoked.content, revoked.signature
+        if reply.next == after or len(found) < PAGE_RECEIPTS:
+            reply.standing.CopyFrom(self._standing(session.worker))
         return reply
+
+    def _standing(self, worker: WorkerId) -> pb.CreditStanding:
+        """What the worker's owner is shown: its place, and how the model does."""
+        state = self._run.pump.engine.state
+        rank, ranked = place_of(state, worker)
+        record = state.workers.get(worker)
+        sequences = record.credit.sequences if record is not None else 0
+        return pb.CreditStanding(
+            tokens=sequences * self._run.settings.sequence_length,
+            rank=rank,
+            ranked=ranked,
+            losses=[one.val_loss for one in state.validations[-MOST_LOSSES:]],
+        )
 
     async def leave(self, request: pb.LeaveRequest, _: str) -> pb.LeaveReply:
         """The worker takes part no more; a banned one may go, too."""

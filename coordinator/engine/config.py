@@ -105,8 +105,9 @@ class AuditConfig:
     """Relative L2 distance, trunk and columns apart, up to which an honest lease computed again may differ."""
     decisive_steps: int = 20
     """Most inner steps, in fp32, for which a distance beyond the tolerance counts against a worker that computed in
-    another arithmetic class than its auditor: there honest ones were below 0.001 whatever they learnt from (results/replay_noise.json). Of longer
-    leases, and of others than fp32, only an auditor of the worker's own class can say that it lied."""
+    another arithmetic class than its auditor: there honest ones were below 0.001 whatever they learnt from
+    (results/replay_noise.json). Of longer leases, and of others than fp32, only an auditor of the worker's own class
+    can say that it lied."""
     unpaid_weight: float = 0.5
     """Share of its weight that a submission keeps in a closed run which was drawn and could not be audited before it
     counts. In open runs it keeps none."""

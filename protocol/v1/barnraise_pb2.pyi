@@ -470,16 +470,30 @@ class SignedReceipt(_message.Message):
     def __init__(self, receipt_json: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class ListReceiptsReply(_message.Message):
-    __slots__ = ("receipts", "next", "revocations_json", "revocations_signature")
+    __slots__ = ("receipts", "next", "revocations_json", "revocations_signature", "standing")
     RECEIPTS_FIELD_NUMBER: _ClassVar[int]
     NEXT_FIELD_NUMBER: _ClassVar[int]
     REVOCATIONS_JSON_FIELD_NUMBER: _ClassVar[int]
     REVOCATIONS_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    STANDING_FIELD_NUMBER: _ClassVar[int]
     receipts: _containers.RepeatedCompositeFieldContainer[SignedReceipt]
     next: int
     revocations_json: bytes
     revocations_signature: bytes
-    def __init__(self, receipts: _Optional[_Iterable[_Union[SignedReceipt, _Mapping]]] = ..., next: _Optional[int] = ..., revocations_json: _Optional[bytes] = ..., revocations_signature: _Optional[bytes] = ...) -> None: ...
+    standing: CreditStanding
+    def __init__(self, receipts: _Optional[_Iterable[_Union[SignedReceipt, _Mapping]]] = ..., next: _Optional[int] = ..., revocations_json: _Optional[bytes] = ..., revocations_signature: _Optional[bytes] = ..., standing: _Optional[_Union[CreditStanding, _Mapping]] = ...) -> None: ...
+
+class CreditStanding(_message.Message):
+    __slots__ = ("tokens", "rank", "ranked", "losses")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    RANKED_FIELD_NUMBER: _ClassVar[int]
+    LOSSES_FIELD_NUMBER: _ClassVar[int]
+    tokens: int
+    rank: int
+    ranked: int
+    losses: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, tokens: _Optional[int] = ..., rank: _Optional[int] = ..., ranked: _Optional[int] = ..., losses: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
     __slots__ = ("public_key", "nonce", "forget", "revoke")

@@ -17,6 +17,7 @@ from worker.again import MOST_IN_A_ROW, SOON_S, STARTED, arguments_of, go_on, ti
 from worker.options import WorkerOptions
 from worker.states import State
 from worker.trouble import training_trouble_of
+from worker.words import say
 
 LOST = (
     torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronously…"),
@@ -52,7 +53,7 @@ def test_the_lease_is_not_handed_back_and_burns_no_other(state: State) -> None:
     finish = next(one for one in commands if isinstance(one, m.Finish))
     assert finish.exit_code == m.EXIT_DEVICE_LOST
     assert not any(isinstance(one, m.ReturnLease) for one in commands)
-    assert sentences.finished(finish, "here:1") == sentences.DEVICE_LOST
+    assert sentences.finished(finish, "here:1") == say("device_lost")
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from worker.disk import private_folder
 from worker.home import RunHome
 from worker.options import WorkerOptions
 from worker.progress import Reporter
-from worker.sentences import TRAINER_GONE, TRAINER_KILLED
 from worker.trouble import Trouble
+from worker.words import say
 
 LINGERS_S: Final = 60.0
 """A wait between two rounds is shorter, and loading torch and opening a GPU again takes seconds."""
@@ -134,7 +134,7 @@ class ProcessKeeper:
         was_killed, detail = process.was_killed, process.last_words()
         process.end()
         if again:
-            self._reporter.say("trainer_gone", TRAINER_KILLED if was_killed else TRAINER_GONE, detail=detail)
+            self._reporter.say("trainer_gone", say("trainer_killed" if was_killed else "trainer_gone"), detail=detail)
             return None
         self._crashes = 0
         return Trouble(cause=Cause.OUT_OF_MEMORY if was_killed else Cause.DEVICE_FAILED, detail=detail)

@@ -32,6 +32,7 @@ from worker.senses.parts import BatterySense, CpuHeatSense, GpuSense, ProgramsSe
 from worker.senses.sense import Sense, Senses
 from worker.sentences import duration
 from worker.wire import Wire
+from worker.words import Words, say
 
 KEEP_FREE_SHARE = 0.05
 """Of a disk: on a small one, two gigabytes may be all there is."""
@@ -60,7 +61,7 @@ class House:
         self._seen, self._tidied_s = self._stamp(), clock()
         self._senses = senses_of(lambda: self.rules, clock, gpu, gpu_uuid) if senses is None else Senses(senses, clock)
         self._senses_real = senses is None
-        self.gpu = gpu
+        self.gpu, self.gpu_uuid = gpu, gpu_uuid
         self.data_licence: str | None = None
         """Of what the run trains on; None: not known yet."""
         self.ledger = Ledger(home, clock)
@@ -75,7 +76,7 @@ class House:
 
     def learn_gpu(self, gpu: int | None, gpu_uuid: str) -> None:
         """Which one the worker uses, once that is known; None: none."""
-        self.gpu = gpu
+        self.gpu, self.gpu_uuid = gpu, gpu_uuid
         if self._senses_real:
             self._senses = senses_of(lambda: self.rules, self._clock, gpu, gpu_uuid)
 
@@ -115,7 +116,7 @@ class House:
         most_s = self.rules.lease.longest_hours * 3600.0
         if not most_s or lease.ttl_s <= most_s:
             return ""
-        return f"it lasts {duration(lease.ttl_s)}, and this volunteer's rules accept {duration(most_s)} at most"
+        return say("lease_unwanted.long", span=duration(lease.ttl_s), most=duration(most_s))
 
     def counted(self, wire: Wire) -> CountedWire:
         """`wire`, at the volunteer's rates."""
@@ -148,13 +149,13 @@ class House:
         try:
             rules = read_rules(self._path)
         except ConfigError as error:
-            self.trouble = f"the rules were changed and make no sense, so those of before go on: {error}"
+            self.trouble = say("rules.senseless", why=Words(str(error)))
             self._tell(self.trouble)
             return
         self.trouble = ""
         if rules != self.rules:
             self.policy.rules = rules
-            self._tell("your rules were changed, and are in force")
+            self._tell(say("rules.changed"))
             self._step_back()
 
     def _stamp(self) -> tuple[int, ...]:

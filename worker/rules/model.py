@@ -186,6 +186,19 @@ class RunRules(BaseModel):
     )
 
 
+class EnergyRules(BaseModel):
+    """What it is reckoned with."""
+
+    model_config = _FROZEN
+
+    watts: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=5000.0,
+        description="What the part that trains takes, for the estimate where nothing counts it; 0: a usual one's.",
+    )
+
+
 class VolunteerRules(BaseModel):
     """Everything that one machine's owner has ruled."""
 
@@ -199,6 +212,7 @@ class VolunteerRules(BaseModel):
     network: NetworkRules = NetworkRules()
     runs: dict[str, RunRules] = Field(default_factory=dict)
     """By name, id, or the coordinator's HOST:PORT."""
+    energy: EnergyRules = EnergyRules()
 
     @property
     def spans(self) -> tuple[WeekSpan, ...]:

@@ -12,6 +12,7 @@ from worker.policy import Circumstances, Permission
 from worker.rules.file import PauseNote
 from worker.rules.judging import Felt, Objection, objections, permission_of
 from worker.rules.model import VolunteerRules
+from worker.words import say
 
 
 class RuledPolicy:
@@ -35,7 +36,7 @@ class RuledPolicy:
         self._felt = self._felt.after(self.rules, now)
         found = objections(self.rules, now, self._felt, self.note, self._zone)
         if self.is_finishing:
-            finishing = Objection(rule="finish", reason="you asked it to finish and leave", stops_training=False)
+            finishing = Objection(rule="finish", reason=say("no.finish"), stops_training=False)
             found = (finishing, *found)
         self.objections = found
         return permission_of(found, now.wall_s, self._zone)

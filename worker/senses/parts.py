@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import psutil
 
+from worker.senses.card import NvidiaCard
 from worker.senses.sense import Senseless
 
 KERNEL_CHARACTERS: Final = 15
@@ -76,51 +77,33 @@ class GpuSense:
 
     def __init__(self, number: int | None, uuid: str = "", nvml: Any = None, own: int | None = None) -> None:
         """`number`, as torch counts, and its UUID; None: the worker uses no GPU. `nvml`: NVIDIA's library."""
-        self._number, self._uuid, self._nvml = number, uuid, nvml
-        self._own, self._handle, self._since_us = own or os.getpid(), None, 0
+        self._number, self._card = number, None if number is None else NvidiaCard(number, uuid, nvml)
+        self._own, self._since_us = own or os.getpid(), 0
 
     def read(self) -> dict[str, object]:
         """Nothing but that there is none, where the worker uses none."""
-        if self._number is None:
+        if self._card is None:
             return {"gpu": None, "gpu_celsius": None, "gpu_others_percent": None}
-        nvml = self._library()
-        try:
-            if self._handle is None:
-                nvml.nvmlInit()
-                find = nvml.nvmlDeviceGetHandleByUUID if self._uuid else nvml.nvmlDeviceGetHandleByIndex
-                self._handle = find(self._uuid or self._number)
-            celsius = nvml.nvmlDeviceGetTemperature(self._handle, nvml.NVML_TEMPERATURE_GPU)
-            return {"gpu": self._number, "gpu_celsius": float(celsius), "gpu_others_percent": self._others(nvml)}
-        except nvml.NVMLError as error:
-            self._handle = None
-            raise Senseless("NVIDIA's driver does not tell how the GPU is") from error
+        others = self._card.ask(self._others)
+        return {"gpu": self._number, "gpu_celsius": self._card.celsius(), "gpu_others_percent": others}
 
-    def _library(self) -> Any:
-        if self._nvml is None:
-            try:
-                import pynvml
-            except ImportError:
-                raise Senseless("nvidia-ml-py is not installed, which asks NVIDIA's driver") from None
-            self._nvml = pynvml
-        return self._nvml
-
-    def _others(self, nvml: Any) -> float | None:
+    def _others(self, nvml: Any, card: Any) -> float | None:
         """Share of the multiprocessors' time since the last look; no sample: nobody else used it."""
         try:
-            samples = nvml.nvmlDeviceGetProcessUtilization(self._handle, self._since_us)
+            samples = nvml.nvmlDeviceGetProcessUtilization(card, self._since_us)
         except nvml.NVMLError as error:
             if error.value == nvml.NVML_ERROR_NOT_FOUND:
                 return 0.0
             if error.value == nvml.NVML_ERROR_NOT_SUPPORTED:
-                return self._others_by_name(nvml)
+                return self._others_by_name(nvml, card)
             raise
         self._since_us = max((sample.timeStamp for sample in samples), default=self._since_us)
         latest = {sample.pid: sample.smUtil for sample in sorted(samples, key=lambda each: each.timeStamp)}
         return float(sum(share for pid, share in latest.items() if pid != self._own))
 
-    def _others_by_name(self, nvml: Any) -> float:
+    def _others_by_name(self, nvml: Any, card: Any) -> float:
         """Where the driver tells no shares (Windows, some cards), another program that computes there counts whole."""
-        computing = nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        computing = nvml.nvmlDeviceGetComputeRunningProcesses(card)
         return 100.0 if any(process.pid != self._own for process in computing) else 0.0
 
 

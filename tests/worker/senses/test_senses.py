@@ -103,7 +103,7 @@ def test_the_first_source_of_idleness_that_works_is_kept_until_it_works_no_more(
 def test_x11_is_not_believed_on_wayland_and_terminals_only_where_there_is_no_screen(tmp_path: Path) -> None:
     assert [name for name, _ in sources_here({"DISPLAY": ":0"})] == ["GNOME", "KDE", "X11", "logind"]
     assert [name for name, _ in sources_here({"DISPLAY": ":0", "XDG_SESSION_TYPE": "wayland"})] == [
-        "GNOME", "KDE", "logind",
+        "GNOME", "KDE", "Wayland", "logind",
     ]  # fmt: skip
     assert is_wayland({"WAYLAND_DISPLAY": "wayland-0"})
     assert not has_screen({}, tmp_path)
