@@ -47,6 +47,7 @@ _FINAL = {
     Cause.INVITE_USED: "This join link is used up: most links are for one machine. Ask the run's operator for"
     " a link of your own.",
     Cause.INVITE_EXPIRED: f"This join link has expired. {_NEW_LINK}",
+    Cause.INVITE_REVOKED: f"The run's operator took this join link back. {_NEW_LINK}",
     Cause.NOT_ENROLLED: f"The run does not know this machine, or does not any more. {_NEW_LINK}",
     Cause.OTHER_VERSION: "This barnraise and the coordinator's do not understand each other: update the older.",
     Cause.BANNED: "{said}.",

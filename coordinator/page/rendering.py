@@ -46,10 +46,10 @@ class Rendering:
     document: bytes
 
 
-def render(sheet: Sheet, view: RunView, number: int) -> Rendering:
-    """`view` as a page; `number` tells renderings apart."""
+def render(sheet: Sheet, view: RunView, number: int, *, operators: bool = False) -> Rendering:
+    """`view` as a page; `number` tells renderings apart. `operators`: whether there is a door for them."""
     fragments = _overview(view) if sheet is Sheet.OVERVIEW else _workers(view)
-    document = _template(f"{sheet}.html").render(view=view, fragments=fragments, number=number)
+    document = template(f"{sheet}.html").render(view=view, fragments=fragments, number=number, operators=operators)
     return Rendering(number=number, fragments=fragments, document=document.encode())
 
 
@@ -149,9 +149,10 @@ def _environment() -> Environment:
     return environment
 
 
-def _template(name: str) -> Template:
+def template(name: str) -> Template:
+    """One of `templates/`."""
     return _environment().get_template(name)
 
 
 def _panel(name: str) -> Template:
-    return _template(f"panels/{name}.html")
+    return template(f"panels/{name}.html")
