@@ -34,7 +34,7 @@ from protocol.v1 import barnraise_pb2 as pb
 
 Reply = TypeVar("Reply", bound=Message)
 Result = TypeVar("Result")
-Where = RunFolder | Elsewhere
+RunMeant = RunFolder | Elsewhere
 """The run that is meant: by its folder, or by its coordinator's address."""
 
 _OTHER_VERSION = "does a coordinator of another version run there? Restart it with this one"
@@ -164,7 +164,7 @@ class OperatorClient:
             raise unreached(self._where) from None
 
 
-def fetch_status(where: Where, wanted: Wanted = EVERYTHING) -> RunStatus:
+def fetch_status(where: RunMeant, wanted: Wanted = EVERYTHING) -> RunStatus:
     """What is wanted of the run's status: from its coordinator, and where none answers, from its journal."""
     try:
         return _with_client(where, lambda client: client.status(wanted))
@@ -174,14 +174,14 @@ def fetch_status(where: Where, wanted: Wanted = EVERYTHING) -> RunStatus:
         return asyncio.run(status_of_journal(where, str(error), wanted))
 
 
-def create_invites(where: Where, terms: InviteTerms) -> tuple[list[str], bool]:
+def create_invites(where: RunMeant, terms: InviteTerms) -> tuple[list[str], bool]:
     """Join links, and whether a coordinator is there to take them: a stopped one takes them when it runs again."""
     return _or_stopped(
         where, lambda client: client.create_invites(terms), lambda folder: make_links_while_stopped(folder, terms)
     )
 
 
-def list_invites(where: Where) -> list[Json]:
+def list_invites(where: RunMeant) -> list[Json]:
     """What there is of each invite, those first that still let somebody in."""
     found, _ = _or_stopped(
         where, lambda client: client.invites(), lambda folder: [dataclasses.asdict(one) for one in invites_of(folder)]
@@ -189,7 +189,7 @@ def list_invites(where: Where) -> list[Json]:
     return found
 
 
-def revoke_invite(where: Where, invite: str) -> tuple[str, bool]:
+def revoke_invite(where: RunMeant, invite: str) -> tuple[str, bool]:
     """The invite's short digest, and whether that changed anything."""
     found, _ = _or_stopped(
         where, lambda client: client.revoke_invite(invite), lambda folder: revoke_while_stopped(folder, invite)
@@ -197,14 +197,14 @@ def revoke_invite(where: Where, invite: str) -> tuple[str, bool]:
     return found
 
 
-def list_orders(where: Where) -> list[Json]:
+def list_orders(where: RunMeant) -> list[Json]:
     """What was ordered, with calendar times, the newest last: from elsewhere, or from a copy of the journal."""
     if isinstance(where, Elsewhere):
         return _with_client(where, lambda client: client.orders())
     return orders_of_journal(where)
 
 
-def log_in(where: Where) -> tuple[list[str], float]:
+def log_in(where: RunMeant) -> tuple[list[str], float]:
     """Addresses of the page that log in whoever opens one, and for how long they are good."""
     return _with_client(where, lambda client: client.login())
 
@@ -222,12 +222,12 @@ def change_operator_key(folder: RunFolder, order: KeyOrder) -> tuple[Json, bool]
     )
 
 
-def stop_run(where: Where, *, reason: str = "stopped by the operator") -> None:
+def stop_run(where: RunMeant, *, reason: str = "stopped by the operator") -> None:
     """End the run: its last version is validated and exported, then the coordinator is done."""
     _with_client(where, lambda client: client.stop_run(reason))
 
 
-def change_setting(where: Where, key: str, value: str) -> tuple[Change, bool]:
+def change_setting(where: RunMeant, key: str, value: str) -> tuple[Change, bool]:
     """What was changed, and whether a coordinator is there for which it counts; a stopped one finds it when it runs."""
     return _or_stopped(
         where,
@@ -236,7 +236,7 @@ def change_setting(where: Where, key: str, value: str) -> tuple[Change, bool]:
     )
 
 
-def change_standing(where: Where, order: StandingOrder) -> tuple[StandingChange, bool]:
+def change_standing(where: RunMeant, order: StandingOrder) -> tuple[StandingChange, bool]:
     """What a ban, unban or pardon did, and whether a coordinator is there; a stopped one finds it when it runs."""
     return _or_stopped(
         where,
@@ -245,18 +245,20 @@ def change_standing(where: Where, order: StandingOrder) -> tuple[StandingChange,
     )
 
 
-def hold_run(where: Where, kind: str, why: str = "") -> Json:
+def hold_run(where: RunMeant, kind: str, why: str = "") -> Json:
     """Pause, drain or resume the run."""
     return _with_client(where, lambda client: client.hold(kind, why))
 
 
-def announce(where: Where, text: str) -> None:
+def announce(where: RunMeant, text: str) -> None:
     """Tell every volunteer something."""
     _with_client(where, lambda client: client.announce(text))
 
 
 def _or_stopped(
-    where: Where, use: Callable[[OperatorClient], Coroutine[Any, Any, Result]], stopped: Callable[[RunFolder], Result]
+    where: RunMeant,
+    use: Callable[[OperatorClient], Coroutine[Any, Any, Result]],
+    stopped: Callable[[RunFolder], Result],
 ) -> tuple[Result, bool]:
     """What a coordinator answers, or, of a run folder that nobody serves, what is done without; and which it was."""
     try:
@@ -267,7 +269,7 @@ def _or_stopped(
         return stopped(where), False
 
 
-def _with_client(where: Where, use: Callable[[OperatorClient], Coroutine[Any, Any, Result]]) -> Result:
+def _with_client(where: RunMeant, use: Callable[[OperatorClient], Coroutine[Any, Any, Result]]) -> Result:
     async def used() -> Result:
         if isinstance(where, RunFolder):
             return await use(OperatorClient(where))

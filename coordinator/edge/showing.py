@@ -57,7 +57,6 @@ class Showing:
             call=_in_this_loop(desk),
             has_password=lambda: has_password(folder),
             check_password=lambda text: is_password(folder, text),
-            folder=str(folder.root),
         )
         self._server = PageServer(replace(address, names=tuple(names)), door)
         self._making: asyncio.Task[None] | None = None

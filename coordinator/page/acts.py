@@ -13,7 +13,7 @@ from typing import Any
 from protocol.errors import MalformedMessage
 
 Form = Mapping[str, str]
-Call = tuple[str, dict[str, Any]]
+ServiceCall = tuple[str, dict[str, Any]]
 """A method of the operator's service, and its request as JSON."""
 MOST_LINKS = 50
 """Made at a time here: they are read off a page. The command line makes a thousand."""
@@ -28,28 +28,28 @@ _WORKERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Act:
+class PageAct:
     """One thing to do."""
 
-    call: Callable[[Form], Call]
+    call: Callable[[Form], ServiceCall]
     told: Callable[[Form, dict[str, Any]], str]
-    confirm: str = ""
-    """What is asked before it is done; empty: nothing is."""
+    confirm: tuple[str, str] | None = None
+    """What is asked before it is done, and what that means; None: nothing is."""
 
 
-def _hold(kind: str) -> Act:
-    return Act(
+def _hold(kind: str) -> PageAct:
+    return PageAct(
         lambda form: ("HoldRun", {"kind": kind, "why": form.get("why", "")}),
         lambda _, reply: _HELD.get(str(reply.get("now")), "Done."),
     )
 
 
-def _announce(form: Form) -> Call:
+def _announce(form: Form) -> ServiceCall:
     return "Announce", {"text": form.get("text", "")}
 
 
-def _standing(act: str) -> Callable[[Form], Call]:
-    def call(form: Form) -> Call:
+def _standing(act: str) -> Callable[[Form], ServiceCall]:
+    def call(form: Form) -> ServiceCall:
         whom, name = form.get("whom", "worker"), form.get("name", "").strip()
         if whom not in ("worker", "owner", "invite"):
             raise MalformedMessage("choose a worker, an owner or an invite")
@@ -70,7 +70,7 @@ def _standing_told(form: Form, reply: dict[str, Any]) -> str:
     return f"{whom}: {what}.{note}"
 
 
-def _invite(form: Form) -> Call:
+def _invite(form: Form) -> ServiceCall:
     return "CreateInvite", {
         "count": _number(form, "count", MOST_LINKS),
         "uses": _number(form, "uses", 10_000),
@@ -89,11 +89,11 @@ def _number(form: Form, name: str, most: int) -> int:
 
 def _invited(_: Form, reply: dict[str, Any]) -> str:
     count = len(reply.get("join_links", ()))
-    links = "One join link was" if count == 1 else f"{count} join links were"
-    return f"{links} made. Copy now: nobody can look them up again."
+    made, them = ("One join link was", "it") if count == 1 else (f"{count} join links were", "them")
+    return f"{made} made. Copy {them} now: nobody can look {them} up again."
 
 
-def _revoke(form: Form) -> Call:
+def _revoke(form: Form) -> ServiceCall:
     return "RevokeInvite", {"invite": form.get("invite", "").strip()}
 
 
@@ -102,7 +102,7 @@ def _revoked(_: Form, reply: dict[str, Any]) -> str:
     return f"Invite {reply['invite']}: {done}. Whoever did stays; Ban shuts them out."
 
 
-def _set(form: Form) -> Call:
+def _set(form: Form) -> ServiceCall:
     return "ChangeSetting", {"key": form.get("key", "").strip(), "value": form.get("value", "").strip()}
 
 
@@ -114,24 +114,27 @@ def _was_set(_: Form, reply: dict[str, Any]) -> str:
     return f"{key} was {before} and is {value} from round {reply.get('from_round', 0)} on.{extra}"
 
 
-ACTS: Mapping[str, Act] = {
+PAGE_ACTS: Mapping[str, PageAct] = {
     "pause": _hold("PAUSE"),
     "drain": _hold("DRAIN"),
     "resume": _hold("RESUME"),
-    "announce": Act(
+    "announce": PageAct(
         _announce, lambda form, _: "Volunteers are told." if form.get("text") else "Nothing is announced any more."
     ),
-    "ban": Act(_standing("ban"), _standing_told),
-    "unban": Act(_standing("unban"), _standing_told),
-    "pardon": Act(_standing("pardon"), _standing_told),
-    "rollback": Act(
+    "ban": PageAct(_standing("ban"), _standing_told),
+    "unban": PageAct(_standing("unban"), _standing_told),
+    "pardon": PageAct(_standing("pardon"), _standing_told),
+    "rollback": PageAct(
         _standing("rollback"),
         _standing_told,
-        confirm="A version is made as if this worker had never taken part, as far back as the run can. "
-        "What others sent counts again; what came of it since is undone.",
+        confirm=(
+            "Roll back without",
+            "A version is made as if this worker had never taken part, as far back as the run can. "
+            "What others sent counts again; what came of it since is undone.",
+        ),
     ),
-    "invite": Act(_invite, _invited),
-    "revoke": Act(_revoke, _revoked),
-    "set": Act(_set, _was_set),
+    "invite": PageAct(_invite, _invited),
+    "revoke": PageAct(_revoke, _revoked),
+    "set": PageAct(_set, _was_set),
 }
 """By the name that a form has."""

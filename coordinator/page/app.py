@@ -60,6 +60,7 @@ _PARTS = {
     "workers": "workers",
     "states": "worker_states",
     "bytes": "moved",
+    "energy": "energy",
     "verdicts": "judged",
     "credit": "credit",
     "health": "health",

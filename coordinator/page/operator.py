@@ -22,7 +22,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from coordinator.page.access import Access, Somebody, Visit
-from coordinator.page.acts import ACTS
+from coordinator.page.acts import PAGE_ACTS
 from coordinator.page.approach import Approach, approach_of, cookie_name, form_of, is_from_our_page, set_cookie
 from coordinator.page.board import Board
 from coordinator.page.rendering import template
@@ -52,8 +52,6 @@ class OperatorDoor:
     has_password: Callable[[], bool]
     check_password: Callable[[str], bool]
     """Takes a good part of a second of a processor, on purpose."""
-    folder: str
-    """As the run is named in commands."""
 
 
 class OperatorPages:
@@ -164,14 +162,16 @@ class OperatorPages:
         visit = self._visit(request, approach)
         if visit is None:
             return RedirectResponse("/login", 303, _HEADERS)
-        act = ACTS.get(form.get("act", ""))
+        act = PAGE_ACTS.get(form.get("act", ""))
         if act is None or not visit.has_token(form.get("token", "")):
             return self._said(403, "This form is not of this visit, or the page has changed: go back and load it anew.")
         wait_s = visit.acts.take()
         if wait_s:
             return self._said(429, f"That is a lot at once: in {wait_s:.0f} s again.")
-        if act.confirm and form.get("confirmed") != "yes":
-            return self._page("confirm.html", 200, {"visit": visit, "form": form, "question": act.confirm})
+        if act.confirm is not None and form.get("confirmed") != "yes":
+            question, meaning = act.confirm
+            facts = {"visit": visit, "form": form, "question": question, "meaning": meaning}
+            return self._page("confirm.html", 200, facts)
         try:
             verb, message = act.call(form)
             reply = dict(await self._door.call(verb, message, visit.who))
@@ -198,5 +198,5 @@ class OperatorPages:
         return self._page("said.html", status, {"sentence": sentence})
 
     def _page(self, name: str, status: int, facts: Mapping[str, Any]) -> Response:
-        shown = {"view": self._board.view, "number": 0, "operators": True, "folder": self._door.folder, **facts}
+        shown = {"view": self._board.view, "number": 0, "operators": True, **facts}
         return Response(template(name).render(shown), status, media_type="text/html", headers=_HEADERS)
