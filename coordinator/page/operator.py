@@ -32,7 +32,7 @@ POSTED = frozenset({"/login", "/logout", "/operator"})
 """Where a form may be sent."""
 PASSWORD_NAME = "the page's password"  # noqa: S105 - what stands beside an order of whoever knows it
 ROWS_SHOWN = 50
-_HEADERS = {
+DOOR_HEADERS = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'",
@@ -101,7 +101,7 @@ class OperatorPages:
             _log.warning("page_login_refused", reason=trouble)
             return self._login("", trouble, 403)
         _log.info("page_login", who=visit.who.name)
-        headers = {**_HEADERS, "set-cookie": set_cookie(request, approach, cookie)}
+        headers = {**DOOR_HEADERS, "set-cookie": set_cookie(request, approach, cookie)}
         return RedirectResponse("/operator", 303, headers)
 
     async def _log_out(self, request: Request) -> Response:
@@ -109,10 +109,10 @@ class OperatorPages:
         form, refusal = await self._form(request, approach)
         visit = None if refusal is not None else self._visit(request, approach)
         if refusal is not None or visit is None or not visit.has_token(form.get("token", "")):
-            return refusal or RedirectResponse("/login", 303, _HEADERS)
+            return refusal or RedirectResponse("/login", 303, DOOR_HEADERS)
         self._door.access.leave(request.cookies.get(cookie_name(request, approach), ""))
         _log.info("page_logout", who=visit.who.name)
-        return RedirectResponse("/", 303, {**_HEADERS, "set-cookie": set_cookie(request, approach, "")})
+        return RedirectResponse("/", 303, {**DOOR_HEADERS, "set-cookie": set_cookie(request, approach, "")})
 
     def _visit(self, request: Request, approach: Approach) -> Visit | None:
         if not approach:
@@ -136,7 +136,7 @@ class OperatorPages:
         approach = approach_of(request)
         visit = self._visit(request, approach)
         if visit is None:
-            return RedirectResponse("/login", 303, _HEADERS) if approach else self._too_open()
+            return RedirectResponse("/login", 303, DOOR_HEADERS) if approach else self._too_open()
         invites = await self._door.call("ListInvites", {}, visit.who)
         orders = await self._door.call("ListOrders", {}, visit.who)
         told, visit.told = visit.told, []
@@ -161,7 +161,7 @@ class OperatorPages:
             return refusal
         visit = self._visit(request, approach)
         if visit is None:
-            return RedirectResponse("/login", 303, _HEADERS)
+            return RedirectResponse("/login", 303, DOOR_HEADERS)
         act = PAGE_ACTS.get(form.get("act", ""))
         if act is None or not visit.has_token(form.get("token", "")):
             return self._said(403, "This form is not of this visit, or the page has changed: go back and load it anew.")
@@ -179,7 +179,7 @@ class OperatorPages:
             visit.links = list(reply.get("join_links", ()))
         except BarnraiseError as error:
             visit.told.append(f"Not done: {str(error).rstrip('.')}.")
-        return RedirectResponse("/operator", 303, _HEADERS)
+        return RedirectResponse("/operator", 303, DOOR_HEADERS)
 
     # ---- pages --------------------------------------------------------------------------------------------------
 
@@ -199,4 +199,4 @@ class OperatorPages:
 
     def _page(self, name: str, status: int, facts: Mapping[str, Any]) -> Response:
         shown = {"view": self._board.view, "number": 0, "operators": True, **facts}
-        return Response(template(name).render(shown), status, media_type="text/html", headers=_HEADERS)
+        return Response(template(name).render(shown), status, media_type="text/html", headers=DOOR_HEADERS)

@@ -21,11 +21,10 @@ from coordinator.run.inviting import invites_of
 from coordinator.run.operator_keys import KeyOrder, keys_of
 from coordinator.store.operators import MOST_KEYS, OperatorKey, Role
 from coordinator.store.registry import Registry
-from protocol.errors import BarnraiseError, ConfigError, MalformedMessage, Refused, Unauthenticated
+from protocol.errors import ConfigError, MalformedMessage, Unauthenticated
 from protocol.identity import PrivateIdentity
 from protocol.joinlink import JoinLink, WayBack
 from protocol.local_place import own_name
-from protocol.v1 import barnraise_pb2 as pb
 
 MARIA = PrivateIdentity.generate()
 
@@ -61,54 +60,6 @@ async def test_an_order_from_elsewhere_names_its_key(
     assert orders == await asyncio.to_thread(list_orders, run)
     who = {(one["kind"], one["actor"]) for one in orders}
     assert who >= {("OperatorKeyAdded", own_name()), ("RunHeld", "maria, by key"), ("Announced", "maria, by key")}
-
-
-async def test_an_invite_is_listed_and_taken_back(run: RunFolder, line: RemoteLine, join: Callable[..., Any]) -> None:
-    operator = OperatorClient(line)
-    (link,) = await operator.create_invites(_terms(uses=2, owner="ben"))
-    inside = await join(link=link)
-    (row,) = [one for one in await operator.invites() if one["owner"] == "ben"]
-    assert (row["state"], row["uses"], row["used"]) == ("open", 2, 1)
-    assert str(JoinLink.parse(link).invite) not in json.dumps(await operator.invites())
-    assert await operator.revoke_invite(link) == (row["invite"], True)
-    assert await operator.revoke_invite(row["invite"]) == (row["invite"], False)
-    with pytest.raises(Exception, match="taken back by the operator"):
-        await join(link=link)
-    await inside.beat()
-    assert [one["about"] for one in await operator.orders() if one["kind"] == "InviteRevoked"] == [row["invite"]]
-    with pytest.raises(BarnraiseError, match="no invite of this run"):
-        await operator.revoke_invite("0" * 16)
-
-
-async def test_a_viewer_looks_and_orders_nothing(run: RunFolder, server: CoordinatorServer) -> None:
-    await let_in(run, "viewer")
-    async with RemoteLine(elsewhere(run, server)) as line:
-        operator = OperatorClient(line)
-        await operator.status()
-        await operator.orders()
-        await operator.invites()
-        before = await asyncio.to_thread(list_orders, run)
-        orders = (
-            operator.hold("pause"), operator.announce("x"), operator.stop_run("x"), operator.create_invites(_terms()),
-            operator.change_setting("quorum", "1"), operator.revoke_invite("0" * 16),
-            line.call("ChangeStanding", pb.ChangeStandingRequest(owner="x"), pb.ChangeStandingReply),
-        )  # fmt: skip
-        for order in orders:
-            with pytest.raises(Refused, match="order nothing"):
-                await order
-    assert await asyncio.to_thread(list_orders, run) == before
-
-
-@pytest.mark.parametrize("end", ["revoked", "other role"])
-async def test_a_keys_sessions_end_with_it(run: RunFolder, line: RemoteLine, end: str) -> None:
-    operator = OperatorClient(line)
-    await operator.orders()
-    if end == "revoked":
-        await asyncio.to_thread(change_operator_key, run, KeyOrder(name="maria"))
-    else:
-        await let_in(run, "viewer")
-    with pytest.raises(Unauthenticated, match="not open"):
-        await operator.hold("pause")
 
 
 async def test_a_stranger_is_told_how_to_be_let_in(run: RunFolder, server: CoordinatorServer) -> None:

@@ -49,9 +49,7 @@ class Behind:
         return [(verb, message) for verb, message, _ in self.asked if not verb.startswith("List")]
 
     def door(self) -> OperatorDoor:
-        return OperatorDoor(
-            access=self.access, call=self.call, has_password=lambda: True, check_password=self.check
-        )
+        return OperatorDoor(access=self.access, call=self.call, has_password=lambda: True, check_password=self.check)
 
     async def call(self, verb: str, message: Mapping[str, Any], who: Somebody) -> Mapping[str, Any]:
         self.asked.append((verb, dict(message), who))
