@@ -150,6 +150,7 @@ def _operator_call(data: bytes) -> object:
     finally:
         with there.run.registry._write() as connection:
             connection.execute("DELETE FROM invites WHERE trusted = 1 OR expires_at_s != ?", (NOW_S + 60,))
+            connection.execute("UPDATE invites SET revoked = 0")
 
 
 def _operator_calls() -> list[bytes]:
