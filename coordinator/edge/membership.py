@@ -73,7 +73,7 @@ class Membership:
         """A new session for an enrolled key, or the operator's."""
         check_protocol_version(request.protocol_version)
         run = self._run
-        key = await asyncio.to_thread(run.registry.operators.find, request.public_key)
+        key = run.registry.operators.find(request.public_key)
         is_operator = key is not None or request.public_key == run.operator_key
         if not is_operator:
             member = await self._member(request.public_key)

@@ -34,7 +34,7 @@ class KeyKeeper:
         key = asked_key(name, public_key, role, self._run.wall_time())
         keys = self._run.registry.operators
         async with self._changing:
-            changes = await asyncio.to_thread(keys.check, key)
+            changes = keys.check(key)
             if changes:
                 at_s = self._run.run_time()
                 added = OperatorKeyAdded(at_s=at_s, actor=who.name, operator=key.name, role=key.role.value)
@@ -54,7 +54,7 @@ class KeyKeeper:
 
     async def list(self) -> Json:
         """All of them."""
-        return {"keys": [key_row(one) for one in await asyncio.to_thread(self._run.registry.operators.all)]}
+        return {"keys": [key_row(one) for one in self._run.registry.operators.all()]}
 
     def _end(self, key: OperatorKey) -> None:
         self._run.sessions.close_operators(key.public_key)

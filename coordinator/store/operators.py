@@ -44,10 +44,14 @@ class OperatorKey:
 
 
 class OperatorKeys:
-    """Of one registry."""
+    """Of one registry. Who has a key is known without a look at the file: every stranger's call asks."""
 
-    def __init__(self, write: Transaction) -> None:
+    def __init__(self, connection: sqlite3.Connection, write: Transaction) -> None:
         self._write = write
+        rows = connection.execute("SELECT name, public_key, role, added_at_s FROM operators")
+        self._keys = {
+            row[1]: OperatorKey(name=row[0], public_key=row[1], role=Role(row[2]), added_at_s=row[3]) for row in rows
+        }
 
     def add(self, key: OperatorKey) -> None:
         """Take it in, or give it its new role. ConfigError as in `check`."""
@@ -57,43 +61,38 @@ class OperatorKeys:
                 "INSERT OR REPLACE INTO operators (name, public_key, role, added_at_s) VALUES (?, ?, ?, ?)",
                 (key.name, key.public_key, key.role.value, key.added_at_s),
             )
+        self._keys = {**self._keys, key.public_key: key}
 
     def check(self, key: OperatorKey) -> bool:
         """Whether it changes anything. ConfigError where name or key is another's, or there are too many."""
-        known = self.all()
-        for one in known:
+        for one in self._keys.values():
             if one.public_key == key.public_key and one.name != key.name:
                 raise ConfigError(f"this key is {one.name}'s already: revoke that first")
             if one.name == key.name and one.public_key != key.public_key:
                 raise ConfigError(f"{one.name} has another key: revoke that first, or choose another name")
             if one.name == key.name:
                 return one.role is not key.role
-        if len(known) >= MOST_KEYS:
+        if len(self._keys) >= MOST_KEYS:
             raise ConfigError(f"a run takes {MOST_KEYS} operators' keys: revoke one first")
         return True
 
     def revoke(self, name: str) -> OperatorKey:
         """Forget the key of this name. ConfigError where there is none."""
+        found = next((one for one in self._keys.values() if one.name == name), None)
+        if found is None:
+            raise ConfigError(f"no operator's key is called {name!r}: `operator-key list` has them all")
         with self._write() as connection:
-            found = connection.execute(f"{_SELECT} WHERE name = ?", (name,)).fetchone()
-            if found is None:
-                raise ConfigError(f"no operator's key is called {name!r}: `operator-key list` has them all")
             connection.execute("DELETE FROM operators WHERE name = ?", (name,))
-            return _key(found)
+        self._keys = {public_key: one for public_key, one in self._keys.items() if one is not found}
+        return found
 
     def all(self) -> list[OperatorKey]:
         """By name."""
-        with self._write() as connection:
-            return [_key(row) for row in connection.execute(f"{_SELECT} ORDER BY name")]
+        return sorted(self._keys.values(), key=lambda one: one.name)
 
     def find(self, public_key: bytes) -> OperatorKey | None:
         """Whose key this is, if it is an operator's."""
-        with self._write() as connection:
-            found = connection.execute(f"{_SELECT} WHERE public_key = ?", (public_key,)).fetchone()
-        return None if found is None else _key(found)
-
-
-_SELECT = "SELECT name, public_key, role, added_at_s FROM operators"
+        return self._keys.get(public_key)
 
 
 def operators_name(text: str) -> str:
@@ -112,7 +111,3 @@ def key_from(text: str) -> bytes:
             "new` prints on the operator's own machine"
         )
     return bytes.fromhex(text)
-
-
-def _key(row: tuple[str, bytes, str, float]) -> OperatorKey:
-    return OperatorKey(name=row[0], public_key=row[1], role=Role(row[2]), added_at_s=row[3])

@@ -110,7 +110,7 @@ class Registry:
         self._lock = threading.Lock()
         self.people = People(connection, self._write)
         self.invites = Invites(self._write)
-        self.operators = OperatorKeys(self._write)
+        self.operators = OperatorKeys(connection, self._write)
 
     @classmethod
     def open(cls, path: Path) -> Registry:
