@@ -64,12 +64,12 @@ def main() -> None:
     others = [coordinator]
     rows: list[Row] = []
     try:
-        page_port, port, authority, links = here.recv()
+        page_port, port, authority, link = here.recv()
         workers_here, workers_there = context.Pipe()
-        others.append(context.Process(target=_workers, args=(workers_there, authority, links[1:])))
+        others.append(context.Process(target=_workers, args=(workers_there, authority, link, sessions)))
         others[-1].start()
         _wait_for(workers_here, others[-1])
-        ask = _Questions(page_port, port, authority, links[0])
+        ask = _Questions(page_port, port, authority, link)
         rows += ask.rows(sessions, 0, seconds)
         crowd_here, crowd_there = context.Pipe()
         others.append(context.Process(target=_crowd, args=(crowd_there, page_port, viewers)))
@@ -192,14 +192,14 @@ def _channel(authority: bytes, port: int) -> Any:
     return grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options=options)
 
 
-def _workers(pipe: Connection, authority: bytes, links: list[str]) -> None:
-    asyncio.run(_wait_for_leases(pipe, authority, links))
+def _workers(pipe: Connection, authority: bytes, link: str, sessions: int) -> None:
+    asyncio.run(_wait_for_leases(pipe, authority, link, sessions))
 
 
-async def _wait_for_leases(pipe: Connection, authority: bytes, links: list[str]) -> None:
-    port, entering = JoinLink.parse(links[0]).port, asyncio.Semaphore(AT_ONCE)
-    channels = [_channel(authority, port) for _ in range(0, len(links), A_CHANNEL)]
-    everybody = [Session(link, channels[number // A_CHANNEL]) for number, link in enumerate(links)]
+async def _wait_for_leases(pipe: Connection, authority: bytes, link: str, sessions: int) -> None:
+    port, entering = JoinLink.parse(link).port, asyncio.Semaphore(AT_ONCE)
+    channels = [_channel(authority, port) for _ in range(0, sessions, A_CHANNEL)]
+    everybody = [Session(link, channels[number // A_CHANNEL]) for number in range(sessions)]
 
     async def enter(one: Session) -> None:
         async with entering:
@@ -226,6 +226,7 @@ async def _serve(folder: Path, pipe: Connection, sessions: int) -> None:
     from coordinator.edge.throttle import EdgeLimits, Rate, Throttle
     from coordinator.page.address import PageAddress
     from coordinator.run.folder import init_run
+    from coordinator.run.inviting import InviteTerms
     from coordinator.settings import RunSettings
 
     (folder / "text.txt").write_text(TEXT)
@@ -236,10 +237,8 @@ async def _serve(folder: Path, pipe: Connection, sessions: int) -> None:
     server = CoordinatorServer(run, throttle=Throttle(limits=limits), page=PageAddress(port=0, chosen=True))
     port = await server.start()
     await OperatorClient(run).hold("drain")
-    links: list[str] = []
-    while len(links) < sessions + 1:
-        links += await server.create_invites(count=min(1000, sessions + 1 - len(links)))
-    pipe.send((int(server.page_url.rstrip("/").rsplit(":", 1)[1]), port, run.authority().cert_pem, links))
+    (link,) = await OperatorClient(run).create_invites(InviteTerms(uses=sessions + 1))
+    pipe.send((int(server.page_url.rstrip("/").rsplit(":", 1)[1]), port, run.authority().cert_pem, link))
     await asyncio.Event().wait()
 
 
