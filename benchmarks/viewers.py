@@ -109,8 +109,8 @@ class _Questions:
         }
 
     @staticmethod
-    async def _begun(link: str, authority: bytes, port: int) -> Session:
-        client = Session(link, _channel(authority, port))
+    async def _begun(link: str, authority: bytes, port: int) -> WaitingSession:
+        client = WaitingSession(link, _channel(authority, port))
         await client.begin()
         return client
 
@@ -147,7 +147,7 @@ class _Questions:
         return body
 
 
-class Session:
+class WaitingSession:
     """One worker that enrols, and then waits for a lease that never comes."""
 
     def __init__(self, link: str, channel: Any) -> None:
@@ -199,9 +199,9 @@ def _workers(pipe: Connection, authority: bytes, link: str, sessions: int) -> No
 async def _wait_for_leases(pipe: Connection, authority: bytes, link: str, sessions: int) -> None:
     port, entering = JoinLink.parse(link).port, asyncio.Semaphore(AT_ONCE)
     channels = [_channel(authority, port) for _ in range(0, sessions, A_CHANNEL)]
-    everybody = [Session(link, channels[number // A_CHANNEL]) for number in range(sessions)]
+    everybody = [WaitingSession(link, channels[number // A_CHANNEL]) for number in range(sessions)]
 
-    async def enter(one: Session) -> None:
+    async def enter(one: WaitingSession) -> None:
         async with entering:
             await one.begin()
 
