@@ -49,6 +49,7 @@ MACHINE = frozenset(
         "most_per_range",
         "copies",
         "fallback_s",
+        "watts",
     }
 )
 """Settings that no lease, block or figure depends on."""
@@ -129,6 +130,9 @@ class RunSettings(BaseModel):
     another. Fewer spare the line here, more are passed on sooner. 0: everybody takes everything from here."""
     fallback_s: float = Field(default=30.0, ge=1.0, le=3600.0)
     """A worker to which nothing came for so long, from anybody, takes what it lacks from here."""
+    watts: int = Field(default=300, ge=1, le=100_000)
+    """What a volunteer's machine is reckoned to draw while it trains, for the estimate of energy on the page: nobody
+    measures it. 300 is a desktop with one GPU, 65 a processor."""
     executor_threads: int = Field(default=1, ge=1)
     """torch threads for screening and aggregation."""
     sim_secret_from_seed: bool = False

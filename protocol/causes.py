@@ -32,6 +32,7 @@ class Cause(StrEnum):
     INVITE_UNKNOWN = "invite-unknown"
     INVITE_USED = "invite-used"
     INVITE_EXPIRED = "invite-expired"
+    INVITE_REVOKED = "invite-revoked"
     NOT_ENROLLED = "not-enrolled"
     OTHER_VERSION = "other-version"
     BANNED = "banned"

@@ -21,6 +21,7 @@ from barnraise.cli import (
     identity,
     invites,
     model,
+    operator_keys,
     plan,
     pretrain,
     receipts,
@@ -31,6 +32,7 @@ from barnraise.cli import (
     status,
     worker,
 )
+from barnraise.cli.elsewhere import AtCommand
 from barnraise.cli.endings import (
     EXIT_CORRECTABLE,
     EXIT_DONE,
@@ -52,18 +54,21 @@ app = typer.Typer(
 )
 app.add_typer(worker.app, name="worker", rich_help_panel="Volunteer")
 app.command("doctor", rich_help_panel="Volunteer")(doctor.doctor)
-coordinator_commands.app.command("set")(settings.set_setting)
+coordinator_commands.app.command("set", cls=AtCommand)(settings.set_setting)
 coordinator_commands.app.command("settings")(settings.list_settings)
-coordinator_commands.app.command("invite")(invites.invite)
-coordinator_commands.app.command("ban")(standings.ban)
-coordinator_commands.app.command("unban")(standings.unban)
-coordinator_commands.app.command("pardon")(standings.pardon)
-coordinator_commands.app.command("rollback")(standings.rollback)
-coordinator_commands.app.command("pause")(holds.pause)
-coordinator_commands.app.command("drain")(holds.drain)
-coordinator_commands.app.command("resume")(holds.resume)
-coordinator_commands.app.command("announce")(holds.announce)
-coordinator_commands.app.command("orders")(holds.orders)
+coordinator_commands.app.command("invite", cls=AtCommand)(invites.invite)
+coordinator_commands.app.command("ban", cls=AtCommand)(standings.ban)
+coordinator_commands.app.command("unban", cls=AtCommand)(standings.unban)
+coordinator_commands.app.command("pardon", cls=AtCommand)(standings.pardon)
+coordinator_commands.app.command("rollback", cls=AtCommand)(standings.rollback)
+coordinator_commands.app.command("pause", cls=AtCommand)(holds.pause)
+coordinator_commands.app.command("drain", cls=AtCommand)(holds.drain)
+coordinator_commands.app.command("resume", cls=AtCommand)(holds.resume)
+coordinator_commands.app.command("announce", cls=AtCommand)(holds.announce)
+coordinator_commands.app.command("orders", cls=AtCommand)(holds.orders)
+coordinator_commands.app.command("login", cls=AtCommand)(operator_keys.login)
+coordinator_commands.app.add_typer(invites.app, name="invites")
+coordinator_commands.app.add_typer(operator_keys.app, name="operator-key")
 coordinator_commands.app.command("credit")(credit.credit)
 coordinator_commands.app.command("calibrate")(calibrate.calibrate)
 coordinator_commands.app.command("explain")(explain.explain)
@@ -74,7 +79,7 @@ worker.app.add_typer(service.app, name="service")
 worker.app.command("receipts")(receipts.receipts)
 app.add_typer(receipts.app, name="receipt", rich_help_panel="Volunteer")
 app.add_typer(coordinator_commands.app, name="coordinator", rich_help_panel="Operator")
-app.command("status", rich_help_panel="Operator")(status.status)
+app.command("status", cls=AtCommand, rich_help_panel="Operator")(status.status)
 app.add_typer(data.app, name="data", rich_help_panel="Operator")
 app.command("pretrain", rich_help_panel="Operator")(pretrain.pretrain)
 app.command("plan", rich_help_panel="Operator")(plan.plan)

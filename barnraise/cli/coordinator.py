@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from barnraise.cli.elsewhere import At, AtCommand, run_meant
 from barnraise.cli.options import Json, RunArgument, Settings, number, one_of
 from barnraise.cli.output import ProgressLine, documents_told, print_json, say_note
 from moe.presets import PRESETS
@@ -334,14 +335,14 @@ def run(
     return asyncio.run(serve(folder, invites=invites, invites_to=invites_to, trusted=trusted, page=page))
 
 
-@app.command()
+@app.command(cls=AtCommand)
 def stop(
     folder: RunArgument,
     reason: Annotated[str, typer.Option(help="What the workers are told.")] = "stopped by the operator",
+    at: At = "",
 ) -> None:
     """End the run for good: its last version is validated and exported, and the workers are told."""
     from coordinator.edge.operator_client import stop_run
-    from coordinator.run.folder import RunFolder
 
-    stop_run(RunFolder.open(folder), reason=reason)
+    stop_run(run_meant(folder, at), reason=reason)
     print("the run is ending: its last version is validated and exported first")

@@ -5,15 +5,18 @@ Decides how they are told; `coordinator/` does the rest.
 
 from __future__ import annotations
 
-import dataclasses
 from datetime import datetime
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from barnraise.cli.elsewhere import At, run_meant
 from barnraise.cli.options import Json, RunArgument
 from barnraise.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from coordinator.edge.elsewhere import Elsewhere
+    from coordinator.run.folder import RunFolder
 
 Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="Kept in the journal; volunteers who wait are told.")]
 
@@ -22,61 +25,43 @@ _NOW = {
     "draining": "draining: nothing is granted, and no round begins after the open one",
     "running": "going on",
 }
-_WORDS = {
-    "RunHeld": "held",
-    "HoldLifted": "let go on",
-    "Announced": "told volunteers",
-    "SettingChanged": "set",
-    "RunStopped": "stopped",
-    "WorkerBanned": "banned",
-    "WorkerUnbanned": "unbanned",
-    "WorkerPardoned": "pardoned",
-    "OwnerBanned": "banned an owner",
-    "OwnerUnbanned": "unbanned an owner",
-    "InviteBanned": "banned an invite",
-    "InviteUnbanned": "unbanned an invite",
-    "InviteRevoked": "revoked an invite",
-    "RollbackOrdered": "rolled back",
-}
-"""For people; programs get the events' names."""
 
 
-def pause(folder: RunArgument, why: Why = "", as_json: Json = False) -> None:
+def pause(folder: RunArgument, why: Why = "", at: At = "", as_json: Json = False) -> None:
     """Have time stand: no leases, no deadlines, nobody is late, uploads are taken. `resume` lets the run go on."""
-    _hold("pause", folder, why, as_json)
+    _hold("pause", run_meant(folder, at), why, as_json)
 
 
-def drain(folder: RunArgument, why: Why = "", as_json: Json = False) -> None:
+def drain(folder: RunArgument, why: Why = "", at: At = "", as_json: Json = False) -> None:
     """Grant no more leases: the open round ends with those that are out, then the coordinator may be stopped."""
-    _hold("drain", folder, why, as_json)
+    _hold("drain", run_meant(folder, at), why, as_json)
 
 
-def resume(folder: RunArgument, as_json: Json = False) -> None:
+def resume(folder: RunArgument, at: At = "", as_json: Json = False) -> None:
     """Let a paused or drained run go on."""
-    _hold("resume", folder, "", as_json)
+    _hold("resume", run_meant(folder, at), "", as_json)
 
 
 def announce(
     folder: RunArgument,
     text: Annotated[str, typer.Argument(help="At most 200 characters; an empty one takes the last one back.")],
+    at: At = "",
     as_json: Json = False,
 ) -> None:
     """Tell every volunteer something: it stands beside the reason whenever a worker waits for its next lease."""
-    from coordinator.edge.operator_client import hold_run
-    from coordinator.run.folder import RunFolder
+    from coordinator.edge import operator_client
 
-    found = hold_run(RunFolder.open(folder), "announce", text)
+    operator_client.announce(run_meant(folder, at), text)
     if as_json:
-        print_json({**found, "announced": text})
+        print_json({"announced": text})
     else:
         print("volunteers who wait are told from now on" if text else "nothing is announced any more")
 
 
-def _hold(verb: str, folder: Path, text: str, as_json: bool) -> None:
+def _hold(verb: str, where: RunFolder | Elsewhere, text: str, as_json: bool) -> None:
     from coordinator.edge.operator_client import hold_run
-    from coordinator.run.folder import RunFolder
 
-    found = hold_run(RunFolder.open(folder), verb, text)
+    found = hold_run(where, verb, text)
     if as_json:
         print_json(found)
     else:
@@ -84,25 +69,26 @@ def _hold(verb: str, folder: Path, text: str, as_json: bool) -> None:
         print(f"the run is {_NOW[found['now']]}{already}")
 
 
-def orders(folder: RunArgument, as_json: Json = False) -> None:
+def orders(folder: RunArgument, at: At = "", as_json: Json = False) -> None:
     """What was ordered of the run, when, and from which account, the newest last; served or not."""
-    from coordinator.edge.stopped import orders_of_journal
-    from coordinator.run.folder import RunFolder
+    from coordinator.edge.operator_client import list_orders
 
-    found = orders_of_journal(RunFolder.open(folder))
+    found = list_orders(run_meant(folder, at))
     if as_json:
-        print_json([{**dataclasses.asdict(one), "wall_s": wall_s} for one, wall_s in found])
+        print_json(found)
     elif not found:
         print("nothing was ordered yet")
     else:
         rows = [
             {
-                "when": f"{one.at_s:.0f} s" if wall_s is None else f"{datetime.fromtimestamp(wall_s):%m-%d %H:%M:%S}",
-                "who": one.actor,
-                "what": _WORDS.get(one.kind, one.kind),
-                "about": one.about,
-                "detail": one.detail,
+                "when": f"{one['at_s']:.0f} s"
+                if one["wall_s"] is None
+                else f"{datetime.fromtimestamp(one['wall_s']):%m-%d %H:%M:%S}",
+                "who": one["actor"],
+                "what": one["what"],
+                "about": one["about"],
+                "detail": one["detail"],
             }
-            for one, wall_s in found
+            for one in found
         ]
         print_table(("when", "who", "what", "about", "detail"), rows)

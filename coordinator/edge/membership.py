@@ -77,7 +77,8 @@ class Membership:
         """A new session for an enrolled key, or the operator's."""
         check_protocol_version(request.protocol_version)
         run = self._run
-        is_operator = request.public_key == run.operator_key
+        key = run.registry.operators.find(request.public_key)
+        is_operator = key is not None or request.public_key == run.operator_key
         if not is_operator:
             member = await self._member(request.public_key)
             self._refuse_banned_worker(member.worker)
@@ -91,7 +92,7 @@ class Membership:
         else:
             self._auth.spend_nonce(request.public_key, request.nonce)
             worker = worker_id_of(request.public_key)
-        session = run.sessions.open(request.public_key, worker, is_operator=is_operator)
+        session = run.sessions.open(request.public_key, worker, is_operator=is_operator, key=key)
         return pb.OpenSessionReply(
             session_id=session.session_id,
             heartbeat_interval_s=run.pump.engine.state.config.heartbeat_interval_s,

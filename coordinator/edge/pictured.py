@@ -7,13 +7,14 @@ Decides how many rows each has, and how an expert column stands. Always: what th
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median
 
 from coordinator.edge.publicly import round_reasons
 from coordinator.edge.status import RunSummary
 from coordinator.engine.history import RoundRecord
 from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus
 from coordinator.engine.quorum import Standings, deadline_s
-from coordinator.engine.rows import LeaseRecord
+from coordinator.engine.rows import LeaseRecord, WorkerRecord
 from coordinator.engine.stages import told_to_worker
 from coordinator.engine.state import EngineState
 from coordinator.engine.tally import was_lost
@@ -21,6 +22,7 @@ from coordinator.page.view import (
     ClosedRow,
     ColumnCell,
     ColumnHealth,
+    Energy,
     Judged,
     LeaseBar,
     LossPoint,
@@ -33,6 +35,21 @@ MOST_BARS = 60
 MOST_ROUNDS = 200
 _MISSING_NAMES = 4
 _UNDER_WAY = LIVE_STATUSES - {LeaseStatus.ACCEPTED}
+
+
+def trained_seconds(record: WorkerRecord) -> float:
+    """What a worker's judged submissions took it to train, as its latest reports have it: at most from grant to commit,
+    by the coordinator's own clock."""
+    if not record.reports:
+        return 0.0
+    judged = record.accepted + sum(record.rejected.values())
+    return judged * median(report.train_s for report in record.reports)
+
+
+def energy_of(trained_s: float, watts: int) -> Energy:
+    """At so many watts a machine."""
+    hours = trained_s / 3600.0
+    return Energy(machine_hours=hours, watts_assumed=watts, kwh=hours * watts / 1000.0)
 
 
 def closed_rounds(state: EngineState, sequence_length: int) -> tuple[tuple[ClosedRow, ...], tuple[LossPoint, ...]]:

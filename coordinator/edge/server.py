@@ -21,6 +21,8 @@ from coordinator.edge.desk import Desk
 from coordinator.edge.health import OPERATOR_SERVICE, check_health
 from coordinator.edge.mailboxes import Mailboxes
 from coordinator.edge.membership import Membership
+from coordinator.edge.operator_calls import operator_handlers
+from coordinator.edge.operator_keys import KeyKeeper
 from coordinator.edge.operator_service import OperatorService
 from coordinator.edge.pages import Page, Query, StatusReader, put_together
 from coordinator.edge.retention import forget_addresses
@@ -43,6 +45,7 @@ from coordinator.engine.commands import (
     ShutOut,
 )
 from coordinator.engine.phases import Phase
+from coordinator.page.access import Access
 from coordinator.page.address import PageAddress
 from coordinator.run.audit_trail import Observers
 from coordinator.run.changing import SettingsFile
@@ -66,7 +69,6 @@ from protocol import local_socket
 from protocol.errors import ConfigError, LocalError
 from protocol.hosts import address_text
 from protocol.limits import MAX_CONCURRENT_RPCS, server_options
-from protocol.v1 import barnraise_pb2 as pb
 
 if TYPE_CHECKING:
     from coordinator.edge.showing import Showing
@@ -102,6 +104,7 @@ class CoordinatorServer:
         self._pump_limits = pump_limits
         self._replay = replay
         self._page = page
+        self._access = Access()
         self._showing: Showing | None = None
         self._run: RunContext | None = None
         self._parts: OpenedRun | None = None
@@ -139,14 +142,15 @@ class CoordinatorServer:
         self._add_services(self._grpc, run, parts.traffic, parts.settings_file)
         self.port = self._listen(run.settings)
         await self._grpc.start()
-        desk = Desk(self._operator, run.pump, run.run_time)
+        desk = Desk(self._operator, KeyKeeper(run, self._access.end_of))
         self._local = await local_socket.serve(control_path(self._folder), desk.answer)
         await asyncio.to_thread(write_endpoint, self._folder, run.settings.host, self.port)
         if self._page is not None:
             from coordinator.edge.showing import Showing
 
-            self._showing = Showing(self._page, self._folder, run, self._status)
+            self._showing = Showing(self._page, self._folder, run, self._status, self._access, desk)
             self.page_url = await self._showing.start()
+            self._operator.page_login = self._showing.login_urls
         _log.info("coordinator_started", run_id=run.run_id, port=self.port, round=run.pump.engine.state.round.round)
         return self.port
 
@@ -274,22 +278,7 @@ class CoordinatorServer:
         health_calls = Endpoint(HEALTH_SERVICE, auth, traffic, self._throttle)
         handlers = {
             COORDINATOR_SERVICE: worker_handlers(worker_calls, Membership(run, auth), service, Transfers(run, service)),
-            OPERATOR_SERVICE: dict(
-                [
-                    operator_calls.unary(
-                        "CreateInvite", pb.CreateInviteRequest, operator.create_invite, operator=True, remember=True
-                    ),
-                    operator_calls.unary("GetStatus", pb.GetStatusRequest, operator.get_status, operator=True),
-                    operator_calls.unary("ListStatus", pb.ListStatusRequest, operator.list_status, operator=True),
-                    operator_calls.unary("StopRun", pb.StopRunRequest, operator.stop_run, operator=True),
-                    operator_calls.unary(
-                        "ChangeSetting", pb.ChangeSettingRequest, operator.change_setting, operator=True
-                    ),
-                    operator_calls.unary(
-                        "ChangeStanding", pb.ChangeStandingRequest, operator.change_standing, operator=True
-                    ),
-                ]
-            ),
+            OPERATOR_SERVICE: operator_handlers(operator_calls, operator),
             # Check alone: Watch is a stream that a stranger could hold for ever.
             HEALTH_SERVICE: dict(
                 [health_calls.anonymous("Check", health_pb2.HealthCheckRequest, partial(check_health, run.pump.engine))]

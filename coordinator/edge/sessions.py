@@ -11,6 +11,7 @@ import secrets
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
+from coordinator.store.operators import OperatorKey
 from protocol.causes import Cause
 from protocol.errors import Unauthenticated
 from protocol.ids import WorkerId
@@ -31,6 +32,8 @@ class CallerSession:
     worker: WorkerId
     """The operator's key has an id of the same make, but is not a worker."""
     is_operator: bool
+    key: OperatorKey | None = None
+    """Which operator's; None: a worker's, or the run's own."""
     window: CounterWindow = field(default_factory=CounterWindow)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
     host: str = ""
@@ -52,9 +55,11 @@ class SessionTable:
         self._by_worker: dict[WorkerId, CallerSession] = {}
         self._operators: deque[CallerSession] = deque()
 
-    def open(self, public_key: bytes, worker: WorkerId, *, is_operator: bool) -> CallerSession:
+    def open(
+        self, public_key: bytes, worker: WorkerId, *, is_operator: bool, key: OperatorKey | None = None
+    ) -> CallerSession:
         """A new session; the key's earlier one ends. The operator may have several (a status watch, a command)."""
-        session = CallerSession(secrets.token_bytes(SESSION_ID_BYTES), public_key, worker, is_operator)
+        session = CallerSession(secrets.token_bytes(SESSION_ID_BYTES), public_key, worker, is_operator, key)
         if not is_operator:
             self.close(self._by_worker.get(worker))
             self._by_worker[worker] = session
@@ -77,6 +82,12 @@ class SessionTable:
     def close_of(self, worker: WorkerId) -> None:
         """End the worker's session, if it has one."""
         self.close(self._by_worker.get(worker))
+
+    def close_operators(self, public_key: bytes) -> None:
+        """End all sessions of an operator's key."""
+        for session in [one for one in self._operators if one.public_key == public_key]:
+            self._operators.remove(session)
+            self.close(session)
 
     def close_all(self) -> None:
         """The coordinator stops: everybody who waits is answered."""

@@ -18,7 +18,14 @@ import structlog
 
 from coordinator.edge.headline import headline_of
 from coordinator.edge.pages import StatusReader
-from coordinator.edge.pictured import closed_rounds, columns_of, judged_of, open_round_of
+from coordinator.edge.pictured import (
+    closed_rounds,
+    columns_of,
+    energy_of,
+    judged_of,
+    open_round_of,
+    trained_seconds,
+)
 from coordinator.edge.publicly import (
     PublicReasons,
     display_name,
@@ -97,11 +104,13 @@ class RunViews:
         columns = columns_of(at, self._names(state))
         spent_s = time.perf_counter() - began_s
         rows: list[tuple[int, WorkerRow, bool]] = []
+        trained_s = 0.0
         everybody = iter(list(state.workers.items()))
         while batch := list(islice(everybody, SLICE)):
             await asyncio.sleep(0)
             slice_s = time.perf_counter()
             rows += self._rows(batch)
+            trained_s += sum(trained_seconds(state.workers[worker]) for worker, _ in batch)
             spent_s += time.perf_counter() - slice_s
         rows.sort(key=lambda row: (row[0], row[1].place))
         shown = tuple(row for _, row, _ in rows[:MOST_WORKERS])
@@ -129,6 +138,7 @@ class RunViews:
             workers=shown,
             more_workers=len(rows) - len(shown),
             moved=self._moved(summary, wall_s),
+            energy=energy_of(trained_s, self._run.settings.watts),
             judged=judged_of(state, summary),
             tokens_counted=state.totals.sequences * self._run.settings.sequence_length,
             credit=public_credit(state, self._run.registry.people.teams, self._run.settings.sequence_length),

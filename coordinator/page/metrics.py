@@ -98,6 +98,8 @@ def _work(view: RunView) -> Iterator[Metric]:
     audits.add_metric(["failed"], judged.audits_failed)
     yield audits
     yield _counter("tokens_counted", "Tokens trained on in work that counted.", view.tokens_counted)
+    joules = 3.6e6 * view.energy.kwh
+    yield _gauge("energy_estimated_joules", "What training took, at the watts that settings assume.", joules)
     yield _counter("received_bytes", "Bytes from workers, as messages.", moved.received_bytes)
     yield _counter("sent_bytes", "Bytes to workers, as messages.", moved.sent_bytes)
     yield _counter("calls", "Calls of workers and operators.", moved.calls)

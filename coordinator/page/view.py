@@ -183,6 +183,15 @@ class BytesMoved(_Shown):
     refused_calls: int
 
 
+class Energy(_Shown):
+    """What training has taken, as an estimate: hours are reported, watts are assumed."""
+
+    machine_hours: float
+    """Of training, in submissions that were judged."""
+    watts_assumed: int
+    kwh: float
+
+
 class Judged(_Shown):
     """What came of submissions, over the whole run."""
 
@@ -244,6 +253,7 @@ class RunView(_Shown):
     """Those first that somebody may have to look at."""
     more_workers: int
     moved: BytesMoved
+    energy: Energy
     judged: Judged
     tokens_counted: int
     credit: tuple[Contributor, ...]

@@ -1,10 +1,10 @@
-"""Who may take part: invites, and the keys that redeemed them.
+"""Who may take part: invites, and the keys that redeemed them; and, in the same file, operators' keys.
 
 Decides whether an invite is good for a key. Touches one small SQLite file, safe for several processes at once (the
 command line makes invites beside a running coordinator). Always: an invite binds to the first key that redeems it, or
 to as many as it was made for, the same key asking again gets the same answer, and only the SHA-256 of an invite is
-stored. Whose machine a key is, the
-operator says with its first invite; the key never does, and a later invite does not change it.
+stored. Whose machine a key is, the operator says with its first invite; the key never does, and a later invite does not
+change it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from coordinator.store.invites import SHORT_DIGITS, Invites
 from coordinator.store.journal_file import connect, telling, transaction
+from coordinator.store.operators import OperatorKeys
 from coordinator.store.people import GONE_REVOKED, People
 from protocol.causes import Cause
 from protocol.errors import ConfigError, MalformedMessage, Refused, Unauthenticated
@@ -31,13 +33,16 @@ from protocol.storage import telling_storage_trouble
 INVITE_BYTES = 16
 """128 random bits: nobody guesses one, and a join link still fits on a line."""
 
-INVITE_ID_CHARACTERS = 16
+INVITE_ID_CHARACTERS = SHORT_DIGITS
 DEFAULT_INVITE_LIFE_S = 7 * 24 * 3600.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS invites (
     digest BLOB PRIMARY KEY, trusted INTEGER NOT NULL, expires_at_s REAL NOT NULL, redeemed_by TEXT,
-    owner TEXT NOT NULL DEFAULT '', uses INTEGER NOT NULL DEFAULT 1
+    owner TEXT NOT NULL DEFAULT '', uses INTEGER NOT NULL DEFAULT 1, revoked INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS operators (
+    name TEXT PRIMARY KEY, public_key BLOB NOT NULL UNIQUE, role TEXT NOT NULL, added_at_s REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS members (
     worker TEXT PRIMARY KEY, public_key BLOB NOT NULL, name TEXT NOT NULL, trusted INTEGER NOT NULL,
@@ -50,6 +55,7 @@ _TEXT, _ONCE = "TEXT NOT NULL DEFAULT ''", "INTEGER NOT NULL DEFAULT 1"
 _ADDED = (
     ("invites", "owner", _TEXT),
     ("invites", "uses", _ONCE),
+    ("invites", "revoked", "INTEGER NOT NULL DEFAULT 0"),
     ("members", "owner", _TEXT),
     ("members", "invite", _TEXT),
     ("members", "came_from", _TEXT),
@@ -103,6 +109,8 @@ class Registry:
         self._path = path
         self._lock = threading.Lock()
         self.people = People(connection, self._write)
+        self.invites = Invites(self._write)
+        self.operators = OperatorKeys(connection, self._write)
 
     @classmethod
     def open(cls, path: Path) -> Registry:
@@ -145,7 +153,7 @@ class Registry:
         with self._write() as connection:
             worker = _worker_of(connection, public_key)
             row = connection.execute(
-                "SELECT trusted, expires_at_s, redeemed_by, owner, uses FROM invites WHERE digest = ?",
+                "SELECT trusted, expires_at_s, redeemed_by, owner, uses, revoked FROM invites WHERE digest = ?",
                 (_digest(invite),),
             ).fetchone()
             if row is None:
@@ -153,10 +161,14 @@ class Registry:
                     "this invite is not one of this run's; ask the operator for a new join link",
                     cause=Cause.INVITE_UNKNOWN,
                 )
-            trusted, expires_at_s, redeemed_by, owner, uses = row
+            trusted, expires_at_s, redeemed_by, owner, uses, revoked = row
             _check_key(connection, worker, public_key)
             if redeemed_by == worker or (uses > 1 and _is_member(connection, worker)):
                 return self._back(connection, worker, name)
+            if revoked:
+                raise Refused(
+                    "this invite was taken back by the operator; ask for a new join link", cause=Cause.INVITE_REVOKED
+                )
             if redeemed_by is not None:
                 raise Refused(
                     "this invite was used by another key; each join link is for one machine, ask for another",

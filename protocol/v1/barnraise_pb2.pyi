@@ -780,3 +780,85 @@ class ChangeStandingReply(_message.Message):
     CHANGE_JSON_FIELD_NUMBER: _ClassVar[int]
     change_json: str
     def __init__(self, change_json: _Optional[str] = ...) -> None: ...
+
+class HoldRunRequest(_message.Message):
+    __slots__ = ("kind", "why")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        PAUSE: _ClassVar[HoldRunRequest.Kind]
+        DRAIN: _ClassVar[HoldRunRequest.Kind]
+        RESUME: _ClassVar[HoldRunRequest.Kind]
+    PAUSE: HoldRunRequest.Kind
+    DRAIN: HoldRunRequest.Kind
+    RESUME: HoldRunRequest.Kind
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    kind: HoldRunRequest.Kind
+    why: str
+    def __init__(self, kind: _Optional[_Union[HoldRunRequest.Kind, str]] = ..., why: _Optional[str] = ...) -> None: ...
+
+class HoldRunReply(_message.Message):
+    __slots__ = ("before", "now")
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    NOW_FIELD_NUMBER: _ClassVar[int]
+    before: str
+    now: str
+    def __init__(self, before: _Optional[str] = ..., now: _Optional[str] = ...) -> None: ...
+
+class AnnounceRequest(_message.Message):
+    __slots__ = ("text",)
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    def __init__(self, text: _Optional[str] = ...) -> None: ...
+
+class AnnounceReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListInvitesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListInvitesReply(_message.Message):
+    __slots__ = ("rows_json", "more")
+    ROWS_JSON_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    rows_json: _containers.RepeatedScalarFieldContainer[str]
+    more: int
+    def __init__(self, rows_json: _Optional[_Iterable[str]] = ..., more: _Optional[int] = ...) -> None: ...
+
+class RevokeInviteRequest(_message.Message):
+    __slots__ = ("invite",)
+    INVITE_FIELD_NUMBER: _ClassVar[int]
+    invite: str
+    def __init__(self, invite: _Optional[str] = ...) -> None: ...
+
+class RevokeInviteReply(_message.Message):
+    __slots__ = ("invite", "changed")
+    INVITE_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    invite: str
+    changed: bool
+    def __init__(self, invite: _Optional[str] = ..., changed: _Optional[bool] = ...) -> None: ...
+
+class ListOrdersRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListOrdersReply(_message.Message):
+    __slots__ = ("rows_json",)
+    ROWS_JSON_FIELD_NUMBER: _ClassVar[int]
+    rows_json: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, rows_json: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class LoginRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class LoginReply(_message.Message):
+    __slots__ = ("urls", "good_for_s")
+    URLS_FIELD_NUMBER: _ClassVar[int]
+    GOOD_FOR_S_FIELD_NUMBER: _ClassVar[int]
+    urls: _containers.RepeatedScalarFieldContainer[str]
+    good_for_s: float
+    def __init__(self, urls: _Optional[_Iterable[str]] = ..., good_for_s: _Optional[float] = ...) -> None: ...

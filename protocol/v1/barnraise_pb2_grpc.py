@@ -702,7 +702,8 @@ class Coordinator:
 
 
 class OperatorStub:
-    """Called by the operator's own key (kept in the run folder), through the same sessions and signatures.
+    """Called by operators' keys, those that were added and the run's own, through the same sessions and signatures. A
+    viewer's key is answered what lists and shows alone.
     """
 
     def __init__(self, channel):
@@ -741,10 +742,41 @@ class OperatorStub:
                 request_serializer=protocol_dot_v1_dot_barnraise__pb2.ChangeStandingRequest.SerializeToString,
                 response_deserializer=protocol_dot_v1_dot_barnraise__pb2.ChangeStandingReply.FromString,
                 _registered_method=True)
+        self.HoldRun = channel.unary_unary(
+                '/barnraise.protocol.v1.Operator/HoldRun',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.HoldRunRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.HoldRunReply.FromString,
+                _registered_method=True)
+        self.Announce = channel.unary_unary(
+                '/barnraise.protocol.v1.Operator/Announce',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.AnnounceRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.AnnounceReply.FromString,
+                _registered_method=True)
+        self.ListInvites = channel.unary_unary(
+                '/barnraise.protocol.v1.Operator/ListInvites',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.ListInvitesRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.ListInvitesReply.FromString,
+                _registered_method=True)
+        self.RevokeInvite = channel.unary_unary(
+                '/barnraise.protocol.v1.Operator/RevokeInvite',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.RevokeInviteRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.RevokeInviteReply.FromString,
+                _registered_method=True)
+        self.ListOrders = channel.unary_unary(
+                '/barnraise.protocol.v1.Operator/ListOrders',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.ListOrdersRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.ListOrdersReply.FromString,
+                _registered_method=True)
+        self.Login = channel.unary_unary(
+                '/barnraise.protocol.v1.Operator/Login',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.LoginRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.LoginReply.FromString,
+                _registered_method=True)
 
 
 class OperatorServicer:
-    """Called by the operator's own key (kept in the run folder), through the same sessions and signatures.
+    """Called by operators' keys, those that were added and the run's own, through the same sessions and signatures. A
+    viewer's key is answered what lists and shows alone.
     """
 
     def CreateInvite(self, request, context):
@@ -783,6 +815,42 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HoldRun(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Announce(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListInvites(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeInvite(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListOrders(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Login(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -816,6 +884,36 @@ def add_OperatorServicer_to_server(servicer, server):
                     request_deserializer=protocol_dot_v1_dot_barnraise__pb2.ChangeStandingRequest.FromString,
                     response_serializer=protocol_dot_v1_dot_barnraise__pb2.ChangeStandingReply.SerializeToString,
             ),
+            'HoldRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldRun,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.HoldRunRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.HoldRunReply.SerializeToString,
+            ),
+            'Announce': grpc.unary_unary_rpc_method_handler(
+                    servicer.Announce,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.AnnounceRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.AnnounceReply.SerializeToString,
+            ),
+            'ListInvites': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListInvites,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.ListInvitesRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.ListInvitesReply.SerializeToString,
+            ),
+            'RevokeInvite': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeInvite,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.RevokeInviteRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.RevokeInviteReply.SerializeToString,
+            ),
+            'ListOrders': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOrders,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.ListOrdersRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.ListOrdersReply.SerializeToString,
+            ),
+            'Login': grpc.unary_unary_rpc_method_handler(
+                    servicer.Login,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.LoginRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.LoginReply.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'barnraise.protocol.v1.Operator', rpc_method_handlers)
@@ -825,7 +923,8 @@ def add_OperatorServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Operator:
-    """Called by the operator's own key (kept in the run folder), through the same sessions and signatures.
+    """Called by operators' keys, those that were added and the run's own, through the same sessions and signatures. A
+    viewer's key is answered what lists and shows alone.
     """
 
     @staticmethod
@@ -980,6 +1079,168 @@ class Operator:
             '/barnraise.protocol.v1.Operator/ChangeStanding',
             protocol_dot_v1_dot_barnraise__pb2.ChangeStandingRequest.SerializeToString,
             protocol_dot_v1_dot_barnraise__pb2.ChangeStandingReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Operator/HoldRun',
+            protocol_dot_v1_dot_barnraise__pb2.HoldRunRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.HoldRunReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Announce(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Operator/Announce',
+            protocol_dot_v1_dot_barnraise__pb2.AnnounceRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.AnnounceReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListInvites(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Operator/ListInvites',
+            protocol_dot_v1_dot_barnraise__pb2.ListInvitesRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.ListInvitesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeInvite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Operator/RevokeInvite',
+            protocol_dot_v1_dot_barnraise__pb2.RevokeInviteRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.RevokeInviteReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOrders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Operator/ListOrders',
+            protocol_dot_v1_dot_barnraise__pb2.ListOrdersRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.ListOrdersReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Login(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Operator/Login',
+            protocol_dot_v1_dot_barnraise__pb2.LoginRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.LoginReply.FromString,
             options,
             channel_credentials,
             insecure,

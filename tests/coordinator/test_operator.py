@@ -111,8 +111,8 @@ async def test_an_answer_of_another_version_is_named(
         {"verb": ["pause"]},
         {"verb": "GetStatus", "message": 3},
         {"verb": "StopRun", "message": {"unheard_of": 1}},
-        {"verb": "pause", "text": "x" * 1000},
-        {"verb": "announce", "text": "\x1b[2J"},
+        {"verb": "HoldRun", "message": {"why": "x" * 1000}},
+        {"verb": "Announce", "message": {"text": "\x1b[2J"}},
     ],
 )
 async def test_what_is_no_order_is_refused(run: RunFolder, server: CoordinatorServer, request_: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from coordinator.edge.showing import card_of
 from coordinator.edge.status import WaitStatus
 from coordinator.edge.viewing import MOST_WORKERS, RunViews
 from coordinator.engine.history import Failure, RoundRecord
+from coordinator.engine.hold import Hold, HoldKind
 from coordinator.engine.reasons import Case, reason
 from coordinator.engine.rows import Ban, Quarantine, WorkerRecord
 from coordinator.engine.state import EngineState
@@ -156,3 +157,12 @@ async def test_an_accusation_shows_as_any_loss_of_weight(
     record = state.put_worker(person(1, **facts))
     assert public_standing(state, record) == standing
     assert "r1.1" not in PublicReasons(state).of(record, None, 0)
+
+
+@pytest.mark.parametrize("kind", HoldKind)
+async def test_a_held_run_is_shown_with_who_waits_in_it(server: CoordinatorServer, kind: HoldKind) -> None:
+    state = state_of(server)
+    state.put_worker(person(1))
+    state.hold = Hold(kind=kind, since_s=0.0, actor=OPERATOR, why=PATH)
+    (row,) = (await views(server).picture()).workers
+    assert row.why in ("the run is paused", "no more work is given out for now")

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from coordinator.edge.operator_calls import OPERATOR_CALLS
 from coordinator.edge.server import CoordinatorServer
 from coordinator.run.folder import RunFolder
 from protocol.identity import PrivateIdentity
@@ -127,7 +128,7 @@ async def test_an_unsigned_call_is_refused_on_every_method(honest: Any, join: Jo
     names += " ListReceipts Leave RotateKey"
     for name in names.split():
         await refused(Code.UNAUTHENTICATED, "not signed").of(client.raw(name, b"", metadata=()))
-    for name in ["CreateInvite", "GetStatus", "ListStatus", "StopRun", "ChangeSetting"]:
+    for name in OPERATOR_CALLS:
         await refused(Code.UNAUTHENTICATED, "not signed").of(client.raw(OPERATOR + name, b"", metadata=()))
 
 
@@ -145,7 +146,7 @@ async def test_a_signature_of_the_wrong_form_is_refused(honest: Any, join: Join,
 
 async def test_a_worker_cannot_give_the_operators_orders(honest: Any, join: Join, refused: Refused) -> None:
     client = await join()
-    for name in ["CreateInvite", "GetStatus", "ListStatus", "StopRun", "ChangeSetting"]:
+    for name in OPERATOR_CALLS:
         await refused(Code.UNAUTHENTICATED, "for the operator only").of(client.raw(OPERATOR + name, b""))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from coordinator.page.rendering import WORKERS_ON_OVERVIEW, duration, grouped, large, loss, moment
+from coordinator.page.rendering import WORKERS_ON_OVERVIEW, duration, energy, grouped, large, loss, moment
 from coordinator.page.view import RunView
 from protocol.text import human_bytes
 from tests.coordinator.page.browser import Browser
@@ -28,6 +28,7 @@ _READ = """
     verdicts: rows("#verdicts tbody tr").map((row) => row.slice(0, 2)),
     credit: rows("#credit tbody tr"),
     bytes: rows("#bytes tbody tr"),
+    energy: text(document.querySelector("#energy p")),
     card: [...document.querySelectorAll("#card dd")].map(text),
     rounds: rows("#rounds tbody tr"),
   };
@@ -90,6 +91,10 @@ def panels_of(view: RunView) -> dict[str, Any]:
             ["from workers", human_bytes(moved.received_bytes), f"{human_bytes(moved.received_bytes_per_s)}/s"],
             ["to workers", human_bytes(moved.sent_bytes), f"{human_bytes(moved.sent_bytes_per_s)}/s"],
         ],
+        "energy": f"About {energy(view.energy.kwh)} for training: {duration(3600 * view.energy.machine_hours)} of one"
+        f" machine, at {grouped(view.energy.watts_assumed)} W assumed for each."
+        if view.energy.machine_hours
+        else "Nothing has been trained yet.",
         "card": [
             f"{card.model}, {large(card.parameters)} parameters",
             f"{card.columns} columns, {card.top_k} a token; {card.residency} where not held",

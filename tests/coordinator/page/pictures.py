@@ -11,6 +11,7 @@ from coordinator.page.view import (
     ColumnCell,
     ColumnHealth,
     Contributor,
+    Energy,
     Headline,
     Health,
     Judged,
@@ -201,6 +202,8 @@ def picture(*, people: int = 40, versions: int = 42, leases: int = 12, **changes
             accepted=0, refused={}, leases_granted=0, leases_expired=0, leases_returned=0, audits_passed=0,
             audits_failed=0, audited=False,
         ),
+        "energy": Energy(machine_hours=1234.5 if versions else 0.0, watts_assumed=300,
+                         kwh=370.35 if versions else 0.0),
         "tokens_counted": 41 * 12_000_000 if versions else 0,
         "credit": tuple(
             Contributor(name=f"brave-otter-{number}", tokens=51_200 * (40 - number), accepted=40 - number)

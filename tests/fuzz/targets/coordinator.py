@@ -77,7 +77,10 @@ WORKERS = (
     "ListReceipts",
     "Sources",
 )
-OPERATORS = ("CreateInvite", "GetStatus", "ListStatus", "StopRun", "ChangeSetting", "ChangeStanding")
+OPERATORS = (
+    *("CreateInvite", "GetStatus", "ListStatus", "StopRun", "ChangeSetting", "ChangeStanding"),
+    *("HoldRun", "Announce", "ListInvites", "RevokeInvite", "ListOrders", "Login"),
+)
 STRANGERS = ("Enrol", "OpenSession", "AskAudit", "Leave", "RotateKey", "Check")
 
 
@@ -147,9 +150,11 @@ def _operator_call(data: bytes) -> object:
     finally:
         with there.run.registry._write() as connection:
             connection.execute("DELETE FROM invites WHERE trusted = 1 OR expires_at_s != ?", (NOW_S + 60,))
+            connection.execute("UPDATE invites SET revoked = 0")
 
 
 def _operator_calls() -> list[bytes]:
+    there = world()
     return _headed(
         OPERATORS,
         {
@@ -166,6 +171,15 @@ def _operator_calls() -> list[bytes]:
                 pb.ChangeStandingRequest(act=pb.ChangeStandingRequest.PARDON, worker="nobody"),
                 pb.ChangeStandingRequest(act=pb.ChangeStandingRequest.ROLLBACK, invite="0" * 16),
             ],
+            "HoldRun": [
+                pb.HoldRunRequest(kind=pb.HoldRunRequest.DRAIN, why="enough"),
+                pb.HoldRunRequest(kind=pb.HoldRunRequest.RESUME),
+            ],
+            "Announce": [pb.AnnounceRequest(text="hello"), pb.AnnounceRequest()],
+            "ListInvites": [pb.ListInvitesRequest()],
+            "RevokeInvite": [pb.RevokeInviteRequest(invite="0" * 16), pb.RevokeInviteRequest(invite=there.invite)],
+            "ListOrders": [pb.ListOrdersRequest()],
+            "Login": [pb.LoginRequest()],
         },
     )
 
