@@ -101,7 +101,7 @@ class RunSettings(BaseModel):
     """0 takes a free port at the first start and keeps it."""
     advertised_hosts: tuple[str, ...] = ()
     """Names and addresses by which workers reach this machine, with `:PORT` where a router forwards another port; the
-    first goes into join links."""
+    first goes first into join links."""
     heldout_limit: int = Field(default=128, ge=1)
     """Held-out sequences that a version is validated on."""
     screening_sequences: int = Field(default=64, ge=2)
@@ -183,11 +183,15 @@ class RunSettings(BaseModel):
         return _ENGINE.validate_python({**self.engine, **derived})
 
     def join_address(self, listening_port: int) -> tuple[str, int]:
-        """Host and port that go into join links."""
-        if self.advertised_hosts:
-            host, port = split_port(self.advertised_hosts[0])
-            return canonical_host(host), port or listening_port
-        return "127.0.0.1" if self.host in WILDCARDS else self.host, listening_port
+        """The first of them."""
+        return self.join_addresses(listening_port)[0]
+
+    def join_addresses(self, listening_port: int) -> tuple[tuple[str, int], ...]:
+        """Hosts and ports at which workers look for the run, the likeliest first."""
+        places = [split_port(one) for one in self.advertised_hosts]
+        if not places:
+            places = [("127.0.0.1" if self.host in WILDCARDS else self.host, None)]
+        return tuple((canonical_host(host), port or listening_port) for host, port in places)
 
     def certificate_hosts(self) -> tuple[str, ...]:
         """Every name that the server's certificate holds for."""

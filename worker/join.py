@@ -24,6 +24,7 @@ from worker.signals import LeavingOnSignals
 from worker.trouble import trouble_of
 
 if TYPE_CHECKING:
+    from peering.keeping import RecordKeeper
     from protocol.joinlink import JoinLink
     from worker import messages as m
     from worker.agent import Agent
@@ -89,20 +90,25 @@ def make_agent(
     It works under the volunteer's rules (`house`); without them by `options.policy` alone.
     """
     from worker.agent import Agent
+    from worker.finding import Finder
     from worker.joining import Joining
     from worker.receipts import ReceiptKeeper
+    from worker.timing import Timing
     from worker.train.measuring import LossMeasurer
     from worker.train.training import TrainingRoom
 
     ruled: dict[str, Any] = {"policy": options.policy}
+    timing = Timing()
+    finder = Finder(link, home, timing)
+    found: dict[str, Any] = {"timing": timing, "finder": finder}
     if house is None:
         trainer = TrainingRoom(options, machine, home.disk, home.outbox, reporter)
-        joining = Joining(options, link, home, reporter)
+        joining = Joining(options, link, home, reporter, **found)
     else:
         disk = home.disk
         disk.ruled, disk.short = lambda: house.disk_bytes, house.short_of_disk_bytes
         trainer = TrainingRoom(options, machine, disk, home.outbox, reporter, threads=lambda: house.rules.cpu.threads)
-        joining = Joining(options, link, home, reporter, counted=house.counted, licensed=house.learn_licence)
+        joining = Joining(options, link, home, reporter, counted=house.counted, licensed=house.learn_licence, **found)
         ruled = {
             "policy": house.policy,
             "circumstances": lambda: house.look(disk.make_room),
@@ -117,19 +123,19 @@ def make_agent(
         pauses=options.pauses,
         measurer=LossMeasurer(home.disk.blocks, machine.device),
         receipts=ReceiptKeeper(home),
-        sharing=sharing_of(options, home),
+        sharing=sharing_of(options, home, finder.keeper),
         **ruled,
     )
     return agent, joining
 
 
-def sharing_of(options: WorkerOptions, home: RunHome) -> Sharing | None:
+def sharing_of(options: WorkerOptions, home: RunHome, records: RecordKeeper | None = None) -> Sharing | None:
     """What other workers are given of this one's blocks; None unless the volunteer said `--share`."""
     from worker.sharing import Sharing
 
     if options.share_bytes_per_s is None:
         return None
-    return Sharing(home.disk.blocks, options.share_bytes_per_s, port=options.share_port)
+    return Sharing(home.disk.blocks, options.share_bytes_per_s, port=options.share_port, records=records)
 
 
 async def _work(options: WorkerOptions, link: JoinLink, reporter: Reporter) -> tuple[m.Finish, bool]:

@@ -25,6 +25,7 @@ from protocol.v1 import barnraise_pb2 as pb
 from worker.background import Threads
 from worker.client import CoordinatorClient
 from worker.fetched import Run, understand_run
+from worker.finding import Finder
 from worker.home import Enrolment, RunHome
 from worker.lease import RunDescription, description_from_message, printable
 from worker.machine.probe import Machine, columns_that_fit, measure_speed, software_versions
@@ -87,15 +88,20 @@ class Joining:
         measure: Callable[[Layout, Machine, int, int], float] = measure_speed,
         counted: Callable[[Wire], Wire] = lambda wire: wire,
         licensed: Callable[[str], None] = lambda _licence: None,
+        finder: Finder | None = None,
     ) -> None:
-        """`counted` holds the line to the volunteer's rules; `licensed` hears under what licence the run's data is."""
+        """`counted` holds the line to the volunteer's rules; `licensed` hears under what licence the run's data is;
+        `finder` looks for a run that has moved, None: nobody does."""
         self.home = home
         self.timing = timing or Timing()
         self._dial = dial or self._grpc
         self._understand, self._measure = understand, measure
         self._counted, self._licensed = counted, licensed
         self._options = options
-        self._link = link
+        self._link, self._wire = link, None if dial else GrpcWire(link)
+        self.finder = finder
+        if finder is not None:
+            finder.moved = self._move
         self._reporter = reporter
         self._identity: PrivateIdentity = home.identity()
         self._enrolment = home.enrolment()
@@ -160,19 +166,31 @@ class Joining:
 
     def on_answer(self) -> None:
         """A call came to an end: whatever was in the way is over."""
+        if self.finder is not None:
+            self.finder.answered()
         lasted_s = self._troubles.over()
         if lasted_s is not None:
             self._reporter.say("reached_again", reached_again(self.address, lasted_s))
 
     def _on_trouble(self, error: Exception, pause_s: float) -> None:
         trouble = trouble_of(error)
+        if self.finder is not None:
+            self.finder.missed(trouble.cause)
         lasting_s = self._troubles.lasting_s(unreached(trouble.cause, self.address, self._work()))
         if lasting_s is not None:
             text = unreached(trouble.cause, self.address, self._work(), lasting_s)
             self._reporter.say("unavailable", text, detail=printable(trouble.detail), retry_in_s=round(pause_s, 1))
 
+    def _move(self, link: JoinLink) -> None:
+        self._link = link
+        if self._wire is not None:
+            self._wire.move(link)
+        self._reporter.say("moved", f"the run answers at {link.address} now", address=link.address)
+
     async def close(self) -> None:
         """Hang up."""
+        if self.finder is not None:
+            await self.finder.close()
         if self._client is not None:
             await self._client.close()
 
@@ -247,6 +265,8 @@ class Joining:
         self.home.remember_address(self._link, description.name)
         self.lease_length = printable(reply.lease_length)
         self._licensed(printable(reply.data_licence, 100))
+        if self.finder is not None:
+            self.finder.heard(reply.record)
         if self._offer is None:
             before = self._capability(machine)
             self._offer = await self._worked_out(machine)
@@ -272,7 +292,7 @@ class Joining:
         return CoordinatorClient(
             link,
             identity,
-            wire=self._counted(GrpcWire(link)),
+            wire=self._counted(self._wire or GrpcWire(link)),
             timing=self.timing,
             on_trouble=on_trouble,
             first_backoff_s=self._options.first_backoff_s,
@@ -313,8 +333,7 @@ class Joining:
             speed = Speed(basis=basis, tokens_per_s=tokens_per_s)
             with contextlib.suppress(StorageTrouble):  # a full disk: it is measured again the next time
                 self.home.keep(SPEED_FILE, speed.model_dump_json().encode())
-            text = f"speed: {tokens_per_s:,.0f} tokens/s"
-            self._reporter.say("measured", text, tokens_per_s=round(tokens_per_s, 1))
+            self._reporter.say("measured", f"speed: {tokens_per_s:,.0f} tokens/s", tokens_per_s=round(tokens_per_s, 1))
         return Offer(columns=columns, tokens_per_s=speed.tokens_per_s)
 
     def _remembered(self, basis: Digest) -> Speed | None:

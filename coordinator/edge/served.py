@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from coordinator.datasets import Dataset
 from coordinator.edge.mailboxes import Mailboxes
 from coordinator.edge.sessions import SessionTable
+from coordinator.edge.whereabouts import Whereabouts
 from coordinator.engine.config import EngineConfig
 from coordinator.run.pump import Pump
 from coordinator.run.receipts import ReceiptBook
@@ -51,6 +52,13 @@ class RunContext:
     """How long leases are, and why, as workers are told."""
     receipts: ReceiptBook | None = None
     """None in simulations that write none."""
+    whereabouts: Whereabouts | None = None
+    """None in simulations that move nowhere."""
+
+    @property
+    def record(self) -> bytes:
+        """The run's newest discovery record; empty where there is none."""
+        return b"" if self.whereabouts is None else self.whereabouts.record
 
     @property
     def max_block_bytes(self) -> int:

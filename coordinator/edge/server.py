@@ -31,6 +31,7 @@ from coordinator.edge.sessions import SessionTable
 from coordinator.edge.status import RunStatus, RunSummary
 from coordinator.edge.throttle import Throttle
 from coordinator.edge.transfers import Transfers
+from coordinator.edge.whereabouts import Whereabouts
 from coordinator.edge.worker_calls import COORDINATOR_SERVICE, worker_handlers
 from coordinator.engine.commands import (
     AnnounceVerdict,
@@ -139,6 +140,8 @@ class CoordinatorServer:
         self._add_services(self._grpc, run, parts.traffic, parts.settings_file)
         self.port = self._listen(run.settings)
         await self._grpc.start()
+        if run.whereabouts is not None:
+            await run.whereabouts.start(self.port)
         desk = Desk(self._operator, run.pump, run.run_time)
         self._local = await local_socket.serve(control_path(self._folder), desk.answer)
         await asyncio.to_thread(write_endpoint, self._folder, run.settings.host, self.port)
@@ -162,6 +165,8 @@ class CoordinatorServer:
             await self._showing.stop()
         if self._retention is not None:
             self._retention.cancel()
+        if run.whereabouts is not None:
+            await run.whereabouts.stop()
         run.sessions.close_all()  # answers the long polls, which would otherwise use up the whole grace
         if self._grpc is not None:
             await self._grpc.stop(grace)
@@ -252,6 +257,7 @@ class CoordinatorServer:
                 identity=folder.manifest_identity(),
                 tokens_a_sequence=parts.settings.sequence_length,
             ),
+            whereabouts=Whereabouts.of(folder, parts.settings, parts.clock.wall_s),
         )
 
     def _add_services(self, server: Any, run: RunContext, traffic: Traffic, settings_file: SettingsFile) -> None:

@@ -45,7 +45,7 @@ SIGNATURE = "backup.sig"
 BACKUP_KIND = Kind(completed_by=SIGNATURE, private=True)
 _DOMAIN = b"barnraise backup v1\n"
 _SETTINGS = "settings.toml"
-_PLAIN_FILES = ("run.json", "endpoint.json")
+_PLAIN_FILES = ("run.json", "endpoint.json", "record.json", "sharers.json")
 _FOLDERS = ("secret", "dataset", "screening", "tokenizer")
 ATTEMPTS = 10
 """Copies of the journal before giving up; each lasts milliseconds, and a version is made in seconds at the least."""

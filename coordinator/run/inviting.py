@@ -1,6 +1,6 @@
 """Join links: what an invite becomes so that it can be sent to somebody.
 
-Decides how many are made at a time, how long they live, and which address stands in them. Used by a running
+Decides how many are made at a time, how long they live, and which addresses stand in them. Used by a running
 coordinator, and for a run that nobody serves: such a link works once it is served again. Touches the registry.
 """
 
@@ -16,7 +16,7 @@ from coordinator.run.reaching import last_port
 from coordinator.settings import RunSettings
 from coordinator.store.registry import DEFAULT_INVITE_LIFE_S, Registry, clean_name
 from protocol.errors import ConfigError, MalformedMessage
-from protocol.joinlink import JoinLink
+from protocol.joinlink import MOST_ADDRESSES, JoinLink
 
 MAX_INVITES = 1000
 """In one call: as many join links as fit into a control message, with room to spare."""
@@ -56,7 +56,7 @@ def make_links(
     terms: InviteTerms, *, settings: RunSettings, fingerprint: str, registry: Registry, port: int, now_s: float
 ) -> list[str]:
     """Join links with fresh invites, for a coordinator that listens on `port`. `now_s` is wall time."""
-    host, dialled_port = settings.join_address(port)
+    (host, dialled_port), *others = settings.join_addresses(port)[:MOST_ADDRESSES]
     expires_at_s = now_s + terms.life_s
     return [
         str(
@@ -64,6 +64,7 @@ def make_links(
                 host=host,
                 port=dialled_port,
                 fingerprint=fingerprint,
+                others=tuple(others),
                 invite=registry.create_invite(
                     trusted=terms.trusted, expires_at_s=expires_at_s, owner=terms.owner, uses=terms.uses
                 ),

@@ -72,18 +72,20 @@ class OpenSessionRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., public_key: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., team: _Optional[str] = ...) -> None: ...
 
 class OpenSessionReply(_message.Message):
-    __slots__ = ("session_id", "heartbeat_interval_s", "run", "lease_length", "data_licence")
+    __slots__ = ("session_id", "heartbeat_interval_s", "run", "lease_length", "data_licence", "record")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     LEASE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     DATA_LICENCE_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     heartbeat_interval_s: float
     run: RunDescription
     lease_length: str
     data_licence: str
-    def __init__(self, session_id: _Optional[bytes] = ..., heartbeat_interval_s: _Optional[float] = ..., run: _Optional[_Union[RunDescription, _Mapping]] = ..., lease_length: _Optional[str] = ..., data_licence: _Optional[str] = ...) -> None: ...
+    record: bytes
+    def __init__(self, session_id: _Optional[bytes] = ..., heartbeat_interval_s: _Optional[float] = ..., run: _Optional[_Union[RunDescription, _Mapping]] = ..., lease_length: _Optional[str] = ..., data_licence: _Optional[str] = ..., record: _Optional[bytes] = ...) -> None: ...
 
 class RunDescription(_message.Message):
     __slots__ = ("run_id", "name", "model_json", "residency", "codec", "sequence_length", "dataset_digest", "max_block_bytes", "frozen_codec", "optimizer", "masters", "moments", "frozen_dtype", "trunk", "lora_rank")
@@ -572,7 +574,7 @@ class Sharing(_message.Message):
     def __init__(self, port: _Optional[int] = ..., certificate: _Optional[bytes] = ...) -> None: ...
 
 class SourcesReply(_message.Message):
-    __slots__ = ("holders", "sources", "ticket", "now_s", "retry_after_s", "book", "notice")
+    __slots__ = ("holders", "sources", "ticket", "now_s", "retry_after_s", "book", "notice", "record", "neighbours")
     HOLDERS_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
@@ -580,6 +582,8 @@ class SourcesReply(_message.Message):
     RETRY_AFTER_S_FIELD_NUMBER: _ClassVar[int]
     BOOK_FIELD_NUMBER: _ClassVar[int]
     NOTICE_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    NEIGHBOURS_FIELD_NUMBER: _ClassVar[int]
     holders: _containers.RepeatedCompositeFieldContainer[Holder]
     sources: _containers.RepeatedCompositeFieldContainer[BlockSources]
     ticket: PeerTicket
@@ -587,7 +591,9 @@ class SourcesReply(_message.Message):
     retry_after_s: float
     book: bytes
     notice: str
-    def __init__(self, holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[BlockSources, _Mapping]]] = ..., ticket: _Optional[_Union[PeerTicket, _Mapping]] = ..., now_s: _Optional[float] = ..., retry_after_s: _Optional[float] = ..., book: _Optional[bytes] = ..., notice: _Optional[str] = ...) -> None: ...
+    record: bytes
+    neighbours: _containers.RepeatedCompositeFieldContainer[Holder]
+    def __init__(self, holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[BlockSources, _Mapping]]] = ..., ticket: _Optional[_Union[PeerTicket, _Mapping]] = ..., now_s: _Optional[float] = ..., retry_after_s: _Optional[float] = ..., book: _Optional[bytes] = ..., notice: _Optional[str] = ..., record: _Optional[bytes] = ..., neighbours: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ...) -> None: ...
 
 class Holder(_message.Message):
     __slots__ = ("host", "port", "certificate")
@@ -640,6 +646,50 @@ class TakeRequest(_message.Message):
     ticket: PeerTicket
     proof: bytes
     def __init__(self, digest: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ..., offset: _Optional[int] = ..., ticket: _Optional[_Union[PeerTicket, _Mapping]] = ..., proof: _Optional[bytes] = ...) -> None: ...
+
+class RunRecord(_message.Message):
+    __slots__ = ("run_id", "epoch", "sequence", "addresses", "issued_s", "expires_s", "ca_certificate", "public_key", "vouch")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    ISSUED_S_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_S_FIELD_NUMBER: _ClassVar[int]
+    CA_CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    VOUCH_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    epoch: int
+    sequence: int
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    issued_s: float
+    expires_s: float
+    ca_certificate: bytes
+    public_key: bytes
+    vouch: bytes
+    def __init__(self, run_id: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., issued_s: _Optional[float] = ..., expires_s: _Optional[float] = ..., ca_certificate: _Optional[bytes] = ..., public_key: _Optional[bytes] = ..., vouch: _Optional[bytes] = ...) -> None: ...
+
+class SignedRecord(_message.Message):
+    __slots__ = ("record", "signature")
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    record: bytes
+    signature: bytes
+    def __init__(self, record: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class FindRequest(_message.Message):
+    __slots__ = ("fingerprint", "record")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: bytes
+    record: bytes
+    def __init__(self, fingerprint: _Optional[bytes] = ..., record: _Optional[bytes] = ...) -> None: ...
+
+class FindReply(_message.Message):
+    __slots__ = ("record",)
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    record: bytes
+    def __init__(self, record: _Optional[bytes] = ...) -> None: ...
 
 class CreateInviteRequest(_message.Message):
     __slots__ = ("trusted", "expires_in_s", "count", "owner", "uses")

@@ -1006,6 +1006,11 @@ class PeerStub:
                 request_serializer=protocol_dot_v1_dot_barnraise__pb2.TakeRequest.SerializeToString,
                 response_deserializer=protocol_dot_v1_dot_barnraise__pb2.PeerGreeting.FromString,
                 _registered_method=True)
+        self.Find = channel.unary_unary(
+                '/barnraise.protocol.v1.Peer/Find',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.FindRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.FindReply.FromString,
+                _registered_method=True)
 
 
 class PeerServicer:
@@ -1019,6 +1024,14 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Find(self, request, context):
+        """The newer one of the records that the two sides have. Asks for no ticket: a record is public, and whoever looks for
+        a run has no coordinator that would give one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1026,6 +1039,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Take,
                     request_deserializer=protocol_dot_v1_dot_barnraise__pb2.TakeRequest.FromString,
                     response_serializer=protocol_dot_v1_dot_barnraise__pb2.PeerGreeting.SerializeToString,
+            ),
+            'Find': grpc.unary_unary_rpc_method_handler(
+                    servicer.Find,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.FindRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.FindReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1056,6 +1074,33 @@ class Peer:
             '/barnraise.protocol.v1.Peer/Take',
             protocol_dot_v1_dot_barnraise__pb2.TakeRequest.SerializeToString,
             protocol_dot_v1_dot_barnraise__pb2.PeerGreeting.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Find(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Peer/Find',
+            protocol_dot_v1_dot_barnraise__pb2.FindRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.FindReply.FromString,
             options,
             channel_credentials,
             insecure,
