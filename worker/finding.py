@@ -49,7 +49,7 @@ AWAY = frozenset(
 )
 """What a coordinator that has moved looks like from here; one that is overloaded is where it was."""
 
-Place = tuple[str, int]
+Spot = tuple[str, int]
 Probe = Callable[[str, int, str, float], bytes]
 """`protocol.bootstrap.fetch_ca`."""
 
@@ -57,8 +57,17 @@ Probe = Callable[[str, int, str, float], bytes]
 class Elsewhere(Protocol):
     """Another way to find records, and to pass them on: the peer-to-peer network."""
 
+    async def start(self) -> None:
+        """Join; nothing is waited for."""
+
+    async def stop(self) -> None:
+        """Leave."""
+
     async def find(self, fingerprint: Digest) -> bytes:
         """The newest record that it has; empty: none."""
+
+    async def tell(self, record: bytes) -> None:
+        """A newer one is known."""
 
 
 Ask = Callable[[Acquaintance, bytes], Awaitable[bytes]]
@@ -81,15 +90,21 @@ class Finder:
         self._link, self._files, self._timing = link, files, timing
         self._probe, self._ask, self.elsewhere = probe, ask or self._ask_over_grpc, elsewhere
         self._threads = Threads()
-        self._place: Place = (link.host, link.port)
+        self._place: Spot = (link.host, link.port)
         self._acquaintances = Acquaintances(files, link.host)
         self.keeper = RecordKeeper(Digest(link.fingerprint), wall_s, timing.clock, self._on_newer)
         with contextlib.suppress(ConfigError):
             self.keeper.recall(files.kept(RECORD_FILE) or b"")
         self._search: asyncio.Task[None] | None = None
+        self._telling: set[asyncio.Future[None]] = set()
         self._next_s, self._pause_s = timing.clock(), FIRST_PAUSE_S
         self._is_lost = False
         self.moved: Callable[[JoinLink], None] = lambda _link: None
+
+    async def start(self) -> None:
+        """Be ready to look."""
+        if self.elsewhere is not None:
+            await self.elsewhere.start()
 
     # ---- what is heard while the run is there -----------------------------------------------------------------------
 
@@ -125,6 +140,10 @@ class Finder:
             self._search.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._search
+        for task in tuple(self._telling):
+            task.cancel()
+        if self.elsewhere is not None:
+            await self.elsewhere.stop()
 
     def _begin(self, search: Coroutine[Any, Any, None]) -> None:
         if self._search is not None and not self._search.done():
@@ -139,6 +158,10 @@ class Finder:
             self._files.keep(RECORD_FILE, content)
         if self._is_lost:  # somebody told us: no need to wait for the next look
             self._begin(self._try_known())
+        if self.elsewhere is not None:
+            task = asyncio.ensure_future(self.elsewhere.tell(content))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
 
     async def _look(self) -> None:
         if await self._found_at(self._known()):
@@ -161,7 +184,7 @@ class Finder:
     async def _try_known(self) -> None:
         await self._found_at(self._known())
 
-    def _known(self) -> list[Place]:
+    def _known(self) -> list[Spot]:
         """Where the run may be, but for where it is looked for already; the likeliest first."""
         newest, link = self.keeper.newest, self._link
         told = [] if newest is None else [place for place in newest.places if self._may_dial(place[0])]
@@ -189,7 +212,7 @@ class Finder:
     async def _ask_over_grpc(self, one: Acquaintance, own: bytes) -> bytes:
         return await finding.asked(one.host, one.port, one.certificate, self.keeper.fingerprint, own)
 
-    async def _found_at(self, places: list[Place]) -> bool:
+    async def _found_at(self, places: list[Spot]) -> bool:
         """Whether the run answers at one of these; the first that does is where it is from now on."""
         probes = [asyncio.ensure_future(self._answers_at(place)) for place in places]
         try:
@@ -213,7 +236,7 @@ class Finder:
             for task in probes:
                 task.cancel()
 
-    async def _answers_at(self, place: Place) -> Place | None:
+    async def _answers_at(self, place: Spot) -> Spot | None:
         try:
             await self._threads.run(self._probe, *place, self._link.fingerprint, PROBE_S)
         except (RemoteError, OSError):

@@ -92,6 +92,7 @@ def make_agent(
     from worker.agent import Agent
     from worker.finding import Finder
     from worker.joining import Joining
+    from worker.p2p import WorkerNetwork
     from worker.receipts import ReceiptKeeper
     from worker.timing import Timing
     from worker.train.measuring import LossMeasurer
@@ -100,6 +101,16 @@ def make_agent(
     ruled: dict[str, Any] = {"policy": options.policy}
     timing = Timing()
     finder = Finder(link, home, timing)
+    if options.p2p:
+        finder.elsewhere = WorkerNetwork(
+            home.folder,
+            home,
+            finder.keeper,
+            through=link.through,
+            listens=options.share_bytes_per_s is not None,
+            port=options.p2p_port,
+            tell=lambda text: reporter.say("p2p", text),
+        )
     found: dict[str, Any] = {"timing": timing, "finder": finder}
     if house is None:
         trainer = TrainingRoom(options, machine, home.disk, home.outbox, reporter)

@@ -61,6 +61,7 @@ class OperatorService:
             registry=run.registry,
             port=self._port(),
             now_s=run.wall_time(),
+            through=() if run.whereabouts is None else run.whereabouts.through,
         )
 
     async def get_status(self, _: CallerSession | Caller, __: pb.GetStatusRequest) -> pb.GetStatusReply:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from coordinator.edge.node import RunNode
 from coordinator.run.folder import RunFolder
 from coordinator.run.found_again import FoundAgain, addresses_of
 from coordinator.settings import RunSettings
@@ -22,13 +23,14 @@ from peering.record import MAX_LIFE_S, RecordSigner, read_record
 from peering.tracker import Shared
 from protocol.errors import BarnraiseError, RemoteError
 from protocol.ids import Digest
+from protocol.joinlink import Bootstrap
 
 RENEW_S = MAX_LIFE_S / 4
 TOLD_AT_ONCE = 8
 
 _log = structlog.get_logger(__name__)
 
-Tell = Callable[[Shared, bytes], Awaitable[bytes]]
+TellSharer = Callable[[Shared, bytes], Awaitable[bytes]]
 
 
 class Whereabouts:
@@ -43,13 +45,14 @@ class Whereabouts:
         *,
         fingerprint: Digest,
         epoch: int = 0,
-        tell: Tell | None = None,
+        tell: TellSharer | None = None,
+        network: RunNode | None = None,
     ) -> None:
+        """`network`: this machine's node of the run's peer-to-peer network; None: it has none."""
         self._files, self._signer, self._settings, self._wall_s = files, signer, settings, wall_s
         self._fingerprint, self._epoch, self._tell = fingerprint, epoch, tell or self._tell_over_grpc
         self._task: asyncio.Task[None] | None = None
-        self.on_record: Callable[[bytes], None] = lambda _record: None
-        """Hears of each record that is made: the peer-to-peer network passes it on."""
+        self._network = network
         self.record = b""
         """The newest; empty before the start."""
 
@@ -57,11 +60,20 @@ class Whereabouts:
     def of(cls, folder: RunFolder, settings: RunSettings, wall_s: Callable[[], float]) -> Whereabouts:
         """Those of the run in `folder`."""
         authority = folder.authority()
+        network = RunNode(folder.root, settings, Digest(authority.fingerprint)) if settings.p2p else None
         signer = RecordSigner.of(folder.run_id, authority, folder.manifest_identity())
-        return cls(FoundAgain(folder.root), signer, settings, wall_s, fingerprint=Digest(authority.fingerprint))
+        digest = Digest(authority.fingerprint)
+        return cls(FoundAgain(folder.root), signer, settings, wall_s, fingerprint=digest, network=network)
+
+    @property
+    def through(self) -> tuple[Bootstrap, ...]:
+        """Nodes that join links name: this machine's first."""
+        return () if self._network is None else self._network.through
 
     async def start(self, port: int) -> None:
         """The coordinator listens on `port`."""
+        if self._network is not None:
+            await self._network.start()
         self._task = asyncio.create_task(self._go_on(port))
 
     async def stop(self) -> None:
@@ -70,6 +82,8 @@ class Whereabouts:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+        if self._network is not None:
+            await self._network.stop()
 
     def keep_sharers(self, sharers: tuple[Shared, ...]) -> None:
         """These share now: whom to tell when the run comes back from elsewhere."""
@@ -82,7 +96,8 @@ class Whereabouts:
             except BarnraiseError as error:  # the disk is full, say: workers keep the last one
                 _log.warning("record_not_made", reason=str(error))
             else:
-                self.on_record(self.record)
+                if self._network is not None:
+                    await self._network.tell(self.record)
                 await self._tell_all(await asyncio.to_thread(self._files.sharers))
             await asyncio.sleep(RENEW_S)
 

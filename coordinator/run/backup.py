@@ -46,7 +46,7 @@ BACKUP_KIND = Kind(completed_by=SIGNATURE, private=True)
 _DOMAIN = b"barnraise backup v1\n"
 _SETTINGS = "settings.toml"
 _PLAIN_FILES = ("run.json", "endpoint.json", "record.json", "sharers.json")
-_FOLDERS = ("secret", "dataset", "screening", "tokenizer")
+_FOLDERS = ("p2p", "secret", "dataset", "screening", "tokenizer")
 ATTEMPTS = 10
 """Copies of the journal before giving up; each lasts milliseconds, and a version is made in seconds at the least."""
 _CHUNK_BYTES = 1 << 20

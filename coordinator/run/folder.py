@@ -14,9 +14,7 @@
     tokenizer/            tokenizer, chat template and generation settings: what every export carries
     checkpoints/          Hugging Face folders
     events.jsonl          one line for each event and command, for people and tools; never read back
-    endpoint.json         where the coordinator listens, or did when it last ran (coordinator/run/reaching.py)
-    record.json           the number of the latest discovery record (coordinator/run/found_again.py)
-    sharers.json          who shared blocks when it was last served: whom to tell where it is
+    endpoint.json         where it listens, or last did; record.json, sharers.json: how workers find it elsewhere
     control/              the socket for the operator's commands, while it is served; folder 0700
     coordinator.lock      held by the process that serves the run
 

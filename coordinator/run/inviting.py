@@ -16,7 +16,7 @@ from coordinator.run.reaching import last_port
 from coordinator.settings import RunSettings
 from coordinator.store.registry import DEFAULT_INVITE_LIFE_S, Registry, clean_name
 from protocol.errors import ConfigError, MalformedMessage
-from protocol.joinlink import MOST_ADDRESSES, JoinLink
+from protocol.joinlink import MOST_ADDRESSES, MOST_BOOTSTRAPS, Bootstrap, JoinLink
 
 MAX_INVITES = 1000
 """In one call: as many join links as fit into a control message, with room to spare."""
@@ -53,9 +53,17 @@ class InviteTerms:
 
 
 def make_links(
-    terms: InviteTerms, *, settings: RunSettings, fingerprint: str, registry: Registry, port: int, now_s: float
+    terms: InviteTerms,
+    *,
+    settings: RunSettings,
+    fingerprint: str,
+    registry: Registry,
+    port: int,
+    now_s: float,
+    through: tuple[Bootstrap, ...] = (),
 ) -> list[str]:
-    """Join links with fresh invites, for a coordinator that listens on `port`. `now_s` is wall time."""
+    """Join links with fresh invites, for a coordinator that listens on `port`. `now_s` is wall time; `through`: nodes
+    of the run's peer-to-peer network."""
     (host, dialled_port), *others = settings.join_addresses(port)[:MOST_ADDRESSES]
     expires_at_s = now_s + terms.life_s
     return [
@@ -65,6 +73,7 @@ def make_links(
                 port=dialled_port,
                 fingerprint=fingerprint,
                 others=tuple(others),
+                through=through[:MOST_BOOTSTRAPS],
                 invite=registry.create_invite(
                     trusted=terms.trusted, expires_at_s=expires_at_s, owner=terms.owner, uses=terms.uses
                 ),
