@@ -93,7 +93,7 @@ class GrpcWire:
 
     def __init__(self, link: JoinLink) -> None:
         self._link = link
-        self._ca_pem: bytes | None = None
+        self._trusted_pem: bytes | None = None
         self._channel: grpc.aio.Channel | None = None
         self._left: list[grpc.aio.Channel] = []
         """To where the coordinator was: calls that are under way there come to their own end."""
@@ -104,7 +104,7 @@ class GrpcWire:
 
     def connect(self, ca_pem: bytes) -> None:
         """Make the channel; gRPC dials."""
-        self._ca_pem = ca_pem
+        self._trusted_pem = ca_pem
         credentials = grpc.ssl_channel_credentials(root_certificates=ca_pem)
         # The CA certifies this one coordinator only, under whatever address the volunteer reaches it.
         options = [*channel_options(), ("grpc.ssl_target_name_override", COORDINATOR_NAME)]
@@ -113,9 +113,9 @@ class GrpcWire:
     def move(self, link: JoinLink) -> None:
         """The same coordinator is there now: calls from now on go there, under the same certificate."""
         self._link = link
-        if self._channel is not None and self._ca_pem is not None:
+        if self._channel is not None and self._trusted_pem is not None:
             self._left.append(self._channel)
-            self.connect(self._ca_pem)
+            self.connect(self._trusted_pem)
 
     async def close(self) -> None:
         """Close the channels."""

@@ -31,6 +31,8 @@ SOCKET = "sidecar.sock"
 DATA_BYTES = 4 << 30
 """A hard bound on what this process, or p2pd, may allocate; whoever started it holds it to much less."""
 MOST_PEERS_TOLD = 16
+PART_S = 0.3
+"""For each part to end, before the process does anyway."""
 
 Json = local_socket.Json
 
@@ -120,10 +122,11 @@ async def _serve() -> int:
         print(str(error), file=sys.stderr)
         return 2
     finally:
-        for part in (server.close() if server else None, network.stop() if network else None, daemon.stop()):
+        # p2pd first: a library that speaks to it may wait for it for ever
+        for part in (daemon.stop(), server.close() if server else None, network.stop() if network else None):
             if part is not None:
                 with contextlib.suppress(Exception):
-                    await part
+                    await asyncio.wait_for(part, PART_S)
 
 
 def main() -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ async def serve(how: str, folder: Path) -> None:
         return {"record": {"junk": "g" * 9000, "honest": kept[0]}[how]}
 
     await local_socket.serve(folder / "sidecar.sock", answer)
-    while await asyncio.to_thread(sys.stdin.buffer.read1, 4096):
+    while await asyncio.to_thread(os.read, sys.stdin.fileno(), 4096):
         pass
 
 

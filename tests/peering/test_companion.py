@@ -64,8 +64,8 @@ async def gone_within_5s(_tmp_path: Path) -> bool:
     return False
 
 
-async def ready(companion: Companion, starts: int = 1) -> None:
-    async with asyncio.timeout(20):
+async def ready(companion: Companion, starts: int = 1, limit_s: float = 20.0) -> None:
+    async with asyncio.timeout(limit_s):
         while companion.starts < starts or not companion.ready.is_set():
             await asyncio.sleep(0.02)
 
