@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.errors import ConfigError
@@ -35,6 +35,7 @@ _PEER = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
     places=st.lists(st.tuples(_HOSTS, st.integers(1, 65535)), min_size=1, max_size=4),
     through=st.lists(st.tuples(_HOSTS, st.integers(1, 65535)), max_size=4),
 )
+@settings(max_examples=30)
 def test_a_link_with_several_addresses_and_peers_parses_back(
     places: list[tuple[str, int]], through: list[tuple[str, int]]
 ) -> None:
