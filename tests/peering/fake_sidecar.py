@@ -1,6 +1,6 @@
 """What stands in for the sidecar where hivemind is not wanted: the same socket, a child as p2pd is one, no network.
 
-`python fake_sidecar.py HOW`: honest (keeps one record), silent, junk, greedy (of memory), brief (ends at once).
+`python fake_sidecar.py HOW [MARK]`: honest (keeps one record), silent, junk, greedy (of memory), brief (ends at once).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
         print("a sentence about why", file=sys.stderr)
         sys.exit(3)
     # as p2pd: it does not care whether the one that started it still lives
-    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", str(folder)])
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", str(folder), *sys.argv[2:]])
     held = b"x" * (200 << 20) if how == "greedy" else b""
     asyncio.run(asyncio.sleep(600) if how in {"silent", "greedy"} else serve(how, folder))
     del held

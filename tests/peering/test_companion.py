@@ -35,13 +35,15 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
 
     def companion(how: str = "honest", **options: Any) -> Companion:
         options = {"first_pause_s": 0.05, **options}
-        made.append(Companion(orders, tmp_path / "traces", command=(sys.executable, FAKE, how), **options))
+        made.append(
+            Companion(orders, tmp_path / "traces", command=(sys.executable, FAKE, how, str(tmp_path)), **options)
+        )
         return made[-1]
 
     yield companion
     for one in made:
         await one.stop()
-    assert await gone_within_5s(tmp_path)
+    assert await gone_within_5s(str(tmp_path))
 
 
 def left_of(folder_part: str) -> list[int]:
@@ -56,9 +58,9 @@ def left_of(folder_part: str) -> list[int]:
     return found
 
 
-async def gone_within_5s(_tmp_path: Path) -> bool:
+async def gone_within_5s(mark: str) -> bool:
     for _ in range(50):
-        if not left_of("barnraise-p2p-") and not left_of(FAKE):
+        if not left_of(mark):
             return True
         await asyncio.sleep(0.1)
     return False
@@ -107,7 +109,7 @@ async def test_a_killed_sidecar_is_started_again_and_takes_its_children_with_it(
     assert len(told) == 1
 
 
-async def test_one_that_grows_is_ended(make: Make) -> None:
+async def test_one_that_grows_is_ended(make: Make, tmp_path: Path) -> None:
     told: list[str] = []
     companion = make("greedy", tell=told.append, most_bytes=100 << 20, first_pause_s=60.0)
     await companion.start()
@@ -115,7 +117,7 @@ async def test_one_that_grows_is_ended(make: Make) -> None:
         while not told:
             await asyncio.sleep(0.05)
     assert "MiB of memory, at most 100" in told[0]
-    assert left_of(FAKE) == []
+    assert await gone_within_5s(str(tmp_path))
 
 
 async def test_one_that_cannot_live_is_tried_ever_less_often_and_its_sentence_is_told_once(make: Make) -> None:

@@ -67,9 +67,10 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
         return made[-1], await made[-1].status()
 
     yield companion
+    folders = [str(one._folder) for one in made if one._folder is not None]
     for one in made:
         await one.stop()
-    assert left_of("barnraise-p2p-") == []
+    assert [left_of(folder) for folder in folders] == [[] for _ in folders]
 
 
 async def test_a_record_is_found_with_its_author_and_both_bootstraps_gone_through_one_cached_peer(make: Make) -> None:
