@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from moe.layout import Layout
 from protocol.admission import MOST_WORK_BITS, work_for
-from protocol.errors import ConfigError, LocalError, MalformedMessage, StorageTrouble
+from protocol.errors import ConfigError, LocalError, MalformedMessage, StorageTrouble, Unavailable
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest, RunId, WorkerId, digest_of
 from protocol.joinlink import JoinLink
@@ -24,6 +24,7 @@ from protocol.limits import MAX_NAME_CHARACTERS, PROTOCOL_VERSION
 from protocol.v1 import barnraise_pb2 as pb
 from worker.background import Threads
 from worker.client import CoordinatorClient
+from worker.epochs import require_latest
 from worker.fetched import Run, understand_run
 from worker.home import Enrolment, RunHome
 from worker.lease import RunDescription, description_from_message, printable
@@ -238,7 +239,7 @@ class Joining:
     async def open(self, machine: Machine) -> float:
         """Open a session; returns the heartbeat interval in seconds. The first time, the run is measured first."""
         await self._connect()
-        reply = await self.client.open_session(self._capability(machine), self._options.team)
+        reply = await self.client.patiently(lambda: self._session(machine))
         description = description_from_message(reply.run)
         if description.run_id != self.enrolment.run_id:
             raise MalformedMessage(f"session of run {description.run_id}, but enrolled in {self.enrolment.run_id}")
@@ -253,6 +254,16 @@ class Joining:
             if self._capability(machine) != before:
                 reply = await self.client.open_session(self._capability(machine), self._options.team)
         return reply.heartbeat_interval_s
+
+    async def _session(self, machine: Machine) -> pb.OpenSessionReply:
+        reply = await self.client.open_session(self._capability(machine), self._options.team)
+        try:
+            require_latest(self.home, reply.epoch)
+        except Unavailable:
+            await self.client.close()  # by its name, another machine may be reached the next time
+            self.client.connect(self.enrolment.ca_pem.encode())
+            raise
+        return reply
 
     async def _connect(self) -> bytes:
         if self._client is None:

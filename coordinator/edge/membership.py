@@ -94,6 +94,7 @@ class Membership:
             run=self._description(),
             lease_length=run.lease_length(run.pump.engine.state.config),
             data_licence=run.dataset.licence,
+            epoch=run.epoch,
         )
 
     async def ask_audit(self, request: pb.AskAuditRequest, _: str) -> pb.AskAuditReply:
