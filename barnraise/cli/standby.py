@@ -32,8 +32,8 @@ MachineIsOff = Annotated[
 def standby_link(folder: RunArgument, as_json: Json = False) -> None:
     """Make the link by which one other machine may follow this run, and take its place one day.
 
-    Whoever has it gets all of the run, its secret keys included: send it as you would send a password. It is for one
-    machine, lives a day, and takes the place of an earlier one.
+    Whoever has it gets all of the run, its secret keys included: send it as you would send a password. It is for
+    one machine, lives a day, and takes the place of an earlier one.
     """
     from coordinator.edge.standby_desk import standby_link as make
     from coordinator.run.folder import RunFolder
@@ -70,8 +70,8 @@ def follow(
 def promote(folder: FollowerArgument, other_machine_is_off: MachineIsOff = False, as_json: Json = False) -> None:
     """Have a follower lead the run from now on; then serve it with `barnraise coordinator run`.
 
-    Where the leader waited for this machine (sync) and there is a witness, its word is enough, and nothing is lost. Else
-    you have to say that the other machine is off; what it acknowledged and this one had not got yet is lost then.
+    Where the leader waited for this machine (sync) and there is a witness, its word is enough, and nothing is lost.
+    Else you have to say that the other machine is off; what it acknowledged and this one had not got is lost then.
     """
     from barnraise.cli.standby_runs import promoted
 

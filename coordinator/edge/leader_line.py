@@ -1,7 +1,7 @@
 """A follower's line to its leader: signed calls, and files fetched under their digests.
 
-Decides nothing. Always: a file has its name only when all of it is there, durable, and what its digest says. Touches the
-network and the files that it is told to write.
+Decides nothing. Always: a file has its name only when all of it is there, durable, and what its digest says. Touches
+the network and the files that it is told to write.
 """
 
 from __future__ import annotations

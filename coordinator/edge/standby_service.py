@@ -1,7 +1,7 @@
 """A follower's calls: everything of the run for the one machine that the operator let follow it.
 
-Decides nothing; `coordinator/run/replication.py` says what is given. Always: each call is signed by the key that redeemed
-the standby link, once (a nonce); a base's files are there as long as its call is. Touches the network.
+Decides nothing; `coordinator/run/replication.py` says what is given. Always: each call is signed by the key that
+redeemed the standby link, once (a nonce); a base's files are there as long as its call is. Touches the network.
 """
 
 from __future__ import annotations

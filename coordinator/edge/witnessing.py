@@ -1,7 +1,7 @@
 """The witness, as a process, and the line to it.
 
-Decides nothing: `coordinator/standby/witness.py` judges. Always: what it answers is on its disk before; only who has the
-secret of its link is answered. It keeps a few hundred bytes a run, and touches its own folder and the network.
+Decides nothing: `coordinator/standby/witness.py` judges. Always: what it answers is on its disk before; only who has
+the secret of its link is answered. It keeps a few hundred bytes a run, and touches its own folder and the network.
 """
 
 from __future__ import annotations

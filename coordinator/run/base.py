@@ -1,8 +1,8 @@
 """What a follower begins with: the whole run at one moment between two commits, to be fetched file by file.
 
 Decides which files these are: those of a backup (`backup.py`), under their digests. Content-addressed ones are pinned
-where they lie, the journal and the other databases are copied; nothing else is. Touches a hidden folder inside the run's,
-which is gone with the base.
+where they lie, the journal and the other databases are copied; nothing else is. Touches a hidden folder inside the
+run's, which is gone with the base.
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
 """The run in a follower's folder: kept as its leader has it, and applied as the leader applied it.
 
-Decides what is done with records that come: checked against the leader's chain, made durable, applied to an engine of
-its own, whose commands let go of what the run needs no more and tell the logs of judgements and of credit. No slow work
-is done, and nobody is answered. Always: files come before the records that name them; a folder that is being filled anew
-is no run (`Seat.whole`). Touches the folder.
+Decides what is done with records that come: checked against the leader's chain, made durable, applied to an engine
+of its own, whose commands let go of what the run needs no more and tell the logs of judgements and of credit. No slow
+work is done, and nobody is answered. Always: files come before the records that name them; a folder that is being
+filled anew is no run (`Seat.whole`). Touches the folder.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,7 +76,7 @@ class FollowedRun:
         return self._engine
 
     def append(self, after: int, records: Sequence[str], chain: bytes) -> None:
-        """Keep and apply `records`; MalformedMessage, and nothing is kept, where they do not go on from what is here."""
+        """Keep and apply `records`; MalformedMessage, and nothing is kept, where they do not go on from here."""
         if after != self.position:
             raise MalformedMessage(f"records after {after} came, and {self.position} is the last one here")
         expected = self._journal.chain
@@ -165,5 +164,5 @@ def put_in_place(temporary: Path, target: Path) -> None:
     for suffix in ("-wal", "-shm"):
         with contextlib.suppress(FileNotFoundError):
             target.with_name(target.name + suffix).unlink()
-    os.replace(temporary, target)
+    temporary.replace(target)
     sync_folder(target.parent)

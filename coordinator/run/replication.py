@@ -2,7 +2,7 @@
 
 Carries out what `coordinator/standby/leading.py` decides. Always: the seat is on disk before anything follows from it;
 the pump is let go on only as far as `answerable` says; once fenced, never again. A run without a follower and a witness
-waits for nothing. Touches `seat.json`, the journal (to read), and the witness, through what it is given. One event loop.
+waits for nothing. Touches `seat.json`, the journal (to read) and, through what it is given, the witness.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from coordinator.run.base import OfferedFile, RunBase, clear_bases, take_base
+from coordinator.run.base import RunBase, clear_bases, take_base
 from coordinator.run.folder import RunFolder
 from coordinator.run.seats import keep_seat, new_name, read_seat
 from coordinator.run.shipping import HeldRecords, Shipment
@@ -25,7 +25,6 @@ from coordinator.store.journal import Journal
 from coordinator.store.versions import Versions
 from protocol.causes import Cause
 from protocol.errors import ConfigError, LocalError, RemoteError, Unavailable
-from protocol.ids import Digest
 
 TICK_S = 2.0
 """How often the witness is asked, and a silent follower hears that its leader lives."""
@@ -217,13 +216,6 @@ class Replication:
     def committed(self) -> int:
         """The journal's last position."""
         return self._leading.committed
-
-    def find(self, name: str, digest: Digest, base: RunBase | None) -> OfferedFile | None:
-        """A file that was offered."""
-        for file in () if base is None else base.files:
-            if (file.name, file.digest) == (name, digest):
-                return file
-        return None
 
     # ---- what follows -----------------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """Where a machine's part in a run lies on its disk, who may follow it, and which witness it asks.
 
-Decides the files: `seat.json` (coordinator/standby/seat.py), and in `secret/`, `standby.json` (the one standby link that
-is good, and the key that redeemed it) and `witness.link`. Always: what is kept is durable before the call returns. A
-run folder without `seat.json` leads, and has no follower. Touches these files.
+Decides the files: `seat.json` (coordinator/standby/seat.py), and in `secret/`, `standby.json` (the one standby link
+that is good, and the key that redeemed it) and `witness.link`. Always: what is kept is durable before the call returns.
+A run folder without `seat.json` leads, and has no follower. Touches these files.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a follower has still to get: the latest records, and the files that they name, held until it has them.
 
 Decides how much is held for a follower that is slow or away, and which files a record needs. Always: a file that a
-record in here names can be opened, though the run itself needs it no more (by a hard link beside it), until the follower
-has acknowledged that record. Touches the artifacts' pins, and reads the registry.
+record in here names can be opened, though the run itself needs it no more (by a hard link beside it), until the
+follower has acknowledged that record. Touches the artifacts' pins, and reads the registry.
 """
 
 from __future__ import annotations
@@ -118,12 +118,12 @@ class Shipment:
             count += len(one.records)
         return found
 
-    def find(self, name: str, digest: Digest) -> BinaryIO | None:
+    def find(self, name: str, digest: Digest) -> OfferedFile | None:
         """A file that was offered with the records that are held."""
         for one in self._held:
             for file in one.files:
                 if file.name == name and file.digest == digest:
-                    return file.open()
+                    return file
         return None
 
     def _files_of(self, record: str, pins: contextlib.ExitStack) -> list[OfferedFile]:

@@ -2,7 +2,8 @@
 
 Decides by compare-and-set on `Held.number`. Always: in one epoch only its leader changes anything; another epoch is
 begun by the follower for whom that leader waits (`sync`), which has all that was ever acknowledged, or on a person's
-word that the other machine is off; epochs never fall. Pure: whoever calls it keeps the result on disk before it answers.
+word that the other machine is off; epochs never fall. Pure: whoever calls it keeps the result on disk before
+it answers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Leader, follower and witness, killed and parted at every step of theirs: nothing acknowledged in sync is lost, ever."""
+"""Leader, follower and witness, killed and parted at every step: nothing acknowledged in sync is ever lost."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -323,7 +323,7 @@ class World:
         if held is None or (held.leader == self._other(machine).seat.me and held.epoch == machine.seat.epoch):
             self._do(machine, view.on_promotion_ordered(confirmed=True))  # a person looks at the witness, too
 
-    def _do(self, machine: Machine, commands: list[object]) -> None:  # type: ignore[override]
+    def _do(self, machine: Machine, commands: Sequence[object]) -> None:
         for command in commands:
             match command:
                 case Keep(seat=seat):
