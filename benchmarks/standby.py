@@ -113,7 +113,7 @@ def _replication(server: CoordinatorServer) -> Any:
 
 async def _attached(server: CoordinatorServer) -> None:
     async with asyncio.timeout(START_S):
-        while not (_replication(server).state.attached and not _replication(server).state.behind):
+        while not (_replication(server).state.attached and not _replication(server).state.behind):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 

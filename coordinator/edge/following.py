@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,11 +32,10 @@ from coordinator.run.followed import (
 from coordinator.run.lock import folder_lock
 from coordinator.run.replication import AskHer
 from coordinator.run.seats import FOLLOW_SCHEME, keep_seat, link_text, new_name, parse_link, read_seat, witness_of
-from coordinator.run.shipping import REGISTRY
 from coordinator.standby.following import Following, FollowingCommand, NotPromoted, Promoted
 from coordinator.standby.leading import AskWitness, Keep
 from coordinator.standby.seat import Role, Seat
-from protocol.errors import ConfigError, MalformedMessage, RemoteError, Unavailable
+from protocol.errors import ConfigError, MalformedMessage, RemoteError, StorageTrouble, Unavailable
 from protocol.identity import PrivateIdentity
 from protocol.joinlink import JoinLink
 from protocol.limits import PROTOCOL_VERSION
@@ -109,7 +108,7 @@ class Follower:
         while not self.promoted.is_set():
             try:
                 await self._follow_once()
-            except RemoteError as error:
+            except (RemoteError, StorageTrouble) as error:  # a full disk has room again one day
                 if str(error) != self.trouble:
                     _log.warning("leader_not_followed", reason=str(error))
                 self.trouble = str(error)
@@ -153,12 +152,10 @@ class Follower:
                 await self._take(batch, line)
                 self._committed, self._waits, self.trouble = batch.committed, batch.waits, ""
                 if self._run is not None and (self._run.position > before or batch.is_base):
-                    await call.write(pb.FollowAck(position=self._run.position).SerializeToString())
+                    await line.acknowledge(call, self._run.position)
                 self._heard_s = time.monotonic()
                 self.changed()
             raise Unavailable("the leader ended the call")
-        except asyncio.InvalidStateError:
-            raise Unavailable("the leader hung up") from None
         finally:
             await line.close()
 
@@ -207,24 +204,26 @@ class Follower:
         self._keep(self.following.on_base_whole())
         self.following = following_of(self.root)
 
-    async def _fetch(self, files: object, line: LeaderLine, into: Path) -> None:
+    async def _fetch(self, files: Iterable[pb.HeldFile], line: LeaderLine, into: Path) -> None:
         room = asyncio.Semaphore(AT_ONCE)
 
         async def one(file: pb.HeldFile) -> None:
             target, here = place_of(into, file.name), place_of(self.root, file.name)
             by_content = file.name.startswith("artifacts/") and here.name == file.digest.hex()
+            if by_content and target.is_file() and target.stat().st_size == file.size_bytes:
+                return
             if by_content and here.is_file() and here.stat().st_size == file.size_bytes:
-                if here != target:
-                    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                    await asyncio.to_thread(_linked, here, target)
+                target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                await asyncio.to_thread(_linked, here, target)
                 return
             async with room:
                 await line.fetch(file, target)
                 self._heard_s = time.monotonic()
 
-        async with asyncio.TaskGroup() as tasks:
-            for file in sorted(files, key=lambda each: each.name == REGISTRY):  # type: ignore[call-overload]
-                tasks.create_task(one(file))
+        ended = await asyncio.gather(*(one(file) for file in files), return_exceptions=True)
+        for trouble in ended:
+            if isinstance(trouble, BaseException):
+                raise trouble
 
     def _keep(self, commands: list[FollowingCommand]) -> None:
         for command in commands:
@@ -236,6 +235,7 @@ async def lead(root: Path, following: Following, *, confirmed: bool) -> int:
     """Carry out a promotion to its end; the epoch that was begun. ConfigError says why not, and what would do."""
     witness = witness_of(root)
     ask: AskHer | None = None if witness is None else asking(witness, RunFolder.open(root).run_id)
+    following.has_witness = ask is not None
     commands = following.on_promotion_ordered(confirmed=confirmed)
     while True:
         asked: AskWitness | None = None

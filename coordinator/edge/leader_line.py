@@ -28,6 +28,7 @@ from protocol.ids import Digest
 from protocol.joinlink import JoinLink
 from protocol.limits import MAX_TRANSFER_S, channel_options, transfer_deadline_s
 from protocol.signing import CallSigner
+from protocol.storage import telling_storage_trouble
 from protocol.text import printable
 from protocol.tls import COORDINATOR_NAME
 from protocol.v1 import barnraise_pb2 as pb
@@ -73,19 +74,29 @@ class LeaderLine:
         call = await self._opened("Follow", request.SerializeToString(), MAX_TRANSFER_S)
         return call, _batches(call)
 
+    async def acknowledge(self, call: Any, position: int) -> None:
+        """Everything up to `position` is durable here."""
+        try:
+            await call.write(pb.FollowAck(position=position).SerializeToString())
+        except grpc.aio.AioRpcError as error:
+            raise told(error) from None
+        except asyncio.InvalidStateError:
+            raise Unavailable("the leader hung up") from None
+
     async def fetch(self, file: pb.HeldFile, target: Path) -> None:
         """Bring `file` to `target`, whole."""
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as writing:
-                await self._frames(file, writing)
-                await asyncio.to_thread(_synced, writing)
-            put_in_place(temporary, target)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        with telling_storage_trouble(target):
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with os.fdopen(descriptor, "wb") as writing:
+                    await self._frames(file, writing)
+                    await asyncio.to_thread(_synced, writing)
+                put_in_place(temporary, target)
+            finally:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
 
     async def _frames(self, file: pb.HeldFile, writing: Any) -> None:
         request = pb.FetchRequest(

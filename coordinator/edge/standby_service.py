@@ -22,7 +22,7 @@ from coordinator.run.base import OfferedFile, RunBase
 from coordinator.run.folder import RunFolder
 from coordinator.run.replication import TICK_S, Replication
 from coordinator.run.seats import admit
-from coordinator.run.shipping import HeldRecords, RegistryWatch
+from coordinator.run.shipping import HeldRecords, RegistryWatch, witness_file
 from protocol.errors import MalformedMessage, Refused, Unavailable
 from protocol.framing import frames_of
 from protocol.ids import Digest
@@ -58,7 +58,8 @@ class StandbyService:
     def __init__(self, folder: RunFolder, replication: Replication, auth: Authenticator) -> None:
         self._folder, self._replication, self._auth = folder, replication, auth
         self._base: RunBase | None = None
-        self._registry: OfferedFile | None = None
+        self._beside: dict[tuple[str, str], OfferedFile] = {}
+        """Files that no record names: the registry, and the witness's link."""
         self._calls = 0
 
     def handlers(self, calls: StandbyEndpoint) -> dict[str, Handler]:
@@ -115,9 +116,7 @@ class StandbyService:
         for file in () if self._base is None else self._base.files:
             if (file.name, file.digest) == (name, digest):
                 return file
-        if self._registry is not None and (self._registry.name, self._registry.digest) == (name, digest):
-            return self._registry
-        file = self._replication.shipment.find(name, digest)
+        file = self._beside.get((name, digest)) or self._replication.shipment.find(name, digest)
         if file is None:
             raise Unavailable(f"{name[:120]!r} is not offered any more: follow anew")
         return file
@@ -128,6 +127,7 @@ class StandbyService:
 
     async def _tell(self, position: int, call: ServedCall, acks: asyncio.Task[None], mine: int) -> None:
         replication, base = self._replication, self._base
+        self._beside.clear()
         registry, patience = RegistryWatch(self._folder.registry_path), call.patience("what the follower is told")
         try:
             if base is not None:
@@ -139,8 +139,7 @@ class StandbyService:
                 held = replication.shipment.after(position)
                 if held is None:
                     raise Unavailable("the follower is too far behind for what is held for it: it has to begin anew")
-                changed = await asyncio.to_thread(registry.copy_if_changed)
-                self._registry = changed or self._registry
+                changed = await asyncio.to_thread(self._changed_beside, registry)
                 await _send(call, self._next(position, held, changed), patience)
                 position = held[-1].last if held else position
                 with contextlib.suppress(TimeoutError):
@@ -151,18 +150,29 @@ class StandbyService:
         finally:
             registry.close()
 
+    def _changed_beside(self, registry: RegistryWatch) -> tuple[OfferedFile, ...]:
+        """What is another one than was told last."""
+        link = witness_file(self._folder.root)
+        found = [one for one in (registry.copy_if_changed(), link) if one is not None]
+        news = tuple(one for one in found if (one.name, one.digest) not in self._beside)
+        for one in news:
+            for old in [key for key in self._beside if key[0] == one.name]:
+                del self._beside[old]
+            self._beside[one.name, one.digest] = one
+        return news
+
     async def _anything_after(self, position: int) -> None:
         replication = self._replication
         while not replication.shipment.after(position) and replication.shipment.begun_at is not None:
             replication.news.clear()
             await replication.news.wait()
 
-    def _next(self, position: int, held: list[HeldRecords], registry: OfferedFile | None) -> pb.FollowBatch:
+    def _next(self, position: int, held: list[HeldRecords], beside: tuple[OfferedFile, ...]) -> pb.FollowBatch:
         records = [record for one in held for record in one.records]
         files = [file for one in held for file in one.files]
         chain = held[-1].chain if held else b""
         after = held[0].first - 1 if held else position
-        return self._batch(after, records, chain, (*files, *(() if registry is None else (registry,))), is_base=False)
+        return self._batch(after, records, chain, (*files, *beside), is_base=False)
 
     def _batch(
         self, after: int, records: object, chain: bytes, files: tuple[OfferedFile, ...], *, is_base: bool

@@ -123,10 +123,12 @@ class FollowedRun:
 
 
 def begin_incoming(root: Path) -> Path:
-    """An empty folder for the files of a base."""
+    """A folder for the files of a base: of an earlier try it has what is kept under its digest, and nothing else."""
     incoming = root / INCOMING
-    shutil.rmtree(incoming, ignore_errors=True)
-    incoming.mkdir(mode=0o700)
+    incoming.mkdir(mode=0o700, exist_ok=True)
+    for path in incoming.iterdir():
+        if path.name != "artifacts":
+            _removed(path)
     return incoming
 
 
@@ -137,16 +139,19 @@ def move_in(root: Path) -> None:
         (incoming / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
     sync_tree(incoming)
     for path in root.iterdir():
-        if path.name in _STAYS:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        if path.name not in _STAYS:
+            _removed(path)
     for path in sorted(incoming.iterdir(), key=lambda one: one.name == "run.json"):
         path.rename(root / path.name)
     incoming.rmdir()
     sync_folder(root)
+
+
+def _removed(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def place_of(root: Path, name: str) -> Path:

@@ -21,6 +21,7 @@ from protocol.joinlink import SCHEME, JoinLink
 from protocol.private_files import read_private, write_private
 
 SEAT_FILE = "seat.json"
+WITNESS_FILE = "secret/witness.link"
 FOLLOW_SCHEME = "barnraise-standby://"
 WITNESS_SCHEME = "barnraise-witness://"
 STANDBY_LIFE_S = 24 * 3600.0
@@ -145,7 +146,7 @@ def parse_link(text: str, scheme: str) -> JoinLink:
 
 
 def _witness_path(root: Path) -> Path:
-    return root / "secret" / "witness.link"
+    return root / WITNESS_FILE
 
 
 def witness_of(root: Path) -> JoinLink | None:

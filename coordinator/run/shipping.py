@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from coordinator.run.base import OfferedFile
+from coordinator.run.seats import WITNESS_FILE
 from coordinator.store.artifacts import ArtifactStore, ContentStore, blob_name
 from coordinator.store.versions import Versions
 from protocol.errors import LocalError
@@ -176,6 +177,17 @@ def _opened(opened: Callable[[Digest], BinaryIO] | None, digest: Digest) -> Bina
     if opened is None:
         raise LocalError(f"{digest} was never pinned")
     return opened(digest)
+
+
+def witness_file(root: Path) -> OfferedFile | None:
+    """The link of the run's witness, which its operator may name at any time; None where there is none."""
+    try:
+        content = (root / WITNESS_FILE).read_bytes()
+    except OSError:
+        return None
+    return OfferedFile(
+        name=WITNESS_FILE, digest=digest_of(content), size_bytes=len(content), open=partial(io.BytesIO, content)
+    )
 
 
 class RegistryWatch:

@@ -36,7 +36,7 @@ class Following:
 
     def __init__(self, seat: Seat, *, has_witness: bool) -> None:
         self.seat = seat
-        self._has_witness = has_witness
+        self.has_witness = has_witness
         self._wants_to_lead = False
 
     @property
@@ -69,7 +69,7 @@ class Following:
             return [NotPromoted(why="what is here is not a whole run yet")]
         if confirmed:
             return self._promoted(self.seat.epoch + 1)
-        if not self._has_witness:
+        if not self.has_witness:
             return [NotPromoted(why=f"there is no witness that could tell: {CONFIRM}")]
         self._wants_to_lead = True
         return [AskWitness(request=Request(by=self.seat.me))]

@@ -18,14 +18,18 @@ from coordinator.edge.standby_desk import StandbyDesk, standby_link
 from coordinator.edge.witnessing import WitnessProcess
 from coordinator.engine.engine import Engine
 from coordinator.run.folder import RunFolder
-from coordinator.run.followed import place_of
 from coordinator.run.replication import Replication
-from coordinator.run.seats import FOLLOW_SCHEME, WITNESS_SCHEME, admit, link_text, parse_link, read_seat
+from coordinator.run.seats import FOLLOW_SCHEME, WITNESS_SCHEME, link_text, parse_link, read_seat, witness_of
 from coordinator.standby.seat import Mode, Role, Seat
-from protocol.errors import ConfigError, MalformedMessage, Unauthenticated
+from protocol.errors import ConfigError
 from protocol.joinlink import JoinLink
-from tests.coordinator.pump_bench import until
 from tests.served import RawClient, Refusal, clients_of
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not holds():
+            await asyncio.sleep(0.01)
 
 
 def replication_of(server: CoordinatorServer) -> Replication:
@@ -150,13 +154,13 @@ async def test_the_witness_lets_the_follower_lead_and_fences_the_leader(
     link = link_text(await witness.start("127.0.0.1", 0), WITNESS_SCHEME)
     replication, other = replication_of(server), tmp_path / "other"
     try:
-        await StandbyDesk(run, replication).answer({"verb": "standby", "witness": link})
         async with clients_of(run, server) as make:
             async with followed(other, link_of(server, run)) as follower:
                 client = await make()
                 await until(in_step(server, follower))
-                replication.order("sync", confirmed=False)
+                await StandbyDesk(run, replication).answer({"verb": "standby", "witness": link, "mode": "sync"})
                 await until(lambda: replication.state.mode is Mode.SYNC)
+                await until(lambda: witness_of(other) is not None)
             assert await lead(other, following_of(other), confirmed=False) == 2
             await until(lambda: seat_in(run).role is Role.FENCED)
             await Refusal(grpc.StatusCode.UNAVAILABLE, "FENCED").of(client.beat())
@@ -182,25 +186,3 @@ async def test_a_follower_that_was_away_goes_on_where_it_was(
         async with followed(other, None) as follower:
             await until(in_step(server, follower))
             assert (other / "run.json").stat().st_ino == mark, "it fetched everything anew"
-
-
-async def test_a_link_is_for_one_machine_and_a_day(run: RunFolder, server: CoordinatorServer) -> None:
-    first = link_of(server, run).invite or ""
-    with pytest.raises(Unauthenticated, match="not good any more"):
-        admit(run.root, b"a" * 32, "x" * 32, 0.0)
-    with pytest.raises(Unauthenticated, match="expired"):
-        admit(run.root, b"a" * 32, first, 1e12)
-    admit(run.root, b"a" * 32, first, 0.0)
-    admit(run.root, b"a" * 32, "", 1e12)
-    with pytest.raises(Unauthenticated, match="another machine"):
-        admit(run.root, b"b" * 32, first, 0.0)
-    second = link_of(server, run).invite or ""
-    with pytest.raises(Unauthenticated):
-        admit(run.root, b"a" * 32, first, 0.0)
-    admit(run.root, b"b" * 32, second, 0.0)
-
-
-@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a//b", "seat.json", "standby/follower.key", ".x", ""])
-def test_a_leader_names_no_file_outside_of_the_run(name: str, tmp_path: Path) -> None:
-    with pytest.raises(MalformedMessage):
-        place_of(tmp_path, name)
