@@ -116,10 +116,10 @@ class StandbyService:
         for file in () if self._base is None else self._base.files:
             if (file.name, file.digest) == (name, digest):
                 return file
-        file = self._beside.get((name, digest)) or self._replication.shipment.find(name, digest)
-        if file is None:
+        found = self._beside.get((name, digest)) or self._replication.shipment.find(name, digest)
+        if found is None:
             raise Unavailable(f"{name[:120]!r} is not offered any more: follow anew")
-        return file
+        return found
 
     async def _hear(self, follower: str, messages: AsyncIterator[bytes]) -> None:
         async for message in messages:

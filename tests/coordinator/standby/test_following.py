@@ -136,7 +136,7 @@ async def test_in_sync_nothing_is_answered_that_the_follower_has_not(
             assert follower._run is not None
             assert follower._run.position == replication.committed
             mark = follower._run.position
-        waiting = asyncio.create_task(make())
+        waiting: asyncio.Future[RawClient] = asyncio.ensure_future(make())
         await until(lambda: replication.committed > mark)
         await asyncio.sleep(0.05)
         assert not waiting.done()
