@@ -10,6 +10,7 @@ median of each way's 99th percentiles is compared.
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import statistics
 import subprocess
@@ -51,7 +52,9 @@ def main() -> None:
             {"heading": "p99 of no follower's", "shows": "{times:.2f} ×"},
             {"heading": "goal", "shows": "{goal:.1f} ×"},
         ]
-        write_results(arguments.json, rows, command="python -m benchmarks.standby", columns=columns)
+        command = "python -m benchmarks.standby" + (" --quick" if arguments.quick else "")
+        beside = f"beside other work (load {os.getloadavg()[0]:.0f})"
+        write_results(arguments.json, rows, command=command, columns=columns, beside=beside)
 
 
 async def _measured(events: int, turns: int) -> list[Row]:

@@ -30,7 +30,7 @@ MOST_HELD = 50_000
 """Records held for a follower: some 30 MB. One that is further behind begins anew from where the journal is."""
 MOST_AT_ONCE = 2000
 """Records in one batch: a few hundred kilobytes."""
-_DIGEST = re.compile(r'"([0-9a-f]{64})"')
+_NAMED = re.compile(r'"([0-9a-f]{64})"')
 REGISTRY = "registry.sqlite"
 
 
@@ -128,7 +128,7 @@ class Shipment:
         return None
 
     def _files_of(self, record: str, pins: contextlib.ExitStack) -> list[OfferedFile]:
-        found = [Digest(one) for one in dict.fromkeys(_DIGEST.findall(record))]
+        found = [Digest(one) for one in dict.fromkeys(_NAMED.findall(record))]
         if not found:
             return []
         files: list[OfferedFile] = []
