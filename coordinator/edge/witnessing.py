@@ -20,7 +20,7 @@ from coordinator.edge.leader_line import CONNECT_S, told
 from coordinator.run.folder import RunFolder
 from coordinator.run.replication import AskHer
 from coordinator.run.seats import witness_of
-from coordinator.standby.seat import Answer, Held, Request
+from coordinator.standby.seat import Held, Request, WitnessAnswer
 from coordinator.standby.witness import judged
 from protocol.bootstrap import fetch_ca
 from protocol.errors import ConfigError, MalformedMessage
@@ -113,7 +113,7 @@ class WitnessProcess:
 def asking(link: JoinLink, run_id: str) -> AskHer:
     """Asks the witness that `link` names about this run; each time over a line of its own, since it is asked rarely."""
 
-    async def ask(request: Request) -> Answer:
+    async def ask(request: Request) -> WitnessAnswer:
         ca_pem = await asyncio.to_thread(fetch_ca, link.host, link.port, link.fingerprint, CONNECT_S)
         credentials = grpc.ssl_channel_credentials(root_certificates=ca_pem)
         options = [*channel_options(), ("grpc.ssl_target_name_override", COORDINATOR_NAME)]
@@ -134,7 +134,7 @@ def asking(link: JoinLink, run_id: str) -> AskHer:
             except DecodeError as error:
                 raise MalformedMessage("the witness's answer cannot be read") from error
         held = _held_of(reply.held) if reply.HasField("held") else None
-        return Answer(held=held, granted=reply.granted, why=reply.why)
+        return WitnessAnswer(held=held, granted=reply.granted, why=reply.why)
 
     return ask
 

@@ -18,8 +18,8 @@ from coordinator.run.base import RunBase, clear_bases, take_base
 from coordinator.run.folder import RunFolder
 from coordinator.run.seats import keep_seat, new_name, read_seat
 from coordinator.run.shipping import HeldRecords, Shipment
-from coordinator.standby.leading import AskWitness, Fence, Keep, Leading, LeadingCommand, Release
-from coordinator.standby.seat import Answer, Mode, Request, Role, Seat
+from coordinator.standby.leading import AskWitness, Fence, Keep, Leading, LeadingCommand, LetGo
+from coordinator.standby.seat import Mode, Request, Role, Seat, WitnessAnswer
 from coordinator.store.artifacts import ArtifactStore
 from coordinator.store.journal import Journal
 from coordinator.store.versions import Versions
@@ -34,7 +34,7 @@ AWAY_S = 600.0
 """For so long what a follower missed is held for it in memory; then it reads the journal, or begins anew."""
 
 _log = structlog.get_logger("coordinator")
-AskHer = Callable[[Request], Awaitable[Answer]]
+AskHer = Callable[[Request], Awaitable[WitnessAnswer]]
 """Asks the witness; Unavailable where it does not answer."""
 
 
@@ -262,7 +262,7 @@ class Replication:
                 case AskWitness(request=request):
                     self._tasks.add(task := asyncio.create_task(self._asked(request)))
                     task.add_done_callback(self._tasks.discard)
-                case Release():
+                case LetGo():
                     self._release()
                 case Fence(why=why):
                     _log.error("fenced", reason=why)

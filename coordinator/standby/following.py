@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from coordinator.standby.leading import AskWitness, Keep
-from coordinator.standby.seat import Answer, Held, Mode, Request, Role, Seat
+from coordinator.standby.seat import Held, Mode, Request, Role, Seat, WitnessAnswer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ class Following:
         self._wants_to_lead = True
         return [AskWitness(request=Request(by=self.seat.me))]
 
-    def on_witness(self, request: Request, answer: Answer) -> list[FollowingCommand]:
+    def on_witness(self, request: Request, answer: WitnessAnswer) -> list[FollowingCommand]:
         """The witness answered."""
         if not self.follows or not self._wants_to_lead:
             return []

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from coordinator.standby.seat import FIRST_EPOCH, Answer, Held, Mode, Request, Role, Seat
+from coordinator.standby.seat import FIRST_EPOCH, Held, Mode, Request, Role, Seat, WitnessAnswer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,7 @@ class AskWitness:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Release:
+class LetGo:
     """Answers may go out again as far as `Leading.answerable` says."""
 
 
@@ -41,7 +41,7 @@ class Fence:
     why: str
 
 
-LeadingCommand = Keep | AskWitness | Release | Fence
+LeadingCommand = Keep | AskWitness | LetGo | Fence
 
 
 class Leading:
@@ -102,7 +102,7 @@ class Leading:
     def on_committed(self, position: int) -> list[LeadingCommand]:
         """The journal holds everything up to `position`."""
         self.committed = position
-        return [] if self.seat.waits else [Release()]
+        return [] if self.seat.waits else [LetGo()]
 
     def on_attached(self, follower: str, position: int) -> str:
         """A follower is there and has so much; why it is not wanted, or nothing."""
@@ -124,7 +124,7 @@ class Leading:
         if follower != self._acked_by or position > self.committed:
             return []
         self.acked = max(self.acked, position)
-        commands: list[LeadingCommand] = [Release()]
+        commands: list[LeadingCommand] = [LetGo()]
         if self.seat.mode is Mode.ENTERING:
             commands += self._entering()
         return commands
@@ -143,7 +143,7 @@ class Leading:
             return []
         if confirmed:
             self._checked = True
-            return [*self._keep(mode=Mode.ASYNC, follower=""), Release()]
+            return [*self._keep(mode=Mode.ASYNC, follower=""), LetGo()]
         if self.seat.mode is Mode.ASYNC or not self._has_witness:
             return []
         return [*self._keep(mode=Mode.LEAVING), *self._ask()]
@@ -158,7 +158,7 @@ class Leading:
             return []
         return self._entering() if self.seat.mode is Mode.ENTERING else self._ask()
 
-    def on_witness(self, request: Request, answer: Answer) -> list[LeadingCommand]:
+    def on_witness(self, request: Request, answer: WitnessAnswer) -> list[LeadingCommand]:
         """The witness answered `request`."""
         if self.seat.role is not Role.LEADS:
             return []
@@ -185,12 +185,12 @@ class Leading:
         commands: list[LeadingCommand] = []
         if not self._checked:
             self._checked = True
-            commands.append(Release())
+            commands.append(LetGo())
         mode = self.seat.mode
         if mode is Mode.ENTERING and granted and held.sync and held.follower == self.seat.follower:
             commands += self._keep(mode=Mode.SYNC)
         elif mode is Mode.LEAVING and granted and not held.sync:
-            commands += [*self._keep(mode=Mode.ASYNC, follower=""), Release()]
+            commands += [*self._keep(mode=Mode.ASYNC, follower=""), LetGo()]
         elif mode is Mode.LEAVING or (mode is Mode.ASYNC and held.sync):
             commands += self._ask()
         elif mode is Mode.ENTERING and not granted:

@@ -76,7 +76,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class WitnessAnswer:
     """What the witness says to it."""
 
     held: Held | None

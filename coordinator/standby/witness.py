@@ -10,21 +10,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from coordinator.standby.seat import FIRST_EPOCH, Answer, Held, Request
+from coordinator.standby.seat import FIRST_EPOCH, Held, Request, WitnessAnswer
 
 
-def judged(held: Held | None, request: Request) -> Answer:
+def judged(held: Held | None, request: Request) -> WitnessAnswer:
     """The answer to `request`, and with it what is held from now on."""
     want = request.want
     if want is None:
-        return Answer(held=held)
+        return WitnessAnswer(held=held)
     number = 0 if held is None else held.number
     if request.expects != number:
-        return Answer(held=held, why=f"this is change {number}, not {request.expects}: look again")
+        return WitnessAnswer(held=held, why=f"this is change {number}, not {request.expects}: look again")
     why = _objection(held, request, want)
     if why:
-        return Answer(held=held, why=why)
-    return Answer(held=replace(want, number=number + 1), granted=True)
+        return WitnessAnswer(held=held, why=why)
+    return WitnessAnswer(held=replace(want, number=number + 1), granted=True)
 
 
 def _objection(held: Held | None, request: Request, want: Held) -> str:

@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 
 from coordinator.standby.following import Following, NotPromoted, Promoted
-from coordinator.standby.leading import AskWitness, Fence, Keep, Leading, Release
-from coordinator.standby.seat import Answer, Held, Mode, Request, Role, Seat
+from coordinator.standby.leading import AskWitness, Fence, Keep, Leading, LetGo
+from coordinator.standby.seat import Held, Mode, Request, Role, Seat, WitnessAnswer
 from coordinator.standby.witness import judged
 from tests.coordinator.standby.world import Book, Violation, World
 
@@ -80,7 +80,7 @@ def test_async_bars_a_promotion_without_a_person() -> None:
     view = Following(Seat(me="bert", role=Role.FOLLOWS, epoch=2), has_witness=True)
     (asked,) = view.on_promotion_ordered(confirmed=False)
     assert isinstance(asked, AskWitness)
-    (said,) = view.on_witness(asked.request, Answer(held=Held(number=1, epoch=2, leader="anna", sync=False)))
+    (said,) = view.on_witness(asked.request, WitnessAnswer(held=Held(number=1, epoch=2, leader="anna", sync=False)))
     assert isinstance(said, NotPromoted)
     assert "async" in said.why
     assert [type(one) for one in view.on_promotion_ordered(confirmed=True)] == [Keep, Promoted]
@@ -91,7 +91,7 @@ def test_a_leader_without_witness_leaves_sync_only_on_a_persons_word() -> None:
     view = Leading(Seat(me="anna", mode=Mode.SYNC, follower="bert"), committed=7, has_witness=False)
     assert view.answerable == -1
     assert view.on_async_ordered(confirmed=False) == []
-    assert [type(one) for one in view.on_async_ordered(confirmed=True)] == [Keep, Release]
+    assert [type(one) for one in view.on_async_ordered(confirmed=True)] == [Keep, LetGo]
     assert view.answerable == 7
 
 
@@ -99,7 +99,7 @@ def test_whoever_lost_the_epoch_answers_nothing() -> None:
     view = Leading(Seat(me="anna", mode=Mode.SYNC, follower="bert"), committed=7, has_witness=True)
     assert view.on_attached("bert", 7) == ""
     assert view.answerable == 7
-    lost = Answer(held=Held(number=9, epoch=2, leader="bert", sync=False))
+    lost = WitnessAnswer(held=Held(number=9, epoch=2, leader="bert", sync=False))
     assert [type(one) for one in view.on_witness(Request(by="anna"), lost)] == [Keep, Fence]
     assert view.answerable == -1
     assert view.on_acked("bert", 7) != [] or view.answerable == -1

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from coordinator.standby.following import Following, NotPromoted, Promoted
-from coordinator.standby.leading import AskWitness, Fence, Keep, Leading, Release
-from coordinator.standby.seat import Answer, Held, Request, Role, Seat
+from coordinator.standby.leading import AskWitness, Fence, Keep, Leading, LetGo
+from coordinator.standby.seat import Held, Request, Role, Seat, WitnessAnswer
 from coordinator.standby.witness import judged
 
 WITNESS = "W"
@@ -199,7 +199,7 @@ class World:
         if sender == WITNESS:
             request, answer = content
             assert isinstance(request, Request)
-            assert isinstance(answer, Answer)
+            assert isinstance(answer, WitnessAnswer)
             if request.by != machine.seat.me:
                 return
             if machine.leading is not None:
@@ -335,7 +335,7 @@ class World:
                     self._place("after the seat is kept")
                 case AskWitness(request=request):
                     self._send(machine.name, WITNESS, request)
-                case Release():
+                case LetGo():
                     self._release(machine)
                 case Fence():
                     machine.leading, machine.up = None, False
