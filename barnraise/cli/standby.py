@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from barnraise.cli.options import Json, RunArgument, number
 from barnraise.cli.output import print_json, print_pairs
-
-if TYPE_CHECKING:
-    from coordinator.edge.following import Follower
 
 FollowerArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The follower's folder.")]
 MachineIsOff = Annotated[
@@ -140,12 +137,3 @@ def witness(
     from barnraise.cli.standby_runs import keep_witnessing
 
     return asyncio.run(keep_witnessing(folder, host, port))
-
-
-def describe(follower: Follower) -> str:
-    """A follower, in one line."""
-    state = follower.state
-    if state.trouble:
-        return state.trouble
-    wait = "it waits for this machine (sync)" if state.leader_waits else "it does not wait (async)"
-    return f"has everything up to event {state.position}, {state.behind} behind the leader; {wait}"

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from barnraise.cli.serve import serve
-from barnraise.cli.standby import describe
 from coordinator.edge.following import Follower, following_of, lead, state_as_plain
 from coordinator.edge.operator_client import order_standby
 from coordinator.edge.standby_desk import change_standby_while_stopped
@@ -44,7 +43,7 @@ async def keep_following(link: str, folder: Path, take_over_s: float | None) -> 
             last = [""]
 
             def say() -> None:
-                now = describe(follower)
+                now = _described(follower)
                 if now.partition(" up to")[0] != last[0]:
                     last[0] = now.partition(" up to")[0]
                     print(now, file=sys.stderr, flush=True)
@@ -108,6 +107,15 @@ def change_standby(folder: Path, *, mode: str, witness: str, confirmed: bool) ->
         if not (mode or witness):
             raise
         return change_standby_while_stopped(run, mode=mode, witness=witness, confirmed=confirmed)
+
+
+def _described(follower: Follower) -> str:
+    """A follower, in one line."""
+    state = follower.state
+    if state.trouble:
+        return state.trouble
+    wait = "it waits for this machine (sync)" if state.leader_waits else "it does not wait (async)"
+    return f"has everything up to event {state.position}, {state.behind} behind the leader; {wait}"
 
 
 async def keep_witnessing(folder: Path, host: str, port: int) -> int:
