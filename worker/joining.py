@@ -14,16 +14,17 @@ from typing import Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from moe.layout import Layout
-from protocol.admission import MOST_WORK_BITS, work_for
-from protocol.errors import ConfigError, LocalError, MalformedMessage, StorageTrouble
+from protocol.errors import ConfigError, LocalError, MalformedMessage, StorageTrouble, Unavailable
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest, RunId, WorkerId, digest_of
 from protocol.joinlink import JoinLink
 from protocol.lease import trunk_part
 from protocol.limits import MAX_NAME_CHARACTERS, PROTOCOL_VERSION
 from protocol.v1 import barnraise_pb2 as pb
+from worker.admission import work_for_admission
 from worker.background import Threads
 from worker.client import CoordinatorClient
+from worker.epochs import require_latest
 from worker.fetched import Run, understand_run
 from worker.finding import Finder
 from worker.home import Enrolment, RunHome
@@ -41,8 +42,6 @@ from worker.wire import GrpcWire, Wire
 Value = TypeVar("Value")
 
 SPEED_FILE = "speed.json"
-HASHES_PER_S = 1e6
-"""Of one core, as Python counts: for telling a volunteer how long a proof of work takes."""
 
 
 class Speed(BaseModel):
@@ -209,7 +208,9 @@ class Joining:
         )
         reply = await self.client.enrol(request)
         if reply.work_bits:
-            request.work = await self._background.run(self._work_for_admission, reply.run_id, reply.work_bits)
+            request.work = await self._background.run(
+                work_for_admission, reply.run_id, self._identity.public_key, reply.work_bits, self._reporter
+            )
             reply = await self.client.enrol(request)
         if reply.work_bits:
             raise MalformedMessage("the coordinator asks for work again that was done")
@@ -231,32 +232,10 @@ class Joining:
         self._enrolment = enrolment
         return enrolment
 
-    def _work_for_admission(self, run_id: str, bits: int) -> bytes:
-        """The price of a key, where the run has one: seconds to minutes of one core, told as it goes.
-
-        MalformedMessage where it asks for more than anybody should.
-        """
-        if bits > MOST_WORK_BITS:
-            raise MalformedMessage(f"the coordinator asks for a proof of work of {bits} bits; at most {MOST_WORK_BITS}")
-        minutes = 2**bits / HASHES_PER_S / 60
-        expected = f"about {minutes:.0f} min" if minutes >= 1 else "a few seconds"
-        text = f"this run asks for a proof of work ({bits} bits) before it takes a new machine: {expected} of one core"
-        self._reporter.say("admission_work", text, bits=bits)
-        every = 2**bits // 4
-
-        def on_tried(number: int) -> None:
-            if number % max(every, 1 << 20) < 1 << 14:
-                share = number / 2**bits
-                self._reporter.say(
-                    "admission_work", f"proof of work: {share:.0%} of what it takes on average", bits=bits
-                )
-
-        return work_for(run_id, self._identity.public_key, bits, on_tried)
-
     async def open(self, machine: Machine) -> float:
         """Open a session; returns the heartbeat interval in seconds. The first time, the run is measured first."""
         await self._connect()
-        reply = await self.client.open_session(self._capability(machine), self._options.team)
+        reply = await self.client.patiently(lambda: self._session(machine))
         description = description_from_message(reply.run)
         if description.run_id != self.enrolment.run_id:
             raise MalformedMessage(f"session of run {description.run_id}, but enrolled in {self.enrolment.run_id}")
@@ -273,6 +252,16 @@ class Joining:
             if self._capability(machine) != before:
                 reply = await self.client.open_session(self._capability(machine), self._options.team)
         return reply.heartbeat_interval_s
+
+    async def _session(self, machine: Machine) -> pb.OpenSessionReply:
+        reply = await self.client.open_session(self._capability(machine), self._options.team)
+        try:
+            require_latest(self.home, reply.epoch)
+        except Unavailable:
+            await self.client.close()  # by its name, another machine may be reached the next time
+            self.client.connect(self.enrolment.ca_pem.encode())
+            raise
+        return reply
 
     async def _connect(self) -> bytes:
         if self._client is None:

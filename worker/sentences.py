@@ -35,6 +35,7 @@ _UNREACHED = {
     Cause.NOT_A_COORDINATOR: "What answers at {address} is not a coordinator of Barnraise",
     Cause.WRONG_CERTIFICATE: "The coordinator at {address} is not that of the run that you joined",
     Cause.BROKEN_OFF: "The connection to {address} broke off",
+    Cause.FENCED: "The run has moved from {address} to another machine",
     Cause.OVERLOADED: "The coordinator at {address} has too much to do, or is being stopped",
     Cause.OUT_OF_STORAGE: "The coordinator at {address} has no room on its disk; its operator has to make some",
     Cause.FAILED: "Something failed at the coordinator ({address}); its operator finds out what",

@@ -27,6 +27,7 @@ from barnraise.cli import (
     service,
     settings,
     simulate,
+    standby,
     standings,
     status,
     worker,
@@ -68,6 +69,11 @@ coordinator_commands.app.command("credit")(credit.credit)
 coordinator_commands.app.command("calibrate")(calibrate.calibrate)
 coordinator_commands.app.command("explain")(explain.explain)
 coordinator_commands.app.command("doctor")(entrance.doctor)
+coordinator_commands.app.command("standby-link")(standby.standby_link)
+coordinator_commands.app.command("follow")(standby.follow)
+coordinator_commands.app.command("promote")(standby.promote)
+coordinator_commands.app.command("standby")(standby.standby)
+coordinator_commands.app.command("witness")(standby.witness)
 coordinator_commands.app.command("audit-log")(audit_log.audit_log)
 worker.app.add_typer(identity.app, name="identity")
 worker.app.add_typer(service.app, name="service")

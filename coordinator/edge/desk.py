@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from coordinator.edge.operator_service import OperatorService
 from coordinator.edge.service import clean_reason
+from coordinator.edge.standby_desk import StandbyDesk
 from coordinator.engine.events import Announced, Event, HoldLifted, RunHeld
 from coordinator.engine.hold import HoldKind
 from coordinator.engine.phases import Phase
@@ -31,7 +32,14 @@ MOST_TEXT = 200
 class Desk:
     """Answers one run's operator."""
 
-    def __init__(self, service: OperatorService, pump: Pump, run_time: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        service: OperatorService,
+        pump: Pump,
+        run_time: Callable[[], float],
+        standby: StandbyDesk | None = None,
+    ) -> None:
+        self._standby = standby
         self._pump = pump
         self._run_time = run_time
         self._calls: dict[str, tuple[type[Message], Callable[[Any, Any], Awaitable[Message]]]] = {
@@ -56,6 +64,8 @@ class Desk:
                 return await self._order(RunHeld(at_s=at_s, actor=actor, kind=kind, why=text))
             case "resume":
                 return await self._order(HoldLifted(at_s=at_s, actor=actor))
+            case "standby" if self._standby is not None:
+                return await self._standby.answer(request)
             case "announce":
                 return await self._order(Announced(at_s=at_s, actor=actor, text=text))
         raise MalformedMessage(f"the coordinator knows no {printable(str(verb))[:40]!r}: is it of another version?")

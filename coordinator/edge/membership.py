@@ -95,6 +95,7 @@ class Membership:
             lease_length=run.lease_length(run.pump.engine.state.config),
             data_licence=run.dataset.licence,
             record=run.record,
+            epoch=run.epoch,
         )
 
     async def ask_audit(self, request: pb.AskAuditRequest, _: str) -> pb.AskAuditReply:

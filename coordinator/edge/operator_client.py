@@ -43,6 +43,10 @@ class OperatorClient:
         """`pause`, `drain`, `resume` or `announce`: how the run was held before, and is now."""
         return await self._ask({"verb": verb, "text": text})
 
+    async def order_standby(self, mode: str, witness: str, *, confirmed: bool) -> Json:
+        """Of the standby: its mode, its witness, or neither."""
+        return await self._ask({"verb": "standby", "mode": mode, "witness": witness, "confirmed": confirmed})
+
     async def summary(self) -> RunSummary:
         """The run at this moment, in short."""
         reply = await self._call("GetStatus", pb.GetStatusRequest(), pb.GetStatusReply)
@@ -165,6 +169,11 @@ def change_standing(run_folder: RunFolder, order: StandingOrder) -> tuple[Standi
 def hold_run(run_folder: RunFolder, verb: str, text: str = "") -> Json:
     """Pause, drain or resume the run, or announce something to its volunteers."""
     return _with_client(run_folder, lambda client: client.order(verb, text))
+
+
+def order_standby(run_folder: RunFolder, *, mode: str, witness: str, confirmed: bool) -> Json:
+    """How the standby is, after what was ordered."""
+    return _with_client(run_folder, lambda client: client.order_standby(mode, witness, confirmed=confirmed))
 
 
 def _with_client(run_folder: RunFolder, use: Callable[[OperatorClient], Coroutine[Any, Any, Result]]) -> Result:

@@ -57,13 +57,13 @@ class Whereabouts:
         """The newest; empty before the start."""
 
     @classmethod
-    def of(cls, folder: RunFolder, settings: RunSettings, wall_s: Callable[[], float]) -> Whereabouts:
-        """Those of the run in `folder`."""
+    def of(cls, folder: RunFolder, settings: RunSettings, wall_s: Callable[[], float], epoch: int) -> Whereabouts:
+        """Those of the run in `folder`, which this machine leads in `epoch`."""
         authority = folder.authority()
         network = RunNode(folder.root, settings, Digest(authority.fingerprint)) if settings.p2p else None
         signer = RecordSigner.of(folder.run_id, authority, folder.manifest_identity())
         digest = Digest(authority.fingerprint)
-        return cls(FoundAgain(folder.root), signer, settings, wall_s, fingerprint=digest, network=network)
+        return cls(FoundAgain(folder.root), signer, settings, wall_s, fingerprint=digest, epoch=epoch, network=network)
 
     @property
     def through(self) -> tuple[Bootstrap, ...]:
