@@ -20,6 +20,8 @@ from barnraise.cli import (
     holds,
     identity,
     invites,
+    logs,
+    migrate,
     model,
     plan,
     pretrain,
@@ -59,6 +61,7 @@ coordinator_commands.app.command("ban")(standings.ban)
 coordinator_commands.app.command("unban")(standings.unban)
 coordinator_commands.app.command("pardon")(standings.pardon)
 coordinator_commands.app.command("rollback")(standings.rollback)
+coordinator_commands.app.command("stop")(holds.stop)
 coordinator_commands.app.command("pause")(holds.pause)
 coordinator_commands.app.command("drain")(holds.drain)
 coordinator_commands.app.command("resume")(holds.resume)
@@ -68,6 +71,8 @@ coordinator_commands.app.command("credit")(credit.credit)
 coordinator_commands.app.command("calibrate")(calibrate.calibrate)
 coordinator_commands.app.command("explain")(explain.explain)
 coordinator_commands.app.command("doctor")(entrance.doctor)
+coordinator_commands.app.command("logs")(logs.logs)
+coordinator_commands.app.command("migrate")(migrate.migrate)
 coordinator_commands.app.command("audit-log")(audit_log.audit_log)
 worker.app.add_typer(identity.app, name="identity")
 worker.app.add_typer(service.app, name="service")

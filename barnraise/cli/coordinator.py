@@ -316,6 +316,9 @@ def run(
         ),
     ] = None,
     no_http: Annotated[bool, typer.Option("--no-http", help="No page and no /metrics.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For machines: what happens, one event a line, on standard output.")
+    ] = False,
 ) -> int:
     """Serve the run until it is over, or until Ctrl-C; the next start goes on where this one was."""
     import asyncio
@@ -327,17 +330,6 @@ def run(
     if no_http and (http or http_name):
         raise ConfigError("--no-http leaves out the page that --http and --http-name are about: give one or the other")
     page = None if no_http else PageAddress.parse(http, http_name or ())
-    return asyncio.run(serve(folder, invites=invites, invites_to=invites_to, trusted=trusted, page=page))
-
-
-@app.command()
-def stop(
-    folder: RunArgument,
-    reason: Annotated[str, typer.Option(help="What the workers are told.")] = "stopped by the operator",
-) -> None:
-    """End the run for good: its last version is validated and exported, and the workers are told."""
-    from coordinator.edge.operator_client import stop_run
-    from coordinator.run.folder import RunFolder
-
-    stop_run(RunFolder.open(folder), reason=reason)
-    print("the run is ending: its last version is validated and exported first")
+    return asyncio.run(
+        serve(folder, invites=invites, invites_to=invites_to, trusted=trusted, page=page, as_json=as_json)
+    )

@@ -1,4 +1,5 @@
-"""The operator's commands that hold a run and let it go on, tell its volunteers something, and show who ordered what.
+"""The operator's commands that hold a run, let it go on or end it, tell its volunteers something, and show who ordered
+what.
 
 Decides how they are told; `coordinator/` does the rest.
 """
@@ -106,3 +107,20 @@ def orders(folder: RunArgument, as_json: Json = False) -> None:
             for one, wall_s in found
         ]
         print_table(("when", "who", "what", "about", "detail"), rows)
+
+
+def stop(
+    folder: RunArgument,
+    reason: Annotated[str, typer.Option(help="What the workers are told.")] = "stopped by the operator",
+    as_json: Json = False,
+) -> None:
+    """End the run for good: its last version is validated and exported, and the workers are told."""
+    from coordinator.edge.operator_client import stop_run
+    from coordinator.run.folder import RunFolder
+
+    run = RunFolder.open(folder)
+    stop_run(run, reason=reason)
+    if as_json:
+        print_json({"run_id": run.run_id, "ending": True, "reason": reason})
+        return
+    print("the run is ending: its last version is validated and exported first")

@@ -7,6 +7,7 @@ next start. Under `nohup` a closed terminal means nothing.
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from barnraise.cli.links import give_links, require_writable
 from coordinator.edge.collection import collect_rarely
 from coordinator.edge.server import CoordinatorServer
 from coordinator.page.address import PageAddress
+from coordinator.run.eventlog import configure_logging
 from coordinator.run.folder import RunFolder
+from coordinator.run.run_log import RunLog
 from protocol.allocator import keep_little
 from protocol.terminal import ending_signals, outliving_terminal
 from worker.machine.products import quickest_products
@@ -23,14 +26,16 @@ from worker.train.replay import replay_lease
 STOP_GRACE_S = 1.0
 
 
-async def serve(folder: Path, *, invites: int, invites_to: Path | None, trusted: bool, page: PageAddress | None) -> int:
+async def serve(
+    folder: Path, *, invites: int, invites_to: Path | None, trusted: bool, page: PageAddress | None, as_json: bool
+) -> int:
     """Serve until the run is over or a signal comes; the exit code."""
     with outliving_terminal():
-        return await _serve(folder, invites=invites, invites_to=invites_to, trusted=trusted, page=page)
+        return await _serve(folder, invites=invites, invites_to=invites_to, trusted=trusted, page=page, as_json=as_json)
 
 
 async def _serve(
-    folder: Path, *, invites: int, invites_to: Path | None, trusted: bool, page: PageAddress | None
+    folder: Path, *, invites: int, invites_to: Path | None, trusted: bool, page: PageAddress | None, as_json: bool
 ) -> int:
     loop, told_to_stop = asyncio.get_running_loop(), asyncio.Event()
     signals = ending_signals()
@@ -39,6 +44,7 @@ async def _serve(
     keep_little()
     collect_rarely()
     run_folder = RunFolder.open(folder)
+    configure_logging(RunLog(run_folder.log_path), as_json=as_json)
     device = run_folder.settings().evaluation_device
     replay = replay_lease(run_folder.layout(), device=device, experts=quickest_products(device, None))
     server = CoordinatorServer(run_folder, replay=replay, page=page)
@@ -50,7 +56,11 @@ async def _serve(
         if server.page_url:
             print(f"its page is at {server.page_url}", file=sys.stderr, flush=True)
         if invites:
-            give_links(await server.create_invites(count=invites, trusted=trusted), to=invites_to)
+            links = await server.create_invites(count=invites, trusted=trusted)
+            if as_json and invites_to is None:
+                print(json.dumps({"event": "join_links", "join_links": links}), flush=True)
+            else:
+                give_links(links, to=invites_to)
         over, told = asyncio.ensure_future(server.finished()), asyncio.ensure_future(told_to_stop.wait())
         await asyncio.wait({over, told}, return_when=asyncio.FIRST_COMPLETED)
         told.cancel()

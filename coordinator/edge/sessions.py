@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from protocol.causes import Cause
 from protocol.errors import Unauthenticated
 from protocol.ids import WorkerId
+from protocol.limits import PROTOCOL_VERSION
 from protocol.signing import SESSION_ID_BYTES, CounterWindow
 
 REMEMBERED_REPLIES = 32
@@ -31,6 +32,8 @@ class CallerSession:
     worker: WorkerId
     """The operator's key has an id of the same make, but is not a worker."""
     is_operator: bool
+    version: int = PROTOCOL_VERSION
+    """Of the protocol: what the request that opened it was signed with."""
     window: CounterWindow = field(default_factory=CounterWindow)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
     host: str = ""
@@ -52,9 +55,11 @@ class SessionTable:
         self._by_worker: dict[WorkerId, CallerSession] = {}
         self._operators: deque[CallerSession] = deque()
 
-    def open(self, public_key: bytes, worker: WorkerId, *, is_operator: bool) -> CallerSession:
+    def open(
+        self, public_key: bytes, worker: WorkerId, *, is_operator: bool, version: int = PROTOCOL_VERSION
+    ) -> CallerSession:
         """A new session; the key's earlier one ends. The operator may have several (a status watch, a command)."""
-        session = CallerSession(secrets.token_bytes(SESSION_ID_BYTES), public_key, worker, is_operator)
+        session = CallerSession(secrets.token_bytes(SESSION_ID_BYTES), public_key, worker, is_operator, version)
         if not is_operator:
             self.close(self._by_worker.get(worker))
             self._by_worker[worker] = session

@@ -80,11 +80,11 @@ SESSION = (
           "record.lease.worker != session.worker"), LEASE),
     guard("an unknown or another's lease", dropped("coordinator:Transfers._data_of",
           "record.lease.worker != session.worker"), LEASE),
-    guard("another protocol version", never("coordinator.edge:check_protocol_version", "version != PROTOCOL_VERSION"),
-          f"{VERSION}[0]", f"{VERSION}[2]", f"{VERSION}[4294967295]"),
-    guard("another protocol version", dropped("coordinator:Membership.enrol", "check_protocol_version(...)"), VERSION),
-    guard("another protocol version", dropped("coordinator:Membership.open_session", "check_protocol_version(...)"),
-          VERSION),
+    guard("another protocol version", never("protocol:check_version",
+          "not OLDEST_VERSION <= version <= PROTOCOL_VERSION"), f"{VERSION}[0]", f"{VERSION}[3]",
+          f"{VERSION}[4294967295]"),
+    guard("another protocol version", dropped("coordinator:Membership.enrol", "check_version(...)"), VERSION),
+    guard("another protocol version", dropped("coordinator:Membership.open_session", "check_version(...)"), VERSION),
 )  # fmt: skip
 
 CALLERS: tuple[Guard, ...] = (*SIGNED, *SESSION)
