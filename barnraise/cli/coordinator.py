@@ -323,13 +323,17 @@ def run(
     """Serve the run until it is over, or until Ctrl-C; the next start goes on where this one was."""
     import asyncio
 
-    from barnraise.cli.serve import serve
     from coordinator.page.address import PageAddress
+    from coordinator.run.lock import folder_lock
     from protocol.errors import ConfigError
 
     if no_http and (http or http_name):
         raise ConfigError("--no-http leaves out the page that --http and --http-name are about: give one or the other")
     page = None if no_http else PageAddress.parse(http, http_name or ())
-    return asyncio.run(
-        serve(folder, invites=invites, invites_to=invites_to, trusted=trusted, page=page, as_json=as_json)
-    )
+    lock = folder_lock(folder.resolve())
+    if (folder / "run.json").is_file():
+        lock.acquire()  # so that whoever asks meanwhile hears that it is starting: what follows takes seconds to load
+    from barnraise.cli.serve import Serving, serve
+
+    wanted = Serving(invites=invites, invites_to=invites_to, trusted=trusted, page=page, as_json=as_json, lock=lock)
+    return asyncio.run(serve(folder, wanted))

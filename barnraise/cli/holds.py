@@ -7,9 +7,10 @@ Decides how they are told; `coordinator/` does the rest.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -62,7 +63,7 @@ def announce(
     text: Annotated[str, typer.Argument(help="At most 200 characters; an empty one takes the last one back.")],
     as_json: Json = False,
 ) -> None:
-    """Tell every volunteer something: it stands beside the reason whenever a worker waits for its next lease."""
+    """Tell every volunteer something: at a worker's next sign of life, and whenever it waits for its next lease."""
     from coordinator.edge.operator_client import hold_run
     from coordinator.run.folder import RunFolder
 
@@ -70,7 +71,8 @@ def announce(
     if as_json:
         print_json({**found, "announced": text})
     else:
-        print("volunteers who wait are told from now on" if text else "nothing is announced any more")
+        print("volunteers are told from now on" if text else "nothing is announced any more")
+        _note_stopped(found, folder)
 
 
 def _hold(verb: str, folder: Path, text: str, as_json: bool) -> None:
@@ -83,6 +85,13 @@ def _hold(verb: str, folder: Path, text: str, as_json: bool) -> None:
     else:
         already = " (as before)" if found["before"] == found["now"] else ""
         print(f"the run is {_NOW[found['now']]}{already}")
+        _note_stopped(found, folder)
+
+
+def _note_stopped(found: dict[str, Any], folder: Path) -> None:
+    if not found.get("served", True):
+        start = f"`barnraise coordinator run {folder}`"
+        print(f"the coordinator is not running: this is noted, and counts once it is ({start})", file=sys.stderr)
 
 
 def orders(folder: RunArgument, as_json: Json = False) -> None:

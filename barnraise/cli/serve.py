@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from barnraise.cli.links import give_links, require_writable
@@ -19,6 +20,7 @@ from coordinator.run.eventlog import configure_logging
 from coordinator.run.folder import RunFolder
 from coordinator.run.run_log import RunLog
 from protocol.allocator import keep_little
+from protocol.file_lock import FileLock
 from protocol.terminal import ending_signals, outliving_terminal
 from worker.machine.products import quickest_products
 from worker.train.replay import replay_lease
@@ -26,17 +28,26 @@ from worker.train.replay import replay_lease
 STOP_GRACE_S = 1.0
 
 
-async def serve(
-    folder: Path, *, invites: int, invites_to: Path | None, trusted: bool, page: PageAddress | None, as_json: bool
-) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """How a run is to be served."""
+
+    invites: int
+    invites_to: Path | None
+    trusted: bool
+    page: PageAddress | None
+    as_json: bool
+    lock: FileLock
+    """The folder's, which this process has already."""
+
+
+async def serve(folder: Path, wanted: Serving) -> int:
     """Serve until the run is over or a signal comes; the exit code."""
     with outliving_terminal():
-        return await _serve(folder, invites=invites, invites_to=invites_to, trusted=trusted, page=page, as_json=as_json)
+        return await _serve(folder, wanted)
 
 
-async def _serve(
-    folder: Path, *, invites: int, invites_to: Path | None, trusted: bool, page: PageAddress | None, as_json: bool
-) -> int:
+async def _serve(folder: Path, wanted: Serving) -> int:
     loop, told_to_stop = asyncio.get_running_loop(), asyncio.Event()
     signals = ending_signals()
     for number in signals:
@@ -44,23 +55,23 @@ async def _serve(
     keep_little()
     collect_rarely()
     run_folder = RunFolder.open(folder)
-    configure_logging(RunLog(run_folder.log_path), as_json=as_json)
+    configure_logging(RunLog(run_folder.log_path), as_json=wanted.as_json)
     device = run_folder.settings().evaluation_device
     replay = replay_lease(run_folder.layout(), device=device, experts=quickest_products(device, None))
-    server = CoordinatorServer(run_folder, replay=replay, page=page)
-    if invites and invites_to is not None:
-        require_writable(invites_to)
+    server = CoordinatorServer(run_folder, replay=replay, page=wanted.page, lock=wanted.lock)
+    if wanted.invites and wanted.invites_to is not None:
+        require_writable(wanted.invites_to)
     try:
         port = await server.start()
         print(f"listening on port {port}; the run is in {folder}", file=sys.stderr, flush=True)
         if server.page_url:
             print(f"its page is at {server.page_url}", file=sys.stderr, flush=True)
-        if invites:
-            links = await server.create_invites(count=invites, trusted=trusted)
-            if as_json and invites_to is None:
+        if wanted.invites:
+            links = await server.create_invites(count=wanted.invites, trusted=wanted.trusted)
+            if wanted.as_json and wanted.invites_to is None:
                 print(json.dumps({"event": "join_links", "join_links": links}), flush=True)
             else:
-                give_links(links, to=invites_to)
+                give_links(links, to=wanted.invites_to)
         over, told = asyncio.ensure_future(server.finished()), asyncio.ensure_future(told_to_stop.wait())
         await asyncio.wait({over, told}, return_when=asyncio.FIRST_COMPLETED)
         told.cancel()

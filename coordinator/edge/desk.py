@@ -15,17 +15,12 @@ from google.protobuf.message import Message
 
 from coordinator.edge.operator_service import OperatorService
 from coordinator.edge.service import clean_reason
-from coordinator.engine.events import Announced, Event, HoldLifted, RunHeld
-from coordinator.engine.hold import HoldKind
-from coordinator.engine.phases import Phase
+from coordinator.engine.events import Event
+from coordinator.run.holding import checked_text, held, order_of
 from coordinator.run.pump import Pump
-from protocol.errors import ConfigError, MalformedMessage
+from protocol.errors import MalformedMessage
 from protocol.local_socket import Caller, Json
-from protocol.text import printable
 from protocol.v1 import barnraise_pb2 as pb
-
-MOST_TEXT = 200
-"""Characters of a reason or an announcement: two lines of a terminal."""
 
 
 class Desk:
@@ -48,17 +43,10 @@ class Desk:
         verb = request.get("verb")
         if isinstance(verb, str) and verb in self._calls:
             return await self._call(verb, request.get("message"), caller)
-        at_s, actor, text = self._run_time(), caller.name, _text(request)
-        match verb:
-            case "pause" | "drain":
-                self._require_going_on()
-                kind = HoldKind.PAUSED if verb == "pause" else HoldKind.DRAINING
-                return await self._order(RunHeld(at_s=at_s, actor=actor, kind=kind, why=text))
-            case "resume":
-                return await self._order(HoldLifted(at_s=at_s, actor=actor))
-            case "announce":
-                return await self._order(Announced(at_s=at_s, actor=actor, text=text))
-        raise MalformedMessage(f"the coordinator knows no {printable(str(verb))[:40]!r}: is it of another version?")
+        text = checked_text(request.get("text", ""))
+        text = clean_reason(text) if text else ""
+        state = self._pump.engine.state
+        return await self._order(order_of(state, str(verb), text, self._run_time(), caller.name))
 
     async def _call(self, verb: str, message: Any, caller: Caller) -> Json:
         kind, handle = self._calls[verb]
@@ -71,20 +59,4 @@ class Desk:
     async def _order(self, event: Event) -> Json:
         before = held(self._pump.engine.state.hold)
         await self._pump.submit(event)
-        return {"before": before, "now": held(self._pump.engine.state.hold)}
-
-    def _require_going_on(self) -> None:
-        if self._pump.engine.state.phase in {Phase.FINISHING, Phase.OVER}:
-            raise ConfigError("the run has taken its last step: there is nothing to hold")
-
-
-def held(hold: Any) -> str:
-    """`paused`, `draining` or `running`."""
-    return "running" if hold is None else str(hold.kind)
-
-
-def _text(request: Json) -> str:
-    text = request.get("text", "")
-    if not isinstance(text, str) or len(text) > MOST_TEXT or not text.isprintable():
-        raise MalformedMessage(f"a text has at most {MOST_TEXT} printable characters")
-    return clean_reason(text) if text else ""
+        return {"before": before, "now": held(self._pump.engine.state.hold), "served": True}

@@ -20,6 +20,7 @@ from coordinator.edge.status import RunStatus, RunSummary
 from coordinator.edge.stopped import status_of_journal
 from coordinator.run.changing import Change, change_while_stopped
 from coordinator.run.folder import RunFolder
+from coordinator.run.holding import hold_while_stopped
 from coordinator.run.inviting import InviteTerms, make_links_while_stopped
 from coordinator.run.reaching import CoordinatorStopped, control_path, unreached
 from coordinator.run.standings import StandingChange, StandingOrder, change_standing_while_stopped
@@ -163,8 +164,11 @@ def change_standing(run_folder: RunFolder, order: StandingOrder) -> tuple[Standi
 
 
 def hold_run(run_folder: RunFolder, verb: str, text: str = "") -> Json:
-    """Pause, drain or resume the run, or announce something to its volunteers."""
-    return _with_client(run_folder, lambda client: client.order(verb, text))
+    """Pause, drain or resume the run, or announce something to its volunteers; a stopped one finds it when it runs."""
+    try:
+        return _with_client(run_folder, lambda client: client.order(verb, text))
+    except CoordinatorStopped:
+        return hold_while_stopped(run_folder, verb, text)
 
 
 def _with_client(run_folder: RunFolder, use: Callable[[OperatorClient], Coroutine[Any, Any, Result]]) -> Result:

@@ -64,6 +64,7 @@ from coordinator.work.port import Replay
 from coordinator.work.replaying import NO_REPLAY
 from protocol import local_socket
 from protocol.errors import ConfigError, LocalError
+from protocol.file_lock import FileLock
 from protocol.hosts import address_text
 from protocol.limits import MAX_CONCURRENT_RPCS, server_options
 from protocol.v1 import barnraise_pb2 as pb
@@ -92,16 +93,17 @@ class CoordinatorServer:
         pump_limits: PumpLimits | None = None,
         replay: Replay | None = None,
         page: PageAddress | None = None,
+        lock: FileLock | None = None,
     ) -> None:
         """`replay`: how this process computes a lease again to audit it; None: it cannot. `page`: where the run's page
-        is shown; None: nowhere."""
+        is shown; None: nowhere. `lock`: the folder's, where this process has it already."""
         self._folder = run_folder if isinstance(run_folder, RunFolder) else RunFolder.open(run_folder)
         self._clocks = clocks or Clocks()
         self._throttle = throttle or Throttle()
         self._journal_observer = journal_observer
         self._pump_limits = pump_limits
         self._replay = replay
-        self._page = page
+        self._page, self._lock = page, lock
         self._showing: Showing | None = None
         self._run: RunContext | None = None
         self._parts: OpenedRun | None = None
@@ -117,7 +119,7 @@ class CoordinatorServer:
         configure_logging()
         # Reading settings, keys, data and journal blocks; nothing else runs in this loop yet.
         parts = await asyncio.to_thread(
-            OpenedRun.open, self._folder, self._clocks, self._journal_observer, self._replay
+            OpenedRun.open, self._folder, self._clocks, self._journal_observer, self._replay, self._lock
         )
         try:
             self._parts, self._run = parts, self._assemble(parts)

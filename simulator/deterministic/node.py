@@ -32,6 +32,7 @@ from coordinator.engine.phases import Phase
 from coordinator.engine.records import event_to_json
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.clock import Clocks, RunClock
+from coordinator.run.holding import order_of
 from coordinator.run.needed import needed_by
 from coordinator.run.pump import Pump, load_engine
 from coordinator.run.pump_limits import PumpLimits
@@ -263,6 +264,10 @@ class CoordinatorNode:
     async def judge(self, order: Order, worker: WorkerId) -> None:
         """The operator says something about a worker."""
         await self._pump.submit(said(order, worker, self._clock.now_s()))
+
+    async def hold(self, verb: str) -> None:
+        """The operator has the run stand, drain, or go on."""
+        await self._pump.submit(order_of(self._pump.engine.state, verb, "", self._clock.now_s(), "operator"))
 
     # ---- the pump's surroundings ---------------------------------------------------------------------------------
 

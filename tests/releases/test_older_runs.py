@@ -70,7 +70,7 @@ async def test_it_is_served_as_it_was_left(engine: int, tmp_path: Path) -> None:
     assert not [problem for check in verify_run(run) for problem in check.problems]
 
 
-@pytest.mark.parametrize("engine", (RELEASES[0], RELEASES[-1]))
+@pytest.mark.parametrize("engine", [RELEASES[0], RELEASES[-1]])
 def test_migrating_keeps_a_backup_that_opens_alike(engine: int, tmp_path: Path) -> None:
     run, facts = unpacked(engine, tmp_path)
     told = migrate(run, backup=None, dry_run=True)
