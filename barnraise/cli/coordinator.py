@@ -94,10 +94,14 @@ def init(
         bool, typer.Option("--accept-lossy", help="Begin with a codec that was measured to cost more than it saves.")
     ] = False,
     set_: Settings = None,
+    asks: Annotated[
+        bool, typer.Option("--ask/--no-ask", help="On a terminal, without --preset or --checkpoint: ask what it must.")
+    ] = True,
     if_missing: Annotated[bool, typer.Option("--if-missing", help="Do nothing where a run is there already.")] = False,
     as_json: Json = False,
 ) -> None:
     """Make a run: its keys, its data and the model's first version."""
+    from barnraise.cli import questions
     from barnraise.cli.invites import founders_links
     from coordinator.run.folder import RunFolder, init_run
     from protocol.errors import ConfigError
@@ -120,6 +124,8 @@ def init(
             "port": port,
             "advertised_hosts": advertise or None,
         }
+        if asks and not (settings or preset or checkpoint or as_json) and questions.can_ask():
+            given = questions.answered(given)
         engine = {"max_rounds": rounds, "replicas": replicas, "quorum": quorum, "open_run": open_ or None}
         inner = {"inner_steps": inner_steps, "batch_sequences": batch, "learning_rate": learning_rate, "trunk": trunk}
         chosen = _settings(settings, given, {**engine, "inner": inner}, set_ or ())
@@ -145,9 +151,10 @@ def init(
     if as_json:
         print_json({"run_id": run.run_id, "folder": str(run.root)} | ({"join_links": links} if founders else {}))
         return
-    print(f"run {run.run_id} is in {run.root}")
+    print(f"run {run.run_id} is in {run.root}; what was set, and what it means: {run.root / 'settings.toml'}")
     print(f"serve it:   barnraise coordinator run {folder}")
     print(f"invite:     barnraise coordinator invite {folder}")
+    print(f"what it will take, first: barnraise coordinator plan {folder}")
     for link in links:
         print(f"a founder:  {link}")
 

@@ -41,6 +41,7 @@ from coordinator.run.carving import first_data, own_data
 from coordinator.run.lease_length import worked_out
 from coordinator.run.secret_files import write_secrets
 from coordinator.settings import RunSettings, check_engine
+from coordinator.settings_reference import commented
 from coordinator.store.artifacts import ArtifactStore
 from coordinator.store.journal import Journal
 from coordinator.store.registry import Registry
@@ -275,7 +276,7 @@ def _build(
     config = planned_engine(settings, layout, data.dataset, run_id)
     facts = {"run_id": run_id, **data.facts, "model": dict(layout.config_json), "dtype": dtype}
     write_private(root / "run.json", json.dumps(facts, indent=2).encode())
-    write_private(root / "settings.toml", settings.to_toml().encode())
+    write_private(root / "settings.toml", commented(settings.to_toml()).encode())
     run = RunFolder(root)
     versions = Versions(root / "versions", run.artifacts().blocks, layout)
     manifest = first_version(
