@@ -17,6 +17,7 @@ from barnraise.cli import (
     entrance,
     evaluate,
     explain,
+    export,
     forecast,
     holds,
     identity,
@@ -72,6 +73,7 @@ coordinator_commands.app.command("credit")(credit.credit)
 coordinator_commands.app.command("calibrate")(calibrate.calibrate)
 coordinator_commands.app.command("explain")(explain.explain)
 coordinator_commands.app.command("doctor")(entrance.doctor)
+coordinator_commands.app.command("export")(export.export)
 coordinator_commands.app.command("plan")(forecast.plan)
 coordinator_commands.app.command("logs")(logs.logs)
 coordinator_commands.app.command("migrate")(migrate.migrate)

@@ -1,4 +1,4 @@
-"""The operator's commands: make a run, serve it, invite people, see why it waits, change a setting, end it, export it.
+"""The operator's commands: make a run, serve it, invite people, see why it waits, change a setting, end it.
 
 Decides how settings are asked for; `coordinator/` does the rest. Orders to a running coordinator go over a
 socket in the run folder.
@@ -22,8 +22,6 @@ from protocol.residency import RESIDENCIES
 
 if TYPE_CHECKING:
     from coordinator.settings import RunSettings
-    from coordinator.store.versions import Tensors
-    from protocol.ids import BlockId
 
 app = typer.Typer(no_args_is_help=True, help="Define a run, serve it, invite people.")
 
@@ -191,60 +189,6 @@ def _present(options: dict[str, Any]) -> dict[str, Any]:
 
 
 @app.command()
-def export(
-    folder: RunArgument,
-    out: Annotated[Path, typer.Argument(help="Hugging Face folder to write: new, or empty.")],
-    version: Annotated[int | None, typer.Option(min=0, help="Which version; the latest by default.")] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="fp32, bf16 or fp16; by default that of the checkpoint the run began with, else fp32."),
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace the checkpoint there, once this one is whole.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Write a version of the model as an ordinary Hugging Face checkpoint, its tokenizer and settings beside it."""
-    from coordinator.run.folder import RunFolder
-    from coordinator.store.versions import Versions
-    from moe.export import CHECKPOINT_KIND, export_checkpoint, require_room
-    from protocol.errors import ConfigError
-
-    run = RunFolder.open(folder)
-    require_room(out, replace=force)
-    replaces = (out / CHECKPOINT_KIND.completed_by).exists()
-    layout = run.layout()
-    versions = Versions(run.root / "versions", run.artifacts().blocks, layout)
-    newest = run.published_version()
-    kept = [number for number in versions.kept() if number <= newest]
-    chosen = newest if version is None else version
-    manifest = versions.manifest_digest(chosen)
-    if manifest is None or chosen not in kept:
-        raise ConfigError(f"version {chosen} is not kept; these are: {', '.join(map(str, kept))}")
-    kept_in = dtype or run.export_dtype
-    companions = run.companions(run.dataset())
-    with ProgressLine(quiet=as_json) as tell:
-        blocks: dict[BlockId, Tensors] = {}
-        for block, ref in versions.manifest(manifest).blocks.items():
-            tell(f"checking blocks: {len(blocks)} of {len(layout.blocks)}")
-            blocks[block] = versions.load_block(block, ref)
-        export_checkpoint(
-            blocks,
-            layout,
-            out,
-            companions=companions,
-            dtype=kept_in,
-            replace=force,
-            told=lambda done, total: tell(f"writing: {done / 1e6:,.0f} of {total / 1e6:,.0f} million parameters"),
-        )
-    if as_json:
-        print_json({"version": chosen, "checkpoint": str(out), "dtype": kept_in})
-    else:
-        instead = ", in place of the checkpoint that was there" if replaces else ""
-        print(f"version {chosen} is in {out}, in {kept_in}{instead}")
-
-
-@app.command()
 def backup(
     folder: RunArgument,
     out: Annotated[Path, typer.Argument(help="New folder for the backup; as private as the run itself.")],
@@ -323,6 +267,10 @@ def run(
         ),
     ] = None,
     no_http: Annotated[bool, typer.Option("--no-http", help="No page and no /metrics.")] = False,
+    traces: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Send each round as an OpenTelemetry trace to this collector (OTLP, HTTP)."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="For machines: what happens, one event a line, on standard output.")
     ] = False,
@@ -342,5 +290,7 @@ def run(
         lock.acquire()  # so that whoever asks meanwhile hears that it is starting: what follows takes seconds to load
     from barnraise.cli.serve import Serving, serve
 
-    wanted = Serving(invites=invites, invites_to=invites_to, trusted=trusted, page=page, as_json=as_json, lock=lock)
+    wanted = Serving(
+        invites=invites, invites_to=invites_to, trusted=trusted, page=page, as_json=as_json, traces=traces, lock=lock
+    )
     return asyncio.run(serve(folder, wanted))

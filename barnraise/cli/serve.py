@@ -15,6 +15,7 @@ from pathlib import Path
 from barnraise.cli.links import give_links, require_writable
 from coordinator.edge.collection import collect_rarely
 from coordinator.edge.server import CoordinatorServer
+from coordinator.edge.tracing import Tracing
 from coordinator.page.address import PageAddress
 from coordinator.run.eventlog import configure_logging
 from coordinator.run.folder import RunFolder
@@ -37,6 +38,8 @@ class Serving:
     trusted: bool
     page: PageAddress | None
     as_json: bool
+    traces: str | None
+    """A collector's address."""
     lock: FileLock
     """The folder's, which this process has already."""
 
@@ -58,7 +61,9 @@ async def _serve(folder: Path, wanted: Serving) -> int:
     configure_logging(RunLog(run_folder.log_path), as_json=wanted.as_json)
     device = run_folder.settings().evaluation_device
     replay = replay_lease(run_folder.layout(), device=device, experts=quickest_products(device, None))
-    server = CoordinatorServer(run_folder, replay=replay, page=wanted.page, lock=wanted.lock)
+    tracing = None if wanted.traces is None else Tracing(run_folder.run_id, wanted.traces)
+    observers = () if tracing is None else (tracing.observer,)
+    server = CoordinatorServer(run_folder, replay=replay, page=wanted.page, lock=wanted.lock, observers=observers)
     if wanted.invites and wanted.invites_to is not None:
         require_writable(wanted.invites_to)
     try:
@@ -82,6 +87,8 @@ async def _serve(folder: Path, wanted: Serving) -> int:
             over.cancel()
     finally:
         await server.stop(STOP_GRACE_S)
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
         for number in signals:
             loop.remove_signal_handler(number)
     return 0

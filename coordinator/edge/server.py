@@ -52,7 +52,7 @@ from coordinator.run.folder import RunFolder
 from coordinator.run.inviting import InviteTerms
 from coordinator.run.lease_length import LeaseLengths
 from coordinator.run.opened import OpenedRun
-from coordinator.run.pump import Pump
+from coordinator.run.pump import Observer, Pump
 from coordinator.run.pump_limits import PumpLimits
 from coordinator.run.reaching import control_path, last_port, write_endpoint
 from coordinator.run.receipts import ReceiptBook
@@ -94,6 +94,7 @@ class CoordinatorServer:
         replay: Replay | None = None,
         page: PageAddress | None = None,
         lock: FileLock | None = None,
+        observers: tuple[Observer, ...] = (),
     ) -> None:
         """`replay`: how this process computes a lease again to audit it; None: it cannot. `page`: where the run's page
         is shown; None: nowhere. `lock`: the folder's, where this process has it already."""
@@ -103,7 +104,7 @@ class CoordinatorServer:
         self._journal_observer = journal_observer
         self._pump_limits = pump_limits
         self._replay = replay
-        self._page, self._lock = page, lock
+        self._page, self._lock, self._observers = page, lock, observers
         self._showing: Showing | None = None
         self._run: RunContext | None = None
         self._parts: OpenedRun | None = None
@@ -224,7 +225,7 @@ class CoordinatorServer:
             parts.journal,
             work=parts.executor,
             dispatch=dispatch,
-            observer=Observers(parts.event_log, parts.audit_trail, parts.credit_trail),
+            observer=Observers(parts.event_log, parts.audit_trail, parts.credit_trail, *self._observers),
             clock=parts.clock.now_s,
             clock_news=parts.clock.news,
             journal_observer=self._journal_observer,
