@@ -30,9 +30,10 @@ def answered(given: dict[str, Any]) -> dict[str, Any]:
     model = _ask(f"Model: {one_of(PRESETS)} from scratch, or the folder of a Hugging Face checkpoint", "tiny")
     found["preset" if model in PRESETS else "checkpoint"] = model
     if found["data"] is None:
-        found["data"] = _ask("Text to train on: a file, a folder, or stdlib (Python's own source)", "stdlib")
-        while found["data"] != "stdlib" and ":" not in found["data"] and not Path(found["data"]).expanduser().exists():
-            found["data"] = _ask(f"There is no {found['data']}. A file, a folder, or stdlib", "stdlib")
+        data = _ask("Text to train on: a file, a folder, or stdlib (Python's own source)", "stdlib")
+        while data != "stdlib" and ":" not in data and not Path(data).expanduser().exists():
+            data = _ask(f"There is no {data}. A file, a folder, or stdlib", "stdlib")
+        found["data"] = data
     if found["name"] is None:
         found["name"] = _ask("Name of the run, as volunteers see it", "barnraise run")
     if found["host"] is None and found["advertised_hosts"] is None:

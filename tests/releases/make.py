@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 COMMAND = (sys.executable, "-m", "barnraise")
-SMALL = {
+SMALL: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 16,
     "num_hidden_layers": 2,
