@@ -10,9 +10,10 @@ import contextlib
 from collections.abc import Awaitable, Callable
 
 from coordinator.engine.commands import Command
+from coordinator.run.holding import order_of
 from protocol.errors import BarnraiseError
 from protocol.ids import WorkerId, worker_id_of
-from simulator.deterministic.distrust import Order, OrderPlan
+from simulator.deterministic.distrust import Order, OrderPlan, said
 from simulator.deterministic.loop import VirtualLoop
 from simulator.deterministic.node import CoordinatorNode
 from simulator.deterministic.scenario import START_S, Scenario, SettingPlan, key_of
@@ -63,10 +64,10 @@ class Operator:
         self._judge(word.order, worker_id_of(key_of(self._scenario.seed, word.volunteer)))
 
     def _judge(self, order: Order, worker: WorkerId) -> None:
-        self._say(lambda: self._node.judge(order, worker))
+        self._say(lambda: self._node.order(lambda _, at_s: said(order, worker, at_s)))
 
     def _hold(self, verb: str) -> None:
-        self._say(lambda: self._node.hold(verb))
+        self._say(lambda: self._node.order(lambda engine, at_s: order_of(engine.state, verb, "", at_s, "")))
 
     def _let_go(self) -> None:
         """A word that found nobody there is said again."""

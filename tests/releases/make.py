@@ -70,7 +70,7 @@ def _checkpoint(folder: Path) -> None:
     from moe.tokenizer import BOS_ID, BYTE_VOCAB_SIZE, EOS_ID, PAD_ID
 
     torch.manual_seed(7)
-    special = {"pad_token_id": PAD_ID, "bos_token_id": BOS_ID, "eos_token_id": EOS_ID}
+    special: dict[str, Any] = {"pad_token_id": PAD_ID, "bos_token_id": BOS_ID, "eos_token_id": EOS_ID}
     config = OlmoeConfig(vocab_size=BYTE_VOCAB_SIZE, norm_topk_prob=True, **special, **SMALL)
     OlmoeForCausalLM(config).save_pretrained(folder)
 
