@@ -87,7 +87,8 @@ def plan(
 
 def _row(row: Forecast, columns: int) -> dict[str, object]:
     if not row.columns:
-        return dict.fromkeys(_NAMES, "-") | {"GPU": f"{row.memory_gib} GB", "columns": "does not fit"}
+        nothing: dict[str, object] = dict.fromkeys(_NAMES, "-")
+        return nothing | {"GPU": f"{row.memory_gib} GB", "columns": "does not fit"}
     days = "no end" if row.days is None else f"{row.days:,.3g}"
     told = (
         f"{row.memory_gib} GB", f"{row.columns} of {columns}", human_bytes(row.up_bytes), human_bytes(row.down_bytes),

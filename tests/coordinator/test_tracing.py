@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ async def test_a_round_its_leases_and_its_work(run: RunFolder) -> None:
     finally:
         await server.stop(0.0)
         traces.close()
-    spans = exporter.get_finished_spans()
+    spans: tuple[Any, ...] = exporter.get_finished_spans()
     first = next(span for span in spans if span.name == "round")
     inside = [span for span in spans if span.parent is not None and span.parent.span_id == first.context.span_id]
     assert first.attributes["barnraise.round"] == int(lease.round)
