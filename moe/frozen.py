@@ -8,13 +8,14 @@ in the backward pass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from moe.brought import BroughtStore, FileSource, HostSource, lane_to, slots_for
-from moe.kept import FrozenSpec, FrozenStore, KeptForm, Layers, LyingStore, ResidentStore
+from moe.kept import FrozenSpec, FrozenStore, KeptForm, Layers, LyingStore, ReadsAhead, ResidentStore
 from moe.layout import Layout
 from moe.slots import experts_of, slot_order
 from moe.stand_ins import DEVICE, HOST, StandIns, is_coded
@@ -53,10 +54,18 @@ def workspace_elements(layers: Layers, count: int, itemsize: int) -> int:
 class StoredMatrix:
     """One matrix of all frozen experts of a layer: `moe.piecewise.FrozenMatrix`."""
 
-    def __init__(self, store: FrozenStore, layer: int, spec: FrozenSpec, count: int, workspace: Tensor) -> None:
+    def __init__(
+        self, store: FrozenStore, layer: int, spec: FrozenSpec, count: int, workspace: Tensor, most: int
+    ) -> None:
+        """`most`: so many are decoded together, at most."""
         self._store, self._layer, self._spec, self._workspace = store, layer, spec, workspace
         self.count = count
-        self.at_once = at_once(spec, count, workspace.itemsize)
+        self.at_once = min(most, at_once(spec, count, workspace.itemsize))
+
+    def expect(self, pieces: Sequence[tuple[int, int]]) -> None:
+        """These experts [first, last) are asked for next, in this order."""
+        if isinstance(self._store, ReadsAhead):
+            self._store.expect(self._spec, pieces, self._workspace)
 
     def values(self, first: int, last: int) -> Tensor:
         """[last - first, N, H], at most `at_once` of them; good until the next call for any matrix of the shard."""
@@ -66,8 +75,12 @@ class StoredMatrix:
 class FrozenExperts:
     """Those of one shard."""
 
-    def __init__(self, layout: Layout, columns: tuple[int, ...], store: FrozenStore, workspace: Tensor) -> None:
+    def __init__(
+        self, layout: Layout, columns: tuple[int, ...], store: FrozenStore, workspace: Tensor, most: int | None = None
+    ) -> None:
+        """`most`: decoded together; None is all for which there is room."""
         self._columns, self._store, self._workspace = columns, store, workspace
+        self._most = most or len(columns)
         self._layers = {path: (layer, specs) for layer, (path, specs) in enumerate(frozen_layers(layout).items())}
 
     def has(self, name: str) -> bool:
@@ -87,7 +100,7 @@ class FrozenExperts:
         """What products of the experts' module at `path` are taken of, by what it calls them."""
         layer, specs = self._layers[path]
         return {
-            name: StoredMatrix(self._store, layer, spec, len(self._columns), self._workspace)
+            name: StoredMatrix(self._store, layer, spec, len(self._columns), self._workspace, self._most)
             for name, spec in specs.items()
         }
 
