@@ -65,7 +65,7 @@ def _present_version(run: Any, told: Told) -> tuple[Layout, Mapping[BlockId, Map
     digest = versions.manifest_digest(version)
     if digest is None:
         raise ConfigError(f"{run.root}: version {version} is not there: `barnraise coordinator verify` says what is")
-    blocks = {}
+    blocks: dict[BlockId, Mapping[str, Any]] = {}
     for block, ref in versions.manifest(digest).blocks.items():
         told(f"checking blocks: {len(blocks)} of {len(layout.blocks)}")
         blocks[block] = versions.load_block(block, ref)

@@ -27,15 +27,15 @@ FILE_BYTES = 2_000_000_000
 POOL = 1 << 24
 """Random values that tensors are made of, each from another place on: what is timed does not depend on which."""
 COLUMNS = (
-    {"heading": "model", "format": "{model}"},
-    {"heading": "weights on disk", "format": "{weights_mb:,} MB"},
-    {"heading": "files", "format": "{files}"},
-    {"heading": "prompt", "format": "{prompt_tokens} tokens"},
-    {"heading": "first token after", "format": "{first_s:.1f} s"},
-    {"heading": "tokens a second", "format": "{tokens_per_s:.2f}"},
-    {"heading": "tokens", "format": "{tokens}"},
-    {"heading": "processor seconds in all", "format": "{cpu_s:.1f}"},
-    {"heading": "peak memory", "format": "{peak_mb:,} MB"},
+    {"heading": "model", "shows": "{model}"},
+    {"heading": "weights on disk", "shows": "{weights_mb:,} MB"},
+    {"heading": "files", "shows": "{files}"},
+    {"heading": "prompt", "shows": "{prompt_tokens} tokens"},
+    {"heading": "first token after", "shows": "{first_s:.1f} s"},
+    {"heading": "tokens a second", "shows": "{tokens_per_s:.2f}"},
+    {"heading": "tokens", "shows": "{tokens}"},
+    {"heading": "processor seconds in all", "shows": "{cpu_s:.1f}"},
+    {"heading": "peak memory", "shows": "{peak_mb:,} MB"},
 )
 MEMORY = "4GB"
 """For experts: with trunk, torch and `transformers` that is well below 8 GB."""

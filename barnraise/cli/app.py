@@ -17,6 +17,7 @@ from barnraise.cli import (
     entrance,
     evaluate,
     explain,
+    fork,
     holds,
     identity,
     invites,
@@ -67,6 +68,8 @@ coordinator_commands.app.command("orders")(holds.orders)
 coordinator_commands.app.command("credit")(credit.credit)
 coordinator_commands.app.command("calibrate")(calibrate.calibrate)
 coordinator_commands.app.command("explain")(explain.explain)
+coordinator_commands.app.command("archive")(fork.archive)
+coordinator_commands.app.command("fork")(fork.fork)
 coordinator_commands.app.command("doctor")(entrance.doctor)
 coordinator_commands.app.command("audit-log")(audit_log.audit_log)
 worker.app.add_typer(identity.app, name="identity")

@@ -24,9 +24,7 @@ folder without it is not a run.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -39,6 +37,7 @@ from coordinator.engine.records import event_to_json
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.beginning import check_beginning, check_cost, check_pair, check_vouching, planned_engine
 from coordinator.run.carving import first_data, own_data
+from coordinator.run.keys import write_secrets
 from coordinator.run.lease_length import worked_out
 from coordinator.settings import RunSettings, check_engine
 from coordinator.store.artifacts import ArtifactStore
@@ -58,7 +57,6 @@ if TYPE_CHECKING:
     from moe.layout import Layout
     from protocol.specs import Spanned
 
-SECRET_BYTES = 32
 RUN_KIND = Kind(completed_by="run.json", private=True)
 
 
@@ -261,7 +259,7 @@ def _build(
     from coordinator.store.versions import Versions, frozen_columns
     from coordinator.work.publishing import first_version
 
-    run_id = _write_secrets(root, settings)
+    run_id = write_secrets(root, settings)
     data = first_data(
         root, settings, screening_text, secret=RunFolder(root).draw_secret(), note=note, progress=progress
     )
@@ -297,25 +295,6 @@ def _build(
     journal.close()
     Registry.open(root / "registry.sqlite").close()
     (root / "checkpoints").mkdir()
-
-
-def _write_secrets(root: Path, settings: RunSettings) -> RunId:
-    secret = root / "secret"
-    secret.mkdir(mode=0o700)
-    if settings.sim_secret_from_seed:
-        seed = f"barnraise-simulation-{settings.seed}".encode()
-        draws, run_id = hashlib.sha256(seed).digest(), RunId(f"sim-{hashlib.sha256(seed + b'-id').hexdigest()[:12]}")
-    else:
-        draws, run_id = secrets.token_bytes(SECRET_BYTES), RunId(f"run-{secrets.token_hex(6)}")
-    write_private(secret / "draws.secret", draws)
-    authority = CertificateAuthority.create(run_id)
-    authority.save(secret)
-    leaf = authority.issue_leaf(settings.certificate_hosts())
-    write_private(secret / "leaf.pem", leaf.cert_pem)
-    write_private(secret / "leaf.key", leaf.key_pem)
-    PrivateIdentity.generate().save(secret / "manifest.key")
-    PrivateIdentity.generate().save(secret / "operator.key")
-    return run_id
 
 
 def _first_model(

@@ -170,7 +170,7 @@ class TestPrompts:
         config = small_config("olmoe")
         config.eos_token_id = config.bos_token_id = config.pad_token_id = None
         raw = Tokenizer(models.WordLevel({"[UNK]": 0, "w1": 1}, unk_token="[UNK]"))
-        raw.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+        raw.pre_tokenizer = pre_tokenizers.Whitespace()
         out = exported(layout(config, FROZEN), tmp_path / "out", {"tokenizer.json": raw.to_str().encode()})
         writer = writer_of_checkpoint(out)
         assert isinstance(writer.write("w1", 3, Chance()).text, str)
