@@ -20,6 +20,8 @@ from coordinator.store.versions import Versions
 from protocol.archives import ArchiveIndex
 from protocol.errors import ConfigError
 from protocol.joinlink import JoinLink
+from tests.coordinator.conftest import ENGINE
+from tests.served import make_run
 
 
 def versions_of(run: RunFolder) -> Versions:
@@ -57,6 +59,7 @@ async def train(folder: RunFolder, client_type: type[Any], submission: Callable[
             payload = submission(folder, reply.lease)
             await client.commit(reply.lease, payload)
             assert (await client.upload(reply.lease, payload)).complete
+        assert (await client.acquire()).WhichOneof("outcome") == "over"
         await asyncio.wait_for(server.finished(), 60.0)
         await client.close()
     finally:
@@ -64,8 +67,9 @@ async def train(folder: RunFolder, client_type: type[Any], submission: Callable[
 
 
 async def test_a_run_that_was_left_trains_on(
-    run: RunFolder, tmp_path: Path, text_folder: Path, client_type: type[Any], submission: Callable[..., bytes]
+    tmp_path: Path, text_folder: Path, client_type: type[Any], submission: Callable[..., bytes]
 ) -> None:
+    run = RunFolder.open(make_run(tmp_path / "run", text_folder, {**ENGINE, "outer_momentum": 0.9}))
     await train(run, client_type, submission, 2)
     assert write_archive(run, tmp_path / "archive").manifest.momenta
     with pytest.raises(ConfigError, match="--rounds"):
