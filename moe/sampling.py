@@ -51,7 +51,7 @@ class Chance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
+class WrittenText:
     """What came."""
 
     text: str
@@ -74,7 +74,7 @@ class Writer:
 
     def write(
         self, prompt: str, most_tokens: int, chance: Chance, on_text: Callable[[str], object] = lambda _: None
-    ) -> Written:
+    ) -> WrittenText:
         """Go on after `prompt` with `most_tokens` at most; `on_text` hears what comes, as it comes.
 
         Bytes of a prompt that were no UTF-8 (lone surrogates, as Python passes them on) are taken as U+FFFD. Where the
@@ -146,10 +146,10 @@ class _Listener:
         """Nothing more comes."""
         self._tell(self._text())
 
-    def written(self, prompt_tokens: int) -> Written:
+    def written(self, prompt_tokens: int) -> WrittenText:
         """All of it."""
         count, spent_s = len(self._ids), self._last_s - self._first_s
-        return Written(
+        return WrittenText(
             text=self._text(),
             prompt_tokens=prompt_tokens,
             tokens=count,
