@@ -18,6 +18,7 @@ from protocol.lease import Lease
 from protocol.v1 import barnraise_pb2 as pb
 from worker import messages as m
 from worker import sentences
+from worker.announcements import Announcements
 from worker.calls import Calls
 from worker.joining import Joining
 from worker.lease import ReceivedLease, printable
@@ -117,6 +118,7 @@ class Agent:
             unwanted=unwanted,
             sharing=sharing,
         )
+        self._announcements = Announcements(reporter)
         self._events: asyncio.Queue[m.SessionEvent | Exception] = asyncio.Queue()
         self._lanes: dict[m.Lane, asyncio.Task[None]] = {}
         """The call that goes on, or went on last, in each."""
@@ -293,6 +295,7 @@ class Agent:
                 return
             except RemoteError:
                 continue  # the next one says it all again
+            self._announcements.heard(reply.announcement)
             for cancelled in reply.cancelled:
                 reason = printable(cancelled.reason)
                 self._put(m.LeaseCancelled(lease_id=LeaseId(cancelled.lease_id), reason=reason))

@@ -44,6 +44,7 @@ _FINAL = {
         "This join link is used up: most links are for one machine. Ask the run's operator for a link of your own."
     ),
     "final.invite-expired": f"This join link has expired. {_NEW_LINK}",
+    "final.invite-revoked": f"The run's operator took this join link back. {_NEW_LINK}",
     "final.not-enrolled": f"The run does not know this machine, or does not any more. {_NEW_LINK}",
     "final.other-version": "This barnraise and the coordinator's do not understand each other: update the older.",
     "final.banned": "{said}.",

@@ -29,65 +29,6 @@ class InHand(Enum):
     UNSENT = "hand.unsent"
 
 
-<<<<<<< HEAD
-=======
-_UNREACHED = {
-    Cause.CONNECTION_REFUSED: "Nobody answers at {address}: the coordinator is not running there just now",
-    Cause.NAME_UNKNOWN: "The name in {address} cannot be looked up: either this machine is offline, or it is mistyped",
-    Cause.NO_ROUTE: "There is no way to {address} from this network: look at this machine's connection",
-    Cause.NO_ANSWER: "The coordinator at {address} does not answer in time",
-    Cause.NOT_A_COORDINATOR: "What answers at {address} is not a coordinator of Barnraise",
-    Cause.WRONG_CERTIFICATE: "The coordinator at {address} is not that of the run that you joined",
-    Cause.BROKEN_OFF: "The connection to {address} broke off",
-    Cause.OVERLOADED: "The coordinator at {address} has too much to do, or is being stopped",
-    Cause.OUT_OF_STORAGE: "The coordinator at {address} has no room on its disk; its operator has to make some",
-    Cause.FAILED: "Something failed at the coordinator ({address}); its operator finds out what",
-}
-"""Trouble that may pass: what happened."""
-
-_NEW_LINK = "Ask the run's operator for a new join link."
-_FINAL = {
-    Cause.INVITE_UNKNOWN: f"The invite in this join link is not one of the run's. {_NEW_LINK}",
-    Cause.INVITE_USED: "This join link is used up: most links are for one machine. Ask the run's operator for"
-    " a link of your own.",
-    Cause.INVITE_EXPIRED: f"This join link has expired. {_NEW_LINK}",
-    Cause.INVITE_REVOKED: f"The run's operator took this join link back. {_NEW_LINK}",
-    Cause.NOT_ENROLLED: f"The run does not know this machine, or does not any more. {_NEW_LINK}",
-    Cause.OTHER_VERSION: "This barnraise and the coordinator's do not understand each other: update the older.",
-    Cause.BANNED: "{said}.",
-    Cause.TOO_MANY: "{said}.",
-    Cause.TOO_SMALL: "This machine offers too little for this run: {said}.",
-    Cause.WRONG_CERTIFICATE: "The coordinator at {address} is not the one that the join link names, so nothing was sent"
-    " to it. Compare the link with what the operator sent you; if it is the same, ask for a new one.",
-    Cause.MALFORMED: "What the coordinator at {address} sent is not what was agreed, so none of it was used. Tell the"
-    " run's operator.",
-    Cause.LOCAL_STORAGE: "A file of the worker's cannot be read or written: make room on this machine's disk, or see"
-    " whether it is sound, and join again.",
-    Cause.SESSION_ENDED: f"The coordinator at {{address}} does not let this machine in. {_NEW_LINK}",
-    Cause.REFUSED: "The coordinator refused this machine: {said}.",
-}
-"""Trouble that does not pass by trying again: what happened, and what to do."""
-
-_FAILED_LEASE = {
-    Cause.OUT_OF_MEMORY: "This machine ran out of memory in training. Close other programs, or offer less of it with"
-    " --memory or --columns.",
-    Cause.DEVICE_FAILED: "The GPU failed in training. If that happens again, update its driver, or train without it:"
-    " --device cpu.",
-    Cause.TRAINING_FAILED: "Training failed on this machine.",
-    Cause.LOCAL_STORAGE: "This machine's disk failed in the middle of a lease; make room on it, or look at its health.",
-    Cause.MALFORMED: "What the coordinator sent for this lease is not what the run has signed, so none of it was used."
-    " Tell the run's operator.",
-    Cause.LEASE_ENDED: "The coordinator ended this lease before its data was here.",
-}
-DEVICE_LOST = (
-    "The GPU went away: its driver was reset, or this machine slept. It is opened anew by another process, which goes"
-    " on with the lease from what is kept of it."
-)
-STARTED_TOO_OFTEN = (
-    "The GPU went away {times} times in a row, so the worker is not started again. Update the GPU's driver, see whether"
-    " it gets too hot, or train without it: --device cpu."
-)
->>>>>>> h17a
 _REPORTS = {
     Cause.OUT_OF_MEMORY: "out of memory",
     Cause.DEVICE_FAILED: "the GPU failed",

@@ -17,9 +17,13 @@ from barnraise.cli import (
     entrance,
     evaluate,
     explain,
+    export,
+    forecast,
     holds,
     identity,
     invites,
+    logs,
+    migrate,
     model,
     operator_keys,
     plan,
@@ -61,6 +65,7 @@ coordinator_commands.app.command("ban", cls=AtCommand)(standings.ban)
 coordinator_commands.app.command("unban", cls=AtCommand)(standings.unban)
 coordinator_commands.app.command("pardon", cls=AtCommand)(standings.pardon)
 coordinator_commands.app.command("rollback", cls=AtCommand)(standings.rollback)
+coordinator_commands.app.command("stop", cls=AtCommand)(holds.stop)
 coordinator_commands.app.command("pause", cls=AtCommand)(holds.pause)
 coordinator_commands.app.command("drain", cls=AtCommand)(holds.drain)
 coordinator_commands.app.command("resume", cls=AtCommand)(holds.resume)
@@ -73,6 +78,10 @@ coordinator_commands.app.command("credit")(credit.credit)
 coordinator_commands.app.command("calibrate")(calibrate.calibrate)
 coordinator_commands.app.command("explain")(explain.explain)
 coordinator_commands.app.command("doctor")(entrance.doctor)
+coordinator_commands.app.command("export")(export.export)
+coordinator_commands.app.command("plan")(forecast.plan)
+coordinator_commands.app.command("logs")(logs.logs)
+coordinator_commands.app.command("migrate")(migrate.migrate)
 coordinator_commands.app.command("audit-log")(audit_log.audit_log)
 worker.app.add_typer(identity.app, name="identity")
 worker.app.add_typer(service.app, name="service")

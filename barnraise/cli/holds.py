@@ -1,22 +1,21 @@
-"""The operator's commands that hold a run and let it go on, tell its volunteers something, and show who ordered what.
+"""The operator's commands that hold a run, let it go on or end it, tell its volunteers something, and show who ordered
+what.
 
 Decides how they are told; `coordinator/` does the rest.
 """
 
 from __future__ import annotations
 
+import sys
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from barnraise.cli.elsewhere import At, run_meant
 from barnraise.cli.options import Json, RunArgument
 from barnraise.cli.output import print_json, print_table
-
-if TYPE_CHECKING:
-    from coordinator.edge.elsewhere import Elsewhere
-    from coordinator.run.folder import RunFolder
 
 Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="Kept in the journal; volunteers who wait are told.")]
 
@@ -29,17 +28,17 @@ _NOW = {
 
 def pause(folder: RunArgument, why: Why = "", at: At = "", as_json: Json = False) -> None:
     """Have time stand: no leases, no deadlines, nobody is late, uploads are taken. `resume` lets the run go on."""
-    _hold("pause", run_meant(folder, at), why, as_json)
+    _hold("pause", folder, at, why, as_json)
 
 
 def drain(folder: RunArgument, why: Why = "", at: At = "", as_json: Json = False) -> None:
     """Grant no more leases: the open round ends with those that are out, then the coordinator may be stopped."""
-    _hold("drain", run_meant(folder, at), why, as_json)
+    _hold("drain", folder, at, why, as_json)
 
 
 def resume(folder: RunArgument, at: At = "", as_json: Json = False) -> None:
     """Let a paused or drained run go on."""
-    _hold("resume", run_meant(folder, at), "", as_json)
+    _hold("resume", folder, at, "", as_json)
 
 
 def announce(
@@ -48,25 +47,33 @@ def announce(
     at: At = "",
     as_json: Json = False,
 ) -> None:
-    """Tell every volunteer something: it stands beside the reason whenever a worker waits for its next lease."""
+    """Tell every volunteer something: at a worker's next sign of life, and whenever it waits for its next lease."""
     from coordinator.edge import operator_client
 
-    operator_client.announce(run_meant(folder, at), text)
+    served = operator_client.announce(run_meant(folder, at), text)
     if as_json:
-        print_json({"announced": text})
+        print_json({"announced": text, "served": served})
     else:
-        print("volunteers who wait are told from now on" if text else "nothing is announced any more")
+        print("volunteers are told from now on" if text else "nothing is announced any more")
+        _note_stopped(served, folder)
 
 
-def _hold(verb: str, where: RunFolder | Elsewhere, text: str, as_json: bool) -> None:
+def _hold(verb: str, folder: Path, at: str, text: str, as_json: bool) -> None:
     from coordinator.edge.operator_client import hold_run
 
-    found = hold_run(where, verb, text)
+    found = hold_run(run_meant(folder, at), verb, text)
     if as_json:
         print_json(found)
     else:
         already = " (as before)" if found["before"] == found["now"] else ""
         print(f"the run is {_NOW[found['now']]}{already}")
+        _note_stopped(found["served"], folder)
+
+
+def _note_stopped(served: bool, folder: Path) -> None:
+    if not served:
+        start = f"`barnraise coordinator run {folder}`"
+        print(f"the coordinator is not running: this is noted, and counts once it is ({start})", file=sys.stderr)
 
 
 def orders(folder: RunArgument, at: At = "", as_json: Json = False) -> None:
@@ -92,3 +99,22 @@ def orders(folder: RunArgument, at: At = "", as_json: Json = False) -> None:
             for one in found
         ]
         print_table(("when", "who", "what", "about", "detail"), rows)
+
+
+def stop(
+    folder: RunArgument,
+    reason: Annotated[str, typer.Option(help="What the workers are told.")] = "stopped by the operator",
+    at: At = "",
+    as_json: Json = False,
+) -> None:
+    """End the run for good: its last version is validated and exported, and the workers are told."""
+    from coordinator.edge.operator_client import stop_run
+    from coordinator.run.folder import RunFolder
+
+    where = run_meant(folder, at)
+    stop_run(where, reason=reason)
+    if as_json:
+        known = {"run_id": where.run_id} if isinstance(where, RunFolder) else {}
+        print_json({**known, "ending": True, "reason": reason})
+        return
+    print("the run is ending: its last version is validated and exported first")

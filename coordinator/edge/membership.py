@@ -12,7 +12,7 @@ import json
 import math
 from functools import cached_property, lru_cache, partial
 
-from coordinator.edge.auth import Authenticator, check_protocol_version
+from coordinator.edge.auth import Authenticator
 from coordinator.edge.served import RunContext
 from coordinator.edge.sessions import CallerSession
 from coordinator.edge.throttle import range_of
@@ -32,6 +32,7 @@ from protocol.residency import ABSENT, FROZEN
 from protocol.rotation import check_agreement
 from protocol.tls import manifest_key_message
 from protocol.v1 import barnraise_pb2 as pb
+from protocol.versions import check_version
 
 MAX_TOKENS_PER_S = 1e9
 """No machine is faster; a claim above this is an error or a lie."""
@@ -50,9 +51,13 @@ class Membership:
         self._auth = auth
         self._plan = lru_cache(maxsize=256)(self._plan_of)
 
+    def _check_version(self, version: int) -> None:
+        run = self._run
+        check_version(version, run.pump.engine.state.chosen_config.inner, run.settings.column_parts)
+
     async def enrol(self, request: pb.EnrolRequest, address: str) -> pb.EnrolReply:
         """Redeem an invite for the key that signed the call, or say which work has to be done first."""
-        check_protocol_version(request.protocol_version)
+        self._check_version(request.protocol_version)
         columns = self._columns(request.capability)  # before the invite is spent: a machine too small may try again
         name = clean_name(request.name) if request.name.strip() else ""
         run = self._run
@@ -75,8 +80,8 @@ class Membership:
 
     async def open_session(self, request: pb.OpenSessionRequest, _: str) -> pb.OpenSessionReply:
         """A new session for an enrolled key, or the operator's."""
-        check_protocol_version(request.protocol_version)
         run = self._run
+        self._check_version(request.protocol_version)
         key = run.registry.operators.find(request.public_key)
         is_operator = key is not None or request.public_key == run.operator_key
         if not is_operator:
@@ -92,13 +97,15 @@ class Membership:
         else:
             self._auth.spend_nonce(request.public_key, request.nonce)
             worker = worker_id_of(request.public_key)
-        session = run.sessions.open(request.public_key, worker, is_operator=is_operator, key=key)
+        version = request.protocol_version
+        session = run.sessions.open(request.public_key, worker, is_operator=is_operator, key=key, version=version)
         return pb.OpenSessionReply(
             session_id=session.session_id,
             heartbeat_interval_s=run.pump.engine.state.config.heartbeat_interval_s,
             run=self._description(),
             lease_length=run.lease_length(run.pump.engine.state.config),
             data_licence=run.dataset.licence,
+            protocol_version=session.version,
         )
 
     async def ask_audit(self, request: pb.AskAuditRequest, _: str) -> pb.AskAuditReply:

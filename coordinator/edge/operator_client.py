@@ -24,6 +24,7 @@ from coordinator.edge.status import RunStatus, RunSummary
 from coordinator.edge.stopped import orders_of_journal, status_of_journal
 from coordinator.run.changing import Change, change_while_stopped
 from coordinator.run.folder import RunFolder
+from coordinator.run.holding import announce_while_stopped, hold_while_stopped
 from coordinator.run.inviting import InviteTerms, invites_of, make_links_while_stopped, revoke_while_stopped
 from coordinator.run.operator_keys import KeyOrder, change_key_while_stopped
 from coordinator.run.reaching import CoordinatorStopped, control_path, unreached
@@ -246,13 +247,19 @@ def change_standing(where: RunMeant, order: StandingOrder) -> tuple[StandingChan
 
 
 def hold_run(where: RunMeant, kind: str, why: str = "") -> Json:
-    """Pause, drain or resume the run."""
-    return _with_client(where, lambda client: client.hold(kind, why))
+    """Pause, drain or resume the run; `served`: whether a coordinator is there. A stopped one finds it when it runs."""
+    found, served = _or_stopped(
+        where, lambda client: client.hold(kind, why), lambda folder: hold_while_stopped(folder, kind, why)
+    )
+    return {**found, "served": served}
 
 
-def announce(where: RunMeant, text: str) -> None:
-    """Tell every volunteer something."""
-    _with_client(where, lambda client: client.announce(text))
+def announce(where: RunMeant, text: str) -> bool:
+    """Tell every volunteer something, and whether a coordinator is there; a stopped one finds it when it runs."""
+    _, served = _or_stopped(
+        where, lambda client: client.announce(text), lambda folder: announce_while_stopped(folder, text)
+    )
+    return served
 
 
 def _or_stopped(

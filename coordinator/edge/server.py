@@ -55,7 +55,7 @@ from coordinator.run.folder import RunFolder
 from coordinator.run.inviting import InviteTerms
 from coordinator.run.lease_length import LeaseLengths
 from coordinator.run.opened import OpenedRun
-from coordinator.run.pump import Pump
+from coordinator.run.pump import Observer, Pump
 from coordinator.run.pump_limits import PumpLimits
 from coordinator.run.reaching import control_path, last_port, write_endpoint
 from coordinator.run.receipts import ReceiptBook
@@ -67,6 +67,7 @@ from coordinator.work.port import Replay
 from coordinator.work.replaying import NO_REPLAY
 from protocol import local_socket
 from protocol.errors import ConfigError, LocalError
+from protocol.file_lock import FileLock
 from protocol.hosts import address_text
 from protocol.limits import MAX_CONCURRENT_RPCS, server_options
 
@@ -94,16 +95,18 @@ class CoordinatorServer:
         pump_limits: PumpLimits | None = None,
         replay: Replay | None = None,
         page: PageAddress | None = None,
+        lock: FileLock | None = None,
+        observers: tuple[Observer, ...] = (),
     ) -> None:
         """`replay`: how this process computes a lease again to audit it; None: it cannot. `page`: where the run's page
-        is shown; None: nowhere."""
+        is shown; None: nowhere. `lock`: the folder's, where this process has it already."""
         self._folder = run_folder if isinstance(run_folder, RunFolder) else RunFolder.open(run_folder)
         self._clocks = clocks or Clocks()
         self._throttle = throttle or Throttle()
         self._journal_observer = journal_observer
         self._pump_limits = pump_limits
         self._replay = replay
-        self._page = page
+        self._page, self._lock, self._observers = page, lock, observers
         self._access = Access()
         self._showing: Showing | None = None
         self._run: RunContext | None = None
@@ -120,7 +123,7 @@ class CoordinatorServer:
         configure_logging()
         # Reading settings, keys, data and journal blocks; nothing else runs in this loop yet.
         parts = await asyncio.to_thread(
-            OpenedRun.open, self._folder, self._clocks, self._journal_observer, self._replay
+            OpenedRun.open, self._folder, self._clocks, self._journal_observer, self._replay, self._lock
         )
         try:
             self._parts, self._run = parts, self._assemble(parts)
@@ -226,7 +229,7 @@ class CoordinatorServer:
             parts.journal,
             work=parts.executor,
             dispatch=dispatch,
-            observer=Observers(parts.event_log, parts.audit_trail, parts.credit_trail),
+            observer=Observers(parts.event_log, parts.audit_trail, parts.credit_trail, *self._observers),
             clock=parts.clock.now_s,
             clock_news=parts.clock.news,
             journal_observer=self._journal_observer,

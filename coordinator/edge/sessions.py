@@ -15,6 +15,7 @@ from coordinator.store.operators import OperatorKey
 from protocol.causes import Cause
 from protocol.errors import Unauthenticated
 from protocol.ids import WorkerId
+from protocol.limits import PROTOCOL_VERSION
 from protocol.signing import SESSION_ID_BYTES, CounterWindow
 
 REMEMBERED_REPLIES = 32
@@ -34,6 +35,8 @@ class CallerSession:
     is_operator: bool
     key: OperatorKey | None = None
     """Which operator's; None: a worker's, or the run's own."""
+    version: int = PROTOCOL_VERSION
+    """Of the protocol: what the request that opened it was signed with."""
     window: CounterWindow = field(default_factory=CounterWindow)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
     host: str = ""
@@ -56,10 +59,17 @@ class SessionTable:
         self._operators: deque[CallerSession] = deque()
 
     def open(
-        self, public_key: bytes, worker: WorkerId, *, is_operator: bool, key: OperatorKey | None = None
+        self,
+        public_key: bytes,
+        worker: WorkerId,
+        *,
+        is_operator: bool,
+        key: OperatorKey | None = None,
+        version: int = PROTOCOL_VERSION,
     ) -> CallerSession:
         """A new session; the key's earlier one ends. The operator may have several (a status watch, a command)."""
-        session = CallerSession(secrets.token_bytes(SESSION_ID_BYTES), public_key, worker, is_operator, key)
+        session_id = secrets.token_bytes(SESSION_ID_BYTES)
+        session = CallerSession(session_id, public_key, worker, is_operator, key, version)
         if not is_operator:
             self.close(self._by_worker.get(worker))
             self._by_worker[worker] = session

@@ -90,13 +90,15 @@ class OpenedRun:
         clocks: Clocks,
         observer: JournalObserver = unobserved,
         replay: Replay | None = None,
+        lock: FileLock | None = None,
     ) -> OpenedRun:
         """Open everything, and clear away what an interrupted process left half done.
 
-        `replay`: how this process computes leases again, where it can.
+        `replay`: how this process computes leases again, where it can. `lock`: the folder's, where it has it already.
         """
-        lock = folder_lock(folder.root)
-        lock.acquire()
+        if lock is None:
+            lock = folder_lock(folder.root)
+            lock.acquire()
         try:
             parts = cls(folder, lock, clocks, observer, replay)
             parts.journal.fence()

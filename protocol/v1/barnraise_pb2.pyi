@@ -72,18 +72,20 @@ class OpenSessionRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., public_key: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., team: _Optional[str] = ...) -> None: ...
 
 class OpenSessionReply(_message.Message):
-    __slots__ = ("session_id", "heartbeat_interval_s", "run", "lease_length", "data_licence")
+    __slots__ = ("session_id", "heartbeat_interval_s", "run", "lease_length", "data_licence", "protocol_version")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     LEASE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     DATA_LICENCE_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     heartbeat_interval_s: float
     run: RunDescription
     lease_length: str
     data_licence: str
-    def __init__(self, session_id: _Optional[bytes] = ..., heartbeat_interval_s: _Optional[float] = ..., run: _Optional[_Union[RunDescription, _Mapping]] = ..., lease_length: _Optional[str] = ..., data_licence: _Optional[str] = ...) -> None: ...
+    protocol_version: int
+    def __init__(self, session_id: _Optional[bytes] = ..., heartbeat_interval_s: _Optional[float] = ..., run: _Optional[_Union[RunDescription, _Mapping]] = ..., lease_length: _Optional[str] = ..., data_licence: _Optional[str] = ..., protocol_version: _Optional[int] = ...) -> None: ...
 
 class RunDescription(_message.Message):
     __slots__ = ("run_id", "name", "model_json", "residency", "codec", "sequence_length", "dataset_digest", "max_block_bytes", "frozen_codec", "optimizer", "masters", "moments", "frozen_dtype", "trunk", "lora_rank", "column_parts")
@@ -346,12 +348,14 @@ class HeartbeatRequest(_message.Message):
     def __init__(self, lease_id: _Optional[str] = ..., inner_step: _Optional[int] = ..., train_loss: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., sending_lease_id: _Optional[str] = ..., paused: _Optional[bool] = ..., paused_for_s: _Optional[float] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
-    __slots__ = ("cancelled", "latest_version")
+    __slots__ = ("cancelled", "latest_version", "announcement")
     CANCELLED_FIELD_NUMBER: _ClassVar[int]
     LATEST_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ANNOUNCEMENT_FIELD_NUMBER: _ClassVar[int]
     cancelled: _containers.RepeatedCompositeFieldContainer[CancelledLease]
     latest_version: int
-    def __init__(self, cancelled: _Optional[_Iterable[_Union[CancelledLease, _Mapping]]] = ..., latest_version: _Optional[int] = ...) -> None: ...
+    announcement: str
+    def __init__(self, cancelled: _Optional[_Iterable[_Union[CancelledLease, _Mapping]]] = ..., latest_version: _Optional[int] = ..., announcement: _Optional[str] = ...) -> None: ...
 
 class CancelledLease(_message.Message):
     __slots__ = ("lease_id", "reason")

@@ -40,11 +40,10 @@ from coordinator.store.registry import Registry
 from coordinator.work import port
 from protocol.errors import Refused
 from protocol.identity import PrivateIdentity
-from protocol.ids import Digest, LeaseId, RunId, WorkerId
+from protocol.ids import Digest, LeaseId, RunId
 from protocol.tls import CertificateAuthority
 from simulator.deterministic.calls import CallContext
 from simulator.deterministic.disk import Disk, MemoryJournal, MemoryStore, OnAppend
-from simulator.deterministic.distrust import Order, said
 from simulator.deterministic.invariants import Book
 from simulator.deterministic.loop import PROCESS, Process, VirtualLoop
 from simulator.deterministic.scenario import Scenario
@@ -260,9 +259,9 @@ class CoordinatorNode:
         await self._pump.submit(event)
         self._book.changes.acknowledge(event)
 
-    async def judge(self, order: Order, worker: WorkerId) -> None:
-        """The operator says something about a worker."""
-        await self._pump.submit(said(order, worker, self._clock.now_s()))
+    async def order(self, event: Callable[[Engine, float], Event]) -> None:
+        """The operator says something about a worker, or about the run."""
+        await self._pump.submit(event(self._pump.engine, self._clock.now_s()))
 
     # ---- the pump's surroundings ---------------------------------------------------------------------------------
 

@@ -69,6 +69,8 @@ class Scenario:
     """When the operator stops the run."""
     changes: tuple[SettingPlan, ...] = ()
     words: tuple[OrderPlan, ...] = ()
+    holds: tuple[tuple[float, str], ...] = ()
+    """When the operator says `pause`, `drain` or `resume`, after the start."""
     rot_share: float = 0.0
     """Of the blocks that the coordinator's disk gives, those with a wrong byte."""
 
@@ -120,6 +122,7 @@ def scenario_of(seed: int) -> Scenario:
         stop_after_s=draw.uniform(30.0, 300.0) if draw.random() < 0.1 else None,
         changes=_changes(seed),
         words=words_of(seed, volunteers) if config.audits.budget > 0 or config.rollback_rounds else (),
+        holds=_holds(seed, calm_s),
         rot_share=derived_stream(seed, "rot").choice((0.0, 0.0, 0.05)),
     )
 
@@ -133,6 +136,19 @@ def _changes(seed: int) -> tuple[SettingPlan, ...]:
     drawn = [draw.choice(kinds) for _ in range(draw.randint(1, 3))]
     plans = (SettingPlan(after_s=draw.uniform(0.0, 150.0), key=key, value=draw.choice(of)) for key, *of in drawn)
     return tuple(plans)
+
+
+def _holds(seed: int, calm_s: float) -> tuple[tuple[float, str], ...]:
+    """In every fifth world the run is held once or twice, for seconds or minutes, from draws of their own."""
+    draw = derived_stream(seed, "holds")
+    if draw.random() < 0.8:
+        return ()
+    said: list[tuple[float, str]] = []
+    for _ in range(draw.randint(1, 2)):
+        after_s = draw.uniform(0.0, calm_s - START_S)
+        said.append((after_s, draw.choice(("pause", "pause", "drain"))))
+        said.append((after_s + draw.choice((3.0, 30.0, 300.0)), "resume"))
+    return tuple(said)
 
 
 def _clock_faults(seed: int) -> list[Fault]:

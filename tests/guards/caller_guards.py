@@ -80,11 +80,14 @@ SESSION = (
           "record.lease.worker != session.worker"), LEASE),
     guard("an unknown or another's lease", dropped("coordinator:Transfers._data_of",
           "record.lease.worker != session.worker"), LEASE),
-    guard("another protocol version", never("coordinator.edge:check_protocol_version", "version != PROTOCOL_VERSION"),
-          f"{VERSION}[0]", f"{VERSION}[2]", f"{VERSION}[4294967295]"),
-    guard("another protocol version", dropped("coordinator:Membership.enrol", "check_protocol_version(...)"), VERSION),
-    guard("another protocol version", dropped("coordinator:Membership.open_session", "check_protocol_version(...)"),
+    guard("another protocol version", never("protocol:check_version",
+          "not OLDEST_VERSION <= version <= PROTOCOL_VERSION"), f"{VERSION}[0]", f"{VERSION}[3]",
+          f"{VERSION}[4294967295]"),
+    guard("another protocol version", dropped("coordinator:Membership.enrol", "self._check_version(...)"), VERSION),
+    guard("another protocol version", dropped("coordinator:Membership.open_session", "self._check_version(...)"),
           VERSION),
+    guard("another protocol version", never("protocol:check_version", "column_parts > 1 and version < CUT_SINCE"),
+          "tests/protocol/test_versions.py::test_cut_columns_are_for_those_who_know_of_them"),
 )  # fmt: skip
 
 CALLERS: tuple[Guard, ...] = (*SIGNED, *SESSION)
