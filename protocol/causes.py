@@ -43,6 +43,8 @@ class Cause(StrEnum):
     """The machine offers too little for any lease of the run."""
     SESSION_ENDED = "session-ended"
     OVERLOADED = "overloaded"
+    FENCED = "fenced"
+    """Another machine leads the run."""
     OUT_OF_STORAGE = "out-of-storage"
     """The coordinator's disk."""
     FAILED = "failed"

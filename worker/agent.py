@@ -143,6 +143,8 @@ class Agent:
 
     async def run(self) -> m.Finish:
         """Work until the run is over, the worker is told to leave, or nothing more can be done."""
+        if self._joining.finder is not None:
+            await self._joining.finder.start()
         unsent = tuple(submission.lease_id for submission in self._outbox.all())
         self._put(m.Started(enrolled=self._joining.is_enrolled, unsent=unsent))
         await self.look_at_policy()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from peering.keeping import RecordKeeper
 from protocol.joinlink import JoinLink
 from protocol.text import human_bytes
 from worker.agent import Agent
@@ -17,18 +18,21 @@ from worker.apart.hands import DistantHands
 from worker.apart.keeper import ProcessKeeper
 from worker.apart.ruled import Ruled
 from worker.apart.trainer import ApartTrainer
+from worker.finding import Finder
 from worker.handiwork import HERE, Handiwork
 from worker.home import RunHome
 from worker.joining import Joining
 from worker.machine.machine import Machine
 from worker.options import WorkerOptions
+from worker.p2p import WorkerNetwork
 from worker.policy import Policy
 from worker.ports import Measurer, Trainer
 from worker.progress import Reporter
 from worker.receipts import ReceiptKeeper
 from worker.rules.house import House
 from worker.sharing import Sharing
-from worker.words import say
+from worker.timing import Timing
+from worker.words import foreign, say
 
 
 def make_agent(
@@ -46,11 +50,13 @@ def make_agent(
     works under the volunteer's rules (`house`), and in its `turn` among several runs; without them by `options.policy`.
     """
     ruled: dict[str, Any] = {"policy": options.policy}
-    joined: dict[str, Any] = {}
+    timing = Timing()
+    finder = _finder_of(options, link, home, reporter, timing)
+    joined: dict[str, Any] = {"timing": timing, "finder": finder}
     if house is not None:
         disk = home.disk
         disk.ruled, disk.short = lambda: house.disk_bytes, house.short_of_disk_bytes
-        joined = {"counted": house.counted, "licensed": house.learn_licence}
+        joined |= {"counted": house.counted, "licensed": house.learn_licence}
         ruled = {
             "policy": turn(house.policy),
             "circumstances": lambda: house.look(disk.make_room),
@@ -74,10 +80,25 @@ def make_agent(
         pauses=options.pauses,
         measurer=hands.measurer,
         receipts=ReceiptKeeper(home, reporter),
-        sharing=sharing_of(options, home),
+        sharing=sharing_of(options, home, finder.keeper),
         **ruled,
     )
     return agent, joining
+
+
+def _finder_of(options: WorkerOptions, link: JoinLink, home: RunHome, reporter: Reporter, timing: Timing) -> Finder:
+    finder = Finder(link, home, timing)
+    if options.p2p:
+        finder.elsewhere = WorkerNetwork(
+            home.folder,
+            home,
+            finder.keeper,
+            through=link.through,
+            listens=options.share_bytes_per_s is not None,
+            port=options.p2p_port,
+            tell=lambda why: reporter.say("p2p", say("p2p.ended", why=foreign(why))),
+        )
+    return finder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,8 +149,8 @@ def tell_machine(machine: Machine, reporter: Reporter, house: House | None) -> N
         house.learn_gpu(machine.gpu, machine.gpu_uuid)
 
 
-def sharing_of(options: WorkerOptions, home: RunHome) -> Sharing | None:
+def sharing_of(options: WorkerOptions, home: RunHome, records: RecordKeeper | None = None) -> Sharing | None:
     """What other workers are given of this one's blocks; None unless the volunteer said `--share`."""
     if options.share_bytes_per_s is None:
         return None
-    return Sharing(home.disk.blocks, options.share_bytes_per_s, port=options.share_port)
+    return Sharing(home.disk.blocks, options.share_bytes_per_s, port=options.share_port, records=records)

@@ -33,7 +33,10 @@ _REACHING = {
     "unreached.out-of-storage": "The coordinator at {address} has no room on its disk; its operator has to make some",
     "unreached.failed": "Something failed at the coordinator ({address}); its operator finds out what",
     "unreached.unreachable": "The coordinator at {address} cannot be reached",
+    "unreached.fenced": "The run has moved from {address} to another machine",
     "reached_again": "The coordinator at {address} answers again, after {span}.",
+    "moved": "the run answers at {address} now",
+    "p2p.ended": "the peer-to-peer network's process ended ({why}); it is started again",
     "broken_upload": "{what}. Your finished work is safe on this disk; sending goes on where it stopped.",
 }
 """Trouble that may pass."""

@@ -13,16 +13,18 @@ from typing import Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from protocol.admission import MOST_WORK_BITS, work_for
-from protocol.errors import ConfigError, LocalError, MalformedMessage, StorageTrouble
+from protocol.errors import ConfigError, LocalError, MalformedMessage, StorageTrouble, Unavailable
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest, RunId, WorkerId, digest_of
 from protocol.joinlink import JoinLink
 from protocol.limits import MAX_NAME_CHARACTERS, PROTOCOL_VERSION
 from protocol.v1 import barnraise_pb2 as pb
+from worker.admission import work_for_admission
 from worker.background import Threads
 from worker.client import CoordinatorClient
+from worker.epochs import require_latest
 from worker.fetched import Run
+from worker.finding import Finder
 from worker.handiwork import HERE, Handiwork
 from worker.home import Enrolment, RunHome
 from worker.lease import description_from_message, printable
@@ -40,8 +42,6 @@ from worker.words import say
 Value = TypeVar("Value")
 
 SPEED_FILE = "speed.json"
-HASHES_PER_S = 1e6
-"""Of one core, as Python counts: for telling a volunteer how long a proof of work takes."""
 
 
 class Speed(BaseModel):
@@ -86,9 +86,10 @@ class Joining:
         handiwork: Handiwork = HERE,
         counted: Callable[[Wire], Wire] = lambda wire: wire,
         licensed: Callable[[str], None] = lambda _licence: None,
+        finder: Finder | None = None,
     ) -> None:
         """`handiwork`: where models are built. `counted` holds the line to the volunteer's rules; `licensed` hears
-        under what licence the run's data is.
+        under what licence the run's data is; `finder` looks for a run that has moved, None: nobody does.
         """
         self.home = home
         self.timing = timing or Timing()
@@ -96,7 +97,10 @@ class Joining:
         self.handiwork = handiwork
         self._counted, self._licensed = counted, licensed
         self._options = options
-        self._link = link
+        self._link, self._wire = link, None if dial else GrpcWire(link)
+        self.finder = finder
+        if finder is not None:
+            finder.moved = self._move
         self._reporter = reporter
         self._identity: PrivateIdentity = home.identity()
         self._enrolment = home.enrolment()
@@ -166,19 +170,31 @@ class Joining:
 
     def on_answer(self) -> None:
         """A call came to an end: whatever was in the way is over."""
+        if self.finder is not None:
+            self.finder.answered()
         lasted_s = self._troubles.over()
         if lasted_s is not None:
             self._reporter.say("reached_again", reached_again(self.address, lasted_s))
 
     def _on_trouble(self, error: Exception, pause_s: float) -> None:
         trouble = trouble_of(error)
+        if self.finder is not None:
+            self.finder.missed(trouble.cause)
         lasting_s = self._troubles.lasting_s(unreached(trouble.cause, self.address, self._work()))
         if lasting_s is not None:
             text = unreached(trouble.cause, self.address, self._work(), lasting_s)
             self._reporter.say("unavailable", text, detail=printable(trouble.detail), retry_in_s=round(pause_s, 1))
 
+    def _move(self, link: JoinLink) -> None:
+        self._link = link
+        if self._wire is not None:
+            self._wire.move(link)
+        self._reporter.say("moved", say("moved", address=link.address), address=link.address)
+
     async def close(self) -> None:
         """Hang up."""
+        if self.finder is not None:
+            await self.finder.close()
         if self._client is not None:
             await self._client.close()
 
@@ -197,7 +213,9 @@ class Joining:
         )
         reply = await self.client.enrol(request)
         if reply.work_bits:
-            request.work = await self._background.run(self._work_for_admission, reply.run_id, reply.work_bits)
+            request.work = await self._background.run(
+                work_for_admission, reply.run_id, self._identity.public_key, reply.work_bits, self._reporter
+            )
             reply = await self.client.enrol(request)
         if reply.work_bits:
             raise MalformedMessage("the coordinator asks for work again that was done")
@@ -219,31 +237,10 @@ class Joining:
         self._enrolment = enrolment
         return enrolment
 
-    def _work_for_admission(self, run_id: str, bits: int) -> bytes:
-        """The price of a key, where the run has one: seconds to minutes of one core, told as it goes.
-
-        MalformedMessage where it asks for more than anybody should.
-        """
-        if bits > MOST_WORK_BITS:
-            raise MalformedMessage(f"the coordinator asks for a proof of work of {bits} bits; at most {MOST_WORK_BITS}")
-        minutes = 2**bits / HASHES_PER_S / 60
-        text = say("admission.short", bits=bits)
-        if minutes >= 1:
-            text = say("admission", bits=bits, minutes=f"{minutes:.0f}")
-        self._reporter.say("admission_work", text, bits=bits)
-        every = 2**bits // 4
-
-        def on_tried(number: int) -> None:
-            if number % max(every, 1 << 20) < 1 << 14:
-                share = number / 2**bits
-                self._reporter.say("admission_work", say("admission.progress", share=f"{share:.0%}"), bits=bits)
-
-        return work_for(run_id, self._identity.public_key, bits, on_tried)
-
     async def open(self, machine: Machine) -> float:
         """Open a session; returns the heartbeat interval in seconds. The first time, the run is measured first."""
         await self._connect()
-        reply = await self.client.open_session(self._capability(machine), self._options.team)
+        reply = await self.client.patiently(lambda: self._session(machine))
         description = description_from_message(reply.run)
         if description.run_id != self.enrolment.run_id:
             raise MalformedMessage(f"session of run {description.run_id}, but enrolled in {self.enrolment.run_id}")
@@ -252,12 +249,24 @@ class Joining:
         self.home.remember_address(self._link, description.name)
         self.lease_length = printable(reply.lease_length)
         self._licensed(printable(reply.data_licence, 100))
+        if self.finder is not None:
+            self.finder.heard(reply.record)
         if self._offer is None:
             before = self._capability(machine)
             self._offer = await self._worked_out(machine)
             if self._capability(machine) != before:
                 reply = await self.client.open_session(self._capability(machine), self._options.team)
         return reply.heartbeat_interval_s
+
+    async def _session(self, machine: Machine) -> pb.OpenSessionReply:
+        reply = await self.client.open_session(self._capability(machine), self._options.team)
+        try:
+            require_latest(self.home, reply.epoch)
+        except Unavailable:
+            await self.client.close()  # by its name, another machine may be reached the next time
+            self.client.connect(self.enrolment.ca_pem.encode())
+            raise
+        return reply
 
     async def _connect(self) -> bytes:
         if self._client is None:
@@ -277,7 +286,7 @@ class Joining:
         return CoordinatorClient(
             link,
             identity,
-            wire=self._counted(GrpcWire(link)),
+            wire=self._counted(self._wire or GrpcWire(link)),
             timing=self.timing,
             on_trouble=on_trouble,
             first_backoff_s=self._options.first_backoff_s,

@@ -82,9 +82,15 @@ class Neighbours:
         if self._swarm is None:
             joining = self._joining
             self._swarm = BlockSwarm(
-                joining.client, self._dial, joining.timing, near=joining.host, sharing=self._sharing
+                joining.client, self._dial, joining.timing, near=joining.host, sharing=self._sharing, heard=self._heard
             )  # fmt: skip
         return self._swarm
+
+    def _heard(self, reply: pb.SourcesReply) -> None:
+        finder = self._joining.finder
+        if finder is not None:
+            finder.heard(reply.record)
+            finder.met([*reply.holders, *reply.neighbours])
 
     def _dial(self, holder: pb.Holder) -> PeerLine:
         return line_to(holder, self._joining.identity)

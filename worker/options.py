@@ -73,6 +73,10 @@ class WorkerOptions:
     """Give fetched blocks to other workers, no faster than this; None: nothing, and no port is opened."""
     share_port: int = 0
     """Where others come for them; 0: any port that is free."""
+    p2p: bool = False
+    """Take part in the run's peer-to-peer network, in a process of its own: one more way to find a run that moved."""
+    p2p_port: int = 0
+    """Where others reach this machine in it, if it shares; 0: any port that is free."""
     keep_progress_every_s: float = 30.0
     """A lease's progress is written to disk this often, for the case that the process is killed; 0: after each step."""
     progress_bytes_a_day: int | None = None
@@ -107,7 +111,8 @@ class WorkerOptions:
                 f"--share: at least {MIN_SHARE_BYTES_PER_S // 1000} KB a second are of use to others, got"
                 f" {self.share_bytes_per_s} bytes"
             )
-        if not 0 <= self.share_port <= MOST_PORT:
-            raise ConfigError(f"--share-port must be 0 to {MOST_PORT}, got {self.share_port}")
+        for option, port in (("--share-port", self.share_port), ("--p2p-port", self.p2p_port)):
+            if not 0 <= port <= MOST_PORT:
+                raise ConfigError(f"{option} must be 0 to {MOST_PORT}, got {port}")
         if self.output not in ("auto", "plain", "json", "quiet"):
             raise ConfigError(f"output: expected auto, plain, json or quiet, got {self.output!r}")

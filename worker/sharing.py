@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from peering.certificate import new_certificate
+from peering.keeping import RecordKeeper
 from peering.serving import PeerServer
 from protocol.ids import Digest
 from protocol.v1 import barnraise_pb2 as pb
@@ -44,10 +45,11 @@ class Sharing:
         host: str = EVERYWHERE,
         port: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        records: RecordKeeper | None = None,
     ) -> None:
-        """`port` 0: any that is free."""
+        """`port` 0: any that is free. `records`: what whoever looks for the run is told."""
         self._blocks, self._bytes_per_s, self._clock = blocks, bytes_per_s, clock
-        self._host, self._port = host, port
+        self._host, self._port, self._records = host, port, records
         self._certificate = new_certificate()
         self._server: PeerServer | None = None
         self._told: set[Digest] | None = None
@@ -77,6 +79,7 @@ class Sharing:
             ca_pem=enrolment.ca_pem.encode(),
             now_s=lambda: self._clock() + self._behind_s,
             bytes_per_s=self._bytes_per_s,
+            records=self._records,
         )
         self.port = await server.start(self._host, self._port)
         self._server = server

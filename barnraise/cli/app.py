@@ -32,6 +32,7 @@ from barnraise.cli import (
     service,
     settings,
     simulate,
+    standby,
     standings,
     status,
     worker,
@@ -82,6 +83,11 @@ coordinator_commands.app.command("export")(export.export)
 coordinator_commands.app.command("plan")(forecast.plan)
 coordinator_commands.app.command("logs")(logs.logs)
 coordinator_commands.app.command("migrate")(migrate.migrate)
+coordinator_commands.app.command("standby-link")(standby.standby_link)
+coordinator_commands.app.command("follow")(standby.follow)
+coordinator_commands.app.command("promote")(standby.promote)
+coordinator_commands.app.command("standby")(standby.standby)
+coordinator_commands.app.command("witness")(standby.witness)
 coordinator_commands.app.command("audit-log")(audit_log.audit_log)
 worker.app.add_typer(identity.app, name="identity")
 worker.app.add_typer(service.app, name="service")

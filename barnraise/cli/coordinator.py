@@ -72,7 +72,7 @@ def init(
         typer.Option(
             metavar="HOST[:PORT]",
             help="Name or address by which workers reach this machine, with the port where a router forwards another "
-            "one; IPv6 as 2001:db8::5 or [2001:db8::5]:PORT. May be repeated; the first stands in join links.",
+            "one; IPv6 as 2001:db8::5 or [2001:db8::5]:PORT. May be repeated: four at most stand in join links.",
         ),
     ] = None,
     open_: Annotated[

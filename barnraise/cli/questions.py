@@ -26,7 +26,7 @@ def can_ask() -> bool:
 def answered(given: dict[str, Any]) -> dict[str, Any]:
     """`given`, a run's settings by their names, with answers for what is None there."""
     found = dict(given)
-    _say("A run trains one model. Press Enter for what stands in brackets; each can be given as an option, too.")
+    _tell("A run trains one model. Press Enter for what stands in brackets; each can be given as an option, too.")
     model = _ask(f"Model: {one_of(PRESETS)} from scratch, or the folder of a Hugging Face checkpoint", "tiny")
     found["preset" if model in PRESETS else "checkpoint"] = model
     if found["data"] is None:
@@ -49,5 +49,5 @@ def _ask(question: str, usual: str) -> str:
     return str(typer.prompt(question, default=usual, show_default=bool(usual), err=True)).strip()
 
 
-def _say(text: str) -> None:
+def _tell(text: str) -> None:
     typer.echo(text, err=True)

@@ -20,7 +20,7 @@ from protocol.errors import ConfigError
 from protocol.text import human_bytes
 
 if TYPE_CHECKING:
-    from coordinator.edge.status import RunStatus, WorkerState, WorkerStatus
+    from coordinator.edge.status import RunStatus, StandbyStatus, WorkerState, WorkerStatus
     from coordinator.engine.history import RoundRecord
 
 WORKERS_SHOWN = 20
@@ -104,6 +104,7 @@ def print_status(status: RunStatus) -> None:
             ("audits", status.audit_plan),
             *((("gains", status.gains),) if status.gains else ()),
             *((("rollback", status.rollback),) if status.rollback else ()),
+            *((("standby", _standby(status.standby)),) if status.standby else ()),
             ("traffic", f"{human_bytes(status.bytes_up)} up, {human_bytes(status.bytes_down)} down"),
         )
     )
@@ -133,6 +134,12 @@ def print_status(status: RunStatus) -> None:
         print()
         columns = ("worker", "state", "columns", "accepted", "rejected", "weight", "why")
         print_table(columns, [_worker_row(one) for one in status.workers])
+
+
+def _standby(found: StandbyStatus) -> str:
+    there = "" if found.attached else ", not there"
+    behind = f"{found.behind:,} records behind: what is lost at most if this machine is"
+    return f"{found.mode}, epoch {found.epoch}, follower {found.follower or 'none'}{there}, {behind}"
 
 
 def say_how_many_more(status: RunStatus, folder: Path | str) -> None:

@@ -97,6 +97,18 @@ def join(
     share_port: Annotated[
         int, typer.Option(min=0, max=65535, help="The port for --share, to be forwarded by a router; 0: any.")
     ] = 0,
+    p2p: Annotated[
+        bool,
+        typer.Option(
+            "--p2p",
+            help="Take part in the run's peer-to-peer network, where it has one: one more way to find a run that moved"
+            " to another address. It is a process of its own with some 350 MB of memory; those who take part learn"
+            " this machine's address. It opens a port only together with --share.",
+        ),
+    ] = False,
+    p2p_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port for --p2p together with --share; 0: any.")
+    ] = 0,
     measure: Annotated[
         bool | None,
         typer.Option(
@@ -140,6 +152,8 @@ def join(
         measures=measure,
         share_bytes_per_s=None if share is None else parse_bytes(share),
         share_port=share_port,
+        p2p=p2p,
+        p2p_port=p2p_port,
         output="json" if as_json else output,  # type: ignore[arg-type]  # WorkerOptions checks it
     )  # before a link is waited for
     if link == "-":

@@ -2,7 +2,7 @@
 
 Decides nothing: calls of the operator's service arrive as protobuf's JSON, each with who it is from, which goes into
 the event. Over the socket the system names the account: the coordinator's own user, and root, are operators. Operators'
-keys are given and taken there alone.
+keys are given and taken, and the standby ordered, there alone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from coordinator.edge.operator_calls import OPERATOR_CALLS, carried_out
 from coordinator.edge.operator_keys import KeyKeeper
 from coordinator.edge.operator_service import OperatorService
 from coordinator.edge.operators import Orderer
+from coordinator.edge.standby_desk import StandbyDesk
 from protocol.errors import MalformedMessage
 from protocol.local_socket import Caller, Json
 from protocol.text import printable
@@ -23,9 +24,10 @@ from protocol.text import printable
 class Desk:
     """Answers one run's operators."""
 
-    def __init__(self, service: OperatorService, keys: KeyKeeper) -> None:
+    def __init__(self, service: OperatorService, keys: KeyKeeper, standby: StandbyDesk | None = None) -> None:
         self._service = service
         self._keys = keys
+        self._standby = standby
 
     async def answer(self, request: Json, caller: Caller) -> Json:
         """One request over the socket; MalformedMessage where there is no such one."""
@@ -37,6 +39,8 @@ class Desk:
                 return await self._keys.revoke(who, request)
             case "ListOperatorKeys":
                 return await self._keys.list()
+            case "standby" if self._standby is not None:
+                return await self._standby.answer(request)
             case str():
                 return await self.call(verb, request.get("message"), who)
         raise _unknown(verb)

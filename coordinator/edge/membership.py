@@ -106,6 +106,8 @@ class Membership:
             lease_length=run.lease_length(run.pump.engine.state.config),
             data_licence=run.dataset.licence,
             protocol_version=session.version,
+            record=run.record,
+            epoch=run.epoch,
         )
 
     async def ask_audit(self, request: pb.AskAuditRequest, _: str) -> pb.AskAuditReply:

@@ -79,6 +79,10 @@ class OperatorClient:
         """`AddOperatorKey`, `RevokeOperatorKey` or `ListOperatorKeys`: over the run folder's socket alone."""
         return await self._ask({"verb": verb, **fields})
 
+    async def order_standby(self, mode: str, witness: str, *, confirmed: bool) -> Json:
+        """Of the standby: its mode, its witness, or neither."""
+        return await self._ask({"verb": "standby", "mode": mode, "witness": witness, "confirmed": confirmed})
+
     async def summary(self) -> RunSummary:
         """The run at this moment, in short."""
         reply = await self._call("GetStatus", pb.GetStatusRequest(), pb.GetStatusReply)
@@ -291,3 +295,8 @@ def _rows(reply: pb.ListInvitesReply | pb.ListOrdersReply) -> list[Json]:
         return [dict(json.loads(row)) for row in reply.rows_json]
     except (ValueError, TypeError) as error:
         raise MalformedMessage(f"the coordinator's answer makes no sense: {_OTHER_VERSION}") from error
+
+
+def order_standby(run_folder: RunFolder, *, mode: str, witness: str, confirmed: bool) -> Json:
+    """How the standby is, after what was ordered."""
+    return _with_client(run_folder, lambda client: client.order_standby(mode, witness, confirmed=confirmed))

@@ -19,25 +19,16 @@ from coordinator.edge.served import RunContext
 from coordinator.edge.service import clean_reason
 from coordinator.edge.status import WorkerState
 from coordinator.engine.arithmetic import caution_after
-from coordinator.engine.events import (
-    Announced,
-    HoldLifted,
-    InviteRevoked,
-    RunHeld,
-    RunStopped,
-    SettingChanged,
-)
-from coordinator.engine.hold import Hold, HoldKind
+from coordinator.engine.events import InviteRevoked, RunStopped, SettingChanged
 from coordinator.engine.phases import Phase
 from coordinator.page.access import TICKET_S
 from coordinator.run.changing import SettingsFile, first_round, planned
+from coordinator.run.holding import checked_text, held, order_of
 from coordinator.run.inviting import InviteTerms, made, make_links
 from coordinator.run.standings import Act, StandingOrder, digest_of_invite, planned_standing
 from protocol.errors import ConfigError, MalformedMessage
 from protocol.v1 import barnraise_pb2 as pb
 
-MOST_TEXT = 200
-"""Characters of a reason or an announcement: two lines of a terminal."""
 MOST_INVITES_SHOWN = 2000
 """In one answer: half of what a control message takes."""
 
@@ -79,6 +70,7 @@ class OperatorService:
             registry=run.registry,
             port=self._port(),
             now_s=run.wall_time(),
+            through=() if run.whereabouts is None else run.whereabouts.through,
         )
 
     async def get_status(self, _: Orderer, __: pb.GetStatusRequest) -> pb.GetStatusReply:
@@ -133,25 +125,25 @@ class OperatorService:
 
     async def hold_run(self, who: Orderer, request: pb.HoldRunRequest) -> pb.HoldRunReply:
         """Pause, drain or resume; where it is so already, nothing changes."""
-        why, kinds = _told(request.why), pb.HoldRunRequest
-        state, at_s = self._run.pump.engine.state, self._run.run_time()
-        before = held(state.hold)
-        if request.kind == kinds.RESUME:
-            await self._run.pump.submit(HoldLifted(at_s=at_s, actor=who.name))
-        elif request.kind not in (kinds.PAUSE, kinds.DRAIN):
-            raise MalformedMessage("the coordinator knows no such hold: is it of another version?")
-        elif state.phase in {Phase.FINISHING, Phase.OVER}:
-            raise ConfigError("the run has taken its last step: there is nothing to hold")
-        else:
-            kind = HoldKind.PAUSED if request.kind == kinds.PAUSE else HoldKind.DRAINING
-            await self._run.pump.submit(RunHeld(at_s=at_s, actor=who.name, kind=kind, why=why))
-        return pb.HoldRunReply(before=before, now=held(self._run.pump.engine.state.hold))
+        pump = self._run.pump
+        try:
+            verb = pb.HoldRunRequest.Kind.Name(request.kind).lower()
+        except ValueError as error:
+            raise MalformedMessage("the coordinator knows no such hold: is it of another version?") from error
+        before = held(pump.engine.state.hold)
+        await self._order(who, verb, request.why)
+        return pb.HoldRunReply(before=before, now=held(pump.engine.state.hold))
 
     async def announce(self, who: Orderer, request: pb.AnnounceRequest) -> pb.AnnounceReply:
         """A line for every volunteer."""
-        text = _told(request.text)
-        await self._run.pump.submit(Announced(at_s=self._run.run_time(), actor=who.name, text=text))
+        await self._order(who, "announce", request.text)
         return pb.AnnounceReply()
+
+    async def _order(self, who: Orderer, verb: str, text: str) -> None:
+        text = checked_text(text)
+        text = clean_reason(text) if text else ""
+        pump = self._run.pump
+        await pump.submit(order_of(pump.engine.state, verb, text, self._run.run_time(), who.name))
 
     async def list_invites(self, _: Orderer, __: pb.ListInvitesRequest) -> pb.ListInvitesReply:
         """What there is of each invite: never the invite."""
@@ -179,17 +171,6 @@ class OperatorService:
         if self.page_login is None:
             raise ConfigError("this coordinator shows no page: start it without --no-http")
         return pb.LoginReply(urls=self.page_login(who), good_for_s=TICKET_S)
-
-
-def held(hold: Hold | None) -> str:
-    """`paused`, `draining` or `running`."""
-    return "running" if hold is None else str(hold.kind)
-
-
-def _told(text: str) -> str:
-    if len(text) > MOST_TEXT or not text.isprintable():
-        raise MalformedMessage(f"a text has at most {MOST_TEXT} printable characters")
-    return clean_reason(text) if text else ""
 
 
 def _act(request: pb.ChangeStandingRequest) -> Act:

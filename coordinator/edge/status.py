@@ -125,6 +125,20 @@ class CheckpointStatus(_Data):
     path: str
 
 
+class StandbyStatus(_Data):
+    """Another machine that holds the run, too."""
+
+    mode: str
+    """`async`, or `sync`: every answer waits for the follower; `entering` and `leaving` do, too."""
+    epoch: int
+    follower: str
+    attached: bool
+    behind: int
+    """Records that it has not acknowledged: what is lost with the leader's machine, at the most."""
+    trouble: str
+    """Why answers wait; empty where they do not."""
+
+
 class RunSummary(_Data):
     """A run at one moment, in a size that does not grow with it: of what may be many, the first or latest few."""
 
@@ -181,6 +195,8 @@ class RunSummary(_Data):
     """Submissions are measured on text that workers may know: the run began before there was a choice, or chose it."""
     working_on: tuple[str, ...]
     """Slow commands that are pending, e.g. `aggregate:r3`, with an error where one failed."""
+    standby: StandbyStatus | None = None
+    """None: nobody follows the run."""
     leases_granted: int
     leases_expired: int
     leases_returned: int

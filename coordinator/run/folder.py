@@ -15,7 +15,7 @@
     checkpoints/          Hugging Face folders
     log/                  what its coordinator said, the oldest thrown away (coordinator/run/run_log.py)
     events.jsonl          one line for each event and command, for people and tools; never read back
-    endpoint.json         where the coordinator listens, or did when it last ran (coordinator/run/reaching.py)
+    endpoint.json         where it listens, or last did; record.json, sharers.json: how workers find it elsewhere
     control/              the socket for the operator's commands, while it is served; folder 0700
     coordinator.lock      held by the process that serves the run
 

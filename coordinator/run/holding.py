@@ -51,6 +51,11 @@ def checked_text(text: object) -> str:
     return text.strip()
 
 
+def announce_while_stopped(folder: RunFolder, text: str) -> None:
+    """A line for the volunteers of a run that nobody serves at present; ConfigError when somebody does."""
+    hold_while_stopped(folder, "announce", text)
+
+
 def hold_while_stopped(folder: RunFolder, verb: str, text: str) -> Json:
     """Order it of a run that nobody serves at present; ConfigError when somebody does."""
     text = checked_text(text)
@@ -63,7 +68,7 @@ def hold_while_stopped(folder: RunFolder, verb: str, text: str) -> Json:
             before = held(engine.state.hold)
             event = order_of(engine.state, verb, text, engine.state.now_s, own_name())
             record_while_stopped(journal, engine, event)
-            return {"before": before, "now": held(engine.state.hold), "served": False}
+            return {"before": before, "now": held(engine.state.hold)}
         finally:
             journal.close()
     finally:

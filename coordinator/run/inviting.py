@@ -1,6 +1,6 @@
 """Join links: what an invite becomes so that it can be sent to somebody, and how it is taken back.
 
-Decides how many are made at a time, how long they live, and which address stands in them. Used by a running
+Decides how many are made at a time, how long they live, and which addresses stand in them. Used by a running
 coordinator, and for a run that nobody serves: such a link works once it is served again. Touches the registry
 and, of a stopped run, the journal.
 """
@@ -20,7 +20,7 @@ from coordinator.settings import RunSettings
 from coordinator.store.invites import InviteRow
 from coordinator.store.registry import DEFAULT_INVITE_LIFE_S, Registry, clean_name
 from protocol.errors import ConfigError, MalformedMessage
-from protocol.joinlink import JoinLink
+from protocol.joinlink import MOST_ADDRESSES, MOST_BOOTSTRAPS, Bootstrap, JoinLink
 from protocol.local_place import own_name
 
 MAX_INVITES = 1000
@@ -58,10 +58,18 @@ class InviteTerms:
 
 
 def make_links(
-    terms: InviteTerms, *, settings: RunSettings, fingerprint: str, registry: Registry, port: int, now_s: float
+    terms: InviteTerms,
+    *,
+    settings: RunSettings,
+    fingerprint: str,
+    registry: Registry,
+    port: int,
+    now_s: float,
+    through: tuple[Bootstrap, ...] = (),
 ) -> list[str]:
-    """Join links with fresh invites, for a coordinator that listens on `port`. `now_s` is wall time."""
-    host, dialled_port = settings.join_address(port)
+    """Join links with fresh invites, for a coordinator that listens on `port`. `now_s` is wall time; `through`: nodes
+    of the run's peer-to-peer network."""
+    (host, dialled_port), *others = settings.join_addresses(port)[:MOST_ADDRESSES]
     expires_at_s = now_s + terms.life_s
     return [
         str(
@@ -69,6 +77,8 @@ def make_links(
                 host=host,
                 port=dialled_port,
                 fingerprint=fingerprint,
+                others=tuple(others),
+                through=through[:MOST_BOOTSTRAPS],
                 invite=registry.create_invite(
                     trusted=terms.trusted, expires_at_s=expires_at_s, owner=terms.owner, uses=terms.uses
                 ),

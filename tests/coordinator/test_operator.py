@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2
 from barnraise.cli.app import run as barnraise
 from barnraise.cli.status import print_status
 from coordinator.edge.health import LEASES
-from coordinator.edge.operator_client import OperatorClient, create_invites, fetch_status, hold_run, stop_run
+from coordinator.edge.operator_client import OperatorClient, announce, create_invites, fetch_status, hold_run, stop_run
 from coordinator.edge.server import CoordinatorServer
 from coordinator.edge.status import RunStatus, WorkerState
 from coordinator.edge.stopped import engine_of_journal
@@ -144,9 +144,9 @@ async def test_a_paused_run_grants_nothing_says_so_and_goes_on(
 async def test_a_stopped_run_is_held_from_its_next_start_on(run: RunFolder) -> None:
     held = await asyncio.to_thread(hold_run, run, "pause", "moving house")
     assert held == {"before": "running", "now": "paused", "served": False}
-    await asyncio.to_thread(hold_run, run, "announce", "back on Monday")
+    await asyncio.to_thread(announce, run, "back on Monday")
     with pytest.raises(MalformedMessage):
-        await asyncio.to_thread(hold_run, run, "announce", "a\x1b[31mb")
+        await asyncio.to_thread(announce, run, "a\x1b[31mb")
     server = CoordinatorServer(run)
     await server.start()
     try:
@@ -165,7 +165,7 @@ async def test_a_worker_in_training_hears_what_is_announced(
 ) -> None:
     client = await join()
     assert (await client.beat()).announcement == ""
-    await asyncio.to_thread(hold_run, run, "announce", "back on Monday")
+    await asyncio.to_thread(announce, run, "back on Monday")
     assert (await client.beat()).announcement == "back on Monday"
 
 

@@ -23,6 +23,7 @@ REUSED = "test_callers.py::test_a_reused_invite_is_refused_to_another_key"
 EXPIRED = "test_callers.py::test_an_expired_or_unknown_invite_is_refused"
 LEASE = "test_callers.py::test_an_unknown_or_anothers_lease_is_refused"
 VERSION = "test_callers.py::test_another_protocol_version_is_told_who_must_update"
+SIGNED_VERSION = "test_callers.py::test_the_version_before_is_taken_and_stands_in_the_session"
 
 SIGNED = (
     guard("replayed", dropped("coordinator:Authenticator.session_call", "session.window.accept(...)"), REPLAYED),
@@ -34,13 +35,15 @@ SIGNED = (
           "Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)",
           "Ed25519PublicKey.from_public_bytes(public_key)"), FORGED, ANOTHER, HOLDS_FOR, FOREIGN),
     guard("forged", dropped("coordinator:Authenticator.session_call", "verify_call(...)"), FORGED, ANOTHER),
-    guard("forged", dropped("coordinator:Authenticator.check_key", "verify_call(...)"), FOREIGN, KEY_SIZE),
+    guard("forged", dropped("coordinator:Authenticator.check_key", "verify_call(...)"), FOREIGN, KEY_SIZE,
+          SIGNED_VERSION),
     guard("forged", dropped("coordinator:Authenticator.session_call", "session.window.accept(...)"), FORGED,
           also=(planted("coordinator:Authenticator.session_call", "session.window.accept(call.counter)",
           before="verify_call(session.public_key, call, ...)"),),
           note="the other way round, a forger spends its victim's counters"),
     guard("forged", dropped("protocol:_signed_bytes", "method.encode()"), ANOTHER),
-    guard("forged", dropped("protocol:_signed_bytes", "hashlib.sha256(body).digest()"), ANOTHER),
+    guard("forged", dropped("protocol:_signed_bytes", "hashlib.sha256(body).digest()"), ANOTHER,
+          SIGNED_VERSION),
     guard("forged", dropped("protocol:_signed_bytes", "call.counter.to_bytes(...)"),
           f"{HOLDS_FOR}[barnraise-counter-bin]"),
     guard("forged", dropped("protocol:_signed_bytes", "call.request_id"), f"{HOLDS_FOR}[barnraise-request-bin]"),

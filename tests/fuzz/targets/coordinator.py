@@ -36,6 +36,7 @@ from tests.fuzz.mutate import (
     split,
 )
 from tests.fuzz.target import Target
+from tests.fuzz.targets import standby
 from tests.fuzz.targets.coordinator_world import NOW_S, world
 from tests.fuzz.targets.protocol import PAYLOAD, frames, short_frames
 
@@ -65,6 +66,8 @@ KINDS: dict[str, type[Message]] = {
     "AskAudit": pb.AskAuditRequest,
     "Leave": pb.LeaveRequest,
     "RotateKey": pb.RotateKeyRequest,
+    "Follow": pb.FollowRequest,
+    "Fetch": pb.FetchRequest,
     "Check": health_pb2.HealthCheckRequest,
 }
 WORKERS = (
@@ -81,7 +84,7 @@ OPERATORS = (
     *("CreateInvite", "GetStatus", "ListStatus", "StopRun", "ChangeSetting", "ChangeStanding"),
     *("HoldRun", "Announce", "ListInvites", "RevokeInvite", "ListOrders", "Login"),
 )
-STRANGERS = ("Enrol", "OpenSession", "AskAudit", "Leave", "RotateKey", "Check")
+STRANGERS = ("Enrol", "OpenSession", "AskAudit", "Leave", "RotateKey", "Follow", "Fetch", "Check")
 
 
 def _one_of(names: Sequence[str]) -> Mutate:
@@ -187,6 +190,8 @@ def _operator_calls() -> list[bytes]:
 def _stranger_call(data: bytes) -> object:
     there, head = world(), data[0] if data else 0
     name = STRANGERS[head % len(STRANGERS)]
+    if name in standby.METHODS:
+        return standby.call(there, name, [data[1:]])
     service = HEALTH_SERVICE if name == "Check" else COORDINATOR_SERVICE
     return there.call(f"/{service}/{name}", there.stranger, [data[1:]], keyed=True)
 
@@ -222,6 +227,8 @@ def _stranger_calls() -> list[bytes]:
                 )
                 for number in range(100, 110)
             ],
+            "Follow": [*standby.follows(there, range(110, 120))],
+            "Fetch": [*standby.fetches(there, range(120, 130))],
             "Check": [health_pb2.HealthCheckRequest(service=service) for service in ("", COORDINATOR_SERVICE, "x")],
         },
     )
