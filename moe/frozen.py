@@ -9,13 +9,14 @@ and again in the backward pass.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from moe.brought import BroughtStore, FileSource, HostSource, lane_to, slots_for
-from moe.kept import FrozenSpec, FrozenStore, KeptForm, Layers, LyingStore, ResidentStore, SplitStore
+from moe.kept import FrozenSpec, FrozenStore, KeptForm, Layers, LyingStore, ReadsAhead, ResidentStore, SplitStore
 from moe.layout import Layout
 from moe.slots import experts_of, held_slots, slot_order
 from moe.stand_ins import DEVICE, HOST, StandIns, is_coded
@@ -62,10 +63,17 @@ def workspace_elements(layers: Layers, itemsize: int) -> int:
 class StoredMatrix:
     """One matrix of all frozen experts of a layer: `moe.piecewise.FrozenMatrix`."""
 
-    def __init__(self, store: FrozenStore, layer: int, spec: FrozenSpec, workspace: Tensor) -> None:
+    def __init__(self, store: FrozenStore, layer: int, spec: FrozenSpec, workspace: Tensor, most: int | None) -> None:
+        """`most`: so many are decoded together, at most; None: all for which there is room."""
         self._store, self._layer, self._spec, self._workspace = store, layer, spec, workspace
         self.count = spec.count
-        self.at_once = at_once(spec, workspace.itemsize)
+        room = at_once(spec, workspace.itemsize)
+        self.at_once = room if most is None else min(most, room)
+
+    def expect(self, pieces: Sequence[tuple[int, int]]) -> None:
+        """These experts [first, last) are asked for next, in this order."""
+        if isinstance(self._store, ReadsAhead):
+            self._store.expect(self._layer, self._spec, pieces, self._workspace)
 
     def values(self, first: int, last: int) -> Tensor:
         """[last - first, N, H], at most `at_once` of them; good until the next call for any matrix of the shard."""
@@ -75,9 +83,16 @@ class StoredMatrix:
 class FrozenExperts:
     """Those of one shard."""
 
-    def __init__(self, layout: Layout, held: tuple[int, ...], store: FrozenStore, workspaces: list[Tensor]) -> None:
-        """`workspaces`: of each layer, on the device that it is multiplied on."""
-        self._store, self._workspaces = store, workspaces
+    def __init__(
+        self,
+        layout: Layout,
+        held: tuple[int, ...],
+        store: FrozenStore,
+        workspaces: list[Tensor],
+        most: int | None = None,
+    ) -> None:
+        """`workspaces`: of each layer, on the device that it is multiplied on. `most`: experts decoded together."""
+        self._store, self._workspaces, self._most = store, workspaces, most
         layers = frozen_layers(layout, held)
         self._layers = {path: (layer, specs) for layer, (path, specs) in enumerate(layers.items())}
         first = [next(iter(specs.values())).name for specs in layers.values()]
@@ -99,7 +114,10 @@ class FrozenExperts:
     def matrices(self, path: str) -> dict[str, StoredMatrix]:
         """What products of the experts' module at `path` are taken of, by what it calls them."""
         layer, specs = self._layers.get(path, (0, {}))
-        return {name: StoredMatrix(self._store, layer, spec, self._workspaces[layer]) for name, spec in specs.items()}
+        return {
+            name: StoredMatrix(self._store, layer, spec, self._workspaces[layer], self._most)
+            for name, spec in specs.items()
+        }
 
 
 def frozen_experts(

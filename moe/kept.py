@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -130,6 +130,14 @@ class FrozenStore(Protocol):
 
     def let_go(self) -> None:
         """Forget what was taken, where it is others' memory."""
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """A store that gains by knowing what comes."""
+
+    def expect(self, layer: int, spec: FrozenSpec, pieces: Sequence[tuple[int, int]], workspace: Tensor) -> None:
+        """`values` is asked for these experts [first, last) next, in this order, with the same workspace."""
 
 
 class ResidentStore:

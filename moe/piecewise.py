@@ -11,7 +11,7 @@ Shapes: S sorted rows, D held experts, G frozen ones of a piece, H and N widths.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -29,6 +29,9 @@ class FrozenMatrix(Protocol):
     @property
     def at_once(self) -> int:
         """How many are decoded together."""
+
+    def expect(self, pieces: Sequence[tuple[int, int]]) -> None:
+        """These experts [first, last) are asked for next, in this order."""
 
     def values(self, first: int, last: int) -> Tensor:
         """[last - first, N, H], at most `at_once` of them, as they are multiplied; good until the next call."""
@@ -100,7 +103,9 @@ def _product(
 
     if held and bounds[held - 1]:
         take(0, bounds[held - 1], all_DNH, ends_E[:held])
-    for first, last, start, stop in _pieces(bounds, held, frozen):
+    pieces = list(_pieces(bounds, held, frozen))
+    frozen.expect([(piece.first, piece.last) for piece in pieces])
+    for first, last, start, stop in pieces:
         ends = ends_E[held + first : held + last]
         take(start, stop, frozen.values(first, last), ends - start if start else ends)
     return out_SN

@@ -43,6 +43,15 @@ class PiecedTensor:
                 yield span
                 self.told(span.numel() * piece.stored.value_bytes)
 
+    def fill(self, values: Tensor) -> None:
+        """Its values into `values`, of its shape and in one piece: nothing of it is in memory but there."""
+        flat, at = values.view(-1), 0
+        for piece in self.source.pieces(self.start, self.start + flat.numel()):
+            count = piece.stop - piece.start
+            piece.stored.fill(flat[at : at + count], piece.start)
+            at += count
+            self.told(count * piece.stored.value_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class PartOfSmall:
@@ -123,14 +132,22 @@ def summed_up(total_bytes: int, told: Callable[[str], object]) -> Told:
     return add
 
 
-def read_whole(tensor: StreamedTensor) -> Tensor:
+def read_whole(tensor: StreamedTensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The tensor in memory."""
-    whole = torch.empty(tensor.shape, dtype=torch.float32)
-    flat, start = whole.view(-1), 0
+    whole = torch.empty(tensor.shape, dtype=dtype)
+    read_into(tensor, whole)
+    return whole
+
+
+def read_into(tensor: StreamedTensor, values: Tensor) -> None:
+    """The tensor's values into memory that is there, of its shape and in one piece."""
+    if isinstance(tensor, PiecedTensor):
+        tensor.fill(values)
+        return
+    flat, start = values.view(-1), 0
     for span in tensor.spans():
         flat[start : start + span.numel()] = span
         start += span.numel()
-    return whole
 
 
 def same_values(one: Made, other: Made) -> bool:

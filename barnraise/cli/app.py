@@ -19,6 +19,7 @@ from barnraise.cli import (
     explain,
     export,
     forecast,
+    fork,
     holds,
     identity,
     invites,
@@ -78,6 +79,8 @@ coordinator_commands.app.add_typer(operator_keys.app, name="operator-key")
 coordinator_commands.app.command("credit")(credit.credit)
 coordinator_commands.app.command("calibrate")(calibrate.calibrate)
 coordinator_commands.app.command("explain")(explain.explain)
+coordinator_commands.app.command("archive")(fork.archive)
+coordinator_commands.app.command("fork")(fork.fork)
 coordinator_commands.app.command("doctor")(entrance.doctor)
 coordinator_commands.app.command("export")(export.export)
 coordinator_commands.app.command("plan")(forecast.plan)

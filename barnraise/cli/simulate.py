@@ -162,10 +162,11 @@ def demo(
         return _exit_code(report)
     _tell(report, out)
     if report.checkpoint is not None and report.outcome == "finished":
-        from moe.export import sample
+        from moe.sampling import Chance, writer_of_checkpoint
 
         print(f"\nA sample that the model wrote after {PROMPT!r}:\n")
-        print_sample(PROMPT + sample(out / report.checkpoint, PROMPT, SAMPLE_TOKENS, seed))
+        written = writer_of_checkpoint(out / report.checkpoint).write(PROMPT, SAMPLE_TOKENS, Chance(seed=seed))
+        print_sample(PROMPT + written.text)
     return _exit_code(report)
 
 
