@@ -46,7 +46,7 @@ def init(tmp_path: Path, answer: Answer) -> Answer:
     return begin
 
 
-@pytest.mark.parametrize(("steps", "told"), [("25", False), ("200", True)])
+@pytest.mark.parametrize(("steps", "told"), [("10", False), ("200", True)])
 def test_leases_too_long_to_be_decided_are_told_at_the_beginning_and_when_they_become_so(
     tmp_path: Path, init: Answer, answer: Answer, steps: str, told: bool
 ) -> None:

@@ -28,7 +28,7 @@ def test_the_table_has_long_leases_bf16_and_lies() -> None:
         (200, 0.019, THREADS, "passed"),
         (200, 0.5, THREADS, "could not decide"),
         (200, 0.5, OWN, "not reproduced"),
-        (50, 0.5, THREADS, "not reproduced"),
+        (20, 0.5, THREADS, "not reproduced"),
         (200, float("nan"), THREADS, "could not decide"),
     ],
 )
