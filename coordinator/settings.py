@@ -1,8 +1,7 @@
 """What an operator sets when a run is made: one frozen model, validated once, kept as `settings.toml`.
 
-Decides which settings are the machine's, the run's and the rounds' (`Counts`), and nothing about rounds itself: the
-`[engine]` table overrides fields of `coordinator.engine.config.EngineConfig`. Touches no file; `coordinator/run` reads
-and writes it.
+Decides nothing about rounds itself: the `[engine]` table overrides fields of `coordinator.engine.config.EngineConfig`.
+When each setting counts is in coordinator/setting_counts.py. Touches no file; `coordinator/run` reads and writes it.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import math
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from enum import StrEnum
 from typing import Any, TypeVar
 
 import tomlkit
@@ -21,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from aggregation.names import EXPECTED, RULES  # names alone: reading a file must not load torch
 from coordinator.beginning import NESTED, USUAL_CODEC, begun
-from coordinator.engine.changes import DERIVED, FIXED, flat, settings_of
+from coordinator.engine.changes import DERIVED, flat, settings_of
 from coordinator.engine.config import EngineConfig, check_config
 from protocol.admission import MOST_WORK_BITS
 from protocol.codecs import CODECS
@@ -36,6 +34,7 @@ DEFAULT_PORT = 7465
 
 Checked = TypeVar("Checked")
 _ENGINE = TypeAdapter(EngineConfig)
+
 
 MACHINE = frozenset(
     {
@@ -59,24 +58,6 @@ MACHINE = frozenset(
     }
 )
 """Settings that no lease, block or figure depends on."""
-
-
-class Counts(StrEnum):
-    """When the value of a setting is taken, and how it is changed."""
-
-    MACHINE = "machine"
-    """At each start; edit `settings.toml`."""
-    RUN = "run"
-    """At `init`, once and for all."""
-    ROUND = "round"
-    """When a round opens; `barnraise coordinator set` changes it."""
-
-
-def counts(key: str) -> Counts:
-    """When `key` counts: a field of `RunSettings`, or one of the engine's as `quorum` and `inner.learning_rate`."""
-    if key in RunSettings.model_fields:
-        return Counts.MACHINE if key in MACHINE else Counts.RUN
-    return Counts.RUN if key in FIXED else Counts.ROUND
 
 
 class RunSettings(BaseModel):

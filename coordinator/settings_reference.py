@@ -23,7 +23,8 @@ from typing import Any
 
 from coordinator.engine.changes import DERIVED
 from coordinator.engine.config import EngineConfig
-from coordinator.settings import Counts, RunSettings, counts
+from coordinator.setting_counts import Counts, counts
+from coordinator.settings import RunSettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 _HEAD = """# Settings

@@ -51,11 +51,11 @@ AWAY = frozenset(
 """What a coordinator that has moved looks like from here; one that is overloaded is where it was."""
 
 Spot = tuple[str, int]
-Probe = Callable[[str, int, str, float], bytes]
+ProbeAddress = Callable[[str, int, str, float], bytes]
 """`protocol.bootstrap.fetch_ca`."""
 
 
-class Elsewhere(Protocol):
+class RecordNetwork(Protocol):
     """Another way to find records, and to pass them on: the peer-to-peer network."""
 
     async def start(self) -> None:
@@ -83,9 +83,9 @@ class Finder:
         files: SmallFiles,
         timing: Timing,
         *,
-        probe: Probe = fetch_ca,
+        probe: ProbeAddress = fetch_ca,
         ask: Ask | None = None,
-        elsewhere: Elsewhere | None = None,
+        elsewhere: RecordNetwork | None = None,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
         self._link, self._files, self._timing = link, files, timing

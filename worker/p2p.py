@@ -25,7 +25,7 @@ EVERYWHERE = "0.0.0.0"  # noqa: S104 - others have to reach it
 
 
 class WorkerNetwork:
-    """As a worker's `Elsewhere`. `start` and `stop` once."""
+    """As a worker's `RecordNetwork`. `start` and `stop` once."""
 
     def __init__(
         self,

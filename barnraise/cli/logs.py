@@ -29,10 +29,10 @@ def logs(
 ) -> int:
     """What happened, a line each: in words, or with `--json` as it was written down. Exit code 1: nothing was yet."""
     from coordinator.run.folder import RunFolder
-    from coordinator.run.run_log import Following, last_lines
+    from coordinator.run.run_log import LogTail, last_lines
 
     run = RunFolder.open(folder)
-    following = Following(run.log_path) if follow else None
+    following = LogTail(run.log_path) if follow else None
     kept = 100_000 if troubles else lines
     found = [entry for entry in last_lines(run.log_path, kept) if not troubles or entry.get("level") in _MARKS]
     name_of = _names(run.registry_path)

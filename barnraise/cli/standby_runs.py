@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from barnraise.cli.serve import serve
+from barnraise.cli.serve import Serving, serve
 from coordinator.edge.following import Follower, following_of, lead, state_as_plain
 from coordinator.edge.operator_client import order_standby
 from coordinator.edge.standby_desk import change_standby_while_stopped
@@ -68,7 +68,10 @@ async def keep_following(link: str, folder: Path, take_over_s: float | None) -> 
         if take_over_s is None:
             return 0
     page = PageAddress.parse(None, ())
-    return await serve(folder, invites=0, invites_to=None, trusted=False, page=page)
+    lock = folder_lock(folder)
+    lock.acquire()
+    wanted = Serving(invites=0, invites_to=None, trusted=False, page=page, as_json=False, traces=None, lock=lock)
+    return await serve(folder, wanted)
 
 
 def _answering(follower: Follower) -> Any:

@@ -34,7 +34,7 @@ from coordinator.run.replication import AskHer
 from coordinator.run.seats import FOLLOW_SCHEME, keep_seat, link_text, new_name, parse_link, read_seat, witness_of
 from coordinator.standby.following import Following, FollowingCommand, NotPromoted, Promoted
 from coordinator.standby.leading import AskWitness, Keep
-from coordinator.standby.seat import Role, Seat
+from coordinator.standby.seat import Seat, SeatRole
 from protocol.errors import ConfigError, MalformedMessage, RemoteError, StorageTrouble, Unavailable
 from protocol.identity import PrivateIdentity
 from protocol.joinlink import JoinLink
@@ -265,12 +265,12 @@ def following_of(root: Path) -> Following:
     if seat is None:
         if any(path.name not in {FOLLOWER_FILES, "coordinator.lock", "lost+found"} for path in root.iterdir()):
             raise ConfigError(f"{root} is not empty, and no follower's folder: give a new or an empty one")
-        seat = Seat(me=new_name(), role=Role.FOLLOWS, epoch=0, whole=False)
+        seat = Seat(me=new_name(), role=SeatRole.FOLLOWS, epoch=0, whole=False)
         keep_seat(root, seat)
-    if seat.role is not Role.FOLLOWS:
+    if seat.role is not SeatRole.FOLLOWS:
         raise ConfigError(
-            f"{root} does not follow: its machine {'leads the run' if seat.role is Role.LEADS else 'was fenced'}, in "
-            f"epoch {seat.epoch}"
+            f"{root} does not follow: its machine {'leads the run' if seat.role is SeatRole.LEADS else 'was fenced'}, "
+            f"in epoch {seat.epoch}"
         )
     return Following(seat, has_witness=(root / "secret").is_dir() and witness_of(root) is not None)
 

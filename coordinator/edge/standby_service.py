@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from coordinator.edge.auth import Authenticator, check_protocol_version
+from coordinator.edge.auth import Authenticator
 from coordinator.edge.patience import Patience
 from coordinator.edge.rpc import Endpoint, Handler, ServedCall, parse
 from coordinator.engine.version import ENGINE_VERSION
@@ -23,9 +23,11 @@ from coordinator.run.folder import RunFolder
 from coordinator.run.replication import TICK_S, Replication
 from coordinator.run.seats import admit
 from coordinator.run.shipping import HeldRecords, RegistryWatch, witness_file
+from protocol.causes import Cause
 from protocol.errors import MalformedMessage, Refused, Unavailable
 from protocol.framing import frames_of
 from protocol.ids import Digest
+from protocol.limits import PROTOCOL_VERSION
 from protocol.v1 import barnraise_pb2 as pb
 
 STANDBY_SERVICE = "barnraise.protocol.v1.Standby"
@@ -73,7 +75,12 @@ class StandbyService:
 
     async def follow(self, request: pb.FollowRequest, call: ServedCall) -> None:
         """Records, as they are committed, until somebody hangs up."""
-        check_protocol_version(request.protocol_version)
+        if request.protocol_version != PROTOCOL_VERSION:
+            raise Refused(
+                f"this coordinator speaks protocol version {PROTOCOL_VERSION}, the follower speaks "
+                f"{request.protocol_version}: run the same release on both machines",
+                cause=Cause.OTHER_VERSION,
+            )
         if request.engine_version != ENGINE_VERSION:
             raise Refused(
                 f"this coordinator's engine is of version {ENGINE_VERSION}, the follower's {request.engine_version}: "

@@ -41,7 +41,7 @@ from protocol.ids import RunId, digest_of
 from protocol.manifest import BlockRef, Manifest
 from protocol.private_files import write_private
 from protocol.residency import FROZEN
-from protocol.tensors import payload_size
+from protocol.tensor_headers import payload_size
 
 _CHUNK_BYTES = 1 << 20
 _WAY_OUT = "a run begins in a new or an empty folder"

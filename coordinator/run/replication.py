@@ -19,7 +19,7 @@ from coordinator.run.folder import RunFolder
 from coordinator.run.seats import keep_seat, new_name, read_seat
 from coordinator.run.shipping import HeldRecords, Shipment
 from coordinator.standby.leading import AskWitness, Fence, Keep, Leading, LeadingCommand, LetGo
-from coordinator.standby.seat import Mode, Request, Role, Seat, WitnessAnswer
+from coordinator.standby.seat import Mode, Request, Seat, SeatRole, WitnessAnswer
 from coordinator.store.artifacts import ArtifactStore
 from coordinator.store.journal import Journal
 from coordinator.store.versions import Versions
@@ -100,12 +100,12 @@ class Replication:
             follower=view.attached or view.follower,
             attached=bool(view.attached),
             behind=view.lag,
-            trouble=view.trouble if self._has_waited or view.seat.role is not Role.LEADS else "",
+            trouble=view.trouble if self._has_waited or view.seat.role is not SeatRole.LEADS else "",
         )
 
     def gate(self) -> None:
         """Fenced where this machine leads no more: asked before any call is answered."""
-        if self._leading.seat.role is not Role.LEADS:
+        if self._leading.seat.role is not SeatRole.LEADS:
             raise Fenced
 
     async def settled(self, records: Sequence[str], position: int) -> None:
@@ -283,7 +283,7 @@ class Replication:
             _log.warning("witness_silent", reason=str(error))
             return
         self._do(self._leading.on_witness(request, answer))
-        if self._leading.seat.role is not Role.LEADS:
+        if self._leading.seat.role is not SeatRole.LEADS:
             self._release()
 
     async def _tick(self) -> None:

@@ -64,7 +64,7 @@ def last_lines(folder: Path, count: int) -> list[dict[str, Any]]:
     return found[-count:]
 
 
-class Following:
+class LogTail:
     """What is added to a run's log from now on, over a turn-over, too."""
 
     def __init__(self, folder: Path) -> None:

@@ -15,7 +15,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator.standby.seat import Mode, Role, Seat
+from coordinator.standby.seat import Mode, Seat, SeatRole
 from protocol.errors import ConfigError, Unauthenticated
 from protocol.joinlink import SCHEME, JoinLink
 from protocol.private_files import read_private, write_private
@@ -34,7 +34,7 @@ def read_seat(root: Path) -> Seat | None:
     """The seat in a run folder; None where there is none. ConfigError where it is damaged."""
     try:
         found = json.loads((root / SEAT_FILE).read_bytes())
-        return Seat(**{**found, "role": Role(found["role"]), "mode": Mode(found["mode"])})
+        return Seat(**{**found, "role": SeatRole(found["role"]), "mode": Mode(found["mode"])})
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -65,9 +65,9 @@ def seat_of_leader(root: Path) -> Seat:
 def require_leads(root: Path) -> None:
     """ConfigError unless the run in this folder may be served."""
     seat = read_seat(root)
-    if seat is None or seat.role is Role.LEADS:
+    if seat is None or seat.role is SeatRole.LEADS:
         return
-    if seat.role is Role.FOLLOWS:
+    if seat.role is SeatRole.FOLLOWS:
         raise ConfigError(
             f"{root} follows another machine: promote it first, with `barnraise coordinator promote {root}`"
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from coordinator.standby.leading import AskWitness, Keep
-from coordinator.standby.seat import Held, Mode, Request, Role, Seat, WitnessAnswer
+from coordinator.standby.seat import Held, Mode, Request, Seat, SeatRole, WitnessAnswer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class Following:
     @property
     def follows(self) -> bool:
         """Whether records are taken."""
-        return self.seat.role is Role.FOLLOWS
+        return self.seat.role is SeatRole.FOLLOWS
 
     def on_leader(self, epoch: int) -> tuple[list[FollowingCommand], str]:
         """A leader of this epoch is there; why it is not followed, or nothing."""
@@ -63,7 +63,7 @@ class Following:
 
     def on_promotion_ordered(self, *, confirmed: bool) -> list[FollowingCommand]:
         """A person, or the silence of the leader, wants this machine to lead."""
-        if self.seat.role is Role.LEADS:
+        if self.seat.role is SeatRole.LEADS:
             return [Promoted(epoch=self.seat.epoch)]
         if not self.seat.whole:
             return [NotPromoted(why="what is here is not a whole run yet")]
@@ -93,7 +93,7 @@ class Following:
         return self._not_promoted(f"the witness does not answer: {CONFIRM}") if self._wants_to_lead else []
 
     def _promoted(self, epoch: int) -> list[FollowingCommand]:
-        kept = self._keep(role=Role.LEADS, epoch=epoch, mode=Mode.ASYNC, follower="")
+        kept = self._keep(role=SeatRole.LEADS, epoch=epoch, mode=Mode.ASYNC, follower="")
         return [*kept, Promoted(epoch=epoch)]
 
     def _not_promoted(self, why: str) -> list[FollowingCommand]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from coordinator.standby.seat import FIRST_EPOCH, Held, Mode, Request, Role, Seat, WitnessAnswer
+from coordinator.standby.seat import FIRST_EPOCH, Held, Mode, Request, Seat, SeatRole, WitnessAnswer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ class Leading:
     @property
     def answerable(self) -> int:
         """The last commit that may be answered for."""
-        if self.seat.role is not Role.LEADS:
+        if self.seat.role is not SeatRole.LEADS:
             return -1
         if self.seat.waits:
             return min(self.acked, self.committed) if self.attached_counts else -1
@@ -88,7 +88,7 @@ class Leading:
     @property
     def trouble(self) -> str:
         """Why answers wait, in words; empty where they do not."""
-        if self.seat.role is Role.FENCED:
+        if self.seat.role is SeatRole.FENCED:
             return "another machine leads this run now"
         if self.answerable >= self.committed:
             return ""
@@ -106,7 +106,7 @@ class Leading:
 
     def on_attached(self, follower: str, position: int) -> str:
         """A follower is there and has so much; why it is not wanted, or nothing."""
-        if self.seat.role is not Role.LEADS:
+        if self.seat.role is not SeatRole.LEADS:
             return "this machine leads the run no more"
         if self.seat.waits and follower != self.seat.follower:
             return "the run waits for another follower: leave sync first"
@@ -131,7 +131,7 @@ class Leading:
 
     def on_sync_ordered(self) -> list[LeadingCommand]:
         """The operator wants every answer to wait for the follower; it must be there (`attached`)."""
-        if self.seat.mode in (Mode.SYNC, Mode.ENTERING) or not self.attached or self.seat.role is not Role.LEADS:
+        if self.seat.mode in (Mode.SYNC, Mode.ENTERING) or not self.attached or self.seat.role is not SeatRole.LEADS:
             return []
         self._must_reach = self.committed
         commands = self._keep(mode=Mode.ENTERING, follower=self.attached)
@@ -139,7 +139,7 @@ class Leading:
 
     def on_async_ordered(self, *, confirmed: bool) -> list[LeadingCommand]:
         """The operator wants answers to wait no more. `confirmed`: a person says that the other machine is off."""
-        if self.seat.role is not Role.LEADS:
+        if self.seat.role is not SeatRole.LEADS:
             return []
         if confirmed:
             self._checked = True
@@ -154,13 +154,13 @@ class Leading:
 
     def on_tick(self) -> list[LeadingCommand]:
         """Every few seconds: what was asked and not answered is asked again, and whether somebody else leads."""
-        if self.seat.role is not Role.LEADS:
+        if self.seat.role is not SeatRole.LEADS:
             return []
         return self._entering() if self.seat.mode is Mode.ENTERING else self._ask()
 
     def on_witness(self, request: Request, answer: WitnessAnswer) -> list[LeadingCommand]:
         """The witness answered `request`."""
-        if self.seat.role is not Role.LEADS:
+        if self.seat.role is not SeatRole.LEADS:
             return []
         held = answer.held
         other = held is not None and (held.epoch, held.leader) != (self.seat.epoch, self.seat.me)
@@ -174,9 +174,9 @@ class Leading:
 
     def on_higher_epoch(self, epoch: int) -> list[LeadingCommand]:
         """Another machine leads epoch `epoch`, as the witness or that machine itself said."""
-        if self.seat.role is not Role.LEADS:
+        if self.seat.role is not SeatRole.LEADS:
             return []
-        return [*self._keep(role=Role.FENCED), Fence(why=f"another machine leads this run, in epoch {epoch}")]
+        return [*self._keep(role=SeatRole.FENCED), Fence(why=f"another machine leads this run, in epoch {epoch}")]
 
     # ---- what follows -----------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 FIRST_EPOCH = 1
 
 
-class Role(StrEnum):
+class SeatRole(StrEnum):
     """What a machine is to a run."""
 
     LEADS = "leads"
@@ -37,7 +37,7 @@ class Seat:
     """One machine's part."""
 
     me: str
-    role: Role = Role.LEADS
+    role: SeatRole = SeatRole.LEADS
     epoch: int = FIRST_EPOCH
     """Of a follower: that of the leader whose records it holds."""
     mode: Mode = Mode.ASYNC

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from coordinator.run.eventlog import _TOLD
 from coordinator.run.log_words import SENTENCES, in_words
-from coordinator.run.run_log import LOG_FILE, Following, RunLog, last_lines
+from coordinator.run.run_log import LOG_FILE, LogTail, RunLog, last_lines
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +35,7 @@ def test_addresses_are_told_and_not_kept(tmp_path: Path) -> None:
 def test_following_misses_nothing_over_a_turn_over_and_waits_for_whole_lines(tmp_path: Path) -> None:
     log = RunLog(tmp_path, file_bytes=150)
     log(None, "info", {"event": "before"})
-    following = Following(tmp_path)
+    following = LogTail(tmp_path)
     seen = []
     for number in range(20):
         log(None, "info", {"event": "verdict", "number": number})

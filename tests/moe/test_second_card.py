@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -92,6 +93,9 @@ def test_rows_go_to_the_device_of_their_experts_and_come_back(monkeypatch: pytes
 
     class Far:
         count, at_once = 2, 2
+
+        def expect(self, pieces: Sequence[tuple[int, int]]) -> None:
+            assert pieces
 
         def values(self, first: int, last: int) -> torch.Tensor:
             return torch.empty(last - first, 5, 3, device="meta")

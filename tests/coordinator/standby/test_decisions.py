@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.standby.following import Following, NotPromoted, Promoted
 from coordinator.standby.leading import AskWitness, Fence, Keep, Leading, LetGo
-from coordinator.standby.seat import Held, Mode, Request, Role, Seat, WitnessAnswer
+from coordinator.standby.seat import Held, Mode, Request, Seat, SeatRole, WitnessAnswer
 from coordinator.standby.witness import judged
 from tests.coordinator.standby.world import Book, Violation, World
 
@@ -77,7 +77,7 @@ def test_the_witness(held: Held | None, by: str, want: Held, confirmed: bool, gr
 
 
 def test_async_bars_a_promotion_without_a_person() -> None:
-    view = Following(Seat(me="bert", role=Role.FOLLOWS, epoch=2), has_witness=True)
+    view = Following(Seat(me="bert", role=SeatRole.FOLLOWS, epoch=2), has_witness=True)
     (asked,) = view.on_promotion_ordered(confirmed=False)
     assert isinstance(asked, AskWitness)
     (said,) = view.on_witness(asked.request, WitnessAnswer(held=Held(number=1, epoch=2, leader="anna", sync=False)))
@@ -107,7 +107,7 @@ def test_whoever_lost_the_epoch_answers_nothing() -> None:
 
 
 def test_a_lower_epoch_is_not_followed() -> None:
-    view = Following(Seat(me="bert", role=Role.FOLLOWS, epoch=3), has_witness=False)
+    view = Following(Seat(me="bert", role=SeatRole.FOLLOWS, epoch=3), has_witness=False)
     assert view.on_leader(2)[1]
     assert view.on_leader(3) == ([], "")
     commands, refused = view.on_leader(4)

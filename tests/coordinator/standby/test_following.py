@@ -20,7 +20,7 @@ from coordinator.engine.engine import Engine
 from coordinator.run.folder import RunFolder
 from coordinator.run.replication import Replication
 from coordinator.run.seats import FOLLOW_SCHEME, WITNESS_SCHEME, link_text, parse_link, read_seat, witness_of
-from coordinator.standby.seat import Mode, Role, Seat
+from coordinator.standby.seat import Mode, Seat, SeatRole
 from protocol.errors import ConfigError
 from protocol.joinlink import JoinLink
 from tests.served import RawClient, Refusal, clients_of
@@ -162,7 +162,7 @@ async def test_the_witness_lets_the_follower_lead_and_fences_the_leader(
                 await until(lambda: replication.state.mode is Mode.SYNC)
                 await until(lambda: witness_of(other) is not None)
             assert await lead(other, following_of(other), confirmed=False) == 2
-            await until(lambda: seat_in(run).role is Role.FENCED)
+            await until(lambda: seat_in(run).role is SeatRole.FENCED)
             await Refusal(grpc.StatusCode.UNAVAILABLE, "FENCED").of(client.beat())
     finally:
         await witness.stop()

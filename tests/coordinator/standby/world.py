@@ -14,7 +14,7 @@ from functools import partial
 
 from coordinator.standby.following import Following, NotPromoted, Promoted
 from coordinator.standby.leading import AskWitness, Fence, Keep, Leading, LetGo
-from coordinator.standby.seat import Held, Request, Role, Seat, WitnessAnswer
+from coordinator.standby.seat import Held, Request, Seat, SeatRole, WitnessAnswer
 from coordinator.standby.witness import judged
 
 WITNESS = "W"
@@ -70,7 +70,7 @@ class World:
         self.calm = False
         self.ops = 0
         first = Machine("A", Seat(me="A0"))
-        second = Machine("B", Seat(me="B0", role=Role.FOLLOWS, whole=False, epoch=0))
+        second = Machine("B", Seat(me="B0", role=SeatRole.FOLLOWS, whole=False, epoch=0))
         self.machines = {"A": first, "B": second}
         self.lives = Counter[str]()
         for machine in self.machines.values():
@@ -140,9 +140,9 @@ class World:
     def _start(self, machine: Machine) -> None:
         machine.up, machine.waiting = True, []
         machine.leading = machine.following = None
-        if machine.seat.role is Role.FOLLOWS:
+        if machine.seat.role is SeatRole.FOLLOWS:
             machine.following = Following(machine.seat, has_witness=self.has_witness)
-        elif machine.seat.role is Role.LEADS:
+        elif machine.seat.role is SeatRole.LEADS:
             machine.leading = Leading(machine.seat, committed=len(machine.journal), has_witness=self.has_witness)
             if self.plant == "unchecked":
                 machine.leading._checked = True
@@ -151,7 +151,9 @@ class World:
         else:
             # its operator makes a follower of it again: another name, and nothing of what it had
             self.lives[machine.name] += 1
-            machine.seat = Seat(me=f"{machine.name}{self.lives[machine.name]}", role=Role.FOLLOWS, whole=False, epoch=0)
+            machine.seat = Seat(
+                me=f"{machine.name}{self.lives[machine.name]}", role=SeatRole.FOLLOWS, whole=False, epoch=0
+            )
             machine.journal = []
             self._start(machine)
 
@@ -163,7 +165,7 @@ class World:
         """Whoever said that a machine is off keeps it off until the witness knows."""
         other = self._other(machine).seat
         told = self.held is not None and self.held.epoch >= other.epoch
-        led = other.role is Role.LEADS and machine.seat.role is Role.LEADS
+        led = other.role is SeatRole.LEADS and machine.seat.role is SeatRole.LEADS
         return led and other.epoch > machine.seat.epoch and not told
 
     def _other(self, machine: Machine) -> Machine:
@@ -328,7 +330,7 @@ class World:
             match command:
                 case Keep(seat=seat):
                     self._place("before the seat is kept")
-                    promoted = (machine.seat.role, seat.role) == (Role.FOLLOWS, Role.LEADS)
+                    promoted = (machine.seat.role, seat.role) == (SeatRole.FOLLOWS, SeatRole.LEADS)
                     machine.seat = seat
                     if promoted:
                         self._check_promotion(machine)
