@@ -39,6 +39,7 @@ class HashWork:
     codec = "fp32"
     admission_work_bits = 0
     most_per_range = 0
+    column_parts = 1
     copies = 2
     fallback_s = 30.0
     sequence_length = 8

@@ -57,6 +57,7 @@ class RealWork:
     codec = "fp32"
     admission_work_bits = 0
     most_per_range = 0
+    column_parts = 1
     copies = 2
     fallback_s = 30.0
     sequence_length = SEQUENCE_LENGTH

@@ -115,6 +115,7 @@ class SimulatedWork(Protocol):
     residency: str
     admission_work_bits: int
     most_per_range: int
+    column_parts: int
     copies: int
     fallback_s: float
 

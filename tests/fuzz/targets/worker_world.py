@@ -44,12 +44,12 @@ STATUS_HEAD = 200
 
 
 @lru_cache(maxsize=64)
-def _kept_layout(model_json: str, residency: str) -> Layout:
-    return layout(config_from_json(json.loads(model_json)), residency)
+def _kept_layout(model_json: str, residency: str, column_parts: int) -> Layout:
+    return layout(config_from_json(json.loads(model_json)), residency, column_parts)
 
 
-def _layout(config: Any, residency: str) -> Layout:
-    return _kept_layout(json.dumps(config_to_json(config), sort_keys=True), residency)
+def _layout(config: Any, residency: str, column_parts: int = 1) -> Layout:
+    return _kept_layout(json.dumps(config_to_json(config), sort_keys=True), residency, column_parts)
 
 
 class Unsigned(PrivateIdentity):
