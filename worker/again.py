@@ -50,11 +50,13 @@ def arguments_of(options: WorkerOptions, way_back: str) -> list[str]:
         ("--progress-writes", options.progress_bytes_a_day),
         ("--share", options.share_bytes_per_s),
         ("--share-port", options.share_port or None),
+        ("--p2p-port", options.p2p_port or None),
         ("--output", options.output),
     ]
     measures = {None: [], True: ["--measure"], False: ["--no-measure"]}[options.measures]
+    p2p = ["--p2p"] if options.p2p else []
     way = [way_back] if way_back else []
-    return ["worker", "join", *way, *measures, *(f"{name}={value}" for name, value in given if value is not None)]
+    return ["worker", "join", *way, *measures, *p2p, *(f"{name}={value}" for name, value in given if value is not None)]
 
 
 def go_on(options: WorkerOptions, lived_s: float, become: Callable[[list[str], Mapping[str, str]], int]) -> int:

@@ -198,6 +198,8 @@ class _World:
             settings=SimpleNamespace(copies=copies, fallback_s=fallback_s),
             run_time=self._loop.time,
             authority=_authority(),
+            record=b"",
+            whereabouts=None,
             versions=SimpleNamespace(served=lambda: served),
             sessions=_Everybody(workers),
             pump=SimpleNamespace(engine=SimpleNamespace(state=state)),

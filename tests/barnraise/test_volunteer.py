@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,7 +50,7 @@ def test_nobody_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == {"workers": [], "paused_by_you": None}
 
 
-async def test_a_worker_that_does_not_answer_is_not_one_that_is_absent(
+async def test_silent_is_not_absent(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one does that was stopped: the system takes the connection, and nobody reads what is said."""
@@ -60,7 +59,8 @@ async def test_a_worker_that_does_not_answer_is_not_one_that_is_absent(
     place = home / "runs" / "abc" / "control" / "socket"
     place.parent.mkdir(mode=0o700)
     with socket.socket(socket.AF_UNIX) as silent:
-        silent.bind(os.path.relpath(place))
+        monkeypatch.chdir(place.parent)  # a socket's path has no room for much
+        silent.bind(place.name)
         silent.listen()
         assert await asyncio.to_thread(run, said(home, "status")) == 2
         assert "does not answer within 0 s" in capsys.readouterr().err

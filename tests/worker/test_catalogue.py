@@ -192,15 +192,17 @@ ELSEWHERE = {
     "fetched.shared": "tests/worker/test_peers_served.py", "sharing": "tests/worker/test_peers_served.py",
     "measured.submission": "tests/worker/test_measuring.py", "measured.version": "tests/worker/test_measuring.py",
     "unmeasured.submission": "tests/worker/test_measuring.py", "measured.unheard": "tests/worker/test_measuring.py",
-    "machine": "tests/worker/test_join.py",
+    "machine": "tests/worker/test_join.py", "trainer_killed": "tests/worker/test_apart.py",
+    "trainer_gone": "tests/worker/test_apart.py", "moved": "tests/worker/test_moved_served.py",
 }  # fmt: skip
 """Said in a test of its own, or in the life below (`a_worker`)."""
 NO_TEST_YET = {
-    "turn": "two runs in one home, one after another", "no_commands": "a socket that cannot be had",
+    "no_commands": "a socket that cannot be had",
     "disk_planned": "--disk that holds fewer columns than memory does", "speed": "a first measurement of speed",
     "admission": "minutes of work", "admission.short": "a run with admission_work_bits",
     "admission.progress": "millions of hashes", "sharing.untold": "an announcement that fails",
     "unmeasured.version": "a version that cannot be measured", "left.not_taken": "a return that is refused",
+    "turns": "two runs in one home, at once", "p2p.ended": "a sidecar that dies",
 }  # fmt: skip
 """Which have none, and what it would take."""
 

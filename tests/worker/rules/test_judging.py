@@ -115,7 +115,7 @@ def test_every_rule_that_pauses_is_tried_here() -> None:
     elsewhere = {
         "when.unknown", "gpu.others_percent", "gpu.cool_by", "cpu.cool_by", "cpu.threads", "cpu.niceness",
         "lease.longest_hours", "disk.most", "disk.keep_free", "network.upload_rate", "network.download_rate",
-        "energy.watts",
+        "energy.watts", "cpu.memory", "gpu.memory",
     }  # fmt: skip
     assert {key for key, _, _ in keys()} == set(BREAKS) | elsewhere
 
