@@ -60,6 +60,8 @@ def test_it_trains_audits_refuses_a_liar_and_exports_the_whole_model(
             "validate_every": 1,
             "inner": {"inner_steps": 5, "batch_sequences": 8, "warmup_rounds": 0, "frozen_dtype": "int4"},
             "audits": {"budget": 2.0},
+            # in a model of 46,000 parameters an expert that gets no token is no lazy worker's (docs/log.md)
+            "screening": {"min_column_norm_factor": 0.0},
         },
     )
     run = OpenedRun.open(init_run(tmp_path / "run", settings), STILL)
