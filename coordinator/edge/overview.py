@@ -95,6 +95,7 @@ def summary_of(
         bytes_down=traffic.bytes_down,
         calls=traffic.calls,
         refused_calls=traffic.refused_calls,
+        failed_commands=traffic.failed_commands,
     )
 
 

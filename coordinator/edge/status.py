@@ -206,6 +206,8 @@ class RunSummary(_Data):
     bytes_down: int
     calls: int
     refused_calls: int
+    failed_commands: int = 0
+    """How often the coordinator's own work failed."""
 
 
 class RunStatus(RunSummary):

@@ -223,8 +223,12 @@ class Health(_Shown):
     """Why nothing can be recorded; empty while all is well."""
     paused: str
     """Why no work is given out; empty while it is."""
+    held: bool
+    """Whether that is since an operator said so."""
     pending_commands: int
     failing_commands: int
+    failed_commands: int
+    """How often one failed since the run began, given up or not."""
     withheld_rounds: int
     """Rounds in a row of which no version could be published as it was."""
     disk_free_bytes: int

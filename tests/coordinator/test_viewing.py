@@ -160,6 +160,25 @@ async def test_an_accusation_shows_as_any_loss_of_weight(
 
 
 @pytest.mark.parametrize("kind", HoldKind)
+async def test_in_a_pause_deadlines_stand_before_the_reader_as_time_does(
+    server: CoordinatorServer, join: Callable[..., Any], kind: HoldKind
+) -> None:
+    client = await join()
+    await client.acquire()
+    before, state = await views(server).picture(), state_of(server)
+    assert before.health.held is False
+    gone_s = 7200.0
+    state.hold = Hold(kind=kind, since_s=state.now_s - gone_s, actor=OPERATOR, why="")
+    view = await views(server).picture()
+    assert view.health.held is True
+    later_s = gone_s if kind is HoldKind.PAUSED else 0.0
+    (bar,), (was,) = view.open_round.leases, before.open_round.leases
+    assert bar.deadline_at_s == pytest.approx(was.deadline_at_s + later_s, abs=10.0)
+    assert bar.granted_at_s == pytest.approx(was.granted_at_s)
+    assert view.open_round.closes_at_s == pytest.approx((before.open_round.closes_at_s or 0.0) + later_s, abs=10.0)
+
+
+@pytest.mark.parametrize("kind", HoldKind)
 async def test_a_held_run_is_shown_with_who_waits_in_it(server: CoordinatorServer, kind: HoldKind) -> None:
     state = state_of(server)
     state.put_worker(person(1))

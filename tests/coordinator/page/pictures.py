@@ -214,8 +214,10 @@ def picture(*, people: int = 40, versions: int = 42, leases: int = 12, **changes
         "health": Health(
             stalled="",
             paused="",
+            held=False,
             pending_commands=1,
             failing_commands=0,
+            failed_commands=2,
             withheld_rounds=0,
             disk_free_bytes=210 << 30,
             disk_size_bytes=1 << 40,
