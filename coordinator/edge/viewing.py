@@ -132,6 +132,7 @@ class RunViews:
             columns=columns,
             closed=closed,
             rounds_closed=summary.rounds_closed,
+            left_s=summary.left_s,
             losses=losses,
             enrolled=summary.enrolled,
             connected=summary.connected,

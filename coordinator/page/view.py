@@ -248,6 +248,8 @@ class RunView(_Shown):
     closed: tuple[ClosedRow, ...]
     """Oldest first; the latest ones of a long run."""
     rounds_closed: int
+    left_s: float | None
+    """Until the planned rounds are over, at the pace of the latest ones."""
     losses: tuple[LossPoint, ...]
     columns: tuple[ColumnCell, ...]
     enrolled: int

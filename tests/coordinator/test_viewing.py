@@ -108,6 +108,14 @@ async def test_a_picture_counts_what_the_status_counts(server: CoordinatorServer
     assert RunView.model_validate_json(view.model_dump_json()) == view
 
 
+async def test_how_long_yet_is_told_at_the_pace_of_the_latest_rounds(server: CoordinatorServer) -> None:
+    state = state_of(server)
+    assert (await views(server).picture()).left_s is None
+    state.history = (closed_round(),)  # of 9 s; two are planned
+    state.update_round(round=RoundNumber(2))
+    assert (await views(server).picture()).left_s == server.summary().left_s == 9.0
+
+
 async def test_of_very_many_workers_so_many_are_shown(server: CoordinatorServer) -> None:
     state = state_of(server)
     for number in range(MOST_WORKERS + 5):

@@ -161,6 +161,7 @@ def picture(*, people: int = 40, versions: int = 42, leases: int = 12, **changes
         if versions
         else (),
         "rounds_closed": 41 if versions else 0,
+        "left_s": 359 * 213.0 if versions else None,
         "losses": losses(versions),
         "columns": tuple(
             ColumnCell(

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from coordinator.page import charts
-from coordinator.page.rendering import CHUNK, Sheet, changed, duration, grouped, large, loss, render
+from coordinator.page.rendering import CHUNK, Sheet, changed, grouped, large, loss, render
 from coordinator.page.view import Headline, OpenReason, RunView, Tone
 from tests.coordinator.page.pictures import NOW_S, card, open_round, picture, workers
 
