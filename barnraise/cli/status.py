@@ -93,11 +93,7 @@ def print_status(status: RunStatus) -> None:
         (
             ("run", f"{status.name} ({status.run_id})"),
             ("round", f"{status.round} of {status.max_rounds}, {status.phase}, version {status.version}"),
-            *(
-                (("to go", f"about {duration(status.left_s)}, at the pace of the latest rounds"),)
-                if status.left_s
-                else ()
-            ),
+            *((("to go", f"about {duration(status.left_s)} at the pace of the latest"),) if status.left_s else ()),
             ("held-out loss", " → ".join(losses) if losses else "not measured yet"),
             (
                 "workers",
