@@ -115,6 +115,9 @@ def server_options() -> GrpcOptions:
     return (
         *_BOTH_SIDES,
         ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
+        # not looked at yet; beyond the 1000 that gRPC has by itself it cancels calls at random, without a word
+        ("grpc.server.max_pending_requests", MAX_CONCURRENT_RPCS),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_CONCURRENT_RPCS),
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
         ("grpc.http2.max_ping_strikes", MAX_PING_STRIKES),
         ("grpc.keepalive_permit_without_calls", 1),

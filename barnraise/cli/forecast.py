@@ -12,7 +12,7 @@ import typer
 
 from barnraise.cli.options import Json, RunArgument, number
 from barnraise.cli.output import print_json, print_table
-from protocol.text import human_bytes
+from protocol.text import duration, human_bytes
 
 if TYPE_CHECKING:
     from coordinator.run.forecast import Forecast
@@ -89,18 +89,18 @@ def _row(row: Forecast, columns: int) -> dict[str, object]:
     if not row.columns:
         nothing: dict[str, object] = dict.fromkeys(_NAMES, "-")
         return nothing | {"GPU": f"{row.memory_gib} GB", "columns": "does not fit"}
-    days = "no end" if row.days is None else f"{row.days:,.3g}"
+    to_go = "no end" if row.days is None else duration(86_400.0 * row.days)
     told = (
         f"{row.memory_gib} GB", f"{row.columns} of {columns}", human_bytes(row.up_bytes), human_bytes(row.down_bytes),
         human_bytes(row.first_bytes), _in_words(row.rounds_a_day), _in_words(row.tokens_a_day),
-        f"{row.kwh_a_day:,.3g}", f"{row.money_a_day:,.3g}", days,
+        f"{row.kwh_a_day:,.3g}", f"{row.money_a_day:,.3g}", to_go,
     )  # fmt: skip
     return dict(zip(_NAMES, told, strict=True))
 
 
 _NAMES = (
     *("GPU", "columns", "up a round", "down a round", "first download", "rounds a day", "tokens a day"),
-    *("kWh a day", "money a day", "days to the end"),
+    *("kWh a day", "money a day", "to the end"),
 )
 
 

@@ -76,9 +76,20 @@ def invite(
         require_writable(to)
     links, served = create_invites(where, terms)
     give_links(links, to=to, as_json=as_json)
+    if folder is not None and not at:
+        _say_names_that_lead_nowhere(folder)
     if not served:
         note = f"the coordinator is not running: these work once it is (`barnraise coordinator run {folder}`)"
         print(note, file=sys.stderr)
+
+
+def _say_names_that_lead_nowhere(folder: Path) -> None:
+    from coordinator.run.doctor import leading_nowhere
+    from coordinator.run.folder import RunFolder
+
+    for name in leading_nowhere(RunFolder.open(folder).settings()):
+        note = f"{name} leads nowhere from this machine: `barnraise coordinator doctor {folder}` says what to do"
+        print(f"note: {note}", file=sys.stderr)
 
 
 @app.command("list", cls=AtCommand)

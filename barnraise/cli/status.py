@@ -17,7 +17,7 @@ from barnraise.cli.elsewhere import At, run_meant
 from barnraise.cli.options import Json, RunArgument, number
 from barnraise.cli.output import print_json, print_pairs, print_table
 from protocol.errors import ConfigError
-from protocol.text import human_bytes
+from protocol.text import duration, human_bytes
 
 if TYPE_CHECKING:
     from coordinator.edge.status import RunStatus, StandbyStatus, WorkerState, WorkerStatus
@@ -93,6 +93,7 @@ def print_status(status: RunStatus) -> None:
         (
             ("run", f"{status.name} ({status.run_id})"),
             ("round", f"{status.round} of {status.max_rounds}, {status.phase}, version {status.version}"),
+            *((("to go", f"about {duration(status.left_s)} at the pace of the latest"),) if status.left_s else ()),
             ("held-out loss", " → ".join(losses) if losses else "not measured yet"),
             (
                 "workers",

@@ -230,7 +230,7 @@ class CoordinatorServer:
             parts.journal,
             work=parts.executor,
             dispatch=dispatch,
-            observer=Observers(parts.event_log, parts.audit_trail, parts.credit_trail, *self._observers),
+            observer=Observers(parts.event_log, parts.audit_trail, parts.credit_trail, parts.traffic, *self._observers),
             clock=parts.clock.now_s,
             clock_news=parts.clock.news,
             journal_observer=self._journal_observer,

@@ -170,6 +170,8 @@ class RunSummary(_Data):
     worker_states: dict[WorkerState, int]
     """How many workers are in each state; a state that nobody is in is left out."""
     rounds_closed: int
+    left_s: float | None = None
+    """Until the planned rounds are over, at the pace of the latest ones; None where none has closed, or all have."""
     latest_rounds: tuple[ClosedRound, ...]
     latest_validations: tuple[ValidationStatus, ...]
     latest_checkpoint: CheckpointStatus | None
@@ -206,6 +208,8 @@ class RunSummary(_Data):
     bytes_down: int
     calls: int
     refused_calls: int
+    failed_commands: int = 0
+    """How often the coordinator's own work failed."""
 
 
 class RunStatus(RunSummary):

@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from coordinator.page import charts
 from coordinator.page.view import LossPoint, RunView
-from protocol.text import human_bytes
+from protocol.text import duration, human_bytes
 
 WORKERS_ON_OVERVIEW = 25
 CHUNK = 50
@@ -83,18 +83,6 @@ def _loss_chart(losses: tuple[LossPoint, ...], axis: str) -> charts.LineChart | 
     points = [(float(getattr(one, axis)), one.loss, one.standard_error) for one in losses]
     texts = [f"version {one.version}, round {one.round}: {one.loss:.4f} nats a token" for one in losses]
     return charts.line_chart(points, texts)
-
-
-def duration(seconds: float | None) -> str:
-    """`42 s`, `3 min 5 s`, `2 h 10 min`, `3 d 4 h`."""
-    if seconds is None or not math.isfinite(seconds):
-        return "–"
-    whole = max(0, round(seconds))
-    for unit, name, less, smaller in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= unit:
-            rest = whole % unit // less
-            return f"{whole // unit} {name}" + (f" {rest} {smaller}" if rest else "")
-    return f"{whole} s"
 
 
 def loss(value: float | None) -> str:

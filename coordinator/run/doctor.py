@@ -87,6 +87,12 @@ def addresses(settings: RunSettings, port: int) -> list[tuple[str, int]]:
     return [(canonical_host(host), own or port) for host, own in split] or [settings.join_address(port)]
 
 
+def leading_nowhere(settings: RunSettings, seconds: float = 2.0) -> list[str]:
+    """Of the names in join links those that no resolver here knows; one that does not answer in time knows all."""
+    hosts = dict.fromkeys(host for host, _ in addresses(settings, settings.port or 1))
+    return [host for host in hosts if _within(seconds, lambda host=host: _resolved(host)) == ()]
+
+
 def name_found(host: str, resolved: tuple[str, ...] | None) -> Symptom:
     """`resolved`: its addresses; None: no answer in time."""
     if resolved is None:

@@ -12,7 +12,7 @@ import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moe.second_card import SecondCard
+from moe.second_card import SecondCard  # when it is running, too: messages of machines are made by their annotations
 
 if TYPE_CHECKING:
     import torch

@@ -161,6 +161,7 @@ def picture(*, people: int = 40, versions: int = 42, leases: int = 12, **changes
         if versions
         else (),
         "rounds_closed": 41 if versions else 0,
+        "left_s": 359 * 213.0 if versions else None,
         "losses": losses(versions),
         "columns": tuple(
             ColumnCell(
@@ -214,8 +215,10 @@ def picture(*, people: int = 40, versions: int = 42, leases: int = 12, **changes
         "health": Health(
             stalled="",
             paused="",
+            held=False,
             pending_commands=1,
             failing_commands=0,
+            failed_commands=2,
             withheld_rounds=0,
             disk_free_bytes=210 << 30,
             disk_size_bytes=1 << 40,
