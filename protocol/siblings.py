@@ -14,13 +14,13 @@ _DOMAIN = b"barnraise-sibling-v1"
 
 def vouch_for_sibling(first: PrivateIdentity, sibling_public_key: bytes, audience: bytes) -> bytes:
     """The first key's signature: the other one is its machine's, too, at this coordinator (its CA's fingerprint)."""
-    return first.sign(_statement(first.public_key, sibling_public_key, audience))
+    return first.sign(_sibling_statement(first.public_key, sibling_public_key, audience))
 
 
 def check_sibling(first_public_key: bytes, sibling_public_key: bytes, audience: bytes, signature: bytes) -> None:
     """Raises Unauthenticated unless the holder of the first key signed that."""
-    verify(first_public_key, signature, _statement(first_public_key, sibling_public_key, audience))
+    verify(first_public_key, signature, _sibling_statement(first_public_key, sibling_public_key, audience))
 
 
-def _statement(first_public_key: bytes, sibling_public_key: bytes, audience: bytes) -> bytes:
+def _sibling_statement(first_public_key: bytes, sibling_public_key: bytes, audience: bytes) -> bytes:
     return length_prefixed(_DOMAIN, audience, first_public_key, sibling_public_key)

@@ -181,7 +181,7 @@ _LEASES = {
 
 _BEGINNING = {
     "crew": "{count} workers, a process for each of {devices}",
-    "crew.ended": "this worker has ended; the others go on",
+    "crew.ended": "a worker of this machine has ended; the others go on",
     "turns": "working for {runs} runs in turns, by their shares",
     "machine": "{device}: {name}, {memory} offered",
     "no_commands": "the commands pause, status and so on do not reach this worker: {why}",
