@@ -112,7 +112,7 @@ class Tempo:
         return replace(self, causes=causes)
 
     def _on(self, rung: int, now_s: float, causes: tuple[str, ...], **noted: float) -> Tempo:
-        return replace(self, rung=rung, changed_s=now_s, watts=None, causes=causes, **noted)  # type: ignore[arg-type]
+        return replace(self, rung=rung, changed_s=now_s, watts=None, causes=causes, **noted)
 
 
 FULL_TEMPO: Final = Tempo()

@@ -265,7 +265,8 @@ def test_a_card_that_does_not_count_its_power_is_missed_by_that_rule_alone() -> 
     nvml = Nvml()
     senses = Senses([GpuSense(0, "GPU-1", nvml, own=7)], lambda: 0.0, every_s=0.0)
     look = senses.look(frozenset({"gpu_celsius", "gpu_watts"}))
-    assert (look.facts["gpu_celsius"], look.lacking.keys()) == (71.0, {"gpu_watts"})
+    assert look.facts["gpu_celsius"] == 71.0
+    assert look.lacking == {"gpu_watts": "the GPU does not tell how much power it takes"}
     nvml.milliwatts = 182_400
     assert senses.look(frozenset({"gpu_watts"})).facts["gpu_watts"] == 182.4
 
