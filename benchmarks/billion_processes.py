@@ -286,6 +286,9 @@ class Walker:
     def wake(self) -> None:
         """Nothing was given up."""
 
+    def pace(self, share: float) -> None:
+        """No rule makes it slower."""
+
     def join(self, timeout_s: float) -> bool:
         """Wait for the thread."""
         if self._thread is not None:

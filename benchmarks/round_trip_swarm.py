@@ -198,6 +198,9 @@ class Untrained:
     def wake(self) -> None:
         """Nothing was given up."""
 
+    def pace(self, share: float) -> None:
+        """No rule makes it slower."""
+
     def join(self, timeout_s: float) -> bool:
         """Wait for the thread."""
         if self._thread is not None:

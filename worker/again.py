@@ -40,6 +40,7 @@ def arguments_of(options: WorkerOptions, way_back: str) -> list[str]:
     """
     given: list[tuple[str, object]] = [
         ("--home", options.home),
+        ("--beside", options.first_home),
         ("--name", options.name or None),
         ("--team", options.team),
         ("--device", options.device),
@@ -54,9 +55,8 @@ def arguments_of(options: WorkerOptions, way_back: str) -> list[str]:
         ("--output", options.output),
     ]
     measures = {None: [], True: ["--measure"], False: ["--no-measure"]}[options.measures]
-    p2p = ["--p2p"] if options.p2p else []
-    way = [way_back] if way_back else []
-    return ["worker", "join", *way, *measures, *p2p, *(f"{name}={value}" for name, value in given if value is not None)]
+    way = [*([way_back] if way_back else []), *(["--p2p"] if options.p2p else [])]
+    return ["worker", "join", *way, *measures, *(f"{name}={value}" for name, value in given if value is not None)]
 
 
 def go_on(options: WorkerOptions, lived_s: float, become: Callable[[list[str], Mapping[str, str]], int]) -> int:
@@ -65,7 +65,7 @@ def go_on(options: WorkerOptions, lived_s: float, become: Callable[[list[str], M
     if times > MOST_IN_A_ROW:
         print(say("started_too_often", times=times), file=sys.stderr)
         return EXIT_FAILED
-    links = links_of(options.link, home_root(options.home))
+    links = links_of(options.link, home_root(options.first_home or options.home))
     command = arguments_of(options, f"{links[0].address}/#{links[0].fingerprint[:12]}" if len(links) == 1 else "")
     return become([sys.executable, "-m", "barnraise", *command], {**os.environ, STARTED: str(times)})
 

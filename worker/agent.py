@@ -98,6 +98,7 @@ class Agent:
         self._watch: asyncio.Task[None] | None = None
         self.permission = Permission(allowed=True)
         """What the policy said last."""
+        self._share = 1.0
         self._is_finishing, self._wall_s = False, 0.0
         self._finish: m.Finish | None = None
 
@@ -289,6 +290,7 @@ class Agent:
         before, self.permission = self.permission, self._policy.may_work(now)
         self._wall_s = now.wall_s
         permission = self.permission
+        self._keep_tempo(permission)
         if permission.allowed:
             if not before.allowed:
                 self._trainer.wake()
@@ -298,6 +300,16 @@ class Agent:
             self._put(m.Paused(reason=permission.reason, stops_training=permission.stops_training))
         self._trainer.rest()
         self._give_up_in_time(permission)
+
+    def _keep_tempo(self, now: Permission) -> None:
+        if not now.allowed or now.share == self._share:
+            return
+        self._share = now.share
+        self._trainer.pace(now.share)
+        text = say("slowed.over")
+        if now.share < 1.0:
+            text = say("slowed", share=f"{now.share:.0%}", why=Words(now.slowed))
+        self._reporter.say("slowed", text, share=now.share)
 
     def _give_up_in_time(self, permission: Permission) -> None:
         """A lease that waits for the end of the pause goes back as soon as it cannot be done any more."""

@@ -149,6 +149,8 @@ _LEASES = {
     "paused": "Paused: {why}.",
     "paused.finishes": "Paused: {why}. What is in training is finished and sent first.",
     "paused.waits": "Paused: {why}. What was in training waits at its last saved step.",
+    "slowed": "Training works {share} of the time now: {why}.",
+    "slowed.over": "Training works all of the time again.",
     "resumed": "Work is welcome again: going on.",
     "lease_unwanted": "This lease goes back: {why}. Another is asked for in {span}.",
     "lease_unwanted.long": "it lasts {span}, and the rules of this machine accept {most} at most",
@@ -178,6 +180,8 @@ _LEASES = {
 }
 
 _BEGINNING = {
+    "crew": "{count} workers, a process for each of {devices}",
+    "crew.ended": "a worker of this machine has ended; the others go on",
     "turns": "working for {runs} runs in turns, by their shares",
     "machine": "{device}: {name}, {memory} offered",
     "no_commands": "the commands pause, status and so on do not reach this worker: {why}",
@@ -215,6 +219,7 @@ _STANDING = {
     "doing.sending_too": "{doing}; sending what it finished before",
     "doing.paused": "paused: {why}",
     "doing.paused.holding": "paused: {why}; its lease waits at the last saved step",
+    "doing.slowed": "{doing}; at {share} of its speed: {why}",
     "doing.last": "{doing}; no new work after that: {why}",
     "doing.measuring": "measuring how fast this machine is, once for each run",
     "doing.looking": "looking for the coordinator at {address}",
@@ -237,12 +242,16 @@ _STANDING = {
     "no.gpu_off": "GPU {number} is switched off in the rules",
     "no.gpu_busy": "another program is using the GPU",
     "no.gpu_hot": "the GPU is at {celsius} °C, and work goes on at {cool} °C",
+    "no.gpu_power": "even at its slowest the GPU takes more than the {most} W that your rules allow",
     "no.cpu_hot": "the processor is at {celsius} °C, and work goes on at {cool} °C",
     "no.metered": "the connection is metered",
     "no.daily": "today's {amount} of traffic are used up",
     "no.monthly": "this month's {amount} of traffic are used up",
     "no.licence": "the data of this run is under {licence}, which your rules do not accept",
     "no.licence_told": "the data of this run has no licence that is told",
+    "slow.gpu_hot": "the GPU is at {celsius} °C, and your rules allow {most} °C",
+    "slow.cpu_hot": "the processor is at {celsius} °C, and your rules allow {most} °C",
+    "slow.gpu_power": "your rules allow the GPU {most} W",
     "no.unknown": "a rule cannot be checked here: {why}",
 }
 """What the worker does, why, and until when."""

@@ -79,6 +79,8 @@ class Control:
             "allowed": permission.allowed,
             "why": permission.reason,
             "until_s": permission.until_s,
+            "share": permission.share,
+            "slowed": permission.slowed,
             "objections": [
                 {"rule": each.rule, "reason": each.reason, "until_s": each.until_s}
                 for each in self._house.policy.objections

@@ -18,7 +18,7 @@ from worker.senses.card import NvidiaCard
 from worker.states import State
 
 LOOK_EVERY_S: Final = 2.0
-_TRAINING: Final = {State.TRAINING, State.RESUMING}
+TRAINING: Final = {State.TRAINING, State.RESUMING}
 
 
 def meter_of(home: RunHome, house: House) -> EnergyMeter:
@@ -73,6 +73,6 @@ class EnergyWatch:
     async def run(self) -> None:
         """Until it is cancelled."""
         while True:
-            lease = self._agent.held_lease if self._agent.state in _TRAINING else None
+            lease = self._agent.held_lease if self._agent.state in TRAINING else None
             await asyncio.to_thread(self.meter.look, lease)
             await asyncio.sleep(LOOK_EVERY_S)

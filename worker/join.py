@@ -30,13 +30,17 @@ def run_worker(options: WorkerOptions) -> int:
 
     Without a link, work for all runs that this machine is enrolled in, in turns (worker/turns.py).
     """
+    from worker.crew import end_with_crew
     from worker.progress import make_reporter
+
+    end_with_crew()
 
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what gRPC prints by itself is not for who reads these lines
     with outliving_terminal():
         reporter, address = make_reporter(options.output), ""
         try:
-            links = links_of(options.link, home_root(options.home))  # before imports that take seconds
+            root = home_root(options.first_home or options.home)
+            links = links_of(options.link, root)  # before imports that take seconds
             address = links[0].address
             from worker.runs import work_for
 

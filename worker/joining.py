@@ -34,6 +34,7 @@ from worker.ports import Background, Coordinator
 from worker.progress import Reporter
 from worker.repeats import Repeats
 from worker.sentences import InHand, reached_again, unreached
+from worker.siblings import vouch
 from worker.timing import Timing
 from worker.trouble import trouble_of
 from worker.wire import GrpcWire, Wire
@@ -200,17 +201,19 @@ class Joining:
 
     async def enrol(self, machine: Machine) -> Enrolment:
         """Redeem the invite and remember what came of it."""
-        if self._link.invite is None:
+        if self._link.invite is None and self._options.first_home is None:
             raise ConfigError("what is stored of this run is damaged: join it anew with a join link from its operator")
         ca_pem = await self._connect()
         name = self._options.name[:MAX_NAME_CHARACTERS]  # none: the run calls it by two words that follow from its key
         request = pb.EnrolRequest(
             protocol_version=PROTOCOL_VERSION,
             public_key=self._identity.public_key,
-            invite=self._link.invite,
+            invite=self._link.invite or "",
             name=printable(name, MAX_NAME_CHARACTERS),
             capability=self._capability(machine),
         )
+        if self._options.first_home is not None:
+            vouch(request, self._options.first_home, self._link.fingerprint)
         reply = await self.client.enrol(request)
         if reply.work_bits:
             request.work = await self._background.run(

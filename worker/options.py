@@ -50,6 +50,8 @@ class WorkerOptions:
     """A join link, or the `HOST:PORT` of a run that this machine is enrolled in; empty: the only such run."""
     home: Path | None = None
     """Folder for key, enrolment, unsent work and blocks; None: the platform's place for user data."""
+    first_home: Path | None = None
+    """Of this machine's first worker, where this is another GPU's: its rules count, and its key lets this one in."""
     name: str = ""
     """Shown to the operator and to other volunteers; empty: two words that follow from its key."""
     team: str | None = None

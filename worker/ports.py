@@ -129,6 +129,9 @@ class Trainer(Protocol):
     def wake(self) -> None:
         """The while is over."""
 
+    def pace(self, share: float) -> None:
+        """Train for this share of the time, from now on."""
+
     def join(self, timeout_s: float) -> bool:
         """Wait for what was stopped; whether it has ended."""
 

@@ -18,7 +18,7 @@ from worker import messages as m
 from worker.agent import Agent
 from worker.agents import make_agent, tell_machine
 from worker.control import Control, control_path
-from worker.energy_watch import EnergyWatch, meter_of
+from worker.energy_watch import TRAINING, EnergyWatch, meter_of
 from worker.home import RunHome, open_home
 from worker.lease import printable
 from worker.machine.machine import Machine
@@ -57,7 +57,8 @@ class _WorkerProcess:
 
     def __init__(self, options: WorkerOptions, reporter: Reporter, links: list[JoinLink]) -> None:
         self._options, self._reporter = options, reporter
-        self._root = home_root(options.home)
+        self._root = home_root(options.first_home or options.home)
+        """Where the volunteer's rules are."""
         self._agents: list[Agent] = []
         self._leaves = ""
         """Why it is to leave; empty: it is not."""
@@ -111,6 +112,7 @@ class _WorkerProcess:
         self._agents.append(agent)
         if self._leaves:
             agent.leave(self._leaves)
+        house.is_training = lambda: agent.state in TRAINING
         watch = EnergyWatch(meter_of(home, house), agent)
         control = self._controls[link.fingerprint] = Control(agent, joining, house, standing, watch.meter)
         live, server = None, None

@@ -141,6 +141,8 @@ def sentence(
     """What the worker does, why, and until when, as far as that is known. `holds`: a lease; `sends`: finished work."""
     doing = _doing(state, standing, address, now_s)
     if permission.allowed:
+        if permission.slowed and state in _TRAINING:
+            doing = say("doing.slowed", doing=doing, share=f"{permission.share:.0%}", why=Words(permission.slowed))
         return say("doing.sending_too", doing=doing) if sends and state not in _SENDING else doing
     why = Words(permission.reason)
     if state is State.PAUSED or state in _LOOKING or (permission.stops_training and state in _TRAINING):

@@ -47,7 +47,7 @@ def check_terminal() -> None:
         raise ConfigError("the view needs a terminal; `barnraise worker status` says the same in lines")
 
 
-def run_behind(home: Path | None) -> None:
+def run_behind(home: Path | None, gpus: str = "") -> None:
     """Start a worker in the background, unless one runs, and return once it answers."""
     import asyncio
 
@@ -60,6 +60,7 @@ def run_behind(home: Path | None) -> None:
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     command = [sys.executable, "-m", "barnraise", "worker", "run", "--output=plain"]
     command += [f"--home={home}"] if home is not None else []
+    command += [f"--gpus={gpus}"] if gpus else []
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         worker = subprocess.Popen(
@@ -81,10 +82,11 @@ async def asked(root: Path, verb: str) -> list[dict[str, Any]]:
     from protocol.errors import BarnraiseError
     from protocol.local_socket import NobodyListens, ask
     from worker.rules.file import PauseNote, note_pause
+    from worker.siblings import run_folders
 
     if verb in {"pause", "resume"}:
         note_pause(root, PauseNote() if verb == "pause" else None)
-    answers, folders = [], sorted(root.glob("runs/*"))  # noqa: ASYNC240  # a handful of names
+    answers, folders = [], run_folders(root)
     for folder in folders:
         try:
             answers.append(await ask(folder / "control" / "socket", {"verb": verb}, timeout_s=ANSWER_S))

@@ -107,8 +107,10 @@ def leave(
     as_json: Json = False,
 ) -> int:
     """Have the worker hand its lease back and leave now. Exit code 1: none is running."""
+    from worker.siblings import run_folders
+
     root = _root(home)
-    folders = sorted(folder for folder in root.glob("runs/*") if folder.is_dir()) if purge else []
+    folders = [folder for folder in run_folders(root) if folder.is_dir()] if purge else []
     if folders and not yes:
         _confirm(root, len(folders))
     found = _asked(root, {"verb": "leave"})
@@ -134,10 +136,11 @@ def logs(
     as_json: Json = False,
 ) -> int:
     """What happened, also before the last restart. Exit code 1: nothing did."""
+    from worker.siblings import run_folders
     from worker.standing import LOG_FILE, log_lines
 
     root = _root(home)
-    folders = sorted(root.glob("runs/*"))
+    folders = run_folders(root)
     entries = sorted((each for folder in folders for each in log_lines(folder, lines)), key=lambda each: each["at_s"])
     for entry in entries[-lines:]:
         _print_entry(entry, as_json)
@@ -163,8 +166,9 @@ def _asked(root: Path, request: dict[str, Any]) -> list[dict[str, Any]]:
 
     from protocol.errors import Unavailable
     from protocol.local_socket import NobodyListens, ask
+    from worker.siblings import run_folders
 
-    folders = sorted(root.glob("runs/*"))
+    folders = run_folders(root)
 
     async def all_of_them() -> list[dict[str, Any]]:
         answers = []
@@ -236,12 +240,16 @@ def _forgotten(root: Path) -> list[str]:
 
     from worker.identity import left
     from worker.rejoin import known_runs, links_of
+    from worker.siblings import homes_of, run_folders
 
-    for folder in sorted(folder for folder in root.glob("runs/*") if folder.is_dir()):
+    for folder in (folder for folder in run_folders(root) if folder.is_dir()):
         _once_free(folder).release()
-    if not known_runs(root):
-        return []
-    return [asyncio.run(left(root, link.address, forget=True)).run_id for link in links_of("", root)]
+    return [
+        asyncio.run(left(home, link.address, forget=True)).run_id
+        for home in homes_of(root)
+        if known_runs(home)
+        for link in links_of("", home)
+    ]
 
 
 def _told_who_forgot(runs: list[str], workers: list[dict[str, Any]], *, as_json: bool) -> int:

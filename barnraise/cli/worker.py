@@ -36,6 +36,16 @@ Device = Annotated[
 ]
 
 
+Gpus = Annotated[
+    str,
+    typer.Option(
+        "--gpus",
+        help="A worker for each of these GPUs, as 0,1 or all: they share your rules, need one join link, and count as"
+        " one owner's in the run. It needs columns enough for all: two of them never hold the same.",
+    ),
+]
+
+
 @app.command()
 def join(
     link: Annotated[
@@ -59,6 +69,10 @@ def join(
         typer.Option(help="Credit this machine's work to a team, too; '' leaves it. Kept until another is given."),
     ] = None,
     device: Device = "auto",
+    gpus: Gpus = "",
+    beside: Annotated[
+        Path | None, typer.Option(hidden=True, help="The home of the first worker of this machine.")
+    ] = None,
     columns: Annotated[int | None, typer.Option(min=1, help="Hold at most this many expert columns.")] = None,
     memory: Annotated[
         str | None,
@@ -131,16 +145,21 @@ def join(
     from barnraise.cli.links import claim_link, read_link
     from protocol.allocator import keep_little
     from worker.again import become, go_on
+    from worker.crew import devices_of, run_crew
     from worker.join import WorkerOptions, run_worker
     from worker.messages import EXIT_DEVICE_LOST
     from worker.options import check_device
 
     chosen_device = None if device == "auto" else device
     check_device(chosen_device)  # before a link is taken out of a folder
+    devices = devices_of(gpus) if gpus else []
+    if gpus and chosen_device is not None:
+        raise ConfigError("give --gpus or --device, not both")
     memory_bytes = None if memory is None else parse_bytes(memory)
     disk_bytes = None if disk is None else parse_bytes(disk)
     options = WorkerOptions(
         home=home,
+        first_home=beside,
         name=name,
         team=team,
         device=chosen_device,
@@ -166,6 +185,8 @@ def join(
         chosen = link or ""  # nothing: the run that this machine is enrolled in
     options = dataclasses.replace(options, link=chosen)
     keep_little()
+    if gpus:
+        return run_crew(options, devices)
     started_s = time.monotonic()
     exit_code = run_worker(options)
     if exit_code != EXIT_DEVICE_LOST:
@@ -176,6 +197,7 @@ def join(
 @app.command()
 def run(
     home: Annotated[Path | None, typer.Option(help="Where this machine's identity is kept.")] = None,
+    gpus: Gpus = "",
     output: Annotated[str, typer.Option(help="auto, plain, json or quiet.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="The same as --output json.")] = False,
     view: Annotated[
@@ -188,10 +210,10 @@ def run(
     """
     if view:
         screen.check_terminal()
-        screen.run_behind(home)
+        screen.run_behind(home, gpus)
         screen.view(home)
         return 0
-    return join(home=home, output=output, as_json=as_json)
+    return join(home=home, gpus=gpus, output=output, as_json=as_json)
 
 
 @app.command()

@@ -30,6 +30,7 @@ from protocol.ids import LeaseId, WorkerId, worker_id_of
 from protocol.recipe import recipe_of
 from protocol.residency import ABSENT, FROZEN
 from protocol.rotation import check_agreement
+from protocol.siblings import check_sibling
 from protocol.tls import manifest_key_message
 from protocol.v1 import barnraise_pb2 as pb
 from protocol.versions import check_version
@@ -61,13 +62,14 @@ class Membership:
         columns = self._columns(request.capability)  # before the invite is spent: a machine too small may try again
         name = clean_name(request.name) if request.name.strip() else ""
         run = self._run
+        self._check_sibling(request)
         await self._refuse_banned(request.public_key, request.invite)
+        if request.sibling_of:  # of a machine that is shut out, no other GPU comes in
+            await self._refuse_banned(request.sibling_of, "")
         bits = run.settings.admission_work_bits
         if not has_worked(run.run_id, request.public_key, request.work, bits):
             return pb.EnrolReply(run_id=run.run_id, work_bits=bits)
-        quota = RangeQuota(range=range_of(address), most=run.settings.most_per_range)
-        redeem, now_s = run.registry.redeem, run.wall_time()  # an invite expires by the calendar
-        member = await asyncio.to_thread(redeem, request.invite, request.public_key, name, now_s, quota)
+        member = await self._admitted(request, name, address)
         await self._make_known(member, columns, request.capability)
         manifest_key = run.manifest_identity.public_key
         return pb.EnrolReply(
@@ -156,6 +158,23 @@ class Membership:
             losses=[one.val_loss for one in state.validations[-MOST_LOSSES:]],
         )
 
+    async def _admitted(self, request: pb.EnrolRequest, name: str, address: str) -> Member:
+        """By its invite, or by the signature of its machine's first worker; for that it counts no more by range."""
+        registry, now_s = self._run.registry, self._run.wall_time()  # an invite expires by the calendar
+        key = request.public_key
+        if request.sibling_of:
+            return await asyncio.to_thread(registry.seat_sibling, request.sibling_of, key, name, now_s)
+        quota = RangeQuota(range=range_of(address), most=self._run.settings.most_per_range)
+        return await asyncio.to_thread(registry.redeem, request.invite, key, name, now_s, quota)
+
+    def _check_sibling(self, request: pb.EnrolRequest) -> None:
+        if not request.sibling_of:
+            return
+        if request.invite or request.sibling_of == request.public_key:
+            raise MalformedMessage("enrolment: a worker comes with an invite, or as the sibling of another, not both")
+        audience = bytes.fromhex(self._run.authority.fingerprint)
+        check_sibling(request.sibling_of, request.public_key, audience, request.sibling_signature)
+
     async def leave(self, request: pb.LeaveRequest, _: str) -> pb.LeaveReply:
         """The worker takes part no more; a banned one may go, too."""
         run, worker = self._run, (await self._member(request.public_key)).worker
@@ -217,6 +236,7 @@ class Membership:
                     tokens_per_s=tokens_per_s,
                     owner=member.owner,
                     invite=member.invite,
+                    sibling_of=member.sibling_of,
                     measures=measures,
                 )
             )

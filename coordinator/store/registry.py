@@ -4,7 +4,7 @@ Decides whether an invite is good for a key. Touches one small SQLite file, safe
 command line makes invites beside a running coordinator). Always: an invite binds to the first key that redeems it, or
 to as many as it was made for, the same key asking again gets the same answer, and only the SHA-256 of an invite is
 stored. Whose machine a key is, the operator says with its first invite; the key never does, and a later invite does not
-change it.
+change it. A sibling (another GPU of a member's machine) comes without an invite, and has what that member has.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from protocol.storage import telling_storage_trouble
 INVITE_BYTES = 16
 """128 random bits: nobody guesses one, and a join link still fits on a line."""
 
+MOST_SIBLINGS = 15
+"""Beside the first: no machine has more than sixteen GPUs, and one signature is not to fill a run."""
 INVITE_ID_CHARACTERS = SHORT_DIGITS
 DEFAULT_INVITE_LIFE_S = 7 * 24 * 3600.0
 
@@ -48,7 +50,7 @@ CREATE TABLE IF NOT EXISTS members (
     worker TEXT PRIMARY KEY, public_key BLOB NOT NULL, name TEXT NOT NULL, trusted INTEGER NOT NULL,
     enrolled_at_s REAL NOT NULL, owner TEXT NOT NULL DEFAULT '', invite TEXT NOT NULL DEFAULT '',
     came_from TEXT NOT NULL DEFAULT '', team TEXT NOT NULL DEFAULT '', gone TEXT NOT NULL DEFAULT '',
-    replaced TEXT NOT NULL DEFAULT ''
+    replaced TEXT NOT NULL DEFAULT '', sibling_of TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
 """
 _TEXT, _ONCE = "TEXT NOT NULL DEFAULT ''", "INTEGER NOT NULL DEFAULT 1"
@@ -62,10 +64,11 @@ _ADDED = (
     ("members", "team", _TEXT),
     ("members", "gone", _TEXT),
     ("members", "replaced", _TEXT),
+    ("members", "sibling_of", _TEXT),
 )
 """Columns that files of older releases lack: of what is in those nobody has one, and each invite is for one key."""
 _BY_KEY = "CREATE INDEX IF NOT EXISTS by_key ON members (public_key)"
-_SELECT = "SELECT worker, public_key, name, trusted, enrolled_at_s, owner, invite FROM members "
+_SELECT = "SELECT worker, public_key, name, trusted, enrolled_at_s, owner, invite, sibling_of FROM members "
 """In the order of `_member_of`."""
 
 
@@ -81,7 +84,8 @@ class Member:
     owner: str
     """Whose machine it is; empty: nobody's but its own."""
     invite: str
-    """Short digest of the invite that it came with (`invite_id`); empty in files of older releases."""
+    """Short digest of the invite that it came with (`invite_id`); empty in files of older releases, and of siblings."""
+    sibling_of: WorkerId | None = None  # the first worker of the same machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +209,33 @@ class Registry:
             )
             return self._back(connection, worker, name)
 
+    def seat_sibling(self, first_key: bytes, public_key: bytes, name: str, now_s: float) -> Member:
+        """Enrol `public_key` beside the worker of `first_key`, whose machine and owner it shares; again is fine."""
+        with self._write() as connection:
+            found = connection.execute(_SELECT + "WHERE public_key = ? AND gone = ''", (first_key,)).fetchone()
+            if found is None:
+                raise Unauthenticated(
+                    "the key that signs for this one is not enrolled itself: join with an invite first",
+                    cause=Cause.NOT_ENROLLED,
+                )
+            first, worker = _member_of(found), _worker_of(connection, public_key)
+            head = first.sibling_of or first.worker
+            _check_key(connection, worker, public_key)
+            if not _is_member(connection, worker):
+                beside = connection.execute("SELECT count(*) FROM members WHERE sibling_of = ?", (head,)).fetchone()
+                if beside[0] >= MOST_SIBLINGS:
+                    raise Refused(
+                        f"one machine has {MOST_SIBLINGS + 1} workers at the most, and so many are enrolled",
+                        cause=Cause.TOO_MANY,
+                    )
+                row = (worker, public_key, name, first.trusted, now_s, first.owner, head)
+                connection.execute(
+                    "INSERT INTO members (worker, public_key, name, trusted, enrolled_at_s, owner, sibling_of)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    row,
+                )
+            return self._back(connection, worker, name)
+
     def worker_of(self, public_key: bytes) -> WorkerId:
         """Whose key this is, enrolled or not: of its own digest, unless it took another key's place."""
         with self._lock:
@@ -306,7 +337,7 @@ def _add_column(connection: sqlite3.Connection, table: str, column: str, declare
         connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {declared}")
 
 
-def _member_of(row: tuple[str, bytes, str, int, float, str, str]) -> Member:
+def _member_of(row: tuple[str, bytes, str, int, float, str, str, str]) -> Member:
     return Member(
         worker=WorkerId(row[0]),
         public_key=row[1],
@@ -315,4 +346,5 @@ def _member_of(row: tuple[str, bytes, str, int, float, str, str]) -> Member:
         enrolled_at_s=row[4],
         owner=row[5],
         invite=row[6],
+        sibling_of=WorkerId(row[7]) if row[7] else None,
     )

@@ -26,20 +26,24 @@ class Capability(_message.Message):
     def __init__(self, device: _Optional[str] = ..., device_name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., max_columns: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., software: _Optional[str] = ..., measures: _Optional[bool] = ...) -> None: ...
 
 class EnrolRequest(_message.Message):
-    __slots__ = ("protocol_version", "public_key", "invite", "name", "capability", "work")
+    __slots__ = ("protocol_version", "public_key", "invite", "name", "capability", "work", "sibling_of", "sibling_signature")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
     INVITE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_FIELD_NUMBER: _ClassVar[int]
     WORK_FIELD_NUMBER: _ClassVar[int]
+    SIBLING_OF_FIELD_NUMBER: _ClassVar[int]
+    SIBLING_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     public_key: bytes
     invite: str
     name: str
     capability: Capability
     work: bytes
-    def __init__(self, protocol_version: _Optional[int] = ..., public_key: _Optional[bytes] = ..., invite: _Optional[str] = ..., name: _Optional[str] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., work: _Optional[bytes] = ...) -> None: ...
+    sibling_of: bytes
+    sibling_signature: bytes
+    def __init__(self, protocol_version: _Optional[int] = ..., public_key: _Optional[bytes] = ..., invite: _Optional[str] = ..., name: _Optional[str] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., work: _Optional[bytes] = ..., sibling_of: _Optional[bytes] = ..., sibling_signature: _Optional[bytes] = ...) -> None: ...
 
 class EnrolReply(_message.Message):
     __slots__ = ("worker_id", "run_id", "manifest_public_key", "manifest_key_vouch", "trusted", "work_bits")

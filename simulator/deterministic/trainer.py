@@ -87,6 +87,9 @@ class SimulatedTrainer:
     def wake(self) -> None:
         """Nothing was given up."""
 
+    def pace(self, share: float) -> None:
+        """No rule makes it slower."""
+
     def join(self, timeout_s: float) -> bool:
         """Nothing goes on."""
         del timeout_s

@@ -133,6 +133,9 @@ class Idle:
     def wake(self) -> None:
         """Nothing was given up."""
 
+    def pace(self, share: float) -> None:
+        """No rule makes it slower."""
+
     def join(self, timeout_s: float) -> bool:
         """It has ended."""
         del timeout_s

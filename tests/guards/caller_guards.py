@@ -21,6 +21,9 @@ ORDERS = "test_callers.py::test_a_worker_cannot_give_the_operators_orders"
 OPERATOR = "test_callers.py::test_the_operators_key_is_no_worker_and_its_sessions_are_bounded"
 REUSED = "test_callers.py::test_a_reused_invite_is_refused_to_another_key"
 EXPIRED = "test_callers.py::test_an_expired_or_unknown_invite_is_refused"
+SIBLING = "test_siblings.py::test_a_sibling_comes_in_by_the_first_ones_signature"
+SIBLING_BAN = "test_siblings.py::test_of_a_machine_that_is_shut_out_no_other_gpu_comes_in"
+SIBLINGS = "test_siblings.py::test_one_signature_does_not_fill_a_run"
 LEASE = "test_callers.py::test_an_unknown_or_anothers_lease_is_refused"
 VERSION = "test_callers.py::test_another_protocol_version_is_told_who_must_update"
 SIGNED_VERSION = "test_callers.py::test_the_version_before_is_taken_and_stands_in_the_session"
@@ -74,6 +77,12 @@ SESSION = (
     guard("a reused invite", dropped("coordinator:Registry.redeem",
           "connection.execute(..., (worker, _digest(invite)), ...)"), REUSED),
     guard("a reused invite", never("coordinator:Membership._member", "member is None"), REUSED),
+    guard("a sibling that nobody signed for", dropped("coordinator:Membership._check_sibling", "check_sibling(...)"),
+          SIBLING),
+    guard("a sibling that nobody signed for", dropped("protocol:_sibling_statement", "audience"), SIBLING),
+    guard("a sibling that nobody signed for", never("coordinator:Membership.enrol", "request.sibling_of"), SIBLING_BAN),
+    guard("a sibling that nobody signed for", never("coordinator:Registry.seat_sibling", "beside[0] >= MOST_SIBLINGS"),
+          SIBLINGS),
     guard("an expired or unknown invite", never("coordinator:Registry.redeem", "now_s > expires_at_s"), EXPIRED),
     guard("an expired or unknown invite", becomes("coordinator:Registry.redeem",
           "raise Unauthenticated(..., cause=Cause.INVITE_UNKNOWN)", "row = (0, now_s, None, None)"), EXPIRED),

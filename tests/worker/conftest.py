@@ -162,7 +162,7 @@ class Swarm:
             **changes,
         )
         recorder = Recorder()
-        link = link_of(options.link, home_root(options.home))
+        link = link_of(options.link, home_root(options.first_home or options.home))
         run_home = open_home(options.home, link.fingerprint, options.disk_bytes)
         agent, _ = make_agent(options, machine, link, run_home, recorder)
         task = asyncio.create_task(agent.run())

@@ -145,6 +145,7 @@ def test_a_killed_process_costs_what_was_not_saved_and_the_bits_are_those_of_thi
             os.kill(apart.pid(), signal.SIGKILL)
 
     apart.on_step = kill
+    apart.trainer.pace(0.8)  # a rest now and then changes no bit either
     made = apart.train(lease, many)
     assert isinstance(made, Submission)
     assert made.digest == wanted, "the same bits, though a process was killed in its middle"

@@ -76,7 +76,7 @@ class OrderTaker:
                 answered, given = self._rooms[order.number]
                 given.append(order.given)
                 answered.set()
-            case o.TrainLease() | o.StopLease():
+            case o.TrainLease() | o.StopLease() | o.PaceTraining():
                 if self._training is None:
                     from worker.apart.taking import LeaseTaker
 

@@ -145,6 +145,14 @@ class StopLease:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PaceTraining:
+    """Train for this share of the time: whatever is in training, and what follows."""
+
+    kind: Literal["pace"] = "pace"
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoomSaid:
     """The answer to `RoomAsked`."""
 
@@ -164,6 +172,7 @@ TrainerOrder = Annotated[
     | MeasureLosses
     | TrainLease
     | StopLease
+    | PaceTraining
     | RoomSaid,
     Field(discriminator="kind"),
 ]

@@ -67,10 +67,15 @@ class LeaseTaker:
         self._room: TrainingRoom | None = None
         self._machine: Machine | None = None
         self._threads = self._number = 0
-        self._told_s = 0.0
+        self._told_s, self._share = 0.0, 1.0
 
-    def take(self, order: o.TrainLease | o.StopLease) -> None:
-        """Begin, or stop; returns at once."""
+    def take(self, order: o.TrainLease | o.StopLease | o.PaceTraining) -> None:
+        """Begin, stop, or go on at another pace; returns at once."""
+        if isinstance(order, o.PaceTraining):
+            self._share = order.share
+            if self._room is not None:
+                self._room.pace(order.share)
+            return
         if isinstance(order, o.StopLease):
             if self._room is not None and order.number == self._number:
                 self._room.stop()
@@ -103,6 +108,7 @@ class LeaseTaker:
             self._room = TrainingRoom(
                 self._options, machine, self._disk, self._outbox, self, threads=lambda: self._threads
             )
+            self._room.pace(self._share)
         return self._room
 
     def say(self, event: str, text: str, **fields: Field) -> None:

@@ -62,6 +62,7 @@ class ApartTrainer:
         self._keeper, self._machine, self._outbox = keeper, machine, outbox
         self._reporter, self._ruled = reporter, ruled
         self._training: _Training | None = None
+        self._share = 1.0
 
     @property
     def progress(self) -> Progress:
@@ -117,6 +118,13 @@ class ApartTrainer:
         """The pause is over."""
         self._keeper.wake()
 
+    def pace(self, share: float) -> None:
+        """Told with the next lease, too, whose process may be another."""
+        self._share, training = share, self._training
+        if training is not None and not training.is_over and training.process is not None:
+            with contextlib.suppress(ProcessGone):
+                training.process.tell(o.PaceTraining(share=share))
+
     def join(self, timeout_s: float) -> bool:
         """End it for good; whether it is gone."""
         self.stop()
@@ -162,6 +170,7 @@ class ApartTrainer:
             self._keeper.talk(training.number, process, lambda word: self._on_word(training, word)),
             contextlib.suppress(ProcessGone),
         ):
+            process.tell(o.PaceTraining(share=self._share))
             process.tell(order)
             if training.stopped.is_set():  # between the look above and the order
                 process.tell(o.StopLease(number=training.number))

@@ -12,7 +12,7 @@ import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moe.second_card import SecondCard  # when it is running, too: messages of machines are made by their annotations
+from moe.second_card import SecondCard  # not for types alone: a machine goes from process to process by its fields
 
 if TYPE_CHECKING:
     import torch

@@ -62,6 +62,8 @@ class House:
         self._senses = senses_of(lambda: self.rules, clock, gpu, gpu_uuid) if senses is None else Senses(senses, clock)
         self._senses_real = senses is None
         self.gpu, self.gpu_uuid = gpu, gpu_uuid
+        self.is_training: Callable[[], bool] = lambda: True
+        """Whether the worker trains at the moment."""
         self.data_licence: str | None = None
         """Of what the run trains on; None: not known yet."""
         self.ledger = Ledger(home, clock)
@@ -97,6 +99,7 @@ class House:
         look = self._senses.look(needed(self.rules))
         today, month = self.ledger.used(datetime.fromtimestamp(wall_s).date())
         known = {
+            "is_training": self.is_training(),
             "gpu": self.gpu, "data_licence": self.data_licence, "today_bytes": today, "month_bytes": month,
         }  # fmt: skip
         return Circumstances(wall_s=wall_s, lacking=look.lacking, **{**known, **look.facts})  # type: ignore[arg-type]

@@ -3,7 +3,8 @@
 Decides what each rule means for training: one that gives the machine back to its owner (idleness, battery, programs, a
 GPU, heat, the schedule) stops it at once; one about the line, or about the work, does not. Where a rule needs to know
 what cannot be known here it counts as broken, and says so, unless `when.unknown` is `work`. Caps on heat hold on until
-it is cooler (`Heat`), and a GPU counts as busy, and as free, only after a while (`OthersUse`).
+it is cooler (`Heat`), a GPU counts as busy, and as free, only after a while (`OthersUse`), and before a cap pauses
+anything training is made slower (`Tempo`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from protocol.text import human_bytes
 from worker.policy import Circumstances, Permission
 from worker.rules.file import PauseNote
 from worker.rules.model import VolunteerRules, bytes_of
+from worker.rules.tempo import FULL_TEMPO, Tempo
 from worker.rules.week import DAYS, is_open, next_change_s
 from worker.words import Words, joined, say
 
@@ -79,6 +81,7 @@ class Felt:
     gpu: Heat = Heat()
     cpu: Heat = Heat()
     others: OthersUse = OthersUse()
+    tempo: Tempo = FULL_TEMPO
 
     def after(self, rules: VolunteerRules, now: Circumstances) -> Felt:
         """What is remembered after this look."""
@@ -86,6 +89,7 @@ class Felt:
             gpu=self.gpu.felt(now.gpu_celsius, rules.gpu.most_celsius, rules.gpu.cool_by),
             cpu=self.cpu.felt(now.cpu_celsius, rules.cpu.most_celsius, rules.cpu.cool_by),
             others=self.others.seen(now.gpu_others_percent, rules.gpu.others_percent, now.wall_s),
+            tempo=self.tempo.after(rules, now),
         )
 
 
@@ -121,6 +125,7 @@ def needed(rules: VolunteerRules) -> frozenset[str]:
         "programs": bool(when.programs),
         "gpu_others_percent": gpu.others_percent > 0,
         "gpu_celsius": gpu.most_celsius > 0,
+        "gpu_watts": gpu.most_watts > 0,
         "cpu_celsius": cpu.most_celsius > 0,
         "is_metered": network.metered == "pause",
     }
@@ -161,6 +166,9 @@ def _parts(rules: VolunteerRules, now: Circumstances, felt: Felt) -> Iterator[Ob
         yield Objection(rule="gpu.others_percent", reason=say("no.gpu_busy"))
     if felt.gpu.is_hot:
         yield _hot("gpu.most_celsius", "no.gpu_hot", now.gpu_celsius, rules.gpu.most_celsius - rules.gpu.cool_by)
+    if felt.tempo.pauses_until_s is not None:
+        power = say("no.gpu_power", most=f"{rules.gpu.most_watts:.0f}")
+        yield Objection(rule="gpu.most_watts", reason=power, until_s=felt.tempo.pauses_until_s)
     if felt.cpu.is_hot:
         yield _hot("cpu.most_celsius", "no.cpu_hot", now.cpu_celsius, rules.cpu.most_celsius - rules.cpu.cool_by)
 

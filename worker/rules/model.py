@@ -99,10 +99,20 @@ class GpuRules(BaseModel):
         description="Pause while other programs keep the GPU busy for more than this share of the time; 0: never mind.",
     )
     most_celsius: float = Field(
-        default=0.0, ge=0.0, le=120.0, description="Pause when the GPU is hotter than this; 0: never mind."
+        default=0.0,
+        ge=0.0,
+        le=120.0,
+        description="Train slower when the GPU is nearly as hot as this, pause when it is hotter; 0: never mind.",
     )
     cool_by: float = Field(
-        default=8.0, ge=0.0, le=60.0, description="Go on when it is so many degrees cooler than the cap."
+        default=8.0, ge=0.0, le=60.0, description="Go on, or faster, when it is so many degrees cooler than the cap."
+    )
+    most_watts: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=5000.0,
+        description="Train slower when the GPU takes more power than this, on average over half a minute; pause where"
+        " the slowest takes more; 0: never mind. Clocks and power limits stay as they are.",
     )
 
 
@@ -124,10 +134,13 @@ class CpuRules(BaseModel):
         description="How far to step back for other programs, 0 to 19. Lowering it needs a restart of the worker.",
     )
     most_celsius: float = Field(
-        default=0.0, ge=0.0, le=120.0, description="Pause when the processor is hotter than this; 0: never mind."
+        default=0.0,
+        ge=0.0,
+        le=120.0,
+        description="Train slower when the processor is nearly as hot as this, pause when it is hotter; 0: never mind.",
     )
     cool_by: float = Field(
-        default=8.0, ge=0.0, le=60.0, description="Go on when it is so many degrees cooler than the cap."
+        default=8.0, ge=0.0, le=60.0, description="Go on, or faster, when it is so many degrees cooler than the cap."
     )
 
 

@@ -6,6 +6,7 @@ told to finish. Changing any of them counts from the next look on, a second late
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import tzinfo
 
 from worker.policy import Circumstances, Permission
@@ -39,4 +40,7 @@ class RuledPolicy:
             finishing = Objection(rule="finish", reason=say("no.finish"), stops_training=False)
             found = (finishing, *found)
         self.objections = found
-        return permission_of(found, now.wall_s, self._zone)
+        permission, tempo = permission_of(found, now.wall_s, self._zone), self._felt.tempo
+        if tempo.share == 1.0:
+            return permission
+        return replace(permission, share=tempo.share, slowed=tempo.why(self.rules, now))

@@ -40,6 +40,7 @@ from worker.train.fitting import Fitting
 from worker.train.lease_state import LeaseKeeper, computation_of
 from worker.train.mapped import mapped_block
 from worker.train.residuals import write_submission
+from worker.train.rhythm import Rhythm
 from worker.train.trainer import LeaseResult, TrainingStopped, moved, pseudo_gradient_of, train_shard
 from worker.trouble import Trouble, training_trouble_of
 
@@ -86,6 +87,7 @@ class TrainingRoom:
         self._writes = DailyWrites(options.progress_bytes_a_day)
         self._fitting = Fitting()
         self._told: tuple[Schedule, int] | None = None
+        self._rhythm = Rhythm(self._settle)
 
     @property
     def progress(self) -> Progress:
@@ -143,6 +145,14 @@ class TrainingRoom:
     def wake(self) -> None:
         """Nothing is to be done: the next lease builds what it needs."""
 
+    def pace(self, share: float) -> None:
+        """Rest for the rest of the time."""
+        self._rhythm.share = share
+
+    def _settle(self) -> None:
+        if self._machine.kind == "cuda":
+            torch.cuda.synchronize(self._machine.device)
+
     def _give_back(self, job: _Job) -> None:
         if not job.rests or self._shard is None:
             return
@@ -184,6 +194,7 @@ class TrainingRoom:
         shard = self._loaded_shard(job, start, StandIns(dtype=kept, place=schedule.place, second=second))
         shard.recompute(on=schedule.recomputed)
         give_back_small(on=schedule.given_back)
+        self._rhythm.begin()
         metrics = train_shard(
             shard,
             lease,
@@ -192,7 +203,7 @@ class TrainingRoom:
             micro_batch=self._fitting.at_most(lease, schedule),
             by_layers=shard.layerwise(on_host=schedule.inputs_on_host) if schedule.by_layers else None,
             on_step=self._on_step(job, lease.batch_sequences * length, lease.inner_steps),
-            should_stop=job.stop.is_set,
+            should_stop=lambda: self._rhythm.rest(job.stop),
             keeper=self._keeper(job),
             restore=lambda: shard.load(start),
         )
