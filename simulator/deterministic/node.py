@@ -201,7 +201,7 @@ class CoordinatorNode:
         service, (book, lines) = WorkerService(run), self._sharing()
         service.sources = WatchedSources(run, book, lines)
         endpoint = Endpoint(COORDINATOR_SERVICE, auth, Traffic(), limits, service.on_alive)
-        transfers = CountedTransfers(run, service, self._work.frame_bytes, self._rots, book)
+        transfers = CountedTransfers(run, service, self._work.frame_bytes, self._rots, book, self.disk)
         return worker_handlers(endpoint, Membership(run, auth), service, transfers)
 
     def invite(self, owner: str, *, trusted: bool) -> str:

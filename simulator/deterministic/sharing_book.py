@@ -1,7 +1,8 @@
 """What workers that give blocks to one another may cost, and whom they may hold it against.
 
 Decides nothing about the run. Where nothing goes wrong but what holders do (`Scenario.clear`): a version leaves the
-coordinator at most once more often than it is set to, and no honest worker is avoided by another honest one.
+coordinator at most once more often than it is set to, and no honest worker is avoided by another honest one. What is
+fetched of a version that is past (to compute a lease of it again) counts for nothing: others have let go of it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from simulator.deterministic.broken import InvariantBroken
 from simulator.holders import LIES, Gives
 
 if TYPE_CHECKING:
+    from simulator.deterministic.disk import Disk
     from simulator.deterministic.peers import PeerLines
     from simulator.deterministic.volunteer_spec import VolunteerSpec
     from simulator.deterministic.work import Served
@@ -86,15 +88,18 @@ class CountedTransfers(Transfers):
         frame_bytes: int,
         rots: Callable[[], bool],
         book: SharingBook,
+        disk: Disk,
     ) -> None:
         super().__init__(run, service, frame_bytes)
         self._served, self._rots, self._book = cast("Served", run.versions), rots, book
+        self._disk, self._engine = disk, run.pump.engine
 
     def _block_frames(self, digest: Digest, offset: int) -> Iterator[bytes]:
         content = self._served.block(digest)
         if content is None:
             raise Refused(f"block {digest[:16]} is not kept here; take the manifest of the version that is leased")
-        self._book.sent(digest, len(content), len(content) - offset)
+        if digest in self._disk.manifests.get(self._engine.state.manifest, {}).values():
+            self._book.sent(digest, len(content), len(content) - offset)
         if self._rots():
             content = content[:-1] + bytes([content[-1] ^ 1])
         return self._frames_of(content, offset)
