@@ -91,7 +91,7 @@ class PeerLines:
     def dial(self, worker: int, holder: pb.Holder, identity: PrivateIdentity) -> PeerLine:
         """The line from a volunteer to a holder."""
         channel = _Channel(self, worker, holder.port, holder_name(holder.certificate))
-        own = {"channel": channel, "frame_bytes": FRAME_BYTES}
+        own: dict[str, Any] = {"channel": channel, "frame_bytes": FRAME_BYTES}
         return PeerLine(holder.host, holder.port, holder.certificate, identity, **own)
 
     def latency_s(self) -> float:

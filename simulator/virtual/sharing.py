@@ -180,10 +180,10 @@ class _World:
             settings=SimpleNamespace(copies=copies, fallback_s=fallback_s),
             run_time=self._loop.time,
             authority=_authority(),
+            record=b"",
+            whereabouts=None,
             versions=SimpleNamespace(served=lambda: served),
             sessions=_Everybody(workers),
-            whereabouts=None,
-            record=b"",
             pump=SimpleNamespace(engine=SimpleNamespace(state=state)),
         )
 

@@ -160,7 +160,7 @@ async def test_a_proof_is_for_one_call_one_block_and_one_place_in_it(serve: Serv
     async with channel_to(await serve()) as channel:
         call = channel.stream_stream(PEER_METHOD)(timeout=10.0)
         nonce = pb.PeerGreeting.FromString(await call.read()).nonce
-        proved = {"nonce": nonce, "digest": BLOCK, "offset": 3}
+        proved: dict[str, Any] = {"nonce": nonce, "digest": BLOCK, "offset": 3}
         other = {"nonce": bytes(32), "digest": digest_of(b"another"), "offset": 0}
         proof = prove(identity, holder=CERTIFICATE.name, **{**proved, changed: other[changed]})
         request = pb.TakeRequest(digest=bytes.fromhex(BLOCK), payload_bytes=len(CONTENT), offset=3, proof=proof)

@@ -37,7 +37,7 @@ def test_no_seed_breaks_a_promise_and_the_seeds_are_worth_something() -> None:
     assert totals["acknowledged"] > 2 * SEEDS_EACH_TIME
     assert totals["coordinator_kills"] > SEEDS_EACH_TIME / 4
     assert totals["worker_kills"] > SEEDS_EACH_TIME / 8
-    assert totals["blocks_between_workers"] > 5 * SEEDS_EACH_TIME
+    assert totals["blocks_between_workers"] > 2 * SEEDS_EACH_TIME
 
 
 @pytest.mark.parametrize("seed", [4, 24, 105, 189])
@@ -78,7 +78,6 @@ FOUND_EACH_TIME = (
     "rounding-taken-for-a-lie",
     "rollback-keeps-the-liar",
     "busy-holder-blamed",
-    "grants-not-counted",
 )
 
 

@@ -12,11 +12,12 @@ import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moe.second_card import SecondCard
+
 if TYPE_CHECKING:
     import torch
 
     from moe.planner import Memory
-    from moe.second_card import SecondCard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
