@@ -60,10 +60,18 @@ async def asked(
         async with grpc.aio.secure_channel(dial_target(host, port), credentials, options=options) as channel:
             call: Any = channel.unary_unary(FIND_METHOD, None, None)
             body = bytes(await call(request.SerializeToString(), timeout=limit_s))
-        record = bytes(pb.FindReply.FromString(body).record)
     except grpc.aio.AioRpcError as error:
         raise Unavailable(f"another worker: {printable((error.details() or error.code().name)[:200])}") from None
-    except (DecodeError, ValueError) as error:
+    except ValueError as error:
+        raise MalformedMessage("another worker's certificate is none") from error
+    return record_told(body)
+
+
+def record_told(body: bytes) -> bytes:
+    """The record in a `FindReply`, of which nothing is believed yet; MalformedMessage where it is none."""
+    try:
+        record = bytes(pb.FindReply.FromString(body).record)
+    except DecodeError as error:
         raise MalformedMessage("what another worker says of the run is no answer") from error
     if len(record) > MAX_RECORD_BYTES:
         raise MalformedMessage(f"another worker's record has {len(record)} bytes, at most {MAX_RECORD_BYTES}")

@@ -82,12 +82,14 @@ class PeerServer:
         slots: Slots | None = None,
         stall_s: float = FRAME_STALL_S,
         records: RecordKeeper | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`name`: SHA-256 of the certificate that callers check `leaf` against. `now_s`: the coordinator's clock.
         `records`: what is told whoever looks for the run; None: nothing."""
         self._shelf, self._leaf, self._name = shelf, leaf, name
         self._run_id, self._ca_pem, self._now_s = run_id, ca_pem, now_s
-        self._pace, self._slots, self._stall_s = UplinkPace(bytes_per_s), slots or Slots(UPLOAD_SLOTS), stall_s
+        self._pace, self._slots = UplinkPace(bytes_per_s, clock), slots or Slots(UPLOAD_SLOTS)
+        self._stall_s, self._clock = stall_s, clock
         self._scratch = bytearray(FRAME_HEADER_BYTES + FRAME_BYTES)
         self._records = records
         self._grpc: Any = None
@@ -166,9 +168,9 @@ class PeerServer:
             at_once = frames.at_once()
             frame = await asyncio.to_thread(frames.__next__) if at_once is None else at_once
             await self._pace.spend(len(frame))
-            began_s = time.monotonic()
+            began_s = self._clock()
             await _in_time(context.write(frame), self._stall_s)
-            waited_s, moved = waited_s + time.monotonic() - began_s, moved + len(frame)
+            waited_s, moved = waited_s + self._clock() - began_s, moved + len(frame)
             self.sent_bytes += len(frame)
             if waited_s > PEER_GRACE_S + moved / MIN_PEER_BYTES_PER_S:
                 raise TooSlow("bytes were taken too slowly; go on where it broke")

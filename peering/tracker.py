@@ -176,6 +176,10 @@ class Tracker:
         """Blocks that the worker is taken to share."""
         return len(self._of(worker).held)
 
+    def is_held(self, digest: Digest) -> bool:
+        """Whether a worker that shares, and is here, has told that it has the block."""
+        return any(self._can_give(one, self._workers[one]) for one in self._holders.get(digest, ()))
+
     def ask(
         self,
         worker: WorkerId,

@@ -35,6 +35,7 @@ from worker.progress import Reporter
 from worker.repeats import Repeats
 from worker.sentences import InHand, reached_again, unreached
 from worker.siblings import vouch
+from worker.swarm import DialHolder
 from worker.timing import Timing
 from worker.trouble import trouble_of
 from worker.wire import GrpcWire, Wire
@@ -88,13 +89,15 @@ class Joining:
         counted: Callable[[Wire], Wire] = lambda wire: wire,
         licensed: Callable[[str], None] = lambda _licence: None,
         finder: Finder | None = None,
+        dial_holder: DialHolder | None = None,
     ) -> None:
         """`handiwork`: where models are built. `counted` holds the line to the volunteer's rules; `licensed` hears
-        under what licence the run's data is; `finder` looks for a run that has moved, None: nobody does.
+        under what licence the run's data is; `finder` looks for a run that has moved, None: nobody does;
+        `dial_holder` makes lines to other workers, None: over gRPC.
         """
         self.home = home
         self.timing = timing or Timing()
-        self._dial = dial or self._grpc
+        self._dial, self.dial_holder = dial or self._grpc, dial_holder
         self.handiwork = handiwork
         self._counted, self._licensed = counted, licensed
         self._options = options

@@ -82,8 +82,13 @@ class Neighbours:
         if self._swarm is None:
             joining = self._joining
             self._swarm = BlockSwarm(
-                joining.client, self._dial, joining.timing, near=joining.host, sharing=self._sharing, heard=self._heard
-            )  # fmt: skip
+                joining.client,
+                joining.dial_holder or self._dial,
+                joining.timing,
+                near=joining.host,
+                sharing=self._sharing,
+                heard=self._heard,
+            )
         return self._swarm
 
     def _heard(self, reply: pb.SourcesReply) -> None:

@@ -106,6 +106,7 @@ def print_status(status: RunStatus) -> None:
             *((("gains", status.gains),) if status.gains else ()),
             *((("rollback", status.rollback),) if status.rollback else ()),
             *((("standby", _standby(status.standby)),) if status.standby else ()),
+            *((("held elsewhere", status.elsewhere.told),) if status.elsewhere else ()),
             ("traffic", f"{human_bytes(status.bytes_up)} up, {human_bytes(status.bytes_down)} down"),
         )
     )

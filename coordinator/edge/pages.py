@@ -24,6 +24,7 @@ from coordinator.edge.standing import current_lease, state_of, worker_status
 from coordinator.edge.status import (
     CheckpointStatus,
     ClosedRound,
+    KeptStatus,
     RunStatus,
     RunSummary,
     ValidationStatus,
@@ -121,8 +122,9 @@ class StatusReader:
         lease_length: Callable[[EngineState], str],
         stalled: Callable[[], str | None] = lambda: None,
         standby: Callable[[], StandbyState | None] = lambda: None,
+        elsewhere: Callable[[], KeptStatus | None] = lambda: None,
     ) -> None:
-        """`stalled`: why nothing can be recorded, while that is so."""
+        """`stalled`: why nothing can be recorded, while that is so. `elsewhere`: what other machines hold."""
         self._engine = engine
         self._run_id = run_id
         self._name = name
@@ -132,7 +134,7 @@ class StatusReader:
         self._connected = connected
         self._lease_length = lease_length
         self._stalled = stalled
-        self._standby = standby
+        self._standby, self._elsewhere = standby, elsewhere
 
     def summary(self) -> RunSummary:
         """The run at this moment, in short."""
@@ -146,7 +148,8 @@ class StatusReader:
             connected=self._connected,
             lease_length=self._lease_length,
         )
-        summary = summary.model_copy(update={"standby": status_of_standby(self._standby())})
+        beside = {"standby": status_of_standby(self._standby()), "elsewhere": self._elsewhere()}
+        summary = summary.model_copy(update=beside)
         return summary.model_copy(update={"sentence": sentence_of(self._engine.state, summary, self._stalled())})
 
     def page(self, query: Query) -> Page:

@@ -280,6 +280,7 @@ class CoordinatorServer:
             lease_length=LeaseLengths(run.settings, run.layout).told,
             stalled=lambda: run.pump.stalled,
             standby=lambda: replication.state,
+            elsewhere=partial(service.sources.kept_elsewhere, lambda: replication.state),
         )
         self._operator = operator = OperatorService(run, parts.settings_file, lambda: self.port, self._status)
         gate = replication.gate

@@ -15,9 +15,12 @@ from collections.abc import Callable
 
 import structlog
 
+from coordinator.edge.kept import kept_elsewhere
 from coordinator.edge.served import RunContext
 from coordinator.edge.sessions import CallerSession
+from coordinator.edge.status import KeptStatus
 from coordinator.run.found_again import MOST_SHARERS
+from coordinator.run.replication import StandbyState
 from peering.limits import MAX_CERTIFICATE_BYTES
 from peering.line import holder_name
 from peering.tracker import Shared, TakeFrom, Tracker
@@ -68,6 +71,14 @@ class Sources:
     def anybody_shares(self) -> bool:
         """Whether workers gain by asking before they download."""
         return self._tracker.anybody_shares
+
+    def kept_elsewhere(self, standby: Callable[[], StandbyState | None]) -> KeptStatus | None:
+        """What of the present version other machines hold."""
+        version = self._run.pump.engine.state.version
+        try:
+            return kept_elsewhere(self._run.versions, version, self._tracker.is_held, standby())
+        except OSError:
+            return None
 
     async def answer(self, session: CallerSession, request: pb.SourcesRequest) -> pb.SourcesReply:
         """What the worker told goes into the book, and what it may take from whom comes out."""

@@ -139,6 +139,19 @@ class StandbyStatus(_Data):
     """Why answers wait; empty where they do not."""
 
 
+class KeptStatus(_Data):
+    """What of the present version other machines hold in full precision."""
+
+    version: int
+    blocks: int
+    nowhere_else: int
+    """Of these, how many no other machine has, as far as workers have told."""
+    named: tuple[str, ...]
+    """The first of them."""
+    told: str
+    """The same in words, and what of momentum and masters."""
+
+
 class RunSummary(_Data):
     """A run at one moment, in a size that does not grow with it: of what may be many, the first or latest few."""
 
@@ -199,6 +212,8 @@ class RunSummary(_Data):
     """Slow commands that are pending, e.g. `aggregate:r3`, with an error where one failed."""
     standby: StandbyStatus | None = None
     """None: nobody follows the run."""
+    elsewhere: KeptStatus | None = None
+    """What would be left if this machine were gone; None where nobody serves the run."""
     leases_granted: int
     leases_expired: int
     leases_returned: int

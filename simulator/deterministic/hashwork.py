@@ -40,14 +40,14 @@ class HashWork:
     admission_work_bits = 0
     most_per_range = 0
     column_parts = 1
-    copies = 2
     fallback_s = 30.0
     sequence_length = 8
     heldout_limit = 4
     frame_bytes = 512
     """A few frames for a submission or a block of a KB or two."""
 
-    def __init__(self, columns: int) -> None:
+    def __init__(self, columns: int, copies: int = 2) -> None:
+        self.copies = copies
         self.layout = _layout(columns)
         self.texts = HashTexts()
         self._manifests: dict[Digest, bytes] = {}
@@ -133,6 +133,10 @@ class ServedHashes:
     def manifest_bytes(self, digest: Digest) -> bytes:
         """As they are signed."""
         return self._manifests[digest]
+
+    def served(self) -> frozenset[Digest]:
+        """Of all versions that are kept."""
+        return frozenset(digest for blocks in self._disk.manifests.values() for digest in blocks.values())
 
     def block(self, digest: Digest) -> bytes | None:
         """Of a version that is kept."""

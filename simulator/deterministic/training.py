@@ -280,6 +280,10 @@ class ServedFiles:
         """Of a version that is kept."""
         return self._files.blocks.read(digest) if self._files.blocks.has(digest) else None
 
+    def served(self) -> frozenset[Digest]:
+        """Of all versions that are kept."""
+        return self._versions.served()
+
 
 class _Keeper:
     """`worker.train.lease_state.LeaseKeeper`, by steps in place of seconds."""

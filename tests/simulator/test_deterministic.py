@@ -32,10 +32,12 @@ def test_no_seed_breaks_a_promise_and_the_seeds_are_worth_something() -> None:
         totals["versions"] += outcome.versions
         totals["coordinator_kills"] += outcome.coordinator_kills
         totals["worker_kills"] += outcome.worker_kills
+        totals["blocks_between_workers"] += outcome.blocks_between_workers
     assert totals["versions"] > SEEDS_EACH_TIME
     assert totals["acknowledged"] > 2 * SEEDS_EACH_TIME
     assert totals["coordinator_kills"] > SEEDS_EACH_TIME / 4
     assert totals["worker_kills"] > SEEDS_EACH_TIME / 8
+    assert totals["blocks_between_workers"] > 2 * SEEDS_EACH_TIME
 
 
 @pytest.mark.parametrize("seed", [4, 24, 105, 189])
@@ -75,6 +77,7 @@ FOUND_EACH_TIME = (
     "newcomer-weighs",
     "rounding-taken-for-a-lie",
     "rollback-keeps-the-liar",
+    "busy-holder-blamed",
 )
 
 
