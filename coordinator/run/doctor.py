@@ -90,7 +90,7 @@ def addresses(settings: RunSettings, port: int) -> list[tuple[str, int]]:
 def leading_nowhere(settings: RunSettings, seconds: float = 2.0) -> list[str]:
     """Of the names in join links those that no resolver here knows; one that does not answer in time knows all."""
     hosts = dict.fromkeys(host for host, _ in addresses(settings, settings.port or 1))
-    return [host for host in hosts if _within(seconds, lambda host=host: _resolved(host)) == ()]
+    return [host for host in hosts if _within(seconds, partial(_resolved, host)) == ()]
 
 
 def name_found(host: str, resolved: tuple[str, ...] | None) -> Symptom:
