@@ -94,7 +94,7 @@ class _Crew:
         while running := [worker for worker in self._workers if worker.poll() is None]:
             self._tell_ended(told, others=len(running))
             time.sleep(LOOK_EVERY_S)
-        return max(abs(worker.returncode) for worker in self._workers)
+        return max(abs(int(worker.returncode)) for worker in self._workers)
 
     def end(self, number: int) -> None:
         """Ask each worker that still runs to leave."""

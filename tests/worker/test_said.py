@@ -75,7 +75,7 @@ async def test_disk_planned_and_speed(home: RunHome) -> None:
     hands: Any = SimpleNamespace(
         plan=lambda *_: ShardOffer(columns=2, by_memory=8, reason="8 columns fit"), measure_speed=lambda *_: 1234.5
     )
-    joining = Joining(WorkerOptions(), LINK, home, recorder, dial=lambda *_: SimpleNamespace(), handiwork=hands)  # type: ignore[arg-type,return-value]
+    joining = Joining(WorkerOptions(), LINK, home, recorder, dial=lambda *_: SimpleNamespace(), handiwork=hands)
     joining._run = SimpleNamespace(description="run")  # type: ignore[assignment]
     for _ in range(2):
         offer = await joining._worked_out(MACHINE)
@@ -125,7 +125,7 @@ async def test_unmeasured_version(home: RunHome) -> None:
         return pb.AnswerMeasureReply(taken=True)
 
     recorder = Recorder()
-    measuring = Measuring(SimpleNamespace(measure=print), Threads(), recorder)  # type: ignore[arg-type]
+    measuring = Measuring(SimpleNamespace(measure=print), Threads(), recorder)
     none: Any = SimpleNamespace(sequences=SimpleNamespace(tokens=16), answer_measure=answered)
     await measuring.answer(pb.MeasureItem(item_id="i", base_version=7, sequences=0), none, none, none)
     (text,) = recorder.texts("measured")

@@ -133,7 +133,7 @@ class GpuSense:
 
 def _parent_of(pid: int) -> int | None:
     try:
-        return psutil.Process(pid).ppid()
+        return int(psutil.Process(pid).ppid())
     except psutil.Error:
         return None
 
