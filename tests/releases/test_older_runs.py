@@ -1,7 +1,7 @@
 """A run of each release opens under this one: looked at without a change, served, verified and exported.
 
-`engine_N.tar.xz` is a run folder as the tree with engine version N left it (make.py); 2 to 5 are the trees before each
-change of version, and 6 is 0.1.0.
+`engine_N.tar.xz` is a run folder as the tree with engine version N left it (make.py); 2 to 6 are the trees before each
+change of version, and 7 is 0.1.0.
 """
 
 from __future__ import annotations
