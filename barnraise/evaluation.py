@@ -17,16 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from barnraise.writers import half_of_free
 from coordinator.datasets import open_or_prepare
 from coordinator.datasets.card import DatasetCard
 from moe.config import config_to_json
-from moe.export import inspect_checkpoint, open_checkpoint
+from moe.export import CheckpointFacts, checkpoint_blocks, inspect_checkpoint, open_checkpoint
 from moe.findings import ExpertHealth
 from moe.health import column_sets, examine, usual_held
+from moe.layout import layout
 from moe.necessity import RandomRouting, random_routing
+from moe.on_demand import on_demand_model
 from moe.tokenizer import byte_tokenizer_json, require_same_tokenizer
 from protocol.errors import ConfigError
 from protocol.ids import digest_of
+from protocol.residency import FROZEN
 
 _BYTE_VALUES = 256
 
@@ -81,14 +85,16 @@ def evaluate(
     device: str = "auto",
     columns_held: int | None = None,
     drift: bool = False,
+    memory_bytes: int | None = None,
     tell: Told = lambda _: None,
     note: Told = lambda _: None,
 ) -> Evaluation:
     """Measure `checkpoint` on the held-out part of `data`; `drift` also measures routing with columns absent or random.
 
     `limit` sequences at even distances are read, all of them with None. `columns_held` is by default half of the
-    columns, and top-k at least. `note` gets sentences about the checkpoint that a person should see. ConfigError says
-    why checkpoint, text and options do not go together.
+    columns, and top-k at least. On a CPU a model that has no room in half of the free memory is read from the disk
+    while it runs, and with `memory_bytes`, for its experts, in any case. `note` gets sentences about the checkpoint
+    that a person should see. ConfigError says why checkpoint, text and options do not go together.
     """
     where = chosen_device(device)
     found = inspect_checkpoint(checkpoint)
@@ -101,7 +107,7 @@ def evaluate(
     sets = column_sets(int(values["num_experts"]), _held(values, columns_held)) if drift else ()
     card, tokens_NT1, of_all = _heldout_tokens(checkpoint, data, values, sequence_length, limit, tell, note)
     tell("reading the checkpoint")
-    model: Any = open_checkpoint(checkpoint, config)
+    model: Any = _opened(found, where, memory_bytes, tell)
     try:
         model.to(where)
         health = examine(
@@ -138,6 +144,21 @@ def evaluate(
         health=health,
         random_routing=random,
     )
+
+
+def _opened(found: CheckpointFacts, where: torch.device, memory_bytes: int | None, tell: Told) -> Any:
+    """The model in fp32: whole in memory where it has room, else with its experts on the disk."""
+    if where.type != "cpu":
+        if memory_bytes is not None:
+            raise ConfigError(
+                "experts are read from the disk on a CPU only: leave out --memory, or choose --device cpu"
+            )
+        return open_checkpoint(found.folder, found.config)
+    cut, room_bytes = layout(found.config, FROZEN), half_of_free()
+    if memory_bytes is None and cut.total_bytes <= room_bytes:
+        return open_checkpoint(found.folder, found.config)
+    kept_bytes = room_bytes if memory_bytes is None else memory_bytes
+    return on_demand_model(cut, dict(checkpoint_blocks(found, cut)), torch.float32, kept_bytes=kept_bytes, told=tell)
 
 
 def chosen_device(device: str) -> torch.device:

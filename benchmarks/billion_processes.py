@@ -196,7 +196,7 @@ def work(folder: Path, plan: BillionPlan, link_text: str, number: int) -> None:
     from worker.agent import Agent
     from worker.home import open_home
     from worker.joining import Joining
-    from worker.machine.probe import Machine
+    from worker.machine.machine import Machine
     from worker.options import WorkerOptions
     from worker.progress import make_reporter
 
@@ -282,6 +282,12 @@ class Walker:
 
     def rest(self) -> None:
         """Nothing is held."""
+
+    def wake(self) -> None:
+        """Nothing was given up."""
+
+    def pace(self, share: float) -> None:
+        """No rule makes it slower."""
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the thread."""

@@ -182,6 +182,7 @@ def work(home: Path, link: str, memory_bytes: int, goal: int) -> None:
     options = WorkerOptions(
         link=link, home=home, name=home.name, device="cpu", threads=1, measure_speed=False, measures=False,
         output="json", memory_bytes=memory_bytes or own_bytes + goal,
+        batch_hook=lambda _lease, sequences_NL: sequences_NL,  # with a hook it trains in this process, which is watched
     )  # fmt: skip
     sys.exit(run_worker(options))
 

@@ -42,7 +42,7 @@ from benchmarks.parity_rows import (
     training_of,
     volunteers,
 )
-from benchmarks.report import Cell, machine, print_rows, write_json, write_results
+from benchmarks.report import Cell, machine, print_rows, write_results
 from coordinator.engine.config import InnerRecipe
 from protocol.codecs import CODECS
 from protocol.manifest import Manifest
@@ -185,12 +185,11 @@ def main() -> None:
         f"{machine()}; {WORKERS} workers, {steps} inner steps, seeds {','.join(map(str, seeds))} {' '.join(args.set)}"
     )
     print_rows(rows)
-    if args.json is not None and columns:
+    if args.json is not None:
         there = ",".join(map(str, sorted({result["seed"] for result in results})))
-        command = f"python -m benchmarks.parity {args.rows_of} --steps {steps} --seeds {there}"
+        of = " ".join(filter(None, (args.rows_of, args.rows and f"--rows '{args.rows}'")))
+        command = f"python -m benchmarks.parity {of} --steps {steps} --seeds {there}"
         write_results(args.json, rows, command=command, columns=columns, beside="beside other work")
-    elif args.json is not None:
-        write_json(args.json, rows)
 
 
 def table(cases: Sequence[ParityCase], results: Sequence[Mapping[str, Any]]) -> list[dict[str, Cell]]:

@@ -173,7 +173,14 @@ RUNG_COLUMNS = (
     *CODEC_COLUMNS[2:],
 )
 
-TABLES = {"": (CASES, ()), "--codecs": (CODEC_CASES, CODEC_COLUMNS), "--rungs": (RUNG_CASES, RUNG_COLUMNS)}
+CASE_COLUMNS = (
+    {"heading": "row", "shows": "{row}"},
+    *CODEC_COLUMNS[2:-1],
+    {"heading": "routing necessity", "shows": "{routing_percent:.0f} %"},
+    CODEC_COLUMNS[-1],
+)
+
+TABLES = {"": (CASES, CASE_COLUMNS), "--codecs": (CODEC_CASES, CODEC_COLUMNS), "--rungs": (RUNG_CASES, RUNG_COLUMNS)}
 """By the option that asks for it: its rows, and its columns in the docs."""
 
 

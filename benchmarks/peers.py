@@ -21,9 +21,10 @@ from benchmarks.peers_loopback import Rates, make_run, serve, work
 from benchmarks.report import parse_args, print_rows, write_results
 from moe.layout import block_tensor_specs
 from protocol.codecs import FP32
-from protocol.tensors import payload_size
+from protocol.tensor_headers import payload_size
+from simulator.holders import Gives
 from simulator.processes.launcher import ProcessGroup
-from simulator.virtual.sharing import Gives, LineRates, spread
+from simulator.virtual.sharing import LineRates, spread
 
 RATES = Rates(coordinator=12.5e6, worker=2_500_000)
 COPIES = 2

@@ -131,7 +131,7 @@ def work(folder: Path, link_text: str, home_folder: Path, number: int) -> None:
     from worker.agent import Agent
     from worker.home import open_home
     from worker.joining import Joining
-    from worker.machine.probe import Machine
+    from worker.machine.machine import Machine
     from worker.options import WorkerOptions
     from worker.progress import make_reporter
 
@@ -194,6 +194,12 @@ class Untrained:
 
     def rest(self) -> None:
         """Nothing is held."""
+
+    def wake(self) -> None:
+        """Nothing was given up."""
+
+    def pace(self, share: float) -> None:
+        """No rule makes it slower."""
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the thread."""

@@ -21,7 +21,7 @@ from moe.layout import Layout, layout, submission_specs
 from protocol.codecs import codec_named
 from protocol.joinlink import JoinLink
 from protocol.specs import TensorSpec
-from protocol.tensors import payload_size
+from protocol.tensor_headers import payload_size
 
 _VALUE_BYTES = 4
 _TEXT = "def add(a, b):\n    return a + b\n\n\n"

@@ -26,7 +26,8 @@ import torch
 from benchmarks.report import Cell, machine, parse_args, print_rows, write_json
 from protocol.codecs import FP32, codec_named
 from protocol.ids import BlockId, Digest, WorkerId
-from protocol.tensors import decode_tensors, payload_size
+from protocol.tensor_headers import payload_size
+from protocol.tensors import decode_tensors
 
 if TYPE_CHECKING:
     from coordinator.run.opened import OpenedRun

@@ -1,8 +1,7 @@
 """What an operator sets when a run is made: one frozen model, validated once, kept as `settings.toml`.
 
-Decides which settings are the machine's, the run's and the rounds' (`Counts`), and nothing about rounds itself: the
-`[engine]` table overrides fields of `coordinator.engine.config.EngineConfig`. Touches no file; `coordinator/run` reads
-and writes it.
+Decides nothing about rounds itself: the `[engine]` table overrides fields of `coordinator.engine.config.EngineConfig`.
+When each setting counts is in coordinator/setting_counts.py. Touches no file; `coordinator/run` reads and writes it.
 """
 
 from __future__ import annotations
@@ -13,27 +12,29 @@ import math
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from aggregation.names import EXPECTED, RULES  # names alone: reading a file must not load torch
 from coordinator.beginning import NESTED, USUAL_CODEC, begun
-from coordinator.engine.changes import DERIVED, FIXED, flat, settings_of
+from coordinator.engine.changes import DERIVED, flat, settings_of
 from coordinator.engine.config import EngineConfig, check_config
 from protocol.admission import MOST_WORK_BITS
 from protocol.codecs import CODECS
 from protocol.errors import ConfigError
 from protocol.hosts import WILDCARDS, address_text, canonical_host, dialable_host, split_port
 from protocol.ids import RunId
+from protocol.joinlink import Bootstrap
 from protocol.residency import FROZEN, Residency
 
 DEFAULT_PORT = 7465
 """No service is registered there with IANA; the digits stand for nothing."""
 
+Checked = TypeVar("Checked")
 _ENGINE = TypeAdapter(EngineConfig)
+
 
 MACHINE = frozenset(
     {
@@ -49,27 +50,14 @@ MACHINE = frozenset(
         "most_per_range",
         "copies",
         "fallback_s",
+        "watts",
+        "p2p",
+        "p2p_port",
+        "p2p_through",
+        "p2p_map_port",
     }
 )
 """Settings that no lease, block or figure depends on."""
-
-
-class Counts(StrEnum):
-    """When the value of a setting is taken, and how it is changed."""
-
-    MACHINE = "machine"
-    """At each start; edit `settings.toml`."""
-    RUN = "run"
-    """At `init`, once and for all."""
-    ROUND = "round"
-    """When a round opens; `barnraise coordinator set` changes it."""
-
-
-def counts(key: str) -> Counts:
-    """When `key` counts: a field of `RunSettings`, or one of the engine's as `quorum` and `inner.learning_rate`."""
-    if key in RunSettings.model_fields:
-        return Counts.MACHINE if key in MACHINE else Counts.RUN
-    return Counts.RUN if key in FIXED else Counts.ROUND
 
 
 class RunSettings(BaseModel):
@@ -87,6 +75,9 @@ class RunSettings(BaseModel):
     """A folder made by `barnraise data prepare`, or a source to prepare: file, folder, `stdlib`, `datasets:NAME`."""
     residency: Residency = FROZEN
     """What stands in for the expert columns that a worker does not hold: frozen copies, or nothing."""
+    column_parts: int = Field(default=1, ge=1, le=256)
+    """Parts that each expert's column is cut into, by groups of layers, where whole ones are too large for the machines
+    of a run: each is leased, held and sent as a column of its own."""
     codec: str = USUAL_CODEC
     """What a submission is encoded in."""
     sequence_length: int = Field(default=128, ge=8, le=131_072)
@@ -101,7 +92,7 @@ class RunSettings(BaseModel):
     """0 takes a free port at the first start and keeps it."""
     advertised_hosts: tuple[str, ...] = ()
     """Names and addresses by which workers reach this machine, with `:PORT` where a router forwards another port; the
-    first goes into join links."""
+    first goes first into join links."""
     heldout_limit: int = Field(default=128, ge=1)
     """Held-out sequences that a version is validated on."""
     screening_sequences: int = Field(default=64, ge=2)
@@ -126,6 +117,18 @@ class RunSettings(BaseModel):
     another. Fewer spare the line here, more are passed on sooner. 0: everybody takes everything from here."""
     fallback_s: float = Field(default=30.0, ge=1.0, le=3600.0)
     """A worker to which nothing came for so long, from anybody, takes what it lacks from here."""
+    watts: int = Field(default=300, ge=1, le=100_000)
+    """What a volunteer's machine is reckoned to draw while it trains, for the estimate of energy on the page: nobody
+    measures it. 300 is a desktop with one GPU, 65 a processor."""
+    p2p: bool = False
+    """Take part in a peer-to-peer network of the run's own (a process of some 350 MB): workers with `--p2p` find the
+    run there when it moves. Join links then name this machine's node, and those of `p2p_through`."""
+    p2p_port: int = Field(default=7467, ge=0, le=65_535)
+    """Where that node listens, on `host`; 0: any port that is free."""
+    p2p_through: tuple[str, ...] = ()
+    """Other nodes of it, as `PEER@HOST:PORT`: on machines that stay where they are."""
+    p2p_map_port: bool = False
+    """Ask the router to forward that port (UPnP)."""
     executor_threads: int = Field(default=1, ge=1)
     """torch threads for screening and aggregation."""
     sim_secret_from_seed: bool = False
@@ -150,6 +153,11 @@ class RunSettings(BaseModel):
     @classmethod
     def _advertised_can_be_dialled(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_telling_pydantic(_canonical_address, one) for one in value)
+
+    @field_validator("p2p_through")
+    @classmethod
+    def _nodes_are_some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(_telling_pydantic(Bootstrap.parse, one)) for one in value)
 
     @field_validator("codec")
     @classmethod
@@ -183,11 +191,14 @@ class RunSettings(BaseModel):
         return _ENGINE.validate_python({**self.engine, **derived})
 
     def join_address(self, listening_port: int) -> tuple[str, int]:
-        """Host and port that go into join links."""
-        if self.advertised_hosts:
-            host, port = split_port(self.advertised_hosts[0])
-            return canonical_host(host), port or listening_port
-        return "127.0.0.1" if self.host in WILDCARDS else self.host, listening_port
+        """The first of them."""
+        return self.join_addresses(listening_port)[0]
+
+    def join_addresses(self, listening_port: int) -> tuple[tuple[str, int], ...]:
+        """Hosts and ports at which workers look for the run, the likeliest first."""
+        own = "127.0.0.1" if self.host in WILDCARDS else self.host
+        places = [split_port(one) for one in self.advertised_hosts] or [(own, None)]
+        return tuple((canonical_host(host), port or listening_port) for host, port in places)
 
     def certificate_hosts(self) -> tuple[str, ...]:
         """Every name that the server's certificate holds for."""
@@ -309,7 +320,7 @@ def _canonical_address(text: str) -> str:
     return canonical if port is None else address_text(canonical, port)
 
 
-def _telling_pydantic(check: Callable[[str], str], value: str) -> str:
+def _telling_pydantic(check: Callable[[str], Checked], value: str) -> Checked:
     """What `check` makes of `value`, or its sentence as pydantic wants it."""
     try:
         return check(value)

@@ -1,4 +1,5 @@
-"""`docs/settings.md` from the code: every setting with its type, default, meaning, and when it counts.
+"""`docs/settings.md` from the code: every setting with its type, default, meaning, and when it counts; and the comments
+of a new run's `settings.toml`.
 
     python -m coordinator.settings_reference            writes the page
     python -m coordinator.settings_reference --check    exit code 1 where the page is another
@@ -22,7 +23,8 @@ from typing import Any
 
 from coordinator.engine.changes import DERIVED
 from coordinator.engine.config import EngineConfig
-from coordinator.settings import Counts, RunSettings, counts
+from coordinator.setting_counts import Counts, counts
+from coordinator.settings import RunSettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 _HEAD = """# Settings
@@ -78,6 +80,31 @@ def page() -> str:
         parts.append(f"\n## {title}\n\n| key | type | default | class | meaning |\n|---|---|---|---|---|\n")
         parts += [f"| `{e.key}` | {e.kind} | {e.default} | {e.counts} | {e.meaning} |\n" for e in among]
     return "".join(parts)
+
+
+_WIDTH = 100
+_CHANGED_BY = {
+    Counts.MACHINE: "edit it here; it counts from the next start on",
+    Counts.RUN: "fixed for the whole run",
+    Counts.ROUND: "changed by `barnraise coordinator set RUN KEY VALUE`",
+}
+
+
+def commented(toml: str) -> str:
+    """`toml`, a run's settings, with what each means above it, and how it is changed."""
+    known = {one.key: one for one in entries()}
+    lines = ["# A run's settings. What is not here has its default: docs/settings.md.", ""]
+    table = ""
+    for line in toml.splitlines():
+        name = line.partition(" = ")[0]
+        if line.startswith("["):
+            table = f"{line.strip('[]')}.".removeprefix("engine.")
+        elif (entry := known.get(table + name)) is not None:
+            meaning = entry.meaning.replace("\\|", "|").replace("`", "")
+            told = f"{meaning} ({_CHANGED_BY[entry.counts]})" if meaning else _CHANGED_BY[entry.counts]
+            lines += [f"# {part}" for part in textwrap.wrap(told, _WIDTH)]
+        lines.append(line)
+    return "\n".join(lines) + "\n"
 
 
 def _tables(found: list[Entry]) -> list[str]:

@@ -15,7 +15,7 @@ from moe.experts import attach_experts
 from moe.frozen import FrozenExperts
 from moe.layout import Layout
 from moe.masters import Masters
-from moe.slots import experts_of, slot_order
+from moe.slots import experts_of, held_slots, slot_order
 from moe.stand_ins import StandIns
 from moe.undispatched import attach_undispatched
 from protocol.ids import column_block
@@ -35,14 +35,15 @@ def expert_tensors(
 ) -> dict[str, Tensor]:
     """Experts as [slots, ...], in the dtype that they are multiplied in, but for those that lie `apart`; what routers
     have, as their class holds it."""
-    found, order = {}, slot_order(layout, held)
+    found = {}
     for spec in layout.column:
-        expert = layout.family.is_expert(spec.name)
-        there = held if apart is not None and apart.has(spec.name) else order
+        expert, order = layout.family.is_expert(spec.name), slot_order(layout, held, spec.name)
+        here = held_slots(layout, held, spec.name)
+        there = here if apart is not None and apart.has(spec.name) else order
         stacked = torch.empty((len(there), *spec.shape), device=where, dtype=dtype if expert else torch.float32)
         for slot, column in enumerate(there):
             block = blocks[column_block(column)]
-            if slot < len(held):
+            if slot < len(here):
                 stacked[slot].copy_(masters.begun(spec.name, block[spec.name]))
             else:
                 stacked[slot].copy_(stand_ins.values(block, spec.name, layout.family))
@@ -60,23 +61,24 @@ def attach_all(
     apart: FrozenExperts | None,
 ) -> None:
     """Move the expert tensors out of `tensors` into their modules, held ones first."""
-    order = slot_order(layout, held)
-    # In a frozen shard the router counts experts of the whole model; in an absent one, those that are there.
-    numbers = range(layout.columns) if layout.residency == FROZEN else range(len(held))
-    slots = [order.index(number) for number in numbers] if layout.residency == FROZEN else list(numbers)
     family = layout.family
     for path, names in experts_of(layout).items():
+        first = f"{path}.{names[0]}"
+        order, here = slot_order(layout, held, first), held_slots(layout, held, first)
+        # In a frozen shard the router counts experts of the whole model; in an absent one, those that are there.
+        is_whole = layout.residency == FROZEN
+        slots = [order.index(one) for one in layout.columns_with(first)] if is_whole else list(range(len(here)))
         experts, weights = module.get_submodule(path), {name: tensors.pop(f"{path}.{name}") for name in names}
         rounded = {name for name in names if f"{path}.{name}" in masters.rounded}
         frozen = {} if apart is None else apart.matrices(path)
         if family.undispatched:
-            attach_undispatched(experts, family.undispatched, slots, len(held), weights, rounded, frozen)
+            attach_undispatched(experts, family.undispatched, slots, len(here), weights, rounded, frozen)
         else:
-            attach_experts(experts, slots, len(held), weights, rounded, frozen)
+            attach_experts(experts, slots, len(here), weights, rounded, frozen)
         for name in names:
             parameter = experts.get_parameter(name)
             if parameter.data_ptr() == weights[name].data_ptr():
                 continue
             with torch.no_grad():  # the cast slice has lost bits: take the fp32 rows again
-                for slot, column in enumerate(held):
+                for slot, column in enumerate(here):
                     parameter[slot].copy_(blocks[column_block(column)][f"{path}.{name}"])

@@ -20,15 +20,15 @@ Block = dict[str, Tensor]
 Blocks = dict[BlockId, Block]
 
 
-def part_of(whole: Tensor, name: str, layout: Layout, column: int) -> Tensor:
-    """What expert `column` has of the column parameter `name`: a view of `whole`, the tensor of the state dict."""
+def part_of(whole: Tensor, name: str, layout: Layout, expert: int) -> Tensor:
+    """What that expert has of the column parameter `name`: a view of `whole`, the tensor of the state dict."""
     part = layout.family.per_expert(name)
     if part is None:
         raise LocalError(f"{name} has no part for each expert")
     if not part.flat:
-        return whole.select(part.dim, column)
-    rows = whole.shape[part.dim] // layout.columns
-    return whole.narrow(part.dim, column * rows, rows)
+        return whole.select(part.dim, expert)
+    rows = whole.shape[part.dim] // layout.experts
+    return whole.narrow(part.dim, expert * rows, rows)
 
 
 def joined(parts: Sequence[Tensor], name: str, layout: Layout) -> Tensor:
@@ -50,7 +50,8 @@ def slice_blocks(state_dict: Mapping[str, Tensor], layout: Layout) -> Blocks:
     blocks: Blocks = {TRUNK: {spec.name: _copy(whole.get(spec.name, state_dict[spec.name])) for spec in layout.trunk}}
     for column in range(layout.columns):
         blocks[column_block(column)] = {
-            spec.name: _copy(part_of(state_dict[spec.name], spec.name, layout, column)) for spec in layout.column
+            spec.name: _copy(part_of(state_dict[spec.name], spec.name, layout, layout.expert_of(column)))
+            for spec in layout.specs_of(column)
         }
     check_blocks(blocks, layout)
     return blocks
@@ -64,7 +65,7 @@ def merge_blocks(blocks: Mapping[BlockId, Mapping[str, Tensor]], layout: Layout)
     check_blocks(blocks, layout)
     state = {spec.name: _copy(blocks[TRUNK][spec.name]) for spec in layout.trunk}
     for spec in layout.column:
-        rows = [blocks[column_block(column)][spec.name].detach() for column in range(layout.columns)]
+        rows = [blocks[column_block(column)][spec.name].detach() for column in layout.columns_with(spec.name)]
         state[spec.name] = joined(rows, spec.name, layout)
     for name in layout.integers:
         state[name] = state[name].to(torch.int64)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from moe.kept import ColumnBlocks, FrozenSpec, KeptForm, Layers
+from moe.kept import FrozenSpec, KeptForm, LayerBlocks, Layers
 from moe.offloading import DropLayer, FetchLayer, OffloadSchedule
 
 AT_ONCE = 2
@@ -96,7 +96,7 @@ def lane_to(device: torch.device, slots: int) -> CopyLane:
 class _Source(Protocol):
     """Main memory that a layer is sent from."""
 
-    def take(self, blocks: ColumnBlocks) -> None:
+    def take(self, blocks: LayerBlocks) -> None:
         """Of these frozen columns."""
 
     def memory(self, layer: int, slot: int, lane: CopyLane) -> Tensor:
@@ -110,10 +110,10 @@ class HostSource:
         self._layers, self._form = layers, form
         self._memory = [pinned_memory(form.layer_bytes(specs)) for specs in layers]
 
-    def take(self, blocks: ColumnBlocks) -> None:
+    def take(self, blocks: LayerBlocks) -> None:
         """Copied."""
-        for memory, specs in zip(self._memory, self._layers, strict=True):
-            self._form.fill(self._form.pieces_in(memory, specs), blocks)
+        for memory, specs, found in zip(self._memory, self._layers, blocks, strict=False):  # none, to let go
+            self._form.fill(self._form.pieces_in(memory, specs), found)
 
     def memory(self, layer: int, slot: int, lane: CopyLane) -> Tensor:
         """Where it lies."""
@@ -128,9 +128,9 @@ class FileSource:
         self._layers, self._form = layers, form
         largest = max(form.layer_bytes(specs) for specs in layers)
         self._memory = [pinned_memory(largest) for _ in range(slots)]
-        self._blocks: ColumnBlocks = ()
+        self._blocks: LayerBlocks = ()
 
-    def take(self, blocks: ColumnBlocks) -> None:
+    def take(self, blocks: LayerBlocks) -> None:
         """Kept as they are."""
         self._blocks = tuple(blocks)
 
@@ -139,7 +139,7 @@ class FileSource:
         lane.drain(slot)
         specs = self._layers[layer]
         memory = self._memory[slot][: self._form.layer_bytes(specs)]
-        self._form.fill(self._form.pieces_in(memory, specs), self._blocks)
+        self._form.fill(self._form.pieces_in(memory, specs), self._blocks[layer])
         return memory
 
 
@@ -156,7 +156,7 @@ class BroughtStore:
         self._sizes = sizes
         self._at: tuple[int, int] | None = None
 
-    def take(self, blocks: ColumnBlocks) -> None:
+    def take(self, blocks: LayerBlocks) -> None:
         """In main memory; what is on the device is forgotten."""
         self._forget()
         self._source.take(blocks)

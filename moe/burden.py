@@ -18,6 +18,7 @@ from moe.head import adds_in_slices
 from moe.layout import FP32_BYTES, Layout
 from moe.passing import activation_bytes, kept_by_library
 from moe.rungs import Schedule
+from moe.second_card import SecondCard
 from moe.stand_ins import DEVICE, StandIns
 from moe.weighing import BF16_BYTES, SLICES, Weighed, gradients_by_layers, inputs_by_layers, weighed
 from protocol.codecs import BF16, FP32, codec_named
@@ -37,7 +38,7 @@ measured, 60 to 100 MB (docs/decisions/0053)."""
 USUAL_BATCH: Final = 16
 """Sequences of a step, where no lease is there that says it."""
 
-HeldIn = Literal["device", "host", "files"]
+HeldIn = Literal["device", "host", "second", "files"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,7 @@ class PlanLine:
     memory_bytes: int
     why: str
     where: HeldIn = "device"
-    """`host`: beside a GPU. `files`: mapped, and not counted."""
+    """`host`: beside a GPU. `second`: on another card, as much as it holds. `files`: mapped, and not counted."""
 
 
 class Memory(NamedTuple):
@@ -75,6 +76,8 @@ class Burden:
     on_gpu: bool = False
     codec: str = BF16.name
     """What submissions are sent in."""
+    second: SecondCard | None = None
+    """A second card, for experts that would else lie in the host's memory."""
     batch_sequences: int = 0
     """Of a whole step; 0: nobody knows yet, and as many as the recipe's default are taken."""
 
@@ -109,6 +112,7 @@ class _Of:
 
     text: str
     residency: str
+    column_parts: int
     layout: Layout = field(compare=False)
 
 
@@ -118,7 +122,7 @@ def _tensors(layout: Layout, columns: int, recipe: Recipe) -> tuple[Weighed, ...
 
 
 def _of(layout: Layout) -> _Of:
-    return _Of(json.dumps(layout.config_json, sort_keys=True), layout.residency, layout)
+    return _Of(json.dumps(layout.config_json, sort_keys=True), layout.residency, len(layout.parts), layout)
 
 
 @functools.lru_cache(maxsize=256)
@@ -164,7 +168,7 @@ def _gradient_line(load: Burden, tensors: tuple[Weighed, ...], columns: int, sch
 
 
 def _frozen(load: Burden, columns: int, schedule: Schedule) -> FrozenBytes:
-    stand_ins = StandIns(dtype=load.recipe.frozen_dtype, place=schedule.place)
+    stand_ins = StandIns(dtype=load.recipe.frozen_dtype, place=schedule.place, second=load.second)
     return _frozen_bytes(_of(load.layout), columns, stand_ins, load.compute_bytes, not load.on_gpu)
 
 
@@ -291,7 +295,11 @@ def _host_lines(load: Burden, tensors: tuple[Weighed, ...], columns: int, schedu
 
 def _beside(load: Burden, columns: int, schedule: Schedule) -> Iterator[PlanLine]:
     """What a schedule keeps in main memory that could be on the device."""
-    if frozen := _frozen(load, columns, schedule).host:
+    found = _frozen(load, columns, schedule)
+    if found.second:
+        why = "other columns of the first layers, which are multiplied there"
+        yield PlanLine(part="other columns", memory_bytes=found.second, why=why, where="second")
+    if frozen := found.host:
         why = "other columns, brought to the device a layer ahead"
         yield PlanLine(part="other columns", memory_bytes=frozen, why=why, where="host")
     if schedule.inputs_on_host:

@@ -200,7 +200,8 @@ def attach_experts(
         module = experts.get_submodule(parent)
         module.register_buffer(f"{leaf}_all", all_ENH, persistent=False)
         held_DNH = all_ENH[:held] if name in rounded else all_ENH[:held].to(torch.float32)
-        module.register_parameter(leaf, nn.Parameter(held_DNH))
+        # where columns are cut by layers a shard may hold none here, and no optimizer is to see that
+        module.register_parameter(leaf, nn.Parameter(held_DNH, requires_grad=held > 0))
     in_order = slots == list(range(len(slots)))
     slot_of = None if in_order else torch.tensor(slots, device=next(iter(weights.values())).device)
     experts.register_buffer("slot_of_expert", slot_of, persistent=False)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from moe.blocks import Blocks, check_blocks, slice_blocks
@@ -293,51 +293,3 @@ def _some(names: Iterable[str]) -> str:
     named = list(names)
     more = f" and {len(named) - 3} more" if len(named) > 3 else ""
     return ", ".join(named[:3]) + more
-
-
-def sample(folder: Path, prompt: str, max_new_tokens: int, seed: int, *, temperature: float = 0.8) -> str:
-    """Text that the checkpoint in `folder` writes after `prompt`, the same for the same seed. 0 is greedy.
-
-    Bytes of a prompt that were no UTF-8 (lone surrogates, as Python passes them on) are taken as U+FFFD. Where the
-    tokenizer makes nothing of a prompt, the model goes on from the token that begins, or else ends, a text.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(f"{folder} cannot be opened as a checkpoint: {error}") from error
-    ids_1T = _prompt_ids(tokenizer, model.config, prompt, folder)
-    chance = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        torch.manual_seed(seed)
-        if not model(input_ids=ids_1T).logits.isfinite().all():
-            raise ConfigError(f"the model in {folder} cannot write: what it computes is not finite")
-        written = model.generate(
-            input_ids=ids_1T,
-            attention_mask=torch.ones_like(ids_1T),
-            max_new_tokens=max_new_tokens,
-            **chance,
-        )
-    text = tokenizer.decode(written[0, ids_1T.shape[1] :], skip_special_tokens=True)
-    return str(text)
-
-
-def _prompt_ids(tokenizer: Any, config: Any, prompt: str, folder: Path) -> Tensor:
-    """Ids [1, T] to go on from, at least one."""
-    readable = prompt.encode("utf-16", errors="surrogatepass").decode("utf-16", errors="replace")
-    ids = list(tokenizer(readable)["input_ids"]) if readable else []
-    if not ids:
-        named = (tokenizer.bos_token_id, tokenizer.eos_token_id, config.bos_token_id, config.eos_token_id)
-        flat = (one for token in named for one in (token if isinstance(token, list) else [token]))
-        first = next((token for token in flat if token is not None), None)
-        if first is None:
-            raise ConfigError(
-                f"the tokenizer in {folder} makes no token of the prompt {prompt!r:.40}, and has none that begins or "
-                "ends a text: give a longer --prompt"
-            )
-        ids = [first]
-    if max(ids) >= config.vocab_size:
-        raise ConfigError(f"{folder}: the tokenizer has id {max(ids)}, outside the model's {config.vocab_size}")
-    return torch.tensor([ids], dtype=torch.long)

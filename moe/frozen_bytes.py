@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from moe.brought import slots_for
-from moe.frozen import frozen_layers, workspace_elements
+from moe.frozen import frozen_layers, on_second, workspace_elements
 from moe.kept import KeptForm
 from moe.layout import FP32_BYTES, Layout
 from moe.stand_ins import DECODED, DEVICE, HOST, StandIns, is_coded
@@ -25,6 +25,8 @@ class FrozenBytes(NamedTuple):
     """Where products are taken: on a CPU that is main memory."""
     host: int
     """Main memory beside a device that has its own."""
+    second: int = 0
+    """Of a second device."""
 
 
 def frozen_bytes(
@@ -34,19 +36,24 @@ def frozen_bytes(
     count = 0 if layout.residency == ABSENT else layout.columns - columns_held
     if not count:
         return FrozenBytes(0, 0)
-    coded = [spec for spec in layout.column if is_coded(layout.family, spec.name)]
-    whole = sum(spec.payload_bytes for spec in layout.column) // FP32_BYTES
+    one, held = layout.specs_of(0), layout.crowded(columns_held)
+    coded = [spec for spec in one if is_coded(layout.family, spec.name)]
+    whole = sum(spec.payload_bytes for spec in one) // FP32_BYTES
     biases = (whole - sum(spec.payload_bytes for spec in coded) // FP32_BYTES) * count * compute_bytes
     if stand_ins.are_whole:
         return FrozenBytes(whole * count * compute_bytes, 0)
     dtype = torch.float32 if compute_bytes == FP32_BYTES else torch.bfloat16
-    form = KeptForm(codec=stand_ins.codec, dtype=dtype, count=count)
-    layers = [list(specs.values()) for specs in frozen_layers(layout).values()]
+    form = KeptForm(codec=stand_ins.codec, dtype=dtype)
+    layers = [list(specs.values()) for specs in frozen_layers(layout, held).values()]
     sizes = [form.layer_bytes(specs) for specs in layers]
-    passing = biases + workspace_elements(layers, count, compute_bytes) * compute_bytes
+    passing = biases + workspace_elements(layers, compute_bytes) * compute_bytes
     if stand_ins.place in (DECODED, DEVICE) or (stand_ins.place == HOST and on_cpu):
         return FrozenBytes(passing + sum(sizes), 0)
     if on_cpu:
         return FrozenBytes(passing, 0)
-    brought = slots_for(layers) * max(sizes)
-    return FrozenBytes(passing + brought, sum(sizes) if stand_ins.place == HOST else brought)
+    away = on_second(layers, form, stand_ins)
+    second = passing - biases + sum(sizes[:away]) if away else 0
+    if not (left := sizes[away:]):
+        return FrozenBytes(biases, 0, second)
+    brought = slots_for(left) * max(left)
+    return FrozenBytes(passing + brought, sum(left) if stand_ins.place == HOST else brought, second)

@@ -1,7 +1,7 @@
 """The whole model: where a run starts, and how good a version is.
 
 Decides initial values and how held-out loss is measured; touches no files. Holds always: initial values depend only on
-(seed, parameter name, column), so any one block can be made without the others.
+(seed, parameter name, expert), so any one block can be made without the others, and however columns are cut.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from moe.head import Head
 from moe.layout import Layout, ParamSpec
 from moe.skeleton import first_value, materialise, meta_model, own_tensors
 from protocol.errors import LocalError
-from protocol.ids import BlockId, column_of
+from protocol.ids import BlockId, column_block, column_of
 
 
 def initial_blocks(config: PreTrainedConfig, layout: Layout, seed: int) -> Blocks:
@@ -49,7 +49,10 @@ class _Beginning:
         return {spec.name: self._tensor(spec, block) for spec in self._layout.block_specs(block)}
 
     def _tensor(self, spec: ParamSpec, block: BlockId) -> Tensor:
-        key = hashlib.sha256(f"{self._seed}\0{block}\0{spec.name}".encode()).digest()
+        column = column_of(block)
+        expert = None if column is None else self._layout.expert_of(column)
+        owner = block if expert is None else column_block(expert)  # of however many parts a column is cut into
+        key = hashlib.sha256(f"{self._seed}\0{owner}\0{spec.name}".encode()).digest()
         seed = int.from_bytes(key[:8], "little") >> 1
         part = self._layout.family.per_expert(spec.name)
         matrix = bool(part.matrices) if part is not None else len(spec.shape) == 2 and spec.name.endswith(".weight")
@@ -59,10 +62,9 @@ class _Beginning:
                 tensor[self._pad_id].zero_()
             return tensor
         if (hashed := self._layout.family.hashed) and spec.name.endswith(hashed):
-            return _hash_table(spec.shape, self._layout.columns, seed)
-        column = column_of(block)
+            return _hash_table(spec.shape, self._layout.experts, seed)
         whole = first_value(self._model, spec.name, seed).to(torch.float32)
-        own = whole if column is None else part_of(whole, spec.name, self._layout, column)
+        own = whole if expert is None else part_of(whole, spec.name, self._layout, expert)
         return own.clone(memory_format=torch.contiguous_format)
 
 
@@ -99,7 +101,9 @@ def block_parameters(model: nn.Module, layout: Layout, block: BlockId) -> dict[s
     column = column_of(block)
     tensors = own_tensors(model)
     named = {spec.name: tensors[spec.name].detach() for spec in layout.block_specs(block)}
-    return named if column is None else {n: part_of(whole, n, layout, column) for n, whole in named.items()}
+    if column is None:
+        return named
+    return {name: part_of(whole, name, layout, layout.expert_of(column)) for name, whole in named.items()}
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ Shapes: N sequences of T+1 tokens, S tokens of a batch, E experts, K a token, D 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import fmean
 from typing import Final
 
@@ -31,7 +31,7 @@ from moe.config import config_to_json
 from moe.families import family_named
 from moe.findings import DeadExpert, DuplicateExperts, ExpertHealth, LayerHealth, RoutingDrift
 from moe.full import mean_and_error, sequence_losses
-from moe.routing import RouterTap, Routing, routers, why_not_within
+from moe.routing import RouterTap, Routing, in_module, routers, why_not_within
 from moe.selection import layer_of
 
 DEAD_LOAD: Final = 0.05
@@ -216,18 +216,32 @@ def _kl_sum(full: Routing, absent: Routing, held: Sequence[int], scores: str) ->
 @torch.inference_mode()
 def _cosines(model: PreTrainedModel) -> tuple[dict[int, Tensor], int]:
     """Cosine matrix [E, E] of each layer's experts, fp64 on the CPU, and the weights that an expert has."""
-    family, flat = family_named(model.config.model_type), dict[int, list[Tensor]]()
-    matrices = tuple(part.suffix for part in family.experts if part.matrices)
     experts = int(config_to_json(model.config)["num_experts"])
-    for name, tensor in model.named_parameters():
-        if name.endswith(matrices):
-            flat.setdefault(layer_of(name), []).append(tensor.reshape(experts, -1).float())
-    found, weights = {}, 1
-    for layer, flat_EPs in flat.items():
-        weights = sum(flat_EP.shape[1] for flat_EP in flat_EPs)
-        products_EE = torch.stack([flat_EP @ flat_EP.T for flat_EP in flat_EPs]).double().sum(dim=0).cpu()
+    products: dict[int, list[Tensor]] = {}
+    weights: dict[int, int] = {}
+    for layer, flat_EP in _flat_matrices(model, experts):
+        products.setdefault(layer, []).append((flat_EP @ flat_EP.T).double())
+        weights[layer] = weights.get(layer, 0) + flat_EP.shape[1]
+    found = {}
+    for layer, each_EE in products.items():
+        products_EE = torch.stack(each_EE).sum(dim=0).cpu()
         norms_E = products_EE.diagonal().sqrt()
         # An expert of zeros is like nothing, itself included; NaN stays NaN.
         scale_EE = norms_E.outer(norms_E)
         found[layer] = products_EE / scale_EE.masked_fill(scale_EE == 0, 1.0)
-    return found, weights
+    return found, weights[max(weights)]
+
+
+def _flat_matrices(model: PreTrainedModel, experts: int) -> Iterator[tuple[int, Tensor]]:
+    """Layer and [E, P] fp32 of every matrix that all experts of a layer have, one at a time."""
+    family = family_named(model.config.model_type)
+    matrices = tuple(part.suffix for part in family.experts if part.matrices)
+    for name, tensor in model.named_parameters():
+        if name.endswith(matrices):
+            path, leaf = in_module(family, name)
+            apart = getattr(model.get_submodule(path), "frozen", {}).get(leaf)
+            if apart is not None:  # they lie elsewhere (`moe.on_demand`)
+                flat_EP = torch.stack([apart.values(one, one + 1).reshape(-1) for one in range(experts)])
+            else:
+                flat_EP = tensor.reshape(experts, -1)
+            yield layer_of(name), flat_EP.float()

@@ -4,7 +4,7 @@ Decides the bytes of a layer: every matrix's pieces, of all its experts, one aft
 that a layer is brought by one copy (`moe.brought`). Holds always: every store decodes the same codes by the same rule,
 so where experts lie changes no bit.
 
-Shapes: F frozen experts, N and H rows and columns of a matrix as its class has it.
+Shapes: F frozen experts of a layer, N and H rows and columns of a matrix as its class has it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -30,7 +30,9 @@ Pieces = Mapping[str, tuple[Tensor, ...]]
 """Of one layer: each tensor's name in a column's block to what its codec makes of all F experts: [F, scales] and
 [F, bytes]; or to its values, [F, N, H]."""
 ColumnBlocks = Sequence[Mapping[str, Tensor]]
-"""One for each frozen expert, in the order of slots."""
+"""One for each frozen expert of a layer, in the order of slots."""
+LayerBlocks = Sequence[ColumnBlocks]
+"""Those of each layer; none at all: nothing is taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,8 @@ class FrozenSpec:
     name: str
     """In a column's block."""
     shape: tuple[int, int]
+    count: int
+    """F."""
 
     @property
     def elements(self) -> int:
@@ -59,8 +63,6 @@ class KeptForm:
     """None: numbers, in `dtype`."""
     dtype: torch.dtype
     """What is multiplied."""
-    count: int
-    """F."""
 
     def layer_bytes(self, specs: Sequence[FrozenSpec]) -> int:
         """Of all experts of a layer."""
@@ -73,7 +75,7 @@ class KeptForm:
         for spec in specs:
             views = []
             for dtype, shape, size in self._pieces(spec):
-                views.append(memory[offset : offset + size].view(dtype).view(self.count, *shape))
+                views.append(memory[offset : offset + size].view(dtype).view(spec.count, *shape))
                 offset += _aligned(size)
             found[spec.name] = tuple(views)
         return found
@@ -81,10 +83,10 @@ class KeptForm:
     def _pieces(self, spec: FrozenSpec) -> Iterator[tuple[torch.dtype, tuple[int, ...], int]]:
         """Dtype, shape of one expert's, and bytes of all of them."""
         if self.codec is None:
-            yield self.dtype, spec.shape, self.count * spec.elements * self.dtype.itemsize
+            yield self.dtype, spec.shape, spec.count * spec.elements * self.dtype.itemsize
             return
         for wire, dtype in zip(self.codec.wire_specs(TensorSpec(spec.name, spec.shape)), _CODED, strict=True):
-            yield dtype, wire.shape, self.count * wire.elements * dtype.itemsize
+            yield dtype, wire.shape, spec.count * wire.elements * dtype.itemsize
 
     def fill(self, pieces: Pieces, blocks: ColumnBlocks) -> None:
         """Put there what `blocks` have."""
@@ -119,7 +121,7 @@ def _aligned(size: int) -> int:
 class FrozenStore(Protocol):
     """Where the frozen experts of one shard lie."""
 
-    def take(self, blocks: ColumnBlocks) -> None:
+    def take(self, blocks: LayerBlocks) -> None:
         """Hold what these blocks have, in place of what it held."""
 
     def values(self, layer: int, spec: FrozenSpec, first: int, last: int, workspace: Tensor) -> Tensor:
@@ -128,6 +130,14 @@ class FrozenStore(Protocol):
 
     def let_go(self) -> None:
         """Forget what was taken, where it is others' memory."""
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """A store that gains by knowing what comes."""
+
+    def expect(self, layer: int, spec: FrozenSpec, pieces: Sequence[tuple[int, int]], workspace: Tensor) -> None:
+        """`values` is asked for these experts [first, last) next, in this order, with the same workspace."""
 
 
 class ResidentStore:
@@ -140,10 +150,10 @@ class ResidentStore:
             for specs in layers
         ]
 
-    def take(self, blocks: ColumnBlocks) -> None:
+    def take(self, blocks: LayerBlocks) -> None:
         """Copied."""
-        for pieces in self._layers:
-            self._form.fill(pieces, blocks)
+        for pieces, found in zip(self._layers, blocks, strict=True):
+            self._form.fill(pieces, found)
 
     def values(self, layer: int, spec: FrozenSpec, first: int, last: int, workspace: Tensor) -> Tensor:
         """Decoded."""
@@ -153,23 +163,48 @@ class ResidentStore:
         """It has memory of its own."""
 
 
+class SplitStore:
+    """The first layers in one store, on a second device, and those behind them in another."""
+
+    def __init__(self, first: FrozenStore, count: int, rest: FrozenStore | None) -> None:
+        self._first, self._count, self._rest = first, count, rest
+
+    def take(self, blocks: LayerBlocks) -> None:
+        """Each its own."""
+        self._first.take(blocks[: self._count])
+        if self._rest is not None:
+            self._rest.take(blocks[self._count :])
+
+    def values(self, layer: int, spec: FrozenSpec, first: int, last: int, workspace: Tensor) -> Tensor:
+        """On the device of the store that has them."""
+        if layer < self._count:
+            return self._first.values(layer, spec, first, last, workspace)
+        assert self._rest is not None
+        return self._rest.values(layer - self._count, spec, first, last, workspace)
+
+    def let_go(self) -> None:
+        """Both."""
+        for store in (self._first, self._rest):
+            if store is not None:
+                store.let_go()
+
+
 class LyingStore:
     """Nowhere but in their blocks, which are read whenever they are computed with: of mapped files that is no memory of
     the process at all. For a device that computes in main memory."""
 
     def __init__(self, form: KeptForm) -> None:
         self._form = form
-        self._blocks: ColumnBlocks = ()
+        self._blocks: LayerBlocks = ()
 
-    def take(self, blocks: ColumnBlocks) -> None:
+    def take(self, blocks: LayerBlocks) -> None:
         """Kept as they are."""
         self._blocks = tuple(blocks)
 
     def values(self, layer: int, spec: FrozenSpec, first: int, last: int, workspace: Tensor) -> Tensor:
         """Decoded from the blocks; encoded first, where they came in something else."""
-        del layer
         values = workspace[: (last - first) * spec.elements].view(last - first, *spec.shape)
-        for one, block in zip(values, self._blocks[first:last], strict=True):
+        for one, block in zip(values, self._blocks[layer][first:last], strict=True):
             self._decode(block, spec.name, one)
         return values
 

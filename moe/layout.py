@@ -1,9 +1,14 @@
 """Which parameters of a model are trunk and which belong to which expert column, with shapes and bytes.
 
 Decides how a model is cut into blocks; touches nothing and allocates nothing (shapes come from torch's meta device).
+A layout that was made can be read without torch: only making one, or one whose trunk is trained in part, loads it.
 Holds always: every parameter and every persistent buffer lies in exactly one block; tied weights are counted once,
-under the first of their names; all columns have the same specs. A column block's entry `NAME` is the part of expert e
+under the first of their names; all columns take the same bytes. A column block's entry `NAME` is the part of expert e
 in the tensor `NAME` of the state dict (`moe.blocks.part_of`).
+
+Where a column is too large for the machines of a run, it is cut into G parts by groups of layers, which then are what
+is leased, held, sent and averaged: column `G * e + g` is what expert e has in the layers of group g. All else counts
+columns and knows nothing of it (docs/decisions/0070).
 
 Residency: in `frozen` the routers are trunk; in `absent` row e of every router belongs to column e.
 """
@@ -12,21 +17,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
 
-from transformers import PreTrainedConfig, PreTrainedModel
-
-from moe.config import config_to_json
 from moe.families import Family, PerExpert, family_named
-from moe.skeleton import meta_model, own_tensors
-from moe.trunk import trunk_sort
 from protocol.errors import ConfigError, LocalError
 from protocol.ids import TRUNK, BlockId, column_block, column_of
 from protocol.lease import ALL_OF_TRUNK, TrunkPart
+from protocol.recipe import WHOLE_TRUNK
 from protocol.residency import ABSENT, FROZEN, RESIDENCIES
-from protocol.specs import TensorSpec
-from protocol.submission import submission_name
+from protocol.specs import TensorSpec, submission_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 FP32_BYTES: Final = 4
 
@@ -47,19 +50,53 @@ class ParamSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """A model, cut into the trunk and `columns` expert columns."""
+    """A model, cut into the trunk and `columns` expert columns, or parts of such."""
 
     config_json: Mapping[str, Any]
     residency: str
     trunk: tuple[ParamSpec, ...]
-    column: tuple[ParamSpec, ...]
-    """Specs of one column; every column has the same."""
+    parts: tuple[tuple[ParamSpec, ...], ...]
+    """Specs of each part of an expert's column: one, unless columns are cut by groups of layers."""
     columns: int
+    """As many as blocks: of each expert as many as there are parts."""
     top_k: int
     tied: tuple[tuple[str, str], ...]
     """(name that repeats a tensor, name under which the trunk holds it)."""
     integers: tuple[str, ...] = ()
     """Tensors of the trunk that the model holds as whole numbers; blocks have them in fp32, exactly."""
+
+    @property
+    def column(self) -> tuple[ParamSpec, ...]:
+        """Specs of all that one expert has."""
+        return tuple(spec for part in self.parts for spec in part)
+
+    @property
+    def experts(self) -> int:
+        """How many there are in a layer."""
+        return self.columns // len(self.parts)
+
+    def expert_of(self, column: int) -> int:
+        """Whose part that column is."""
+        return column // len(self.parts)
+
+    def specs_of(self, column: int) -> tuple[ParamSpec, ...]:
+        """What that column holds."""
+        return self.parts[column % len(self.parts)]
+
+    def columns_with(self, name: str) -> range:
+        """The columns that have some of the tensor `name`, in the order of their experts."""
+        count = len(self.parts)
+        part = 0 if count == 1 else next(n for n, specs in enumerate(self.parts) if any(s.name == name for s in specs))
+        return range(part, self.columns, count)
+
+    def crowded(self, count: int) -> tuple[int, ...]:
+        """So many columns in as few layers as they can lie in: what a shard of that size takes at most of a layer."""
+        return tuple(sorted(sorted(range(self.columns), key=lambda one: one % len(self.parts))[:count]))
+
+    def cut_into(self, column_parts: int) -> Layout:
+        """The same model with each expert's column in so many parts; ConfigError where it cannot be cut so."""
+        parts = _parts(list(self.column), column_parts, self.residency)
+        return replace(self, parts=parts, columns=self.experts * column_parts)
 
     @property
     def family(self) -> Family:
@@ -106,15 +143,18 @@ class Layout:
             return self.trunk
         if column >= self.columns:
             raise LocalError(f"block {block}: the model has {self.columns} expert columns")
-        return self.column
+        return self.specs_of(column)
 
     def sent_specs(self, block: BlockId, trunk: TrunkPart) -> tuple[ParamSpec, ...]:
         """What a submission has of `block` where that of the trunk is trained: factors in the place of matrices, and
         nothing of what stays as it is."""
-        found = trunk_sort(self.config_json, trunk) if block == TRUNK else None
         specs = self.block_specs(block)
-        if found is None:
+        if block != TRUNK or trunk.mode == WHOLE_TRUNK:
             return specs
+        from moe.trunk import trunk_sort
+
+        found = trunk_sort(self.config_json, trunk)
+        assert found is not None
         shapes = ((spec.name, found.sent_shape(spec.name, spec.shape)) for spec in specs)
         return tuple(ParamSpec(name=name, shape=shape) for name, shape in shapes if shape is not None)
 
@@ -154,8 +194,12 @@ class Layout:
         return held
 
 
-def layout(config: PreTrainedConfig, residency: str) -> Layout:
-    """Cut the model that `config` describes; ConfigError with the reason where it cannot be cut so."""
+def layout(config: PreTrainedConfig, residency: str, column_parts: int = 1) -> Layout:
+    """Cut the model that `config` describes, each expert's column into `column_parts`; ConfigError with the reason
+    where it cannot be cut so."""
+    from moe.config import config_to_json
+    from moe.skeleton import meta_model, own_tensors
+
     if residency not in RESIDENCIES:
         raise ConfigError(f"residency: expected one of {', '.join(RESIDENCIES)}, got {residency!r}")
     values = config_to_json(config)
@@ -176,12 +220,32 @@ def layout(config: PreTrainedConfig, residency: str) -> Layout:
         config_json=values,
         residency=residency,
         trunk=tuple(trunk),
-        column=tuple(column),
+        parts=(tuple(column),),
         columns=experts,
         top_k=values["num_experts_per_tok"],
         tied=_tied(model),
         integers=tuple(name for name, tensor in tensors.items() if not tensor.is_floating_point()),
-    )
+    ).cut_into(column_parts)
+
+
+def _parts(column: list[ParamSpec], count: int, residency: str) -> tuple[tuple[ParamSpec, ...], ...]:
+    """A column by groups of neighbouring layers, as many in each."""
+    if count == 1:
+        return (tuple(column),)
+    if residency == ABSENT:
+        raise ConfigError("column parts are for residency frozen: a shard without the others is a model of all layers")
+    from moe.selection import layer_of
+
+    layers = sorted({layer_of(spec.name) for spec in column})
+    if count < 1 or len(layers) % count:
+        raise ConfigError(
+            f"column parts: {len(layers)} layers have experts, and as many must lie in each part, got {count} parts"
+        )
+    group = {layer: number * count // len(layers) for number, layer in enumerate(layers)}
+    found = tuple(tuple(spec for spec in column if group[layer_of(spec.name)] == part) for part in range(count))
+    if len({sum(spec.payload_bytes for spec in part) for part in found}) != 1:
+        raise ConfigError(f"column parts: in {count} parts some would be larger than others, since layers differ")
+    return found
 
 
 def _shape_of_part(name: str, part: PerExpert, shape: tuple[int, ...], experts: int) -> tuple[int, ...]:

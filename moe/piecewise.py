@@ -1,7 +1,8 @@
 """Products of rows with experts of which some are held and the others are decoded a piece at a time.
 
 Decides the pieces: the held experts, which lie in one tensor, then the frozen ones in the order of their slots, as many
-together as `moe.frozen` decodes; those that no row goes to are left out. Holds always: what comes out is what one
+together as `moe.frozen` decodes; those that no row goes to are left out. Of experts on another device rows are copied
+there, and what comes out is copied back. Holds always: what comes out is what one
 grouped product over all experts gives, on a CPU to the bit; gradients flow through all and to the held ones alone; no
 piece is kept for the backward pass, which has it decoded again.
 
@@ -10,7 +11,7 @@ Shapes: S sorted rows, D held experts, G frozen ones of a piece, H and N widths.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -28,6 +29,9 @@ class FrozenMatrix(Protocol):
     @property
     def at_once(self) -> int:
         """How many are decoded together."""
+
+    def expect(self, pieces: Sequence[tuple[int, int]]) -> None:
+        """These experts [first, last) are asked for next, in this order."""
 
     def values(self, first: int, last: int) -> Tensor:
         """[last - first, N, H], at most `at_once` of them, as they are multiplied; good until the next call."""
@@ -94,12 +98,14 @@ def _product(
     out_SN = rows_SH.new_empty((rows_SH.shape[0], all_DNH.shape[-2 if turned else -1]))
 
     def take(start: int, stop: int, matrices: Tensor, ends: Tensor) -> None:
-        right = matrices.transpose(-2, -1) if turned else matrices
-        out_SN[start:stop] = grouped_mm(rows_SH[start:stop], right, offs=ends)
+        right, there = matrices.transpose(-2, -1) if turned else matrices, matrices.device
+        out_SN[start:stop] = grouped_mm(rows_SH[start:stop].to(there), right, offs=ends.to(there))
 
-    if bounds[held - 1]:
+    if held and bounds[held - 1]:
         take(0, bounds[held - 1], all_DNH, ends_E[:held])
-    for first, last, start, stop in _pieces(bounds, held, frozen):
+    pieces = list(_pieces(bounds, held, frozen))
+    frozen.expect([(piece.first, piece.last) for piece in pieces])
+    for first, last, start, stop in pieces:
         ends = ends_E[held + first : held + last]
         take(start, stop, frozen.values(first, last), ends - start if start else ends)
     return out_SN

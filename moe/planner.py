@@ -21,6 +21,7 @@ from typing import Final
 from moe.burden import Burden, Memory, PlanLine, held_bytes, memory_of
 from moe.layout import FP32_BYTES, Layout
 from moe.rungs import Rung, Schedule, lower_recipes, of_machine, schedules, told
+from moe.stand_ins import HOST
 from protocol.recipe import Recipe
 from protocol.residency import ABSENT
 from protocol.text import human_bytes
@@ -29,6 +30,8 @@ __all__ = ["Burden", "Memory", "Plan", "PlanLine", "held_bytes", "plan", "planne
 
 PLANNED_SEQUENCES: Final = (4, 1)
 """Of a micro-batch: columns are worth more than a larger one, but one sequence alone is slow."""
+COLUMN_PARTS: Final = (2, 4, 8)
+"""That are tried where not even one whole column fits."""
 ANY_HOST: Final = 1 << 62
 """Where nobody knows how much memory there is beside a GPU."""
 
@@ -160,6 +163,8 @@ def _reason(load: Burden, columns: int, needed: Memory, offered: Memory, more: M
         return f"not even {fewest} of {layout.columns} columns fit{why}: {_short(needed, offered)}"
     how = f" at {way.micro_batch * load.sequence_length} tokens a micro-batch"
     how += "".join(f", {words}" for words in told(way))
+    if load.second is not None and way.place == HOST:
+        how += ", the first layers of other columns on the second card"
     room = f"{human_bytes(needed.device)} of {human_bytes(offered.device)}{how}"
     if columns == layout.columns:
         return f"all {columns} columns fit: {room}"
@@ -181,6 +186,8 @@ def what_would_fit(load: Burden, memory: Memory, found: Plan) -> str:
         if lower.fits:
             return f"With {_named(rungs)} {lower.columns} would fit"
     *_, last = (((), load.recipe), *lower_recipes(load.recipe))
+    if said := _in_parts(load, memory):
+        return f"With {said} would fit"
     least = _at(replace(load, recipe=last[1]), memory, 1)
     largest = max((line for line in least.lines if line.where == "device"), key=lambda line: line.memory_bytes)
     even = f" even with {_named(last[0])}" if last[0] else ""
@@ -188,6 +195,21 @@ def what_would_fit(load: Burden, memory: Memory, found: Plan) -> str:
         f"It would take {human_bytes(least.needed.device)}{even}, of which {human_bytes(largest.memory_bytes)} "
         f"are {largest.part}"
     )
+
+
+def _in_parts(load: Burden, memory: Memory) -> str:
+    """In how many parts each expert's column would have to be for any to fit; nothing where none does."""
+    layout = load.layout
+    if layout.residency == ABSENT or len(layout.parts) > 1:
+        return ""
+    cuts = {count: layout.cut_into(count) for count in COLUMN_PARTS if layout.expert_layers % count == 0}
+    *_, lowest = ((), load.recipe), *lower_recipes(load.recipe)
+    for rungs, recipe in (((), load.recipe), lowest):
+        for count, cut in cuts.items():
+            if (found := _at(replace(load, layout=cut, recipe=recipe), memory, 1)).fits:
+                beside = f"{_named(rungs)} and " if rungs else ""
+                return f"{beside}columns cut into {count} parts (column_parts), {found.columns} of {cut.columns}"
+    return ""
 
 
 def _named(rungs: tuple[Rung, ...]) -> str:

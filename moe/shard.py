@@ -38,7 +38,7 @@ from moe.recomputed import Recomputation
 from moe.routing import LogitsTap, expert_modules
 from moe.selection import Choices, layer_of, move_biases
 from moe.skeleton import PLAIN_EXPERTS, materialise, meta_model, own_tensors
-from moe.slots import behind_slots, experts_of, slot_order
+from moe.slots import behind_slots, experts_of, held_slots, slot_order
 from moe.stand_ins import AS_THEY_CAME, StandIns
 from protocol.errors import LocalError
 from protocol.ids import TRUNK, BlockId, column_block
@@ -88,9 +88,8 @@ class ShardModel:
         self._head = Head(module)
         self._recomputation = Recomputation(module)
         self._tensors = own_tensors(module)
-        biases = {
-            name: tensor for name, tensor in self._tensors.items() if name in layout.selection_biases - trunk.still
-        }
+        moved = layout.selection_biases - trunk.still
+        biases = {name: tensor for name, tensor in self._tensors.items() if name in moved}
         self.selection_biases: tuple[Tensor, ...] = tuple(tensor.requires_grad_(False) for tensor in biases.values())
         """What `move_selection_biases` moves, by layer; no gradient reaches it."""
         self._choices = _choices_of(module, biases) if biases else None
@@ -231,8 +230,10 @@ class ShardModel:
         """What is trained, by block: the present weights, where they are and as they are kept; factors for matrices."""
         if sent := self._trunk.sent(self._tensors):
             yield TRUNK, sent
-        for slot, column in enumerate(self.columns):
-            yield column_block(column), {spec.name: self._row(spec.name, slot) for spec in self.layout.column}
+        for column in self.columns:
+            specs = self.layout.specs_of(column)
+            slot = held_slots(self.layout, self.columns, specs[0].name).index(column)
+            yield column_block(column), {spec.name: self._row(spec.name, slot) for spec in specs}
 
     def held_blocks(self) -> Blocks:
         """What is held, as blocks in fp32 on the CPU with memory of their own: exactly the present weights."""
@@ -247,12 +248,13 @@ class ShardModel:
         """Take the weights of `blocks` (those that `build_shard` would want), in place."""
         _check_given(self.layout, self.columns, blocks)
         self._trunk.load(self._tensors, blocks[TRUNK])
-        order = slot_order(self.layout, self.columns)
         for spec in self.layout.column:
+            order = slot_order(self.layout, self.columns, spec.name)
+            held = held_slots(self.layout, self.columns, spec.name)
             behind = behind_slots(self.module, spec.name)
             for slot, column in enumerate(order if behind is None else order[: len(behind)]):
                 block = blocks[column_block(column)]
-                if slot < len(self.columns):
+                if slot < len(held):
                     row = self.masters.begun(spec.name, block[spec.name])
                     self._row(spec.name, slot).copy_(row)
                 else:
@@ -305,7 +307,7 @@ def build_shard(
     dtype = compute_dtype or torch.float32
     # With every expert held in fp32 there is nothing for our experts function to do that torch's own does not, but for
     # biases, whose gradient torch's would scatter.
-    everything = dtype == torch.float32 and len(held) == values["num_experts"] and experts == GROUPED
+    everything = dtype == torch.float32 and len(held) == layout.columns and experts == GROUPED
     plain = everything and not family.undispatched and all(part.matrices for part in family.experts)
     module = meta_model(config_from_json(values), PLAIN_EXPERTS if plain else EXPERTS_IMPLEMENTATION)
     own = HeldTrunk(layout, trunk, masters_of(module, family, masters), dtype)

@@ -23,11 +23,18 @@ def experts_of(layout: Layout) -> dict[str, list[str]]:
     return found
 
 
-def slot_order(layout: Layout, held: tuple[int, ...]) -> tuple[int, ...]:
-    """Columns in slot order: the held ones, then, where the residency is frozen, the others."""
+def held_slots(layout: Layout, held: tuple[int, ...], name: str) -> tuple[int, ...]:
+    """Of the held columns those that have some of the tensor `name`, in the order of their slots in it."""
+    those = layout.columns_with(name)
+    return tuple(column for column in held if column in those)
+
+
+def slot_order(layout: Layout, held: tuple[int, ...], name: str) -> tuple[int, ...]:
+    """Columns in the order of slots of the tensor `name`: the held ones, then, if those are frozen, the others."""
+    here = held_slots(layout, held, name)
     if layout.residency != FROZEN:
-        return held
-    return (*held, *(column for column in range(layout.columns) if column not in set(held)))
+        return here
+    return (*here, *(column for column in layout.columns_with(name) if column not in set(here)))
 
 
 def behind_slots(module: nn.Module, name: str) -> Tensor | None:

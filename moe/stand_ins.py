@@ -15,6 +15,7 @@ from typing import Final
 from torch import Tensor
 
 from moe.families import Family
+from moe.second_card import SecondCard
 from protocol.codecs import CODECS
 from protocol.codecs_int import IntCodec
 from protocol.encoded_block import lying_in
@@ -42,6 +43,8 @@ class StandIns:
     """A recipe's `frozen_dtype`."""
     place: str = DEVICE
     """One of `PLACES`: this machine's choice."""
+    second: SecondCard | None = None
+    """Of `HOST`: where the first layers lie, as many as it holds, and are multiplied."""
 
     @property
     def codec(self) -> IntCodec | None:

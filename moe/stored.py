@@ -74,13 +74,25 @@ class StoredTensor:
 
     def read(self, start: int, stop: int) -> Tensor:
         """[stop - start]: those of its flattened values, as they are stored; ConfigError where they cannot be read."""
-        dtype = _DTYPES[self.dtype]
-        values = torch.empty(stop - start, dtype=dtype)
+        values = torch.empty(stop - start, dtype=_DTYPES[self.dtype])
+        self._read_into(values, start)
+        return values
+
+    def fill(self, values: Tensor, start: int) -> None:
+        """Flattened values from `start` on into `values`, 1-D and in one piece, in whatever dtype that has."""
+        if values.dtype == _DTYPES[self.dtype]:
+            self._read_into(values, start)
+            return
+        for first in range(0, values.numel(), SPAN):
+            part = values[first : first + SPAN]
+            part.copy_(self.read(start + first, start + first + part.numel()))
+
+    def _read_into(self, values: Tensor, start: int) -> None:
         target = values.view(torch.uint8).numpy().data
         done = 0
         try:
             with self.path.open("rb", buffering=0) as file:
-                file.seek(self.begin + start * dtype.itemsize)
+                file.seek(self.begin + start * self.value_bytes)
                 while done < len(target):
                     got = file.readinto(target[done:])
                     if not got:
@@ -88,7 +100,6 @@ class StoredTensor:
                     done += got
         except OSError as error:
             raise ConfigError(f"cannot read {self.path}: {(error.strerror or str(error)).lower()}") from error
-        return values
 
     def spans(self, start: int, stop: int) -> Iterator[Tensor]:
         """Those values in fp32, some at a time."""

@@ -43,6 +43,15 @@ class PiecedTensor:
                 yield span
                 self.told(span.numel() * piece.stored.value_bytes)
 
+    def fill(self, values: Tensor) -> None:
+        """Its values into `values`, of its shape and in one piece: nothing of it is in memory but there."""
+        flat, at = values.view(-1), 0
+        for piece in self.source.pieces(self.start, self.start + flat.numel()):
+            count = piece.stop - piece.start
+            piece.stored.fill(flat[at : at + count], piece.start)
+            at += count
+            self.told(count * piece.stored.value_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class PartOfSmall:
@@ -52,11 +61,11 @@ class PartOfSmall:
     name: str
     source: PiecedTensor
     layout: Layout
-    column: int
+    expert: int
 
     def spans(self) -> Iterator[Tensor]:
         """Its values at once, fp32; ConfigError where a file cannot be read."""
-        yield part_of(read_whole(self.source), self.name, self.layout, self.column).reshape(-1).contiguous()
+        yield part_of(read_whole(self.source), self.name, self.layout, self.expert).reshape(-1).contiguous()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +106,18 @@ def streamed_blocks(
     """
     laid_out = {name: one.laid_out() for name, one in made.items() if one.is_pieces}
 
-    def streamed(name: str, shape: tuple[int, ...], column: int | None) -> StreamedTensor:
-        part = None if column is None else layout.family.per_expert(name)
-        if name in laid_out and part is not None and part.dim and column is not None:
-            return PartOfSmall(shape, name, PiecedTensor(made[name].shape, laid_out[name], 0, told), layout, column)
+    def streamed(name: str, shape: tuple[int, ...], expert: int | None) -> StreamedTensor:
+        part = None if expert is None else layout.family.per_expert(name)
+        if name in laid_out and part is not None and part.dim and expert is not None:
+            return PartOfSmall(shape, name, PiecedTensor(made[name].shape, laid_out[name], 0, told), layout, expert)
         if name in laid_out:
-            return PiecedTensor(shape, laid_out[name], (column or 0) * math.prod(shape), told)
-        return Computed(shape, made[name], column, model, told)
+            return PiecedTensor(shape, laid_out[name], (expert or 0) * math.prod(shape), told)
+        return Computed(shape, made[name], expert, model, told)
 
     yield TRUNK, {spec.name: streamed(spec.name, spec.shape, None) for spec in layout.trunk}
     for column in range(layout.columns):
-        yield column_block(column), {spec.name: streamed(spec.name, spec.shape, column) for spec in layout.column}
+        expert, specs = layout.expert_of(column), layout.specs_of(column)
+        yield column_block(column), {spec.name: streamed(spec.name, spec.shape, expert) for spec in specs}
 
 
 def summed_up(total_bytes: int, told: Callable[[str], object]) -> Told:
@@ -122,14 +132,22 @@ def summed_up(total_bytes: int, told: Callable[[str], object]) -> Told:
     return add
 
 
-def read_whole(tensor: StreamedTensor) -> Tensor:
+def read_whole(tensor: StreamedTensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The tensor in memory."""
-    whole = torch.empty(tensor.shape, dtype=torch.float32)
-    flat, start = whole.view(-1), 0
+    whole = torch.empty(tensor.shape, dtype=dtype)
+    read_into(tensor, whole)
+    return whole
+
+
+def read_into(tensor: StreamedTensor, values: Tensor) -> None:
+    """The tensor's values into memory that is there, of its shape and in one piece."""
+    if isinstance(tensor, PiecedTensor):
+        tensor.fill(values)
+        return
+    flat, start = values.view(-1), 0
     for span in tensor.spans():
         flat[start : start + span.numel()] = span
         start += span.numel()
-    return whole
 
 
 def same_values(one: Made, other: Made) -> bool:

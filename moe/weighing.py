@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -111,7 +112,9 @@ def weighed(layout: Layout, columns: int, recipe: Recipe | None = None) -> Itera
     if sort is not None:
         kinds = {**kinds, **{spec.name: "" for spec in layout.trunk if spec.name not in sort.small}}
         yield from _factors(layout, sort)
-    for spec, count in (*((spec, 1) for spec in layout.trunk), *((spec, columns) for spec in layout.column)):
+    held = Counter(column % len(layout.parts) for column in layout.crowded(columns))
+    experts = [(spec, held[part]) for part, specs in enumerate(layout.parts) for spec in specs if held[part]]
+    for spec, count in (*((spec, 1) for spec in layout.trunk), *experts):
         elements = count * spec.payload_bytes // FP32_BYTES
         is_expert = layout.family.is_expert(spec.name)
         rows = count if is_expert else 1

@@ -163,18 +163,19 @@ def _values(one: Written, blocks: Mapping[BlockId, Mapping[str, Tensor]], layout
     """fp32, in order, some at a time; where they lie in a block, without a copy."""
     width = next((math.prod(spec.shape) for spec in layout.column if spec.name == one.tensor), 0)
     part = layout.family.per_expert(one.tensor)
+    columns = layout.columns_with(one.tensor) if width else range(0)
     if width and part is not None and part.dim:  # a small one: its experts are not one below the other
-        parts = [blocks[column_block(column)][one.tensor] for column in range(layout.columns)]
+        parts = [blocks[column_block(column)][one.tensor] for column in columns]
         yield joined(parts, one.tensor, layout).reshape(-1)[one.start : one.start + one.elements]
         return
     if one.turned_back:
-        for column in range(layout.columns):
+        for column in columns:
             yield _turned(blocks[column_block(column)][one.tensor].detach().unsqueeze(0), one).reshape(-1)
         return
     start, stop = one.start, one.start + one.elements
     while start < stop:
-        column, at = divmod(start, width) if width else (0, start)
-        block = column_block(column) if width else TRUNK
+        expert, at = divmod(start, width) if width else (0, start)
+        block = column_block(columns[expert]) if width else TRUNK
         flat = blocks[block][one.tensor].detach().reshape(-1)
         values = flat[at : at + min(SPAN, stop - start)]
         if not values.numel():

@@ -5,6 +5,9 @@ from __future__ import annotations
 from protocol.limits import FRAME_BYTES, FRAME_HEADER_BYTES, GrpcOptions, channel_options, server_options
 
 PEER_METHOD = "/barnraise.protocol.v1.Peer/Take"
+FIND_METHOD = "/barnraise.protocol.v1.Peer/Find"
+FIND_S = 5.0
+"""For asking another worker where the run is, its connection and handshake included: milliseconds where it lives."""
 UPLOAD_SLOTS = 2
 """Blocks that a worker gives at once; whoever comes then is told that it is busy. More would each get less of a home's
 uplink, and be passed on later."""

@@ -24,6 +24,7 @@ from protocol.framing import FrameReader, Unhashed
 from protocol.hosts import dial_target
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest
+from protocol.limits import FRAME_BYTES
 from protocol.messages import fill
 from protocol.text import printable
 from protocol.tickets import NONCE_BYTES, Ticket, prove
@@ -42,17 +43,22 @@ class PeerLine:
     """To one holder."""
 
     def __init__(
-        self, host: str, port: int, certificate: bytes, identity: PrivateIdentity, *, stall_s: float = FRAME_STALL_S
+        self,
+        host: str,
+        port: int,
+        certificate: bytes,
+        identity: PrivateIdentity,
+        *,
+        stall_s: float = FRAME_STALL_S,
+        channel: Any = None,
+        frame_bytes: int = FRAME_BYTES,
     ) -> None:
+        """`channel`: a gRPC channel to take in place of a new one. `frame_bytes`: as the other side sends them."""
         self.name = holder_name(certificate)
         self.ticket: Ticket | None = None
         """To be set before anything is taken, as often as there is a newer one."""
-        self._identity, self._stall_s = identity, stall_s
-        pem = ssl.DER_cert_to_PEM_cert(certificate).encode("ascii")
-        credentials = grpc.ssl_channel_credentials(root_certificates=pem)
-        # A holder's certificates are made as a coordinator's are, for the same name; the one above is nobody else's.
-        options = [*peer_channel_options(), ("grpc.ssl_target_name_override", COORDINATOR_NAME)]
-        self._channel = grpc.aio.secure_channel(dial_target(host, port), credentials, options=options)
+        self._identity, self._stall_s, self._frame_bytes = identity, stall_s, frame_bytes
+        self._channel = _channel(host, port, certificate) if channel is None else channel
 
     async def close(self) -> None:
         """Hang up."""
@@ -65,7 +71,7 @@ class PeerLine:
             greeting = await self._next(call, OPENING_S)
             await call.write(self._request(greeting, digest, payload_bytes, offset))
             await call.done_writing()
-            reader = FrameReader(payload_bytes, digest, offset, Unhashed())
+            reader = FrameReader(payload_bytes, digest, offset, Unhashed(), frame_bytes=self._frame_bytes)
             while not reader.complete:
                 yield reader.feed(await self._next(call, self._stall_s))
         except asyncio.InvalidStateError:  # it ended while the request was being written
@@ -101,6 +107,14 @@ class PeerLine:
         if self.ticket is not None:
             fill(request.ticket, self.ticket, Ticket)
         return request.SerializeToString()
+
+
+def _channel(host: str, port: int, certificate: bytes) -> grpc.aio.Channel:
+    pem = ssl.DER_cert_to_PEM_cert(certificate).encode("ascii")
+    credentials = grpc.ssl_channel_credentials(root_certificates=pem)
+    # A holder's certificates are made as a coordinator's are, for the same name; the one above is nobody else's.
+    options = [*peer_channel_options(), ("grpc.ssl_target_name_override", COORDINATOR_NAME)]
+    return grpc.aio.secure_channel(dial_target(host, port), credentials, options=options)
 
 
 def _told(error: grpc.aio.AioRpcError) -> RemoteError:

@@ -17,7 +17,10 @@ from typing import Any, BinaryIO, Protocol
 import grpc
 from google.protobuf.message import DecodeError
 
+from peering.finding import answer
+from peering.keeping import RecordKeeper
 from peering.limits import (
+    FIND_METHOD,
     FRAME_STALL_S,
     MAX_PEER_CALLS,
     MIN_PEER_BYTES_PER_S,
@@ -78,12 +81,17 @@ class PeerServer:
         bytes_per_s: float,
         slots: Slots | None = None,
         stall_s: float = FRAME_STALL_S,
+        records: RecordKeeper | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`name`: SHA-256 of the certificate that callers check `leaf` against. `now_s`: the coordinator's clock."""
+        """`name`: SHA-256 of the certificate that callers check `leaf` against. `now_s`: the coordinator's clock.
+        `records`: what is told whoever looks for the run; None: nothing."""
         self._shelf, self._leaf, self._name = shelf, leaf, name
         self._run_id, self._ca_pem, self._now_s = run_id, ca_pem, now_s
-        self._pace, self._slots, self._stall_s = UplinkPace(bytes_per_s), slots or Slots(UPLOAD_SLOTS), stall_s
+        self._pace, self._slots = UplinkPace(bytes_per_s, clock), slots or Slots(UPLOAD_SLOTS)
+        self._stall_s, self._clock = stall_s, clock
         self._scratch = bytearray(FRAME_HEADER_BYTES + FRAME_BYTES)
+        self._records = records
         self._grpc: Any = None
         self.sent_bytes = 0
         """Of frames, since the start."""
@@ -92,8 +100,11 @@ class PeerServer:
         """Listen; returns the port. ConfigError where it cannot be had."""
         self._grpc = grpc.aio.server(options=peer_server_options(), maximum_concurrent_rpcs=MAX_PEER_CALLS)
         service, _, method = PEER_METHOD[1:].partition("/")
-        handler = grpc.stream_stream_rpc_method_handler(self._take)
-        self._grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+        handlers = {
+            method: grpc.stream_stream_rpc_method_handler(self._take),
+            FIND_METHOD.rpartition("/")[2]: grpc.unary_unary_rpc_method_handler(self._find),
+        }
+        self._grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
         credentials = grpc.ssl_server_credentials([(self._leaf.key_pem, self._leaf.cert_pem)])
         try:
             bound = int(self._grpc.add_secure_port(address_text(host, port), credentials))
@@ -132,6 +143,13 @@ class PeerServer:
             finally:
                 frames.close()
 
+    async def _find(self, body: bytes, context: Any) -> bytes:
+        try:
+            return b"" if self._records is None else answer(body, self._records)
+        except RemoteError as error:
+            await _abort(context, _STATUS.get(type(error), grpc.StatusCode.UNAVAILABLE), str(error))
+            return b""
+
     def _admit(self, request: pb.TakeRequest, nonce: bytes, digest: Digest) -> None:
         ticket = record_of(Ticket, request.ticket)
         # the cheaper one first: 60 µs of Ed25519, before the CA's ECDSA
@@ -150,9 +168,9 @@ class PeerServer:
             at_once = frames.at_once()
             frame = await asyncio.to_thread(frames.__next__) if at_once is None else at_once
             await self._pace.spend(len(frame))
-            began_s = time.monotonic()
+            began_s = self._clock()
             await _in_time(context.write(frame), self._stall_s)
-            waited_s, moved = waited_s + time.monotonic() - began_s, moved + len(frame)
+            waited_s, moved = waited_s + self._clock() - began_s, moved + len(frame)
             self.sent_bytes += len(frame)
             if waited_s > PEER_GRACE_S + moved / MIN_PEER_BYTES_PER_S:
                 raise TooSlow("bytes were taken too slowly; go on where it broke")

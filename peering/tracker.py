@@ -100,6 +100,16 @@ class Tracker:
         self._present: frozenset[WorkerId] = frozenset()
         """Who shares and is here, at the present question."""
 
+    def some_sharers(self, most: int, beside: WorkerId | None = None) -> tuple[Shared, ...]:
+        """Up to `most` of those who share and are here, others each time."""
+        here = [
+            known.shared
+            for worker, known in self._workers.items()
+            if known.shared is not None and worker != beside and self._is_here(worker)
+        ]
+        first = self._answers % len(here) if here else 0
+        return tuple((here[first:] + here[:first])[:most])
+
     # ---- what workers tell ------------------------------------------------------------------------------------------
 
     def share(self, worker: WorkerId, shared: Shared | None) -> None:
@@ -165,6 +175,10 @@ class Tracker:
     def known(self, worker: WorkerId) -> int:
         """Blocks that the worker is taken to share."""
         return len(self._of(worker).held)
+
+    def is_held(self, digest: Digest) -> bool:
+        """Whether a worker that shares, and is here, has told that it has the block."""
+        return any(self._can_give(one, self._workers[one]) for one in self._holders.get(digest, ()))
 
     def ask(
         self,

@@ -57,6 +57,11 @@ class WireSpec:
         return math.prod(self.shape)
 
 
+def submission_name(block: str, parameter: str) -> str:
+    """What a block's parameter is called in a submission's payload."""
+    return f"{block}/{parameter}"
+
+
 class Encoded(NamedTuple):
     """What a codec makes of one tensor."""
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from protocol.codecs import Codec
 from protocol.ids import BlockId
-from protocol.specs import TensorSpec
+from protocol.specs import TensorSpec, submission_name
 from protocol.tensors import EncodedTensor, decode_tensors, encode_tensors, encoded_tensors
 
 Blocks = Mapping[BlockId, Mapping[str, Tensor]]
@@ -24,11 +24,6 @@ _Either = TypeVar("_Either", Tensor, EncodedTensor)
 EncodedBlocks = Mapping[BlockId, Mapping[str, EncodedTensor]]
 """A pseudo-gradient in the same order, where its payload lies."""
 Payload = bytes | bytearray | memoryview | Path | BinaryIO
-
-
-def submission_name(block: BlockId, parameter: str) -> str:
-    """What a block's parameter is called in a payload."""
-    return f"{block}/{parameter}"
 
 
 def encode_submission(

@@ -2,6 +2,7 @@
 
 Decides the order of tensors (by name) and what their pieces are called on the wire; says in words how a header that was
 refused differs from the one that was expected. Reads a refused header at most, and of that no more than its bound.
+Loads no torch before a tensor is at hand: sizes are reckoned by processes that have none.
 
 Format: https://huggingface.co/docs/safetensors (u64 header length, JSON header padded with spaces to 8 bytes, tensors).
 """
@@ -11,14 +12,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Final, Protocol
 
 from protocol.codecs import Codec
 from protocol.errors import LocalError
 from protocol.specs import TensorSpec, WireDtype, WireSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 """A header of 100 000 tensors takes about 10 MiB; only read to explain a refusal."""
@@ -26,18 +27,9 @@ _LENGTH_BYTES = 8
 _ALIGNMENT_BYTES = 8
 
 
-DTYPES: Mapping[WireDtype, torch.dtype] = {
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-}
+ITEM_BYTES: Final[Mapping[WireDtype, int]] = {
+    "U8": 1, "I8": 1, "I16": 2, "I32": 4, "I64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "F16": 2, "BF16": 2, "F32": 4,
+}  # fmt: skip
 
 
 class PayloadSource(Protocol):
@@ -58,6 +50,11 @@ def by_name(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
     return ordered
 
 
+def payload_size(specs: Sequence[TensorSpec], codec: Codec) -> int:
+    """Exact bytes of the payload that holds tensors of these specs."""
+    return len(header_of(specs, codec)) + values_bytes(specs, codec)
+
+
 def values_bytes(specs: Sequence[TensorSpec], codec: Codec) -> int:
     """Of all their pieces."""
     return sum(wire_bytes(wire) for spec in specs for wire in codec.wire_specs(spec))
@@ -65,11 +62,13 @@ def values_bytes(specs: Sequence[TensorSpec], codec: Codec) -> int:
 
 def wire_bytes(wire: WireSpec) -> int:
     """Of one piece."""
-    return wire.elements * DTYPES[wire.dtype].itemsize
+    return wire.elements * ITEM_BYTES[wire.dtype]
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor, as bytes."""
+    import torch
+
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 

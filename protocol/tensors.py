@@ -21,15 +21,23 @@ from torch import Tensor
 
 from protocol.codecs import FP32, CastCodec, Codec
 from protocol.errors import LocalError, MalformedMessage
-from protocol.specs import Spanned, TensorSpec, WireSpec
-from protocol.tensor_headers import DTYPES, by_name, bytes_of, difference, header_of, values_bytes, wire_bytes
+from protocol.specs import Spanned, TensorSpec, WireDtype, WireSpec
+from protocol.tensor_headers import by_name, bytes_of, difference, header_of, values_bytes, wire_bytes
 
 _Found = TypeVar("_Found")
 
-
-def payload_size(specs: Sequence[TensorSpec], codec: Codec) -> int:
-    """Exact bytes of the payload that holds tensors of these specs."""
-    return len(header_of(specs, codec)) + values_bytes(specs, codec)
+DTYPES: Mapping[WireDtype, torch.dtype] = {
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+}
 
 
 def encode_parts(

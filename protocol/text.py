@@ -1,10 +1,12 @@
-"""Text for a terminal or a log: what somebody else wrote, and numbers of bytes.
+"""Text for a terminal or a log: what somebody else wrote, numbers of bytes, and durations.
 
 Decides which characters stay: the printable ones. A control character could move a cursor, colour a line or forge one.
 Decides the unit of an amount: the largest of which there is at least one.
 """
 
 from __future__ import annotations
+
+import math
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -22,3 +24,15 @@ def human_bytes(count: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} {_UNITS[-1]}"
+
+
+def duration(seconds: float | None) -> str:
+    """`42 s`, `3 min 5 s`, `2 h 10 min`, `3 d 4 h`."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    whole = max(0, round(seconds))
+    for unit, name, less, smaller in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= unit:
+            rest = whole % unit // less
+            return f"{whole // unit} {name}" + (f" {rest} {smaller}" if rest else "")
+    return f"{whole} s"

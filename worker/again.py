@@ -17,7 +17,7 @@ from typing import Final
 from worker.messages import EXIT_FAILED
 from worker.options import WorkerOptions
 from worker.rejoin import home_root, links_of
-from worker.sentences import STARTED_TOO_OFTEN
+from worker.words import say
 
 STARTED: Final = "BARNRAISE_STARTED_AGAIN"
 """How often in a row, in the environment."""
@@ -40,6 +40,7 @@ def arguments_of(options: WorkerOptions, way_back: str) -> list[str]:
     """
     given: list[tuple[str, object]] = [
         ("--home", options.home),
+        ("--beside", options.first_home),
         ("--name", options.name or None),
         ("--team", options.team),
         ("--device", options.device),
@@ -50,10 +51,11 @@ def arguments_of(options: WorkerOptions, way_back: str) -> list[str]:
         ("--progress-writes", options.progress_bytes_a_day),
         ("--share", options.share_bytes_per_s),
         ("--share-port", options.share_port or None),
+        ("--p2p-port", options.p2p_port or None),
         ("--output", options.output),
     ]
     measures = {None: [], True: ["--measure"], False: ["--no-measure"]}[options.measures]
-    way = [way_back] if way_back else []
+    way = [*([way_back] if way_back else []), *(["--p2p"] if options.p2p else [])]
     return ["worker", "join", *way, *measures, *(f"{name}={value}" for name, value in given if value is not None)]
 
 
@@ -61,9 +63,9 @@ def go_on(options: WorkerOptions, lived_s: float, become: Callable[[list[str], M
     """After a worker of these options ended with EXIT_DEVICE_LOST, having lived so long; the exit code, if any."""
     times = times_started(os.environ, lived_s)
     if times > MOST_IN_A_ROW:
-        print(STARTED_TOO_OFTEN.format(times=times), file=sys.stderr)
+        print(say("started_too_often", times=times), file=sys.stderr)
         return EXIT_FAILED
-    links = links_of(options.link, home_root(options.home))
+    links = links_of(options.link, home_root(options.first_home or options.home))
     command = arguments_of(options, f"{links[0].address}/#{links[0].fingerprint[:12]}" if len(links) == 1 else "")
     return become([sys.executable, "-m", "barnraise", *command], {**os.environ, STARTED: str(times)})
 

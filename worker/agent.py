@@ -18,10 +18,12 @@ from protocol.lease import Lease
 from protocol.v1 import barnraise_pb2 as pb
 from worker import messages as m
 from worker import sentences
+from worker.announcements import Announcements
 from worker.calls import Calls
+from worker.deadline import Deadline
 from worker.joining import Joining
 from worker.lease import ReceivedLease, printable
-from worker.machine.probe import Machine
+from worker.machine.machine import Machine
 from worker.outbox import Outbox, Submission
 from worker.pauses import Pauses
 from worker.policy import Always, Circumstances, Permission, Policy
@@ -34,6 +36,7 @@ from worker.states import IN_SESSION, State
 from worker.suspended import why_too_late
 from worker.trouble import Trouble
 from worker.wire import SessionEnded
+from worker.words import Words, say
 
 LEAVE_TIMEOUT_S = 1.2  # of the 2 s in which a worker leaves; the rest is for the training thread and the interpreter
 MIN_HEARTBEAT_S = 0.05
@@ -41,41 +44,12 @@ MAX_HEARTBEAT_S = 300.0
 MIN_HEARTBEAT_TIMEOUT_S = 5.0
 
 
-class Deadline:
-    """Calls back when the lease that was granted last runs out; what it was told before is off."""
-
-    def __init__(self, act: Callable[[LeaseId], None]) -> None:
-        self._act = act
-        self._timer: asyncio.TimerHandle | None = None
-        self.lease: ReceivedLease | None = None
-        """The one that was granted last."""
-        self._ends_s = 0.0
-
-    @property
-    def left_s(self) -> float:
-        """Seconds until it runs out."""
-        return self._ends_s - asyncio.get_running_loop().time()
-
-    def set(self, lease: ReceivedLease) -> None:
-        """`lease` was granted, or granted again with more time."""
-        self.cancel()
-        self.lease = lease
-        loop = asyncio.get_running_loop()
-        self._ends_s = loop.time() + lease.ttl_s
-        self._timer = loop.call_later(lease.ttl_s, self._act, lease.lease_id)
-
-    def cancel(self) -> None:
-        """It does not matter any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-
 class Agent:
     """One worker process's event loop."""
 
     def __init__(
         self,
-        machine: Machine,
+        machine: Machine | Callable[[], Machine],
         joining: Joining,
         outbox: Outbox,
         trainer: Trainer,
@@ -90,7 +64,9 @@ class Agent:
         unwanted: Callable[[ReceivedLease], str] = lambda _lease: "",
         sharing: Sharing | None = None,
     ) -> None:
-        """`unwanted`: why the volunteer's rules do not accept a lease; empty: they do."""
+        """`machine`: what is offered, or what finds out. `unwanted`: why the volunteer's rules do not accept a lease;
+        empty: they do.
+        """
         pauses = pauses or Pauses()
         self._joining = joining
         joining.tell_work(self._work)
@@ -114,6 +90,7 @@ class Agent:
             unwanted=unwanted,
             sharing=sharing,
         )
+        self._announcements = Announcements(reporter)
         self._events: asyncio.Queue[m.SessionEvent | Exception] = asyncio.Queue()
         self._lanes: dict[m.Lane, asyncio.Task[None]] = {}
         """The call that goes on, or went on last, in each."""
@@ -121,6 +98,7 @@ class Agent:
         self._watch: asyncio.Task[None] | None = None
         self.permission = Permission(allowed=True)
         """What the policy said last."""
+        self._share = 1.0
         self._is_finishing, self._wall_s = False, 0.0
         self._finish: m.Finish | None = None
 
@@ -138,6 +116,8 @@ class Agent:
 
     async def run(self) -> m.Finish:
         """Work until the run is over, the worker is told to leave, or nothing more can be done."""
+        if self._joining.finder is not None:
+            await self._joining.finder.start()
         unsent = tuple(submission.lease_id for submission in self._outbox.all())
         self._put(m.Started(enrolled=self._joining.is_enrolled, unsent=unsent))
         await self.look_at_policy()
@@ -152,14 +132,14 @@ class Agent:
                     self._execute(command)
                 if self._is_finishing and self.state is State.PAUSED and not self._has_work:
                     self._is_finishing = False
-                    self.leave("it has finished its last lease, as its owner asked")
+                    self.leave(say("leave.finished"))
         finally:
             await self._close()
         return self._finish
 
     def leave(self, reason: str) -> None:
         """Ask to leave; a lease that is held goes back first."""
-        self._reporter.say("leaving", f"leaving: {reason}", reason=reason)
+        self._reporter.say("leaving", say("leaving", why=Words(reason)), reason=reason)
         self._put(m.LeaveRequested(reason=reason))
         asyncio.get_running_loop().call_later(LEAVE_TIMEOUT_S, self._on_leave_timeout)
 
@@ -243,7 +223,7 @@ class Agent:
 
         def done(submission: Submission) -> None:
             first, last = submission.train_loss_first, submission.train_loss_last
-            text = f"trained {submission.tokens} tokens in {submission.train_s:.1f} s, loss {first:.3f} to {last:.3f}"
+            text = sentences.trained(submission.tokens, submission.train_s, first, last)
             self._reporter.say("trained", text, lease=lease.lease_id, loss_first=first, loss_last=last)
             post(m.Trained(training=training))
 
@@ -290,6 +270,7 @@ class Agent:
                 return
             except RemoteError:
                 continue  # the next one says it all again
+            self._announcements.heard(reply.announcement)
             for cancelled in reply.cancelled:
                 reason = printable(cancelled.reason)
                 self._put(m.LeaseCancelled(lease_id=LeaseId(cancelled.lease_id), reason=reason))
@@ -309,14 +290,26 @@ class Agent:
         before, self.permission = self.permission, self._policy.may_work(now)
         self._wall_s = now.wall_s
         permission = self.permission
+        self._keep_tempo(permission)
         if permission.allowed:
             if not before.allowed:
+                self._trainer.wake()
                 self._put(m.Resumed())
             return
         if before.allowed or permission.stops_training > before.stops_training:
             self._put(m.Paused(reason=permission.reason, stops_training=permission.stops_training))
         self._trainer.rest()
         self._give_up_in_time(permission)
+
+    def _keep_tempo(self, now: Permission) -> None:
+        if not now.allowed or now.share == self._share:
+            return
+        self._share = now.share
+        self._trainer.pace(now.share)
+        text = say("slowed.over")
+        if now.share < 1.0:
+            text = say("slowed", share=f"{now.share:.0%}", why=Words(now.slowed))
+        self._reporter.say("slowed", text, share=now.share)
 
     def _give_up_in_time(self, permission: Permission) -> None:
         """A lease that waits for the end of the pause goes back as soon as it cannot be done any more."""

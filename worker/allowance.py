@@ -8,6 +8,7 @@ always: a cap under what one lease needs is refused before anything is leased. T
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from moe.layout import Layout, block_tensor_specs, submission_specs
@@ -15,7 +16,7 @@ from protocol.codecs import FP32, codec_named
 from protocol.errors import ConfigError
 from protocol.lease import ALL_OF_TRUNK, TrunkPart
 from protocol.residency import ABSENT
-from protocol.tensors import payload_size
+from protocol.tensor_headers import payload_size
 from protocol.text import human_bytes
 from worker.blocks import BlockCache
 from worker.files import DISK, Files
@@ -31,6 +32,39 @@ RECORDS_BYTES = 64 << 10
 
 MOST_RESIDUALS = 7
 """Of a codec that keeps some: five of the last two submissions lie there while two of the next are written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskCap:
+    """What a run's folder may take."""
+
+    most_bytes: int | None = None
+    """None: nothing is said."""
+    name: str = "--disk"
+    """What says so."""
+
+    def columns_that_fit(
+        self,
+        layout: Layout,
+        codec: str,
+        columns: int,
+        frozen_codec: str = FP32.name,
+        trunk: TrunkPart = ALL_OF_TRUNK,
+    ) -> int:
+        """At most `columns`: as many as a lease can have on this disk. ConfigError when not even the fewest fit."""
+        if self.most_bytes is None:
+            return columns
+        fewest = min(columns, layout.top_k if layout.residency == ABSENT else 1)
+        for count in range(columns, fewest - 1, -1):
+            if sum(lease_bytes(layout, codec, count, frozen_codec, trunk)) + RECORDS_BYTES <= self.most_bytes:
+                return count
+        blocks_bytes, work_bytes = lease_bytes(layout, codec, fewest, frozen_codec, trunk)
+        needed_mib = -(-(blocks_bytes + work_bytes + RECORDS_BYTES) // 2**20)
+        parts = f"{human_bytes(blocks_bytes)} of the model and {human_bytes(work_bytes)} of finished work"
+        raise ConfigError(
+            f"{self.name} {human_bytes(self.most_bytes)} is too little: one lease of this run needs {parts},"
+            f" so it must be {needed_mib}MB or more"
+        )
 
 
 class DiskAllowance:
@@ -49,16 +83,19 @@ class DiskAllowance:
         """Bytes that are missing of what the disk is to keep free."""
 
     @property
-    def _max_bytes(self) -> int | None:
-        caps = [cap for cap in (self._asked_bytes, self.ruled()) if cap is not None]
-        return min(caps, default=None)
+    def cap(self) -> DiskCap:
+        """What holds at the moment."""
+        asked, ruled = self._asked_bytes, self.ruled()
+        if ruled is not None and (asked is None or ruled < asked):
+            return DiskCap(most_bytes=ruled, name="the rule disk.most of")
+        return DiskCap(most_bytes=asked)
 
     def make_room(self, coming_bytes: int) -> bool:
         """Whether `coming_bytes` more may be written; blocks that the present lease does not need give way to them, and
         to what the disk is to keep free. That alone refuses nothing: work that fits the disk is done."""
         if (short_bytes := self.short()) > 0:
             self.blocks.trim(max(0, self.blocks.used_bytes - short_bytes - coming_bytes))
-        most_bytes = self._max_bytes
+        most_bytes = self.cap.most_bytes
         if most_bytes is None:
             self.blocks.trim(max(0, UNASKED_BLOCKS_BYTES - coming_bytes))
             return True
@@ -84,21 +121,8 @@ class DiskAllowance:
         frozen_codec: str = FP32.name,
         trunk: TrunkPart = ALL_OF_TRUNK,
     ) -> int:
-        """At most `columns`: as many as a lease can have on this disk. ConfigError when not even the fewest fit."""
-        if self._max_bytes is None:
-            return columns
-        fewest = min(columns, layout.top_k if layout.residency == ABSENT else 1)
-        for count in range(columns, fewest - 1, -1):
-            if sum(lease_bytes(layout, codec, count, frozen_codec, trunk)) + RECORDS_BYTES <= self._max_bytes:
-                return count
-        blocks_bytes, work_bytes = lease_bytes(layout, codec, fewest, frozen_codec, trunk)
-        needed_mib = -(-(blocks_bytes + work_bytes + RECORDS_BYTES) // 2**20)
-        cap = "--disk" if self._max_bytes == self._asked_bytes else "the rule disk.most of"
-        parts = f"{human_bytes(blocks_bytes)} of the model and {human_bytes(work_bytes)} of finished work"
-        raise ConfigError(
-            f"{cap} {human_bytes(self._max_bytes)} is too little: one lease of this run needs {parts},"
-            f" so it must be {needed_mib}MB or more"
-        )
+        """As `DiskCap.columns_that_fit`, under the cap of now."""
+        return self.cap.columns_that_fit(layout, codec, columns, frozen_codec, trunk)
 
 
 def lease_bytes(

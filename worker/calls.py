@@ -21,7 +21,7 @@ from worker.fetch import Fetcher
 from worker.fetched import FetchedLease, Run
 from worker.joining import Joining
 from worker.lease import ReceivedLease, is_digest, lease_from_message, printable
-from worker.machine.probe import Machine
+from worker.machine.machine import Machine
 from worker.measuring import Measuring
 from worker.neighbours import Neighbours
 from worker.outbox import Outbox
@@ -34,6 +34,7 @@ from worker.repeats import Repeats
 from worker.sharing import Sharing
 from worker.spent import TimeSpent
 from worker.wire import SessionEnded
+from worker.words import Words, foreign, say
 
 LONG_POLL_S = 20.0
 MAX_RETRY_AFTER_S = 300.0
@@ -48,7 +49,7 @@ class Calls:
 
     def __init__(
         self,
-        machine: Machine,
+        machine: Machine | Callable[[], Machine],
         joining: Joining,
         outbox: Outbox,
         reporter: Reporter,
@@ -61,8 +62,8 @@ class Calls:
         unwanted: Callable[[ReceivedLease], str] = lambda _lease: "",
         sharing: Sharing | None = None,
     ) -> None:
-        """`measurer`: for submissions that the coordinator has others measure; None: none is asked for. `sharing`: what
-        other workers are given; None: nothing.
+        """`machine`: what is offered, or what finds out. `measurer`: for submissions that the coordinator has others
+        measure; None: none is asked for. `sharing`: what other workers are given; None: nothing.
         """
         self._receipts = receipts
         self._machine, self._joining, self._outbox = machine, joining, outbox
@@ -75,6 +76,7 @@ class Calls:
         self._waits, self._spent = Repeats(self._timing.clock), TimeSpent(self._timing.clock)
         self._fetched: FetchedLease | None = None
         self._broken_uploads = 0
+        self._last_verdict = "", ""
 
     def take_fetched(self) -> FetchedLease:
         """What the last `FetchShard` brought; once."""
@@ -112,21 +114,26 @@ class Calls:
         return handlers[type(call)](call)
 
     async def _enrol(self, call: m.Enrol) -> m.SessionEvent:
-        enrolment = await self._joining.enrol(self._machine)
-        trusted = " as trusted" if enrolment.trusted else ""
-        text = f"enrolled{trusted} as worker {enrolment.worker_id}"
+        enrolment = await self._joining.enrol(await self._here())
+        text = say("enrolled.trusted" if enrolment.trusted else "enrolled", worker=enrolment.worker_id)
         self._reporter.say("enrolled", text, worker=enrolment.worker_id, trusted=enrolment.trusted)
         return m.Enrolled(ticket=call.ticket)
 
     async def _open(self, call: m.OpenSession) -> m.SessionEvent:
-        self._opened(call.session, await self._joining.open(self._machine))
+        self._opened(call.session, await self._joining.open(await self._here()))
         self._look_for_receipts()
         run = self._run.description
-        self._reporter.say("session_opened", f"connected to {run.name!r} (run {run.run_id})", run=run.run_id)
+        text = say("connected", name=repr(run.name), run=run.run_id)
+        self._reporter.say("session_opened", text, run=run.run_id)
         if self._joining.lease_length:
-            self._reporter.say("lease_length", self._joining.lease_length)
+            self._reporter.say("lease_length", foreign(self._joining.lease_length))
         await self._neighbours.on_session()
         return m.Opened(ticket=call.ticket)
+
+    async def _here(self) -> Machine:
+        if not isinstance(self._machine, Machine):
+            self._machine = await self._joining.background.run(self._machine)
+        return self._machine
 
     async def _acquire(self, call: m.AcquireLease) -> m.SessionEvent:
         await self._timing.jittered(min(call.after_s, MAX_RETRY_AFTER_S))
@@ -163,7 +170,8 @@ class Calls:
         self._waits.over()
         if (spent := self._spent.next_lease()) is not None:
             self._reporter.say("time_spent", spent)
-        text = f"round {lease.round}: {lease.inner_steps} steps on columns {', '.join(map(str, lease.columns))}"
+        columns = ", ".join(map(str, lease.columns))
+        text = say("granted", round=lease.round, steps=lease.inner_steps, columns=columns)
         self._reporter.say(
             "lease_granted",
             text,
@@ -185,7 +193,8 @@ class Calls:
         with self._spent.fetching():
             self._fetched = await self._with_room(lambda: fetcher.fetch(call.lease, self._run, on_bytes))
         self._neighbours.on_fetched()
-        text = f"fetched {human_bytes(got_bytes)}{self._neighbours.told()}"
+        shared, amount = self._neighbours.told(), human_bytes(got_bytes)
+        text = say("fetched.shared", amount=amount, shared=shared) if shared else say("fetched", amount=amount)
         self._reporter.say("fetched", text, lease=call.lease.lease_id, bytes=got_bytes)
         return m.Fetched(ticket=call.ticket)
 
@@ -196,7 +205,10 @@ class Calls:
             self._reporter.say("no_steps", reason, reason=reason)
 
         swarm = self._neighbours.swarm
-        return Fetcher(self._client, joining.home.disk, joining.enrolment, joining.background, told=told, swarm=swarm)
+        disk, hands = joining.home.disk, joining.handiwork
+        return Fetcher(
+            self._client, disk, joining.enrolment, joining.background, told=told, swarm=swarm, handiwork=hands
+        )
 
     async def _with_room(self, fetch: Callable[[], Awaitable[FetchedLease]]) -> FetchedLease:
         """`fetch`, as often as it takes: a full disk is no reason to give a lease back before its deadline."""
@@ -209,7 +221,7 @@ class Calls:
                 if is_full(error) and self._joining.home.disk.give_way():
                     continue
                 reason = str(storage_trouble(error.errno or 0, self._joining.home.folder))
-            self._reporter.say("paused", f"paused: {reason}", reason=reason)
+            self._reporter.say("paused", say("no_room", why=Words(reason)), reason=reason)
             await self._timing.sleep(self._pauses.disk_s)
 
     async def _commit(self, call: m.CommitSubmission) -> m.SessionEvent:
@@ -271,7 +283,8 @@ class Calls:
             return m.UploadBroken(ticket=call.ticket)
         self._broken_uploads = 0
         sent_bytes = submission.payload_bytes - call.offset
-        self._reporter.say("uploaded", f"sent {human_bytes(sent_bytes)}", lease=submission.lease_id, bytes=sent_bytes)
+        text = say("uploaded", amount=human_bytes(sent_bytes))
+        self._reporter.say("uploaded", text, lease=submission.lease_id, bytes=sent_bytes)
         return m.Uploaded(ticket=call.ticket)
 
     async def _open_residual(self, lease_id: str, digest: Digest, offset: int) -> None:
@@ -285,7 +298,7 @@ class Calls:
         with contextlib.suppress(Unavailable, Refused):
             reply = await self._client.upload(header, lambda at, length: content[at : at + length], lambda _count: None)
             if reply.complete:
-                text = f"an audit asked for what an encoding lost: sent {human_bytes(size - offset)}"
+                text = say("opened", amount=human_bytes(size - offset))
                 self._reporter.say("opened", text, lease=lease_id, bytes=size - offset)
 
     async def _return(self, call: m.ReturnLease) -> m.SessionEvent:
@@ -295,8 +308,10 @@ class Calls:
     def _tell_verdict(self, verdict: pb.Verdict) -> None:
         reason, lease = printable(verdict.reason), printable(verdict.lease_id, 64)
         outcome = {pb.Verdict.ACCEPTED: "accepted", pb.Verdict.REJECTED: "rejected"}.get(verdict.outcome, "pending")
-        words = {"accepted": "was accepted", "rejected": "was not accepted"}.get(outcome, "is being looked at")
-        self._reporter.say(f"submission_{outcome}", f"your work for lease {lease} {words}: {reason}", lease=lease)
+        if (lease, outcome) == self._last_verdict:  # it came with the commit's answer, and again beside the next lease
+            return
+        self._last_verdict = lease, outcome
+        self._reporter.say(f"submission_{outcome}", sentences.verdict(outcome, lease, reason), lease=lease)
         if outcome == "accepted":
             self._look_for_receipts()
 

@@ -11,12 +11,13 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
+from functools import partial
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from protocol.causes import Cause
-from protocol.errors import BrokeDown, MalformedMessage, Unavailable
+from protocol.errors import BrokeDown, MalformedMessage, Refused, Unavailable
 from protocol.framing import FrameReader, Unhashed, frames_of
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest
@@ -32,6 +33,7 @@ from protocol.limits import (
 from protocol.rotation import agree_to_replace
 from protocol.signing import SESSION_ID_BYTES, CallSigner, new_request_id
 from protocol.v1 import barnraise_pb2 as pb
+from protocol.versions import OLDEST_VERSION
 from worker.ports import Background, ReadPart
 from worker.timing import Timing
 from worker.wire import BOOTSTRAP_TIMEOUT_S, SERVICE, GrpcWire, Wire
@@ -67,6 +69,7 @@ class CoordinatorClient:
         self._stall_s, self._frame_bytes = stall_s, frame_bytes
         self._audience = bytes.fromhex(link.fingerprint)
         self._signer = CallSigner(identity, audience=self._audience)
+        self._version = PROTOCOL_VERSION
 
     async def certificate(self, background: Background) -> bytes:
         """PEM of the one certificate that the join link names."""
@@ -105,16 +108,21 @@ class CoordinatorClient:
     async def enrol(self, request: pb.EnrolRequest) -> pb.EnrolReply:
         """Redeem the invite."""
         signer = CallSigner(self._identity, audience=self._audience)
-        return await self._retried("Enrol", request, pb.EnrolReply, signer=signer)
+
+        async def ask(version: int) -> pb.EnrolReply:
+            request.protocol_version = version
+            return await self._retried("Enrol", request, pb.EnrolReply, signer=signer)
+
+        return await self._understood(ask)
 
     async def open_session(self, capability: pb.Capability, team: str | None = None) -> pb.OpenSessionReply:
         """Open a session and sign with it from now on."""
         signer = CallSigner(self._identity, audience=self._audience)
 
-        async def once() -> pb.OpenSessionReply:
+        async def once(version: int) -> pb.OpenSessionReply:
             # A nonce opens one session only, so a try whose reply was lost cannot be repeated to the letter.
             request = pb.OpenSessionRequest(
-                protocol_version=PROTOCOL_VERSION,
+                protocol_version=version,
                 public_key=self._identity.public_key,
                 nonce=secrets.token_bytes(16),
                 capability=capability,
@@ -122,13 +130,31 @@ class CoordinatorClient:
             )
             return await self._call("OpenSession", request, pb.OpenSessionReply, signer, CALL_TIMEOUT_S, None)
 
-        reply = await self.patiently(once)
+        reply = await self._understood(lambda version: self.patiently(partial(once, version)))
+        if reply.protocol_version not in {0, self._version}:
+            raise MalformedMessage(
+                f"OpenSession: asked in version {self._version}, answered in {reply.protocol_version}"
+            )
         if len(reply.session_id) != SESSION_ID_BYTES:
             raise MalformedMessage(
                 f"OpenSession: a session id has {SESSION_ID_BYTES} bytes, got {len(reply.session_id)}"
             )
         self._signer = CallSigner(self._identity, reply.session_id, audience=self._audience)
         return reply
+
+    async def _understood(self, ask: Callable[[int], Awaitable[Reply]]) -> Reply:
+        """The answer in the newest version that both speak; a coordinator of the release before knows one less."""
+        try:
+            return await ask(self._version)
+        except Refused as error:
+            if error.cause is not Cause.OTHER_VERSION or self._version <= OLDEST_VERSION:
+                raise
+            try:
+                reply = await ask(self._version - 1)
+            except Refused:
+                raise error from None  # it is not that: what it said of the newest is what counts
+            self._version -= 1
+            return reply
 
     async def acquire_lease(self, wait_s: float) -> pb.AcquireLeaseReply:
         """Ask for work; the coordinator may hold the call for `wait_s`."""

@@ -10,15 +10,18 @@ from __future__ import annotations
 import math
 import os
 import time
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 from protocol.errors import MalformedMessage
 from worker.agent import Agent
+from worker.energy import EnergyMeter
 from worker.joining import Joining
 from worker.rules.house import House
 from worker.standing import WorkerStanding, sentence
+from worker.words import say
 
 VERBS: Final = ("status", "pause", "resume", "finish", "leave")
 
@@ -31,8 +34,16 @@ def control_path(folder: Path) -> Path:
 class Control:
     """One worker's answers."""
 
-    def __init__(self, agent: Agent, joining: Joining, house: House, standing: WorkerStanding) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        joining: Joining,
+        house: House,
+        standing: WorkerStanding,
+        meter: EnergyMeter | None = None,
+    ) -> None:
         self._agent, self._joining, self._house, self._standing = agent, joining, house, standing
+        self._meter = meter
         self._started_s = time.time()
         self._is_leaving = False
 
@@ -53,7 +64,7 @@ class Control:
                 await self._agent.look_at_policy()
             case "leave":
                 self._is_leaving = True
-                self._agent.leave("its owner asked it to leave")
+                self._agent.leave(say("leave.asked"))
             case verb:
                 raise MalformedMessage(f"a worker knows {', '.join(VERBS)}, not {str(verb)[:40]!r}")
         return self.status()
@@ -68,6 +79,8 @@ class Control:
             "allowed": permission.allowed,
             "why": permission.reason,
             "until_s": permission.until_s,
+            "share": permission.share,
+            "slowed": permission.slowed,
             "objections": [
                 {"rule": each.rule, "reason": each.reason, "until_s": each.until_s}
                 for each in self._house.policy.objections
@@ -82,6 +95,9 @@ class Control:
             "verdicts": list(standing.verdicts),
             "today_bytes": today,
             "month_bytes": month,
+            "machine": standing.machine,
+            "credit": standing.credit,
+            **self._energy(),
             "pid": os.getpid(),
             "started_s": round(self._started_s, 1),
         }
@@ -89,7 +105,7 @@ class Control:
     def sentence(self) -> str:
         """What the worker does, why, and until when."""
         if self._is_leaving:
-            return "leaving; what it holds goes back" if self._agent.held_lease else "leaving"
+            return say("doing.leaving.holding" if self._agent.held_lease else "doing.leaving")
         return sentence(
             self._agent.state,
             self._agent.permission,
@@ -102,9 +118,14 @@ class Control:
 
     def _membership(self) -> dict[str, Any]:
         if not self._joining.is_enrolled:
-            return {"worker": None, "run_id": None}
+            return {"worker": None, "run_id": None, "run_name": ""}
         enrolment = self._joining.enrolment
-        return {"worker": enrolment.worker_id, "run_id": enrolment.run_id}
+        return {"worker": enrolment.worker_id, "run_id": enrolment.run_id, "run_name": self._joining.run_name}
+
+    def _energy(self) -> dict[str, Any]:
+        if self._meter is None:
+            return {"gauge": None, "energy": None}
+        return {"gauge": asdict(self._meter.gauge), "energy": self._meter.notes.total.kwh}
 
     def _lease(self) -> dict[str, Any] | None:
         present = self._standing.present

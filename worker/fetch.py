@@ -21,14 +21,15 @@ from protocol.ids import BlockId, Digest, LeaseId, RoundNumber, Version
 from protocol.lease import DataRange, Lease
 from protocol.manifest import BlockRef, Manifest, verify_manifest
 from protocol.recipe import Recipe
-from protocol.tensors import payload_size
+from protocol.tensor_headers import payload_size
 from worker.allowance import DiskAllowance
 from worker.data import AssignedData, DataSource
 from worker.fetched import FetchedLease, Run
+from worker.handiwork import HERE, Handiwork
 from worker.home import Enrolment
 from worker.lease import printable
 from worker.ports import Background, BlockSource, Coordinator
-from worker.steps import Way, starts, take_steps, way_to
+from worker.steps import Way, starts, way_to
 from worker.swarm import BlockSwarm
 
 PARALLEL_DOWNLOADS = 4  # hides the round trip of small blocks; more would only share the same line
@@ -49,13 +50,14 @@ class Fetcher:
         data: DataSource | None = None,
         parallel: int = PARALLEL_DOWNLOADS,
         told: Callable[[str], None] = lambda _reason: None,
+        handiwork: Handiwork = HERE,
     ) -> None:
         """Blocks come from `source`, sequences from `data`; where there is none, both from the coordinator. With a
         `swarm`, blocks come from whoever it finds.
 
         `told` hears why a block comes whole though there was a shorter way.
         """
-        self._told = told
+        self._told, self.handiwork = told, handiwork
         self._coming: dict[Digest, asyncio.Lock] = {}
         self._stepping = asyncio.Semaphore(parallel)
         self._data = AssignedData(coordinator) if data is None else data
@@ -152,7 +154,7 @@ class Fetcher:
                 await self._come(ref, on_bytes)
             if way.steps:
                 async with self._stepping:
-                    await self._background.run(take_steps, way, run.layout, self._cache)
+                    await self._background.run(self.handiwork.take_steps, way, run, self._cache)
         except (MalformedMessage, DigestMismatch, Refused) as error:
             if not way.steps:
                 raise

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moe.config import config_from_json
 from moe.layout import Layout, layout
 from protocol.codecs import codec_named
 from protocol.errors import MalformedMessage
@@ -47,7 +46,9 @@ class FetchedLease:
 
 
 def understand_run(description: RunDescription) -> Run:
-    """The run's layout, from its closed configuration; MalformedMessage or ConfigError with the reason."""
+    """The run's layout, from its closed configuration; MalformedMessage or ConfigError with the reason. Loads torch."""
+    from moe.config import config_from_json
+
     try:
         values = json.loads(description.model_json)
     except (ValueError, RecursionError) as error:
@@ -55,7 +56,8 @@ def understand_run(description: RunDescription) -> Run:
     if not isinstance(values, dict):
         raise MalformedMessage("the run's model configuration is not a JSON object")
     codec_named(description.codec)
-    return Run(description=description, layout=layout(config_from_json(values), description.residency))
+    cut = layout(config_from_json(values), description.residency, description.column_parts)
+    return Run(description=description, layout=cut)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,35 +13,37 @@ from typing import Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from moe.layout import Layout
-from protocol.admission import MOST_WORK_BITS, work_for
-from protocol.errors import ConfigError, LocalError, MalformedMessage, StorageTrouble
+from protocol.errors import ConfigError, LocalError, MalformedMessage, StorageTrouble, Unavailable
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest, RunId, WorkerId, digest_of
 from protocol.joinlink import JoinLink
-from protocol.lease import trunk_part
 from protocol.limits import MAX_NAME_CHARACTERS, PROTOCOL_VERSION
 from protocol.v1 import barnraise_pb2 as pb
+from worker.admission import work_for_admission
 from worker.background import Threads
 from worker.client import CoordinatorClient
-from worker.fetched import Run, understand_run
+from worker.epochs import require_latest
+from worker.fetched import Run
+from worker.finding import Finder
+from worker.handiwork import HERE, Handiwork
 from worker.home import Enrolment, RunHome
-from worker.lease import RunDescription, description_from_message, printable
-from worker.machine.probe import Machine, columns_that_fit, measure_speed, software_versions
+from worker.lease import description_from_message, printable
+from worker.machine.machine import Machine, software_versions
 from worker.options import WorkerOptions
 from worker.ports import Background, Coordinator
 from worker.progress import Reporter
 from worker.repeats import Repeats
 from worker.sentences import InHand, reached_again, unreached
+from worker.siblings import vouch
+from worker.swarm import DialHolder
 from worker.timing import Timing
 from worker.trouble import trouble_of
 from worker.wire import GrpcWire, Wire
+from worker.words import say
 
 Value = TypeVar("Value")
 
 SPEED_FILE = "speed.json"
-HASHES_PER_S = 1e6
-"""Of one core, as Python counts: for telling a volunteer how long a proof of work takes."""
 
 
 class Speed(BaseModel):
@@ -83,19 +85,26 @@ class Joining:
         timing: Timing | None = None,
         dial: Dial | None = None,
         background: Background | None = None,
-        understand: Callable[[RunDescription], Run] = understand_run,
-        measure: Callable[[Layout, Machine, int, int], float] = measure_speed,
+        handiwork: Handiwork = HERE,
         counted: Callable[[Wire], Wire] = lambda wire: wire,
         licensed: Callable[[str], None] = lambda _licence: None,
+        finder: Finder | None = None,
+        dial_holder: DialHolder | None = None,
     ) -> None:
-        """`counted` holds the line to the volunteer's rules; `licensed` hears under what licence the run's data is."""
+        """`handiwork`: where models are built. `counted` holds the line to the volunteer's rules; `licensed` hears
+        under what licence the run's data is; `finder` looks for a run that has moved, None: nobody does;
+        `dial_holder` makes lines to other workers, None: over gRPC.
+        """
         self.home = home
         self.timing = timing or Timing()
-        self._dial = dial or self._grpc
-        self._understand, self._measure = understand, measure
+        self._dial, self.dial_holder = dial or self._grpc, dial_holder
+        self.handiwork = handiwork
         self._counted, self._licensed = counted, licensed
         self._options = options
-        self._link = link
+        self._link, self._wire = link, None if dial else GrpcWire(link)
+        self.finder = finder
+        if finder is not None:
+            finder.moved = self._move
         self._reporter = reporter
         self._identity: PrivateIdentity = home.identity()
         self._enrolment = home.enrolment()
@@ -130,6 +139,11 @@ class Joining:
         return _present(self._run, "run")
 
     @property
+    def run_name(self) -> str:
+        """What the run is called; empty before the first session."""
+        return printable(self._run.description.name, MAX_NAME_CHARACTERS) if self._run is not None else ""
+
+    @property
     def identity(self) -> PrivateIdentity:
         """This worker's key for this run."""
         return self._identity
@@ -160,38 +174,54 @@ class Joining:
 
     def on_answer(self) -> None:
         """A call came to an end: whatever was in the way is over."""
+        if self.finder is not None:
+            self.finder.answered()
         lasted_s = self._troubles.over()
         if lasted_s is not None:
             self._reporter.say("reached_again", reached_again(self.address, lasted_s))
 
     def _on_trouble(self, error: Exception, pause_s: float) -> None:
         trouble = trouble_of(error)
+        if self.finder is not None:
+            self.finder.missed(trouble.cause)
         lasting_s = self._troubles.lasting_s(unreached(trouble.cause, self.address, self._work()))
         if lasting_s is not None:
             text = unreached(trouble.cause, self.address, self._work(), lasting_s)
             self._reporter.say("unavailable", text, detail=printable(trouble.detail), retry_in_s=round(pause_s, 1))
 
+    def _move(self, link: JoinLink) -> None:
+        self._link = link
+        if self._wire is not None:
+            self._wire.move(link)
+        self._reporter.say("moved", say("moved", address=link.address), address=link.address)
+
     async def close(self) -> None:
         """Hang up."""
+        if self.finder is not None:
+            await self.finder.close()
         if self._client is not None:
             await self._client.close()
 
     async def enrol(self, machine: Machine) -> Enrolment:
         """Redeem the invite and remember what came of it."""
-        if self._link.invite is None:
+        if self._link.invite is None and self._options.first_home is None:
             raise ConfigError("what is stored of this run is damaged: join it anew with a join link from its operator")
         ca_pem = await self._connect()
         name = self._options.name[:MAX_NAME_CHARACTERS]  # none: the run calls it by two words that follow from its key
         request = pb.EnrolRequest(
             protocol_version=PROTOCOL_VERSION,
             public_key=self._identity.public_key,
-            invite=self._link.invite,
+            invite=self._link.invite or "",
             name=printable(name, MAX_NAME_CHARACTERS),
             capability=self._capability(machine),
         )
+        if self._options.first_home is not None:
+            vouch(request, self._options.first_home, self._link.fingerprint)
         reply = await self.client.enrol(request)
         if reply.work_bits:
-            request.work = await self._background.run(self._work_for_admission, reply.run_id, reply.work_bits)
+            request.work = await self._background.run(
+                work_for_admission, reply.run_id, self._identity.public_key, reply.work_bits, self._reporter
+            )
             reply = await self.client.enrol(request)
         if reply.work_bits:
             raise MalformedMessage("the coordinator asks for work again that was done")
@@ -213,46 +243,36 @@ class Joining:
         self._enrolment = enrolment
         return enrolment
 
-    def _work_for_admission(self, run_id: str, bits: int) -> bytes:
-        """The price of a key, where the run has one: seconds to minutes of one core, told as it goes.
-
-        MalformedMessage where it asks for more than anybody should.
-        """
-        if bits > MOST_WORK_BITS:
-            raise MalformedMessage(f"the coordinator asks for a proof of work of {bits} bits; at most {MOST_WORK_BITS}")
-        minutes = 2**bits / HASHES_PER_S / 60
-        expected = f"about {minutes:.0f} min" if minutes >= 1 else "a few seconds"
-        text = f"this run asks for a proof of work ({bits} bits) before it takes a new machine: {expected} of one core"
-        self._reporter.say("admission_work", text, bits=bits)
-        every = 2**bits // 4
-
-        def on_tried(number: int) -> None:
-            if number % max(every, 1 << 20) < 1 << 14:
-                share = number / 2**bits
-                self._reporter.say(
-                    "admission_work", f"proof of work: {share:.0%} of what it takes on average", bits=bits
-                )
-
-        return work_for(run_id, self._identity.public_key, bits, on_tried)
-
     async def open(self, machine: Machine) -> float:
         """Open a session; returns the heartbeat interval in seconds. The first time, the run is measured first."""
         await self._connect()
-        reply = await self.client.open_session(self._capability(machine), self._options.team)
+        reply = await self.client.patiently(lambda: self._session(machine))
         description = description_from_message(reply.run)
         if description.run_id != self.enrolment.run_id:
             raise MalformedMessage(f"session of run {description.run_id}, but enrolled in {self.enrolment.run_id}")
         if self._run is None or self._run.description != description:
-            self._run = await self._background.run(self._understand, description)
+            self._run = await self._background.run(self.handiwork.understand, description)
         self.home.remember_address(self._link, description.name)
         self.lease_length = printable(reply.lease_length)
         self._licensed(printable(reply.data_licence, 100))
+        if self.finder is not None:
+            self.finder.heard(reply.record)
         if self._offer is None:
             before = self._capability(machine)
             self._offer = await self._worked_out(machine)
             if self._capability(machine) != before:
                 reply = await self.client.open_session(self._capability(machine), self._options.team)
         return reply.heartbeat_interval_s
+
+    async def _session(self, machine: Machine) -> pb.OpenSessionReply:
+        reply = await self.client.open_session(self._capability(machine), self._options.team)
+        try:
+            require_latest(self.home, reply.epoch)
+        except Unavailable:
+            await self.client.close()  # by its name, another machine may be reached the next time
+            self.client.connect(self.enrolment.ca_pem.encode())
+            raise
+        return reply
 
     async def _connect(self) -> bytes:
         if self._client is None:
@@ -272,7 +292,7 @@ class Joining:
         return CoordinatorClient(
             link,
             identity,
-            wire=self._counted(GrpcWire(link)),
+            wire=self._counted(self._wire or GrpcWire(link)),
             timing=self.timing,
             on_trouble=on_trouble,
             first_backoff_s=self._options.first_backoff_s,
@@ -294,26 +314,22 @@ class Joining:
         )
 
     async def _worked_out(self, machine: Machine) -> Offer:
-        run, length = self.run, self.run.description.sequence_length
-        description, most = run.description, self._options.max_columns
-        fitting = columns_that_fit(run.layout, machine, length, most, description.recipe, description.codec)
-        wanted = min(fitting.columns, most or fitting.columns)
-        columns = self.home.disk.columns_that_fit(
-            run.layout, description.codec, wanted, description.frozen_codec, trunk_part(description.recipe)
-        )
+        run, most, work = self.run, self._options.max_columns, self.handiwork
+        fitting = await self._background.run(work.plan, run, machine, most, self.home.disk.cap)
+        columns = fitting.columns
         self._reporter.say("planned", fitting.reason, columns=columns)
-        if columns < wanted:
-            self._reporter.say("disk_planned", f"--disk leaves room for {columns} columns", columns=columns)
+        if columns < fitting.by_memory:
+            self._reporter.say("disk_planned", say("disk_planned", columns=columns), columns=columns)
         if not self._options.measure_speed:
             return Offer(columns=columns, tokens_per_s=0.0)
         basis = digest_of(f"{run.description} {machine.device_name} {machine.threads} {columns}".encode())
         speed = self._remembered(basis)
         if speed is None:
-            tokens_per_s = await self._background.run(self._measure, run.layout, machine, columns, length)
+            tokens_per_s = await self._background.run(work.measure_speed, run, machine, columns)
             speed = Speed(basis=basis, tokens_per_s=tokens_per_s)
             with contextlib.suppress(StorageTrouble):  # a full disk: it is measured again the next time
                 self.home.keep(SPEED_FILE, speed.model_dump_json().encode())
-            text = f"speed: {tokens_per_s:,.0f} tokens/s"
+            text = say("speed", speed=f"{tokens_per_s:,.0f}")
             self._reporter.say("measured", text, tokens_per_s=round(tokens_per_s, 1))
         return Offer(columns=columns, tokens_per_s=speed.tokens_per_s)
 

@@ -54,6 +54,8 @@ class RunDescription:
     sequence_length: int
     dataset_digest: Digest
     max_block_bytes: int
+    column_parts: int = 1
+    """What is called a column is so much of an expert's: those of some layers."""
     frozen_codec: str = FP32.name
     """What columns that are not held come in as a rule."""
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
@@ -122,6 +124,7 @@ def description_from_message(message: pb.RunDescription) -> RunDescription:
         sequence_length=message.sequence_length,
         dataset_digest=Digest(digest),
         max_block_bytes=message.max_block_bytes,
+        column_parts=message.column_parts or 1,
         frozen_codec=frozen,
         recipe=_described_recipe(message),
     )

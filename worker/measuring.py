@@ -13,14 +13,12 @@ import itertools
 import math
 from typing import Any
 
-from moe.layout import submission_specs
 from protocol.codecs import codec_named
 from protocol.errors import BarnraiseError, MalformedMessage
 from protocol.ids import Digest
 from protocol.lease import TrunkPart, trunk_part
 from protocol.recipe import Recipe, breaches
 from protocol.sequences import decode_sequences, max_payload_bytes
-from protocol.tensors import payload_size
 from protocol.v1 import barnraise_pb2 as pb
 from worker.fetch import Fetcher
 from worker.fetched import FetchedItem, MeasuredPart, Run
@@ -28,6 +26,7 @@ from worker.lease import MAX_LEASE_TOKENS, printable
 from worker.ports import Background, Coordinator, Measurer
 from worker.progress import Reporter
 from worker.wire import SessionEnded
+from worker.words import say
 
 MAX_PARTS = 8
 MAX_ERROR_CHARACTERS = 200
@@ -44,7 +43,7 @@ class Measuring:
         item_id = message.item_id[:64]
         request = pb.AnswerMeasureRequest(item_id=item_id)
         try:
-            item = await _fetched(message, client, fetcher, run)
+            item = await _fetched(message, client, fetcher, run, self._background)
             before, after = await self._background.run(self._measurer.measure, item)
             request.before.extend(before)
             request.after.extend(after)
@@ -55,17 +54,22 @@ class Measuring:
         except (BarnraiseError, OSError, RuntimeError, MemoryError) as error:  # torch says RuntimeError of any device
             request.error = printable(str(error) or repr(error), MAX_ERROR_CHARACTERS)
         reply = await client.answer_measure(request)
-        subject = "a submission of somebody else" if message.parts else f"version {message.base_version}"
-        what = f"could not be measured here: {request.error}" if request.error else "measured"
-        unheard = "" if reply.taken else "; nobody waits for it any more"
-        self._reporter.say("measured", f"{subject}, for the coordinator: {what}{unheard}")
+        what = "unmeasured" if request.error else "measured"
+        kind = "submission" if message.parts else "version"
+        text = say(f"{what}.{kind}", version=message.base_version)
+        text = text if reply.taken else say("measured.unheard", what=text)
+        self._reporter.say("measured", text, detail=request.error)
 
 
-async def _fetched(message: pb.MeasureItem, client: Coordinator, fetcher: Fetcher, run: Run) -> FetchedItem:
+async def _fetched(
+    message: pb.MeasureItem, client: Coordinator, fetcher: Fetcher, run: Run, background: Background
+) -> FetchedItem:
     item_id, columns, count = message.item_id, tuple(message.columns), message.sequences
     check_item(message, run)
     trunk = _trunk_of(message)
-    expected = payload_size(submission_specs(run.layout, columns, trunk), codec_named(message.codec)) if columns else 0
+    size_of, expected = fetcher.handiwork.submission_bytes, 0
+    if columns:
+        expected = await background.run(size_of, run, columns, trunk, codec_named(message.codec).name)
     if message.payload_bytes != expected:
         raise MalformedMessage(
             f"item {item_id}: its submission has {expected} bytes, named are {message.payload_bytes}"

@@ -14,6 +14,7 @@ from worker.messages import EXIT_FAILED, News
 from worker.pauses import Pauses
 from worker.sending import Offers, Sending, refused_for_good
 from worker.states import State, moved
+from worker.words import say
 
 MAX_FAILURES = 3  # in a row; a machine that fails three leases fails the fourth, and each one costs the run a replica
 
@@ -57,7 +58,7 @@ class SessionMoves:
 
     def _ask(self, after_s: float = 0.0) -> list[m.SessionCommand]:
         if self._failures >= MAX_FAILURES:
-            return self._finish(EXIT_FAILED, f"{self._failures} leases in a row failed on this machine")
+            return self._finish(EXIT_FAILED, say("failed.too_often", times=self._failures))
         self.lease = None
         if self._is_paused:
             return self._rest()

@@ -19,6 +19,7 @@ from worker.lease import printable
 from worker.progress import Reporter
 from worker.sharing import Sharing
 from worker.swarm import BlockSwarm
+from worker.words import foreign, say
 
 
 class Neighbours:
@@ -38,15 +39,12 @@ class Neighbours:
         if self._sharing is None:
             return
         if await self._sharing.start(self._joining.enrolment):
-            text = (
-                f"sharing: other workers of this run learn this machine's address and take blocks from its port"
-                f" {self._sharing.port}, where you said so with --share"
-            )
-            self._reporter.say("sharing", text, port=self._sharing.port)
+            port = self._sharing.port
+            self._reporter.say("sharing", say("sharing", port=port), port=port)
         try:
-            notice = printable(await self._made().announce())
-        except RemoteError as error:
-            notice = f"what is shared could not be announced: {printable(str(error))}"
+            notice: str = foreign(printable(await self._made().announce()))
+        except RemoteError:
+            notice = say("sharing.untold")
         if notice and notice != self._notice:
             self._reporter.say("share_unreached", notice)
         self._notice = notice
@@ -66,10 +64,10 @@ class Neighbours:
             await self._made().announce()
 
     def told(self) -> str:
-        """How much of what was fetched came from others, in words; empty where nothing did."""
+        """How much of what was fetched came from others; empty where nothing did."""
         bytes_now = 0 if self._swarm is None else self._swarm.from_workers_bytes
         count, self._told_bytes = bytes_now - self._told_bytes, bytes_now
-        return f", {human_bytes(count)} of it from other workers" if count else ""
+        return human_bytes(count) if count else ""
 
     async def close(self) -> None:
         """Hang up on everybody."""
@@ -84,9 +82,20 @@ class Neighbours:
         if self._swarm is None:
             joining = self._joining
             self._swarm = BlockSwarm(
-                joining.client, self._dial, joining.timing, near=joining.host, sharing=self._sharing
-            )  # fmt: skip
+                joining.client,
+                joining.dial_holder or self._dial,
+                joining.timing,
+                near=joining.host,
+                sharing=self._sharing,
+                heard=self._heard,
+            )
         return self._swarm
+
+    def _heard(self, reply: pb.SourcesReply) -> None:
+        finder = self._joining.finder
+        if finder is not None:
+            finder.heard(reply.record)
+            finder.met([*reply.holders, *reply.neighbours])
 
     def _dial(self, holder: pb.Holder) -> PeerLine:
         return line_to(holder, self._joining.identity)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Output = Literal["auto", "plain", "json", "quiet"]
 MAX_THREADS = 1024
 MOST_PORT = 65_535
-_DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?", re.ASCII)
+_DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?|cuda:\d{1,3},cuda:\d{1,3}", re.ASCII)
 _OTHER_DEVICES = {
     "mps": "Apple GPUs are not supported; cpu is",
     "xpu": "Intel GPUs are not supported; cpu is",
@@ -37,7 +37,8 @@ def check_device(device: str | None) -> None:
     """ConfigError unless `device` is None (whichever is best) or one that this worker can be told to train on."""
     if device is None or _DEVICE.fullmatch(device):
         return
-    why = _OTHER_DEVICES.get(device.partition(":")[0].lower(), "GPUs are numbered from 0, as in cuda:1")
+    numbered = "GPUs are numbered from 0, as in cuda:1, or cuda:0,cuda:1 for two"
+    why = _OTHER_DEVICES.get(device.partition(":")[0].lower(), numbered)
     raise ConfigError(f"device: expected cpu, cuda or cuda:N, got {device!r}; {why}")
 
 
@@ -49,12 +50,15 @@ class WorkerOptions:
     """A join link, or the `HOST:PORT` of a run that this machine is enrolled in; empty: the only such run."""
     home: Path | None = None
     """Folder for key, enrolment, unsent work and blocks; None: the platform's place for user data."""
+    first_home: Path | None = None
+    """Of this machine's first worker, where this is another GPU's: its rules count, and its key lets this one in."""
     name: str = ""
     """Shown to the operator and to other volunteers; empty: two words that follow from its key."""
     team: str | None = None
     """Whom its work is to be credited to beside itself; empty: nobody any more; None: as before."""
     device: str | None = None
-    """`cpu`, `cuda` or `cuda:N`; None: a GPU where there is one."""
+    """`cpu`, `cuda`, `cuda:N`, or `cuda:N,cuda:M` where the second keeps what the first has no room for; None: a GPU
+    where there is one."""
     max_columns: int | None = None
     memory_bytes: int | None = None
     disk_bytes: int | None = None
@@ -71,6 +75,10 @@ class WorkerOptions:
     """Give fetched blocks to other workers, no faster than this; None: nothing, and no port is opened."""
     share_port: int = 0
     """Where others come for them; 0: any port that is free."""
+    p2p: bool = False
+    """Take part in the run's peer-to-peer network, in a process of its own: one more way to find a run that moved."""
+    p2p_port: int = 0
+    """Where others reach this machine in it, if it shares; 0: any port that is free."""
     keep_progress_every_s: float = 30.0
     """A lease's progress is written to disk this often, for the case that the process is killed; 0: after each step."""
     progress_bytes_a_day: int | None = None
@@ -87,6 +95,11 @@ class WorkerOptions:
     batch_hook: Callable[[Lease, NDArray[np.int64]], NDArray[np.int64]] | None = None
     """Changes the sequences before training, likewise."""
 
+    @property
+    def trains_here(self) -> bool:
+        """Whether training is in the agent's own process, where hooks can reach it."""
+        return self.trainer_hook is not None or self.batch_hook is not None
+
     def __post_init__(self) -> None:
         check_device(self.device)
         for name in ("max_columns", "memory_bytes", "disk_bytes", "progress_bytes_a_day"):
@@ -100,7 +113,8 @@ class WorkerOptions:
                 f"--share: at least {MIN_SHARE_BYTES_PER_S // 1000} KB a second are of use to others, got"
                 f" {self.share_bytes_per_s} bytes"
             )
-        if not 0 <= self.share_port <= MOST_PORT:
-            raise ConfigError(f"--share-port must be 0 to {MOST_PORT}, got {self.share_port}")
+        for option, port in (("--share-port", self.share_port), ("--p2p-port", self.p2p_port)):
+            if not 0 <= port <= MOST_PORT:
+                raise ConfigError(f"{option} must be 0 to {MOST_PORT}, got {port}")
         if self.output not in ("auto", "plain", "json", "quiet"):
             raise ConfigError(f"output: expected auto, plain, json or quiet, got {self.output!r}")

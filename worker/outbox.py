@@ -152,6 +152,10 @@ class Outbox:
         self._sweep()
         self._keep_residuals(submission)
 
+    def learn(self, submission: Submission) -> None:
+        """Another process of this worker has recorded it, and has just hashed its payload."""
+        self._verified.add(submission.digest)
+
     def all(self) -> list[Submission]:
         """The submissions on disk, the oldest first; what is not whole is removed."""
         found = [submission for path in self._records().values() if (submission := self._whole(path)) is not None]

@@ -32,6 +32,7 @@ class Circumstances:
     gpu_others_percent: float | None = None
     """Share of the time in which other programs keep it busy."""
     gpu_celsius: float | None = None
+    gpu_watts: float | None = None
     cpu_celsius: float | None = None
     is_metered: bool | None = None
     today_bytes: int | None = None
@@ -39,6 +40,8 @@ class Circumstances:
     month_bytes: int | None = None
     data_licence: str | None = None
     """Of what the run trains on; None: not known yet. Empty: the run does not say."""
+    is_training: bool = True
+    """Whether this worker trains now: only then the readings say anything of what training takes."""
     lacking: Mapping[str, str] = field(default_factory=dict)
     """Field to the reason why it cannot be known on this machine."""
 
@@ -59,6 +62,10 @@ class Permission:
     """Where it is not allowed: whether what is in training stops at once instead of being finished."""
     until_s: float | None = None
     """Where it is not allowed: seconds since 1970 until when at the least, where that is known."""
+    share: float = 1.0
+    """Where it is allowed: of the time, in which training works."""
+    slowed: str = ""
+    """Why that is less than all of it, as a part of a sentence."""
 
 
 class Policy(Protocol):

@@ -1,14 +1,15 @@
 """What a worker needs of the world, each as narrow as it is used: the coordinator, who gives blocks, and the trainer.
 
-Decides nothing. Real ones: `client.CoordinatorClient` (coordinator and block source), `train.training.TrainingRoom`,
-`train.lease_state.LeaseStates`; the deterministic simulation has its own. Files stand in worker/files.py, time in
-worker/timing.py.
+Decides nothing. Real ones: `client.CoordinatorClient` (coordinator and block source), `apart.trainer.ApartTrainer` (in
+whose process there is a `train.training.TrainingRoom`), `train.lease_state.LeaseStates`; the deterministic simulation
+has its own. Files stand in worker/files.py, time in worker/timing.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from protocol.ids import Digest, LeaseId
@@ -125,6 +126,12 @@ class Trainer(Protocol):
     def rest(self) -> None:
         """Nothing is to be trained for a while: give back the memory that the last lease took, once it has stopped."""
 
+    def wake(self) -> None:
+        """The while is over."""
+
+    def pace(self, share: float) -> None:
+        """Train for this share of the time, from now on."""
+
     def join(self, timeout_s: float) -> bool:
         """Wait for what was stopped; whether it has ended."""
 
@@ -147,6 +154,34 @@ class LeaseProgress(Protocol):
 
     def clear(self) -> None:
         """Forget it."""
+
+
+class BlockPlaces(Protocol):
+    """Where whole blocks lie."""
+
+    def path(self, digest: Digest) -> Path:
+        """Of one that is here."""
+
+
+class WorkDisk(Protocol):
+    """The disk as training needs it: `allowance.DiskAllowance`, or what asks it from another process."""
+
+    @property
+    def blocks(self) -> BlockPlaces:
+        """What was fetched."""
+
+    @property
+    def progress(self) -> LeaseProgress:
+        """How far a lease has come."""
+
+    def make_room(self, coming_bytes: int) -> bool:
+        """Whether so many bytes more may be written."""
+
+    def has_room_for_progress(self, state_bytes: int, submission_bytes: int) -> bool:
+        """Whether progress may be kept beside the lease's finished work."""
+
+    def give_way(self) -> bool:
+        """The disk is full: whether anything could be deleted."""
 
 
 class Background(Protocol):

@@ -16,12 +16,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.status import Status
 from rich.text import Text
 
+from worker import sentences
 from worker.lease import printable
 from worker.options import Output
 
 PLAIN_STEP_EVERY_S = 15.0
 MAX_LINE_CHARACTERS = 2000  # whatever a coordinator makes us say, it is one line, and it cannot steer a terminal
-Field = str | int | float | bool | None | list[int]
+Field = str | int | float | bool | None | list[int] | list[float]
 
 
 class Reporter(Protocol):
@@ -66,7 +67,7 @@ class PlainReporter:
         now_s = time.monotonic()
         if now_s - self._last_step_s >= PLAIN_STEP_EVERY_S:
             self._last_step_s = now_s
-            self.say("step", _step_text(done, total, loss, tokens_per_s))
+            self.say("step", sentences.step(done, total, loss, tokens_per_s))
 
     def close(self) -> None:
         """Nothing."""
@@ -86,7 +87,7 @@ class JsonReporter:
     def step(self, done: int, total: int, loss: float | None, tokens_per_s: float) -> None:
         """An object for each step whose loss was read."""
         if loss is not None:
-            text = _step_text(done, total, loss, tokens_per_s)
+            text = sentences.step(done, total, loss, tokens_per_s)
             self.say("step", text, done=done, total=total, loss=loss, tokens_per_s=round(tokens_per_s, 1))
 
     def close(self) -> None:
@@ -164,8 +165,3 @@ def make_reporter(output: Output, stream: TextIO | None = None) -> Reporter:
     if output == "auto" and target.isatty():
         return LiveReporter()
     return PlainReporter(target)
-
-
-def _step_text(done: int, total: int, loss: float | None, tokens_per_s: float) -> str:
-    shown = "" if loss is None else f", loss {loss:.3f}"
-    return f"step {done} of {total}{shown}, {tokens_per_s:,.0f} tokens/s"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -25,11 +26,15 @@ from protocol.v1 import barnraise_pb2 as pb
 from worker.belongings import KEPT_FILE, RECEIPTS_FILE
 from worker.home import Enrolment, RunHome
 from worker.ports import Coordinator
+from worker.progress import QuietReporter, Reporter
+from worker.words import say
 
 MAX_PAGE = 1024
 """Receipts in one answer: ours has 64."""
 MOST_PAGES = 10_000
 LAST_S = 0.5
+MOST_LOSSES = 60
+MOST_TOKENS = 10**18
 
 
 class KeptReceipts(BaseModel):
@@ -47,8 +52,10 @@ class KeptReceipts(BaseModel):
 class ReceiptKeeper:
     """One run's."""
 
-    def __init__(self, home: RunHome) -> None:
-        self._home = home
+    def __init__(self, home: RunHome, reporter: Reporter | None = None) -> None:
+        """`reporter` hears how the worker stands in the run, where that has changed."""
+        self._home, self._reporter = home, reporter or QuietReporter()
+        self._told: object = None
         self._key = home.identity().public_key
         self._task: asyncio.Task[None] | None = None
         self._again = False
@@ -84,12 +91,26 @@ class ReceiptKeeper:
             reply = await client.list_receipts(kept.after)
             lines = self._lines(enrolment, reply, kept)
             is_last = reply.next <= kept.after or not reply.receipts
+            if reply.HasField("standing"):
+                self._tell(reply.standing)
             if lines:
                 kept = self._append(kept, reply, lines)
                 count += len(reply.receipts)
             if is_last:
                 return count
         return count
+
+    def _tell(self, standing: pb.CreditStanding) -> None:
+        """Nothing depends on it; whatever a coordinator says, it is bounded."""
+        losses = [round(one, 4) for one in standing.losses[-MOST_LOSSES:] if math.isfinite(one)]
+        tokens, rank = min(standing.tokens, MOST_TOKENS), min(standing.rank, standing.ranked)
+        said = (tokens, rank, standing.ranked, losses)
+        if said != self._told:
+            text = (
+                say("credit", tokens=f"{tokens:,}", rank=rank, ranked=standing.ranked) if rank else say("credit.none")
+            )
+            self._reporter.say("credit", text, tokens=tokens, rank=rank, ranked=standing.ranked, losses=losses)
+        self._told = said
 
     def _lines(self, enrolment: Enrolment, reply: pb.ListReceiptsReply, kept: KeptReceipts) -> list[bytes]:
         if len(reply.receipts) > MAX_PAGE:

@@ -21,6 +21,7 @@ from worker import messages as m
 from worker.messages import EXIT_DEVICE_LOST, EXIT_OK, EXIT_REFUSED, News
 from worker.moves import SessionMoves
 from worker.states import ASKING, HOLDING, IN_SESSION, WHILE_TRAINING, S, State
+from worker.words import Words, foreign, say
 
 PAUSE_TOLD = "the volunteer's machine is to pause"
 """What the coordinator hears: what runs on a machine, and who sits there, is nobody else's business."""
@@ -84,7 +85,7 @@ class Session(SessionMoves):
 
     def _on_session_lost(self, event: m.SessionLost) -> list[m.SessionCommand]:
         if self.state is State.LEAVING:
-            return self._finish(EXIT_OK, "left; the session had ended")
+            return self._finish(EXIT_OK, say("left.session_over"))
         if not self.is_training and self._trained is None and self.state is not State.PAUSED:
             self.lease = None  # the new session asks again and is given the same lease
         return [m.Tell(news=News.SESSION_LOST, reason=event.reason, trains_on=self.is_training), *self._open()]
@@ -114,7 +115,7 @@ class Session(SessionMoves):
 
     def _on_run_ended(self, event: m.RunEnded) -> list[m.SessionCommand]:
         stopped = [*self._stop_training(), *self.line.give_up()]  # what is still being sent counts nowhere any more
-        return [*stopped, *self._finish(EXIT_OK, f"the run is over: {event.reason}", run_over=True)]
+        return [*stopped, *self._finish(EXIT_OK, say("run_over", why=foreign(event.reason)), run_over=True)]
 
     def _on_fetched(self, _: m.Fetched) -> list[m.SessionCommand]:
         assert self.lease is not None
@@ -165,7 +166,8 @@ class Session(SessionMoves):
 
     def _on_returned(self, event: m.Returned | m.CallRefused) -> list[m.SessionCommand]:
         if self.state is State.LEAVING:
-            return self._finish(EXIT_OK, getattr(event, "reason", "the lease is handed back"))
+            taken = isinstance(event, m.Returned)
+            return self._finish(EXIT_OK, say("left.handed_back" if taken else "left.not_taken"))
         refrain_s, self._refrain_s = self._refrain_s, 0.0
         return self._ask(after_s=max(refrain_s, self._pauses.failure_s * self._failures))
 
@@ -229,10 +231,10 @@ class Session(SessionMoves):
             case State.RETURNING:
                 self._move(State.LEAVING)
                 return []
-        return [*stopped, *self._finish(EXIT_OK, f"left: {event.reason}")]
+        return [*stopped, *self._finish(EXIT_OK, say("left", why=Words(event.reason)))]
 
     def _on_leave_timed_out(self, _: m.LeaveTimedOut) -> list[m.SessionCommand]:
-        return [] if self.state is State.OVER else self._finish(EXIT_OK, "left without the coordinator's answer")
+        return [] if self.state is State.OVER else self._finish(EXIT_OK, say("left.unanswered"))
 
 
 EVENTS: dict[type[m.SessionEvent], tuple[frozenset[State], Callable[[Session, Any], list[m.SessionCommand]]]] = {

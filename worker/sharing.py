@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from peering.certificate import new_certificate
+from peering.certificate import PeerCertificate, new_certificate
+from peering.keeping import RecordKeeper
 from peering.serving import PeerServer
 from protocol.ids import Digest
 from protocol.v1 import barnraise_pb2 as pb
@@ -44,11 +45,13 @@ class Sharing:
         host: str = EVERYWHERE,
         port: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        records: RecordKeeper | None = None,
+        certificate: PeerCertificate | None = None,
     ) -> None:
-        """`port` 0: any that is free."""
+        """`port` 0: any that is free. `records`: what whoever looks for the run is told. `certificate`: a new one."""
         self._blocks, self._bytes_per_s, self._clock = blocks, bytes_per_s, clock
-        self._host, self._port = host, port
-        self._certificate = new_certificate()
+        self._host, self._port, self._records = host, port, records
+        self._certificate = certificate or new_certificate()
         self._server: PeerServer | None = None
         self._told: set[Digest] | None = None
         """By the coordinator's present process; None: nothing."""
@@ -69,7 +72,13 @@ class Sharing:
         self._told = None
         if self._server is not None:
             return False
-        server = PeerServer(
+        server = self._server_for(enrolment)
+        self.port = await server.start(self._host, self._port)
+        self._server = server
+        return True
+
+    def _server_for(self, enrolment: Enrolment) -> PeerServer:
+        return PeerServer(
             self,
             self._certificate.leaf,
             self._certificate.name,
@@ -77,10 +86,9 @@ class Sharing:
             ca_pem=enrolment.ca_pem.encode(),
             now_s=lambda: self._clock() + self._behind_s,
             bytes_per_s=self._bytes_per_s,
+            records=self._records,
+            clock=self._clock,
         )
-        self.port = await server.start(self._host, self._port)
-        self._server = server
-        return True
 
     async def stop(self) -> None:
         """Hang up on whoever takes something."""

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable
 
 from protocol.terminal import ending_signals, is_hangup
+from worker.words import say
 
 
 class LeavingOnSignals(contextlib.AbstractContextManager[None]):
@@ -49,5 +50,5 @@ class LeavingOnSignals(contextlib.AbstractContextManager[None]):
 def reason_of(number: int) -> str:
     """Why the worker leaves, as the operator reads it too."""
     if is_hangup(number):
-        return "the terminal was closed"
-    return "stopped with Ctrl-C" if number == signal.SIGINT else "asked to stop"
+        return say("leave.closed")
+    return say("leave.ctrl_c" if number == signal.SIGINT else "leave.stopped")

@@ -19,8 +19,9 @@ from typing import Any, Final
 
 from worker.policy import Permission
 from worker.progress import Field, Reporter
-from worker.sentences import duration
+from worker.sentences import duration, step
 from worker.states import State
+from worker.words import Words, foreign, say
 
 LOG_FILE: Final = "worker.log"
 LOG_BYTES: Final = 1 << 20
@@ -48,7 +49,7 @@ class Present:
     def left_s(self, now_s: float) -> float | None:
         """Seconds until the last step, at the speed so far; None: too early to say."""
         done = self.step - self.begun_step
-        return None if done < 1 else (now_s - self.begun_s) / done * (self.steps - self.step)
+        return None if done < 1 or not self.begun_s else (now_s - self.begun_s) / done * (self.steps - self.step)
 
 
 class WorkerStanding:
@@ -65,6 +66,9 @@ class WorkerStanding:
         self.is_measuring = False
         """Whether this machine's speed is being measured, which comes before the first lease."""
         self.present: Present | None = None
+        self.machine = ""
+        self.credit: dict[str, Field] | None = None
+        """Validated tokens, rank among how many, and the run's latest losses, as the coordinator said last."""
 
     def say(self, event: str, text: str, **fields: Field) -> None:
         """One thing that happened."""
@@ -98,8 +102,14 @@ class WorkerStanding:
         elif event == "lease_granted":
             self.present = Present(lease=str(fields.get("lease", "")), round=int(str(fields.get("round", 0))))
             self.waiting = ""
+        elif event == "fetched" and self.present is not None:
+            self.present.begun_s = 0.0  # it may go on after a pause, in which nothing was done
         elif event == "trained":
             self.present = None
+        elif event == "machine":
+            self.machine = text
+        elif event == "credit":
+            self.credit = {name: fields.get(name) for name in ("tokens", "rank", "ranked", "losses")}
         elif event in _VERDICTS:
             self.accepted += event == "submission_accepted"
             self.rejected += event == "submission_rejected"
@@ -131,38 +141,41 @@ def sentence(
     """What the worker does, why, and until when, as far as that is known. `holds`: a lease; `sends`: finished work."""
     doing = _doing(state, standing, address, now_s)
     if permission.allowed:
-        return f"{doing}; sending what it finished before" if sends and state not in _SENDING else doing
+        if permission.slowed and state in _TRAINING:
+            doing = say("doing.slowed", doing=doing, share=f"{permission.share:.0%}", why=Words(permission.slowed))
+        return say("doing.sending_too", doing=doing) if sends and state not in _SENDING else doing
+    why = Words(permission.reason)
     if state is State.PAUSED or state in _LOOKING or (permission.stops_training and state in _TRAINING):
-        waits = "; its lease waits at the last saved step" if holds or state in _TRAINING else ""
-        return f"paused: {permission.reason}{waits}"
-    return f"{doing}; no new work after that: {permission.reason}"
+        return say("doing.paused.holding" if holds or state in _TRAINING else "doing.paused", why=why)
+    return say("doing.last", doing=doing, why=why)
 
 
-def _doing(state: State, standing: WorkerStanding, address: str, now_s: float) -> str:
+def _doing(state: State, standing: WorkerStanding, address: str, now_s: float) -> Words:
     if state in _LOOKING:
         if standing.is_measuring:
-            return "measuring how fast this machine is, once for each run"
-        return standing.trouble or f"looking for the coordinator at {address}"
+            return say("doing.measuring")
+        return Words(standing.trouble) if standing.trouble else say("doing.looking", address=address)
     if state in _TRAINING:
         return _training(standing.present, now_s)
     if state is State.FETCHING:
-        return "fetching what the next lease needs"
+        return say("doing.fetching")
     if state in _SENDING:
-        return "sending what it finished"
+        return say("doing.sending")
     if state is State.RETURNING:
-        return "handing a lease back"
+        return say("doing.returning")
     if state in {State.LEAVING, State.OVER}:
-        return "leaving"
-    return f"waiting: {standing.waiting}" if standing.waiting else "waiting for work"
+        return say("doing.leaving")
+    return say("doing.waiting", why=foreign(standing.waiting)) if standing.waiting else say("doing.idle")
 
 
-def _training(present: Present | None, now_s: float) -> str:
+def _training(present: Present | None, now_s: float) -> Words:
     if present is None or not present.steps:
-        return "training: the first step is on its way"
-    loss = "" if present.loss is None else f", loss {present.loss:.3f}"
+        return say("doing.training.first")
+    how_far = step(present.step, present.steps, present.loss, present.tokens_per_s)
     left_s = present.left_s(now_s)
-    left = "" if left_s is None else f", about {duration(left_s)} left"
-    return f"training: step {present.step} of {present.steps}{loss}, {present.tokens_per_s:,.0f} tokens/s{left}"
+    if left_s is None:
+        return say("doing.training", step=how_far)
+    return say("doing.training.left", step=how_far, span=duration(left_s))
 
 
 def log_lines(folder: Path, count: int) -> list[dict[str, Any]]:

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 from moe.layout import Layout, block_tensor_specs
 from protocol.codecs import CODECS
-from protocol.deltas import stepped_parts
 from protocol.ids import BlockId, Digest
 from protocol.manifest import BlockRef, DeltaRef, Manifest
-from protocol.tensors import payload_size
+from protocol.tensor_headers import payload_size
 from worker.blocks import BlockCache
 
 
@@ -71,7 +70,12 @@ def starts(manifest: Manifest, cache: BlockCache) -> Iterator[Digest]:
 
 
 def take_steps(way: Way, layout: Layout, cache: BlockCache) -> None:
-    """Make the block of what has come. MalformedMessage or DigestMismatch where it comes to another one."""
+    """Make the block of what has come. MalformedMessage or DigestMismatch where it comes to another one.
+
+    It lies there whole then, under its digest; a cache of another process has to be told (`BlockCache.learn`).
+    """
+    from protocol.deltas import stepped_parts
+
     specs = block_tensor_specs(layout, way.block)
     base = cache.reading(way.steps[0].base)
     deltas = [(cache.reading(step.digest), CODECS[step.codec]) for step in way.steps]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from worker.lease import ReceivedLease
 from worker.ports import Progress
+from worker.words import say
 
 SPARE: float = 1.25
 KEPT_EVERY_S: float = 30.0
@@ -34,5 +35,5 @@ def why_too_late(
     """
     spare_s = left_s - needed_s(lease, progress, sequence_length)
     if pause_s is not None and pause_s > spare_s:
-        return "This pause will last too long for the lease that waits for its end"
-    return "This pause has lasted too long for the lease that waits for its end" if spare_s <= 0.0 else ""
+        return say("late.will")
+    return say("late.has") if spare_s <= 0.0 else ""

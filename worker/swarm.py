@@ -67,11 +67,12 @@ class BlockSwarm:
         near: str,
         sharing: Sharing | None = None,
         lanes: int = LANES,
+        heard: Callable[[pb.SourcesReply], None] = lambda _reply: None,
     ) -> None:
-        """`near`: the host at which the coordinator is reached."""
+        """`near`: the host at which the coordinator is reached; `heard` gets all that it says."""
         self._coordinator, self._dial, self._timing = coordinator, dial, timing
         self._near, self._lanes = near, lanes
-        self.sharing = sharing
+        self.sharing, self._heard = sharing, heard
         self._waiting: dict[Digest, asyncio.Future[HolderLine | None]] = {}
         self._coming: dict[Digest, HolderLine | None] = {}
         """What comes, and from whom; None: from the coordinator."""
@@ -193,6 +194,7 @@ class BlockSwarm:
         self._failed = [one for one in self._failed if one not in failed]
         if self.sharing is not None:
             self.sharing.heard(reply)
+        self._heard(reply)
         return reply
 
     def _give_turns(self, reply: pb.SourcesReply) -> float:

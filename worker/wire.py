@@ -93,7 +93,10 @@ class GrpcWire:
 
     def __init__(self, link: JoinLink) -> None:
         self._link = link
+        self._trusted_pem: bytes | None = None
         self._channel: grpc.aio.Channel | None = None
+        self._left: list[grpc.aio.Channel] = []
+        """To where the coordinator was: calls that are under way there come to their own end."""
 
     def bootstrap(self, timeout_s: float) -> bytes:
         """A connection of its own, which sends nothing."""
@@ -101,16 +104,25 @@ class GrpcWire:
 
     def connect(self, ca_pem: bytes) -> None:
         """Make the channel; gRPC dials."""
+        self._trusted_pem = ca_pem
         credentials = grpc.ssl_channel_credentials(root_certificates=ca_pem)
         # The CA certifies this one coordinator only, under whatever address the volunteer reaches it.
         options = [*channel_options(), ("grpc.ssl_target_name_override", COORDINATOR_NAME)]
         self._channel = grpc.aio.secure_channel(self._link.target, credentials, options=options)
 
+    def move(self, link: JoinLink) -> None:
+        """The same coordinator is there now: calls from now on go there, under the same certificate."""
+        self._link = link
+        if self._channel is not None and self._trusted_pem is not None:
+            self._left.append(self._channel)
+            self.connect(self._trusted_pem)
+
     async def close(self) -> None:
-        """Close the channel."""
-        if self._channel is not None:
-            await self._channel.close(grace=None)
-            self._channel = None
+        """Close the channels."""
+        for channel in (*self._left, self._channel):
+            if channel is not None:
+                await channel.close(grace=None)
+        self._left, self._channel = [], None
 
     async def unary(self, name: str, body: bytes, metadata: Metadata, timeout_s: float) -> bytes:
         """A unary call with identity serializers."""

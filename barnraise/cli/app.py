@@ -17,20 +17,28 @@ from barnraise.cli import (
     entrance,
     evaluate,
     explain,
+    export,
+    forecast,
+    fork,
     holds,
     identity,
     invites,
+    logs,
+    migrate,
     model,
+    operator_keys,
     plan,
     pretrain,
     receipts,
     service,
     settings,
     simulate,
+    standby,
     standings,
     status,
     worker,
 )
+from barnraise.cli.elsewhere import AtCommand
 from barnraise.cli.endings import (
     EXIT_CORRECTABLE,
     EXIT_DONE,
@@ -52,29 +60,44 @@ app = typer.Typer(
 )
 app.add_typer(worker.app, name="worker", rich_help_panel="Volunteer")
 app.command("doctor", rich_help_panel="Volunteer")(doctor.doctor)
-coordinator_commands.app.command("set")(settings.set_setting)
+coordinator_commands.app.command("set", cls=AtCommand)(settings.set_setting)
 coordinator_commands.app.command("settings")(settings.list_settings)
-coordinator_commands.app.command("invite")(invites.invite)
-coordinator_commands.app.command("ban")(standings.ban)
-coordinator_commands.app.command("unban")(standings.unban)
-coordinator_commands.app.command("pardon")(standings.pardon)
-coordinator_commands.app.command("rollback")(standings.rollback)
-coordinator_commands.app.command("pause")(holds.pause)
-coordinator_commands.app.command("drain")(holds.drain)
-coordinator_commands.app.command("resume")(holds.resume)
-coordinator_commands.app.command("announce")(holds.announce)
-coordinator_commands.app.command("orders")(holds.orders)
+coordinator_commands.app.command("invite", cls=AtCommand)(invites.invite)
+coordinator_commands.app.command("ban", cls=AtCommand)(standings.ban)
+coordinator_commands.app.command("unban", cls=AtCommand)(standings.unban)
+coordinator_commands.app.command("pardon", cls=AtCommand)(standings.pardon)
+coordinator_commands.app.command("rollback", cls=AtCommand)(standings.rollback)
+coordinator_commands.app.command("stop", cls=AtCommand)(holds.stop)
+coordinator_commands.app.command("pause", cls=AtCommand)(holds.pause)
+coordinator_commands.app.command("drain", cls=AtCommand)(holds.drain)
+coordinator_commands.app.command("resume", cls=AtCommand)(holds.resume)
+coordinator_commands.app.command("announce", cls=AtCommand)(holds.announce)
+coordinator_commands.app.command("orders", cls=AtCommand)(holds.orders)
+coordinator_commands.app.command("login", cls=AtCommand)(operator_keys.login)
+coordinator_commands.app.add_typer(invites.app, name="invites")
+coordinator_commands.app.add_typer(operator_keys.app, name="operator-key")
 coordinator_commands.app.command("credit")(credit.credit)
 coordinator_commands.app.command("calibrate")(calibrate.calibrate)
 coordinator_commands.app.command("explain")(explain.explain)
+coordinator_commands.app.command("archive")(fork.archive)
+coordinator_commands.app.command("fork")(fork.fork)
 coordinator_commands.app.command("doctor")(entrance.doctor)
+coordinator_commands.app.command("export")(export.export)
+coordinator_commands.app.command("plan")(forecast.plan)
+coordinator_commands.app.command("logs")(logs.logs)
+coordinator_commands.app.command("migrate")(migrate.migrate)
+coordinator_commands.app.command("standby-link")(standby.standby_link)
+coordinator_commands.app.command("follow")(standby.follow)
+coordinator_commands.app.command("promote")(standby.promote)
+coordinator_commands.app.command("standby")(standby.standby)
+coordinator_commands.app.command("witness")(standby.witness)
 coordinator_commands.app.command("audit-log")(audit_log.audit_log)
 worker.app.add_typer(identity.app, name="identity")
 worker.app.add_typer(service.app, name="service")
 worker.app.command("receipts")(receipts.receipts)
 app.add_typer(receipts.app, name="receipt", rich_help_panel="Volunteer")
 app.add_typer(coordinator_commands.app, name="coordinator", rich_help_panel="Operator")
-app.command("status", rich_help_panel="Operator")(status.status)
+app.command("status", cls=AtCommand, rich_help_panel="Operator")(status.status)
 app.add_typer(data.app, name="data", rich_help_panel="Operator")
 app.command("pretrain", rich_help_panel="Operator")(pretrain.pretrain)
 app.command("plan", rich_help_panel="Operator")(plan.plan)

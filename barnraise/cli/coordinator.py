@@ -1,4 +1,4 @@
-"""The operator's commands: make a run, serve it, invite people, see why it waits, change a setting, end it, export it.
+"""The operator's commands: make a run, serve it, invite people, see why it waits, change a setting, end it.
 
 Decides how settings are asked for; `coordinator/` does the rest. Orders to a running coordinator go over a
 socket in the run folder.
@@ -22,8 +22,6 @@ from protocol.residency import RESIDENCIES
 
 if TYPE_CHECKING:
     from coordinator.settings import RunSettings
-    from coordinator.store.versions import Tensors
-    from protocol.ids import BlockId
 
 app = typer.Typer(no_args_is_help=True, help="Define a run, serve it, invite people.")
 
@@ -43,6 +41,9 @@ def init(
         typer.Option(help="Text that was never published, a file or folder: submissions are measured on it as well."),
     ] = None,
     residency: Annotated[str | None, typer.Option(help=f"{one_of(RESIDENCIES)}.")] = None,
+    column_parts: Annotated[
+        int | None, typer.Option(help="Cut each expert's column into so many, by groups of layers.")
+    ] = None,
     trunk: Annotated[
         str | None,
         typer.Option(help=f"What is trained of the trunk: {one_of(TRUNKS)}; the last two want a --checkpoint."),
@@ -71,7 +72,7 @@ def init(
         typer.Option(
             metavar="HOST[:PORT]",
             help="Name or address by which workers reach this machine, with the port where a router forwards another "
-            "one; IPv6 as 2001:db8::5 or [2001:db8::5]:PORT. May be repeated; the first stands in join links.",
+            "one; IPv6 as 2001:db8::5 or [2001:db8::5]:PORT. May be repeated: four at most stand in join links.",
         ),
     ] = None,
     open_: Annotated[
@@ -94,10 +95,14 @@ def init(
         bool, typer.Option("--accept-lossy", help="Begin with a codec that was measured to cost more than it saves.")
     ] = False,
     set_: Settings = None,
+    asks: Annotated[
+        bool, typer.Option("--ask/--no-ask", help="On a terminal, without --preset or --checkpoint: ask what it must.")
+    ] = True,
     if_missing: Annotated[bool, typer.Option("--if-missing", help="Do nothing where a run is there already.")] = False,
     as_json: Json = False,
 ) -> None:
     """Make a run: its keys, its data and the model's first version."""
+    from barnraise.cli import questions
     from barnraise.cli.invites import founders_links
     from coordinator.run.folder import RunFolder, init_run
     from protocol.errors import ConfigError
@@ -112,6 +117,7 @@ def init(
             "checkpoint": None if checkpoint is None else str(checkpoint),
             "data": data,
             "residency": residency,
+            "column_parts": column_parts,
             "codec": codec,
             "sequence_length": sequence_length,
             "line": line,
@@ -120,6 +126,8 @@ def init(
             "port": port,
             "advertised_hosts": advertise or None,
         }
+        if asks and not (settings or preset or checkpoint or as_json) and questions.can_ask():
+            given = questions.answered(given)
         engine = {"max_rounds": rounds, "replicas": replicas, "quorum": quorum, "open_run": open_ or None}
         inner = {"inner_steps": inner_steps, "batch_sequences": batch, "learning_rate": learning_rate, "trunk": trunk}
         chosen = _settings(settings, given, {**engine, "inner": inner}, set_ or ())
@@ -145,9 +153,10 @@ def init(
     if as_json:
         print_json({"run_id": run.run_id, "folder": str(run.root)} | ({"join_links": links} if founders else {}))
         return
-    print(f"run {run.run_id} is in {run.root}")
+    print(f"run {run.run_id} is in {run.root}; what was set, and what it means: {run.root / 'settings.toml'}")
     print(f"serve it:   barnraise coordinator run {folder}")
     print(f"invite:     barnraise coordinator invite {folder}")
+    print(f"what it will take, first: barnraise coordinator plan {folder}")
     for link in links:
         print(f"a founder:  {link}")
 
@@ -181,60 +190,6 @@ def _settings(
 
 def _present(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
-
-
-@app.command()
-def export(
-    folder: RunArgument,
-    out: Annotated[Path, typer.Argument(help="Hugging Face folder to write: new, or empty.")],
-    version: Annotated[int | None, typer.Option(min=0, help="Which version; the latest by default.")] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="fp32, bf16 or fp16; by default that of the checkpoint the run began with, else fp32."),
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace the checkpoint there, once this one is whole.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Write a version of the model as an ordinary Hugging Face checkpoint, its tokenizer and settings beside it."""
-    from coordinator.run.folder import RunFolder
-    from coordinator.store.versions import Versions
-    from moe.export import CHECKPOINT_KIND, export_checkpoint, require_room
-    from protocol.errors import ConfigError
-
-    run = RunFolder.open(folder)
-    require_room(out, replace=force)
-    replaces = (out / CHECKPOINT_KIND.completed_by).exists()
-    layout = run.layout()
-    versions = Versions(run.root / "versions", run.artifacts().blocks, layout)
-    newest = run.published_version()
-    kept = [number for number in versions.kept() if number <= newest]
-    chosen = newest if version is None else version
-    manifest = versions.manifest_digest(chosen)
-    if manifest is None or chosen not in kept:
-        raise ConfigError(f"version {chosen} is not kept; these are: {', '.join(map(str, kept))}")
-    kept_in = dtype or run.export_dtype
-    companions = run.companions(run.dataset())
-    with ProgressLine(quiet=as_json) as tell:
-        blocks: dict[BlockId, Tensors] = {}
-        for block, ref in versions.manifest(manifest).blocks.items():
-            tell(f"checking blocks: {len(blocks)} of {len(layout.blocks)}")
-            blocks[block] = versions.load_block(block, ref)
-        export_checkpoint(
-            blocks,
-            layout,
-            out,
-            companions=companions,
-            dtype=kept_in,
-            replace=force,
-            told=lambda done, total: tell(f"writing: {done / 1e6:,.0f} of {total / 1e6:,.0f} million parameters"),
-        )
-    if as_json:
-        print_json({"version": chosen, "checkpoint": str(out), "dtype": kept_in})
-    else:
-        instead = ", in place of the checkpoint that was there" if replaces else ""
-        print(f"version {chosen} is in {out}, in {kept_in}{instead}")
 
 
 @app.command()
@@ -316,28 +271,30 @@ def run(
         ),
     ] = None,
     no_http: Annotated[bool, typer.Option("--no-http", help="No page and no /metrics.")] = False,
+    traces: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Send each round as an OpenTelemetry trace to this collector (OTLP, HTTP)."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For machines: what happens, one event a line, on standard output.")
+    ] = False,
 ) -> int:
     """Serve the run until it is over, or until Ctrl-C; the next start goes on where this one was."""
     import asyncio
 
-    from barnraise.cli.serve import serve
     from coordinator.page.address import PageAddress
+    from coordinator.run.lock import folder_lock
     from protocol.errors import ConfigError
 
     if no_http and (http or http_name):
         raise ConfigError("--no-http leaves out the page that --http and --http-name are about: give one or the other")
     page = None if no_http else PageAddress.parse(http, http_name or ())
-    return asyncio.run(serve(folder, invites=invites, invites_to=invites_to, trusted=trusted, page=page))
+    lock = folder_lock(folder.resolve())
+    if (folder / "run.json").is_file():
+        lock.acquire()  # so that whoever asks meanwhile hears that it is starting: what follows takes seconds to load
+    from barnraise.cli.serve import Serving, serve
 
-
-@app.command()
-def stop(
-    folder: RunArgument,
-    reason: Annotated[str, typer.Option(help="What the workers are told.")] = "stopped by the operator",
-) -> None:
-    """End the run for good: its last version is validated and exported, and the workers are told."""
-    from coordinator.edge.operator_client import stop_run
-    from coordinator.run.folder import RunFolder
-
-    stop_run(RunFolder.open(folder), reason=reason)
-    print("the run is ending: its last version is validated and exported first")
+    wanted = Serving(
+        invites=invites, invites_to=invites_to, trusted=trusted, page=page, as_json=as_json, traces=traces, lock=lock
+    )
+    return asyncio.run(serve(folder, wanted))

@@ -12,6 +12,7 @@ import typer
 
 from barnraise.cli.options import Json
 from barnraise.cli.output import ProgressLine, print_json, print_pairs, print_table, say_note
+from protocol.amounts import parse_bytes
 
 if TYPE_CHECKING:
     from barnraise.evaluation import Evaluation
@@ -37,6 +38,14 @@ def evaluate(
     columns: Annotated[
         int | None, typer.Option(min=1, help="With --health: columns that a shard holds; half of them by default.")
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Read experts from the disk while it runs, and keep so much of them in memory, for example 4GB. A "
+            "model that has no room in half of the free memory is read so in any case.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write evaluation.json and health.png into this folder.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier evaluation in that folder.")] = False,
     as_json: Json = False,
@@ -61,6 +70,7 @@ def evaluate(
             device=device,
             columns_held=columns,
             drift=health,
+            memory_bytes=None if memory is None else parse_bytes(memory),
             tell=tell,
             note=notes.append,
         )

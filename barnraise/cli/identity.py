@@ -1,13 +1,10 @@
 """`barnraise worker identity`: this machine's keys, taken along, replaced, given up.
 
-Decides how a passphrase is asked for: on the terminal, or over a file descriptor, and never in an argument or the
-environment, where other users and child processes see it.
+Decides how they are told; `worker/` does the rest.
 """
 
 from __future__ import annotations
 
-import getpass
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,20 +13,13 @@ import typer
 
 from barnraise.cli.options import Json, WhichRun, WorkerHome
 from barnraise.cli.output import print_json, print_table, say_note
+from barnraise.cli.passphrases import Descriptor, passphrase
 
 if TYPE_CHECKING:
     from worker.identity import KeyOfRun
 
 app = typer.Typer(no_args_is_help=True, help="This machine's keys: one for each run that it takes part in.")
 
-Descriptor = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        min=0,
-        help="Read the passphrase from this file descriptor, up to the first line's end: for scripts.",
-    ),
-]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 _COLUMNS = ("run", "name", "worker", "public_key")
 
@@ -57,7 +47,7 @@ def export_keys(
 
     if file.exists():
         raise ConfigError(f"{file} is there already: it may be the only copy of a key; choose another name")
-    content, found = exported(home, _passphrase(passphrase_fd, twice=True), run)
+    content, found = exported(home, passphrase(passphrase_fd, twice=True), run)
     write_private(file, content)
     _tell(found, as_json)
     say_note(f"whoever has {file} and the passphrase is this machine to those runs; keep them apart")
@@ -75,7 +65,7 @@ def import_keys(
     from worker.identity import imported
 
     content = read_private(file)
-    _tell(imported(content, _passphrase(passphrase_fd), home), as_json)
+    _tell(imported(content, passphrase(passphrase_fd), home), as_json)
 
 
 @app.command()
@@ -133,20 +123,3 @@ def _confirm(question: str, *, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise ConfigError("nobody is there to be asked whether this is meant: give --yes")
     typer.confirm(question, abort=True, err=True)
-
-
-def _passphrase(descriptor: int | None, *, twice: bool = False) -> str:
-    from protocol.errors import ConfigError
-
-    if descriptor is not None:
-        try:
-            with os.fdopen(descriptor, "rb", closefd=False) as file:
-                return file.readline(4096).decode().rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"no passphrase could be read from file descriptor {descriptor}: {error}") from error
-    if not sys.stdin.isatty():
-        raise ConfigError("nobody is there to be asked for the passphrase: give --passphrase-fd N")
-    given = getpass.getpass("Passphrase: ")
-    if twice and getpass.getpass("Again: ") != given:
-        raise ConfigError("the two are not the same; nothing was written")
-    return given

@@ -62,6 +62,22 @@ def print_sample(text: str) -> None:
     print(printable(text, keep="\n\t"))
 
 
+class SpokenSample:
+    """What a model writes, while it does; the line is ended whatever happens. Shown as `print_sample` shows it."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        print(flush=True)
+
+    def __call__(self, piece: str) -> None:
+        """The next piece."""
+        print(printable(piece, keep="\n\t"), end="", flush=True)
+
+
 def print_json(value: object) -> None:
     """`value` as JSON on standard output."""
     exact = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"

@@ -8,6 +8,7 @@ nothing else.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -54,13 +55,20 @@ def plan(
     ] = False,
     memory: Annotated[
         str | None,
-        typer.Option(help="Memory to train in, for example 24GB; without it, a row for each of 8 to 80 GB."),
+        typer.Option(
+            help="Memory to train in, for example 24GB, or 12GB,12GB for two cards of a kind; without it, a row for"
+            " each of 8 to 80 GB."
+        ),
     ] = None,
     host_memory: Annotated[
         str | None,
         typer.Option(help="Of the machine, beside the GPU's; without it, as much as is needed. Makes it a GPU."),
     ] = None,
     residency: Annotated[str, typer.Option(help=f"{one_of(RESIDENCIES)}.")] = FROZEN,
+    column_parts: Annotated[
+        int,
+        typer.Option(min=1, help="The run cuts each expert's column into so many, by layers; --all: where it can."),
+    ] = 1,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Sequences a micro-batch; without it 4, or 1 where 4 do not fit.")
     ] = None,
@@ -111,22 +119,26 @@ def plan(
         lora_rank=lora_rank,
     )
     one_machine = memory is not None and not all_models
+    first, _, beside = (memory or "").partition(",")
+    is_gpu = bool(beside) or host_memory is not None
     asked = _Asked(
         recipe=recipe,
         residency=residency,
+        column_parts=column_parts,
         sequences=(4, 1) if batch is None else (batch,),
         sequence_length=sequence_length,
         codec=codec_named(codec or USUAL_CODEC).name,
-        multiply=multiply or ("fp32" if one_machine and host_memory is None else "bf16"),
-        on_gpu=not one_machine or host_memory is not None or multiply == "bf16",
+        multiply=multiply or ("fp32" if one_machine and not is_gpu else "bf16"),
+        on_gpu=not one_machine or is_gpu or multiply == "bf16",
         host_bytes=None if host_memory is None else parse_bytes(host_memory),
+        second_bytes=parse_bytes(beside) if beside else None,
     )
     if asked.multiply not in _MULTIPLY:
         raise ConfigError(f"--multiply {asked.multiply!r:.40}: expected {one_of(_MULTIPLY)}")
-    given = None if memory is None else parse_bytes(memory)
+    given = None if memory is None else parse_bytes(first)
     if all_models:
         return _all(asked, [gib << 30 for gib in MODELS_GIB] if given is None else [given], as_json=as_json)
-    cut, read = _model(preset, checkpoint, residency)
+    cut, read = _model(preset, checkpoint, asked)
     load = asked.load(cut)
     if given is None:
         return _cards(asked, load, read, as_json=as_json)
@@ -139,16 +151,26 @@ class _Asked:
 
     recipe: Recipe
     residency: str
+    column_parts: int
     sequences: tuple[int, ...]
     sequence_length: int
     codec: str
     multiply: str
     on_gpu: bool
     host_bytes: int | None
+    second_bytes: int | None
+    """Of a second card."""
+
+    def cut(self, config: Any) -> Layout:
+        """The model of a configuration of `transformers`."""
+        from moe.layout import layout
+
+        return layout(config, self.residency, self.column_parts)
 
     def load(self, cut: Layout) -> Burden:
         """Of one model."""
         from moe.planner import Burden
+        from moe.second_card import SecondCard
 
         return Burden(
             layout=cut,
@@ -157,6 +179,7 @@ class _Asked:
             compute_bytes=_MULTIPLY[self.multiply],
             on_gpu=self.on_gpu,
             codec=self.codec,
+            second=None if self.second_bytes is None else SecondCard(device="cuda:1", memory_bytes=self.second_bytes),
         )
 
     def plan(self, load: Burden, memory_bytes: int) -> Plan:
@@ -178,13 +201,11 @@ class _Asked:
         )
 
 
-def _model(preset: str, checkpoint: Path | None, residency: str) -> tuple[Layout, HeadersRead | None]:
-    from moe.layout import layout
-
+def _model(preset: str, checkpoint: Path | None, asked: _Asked) -> tuple[Layout, HeadersRead | None]:
     if checkpoint is None:
         from moe.presets import preset as preset_config
 
-        return layout(preset_config(preset), residency), None
+        return asked.cut(preset_config(preset)), None
     place = checkpoint.expanduser()
     if place.is_file():
         from moe.published import config_of
@@ -193,9 +214,9 @@ def _model(preset: str, checkpoint: Path | None, residency: str) -> tuple[Layout
             said = json.loads(place.read_text())
         except (OSError, ValueError) as error:
             raise ConfigError(f"{place} is no config.json: {error!s:.200}") from error
-        return layout(config_of(said), residency), None
+        return asked.cut(config_of(said)), None
     read = read_headers(place)
-    return layout(read.facts.config, residency), read
+    return asked.cut(read.facts.config), read
 
 
 def in_figures(found: Plan, load: Burden) -> dict[str, object]:
@@ -294,10 +315,14 @@ def _cards(asked: _Asked, load: Burden, read: HeadersRead | None, *, as_json: bo
 
 
 def _all(asked: _Asked, memories: list[int], *, as_json: bool) -> int:
-    from moe.layout import layout
     from moe.published import PUBLISHED, published
 
-    loads = {name: asked.load(layout(published(name), asked.residency)) for name in PUBLISHED}
+    loads: dict[str, Burden] = {}
+    for name in PUBLISHED:
+        with suppress(ConfigError):  # of those alone whose layers can be cut so
+            loads[name] = asked.load(asked.cut(published(name)))
+    if not loads:
+        raise ConfigError(f"--column-parts {asked.column_parts}: the layers of no published model can be cut so")
     plans = [(name, memory, asked.plan(load, memory)) for name, load in loads.items() for memory in memories]
     if as_json:
         print_json({"plans": [{"model": name} | in_figures(found, loads[name]) for name, _, found in plans]})

@@ -31,14 +31,16 @@ def receipts(
     from protocol.receipt_files import checked_receipts
     from protocol.receipts import earned
     from worker.belongings import kept_receipts, place_of
+    from worker.energy import energy_words, noted_energy
 
-    content = kept_receipts(place_of(run, home))
+    place = place_of(run, home)
+    content, energy = kept_receipts(place), noted_energy(place.folder)
     found = checked_receipts(content)
     sum_ = earned(found.receipts, found.revocations.lease_ids if found.revocations else ())
     if out is not None:
         write_private(out, content)
     if as_json:
-        print_json({"run": found.run_id, **dataclasses.asdict(sum_)})
+        print_json({"run": found.run_id, **dataclasses.asdict(sum_), "energy": energy.kwh})
         return
     print_pairs(
         (
@@ -48,6 +50,7 @@ def receipts(
             ("rounds", sum_.rounds),
             ("taken back", sum_.revoked),
             ("badges", ", ".join(sum_.badges) or "none yet"),
+            ("energy", f"{energy_words(**energy.kwh)}; this machine's own figure, unsigned"),
         )
     )
 

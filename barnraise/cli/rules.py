@@ -17,7 +17,13 @@ Home = Annotated[Path | None, typer.Option(help="Where this machine's identity i
 
 
 def set_(
-    key: Annotated[str, typer.Argument(help="As when.idle_minutes; `barnraise worker rules` lists them all.")],
+    key: Annotated[
+        str,
+        typer.Argument(
+            help="As when.idle_minutes; `barnraise worker rules` lists them all. Where this machine works for several"
+            " runs, runs.NAME.share is one's part of the time, against the others' (1 without being set)."
+        ),
+    ],
     value: Annotated[str, typer.Argument(help="As in TOML, or a bare word; a rule with many takes one word as one.")],
     home: Home = None,
     as_json: Json = False,
@@ -43,7 +49,7 @@ def rules(
     """Your rules for this machine: when it works, and what it may take."""
     from worker.rejoin import home_root
     from worker.rules.file import RULES_FILE, read_rules
-    from worker.rules.model import keys
+    from worker.rules.model import RUNS, RunRules, keys
 
     path = home_root(home) / RULES_FILE
     in_force = read_rules(path).model_dump()
@@ -52,6 +58,9 @@ def rules(
         section, name = key.split(".")
         value = in_force[section][name]
         rows.append({"rule": key, "value": value, "default": default, "meaning": meaning})
+    for name, run in in_force[RUNS].items():
+        meaning, share = RunRules.model_fields["share"].description or "", RunRules().share
+        rows.append({"rule": f"{RUNS}.{name}.share", "value": run["share"], "default": share, "meaning": meaning})
     if as_json:
         print_json({"file": str(path), "rules": rows})
         return

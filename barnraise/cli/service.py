@@ -23,6 +23,7 @@ app = typer.Typer(no_args_is_help=True, help="Start the worker with your session
 def install(
     run: WhichRun = "",
     home: WorkerHome = None,
+    gpus: Annotated[str, typer.Option(help="A worker for each of these GPUs, as 0,1 or all.")] = "",
     linger: Annotated[
         bool, typer.Option("--linger", help="Linux: also while you are not logged in, from the machine's start on.")
     ] = False,
@@ -34,7 +35,7 @@ def install(
     from worker.rejoin import home_root, known_runs
     from worker.service.control import manager_here, terms_of
 
-    manager, terms = manager_here(), terms_of(home, run)
+    manager, terms = manager_here(), terms_of(home, run, gpus)
     if show:
         print(manager.text(terms), end="")
         return 0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from barnraise.cli.elsewhere import At, run_meant
 from barnraise.cli.options import Json, RunArgument
 from barnraise.cli.output import print_json, say_note
 
@@ -24,13 +25,13 @@ def set_setting(
     folder: RunArgument,
     key: Annotated[str, typer.Argument(help="As quorum or inner.learning_rate; docs/settings.md lists them.")],
     value: Annotated[str, typer.Argument(help="As in TOML, or a bare word; none where a setting may be left out.")],
+    at: At = "",
     as_json: Json = False,
 ) -> None:
     """Change a setting of the rounds, while the run is served or not. It counts from the next round on."""
     from coordinator.edge.operator_client import change_setting
-    from coordinator.run.folder import RunFolder
 
-    change, served = change_setting(RunFolder.open(folder), key, value)
+    change, served = change_setting(run_meant(folder, at), key, value)
     if as_json:
         print_json({**dataclasses.asdict(change), "served": served})
     say_changed(folder, change, served=served, quiet=as_json)

@@ -83,6 +83,9 @@ def simulate(
     ] = None,
     data: Annotated[str, typer.Option(help="stdlib, a file, a folder, or a prepared dataset.")] = "stdlib",
     residency: Annotated[str, typer.Option(help=f"{one_of(RESIDENCIES)}.")] = FROZEN,
+    column_parts: Annotated[
+        int, typer.Option(min=1, help="Cut each expert's column into so many, by groups of layers.")
+    ] = 1,
     codec: Annotated[str | None, typer.Option(help=f"What submissions are encoded in: {one_of(CODECS)}.")] = None,
     columns: Annotated[int | None, typer.Option(min=1, help="Expert columns a worker holds at most.")] = None,
     inner_steps: Annotated[int | None, typer.Option(min=1, help="Inner steps a lease; a run's default is 10.")] = None,
@@ -119,6 +122,7 @@ def simulate(
         checkpoint=checkpoint,
         data=data,
         residency=residency,
+        column_parts=column_parts,
         codec=codec,
         columns_per_worker=columns,
         sequence_length=sequence_length,
@@ -158,10 +162,11 @@ def demo(
         return _exit_code(report)
     _tell(report, out)
     if report.checkpoint is not None and report.outcome == "finished":
-        from moe.export import sample
+        from moe.sampling import Chance, writer_of_checkpoint
 
         print(f"\nA sample that the model wrote after {PROMPT!r}:\n")
-        print_sample(PROMPT + sample(out / report.checkpoint, PROMPT, SAMPLE_TOKENS, seed))
+        written = writer_of_checkpoint(out / report.checkpoint).write(PROMPT, SAMPLE_TOKENS, Chance(seed=seed))
+        print_sample(PROMPT + written.text)
     return _exit_code(report)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from barnraise.cli.elsewhere import At, run_meant
 from barnraise.cli.options import Json, RunArgument
 from barnraise.cli.output import print_json
 
@@ -46,10 +47,11 @@ def ban(
     owner: Owner = "",
     invite: Invite = "",
     why: WhyBanned = "",
+    at: At = "",
     as_json: Json = False,
 ) -> None:
     """Shut out a worker, an owner or an invite: leases are cancelled, and what has not counted yet will not."""
-    _change("ban", folder, worker, owner, invite, why, as_json)
+    _change("ban", folder, at, worker, owner, invite, why, as_json)
 
 
 def unban(
@@ -58,30 +60,31 @@ def unban(
     owner: Owner = "",
     invite: Invite = "",
     why: Why = "",
+    at: At = "",
     as_json: Json = False,
 ) -> None:
     """Take a ban back. The worker comes back on probation: it weighs nothing until it has sent valid work."""
-    _change("unban", folder, worker, owner, invite, why, as_json)
+    _change("unban", folder, at, worker, owner, invite, why, as_json)
 
 
-def pardon(folder: RunArgument, worker: Worker, why: Why = "", as_json: Json = False) -> None:
+def pardon(folder: RunArgument, worker: Worker, why: Why = "", at: At = "", as_json: Json = False) -> None:
     """Take back everything that is held against a worker, its ban included: it was wronged."""
-    _change("pardon", folder, worker, "", "", why, as_json)
+    _change("pardon", folder, at, worker, "", "", why, as_json)
 
 
 def rollback(
     folder: RunArgument,
     without: Annotated[str, typer.Option(metavar="WORKER", help="A worker's name, its id, or the start of its id.")],
     why: Why = "",
+    at: At = "",
     as_json: Json = False,
 ) -> None:
     """Have a version made as if a worker had never taken part, as far back as `rollback_rounds` keeps what it needs."""
-    _change("rollback", folder, without, "", "", why, as_json)
+    _change("rollback", folder, at, without, "", "", why, as_json)
 
 
-def _change(act: str, folder: Path, worker: str, owner: str, invite: str, why: str, as_json: bool) -> None:
+def _change(act: str, folder: Path, at: str, worker: str, owner: str, invite: str, why: str, as_json: bool) -> None:
     from coordinator.edge.operator_client import change_standing
-    from coordinator.run.folder import RunFolder
     from coordinator.run.standings import Act, StandingOrder
     from protocol.errors import ConfigError, MalformedMessage
 
@@ -89,7 +92,7 @@ def _change(act: str, folder: Path, worker: str, owner: str, invite: str, why: s
         order = StandingOrder.checked(act=Act(act), worker=worker, owner=owner, invite=invite, why=why)
     except MalformedMessage as error:
         raise ConfigError(str(error)) from error
-    change, served = change_standing(RunFolder.open(folder), order)
+    change, served = change_standing(run_meant(folder, at), order)
     if as_json:
         print_json({**dataclasses.asdict(change), "served": served})
     else:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from barnraise.cli.elsewhere import At, run_meant
 from barnraise.cli.options import Json, RunArgument, number
 from barnraise.cli.output import print_json, print_pairs, print_table
 from protocol.errors import ConfigError
-from protocol.text import human_bytes
+from protocol.text import duration, human_bytes
 
 if TYPE_CHECKING:
-    from coordinator.edge.status import RunStatus, WorkerState, WorkerStatus
+    from coordinator.edge.status import RunStatus, StandbyStatus, WorkerState, WorkerStatus
     from coordinator.engine.history import RoundRecord
 
 WORKERS_SHOWN = 20
@@ -39,6 +40,7 @@ def status(
         str, typer.Option(metavar="STATE", help="Show the workers in this state only, e.g. `quarantined`.")
     ] = "",
     rounds: Annotated[bool, typer.Option("--rounds", help="Show every closed round that is remembered.")] = False,
+    at: At = "",
     as_json: Json = False,
 ) -> int:
     """What the run is doing, and why the round is not closed; from its journal while no coordinator answers.
@@ -48,20 +50,19 @@ def status(
     """
     from coordinator.edge.operator_client import fetch_status
     from coordinator.edge.pages import EVERYTHING, Wanted
-    from coordinator.run.folder import RunFolder
 
     states = _states(state)
     most = None if workers or states else WORKERS_SHOWN
     wanted = EVERYTHING if as_json else Wanted(workers=most, states=states, rounds=rounds, rest=False)
-    run_folder = RunFolder.open(folder)
+    where = run_meant(folder, at)
     while True:
-        found = fetch_status(run_folder, wanted)
+        found = fetch_status(where, wanted)
         if as_json:
             print_json(json.loads(found.model_dump_json()))
         else:
             print_status(found)
             if most is not None:
-                say_how_many_more(found, folder)
+                say_how_many_more(found, f"--at {at}" if at else str(folder))
         if watch is None or found.over:
             return 0 if found.answering or found.over else 1
         sleep(watch)
@@ -92,6 +93,7 @@ def print_status(status: RunStatus) -> None:
         (
             ("run", f"{status.name} ({status.run_id})"),
             ("round", f"{status.round} of {status.max_rounds}, {status.phase}, version {status.version}"),
+            *((("to go", f"about {duration(status.left_s)} at the pace of the latest"),) if status.left_s else ()),
             ("held-out loss", " → ".join(losses) if losses else "not measured yet"),
             (
                 "workers",
@@ -103,6 +105,8 @@ def print_status(status: RunStatus) -> None:
             ("audits", status.audit_plan),
             *((("gains", status.gains),) if status.gains else ()),
             *((("rollback", status.rollback),) if status.rollback else ()),
+            *((("standby", _standby(status.standby)),) if status.standby else ()),
+            *((("held elsewhere", status.elsewhere.told),) if status.elsewhere else ()),
             ("traffic", f"{human_bytes(status.bytes_up)} up, {human_bytes(status.bytes_down)} down"),
         )
     )
@@ -134,7 +138,13 @@ def print_status(status: RunStatus) -> None:
         print_table(columns, [_worker_row(one) for one in status.workers])
 
 
-def say_how_many_more(status: RunStatus, folder: Path) -> None:
+def _standby(found: StandbyStatus) -> str:
+    there = "" if found.attached else ", not there"
+    behind = f"{found.behind:,} records behind: what is lost at most if this machine is"
+    return f"{found.mode}, epoch {found.epoch}, follower {found.follower or 'none'}{there}, {behind}"
+
+
+def say_how_many_more(status: RunStatus, folder: Path | str) -> None:
     """Where not all workers are in the table: how many there are besides, and how to see them."""
     more = status.enrolled - len(status.workers)
     if more > 0:

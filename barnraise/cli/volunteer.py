@@ -26,6 +26,7 @@ NOBODY = "no worker is running here; `barnraise worker run` starts one"
 GONE_S = 15.0
 """Until a worker that was told to leave has left: it takes two seconds."""
 FOLLOW_EVERY_S = 0.3
+ANSWER_S = 20.0
 
 
 def status(home: Home = None, as_json: Json = False) -> int:
@@ -106,8 +107,10 @@ def leave(
     as_json: Json = False,
 ) -> int:
     """Have the worker hand its lease back and leave now. Exit code 1: none is running."""
+    from worker.siblings import run_folders
+
     root = _root(home)
-    folders = sorted(folder for folder in root.glob("runs/*") if folder.is_dir()) if purge else []
+    folders = [folder for folder in run_folders(root) if folder.is_dir()] if purge else []
     if folders and not yes:
         _confirm(root, len(folders))
     found = _asked(root, {"verb": "leave"})
@@ -133,10 +136,11 @@ def logs(
     as_json: Json = False,
 ) -> int:
     """What happened, also before the last restart. Exit code 1: nothing did."""
+    from worker.siblings import run_folders
     from worker.standing import LOG_FILE, log_lines
 
     root = _root(home)
-    folders = sorted(root.glob("runs/*"))
+    folders = run_folders(root)
     entries = sorted((each for folder in folders for each in log_lines(folder, lines)), key=lambda each: each["at_s"])
     for entry in entries[-lines:]:
         _print_entry(entry, as_json)
@@ -161,15 +165,23 @@ def _asked(root: Path, request: dict[str, Any]) -> list[dict[str, Any]]:
     import asyncio
 
     from protocol.errors import Unavailable
-    from protocol.local_socket import ask
+    from protocol.local_socket import NobodyListens, ask
+    from worker.siblings import run_folders
 
-    folders = sorted(root.glob("runs/*"))
+    folders = run_folders(root)
 
     async def all_of_them() -> list[dict[str, Any]]:
         answers = []
         for folder in folders:
-            with contextlib.suppress(Unavailable):
-                answers.append(await ask(folder / "control" / "socket", request, timeout_s=20.0))
+            try:
+                answers.append(await ask(folder / "control" / "socket", request, timeout_s=ANSWER_S))
+            except NobodyListens:
+                continue
+            except Unavailable:
+                raise Unavailable(
+                    f"a worker is here and does not answer within {ANSWER_S:.0f} s: this machine is very busy, or the"
+                    " worker was stopped. Try again; a worker that was stopped goes on with kill -CONT"
+                ) from None
         return answers
 
     return asyncio.run(all_of_them())
@@ -197,6 +209,14 @@ def _show(each: dict[str, Any]) -> None:
     pairs += [("verdict", verdict["text"]) for verdict in each["verdicts"]]
     used = f"{human_bytes(each['today_bytes'])} today, {human_bytes(each['month_bytes'])} this month"
     pairs.append(("over the line", used))
+    credit = each.get("credit")
+    if credit and credit["rank"]:
+        text = f"{credit['tokens']:,} validated tokens, rank {credit['rank']} of {credit['ranked']}"
+        pairs.append(("credited", text))
+    if each.get("energy"):
+        from worker.energy import energy_words
+
+        pairs.append(("energy", energy_words(**each["energy"])))
     if rules:
         pairs.append(("rules", rules))
     if each["rejected"]:
@@ -220,12 +240,16 @@ def _forgotten(root: Path) -> list[str]:
 
     from worker.identity import left
     from worker.rejoin import known_runs, links_of
+    from worker.siblings import homes_of, run_folders
 
-    for folder in sorted(folder for folder in root.glob("runs/*") if folder.is_dir()):
+    for folder in (folder for folder in run_folders(root) if folder.is_dir()):
         _once_free(folder).release()
-    if not known_runs(root):
-        return []
-    return [asyncio.run(left(root, link.address, forget=True)).run_id for link in links_of("", root)]
+    return [
+        asyncio.run(left(home, link.address, forget=True)).run_id
+        for home in homes_of(root)
+        if known_runs(home)
+        for link in links_of("", home)
+    ]
 
 
 def _told_who_forgot(runs: list[str], workers: list[dict[str, Any]], *, as_json: bool) -> int:

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from barnraise.cli import rules, volunteer
+from barnraise.cli import view as screen
 from barnraise.cli.options import Json
 from barnraise.cli.output import print_json, print_pairs
 from protocol.amounts import parse_bytes
@@ -23,10 +24,26 @@ app = typer.Typer(no_args_is_help=True, help="Train on this machine, as a volunt
 
 app.command("set")(rules.set_)
 app.command("rules")(rules.rules)
+app.command("view")(screen.view)
 for _verb in (volunteer.status, volunteer.pause, volunteer.resume, volunteer.finish, volunteer.leave, volunteer.logs):
     app.command(_verb.__name__)(_verb)
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="auto, cpu, cuda or cuda:N; cuda:N,cuda:M where the second card keeps what the first has no room for."
+    ),
+]
+
+
+Gpus = Annotated[
+    str,
+    typer.Option(
+        "--gpus",
+        help="A worker for each of these GPUs, as 0,1 or all: they share your rules, need one join link, and count as"
+        " one owner's in the run. It needs columns enough for all: two of them never hold the same.",
+    ),
+]
 
 
 @app.command()
@@ -52,6 +69,10 @@ def join(
         typer.Option(help="Credit this machine's work to a team, too; '' leaves it. Kept until another is given."),
     ] = None,
     device: Device = "auto",
+    gpus: Gpus = "",
+    beside: Annotated[
+        Path | None, typer.Option(hidden=True, help="The home of the first worker of this machine.")
+    ] = None,
     columns: Annotated[int | None, typer.Option(min=1, help="Hold at most this many expert columns.")] = None,
     memory: Annotated[
         str | None,
@@ -90,6 +111,18 @@ def join(
     share_port: Annotated[
         int, typer.Option(min=0, max=65535, help="The port for --share, to be forwarded by a router; 0: any.")
     ] = 0,
+    p2p: Annotated[
+        bool,
+        typer.Option(
+            "--p2p",
+            help="Take part in the run's peer-to-peer network, where it has one: one more way to find a run that moved"
+            " to another address. It is a process of its own with some 350 MB of memory; those who take part learn"
+            " this machine's address. It opens a port only together with --share.",
+        ),
+    ] = False,
+    p2p_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port for --p2p together with --share; 0: any.")
+    ] = 0,
     measure: Annotated[
         bool | None,
         typer.Option(
@@ -112,16 +145,21 @@ def join(
     from barnraise.cli.links import claim_link, read_link
     from protocol.allocator import keep_little
     from worker.again import become, go_on
+    from worker.crew import devices_of, run_crew
     from worker.join import WorkerOptions, run_worker
     from worker.messages import EXIT_DEVICE_LOST
     from worker.options import check_device
 
     chosen_device = None if device == "auto" else device
     check_device(chosen_device)  # before a link is taken out of a folder
+    devices = devices_of(gpus) if gpus else []
+    if gpus and chosen_device is not None:
+        raise ConfigError("give --gpus or --device, not both")
     memory_bytes = None if memory is None else parse_bytes(memory)
     disk_bytes = None if disk is None else parse_bytes(disk)
     options = WorkerOptions(
         home=home,
+        first_home=beside,
         name=name,
         team=team,
         device=chosen_device,
@@ -133,6 +171,8 @@ def join(
         measures=measure,
         share_bytes_per_s=None if share is None else parse_bytes(share),
         share_port=share_port,
+        p2p=p2p,
+        p2p_port=p2p_port,
         output="json" if as_json else output,  # type: ignore[arg-type]  # WorkerOptions checks it
     )  # before a link is waited for
     if link == "-":
@@ -145,6 +185,8 @@ def join(
         chosen = link or ""  # nothing: the run that this machine is enrolled in
     options = dataclasses.replace(options, link=chosen)
     keep_little()
+    if gpus:
+        return run_crew(options, devices)
     started_s = time.monotonic()
     exit_code = run_worker(options)
     if exit_code != EXIT_DEVICE_LOST:
@@ -155,14 +197,23 @@ def join(
 @app.command()
 def run(
     home: Annotated[Path | None, typer.Option(help="Where this machine's identity is kept.")] = None,
+    gpus: Gpus = "",
     output: Annotated[str, typer.Option(help="auto, plain, json or quiet.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="The same as --output json.")] = False,
+    view: Annotated[
+        bool, typer.Option("--view", help="In the background, and watch it full-screen (`barnraise worker view`).")
+    ] = False,
 ) -> int:
-    """Work for every run that this machine is enrolled in, one after another, under your rules.
+    """Work for every run that this machine is enrolled in, in turns by their shares, under your rules.
 
     The same as `barnraise worker join` without a link; `join --help` has its options.
     """
-    return join(home=home, output=output, as_json=as_json)
+    if view:
+        screen.check_terminal()
+        screen.run_behind(home, gpus)
+        screen.view(home)
+        return 0
+    return join(home=home, gpus=gpus, output=output, as_json=as_json)
 
 
 @app.command()
@@ -206,6 +257,7 @@ def probe(
         (
             ("device", f"{machine.device}: {machine.device_name}"),
             ("memory offered", human_bytes(machine.memory_bytes)),
+            *([("second card", human_bytes(machine.second.memory_bytes))] if machine.second else []),
             ("threads", machine.threads),
             ("matrices in", "bf16" if machine.bf16 else "fp32"),
             ("experts' products", machine.experts),

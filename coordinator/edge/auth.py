@@ -11,9 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 from coordinator.edge.sessions import CallerSession, SessionTable
-from protocol.causes import Cause
-from protocol.errors import Refused, Unauthenticated
-from protocol.limits import PROTOCOL_VERSION
+from protocol.errors import Unauthenticated
 from protocol.signing import SignedCall, parse_metadata, verify_call
 
 NONCE_BYTES = 16
@@ -57,14 +55,3 @@ class Authenticator:
         self._nonces[public_key + nonce] = None
         while len(self._nonces) > REMEMBERED_NONCES:
             self._nonces.popitem(last=False)
-
-
-def check_protocol_version(version: int) -> None:
-    """Both sides must speak the same version."""
-    if version != PROTOCOL_VERSION:
-        newer = "worker's" if version < PROTOCOL_VERSION else "coordinator's"
-        raise Refused(
-            f"the worker speaks protocol version {version}, this coordinator {PROTOCOL_VERSION}; "
-            f"update the {newer} barnraise",
-            cause=Cause.OTHER_VERSION,
-        )

@@ -1,90 +1,61 @@
-"""The operator's local door: orders and questions that come over the run folder's socket (protocol/local_socket.py).
+"""The operator's desk: orders and questions that come as JSON, over the run folder's socket or from the page.
 
-Decides nothing: calls of the operator's service arrive as protobuf's JSON, a hold or an announcement as a few words;
-each with the account that the system names, which goes into the event. The coordinator's own user, and root, are the
-operator.
+Decides nothing: calls of the operator's service arrive as protobuf's JSON, each with who it is from, which goes into
+the event. Over the socket the system names the account: the coordinator's own user, and root, are operators. Operators'
+keys are given and taken, and the standby ordered, there alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
-from google.protobuf.message import Message
 
+from coordinator.edge.operator_calls import OPERATOR_CALLS, carried_out
+from coordinator.edge.operator_keys import KeyKeeper
 from coordinator.edge.operator_service import OperatorService
-from coordinator.edge.service import clean_reason
-from coordinator.engine.events import Announced, Event, HoldLifted, RunHeld
-from coordinator.engine.hold import HoldKind
-from coordinator.engine.phases import Phase
-from coordinator.run.pump import Pump
-from protocol.errors import ConfigError, MalformedMessage
+from coordinator.edge.operators import Orderer
+from coordinator.edge.standby_desk import StandbyDesk
+from protocol.errors import MalformedMessage
 from protocol.local_socket import Caller, Json
 from protocol.text import printable
-from protocol.v1 import barnraise_pb2 as pb
-
-MOST_TEXT = 200
-"""Characters of a reason or an announcement: two lines of a terminal."""
 
 
 class Desk:
-    """Answers one run's operator."""
+    """Answers one run's operators."""
 
-    def __init__(self, service: OperatorService, pump: Pump, run_time: Callable[[], float]) -> None:
-        self._pump = pump
-        self._run_time = run_time
-        self._calls: dict[str, tuple[type[Message], Callable[[Any, Any], Awaitable[Message]]]] = {
-            "CreateInvite": (pb.CreateInviteRequest, service.create_invite),
-            "GetStatus": (pb.GetStatusRequest, service.get_status),
-            "ListStatus": (pb.ListStatusRequest, service.list_status),
-            "StopRun": (pb.StopRunRequest, service.stop_run),
-            "ChangeSetting": (pb.ChangeSettingRequest, service.change_setting),
-            "ChangeStanding": (pb.ChangeStandingRequest, service.change_standing),
-        }
+    def __init__(self, service: OperatorService, keys: KeyKeeper, standby: StandbyDesk | None = None) -> None:
+        self._service = service
+        self._keys = keys
+        self._standby = standby
 
     async def answer(self, request: Json, caller: Caller) -> Json:
-        """One request; MalformedMessage where there is no such one."""
-        verb = request.get("verb")
-        if isinstance(verb, str) and verb in self._calls:
-            return await self._call(verb, request.get("message"), caller)
-        at_s, actor, text = self._run_time(), caller.name, _text(request)
+        """One request over the socket; MalformedMessage where there is no such one."""
+        verb, who = request.get("verb"), Orderer(name=caller.name)
         match verb:
-            case "pause" | "drain":
-                self._require_going_on()
-                kind = HoldKind.PAUSED if verb == "pause" else HoldKind.DRAINING
-                return await self._order(RunHeld(at_s=at_s, actor=actor, kind=kind, why=text))
-            case "resume":
-                return await self._order(HoldLifted(at_s=at_s, actor=actor))
-            case "announce":
-                return await self._order(Announced(at_s=at_s, actor=actor, text=text))
-        raise MalformedMessage(f"the coordinator knows no {printable(str(verb))[:40]!r}: is it of another version?")
+            case "AddOperatorKey":
+                return await self._keys.add(who, request)
+            case "RevokeOperatorKey":
+                return await self._keys.revoke(who, request)
+            case "ListOperatorKeys":
+                return await self._keys.list()
+            case "standby" if self._standby is not None:
+                return await self._standby.answer(request)
+            case str():
+                return await self.call(verb, request.get("message"), who)
+        raise _unknown(verb)
 
-    async def _call(self, verb: str, message: Any, caller: Caller) -> Json:
-        kind, handle = self._calls[verb]
+    async def call(self, verb: str, message: Any, who: Orderer) -> Json:
+        """One call of the operator's service."""
+        if verb not in OPERATOR_CALLS:
+            raise _unknown(verb)
         try:
-            parsed = ParseDict(message, kind())
+            parsed = ParseDict(message, OPERATOR_CALLS[verb].request())
         except (ParseError, TypeError, AttributeError, ValueError, SystemError) as error:  # last: a name of surrogates
             raise MalformedMessage(f"this is no {verb}: is the coordinator of another version?") from error
-        return MessageToDict(await handle(caller, parsed), preserving_proto_field_name=True)
-
-    async def _order(self, event: Event) -> Json:
-        before = held(self._pump.engine.state.hold)
-        await self._pump.submit(event)
-        return {"before": before, "now": held(self._pump.engine.state.hold)}
-
-    def _require_going_on(self) -> None:
-        if self._pump.engine.state.phase in {Phase.FINISHING, Phase.OVER}:
-            raise ConfigError("the run has taken its last step: there is nothing to hold")
+        answer = await carried_out(self._service, verb, who, parsed)
+        return MessageToDict(answer, preserving_proto_field_name=True)
 
 
-def held(hold: Any) -> str:
-    """`paused`, `draining` or `running`."""
-    return "running" if hold is None else str(hold.kind)
-
-
-def _text(request: Json) -> str:
-    text = request.get("text", "")
-    if not isinstance(text, str) or len(text) > MOST_TEXT or not text.isprintable():
-        raise MalformedMessage(f"a text has at most {MOST_TEXT} printable characters")
-    return clean_reason(text) if text else ""
+def _unknown(verb: Any) -> MalformedMessage:
+    return MalformedMessage(f"the coordinator knows no {printable(str(verb))[:40]!r}: is it of another version?")

@@ -17,7 +17,7 @@ _FAILED_OFTEN = 3
 
 def headline_of(state: EngineState, summary: RunSummary, stalled: str | None) -> Headline:
     """What matters most at this moment."""
-    return _trouble(state, stalled) or _held(state) or _ordinary(state, summary)
+    return _trouble(state, summary, stalled) or _held(state) or _ordinary(state, summary)
 
 
 def sentence_of(state: EngineState, summary: RunSummary, stalled: str | None) -> str:
@@ -50,12 +50,18 @@ def _held(state: EngineState) -> Headline | None:
     )
 
 
-def _trouble(state: EngineState, stalled: str | None) -> Headline | None:
+def _trouble(state: EngineState, summary: RunSummary, stalled: str | None) -> Headline | None:
     if stalled is not None:
         return Headline(
             tone=Tone.TROUBLE,
             text="Nothing can be recorded: the coordinator's disk takes no writes",
             advice="Make room on it; the run goes on by itself, and nothing that was accepted is lost.",
+        )
+    if summary.standby is not None and summary.standby.trouble:
+        return Headline(
+            tone=Tone.TROUBLE,
+            text=f"Nothing is acknowledged: {summary.standby.trouble}",
+            advice="Workers keep what they have. `barnraise coordinator standby` says what can be done.",
         )
     failing = [one for one in state.failures.values() if one.count >= _FAILED_OFTEN]
     if failing:

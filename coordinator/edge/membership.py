@@ -12,13 +12,15 @@ import json
 import math
 from functools import cached_property, lru_cache, partial
 
-from coordinator.edge.auth import Authenticator, check_protocol_version
+from coordinator.edge.auth import Authenticator
 from coordinator.edge.served import RunContext
 from coordinator.edge.sessions import CallerSession
 from coordinator.edge.throttle import range_of
 from coordinator.engine import appeals
+from coordinator.engine.credit import place_of
 from coordinator.engine.events import AuditAsked, CapabilityChanged, WorkerEnrolled, WorkerLeft
 from coordinator.engine.telling import banned_sentence
+from coordinator.run.receipts import PAGE_RECEIPTS
 from coordinator.store.registry import Member, RangeQuota, clean_name, invite_id
 from moe.planner import ANY_HOST, Burden, Memory, Plan, planned
 from protocol.admission import has_worked
@@ -28,12 +30,16 @@ from protocol.ids import LeaseId, WorkerId, worker_id_of
 from protocol.recipe import recipe_of
 from protocol.residency import ABSENT, FROZEN
 from protocol.rotation import check_agreement
+from protocol.siblings import check_sibling
 from protocol.tls import manifest_key_message
 from protocol.v1 import barnraise_pb2 as pb
+from protocol.versions import check_version
 
 MAX_TOKENS_PER_S = 1e9
 """No machine is faster; a claim above this is an error or a lie."""
 BF16_BYTES, FP32_BYTES = 2, 4
+MOST_LOSSES = 60
+"""Told to a worker: as many as a wide terminal shows."""
 MAX_RECEIPT_NUMBER = 2**62
 """A database's integers end at 2^63."""
 
@@ -46,19 +52,24 @@ class Membership:
         self._auth = auth
         self._plan = lru_cache(maxsize=256)(self._plan_of)
 
+    def _check_version(self, version: int) -> None:
+        run = self._run
+        check_version(version, run.pump.engine.state.chosen_config.inner, run.settings.column_parts)
+
     async def enrol(self, request: pb.EnrolRequest, address: str) -> pb.EnrolReply:
         """Redeem an invite for the key that signed the call, or say which work has to be done first."""
-        check_protocol_version(request.protocol_version)
+        self._check_version(request.protocol_version)
         columns = self._columns(request.capability)  # before the invite is spent: a machine too small may try again
         name = clean_name(request.name) if request.name.strip() else ""
         run = self._run
+        self._check_sibling(request)
         await self._refuse_banned(request.public_key, request.invite)
+        if request.sibling_of:  # of a machine that is shut out, no other GPU comes in
+            await self._refuse_banned(request.sibling_of, "")
         bits = run.settings.admission_work_bits
         if not has_worked(run.run_id, request.public_key, request.work, bits):
             return pb.EnrolReply(run_id=run.run_id, work_bits=bits)
-        quota = RangeQuota(range=range_of(address), most=run.settings.most_per_range)
-        redeem, now_s = run.registry.redeem, run.wall_time()  # an invite expires by the calendar
-        member = await asyncio.to_thread(redeem, request.invite, request.public_key, name, now_s, quota)
+        member = await self._admitted(request, name, address)
         await self._make_known(member, columns, request.capability)
         manifest_key = run.manifest_identity.public_key
         return pb.EnrolReply(
@@ -71,9 +82,10 @@ class Membership:
 
     async def open_session(self, request: pb.OpenSessionRequest, _: str) -> pb.OpenSessionReply:
         """A new session for an enrolled key, or the operator's."""
-        check_protocol_version(request.protocol_version)
         run = self._run
-        is_operator = request.public_key == run.operator_key
+        self._check_version(request.protocol_version)
+        key = run.registry.operators.find(request.public_key)
+        is_operator = key is not None or request.public_key == run.operator_key
         if not is_operator:
             member = await self._member(request.public_key)
             self._refuse_banned_worker(member.worker)
@@ -87,13 +99,17 @@ class Membership:
         else:
             self._auth.spend_nonce(request.public_key, request.nonce)
             worker = worker_id_of(request.public_key)
-        session = run.sessions.open(request.public_key, worker, is_operator=is_operator)
+        version = request.protocol_version
+        session = run.sessions.open(request.public_key, worker, is_operator=is_operator, key=key, version=version)
         return pb.OpenSessionReply(
             session_id=session.session_id,
             heartbeat_interval_s=run.pump.engine.state.config.heartbeat_interval_s,
             run=self._description(),
             lease_length=run.lease_length(run.pump.engine.state.config),
             data_licence=run.dataset.licence,
+            protocol_version=session.version,
+            record=run.record,
+            epoch=run.epoch,
         )
 
     async def ask_audit(self, request: pb.AskAuditRequest, _: str) -> pb.AskAuditReply:
@@ -125,7 +141,39 @@ class Membership:
             reply.receipts.add(receipt_json=one.content, signature=one.signature)
         revoked = book.revocations(session.worker)
         reply.revocations_json, reply.revocations_signature = revoked.content, revoked.signature
+        if reply.next == after or len(found) < PAGE_RECEIPTS:
+            reply.standing.CopyFrom(self._standing(session.worker))
         return reply
+
+    def _standing(self, worker: WorkerId) -> pb.CreditStanding:
+        """What the worker's owner is shown: its place, and how the model does."""
+        state = self._run.pump.engine.state
+        rank, ranked = place_of(state, worker)
+        record = state.workers.get(worker)
+        sequences = record.credit.sequences if record is not None else 0
+        return pb.CreditStanding(
+            tokens=sequences * self._run.settings.sequence_length,
+            rank=rank,
+            ranked=ranked,
+            losses=[one.val_loss for one in state.validations[-MOST_LOSSES:]],
+        )
+
+    async def _admitted(self, request: pb.EnrolRequest, name: str, address: str) -> Member:
+        """By its invite, or by the signature of its machine's first worker; for that it counts no more by range."""
+        registry, now_s = self._run.registry, self._run.wall_time()  # an invite expires by the calendar
+        key = request.public_key
+        if request.sibling_of:
+            return await asyncio.to_thread(registry.seat_sibling, request.sibling_of, key, name, now_s)
+        quota = RangeQuota(range=range_of(address), most=self._run.settings.most_per_range)
+        return await asyncio.to_thread(registry.redeem, request.invite, key, name, now_s, quota)
+
+    def _check_sibling(self, request: pb.EnrolRequest) -> None:
+        if not request.sibling_of:
+            return
+        if request.invite or request.sibling_of == request.public_key:
+            raise MalformedMessage("enrolment: a worker comes with an invite, or as the sibling of another, not both")
+        audience = bytes.fromhex(self._run.authority.fingerprint)
+        check_sibling(request.sibling_of, request.public_key, audience, request.sibling_signature)
 
     async def leave(self, request: pb.LeaveRequest, _: str) -> pb.LeaveReply:
         """The worker takes part no more; a banned one may go, too."""
@@ -188,6 +236,7 @@ class Membership:
                     tokens_per_s=tokens_per_s,
                     owner=member.owner,
                     invite=member.invite,
+                    sibling_of=member.sibling_of,
                     measures=measures,
                 )
             )
@@ -225,6 +274,7 @@ class Membership:
             name=run.settings.name,
             model_json=json.dumps(run.layout.config_json, sort_keys=True),
             residency=run.settings.residency,
+            column_parts=run.settings.column_parts,
             codec=run.settings.codec,
             sequence_length=run.settings.sequence_length,
             dataset_digest=run.dataset.digest,

@@ -67,6 +67,7 @@ def summary_of(
         connected=sum(map(connected, state.index.present)),
         worker_states=count_states(state),
         rounds_closed=int(state.history[-1].round) if state.history else 0,
+        left_s=_left_s(state),
         latest_rounds=tuple(by_calendar(replace(record, left_out=()), state.wall_at_s) for record in latest),
         latest_validations=tuple(
             ValidationStatus(version=v.version, val_loss=v.val_loss, val_loss_se=v.val_loss_se)
@@ -95,7 +96,16 @@ def summary_of(
         bytes_down=traffic.bytes_down,
         calls=traffic.calls,
         refused_calls=traffic.refused_calls,
+        failed_commands=traffic.failed_commands,
     )
+
+
+def _left_s(state: EngineState) -> float | None:
+    latest, left = state.history[-LATEST:], state.config.max_rounds - int(state.round.round) + 1
+    if not latest or left <= 0 or state.phase is Phase.OVER:
+        return None
+    each_s = (latest[-1].closed_at_s - latest[0].opened_at_s) / len(latest)
+    return left * each_s
 
 
 def _first(lines: Iterable[str], count: int) -> tuple[str, ...]:

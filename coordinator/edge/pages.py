@@ -19,10 +19,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from coordinator.edge.headline import sentence_of
 from coordinator.edge.overview import summary_of
+from coordinator.edge.standby_desk import status_of_standby
 from coordinator.edge.standing import current_lease, state_of, worker_status
 from coordinator.edge.status import (
     CheckpointStatus,
     ClosedRound,
+    KeptStatus,
     RunStatus,
     RunSummary,
     ValidationStatus,
@@ -33,6 +35,7 @@ from coordinator.edge.status import (
 from coordinator.engine import explain
 from coordinator.engine.engine import Engine
 from coordinator.engine.state import EngineState
+from coordinator.run.replication import StandbyState
 from coordinator.run.traffic import Traffic
 from protocol.errors import MalformedMessage
 from protocol.ids import RunId, WorkerId
@@ -118,8 +121,10 @@ class StatusReader:
         connected: Callable[[WorkerId], bool],
         lease_length: Callable[[EngineState], str],
         stalled: Callable[[], str | None] = lambda: None,
+        standby: Callable[[], StandbyState | None] = lambda: None,
+        elsewhere: Callable[[], KeptStatus | None] = lambda: None,
     ) -> None:
-        """`stalled`: why nothing can be recorded, while that is so."""
+        """`stalled`: why nothing can be recorded, while that is so. `elsewhere`: what other machines hold."""
         self._engine = engine
         self._run_id = run_id
         self._name = name
@@ -129,6 +134,7 @@ class StatusReader:
         self._connected = connected
         self._lease_length = lease_length
         self._stalled = stalled
+        self._standby, self._elsewhere = standby, elsewhere
 
     def summary(self) -> RunSummary:
         """The run at this moment, in short."""
@@ -142,6 +148,8 @@ class StatusReader:
             connected=self._connected,
             lease_length=self._lease_length,
         )
+        beside = {"standby": status_of_standby(self._standby()), "elsewhere": self._elsewhere()}
+        summary = summary.model_copy(update=beside)
         return summary.model_copy(update={"sentence": sentence_of(self._engine.state, summary, self._stalled())})
 
     def page(self, query: Query) -> Page:

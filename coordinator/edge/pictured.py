@@ -1,19 +1,21 @@
 """The parts of a picture of the run that are made of the engine's state alone: pure functions, one for each panel.
 
 Decides how many rows each has, and how an expert column stands. Always: what they give is public (`publicly.py`).
-`later_s` is what run time lags behind the calendar; `name` is under which name a worker is shown.
+`later_s` is what run time lags behind the calendar, and `ahead_s` the same for what lies ahead: more in a pause, in
+which deadlines move on with the clock; `name` is under which name a worker is shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median
 
 from coordinator.edge.publicly import round_reasons
 from coordinator.edge.status import RunSummary
 from coordinator.engine.history import RoundRecord
-from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus
+from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus, Phase
 from coordinator.engine.quorum import Standings, deadline_s
-from coordinator.engine.rows import LeaseRecord
+from coordinator.engine.rows import LeaseRecord, WorkerRecord
 from coordinator.engine.stages import told_to_worker
 from coordinator.engine.state import EngineState
 from coordinator.engine.tally import was_lost
@@ -21,6 +23,7 @@ from coordinator.page.view import (
     ClosedRow,
     ColumnCell,
     ColumnHealth,
+    Energy,
     Judged,
     LeaseBar,
     LossPoint,
@@ -33,6 +36,21 @@ MOST_BARS = 60
 MOST_ROUNDS = 200
 _MISSING_NAMES = 4
 _UNDER_WAY = LIVE_STATUSES - {LeaseStatus.ACCEPTED}
+
+
+def trained_seconds(record: WorkerRecord) -> float:
+    """What a worker's judged submissions took it to train, as its latest reports have it: at most from grant to commit,
+    by the coordinator's own clock."""
+    if not record.reports:
+        return 0.0
+    judged = record.accepted + sum(record.rejected.values())
+    return judged * median(report.train_s for report in record.reports)
+
+
+def energy_of(trained_s: float, watts: int) -> Energy:
+    """At so many watts a machine."""
+    hours = trained_s / 3600.0
+    return Energy(machine_hours=hours, watts_assumed=watts, kwh=hours * watts / 1000.0)
 
 
 def closed_rounds(state: EngineState, sequence_length: int) -> tuple[tuple[ClosedRow, ...], tuple[LossPoint, ...]]:
@@ -82,11 +100,12 @@ def open_round_of(
     at: EngineState,
     summary: RunSummary,
     later_s: float,
+    ahead_s: float,
     name: Callable[[WorkerId], str],
     done: Callable[[LeaseRecord], int],
 ) -> OpenRound:
     """The round that is open, why it is, and its leases; `done` tells the steps that a worker says it has taken."""
-    current, closes_s = at.round, deadline_s(at)
+    current, closes_s = at.round, None if at.phase is Phase.OVER else deadline_s(at)
     reasons = round_reasons(at, summary.waits)
     ours = [one for one in at.leases.values() if one.lease.round == current.round or one.status in _UNDER_WAY]
     ours.sort(key=lambda one: (one.status not in _UNDER_WAY, one.lease.granted_at_s))
@@ -95,19 +114,19 @@ def open_round_of(
         phase=at.phase,
         base_version=int(current.base_version),
         opened_at_s=current.opened_at_s + later_s,
-        closes_at_s=None if closes_s is None else closes_s + later_s,
-        grace_until_s=None if current.grace_until_s is None else current.grace_until_s + later_s,
+        closes_at_s=None if closes_s is None else closes_s + ahead_s,
+        grace_until_s=None if current.grace_until_s is None else current.grace_until_s + ahead_s,
         accepted=current.accepted,
         refused=current.rejected,
         lost=current.expired + current.returned,
         reasons=tuple(OpenReason(subject=subject, text=text) for subject, text in reasons),
         more_reasons=summary.more_waits if len(reasons) == len(summary.waits) else 0,
-        leases=tuple(_bar(one, later_s, name(one.lease.worker), done(one)) for one in ours[:MOST_BARS]),
+        leases=tuple(_bar(one, later_s, ahead_s, name(one.lease.worker), done(one)) for one in ours[:MOST_BARS]),
         more_leases=max(0, len(ours) - MOST_BARS),
     )
 
 
-def _bar(record: LeaseRecord, later_s: float, name: str, done: int) -> LeaseBar:
+def _bar(record: LeaseRecord, later_s: float, ahead_s: float, name: str, done: int) -> LeaseBar:
     lease = record.lease
 
     def moment(run_s: float | None) -> float | None:
@@ -122,7 +141,7 @@ def _bar(record: LeaseRecord, later_s: float, name: str, done: int) -> LeaseBar:
         granted_at_s=lease.granted_at_s + later_s,
         committed_at_s=moment(record.committed_at_s),
         arrived_at_s=moment(record.uploaded_at_s),
-        deadline_at_s=lease.deadline_s + later_s,
+        deadline_at_s=lease.deadline_s + ahead_s,
     )
 
 

@@ -116,6 +116,8 @@ class PublicReasons:
         aside = told_to_worker(record.quarantine.why) if record.quarantine else ""
         words = {
             Hindrance.BANNED: "takes no part any more",
+            Hindrance.PAUSED: "the run is paused",
+            Hindrance.DRAINING: "no more work is given out for now",
             Hindrance.SET_ASIDE: f"set aside for now: {aside}",
             Hindrance.OFFERS_TOO_LITTLE: f"offers {record.max_columns} columns; this run needs {at.config.min_columns}",
             Hindrance.COOLING: f"lost more than one lease; the next in {record.cooling_until_s - at.now_s:.0f} s",

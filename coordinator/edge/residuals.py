@@ -20,7 +20,7 @@ from protocol.codecs import FP32, codec_named
 from protocol.errors import FinalRefusal
 from protocol.ids import Digest, LeaseId, WorkerId
 from protocol.lease import Lease
-from protocol.tensors import payload_size
+from protocol.tensor_headers import payload_size
 from protocol.v1 import barnraise_pb2 as pb
 
 _HEX = re.compile(r"[0-9a-f]{64}")

@@ -105,19 +105,22 @@ class Endpoint:
         traffic: Traffic,
         throttle: Throttle,
         on_alive: Callable[[CallerSession], None] = lambda _: None,
+        gate: Callable[[], None] = lambda: None,
     ) -> None:
+        """`gate` raises where nobody is answered any more."""
         self._service = service
         self._auth = auth
         self._traffic = traffic
         self._throttle = throttle
         self._on_alive = on_alive
+        self._gate = gate
 
     def anonymous(
         self, name: str, kind: type[Request], answer: Callable[[Request], Awaitable[Message]]
     ) -> tuple[str, Handler]:
         """A unary call that anybody may make, signed or not."""
 
-        async def handle(call: _Call) -> bytes:
+        async def handle(call: ServedCall) -> bytes:
             return (await answer(parse(kind, await call.opening()))).SerializeToString()
 
         return name, self._unary(name, handle, deadline=False)
@@ -128,7 +131,7 @@ class Endpoint:
         """A unary call that carries its own public key and needs no session; `answer` hears the caller's address."""
         method = self._method(name)
 
-        async def handle(call: _Call) -> bytes:
+        async def handle(call: ServedCall) -> bytes:
             self._throttle.registration(call.address)
             body = await call.opening()
             request = parse(kind, body)
@@ -149,7 +152,7 @@ class Endpoint:
         """A unary call in a session. `remember`: a repeated request id gets the first answer again."""
         method = self._method(name)
 
-        async def handle(call: _Call) -> bytes:
+        async def handle(call: ServedCall) -> bytes:
             body = await call.opening()
             session, signed = self._auth.session_call(call.metadata, method, body)
             self._admit(session, operator)
@@ -175,7 +178,7 @@ class Endpoint:
         """A stream of a signed header and raw frames, answered once."""
         method = self._method(name)
 
-        async def handle(call: _Call) -> None:
+        async def handle(call: ServedCall) -> None:
             header = await call.opening()
             session, _ = self._auth.session_call(call.metadata, method, header)
             self._admit(session, operator=False)
@@ -194,7 +197,7 @@ class Endpoint:
         """A signed request, answered by raw frames."""
         method = self._method(name)
 
-        async def handle(call: _Call) -> None:
+        async def handle(call: ServedCall) -> None:
             body = await call.opening()
             session, _ = self._auth.session_call(call.metadata, method, body)
             self._admit(session, operator=False)
@@ -215,19 +218,22 @@ class Endpoint:
     def _method(self, name: str) -> str:
         return f"/{self._service}/{name}"
 
-    def _unary(self, name: str, handle: Callable[[_Call], Awaitable[bytes]], *, deadline: bool = True) -> Handler:
-        async def exchange(call: _Call) -> None:
+    def _unary(self, name: str, handle: Callable[[ServedCall], Awaitable[bytes]], *, deadline: bool = True) -> Handler:
+        async def exchange(call: ServedCall) -> None:
             await call.write(await handle(call))
 
         return self._handler(name, exchange, longest_s=self._throttle.limits.call_deadline_s if deadline else None)
 
-    def _handler(self, name: str, handle: Callable[[_Call], Awaitable[None]], *, longest_s: float | None) -> Handler:
+    def _handler(
+        self, name: str, handle: Callable[[ServedCall], Awaitable[None]], *, longest_s: float | None
+    ) -> Handler:
         method = self._method(name)
 
         async def guarded(messages: AsyncIterator[bytes], context: Context) -> None:
             self._traffic.calls += 1
-            call = _Call(method, messages, context, self._throttle, self._traffic)
+            call = ServedCall(method, messages, context, self._throttle, self._traffic)
             try:
+                self._gate()
                 call.at_end(self._throttle.call(call.address))
                 call.check_deadline(longest_s)
                 await handle(call)
@@ -261,7 +267,7 @@ class Endpoint:
         (_log.error if internal else _log.info)("call_refused", **fields)
 
 
-class _Call:
+class ServedCall:
     """One call that is under way: what comes in and goes out, counted, and never waited for without end."""
 
     def __init__(

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from coordinator.datasets import Dataset
 from coordinator.edge.mailboxes import Mailboxes
 from coordinator.edge.sessions import SessionTable
+from coordinator.edge.whereabouts import Whereabouts
 from coordinator.engine.config import EngineConfig
 from coordinator.run.pump import Pump
 from coordinator.run.receipts import ReceiptBook
+from coordinator.run.replication import Replication
 from coordinator.settings import RunSettings
 from coordinator.store.ports import Artifacts
 from coordinator.store.registry import Registry
@@ -22,7 +24,7 @@ from moe.layout import Layout, block_tensor_specs
 from protocol.codecs import FP32
 from protocol.identity import PrivateIdentity
 from protocol.ids import RunId
-from protocol.tensors import payload_size
+from protocol.tensor_headers import payload_size
 from protocol.tls import CertificateAuthority
 
 
@@ -49,8 +51,22 @@ class RunContext:
     """The calendar, for people and invites; may be set at any moment."""
     lease_length: Callable[[EngineConfig], str]
     """How long leases are, and why, as workers are told."""
+    replication: Replication | None = None
+    """None in simulations, whose runs nobody follows."""
     receipts: ReceiptBook | None = None
     """None in simulations that write none."""
+    whereabouts: Whereabouts | None = None
+    """None in simulations that move nowhere."""
+
+    @property
+    def record(self) -> bytes:
+        """The run's newest discovery record; empty where there is none."""
+        return b"" if self.whereabouts is None else self.whereabouts.record
+
+    @property
+    def epoch(self) -> int:
+        """Of the machine that leads the run."""
+        return 0 if self.replication is None else self.replication.epoch
 
     @property
     def max_block_bytes(self) -> int:

@@ -18,9 +18,12 @@ from grpc_health.v1 import health_pb2
 
 from coordinator.edge.auth import Authenticator
 from coordinator.edge.desk import Desk
+from coordinator.edge.dispatching import dispatched
 from coordinator.edge.health import OPERATOR_SERVICE, check_health
 from coordinator.edge.mailboxes import Mailboxes
 from coordinator.edge.membership import Membership
+from coordinator.edge.operator_calls import operator_handlers
+from coordinator.edge.operator_keys import KeyKeeper
 from coordinator.edge.operator_service import OperatorService
 from coordinator.edge.pages import Page, Query, StatusReader, put_together
 from coordinator.edge.retention import forget_addresses
@@ -28,35 +31,28 @@ from coordinator.edge.rpc import Endpoint
 from coordinator.edge.served import RunContext
 from coordinator.edge.service import WorkerService
 from coordinator.edge.sessions import SessionTable
+from coordinator.edge.standby_desk import StandbyDesk
+from coordinator.edge.standby_service import STANDBY_SERVICE, StandbyEndpoint, StandbyService
 from coordinator.edge.status import RunStatus, RunSummary
 from coordinator.edge.throttle import Throttle
 from coordinator.edge.transfers import Transfers
+from coordinator.edge.whereabouts import Whereabouts
+from coordinator.edge.witnessing import witness_for
 from coordinator.edge.worker_calls import COORDINATOR_SERVICE, worker_handlers
-from coordinator.engine.commands import (
-    AnnounceVerdict,
-    CancelLease,
-    Command,
-    DropPayload,
-    EndRun,
-    GrantLease,
-    OpenResiduals,
-    ShutOut,
-)
 from coordinator.engine.phases import Phase
+from coordinator.page.access import Access
 from coordinator.page.address import PageAddress
 from coordinator.run.audit_trail import Observers
-from coordinator.run.changing import SettingsFile
 from coordinator.run.clock import Clocks
 from coordinator.run.eventlog import configure_logging
 from coordinator.run.folder import RunFolder
 from coordinator.run.inviting import InviteTerms
 from coordinator.run.lease_length import LeaseLengths
 from coordinator.run.opened import OpenedRun
-from coordinator.run.pump import Pump
+from coordinator.run.pump import Observer, Pump
 from coordinator.run.pump_limits import PumpLimits
 from coordinator.run.reaching import control_path, last_port, write_endpoint
 from coordinator.run.receipts import ReceiptBook
-from coordinator.run.traffic import Traffic
 from coordinator.settings import RunSettings
 from coordinator.store.journal import JournalObserver, unobserved
 from coordinator.store.registry import DEFAULT_INVITE_LIFE_S
@@ -64,9 +60,9 @@ from coordinator.work.port import Replay
 from coordinator.work.replaying import NO_REPLAY
 from protocol import local_socket
 from protocol.errors import ConfigError, LocalError
+from protocol.file_lock import FileLock
 from protocol.hosts import address_text
 from protocol.limits import MAX_CONCURRENT_RPCS, server_options
-from protocol.v1 import barnraise_pb2 as pb
 
 if TYPE_CHECKING:
     from coordinator.edge.showing import Showing
@@ -92,16 +88,19 @@ class CoordinatorServer:
         pump_limits: PumpLimits | None = None,
         replay: Replay | None = None,
         page: PageAddress | None = None,
+        lock: FileLock | None = None,
+        observers: tuple[Observer, ...] = (),
     ) -> None:
         """`replay`: how this process computes a lease again to audit it; None: it cannot. `page`: where the run's page
-        is shown; None: nowhere."""
+        is shown; None: nowhere. `lock`: the folder's, where this process has it already."""
         self._folder = run_folder if isinstance(run_folder, RunFolder) else RunFolder.open(run_folder)
         self._clocks = clocks or Clocks()
         self._throttle = throttle or Throttle()
         self._journal_observer = journal_observer
         self._pump_limits = pump_limits
         self._replay = replay
-        self._page = page
+        self._page, self._lock, self._observers = page, lock, observers
+        self._access = Access()
         self._showing: Showing | None = None
         self._run: RunContext | None = None
         self._parts: OpenedRun | None = None
@@ -117,7 +116,8 @@ class CoordinatorServer:
         configure_logging()
         # Reading settings, keys, data and journal blocks; nothing else runs in this loop yet.
         parts = await asyncio.to_thread(
-            OpenedRun.open, self._folder, self._clocks, self._journal_observer, self._replay
+            partial(OpenedRun.open, lock=self._lock, ask=witness_for(self._folder)),
+            *(self._folder, self._clocks, self._journal_observer, self._replay),
         )
         try:
             self._parts, self._run = parts, self._assemble(parts)
@@ -133,20 +133,25 @@ class CoordinatorServer:
     async def _serve(self, parts: OpenedRun, run: RunContext) -> int:
         if run.pump.engine.state.phase is Phase.OVER:
             run.mailboxes.ended.set()
+        parts.replication.start()
         run.pump.start()
         self._retention = asyncio.create_task(forget_addresses(run.registry.people, run.wall_time))
         self._grpc = grpc.aio.server(options=server_options(), maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS)
-        self._add_services(self._grpc, run, parts.traffic, parts.settings_file)
+        self._add_services(self._grpc, run, parts)
         self.port = self._listen(run.settings)
         await self._grpc.start()
-        desk = Desk(self._operator, run.pump, run.run_time)
+        if run.whereabouts is not None:
+            await run.whereabouts.start(self.port)
+        standby = StandbyDesk(self._folder, parts.replication)
+        desk = Desk(self._operator, KeyKeeper(run, self._access.end_of), standby)
         self._local = await local_socket.serve(control_path(self._folder), desk.answer)
         await asyncio.to_thread(write_endpoint, self._folder, run.settings.host, self.port)
         if self._page is not None:
             from coordinator.edge.showing import Showing
 
-            self._showing = Showing(self._page, self._folder, run, self._status)
+            self._showing = Showing(self._page, self._folder, run, self._status, self._access, desk)
             self.page_url = await self._showing.start()
+            self._operator.page_login = self._showing.login_urls
         _log.info("coordinator_started", run_id=run.run_id, port=self.port, round=run.pump.engine.state.round.round)
         return self.port
 
@@ -162,9 +167,12 @@ class CoordinatorServer:
             await self._showing.stop()
         if self._retention is not None:
             self._retention.cancel()
+        if run.whereabouts is not None:
+            await run.whereabouts.stop()
         run.sessions.close_all()  # answers the long polls, which would otherwise use up the whole grace
         if self._grpc is not None:
             await self._grpc.stop(grace)
+        parts.replication.close()  # whoever waits for a follower is told so, or the pump would wait for ever
         await run.pump.stop()
         await asyncio.to_thread(parts.close)
         _log.info("coordinator_stopped", run_id=run.run_id)
@@ -216,17 +224,18 @@ class CoordinatorServer:
         engine = parts.engine
         for verdict in parts.verdicts:
             mailboxes.of(verdict.worker).verdicts.append(verdict)
-        dispatch = partial(_dispatch, mailboxes, sessions, parts)
+        dispatch = partial(dispatched, mailboxes, sessions, parts)
         pump = Pump(
             engine,
             parts.journal,
             work=parts.executor,
             dispatch=dispatch,
-            observer=Observers(parts.event_log, parts.audit_trail, parts.credit_trail),
+            observer=Observers(parts.event_log, parts.audit_trail, parts.credit_trail, parts.traffic, *self._observers),
             clock=parts.clock.now_s,
             clock_news=parts.clock.news,
             journal_observer=self._journal_observer,
             limits=self._pump_limits,
+            settled=parts.replication.settled,
         )
         folder = self._folder
         return RunContext(
@@ -245,6 +254,7 @@ class CoordinatorServer:
             operator_key=folder.operator_identity().public_key,
             run_time=parts.clock.now_s,
             wall_time=parts.clock.wall_s,
+            replication=parts.replication,
             lease_length=LeaseLengths(parts.settings, parts.layout).planned,
             receipts=ReceiptBook(
                 run_id=folder.run_id,
@@ -252,9 +262,11 @@ class CoordinatorServer:
                 identity=folder.manifest_identity(),
                 tokens_a_sequence=parts.settings.sequence_length,
             ),
+            whereabouts=Whereabouts.of(folder, parts.settings, parts.clock.wall_s, parts.replication.epoch),
         )
 
-    def _add_services(self, server: Any, run: RunContext, traffic: Traffic, settings_file: SettingsFile) -> None:
+    def _add_services(self, server: Any, run: RunContext, parts: OpenedRun) -> None:
+        traffic, replication = parts.traffic, parts.replication
         auth = Authenticator(run.sessions, bytes.fromhex(run.authority.fingerprint))
         self._service = service = WorkerService(run)
         self._status = StatusReader(
@@ -267,29 +279,20 @@ class CoordinatorServer:
             connected=run.sessions.has,
             lease_length=LeaseLengths(run.settings, run.layout).told,
             stalled=lambda: run.pump.stalled,
+            standby=lambda: replication.state,
+            elsewhere=partial(service.sources.kept_elsewhere, lambda: replication.state),
         )
-        self._operator = operator = OperatorService(run, settings_file, lambda: self.port, self._status)
-        worker_calls = Endpoint(COORDINATOR_SERVICE, auth, traffic, self._throttle, service.on_alive)
+        self._operator = operator = OperatorService(run, parts.settings_file, lambda: self.port, self._status)
+        gate = replication.gate
+        standby = StandbyService(self._folder, replication, auth)
+        standby_calls = StandbyEndpoint(STANDBY_SERVICE, auth, traffic, self._throttle)
+        worker_calls = Endpoint(COORDINATOR_SERVICE, auth, traffic, self._throttle, service.on_alive, gate)
         operator_calls = Endpoint(OPERATOR_SERVICE, auth, traffic, self._throttle)
         health_calls = Endpoint(HEALTH_SERVICE, auth, traffic, self._throttle)
         handlers = {
             COORDINATOR_SERVICE: worker_handlers(worker_calls, Membership(run, auth), service, Transfers(run, service)),
-            OPERATOR_SERVICE: dict(
-                [
-                    operator_calls.unary(
-                        "CreateInvite", pb.CreateInviteRequest, operator.create_invite, operator=True, remember=True
-                    ),
-                    operator_calls.unary("GetStatus", pb.GetStatusRequest, operator.get_status, operator=True),
-                    operator_calls.unary("ListStatus", pb.ListStatusRequest, operator.list_status, operator=True),
-                    operator_calls.unary("StopRun", pb.StopRunRequest, operator.stop_run, operator=True),
-                    operator_calls.unary(
-                        "ChangeSetting", pb.ChangeSettingRequest, operator.change_setting, operator=True
-                    ),
-                    operator_calls.unary(
-                        "ChangeStanding", pb.ChangeStandingRequest, operator.change_standing, operator=True
-                    ),
-                ]
-            ),
+            OPERATOR_SERVICE: operator_handlers(operator_calls, operator),
+            STANDBY_SERVICE: standby.handlers(standby_calls),
             # Check alone: Watch is a stream that a stranger could hold for ever.
             HEALTH_SERVICE: dict(
                 [health_calls.anonymous("Check", health_pb2.HealthCheckRequest, partial(check_health, run.pump.engine))]
@@ -321,24 +324,3 @@ class CoordinatorServer:
             if there <= self._service.told_over:
                 return
             await asyncio.sleep(0.05)
-
-
-def _dispatch(mailboxes: Mailboxes, sessions: SessionTable, parts: OpenedRun, command: Command) -> None:
-    match command:
-        case GrantLease(lease=lease):
-            mailboxes.of(lease.worker).deliver(lease)
-        case CancelLease():
-            pass  # the worker hears it at its next heartbeat, from the engine's state
-        case ShutOut(worker=worker):
-            sessions.close_of(worker)  # its next call opens another, which is refused with the reason
-        case AnnounceVerdict():
-            mailboxes.of(command.worker).verdicts.append(command)
-        case OpenResiduals(worker=worker):
-            mailboxes.of(worker).asked.set()
-        case DropPayload(digest=digest):
-            # a gigabyte's unlink takes a quarter of a second, in which nobody would be answered
-            parts.store.drop_payload(digest, partial(asyncio.get_running_loop().run_in_executor, None))
-        case EndRun():
-            mailboxes.ended.set()
-        case _:
-            raise LocalError(f"the server does not know what to do with {type(command).__name__}")

@@ -39,9 +39,10 @@ from protocol.lease import Lease
 from protocol.limits import MAX_WAIT_S
 from protocol.manifest import sign_manifest
 from protocol.messages import fill
-from protocol.tensors import payload_size
+from protocol.tensor_headers import payload_size
 from protocol.text import printable
 from protocol.v1 import barnraise_pb2 as pb
+from protocol.versions import check_version
 
 RETRY_AFTER_S = 0.2
 """A worker that waited a long poll out asks again at once; the pause only keeps a confused one from spinning."""
@@ -75,6 +76,8 @@ class WorkerService:
     async def acquire_lease(self, session: CallerSession, request: pb.AcquireLeaseRequest) -> pb.AcquireLeaseReply:
         """A lease, now or while the call is held open; or why there is none."""
         run, worker = self._run, session.worker
+        # settings change while it is open
+        check_version(session.version, run.pump.engine.state.chosen_config.inner, run.settings.column_parts)
         box = run.mailboxes.of(worker)
         reply = pb.AcquireLeaseReply(peers=self.sources.anybody_shares)
         if not run.mailboxes.ended.is_set():
@@ -154,7 +157,8 @@ class WorkerService:
         )
         self._beats[session.worker] = beat
         run.pump.seen(beat)
-        reply = pb.HeartbeatReply(latest_version=run.pump.engine.state.version)
+        said = run.pump.engine.state.announcement
+        reply = pb.HeartbeatReply(latest_version=run.pump.engine.state.version, announcement=said.text if said else "")
         for held in filter(None, (lease_id, LeaseId(request.sending_lease_id))):
             reason = run.pump.engine.lease_ended(session.worker, held)
             if reason is not None:

@@ -11,9 +11,11 @@ import secrets
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
+from coordinator.store.operators import OperatorKey
 from protocol.causes import Cause
 from protocol.errors import Unauthenticated
 from protocol.ids import WorkerId
+from protocol.limits import PROTOCOL_VERSION
 from protocol.signing import SESSION_ID_BYTES, CounterWindow
 
 REMEMBERED_REPLIES = 32
@@ -31,6 +33,10 @@ class CallerSession:
     worker: WorkerId
     """The operator's key has an id of the same make, but is not a worker."""
     is_operator: bool
+    key: OperatorKey | None = None
+    """Which operator's; None: a worker's, or the run's own."""
+    version: int = PROTOCOL_VERSION
+    """Of the protocol: what the request that opened it was signed with."""
     window: CounterWindow = field(default_factory=CounterWindow)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
     host: str = ""
@@ -52,9 +58,18 @@ class SessionTable:
         self._by_worker: dict[WorkerId, CallerSession] = {}
         self._operators: deque[CallerSession] = deque()
 
-    def open(self, public_key: bytes, worker: WorkerId, *, is_operator: bool) -> CallerSession:
+    def open(
+        self,
+        public_key: bytes,
+        worker: WorkerId,
+        *,
+        is_operator: bool,
+        key: OperatorKey | None = None,
+        version: int = PROTOCOL_VERSION,
+    ) -> CallerSession:
         """A new session; the key's earlier one ends. The operator may have several (a status watch, a command)."""
-        session = CallerSession(secrets.token_bytes(SESSION_ID_BYTES), public_key, worker, is_operator)
+        session_id = secrets.token_bytes(SESSION_ID_BYTES)
+        session = CallerSession(session_id, public_key, worker, is_operator, key, version)
         if not is_operator:
             self.close(self._by_worker.get(worker))
             self._by_worker[worker] = session
@@ -77,6 +92,12 @@ class SessionTable:
     def close_of(self, worker: WorkerId) -> None:
         """End the worker's session, if it has one."""
         self.close(self._by_worker.get(worker))
+
+    def close_operators(self, public_key: bytes) -> None:
+        """End all sessions of an operator's key."""
+        for session in [one for one in self._operators if one.public_key == public_key]:
+            self._operators.remove(session)
+            self.close(session)
 
     def close_all(self) -> None:
         """The coordinator stops: everybody who waits is answered."""

@@ -15,8 +15,12 @@ from collections.abc import Callable
 
 import structlog
 
+from coordinator.edge.kept import kept_elsewhere
 from coordinator.edge.served import RunContext
 from coordinator.edge.sessions import CallerSession
+from coordinator.edge.status import KeptStatus
+from coordinator.run.found_again import MOST_SHARERS
+from coordinator.run.replication import StandbyState
 from peering.limits import MAX_CERTIFICATE_BYTES
 from peering.line import holder_name
 from peering.tracker import Shared, TakeFrom, Tracker
@@ -39,6 +43,8 @@ REACH_AGAIN_S = 60.0
 """A share that could not be reached is not looked for again before that."""
 REACHING_AT_ONCE = 8
 SHORTEST_PAUSE_S = 0.5
+NEIGHBOURS = 4
+"""Sharers that a worker hears of with each answer, so that it knows whom to ask should the run move."""
 WORKERS_A_SECOND = 100
 """Questions of all that wait, together."""
 
@@ -66,6 +72,14 @@ class Sources:
         """Whether workers gain by asking before they download."""
         return self._tracker.anybody_shares
 
+    def kept_elsewhere(self, standby: Callable[[], StandbyState | None]) -> KeptStatus | None:
+        """What of the present version other machines hold."""
+        version = self._run.pump.engine.state.version
+        try:
+            return kept_elsewhere(self._run.versions, version, self._tracker.is_held, standby())
+        except OSError:
+            return None
+
     async def answer(self, session: CallerSession, request: pb.SourcesRequest) -> pb.SourcesReply:
         """What the worker told goes into the book, and what it may take from whom comes out."""
         _check(request)
@@ -81,7 +95,9 @@ class Sources:
         wanted = [one for one in _digests(request.wanted) if one in served]
         reply = _reply(tracker.ask(worker, wanted, now_s, room=request.room, still_s=still_s))
         fill(reply.ticket, self._ticket(session, now_s), Ticket)
-        reply.now_s, reply.book, reply.notice = now_s, self._book, notice
+        reply.now_s, reply.book, reply.notice, reply.record = now_s, self._book, notice, self._run.record
+        for one in tracker.some_sharers(NEIGHBOURS, beside=worker):
+            reply.neighbours.add(host=one.host, port=one.port, certificate=one.certificate)
         reply.retry_after_s = max(SHORTEST_PAUSE_S, len(self._run.sessions) / WORKERS_A_SECOND)
         return reply
 
@@ -121,6 +137,8 @@ class Sources:
             why = await asyncio.to_thread(self._reach, shared)
         self._tracker.share(worker, None if why else shared)
         self._unreached[worker] = (self._run.run_time() + REACH_AGAIN_S, why) if why else (-math.inf, "")
+        if not why and self._run.whereabouts is not None:
+            await asyncio.to_thread(self._run.whereabouts.keep_sharers, self._tracker.some_sharers(MOST_SHARERS))
         _log.info("share_unreached" if why else "share_reached", worker=worker, port=shared.port)
         return why
 

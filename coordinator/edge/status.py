@@ -125,6 +125,33 @@ class CheckpointStatus(_Data):
     path: str
 
 
+class StandbyStatus(_Data):
+    """Another machine that holds the run, too."""
+
+    mode: str
+    """`async`, or `sync`: every answer waits for the follower; `entering` and `leaving` do, too."""
+    epoch: int
+    follower: str
+    attached: bool
+    behind: int
+    """Records that it has not acknowledged: what is lost with the leader's machine, at the most."""
+    trouble: str
+    """Why answers wait; empty where they do not."""
+
+
+class KeptStatus(_Data):
+    """What of the present version other machines hold in full precision."""
+
+    version: int
+    blocks: int
+    nowhere_else: int
+    """Of these, how many no other machine has, as far as workers have told."""
+    named: tuple[str, ...]
+    """The first of them."""
+    told: str
+    """The same in words, and what of momentum and masters."""
+
+
 class RunSummary(_Data):
     """A run at one moment, in a size that does not grow with it: of what may be many, the first or latest few."""
 
@@ -156,6 +183,8 @@ class RunSummary(_Data):
     worker_states: dict[WorkerState, int]
     """How many workers are in each state; a state that nobody is in is left out."""
     rounds_closed: int
+    left_s: float | None = None
+    """Until the planned rounds are over, at the pace of the latest ones; None where none has closed, or all have."""
     latest_rounds: tuple[ClosedRound, ...]
     latest_validations: tuple[ValidationStatus, ...]
     latest_checkpoint: CheckpointStatus | None
@@ -181,6 +210,10 @@ class RunSummary(_Data):
     """Submissions are measured on text that workers may know: the run began before there was a choice, or chose it."""
     working_on: tuple[str, ...]
     """Slow commands that are pending, e.g. `aggregate:r3`, with an error where one failed."""
+    standby: StandbyStatus | None = None
+    """None: nobody follows the run."""
+    elsewhere: KeptStatus | None = None
+    """What would be left if this machine were gone; None where nobody serves the run."""
     leases_granted: int
     leases_expired: int
     leases_returned: int
@@ -190,6 +223,8 @@ class RunSummary(_Data):
     bytes_down: int
     calls: int
     refused_calls: int
+    failed_commands: int = 0
+    """How often the coordinator's own work failed."""
 
 
 class RunStatus(RunSummary):

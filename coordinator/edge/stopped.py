@@ -12,11 +12,12 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from coordinator.edge.ordered import order_row
 from coordinator.edge.pages import Page, Query, StatusReader, Wanted, put_together
 from coordinator.edge.status import RunStatus
 from coordinator.engine.engine import Engine
-from coordinator.engine.hold import OrderRecord
 from coordinator.run.folder import RunFolder
 from coordinator.run.lease_length import LeaseLengths
 from coordinator.run.pump import load_engine
@@ -43,10 +44,10 @@ async def status_of_journal(folder: RunFolder, trouble: str, wanted: Wanted) -> 
     return await put_together(reader.summary().model_copy(update=said), ask, wanted)
 
 
-def orders_of_journal(folder: RunFolder) -> list[tuple[OrderRecord, float | None]]:
+def orders_of_journal(folder: RunFolder) -> list[dict[str, Any]]:
     """What people ordered, with calendar times: from a copy of the journal, served or not."""
     engine, _, _ = _engine(folder)
-    return [(one, engine.state.wall_at_s(one.at_s)) for one in engine.state.orders]
+    return [order_row(one, engine.state.wall_at_s(one.at_s)) for one in engine.state.orders]
 
 
 def engine_of_journal(folder: RunFolder) -> tuple[Engine, float]:

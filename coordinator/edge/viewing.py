@@ -18,7 +18,14 @@ import structlog
 
 from coordinator.edge.headline import headline_of
 from coordinator.edge.pages import StatusReader
-from coordinator.edge.pictured import closed_rounds, columns_of, judged_of, open_round_of
+from coordinator.edge.pictured import (
+    closed_rounds,
+    columns_of,
+    energy_of,
+    judged_of,
+    open_round_of,
+    trained_seconds,
+)
 from coordinator.edge.publicly import (
     PublicReasons,
     display_name,
@@ -90,18 +97,21 @@ class RunViews:
         """The run at this moment; workers' rows may be a few milliseconds younger."""
         began_s = time.perf_counter()
         state, wall_s, now_s = self._run.pump.engine.state, self._run.wall_time(), self._run.run_time()
-        at, later_s = state.seen_at(max(state.now_s, now_s)), wall_s - now_s
+        at, later_s = _as_time_goes(state, now_s), wall_s - now_s
         summary = self._status.summary()
         closed, losses = closed_rounds(state, self._run.settings.sequence_length)
-        current = open_round_of(at, summary, later_s, self._names(state), self._steps_done)
+        ahead_s = wall_s - at.now_s if state.paused else later_s
+        current = open_round_of(at, summary, later_s, ahead_s, self._names(state), self._steps_done)
         columns = columns_of(at, self._names(state))
         spent_s = time.perf_counter() - began_s
         rows: list[tuple[int, WorkerRow, bool]] = []
+        trained_s = 0.0
         everybody = iter(list(state.workers.items()))
         while batch := list(islice(everybody, SLICE)):
             await asyncio.sleep(0)
             slice_s = time.perf_counter()
             rows += self._rows(batch)
+            trained_s += sum(trained_seconds(state.workers[worker]) for worker, _ in batch)
             spent_s += time.perf_counter() - slice_s
         rows.sort(key=lambda row: (row[0], row[1].place))
         shown = tuple(row for _, row, _ in rows[:MOST_WORKERS])
@@ -122,6 +132,7 @@ class RunViews:
             columns=columns,
             closed=closed,
             rounds_closed=summary.rounds_closed,
+            left_s=summary.left_s,
             losses=losses,
             enrolled=summary.enrolled,
             connected=summary.connected,
@@ -129,10 +140,11 @@ class RunViews:
             workers=shown,
             more_workers=len(rows) - len(shown),
             moved=self._moved(summary, wall_s),
+            energy=energy_of(trained_s, self._run.settings.watts),
             judged=judged_of(state, summary),
             tokens_counted=state.totals.sequences * self._run.settings.sequence_length,
             credit=public_credit(state, self._run.registry.people.teams, self._run.settings.sequence_length),
-            health=self._health(state, disk.free, disk.total),
+            health=self._health(state, summary, disk.free, disk.total),
         )
 
     def _names(self, state: EngineState) -> Callable[[WorkerId], str]:
@@ -142,7 +154,7 @@ class RunViews:
     def _rows(self, batch: list[tuple[WorkerId, WorkerRecord]]) -> Iterator[tuple[int, WorkerRow, bool]]:
         engine, run = self._run.pump.engine, self._run
         state, now_s = engine.state, run.run_time()
-        at, places = state.seen_at(max(state.now_s, now_s)), state.index.places
+        at, places = _as_time_goes(state, now_s), state.index.places
         reasons = PublicReasons(at)
         for worker, _ in batch:
             record, beat = state.workers[worker], engine.last_seen.get(worker)
@@ -186,18 +198,25 @@ class RunViews:
             refused_calls=summary.refused_calls,
         )
 
-    def _health(self, state: EngineState, free: int, size: int) -> Health:
+    def _health(self, state: EngineState, summary: RunSummary, free: int, size: int) -> Health:
         return Health(
             stalled="the coordinator cannot record anything" if self._run.pump.stalled is not None else "",
             paused=_gives_nothing(state),
+            held=state.hold is not None,
             pending_commands=len(state.pending),
             failing_commands=len(state.failures),
+            failed_commands=summary.failed_commands,
             withheld_rounds=state.withheld_in_row,
             disk_free_bytes=free,
             disk_size_bytes=size,
             certificate_expires_at_s=self._certificate_expires_at_s,
             snapshot_cost_s=self._cost_s,
         )
+
+
+def _as_time_goes(state: EngineState, now_s: float) -> EngineState:
+    """The state at this moment; of a run that is paused at the moment when its time came to a stand."""
+    return state.seen_at(state.hold.since_s if state.paused and state.hold else max(state.now_s, now_s))
 
 
 def _gives_nothing(state: EngineState) -> str:

@@ -27,11 +27,11 @@ def refusal_of(state: EngineState, record: LeaseRecord, event: SubmissionCommitt
     own = [other.lease.lease_id for other in state.leases_of(lease.worker)]
     if own[-1] != lease.lease_id:
         return rejected(LATE, Case.LEASED_ANEW, own[-1])
-    owner = state.workers[lease.worker].owner
-    if record.status is LeaseStatus.EXPIRED and owner:
-        taken = state.index.seats(lease.round, owner) & set(lease.columns)
+    worker = state.workers[lease.worker]
+    if record.status is LeaseStatus.EXPIRED and (seat := state.index.seated_as(worker)):
+        taken = state.index.seats(lease.round, seat) & set(lease.columns)
         if taken:
-            return rejected(LATE, Case.SEAT_TAKEN, owner, column=min(taken))
+            return rejected(LATE, Case.SEAT_TAKEN, worker.owner or "its owner", column=min(taken))
     if event.inner_steps_done < lease.inner_steps:
         return rejected(INCOMPLETE, Case.STEPS_MISSING, done=event.inner_steps_done, leased=lease.inner_steps)
     if lease.audits is None and state.digest_in_use(event.digest, besides=lease.lease_id):

@@ -136,6 +136,13 @@ def ranking(
     return tuple(ranked)
 
 
+def place_of(state: EngineState, worker: WorkerId) -> tuple[int, int]:
+    """The worker's rank, 0 where nothing stands to its name, and among how many workers."""
+    standing = [one.credit.sequences for one in state.workers.values() if one.credit.sequences]
+    own = state.workers[worker].credit.sequences if worker in state.workers else 0
+    return 1 + sum(other > own for other in standing) if own else 0, len(standing)
+
+
 def _group_of(
     record: WorkerRecord, by: CreditOf, name_of: Callable[[WorkerId], str], team_of: Callable[[WorkerId], str]
 ) -> tuple[str, str]:

@@ -37,7 +37,7 @@ from coordinator.engine.state import EngineState
 from coordinator.engine.turn import Turn
 from coordinator.engine.version import ENGINE_VERSION
 from protocol.errors import ConfigError, IllegalEvent
-from protocol.ids import LeaseId, RoundNumber, Version, WorkerId
+from protocol.ids import LeaseId, RoundNumber, WorkerId
 
 
 class Engine:
@@ -62,16 +62,20 @@ class Engine:
             config=event.config,
             now_s=event.at_s,
             phase=Phase.GATHERING,
-            version=Version(0),
+            version=event.version,
             manifest=event.base_manifest,
-            round=RoundState(round=RoundNumber(1), base_version=Version(0), opened_at_s=event.at_s),
+            round=RoundState(round=RoundNumber(event.round + 1), base_version=event.version, opened_at_s=event.at_s),
             calendar=calendar,
             fixed_settings=dict(event.settings),
             frozen=event.frozen,
         )
         turn = Turn(state=state, draws=Draws(secret))
         if event.config.validate_every:
-            turn.emit(ValidateVersion(command_id="validate:v0", version=Version(0), manifest=event.base_manifest))
+            turn.emit(
+                ValidateVersion(
+                    command_id=f"validate:v{event.version}", version=event.version, manifest=event.base_manifest
+                )
+            )
         return cls(state, secret), turn.commands
 
     def handle(self, event: Event) -> list[Command]:

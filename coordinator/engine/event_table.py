@@ -74,7 +74,10 @@ ROWS = (
     EventRow(ev.RunHeld, _BEFORE_THE_END - {Phase.FINISHING}, orders.on_run_held),
     EventRow(ev.HoldLifted, _EVERYWHERE, orders.on_hold_lifted),
     EventRow(ev.Announced, _EVERYWHERE, orders.on_announced),
-    EventRow(ev.InviteRevoked, _EVERYWHERE, orders.on_invite_revoked),
+    EventRow(ev.InviteRevoked, _EVERYWHERE, orders.on_registry_changed),
+    EventRow(ev.InvitesMade, _EVERYWHERE, orders.on_registry_changed),
+    EventRow(ev.OperatorKeyAdded, _EVERYWHERE, orders.on_registry_changed),
+    EventRow(ev.OperatorKeyRevoked, _EVERYWHERE, orders.on_registry_changed),
     EventRow(ev.SettingChanged, _BEFORE_THE_END - {Phase.FINISHING}, changes.on_setting_changed),
 )
 

@@ -17,6 +17,9 @@ from coordinator.engine.order_events import (
     Announced,
     HoldLifted,
     InviteRevoked,
+    InvitesMade,
+    OperatorKeyAdded,
+    OperatorKeyRevoked,
     RunHeld,
     RunStopped,
     SettingChanged,
@@ -60,7 +63,10 @@ __all__ = [
     "InviteBanned",
     "InviteRevoked",
     "InviteUnbanned",
+    "InvitesMade",
     "LeaseReplayed",
+    "OperatorKeyAdded",
+    "OperatorKeyRevoked",
     "OwnerBanned",
     "OwnerUnbanned",
     "ResidualOpened",
@@ -79,6 +85,9 @@ __all__ = [
 """What is defined elsewhere, and is one of the events all the same."""
 
 
+_FIRST, _BEFORE_ALL = Version(0), RoundNumber(0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunCreated(Event):
     """First event of every journal."""
@@ -86,13 +95,17 @@ class RunCreated(Event):
     engine_version: int
     config: EngineConfig
     base_manifest: Digest
-    """Digest of the manifest of version 0."""
+    """Digest of the manifest of the version that it begins with."""
     wall_s: float | None = None
     """Calendar time at `at_s`, in seconds since the epoch; None in simulations that have none."""
     settings: dict[str, str] = field(default_factory=dict)
     """Settings that are fixed at `init` and none of the engine's: key to JSON, for the next starts to compare."""
     frozen: FrozenColumns = AS_PUBLISHED
-    """What version 0 has for columns that are not held."""
+    """What that version has for columns that are not held."""
+    version: Version = _FIRST
+    """Above 0 where the run goes on from an archive of another one."""
+    round: RoundNumber = _BEFORE_ALL
+    """The last one of that other run's that made the version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -168,8 +168,8 @@ def _hindrance(state: EngineState, record: WorkerRecord, hindrance: Hindrance) -
         Hindrance.REFUSED: f"its submission to round {number} was refused; it may take part in the next",
         Hindrance.PAST_DEADLINE: f"the deadline of round {number} has passed; the next round opens soon",
         Hindrance.PART_IS_DONE: f"it has done its part of round {number}; the next round opens when this one closes",
-        Hindrance.SAME_OWNER: f"{record.owner}'s other machines have the columns of round {number} that it could take; "
-        "it may take part in the next",
+        Hindrance.SAME_OWNER: f"{record.owner or 'its owner'}'s other machines have the columns of round {number} that"
+        " it could take; it may take part in the next",
         Hindrance.QUORUM_REACHED: f"every column of round {number} has its quorum; the next round opens soon",
         Hindrance.TOO_LITTLE_TIME: f"too little is left of round {number} for one lease; the next round opens soon",
     }

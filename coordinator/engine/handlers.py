@@ -52,6 +52,7 @@ def on_worker_enrolled(turn: Turn, event: WorkerEnrolled) -> None:
             measures=event.measures,
             owner=event.owner,
             invite=event.invite,
+            sibling_of=event.sibling_of,
         ),
     )
 

@@ -19,7 +19,7 @@ from coordinator.engine.phases import LIVE_STATUSES, LeaseStatus
 from coordinator.engine.rows import LeaseRecord, RoundState, WorkerRecord
 from coordinator.engine.schedules import recipe_steps
 from coordinator.engine.speeds import Speeds
-from coordinator.engine.tally import RoundTally, Voice
+from coordinator.engine.tally import RoundTally, Voice, was_lost
 from coordinator.engine.timetable import Timetable
 from coordinator.engine.trust import trust_of
 from protocol.ids import Digest, LeaseId, RoundNumber, WorkerId
@@ -66,7 +66,7 @@ class Index:
         self.places: dict[WorkerId, int] = {}
         """Enrolment order."""
         self.machines: dict[str, set[WorkerId]] = {}
-        """Of each owner that the operator named."""
+        """Of each person that the operator named as an owner, or whose machine has several workers."""
         self.trusted: dict[WorkerId, None] = {}
         """The few whom the operator vouched for: audits look among them after every event."""
         self.idle: set[WorkerId] = set()
@@ -90,8 +90,12 @@ class Index:
 
     def person_place(self, worker: WorkerId) -> int:
         """The place in which the first of this worker's owner's machines enrolled: one number a person."""
-        owner = self._workers[worker].owner
-        return min(self.places[one] for one in self.machines[owner]) if owner else self.places[worker]
+        several = self.machines.get(self._workers[worker].person)
+        return min(self.places[one] for one in several) if several else self.places[worker]
+
+    def seated_as(self, worker: WorkerRecord) -> str:
+        """The person by whom its columns are counted; empty: it is the only one of its person."""
+        return worker.person if worker.person in self.machines else ""
 
     # ---- keeping up ---------------------------------------------------------------------------------
 
@@ -100,8 +104,7 @@ class Index:
         worker = new.worker
         if old is None:
             self.places[worker] = len(self.places)
-            if new.owner:
-                self.machines.setdefault(new.owner, set()).add(worker)
+            self._join_machines(new)
         _mark(self.trusted, worker, new.trusted)
         self._hear(new)
         self._queue_up(old, new)
@@ -181,10 +184,10 @@ class Index:
         """Leases whose submission is these bytes: live and not counted yet, or still to be audited."""
         return self._resting_on.get(digest, frozenset())
 
-    def seats(self, number: RoundNumber, owner: str) -> AbstractSet[int]:
-        """Columns that machines of `owner` have in round `number`, by leases that were not lost."""
+    def seats(self, number: RoundNumber, person: str) -> AbstractSet[int]:
+        """Columns that machines of `person` have in round `number`, by leases that were not lost."""
         tally = self._tallies.get(number)
-        return tally.seats[owner].keys() if tally is not None and owner in tally.seats else frozenset()
+        return tally.seats[person].keys() if tally is not None and person in tally.seats else frozenset()
 
     def served_columns(self, sticky: dict[WorkerId, tuple[int, ...]]) -> frozenset[int]:
         """All columns that somebody held in the round before."""
@@ -193,6 +196,18 @@ class Index:
         return self._served[1]
 
     # ---- parts --------------------------------------------------------------------------------------
+
+    def _join_machines(self, new: WorkerRecord) -> None:
+        """The first sibling of a worker makes two of them: what the first has is counted by person from then on."""
+        person = new.person
+        if person in self.machines or new.owner:
+            self.machines.setdefault(person, set()).add(new.worker)
+        elif new.sibling_of:
+            self.machines[person] = {new.worker, new.sibling_of} & (self._workers.keys() | {new.worker})
+            for lease_id in self.leases_of(new.sibling_of):
+                record = self._leases[lease_id]
+                if record.lease.audits is None and not was_lost(record):
+                    self._tally(record.lease.round).seat(person, record.lease.columns, 1)
 
     def _tally(self, number: RoundNumber) -> RoundTally:
         if number not in self._tallies:
@@ -205,14 +220,14 @@ class Index:
         if record.lease.audits is not None:
             return  # a shadow has no seat in a round
         worker, tally = self._workers[record.lease.worker], self._tally(record.lease.round)
-        owner, person, voice = worker.owner, worker.person, self._voices[worker.worker]
+        seat, person, voice = self.seated_as(worker), worker.person, self._voices[worker.worker]
         if old is not None:
-            tally.count(old, owner=owner, person=person, voice=voice, by=-1)
+            tally.count(old, seat=seat, person=person, voice=voice, by=-1)
             self.measuring -= old.status is LeaseStatus.UPLOADED
         if new is None:
             tally.leases.pop(record.lease.lease_id, None)
             return
-        tally.count(new, owner=owner, person=person, voice=voice, by=1)
+        tally.count(new, seat=seat, person=person, voice=voice, by=1)
         tally.leases[new.lease.lease_id] = None
         self.measuring += new.status is LeaseStatus.UPLOADED
 
@@ -248,13 +263,14 @@ class Index:
         _put(self.present, worker.worker, voice.present)
         if before is None:
             return
+        seat, person = self.seated_as(worker), worker.person
         for lease_id in self.leases_of(worker.worker):
             record = self._leases[lease_id]
             if record.lease.audits is not None:
                 continue  # a shadow has no seat in a round
             tally = self._tally(record.lease.round)
-            tally.count(record, owner=worker.owner, person=worker.person, voice=before, by=-1)
-            tally.count(record, owner=worker.owner, person=worker.person, voice=voice, by=1)
+            tally.count(record, seat=seat, person=person, voice=before, by=-1)
+            tally.count(record, seat=seat, person=person, voice=voice, by=1)
 
     def _time(self, lease_id: LeaseId, record: LeaseRecord | None) -> None:
         """Note when the lease will be overdue, where it may be."""

@@ -10,7 +10,7 @@ from protocol.ids import WorkerId
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerEnrolled(Event):
-    """A key redeemed an invite."""
+    """A key redeemed an invite, or came as another's sibling."""
 
     worker: WorkerId
     trusted: bool
@@ -25,6 +25,8 @@ class WorkerEnrolled(Event):
     """Whose machine it is, as the operator said with the invite; empty: nobody's but its own."""
     invite: str = ""
     """Short digest of the invite; the invite itself is in no journal."""
+    sibling_of: WorkerId | None = None
+    """The first worker of the same machine, which signed for this one; None: it came with an invite of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

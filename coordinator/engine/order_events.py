@@ -58,6 +58,31 @@ class InviteRevoked(Ordered):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InvitesMade(Ordered):
+    """Join links were made. Whom they are for stands in the registry, which forgets."""
+
+    count: int
+    uses: int
+    """Machines that each is for."""
+    trusted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorKeyAdded(Ordered):
+    """Somebody may order from elsewhere, or only look."""
+
+    operator: str
+    role: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorKeyRevoked(Ordered):
+    """And may no more."""
+
+    operator: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunStopped(Ordered):
     """The run is to end."""
 

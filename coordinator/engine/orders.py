@@ -42,8 +42,8 @@ def on_announced(turn: Turn, event: ordered.Announced) -> None:
     turn.state.announcement = said if event.text else None
 
 
-def on_invite_revoked(turn: Turn, event: ordered.InviteRevoked) -> None:
-    """The registry refuses it; here is only noted who said so."""
+def on_registry_changed(turn: Turn, event: ordered.Ordered) -> None:
+    """Invites and operators' keys are the registry's; here is only noted who said so."""
 
 
 def lift(turn: Turn, at_s: float) -> None:
@@ -84,6 +84,13 @@ def _in_short(event: ordered.Ordered) -> tuple[str, str]:
             return "", event.text
         case ordered.RunStopped():
             return "", event.reason
+        case ordered.InvitesMade():
+            trusted = ", trusted" if event.trusted else ""
+            return f"{event.count} link{'s' * (event.count > 1)}", f"for {event.uses} each{trusted}"
+        case ordered.OperatorKeyAdded():
+            return event.operator, event.role
+        case ordered.OperatorKeyRevoked():
+            return event.operator, ""
         case _:
             whom = [getattr(event, name) for name in ("worker", "owner", "invite") if hasattr(event, name)]
             return "".join(whom), getattr(event, "why", "")

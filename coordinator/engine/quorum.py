@@ -98,9 +98,9 @@ class Standings:
     def open_to(self, worker: WorkerId) -> set[int]:
         """Columns of which neither the worker nor another machine of its owner has a lease that was not lost."""
         state, every = self._state, set(range(self._state.config.columns))
-        owner, current = state.workers[worker].owner, state.round.round
-        if owner:
-            return every - state.index.seats(current, owner)
+        seat, current = state.index.seated_as(state.workers[worker]), state.round.round
+        if seat:
+            return every - state.index.seats(current, seat)
         if not self.is_holder(worker):
             return every
         records = (r for r in state.leases_of(worker) if r.lease.round == current and not was_lost(r))

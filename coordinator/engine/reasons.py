@@ -42,6 +42,8 @@ BLAMED_KEYS = frozenset(
     }
 )
 """Keys that count towards quarantine. Being late, slow or gone never does, nor does a failure of ours."""
+REFUSAL_KEYS = BLAMED_KEYS | {LATE, INCOMPLETE, UNMEASURABLE, UNUSABLE, BANNED, AUDIT_FAILED}
+"""All that a submission is refused, or taken back, for."""
 
 
 class Case(StrEnum):

@@ -111,7 +111,8 @@ class WorkerRecord:
     heard_at_s: float
     """Last journalled event from it."""
     owner: str = ""
-    """Whose machine it is; empty: nobody's but its own. Never changes."""
+    """Whose machine it is; empty: nobody's but its own. Never changes, nor does the next."""
+    sibling_of: WorkerId | None = None  # the first worker of the same machine
     present: bool = True
     waiting_since_s: float | None = None
     waits_until_s: float | None = None
@@ -185,8 +186,8 @@ class WorkerRecord:
 
     @property
     def person(self) -> str:
-        """Equal for the machines of one owner, and for no others: who it is that has one vote."""
-        return f"owner {self.owner}" if self.owner else self.worker
+        """Equal for the machines of one owner, and the workers of one machine, and for no others: who has one vote."""
+        return f"owner {self.owner}" if self.owner else self.sibling_of or self.worker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,8 +100,9 @@ class RoundTally:
         self.spreads: list[float] = []
         """Standard deviations of the gains of those that weigh something, over sequences, ascending."""
 
-    def count(self, record: LeaseRecord, *, owner: str, person: str, voice: Voice, by: int) -> None:
-        """Count a lease in (`by` 1) or out again (`by` -1): `owner`'s machine, whose vote is `person`'s."""
+    def count(self, record: LeaseRecord, *, seat: str, person: str, voice: Voice, by: int) -> None:
+        """Count a lease in (`by` 1) or out again (`by` -1): a machine whose vote is `person`'s, with columns
+        counted as those of `seat`, the same or, where that is the only machine, empty."""
         status, worker = record.status, record.lease.worker
         tallies = [self.leased]
         self.live += by * (status in LIVE_STATUSES)
@@ -110,8 +111,8 @@ class RoundTally:
             tallies.append(self.gone)
         else:
             _add(self.holders, worker, by)
-            if owner:
-                self._seat(owner, record.lease.columns, by)
+            if seat:
+                self.seat(seat, record.lease.columns, by)
             if status is LeaseStatus.REJECTED:
                 _add(self.refused, worker, by)
                 tallies.append(self.gone)
@@ -163,12 +164,13 @@ class RoundTally:
         for column in record.lease.columns:
             self.ballots[column].put(sequences, by, given=given)
 
-    def _seat(self, owner: str, columns: tuple[int, ...], by: int) -> None:
-        seats = self.seats.setdefault(owner, {})
+    def seat(self, person: str, columns: tuple[int, ...], by: int) -> None:
+        """Count one machine's columns for its person."""
+        seats = self.seats.setdefault(person, {})
         for column in columns:
             _add(seats, column, by)
         if not seats:
-            del self.seats[owner]
+            del self.seats[person]
 
 
 def _count_in(values: list[float], value: float, by: int) -> None:

@@ -1,1 +1,1 @@
-"""The page: what everybody may see of a run, and `/metrics`, over HTTP on a thread of its own."""
+"""The page: what everybody may see of a run, `/metrics`, and operators' door, over HTTP on a thread of its own."""

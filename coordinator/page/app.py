@@ -1,6 +1,7 @@
 """What is answered over HTTP: pages, their news, the same as JSON, metrics, health, and three files.
 
-Decides routes, headers, and whom it answers. Always: only GET and HEAD; only by an address or a name that is ours, so
+Decides routes, headers, and whom it answers. Always: only GET and HEAD, but for operators' forms (`operator.py`), where
+the run has a door for them; only by an address or a name that is ours, so
 that no other site can have a browser read it under a name of its own (DNS rebinding); nothing is loaded from elsewhere
 (content security policy); a viewer that takes nothing for `STALL_S` is dropped.
 """
@@ -23,6 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coordinator.page.board import Board, NothingYet, Viewer
+from coordinator.page.operator import POSTED, OperatorPages
 from coordinator.page.rendering import Sheet
 from coordinator.page.view import RunView
 from protocol.errors import ConfigError
@@ -58,6 +60,7 @@ _PARTS = {
     "workers": "workers",
     "states": "worker_states",
     "bytes": "moved",
+    "energy": "energy",
     "verdicts": "judged",
     "credit": "credit",
     "health": "health",
@@ -70,8 +73,9 @@ Abort = Callable[[Scope], None]
 """Cuts the connection of a request at once, whatever is still to be sent."""
 
 
-def page_app(board: Board, *, names: Collection[str], abort: Abort) -> ASGIApp:
-    """The application. `names`: hosts, besides addresses and localhost, under which it may be asked."""
+def page_app(board: Board, *, names: Collection[str], abort: Abort, operators: OperatorPages | None = None) -> ASGIApp:
+    """The application. `names`: hosts, besides addresses and localhost, under which it may be asked; `operators`: what
+    it has for them."""
 
     def page(sheet: Sheet) -> Callable[[Request], Awaitable[Response]]:
         async def answer(_: Request) -> Response:
@@ -109,9 +113,10 @@ def page_app(board: Board, *, names: Collection[str], abort: Abort) -> ASGIApp:
         Route("/readyz", ready),
         Route("/static/{name}", static),
         *(Route(f"/events/{sheet}", _Events(board, sheet, abort)) for sheet in Sheet),
+        *(operators.routes() if operators is not None else ()),
     ]
     app = Starlette(routes=routes, exception_handlers={NothingYet: _nothing_yet, HTTPException: _refused})
-    return _Guarded(app, names)
+    return _Guarded(app, names, POSTED if operators is not None else frozenset())
 
 
 def liveness(age_s: float) -> tuple[int, str]:
@@ -177,9 +182,10 @@ class _Events:
 class _Guarded:
     """Refuses what is not meant for this page, and puts the headers on every answer."""
 
-    def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, names: Collection[str], posted: Collection[str]) -> None:
         self._app = app
         self._names = frozenset(names)
+        self._posted = posted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -199,7 +205,9 @@ class _Guarded:
             _log.error("page_failed", path=scope["path"][:80], error=repr(error))
 
     def _refusal(self, request: Request) -> Response | None:
-        if request.method not in ("GET", "HEAD"):
+        if request.method not in ("GET", "HEAD") and not (
+            request.method == "POST" and request.scope["path"] in self._posted
+        ):
             return PlainTextResponse("this page is only read: GET", 405, {"allow": "GET, HEAD"})
         host = request.headers.get("host", "")
         if is_own_host(host, self._names):

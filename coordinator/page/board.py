@@ -40,8 +40,10 @@ class Viewer:
 class Board:
     """What hangs out for all to see. Lives in the page's event loop."""
 
-    def __init__(self, wall_s: Callable[[], float]) -> None:
+    def __init__(self, wall_s: Callable[[], float], *, operators: bool = False) -> None:
+        """`operators`: whether pages lead to a door for them."""
         self._wall_s = wall_s
+        self._operators = operators
         self._view: RunView | None = None
         self._number = 0
         self._kept: dict[Sheet, dict[int, Rendering]] = {sheet: {} for sheet in Sheet}
@@ -90,7 +92,7 @@ class Board:
         """The page as of the latest picture. NothingYet."""
         kept, view = self._kept[sheet], self.view
         if self._number not in kept:
-            kept[self._number] = render(sheet, view, self._number)
+            kept[self._number] = render(sheet, view, self._number, operators=self._operators)
             for number in list(kept)[:-KEPT_RENDERINGS]:
                 del kept[number]
         return kept[self._number]

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from coordinator.engine.reasons import REFUSAL_KEYS
 from coordinator.page.view import RunView, Tone
 
 _PREFIX = "barnraise_"
@@ -48,6 +49,7 @@ def _run(view: RunView) -> Iterator[Metric]:
     yield info
     yield _labelled("run_state", "1 for how the run is, in one word.", "state",
                     {tone.value: float(view.headline.tone is tone) for tone in Tone})  # fmt: skip
+    yield _gauge("run_held", "1 while an operator holds the run, paused or draining.", float(view.health.held))
     yield _gauge("run_start_timestamp_seconds", "When the run's first round opened.", card.started_at_s)
     yield _gauge("version", "Latest published version.", card.version)
     yield _gauge("rounds_planned", "Rounds after which the run is over.", card.max_rounds)
@@ -90,7 +92,8 @@ def _work(view: RunView) -> Iterator[Metric]:
     yield _counter("leases_returned", "Leases that were handed back.", judged.leases_returned)
     yield _counter("submissions_accepted", "Submissions accepted, less those taken back.", judged.accepted)
     refused = CounterMetricFamily(f"{_PREFIX}submissions_refused", "Submissions refused, by why.", labels=["reason"])
-    for reason, count in judged.refused.items():
+    # from the start, all of them: of a series that begins with the first refusal, Prometheus sees no increase
+    for reason, count in (dict.fromkeys(sorted(REFUSAL_KEYS), 0) | judged.refused).items():
         refused.add_metric([reason], count)
     yield refused
     audits = CounterMetricFamily(f"{_PREFIX}audits", "Leases computed again, by what came of it.", labels=["outcome"])
@@ -98,6 +101,8 @@ def _work(view: RunView) -> Iterator[Metric]:
     audits.add_metric(["failed"], judged.audits_failed)
     yield audits
     yield _counter("tokens_counted", "Tokens trained on in work that counted.", view.tokens_counted)
+    joules = 3.6e6 * view.energy.kwh
+    yield _gauge("energy_estimated_joules", "What training took, at the watts that settings assume.", joules)
     yield _counter("received_bytes", "Bytes from workers, as messages.", moved.received_bytes)
     yield _counter("sent_bytes", "Bytes to workers, as messages.", moved.sent_bytes)
     yield _counter("calls", "Calls of workers and operators.", moved.calls)
@@ -109,6 +114,7 @@ def _machine(view: RunView) -> Iterator[Metric]:
     yield _gauge("journal_stalled", "1 while nothing can be recorded.", float(bool(health.stalled)))
     yield _gauge("pending_commands", "Slow commands that are to be carried out.", health.pending_commands)
     yield _gauge("failing_commands", "Of these, those that failed at least once.", health.failing_commands)
+    yield _counter("commands_failed", "Failures of slow commands, those given up included.", health.failed_commands)
     yield _gauge("disk_free_bytes", "Free on the run's disk.", health.disk_free_bytes)
     yield _gauge("disk_size_bytes", "Size of the run's disk.", health.disk_size_bytes)
     yield _gauge(

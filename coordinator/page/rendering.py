@@ -19,13 +19,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from coordinator.page import charts
 from coordinator.page.view import LossPoint, RunView
-from protocol.text import human_bytes
+from protocol.text import duration, human_bytes
 
 WORKERS_ON_OVERVIEW = 25
 CHUNK = 50
 """Workers in one fragment of their page: what changes is sent, and drawn, so many rows at a time."""
 
-_PANELS = ("headline", "round", "loss", "columns", "workers", "verdicts", "credit", "bytes", "rounds", "card")
+_PANELS = ("headline", "round", "loss", "columns", "workers", "verdicts", "credit", "bytes", "energy", "rounds", "card")
 _AXES: Final = (("round", "rounds"), ("tokens", "tokens"), ("hours", "hours"))
 
 
@@ -46,10 +46,10 @@ class Rendering:
     document: bytes
 
 
-def render(sheet: Sheet, view: RunView, number: int) -> Rendering:
-    """`view` as a page; `number` tells renderings apart."""
+def render(sheet: Sheet, view: RunView, number: int, *, operators: bool = False) -> Rendering:
+    """`view` as a page; `number` tells renderings apart. `operators`: whether there is a door for them."""
     fragments = _overview(view) if sheet is Sheet.OVERVIEW else _workers(view)
-    document = _template(f"{sheet}.html").render(view=view, fragments=fragments, number=number)
+    document = template(f"{sheet}.html").render(view=view, fragments=fragments, number=number, operators=operators)
     return Rendering(number=number, fragments=fragments, document=document.encode())
 
 
@@ -85,18 +85,6 @@ def _loss_chart(losses: tuple[LossPoint, ...], axis: str) -> charts.LineChart | 
     return charts.line_chart(points, texts)
 
 
-def duration(seconds: float | None) -> str:
-    """`42 s`, `3 min 5 s`, `2 h 10 min`, `3 d 4 h`."""
-    if seconds is None or not math.isfinite(seconds):
-        return "–"
-    whole = max(0, round(seconds))
-    for unit, name, less, smaller in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= unit:
-            rest = whole % unit // less
-            return f"{whole // unit} {name}" + (f" {rest} {smaller}" if rest else "")
-    return f"{whole} s"
-
-
 def loss(value: float | None) -> str:
     """Nats a token, as in a table."""
     return "–" if value is None else f"{value:.4f}" if math.isfinite(value) else "not finite"
@@ -120,6 +108,14 @@ def large(value: float) -> str:
     return f"{value:.0f}"
 
 
+def energy(kwh: float) -> str:
+    """`340 Wh`, `12.4 kWh`, `3.10 MWh`: three digits, of an estimate."""
+    for limit, unit in ((1e3, "MWh"), (1.0, "kWh")):
+        if kwh >= limit:
+            return f"{float(f'{kwh / limit:.3g}'):g} {unit}"
+    return f"{float(f'{1e3 * kwh:.2g}'):g} Wh"
+
+
 def reason_words(key: str) -> str:
     """A kind of refusal, for reading."""
     return key.replace("_", " ")
@@ -140,6 +136,7 @@ def _environment() -> Environment:
         "grouped": grouped,
         "moment": moment,
         "bytes": human_bytes,
+        "energy": energy,
         "large": large,
         "reason": reason_words,
     }
@@ -149,9 +146,10 @@ def _environment() -> Environment:
     return environment
 
 
-def _template(name: str) -> Template:
+def template(name: str) -> Template:
+    """One of `templates/`."""
     return _environment().get_template(name)
 
 
 def _panel(name: str) -> Template:
-    return _template(f"panels/{name}.html")
+    return template(f"panels/{name}.html")

@@ -24,6 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from coordinator.page.address import PageAddress
 from coordinator.page.app import page_app
 from coordinator.page.board import Board
+from coordinator.page.operator import OperatorDoor, OperatorPages
 from coordinator.page.view import RunView
 from protocol.errors import ConfigError
 from protocol.hosts import WILDCARDS, address_text
@@ -41,8 +42,9 @@ _log = structlog.get_logger(__name__)
 class PageServer:
     """One run's page. `start` once, `stop` once; `publish` in between, from any thread."""
 
-    def __init__(self, address: PageAddress) -> None:
-        self._address = address
+    def __init__(self, address: PageAddress, door: OperatorDoor | None = None) -> None:
+        """`door`: what it has for operators; None: it is only read."""
+        self._address, self._door = address, door
         self._loop: asyncio.AbstractEventLoop | None = None
         self._board: Board | None = None
         self._server: uvicorn.Server | None = None
@@ -89,10 +91,16 @@ class PageServer:
             listening.close()
 
     async def _serve(self, listening: socket.socket, begun: threading.Event) -> None:
-        self._loop, self._board = asyncio.get_running_loop(), Board(time.time)
+        door = self._door
+        self._loop, self._board = asyncio.get_running_loop(), Board(time.time, operators=door is not None)
         names = {*self._address.names, *({self._address.host} - set(WILDCARDS))}
         config = uvicorn.Config(
-            page_app(self._board, names=names, abort=_abort),
+            page_app(
+                self._board,
+                names=names,
+                abort=_abort,
+                operators=None if door is None else OperatorPages(self._board, door),
+            ),
             http=_Connection,
             ws="none",
             lifespan="off",

@@ -183,6 +183,15 @@ class BytesMoved(_Shown):
     refused_calls: int
 
 
+class Energy(_Shown):
+    """What training has taken, as an estimate: hours are reported, watts are assumed."""
+
+    machine_hours: float
+    """Of training, in submissions that were judged."""
+    watts_assumed: int
+    kwh: float
+
+
 class Judged(_Shown):
     """What came of submissions, over the whole run."""
 
@@ -214,8 +223,12 @@ class Health(_Shown):
     """Why nothing can be recorded; empty while all is well."""
     paused: str
     """Why no work is given out; empty while it is."""
+    held: bool
+    """Whether that is since an operator said so."""
     pending_commands: int
     failing_commands: int
+    failed_commands: int
+    """How often one failed since the run began, given up or not."""
     withheld_rounds: int
     """Rounds in a row of which no version could be published as it was."""
     disk_free_bytes: int
@@ -235,6 +248,8 @@ class RunView(_Shown):
     closed: tuple[ClosedRow, ...]
     """Oldest first; the latest ones of a long run."""
     rounds_closed: int
+    left_s: float | None
+    """Until the planned rounds are over, at the pace of the latest ones."""
     losses: tuple[LossPoint, ...]
     columns: tuple[ColumnCell, ...]
     enrolled: int
@@ -244,6 +259,7 @@ class RunView(_Shown):
     """Those first that somebody may have to look at."""
     more_workers: int
     moved: BytesMoved
+    energy: Energy
     judged: Judged
     tokens_counted: int
     credit: tuple[Contributor, ...]

@@ -45,12 +45,12 @@ SIGNATURE = "backup.sig"
 BACKUP_KIND = Kind(completed_by=SIGNATURE, private=True)
 _DOMAIN = b"barnraise backup v1\n"
 _SETTINGS = "settings.toml"
-_PLAIN_FILES = ("run.json", "endpoint.json")
-_FOLDERS = ("secret", "dataset", "screening", "tokenizer")
+PLAIN_FILES = ("run.json", "endpoint.json", "record.json", "sharers.json", "seat.json")
+COPIED_FOLDERS = ("p2p", "secret", "dataset", "screening", "tokenizer")
 ATTEMPTS = 10
 """Copies of the journal before giving up; each lasts milliseconds, and a version is made in seconds at the least."""
 _CHUNK_BYTES = 1 << 20
-_Opener = Callable[[], BinaryIO]
+BytesOpener = Callable[[], BinaryIO]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class BackupFacts:
 def back_up(run: RunFolder, out: Path) -> BackupFacts:
     """Copy `run` into the new or empty folder `out`; it is there whole or not at all."""
     with filled_whole(out, BACKUP_KIND) as building, contextlib.ExitStack() as pinned:
-        position, version, blobs = _take_state(run, building, pinned)
+        position, version, blobs = take_state(run, building, pinned)
         files = _copy_all(run, building, blobs)
         return _seal(run, building, files, position, version)
 
@@ -86,7 +86,7 @@ def restore(backup: Path, folder: Path) -> BackupFacts:
     return _facts(record)
 
 
-def _take_state(run: RunFolder, building: Path, pinned: contextlib.ExitStack) -> tuple[int, int, dict[str, _Opener]]:
+def take_state(run: RunFolder, building: Path, pinned: contextlib.ExitStack) -> tuple[int, int, dict[str, BytesOpener]]:
     """Copy the journal, and pin all that its state needs: name in the backup to what opens it until `pinned` ends."""
     target = building / "journal.sqlite"
     gone: FileNotFoundError | None = None
@@ -120,10 +120,10 @@ def _take_state(run: RunFolder, building: Path, pinned: contextlib.ExitStack) ->
     )
 
 
-def _files_of(run: RunFolder, needed: Needed, pinned: contextlib.ExitStack) -> dict[str, _Opener]:
+def _files_of(run: RunFolder, needed: Needed, pinned: contextlib.ExitStack) -> dict[str, BytesOpener]:
     store = run.artifacts()
     versions = Versions(run.root / "versions", store.blocks, run.layout())
-    index: dict[str, _Opener] = {}
+    index: dict[str, BytesOpener] = {}
     blocks: list[Digest] = []
     for version in needed.versions_among(versions.kept()):
         manifest = versions.manifest_digest(version)
@@ -143,7 +143,7 @@ def _files_of(run: RunFolder, needed: Needed, pinned: contextlib.ExitStack) -> d
     return index
 
 
-def _copy_all(run: RunFolder, building: Path, blobs: dict[str, _Opener]) -> dict[str, dict[str, Any]]:
+def _copy_all(run: RunFolder, building: Path, blobs: dict[str, BytesOpener]) -> dict[str, dict[str, Any]]:
     files = {name: _entry(opener, building / name) for name, opener in blobs.items()}
     for name, entry in files.items():
         if name.startswith("artifacts/") and entry["sha256"] != Path(name).name:
@@ -152,9 +152,9 @@ def _copy_all(run: RunFolder, building: Path, blobs: dict[str, _Opener]) -> dict
             )
     for database in (run.registry_path, run.audit_path, run.credit_path):
         if database.is_file():
-            _copy_database(database, building / database.name)
-    plain = [run.root / name for name in _PLAIN_FILES if (run.root / name).is_file()]
-    for folder in _FOLDERS:
+            copy_database(database, building / database.name)
+    plain = [run.root / name for name in PLAIN_FILES if (run.root / name).is_file()]
+    for folder in COPIED_FOLDERS:
         plain += [path for path in sorted((run.root / folder).rglob("*")) if path.is_file()]
     for path in plain:
         name = str(path.relative_to(run.root))
@@ -164,7 +164,8 @@ def _copy_all(run: RunFolder, building: Path, blobs: dict[str, _Opener]) -> dict
     return files
 
 
-def _copy_database(source: Path, target: Path) -> None:
+def copy_database(source: Path, target: Path) -> None:
+    """A database that may be written to meanwhile, as it is between two commits."""
     os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     original, copy = sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True), sqlite3.connect(target)
     try:
@@ -217,15 +218,15 @@ def _facts(record: dict[str, Any]) -> BackupFacts:
     )
 
 
-def _opener(path: Path) -> _Opener:
+def _opener(path: Path) -> BytesOpener:
     return lambda: path.open("rb")
 
 
-def _entry(opener: _Opener, target: Path) -> dict[str, Any]:
+def _entry(opener: BytesOpener, target: Path) -> dict[str, Any]:
     return {"sha256": _copied(opener, target), "bytes": target.stat().st_size}
 
 
-def _copied(opener: _Opener, target: Path) -> str:
+def _copied(opener: BytesOpener, target: Path) -> str:
     """Copy durably and privately; the digest of what was read."""
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     hasher = hashlib.sha256()

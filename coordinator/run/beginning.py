@@ -109,10 +109,12 @@ def _layout_of(settings: RunSettings) -> Layout:
     if settings.checkpoint is not None:
         from moe.export import checkpoint_config
 
-        return layout(checkpoint_config(Path(settings.checkpoint).expanduser()), settings.residency)
+        return layout(
+            checkpoint_config(Path(settings.checkpoint).expanduser()), settings.residency, settings.column_parts
+        )
     from moe.presets import preset
 
-    return layout(preset(str(settings.preset)), settings.residency)
+    return layout(preset(str(settings.preset)), settings.residency, settings.column_parts)
 
 
 def _check_trunk(settings: RunSettings) -> None:

@@ -29,7 +29,8 @@ from coordinator.engine.state import EngineState
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.lock import folder_lock
 from coordinator.run.pump import load_engine
-from coordinator.settings import Counts, RunSettings, check_engine, counts, value_of
+from coordinator.setting_counts import Counts, counts
+from coordinator.settings import RunSettings, check_engine, value_of
 from coordinator.store.journal import Journal
 from coordinator.store.ports import Snapshot
 from protocol.errors import ConfigError

@@ -23,7 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from coordinator.run.lock import lock_holder
-from coordinator.run.reaching import last_port
+from coordinator.run.reaching import last_port, last_process
 from protocol.bootstrap import fetch_ca
 from protocol.errors import RemoteError, Unauthenticated
 from protocol.hosts import WILDCARDS, address_text, canonical_host, reached_at, split_port
@@ -85,6 +85,12 @@ def addresses(settings: RunSettings, port: int) -> list[tuple[str, int]]:
     """Every host and port under which volunteers are to reach the run."""
     split = [split_port(one) for one in settings.advertised_hosts]
     return [(canonical_host(host), own or port) for host, own in split] or [settings.join_address(port)]
+
+
+def leading_nowhere(settings: RunSettings, seconds: float = 2.0) -> list[str]:
+    """Of the names in join links those that no resolver here knows; one that does not answer in time knows all."""
+    hosts = dict.fromkeys(host for host, _ in addresses(settings, settings.port or 1))
+    return [host for host in hosts if _within(seconds, partial(_resolved, host)) == ()]
 
 
 def name_found(host: str, resolved: tuple[str, ...] | None) -> Symptom:
@@ -194,11 +200,18 @@ def _serving(folder: RunFolder, settings: RunSettings, holder: str | None, port:
         if _answer(host, port, fingerprint) is None:
             listening = address_text(settings.host, port)
             return Symptom(name="coordinator", concern=Concern.OK, told=f"process {holder} listens on {listening}")
+    if str(last_process(folder)) != holder:
+        return Symptom(
+            name="coordinator",
+            concern=Concern.LOOK,
+            told=f"process {holder} is starting, and does not listen yet",
+            advice="try again in a moment; where it takes longer, `barnraise coordinator logs` may say why",
+        )
     return Symptom(
         name="coordinator",
         concern=Concern.TROUBLE,
         told=f"process {holder} serves this run, and does not answer on port {port}",
-        advice="it is starting or stopping, or runs in a container or elsewhere: try again, or give this command there",
+        advice="it is stopping, or runs in a container or elsewhere: try again, or give this command there",
     )
 
 

@@ -44,6 +44,7 @@ from coordinator.engine.events import (
     WorkerUnbanned,
 )
 from coordinator.engine.records import command_to_json, event_to_json
+from coordinator.run.run_log import RunLog
 from coordinator.work import substitutes
 
 _log = structlog.get_logger("coordinator")
@@ -155,18 +156,25 @@ def _without_type(record: str) -> dict[str, Any]:
     return data
 
 
-def configure_logging() -> None:
-    """Structured log lines to stderr, unless whoever embeds the coordinator has set logging up already."""
+def configure_logging(kept: RunLog | None = None, *, as_json: bool = False) -> None:
+    """Structured log lines, unless whoever embeds the coordinator has set logging up already.
+
+    They go to standard error for people, or with `as_json` to standard output, and into `kept`, too.
+    """
     if structlog.is_configured():
         return
+    order = ["timestamp", "level", "event"]
+    for_people = structlog.processors.LogfmtRenderer(key_order=order, bool_as_flag=False)
+    told: Any = structlog.processors.JSONRenderer(default=str) if as_json else for_people
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False),
+            *([] if kept is None else [kept]),
+            told,
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(sys.stdout if as_json else sys.stderr),
         cache_logger_on_first_use=False,
     )

@@ -13,8 +13,9 @@
     screening/            only where the operator gave text that was never published: as private as secret/
     tokenizer/            tokenizer, chat template and generation settings: what every export carries
     checkpoints/          Hugging Face folders
+    log/                  what its coordinator said, the oldest thrown away (coordinator/run/run_log.py)
     events.jsonl          one line for each event and command, for people and tools; never read back
-    endpoint.json         where the coordinator listens, or did when it last ran (coordinator/run/reaching.py)
+    endpoint.json         where it listens, or last did; record.json, sharers.json: how workers find it elsewhere
     control/              the socket for the operator's commands, while it is served; folder 0700
     coordinator.lock      held by the process that serves the run
 
@@ -24,9 +25,7 @@ folder without it is not a run.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -40,7 +39,9 @@ from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.beginning import check_beginning, check_cost, check_pair, check_vouching, planned_engine
 from coordinator.run.carving import first_data, own_data
 from coordinator.run.lease_length import worked_out
+from coordinator.run.secret_files import write_secrets
 from coordinator.settings import RunSettings, check_engine
+from coordinator.settings_reference import commented
 from coordinator.store.artifacts import ArtifactStore
 from coordinator.store.journal import Journal
 from coordinator.store.registry import Registry
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
     from moe.layout import Layout
     from protocol.specs import Spanned
 
-SECRET_BYTES = 32
 RUN_KIND = Kind(completed_by="run.json", private=True)
 
 
@@ -115,6 +115,11 @@ class RunFolder:
     def audit_path(self) -> Path:
         """Every judgement with its figures."""
         return self.root / "audit.sqlite"
+
+    @property
+    def log_path(self) -> Path:
+        """What its coordinator said."""
+        return self.root / "log"
 
     @property
     def credit_path(self) -> Path:
@@ -191,7 +196,7 @@ class RunFolder:
         from moe.config import config_from_json
         from moe.layout import layout
 
-        return layout(config_from_json(self.model_json), self.settings().residency)
+        return layout(config_from_json(self.model_json), (said := self.settings()).residency, said.column_parts)
 
     def dataset(self) -> Dataset:
         """The run's data, checked to be what the run began with; what screening has for itself is carved out."""
@@ -261,7 +266,7 @@ def _build(
     from coordinator.store.versions import Versions, frozen_columns
     from coordinator.work.publishing import first_version
 
-    run_id = _write_secrets(root, settings)
+    run_id = write_secrets(root, settings)
     data = first_data(
         root, settings, screening_text, secret=RunFolder(root).draw_secret(), note=note, progress=progress
     )
@@ -271,7 +276,7 @@ def _build(
     config = planned_engine(settings, layout, data.dataset, run_id)
     facts = {"run_id": run_id, **data.facts, "model": dict(layout.config_json), "dtype": dtype}
     write_private(root / "run.json", json.dumps(facts, indent=2).encode())
-    write_private(root / "settings.toml", settings.to_toml().encode())
+    write_private(root / "settings.toml", commented(settings.to_toml()).encode())
     run = RunFolder(root)
     versions = Versions(root / "versions", run.artifacts().blocks, layout)
     manifest = first_version(
@@ -299,25 +304,6 @@ def _build(
     (root / "checkpoints").mkdir()
 
 
-def _write_secrets(root: Path, settings: RunSettings) -> RunId:
-    secret = root / "secret"
-    secret.mkdir(mode=0o700)
-    if settings.sim_secret_from_seed:
-        seed = f"barnraise-simulation-{settings.seed}".encode()
-        draws, run_id = hashlib.sha256(seed).digest(), RunId(f"sim-{hashlib.sha256(seed + b'-id').hexdigest()[:12]}")
-    else:
-        draws, run_id = secrets.token_bytes(SECRET_BYTES), RunId(f"run-{secrets.token_hex(6)}")
-    write_private(secret / "draws.secret", draws)
-    authority = CertificateAuthority.create(run_id)
-    authority.save(secret)
-    leaf = authority.issue_leaf(settings.certificate_hosts())
-    write_private(secret / "leaf.pem", leaf.cert_pem)
-    write_private(secret / "leaf.key", leaf.key_pem)
-    PrivateIdentity.generate().save(secret / "manifest.key")
-    PrivateIdentity.generate().save(secret / "operator.key")
-    return run_id
-
-
 def _first_model(
     root: Path,
     settings: RunSettings,
@@ -339,7 +325,7 @@ def _first_model(
     begun = None if settings.checkpoint is None else Path(settings.checkpoint).expanduser()
     found = None if begun is None else inspect_checkpoint(begun)
     config = preset(str(settings.preset)) if found is None else found.config
-    cut = layout(config, settings.residency)
+    cut = layout(config, settings.residency, settings.column_parts)
     doubt = check_pair(cut, dataset, settings)
     remarks = (*(cut.family.remarks(cut.config_json) if found is None else found.remarks), doubt)
     for sentence in filter(None, remarks):

@@ -1,7 +1,8 @@
-"""Join links: what an invite becomes so that it can be sent to somebody.
+"""Join links: what an invite becomes so that it can be sent to somebody, and how it is taken back.
 
-Decides how many are made at a time, how long they live, and which address stands in them. Used by a running
-coordinator, and for a run that nobody serves: such a link works once it is served again. Touches the registry.
+Decides how many are made at a time, how long they live, and which addresses stand in them. Used by a running
+coordinator, and for a run that nobody serves: such a link works once it is served again. Touches the registry
+and, of a stopped run, the journal.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ import math
 import time
 from dataclasses import dataclass
 
+from coordinator.engine.events import InviteRevoked, InvitesMade
 from coordinator.run.folder import RunFolder
-from coordinator.run.lock import folder_lock
+from coordinator.run.noting import noting
 from coordinator.run.reaching import last_port
+from coordinator.run.standings import digest_of_invite
 from coordinator.settings import RunSettings
+from coordinator.store.invites import InviteRow
 from coordinator.store.registry import DEFAULT_INVITE_LIFE_S, Registry, clean_name
 from protocol.errors import ConfigError, MalformedMessage
-from protocol.joinlink import JoinLink
+from protocol.joinlink import MOST_ADDRESSES, MOST_BOOTSTRAPS, Bootstrap, JoinLink
+from protocol.local_place import own_name
 
 MAX_INVITES = 1000
 """In one call: as many join links as fit into a control message, with room to spare."""
@@ -53,10 +58,18 @@ class InviteTerms:
 
 
 def make_links(
-    terms: InviteTerms, *, settings: RunSettings, fingerprint: str, registry: Registry, port: int, now_s: float
+    terms: InviteTerms,
+    *,
+    settings: RunSettings,
+    fingerprint: str,
+    registry: Registry,
+    port: int,
+    now_s: float,
+    through: tuple[Bootstrap, ...] = (),
 ) -> list[str]:
-    """Join links with fresh invites, for a coordinator that listens on `port`. `now_s` is wall time."""
-    host, dialled_port = settings.join_address(port)
+    """Join links with fresh invites, for a coordinator that listens on `port`. `now_s` is wall time; `through`: nodes
+    of the run's peer-to-peer network."""
+    (host, dialled_port), *others = settings.join_addresses(port)[:MOST_ADDRESSES]
     expires_at_s = now_s + terms.life_s
     return [
         str(
@@ -64,6 +77,8 @@ def make_links(
                 host=host,
                 port=dialled_port,
                 fingerprint=fingerprint,
+                others=tuple(others),
+                through=through[:MOST_BOOTSTRAPS],
                 invite=registry.create_invite(
                     trusted=terms.trusted, expires_at_s=expires_at_s, owner=terms.owner, uses=terms.uses
                 ),
@@ -73,11 +88,32 @@ def make_links(
     ]
 
 
+def invites_of(folder: RunFolder) -> list[InviteRow]:
+    """What there is of each invite, served or not."""
+    registry = folder.registry()
+    try:
+        return registry.invites.rows(time.time())
+    finally:
+        registry.close()
+
+
+def revoke_while_stopped(folder: RunFolder, invite: str) -> tuple[str, bool]:
+    """Take an invite back in a run that nobody serves at present: its digest, and whether that changed anything."""
+    digest = digest_of_invite(invite)
+    with noting(folder) as note:
+        registry = folder.registry()
+        try:
+            changed = registry.invites.revoke(digest)
+        finally:
+            registry.close()
+        if changed:
+            note(lambda at_s: InviteRevoked(at_s=at_s, actor=own_name(), invite=digest))
+    return digest, changed
+
+
 def make_links_while_stopped(folder: RunFolder, terms: InviteTerms) -> list[str]:
     """Join links of a run that nobody serves at present; ConfigError when somebody does, or no port is known yet."""
-    lock = folder_lock(folder.root)
-    lock.acquire()
-    try:
+    with noting(folder) as note:
         settings = folder.settings()
         port = settings.port or last_port(folder)
         if not port:
@@ -87,7 +123,7 @@ def make_links_while_stopped(folder: RunFolder, terms: InviteTerms) -> list[str]
             )
         registry = folder.registry()
         try:
-            return make_links(
+            links = make_links(
                 terms,
                 settings=settings,
                 fingerprint=folder.authority().fingerprint,
@@ -97,5 +133,10 @@ def make_links_while_stopped(folder: RunFolder, terms: InviteTerms) -> list[str]
             )
         finally:
             registry.close()
-    finally:
-        lock.release()
+        note(lambda at_s: made(terms, at_s, own_name()))
+        return links
+
+
+def made(terms: InviteTerms, at_s: float, actor: str) -> InvitesMade:
+    """The event of it."""
+    return InvitesMade(at_s=at_s, actor=actor, count=terms.count, uses=terms.uses, trusted=terms.trusted)

@@ -92,7 +92,7 @@ def traffic_of(
     frozen trunk is fetched once."""
     from moe.layout import block_tensor_specs, submission_specs
     from protocol.codecs import FP32, codec_named
-    from protocol.tensors import payload_size
+    from protocol.tensor_headers import payload_size
 
     def bytes_of(blocks: Iterable[BlockId], name: str) -> int:
         return sum(payload_size(block_tensor_specs(layout, block), codec_named(name)) for block in blocks)

@@ -168,7 +168,19 @@ def _with_spreads_at_the_recipes_rate(state: OldState) -> OldState:
     return state
 
 
-MIGRATIONS: Migrations = {2: _two_to_three, 3: _three_to_four, 4: _four_to_five, 5: _five_to_six, 6: _six_to_seven}
+def _seven_to_eight(state: OldState) -> OldState:
+    """No worker was another's sibling: that begins at its default."""
+    return state
+
+
+MIGRATIONS: Migrations = {
+    2: _two_to_three,
+    3: _three_to_four,
+    4: _four_to_five,
+    5: _five_to_six,
+    6: _six_to_seven,
+    7: _seven_to_eight,
+}
 """Whoever raises ENGINE_VERSION adds the step from the one before, or the reason why not. 1 to 2: a version 1 was never
 released, and its leases named no optimizer, which nothing after it could make up."""
 

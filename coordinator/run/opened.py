@@ -20,6 +20,8 @@ from coordinator.run.folder import RunFolder
 from coordinator.run.lock import folder_lock
 from coordinator.run.needed import needed_by
 from coordinator.run.pump import load_engine
+from coordinator.run.replication import AskHer, Replication
+from coordinator.run.seats import require_leads
 from coordinator.run.traffic import TRAFFIC, Traffic
 from coordinator.run.verify import lost_payloads, require_version
 from coordinator.settings import RunSettings
@@ -46,6 +48,7 @@ class OpenedRun:
         clocks: Clocks,
         observer: JournalObserver,
         replay: Replay | None = None,
+        ask: AskHer | None = None,
     ) -> None:
         self._lock = lock
         self.journal = Journal.open(folder.journal_path, observer=observer)
@@ -61,6 +64,7 @@ class OpenedRun:
         self.registry = folder.registry()
         self.engine.state.names = self.registry.people.names
         self.traffic = Traffic.from_json(self.journal.meta(TRAFFIC))
+        self.replication = Replication(folder, self.journal, self.store, self.versions, ask)
         state = self.engine.state
         self.clock = RunClock(clocks, last_s=state.now_s, last_wall_s=state.wall_at_s(state.now_s))
         self.event_log = EventLog(folder.events_path, self._wall_at_s)
@@ -90,15 +94,20 @@ class OpenedRun:
         clocks: Clocks,
         observer: JournalObserver = unobserved,
         replay: Replay | None = None,
+        lock: FileLock | None = None,
+        ask: AskHer | None = None,
     ) -> OpenedRun:
         """Open everything, and clear away what an interrupted process left half done.
 
-        `replay`: how this process computes leases again, where it can.
+        `replay`: how this process computes leases again, where it can. `lock`: the folder's, where it has it already.
+        `ask` asks the witness, where there is one.
         """
-        lock = folder_lock(folder.root)
-        lock.acquire()
+        if lock is None:
+            lock = folder_lock(folder.root)
+            lock.acquire()
         try:
-            parts = cls(folder, lock, clocks, observer, replay)
+            require_leads(folder.root)
+            parts = cls(folder, lock, clocks, observer, replay, ask)
             parts.journal.fence()
             parts._check_and_clear()
         except BaseException:

@@ -115,12 +115,15 @@ class Pump:
         clock_news: Callable[[], list[Event]] = list,
         journal_observer: JournalObserver = unobserved,
         limits: PumpLimits | None = None,
+        settled: Callable[[Sequence[str], int], Awaitable[None]] | None = None,
     ) -> None:
+        """`settled` returns when what was committed may be answered for: at once, or when a follower has it, too."""
         self.engine = engine
         self._limits = limits = limits or PumpLimits()
         self._journal = journal
         self._dispatch = dispatch
         self._observer = observer
+        self._settled = settled
         self._clock = clock
         self._clock_news = clock_news
         self._at = journal_observer
@@ -256,6 +259,8 @@ class Pump:
                 self._stall(batch, error)
                 return
             self._go_on()
+            if self._settled is not None:
+                await self._settled(records, self._journal.last_position)
             for queued, record in zip(batch, records, strict=True):
                 self._at(Moment.APPLYING, (record,))
                 self._apply(queued, record)

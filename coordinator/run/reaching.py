@@ -37,6 +37,14 @@ def last_port(folder: RunFolder) -> int:
     return 0 if endpoint is None else endpoint[1]
 
 
+def last_process(folder: RunFolder) -> int:
+    """The number of the process that listened last, or does. 0 where there was none."""
+    try:
+        return int(json.loads(folder.endpoint_path.read_bytes())["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
 def unreached(folder: RunFolder) -> Unavailable:
     """Why nobody takes orders at the run folder's socket: CoordinatorStopped where nobody serves the run."""
     start = f"`barnraise coordinator run {folder.root}`"

@@ -136,6 +136,15 @@ class Journal(EventStore):
         """See `EventStore`."""
         return self._last_position
 
+    @property
+    def chain(self) -> bytes:
+        """What tells everything up to the last event from anything else."""
+        return self._chain
+
+    def chain_at(self, position: int) -> bytes | None:
+        """The same up to `position`; None where that was cut away."""
+        return self._chain if position == self._last_position else self._chain_at(position)
+
     def append(self, records: Sequence[str]) -> int:
         """Write all `records` in one commit and return the last position. They are durable when this returns.
 

@@ -1,10 +1,10 @@
-"""Who may take part: invites, and the keys that redeemed them.
+"""Who may take part: invites, and the keys that redeemed them; and, in the same file, operators' keys.
 
 Decides whether an invite is good for a key. Touches one small SQLite file, safe for several processes at once (the
 command line makes invites beside a running coordinator). Always: an invite binds to the first key that redeems it, or
 to as many as it was made for, the same key asking again gets the same answer, and only the SHA-256 of an invite is
-stored. Whose machine a key is, the
-operator says with its first invite; the key never does, and a later invite does not change it.
+stored. Whose machine a key is, the operator says with its first invite; the key never does, and a later invite does not
+change it. A sibling (another GPU of a member's machine) comes without an invite, and has what that member has.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from coordinator.store.invites import SHORT_DIGITS, Invites
 from coordinator.store.journal_file import connect, telling, transaction
+from coordinator.store.operators import OperatorKeys
 from coordinator.store.people import GONE_REVOKED, People
 from protocol.causes import Cause
 from protocol.errors import ConfigError, MalformedMessage, Refused, Unauthenticated
@@ -31,35 +33,42 @@ from protocol.storage import telling_storage_trouble
 INVITE_BYTES = 16
 """128 random bits: nobody guesses one, and a join link still fits on a line."""
 
-INVITE_ID_CHARACTERS = 16
+MOST_SIBLINGS = 15
+"""Beside the first: no machine has more than sixteen GPUs, and one signature is not to fill a run."""
+INVITE_ID_CHARACTERS = SHORT_DIGITS
 DEFAULT_INVITE_LIFE_S = 7 * 24 * 3600.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS invites (
     digest BLOB PRIMARY KEY, trusted INTEGER NOT NULL, expires_at_s REAL NOT NULL, redeemed_by TEXT,
-    owner TEXT NOT NULL DEFAULT '', uses INTEGER NOT NULL DEFAULT 1
+    owner TEXT NOT NULL DEFAULT '', uses INTEGER NOT NULL DEFAULT 1, revoked INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS operators (
+    name TEXT PRIMARY KEY, public_key BLOB NOT NULL UNIQUE, role TEXT NOT NULL, added_at_s REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS members (
     worker TEXT PRIMARY KEY, public_key BLOB NOT NULL, name TEXT NOT NULL, trusted INTEGER NOT NULL,
     enrolled_at_s REAL NOT NULL, owner TEXT NOT NULL DEFAULT '', invite TEXT NOT NULL DEFAULT '',
     came_from TEXT NOT NULL DEFAULT '', team TEXT NOT NULL DEFAULT '', gone TEXT NOT NULL DEFAULT '',
-    replaced TEXT NOT NULL DEFAULT ''
+    replaced TEXT NOT NULL DEFAULT '', sibling_of TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
 """
 _TEXT, _ONCE = "TEXT NOT NULL DEFAULT ''", "INTEGER NOT NULL DEFAULT 1"
 _ADDED = (
     ("invites", "owner", _TEXT),
     ("invites", "uses", _ONCE),
+    ("invites", "revoked", "INTEGER NOT NULL DEFAULT 0"),
     ("members", "owner", _TEXT),
     ("members", "invite", _TEXT),
     ("members", "came_from", _TEXT),
     ("members", "team", _TEXT),
     ("members", "gone", _TEXT),
     ("members", "replaced", _TEXT),
+    ("members", "sibling_of", _TEXT),
 )
 """Columns that files of older releases lack: of what is in those nobody has one, and each invite is for one key."""
 _BY_KEY = "CREATE INDEX IF NOT EXISTS by_key ON members (public_key)"
-_SELECT = "SELECT worker, public_key, name, trusted, enrolled_at_s, owner, invite FROM members "
+_SELECT = "SELECT worker, public_key, name, trusted, enrolled_at_s, owner, invite, sibling_of FROM members "
 """In the order of `_member_of`."""
 
 
@@ -75,7 +84,8 @@ class Member:
     owner: str
     """Whose machine it is; empty: nobody's but its own."""
     invite: str
-    """Short digest of the invite that it came with (`invite_id`); empty in files of older releases."""
+    """Short digest of the invite that it came with (`invite_id`); empty in files of older releases, and of siblings."""
+    sibling_of: WorkerId | None = None  # the first worker of the same machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +113,8 @@ class Registry:
         self._path = path
         self._lock = threading.Lock()
         self.people = People(connection, self._write)
+        self.invites = Invites(self._write)
+        self.operators = OperatorKeys(connection, self._write)
 
     @classmethod
     def open(cls, path: Path) -> Registry:
@@ -145,7 +157,7 @@ class Registry:
         with self._write() as connection:
             worker = _worker_of(connection, public_key)
             row = connection.execute(
-                "SELECT trusted, expires_at_s, redeemed_by, owner, uses FROM invites WHERE digest = ?",
+                "SELECT trusted, expires_at_s, redeemed_by, owner, uses, revoked FROM invites WHERE digest = ?",
                 (_digest(invite),),
             ).fetchone()
             if row is None:
@@ -153,10 +165,14 @@ class Registry:
                     "this invite is not one of this run's; ask the operator for a new join link",
                     cause=Cause.INVITE_UNKNOWN,
                 )
-            trusted, expires_at_s, redeemed_by, owner, uses = row
+            trusted, expires_at_s, redeemed_by, owner, uses, revoked = row
             _check_key(connection, worker, public_key)
             if redeemed_by == worker or (uses > 1 and _is_member(connection, worker)):
                 return self._back(connection, worker, name)
+            if revoked:
+                raise Refused(
+                    "this invite was taken back by the operator; ask for a new join link", cause=Cause.INVITE_REVOKED
+                )
             if redeemed_by is not None:
                 raise Refused(
                     "this invite was used by another key; each join link is for one machine, ask for another",
@@ -191,6 +207,33 @@ class Registry:
                 " ON CONFLICT (worker) DO UPDATE SET trusted = max(trusted, excluded.trusted)",
                 member,
             )
+            return self._back(connection, worker, name)
+
+    def seat_sibling(self, first_key: bytes, public_key: bytes, name: str, now_s: float) -> Member:
+        """Enrol `public_key` beside the worker of `first_key`, whose machine and owner it shares; again is fine."""
+        with self._write() as connection:
+            found = connection.execute(_SELECT + "WHERE public_key = ? AND gone = ''", (first_key,)).fetchone()
+            if found is None:
+                raise Unauthenticated(
+                    "the key that signs for this one is not enrolled itself: join with an invite first",
+                    cause=Cause.NOT_ENROLLED,
+                )
+            first, worker = _member_of(found), _worker_of(connection, public_key)
+            head = first.sibling_of or first.worker
+            _check_key(connection, worker, public_key)
+            if not _is_member(connection, worker):
+                beside = connection.execute("SELECT count(*) FROM members WHERE sibling_of = ?", (head,)).fetchone()
+                if beside[0] >= MOST_SIBLINGS:
+                    raise Refused(
+                        f"one machine has {MOST_SIBLINGS + 1} workers at the most, and so many are enrolled",
+                        cause=Cause.TOO_MANY,
+                    )
+                row = (worker, public_key, name, first.trusted, now_s, first.owner, head)
+                connection.execute(
+                    "INSERT INTO members (worker, public_key, name, trusted, enrolled_at_s, owner, sibling_of)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    row,
+                )
             return self._back(connection, worker, name)
 
     def worker_of(self, public_key: bytes) -> WorkerId:
@@ -294,7 +337,7 @@ def _add_column(connection: sqlite3.Connection, table: str, column: str, declare
         connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {declared}")
 
 
-def _member_of(row: tuple[str, bytes, str, int, float, str, str]) -> Member:
+def _member_of(row: tuple[str, bytes, str, int, float, str, str, str]) -> Member:
     return Member(
         worker=WorkerId(row[0]),
         public_key=row[1],
@@ -303,4 +346,5 @@ def _member_of(row: tuple[str, bytes, str, int, float, str, str]) -> Member:
         enrolled_at_s=row[4],
         owner=row[5],
         invite=row[6],
+        sibling_of=WorkerId(row[7]) if row[7] else None,
     )

@@ -26,20 +26,24 @@ class Capability(_message.Message):
     def __init__(self, device: _Optional[str] = ..., device_name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., max_columns: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., software: _Optional[str] = ..., measures: _Optional[bool] = ...) -> None: ...
 
 class EnrolRequest(_message.Message):
-    __slots__ = ("protocol_version", "public_key", "invite", "name", "capability", "work")
+    __slots__ = ("protocol_version", "public_key", "invite", "name", "capability", "work", "sibling_of", "sibling_signature")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
     INVITE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_FIELD_NUMBER: _ClassVar[int]
     WORK_FIELD_NUMBER: _ClassVar[int]
+    SIBLING_OF_FIELD_NUMBER: _ClassVar[int]
+    SIBLING_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     public_key: bytes
     invite: str
     name: str
     capability: Capability
     work: bytes
-    def __init__(self, protocol_version: _Optional[int] = ..., public_key: _Optional[bytes] = ..., invite: _Optional[str] = ..., name: _Optional[str] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., work: _Optional[bytes] = ...) -> None: ...
+    sibling_of: bytes
+    sibling_signature: bytes
+    def __init__(self, protocol_version: _Optional[int] = ..., public_key: _Optional[bytes] = ..., invite: _Optional[str] = ..., name: _Optional[str] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., work: _Optional[bytes] = ..., sibling_of: _Optional[bytes] = ..., sibling_signature: _Optional[bytes] = ...) -> None: ...
 
 class EnrolReply(_message.Message):
     __slots__ = ("worker_id", "run_id", "manifest_public_key", "manifest_key_vouch", "trusted", "work_bits")
@@ -72,21 +76,27 @@ class OpenSessionRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., public_key: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., team: _Optional[str] = ...) -> None: ...
 
 class OpenSessionReply(_message.Message):
-    __slots__ = ("session_id", "heartbeat_interval_s", "run", "lease_length", "data_licence")
+    __slots__ = ("session_id", "heartbeat_interval_s", "run", "lease_length", "data_licence", "protocol_version", "record", "epoch")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     LEASE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     DATA_LICENCE_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     heartbeat_interval_s: float
     run: RunDescription
     lease_length: str
     data_licence: str
-    def __init__(self, session_id: _Optional[bytes] = ..., heartbeat_interval_s: _Optional[float] = ..., run: _Optional[_Union[RunDescription, _Mapping]] = ..., lease_length: _Optional[str] = ..., data_licence: _Optional[str] = ...) -> None: ...
+    protocol_version: int
+    record: bytes
+    epoch: int
+    def __init__(self, session_id: _Optional[bytes] = ..., heartbeat_interval_s: _Optional[float] = ..., run: _Optional[_Union[RunDescription, _Mapping]] = ..., lease_length: _Optional[str] = ..., data_licence: _Optional[str] = ..., protocol_version: _Optional[int] = ..., record: _Optional[bytes] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class RunDescription(_message.Message):
-    __slots__ = ("run_id", "name", "model_json", "residency", "codec", "sequence_length", "dataset_digest", "max_block_bytes", "frozen_codec", "optimizer", "masters", "moments", "frozen_dtype", "trunk", "lora_rank")
+    __slots__ = ("run_id", "name", "model_json", "residency", "codec", "sequence_length", "dataset_digest", "max_block_bytes", "frozen_codec", "optimizer", "masters", "moments", "frozen_dtype", "trunk", "lora_rank", "column_parts")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +112,7 @@ class RunDescription(_message.Message):
     FROZEN_DTYPE_FIELD_NUMBER: _ClassVar[int]
     TRUNK_FIELD_NUMBER: _ClassVar[int]
     LORA_RANK_FIELD_NUMBER: _ClassVar[int]
+    COLUMN_PARTS_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     name: str
     model_json: str
@@ -117,7 +128,8 @@ class RunDescription(_message.Message):
     frozen_dtype: str
     trunk: str
     lora_rank: int
-    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., model_json: _Optional[str] = ..., residency: _Optional[str] = ..., codec: _Optional[str] = ..., sequence_length: _Optional[int] = ..., dataset_digest: _Optional[str] = ..., max_block_bytes: _Optional[int] = ..., frozen_codec: _Optional[str] = ..., optimizer: _Optional[str] = ..., masters: _Optional[str] = ..., moments: _Optional[str] = ..., frozen_dtype: _Optional[str] = ..., trunk: _Optional[str] = ..., lora_rank: _Optional[int] = ...) -> None: ...
+    column_parts: int
+    def __init__(self, run_id: _Optional[str] = ..., name: _Optional[str] = ..., model_json: _Optional[str] = ..., residency: _Optional[str] = ..., codec: _Optional[str] = ..., sequence_length: _Optional[int] = ..., dataset_digest: _Optional[str] = ..., max_block_bytes: _Optional[int] = ..., frozen_codec: _Optional[str] = ..., optimizer: _Optional[str] = ..., masters: _Optional[str] = ..., moments: _Optional[str] = ..., frozen_dtype: _Optional[str] = ..., trunk: _Optional[str] = ..., lora_rank: _Optional[int] = ..., column_parts: _Optional[int] = ...) -> None: ...
 
 class DataRange(_message.Message):
     __slots__ = ("seed", "start", "count")
@@ -344,12 +356,14 @@ class HeartbeatRequest(_message.Message):
     def __init__(self, lease_id: _Optional[str] = ..., inner_step: _Optional[int] = ..., train_loss: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., sending_lease_id: _Optional[str] = ..., paused: _Optional[bool] = ..., paused_for_s: _Optional[float] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
-    __slots__ = ("cancelled", "latest_version")
+    __slots__ = ("cancelled", "latest_version", "announcement")
     CANCELLED_FIELD_NUMBER: _ClassVar[int]
     LATEST_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ANNOUNCEMENT_FIELD_NUMBER: _ClassVar[int]
     cancelled: _containers.RepeatedCompositeFieldContainer[CancelledLease]
     latest_version: int
-    def __init__(self, cancelled: _Optional[_Iterable[_Union[CancelledLease, _Mapping]]] = ..., latest_version: _Optional[int] = ...) -> None: ...
+    announcement: str
+    def __init__(self, cancelled: _Optional[_Iterable[_Union[CancelledLease, _Mapping]]] = ..., latest_version: _Optional[int] = ..., announcement: _Optional[str] = ...) -> None: ...
 
 class CancelledLease(_message.Message):
     __slots__ = ("lease_id", "reason")
@@ -468,16 +482,30 @@ class SignedReceipt(_message.Message):
     def __init__(self, receipt_json: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class ListReceiptsReply(_message.Message):
-    __slots__ = ("receipts", "next", "revocations_json", "revocations_signature")
+    __slots__ = ("receipts", "next", "revocations_json", "revocations_signature", "standing")
     RECEIPTS_FIELD_NUMBER: _ClassVar[int]
     NEXT_FIELD_NUMBER: _ClassVar[int]
     REVOCATIONS_JSON_FIELD_NUMBER: _ClassVar[int]
     REVOCATIONS_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    STANDING_FIELD_NUMBER: _ClassVar[int]
     receipts: _containers.RepeatedCompositeFieldContainer[SignedReceipt]
     next: int
     revocations_json: bytes
     revocations_signature: bytes
-    def __init__(self, receipts: _Optional[_Iterable[_Union[SignedReceipt, _Mapping]]] = ..., next: _Optional[int] = ..., revocations_json: _Optional[bytes] = ..., revocations_signature: _Optional[bytes] = ...) -> None: ...
+    standing: CreditStanding
+    def __init__(self, receipts: _Optional[_Iterable[_Union[SignedReceipt, _Mapping]]] = ..., next: _Optional[int] = ..., revocations_json: _Optional[bytes] = ..., revocations_signature: _Optional[bytes] = ..., standing: _Optional[_Union[CreditStanding, _Mapping]] = ...) -> None: ...
+
+class CreditStanding(_message.Message):
+    __slots__ = ("tokens", "rank", "ranked", "losses")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    RANKED_FIELD_NUMBER: _ClassVar[int]
+    LOSSES_FIELD_NUMBER: _ClassVar[int]
+    tokens: int
+    rank: int
+    ranked: int
+    losses: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, tokens: _Optional[int] = ..., rank: _Optional[int] = ..., ranked: _Optional[int] = ..., losses: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
     __slots__ = ("public_key", "nonce", "forget", "revoke")
@@ -572,7 +600,7 @@ class Sharing(_message.Message):
     def __init__(self, port: _Optional[int] = ..., certificate: _Optional[bytes] = ...) -> None: ...
 
 class SourcesReply(_message.Message):
-    __slots__ = ("holders", "sources", "ticket", "now_s", "retry_after_s", "book", "notice")
+    __slots__ = ("holders", "sources", "ticket", "now_s", "retry_after_s", "book", "notice", "record", "neighbours")
     HOLDERS_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
@@ -580,6 +608,8 @@ class SourcesReply(_message.Message):
     RETRY_AFTER_S_FIELD_NUMBER: _ClassVar[int]
     BOOK_FIELD_NUMBER: _ClassVar[int]
     NOTICE_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    NEIGHBOURS_FIELD_NUMBER: _ClassVar[int]
     holders: _containers.RepeatedCompositeFieldContainer[Holder]
     sources: _containers.RepeatedCompositeFieldContainer[BlockSources]
     ticket: PeerTicket
@@ -587,7 +617,9 @@ class SourcesReply(_message.Message):
     retry_after_s: float
     book: bytes
     notice: str
-    def __init__(self, holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[BlockSources, _Mapping]]] = ..., ticket: _Optional[_Union[PeerTicket, _Mapping]] = ..., now_s: _Optional[float] = ..., retry_after_s: _Optional[float] = ..., book: _Optional[bytes] = ..., notice: _Optional[str] = ...) -> None: ...
+    record: bytes
+    neighbours: _containers.RepeatedCompositeFieldContainer[Holder]
+    def __init__(self, holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[BlockSources, _Mapping]]] = ..., ticket: _Optional[_Union[PeerTicket, _Mapping]] = ..., now_s: _Optional[float] = ..., retry_after_s: _Optional[float] = ..., book: _Optional[bytes] = ..., notice: _Optional[str] = ..., record: _Optional[bytes] = ..., neighbours: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ...) -> None: ...
 
 class Holder(_message.Message):
     __slots__ = ("host", "port", "certificate")
@@ -640,6 +672,50 @@ class TakeRequest(_message.Message):
     ticket: PeerTicket
     proof: bytes
     def __init__(self, digest: _Optional[bytes] = ..., payload_bytes: _Optional[int] = ..., offset: _Optional[int] = ..., ticket: _Optional[_Union[PeerTicket, _Mapping]] = ..., proof: _Optional[bytes] = ...) -> None: ...
+
+class RunRecord(_message.Message):
+    __slots__ = ("run_id", "epoch", "sequence", "addresses", "issued_s", "expires_s", "ca_certificate", "public_key", "vouch")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    ISSUED_S_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_S_FIELD_NUMBER: _ClassVar[int]
+    CA_CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    VOUCH_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    epoch: int
+    sequence: int
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    issued_s: float
+    expires_s: float
+    ca_certificate: bytes
+    public_key: bytes
+    vouch: bytes
+    def __init__(self, run_id: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., issued_s: _Optional[float] = ..., expires_s: _Optional[float] = ..., ca_certificate: _Optional[bytes] = ..., public_key: _Optional[bytes] = ..., vouch: _Optional[bytes] = ...) -> None: ...
+
+class SignedRecord(_message.Message):
+    __slots__ = ("record", "signature")
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    record: bytes
+    signature: bytes
+    def __init__(self, record: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class FindRequest(_message.Message):
+    __slots__ = ("fingerprint", "record")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: bytes
+    record: bytes
+    def __init__(self, fingerprint: _Optional[bytes] = ..., record: _Optional[bytes] = ...) -> None: ...
+
+class FindReply(_message.Message):
+    __slots__ = ("record",)
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    record: bytes
+    def __init__(self, record: _Optional[bytes] = ...) -> None: ...
 
 class CreateInviteRequest(_message.Message):
     __slots__ = ("trusted", "expires_in_s", "count", "owner", "uses")
@@ -764,3 +840,203 @@ class ChangeStandingReply(_message.Message):
     CHANGE_JSON_FIELD_NUMBER: _ClassVar[int]
     change_json: str
     def __init__(self, change_json: _Optional[str] = ...) -> None: ...
+
+class HoldRunRequest(_message.Message):
+    __slots__ = ("kind", "why")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        PAUSE: _ClassVar[HoldRunRequest.Kind]
+        DRAIN: _ClassVar[HoldRunRequest.Kind]
+        RESUME: _ClassVar[HoldRunRequest.Kind]
+    PAUSE: HoldRunRequest.Kind
+    DRAIN: HoldRunRequest.Kind
+    RESUME: HoldRunRequest.Kind
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    kind: HoldRunRequest.Kind
+    why: str
+    def __init__(self, kind: _Optional[_Union[HoldRunRequest.Kind, str]] = ..., why: _Optional[str] = ...) -> None: ...
+
+class HoldRunReply(_message.Message):
+    __slots__ = ("before", "now")
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    NOW_FIELD_NUMBER: _ClassVar[int]
+    before: str
+    now: str
+    def __init__(self, before: _Optional[str] = ..., now: _Optional[str] = ...) -> None: ...
+
+class AnnounceRequest(_message.Message):
+    __slots__ = ("text",)
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    def __init__(self, text: _Optional[str] = ...) -> None: ...
+
+class AnnounceReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListInvitesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListInvitesReply(_message.Message):
+    __slots__ = ("rows_json", "more")
+    ROWS_JSON_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    rows_json: _containers.RepeatedScalarFieldContainer[str]
+    more: int
+    def __init__(self, rows_json: _Optional[_Iterable[str]] = ..., more: _Optional[int] = ...) -> None: ...
+
+class RevokeInviteRequest(_message.Message):
+    __slots__ = ("invite",)
+    INVITE_FIELD_NUMBER: _ClassVar[int]
+    invite: str
+    def __init__(self, invite: _Optional[str] = ...) -> None: ...
+
+class RevokeInviteReply(_message.Message):
+    __slots__ = ("invite", "changed")
+    INVITE_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    invite: str
+    changed: bool
+    def __init__(self, invite: _Optional[str] = ..., changed: _Optional[bool] = ...) -> None: ...
+
+class ListOrdersRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListOrdersReply(_message.Message):
+    __slots__ = ("rows_json",)
+    ROWS_JSON_FIELD_NUMBER: _ClassVar[int]
+    rows_json: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, rows_json: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class LoginRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class LoginReply(_message.Message):
+    __slots__ = ("urls", "good_for_s")
+    URLS_FIELD_NUMBER: _ClassVar[int]
+    GOOD_FOR_S_FIELD_NUMBER: _ClassVar[int]
+    urls: _containers.RepeatedScalarFieldContainer[str]
+    good_for_s: float
+    def __init__(self, urls: _Optional[_Iterable[str]] = ..., good_for_s: _Optional[float] = ...) -> None: ...
+
+class FollowRequest(_message.Message):
+    __slots__ = ("protocol_version", "engine_version", "public_key", "nonce", "invite", "follower", "epoch", "position", "chain")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    INVITE_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    engine_version: int
+    public_key: bytes
+    nonce: bytes
+    invite: str
+    follower: str
+    epoch: int
+    position: int
+    chain: bytes
+    def __init__(self, protocol_version: _Optional[int] = ..., engine_version: _Optional[int] = ..., public_key: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., invite: _Optional[str] = ..., follower: _Optional[str] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., chain: _Optional[bytes] = ...) -> None: ...
+
+class FollowAck(_message.Message):
+    __slots__ = ("position",)
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    def __init__(self, position: _Optional[int] = ...) -> None: ...
+
+class HeldFile(_message.Message):
+    __slots__ = ("name", "digest", "size_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    digest: bytes
+    size_bytes: int
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[bytes] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class FollowBatch(_message.Message):
+    __slots__ = ("epoch", "after", "records", "chain", "files", "is_base", "committed", "waits")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    IS_BASE_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    after: int
+    records: _containers.RepeatedScalarFieldContainer[str]
+    chain: bytes
+    files: _containers.RepeatedCompositeFieldContainer[HeldFile]
+    is_base: bool
+    committed: int
+    waits: bool
+    def __init__(self, epoch: _Optional[int] = ..., after: _Optional[int] = ..., records: _Optional[_Iterable[str]] = ..., chain: _Optional[bytes] = ..., files: _Optional[_Iterable[_Union[HeldFile, _Mapping]]] = ..., is_base: _Optional[bool] = ..., committed: _Optional[int] = ..., waits: _Optional[bool] = ...) -> None: ...
+
+class FollowPart(_message.Message):
+    __slots__ = ("part", "more")
+    PART_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    part: bytes
+    more: bool
+    def __init__(self, part: _Optional[bytes] = ..., more: _Optional[bool] = ...) -> None: ...
+
+class FetchRequest(_message.Message):
+    __slots__ = ("public_key", "nonce", "file", "offset")
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    public_key: bytes
+    nonce: bytes
+    file: HeldFile
+    offset: int
+    def __init__(self, public_key: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., file: _Optional[_Union[HeldFile, _Mapping]] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class WitnessRequest(_message.Message):
+    __slots__ = ("secret", "run_id", "by", "expects", "want", "confirmed")
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    EXPECTS_FIELD_NUMBER: _ClassVar[int]
+    WANT_FIELD_NUMBER: _ClassVar[int]
+    CONFIRMED_FIELD_NUMBER: _ClassVar[int]
+    secret: str
+    run_id: str
+    by: str
+    expects: int
+    want: WitnessHeld
+    confirmed: bool
+    def __init__(self, secret: _Optional[str] = ..., run_id: _Optional[str] = ..., by: _Optional[str] = ..., expects: _Optional[int] = ..., want: _Optional[_Union[WitnessHeld, _Mapping]] = ..., confirmed: _Optional[bool] = ...) -> None: ...
+
+class WitnessHeld(_message.Message):
+    __slots__ = ("number", "epoch", "leader", "sync", "follower")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LEADER_FIELD_NUMBER: _ClassVar[int]
+    SYNC_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    epoch: int
+    leader: str
+    sync: bool
+    follower: str
+    def __init__(self, number: _Optional[int] = ..., epoch: _Optional[int] = ..., leader: _Optional[str] = ..., sync: _Optional[bool] = ..., follower: _Optional[str] = ...) -> None: ...
+
+class WitnessReply(_message.Message):
+    __slots__ = ("held", "granted", "why")
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    GRANTED_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    held: WitnessHeld
+    granted: bool
+    why: str
+    def __init__(self, held: _Optional[_Union[WitnessHeld, _Mapping]] = ..., granted: _Optional[bool] = ..., why: _Optional[str] = ...) -> None: ...

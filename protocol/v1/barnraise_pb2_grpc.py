@@ -702,7 +702,8 @@ class Coordinator:
 
 
 class OperatorStub:
-    """Called by the operator's own key (kept in the run folder), through the same sessions and signatures.
+    """Called by operators' keys, those that were added and the run's own, through the same sessions and signatures. A
+    viewer's key is answered what lists and shows alone.
     """
 
     def __init__(self, channel):
@@ -741,10 +742,41 @@ class OperatorStub:
                 request_serializer=protocol_dot_v1_dot_barnraise__pb2.ChangeStandingRequest.SerializeToString,
                 response_deserializer=protocol_dot_v1_dot_barnraise__pb2.ChangeStandingReply.FromString,
                 _registered_method=True)
+        self.HoldRun = channel.unary_unary(
+                '/barnraise.protocol.v1.Operator/HoldRun',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.HoldRunRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.HoldRunReply.FromString,
+                _registered_method=True)
+        self.Announce = channel.unary_unary(
+                '/barnraise.protocol.v1.Operator/Announce',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.AnnounceRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.AnnounceReply.FromString,
+                _registered_method=True)
+        self.ListInvites = channel.unary_unary(
+                '/barnraise.protocol.v1.Operator/ListInvites',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.ListInvitesRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.ListInvitesReply.FromString,
+                _registered_method=True)
+        self.RevokeInvite = channel.unary_unary(
+                '/barnraise.protocol.v1.Operator/RevokeInvite',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.RevokeInviteRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.RevokeInviteReply.FromString,
+                _registered_method=True)
+        self.ListOrders = channel.unary_unary(
+                '/barnraise.protocol.v1.Operator/ListOrders',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.ListOrdersRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.ListOrdersReply.FromString,
+                _registered_method=True)
+        self.Login = channel.unary_unary(
+                '/barnraise.protocol.v1.Operator/Login',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.LoginRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.LoginReply.FromString,
+                _registered_method=True)
 
 
 class OperatorServicer:
-    """Called by the operator's own key (kept in the run folder), through the same sessions and signatures.
+    """Called by operators' keys, those that were added and the run's own, through the same sessions and signatures. A
+    viewer's key is answered what lists and shows alone.
     """
 
     def CreateInvite(self, request, context):
@@ -783,6 +815,42 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HoldRun(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Announce(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListInvites(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeInvite(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListOrders(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Login(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -816,6 +884,36 @@ def add_OperatorServicer_to_server(servicer, server):
                     request_deserializer=protocol_dot_v1_dot_barnraise__pb2.ChangeStandingRequest.FromString,
                     response_serializer=protocol_dot_v1_dot_barnraise__pb2.ChangeStandingReply.SerializeToString,
             ),
+            'HoldRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldRun,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.HoldRunRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.HoldRunReply.SerializeToString,
+            ),
+            'Announce': grpc.unary_unary_rpc_method_handler(
+                    servicer.Announce,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.AnnounceRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.AnnounceReply.SerializeToString,
+            ),
+            'ListInvites': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListInvites,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.ListInvitesRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.ListInvitesReply.SerializeToString,
+            ),
+            'RevokeInvite': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeInvite,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.RevokeInviteRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.RevokeInviteReply.SerializeToString,
+            ),
+            'ListOrders': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOrders,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.ListOrdersRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.ListOrdersReply.SerializeToString,
+            ),
+            'Login': grpc.unary_unary_rpc_method_handler(
+                    servicer.Login,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.LoginRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.LoginReply.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'barnraise.protocol.v1.Operator', rpc_method_handlers)
@@ -825,7 +923,8 @@ def add_OperatorServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Operator:
-    """Called by the operator's own key (kept in the run folder), through the same sessions and signatures.
+    """Called by operators' keys, those that were added and the run's own, through the same sessions and signatures. A
+    viewer's key is answered what lists and shows alone.
     """
 
     @staticmethod
@@ -990,6 +1089,168 @@ class Operator:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def HoldRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Operator/HoldRun',
+            protocol_dot_v1_dot_barnraise__pb2.HoldRunRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.HoldRunReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Announce(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Operator/Announce',
+            protocol_dot_v1_dot_barnraise__pb2.AnnounceRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.AnnounceReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListInvites(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Operator/ListInvites',
+            protocol_dot_v1_dot_barnraise__pb2.ListInvitesRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.ListInvitesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeInvite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Operator/RevokeInvite',
+            protocol_dot_v1_dot_barnraise__pb2.RevokeInviteRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.RevokeInviteReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOrders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Operator/ListOrders',
+            protocol_dot_v1_dot_barnraise__pb2.ListOrdersRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.ListOrdersReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Login(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Operator/Login',
+            protocol_dot_v1_dot_barnraise__pb2.LoginRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.LoginReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class PeerStub:
     """A worker that shares what it holds, for other workers.
@@ -1006,6 +1267,11 @@ class PeerStub:
                 request_serializer=protocol_dot_v1_dot_barnraise__pb2.TakeRequest.SerializeToString,
                 response_deserializer=protocol_dot_v1_dot_barnraise__pb2.PeerGreeting.FromString,
                 _registered_method=True)
+        self.Find = channel.unary_unary(
+                '/barnraise.protocol.v1.Peer/Find',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.FindRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.FindReply.FromString,
+                _registered_method=True)
 
 
 class PeerServicer:
@@ -1019,6 +1285,14 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Find(self, request, context):
+        """The newer one of the records that the two sides have. Asks for no ticket: a record is public, and whoever looks for
+        a run has no coordinator that would give one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1026,6 +1300,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Take,
                     request_deserializer=protocol_dot_v1_dot_barnraise__pb2.TakeRequest.FromString,
                     response_serializer=protocol_dot_v1_dot_barnraise__pb2.PeerGreeting.SerializeToString,
+            ),
+            'Find': grpc.unary_unary_rpc_method_handler(
+                    servicer.Find,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.FindRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.FindReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1056,6 +1335,227 @@ class Peer:
             '/barnraise.protocol.v1.Peer/Take',
             protocol_dot_v1_dot_barnraise__pb2.TakeRequest.SerializeToString,
             protocol_dot_v1_dot_barnraise__pb2.PeerGreeting.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Find(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Peer/Find',
+            protocol_dot_v1_dot_barnraise__pb2.FindRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.FindReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class StandbyStub:
+    """For the one machine that follows the leader's.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Follow = channel.stream_stream(
+                '/barnraise.protocol.v1.Standby/Follow',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.FollowRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.FollowPart.FromString,
+                _registered_method=True)
+        self.Fetch = channel.unary_stream(
+                '/barnraise.protocol.v1.Standby/Fetch',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.FetchRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.FollowPart.FromString,
+                _registered_method=True)
+
+
+class StandbyServicer:
+    """For the one machine that follows the leader's.
+    """
+
+    def Follow(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Fetch(self, request, context):
+        """Raw frames on the wire.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_StandbyServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Follow': grpc.stream_stream_rpc_method_handler(
+                    servicer.Follow,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.FollowRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.FollowPart.SerializeToString,
+            ),
+            'Fetch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Fetch,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.FetchRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.FollowPart.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'barnraise.protocol.v1.Standby', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('barnraise.protocol.v1.Standby', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Standby:
+    """For the one machine that follows the leader's.
+    """
+
+    @staticmethod
+    def Follow(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/barnraise.protocol.v1.Standby/Follow',
+            protocol_dot_v1_dot_barnraise__pb2.FollowRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.FollowPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/barnraise.protocol.v1.Standby/Fetch',
+            protocol_dot_v1_dot_barnraise__pb2.FetchRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.FollowPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class WitnessStub:
+    """A small third process that keeps who leads.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Ask = channel.unary_unary(
+                '/barnraise.protocol.v1.Witness/Ask',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.WitnessRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.WitnessReply.FromString,
+                _registered_method=True)
+
+
+class WitnessServicer:
+    """A small third process that keeps who leads.
+    """
+
+    def Ask(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_WitnessServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Ask': grpc.unary_unary_rpc_method_handler(
+                    servicer.Ask,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.WitnessRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.WitnessReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'barnraise.protocol.v1.Witness', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('barnraise.protocol.v1.Witness', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Witness:
+    """A small third process that keeps who leads.
+    """
+
+    @staticmethod
+    def Ask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Witness/Ask',
+            protocol_dot_v1_dot_barnraise__pb2.WitnessRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.WitnessReply.FromString,
             options,
             channel_credentials,
             insecure,

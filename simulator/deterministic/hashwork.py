@@ -22,7 +22,7 @@ from protocol.codecs import FP32, codec_named
 from protocol.ids import TRUNK, BlockId, Digest, LeaseId, RoundNumber, RunId, Version, column_block, digest_of
 from protocol.manifest import BlockRef, Manifest
 from protocol.residency import FROZEN
-from protocol.tensors import payload_size
+from protocol.tensor_headers import payload_size
 from simulator.deterministic.cheap_executor import CheapExecutor, trained_payload
 from simulator.deterministic.disk import Disk, StoredBlock, VersionEntry, stretched
 from simulator.deterministic.measuring import HashMeasurer
@@ -39,14 +39,15 @@ class HashWork:
     codec = "fp32"
     admission_work_bits = 0
     most_per_range = 0
-    copies = 2
+    column_parts = 1
     fallback_s = 30.0
     sequence_length = 8
     heldout_limit = 4
     frame_bytes = 512
     """A few frames for a submission or a block of a KB or two."""
 
-    def __init__(self, columns: int) -> None:
+    def __init__(self, columns: int, copies: int = 2) -> None:
+        self.copies = copies
         self.layout = _layout(columns)
         self.texts = HashTexts()
         self._manifests: dict[Digest, bytes] = {}
@@ -132,6 +133,10 @@ class ServedHashes:
     def manifest_bytes(self, digest: Digest) -> bytes:
         """As they are signed."""
         return self._manifests[digest]
+
+    def served(self) -> frozenset[Digest]:
+        """Of all versions that are kept."""
+        return frozenset(digest for blocks in self._disk.manifests.values() for digest in blocks.values())
 
     def block(self, digest: Digest) -> bytes | None:
         """Of a version that is kept."""

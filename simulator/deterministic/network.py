@@ -69,11 +69,15 @@ class Network:
             if self._draw.random() < 0.8:
                 self._loop.call_later(self._latency_s(), call.put, Unavailable("the connection was reset"))
 
+    def is_cut(self, worker: int) -> bool:
+        """Whether nothing comes through to this worker, or from it."""
+        return self._loop.now_s < self._cut_until_s.get(worker, 0.0)
+
     def is_reachable(self, worker: int) -> bool:
         """Whether a handshake would come through at this moment."""
         now_s = self._loop.now_s
         is_there = self._node.is_up and now_s >= max(self._frozen_until_s, self._asleep_until_s)
-        return is_there and not self._is_cut(worker)
+        return is_there and not self.is_cut(worker)
 
     def begin(
         self, worker: int, name: str, messages: Sequence[bytes], metadata: Metadata, timeout_s: float
@@ -121,7 +125,7 @@ class Network:
             self._loop.call_at(self._frozen_until_s, self._arrive, call)
         elif now_s < self._asleep_until_s:
             self._note(f"lost {call.name} of {call.worker}: the coordinator's machine sleeps")
-        elif self._is_cut(call.worker):
+        elif self.is_cut(call.worker):
             self._note(f"lost {call.name} of {call.worker}: partition")
         elif not self._node.is_up:
             self._loop.call_later(self._latency_s(), call.put, Unavailable("connection refused"))
@@ -151,7 +155,7 @@ class Network:
         if process is None or not process.alive:
             return
         noise = self._noise
-        if self._is_cut(call.worker) or (noise is not None and self._draw.random() < noise.drop_share):
+        if self.is_cut(call.worker) or (noise is not None and self._draw.random() < noise.drop_share):
             self._note(f"lost the answer to {call.name} of {call.worker}")
             return
         if context.error is not None:
@@ -183,7 +187,7 @@ class Network:
                 self._loop.call_later(self._latency_s(), call.put, Unavailable("the connection was reset"))
                 return False
             passed += 1
-            return call.caller.alive and not call.is_over and not self._is_cut(call.worker)
+            return call.caller.alive and not call.is_over and not self.is_cut(call.worker)
 
         return hop
 
@@ -192,9 +196,6 @@ class Network:
     @property
     def _noise(self) -> Scenario | None:
         return self._scenario if self._loop.now_s < self._scenario.calm_s else None
-
-    def _is_cut(self, worker: int) -> bool:
-        return self._loop.now_s < self._cut_until_s.get(worker, 0.0)
 
     def _strike(self, call: SimulatedCall, kinds: frozenset[FaultKind]) -> tuple[Fault, ...]:
         if self._loop.now_s >= self._scenario.calm_s:

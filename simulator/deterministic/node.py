@@ -11,9 +11,9 @@ import contextvars
 import functools
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 from coordinator.edge.auth import Authenticator
 from coordinator.edge.mailboxes import Mailboxes
@@ -23,7 +23,6 @@ from coordinator.edge.served import RunContext
 from coordinator.edge.service import WorkerService
 from coordinator.edge.sessions import SessionTable
 from coordinator.edge.throttle import Throttle
-from coordinator.edge.transfers import Transfers
 from coordinator.edge.worker_calls import COORDINATOR_SERVICE, worker_handlers
 from coordinator.engine import commands as cmd
 from coordinator.engine.engine import Engine
@@ -38,17 +37,17 @@ from coordinator.run.pump_limits import PumpLimits
 from coordinator.run.traffic import Traffic
 from coordinator.store.registry import Registry
 from coordinator.work import port
-from protocol.errors import Refused
 from protocol.identity import PrivateIdentity
-from protocol.ids import Digest, LeaseId, RunId, WorkerId
+from protocol.ids import LeaseId, RunId
 from protocol.tls import CertificateAuthority
 from simulator.deterministic.calls import CallContext
 from simulator.deterministic.disk import Disk, MemoryJournal, MemoryStore, OnAppend
-from simulator.deterministic.distrust import Order, said
 from simulator.deterministic.invariants import Book
 from simulator.deterministic.loop import PROCESS, Process, VirtualLoop
+from simulator.deterministic.peers import PeerLines
 from simulator.deterministic.scenario import Scenario
-from simulator.deterministic.work import Served, SimulatedWork, Site, Spoils, arithmetic_said
+from simulator.deterministic.sharing_book import CountedTransfers, SharingBook, WatchedSources
+from simulator.deterministic.work import SimulatedWork, Site, Spoils, arithmetic_said
 
 INVITE_LIFE_S = 1e9
 MANIFEST_KEY = PrivateIdentity.from_seed(b"the key that signs manifests....")
@@ -82,10 +81,11 @@ class CoordinatorNode:
         on_execute: Callable[[cmd.SlowCommand], bool],
         on_executed: Callable[[cmd.SlowCommand], None],
         on_died: Callable[[BaseException | None], None],
+        sharing: Callable[[], tuple[SharingBook, PeerLines]],
         rots: Callable[[], bool],
         note: Callable[..., None],
     ) -> None:
-        self._rots = rots
+        self._rots, self._sharing = rots, sharing
         self.disk = disk
         self._work = work
         self.process: Process | None = None
@@ -198,9 +198,10 @@ class CoordinatorNode:
     def _served(self) -> dict[str, Any]:
         run, limits = self._context(), Throttle(clock=self._loop.time)
         auth = Authenticator(run.sessions, bytes.fromhex(authority().fingerprint))
-        service = WorkerService(run)
+        service, (book, lines) = WorkerService(run), self._sharing()
+        service.sources = WatchedSources(run, book, lines)
         endpoint = Endpoint(COORDINATOR_SERVICE, auth, Traffic(), limits, service.on_alive)
-        transfers = _Transfers(run, service, self._work.frame_bytes, cast(Any, run.versions), self._rots)
+        transfers = CountedTransfers(run, service, self._work.frame_bytes, self._rots, book, self.disk)
         return worker_handlers(endpoint, Membership(run, auth), service, transfers)
 
     def invite(self, owner: str, *, trusted: bool) -> str:
@@ -260,9 +261,9 @@ class CoordinatorNode:
         await self._pump.submit(event)
         self._book.changes.acknowledge(event)
 
-    async def judge(self, order: Order, worker: WorkerId) -> None:
-        """The operator says something about a worker."""
-        await self._pump.submit(said(order, worker, self._clock.now_s()))
+    async def order(self, event: Callable[[Engine, float], Event]) -> None:
+        """The operator says something about a worker, or about the run."""
+        await self._pump.submit(event(self._pump.engine, self._clock.now_s()))
 
     # ---- the pump's surroundings ---------------------------------------------------------------------------------
 
@@ -321,27 +322,6 @@ class CoordinatorNode:
     async def answer(self, name: str, messages: AsyncIterator[bytes], context: CallContext) -> None:
         """One call, by the real handlers."""
         await self._handlers[name].stream_stream(messages, context)
-
-
-class _Transfers(Transfers):
-    """The real ones, but for where blocks lie."""
-
-    def __init__(
-        self, run: RunContext, service: WorkerService, frame_bytes: int, served: Served, rots: Callable[[], bool]
-    ) -> None:
-        super().__init__(run, service, frame_bytes)
-        self._served, self._rots = served, rots
-
-    def _block_frames(self, digest: Digest, offset: int) -> Iterator[bytes]:
-        content = self._served.block(digest)
-        if content is None:
-            raise Refused(f"block {digest[:16]} is not kept here; take the manifest of the version that is leased")
-        if self._rots():
-            content = content[:-1] + bytes([content[-1] ^ 1])
-        return self._frames_of(content, offset)
-
-    def _file_frames(self, file: BinaryIO, offset: int) -> Iterator[bytes]:
-        return self._frames_of(file.read(), offset)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The operator of a simulated run: stops it, changes settings, bans, unbans, pardons and rolls back, as was drawn.
+"""The operator of a simulated run: holds and stops it, changes settings, bans, pardons and rolls back, as was drawn.
 
 Decides nothing else, but for this: once all is calm, whoever is banned is let back in now and then, since a run of
 which everybody is shut out does not end. What a coordinator that is down is told is lost.
@@ -10,9 +10,10 @@ import contextlib
 from collections.abc import Awaitable, Callable
 
 from coordinator.engine.commands import Command
+from coordinator.run.holding import order_of
 from protocol.errors import BarnraiseError
 from protocol.ids import WorkerId, worker_id_of
-from simulator.deterministic.distrust import Order, OrderPlan
+from simulator.deterministic.distrust import Order, OrderPlan, said
 from simulator.deterministic.loop import VirtualLoop
 from simulator.deterministic.node import CoordinatorNode
 from simulator.deterministic.scenario import START_S, Scenario, SettingPlan, key_of
@@ -36,6 +37,10 @@ class Operator:
             self._loop.call_at(START_S + plan.after_s, self._change, plan)
         for word in scenario.words:
             self._loop.call_at(START_S + word.after_s, self._speak, word)
+        for after_s, verb in scenario.holds:
+            self._loop.call_at(START_S + after_s, self._hold, verb)
+        if scenario.holds:
+            self._loop.call_at(scenario.calm_s, self._let_go)
         self._node.on_command = self._look
         if scenario.config.audits.budget > 0 or scenario.words:
             self._loop.call_at(scenario.calm_s, self._relent)
@@ -59,7 +64,17 @@ class Operator:
         self._judge(word.order, worker_id_of(key_of(self._scenario.seed, word.volunteer)))
 
     def _judge(self, order: Order, worker: WorkerId) -> None:
-        self._say(lambda: self._node.judge(order, worker))
+        self._say(lambda: self._node.order(lambda _, at_s: said(order, worker, at_s)))
+
+    def _hold(self, verb: str) -> None:
+        self._say(lambda: self._node.order(lambda engine, at_s: order_of(engine.state, verb, "", at_s, "")))
+
+    def _let_go(self) -> None:
+        """A word that found nobody there is said again."""
+        self._loop.call_later(RELENTS_EVERY_S, self._let_go)
+        engine = self._node.engine
+        if engine is not None and engine.state.hold is not None:
+            self._hold("resume")
 
     def _relent(self) -> None:
         self._loop.call_later(RELENTS_EVERY_S, self._relent)

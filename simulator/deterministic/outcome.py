@@ -24,6 +24,7 @@ class Outcome:
     versions: int
     coordinator_kills: int
     worker_kills: int
+    blocks_between_workers: int
     virtual_s: float
     trace: tuple[str, ...] = ()
 

@@ -6,7 +6,7 @@ Decides nothing about a run: what the simulation is worth shows in how many seed
 from __future__ import annotations
 
 from simulator.deterministic import coordinator_bugs as bugs
-from simulator.deterministic import trust_bugs, worker_bugs
+from simulator.deterministic import peer_bugs, trust_bugs, worker_bugs
 from simulator.deterministic.planting import PlantedBug
 
 PLANTED: tuple[PlantedBug, ...] = tuple(
@@ -49,7 +49,9 @@ PLANTED: tuple[PlantedBug, ...] = tuple(
         trust_bugs.refused_on_a_workers_word,
         trust_bugs.caught_liar_believed,
         trust_bugs.measured_on_known_text,
+        peer_bugs.busy_holder_blamed,
+        peer_bugs.grants_not_counted,
     )
 )
 """One for each place where such a bug could be: pump, journal, votes, placement, blobs, data; session, outbox, keys;
-audits, bans, trust and rollback."""
+audits, bans, trust and rollback; blocks from other workers."""

@@ -21,6 +21,7 @@ from simulator.deterministic.measuring import some_measuring
 from simulator.deterministic.volunteer_spec import VolunteerSpec
 from simulator.deterministic.work import Spoils
 from simulator.faults import Fault
+from simulator.holders import LIES, Gives
 from simulator.seeds import derived_stream
 
 START_S = 1000.0
@@ -69,8 +70,14 @@ class Scenario:
     """When the operator stops the run."""
     changes: tuple[SettingPlan, ...] = ()
     words: tuple[OrderPlan, ...] = ()
+    holds: tuple[tuple[float, str], ...] = ()
+    """When the operator says `pause`, `drain` or `resume`, after the start."""
     rot_share: float = 0.0
     """Of the blocks that the coordinator's disk gives, those with a wrong byte."""
+    copies: int = 2
+    """Workers that take a block from the coordinator, where workers share."""
+    clear: bool = False
+    """Workers share, and nothing goes wrong but what liars among them do."""
 
     @property
     def people(self) -> dict[WorkerId, VolunteerSpec]:
@@ -100,7 +107,7 @@ def scenario_of(seed: int) -> Scenario:
     drawn = [_volunteer(draw, config, owners) for _ in range(volunteers)]
     config, people = some_audited(seed, config, _some_harmful(seed, _some_spoiling(seed, drawn)))
     config, people = some_measuring(seed, config, people)
-    return Scenario(
+    scenario = Scenario(
         seed=seed,
         config=config,
         volunteers=_some_apart(seed, calm_s, people),
@@ -120,7 +127,41 @@ def scenario_of(seed: int) -> Scenario:
         stop_after_s=draw.uniform(30.0, 300.0) if draw.random() < 0.1 else None,
         changes=_changes(seed),
         words=words_of(seed, volunteers) if config.audits.budget > 0 or config.rollback_rounds else (),
+        holds=_holds(seed, calm_s),
         rot_share=derived_stream(seed, "rot").choice((0.0, 0.0, 0.05)),
+    )
+    return _some_sharing(scenario)
+
+
+def _some_sharing(scenario: Scenario) -> Scenario:
+    """In every sixth world workers give blocks to one another, and some of them lie; every other of these is clear."""
+    draw = derived_stream(scenario.seed, "neighbours")
+    if draw.random() < 5 / 6:
+        return scenario
+    copies = draw.choice((1, 2, 2))
+    if draw.random() < 0.5:
+        kinds = (Gives.BLOCKS,) * 4 + (Gives.NOTHING,) * 2 + LIES
+        people = tuple(replace(volunteer, gives=draw.choice(kinds)) for volunteer in scenario.volunteers)
+        return replace(scenario, volunteers=people, copies=copies)
+    count = draw.randint(max(4, scenario.config.min_workers), 8)
+    gives = [draw.choice(LIES) for _ in range(draw.choice((0, 1, 2) if count > 5 else (0, 1)))]
+    gives += [Gives.BLOCKS] * (count - len(gives))
+    draw.shuffle(gives)
+    drawn = scenario.volunteers
+    crowd = [drawn[number % len(drawn)] for number in range(count)]
+    return replace(
+        scenario,
+        volunteers=tuple(
+            replace(one, gives=given, arrives_s=START_S + draw.uniform(0.0, 20.0), hiccup_s=0.0, frame_s=0.0, pauses=())
+            for one, given in zip(crowd, gives, strict=True)
+        ),
+        copies=copies,
+        clear=True,
+        faults=(),
+        drop_share=0.0,
+        duplicate_share=0.0,
+        late_share=0.0,
+        rot_share=0.0,
     )
 
 
@@ -133,6 +174,19 @@ def _changes(seed: int) -> tuple[SettingPlan, ...]:
     drawn = [draw.choice(kinds) for _ in range(draw.randint(1, 3))]
     plans = (SettingPlan(after_s=draw.uniform(0.0, 150.0), key=key, value=draw.choice(of)) for key, *of in drawn)
     return tuple(plans)
+
+
+def _holds(seed: int, calm_s: float) -> tuple[tuple[float, str], ...]:
+    """In every fifth world the run is held once or twice, for seconds or minutes, from draws of their own."""
+    draw = derived_stream(seed, "holds")
+    if draw.random() < 0.8:
+        return ()
+    said: list[tuple[float, str]] = []
+    for _ in range(draw.randint(1, 2)):
+        after_s = draw.uniform(0.0, calm_s - START_S)
+        said.append((after_s, draw.choice(("pause", "pause", "drain"))))
+        said.append((after_s + draw.choice((3.0, 30.0, 300.0)), "resume"))
+    return tuple(said)
 
 
 def _clock_faults(seed: int) -> list[Fault]:

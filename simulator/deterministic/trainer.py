@@ -84,6 +84,12 @@ class SimulatedTrainer:
     def rest(self) -> None:
         """Nothing is held."""
 
+    def wake(self) -> None:
+        """Nothing was given up."""
+
+    def pace(self, share: float) -> None:
+        """No rule makes it slower."""
+
     def join(self, timeout_s: float) -> bool:
         """Nothing goes on."""
         del timeout_s

@@ -57,6 +57,7 @@ class RealWork:
     codec = "fp32"
     admission_work_bits = 0
     most_per_range = 0
+    column_parts = 1
     copies = 2
     fallback_s = 30.0
     sequence_length = SEQUENCE_LENGTH
@@ -278,6 +279,10 @@ class ServedFiles:
     def block(self, digest: Digest) -> bytes | None:
         """Of a version that is kept."""
         return self._files.blocks.read(digest) if self._files.blocks.has(digest) else None
+
+    def served(self) -> frozenset[Digest]:
+        """Of all versions that are kept."""
+        return self._versions.served()
 
 
 class _Keeper:

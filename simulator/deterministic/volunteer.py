@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import functools
 import math
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest, LeaseId
@@ -22,30 +23,32 @@ from simulator.deterministic.broken import InvariantBroken
 from simulator.deterministic.loop import PROCESS, Process, VirtualLoop
 from simulator.deterministic.network import Network, SimulatedWire
 from simulator.deterministic.node import authority
+from simulator.deterministic.peers import PeerLines, SimulatedSharing
 from simulator.deterministic.scenario import Scenario, identity_of
 from simulator.deterministic.trainer import OnTraining, SimulatedTrainer
 from simulator.deterministic.volunteer_disk import MemoryFiles, VolunteerDisk
+from simulator.deterministic.volunteer_ports import Inline, Rules
 from simulator.deterministic.volunteer_spec import VolunteerSpec
 from simulator.deterministic.work import SimulatedWork
+from simulator.holders import Gives
 from worker import messages as m
 from worker.agent import Agent
 from worker.client import CoordinatorClient
 from worker.fetched import Run, understand_run
+from worker.handiwork import HERE
 from worker.home import RunHome
 from worker.joining import Joining
 from worker.lease import RunDescription
-from worker.machine.probe import Machine
+from worker.machine.machine import Machine
 from worker.options import WorkerOptions
 from worker.outbox import Outbox
 from worker.pauses import Pauses
-from worker.policy import Circumstances, Permission
+from worker.policy import Circumstances
 from worker.progress import QuietReporter
 from worker.sending import Line
 from worker.session import Session
 from worker.states import State
 from worker.timing import Timing
-
-Result = TypeVar("Result")
 
 COMES_BACK_S = 60.0
 """After a process left by itself, its volunteer starts it again."""
@@ -114,6 +117,7 @@ class SimulatedVolunteer:
         loop: VirtualLoop,
         scenario: Scenario,
         network: Network,
+        lines: PeerLines,
         work: SimulatedWork,
         draw: random.Random,
         invite: str,
@@ -130,14 +134,14 @@ class SimulatedVolunteer:
         self.line = Line.FREE
         """Of the same."""
         self._loop, self._scenario, self._network, self._work, self._draw = loop, scenario, network, work, draw
-        self._on_training, self._note = on_training, note
+        self._on_training, self._note, self._lines = on_training, note, lines
         self._outside = contextvars.copy_context()
         self._disk = VolunteerDisk()
         self._identities = 0
         self._told_until_s: dict[LeaseId, float] = {}
         """When each lease ends, by what was told last."""
         ca = authority()
-        self._link = JoinLink(host="coordinator.test", port=7070, fingerprint=ca.fingerprint, invite=invite)
+        self._link = JoinLink(host="coordinator.internal", port=7070, fingerprint=ca.fingerprint, invite=invite)
         self._options = WorkerOptions(
             name=f"volunteer {index}", max_columns=spec.max_columns, threads=1, measures=spec.measures
         )
@@ -166,8 +170,8 @@ class SimulatedVolunteer:
             timing=timing,
             dial=functools.partial(self._dial, timing),
             background=Inline(),
-            understand=understood,
-            measure=lambda *_: 8.0 / self.spec.step_s,
+            dial_holder=lambda holder: self._lines.dial(self.index, holder, joining.identity),
+            handiwork=dataclasses.replace(HERE, understand=understood, measure_speed=lambda *_: 8.0 / self.spec.step_s),
         )
         self._trainer = SimulatedTrainer(
             self.index,
@@ -180,7 +184,8 @@ class SimulatedVolunteer:
             home.outbox,
             self._on_training,
         )
-        session, measurer = WatchedSession(self, home.outbox), self._work.measurer(lies=self.spec.lies_measuring)
+        gives, blocks = self.spec.gives, home.disk.blocks
+        measurer = self._work.measurer(lies=self.spec.lies_measuring)
         self._agent = LateAgent(
             MACHINE,
             joining,
@@ -189,8 +194,9 @@ class SimulatedVolunteer:
             QUIET,
             policy=Rules(self.spec.pauses) if self.spec.pauses else None,
             circumstances=lambda: Circumstances(wall_s=self._loop.now_s),
-            session=session,
+            session=WatchedSession(self, home.outbox),
             measurer=measurer,
+            sharing=None if gives is Gives.NOTHING else SimulatedSharing(self._lines, self.index, gives, blocks),
         )
         self._agent.late_s = lambda: self._draw.uniform(0.0, 8.0) if self._draw.random() < LATE_SHARE else 0.0
         self._loop.create_task(self._live(process, self._agent))
@@ -255,8 +261,7 @@ class SimulatedVolunteer:
         if longest_s > 0.0 and process is self.process and self._loop.now_s < self._scenario.calm_s:
             if not first:
                 self.stall(self._draw.uniform(0.0, longest_s))
-            next_s = self._draw.uniform(0.5, 10.0)
-            self._loop.call_later(next_s, self._hiccup, process, context=self._outside.copy())
+            self._loop.call_later(self._draw.uniform(0.5, 10.0), self._hiccup, process, context=self._outside.copy())
 
     # ---- what is watched -----------------------------------------------------------------------------------------
 
@@ -312,32 +317,6 @@ class LateAgent(Agent):
             super()._cancel_call(lane)
         else:
             asyncio.get_running_loop().call_later(late_s, call.cancel)
-
-
-class Rules:
-    """A volunteer's rules about when to work; a `worker.policy.Policy`."""
-
-    look_again_s: float | None = 3.0
-
-    def __init__(self, pauses: tuple[tuple[float, float, bool], ...]) -> None:
-        self._pauses = pauses
-
-    def may_work(self, now: Circumstances) -> Permission:
-        """Not in a pause."""
-        for from_s, to_s, stops_training in self._pauses:
-            if from_s <= now.wall_s < to_s:
-                return Permission(allowed=False, reason="not now", stops_training=stops_training)
-        return Permission(allowed=True)
-
-
-class Inline:
-    """A `worker.ports.Background` that blocks."""
-
-    busy = False
-
-    async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """At once."""
-        return function(*arguments)
 
 
 @functools.lru_cache(maxsize=32)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from simulator.arithmetic import EVERYBODYS_ARITHMETIC
 from simulator.deterministic.work import Spoils
+from simulator.holders import Gives
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,5 +39,7 @@ class VolunteerSpec:
     """Seconds that a frame takes down its line, besides the usual."""
     hiccup_s: float = 0.0
     """Every few seconds its processes stand still for up to so long, as on a machine that swaps."""
+    gives: Gives = Gives.NOTHING
+    """What it gives to other workers that ask it for blocks."""
     pauses: tuple[tuple[float, float, bool], ...] = ()
     """(from, to, whether training is stopped): when the volunteer's policy wants no work."""

@@ -90,6 +90,9 @@ class Served(Protocol):
     def block(self, digest: Digest) -> bytes | None:
         """The bytes of a block that a kept version names."""
 
+    def served(self) -> frozenset[Digest]:
+        """All such blocks."""
+
 
 class Texts(Protocol):
     """What a coordinator asks of its dataset for the sake of workers."""
@@ -115,6 +118,7 @@ class SimulatedWork(Protocol):
     residency: str
     admission_work_bits: int
     most_per_range: int
+    column_parts: int
     copies: int
     fallback_s: float
 

@@ -11,8 +11,8 @@ from protocol.identity import PrivateIdentity
 from simulator.deterministic.planting import replaced
 from worker import messages as m
 from worker import session as session_module
-from worker.agent import Deadline
 from worker.blocks import PartialBlock
+from worker.deadline import Deadline
 from worker.home import RunHome
 from worker.session import Session
 

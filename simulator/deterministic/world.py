@@ -25,8 +25,10 @@ from simulator.deterministic.network import Network
 from simulator.deterministic.node import CoordinatorNode
 from simulator.deterministic.operator import Operator, quietly
 from simulator.deterministic.outcome import Outcome, quiet
+from simulator.deterministic.peers import PeerLines
 from simulator.deterministic.scenario import START_S, Scenario, scenario_of
 from simulator.deterministic.settings_book import SettingsBook
+from simulator.deterministic.sharing_book import SharingBook
 from simulator.deterministic.volunteer import SimulatedVolunteer
 from simulator.deterministic.work import SimulatedWork
 from simulator.faults import COORDINATOR, Fault, FaultKind, FaultPlan, Point
@@ -64,7 +66,7 @@ class World:
         most_steps: int = MOST_STEPS,
     ) -> None:
         self._scenario = scenario
-        self._work = work = HashWork(scenario.config.columns) if work is None else work
+        self._work = work = HashWork(scenario.config.columns, scenario.copies) if work is None else work
         self._trace: list[str] | None = [f"scenario {scenario}"] if trace else None
         self._draw = derived_stream(scenario.seed, "world")
         self._plan = FaultPlan(scenario.faults) if plan is None else plan
@@ -92,10 +94,20 @@ class World:
             on_execute=self._on_execute,
             on_executed=self._on_executed,
             on_died=self._on_pump_failed,
+            sharing=lambda: (self._sharing_book, self._lines),
             rots=self._rots,
             note=note,
         )
         self._network = Network(self._loop, scenario, self._node, self._plan, self._draw, note, self._on_refused)
+        self._sharing_book = SharingBook(scenario.people, copies=work.copies, clear=scenario.clear)
+        self._lines = PeerLines(
+            self._loop,
+            self._disk,
+            derived_stream(scenario.seed, "lines between workers"),
+            is_cut=self._network.is_cut,
+            drop_share=lambda: scenario.drop_share if self._loop.now_s < scenario.calm_s else 0.0,
+            note=note,
+        )
         self._volunteers = [
             SimulatedVolunteer(
                 index,
@@ -103,6 +115,7 @@ class World:
                 self._loop,
                 scenario,
                 self._network,
+                self._lines,
                 work,
                 self._draw,
                 self._node.invite(spec.owner, trusted=spec.trusted),
@@ -158,6 +171,7 @@ class World:
             versions=self._book.published,
             coordinator_kills=self._kills["coordinator"],
             worker_kills=self._kills["worker"],
+            blocks_between_workers=self._lines.given,
             virtual_s=self._loop.now_s - START_S,
             trace=tuple(self._trace or ()),
         )
@@ -178,6 +192,7 @@ class World:
             self._over_since_s = self._loop.now_s
             try:
                 self._book.over(engine)
+                self._sharing_book.over()
             except InvariantBroken as broken:
                 self._violation = str(broken)
                 return True

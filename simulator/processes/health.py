@@ -27,12 +27,12 @@ def write_health(options: SimulationOptions, checkpoint: Path) -> dict[str, Any]
     run = RunFolder.open(options.work / "run")
     settings, layout = run.settings(), run.layout()
     tokens = run.dataset().heldout_all(settings.sequence_length, settings.heldout_limit)
-    held = max(layout.top_k, options.columns_per_worker or usual_held(layout.columns, layout.top_k))
+    held = max(layout.top_k, options.columns_per_worker or usual_held(layout.experts, layout.top_k))
     health = examine(
         open_checkpoint(checkpoint, checkpoint_config(checkpoint)),
         torch.from_numpy(tokens.astype("int64")),
         batch=settings.evaluation_batch,
-        column_sets=column_sets(layout.columns, held),
+        column_sets=column_sets(layout.experts, held),
     )
     text = json.dumps(health.as_dict(), indent=2, allow_nan=False)
     (options.out / HEALTH_NAME).write_text(text + "\n", encoding="utf-8")

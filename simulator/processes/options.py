@@ -47,6 +47,7 @@ class SimulationOptions:
     """A Hugging Face folder to go on with, at a quarter of the usual rates. None of both is the preset `tiny`."""
     data: str = "stdlib"
     residency: str = FROZEN
+    column_parts: int = 1
     codec: str | None = None
     """None: as a run has it where nothing is said."""
     sequence_length: int = 128

@@ -31,6 +31,7 @@ def run_settings(options: SimulationOptions) -> RunSettings:
             checkpoint=None if options.checkpoint is None else str(options.checkpoint),
             data=options.data,
             residency=options.residency,  # type: ignore[arg-type]  # pydantic checks it
+            column_parts=options.column_parts,
             **codec,
             sequence_length=options.sequence_length,
             seed=derived_seed(options.seed, "run"),

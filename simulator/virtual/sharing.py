@@ -12,7 +12,6 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +31,7 @@ from protocol.tickets import Ticket
 from protocol.tls import CertificateAuthority
 from protocol.v1 import barnraise_pb2 as pb
 from simulator.deterministic.loop import VirtualLoop
+from simulator.holders import LIES, Gives
 from worker.ports import BlockSource
 from worker.sharing import Sharing
 from worker.swarm import BlockSwarm
@@ -46,24 +46,6 @@ BEGINS_S = 1.0
 GIVE_UP_S = 24 * 3600.0
 MOST_STEPS = 20_000_000
 TRUE, FALSE = bytes(FRAME_BYTES), b"\x01" + bytes(FRAME_BYTES - 1)
-
-
-class Gives(StrEnum):
-    """What a holder gives to whoever asks."""
-
-    BLOCKS = "blocks"
-    NOTHING = "nothing"
-    """It shares nothing."""
-    GARBAGE = "garbage"
-    SILENCE = "silence"
-    """It takes the request, and then no frame comes."""
-    REFUSALS = "refusals"
-    """It tells that it holds everything, and has none of it when it is asked."""
-    HALVES = "halves"
-    """It dies in the middle of every block."""
-
-
-LIES = (Gives.GARBAGE, Gives.SILENCE, Gives.REFUSALS, Gives.HALVES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +180,8 @@ class _World:
             settings=SimpleNamespace(copies=copies, fallback_s=fallback_s),
             run_time=self._loop.time,
             authority=_authority(),
+            record=b"",
+            whereabouts=None,
             versions=SimpleNamespace(served=lambda: served),
             sessions=_Everybody(workers),
             pump=SimpleNamespace(engine=SimpleNamespace(state=state)),

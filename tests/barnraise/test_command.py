@@ -75,7 +75,7 @@ def test_version_for_people_and_machines(capsys: pytest.CaptureFixture[str]) -> 
         (["coordinator", "init", "/nonexistent/run", "--set", "quorum"], "--set takes an engine setting"),
         (["status", "/nonexistent"], "not a run folder"),
         (["coordinator", "run", "/nonexistent"], "not a run folder"),
-        (["sample", "/nonexistent"], "no checkpoint"),
+        (["sample", "/nonexistent"], "holds no model"),
         (["evaluate", "/nonexistent", "--data", "stdlib"], "no checkpoint"),
         (["worker", "join"], "join link"),
         (["worker", "join", "https://example.org"], "barnraise://"),

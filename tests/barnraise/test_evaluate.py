@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
@@ -241,6 +242,30 @@ def test_a_huge_loss_has_an_infinite_perplexity(dataset: Dataset, tmp_path: Path
     assert math.isfinite(found.loss)
     assert found.perplexity == math.inf
     assert found.as_dict()["perplexity"] is None
+
+
+def test_with_experts_on_the_disk_the_figures_are_the_same(checkpoint: Path, dataset: Dataset) -> None:
+    whole, read = (
+        evaluate(checkpoint, str(dataset.folder), sequence_length=16, limit=4, drift=True, memory_bytes=memory)
+        for memory in (None, 0)
+    )
+    assert read.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert read.health.layers[0].routed == whole.health.layers[0].routed
+    assert read.health.layers[1].cosine[1][0] == pytest.approx(whole.health.layers[1].cosine[1][0], abs=1e-5)
+    assert read.random_routing is not None
+    assert whole.random_routing is not None
+    assert read.random_routing.rise == pytest.approx(whole.random_routing.rise, abs=1e-5)
+
+
+def test_sample_reads_standard_input(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("import os\n"))
+    command = ["sample", str(checkpoint), "--prompt", "-", "--tokens", "3", "--temperature", "0", "--memory", "1MB"]
+    assert run(command) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("import os")
+    assert "a second" in said.err
 
 
 def test_sample_has_a_temperature_and_json(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,9 +79,9 @@ def test_a_run_from_init_to_export(tmp_path: Path, start: Start, answer: Callabl
     seen: list[str] = []
     for line in iter(worker.stdout.readline, ""):
         seen.append(line)
-        if "accepted" in line:
+        if "submission_accepted" in line:
             break
-    assert "accepted" in seen[-1], "".join(seen)
+    assert "submission_accepted" in seen[-1], "".join(seen)
 
     status = json.loads(answer("status", run, "--json"))
     assert status["run_id"] == made["run_id"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from barnraise.cli.holds import _WORDS
+from coordinator.edge.ordered import WORDS
 from coordinator.engine import events as ev
 from coordinator.engine.order_events import Ordered
 
 
 def test_every_order_has_a_word() -> None:
     assert issubclass(ev.RollbackOrdered, Ordered), "all of them are loaded"
-    assert {kind.__name__ for kind in Ordered.__subclasses__()} == set(_WORDS)
+    assert {kind.__name__ for kind in Ordered.__subclasses__()} == set(WORDS)

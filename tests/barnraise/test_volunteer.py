@@ -5,13 +5,16 @@ Where one runs: tests/worker/test_control.py.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from barnraise.cli import view, volunteer
 from barnraise.cli.app import run
 from protocol.amounts import parse_moment_s, parse_span_s
 from protocol.errors import ConfigError
@@ -45,6 +48,24 @@ def test_nobody_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "`barnraise worker run` starts one" in capsys.readouterr().out
     assert run(said(home, "status", "--json")) == 1
     assert json.loads(capsys.readouterr().out) == {"workers": [], "paused_by_you": None}
+
+
+async def test_silent_is_not_absent(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does that was stopped: the system takes the connection, and nobody reads what is said."""
+    monkeypatch.setattr(volunteer, "ANSWER_S", 0.2)
+    monkeypatch.setattr(view, "ANSWER_S", 0.2)
+    place = home / "runs" / "abc" / "control" / "socket"
+    place.parent.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as silent:
+        monkeypatch.chdir(place.parent)  # a socket's path has no room for much
+        silent.bind(place.name)
+        silent.listen()
+        assert await asyncio.to_thread(run, said(home, "status")) == 2
+        assert "does not answer within 0 s" in capsys.readouterr().err
+        assert await view.asked(home, "status") == [{"says": view.SILENT}]
+    assert await view.asked(home, "status") == [], "and now it is absent"
 
 
 def test_a_pause_waits_for_the_next_worker(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from coordinator.engine.down_config import DownConfig
 from coordinator.run.lease_length import RATIO
 from moe.layout import block_tensor_specs, submission_specs
 from protocol.codecs import codec_named
-from protocol.tensors import payload_size
+from protocol.tensor_headers import payload_size
 
 
 def test_bytes_are_the_codecs_own() -> None:

@@ -19,7 +19,8 @@ from coordinator.run.changing import change_while_stopped, setting_rows, with_en
 from coordinator.run.clock import Clocks
 from coordinator.run.folder import RunFolder
 from coordinator.run.opened import OpenedRun
-from coordinator.settings import Counts, RunSettings
+from coordinator.setting_counts import Counts
+from coordinator.settings import RunSettings
 from coordinator.store.journal import Journal
 from protocol.errors import ConfigError, StorageTrouble
 

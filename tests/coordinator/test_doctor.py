@@ -13,6 +13,7 @@ from coordinator.edge.server import CoordinatorServer
 from coordinator.run import doctor
 from coordinator.run.doctor import Concern, advertised_found, certificate_found, clock_found, disk_found, name_found
 from coordinator.run.folder import RunFolder
+from coordinator.settings import RunSettings
 from protocol.private_files import write_private
 
 NOW_S = 1_800_000_000.0
@@ -97,3 +98,10 @@ async def test_a_name_that_leads_nowhere_is_trouble_and_the_rest_is_well(
     assert (found["name 127.0.0.1"], found["port 127.0.0.1:1"]) == ("ok", "trouble")
     assert found["name nowhere.invalid"] == "trouble"
     assert "port nowhere.invalid" not in str(found)
+
+
+def test_of_the_names_in_links_those_that_lead_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    known: dict[str, tuple[str, ...]] = {"barn.example": ("192.0.2.1",), "gone.example": ()}
+    monkeypatch.setattr(doctor, "_resolved", known.__getitem__)
+    settings = RunSettings(preset="tiny", data="stdlib", advertised_hosts=("barn.example", "gone.example:7"))
+    assert doctor.leading_nowhere(settings) == ["gone.example"]

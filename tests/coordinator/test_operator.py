@@ -14,9 +14,10 @@ from grpc_health.v1 import health_pb2
 from barnraise.cli.app import run as barnraise
 from barnraise.cli.status import print_status
 from coordinator.edge.health import LEASES
-from coordinator.edge.operator_client import OperatorClient, create_invites, fetch_status, stop_run
+from coordinator.edge.operator_client import OperatorClient, announce, create_invites, fetch_status, hold_run, stop_run
 from coordinator.edge.server import CoordinatorServer
 from coordinator.edge.status import RunStatus, WorkerState
+from coordinator.edge.stopped import engine_of_journal
 from coordinator.run.folder import RunFolder
 from coordinator.run.inviting import InviteTerms
 from coordinator.run.reaching import CoordinatorStopped, control_path
@@ -111,8 +112,8 @@ async def test_an_answer_of_another_version_is_named(
         {"verb": ["pause"]},
         {"verb": "GetStatus", "message": 3},
         {"verb": "StopRun", "message": {"unheard_of": 1}},
-        {"verb": "pause", "text": "x" * 1000},
-        {"verb": "announce", "text": "\x1b[2J"},
+        {"verb": "HoldRun", "message": {"why": "x" * 1000}},
+        {"verb": "Announce", "message": {"text": "\x1b[2J"}},
     ],
 )
 async def test_what_is_no_order_is_refused(run: RunFolder, server: CoordinatorServer, request_: dict[str, Any]) -> None:
@@ -138,6 +139,34 @@ async def test_a_paused_run_grants_nothing_says_so_and_goes_on(
     held, lifted = json.loads(capsys.readouterr().out)
     assert (held["kind"], held["detail"], lifted["kind"]) == ("RunHeld", "moving house", "HoldLifted")
     assert held["actor"] == lifted["actor"] == own_name()
+
+
+async def test_a_stopped_run_is_held_from_its_next_start_on(run: RunFolder) -> None:
+    held = await asyncio.to_thread(hold_run, run, "pause", "moving house")
+    assert held == {"before": "running", "now": "paused", "served": False}
+    await asyncio.to_thread(announce, run, "back on Monday")
+    with pytest.raises(MalformedMessage):
+        await asyncio.to_thread(announce, run, "a\x1b[31mb")
+    server = CoordinatorServer(run)
+    await server.start()
+    try:
+        assert "moving house" in server.summary().sentence
+        held = await asyncio.to_thread(hold_run, run, "resume")
+        assert held == {"before": "paused", "now": "running", "served": True}
+    finally:
+        await server.stop(0.0)
+    state = engine_of_journal(run)[0].state
+    assert state.announcement is not None
+    assert [one.kind for one in state.orders] == ["RunHeld", "Announced", "HoldLifted"]
+
+
+async def test_a_worker_in_training_hears_what_is_announced(
+    run: RunFolder, server: CoordinatorServer, join: Callable[..., Any]
+) -> None:
+    client = await join()
+    assert (await client.beat()).announcement == ""
+    await asyncio.to_thread(announce, run, "back on Monday")
+    assert (await client.beat()).announcement == "back on Monday"
 
 
 def test_an_order_to_a_stopped_coordinator_says_to_start_it(run: RunFolder) -> None:

@@ -9,7 +9,8 @@ import pytest
 from coordinator import settings_reference
 from coordinator.engine.changes import DERIVED, settings_of
 from coordinator.engine.config import EngineConfig
-from coordinator.settings import MACHINE, Counts, RunSettings
+from coordinator.setting_counts import Counts
+from coordinator.settings import MACHINE, RunSettings
 from protocol.ids import RunId
 
 

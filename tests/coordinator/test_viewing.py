@@ -15,6 +15,7 @@ from coordinator.edge.showing import card_of
 from coordinator.edge.status import WaitStatus
 from coordinator.edge.viewing import MOST_WORKERS, RunViews
 from coordinator.engine.history import Failure, RoundRecord
+from coordinator.engine.hold import Hold, HoldKind
 from coordinator.engine.reasons import Case, reason
 from coordinator.engine.rows import Ban, Quarantine, WorkerRecord
 from coordinator.engine.state import EngineState
@@ -107,6 +108,14 @@ async def test_a_picture_counts_what_the_status_counts(server: CoordinatorServer
     assert RunView.model_validate_json(view.model_dump_json()) == view
 
 
+async def test_how_long_yet_is_told_at_the_pace_of_the_latest_rounds(server: CoordinatorServer) -> None:
+    state = state_of(server)
+    assert (await views(server).picture()).left_s is None
+    state.history = (closed_round(),)  # of 9 s; two are planned
+    state.update_round(round=RoundNumber(2))
+    assert (await views(server).picture()).left_s == server.summary().left_s == 9.0
+
+
 async def test_of_very_many_workers_so_many_are_shown(server: CoordinatorServer) -> None:
     state = state_of(server)
     for number in range(MOST_WORKERS + 5):
@@ -156,3 +165,31 @@ async def test_an_accusation_shows_as_any_loss_of_weight(
     record = state.put_worker(person(1, **facts))
     assert public_standing(state, record) == standing
     assert "r1.1" not in PublicReasons(state).of(record, None, 0)
+
+
+@pytest.mark.parametrize("kind", HoldKind)
+async def test_in_a_pause_deadlines_stand_before_the_reader_as_time_does(
+    server: CoordinatorServer, join: Callable[..., Any], kind: HoldKind
+) -> None:
+    client = await join()
+    await client.acquire()
+    before, state = await views(server).picture(), state_of(server)
+    assert before.health.held is False
+    gone_s = 7200.0
+    state.hold = Hold(kind=kind, since_s=state.now_s - gone_s, actor=OPERATOR, why="")
+    view = await views(server).picture()
+    assert view.health.held is True
+    later_s = gone_s if kind is HoldKind.PAUSED else 0.0
+    (bar,), (was,) = view.open_round.leases, before.open_round.leases
+    assert bar.deadline_at_s == pytest.approx(was.deadline_at_s + later_s, abs=10.0)
+    assert bar.granted_at_s == pytest.approx(was.granted_at_s)
+    assert view.open_round.closes_at_s == pytest.approx((before.open_round.closes_at_s or 0.0) + later_s, abs=10.0)
+
+
+@pytest.mark.parametrize("kind", HoldKind)
+async def test_a_held_run_is_shown_with_who_waits_in_it(server: CoordinatorServer, kind: HoldKind) -> None:
+    state = state_of(server)
+    state.put_worker(person(1))
+    state.hold = Hold(kind=kind, since_s=0.0, actor=OPERATOR, why=PATH)
+    (row,) = (await views(server).picture()).workers
+    assert row.why in ("the run is paused", "no more work is given out for now")

@@ -23,9 +23,9 @@ from protocol.recipe import Recipe
 from protocol.sequences import encode_sequences
 from protocol.tls import manifest_key_message
 from protocol.v1 import barnraise_pb2 as pb
+from worker.agents import make_agent
 from worker.home import open_home
-from worker.join import make_agent
-from worker.machine.probe import Machine
+from worker.machine.machine import Machine
 from worker.options import WorkerOptions
 from worker.pauses import Pauses
 

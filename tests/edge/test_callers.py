@@ -10,12 +10,14 @@ from typing import Any
 import grpc
 import pytest
 
+from coordinator.edge.operator_calls import OPERATOR_CALLS
 from coordinator.edge.server import CoordinatorServer
 from coordinator.run.folder import RunFolder
 from protocol.identity import PrivateIdentity
 from protocol.limits import PROTOCOL_VERSION
 from protocol.signing import COUNTER_KEY, COUNTER_WINDOW, REQUEST_KEY, SESSION_KEY, CallSigner
 from protocol.v1 import barnraise_pb2 as pb
+from protocol.versions import OLDEST_VERSION
 
 SERVICE = "/barnraise.protocol.v1.Coordinator/"
 OPERATOR = "/barnraise.protocol.v1.Operator/"
@@ -127,7 +129,7 @@ async def test_an_unsigned_call_is_refused_on_every_method(honest: Any, join: Jo
     names += " ListReceipts Leave RotateKey"
     for name in names.split():
         await refused(Code.UNAUTHENTICATED, "not signed").of(client.raw(name, b"", metadata=()))
-    for name in ["CreateInvite", "GetStatus", "ListStatus", "StopRun", "ChangeSetting"]:
+    for name in OPERATOR_CALLS:
         await refused(Code.UNAUTHENTICATED, "not signed").of(client.raw(OPERATOR + name, b"", metadata=()))
 
 
@@ -145,7 +147,7 @@ async def test_a_signature_of_the_wrong_form_is_refused(honest: Any, join: Join,
 
 async def test_a_worker_cannot_give_the_operators_orders(honest: Any, join: Join, refused: Refused) -> None:
     client = await join()
-    for name in ["CreateInvite", "GetStatus", "ListStatus", "StopRun", "ChangeSetting"]:
+    for name in OPERATOR_CALLS:
         await refused(Code.UNAUTHENTICATED, "for the operator only").of(client.raw(OPERATOR + name, b""))
 
 
@@ -190,7 +192,7 @@ async def test_an_expired_or_unknown_invite_is_refused(honest: Any, join: Join, 
     await refused(Code.UNAUTHENTICATED, "ask the operator").of(late.enrol(invite=""))
 
 
-@pytest.mark.parametrize("version", [0, PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1, 2**32 - 1])
+@pytest.mark.parametrize("version", [0, OLDEST_VERSION - 1, PROTOCOL_VERSION + 1, 2**32 - 1])
 async def test_another_protocol_version_is_told_who_must_update(
     honest: Any, join: Join, refused: Refused, version: int
 ) -> None:
@@ -199,6 +201,21 @@ async def test_another_protocol_version_is_told_who_must_update(
     await refused(Code.FAILED_PRECONDITION, f"update the {whose}").of(client.enrol(protocol_version=version))
     await client.enrol()
     await refused(Code.FAILED_PRECONDITION, f"update the {whose}").of(client.open(protocol_version=version))
+
+
+@pytest.mark.parametrize("version", range(OLDEST_VERSION, PROTOCOL_VERSION + 1))
+async def test_the_version_before_is_taken_and_stands_in_the_session(join: Join, version: int) -> None:
+    client = await join(enrolled=False)
+    await client.enrol(protocol_version=version)
+    opening = client.opening(protocol_version=version)
+    method, body = f"{SERVICE}OpenSession", opening.SerializeToString()
+    signed = client.signer.metadata(method, body)
+    newer = client.opening(protocol_version=OLDEST_VERSION + PROTOCOL_VERSION - version, nonce=opening.nonce)
+    with pytest.raises(grpc.aio.AioRpcError) as failed:  # the signature is over the version, too
+        await client.raw("OpenSession", newer.SerializeToString(), metadata=signed)
+    assert failed.value.code() is Code.UNAUTHENTICATED
+    reply = pb.OpenSessionReply.FromString(await client.raw("OpenSession", body, metadata=signed))
+    assert reply.protocol_version == version
 
 
 # ---- leases -----------------------------------------------------------------------------------------------------

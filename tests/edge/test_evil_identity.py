@@ -88,6 +88,7 @@ async def test_a_model_of_huge_shapes_costs_nothing(meeting: Meeting, sizes: dic
     meeting.evil.bent["OpenSession"] = field(run__model_json=json.dumps(values))
     began_s = time.process_time()
     ended = await meeting.end(within_s=60.0)
-    assert time.process_time() - began_s < 5.0
+    # 256 layers take some five seconds to lay out, with no memory; to build them would take hours
+    assert time.process_time() - began_s < 20.0
     assert ended.exit_code == 2
     assert words in ended.reason

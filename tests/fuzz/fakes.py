@@ -130,6 +130,12 @@ class Idle:
     def rest(self) -> None:
         """Nothing is held."""
 
+    def wake(self) -> None:
+        """Nothing was given up."""
+
+    def pace(self, share: float) -> None:
+        """No rule makes it slower."""
+
     def join(self, timeout_s: float) -> bool:
         """It has ended."""
         del timeout_s

@@ -21,8 +21,12 @@ ORDERS = "test_callers.py::test_a_worker_cannot_give_the_operators_orders"
 OPERATOR = "test_callers.py::test_the_operators_key_is_no_worker_and_its_sessions_are_bounded"
 REUSED = "test_callers.py::test_a_reused_invite_is_refused_to_another_key"
 EXPIRED = "test_callers.py::test_an_expired_or_unknown_invite_is_refused"
+SIBLING = "test_siblings.py::test_a_sibling_comes_in_by_the_first_ones_signature"
+SIBLING_BAN = "test_siblings.py::test_of_a_machine_that_is_shut_out_no_other_gpu_comes_in"
+SIBLINGS = "test_siblings.py::test_one_signature_does_not_fill_a_run"
 LEASE = "test_callers.py::test_an_unknown_or_anothers_lease_is_refused"
 VERSION = "test_callers.py::test_another_protocol_version_is_told_who_must_update"
+SIGNED_VERSION = "test_callers.py::test_the_version_before_is_taken_and_stands_in_the_session"
 
 SIGNED = (
     guard("replayed", dropped("coordinator:Authenticator.session_call", "session.window.accept(...)"), REPLAYED),
@@ -34,13 +38,15 @@ SIGNED = (
           "Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)",
           "Ed25519PublicKey.from_public_bytes(public_key)"), FORGED, ANOTHER, HOLDS_FOR, FOREIGN),
     guard("forged", dropped("coordinator:Authenticator.session_call", "verify_call(...)"), FORGED, ANOTHER),
-    guard("forged", dropped("coordinator:Authenticator.check_key", "verify_call(...)"), FOREIGN, KEY_SIZE),
+    guard("forged", dropped("coordinator:Authenticator.check_key", "verify_call(...)"), FOREIGN, KEY_SIZE,
+          SIGNED_VERSION),
     guard("forged", dropped("coordinator:Authenticator.session_call", "session.window.accept(...)"), FORGED,
           also=(planted("coordinator:Authenticator.session_call", "session.window.accept(call.counter)",
           before="verify_call(session.public_key, call, ...)"),),
           note="the other way round, a forger spends its victim's counters"),
     guard("forged", dropped("protocol:_signed_bytes", "method.encode()"), ANOTHER),
-    guard("forged", dropped("protocol:_signed_bytes", "hashlib.sha256(body).digest()"), ANOTHER),
+    guard("forged", dropped("protocol:_signed_bytes", "hashlib.sha256(body).digest()"), ANOTHER,
+          SIGNED_VERSION),
     guard("forged", dropped("protocol:_signed_bytes", "call.counter.to_bytes(...)"),
           f"{HOLDS_FOR}[barnraise-counter-bin]"),
     guard("forged", dropped("protocol:_signed_bytes", "call.request_id"), f"{HOLDS_FOR}[barnraise-request-bin]"),
@@ -71,6 +77,12 @@ SESSION = (
     guard("a reused invite", dropped("coordinator:Registry.redeem",
           "connection.execute(..., (worker, _digest(invite)), ...)"), REUSED),
     guard("a reused invite", never("coordinator:Membership._member", "member is None"), REUSED),
+    guard("a sibling that nobody signed for", dropped("coordinator:Membership._check_sibling", "check_sibling(...)"),
+          SIBLING),
+    guard("a sibling that nobody signed for", dropped("protocol:_sibling_statement", "audience"), SIBLING),
+    guard("a sibling that nobody signed for", never("coordinator:Membership.enrol", "request.sibling_of"), SIBLING_BAN),
+    guard("a sibling that nobody signed for", never("coordinator:Registry.seat_sibling", "beside[0] >= MOST_SIBLINGS"),
+          SIBLINGS),
     guard("an expired or unknown invite", never("coordinator:Registry.redeem", "now_s > expires_at_s"), EXPIRED),
     guard("an expired or unknown invite", becomes("coordinator:Registry.redeem",
           "raise Unauthenticated(..., cause=Cause.INVITE_UNKNOWN)", "row = (0, now_s, None, None)"), EXPIRED),
@@ -80,11 +92,14 @@ SESSION = (
           "record.lease.worker != session.worker"), LEASE),
     guard("an unknown or another's lease", dropped("coordinator:Transfers._data_of",
           "record.lease.worker != session.worker"), LEASE),
-    guard("another protocol version", never("coordinator.edge:check_protocol_version", "version != PROTOCOL_VERSION"),
-          f"{VERSION}[0]", f"{VERSION}[2]", f"{VERSION}[4294967295]"),
-    guard("another protocol version", dropped("coordinator:Membership.enrol", "check_protocol_version(...)"), VERSION),
-    guard("another protocol version", dropped("coordinator:Membership.open_session", "check_protocol_version(...)"),
+    guard("another protocol version", never("protocol:check_version",
+          "not OLDEST_VERSION <= version <= PROTOCOL_VERSION"), f"{VERSION}[0]", f"{VERSION}[3]",
+          f"{VERSION}[4294967295]"),
+    guard("another protocol version", dropped("coordinator:Membership.enrol", "self._check_version(...)"), VERSION),
+    guard("another protocol version", dropped("coordinator:Membership.open_session", "self._check_version(...)"),
           VERSION),
+    guard("another protocol version", never("protocol:check_version", "column_parts > 1 and version < CUT_SINCE"),
+          "tests/protocol/test_versions.py::test_cut_columns_are_for_those_who_know_of_them"),
 )  # fmt: skip
 
 CALLERS: tuple[Guard, ...] = (*SIGNED, *SESSION)

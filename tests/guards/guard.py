@@ -14,6 +14,11 @@ ROOT = Path(__file__).parents[2]
 TESTS = "tests/edge"
 
 
+def place_of(test: str) -> str:
+    """A test's file and name from the root: those without a folder are in `TESTS`."""
+    return test if test.startswith("tests/") else f"{TESTS}/{test}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
     """One guard of the edge."""

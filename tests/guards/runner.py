@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tests.guards.cuts import Moved
-from tests.guards.guard import ROOT, TESTS, Guard
+from tests.guards.guard import ROOT, Guard, place_of
 
 CAUGHT, SURVIVED, MOVED, BROKEN, HUNG = "caught", "SURVIVED", "MOVED", "BROKEN", "HUNG"
 MAX_MEMORY_BYTES = 16 << 30
@@ -192,7 +192,7 @@ class _Attempt:
 
 def _among(test: str, failed: dict[str, str]) -> bool:
     """Whether `test`, or any case of it where it names none, is among the node ids that failed."""
-    wanted = f"{TESTS}/{test}"
+    wanted = place_of(test)
     return any(node == wanted or node.startswith(f"{wanted}[") for node in failed)
 
 
@@ -268,7 +268,7 @@ def _run_tests(copy: Path, tests: Sequence[str], report: Path, log: Path, watch:
         import pytest
 
         watch.report = report
-        names = [f"{TESTS}/{test}" for test in tests]
+        names = [place_of(test) for test in tests]
         scratch = copy.with_suffix(".tmp")
         options = ["--basetemp", str(scratch), "--tb=short", "-m", "", "-W", _LOADED, "--rootdir", str(copy)]
         status = int(pytest.main([*options, *names], plugins=[watch]))

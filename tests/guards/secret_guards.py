@@ -20,7 +20,7 @@ MODES = (
     ),
     guard(
         "private files",
-        becomes("coordinator.run:_write_secrets", "secret.mkdir(mode=0o700)", "secret.mkdir()"),
+        becomes("coordinator.run:write_secrets", "secret.mkdir(mode=0o700)", "secret.mkdir()"),
         ALONE,
         makes_run=True,
     ),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.guards.cuts import Cut, Moved, always, becomes, dropped, never, planted, unquoted
-from tests.guards.guard import ROOT, TESTS, Guard
+from tests.guards.guard import ROOT, Guard, place_of
 from tests.guards.table import EXCEPTIONS, GUARDS
 
 PAGE = ROOT / "docs" / "security.md"
@@ -114,18 +114,19 @@ def test_every_guard_is_there_once() -> None:
 
 def test_every_test_named_exists() -> None:
     there = {
-        f"{path.name}::{node.name}"
-        for path in (ROOT / TESTS).glob("test_*.py")
+        f"{path.relative_to(ROOT)}::{node.name}"
+        for folder in {Path(place_of(test)).parent for test in names_of_tests()}
+        for path in (ROOT / folder).glob("test_*.py")
         for node in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
-    assert names_of_tests() - there == set()
+    assert set(map(place_of, names_of_tests())) - there == set()
 
 
 def test_every_test_of_the_page_is_that_of_a_guard() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    named = set(re.findall(r"`(test_\w+\.py::test_\w+)`", page))
-    assert named - names_of_tests() == set(EXCEPTIONS)
+    named = set(re.findall(r"`((?:tests/[\w/]+/)?test_\w+\.py::test_\w+)`", page))
+    assert {test for test in named if not test.startswith("tests/")} - names_of_tests() == set(EXCEPTIONS)
     assert names_of_tests() <= named
     assert f"{len(GUARDS)} guards" in page
 

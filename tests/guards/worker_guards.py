@@ -197,7 +197,7 @@ CONTENT = (
     guard("a stalled stream", becomes("worker:CoordinatorClient._frames",
           "asyncio.timeout(self._stall_s)", "asyncio.timeout(None)"), STALLED),
     guard("a stalled stream", never("worker:CoordinatorClient._unless_stalled", "frames_sent() == before"), NOT_TAKEN),
-    guard("a stalled stream", becomes("worker.agent", "_.call_later(lease.ttl_s, self._act, lease.lease_id)",
+    guard("a stalled stream", becomes("worker.deadline", "_.call_later(lease.ttl_s, self._act, lease.lease_id)",
           "asyncio.get_running_loop().call_later(3600.0, self._act, lease.lease_id)"), FOR_EVER),
     guard("oversized and compressed replies", becomes("protocol:_BOTH_SIDES", '("grpc.max_receive_message_length", _)',
           '("grpc.max_receive_message_length", -1)'), OVERSIZED),

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from moe.companions import companions_of, end_of_text, read_companions, write_companions
-from moe.export import export_checkpoint, sample
+from moe.export import export_checkpoint
 from moe.full import initial_blocks
 from moe.layout import Layout, layout
 from moe.tokenizer import byte_tokenizer_json
@@ -137,20 +137,3 @@ def test_the_end_of_a_text_is_known_from_either_file() -> None:
     assert end_of_text({"special_tokens_map.json": b'{"eos_token": "<end>"}'}) == "<end>"
     assert end_of_text({"tokenizer_config.json": b'{"eos_token": null}'}) is None
     assert end_of_text({}) is None
-
-
-class TestSample:
-    @pytest.mark.parametrize("prompt", ["", "\n", "   ", "caf\udce9", "w1 \ud83d\ude42 w2"])
-    def test_any_prompt_is_gone_on_from(self, cut, tmp_path, prompt):
-        out = exported(cut, tmp_path / "out", read_companions(strangers_tokenizer(tmp_path / "given")))
-        assert isinstance(sample(out, prompt, 3, 0), str)
-
-    def test_without_a_token_to_begin_with_it_says_so(self, small_config, tmp_path):
-        config = small_config("olmoe")
-        config.eos_token_id = config.bos_token_id = config.pad_token_id = None
-        raw = Tokenizer(models.WordLevel({"[UNK]": 0, "w1": 1}, unk_token="[UNK]"))
-        raw.pre_tokenizer = pre_tokenizers.Whitespace()
-        out = exported(layout(config, FROZEN), tmp_path / "out", {"tokenizer.json": raw.to_str().encode()})
-        assert isinstance(sample(out, "w1", 3, 0), str)
-        with pytest.raises(ConfigError, match="give a longer --prompt"):
-            sample(out, "", 3, 0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from moe.export import export_checkpoint, import_checkpoint, sample
+from moe.export import export_checkpoint, import_checkpoint
 from moe.full import full_model, initial_blocks
 from moe.layout import layout
 from moe.presets import preset
@@ -149,16 +149,6 @@ def test_a_failed_export_keeps_the_former_one(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_a_sample_is_decided_by_its_seed(exported):
-    root, _, _ = exported
-    first = sample(root / "olmoe", "import ", 12, 1)
-    state = torch.random.get_rng_state()
-    assert first == sample(root / "olmoe", "import ", 12, 1)
-    assert first != sample(root / "olmoe", "import ", 12, 2)
-    assert torch.equal(state, torch.random.get_rng_state())
-    assert sample(root / "olmoe", "", 4, 1, temperature=0) == sample(root / "olmoe", "", 4, 2, temperature=0)
-
-
 def test_a_tokenizer_too_large_for_the_model_is_refused(tmp_path):
     config = preset("tiny", vocab_size=100)
     cut = layout(config, FROZEN)
@@ -183,5 +173,3 @@ def test_folders_that_are_no_checkpoint_are_refused(tmp_path, exported):
     (tmp_path / "model.safetensors").write_bytes((root / "mixtral" / "model.safetensors").read_bytes())
     with pytest.raises(ConfigError, match="do not fit"):
         import_checkpoint(tmp_path)
-    with pytest.raises(ConfigError, match="cannot be opened"):
-        sample(tmp_path / "nowhere", "a", 1, 1)

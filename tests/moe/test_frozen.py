@@ -155,10 +155,10 @@ def test_bytes_that_came_in_the_same_codec_stay_what_they_are() -> None:
     block = EncodedBlock(encoded_tensors(payload, specs, codec))
     decoded = StandIns(dtype="int8", place=DECODED)
     assert torch.equal(decoded.values(block, "w.mlp.experts.gate_up_proj", family_named("olmoe")), once)
-    form = KeptForm(codec=codec, dtype=torch.float32, count=1)  # type: ignore[arg-type]
-    spec = FrozenSpec(name="w.mlp.experts.gate_up_proj", shape=(64, 256))
+    form = KeptForm(codec=codec, dtype=torch.float32)  # type: ignore[arg-type]
+    spec = FrozenSpec(name="w.mlp.experts.gate_up_proj", shape=(64, 256), count=1)
     for store in (ResidentStore([[spec]], form, torch.device("cpu")), LyingStore(form)):
-        store.take([block])
+        store.take([[block]])
         assert torch.equal(store.values(0, spec, 0, 1, torch.empty(spec.elements))[0], once)
 
 
@@ -181,7 +181,7 @@ def test_layers_that_are_brought_are_those_that_stay(
     monkeypatch.setattr("moe.frozen._store", brought_store)
     shard = build_shard(frozen, HELD, blocks, stand_ins=StandIns(dtype=dtype, place=HOST if kind == "host" else MAPPED))
     assert same(computed(shard, tokens), expected)
-    assert lanes[0].sent == 2 * len(frozen_layers(frozen)) - 1, "the last layer stays for the backward pass"
+    assert lanes[0].sent == 2 * len(frozen_layers(frozen, HELD)) - 1, "the last layer stays for the backward pass"
     shard.load(blocks)
     assert same(computed(shard, tokens), expected)
     shard.let_go()

@@ -23,7 +23,8 @@ from protocol.framing import frames_of
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest, RunId, digest_of
 from protocol.limits import FRAME_BYTES
-from protocol.tickets import TICKET_S, Ticket, check_ticket, sign_ticket
+from protocol.messages import fill
+from protocol.tickets import TICKET_S, Ticket, check_ticket, prove, sign_ticket
 from protocol.tls import COORDINATOR_NAME, CertificateAuthority
 from protocol.v1 import barnraise_pb2 as pb
 
@@ -77,6 +78,14 @@ async def dial() -> AsyncIterator[Callable[..., PeerLine]]:
     yield make
     for line in lines:
         await line.close()
+
+
+def channel_to(port: int) -> grpc.aio.Channel:
+    """A line on which a test says what it likes."""
+    pem = ssl.DER_cert_to_PEM_cert(CERTIFICATE.der).encode()
+    options = [*peer_channel_options(), ("grpc.ssl_target_name_override", COORDINATOR_NAME)]
+    credentials = grpc.ssl_channel_credentials(root_certificates=pem)
+    return grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options=options)
 
 
 async def taken(line: PeerLine, digest: Digest = BLOCK, size: int = len(CONTENT), offset: int = 0) -> bytes:
@@ -144,6 +153,24 @@ async def test_a_proof_cannot_be_passed_on(serve: Serve, dial: Callable[..., Pee
         await taken(line)
 
 
+@pytest.mark.parametrize("changed", ["nonce", "digest", "offset"])
+async def test_a_proof_is_for_one_call_one_block_and_one_place_in_it(serve: Serve, changed: str) -> None:
+    """Of what a proof covers, one thing is another in the request: an earlier call's nonce, a block, an offset."""
+    identity = PrivateIdentity.generate()
+    async with channel_to(await serve()) as channel:
+        call = channel.stream_stream(PEER_METHOD)(timeout=10.0)
+        nonce = pb.PeerGreeting.FromString(await call.read()).nonce
+        proved: dict[str, Any] = {"nonce": nonce, "digest": BLOCK, "offset": 3}
+        other = {"nonce": bytes(32), "digest": digest_of(b"another"), "offset": 0}
+        proof = prove(identity, holder=CERTIFICATE.name, **{**proved, changed: other[changed]})
+        request = pb.TakeRequest(digest=bytes.fromhex(BLOCK), payload_bytes=len(CONTENT), offset=3, proof=proof)
+        fill(request.ticket, sign_ticket(AUTHORITY, RUN, identity.public_key, TICKET_S), Ticket)
+        await call.write(request.SerializeToString())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
 async def test_a_third_one_at_once_and_a_second_of_one_key_are_told_to_come_again(
     serve: Serve, dial: Callable[..., PeerLine]
 ) -> None:
@@ -205,11 +232,7 @@ async def test_nobody_waits_long_for_a_slot_and_a_slot_is_free_again() -> None:
 
 async def test_whoever_says_nothing_is_hung_up_on(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("peering.serving.OPENING_S", 0.05)
-    pem = ssl.DER_cert_to_PEM_cert(CERTIFICATE.der).encode()
-    options = [*peer_channel_options(), ("grpc.ssl_target_name_override", COORDINATOR_NAME)]
-    async with grpc.aio.secure_channel(
-        f"127.0.0.1:{await serve()}", grpc.ssl_channel_credentials(root_certificates=pem), options=options
-    ) as channel:
+    async with channel_to(await serve()) as channel:
         call = channel.stream_stream(PEER_METHOD)(timeout=10.0)
         await call.read()
         with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -15,7 +15,8 @@ from protocol.errors import MalformedMessage
 from protocol.ids import TRUNK, column_block
 from protocol.specs import TensorSpec
 from protocol.submission import decode_submission, encode_submission, encoded_block
-from protocol.tensors import decode_tensors, encode_parts, encode_tensors, payload_size
+from protocol.tensor_headers import payload_size
+from protocol.tensors import decode_tensors, encode_parts, encode_tensors
 
 SHAPES = ((), (1,), (7,), (64,), (3, 5), (2, 3, 4), (128, 33), (0,), (0, 4))
 BYTES_AN_ELEMENT = 8

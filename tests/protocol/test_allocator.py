@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from barnraise.cli.serve import serve
+from barnraise.cli.serve import Serving, serve
 from barnraise.cli.worker import join
+from coordinator.run.lock import folder_lock
 from simulator.processes.children import coordinator_process, worker_process
 
 COUNT = """
@@ -63,8 +64,10 @@ def test_a_coordinators_process_asks_for_it_before_it_opens_anything(monkeypatch
 
     monkeypatch.setattr("protocol.allocator.keep_little", asked)
     monkeypatch.setattr("barnraise.cli.serve.keep_little", asked)
+    lock = folder_lock(Path("nowhere"))
+    wanted = Serving(invites=0, invites_to=None, trusted=False, page=None, as_json=False, traces=None, lock=lock)
     with pytest.raises(Asked):
-        asyncio.run(serve(Path("nowhere"), invites=0, invites_to=None, trusted=False, page=None))
+        asyncio.run(serve(Path("nowhere"), wanted))
     with pytest.raises(Asked):
         coordinator_process(None, None)  # type: ignore[arg-type]
 

@@ -16,7 +16,8 @@ from protocol.codecs import CODECS, GRANULE
 from protocol.codecs_grouped import GroupedCodec
 from protocol.errors import MalformedMessage
 from protocol.specs import TensorSpec
-from protocol.tensors import decode_tensors, encode_tensors, payload_size
+from protocol.tensor_headers import payload_size
+from protocol.tensors import decode_tensors, encode_tensors
 from tests.protocol.codec_contract import BYTES_AN_ELEMENT, Largest, values
 
 GROUPED = {name: codec for name, codec in CODECS.items() if isinstance(codec, GroupedCodec)}

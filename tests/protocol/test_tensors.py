@@ -14,7 +14,8 @@ from torch import Tensor
 from protocol.codecs import BF16, FP32, Codec
 from protocol.errors import LocalError, MalformedMessage
 from protocol.specs import TensorSpec
-from protocol.tensors import decode_tensors, encode_parts, encode_tensors, payload_size
+from protocol.tensor_headers import payload_size
+from protocol.tensors import decode_tensors, encode_parts, encode_tensors
 
 _NAMES = st.text(alphabet=st.characters(codec="utf-8", categories=("L", "N", "P")), min_size=1, max_size=12).filter(
     lambda name: name.isprintable() and name != "__metadata__"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import structlog
 
-from simulator.virtual.sharing import LIES, Gives, spread
+from simulator.holders import LIES, Gives
+from simulator.virtual.sharing import spread
 
 VERSION = (1_000_000, *(600_000,) * 10)
 ALONE_S = 8 * sum(VERSION) / 12.5e6

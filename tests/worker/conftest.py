@@ -31,11 +31,11 @@ from protocol.limits import PROTOCOL_VERSION
 from protocol.v1 import barnraise_pb2 as pb
 from tests.worker.leases import changed_lease, lease_message, read_lease
 from worker.agent import Agent
+from worker.agents import make_agent
 from worker.client import CoordinatorClient
 from worker.home import open_home
-from worker.join import make_agent
 from worker.lease import ReceivedLease
-from worker.machine.probe import Machine
+from worker.machine.machine import Machine
 from worker.options import WorkerOptions
 from worker.rejoin import home_root, link_of
 
@@ -162,7 +162,7 @@ class Swarm:
             **changes,
         )
         recorder = Recorder()
-        link = link_of(options.link, home_root(options.home))
+        link = link_of(options.link, home_root(options.first_home or options.home))
         run_home = open_home(options.home, link.fingerprint, options.disk_bytes)
         agent, _ = make_agent(options, machine, link, run_home, recorder)
         task = asyncio.create_task(agent.run())

@@ -17,6 +17,7 @@ from worker.again import MOST_IN_A_ROW, SOON_S, STARTED, arguments_of, go_on, ti
 from worker.options import WorkerOptions
 from worker.states import State
 from worker.trouble import training_trouble_of
+from worker.words import say
 
 LOST = (
     torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronously…"),
@@ -52,7 +53,7 @@ def test_the_lease_is_not_handed_back_and_burns_no_other(state: State) -> None:
     finish = next(one for one in commands if isinstance(one, m.Finish))
     assert finish.exit_code == m.EXIT_DEVICE_LOST
     assert not any(isinstance(one, m.ReturnLease) for one in commands)
-    assert sentences.finished(finish, "here:1") == sentences.DEVICE_LOST
+    assert sentences.finished(finish, "here:1") == say("device_lost")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,8 @@ def test_every_option_of_the_command_is_handed_on() -> None:
     named = {f"--{name.replace('_', '-')}" for name in inspect.signature(join).parameters}
     options = WorkerOptions(
         home=Path("h"), name="n", device="cpu", max_columns=1, memory_bytes=1, disk_bytes=1, threads=1,
-        progress_bytes_a_day=1, measures=True, team="t", share_bytes_per_s=10**6, share_port=7000,
+        progress_bytes_a_day=1, measures=True, team="t", share_bytes_per_s=10**6, share_port=7000, first_home=Path("f"),
+        p2p=True, p2p_port=7001,
     )  # fmt: skip
     handed = {one.partition("=")[0] for one in arguments_of(options, "x") if one.startswith("--")}
-    assert named - {"--link", "--link-file", "--links-from", "--as-json"} == handed
+    assert named - {"--link", "--link-file", "--links-from", "--as-json", "--gpus"} == handed

@@ -180,3 +180,56 @@ def test_what_a_lease_takes_is_counted_to_the_byte(frozen_layout: Layout, blocks
     )
     flat = {f"{block}/{name}": tensor for block in held for name, tensor in blocks[block].items()}
     assert lease_bytes(frozen_layout, "bf16", 2)[1] == 2 * len(encode_tensors(flat, codec_named("bf16")))
+
+
+ROUNDS, COLUMNS, HELD, BLOCK_BYTES = 500, 8, 3, 1000
+
+
+class LongRun:
+    """A run whose columns change every eight rounds, the trunk with each, and a lease of some columns in every one."""
+
+    def __init__(self, folder: Path, max_bytes: int | None) -> None:
+        self.folder, self.blocks = folder, BlockCache(folder / "blocks")
+        self.allowance = DiskAllowance(folder, self.blocks, LeaseStates(folder / "progress"), max_bytes)
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+    def lease(self, number: int) -> set[Digest]:
+        """Fetch what the lease of this round needs, as fetching does: room first, then block by block."""
+        ages = [(number + block) // 8 if block else number for block in range(COLUMNS + 1)]
+        contents = [f"{age} {block} ".encode().ljust(BLOCK_BYTES, b".") for block, age in enumerate(ages)]
+        digests = [digest_of(content) for content in contents]
+        held = [0, *(1 + (number + column) % COLUMNS for column in range(HELD))]
+        self.blocks.expect({digests[block] for block in held}, digests)
+        missing = [block for block in held if not self.blocks.has(digests[block], BLOCK_BYTES)]
+        assert self.allowance.make_room(len(missing) * BLOCK_BYTES), f"round {number}: a lease that fits was lost"
+        for block in missing:
+            self.blocks.partial(digests[block]).write_bytes(contents[block])
+            self.blocks.adopt(digests[block])
+        return {digests[block] for block in held}
+
+
+def test_the_cache_keeps_to_its_cap_for_500_rounds(tmp_path: Path) -> None:
+    cap_bytes = (2 * (HELD + 1) + 1) * BLOCK_BYTES
+    run = LongRun(tmp_path, cap_bytes)
+    for number in range(ROUNDS):
+        needed = run.lease(number)
+        assert run.used_bytes <= cap_bytes, number
+        assert all(run.blocks.path(digest).exists() for digest in needed)
+
+
+def test_on_a_nearly_full_disk_the_cache_goes_and_no_lease_does(tmp_path: Path) -> None:
+    """Other programs take what the disk has, and give it back, over and over; room for one lease is always left."""
+    disk_bytes, keep_bytes, lease_bytes_ = 40 * BLOCK_BYTES, 5 * BLOCK_BYTES, (HELD + 1) * BLOCK_BYTES
+    run, others_bytes = LongRun(tmp_path, None), 0
+    run.allowance.short = lambda: max(0, keep_bytes - (disk_bytes - others_bytes - run.used_bytes))
+    most_bytes = 0
+    for number in range(ROUNDS):
+        others_bytes = min((number % 50) * BLOCK_BYTES, disk_bytes - lease_bytes_)
+        run.allowance.make_room(0)  # as the worker looks, every ten seconds
+        run.lease(number)
+        assert run.used_bytes + others_bytes <= disk_bytes, number
+        most_bytes = max(most_bytes, run.used_bytes)
+    assert most_bytes > lease_bytes_, "where there is room, more than the lease's blocks is kept"

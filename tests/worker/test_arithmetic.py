@@ -19,7 +19,7 @@ from moe.shard import build_shard
 from protocol.arithmetic import ArithmeticClass, arithmetic_class
 from protocol.lease import Lease
 from worker.machine.arithmetic import arithmetic_here, multiplies_bf16, processor
-from worker.machine.probe import Machine
+from worker.machine.machine import Machine
 from worker.train.optimizer import orthogonalised
 from worker.train.replay import MOST_THREADS, replay_lease
 from worker.train.trainer import pseudo_gradient_of, train_shard

@@ -12,9 +12,9 @@ from coordinator.edge.standing import worker_status
 from protocol.errors import MalformedMessage
 from protocol.local_socket import ask, serve
 from tests.worker.conftest import MACHINE, Gate, Recorder, Swarm
+from worker.agents import make_agent
 from worker.control import Control, control_path
 from worker.home import open_home
-from worker.join import make_agent
 from worker.options import WorkerOptions
 from worker.pauses import Pauses
 from worker.rejoin import home_root, link_of

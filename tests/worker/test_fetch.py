@@ -17,7 +17,8 @@ from protocol.errors import ConfigError, MalformedMessage, RemoteError, Unauthen
 from protocol.identity import PrivateIdentity
 from protocol.ids import TRUNK, Digest, RoundNumber, RunId, Version, WorkerId, digest_of
 from protocol.manifest import BlockRef, Manifest, sign_manifest
-from protocol.tensors import encode_tensors, payload_size
+from protocol.tensor_headers import payload_size
+from protocol.tensors import encode_tensors
 from protocol.v1 import barnraise_pb2 as pb
 from worker.allowance import DiskAllowance
 from worker.background import Threads

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from protocol.errors import ConfigError
-from worker.machine.gpus import Capability, Card, GpuFacts, GpuFailure, Trial, choose_gpu
+from worker.machine.gpus import Capability, Card, GpuFacts, GpuFailure, Trial, choose_gpu, choose_second
+from worker.options import check_device
 
 PIP = "python -m pip"
 CURRENT = f'{PIP} install "torch==2.13.0+cu130" --index-url https://download.pytorch.org/whl/cu130'
@@ -137,3 +138,24 @@ def test_builds_for_arm_begin_at_another_generation(capability: Capability, line
     notice = choose_gpu(here(CPU_WHEEL, card, "580.1", arm=True), None).notice
     assert line in notice
     assert ("No build of PyTorch" in notice) == (not line)
+
+
+def test_a_second_card_must_be_another_one_and_alike() -> None:
+    """Products are taken on both, and one lease has one arithmetic."""
+    facts = tried(CU130, gpu(ADA), gpu(ADA), gpu(TURING), gpu(ADA, GpuFailure.MEMORY))
+    assert choose_second(facts, 0, "cuda:1") == 1
+    for device, why in {
+        "cuda:0": "its own second card",
+        "cuda:2": "must be alike, got NVIDIA GeForce RTX 4090 and NVIDIA GeForce RTX 2080",
+        "cuda:3": "its memory is full",
+        "cuda:4": "this machine has",
+    }.items():
+        with pytest.raises(ConfigError, match=why):
+            choose_second(facts, 0, device)
+
+
+def test_two_cards_are_named_by_their_numbers() -> None:
+    check_device("cuda:0,cuda:1")
+    for device in ("cuda,cuda:1", "cuda:0,", "cuda:0,cpu", "cuda:0,cuda:1,cuda:2", "cpu,cuda:0"):
+        with pytest.raises(ConfigError, match="expected cpu, cuda or cuda:N"):
+            check_device(device)

@@ -24,6 +24,9 @@ from worker.join import WorkerOptions, run_worker
 def hook(lease, sequences):
     time.sleep(60)  # a step that cannot be interrupted
     return sequences
+rules = Path(sys.argv[2]) / "rules.toml"
+rules.parent.mkdir(exist_ok=True)
+rules.write_text("[cpu]\\nniceness = 0\\n")  # where tests run side by side, a worker that steps back waits for minutes
 options = WorkerOptions(link=sys.argv[1], home=Path(sys.argv[2]), threads=1, output="json", measure_speed=False,
                         batch_hook=hook)
 raise SystemExit(run_worker(options))

@@ -19,6 +19,7 @@ from protocol.tls import CertificateAuthority, manifest_key_message
 from protocol.v1 import barnraise_pb2 as pb
 from worker.belongings import KEPT_FILE, RECEIPTS_FILE
 from worker.home import Enrolment, RunHome, open_home
+from worker.progress import QuietReporter
 from worker.receipts import ReceiptKeeper
 
 RUN = RunId("run-1")
@@ -204,3 +205,37 @@ async def test_looking_is_beside_everything_else_and_in_vain_is_no_harm(home, bo
     keeper.look(cast(Any, book))  # while the first is under way: asked once more after it, not at once
     await keeper.close()
     assert rounds(home) == [1, 2]
+
+
+async def test_how_one_stands_is_told_once_and_whatever_a_coordinator_says_is_bounded(home, book):
+    said: list[dict[str, object]] = []
+
+    class Listener(QuietReporter):
+        def say(self, event: str, text: str, **fields: object) -> None:
+            assert event == "credit"
+            said.append({"text": text, **fields})
+
+    class Telling:
+        standing = pb.CreditStanding(tokens=64, rank=1, ranked=3, losses=[5.0, float("nan"), 4.123456])
+
+        async def list_receipts(self, after: int) -> pb.ListReceiptsReply:
+            return pb.ListReceiptsReply(next=after, standing=self.standing)
+
+    keeper, telling = ReceiptKeeper(home, Listener()), Telling()
+    await keeper.fetch(cast(Any, telling))
+    await keeper.fetch(cast(Any, telling))
+    assert said == [
+        {
+            "text": "your work so far: 64 validated tokens, rank 1 of 3",
+            "tokens": 64, "rank": 1, "ranked": 3, "losses": [5.0, 4.1235],
+        }
+    ]  # fmt: skip
+    telling.standing = pb.CreditStanding(tokens=2**64 - 1, rank=2**32 - 1, ranked=7, losses=[1.0] * 5000)
+    await keeper.fetch(cast(Any, telling))
+    losses = said[1].pop("losses")
+    assert isinstance(losses, list)
+    assert len(losses) == 60
+    assert (said[1]["tokens"], said[1]["rank"]) == (10**18, 7)
+    telling.standing = pb.CreditStanding(ranked=7)
+    await keeper.fetch(cast(Any, telling))
+    assert said[2]["text"] == "nothing is credited to this machine yet: that comes with the first work that is accepted"

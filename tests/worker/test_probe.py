@@ -21,7 +21,8 @@ from protocol.recipe import Recipe
 from tests.worker.conftest import small_values
 from worker.machine.cgroups import GroupLimits
 from worker.machine.gpus import GpuFacts, GpuFailure, Trial
-from worker.machine.probe import Machine, columns_that_fit, load_of, measure_speed, probe_machine, schedule_that_fits
+from worker.machine.machine import Machine
+from worker.machine.probe import columns_that_fit, load_of, measure_speed, probe_machine, schedule_that_fits
 from worker.options import WorkerOptions, check_device
 from worker.progress import JsonReporter, LiveReporter, PlainReporter, QuietReporter, make_reporter
 

@@ -15,7 +15,8 @@ from moe.layout import Layout, submission_specs
 from protocol.codecs import BF16, CODECS, codec_named
 from protocol.ids import BlockId, Digest, LeaseId, digest_of
 from protocol.lease import Lease
-from protocol.submission import decode_submission, submission_name
+from protocol.specs import submission_name
+from protocol.submission import decode_submission
 from tests.coordinator.engine.conftest import Swarm, small_config
 from tests.protocol.test_made_up_codec import EightBits
 from worker.outbox import Outbox, Submission

@@ -30,7 +30,7 @@ from protocol.errors import FinalRefusal, Unavailable
 from protocol.framing import FrameReader
 from protocol.ids import BlockId, Digest, LeaseId, Version, WorkerId
 from protocol.lease import Lease
-from protocol.submission import submission_name
+from protocol.specs import submission_name
 from protocol.tensors import decode_tensors
 from protocol.v1 import barnraise_pb2 as pb
 from tests.coordinator.engine.test_openings import audited, deliver

@@ -128,6 +128,9 @@ def test_each_system_has_its_own_and_no_link_gets_into_a_command_line(monkeypatc
         terms_of(tmp_path, "barnraise://host:1/#abc.secret")
     assert terms_of(tmp_path, "host:1").command[-3:] == ("host:1", "--output=plain", f"--home={tmp_path}")
     assert terms_of(None, "").command[-2:] == ("join", "--output=plain")
+    assert terms_of(None, "", "0,1").command[-2:] == ("--output=plain", "--gpus=0,1")
+    with pytest.raises(ConfigError, match="twice"):
+        terms_of(None, "", "0,0")
 
 
 @pytest.mark.parametrize(

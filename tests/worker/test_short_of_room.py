@@ -12,7 +12,7 @@ import pytest
 
 from worker.allowance import RECORDS_BYTES, DiskAllowance, lease_bytes
 from worker.client import CoordinatorClient
-from worker.machine.probe import Machine
+from worker.machine.machine import Machine
 from worker.messages import EXIT_OK, EXIT_REFUSED
 from worker.pauses import Pauses
 

@@ -91,13 +91,15 @@ class Disk:
 Brought = tuple[Disk, dict[Digest, Line]]
 
 
-async def brought(desk: Desk, answers: dict[int, list[bytes | RemoteError]], here: bytes = b"") -> Brought:
+async def brought(
+    desk: Desk, answers: dict[int, list[bytes | RemoteError]], here: bytes = b"", near: str = "127.0.0.1"
+) -> Brought:
     lines = {NAMES[number]: Line(NAMES[number], what) for number, what in answers.items()}
     swarm = BlockSwarm(
         desk,  # type: ignore[arg-type]  # as much of one as is asked
         lambda holder: lines[holder_name(holder.certificate)],
         Timing(sleep=lambda _s: asyncio.sleep(0)),
-        near="127.0.0.1",
+        near=near,
     )
     disk = Disk(here)
     async with asyncio.timeout(5):
@@ -193,6 +195,14 @@ async def test_places_that_name_nobody_are_passed_over() -> None:
 
     disk, _ = await brought(Wild(), {0: [CONTENT]})
     assert disk.here == CONTENT
+
+
+async def test_a_holder_at_home_is_not_dialled_for_a_coordinator_out_in_the_world() -> None:
+    desk = Desk()
+    disk, lines = await brought(desk, {number: [CONTENT] for number in range(3)}, near="coordinator.example.org")
+    assert disk.here == CONTENT
+    assert desk.given == 1
+    assert [line.asked for line in lines.values()] == [0, 0, 0]
 
 
 def test_a_coordinator_out_in_the_world_sends_nobody_round_their_home() -> None:

@@ -28,7 +28,7 @@ from protocol.errors import MalformedMessage
 from protocol.ids import TRUNK, BlockId, Digest
 from protocol.lease import Lease
 from protocol.recipe import OPTIMIZERS
-from protocol.tensors import payload_size
+from protocol.tensor_headers import payload_size
 from tests.worker.conftest import Swarm, served
 from tests.worker.leases import lease_message, read_lease
 from worker.allowance import lease_bytes

@@ -15,7 +15,8 @@ from protocol.codecs import CODECS, FP32, codec_named
 from protocol.ids import BlockId, Digest
 from protocol.lease import Lease
 from protocol.recipe import Recipe
-from protocol.submission import encode_submission, submission_name
+from protocol.specs import submission_name
+from protocol.submission import encode_submission
 from protocol.tensors import encode_tensors
 from tests.live_tensors import LiveTensors
 from tests.worker.test_residuals import gradient_of, lease_of

@@ -126,6 +126,20 @@ def choose_gpu(facts: GpuFacts, device: str | None) -> GpuChoice:
     raise ConfigError(f"device {device}: {problem or 'no NVIDIA GPU is found on this machine; use --device cpu'}")
 
 
+def choose_second(facts: GpuFacts, first: int, device: str) -> int:
+    """The card beside `first` for `device`, `cuda:M`; ConfigError where it cannot be, or is of another kind.
+
+    Products are taken on both: a lease that two kinds of card compute is nobody's to compute again."""
+    second = choose_gpu(facts, device).index
+    assert second is not None  # asked for by its number
+    if second == first:
+        raise ConfigError(f"device: {device} cannot be its own second card")
+    one, other = facts.trials[first], facts.trials[second]
+    if (one.name, one.capability) != (other.name, other.capability):
+        raise ConfigError(f"device: two cards must be alike, got {one.name} and {other.name}")
+    return second
+
+
 def problem_of(facts: GpuFacts) -> str:
     """Why a GPU that is here cannot be used, and what mends it; empty where there is nothing to tell."""
     if facts.trials:

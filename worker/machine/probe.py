@@ -10,13 +10,10 @@ GPU it caps what torch allocates there, for the rest of the process: beyond it m
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib.metadata
 import os
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +24,9 @@ from torch import Tensor
 from moe.config import config_from_json
 from moe.full import initial_blocks
 from moe.layout import Layout
-from moe.padded import GROUPED
-from moe.planner import ANY_HOST, Burden, Memory, Plan, planned, schedule_for
+from moe.planner import Burden, Plan, planned, schedule_for
 from moe.rungs import Schedule
+from moe.second_card import SecondCard
 from moe.shard import build_shard
 from moe.stand_ins import StandIns
 from protocol.allocator import give_back_small
@@ -40,10 +37,10 @@ from protocol.lease import DataRange, Lease
 from protocol.recipe import Recipe
 from protocol.residency import FROZEN
 from protocol.text import human_bytes
-from worker.machine.arithmetic import arithmetic_here
 from worker.machine.cgroups import GroupLimits, group_limits
 from worker.machine.gpu_facts import gather_gpu_facts
-from worker.machine.gpus import GpuFacts, choose_gpu
+from worker.machine.gpus import GpuFacts, choose_gpu, choose_second
+from worker.machine.machine import Machine
 from worker.machine.products import quickest_products
 from worker.options import check_device
 from worker.train.trainer import train_shard
@@ -55,102 +52,81 @@ PROBE_STEPS = 3
 PROBE_BATCH = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """One volunteer's machine, as it is offered."""
-
-    device: str
-    device_name: str
-    memory_bytes: int
-    """For the model and its training: what is planned with."""
-    threads: int
-    bf16: bool
-    """Whether matrices are multiplied in bf16: only on GPUs that have it in hardware."""
-    memory_cap_bytes: int | None = None
-    """What the volunteer said; None: nothing."""
-    host_bytes: int | None = None
-    """Beside a GPU, of the machine's memory, for what is kept and sent there; None: on a CPU, or nobody looked."""
-    process_bytes: int = 0
-    """Of a cap on a CPU: what Python and its libraries take before anything is trained."""
-    notice: str = ""
-    """What the volunteer should know about a GPU that is not used."""
-    experts: str = GROUPED
-    """How experts' products are taken: a name of `moe.padded.EXPERT_PRODUCTS`."""
-
-    @property
-    def compute_dtype(self) -> torch.dtype | None:
-        """What `moe.shard` multiplies in; None is fp32."""
-        return torch.bfloat16 if self.bf16 else None
-
-    @property
-    def memory(self) -> Memory:
-        """What is planned with."""
-        return Memory(self.memory_bytes, ANY_HOST if self.host_bytes is None else self.host_bytes)
-
-    @property
-    def compute_bytes(self) -> int:
-        """Bytes of a value in the compute dtype."""
-        return 2 if self.bf16 else 4
-
-    @property
-    def arithmetic(self) -> str:
-        """The class in which it computes leases."""
-        return str(arithmetic_here(self.device, self.compute_dtype, self.threads, self.experts))
-
-    @property
-    def gpu(self) -> int | None:
-        """The number of its GPU, as torch counts; None: it computes on the CPU."""
-        return int(self.device.partition(":")[2] or 0) if self.kind == "cuda" else None
-
-    @property
-    def gpu_uuid(self) -> str:
-        """As NVIDIA's driver names it; empty where there is none, or it has no such name."""
-        if self.gpu is None:
-            return ""
-        found = str(getattr(torch.cuda.get_device_properties(self.gpu), "uuid", ""))
-        return f"GPU-{found}" if found and not found.startswith("GPU-") else found
-
-    @property
-    def kind(self) -> str:
-        """`cpu` or `cuda`."""
-        return self.device.partition(":")[0]
-
-
 def probe_machine(
     device: str | None = None,
     memory_bytes: int | None = None,
     threads: int | None = None,
     *,
+    others_bytes: int = 0,
+    ruled: Callable[[str], int | None] = lambda _kind: None,
     gpu_facts: Callable[[], GpuFacts] = gather_gpu_facts,
     limits: Callable[[], GroupLimits] = group_limits,
     products: Callable[[str, torch.dtype | None], str] = quickest_products,
 ) -> Machine:
-    """Look at this machine; `device` and `threads` override what is found, `memory_bytes` caps what is offered."""
+    """Look at this machine; `device` and `threads` override what is found, `memory_bytes` caps what is offered.
+
+    `others_bytes`: what other processes of this worker take of a cap on a CPU. `ruled`: another cap, by kind of device.
+    """
     check_device(device)
     left = limits()
+
+    def capped(kind: str) -> int | None:
+        return min((cap for cap in (memory_bytes, ruled(kind)) if cap is not None), default=None)
+
     cores = threads or available_cores(left)
     if device == "cpu":
-        return _cpu(cores, memory_bytes, left)
+        return _cpu(cores, capped("cpu"), left, others_bytes)
     facts = gpu_facts()
-    choice = choose_gpu(facts, device)
+    first, _, beside = (device or "").partition(",")
+    choice = choose_gpu(facts, first or None)
     if choice.index is None:
-        return dataclasses.replace(_cpu(cores, memory_bytes, left), notice=choice.notice)
+        return dataclasses.replace(_cpu(cores, capped("cpu"), left, others_bytes), notice=choice.notice)
     trial = facts.trials[choice.index]
-    free_bytes, total_bytes = torch.cuda.mem_get_info(choice.index)
-    if memory_bytes is not None:  # the plan may be wrong, a volunteer's word is not
-        torch.cuda.set_per_process_memory_fraction(min(1.0, memory_bytes / total_bytes), choice.index)
-    where = f"cuda:{choice.index}"
-    return Machine(
+    free_bytes, _ = torch.cuda.mem_get_info(choice.index)
+    where, cap = f"cuda:{choice.index}", capped("cuda")
+    machine = Machine(
         device=where,
         device_name=trial.name,
-        memory_bytes=int(free_bytes * GPU_SHARE) if memory_bytes is None else min(memory_bytes, free_bytes),
+        memory_bytes=int(free_bytes * GPU_SHARE) if cap is None else min(cap, free_bytes),
         threads=cores,
         bf16=trial.bf16,
-        memory_cap_bytes=memory_bytes,
+        memory_cap_bytes=cap,
         host_bytes=int(_free_bytes(left) * CPU_SHARE),
         notice=choice.notice,
         experts=products(where, torch.bfloat16 if trial.bf16 else None),
+        second=_second(facts, choice.index, beside, memory_bytes),
+        gpu_uuid=_uuid_of(choice.index),
     )
+    hold_to_cap(machine)
+    return machine
+
+
+def hold_to_cap(machine: Machine) -> None:
+    """On a GPU, torch allocates no more than the volunteer said, from now on in this process: the plan may be wrong, a
+    volunteer's word is not."""
+    if machine.gpu is not None and machine.memory_cap_bytes is not None:
+        _, total_bytes = torch.cuda.mem_get_info(machine.gpu)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, machine.memory_cap_bytes / total_bytes), machine.gpu)
+
+
+def _uuid_of(index: int) -> str:
+    try:
+        found = str(getattr(torch.cuda.get_device_properties(index), "uuid", ""))
+    except (RuntimeError, AssertionError):  # a device that went away meanwhile
+        return ""
+    return f"GPU-{found}" if found and not found.startswith("GPU-") else found
+
+
+def _second(facts: GpuFacts, first: int, device: str, cap_bytes: int | None) -> SecondCard | None:
+    """A cap is each card's."""
+    if not device:
+        return None
+    index = choose_second(facts, first, device)
+    free_bytes, total_bytes = torch.cuda.mem_get_info(index)
+    if cap_bytes is not None:
+        torch.cuda.set_per_process_memory_fraction(min(1.0, cap_bytes / total_bytes), index)
+    offered = int((free_bytes if cap_bytes is None else min(cap_bytes, free_bytes)) * GPU_SHARE)
+    return SecondCard(device=f"cuda:{index}", memory_bytes=offered)
 
 
 def available_cores(left: GroupLimits) -> int:
@@ -160,9 +136,9 @@ def available_cores(left: GroupLimits) -> int:
     return cores if left.cpus is None else max(1, min(cores, int(left.cpus)))
 
 
-def _cpu(cores: int, cap_bytes: int | None, left: GroupLimits) -> Machine:
+def _cpu(cores: int, cap_bytes: int | None, left: GroupLimits, others_bytes: int) -> Machine:
     free_bytes = _free_bytes(left)
-    process_bytes = 0 if cap_bytes is None else _process_bytes()
+    process_bytes = 0 if cap_bytes is None else _process_bytes() + others_bytes
     offered = int(free_bytes * CPU_SHARE) if cap_bytes is None else min(max(0, cap_bytes - process_bytes), free_bytes)
     return Machine(
         device="cpu",
@@ -194,12 +170,6 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-@functools.cache
-def software_versions() -> str:
-    """For the operator's eye."""
-    return f"barnraise {importlib.metadata.version('barnraise')}, torch {torch.__version__}, {platform.system()}"
-
-
 def columns_that_fit(
     layout: Layout,
     machine: Machine,
@@ -228,6 +198,7 @@ def load_of(
         compute_bytes=machine.compute_bytes,
         on_gpu=machine.kind != "cpu",
         codec=codec,
+        second=machine.second,
     )
 
 
@@ -279,7 +250,7 @@ def measure_speed(
         device=machine.device,
         compute_dtype=machine.compute_dtype,
         experts=machine.experts,
-        stand_ins=StandIns(place=schedule.place),
+        stand_ins=StandIns(place=schedule.place, second=machine.second),
     )
     vocabulary, batch = int(layout.config_json["vocab_size"]), schedule.micro_batch
     shard.recompute(on=schedule.recomputed)

@@ -20,7 +20,7 @@ from tomlkit.items import Table
 from protocol.errors import ConfigError
 from protocol.private_files import write_private
 from worker.disk import private_folder
-from worker.rules.model import VolunteerRules, keys
+from worker.rules.model import RUNS, VolunteerRules, keys, of_run
 
 RULES_FILE = "rules.toml"
 PAUSE_FILE = "pause.json"
@@ -38,15 +38,17 @@ def set_rule(path: Path, key: str, text: str) -> tuple[Any, Any]:
     """Set one rule, in TOML or as a bare word; its value before and after. ConfigError, and nothing is changed, where
     there is no such rule or it cannot have that value."""
     known = [name for name, _, _ in keys()]
-    if key not in known:
-        raise ConfigError(f"there is no rule {key!r}; the rules are {', '.join(known)}")
+    if key not in known and of_run(key) is None:
+        raise ConfigError(f"there is no rule {key!r}; the rules are {', '.join(known)}, and runs.NAME.share")
     document, before = _document(path), read_rules(path)
-    section, name = key.split(".")
-    if section not in document:
-        document[section] = tomlkit.table()
-    table = document[section]
-    if not isinstance(table, Table):
-        raise ConfigError(f"{path}: {section} is no table")
+    *sections, name = _parts(key)
+    table: Any = document
+    for section in sections:
+        if section not in table:
+            table[section] = tomlkit.table(is_super_table=section == RUNS)
+        table = table[section]
+        if not isinstance(table, Table):
+            raise ConfigError(f"{path}: {section} is no table")
     table[name] = _value(text, _at(before, key))
     after = VolunteerRules.checked(document.unwrap(), f"{key} stays as it was")
     private_folder(path.parent)
@@ -117,8 +119,16 @@ def _document(path: Path) -> tomlkit.TOMLDocument:
 
 
 def _at(rules: VolunteerRules, key: str) -> Any:
+    if (run := of_run(key)) is not None:
+        return rules.share_of((run,))
     section, name = key.split(".")
     return getattr(getattr(rules, section), name)
+
+
+def _parts(key: str) -> tuple[str, ...]:
+    """A key's tables and its name; a run's name may have dots of its own."""
+    run = of_run(key)
+    return tuple(key.split(".")) if run is None else (RUNS, run, "share")
 
 
 def _value(text: str, before: Any) -> Any:

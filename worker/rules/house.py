@@ -32,6 +32,7 @@ from worker.senses.parts import BatterySense, CpuHeatSense, GpuSense, ProgramsSe
 from worker.senses.sense import Sense, Senses
 from worker.sentences import duration
 from worker.wire import Wire
+from worker.words import Words, say
 
 KEEP_FREE_SHARE = 0.05
 """Of a disk: on a small one, two gigabytes may be all there is."""
@@ -59,7 +60,10 @@ class House:
         self.policy = RuledPolicy(read_rules(self._path), note=noted_pause(home))
         self._seen, self._tidied_s = self._stamp(), clock()
         self._senses = senses_of(lambda: self.rules, clock, gpu, gpu_uuid) if senses is None else Senses(senses, clock)
-        self.gpu = gpu
+        self._senses_real = senses is None
+        self.gpu, self.gpu_uuid = gpu, gpu_uuid
+        self.is_training: Callable[[], bool] = lambda: True
+        """Whether the worker trains at the moment."""
         self.data_licence: str | None = None
         """Of what the run trains on; None: not known yet."""
         self.ledger = Ledger(home, clock)
@@ -71,6 +75,12 @@ class House:
     def rules(self) -> VolunteerRules:
         """What is in force."""
         return self.policy.rules
+
+    def learn_gpu(self, gpu: int | None, gpu_uuid: str) -> None:
+        """Which one the worker uses, once that is known; None: none."""
+        self.gpu, self.gpu_uuid = gpu, gpu_uuid
+        if self._senses_real:
+            self._senses = senses_of(lambda: self.rules, self._clock, gpu, gpu_uuid)
 
     def learn_licence(self, licence: str) -> None:
         """Under which licence the run's data is; empty: the run does not say."""
@@ -89,6 +99,7 @@ class House:
         look = self._senses.look(needed(self.rules))
         today, month = self.ledger.used(datetime.fromtimestamp(wall_s).date())
         known = {
+            "is_training": self.is_training(),
             "gpu": self.gpu, "data_licence": self.data_licence, "today_bytes": today, "month_bytes": month,
         }  # fmt: skip
         return Circumstances(wall_s=wall_s, lacking=look.lacking, **{**known, **look.facts})  # type: ignore[arg-type]
@@ -108,7 +119,7 @@ class House:
         most_s = self.rules.lease.longest_hours * 3600.0
         if not most_s or lease.ttl_s <= most_s:
             return ""
-        return f"it lasts {duration(lease.ttl_s)}, and this volunteer's rules accept {duration(most_s)} at most"
+        return say("lease_unwanted.long", span=duration(lease.ttl_s), most=duration(most_s))
 
     def counted(self, wire: Wire) -> CountedWire:
         """`wire`, at the volunteer's rates."""
@@ -141,13 +152,13 @@ class House:
         try:
             rules = read_rules(self._path)
         except ConfigError as error:
-            self.trouble = f"the rules were changed and make no sense, so those of before go on: {error}"
+            self.trouble = say("rules.senseless", why=Words(str(error)))
             self._tell(self.trouble)
             return
         self.trouble = ""
         if rules != self.rules:
             self.policy.rules = rules
-            self._tell("your rules were changed, and are in force")
+            self._tell(say("rules.changed"))
             self._step_back()
 
     def _stamp(self) -> tuple[int, ...]:

@@ -3,7 +3,8 @@
 Decides what each rule means for training: one that gives the machine back to its owner (idleness, battery, programs, a
 GPU, heat, the schedule) stops it at once; one about the line, or about the work, does not. Where a rule needs to know
 what cannot be known here it counts as broken, and says so, unless `when.unknown` is `work`. Caps on heat hold on until
-it is cooler (`Heat`), and a GPU counts as busy, and as free, only after a while (`OthersUse`).
+it is cooler (`Heat`), a GPU counts as busy, and as free, only after a while (`OthersUse`), and before a cap pauses
+anything training is made slower (`Tempo`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from protocol.text import human_bytes
 from worker.policy import Circumstances, Permission
 from worker.rules.file import PauseNote
 from worker.rules.model import VolunteerRules, bytes_of
+from worker.rules.tempo import FULL_TEMPO, Tempo
 from worker.rules.week import DAYS, is_open, next_change_s
+from worker.words import Words, joined, say
 
 BUSY_AFTER_S = 4.0
 """A GPU that draws a window for a moment is not in use."""
@@ -78,6 +81,7 @@ class Felt:
     gpu: Heat = Heat()
     cpu: Heat = Heat()
     others: OthersUse = OthersUse()
+    tempo: Tempo = FULL_TEMPO
 
     def after(self, rules: VolunteerRules, now: Circumstances) -> Felt:
         """What is remembered after this look."""
@@ -85,6 +89,7 @@ class Felt:
             gpu=self.gpu.felt(now.gpu_celsius, rules.gpu.most_celsius, rules.gpu.cool_by),
             cpu=self.cpu.felt(now.cpu_celsius, rules.cpu.most_celsius, rules.cpu.cool_by),
             others=self.others.seen(now.gpu_others_percent, rules.gpu.others_percent, now.wall_s),
+            tempo=self.tempo.after(rules, now),
         )
 
 
@@ -95,7 +100,7 @@ def permission_of(objections: tuple[Objection, ...], wall_s: float, zone: tzinfo
     ends = [each.until_s for each in objections if each.until_s is not None]
     return Permission(
         allowed=False,
-        reason="; ".join(f"{each.reason}{_until(each.until_s, wall_s, zone)}" for each in objections),
+        reason=joined((_until(each, wall_s, zone) for each in objections), "; "),
         stops_training=any(each.stops_training for each in objections),
         until_s=max(ends) if len(ends) == len(objections) else None,
     )
@@ -106,7 +111,7 @@ def objections(
 ) -> tuple[Objection, ...]:
     """Everything that stands against working now, what the volunteer said last first."""
     if note is not None and not note.is_over(now.wall_s):
-        said = Objection(rule="pause", reason="you paused it", until_s=note.until_s)
+        said = Objection(rule="pause", reason=say("no.pause"), until_s=note.until_s)
         return (said, *_ruled(rules, now, felt, zone))
     return tuple(_ruled(rules, now, felt, zone))
 
@@ -120,6 +125,7 @@ def needed(rules: VolunteerRules) -> frozenset[str]:
         "programs": bool(when.programs),
         "gpu_others_percent": gpu.others_percent > 0,
         "gpu_celsius": gpu.most_celsius > 0,
+        "gpu_watts": gpu.most_watts > 0,
         "cpu_celsius": cpu.most_celsius > 0,
         "is_metered": network.metered == "pause",
     }
@@ -133,38 +139,42 @@ def _ruled(rules: VolunteerRules, now: Circumstances, felt: Felt, zone: tzinfo |
     yield from _work(rules, now)
     if rules.when.unknown == "wait":
         for name in sorted(needed(rules) & now.lacking.keys()):
-            yield Objection(rule=name, reason=f"a rule cannot be checked here: {now.lacking[name]}")
+            yield Objection(rule=name, reason=say("no.unknown", why=Words(now.lacking[name])))
 
 
 def _owner(rules: VolunteerRules, now: Circumstances, zone: tzinfo | None) -> Iterator[Objection]:
     when = rules.when
     if not is_open(rules.spans, datetime.fromtimestamp(now.wall_s, zone)):
         until_s = next_change_s(rules.spans, now.wall_s, zone)
-        yield Objection(rule="when.schedule", reason="outside its hours", until_s=until_s)
+        yield Objection(rule="when.schedule", reason=say("no.schedule"), until_s=until_s)
     if when.idle_minutes and now.idle_s is not None and now.idle_s < when.idle_minutes * 60:
         until_s = now.wall_s + when.idle_minutes * 60 - now.idle_s
-        yield Objection(rule="when.idle_minutes", reason="somebody is using this machine", until_s=until_s)
+        yield Objection(rule="when.idle_minutes", reason=say("no.idle"), until_s=until_s)
     if now.on_battery and when.battery == "pause":
-        yield Objection(rule="when.battery", reason="on battery")
+        yield Objection(rule="when.battery", reason=say("no.battery"))
     elif now.on_battery and (percent := now.battery_percent) is not None and percent < when.battery_least_percent:
-        yield Objection(rule="when.battery_least_percent", reason=f"the battery is at {percent:.0f} %")
+        low = say("no.battery_low", percent=f"{percent:.0f}")
+        yield Objection(rule="when.battery_least_percent", reason=low)
     for program in sorted((now.programs or frozenset()) & set(when.programs)):
-        yield Objection(rule="when.programs", reason=f"{program} is running")
+        yield Objection(rule="when.programs", reason=say("no.program", program=program))
 
 
 def _parts(rules: VolunteerRules, now: Circumstances, felt: Felt) -> Iterator[Objection]:
     if now.gpu is not None and now.gpu in rules.gpu.off:
-        yield Objection(rule="gpu.off", reason=f"GPU {now.gpu} is switched off in the rules")
+        yield Objection(rule="gpu.off", reason=say("no.gpu_off", number=now.gpu))
     if felt.others.is_busy:
-        yield Objection(rule="gpu.others_percent", reason="another program is using the GPU")
+        yield Objection(rule="gpu.others_percent", reason=say("no.gpu_busy"))
     if felt.gpu.is_hot:
-        yield _hot("gpu.most_celsius", "the GPU", now.gpu_celsius, rules.gpu.most_celsius - rules.gpu.cool_by)
+        yield _hot("gpu.most_celsius", "no.gpu_hot", now.gpu_celsius, rules.gpu.most_celsius - rules.gpu.cool_by)
+    if felt.tempo.pauses_until_s is not None:
+        power = say("no.gpu_power", most=f"{rules.gpu.most_watts:.0f}")
+        yield Objection(rule="gpu.most_watts", reason=power, until_s=felt.tempo.pauses_until_s)
     if felt.cpu.is_hot:
-        yield _hot("cpu.most_celsius", "the processor", now.cpu_celsius, rules.cpu.most_celsius - rules.cpu.cool_by)
+        yield _hot("cpu.most_celsius", "no.cpu_hot", now.cpu_celsius, rules.cpu.most_celsius - rules.cpu.cool_by)
 
 
-def _hot(rule: str, part: str, celsius: float | None, goes_on: float) -> Objection:
-    return Objection(rule=rule, reason=f"{part} is at {celsius or 0:.0f} °C, and work goes on at {goes_on:.0f} °C")
+def _hot(rule: str, name: str, celsius: float | None, goes_on: float) -> Objection:
+    return Objection(rule=rule, reason=say(name, celsius=f"{celsius or 0:.0f}", cool=f"{goes_on:.0f}"))
 
 
 def _line(rules: VolunteerRules, now: Circumstances, zone: tzinfo | None) -> Iterator[Objection]:
@@ -172,14 +182,14 @@ def _line(rules: VolunteerRules, now: Circumstances, zone: tzinfo | None) -> Ite
     midnight = today.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
     first = (today.replace(day=1, hour=0, minute=0, second=0, microsecond=0) + timedelta(days=32)).replace(day=1)
     if now.is_metered and network.metered == "pause":
-        yield Objection(rule="network.metered", reason="the connection is metered", stops_training=False)
-    for rule, amount, used, until, span in (
-        ("network.daily", network.daily, now.today_bytes, midnight, "today's"),
-        ("network.monthly", network.monthly, now.month_bytes, first, "this month's"),
+        yield Objection(rule="network.metered", reason=say("no.metered"), stops_training=False)
+    for rule, amount, used, until, name in (
+        ("network.daily", network.daily, now.today_bytes, midnight, "no.daily"),
+        ("network.monthly", network.monthly, now.month_bytes, first, "no.monthly"),
     ):
         most = bytes_of(amount)
         if most is not None and used is not None and used >= most:
-            reason = f"{span} {human_bytes(most)} of traffic are used up"
+            reason = say(name, amount=human_bytes(most))
             yield Objection(rule=rule, reason=reason, until_s=until.timestamp(), stops_training=False)
 
 
@@ -187,8 +197,8 @@ def _work(rules: VolunteerRules, now: Circumstances) -> Iterator[Objection]:
     accepted, licence = rules.lease.licences, now.data_licence
     if accepted and licence is not None and licence.lower() not in {each.lower() for each in accepted}:
         known = licence not in NO_LICENCE
-        what = f"is under {licence}, which your rules do not accept" if known else "has no licence that is told"
-        yield Objection(rule="lease.licences", reason=f"the data of this run {what}")
+        reason = say("no.licence", licence=licence) if known else say("no.licence_told")
+        yield Objection(rule="lease.licences", reason=reason)
 
 
 def until_text(until_s: float, wall_s: float, zone: tzinfo | None = None) -> str:
@@ -201,5 +211,7 @@ def until_text(until_s: float, wall_s: float, zone: tzinfo | None = None) -> str
     return f"{DAYS[until.weekday()].title()} {clock}" if near else f"{until.day} {until:%b} {clock}"
 
 
-def _until(until_s: float | None, wall_s: float, zone: tzinfo | None) -> str:
-    return "" if until_s is None else f", until {until_text(until_s, wall_s, zone)}"
+def _until(one: Objection, wall_s: float, zone: tzinfo | None) -> str:
+    if one.until_s is None:
+        return one.reason
+    return say("until", why=Words(one.reason), moment=until_text(one.until_s, wall_s, zone))

@@ -48,6 +48,7 @@ def _parsed(parse: Callable[[Given], Made], given: Given) -> Made:
         raise ValueError(str(error)) from None
 
 
+RUNS: Final = "runs"
 Amount = Annotated[str, AfterValidator(_amount)]
 RuledRate = Annotated[str, AfterValidator(_rate)]
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -87,6 +88,10 @@ class GpuRules(BaseModel):
     model_config = _FROZEN
 
     off: tuple[int, ...] = Field(default=(), description="Numbers of GPUs that are not to be used, as in [1].")
+    memory: Amount = Field(
+        default="",
+        description="Take at most so much of the GPU's memory, as in '6GB'; '': nine tenths of what is free.",
+    )
     others_percent: float = Field(
         default=0.0,
         ge=0.0,
@@ -94,10 +99,20 @@ class GpuRules(BaseModel):
         description="Pause while other programs keep the GPU busy for more than this share of the time; 0: never mind.",
     )
     most_celsius: float = Field(
-        default=0.0, ge=0.0, le=120.0, description="Pause when the GPU is hotter than this; 0: never mind."
+        default=0.0,
+        ge=0.0,
+        le=120.0,
+        description="Train slower when the GPU is nearly as hot as this, pause when it is hotter; 0: never mind.",
     )
     cool_by: float = Field(
-        default=8.0, ge=0.0, le=60.0, description="Go on when it is so many degrees cooler than the cap."
+        default=8.0, ge=0.0, le=60.0, description="Go on, or faster, when it is so many degrees cooler than the cap."
+    )
+    most_watts: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=5000.0,
+        description="Train slower when the GPU takes more power than this, on average over half a minute; pause where"
+        " the slowest takes more; 0: never mind. Clocks and power limits stay as they are.",
     )
 
 
@@ -106,6 +121,11 @@ class CpuRules(BaseModel):
 
     model_config = _FROZEN
 
+    memory: Amount = Field(
+        default="",
+        description="Training on the processor, take at most so much memory, as in '4GB'; '': half of what is free."
+        " In force from the worker's next start.",
+    )
     threads: int = Field(default=0, ge=0, le=1024, description="Train with so many threads; 0: as many as cores.")
     niceness: int = Field(
         default=10,
@@ -114,10 +134,13 @@ class CpuRules(BaseModel):
         description="How far to step back for other programs, 0 to 19. Lowering it needs a restart of the worker.",
     )
     most_celsius: float = Field(
-        default=0.0, ge=0.0, le=120.0, description="Pause when the processor is hotter than this; 0: never mind."
+        default=0.0,
+        ge=0.0,
+        le=120.0,
+        description="Train slower when the processor is nearly as hot as this, pause when it is hotter; 0: never mind.",
     )
     cool_by: float = Field(
-        default=8.0, ge=0.0, le=60.0, description="Go on when it is so many degrees cooler than the cap."
+        default=8.0, ge=0.0, le=60.0, description="Go on, or faster, when it is so many degrees cooler than the cap."
     )
 
 
@@ -163,6 +186,32 @@ class NetworkRules(BaseModel):
     )
 
 
+class RunRules(BaseModel):
+    """One of the runs that this machine works for."""
+
+    model_config = _FROZEN
+
+    share: float = Field(
+        default=1.0,
+        ge=0.0,
+        le=1000.0,
+        description="Its part of the device's time, against the shares of the other runs; 0: none.",
+    )
+
+
+class EnergyRules(BaseModel):
+    """What it is reckoned with."""
+
+    model_config = _FROZEN
+
+    watts: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=5000.0,
+        description="What the part that trains takes, for the estimate where nothing counts it; 0: a usual one's.",
+    )
+
+
 class VolunteerRules(BaseModel):
     """Everything that one machine's owner has ruled."""
 
@@ -174,11 +223,22 @@ class VolunteerRules(BaseModel):
     lease: LeaseRules = LeaseRules()
     disk: DiskRules = DiskRules()
     network: NetworkRules = NetworkRules()
+    runs: dict[str, RunRules] = Field(default_factory=dict)
+    """By name, id, or the coordinator's HOST:PORT."""
+    energy: EnergyRules = EnergyRules()
 
     @property
     def spans(self) -> tuple[WeekSpan, ...]:
         """The schedule."""
         return spans_of(self.when.schedule)
+
+    def share_of(self, names: tuple[str, ...]) -> float:
+        """Of a run that has these names."""
+        return next((self.runs[name].share for name in names if name in self.runs), RunRules().share)
+
+    def memory_bytes(self, kind: str) -> int | None:
+        """The most on a `cpu` or a `cuda` device; None: nothing is ruled."""
+        return bytes_of(self.cpu.memory if kind == "cpu" else self.gpu.memory)
 
     @classmethod
     def checked(cls, values: dict[str, Any], where: str) -> VolunteerRules:
@@ -192,8 +252,16 @@ class VolunteerRules(BaseModel):
 def keys() -> Iterator[tuple[str, str, Any]]:
     """Each rule's key as `when.schedule`, what it means, and what it is without being set."""
     for section, table in VolunteerRules.model_fields.items():
+        if section == RUNS:
+            continue  # one for each run: `of_run`
         for name, field in type(table.default).model_fields.items():
             yield f"{section}.{name}", field.description or "", field.default
+
+
+def of_run(key: str) -> str | None:
+    """The run that `runs.NAME.share` is about, whatever is in its name; None: it is no such key."""
+    is_one = key.startswith(f"{RUNS}.") and key.endswith(".share")
+    return key.removeprefix(f"{RUNS}.").removesuffix(".share") or None if is_one else None
 
 
 def bytes_of(amount: str) -> int | None:

@@ -6,12 +6,14 @@ told to finish. Changing any of them counts from the next look on, a second late
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import tzinfo
 
 from worker.policy import Circumstances, Permission
 from worker.rules.file import PauseNote
 from worker.rules.judging import Felt, Objection, objections, permission_of
 from worker.rules.model import VolunteerRules
+from worker.words import say
 
 
 class RuledPolicy:
@@ -35,7 +37,10 @@ class RuledPolicy:
         self._felt = self._felt.after(self.rules, now)
         found = objections(self.rules, now, self._felt, self.note, self._zone)
         if self.is_finishing:
-            finishing = Objection(rule="finish", reason="you asked it to finish and leave", stops_training=False)
+            finishing = Objection(rule="finish", reason=say("no.finish"), stops_training=False)
             found = (finishing, *found)
         self.objections = found
-        return permission_of(found, now.wall_s, self._zone)
+        permission, tempo = permission_of(found, now.wall_s, self._zone), self._felt.tempo
+        if tempo.share == 1.0:
+            return permission
+        return replace(permission, share=tempo.share, slowed=tempo.why(self.rules, now))

@@ -1,9 +1,8 @@
 """How long nobody has used keyboard or mouse: the sources in the order in which they are believed.
 
 Decides the order, and that input is what counts, never how busy the processor is. X11 is not asked on Wayland, where it
-sees only what goes to X windows; terminals only where there is no screen at all. Wayland's own ext-idle-notify would
-need a client of each compositor; Mutter, KDE and logind tell the same. The calls for Windows and macOS are written from
-their documentation and were never run there.
+sees only what goes to X windows; the compositor itself is asked there. Terminals are only where there is no screen at
+all. The calls for Windows and macOS are written from their documentation and were never run there.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from worker.senses.bus import BusIdle
 from worker.senses.sense import Senseless
+from worker.senses.wayland import WaylandIdle
 from worker.senses.x11 import X11Idle
 
 IdleSource = tuple[str, Callable[[], float]]
@@ -59,7 +59,9 @@ def sources_here(environment: Mapping[str, str] | None = None) -> list[IdleSourc
         return [("macOS", of_macos)]
     bus = BusIdle()
     sources: list[IdleSource] = [("GNOME", bus.of_mutter), ("KDE", bus.of_screen_saver)]
-    if not is_wayland(environment):
+    if is_wayland(environment):
+        sources.append(("Wayland", WaylandIdle(environment).idle_s))
+    else:
         sources.append(("X11", X11Idle(environment).idle_s))
     sources.append(("logind", bus.of_logind))
     if not has_screen(environment):

@@ -7,12 +7,14 @@ tried with a stand-in for that library alone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import psutil
 
+from worker.senses.card import NvidiaCard
 from worker.senses.sense import Senseless
 
 KERNEL_CHARACTERS: Final = 15
@@ -72,56 +74,68 @@ class CpuHeatSense:
 class GpuSense:
     """One NVIDIA GPU's temperature, and how much others use it; a `Sense`."""
 
-    fields = frozenset({"gpu", "gpu_celsius", "gpu_others_percent"})
+    fields = frozenset({"gpu", "gpu_celsius", "gpu_watts", "gpu_others_percent"})
 
-    def __init__(self, number: int | None, uuid: str = "", nvml: Any = None, own: int | None = None) -> None:
-        """`number`, as torch counts, and its UUID; None: the worker uses no GPU. `nvml`: NVIDIA's library."""
-        self._number, self._uuid, self._nvml = number, uuid, nvml
-        self._own, self._handle, self._since_us = own or os.getpid(), None, 0
+    def __init__(
+        self,
+        number: int | None,
+        uuid: str = "",
+        nvml: Any = None,
+        own: int | None = None,
+        parent_of: Callable[[int], int | None] | None = None,
+    ) -> None:
+        """`number`, as torch counts, and its UUID; None: the worker uses no GPU. `nvml`: NVIDIA's library. `parent_of`:
+        the process that started one; None: it is gone, or nobody knows."""
+        self._number, self._card = number, None if number is None else NvidiaCard(number, uuid, nvml)
+        self._own, self._parent_of, self._since_us = own or os.getpid(), parent_of or _parent_of, 0
+        self._ours: frozenset[int] = frozenset()
+        """Whom the worker had started, of those that were seen at the last look: one that has ended since was ours."""
 
     def read(self) -> dict[str, object]:
         """Nothing but that there is none, where the worker uses none."""
-        if self._number is None:
-            return {"gpu": None, "gpu_celsius": None, "gpu_others_percent": None}
-        nvml = self._library()
-        try:
-            if self._handle is None:
-                nvml.nvmlInit()
-                find = nvml.nvmlDeviceGetHandleByUUID if self._uuid else nvml.nvmlDeviceGetHandleByIndex
-                self._handle = find(self._uuid or self._number)
-            celsius = nvml.nvmlDeviceGetTemperature(self._handle, nvml.NVML_TEMPERATURE_GPU)
-            return {"gpu": self._number, "gpu_celsius": float(celsius), "gpu_others_percent": self._others(nvml)}
-        except nvml.NVMLError as error:
-            self._handle = None
-            raise Senseless("NVIDIA's driver does not tell how the GPU is") from error
+        if self._card is None:
+            return {"gpu": None, "gpu_celsius": None, "gpu_watts": None, "gpu_others_percent": None}
+        found: dict[str, object] = {"gpu": self._number, "gpu_others_percent": self._card.ask(self._others)}
+        with contextlib.suppress(Senseless):  # some cards count none: only a rule about power misses it
+            found["gpu_watts"] = self._card.watts()
+        return {**found, "gpu_celsius": self._card.celsius()}
 
-    def _library(self) -> Any:
-        if self._nvml is None:
-            try:
-                import pynvml
-            except ImportError:
-                raise Senseless("nvidia-ml-py is not installed, which asks NVIDIA's driver") from None
-            self._nvml = pynvml
-        return self._nvml
-
-    def _others(self, nvml: Any) -> float | None:
+    def _others(self, nvml: Any, card: Any) -> float | None:
         """Share of the multiprocessors' time since the last look; no sample: nobody else used it."""
         try:
-            samples = nvml.nvmlDeviceGetProcessUtilization(self._handle, self._since_us)
+            samples = nvml.nvmlDeviceGetProcessUtilization(card, self._since_us)
         except nvml.NVMLError as error:
             if error.value == nvml.NVML_ERROR_NOT_FOUND:
                 return 0.0
             if error.value == nvml.NVML_ERROR_NOT_SUPPORTED:
-                return self._others_by_name(nvml)
+                return self._others_by_name(nvml, card)
             raise
         self._since_us = max((sample.timeStamp for sample in samples), default=self._since_us)
         latest = {sample.pid: sample.smUtil for sample in sorted(samples, key=lambda each: each.timeStamp)}
-        return float(sum(share for pid, share in latest.items() if pid != self._own))
+        others = self._not_ours(latest)
+        return float(sum(share for pid, share in latest.items() if pid in others))
 
-    def _others_by_name(self, nvml: Any) -> float:
+    def _others_by_name(self, nvml: Any, card: Any) -> float:
         """Where the driver tells no shares (Windows, some cards), another program that computes there counts whole."""
-        computing = nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        return 100.0 if any(process.pid != self._own for process in computing) else 0.0
+        computing = nvml.nvmlDeviceGetComputeRunningProcesses(card)
+        return 100.0 if self._not_ours(process.pid for process in computing) else 0.0
+
+    def _not_ours(self, pids: Iterable[int]) -> frozenset[int]:
+        """Without the worker itself and the process in which it trains, which is its child."""
+        seen = frozenset(pids)
+        ours = frozenset(pid for pid in seen if self._is_ours(pid)) | (seen & self._ours)
+        self._ours = ours
+        return seen - ours
+
+    def _is_ours(self, pid: int) -> bool:
+        return self._own in (pid, self._parent_of(pid))
+
+
+def _parent_of(pid: int) -> int | None:
+    try:
+        return int(psutil.Process(pid).ppid())
+    except psutil.Error:
+        return None
 
 
 def _plain(name: str) -> str:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
 log = structlog.get_logger()
+
+
+UNTOLD: Final = {"gpu_watts": "the GPU does not tell how much power it takes"}
+"""Of fields that a sense which works may leave out."""
 
 
 class Senseless(Exception):
@@ -55,7 +59,7 @@ class Senses:
                 facts.update(felt.facts)
                 lacking.update(felt.lacking)
         known = facts.keys() | lacking.keys()
-        lacking |= {name: f"nothing here tells {name}" for name in wanted - known}
+        lacking |= {name: UNTOLD.get(name, f"nothing here tells {name}") for name in wanted - known}
         return Look(facts=facts, lacking=lacking)
 
     def _of(self, number: int, sense: Sense) -> Look:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.errors import ConfigError
+from worker.crew import devices_of
 from worker.rejoin import home_root
 from worker.service.texts import (
     LAUNCHD_LABEL,
@@ -69,12 +70,16 @@ def run_program(command: Sequence[str]) -> ProgramEnd:
     return ProgramEnd(code=done.returncode, text=(done.stdout + done.stderr).strip())
 
 
-def terms_of(home: Path | None, run: str) -> ServiceTerms:
-    """A worker of this very installation; `run` as for `join`, without an invite."""
+def terms_of(home: Path | None, run: str, gpus: str = "") -> ServiceTerms:
+    """A worker of this very installation; `run` and `gpus` as for `join`, without an invite."""
+    if gpus:
+        devices_of(gpus)  # a mistake is told now, and not at the next login
     if "#" in run and "." in run.rpartition("#")[2]:
         raise ConfigError("a service takes no join link, which other users could read: join once, then install it")
     root = home_root(home).absolute()
     command = [sys.executable, "-m", "barnraise", "worker", "join", *([run] if run else []), "--output=plain"]
+    if gpus:
+        command.append(f"--gpus={gpus}")
     if home is not None:
         command.append(f"--home={root}")
     return ServiceTerms(

@@ -4,7 +4,8 @@ Decides when progress is written and what may be taken up again: only the state 
 base blocks, arithmetic class), and only if every byte is what was written. A lease is a pure function, so the
 result of an interrupted one is the same, on a CPU to the last bit. Always: the tensors are durable before the record
 that names them; a torn or foreign file is removed, never loaded; a full disk costs the progress, not the lease.
-Touches its own folder; knows nothing of models.
+Touches its own folder; knows nothing of models. Loads torch only where tensors are saved or loaded: an agent that
+trains in another process looks after the folder, too.
 """
 
 from __future__ import annotations
@@ -17,13 +18,10 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from protocol.errors import StorageTrouble
 from protocol.folders import sync_folder
@@ -32,14 +30,18 @@ from protocol.lease import Lease
 from protocol.private_files import write_private
 from protocol.specs import WireSpec
 from protocol.storage import is_full, telling_storage_trouble
-from protocol.tensor_headers import DTYPES, bytes_of, header_of_wires
+from protocol.tensor_headers import bytes_of, header_of_wires
 from protocol.text import human_bytes
 from worker.disk import private_folder
 from worker.files import file_digest
 from worker.ports import LeaseProgress
 from worker.sentences import duration
 from worker.train.daily_writes import DailyWrites
-from worker.train.local_state import LocalState
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from worker.train.local_state import LocalState
 
 FORMAT = 3
 """Of what is kept and of the computation it is taken of: 3 since logits are made some tokens at a time."""
@@ -72,6 +74,8 @@ def computation_of(lease: Lease, digests: Mapping[BlockId, Digest], arithmetic: 
     `arithmetic`: the class (worker/machine/arithmetic.py). A lease that was begun with other threads, on another device
     or release, starts over: what came of both no auditor could compute again.
     """
+    import torch
+
     whole = dataclasses.asdict(lease)
     fields = {field.name: whole[field.name] for field in dataclasses.fields(Lease)}
     parts = [FORMAT, fields, sorted(digests.items()), arithmetic, torch.__version__]
@@ -111,6 +115,8 @@ class LeaseStates:
 
     def load(self, computation: str) -> LocalState | None:
         """The progress of `computation`; None where there is none. Anything else that lies here is removed."""
+        from safetensors import SafetensorError
+
         try:
             record = _Record.model_validate_json((self._folder / RECORD).read_bytes())
             state = self._state_of(record) if record.computation == computation else None
@@ -144,6 +150,8 @@ class LeaseStates:
             self._remove_payloads(keep=None)
 
     def _state_of(self, record: _Record) -> LocalState:
+        from worker.train.local_state import LocalState
+
         path = self._payload(record.digest)
         if path.stat().st_size != record.payload_bytes or file_digest(path) != record.digest:
             raise ValueError("the tensors are not what the record promises")
@@ -236,15 +244,17 @@ class LeaseKeeper:
         self._refused = True
 
 
-class _Lying(Mapping[str, Tensor]):
+class _Lying(Mapping[str, "Tensor"]):
     """Tensors of a file, each read when it is asked for; the file may go once it is opened."""
 
     def __init__(self, path: Path) -> None:
+        from safetensors import safe_open
+
         self._file = cast(Any, safe_open(path, framework="pt"))
         self._names = tuple(self._file.keys())
 
     def __getitem__(self, name: str) -> Tensor:
-        return cast(Tensor, self._file.get_tensor(name))
+        return cast("Tensor", self._file.get_tensor(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -266,7 +276,7 @@ def _write(path: Path, state: LocalState) -> None:
 
 
 def _wire_of(tensor: Tensor) -> WireSpec:
-    return WireSpec(_NAMES[tensor.dtype], tuple(tensor.shape))
+    from protocol.tensors import DTYPES
 
-
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+    name = next(name for name, dtype in DTYPES.items() if dtype == tensor.dtype)
+    return WireSpec(name, tuple(tensor.shape))

@@ -11,8 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,19 +24,13 @@ from protocol.ids import BlockId, Digest
 from protocol.lease import blocks_of
 from protocol.submission import decode_submission
 from worker.fetched import FetchedItem, Run
+from worker.ports import BlockPlaces
 from worker.train.mapped import mapped_block
 
 AT_A_TIME = 4
 """Sequences; their logits are the largest thing that measuring makes."""
 
 Losses = list[float]
-
-
-class BlockPlaces(Protocol):
-    """Where whole blocks lie."""
-
-    def path(self, digest: Digest) -> Path:
-        """Of one that is here."""
 
 
 class LossMeasurer:

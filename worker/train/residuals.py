@@ -26,8 +26,8 @@ from protocol.codecs import FP32, Codec, codec_named
 from protocol.errors import MalformedMessage
 from protocol.ids import BlockId, Digest, digest_of
 from protocol.lease import Lease
-from protocol.specs import TensorSpec
-from protocol.submission import Blocks, submission_name
+from protocol.specs import TensorSpec, submission_name
+from protocol.submission import Blocks
 from protocol.tensor_headers import header_of
 from protocol.tensors import encode_each, encode_one, tensor_readers
 

@@ -26,20 +26,21 @@ from protocol.errors import StorageTrouble
 from protocol.specs import TensorSpec
 from protocol.storage import is_full
 from protocol.submission import Blocks
-from protocol.tensors import payload_size
+from protocol.tensor_headers import payload_size
 from protocol.text import human_bytes
-from worker.allowance import DiskAllowance
 from worker.fetched import FetchedLease
-from worker.machine.probe import Machine, load_of, schedule_that_fits
+from worker.machine.machine import Machine
+from worker.machine.probe import load_of, schedule_that_fits
 from worker.options import WorkerOptions
 from worker.outbox import Outbox, Submission
-from worker.ports import Progress
+from worker.ports import Progress, WorkDisk
 from worker.progress import Reporter
 from worker.train.daily_writes import DailyWrites
 from worker.train.fitting import Fitting
 from worker.train.lease_state import LeaseKeeper, computation_of
 from worker.train.mapped import mapped_block
 from worker.train.residuals import write_submission
+from worker.train.rhythm import Rhythm
 from worker.train.trainer import LeaseResult, TrainingStopped, moved, pseudo_gradient_of, train_shard
 from worker.trouble import Trouble, training_trouble_of
 
@@ -67,7 +68,7 @@ class TrainingRoom:
         self,
         options: WorkerOptions,
         machine: Machine,
-        disk: DiskAllowance,
+        disk: WorkDisk,
         outbox: Outbox,
         reporter: Reporter,
         *,
@@ -86,6 +87,7 @@ class TrainingRoom:
         self._writes = DailyWrites(options.progress_bytes_a_day)
         self._fitting = Fitting()
         self._told: tuple[Schedule, int] | None = None
+        self._rhythm = Rhythm(self._settle)
 
     @property
     def progress(self) -> Progress:
@@ -130,7 +132,7 @@ class TrainingRoom:
 
     def rest(self) -> None:
         """Nothing is to be trained for a while: the model goes, and with it what it takes of the GPU. What CUDA itself
-        takes there for this process stays."""
+        takes there stays until the process ends, which is why it may be one of its own (worker/apart)."""
         with self._lock:
             job = self._job
             if job is None:
@@ -139,6 +141,17 @@ class TrainingRoom:
             job.rests = has_ended or job.stop.is_set()  # what is to be finished is let finish
             if has_ended:
                 self._give_back(job)
+
+    def wake(self) -> None:
+        """Nothing is to be done: the next lease builds what it needs."""
+
+    def pace(self, share: float) -> None:
+        """Rest for the rest of the time."""
+        self._rhythm.share = share
+
+    def _settle(self) -> None:
+        if self._machine.kind == "cuda":
+            torch.cuda.synchronize(self._machine.device)
 
     def _give_back(self, job: _Job) -> None:
         if not job.rests or self._shard is None:
@@ -177,9 +190,11 @@ class TrainingRoom:
             run.layout, len(lease.columns), self._machine, lease.batch_sequences, length, lease.recipe, lease.codec
         )
         self._tell(schedule, job)
-        shard = self._loaded_shard(job, start, StandIns(dtype=lease.recipe.frozen_dtype, place=schedule.place))
+        kept, second = lease.recipe.frozen_dtype, self._machine.second
+        shard = self._loaded_shard(job, start, StandIns(dtype=kept, place=schedule.place, second=second))
         shard.recompute(on=schedule.recomputed)
         give_back_small(on=schedule.given_back)
+        self._rhythm.begin()
         metrics = train_shard(
             shard,
             lease,
@@ -188,7 +203,7 @@ class TrainingRoom:
             micro_batch=self._fitting.at_most(lease, schedule),
             by_layers=shard.layerwise(on_host=schedule.inputs_on_host) if schedule.by_layers else None,
             on_step=self._on_step(job, lease.batch_sequences * length, lease.inner_steps),
-            should_stop=job.stop.is_set,
+            should_stop=lambda: self._rhythm.rest(job.stop),
             keeper=self._keeper(job),
             restore=lambda: shard.load(start),
         )

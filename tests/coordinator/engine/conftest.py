@@ -150,6 +150,7 @@ class Swarm(EngineLoop):
         owner: str = "",
         trusted: bool = False,
         invite: str = "",
+        sibling_of: str | None = None,
     ) -> None:
         for name in names:
             self.handle(
@@ -162,6 +163,7 @@ class Swarm(EngineLoop):
                     tokens_per_s=speed,
                     owner=owner,
                     invite=invite,
+                    sibling_of=None if sibling_of is None else WorkerId(sibling_of),
                 )
             )
 

@@ -47,6 +47,8 @@ def test_accepted_work_is_credited_at_once_and_refused_work_is_not(swarm):
     assert earned(s, "a") == Credit(sequences=32, leases=1, rounds=1)
     s.submit("b", malformed="it is not")
     assert earned(s, "b") == earned(s, "c") == Credit()
+    places = [credit.place_of(s.engine.state, WorkerId(one)) for one in ("a", "b", "nobody")]
+    assert places == [(1, 1), (0, 1), (0, 1)]
     check_sums(s)
 
 

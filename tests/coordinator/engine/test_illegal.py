@@ -133,9 +133,11 @@ def test_every_event_has_exactly_one_row():
 
 
 def test_each_event_has_a_handler_of_its_own():
-    """Named after it, but for the two that change no state: what makes an engine, and heartbeats."""
+    """Named after it, but for those that change no state: what makes an engine, heartbeats, what the registry has."""
     named = {row.event: row.apply.__name__ for row in ROWS}
     assert named.pop(ev.RunCreated) == named.pop(ev.WorkerSeen)
+    registry = (ev.InviteRevoked, ev.InvitesMade, ev.OperatorKeyAdded, ev.OperatorKeyRevoked)
+    assert {named.pop(one) for one in registry} == {"on_registry_changed"}
     assert named == {k: "on" + re.sub("([A-Z])", lambda found: f"_{found[1].lower()}", k.__name__) for k in named}
 
 

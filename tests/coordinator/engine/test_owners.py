@@ -146,3 +146,40 @@ def test_an_enrolment_from_before_there_were_owners_is_read(swarm):
     s.handle(event_from_json(old))
     assert s.engine.state.workers[WorkerId("w")].owner == ""
     assert s.engine.state.workers[WorkerId("w")].person == "w"
+
+
+def test_the_workers_of_one_machine_are_one_person_whose_first_one_had_none_beside_it(swarm):
+    """The second GPU comes while the first holds a lease: from then on both are counted as one."""
+    s = swarm(columns=4, quorum=1, min_workers=1)
+    s.join("a", columns=2)
+    held = set(s.lease("a").columns)
+    s.join("a1", columns=4, sibling_of="a")
+    assert set(s.lease("a1").columns) == set(range(4)) - held
+    state = s.engine.state
+    assert state.workers[WorkerId("a")].person == state.workers[WorkerId("a1")].person == "a"
+    s.enrol("a2", sibling_of="a")
+    s.enrol("b")
+    assert state.index.machines == {"a": {WorkerId("a"), WorkerId("a1"), WorkerId("a2")}}
+    assert state.index.person_place(WorkerId("a2")) == state.index.person_place(WorkerId("a")) == 0
+    assert state.index.person_place(WorkerId("b")) == 3
+    s.ask("a2")
+    assert s.leases("a2") == []
+    assert "its owner's other machines have the columns" in s.engine.wait_reason(WorkerId("a2"))
+    assert s.replayed().snapshot() == s.engine.snapshot()
+
+
+def test_siblings_of_a_named_owners_machine_are_that_owners(swarm):
+    s = swarm(columns=4, quorum=1, min_workers=1)
+    s.join("a", columns=2, owner="anna")
+    s.join("a1", columns=4, owner="anna", sibling_of="a")
+    s.join("a2", columns=4, owner="anna")
+    taken = [column for name in ("a", "a1", "a2") for record in s.leases(name) for column in record.lease.columns]
+    assert sorted(taken) == [0, 1, 2, 3]
+    assert s.engine.state.workers[WorkerId("a1")].person == "owner anna"
+
+
+def test_an_event_of_a_sibling_is_written_and_read():
+    event = ev.WorkerEnrolled(
+        at_s=1.0, worker=WorkerId("a1"), trusted=False, max_columns=0, tokens_per_s=0.0, sibling_of=WorkerId("a")
+    )
+    assert event_from_json(event_to_json(event)) == event

@@ -12,6 +12,7 @@ class Summary:
     """As much of a summary as a sentence needs."""
 
     waits = ()
+    standby = None
 
 
 def said(s, stalled=None):

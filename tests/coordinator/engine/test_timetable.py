@@ -137,7 +137,7 @@ def test_the_median_gain_follows_what_is_accepted_and_withdrawn(changes):
             there.remove(gain)
         else:
             continue
-        tally.count(accepted(gain), owner="", person="w", voice=voice, by=1 if comes else -1)
+        tally.count(accepted(gain), seat="", person="w", voice=voice, by=1 if comes else -1)
         finite = [known for known in there if math.isfinite(known)]
         assert tally.gains_median(2) == (median(finite) if len(finite) >= 2 else None)
 

@@ -16,21 +16,28 @@ class Answered:
 
 
 async def ask(
-    app: ASGIApp, path: str, *, method: str = "GET", host: str = "127.0.0.1:7466", **headers: str
+    app: ASGIApp,
+    path: str,
+    *,
+    method: str = "GET",
+    host: str = "127.0.0.1:7466",
+    body: bytes = b"",
+    client: str = "127.0.0.1",
+    **headers: str,
 ) -> Answered:
-    """The whole answer."""
+    """The whole answer. `client`: the address that the question comes from."""
     path, _, query = path.partition("?")
     scope: dict[str, Any] = {
         "type": "http", "http_version": "1.1", "method": method, "path": path,
         "raw_path": path.encode(), "root_path": "",
-        "query_string": query.encode(), "scheme": "http", "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 7466),
+        "query_string": query.encode(), "scheme": "http", "client": (client, 1), "server": ("127.0.0.1", 7466),
         "headers": [(b"host", host.encode()),
                     *((name.replace("_", "-").encode(), value.encode()) for name, value in headers.items())],
     }  # fmt: skip
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
+        return {"type": "http.request", "body": body, "more_body": False}
 
     async def send(message: Any) -> None:
         sent.append(message)

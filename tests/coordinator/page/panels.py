@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from coordinator.page.rendering import WORKERS_ON_OVERVIEW, duration, grouped, large, loss, moment
+from coordinator.page.rendering import WORKERS_ON_OVERVIEW, energy, grouped, large, loss, moment
 from coordinator.page.view import RunView
-from protocol.text import human_bytes
+from protocol.text import duration, human_bytes
 from tests.coordinator.page.browser import Browser
 
 _READ = """
@@ -28,6 +28,7 @@ _READ = """
     verdicts: rows("#verdicts tbody tr").map((row) => row.slice(0, 2)),
     credit: rows("#credit tbody tr"),
     bytes: rows("#bytes tbody tr"),
+    energy: text(document.querySelector("#energy p")),
     card: [...document.querySelectorAll("#card dd")].map(text),
     rounds: rows("#rounds tbody tr"),
   };
@@ -47,6 +48,7 @@ def panels_of(view: RunView) -> dict[str, Any]:
     advice = f" {view.headline.advice}" if view.headline.advice else ""
     closes = f", closes in {duration(current.closes_at_s - view.at_s)} at the latest" if current.closes_at_s else ""
     more = [f"and {current.more_reasons} more"] if current.more_reasons else []
+    to_go = f"; about {duration(view.left_s)} to go at the pace of the latest" if view.left_s else ""
     exported = "" if card.exported_version is None else f"; {card.exported_version} is exported"
     values: dict[str, Any] = {
         "headline": f"{view.headline.text.rstrip('.')}.{advice}",
@@ -90,11 +92,15 @@ def panels_of(view: RunView) -> dict[str, Any]:
             ["from workers", human_bytes(moved.received_bytes), f"{human_bytes(moved.received_bytes_per_s)}/s"],
             ["to workers", human_bytes(moved.sent_bytes), f"{human_bytes(moved.sent_bytes_per_s)}/s"],
         ],
+        "energy": f"About {energy(view.energy.kwh)} for training: {duration(3600 * view.energy.machine_hours)} of one"
+        f" machine, at {grouped(view.energy.watts_assumed)} W assumed for each."
+        if view.energy.machine_hours
+        else "Nothing has been trained yet.",
         "card": [
             f"{card.model}, {large(card.parameters)} parameters",
             f"{card.columns} columns, {card.top_k} a token; {card.residency} where not held",
             f"{card.data}, {card.sequence_length} tokens a sequence",
-            f"{card.max_rounds} planned, {view.rounds_closed} closed",
+            f"{card.max_rounds} planned, {view.rounds_closed} closed{to_go}",
             f"{card.replicas} replicas, quorum {card.quorum}",
             f"{card.rule.replace('_', ' ')}, sent as {card.codec}",
             "anybody with a link" if card.open_run else "people who were invited",

@@ -11,6 +11,7 @@ from coordinator.page.view import (
     ColumnCell,
     ColumnHealth,
     Contributor,
+    Energy,
     Headline,
     Health,
     Judged,
@@ -160,6 +161,7 @@ def picture(*, people: int = 40, versions: int = 42, leases: int = 12, **changes
         if versions
         else (),
         "rounds_closed": 41 if versions else 0,
+        "left_s": 359 * 213.0 if versions else None,
         "losses": losses(versions),
         "columns": tuple(
             ColumnCell(
@@ -201,6 +203,8 @@ def picture(*, people: int = 40, versions: int = 42, leases: int = 12, **changes
             accepted=0, refused={}, leases_granted=0, leases_expired=0, leases_returned=0, audits_passed=0,
             audits_failed=0, audited=False,
         ),
+        "energy": Energy(machine_hours=1234.5 if versions else 0.0, watts_assumed=300,
+                         kwh=370.35 if versions else 0.0),
         "tokens_counted": 41 * 12_000_000 if versions else 0,
         "credit": tuple(
             Contributor(name=f"brave-otter-{number}", tokens=51_200 * (40 - number), accepted=40 - number)
@@ -211,8 +215,10 @@ def picture(*, people: int = 40, versions: int = 42, leases: int = 12, **changes
         "health": Health(
             stalled="",
             paused="",
+            held=False,
             pending_commands=1,
             failing_commands=0,
+            failed_commands=2,
             withheld_rounds=0,
             disk_free_bytes=210 << 30,
             disk_size_bytes=1 << 40,

@@ -17,7 +17,7 @@ from tests.coordinator.page.pictures import NOW_S, picture
 PARTS = {
     "run": "card", "headline": "headline", "round": "open_round", "rounds": "closed", "loss": "losses",
     "columns": "columns", "workers": "workers", "states": "worker_states", "bytes": "moved", "verdicts": "judged",
-    "credit": "credit", "health": "health",
+    "energy": "energy", "credit": "credit", "health": "health",
 }  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def test_a_viewer_is_sent_what_it_lacks(board: Board) -> None:
     board.publish(picture(headline=Headline(tone=Tone.WAITING, text="waits")))
     told, everything = _panels(board.news_for(current)), _panels(board.news_for(lost))
     assert list(told) == ["headline"]
-    assert len(everything) == 10
+    assert len(everything) == 11
     assert board.news_for(current) == b"", "told once"
     board.leave(current)
     board.leave(lost)

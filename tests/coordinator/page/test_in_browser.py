@@ -73,6 +73,19 @@ def trouble(browser: Browser) -> list[Any]:
     return found
 
 
+def serious(browser: Browser) -> list[Any]:
+    """What axe-core finds on this page that somebody would stumble over."""
+    script = os.environ.get("AXE", "")
+    assert script, "AXE names axe-core's axe.min.js: `make page` fetches it"
+    browser.run(Path(script).read_text() + "; undefined")
+    options = {"runOnly": {"type": "tag", "values": AXE_TAGS}}
+    found = browser.run(
+        f"axe.run(document, {json.dumps(options)}).then((found) => found.violations.map("
+        "(one) => [one.id, one.impact, one.nodes.slice(0, 3).map((node) => node.html)]))"
+    )
+    return [one for one in found if one[1] in ("serious", "critical")]
+
+
 def test_every_panel_has_the_apis_values(browser: Browser, page: PageServer) -> None:
     for view in (picture(), picture(people=0, versions=0, leases=0), picture(versions=1)):
         shown(browser, page, view)
@@ -137,19 +150,11 @@ def test_without_scripts_it_reads_the_same(browser: Browser, page: PageServer) -
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("path", ["", "workers"])
 def test_axe_finds_nothing_serious(browser: Browser, page: PageServer, kind: str, path: str) -> None:
-    script = os.environ.get("AXE", "")
-    assert script, "AXE names axe-core's axe.min.js: `make page` fetches it"
     empty = picture(people=0, versions=0, leases=0, headline=Headline(tone=Tone.WAITING, text="Waits"))
     for view in (picture(), empty) if kind == "light" else (picture(),):
         shown(browser, page, view, kind, path)
         browser.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
-        browser.run(Path(script).read_text() + "; undefined")
-        options = {"runOnly": {"type": "tag", "values": AXE_TAGS}}
-        found = browser.run(
-            f"axe.run(document, {json.dumps(options)}).then((found) => found.violations.map("
-            "(one) => [one.id, one.impact, one.nodes.slice(0, 3).map((node) => node.html)]))"
-        )
-        assert [one for one in found if one[1] in ("serious", "critical")] == []
+        assert serious(browser) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

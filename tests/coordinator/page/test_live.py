@@ -20,12 +20,9 @@ from typing import Any
 
 import pytest
 
-from coordinator.page.address import PageAddress
-from coordinator.page.server import PageServer
 from coordinator.page.view import RunView
 from tests.coordinator.page.browser import Browser
 from tests.coordinator.page.panels import panels_of, shown_panels
-from tests.coordinator.page.pictures import picture
 from tests.coordinator.page.test_in_browser import trouble
 from tests.coordinator.page.test_server import free_port
 
@@ -45,30 +42,33 @@ def got(url: str) -> bytes | None:
 
 
 @pytest.fixture
-def simulated(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The page's address, and the simulation's process."""
+def simulated(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The page's address, and the simulation's process; the parameter is how many rounds it has."""
     port = free_port()
-    words = ["simulate", "--workers", "5", "--byzantine", "2", "--dropout", "0.2", "--rounds", "4",
+    words = ["simulate", "--workers", "5", "--byzantine", "2", "--dropout", "0.2", "--rounds", str(request.param),
              "--inner-steps", "4", "--batch", "2", "--sequence-length", "32", "--data",
              str(ROOT / "docs"), "--out", str(tmp_path / "sim"),
              "--http", f"127.0.0.1:{port}"]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    url = f"http://127.0.0.1:{port}/"
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "barnraise", *words], stdout=log, stderr=subprocess.STDOUT, env=environment
         )
-    yield f"http://127.0.0.1:{port}/", process
+    until_s = time.monotonic() + 300.0
+    while got(f"{url}api") is None:
+        assert time.monotonic() < until_s, "the simulation never showed its page"
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.2)
+    yield url, process
     process.terminate()
     process.wait(60)
 
 
+@pytest.mark.parametrize("simulated", [4], indirect=True)
 def test_a_run_with_churn_and_two_liars(simulated: tuple[str, subprocess.Popen[bytes]]) -> None:
     url, process = simulated
     until_s = time.monotonic() + 300.0
-    while got(f"{url}api") is None:
-        assert time.monotonic() < until_s, "the simulation never showed its page"
-        assert process.poll() is None
-        time.sleep(0.2)
     held, seen, found = 0, set(), None
     with Browser() as browser:
         browser.size(1280, 900)
@@ -101,35 +101,44 @@ def test_a_run_with_churn_and_two_liars(simulated: tuple[str, subprocess.Popen[b
     assert found.losses[-1].loss < found.losses[0].loss
 
 
-def test_a_real_prometheus_gets_an_answer_to_every_query_of_the_dashboard(tmp_path: Path) -> None:
-    page, port = PageServer(PageAddress(port=free_port(), chosen=True)), free_port()
-    target = page.start().removeprefix("http://").rstrip("/")
+@pytest.mark.parametrize("simulated", [1000], indirect=True)
+def test_a_real_prometheus_gets_an_answer_to_every_query_of_the_dashboard(
+    simulated: tuple[str, subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    """All of them while the run goes on, and the alert that nobody answers once it does not any more."""
+    url, coordinator = simulated
+    port, target = free_port(), url.removeprefix("http://").rstrip("/")
     configuration = (DEPLOY / "prometheus" / "prometheus.yml").read_text()
     quick = re.sub(r"_interval: 15s", "_interval: 1s", configuration).replace("coordinator:7466", target)
     (tmp_path / "prometheus.yml").write_text(quick)
-    (tmp_path / "alerts.yml").write_text((DEPLOY / "prometheus" / "alerts.yml").read_text())
+    rules = (DEPLOY / "prometheus" / "alerts.yml").read_text()
+    (tmp_path / "alerts.yml").write_text(rules.replace("for: 2m", "for: 1s"))
     process = subprocess.Popen(
         ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data",
          f"--web.listen-address=127.0.0.1:{port}"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        view = picture(at_s=time.time())
         board = json.loads((DEPLOY / "grafana" / "dashboards" / "barnraise.json").read_text())
-        asked = {target["expr"] for panel in board["panels"] for target in panel["targets"]}
+        asked = {one["expr"] for panel in board["panels"] for one in panel["targets"]}
         assert len(asked) > 15
-        until_s, number = time.monotonic() + 60.0, 0
-        while missing := {one for one in asked if not _answer(port, one, target)}:
-            assert time.monotonic() < until_s, missing
-            number += 1
-            judged = view.judged.model_copy(update={"accepted": view.judged.accepted + number})
-            page.publish(view.model_copy(update={"at_s": time.time(), "judged": judged}))
-            time.sleep(0.5)
-        assert _answer(port, 'up{job="$job", instance="$instance"} == 1', target)
+        _answered(port, {*asked, 'up{job="$job", instance="$instance"} == 1'}, target)
+        checked = subprocess.run(["promtool", "check", "metrics"], input=got(f"{url}metrics"), check=False)
+        assert checked.returncode == 0
+        coordinator.terminate()
+        coordinator.wait(60)
+        expected = {"BarnraiseCoordinatorDown"}
+        _answered(port, {f'ALERTS{{alertname="{name}", alertstate="firing"}}' for name in expected}, target)
     finally:
         process.kill()
         process.wait()
-        page.stop()
+
+
+def _answered(port: int, asked: set[str], instance: str) -> None:
+    until_s = time.monotonic() + 120.0
+    while missing := {one for one in asked if not _answer(port, one, instance)}:
+        assert time.monotonic() < until_s, missing
+        time.sleep(0.5)
 
 
 def _answer(port: int, expr: str, instance: str) -> list[Any]:

@@ -10,8 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from coordinator.page import charts
-from coordinator.page.rendering import CHUNK, Sheet, changed, duration, grouped, large, loss, render
+from coordinator.page.rendering import CHUNK, Sheet, changed, grouped, large, loss, render
 from coordinator.page.view import Headline, OpenReason, RunView, Tone
+from protocol.text import duration
 from tests.coordinator.page.pictures import NOW_S, card, open_round, picture, workers
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"

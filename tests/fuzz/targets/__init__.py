@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from tests.fuzz.target import Target
-from tests.fuzz.targets import coordinator, downloads, files, protocol, worker
+from tests.fuzz.targets import coordinator, downloads, files, peers, protocol, standby, worker
 
 TARGETS: dict[str, Target] = {
-    target.name: target for room in (protocol, worker, downloads, coordinator, files) for target in room.TARGETS
+    target.name: target
+    for room in (protocol, worker, downloads, coordinator, standby, peers, files)
+    for target in room.TARGETS
 }

@@ -22,7 +22,7 @@ from protocol.errors import RemoteError
 from protocol.ids import digest_of
 from protocol.limits import PROTOCOL_VERSION
 from protocol.local_socket import Json, _object
-from protocol.tensors import payload_size
+from protocol.tensor_headers import payload_size
 from protocol.v1 import barnraise_pb2 as pb
 from tests.fuzz.fakes import Aborted, finish
 from tests.fuzz.mutate import (
@@ -36,6 +36,7 @@ from tests.fuzz.mutate import (
     split,
 )
 from tests.fuzz.target import Target
+from tests.fuzz.targets import standby
 from tests.fuzz.targets.coordinator_world import NOW_S, world
 from tests.fuzz.targets.protocol import PAYLOAD, frames, short_frames
 
@@ -60,11 +61,19 @@ KINDS: dict[str, type[Message]] = {
     "StopRun": pb.StopRunRequest,
     "ChangeSetting": pb.ChangeSettingRequest,
     "ChangeStanding": pb.ChangeStandingRequest,
+    "HoldRun": pb.HoldRunRequest,
+    "Announce": pb.AnnounceRequest,
+    "ListInvites": pb.ListInvitesRequest,
+    "RevokeInvite": pb.RevokeInviteRequest,
+    "ListOrders": pb.ListOrdersRequest,
+    "Login": pb.LoginRequest,
     "Enrol": pb.EnrolRequest,
     "OpenSession": pb.OpenSessionRequest,
     "AskAudit": pb.AskAuditRequest,
     "Leave": pb.LeaveRequest,
     "RotateKey": pb.RotateKeyRequest,
+    "Follow": pb.FollowRequest,
+    "Fetch": pb.FetchRequest,
     "Check": health_pb2.HealthCheckRequest,
 }
 WORKERS = (
@@ -77,8 +86,11 @@ WORKERS = (
     "ListReceipts",
     "Sources",
 )
-OPERATORS = ("CreateInvite", "GetStatus", "ListStatus", "StopRun", "ChangeSetting", "ChangeStanding")
-STRANGERS = ("Enrol", "OpenSession", "AskAudit", "Leave", "RotateKey", "Check")
+OPERATORS = (
+    *("CreateInvite", "GetStatus", "ListStatus", "StopRun", "ChangeSetting", "ChangeStanding"),
+    *("HoldRun", "Announce", "ListInvites", "RevokeInvite", "ListOrders", "Login"),
+)
+STRANGERS = ("Enrol", "OpenSession", "AskAudit", "Leave", "RotateKey", "Follow", "Fetch", "Check")
 
 
 def _one_of(names: Sequence[str]) -> Mutate:
@@ -147,9 +159,11 @@ def _operator_call(data: bytes) -> object:
     finally:
         with there.run.registry._write() as connection:
             connection.execute("DELETE FROM invites WHERE trusted = 1 OR expires_at_s != ?", (NOW_S + 60,))
+            connection.execute("UPDATE invites SET revoked = 0")
 
 
 def _operator_calls() -> list[bytes]:
+    there = world()
     return _headed(
         OPERATORS,
         {
@@ -166,6 +180,15 @@ def _operator_calls() -> list[bytes]:
                 pb.ChangeStandingRequest(act=pb.ChangeStandingRequest.PARDON, worker="nobody"),
                 pb.ChangeStandingRequest(act=pb.ChangeStandingRequest.ROLLBACK, invite="0" * 16),
             ],
+            "HoldRun": [
+                pb.HoldRunRequest(kind=pb.HoldRunRequest.DRAIN, why="enough"),
+                pb.HoldRunRequest(kind=pb.HoldRunRequest.RESUME),
+            ],
+            "Announce": [pb.AnnounceRequest(text="hello"), pb.AnnounceRequest()],
+            "ListInvites": [pb.ListInvitesRequest()],
+            "RevokeInvite": [pb.RevokeInviteRequest(invite="0" * 16), pb.RevokeInviteRequest(invite=there.invite)],
+            "ListOrders": [pb.ListOrdersRequest()],
+            "Login": [pb.LoginRequest()],
         },
     )
 
@@ -173,6 +196,8 @@ def _operator_calls() -> list[bytes]:
 def _stranger_call(data: bytes) -> object:
     there, head = world(), data[0] if data else 0
     name = STRANGERS[head % len(STRANGERS)]
+    if name in standby.METHODS:
+        return standby.call(there, name, [data[1:]])
     service = HEALTH_SERVICE if name == "Check" else COORDINATOR_SERVICE
     return there.call(f"/{service}/{name}", there.stranger, [data[1:]], keyed=True)
 
@@ -208,6 +233,8 @@ def _stranger_calls() -> list[bytes]:
                 )
                 for number in range(100, 110)
             ],
+            "Follow": [*standby.follows(there, range(110, 120))],
+            "Fetch": [*standby.fetches(there, range(120, 130))],
             "Check": [health_pb2.HealthCheckRequest(service=service) for service in ("", COORDINATOR_SERVICE, "x")],
         },
     )

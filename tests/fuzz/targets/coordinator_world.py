@@ -143,7 +143,7 @@ class World:
         self.run_folder, self.summary = folder, server.summary
         self.run = server._run = replace(finish(self._assembled(server)), pump=self.pump)
         self.handlers: dict[str, Any] = {}
-        server._add_services(self, self.run, self.parts.traffic, self.parts.settings_file)
+        server._add_services(self, self.run, self.parts)
         self.invite = self.run.registry.create_invite(trusted=False, expires_at_s=NOW_S + 60)
         self.signers = {
             identity.public_key: CallSigner(

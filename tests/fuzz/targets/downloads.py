@@ -10,7 +10,7 @@ from protocol.errors import DigestMismatch, MalformedMessage, Refused, Unauthent
 from protocol.ids import RoundNumber, RunId, Version, digest_of
 from protocol.manifest import BlockRef, Manifest, sign_manifest
 from protocol.sequences import decode_sequences, encode_sequences, max_payload_bytes
-from protocol.tensors import payload_size
+from protocol.tensor_headers import payload_size
 from protocol.v1 import barnraise_pb2 as pb
 from tests.fuzz.fakes import InlineBackground, finish
 from tests.fuzz.mutate import (

@@ -20,12 +20,15 @@ import protocol.bootstrap
 import protocol.framing
 from moe.config import config_to_json
 from moe.presets import preset
+from peering.finding import answer
+from peering.keeping import RecordKeeper
+from peering.record import RecordSigner, _message, read_record
 from protocol.bootstrap import fetch_ca
 from protocol.codecs import CODECS, Codec
 from protocol.errors import ConfigError, DigestMismatch, MalformedMessage, Unauthenticated, Unavailable
 from protocol.framing import FrameReader, frames_of
 from protocol.identity import PrivateIdentity
-from protocol.ids import TRUNK, RoundNumber, RunId, Version, column_block, digest_of
+from protocol.ids import TRUNK, Digest, RoundNumber, RunId, Version, column_block, digest_of
 from protocol.joinlink import JoinLink
 from protocol.manifest import BlockRef, DeltaRef, FrozenRefs, Manifest
 from protocol.sequences import decode_sequences, encode_sequences
@@ -33,6 +36,7 @@ from protocol.signing import CallSigner, CounterWindow, SignedCall, _signed_byte
 from protocol.specs import TensorSpec
 from protocol.tensors import decode_tensors, encode_tensors
 from protocol.tls import CertificateAuthority, fingerprint_of, verify_vouch
+from protocol.v1 import barnraise_pb2 as pb
 from tests.fuzz.mutate import after_head, joined, pieces_mutated, split
 from tests.fuzz.target import Target, scratch
 
@@ -148,7 +152,47 @@ def a_manifest() -> Manifest:
 
 def _links() -> list[bytes]:
     tail = f"/#{'0f' * 32}.{'A-_9' * 8}"
-    return [f"barnraise://{host}:50051{tail}".encode() for host in ("example.org", "[2001:db8::1]", "192.0.2.7")]
+    hosts = ("example.org", "[2001:db8::1]", "192.0.2.7")
+    several = ",".join(f"{host}:50051" for host in hosts)
+    peer = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp@example.org:7467"
+    return [
+        *(f"barnraise://{host}:50051{tail}".encode() for host in hosts),
+        f"barnraise://{several}/?through={peer},{peer}{tail[1:]}".encode(),
+    ]
+
+
+# ---- discovery records
+
+_NOW_S = 1_000_000.0
+
+
+@cache
+def _signer() -> RecordSigner:
+    return RecordSigner.of(RunId("run"), authority(), IDENTITY)
+
+
+def _records() -> list[bytes]:
+    several = ("example.org:7465", "[2001:db8::1]:7465", "192.0.2.7:443")
+    signed = [
+        _signer().sign(epoch=epoch, sequence=2**40, addresses=several[: 1 + epoch], issued_s=_NOW_S)
+        for epoch in range(3)
+    ]
+    return [pb.SignedRecord.FromString(one).record for one in signed]
+
+
+def _record_signed(body: bytes) -> bytes:
+    return bytes(pb.SignedRecord(record=body, signature=IDENTITY.sign(_message(body))).SerializeToString())
+
+
+def _found(data: bytes) -> object:
+    """As whoever shares is asked for the run's record, and told one."""
+    keeper = RecordKeeper(digest_here(), lambda: _NOW_S, lambda: 0.0)
+    return answer(pb.FindRequest(fingerprint=bytes.fromhex(digest_here()), record=data).SerializeToString(), keeper)
+
+
+def digest_here() -> Digest:
+    """The run's fingerprint."""
+    return Digest(authority().fingerprint)
 
 
 # ---- signed calls
@@ -286,6 +330,14 @@ TARGETS = (
         refusals=(ConfigError,),
         samples=_links,
     ),
+    Target(
+        name="run-record",
+        decode=lambda data: read_record(data, digest_here(), _NOW_S),
+        refusals=(MalformedMessage, Unauthenticated),
+        samples=_records,
+        seal=_record_signed,
+    ),
+    Target(name="find", decode=_found, refusals=(MalformedMessage,), samples=_records, seal=_record_signed),
     Target(
         name="metadata",
         decode=_call_metadata,

@@ -29,10 +29,14 @@ from worker.fetched import understand_run
 from worker.home import Enrolment, RunHome, open_home
 from worker.joining import Joining
 from worker.lease import description_from_message
-from worker.machine.probe import Machine
+from worker.machine.machine import Machine
 from worker.options import WorkerOptions
 from worker.outbox import Submission
 from worker.progress import QuietReporter
+
+_joining: Any = worker.joining
+_joining.require_latest = lambda _home, _epoch: None
+"""One input's epoch would be remembered against the next one's."""
 
 MACHINE = Machine(device="cpu", device_name="test", memory_bytes=1 << 30, threads=1, bf16=False)
 STATUS_HEAD = 200
@@ -40,12 +44,12 @@ STATUS_HEAD = 200
 
 
 @lru_cache(maxsize=64)
-def _kept_layout(model_json: str, residency: str) -> Layout:
-    return layout(config_from_json(json.loads(model_json)), residency)
+def _kept_layout(model_json: str, residency: str, column_parts: int) -> Layout:
+    return layout(config_from_json(json.loads(model_json)), residency, column_parts)
 
 
-def _layout(config: Any, residency: str) -> Layout:
-    return _kept_layout(json.dumps(config_to_json(config), sort_keys=True), residency)
+def _layout(config: Any, residency: str, column_parts: int = 1) -> Layout:
+    return _kept_layout(json.dumps(config_to_json(config), sort_keys=True), residency, column_parts)
 
 
 class Unsigned(PrivateIdentity):

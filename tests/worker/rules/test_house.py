@@ -100,7 +100,7 @@ def test_a_lease_that_is_too_long_is_not_wanted(lived: Lived) -> None:
     assert lived.house.unwanted(lease) == ""
     lived.rule("lease.longest_hours", "0.5")
     lived.allowed()
-    assert lived.house.unwanted(lease) == "it lasts 60 min, and this volunteer's rules accept 30 min at most"
+    assert lived.house.unwanted(lease) == "it lasts 60 min, and the rules of this machine accept 30 min at most"
 
 
 def test_a_quota_and_a_licence_reach_the_rules(lived: Lived) -> None:

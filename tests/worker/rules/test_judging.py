@@ -113,8 +113,9 @@ def test_a_rule_pauses_with_a_reason_and_says_until_when(rule: str) -> None:
 
 def test_every_rule_that_pauses_is_tried_here() -> None:
     elsewhere = {
-        "when.unknown", "gpu.others_percent", "gpu.cool_by", "cpu.cool_by", "cpu.threads", "cpu.niceness",
-        "lease.longest_hours", "disk.most", "disk.keep_free", "network.upload_rate", "network.download_rate",
+        "when.unknown", "gpu.others_percent", "gpu.cool_by", "gpu.most_watts", "gpu.memory", "cpu.cool_by",
+        "cpu.threads", "cpu.niceness", "cpu.memory", "lease.longest_hours", "disk.most", "disk.keep_free",
+        "network.upload_rate", "network.download_rate", "energy.watts",
     }  # fmt: skip
     assert {key for key, _, _ in keys()} == set(BREAKS) | elsewhere
 
@@ -155,6 +156,7 @@ def test_only_what_a_rule_looks_at_is_found_out() -> None:
     senses = {field for sections, *_ in BREAKS.values() for field in needed(rules(**sections))}
     assert senses == {"on_battery", "idle_s", "programs", "gpu_celsius", "cpu_celsius", "is_metered"}
     assert needed(rules(gpu={"others_percent": 5})) >= {"gpu_others_percent"}
+    assert needed(rules(gpu={"most_watts": 200})) >= {"gpu_watts"}
 
 
 def test_heat_holds_on_until_it_is_cooler() -> None:

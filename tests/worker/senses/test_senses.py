@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -103,7 +105,7 @@ def test_the_first_source_of_idleness_that_works_is_kept_until_it_works_no_more(
 def test_x11_is_not_believed_on_wayland_and_terminals_only_where_there_is_no_screen(tmp_path: Path) -> None:
     assert [name for name, _ in sources_here({"DISPLAY": ":0"})] == ["GNOME", "KDE", "X11", "logind"]
     assert [name for name, _ in sources_here({"DISPLAY": ":0", "XDG_SESSION_TYPE": "wayland"})] == [
-        "GNOME", "KDE", "logind",
+        "GNOME", "KDE", "Wayland", "logind",
     ]  # fmt: skip
     assert is_wayland({"WAYLAND_DISPLAY": "wayland-0"})
     assert not has_screen({}, tmp_path)
@@ -188,6 +190,7 @@ class Nvml:
         self.samples: list[tuple[int, int, int]] | int = []
         self.computing: list[int] = []
         self.since: list[int] = []
+        self.milliwatts: int | None = None
 
     def nvmlInit(self) -> None: ...
 
@@ -197,6 +200,11 @@ class Nvml:
     def nvmlDeviceGetTemperature(self, handle: str, kind: int) -> int:
         assert (handle, kind) == ("GPU-1", 0)
         return 71
+
+    def nvmlDeviceGetPowerUsage(self, handle: str) -> int:
+        if self.milliwatts is None:
+            raise self.NVMLError(self.NVML_ERROR_NOT_SUPPORTED)
+        return self.milliwatts
 
     def nvmlDeviceGetProcessUtilization(self, handle: str, since: int) -> list[SimpleNamespace]:
         self.since.append(since)
@@ -224,7 +232,43 @@ def test_others_use_of_a_gpu_is_what_is_not_ours() -> None:
     nvml.samples = 999
     with pytest.raises(Senseless, match="driver"):
         sense.read()
-    assert GpuSense(None).read() == {"gpu": None, "gpu_celsius": None, "gpu_others_percent": None}
+    nothing = {"gpu": None, "gpu_celsius": None, "gpu_watts": None, "gpu_others_percent": None}
+    assert GpuSense(None).read() == nothing
+
+
+def test_the_process_in_which_a_worker_trains_is_its_own() -> None:
+    """Torch is in a child: without that, a worker would pause because of itself."""
+    nvml, parents = Nvml(), {21: 7, 22: 21, 8: 1}
+    sense = GpuSense(0, "GPU-1", nvml, own=7, parent_of=parents.get)
+    nvml.samples = [(21, 95, 5), (8, 30, 6)]
+    assert sense.read()["gpu_others_percent"] == 30.0
+    del parents[21]  # a pause ended it, and the driver tells of its last second
+    nvml.samples = [(21, 95, 7)]
+    assert sense.read()["gpu_others_percent"] == 0.0
+    nvml.samples = [(8, 1, 8)]
+    sense.read()
+    nvml.samples = [(21, 95, 9)]
+    assert sense.read()["gpu_others_percent"] == 95.0, "another program has its number now"
+    nvml.samples = nvml.NVML_ERROR_NOT_SUPPORTED
+    nvml.computing, parents[23] = [23], 7
+    assert sense.read()["gpu_others_percent"] == 0.0
+
+
+def test_a_real_child_is_known_as_one() -> None:
+    nvml = Nvml()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        nvml.samples = [(child.pid, 95, 5), (os.getpid(), 3, 5), (1, 20, 5)]
+        assert GpuSense(0, "GPU-1", nvml).read()["gpu_others_percent"] == 20.0
+
+
+def test_a_card_that_does_not_count_its_power_is_missed_by_that_rule_alone() -> None:
+    nvml = Nvml()
+    senses = Senses([GpuSense(0, "GPU-1", nvml, own=7)], lambda: 0.0, every_s=0.0)
+    look = senses.look(frozenset({"gpu_celsius", "gpu_watts"}))
+    assert look.facts["gpu_celsius"] == 71.0
+    assert look.lacking == {"gpu_watts": "the GPU does not tell how much power it takes"}
+    nvml.milliwatts = 182_400
+    assert senses.look(frozenset({"gpu_watts"})).facts["gpu_watts"] == 182.4
 
 
 def x_server(path: Path, answers: list[bytes]) -> threading.Thread:

@@ -1,0 +1,1 @@
+"""The volunteer's full-screen view of a worker that runs."""

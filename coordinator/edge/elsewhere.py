@@ -1,0 +1,115 @@
+"""The line to a coordinator on another machine, for an operator with a key of their own.
+
+Decides how a failed call is told to a person. Always: only the coordinator whose certificate has the fingerprint that
+the operator was given is spoken to, and each call is signed, as workers' calls are. Touches the network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from coordinator.edge.health import OPERATOR_SERVICE
+from coordinator.edge.worker_calls import COORDINATOR_SERVICE
+from protocol.bootstrap import fetch_ca
+from protocol.causes import CAUSE_KEY, Cause, cause_named
+from protocol.errors import ConfigError, MalformedMessage, Refused, RemoteError, Unauthenticated, Unavailable
+from protocol.identity import PrivateIdentity
+from protocol.joinlink import JoinLink
+from protocol.limits import CALL_TIMEOUT_S, PROTOCOL_VERSION, channel_options
+from protocol.signing import CallSigner
+from protocol.text import printable
+from protocol.tls import COORDINATOR_NAME
+from protocol.v1 import barnraise_pb2 as pb
+
+REACHED_S = 10.0
+"""For the certificate to be shown."""
+
+Reply = TypeVar("Reply", bound=Message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elsewhere:
+    """A run whose coordinator is on another machine."""
+
+    link: JoinLink
+    """Its address and fingerprint."""
+    identity: PrivateIdentity
+
+
+class RemoteLine:
+    """One session of one operator. An asynchronous context manager."""
+
+    def __init__(self, where: Elsewhere) -> None:
+        self._link, self._identity = where.link, where.identity
+        self._audience = bytes.fromhex(where.link.fingerprint)
+        self._signer = CallSigner(where.identity, audience=self._audience)
+        self._channel: Any = None
+
+    async def __aenter__(self) -> RemoteLine:
+        link = self._link
+        authority = await asyncio.to_thread(fetch_ca, link.host, link.port, link.fingerprint, REACHED_S)
+        # The CA certifies this one coordinator only, under whatever address it is reached.
+        options = [*channel_options(), ("grpc.ssl_target_name_override", COORDINATOR_NAME)]
+        credentials = grpc.ssl_channel_credentials(root_certificates=authority)
+        self._channel = grpc.aio.secure_channel(link.target, credentials, options=options)
+        try:
+            await self._open()
+        except BaseException:
+            await self._channel.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        await self._channel.close()
+
+    async def call(self, name: str, request: Message, kind: type[Reply]) -> Reply:
+        """One call of the operator's service."""
+        return await self._call(f"/{OPERATOR_SERVICE}/{name}", request, kind)
+
+    async def _open(self) -> None:
+        request = pb.OpenSessionRequest(
+            protocol_version=PROTOCOL_VERSION,
+            public_key=self._identity.public_key,
+            nonce=secrets.token_bytes(16),
+            capability=pb.Capability(device="cpu"),
+        )
+        reply = await self._call(f"/{COORDINATOR_SERVICE}/OpenSession", request, pb.OpenSessionReply)
+        self._signer = CallSigner(self._identity, reply.session_id, audience=self._audience)
+
+    async def _call(self, method: str, request: Message, kind: type[Reply]) -> Reply:
+        body = request.SerializeToString()
+        asking = self._channel.unary_unary(method)
+        try:
+            answer = await asking(body, timeout=CALL_TIMEOUT_S, metadata=self._signer.metadata(method, body))
+        except grpc.aio.AioRpcError as error:
+            raise self._told(error) from None
+        try:
+            return kind.FromString(bytes(answer))
+        except DecodeError as error:
+            raise MalformedMessage(f"the answer is not a {kind.DESCRIPTOR.name}: {_OTHER_VERSION}") from error
+
+    def _told(self, error: grpc.aio.AioRpcError) -> RemoteError | ConfigError:
+        """The coordinator's own sentence, or, where gRPC gave up, one of ours."""
+        trailers = dict(tuple(error.trailing_metadata() or ()))
+        told = trailers.get(CAUSE_KEY)
+        cause, words = cause_named(told if isinstance(told, str) else None), printable(error.details() or "")
+        if cause is Cause.NOT_ENROLLED:
+            return ConfigError(
+                f"the coordinator at {self._link.address} does not know this key: on its machine, `barnraise "
+                f"coordinator operator-key add RUN NAME {self._identity.public_key.hex()}` lets it in"
+            )
+        if cause is None:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                return Refused(f"the coordinator at {self._link.address} does not know this: {_OTHER_VERSION}")
+            return Unavailable(f"the coordinator at {self._link.address} does not answer: try again in a moment")
+        return (Unauthenticated if error.code() is grpc.StatusCode.UNAUTHENTICATED else Refused)(words, cause=cause)
+
+
+_OTHER_VERSION = "is it of another version?"

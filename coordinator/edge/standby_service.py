@@ -1,0 +1,208 @@
+"""A follower's calls: everything of the run for the one machine that the operator let follow it.
+
+Decides nothing; `coordinator/run/replication.py` says what is given. Always: each call is signed by the key that
+redeemed the standby link, once (a nonce); a base's files are there as long as its call is. Touches the network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from coordinator.edge.auth import Authenticator
+from coordinator.edge.patience import Patience
+from coordinator.edge.rpc import Endpoint, Handler, ServedCall, parse
+from coordinator.engine.version import ENGINE_VERSION
+from coordinator.run.base import OfferedFile, RunBase
+from coordinator.run.folder import RunFolder
+from coordinator.run.replication import TICK_S, Replication
+from coordinator.run.seats import admit
+from coordinator.run.shipping import HeldRecords, RegistryWatch, witness_file
+from protocol.causes import Cause
+from protocol.errors import MalformedMessage, Refused, Unavailable
+from protocol.framing import frames_of
+from protocol.ids import Digest
+from protocol.limits import PROTOCOL_VERSION
+from protocol.v1 import barnraise_pb2 as pb
+
+STANDBY_SERVICE = "barnraise.protocol.v1.Standby"
+PART_BYTES = 512 * 1024
+
+Request = TypeVar("Request", bound=Message)
+
+
+class StandbyEndpoint(Endpoint):
+    """Makes handlers for calls that go on both ways for a long time, under a key and no session."""
+
+    def dialogue(
+        self, name: str, kind: type[Request], answer: Callable[[Request, ServedCall], Awaitable[None]]
+    ) -> tuple[str, Handler]:
+        """`answer` reads and writes as it likes, once the opening is known to be signed by its own public key."""
+        method = self._method(name)
+
+        async def handle(call: ServedCall) -> None:
+            body = await call.opening()
+            request = parse(kind, body)
+            self._auth.check_key(call.metadata, method, body, request.public_key)  # type: ignore[attr-defined]
+            await answer(request, call)
+
+        return name, self._handler(name, handle, longest_s=self._throttle.limits.transfer_s)
+
+
+class StandbyService:
+    """Answers one run's follower."""
+
+    def __init__(self, folder: RunFolder, replication: Replication, auth: Authenticator) -> None:
+        self._folder, self._replication, self._auth = folder, replication, auth
+        self._base: RunBase | None = None
+        self._beside: dict[tuple[str, str], OfferedFile] = {}
+        """Files that no record names: the registry, and the witness's link."""
+        self._calls = 0
+
+    def handlers(self, calls: StandbyEndpoint) -> dict[str, Handler]:
+        """By method."""
+        return dict(
+            [
+                calls.dialogue("Follow", pb.FollowRequest, self.follow),
+                calls.dialogue("Fetch", pb.FetchRequest, self.fetch),
+            ]
+        )
+
+    async def follow(self, request: pb.FollowRequest, call: ServedCall) -> None:
+        """Records, as they are committed, until somebody hangs up."""
+        if request.protocol_version != PROTOCOL_VERSION:
+            raise Refused(
+                f"this coordinator speaks protocol version {PROTOCOL_VERSION}, the follower speaks "
+                f"{request.protocol_version}: run the same release on both machines",
+                cause=Cause.OTHER_VERSION,
+            )
+        if request.engine_version != ENGINE_VERSION:
+            raise Refused(
+                f"this coordinator's engine is of version {ENGINE_VERSION}, the follower's {request.engine_version}: "
+                "run the same release on both machines"
+            )
+        await asyncio.to_thread(admit, self._folder.root, request.public_key, request.invite, time.time())
+        self._auth.spend_nonce(request.public_key, request.nonce)
+        self._calls += 1
+        mine = self._calls
+        with contextlib.ExitStack() as kept:
+            self._base = await self._replication.attach(
+                request.follower, request.epoch, request.position, request.chain, kept
+            )
+            acks = asyncio.create_task(self._hear(request.follower, call.messages))
+            try:
+                await self._tell(request.position, call, acks, mine)
+            finally:
+                acks.cancel()
+                if mine == self._calls:
+                    self._base = None
+                    self._replication.detached(request.follower)
+
+    async def fetch(self, request: pb.FetchRequest, call: ServedCall) -> None:
+        """One file that was offered."""
+        await asyncio.to_thread(admit, self._folder.root, request.public_key, "", time.time())
+        self._auth.spend_nonce(request.public_key, request.nonce)
+        name, digest = request.file.name, Digest(request.file.digest.hex())
+        offered = self._offered(name, digest)
+        patience = call.patience("this file")
+        with offered.open() as file:
+
+            def read(offset: int, length: int) -> bytes:
+                file.seek(offset)
+                return file.read(length)
+
+            for frame in frames_of(read, offered.size_bytes, request.offset):
+                await call.write(frame, patience)
+
+    def _offered(self, name: str, digest: Digest) -> OfferedFile:
+        for file in () if self._base is None else self._base.files:
+            if (file.name, file.digest) == (name, digest):
+                return file
+        found = self._beside.get((name, digest)) or self._replication.shipment.find(name, digest)
+        if found is None:
+            raise Unavailable(f"{name[:120]!r} is not offered any more: follow anew")
+        return found
+
+    async def _hear(self, follower: str, messages: AsyncIterator[bytes]) -> None:
+        async for message in messages:
+            self._replication.acknowledged(follower, parse(pb.FollowAck, message).position)
+
+    async def _tell(self, position: int, call: ServedCall, acks: asyncio.Task[None], mine: int) -> None:
+        replication, base = self._replication, self._base
+        self._beside.clear()
+        registry, patience = RegistryWatch(self._folder.registry_path), call.patience("what the follower is told")
+        try:
+            if base is not None:
+                await _send(call, self._batch(base.position, (), base.chain, base.files, is_base=True), patience)
+                position = base.position
+            while not acks.done() and mine == self._calls:
+                replication.gate()
+                replication.news.clear()
+                held = replication.shipment.after(position)
+                if held is None:
+                    raise Unavailable("the follower is too far behind for what is held for it: it has to begin anew")
+                changed = await asyncio.to_thread(self._changed_beside, registry)
+                await _send(call, self._next(position, held, changed), patience)
+                position = held[-1].last if held else position
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(TICK_S):
+                        await self._anything_after(position)
+            if acks.done() and not acks.cancelled() and (error := acks.exception()) is not None:
+                raise MalformedMessage("the follower's acknowledgement cannot be read") from error
+        finally:
+            registry.close()
+
+    def _changed_beside(self, registry: RegistryWatch) -> tuple[OfferedFile, ...]:
+        """What is another one than was told last."""
+        link = witness_file(self._folder.root)
+        found = [one for one in (registry.copy_if_changed(), link) if one is not None]
+        news = tuple(one for one in found if (one.name, one.digest) not in self._beside)
+        for one in news:
+            for old in [key for key in self._beside if key[0] == one.name]:
+                del self._beside[old]
+            self._beside[one.name, one.digest] = one
+        return news
+
+    async def _anything_after(self, position: int) -> None:
+        replication = self._replication
+        while not replication.shipment.after(position) and replication.shipment.begun_at is not None:
+            replication.news.clear()
+            await replication.news.wait()
+
+    def _next(self, position: int, held: list[HeldRecords], beside: tuple[OfferedFile, ...]) -> pb.FollowBatch:
+        records = [record for one in held for record in one.records]
+        files = [file for one in held for file in one.files]
+        chain = held[-1].chain if held else b""
+        after = held[0].first - 1 if held else position
+        return self._batch(after, records, chain, (*files, *beside), is_base=False)
+
+    def _batch(
+        self, after: int, records: object, chain: bytes, files: tuple[OfferedFile, ...], *, is_base: bool
+    ) -> pb.FollowBatch:
+        replication = self._replication
+        return pb.FollowBatch(
+            epoch=replication.epoch,
+            after=after,
+            records=records,  # type: ignore[arg-type]
+            chain=chain,
+            files=[
+                pb.HeldFile(name=one.name, digest=bytes.fromhex(one.digest), size_bytes=one.size_bytes)
+                for one in {(file.name, file.digest): file for file in files}.values()
+            ],
+            is_base=is_base,
+            committed=replication.committed,
+            waits=replication.state.mode.value != "async",
+        )
+
+
+async def _send(call: ServedCall, batch: pb.FollowBatch, patience: Patience) -> None:
+    content = batch.SerializeToString()
+    for start in range(0, len(content), PART_BYTES):
+        part = content[start : start + PART_BYTES]
+        message = pb.FollowPart(part=part, more=start + PART_BYTES < len(content))
+        await call.write(message.SerializeToString(), patience)

@@ -1,0 +1,49 @@
+"""Guards between workers: who is given a block, what a holder is believed, whose record of a run holds."""
+
+from __future__ import annotations
+
+from tests.guards.cuts import becomes, dropped, never
+from tests.guards.guard import Guard, guard
+
+LINE = "tests/peering/test_line.py::"
+RECORD = "tests/peering/test_record.py::"
+NO_TICKET = f"{LINE}test_whoever_has_no_ticket_of_this_run_gets_nothing"
+FOR_EVER = f"{LINE}test_a_ticket_for_ever_is_none"
+PASSED_ON = f"{LINE}test_a_proof_cannot_be_passed_on"
+ONE_CALL = f"{LINE}test_a_proof_is_for_one_call_one_block_and_one_place_in_it"
+ONE_KEY = f"{LINE}test_a_third_one_at_once_and_a_second_of_one_key_are_told_to_come_again"
+CHECKED = "tests/worker/test_peers_served.py::test_only_what_this_process_checked_is_given"
+HOME = "tests/worker/test_swarm.py::test_a_holder_at_home_is_not_dialled_for_a_coordinator_out_in_the_world"
+NOT_WHAT_WAS_TOLD = "tests/coordinator/test_sources.py::test_a_share_that_is_not_what_was_told_is_nobodys_source"
+FORGED = f"{RECORD}test_nobody_else_can_sign_one"
+CHANGED = f"{RECORD}test_a_record_with_a_changed_byte_does_not_hold"
+BOUNDS = f"{RECORD}test_what_is_out_of_bounds_does_not_hold_though_it_is_signed"
+NEWEST = f"{RECORD}test_in_whatever_order_records_come_the_newest_stays"
+FLOODS = f"{RECORD}test_strangers_cannot_keep_a_machine_busy_with_records"
+TICKET = "no ticket of this run's coordinator"
+PROOF = "a proof that is passed on to another holder"
+
+PEERS: tuple[Guard, ...] = (
+    guard(TICKET, dropped("peering:PeerServer._admit", "check_ticket(...)"), NO_TICKET),
+    guard(TICKET, dropped("protocol:check_ticket", "ticket.run_id != run_id"), NO_TICKET),
+    guard(TICKET, never("protocol:check_ticket", "not now_s < ticket.expires_s <= _"), NO_TICKET, FOR_EVER),
+    guard(TICKET, dropped("protocol:check_ticket", "verify_vouch(...)"), NO_TICKET),
+    guard(PROOF, dropped("peering:PeerServer._admit", "check_proof(...)"), PASSED_ON, NO_TICKET, ONE_CALL),
+    guard(PROOF, dropped("protocol:_proof_message", "bytes.fromhex(holder)"), PASSED_ON),
+    guard(PROOF, dropped("protocol:_proof_message", "nonce"), f"{ONE_CALL}[nonce]"),
+    guard(PROOF, dropped("protocol:_proof_message", "bytes.fromhex(digest)"), f"{ONE_CALL}[digest]"),
+    guard(PROOF, dropped("protocol:_proof_message", "struct.pack('>Q', offset)"), f"{ONE_CALL}[offset]"),
+    guard("anything but a checked block", never("worker:Sharing.open", "digest not in self._blocks.checked"), CHECKED),
+    guard("both slots for one key", dropped("peering:Slots.of", "key in self._keys"), ONE_KEY),
+    guard("a share at an address or port that is not its worker's",
+          becomes("coordinator.edge:Sources._note_share", "None if why else shared", "shared"), NOT_WHAT_WAS_TOLD),
+    guard("a coordinator that sends a volunteer's machine round its home network",
+          dropped("worker:BlockSwarm._line", "not may_dial(...)"), HOME),
+    guard("a record of another authority", dropped("peering:_check_signatures", "verify(...)"), CHANGED),
+    guard("a record of another authority", dropped("peering:_check_signatures", "verify_vouch(...)"), FORGED),
+    guard("a record that lives too long", never("peering:_check_life", says="lives for up to"), BOUNDS),
+    guard("a record from the future", never("peering:_check_life", says="from the future"), BOUNDS),
+    guard("a record that has expired", never("peering:_check_life", says="has expired"), BOUNDS),
+    guard("an old record", never("peering:RecordKeeper.offer", "self.newest is not None and _"), NEWEST),
+    guard("floods of records", never("peering:RecordKeeper.offer_of_stranger", "self._checks < 1.0"), FLOODS),
+)  # fmt: skip

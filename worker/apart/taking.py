@@ -1,0 +1,129 @@
+"""Leases in the trainer's process: the room that trains them, and what it needs of the agent's disk.
+
+Decides how often steps are told: so often that a person sees them move, and no oftener. Progress and outbox are written
+here; whether there is room, and what gives way, the agent decides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from worker.apart import orders as o
+from worker.apart.answers import BLOCKS, run_of
+from worker.apart.pipe import MessagePipe
+from worker.blocks import BlockCache
+from worker.fetched import FetchedLease
+from worker.machine.machine import Machine
+from worker.machine.probe import hold_to_cap
+from worker.options import WorkerOptions
+from worker.outbox import Outbox, Submission
+from worker.pauses import Pauses
+from worker.progress import Field
+from worker.train.lease_state import LeaseStates
+from worker.train.training import TrainingRoom
+from worker.trouble import Trouble
+
+STEP_EVERY_S: Final = 0.1
+
+
+class DistantDisk:
+    """The disk as training needs it; a `worker.ports.WorkDisk`. Deletes nothing."""
+
+    def __init__(self, folder: Path, room: Callable[..., bool]) -> None:
+        self.blocks, self.progress = BlockCache(folder / BLOCKS), LeaseStates(folder / "progress")
+        self._room = room
+
+    def make_room(self, coming_bytes: int) -> bool:
+        """Whether so many bytes may be written."""
+        return self._room("room", coming_bytes)
+
+    def has_room_for_progress(self, state_bytes: int, submission_bytes: int) -> bool:
+        """Whether progress may be."""
+        return self._room("progress", state_bytes, submission_bytes)
+
+    def give_way(self) -> bool:
+        """Whether anything could be deleted for finished work."""
+        return self._room("way")
+
+
+class LeaseTaker:
+    """Trains what the agent orders; a `Reporter` of how it goes, too."""
+
+    def __init__(self, begun: o.Begin, pipe: MessagePipe, room: Callable[..., bool]) -> None:
+        folder = Path(begun.folder)
+        self._pipe = pipe
+        self._disk, self._outbox = DistantDisk(folder, room), Outbox(folder / "outbox")
+        self._options = WorkerOptions(
+            keep_progress_every_s=begun.keep_progress_every_s,
+            progress_bytes_a_day=begun.progress_bytes_a_day,
+            pauses=dataclasses.replace(Pauses(), disk_s=begun.disk_pause_s),
+        )
+        self._room: TrainingRoom | None = None
+        self._machine: Machine | None = None
+        self._threads = self._number = 0
+        self._told_s, self._share = 0.0, 1.0
+
+    def take(self, order: o.TrainLease | o.StopLease | o.PaceTraining) -> None:
+        """Begin, stop, or go on at another pace; returns at once."""
+        if isinstance(order, o.PaceTraining):
+            self._share = order.share
+            if self._room is not None:
+                self._room.pace(order.share)
+            return
+        if isinstance(order, o.StopLease):
+            if self._room is not None and order.number == self._number:
+                self._room.stop()
+            return
+        number = self._number = order.number
+
+        def done(submission: Submission) -> None:
+            self._pipe.send(o.LeaseTrained(number=number, submission=submission))
+
+        def failed(trouble: Trouble) -> None:
+            self._pipe.send(
+                o.LeaseNotTrained(
+                    number=number, cause=trouble.cause, detail=trouble.detail, device_lost=trouble.device_lost
+                )
+            )
+
+        fetched = FetchedLease(
+            lease=order.lease,
+            run=run_of(order.description),
+            digests=order.digests,
+            sequences=np.load(order.sequences, allow_pickle=False),
+        )
+        self._room_on(order.machine).start(fetched, done, failed)
+
+    def _room_on(self, machine: Machine) -> TrainingRoom:
+        self._threads = machine.threads
+        if self._room is None or self._machine != machine:
+            hold_to_cap(machine)
+            self._machine = machine
+            self._room = TrainingRoom(
+                self._options, machine, self._disk, self._outbox, self, threads=lambda: self._threads
+            )
+            self._room.pace(self._share)
+        return self._room
+
+    def say(self, event: str, text: str, **fields: Field) -> None:
+        """For the volunteer."""
+        self._pipe.send(o.NewsSaid(event=event, text=text, fields=fields))
+
+    def step(self, done: int, total: int, loss: float | None, tokens_per_s: float) -> None:
+        """Told where it is news."""
+        now_s = time.monotonic()
+        if loss is None and done < total and now_s - self._told_s < STEP_EVERY_S:
+            return
+        self._told_s = now_s
+        self._pipe.send(
+            o.LeaseStepped(number=self._number, done=done, total=total, loss=loss, tokens_per_s=tokens_per_s)
+        )
+
+    def close(self) -> None:
+        """Nothing."""
