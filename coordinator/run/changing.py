@@ -20,19 +20,15 @@ import tomlkit
 from coordinator.engine.arithmetic import caution_after
 from coordinator.engine.changes import DERIVED, FIXED, settings_of, with_setting
 from coordinator.engine.config import EngineConfig
-from coordinator.engine.engine import Engine
-from coordinator.engine.events import Event, SettingChanged
+from coordinator.engine.events import SettingChanged
 from coordinator.engine.phases import Phase
-from coordinator.engine.records import event_to_json, to_plain
-from coordinator.engine.snapshots import SnapshotText
+from coordinator.engine.records import to_plain
 from coordinator.engine.state import EngineState
-from coordinator.engine.version import ENGINE_VERSION
-from coordinator.run.lock import folder_lock
 from coordinator.run.pump import load_engine
+from coordinator.run.stopped_run import StoppedRun, stopped_run
 from coordinator.setting_counts import Counts, counts
 from coordinator.settings import RunSettings, check_engine, value_of
 from coordinator.store.journal import Journal
-from coordinator.store.ports import Snapshot
 from protocol.errors import ConfigError
 from protocol.ids import RunId
 from protocol.local_place import own_name
@@ -185,29 +181,17 @@ def first_round(state: EngineState) -> int:
 
 def change_while_stopped(folder: RunFolder, key: str, text: str) -> Change:
     """Change a setting of a run that nobody serves at present; ConfigError when somebody does."""
-    lock = folder_lock(folder.root)
-    lock.acquire()
-    try:
-        journal = Journal.open(folder.journal_path)
-        try:
-            return _change_in(folder, journal, key, text)
-        finally:
-            journal.close()
-    finally:
-        lock.release()
+    with stopped_run(folder) as run:
+        return _change_in(folder, run, key, text)
 
 
-def _change_in(folder: RunFolder, journal: Journal, key: str, text: str) -> Change:
-    engine, _ = load_engine(journal, folder.draw_secret())
-    state, file = engine.state, SettingsFile(folder, journal)
+def _change_in(folder: RunFolder, run: StoppedRun, key: str, text: str) -> Change:
+    state, file = run.state, SettingsFile(folder, run.journal)
     key, before, value = planned(state, key, text)
     if value != before:
-        # At the last event's time: how long nobody was here is for the next start to say.
-        record_while_stopped(
-            journal, engine, SettingChanged(at_s=state.now_s, actor=own_name(), key=key, value=json.dumps(value))
-        )
+        run.record(SettingChanged(at_s=run.now_s, actor=own_name(), key=key, value=json.dumps(value)))
     trouble = file.write(state, key)
-    journal.set_meta(SETTINGS_WRITTEN, str(file.written))
+    run.journal.set_meta(SETTINGS_WRITTEN, str(file.written))
     return Change(
         key=key,
         before=before,
@@ -216,17 +200,6 @@ def _change_in(folder: RunFolder, journal: Journal, key: str, text: str) -> Chan
         file_trouble=trouble,
         caution=caution_after(state.chosen_config, key),
     )
-
-
-def record_while_stopped(journal: Journal, engine: Engine, event: Event) -> None:
-    """Journal `event` and apply it, for the holder of the folder's lock; slow work that follows waits for a start."""
-    snapshot = journal.latest_snapshot()
-    was_clean = snapshot is not None and snapshot.position == journal.last_position
-    journal.append([event_to_json(event)])
-    engine.handle(event)
-    if was_clean:  # so that the next release can go on with it, as before
-        text = "".join(SnapshotText().pieces(engine.state))
-        journal.save_snapshot(Snapshot(position=journal.last_position, engine_version=ENGINE_VERSION, state=text))
 
 
 def setting_rows(run: RunFolder) -> list[SettingRow]:

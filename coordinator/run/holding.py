@@ -10,11 +10,8 @@ from coordinator.engine.events import Announced, HoldLifted, RunHeld
 from coordinator.engine.hold import Hold, HoldKind
 from coordinator.engine.phases import Phase
 from coordinator.engine.state import EngineState
-from coordinator.run.changing import record_while_stopped
 from coordinator.run.folder import RunFolder
-from coordinator.run.lock import folder_lock
-from coordinator.run.pump import load_engine
-from coordinator.store.journal import Journal
+from coordinator.run.stopped_run import stopped_run
 from protocol.errors import ConfigError, MalformedMessage
 from protocol.local_place import own_name
 from protocol.local_socket import Json
@@ -59,17 +56,7 @@ def announce_while_stopped(folder: RunFolder, text: str) -> None:
 def hold_while_stopped(folder: RunFolder, verb: str, text: str) -> Json:
     """Order it of a run that nobody serves at present; ConfigError when somebody does."""
     text = checked_text(text)
-    lock = folder_lock(folder.root)
-    lock.acquire()
-    try:
-        journal = Journal.open(folder.journal_path)
-        try:
-            engine, _ = load_engine(journal, folder.draw_secret())
-            before = held(engine.state.hold)
-            event = order_of(engine.state, verb, text, engine.state.now_s, own_name())
-            record_while_stopped(journal, engine, event)
-            return {"before": before, "now": held(engine.state.hold)}
-        finally:
-            journal.close()
-    finally:
-        lock.release()
+    with stopped_run(folder) as run:
+        before = held(run.state.hold)
+        run.record(order_of(run.state, verb, text, run.now_s, own_name()))
+        return {"before": before, "now": held(run.state.hold)}

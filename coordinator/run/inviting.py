@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from coordinator.engine.events import InviteRevoked, InvitesMade
 from coordinator.run.folder import RunFolder
-from coordinator.run.noting import noting
 from coordinator.run.reaching import last_port
 from coordinator.run.standings import digest_of_invite
+from coordinator.run.stopped_run import stopped_run
 from coordinator.settings import RunSettings
 from coordinator.store.invites import InviteRow
 from coordinator.store.registry import DEFAULT_INVITE_LIFE_S, Registry, clean_name
@@ -100,20 +100,20 @@ def invites_of(folder: RunFolder) -> list[InviteRow]:
 def revoke_while_stopped(folder: RunFolder, invite: str) -> tuple[str, bool]:
     """Take an invite back in a run that nobody serves at present: its digest, and whether that changed anything."""
     digest = digest_of_invite(invite)
-    with noting(folder) as note:
+    with stopped_run(folder) as run:
         registry = folder.registry()
         try:
             changed = registry.invites.revoke(digest)
         finally:
             registry.close()
         if changed:
-            note(lambda at_s: InviteRevoked(at_s=at_s, actor=own_name(), invite=digest))
+            run.record(InviteRevoked(at_s=run.now_s, actor=own_name(), invite=digest))
     return digest, changed
 
 
 def make_links_while_stopped(folder: RunFolder, terms: InviteTerms) -> list[str]:
     """Join links of a run that nobody serves at present; ConfigError when somebody does, or no port is known yet."""
-    with noting(folder) as note:
+    with stopped_run(folder) as run:
         settings = folder.settings()
         port = settings.port or last_port(folder)
         if not port:
@@ -133,7 +133,7 @@ def make_links_while_stopped(folder: RunFolder, terms: InviteTerms) -> list[str]
             )
         finally:
             registry.close()
-        note(lambda at_s: made(terms, at_s, own_name()))
+        run.record(made(terms, run.now_s, own_name()))
         return links
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from coordinator.engine.events import OperatorKeyAdded, OperatorKeyRevoked
-from coordinator.run.noting import noting
+from coordinator.run.stopped_run import stopped_run
 from coordinator.store.operators import OperatorKey, Role, key_from, operators_name
 from protocol.errors import MalformedMessage
 from protocol.local_place import own_name
@@ -44,18 +44,18 @@ def key_row(key: OperatorKey) -> dict[str, Any]:
 
 def change_key_while_stopped(folder: RunFolder, order: KeyOrder, now_s: float) -> dict[str, Any]:
     """Add or revoke a key of a run that nobody serves at present; ConfigError when somebody does."""
-    with noting(folder) as note:
+    with stopped_run(folder) as run:
         registry = folder.registry()
         keys = registry.operators
         try:
             if not order.public_key:
                 key = keys.revoke(order.name)
-                note(lambda at_s: OperatorKeyRevoked(at_s=at_s, actor=own_name(), operator=key.name))
+                run.record(OperatorKeyRevoked(at_s=run.now_s, actor=own_name(), operator=key.name))
                 return {**key_row(key), "changed": True}
             key = asked_key(order.name, order.public_key, order.role, now_s)
             role, changes = key.role.value, keys.check(key)
             if changes:
-                note(lambda at_s: OperatorKeyAdded(at_s=at_s, actor=own_name(), operator=key.name, role=role))
+                run.record(OperatorKeyAdded(at_s=run.now_s, actor=own_name(), operator=key.name, role=role))
                 keys.add(key)
             return {**key_row(key), "changed": changes}
         finally:

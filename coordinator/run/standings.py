@@ -18,10 +18,7 @@ from coordinator.engine.phases import Phase
 from coordinator.engine.reasons import told
 from coordinator.engine.rows import BanOf, WorkerRecord
 from coordinator.engine.state import EngineState
-from coordinator.run.changing import record_while_stopped
-from coordinator.run.lock import folder_lock
-from coordinator.run.pump import load_engine
-from coordinator.store.journal import Journal
+from coordinator.run.stopped_run import stopped_run
 from coordinator.store.people import said_in
 from coordinator.store.registry import INVITE_ID_CHARACTERS, clean_name, invite_id
 from protocol.errors import ConfigError, MalformedMessage
@@ -128,21 +125,12 @@ def _planned(state: EngineState, order: StandingOrder, at_s: float) -> tuple[Ord
 
 def change_standing_while_stopped(folder: RunFolder, order: StandingOrder) -> StandingChange:
     """The same for a run that nobody serves at present; ConfigError when somebody does."""
-    lock = folder_lock(folder.root)
-    lock.acquire()
-    try:
-        journal = Journal.open(folder.journal_path)
-        try:
-            engine, _ = load_engine(journal, folder.draw_secret())
-            engine.state.names = said_in(folder.registry_path).names
-            event, change = planned_standing(engine.state, order, engine.state.now_s, own_name())
-            if event is not None:
-                record_while_stopped(journal, engine, event)
-            return change
-        finally:
-            journal.close()
-    finally:
-        lock.release()
+    with stopped_run(folder) as run:
+        run.state.names = said_in(folder.registry_path).names
+        event, change = planned_standing(run.state, order, run.now_s, own_name())
+        if event is not None:
+            run.record(event)
+        return change
 
 
 def worker_named(state: EngineState, text: str) -> WorkerRecord:
