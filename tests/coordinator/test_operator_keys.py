@@ -13,7 +13,7 @@ import pytest
 
 from barnraise.cli.app import run as barnraise
 from barnraise.cli.operator_keys import address_of
-from coordinator.edge.elsewhere import Elsewhere, RemoteLine
+from coordinator.edge.elsewhere import RemoteLine
 from coordinator.edge.operator_client import OperatorClient, change_operator_key, list_orders, revoke_invite
 from coordinator.edge.server import CoordinatorServer
 from coordinator.run.folder import RunFolder
@@ -22,21 +22,9 @@ from coordinator.run.operator_keys import KeyOrder, keys_of
 from coordinator.store.operators import MOST_KEYS, OperatorKey, Role
 from coordinator.store.registry import Registry
 from protocol.errors import ConfigError, MalformedMessage, Unauthenticated
-from protocol.identity import PrivateIdentity
-from protocol.joinlink import JoinLink, WayBack
+from protocol.joinlink import WayBack
 from protocol.local_place import own_name
-
-MARIA = PrivateIdentity.generate()
-
-
-async def let_in(run: RunFolder, role: str = "operator", name: str = "maria") -> dict[str, Any]:
-    order = KeyOrder(name=name, public_key=MARIA.public_key.hex(), role=role)
-    return (await asyncio.to_thread(change_operator_key, run, order))[0]
-
-
-def elsewhere(run: RunFolder, server: CoordinatorServer) -> Elsewhere:
-    link = JoinLink(host="127.0.0.1", port=server.port, fingerprint=run.authority().fingerprint)
-    return Elsewhere(link=link, identity=MARIA)
+from tests.coordinator.operators_elsewhere import MARIA, elsewhere, let_in
 
 
 @pytest.fixture

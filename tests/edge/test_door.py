@@ -6,14 +6,8 @@ import pytest
 from starlette.types import ASGIApp
 
 from coordinator.page.access import IDLE_S, LONGEST_S, TICKET_S, Access, Somebody
-from coordinator.page.app import page_app
 from coordinator.page.approach import MOST_FORM_BYTES
-from coordinator.page.board import Board
-from coordinator.page.operator import OperatorPages
-from tests.coordinator.page.doors import MARIA, PASSWORD, Behind, Caller
-from tests.coordinator.page.pictures import NOW_S, picture
-
-PAUSE = {"act": "pause", "why": "moving house"}
+from tests.coordinator.page.doors import MARIA, PASSWORD, PAUSE, Behind, Caller, logged_in, page_before
 
 
 @pytest.fixture
@@ -23,16 +17,12 @@ def behind() -> Behind:
 
 @pytest.fixture
 def app(behind: Behind) -> ASGIApp:
-    board = Board(lambda: NOW_S, operators=True)
-    board.publish(picture())
-    return page_app(board, names={"barn.example"}, abort=lambda _: None, operators=OperatorPages(board, behind.door()))
+    return page_before(behind)
 
 
 @pytest.fixture
 async def maria(app: ASGIApp, behind: Behind) -> Caller:
-    caller = Caller(app)
-    await caller.log_in(behind.access.ticket(MARIA))
-    return caller
+    return await logged_in(app, behind)
 
 
 async def test_a_ticket_logs_in_once_and_looking_at_it_spends_nothing(app: ASGIApp, behind: Behind) -> None:

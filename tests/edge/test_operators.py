@@ -9,27 +9,15 @@ from typing import Any
 
 import pytest
 
-from coordinator.edge.elsewhere import Elsewhere, RemoteLine
+from coordinator.edge.elsewhere import RemoteLine
 from coordinator.edge.operator_client import OperatorClient, change_operator_key, list_orders
 from coordinator.edge.server import CoordinatorServer
 from coordinator.run.folder import RunFolder
 from coordinator.run.operator_keys import KeyOrder
 from protocol.errors import BarnraiseError, Refused, Unauthenticated
-from protocol.identity import PrivateIdentity
 from protocol.joinlink import JoinLink
 from protocol.v1 import barnraise_pb2 as pb
-
-MARIA = PrivateIdentity.generate()
-
-
-async def let_in(run: RunFolder, role: str = "operator", name: str = "maria") -> dict[str, Any]:
-    order = KeyOrder(name=name, public_key=MARIA.public_key.hex(), role=role)
-    return (await asyncio.to_thread(change_operator_key, run, order))[0]
-
-
-def elsewhere(run: RunFolder, server: CoordinatorServer) -> Elsewhere:
-    link = JoinLink(host="127.0.0.1", port=server.port, fingerprint=run.authority().fingerprint)
-    return Elsewhere(link=link, identity=MARIA)
+from tests.coordinator.operators_elsewhere import elsewhere, let_in
 
 
 @pytest.fixture

@@ -10,11 +10,15 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from coordinator.page.access import Access, Somebody
-from coordinator.page.operator import OperatorDoor
+from coordinator.page.app import page_app
+from coordinator.page.board import Board
+from coordinator.page.operator import OperatorDoor, OperatorPages
 from tests.coordinator.page.asking import Answered, ask
+from tests.coordinator.page.pictures import NOW_S, picture
 
 MARIA = Somebody(name="maria", may_order=True)
 PASSWORD = "correct horse battery"
+PAUSE = {"act": "pause", "why": "moving house"}
 INVITES = [
     {"invite": "ac32767545ee117e", "state": "open", "trusted": True, "owner": "maria", "uses": 3, "used": 1,
      "expires_at_s": 1_795_600_000.0},
@@ -100,3 +104,17 @@ class Caller:
         return {
             name: value for name, value in {"host": self.host, **self.proxied, **cookie, **more}.items() if value != ""
         }
+
+
+def page_before(behind: Behind) -> ASGIApp:
+    """The run's page, with that door."""
+    board = Board(lambda: NOW_S, operators=True)
+    board.publish(picture())
+    return page_app(board, names={"barn.example"}, abort=lambda _: None, operators=OperatorPages(board, behind.door()))
+
+
+async def logged_in(app: ASGIApp, behind: Behind) -> Caller:
+    """Maria, who opened the address that she was given."""
+    caller = Caller(app)
+    await caller.log_in(behind.access.ticket(MARIA))
+    return caller

@@ -10,13 +10,10 @@ from starlette.types import ASGIApp
 from coordinator.page.access import Somebody
 from coordinator.page.app import page_app
 from coordinator.page.board import Board
-from coordinator.page.operator import OperatorPages
 from protocol.errors import ConfigError
 from tests.coordinator.page.asking import ask
-from tests.coordinator.page.doors import MARIA, Behind, Caller
+from tests.coordinator.page.doors import MARIA, PAUSE, Behind, Caller, logged_in, page_before
 from tests.coordinator.page.pictures import NOW_S, picture
-
-PAUSE = {"act": "pause", "why": "moving house"}
 
 
 @pytest.fixture
@@ -26,16 +23,12 @@ def behind() -> Behind:
 
 @pytest.fixture
 def app(behind: Behind) -> ASGIApp:
-    board = Board(lambda: NOW_S, operators=True)
-    board.publish(picture())
-    return page_app(board, names={"barn.example"}, abort=lambda _: None, operators=OperatorPages(board, behind.door()))
+    return page_before(behind)
 
 
 @pytest.fixture
 async def maria(app: ASGIApp, behind: Behind) -> Caller:
-    caller = Caller(app)
-    await caller.log_in(behind.access.ticket(MARIA))
-    return caller
+    return await logged_in(app, behind)
 
 
 async def test_a_true_form_is_done_once_and_says_so_once(maria: Caller, behind: Behind) -> None:
