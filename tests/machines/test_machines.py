@@ -47,6 +47,7 @@ def make_run(tmp_path: Path, **changes: Any) -> RunFolder:
     settings = RunSettings(
         preset="tiny", data=str(text), port=0, sequence_length=16, codec="bf16", heldout_limit=2,
         screening_sequences=2, engine=ENGINE | changes,
+        advertised_hosts=("127.0.0.1:1",),  # else a worker whose link breaks finds the way round it (worker/finding.py)
     )  # fmt: skip
     return init_run(tmp_path / "run", settings)
 
