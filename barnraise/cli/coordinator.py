@@ -16,7 +16,7 @@ import typer
 from barnraise.cli.options import Json, RunArgument, Settings, number, one_of
 from barnraise.cli.output import ProgressLine, documents_told, print_json, say_note
 from moe.presets import PRESETS
-from protocol.codecs import CODECS
+from protocol.codec_names import CODEC_NAMES
 from protocol.recipe import TRUNKS
 from protocol.residency import RESIDENCIES
 
@@ -48,7 +48,7 @@ def init(
         str | None,
         typer.Option(help=f"What is trained of the trunk: {one_of(TRUNKS)}; the last two want a --checkpoint."),
     ] = None,
-    codec: Annotated[str | None, typer.Option(help=f"What submissions are encoded in: {one_of(CODECS)}.")] = None,
+    codec: Annotated[str | None, typer.Option(help=f"What submissions are encoded in: {one_of(CODEC_NAMES)}.")] = None,
     sequence_length: Annotated[int | None, typer.Option(help="Tokens a sequence.")] = None,
     line: Annotated[
         str | None,

@@ -14,7 +14,6 @@ import typer
 from typer.core import TyperCommand
 
 from protocol.errors import ConfigError
-from protocol.joinlink import SCHEME, WayBack
 
 if TYPE_CHECKING:
     from coordinator.edge.elsewhere import Elsewhere
@@ -72,7 +71,7 @@ def operator_home() -> Path:
 
 
 def _link_to(at: str) -> JoinLink:
-    from protocol.joinlink import JoinLink
+    from protocol.joinlink import SCHEME, JoinLink, WayBack
 
     path = operator_home() / KNOWN_FILE
     known = _known(path)

@@ -20,7 +20,7 @@ from barnraise.cli.options import Json, one_of
 from barnraise.cli.output import print_json, print_table
 from moe.presets import PRESETS
 from protocol.amounts import parse_bytes
-from protocol.codecs import CODECS, codec_named
+from protocol.codec_names import CODEC_NAMES
 from protocol.errors import ConfigError
 from protocol.recipe import FROZEN_DTYPES, MASTERS, MOMENTS, MUON, OPTIMIZERS, TRUNKS, Recipe, breaches
 from protocol.residency import FROZEN, RESIDENCIES
@@ -90,7 +90,7 @@ def plan(
     trunk: Annotated[str, typer.Option(help=f"What the run trains of the trunk: {one_of(TRUNKS)}.")] = TRUNKS[0],
     codec: Annotated[
         str | None,
-        typer.Option(help=f"What submissions are encoded in: {one_of(CODECS)}; by default what runs begin with."),
+        typer.Option(help=f"What submissions are encoded in: {one_of(CODEC_NAMES)}; by default what runs begin with."),
     ] = None,
     lora_rank: Annotated[int, typer.Option(help="Of a lora trunk's factors.")] = Recipe().lora_rank,
     multiply: Annotated[
@@ -108,6 +108,7 @@ def plan(
     Everything is computed from shapes. Of a checkpoint only its configuration and the headers of its weights are read.
     """
     from coordinator.beginning import USUAL_CODEC
+    from protocol.codecs import codec_named
 
     lowest = all_models
     recipe = _recipe(

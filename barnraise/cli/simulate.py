@@ -15,7 +15,7 @@ import typer
 from aggregation.names import BASES, PRE_STEPS
 from barnraise.cli.options import MOST_SEED, Settings, number, one_of
 from barnraise.cli.output import print_json, print_pairs, print_sample
-from protocol.codecs import CODECS
+from protocol.codec_names import CODEC_NAMES
 from protocol.residency import FROZEN, RESIDENCIES
 from protocol.text import human_bytes
 from simulator.adversaries.table import ATTACKS
@@ -86,7 +86,7 @@ def simulate(
     column_parts: Annotated[
         int, typer.Option(min=1, help="Cut each expert's column into so many, by groups of layers.")
     ] = 1,
-    codec: Annotated[str | None, typer.Option(help=f"What submissions are encoded in: {one_of(CODECS)}.")] = None,
+    codec: Annotated[str | None, typer.Option(help=f"What submissions are encoded in: {one_of(CODEC_NAMES)}.")] = None,
     columns: Annotated[int | None, typer.Option(min=1, help="Expert columns a worker holds at most.")] = None,
     inner_steps: Annotated[int | None, typer.Option(min=1, help="Inner steps a lease; a run's default is 10.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences an inner step; a run's default is 16.")] = None,

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from protocol.codec_names import CODEC_NAMES
 from protocol.codecs import BF16, CODECS, FP32, Codec, codec_named
 from protocol.errors import MalformedMessage
 from protocol.specs import TensorSpec
@@ -16,6 +17,10 @@ _FLOATS = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), m
 
 def _through(codec: Codec, tensor: Tensor) -> Tensor:
     return codec.decode(codec.encode(tensor).parts, TensorSpec("t", tuple(tensor.shape)))
+
+
+def test_the_names_that_help_lists_are_those_that_there_are() -> None:
+    assert tuple(CODECS) == CODEC_NAMES
 
 
 @given(values=_FLOATS)
