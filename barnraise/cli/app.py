@@ -5,7 +5,10 @@ What an error means is decided in `barnraise/cli/endings.py`.
 
 from __future__ import annotations
 
+import copy
+
 import typer
+from typer.models import TyperInfo
 
 import barnraise.cli.coordinator as coordinator_commands
 from barnraise.cli import (
@@ -114,9 +117,27 @@ def run(arguments: list[str]) -> int:
     return flushed(_run(arguments, had_reader=has_reader()))
 
 
+def _as_needed(arguments: list[str]) -> typer.Typer:
+    """The application with the commands of that group alone which the line names: to build all seventy takes longer
+    than the help of most."""
+    named = next((word for word in arguments if not word.startswith("-")), "")
+    needed = copy.copy(app)
+    needed.registered_groups = [one if one.name == named else _closed(one) for one in app.registered_groups]
+    return needed
+
+
+def _closed(group: TyperInfo) -> TyperInfo:
+    """Its name and help, and nothing in it."""
+    closed = copy.copy(group)
+    if group.typer_instance is not None:
+        closed.typer_instance = copy.copy(group.typer_instance)
+        closed.typer_instance.registered_commands, closed.typer_instance.registered_groups = [], []
+    return closed
+
+
 def _run(arguments: list[str], *, had_reader: bool) -> int:
     try:
-        result = app(args=arguments, standalone_mode=False)
+        result = _as_needed(arguments)(args=arguments, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
     except typer.Exit as leaving:
