@@ -57,6 +57,7 @@ class _WorkerProcess:
 
     def __init__(self, options: WorkerOptions, reporter: Reporter, links: list[JoinLink]) -> None:
         self._options, self._reporter = options, reporter
+        self._first = links[0]
         self._root = home_root(options.first_home or options.home)
         """Where the volunteer's rules are."""
         self._agents: list[Agent] = []
@@ -84,14 +85,14 @@ class _WorkerProcess:
 
     async def serve(self, link: JoinLink) -> tuple[int, bool]:
         """One run, from its folder's lock to its end."""
-        options = self._options
+        options = self._options if link is self._first else self._options.beside_another
         home = open_home(options.home, link.fingerprint, options.disk_bytes)
         home.lock()
         try:
             standing = WorkerStanding(self._told(link), home.folder / LOG_FILE)
             house = House(self._root, tell=lambda text: standing.say("rules", text))
             machine = _machine_here(options, standing, house) if options.trains_here else None
-            finish, agent = await self._work(machine, link, home, standing, house)
+            finish, agent = await self._work(options, machine, link, home, standing, house)
             detail = printable(finish.reason)
             standing.say("finished", finished(finish, link.address), exit_code=finish.exit_code, detail=detail)
             return finish.exit_code, agent.wait_for_thread(THREAD_GRACE_S)
@@ -101,13 +102,18 @@ class _WorkerProcess:
             home.unlock()
 
     async def _work(
-        self, machine: Machine | None, link: JoinLink, home: RunHome, standing: WorkerStanding, house: House
+        self,
+        options: WorkerOptions,
+        machine: Machine | None,
+        link: JoinLink,
+        home: RunHome,
+        standing: WorkerStanding,
+        house: House,
     ) -> tuple[m.Finish, Agent]:
         """With a live line where somebody looks, and an ear for the volunteer's commands."""
         agents: list[Agent] = []
-        agent, joining = make_agent(
-            self._options, machine, link, home, standing, house, turn=self._turn_of(link, house, agents)
-        )
+        turn = self._turn_of(link, house, agents)
+        agent, joining = make_agent(options, machine, link, home, standing, house, turn=turn)
         agents.append(agent)
         self._agents.append(agent)
         if self._leaves:
