@@ -119,7 +119,7 @@ class _WorkerProcess:
         if self._leaves:
             agent.leave(self._leaves)
         house.is_training = lambda: agent.state in TRAINING
-        watch = EnergyWatch(meter_of(home, house), agent)
+        watch = EnergyWatch(meter_of(home, house), agent, joining.background)
         control = self._controls[link.fingerprint] = Control(agent, joining, house, standing, watch.meter)
         live, server = None, None
         try:
@@ -133,7 +133,7 @@ class _WorkerProcess:
             return await agent.run(), agent
         finally:
             watching.cancel()
-            watch.meter.write()
+            watch.meter.close()
             if live is not None:
                 live.cancel()
             if server is not None:

@@ -63,7 +63,7 @@ async def test_no_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         permission=Permission(allowed=True),
     )  # fmt: skip
     monkeypatch.setattr(runs, "serve", served)
-    monkeypatch.setattr(runs, "make_agent", lambda *_, **__: (agent, SimpleNamespace()))
+    monkeypatch.setattr(runs, "make_agent", lambda *_, **__: (agent, SimpleNamespace(background=Threads())))
     recorder = Recorder()
     assert await runs.work_for(WorkerOptions(home=tmp_path), [LINK], recorder) == (0, True)
     assert recorder.texts("no_commands") == [
