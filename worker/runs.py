@@ -27,6 +27,7 @@ from worker.policy import Policy
 from worker.progress import Field, LiveReporter, Reporter
 from worker.rejoin import home_root, known_runs
 from worker.rules.house import House
+from worker.rules.traffic import HouseLine
 from worker.sentences import finished, refusal
 from worker.signals import LeavingOnSignals
 from worker.standing import LOG_FILE, WorkerStanding
@@ -60,6 +61,7 @@ class _WorkerProcess:
         self._first = links[0]
         self._root = home_root(options.first_home or options.home)
         """Where the volunteer's rules are."""
+        self._line = HouseLine(self._root)
         self._agents: list[Agent] = []
         self._leaves = ""
         """Why it is to leave; empty: it is not."""
@@ -90,7 +92,7 @@ class _WorkerProcess:
         home.lock()
         try:
             standing = WorkerStanding(self._told(link), home.folder / LOG_FILE)
-            house = House(self._root, tell=lambda text: standing.say("rules", text))
+            house = House(self._root, tell=lambda text: standing.say("rules", text), line=self._line)
             machine = _machine_here(options, standing, house) if options.trains_here else None
             finish, agent = await self._work(options, machine, link, home, standing, house)
             detail = printable(finish.reason)

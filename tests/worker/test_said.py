@@ -140,9 +140,11 @@ async def test_of_several_runs_the_first_has_the_ports_that_were_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ports: dict[JoinLink, tuple[int, int]] = {}
+    ledgers: list[object] = []
 
-    def made(options: WorkerOptions, _machine: object, link: JoinLink, *_: object, **__: object) -> Any:
+    def made(options: WorkerOptions, _machine: object, link: JoinLink, *others: Any, **_: object) -> Any:
         ports[link] = options.share_port, options.p2p_port
+        ledgers.append(others[-1].ledger)
         raise ConfigError("this is as far as it has to come")
 
     monkeypatch.setattr(runs, "make_agent", made)
@@ -150,6 +152,7 @@ async def test_of_several_runs_the_first_has_the_ports_that_were_named(
     options = WorkerOptions(home=tmp_path, share_bytes_per_s=10**6, share_port=7500, p2p=True, p2p_port=7501)
     await runs.work_for(options, [LINK, OTHER], Recorder())
     assert ports == {LINK: (7500, 7501), OTHER: (0, 0)}
+    assert ledgers[0] is ledgers[1], "and the line is one: tests/worker/rules/test_house.py"
 
 
 async def test_of_several_gpus_the_first_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
