@@ -29,7 +29,7 @@ from worker.senses.bus import MeteredSense
 from worker.senses.idle import IdleSense
 from worker.senses.parts import BatterySense, CpuHeatSense, GpuSense, ProgramsSense
 from worker.senses.sense import Sense, Senses
-from worker.sentences import duration
+from worker.sentences import rough_duration
 from worker.wire import Wire
 from worker.words import Words, say
 
@@ -125,7 +125,7 @@ class House:
         most_s = self.rules.lease.longest_hours * 3600.0
         if not most_s or lease.ttl_s <= most_s:
             return ""
-        return say("lease_unwanted.long", span=duration(lease.ttl_s), most=duration(most_s))
+        return say("lease_unwanted.long", span=rough_duration(lease.ttl_s), most=rough_duration(most_s))
 
     def counted(self, wire: Wire) -> CountedWire:
         """`wire`, at the volunteer's rates."""
