@@ -30,6 +30,7 @@ from protocol import local_socket
 from protocol.errors import BarnraiseError, ConfigError, MalformedMessage, Unavailable
 from protocol.ids import Digest
 from protocol.joinlink import Bootstrap
+from protocol.parent import as_parent
 from protocol.private_files import write_private
 from protocol.text import printable
 
@@ -292,7 +293,7 @@ def _environment() -> dict[str, str]:
     passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     root = str(Path(__file__).parents[1])
     quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HIVEMIND_LOGLEVEL": "CRITICAL"}
-    return {**passed, **quiet, "PYTHONPATH": root, "PYTHONSAFEPATH": "1"}
+    return {**passed, **quiet, **as_parent(), "PYTHONPATH": root, "PYTHONSAFEPATH": "1"}
 
 
 def _record_in(answer: Any) -> bytes:

@@ -1,15 +1,8 @@
-"""What whoever starts the sidecar tells it, once, on its standard input; and how it ends with them.
-
-Decides nothing. Always: the process is killed when its parent is (Linux), or ends when its standard input does.
-"""
+"""What whoever starts the sidecar tells it, once, on its standard input. Decides nothing, and touches nothing."""
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import signal
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +12,6 @@ from protocol.ids import Digest
 from protocol.joinlink import Bootstrap
 
 MAX_ORDERS_BYTES = 64 * 1024
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,13 +70,3 @@ class SidecarOrders:
             )
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise ConfigError("the sidecar was told nothing that it understands") from error
-
-
-def end_with_parent() -> None:
-    """Have the system kill this process when the one that started it ends. Where it cannot, standard input tells."""
-    if sys.platform != "linux":
-        return
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended just now
-        os._exit(1)

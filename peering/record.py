@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from protocol.canonical import length_prefixed
 from protocol.errors import BarnraiseError, ConfigError, MalformedMessage, Unauthenticated
-from protocol.hosts import address_text, checked_port, dialable_host, split_port
+from protocol.hosts import checked_port, dialable_host, split_port
 from protocol.identity import PUBLIC_KEY_BYTES, PrivateIdentity, verify
 from protocol.ids import Digest, RunId
 from protocol.messages import record_of
@@ -176,11 +176,6 @@ def _place(address: str) -> tuple[str, int]:
     if port is None:
         raise ConfigError(f"{address[:80]!r} has no port")
     return dialable_host(host), checked_port(port)
-
-
-def address_of(place: tuple[str, int]) -> str:
-    """As it stands in a record."""
-    return address_text(*place)
 
 
 def _message(body: bytes) -> bytes:

@@ -18,7 +18,7 @@ from typing import Any, Final
 from protocol.canonical import length_prefixed
 from protocol.errors import MalformedMessage
 from protocol.identity import PUBLIC_KEY_BYTES, PrivateIdentity, verify
-from protocol.ids import BlockId, Digest, RunId, Version, digest_of
+from protocol.ids import Digest, RunId, Version, digest_of
 from protocol.limits import MAX_CONTROL_BYTES
 from protocol.manifest import BlockRef, Manifest, verify_manifest
 from protocol.tls import fingerprint_of, manifest_key_message, verify_vouch
@@ -165,12 +165,6 @@ def archived(manifest: Manifest) -> Iterator[BlockRef]:
     yield from manifest.blocks.values()
     yield from manifest.masters.values()
     yield from manifest.momenta.values()
-
-
-def archived_blocks(manifest: Manifest) -> dict[BlockId, tuple[Digest, ...]]:
-    """The same by block."""
-    parts = (manifest.blocks, manifest.masters, manifest.momenta)
-    return {block: tuple(refs[block].digest for refs in parts if block in refs) for block in manifest.blocks}
 
 
 def sign_record(identity: PrivateIdentity, content: bytes) -> bytes:

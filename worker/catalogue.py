@@ -201,6 +201,7 @@ _BEGINNING = {
         "sharing: other workers of this run learn this machine's address and take blocks from its port {port}, where"
         " you said so with --share"
     ),
+    "not_sharing": "nothing is shared with other workers: {why}",
     "sharing.untold": "what is shared could not be announced just now; it is told again with the next session",
     "measured.version": "version {version}, for the coordinator: measured",
     "measured.submission": "a submission of somebody else, for the coordinator: measured",

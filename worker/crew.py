@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from protocol.errors import ConfigError
+from protocol.parent import as_parent
 from protocol.terminal import ending_signals, is_hangup
 from worker.again import arguments_of
 from worker.options import WorkerOptions
@@ -29,9 +30,6 @@ from worker.siblings import sibling_home
 from worker.words import say
 
 LOOK_EVERY_S: Final = 0.5
-CREW_PID: Final = "BARNRAISE_CREW_PID"
-"""In the environment of its workers: whose end is theirs."""
-PR_SET_PDEATHSIG: Final = 1
 
 
 def devices_of(gpus: str, count: Callable[[], int] | None = None) -> list[str]:
@@ -61,17 +59,6 @@ def run_crew(options: WorkerOptions, devices: Sequence[str]) -> int:
         finally:
             crew.end(signal.SIGTERM)
             reporter.close()
-
-
-def end_with_crew() -> None:
-    """In a worker of a crew: be asked to leave when the process that started it is gone."""
-    crew = os.environ.pop(CREW_PID, "")
-    if crew and sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if str(os.getppid()) != crew:
-            os._exit(0)  # it went before it could be asked for
 
 
 class _Crew:
@@ -131,7 +118,7 @@ class _Crew:
             if self._leaves:
                 return
             home = sibling_home(self._root, device)
-            own = dataclasses.replace(self._options, home=home, first_home=self._root, device=device, share_port=0)
+            own = dataclasses.replace(self._options.beside_another, home=home, first_home=self._root, device=device)
             self._start(own, way_back)
 
     def _start(self, options: WorkerOptions, link: str) -> subprocess.Popen[str]:
@@ -141,7 +128,7 @@ class _Crew:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, CREW_PID: str(os.getpid())},
+            env={**os.environ, **as_parent()},
             start_new_session=True,  # a terminal's Ctrl-C comes to this process, which passes it on once
         )
         assert worker.stdin is not None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -181,13 +182,15 @@ class Notebook(Protocol):
 
 
 class EnergyMeter:
-    """Adds up what training takes, one look after the other."""
+    """Adds up what training takes, one look after the other; `close` may come from another thread than looks."""
 
     def __init__(self, counter: Counter, notebook: Notebook, clock: Callable[[], float]) -> None:
         self._counter, self._notebook, self._clock = counter, notebook, clock
         self._looked_s: float | None = None
         self._count_j: float | None = None
         self._written_s, self._lease = clock(), ""
+        self._lock, self._is_closed = threading.Lock(), False
+        """Held while notes change, never while the machine is asked."""
         self.notes = EnergyNotes()
         with contextlib.suppress(ValidationError, ConfigError):
             self.notes = EnergyNotes.model_validate_json(notebook.kept(ENERGY_FILE) or b"")
@@ -204,16 +207,28 @@ class EnergyMeter:
         if measured_j is not None and not 0.0 <= measured_j <= MOST_WATTS * passed_s:
             measured_j = None
         self._show(measured_j, passed_s)
-        if lease and is_sane:
-            assumed_j = min(self._counter.assumed_watts(), MOST_WATTS) * passed_s if measured_j is None else 0.0
-            how: How = "estimated" if measured_j is None else "measured"
-            self.notes = self.notes.with_more(lease, assumed_j if measured_j is None else measured_j, how)
-        if now_s - self._written_s >= WRITE_EVERY_S or (self._lease and self._lease != lease):
-            self.write()
-        self._lease = lease or ""
+        how: How = "measured"
+        used_j = measured_j
+        if measured_j is None and lease and is_sane:
+            used_j, how = min(self._counter.assumed_watts(), MOST_WATTS) * passed_s, "estimated"
+        with self._lock:
+            if self._is_closed:
+                return
+            if lease and is_sane and used_j is not None:
+                self.notes = self.notes.with_more(lease, used_j, how)
+            if now_s - self._written_s >= WRITE_EVERY_S or (self._lease and self._lease != lease):
+                self._write()
+            self._lease = lease or ""
 
-    def write(self) -> None:
-        """So that it outlives the process; a full disk costs a minute's count."""
+    def close(self) -> None:
+        """Written, so that it outlives the process. A look that comes back after that changes nothing: the folder may
+        be another process's by then."""
+        with self._lock:
+            self._is_closed = True
+            self._write()
+
+    def _write(self) -> None:
+        """A full disk costs a minute's count."""
         self._written_s = self._clock()
         if self.notes == self._written:
             return

@@ -1,7 +1,7 @@
 """Looks at what training takes, every few seconds, beside a worker that works.
 
-Decides how often, and which part of the machine is asked: the one that trains. Touches the meter alone, in a thread of
-its own, since a driver may take a second to answer.
+Decides how often, and which part of the machine is asked: the one that trains. Touches the meter alone, beside the
+event loop, since a driver may take a second to answer, or for ever: nobody waits for that in order to leave.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Final
 from worker.agent import Agent
 from worker.energy import CardCounter, EnergyMeter, ProcessorCounter
 from worker.home import RunHome
+from worker.ports import Background
 from worker.rules.house import House
 from worker.senses.card import NvidiaCard
 from worker.states import State
@@ -67,12 +68,12 @@ class _WhatTrains:
 class EnergyWatch:
     """One agent's."""
 
-    def __init__(self, meter: EnergyMeter, agent: Agent) -> None:
-        self.meter, self._agent = meter, agent
+    def __init__(self, meter: EnergyMeter, agent: Agent, background: Background) -> None:
+        self.meter, self._agent, self._background = meter, agent, background
 
     async def run(self) -> None:
         """Until it is cancelled."""
         while True:
             lease = self._agent.held_lease if self._agent.state in TRAINING else None
-            await asyncio.to_thread(self.meter.look, lease)
+            await self._background.run(self.meter.look, lease)
             await asyncio.sleep(LOOK_EVERY_S)

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 
 from protocol.errors import ConfigError, RemoteError
+from protocol.parent import end_with_parent
 from protocol.terminal import outliving_terminal
 from worker.lease import printable
 from worker.messages import EXIT_DEVICE_LOST
@@ -30,11 +32,9 @@ def run_worker(options: WorkerOptions) -> int:
 
     Without a link, work for all runs that this machine is enrolled in, in turns (worker/turns.py).
     """
-    from worker.crew import end_with_crew
     from worker.progress import make_reporter
 
-    end_with_crew()
-
+    end_with_parent(signal.SIGTERM)  # in a crew (worker/crew.py): it is asked to leave when that is gone
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what gRPC prints by itself is not for who reads these lines
     with outliving_terminal():
         reporter, address = make_reporter(options.output), ""

@@ -261,7 +261,7 @@ class Joining:
             before = self._capability(machine)
             self._offer = await self._worked_out(machine)
             if self._capability(machine) != before:
-                reply = await self.client.open_session(self._capability(machine), self._options.team)
+                reply = await self.client.patiently(lambda: self._session(machine))
         return reply.heartbeat_interval_s
 
     async def _session(self, machine: Machine) -> pb.OpenSessionReply:

@@ -1,7 +1,8 @@
 """Other workers of the run, as far as this one has to do with them: what it gives them, and whether it asks them.
 
-Decides when the swarm is asked at all: where the coordinator said beside the lease that somebody shares. Always: who
-shares is told what that means before anything listens. Touches the network through the swarm and the listener.
+Decides when the swarm is asked at all: where the coordinator said beside the lease that somebody shares; and that a
+port which cannot be had costs the sharing alone, which is told. Always: who shares is told what that means as soon as
+something listens. Touches the network through the swarm and the listener.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import contextlib
 
 from peering.line import PeerLine
-from protocol.errors import RemoteError
+from protocol.errors import ConfigError, RemoteError
 from protocol.identity import PrivateIdentity
 from protocol.text import human_bytes
 from protocol.v1 import barnraise_pb2 as pb
@@ -19,7 +20,7 @@ from worker.lease import printable
 from worker.progress import Reporter
 from worker.sharing import Sharing
 from worker.swarm import BlockSwarm
-from worker.words import foreign, say
+from worker.words import Words, foreign, say
 
 
 class Neighbours:
@@ -38,7 +39,13 @@ class Neighbours:
         """A session is open: what is here is there for others, if the volunteer wants that."""
         if self._sharing is None:
             return
-        if await self._sharing.start(self._joining.enrolment):
+        try:
+            is_new = await self._sharing.start(self._joining.enrolment)
+        except ConfigError as error:
+            self._sharing = None
+            self._reporter.say("not_sharing", say("not_sharing", why=Words(str(error))))
+            return
+        if is_new:
             port = self._sharing.port
             self._reporter.say("sharing", say("sharing", port=port), port=port)
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -74,11 +74,11 @@ class WorkerOptions:
     share_bytes_per_s: int | None = None
     """Give fetched blocks to other workers, no faster than this; None: nothing, and no port is opened."""
     share_port: int = 0
-    """Where others come for them; 0: any port that is free."""
+    """Where others come for them; 0: any port that is free. Of several runs, or GPUs, the first has it."""
     p2p: bool = False
     """Take part in the run's peer-to-peer network, in a process of its own: one more way to find a run that moved."""
     p2p_port: int = 0
-    """Where others reach this machine in it, if it shares; 0: any port that is free."""
+    """Where others reach this machine in it, if it shares; 0: any port that is free. Of several the first has it."""
     keep_progress_every_s: float = 30.0
     """A lease's progress is written to disk this often, for the case that the process is killed; 0: after each step."""
     progress_bytes_a_day: int | None = None
@@ -99,6 +99,11 @@ class WorkerOptions:
     def trains_here(self) -> bool:
         """Whether training is in the agent's own process, where hooks can reach it."""
         return self.trainer_hook is not None or self.batch_hook is not None
+
+    @property
+    def beside_another(self) -> WorkerOptions:
+        """For a further worker, or run, of the same machine: a port that was named is the first one's alone."""
+        return replace(self, share_port=0, p2p_port=0)
 
     def __post_init__(self) -> None:
         check_device(self.device)

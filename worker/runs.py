@@ -27,6 +27,7 @@ from worker.policy import Policy
 from worker.progress import Field, LiveReporter, Reporter
 from worker.rejoin import home_root, known_runs
 from worker.rules.house import House
+from worker.rules.traffic import HouseLine
 from worker.sentences import finished, refusal
 from worker.signals import LeavingOnSignals
 from worker.standing import LOG_FILE, WorkerStanding
@@ -57,8 +58,10 @@ class _WorkerProcess:
 
     def __init__(self, options: WorkerOptions, reporter: Reporter, links: list[JoinLink]) -> None:
         self._options, self._reporter = options, reporter
+        self._first = links[0]
         self._root = home_root(options.first_home or options.home)
         """Where the volunteer's rules are."""
+        self._line = HouseLine(self._root)
         self._agents: list[Agent] = []
         self._leaves = ""
         """Why it is to leave; empty: it is not."""
@@ -84,14 +87,14 @@ class _WorkerProcess:
 
     async def serve(self, link: JoinLink) -> tuple[int, bool]:
         """One run, from its folder's lock to its end."""
-        options = self._options
+        options = self._options if link is self._first else self._options.beside_another
         home = open_home(options.home, link.fingerprint, options.disk_bytes)
         home.lock()
         try:
             standing = WorkerStanding(self._told(link), home.folder / LOG_FILE)
-            house = House(self._root, tell=lambda text: standing.say("rules", text))
+            house = House(self._root, tell=lambda text: standing.say("rules", text), line=self._line)
             machine = _machine_here(options, standing, house) if options.trains_here else None
-            finish, agent = await self._work(machine, link, home, standing, house)
+            finish, agent = await self._work(options, machine, link, home, standing, house)
             detail = printable(finish.reason)
             standing.say("finished", finished(finish, link.address), exit_code=finish.exit_code, detail=detail)
             return finish.exit_code, agent.wait_for_thread(THREAD_GRACE_S)
@@ -101,19 +104,24 @@ class _WorkerProcess:
             home.unlock()
 
     async def _work(
-        self, machine: Machine | None, link: JoinLink, home: RunHome, standing: WorkerStanding, house: House
+        self,
+        options: WorkerOptions,
+        machine: Machine | None,
+        link: JoinLink,
+        home: RunHome,
+        standing: WorkerStanding,
+        house: House,
     ) -> tuple[m.Finish, Agent]:
         """With a live line where somebody looks, and an ear for the volunteer's commands."""
         agents: list[Agent] = []
-        agent, joining = make_agent(
-            self._options, machine, link, home, standing, house, turn=self._turn_of(link, house, agents)
-        )
+        turn = self._turn_of(link, house, agents)
+        agent, joining = make_agent(options, machine, link, home, standing, house, turn=turn)
         agents.append(agent)
         self._agents.append(agent)
         if self._leaves:
             agent.leave(self._leaves)
         house.is_training = lambda: agent.state in TRAINING
-        watch = EnergyWatch(meter_of(home, house), agent)
+        watch = EnergyWatch(meter_of(home, house), agent, joining.background)
         control = self._controls[link.fingerprint] = Control(agent, joining, house, standing, watch.meter)
         live, server = None, None
         try:
@@ -127,7 +135,7 @@ class _WorkerProcess:
             return await agent.run(), agent
         finally:
             watching.cancel()
-            watch.meter.write()
+            watch.meter.close()
             if live is not None:
                 live.cancel()
             if server is not None:

@@ -40,7 +40,7 @@ _REPORTS = {
 
 def unreached(cause: Cause | None, address: str, work: InHand, lasting_s: float = 0.0) -> Words:
     """The coordinator cannot be reached, or cannot serve: it is tried again until it can."""
-    since = say("unreached.since", span=duration(lasting_s)) if lasting_s > 0.0 else Words("")
+    since = say("unreached.since", span=rough_duration(lasting_s)) if lasting_s > 0.0 else Words("")
     if work is InHand.NOTHING:
         return say("unreached.idle", what=_unreached(cause, address), since=since)
     return say("unreached", what=_unreached(cause, address), since=since, work=say(work.value))
@@ -48,7 +48,7 @@ def unreached(cause: Cause | None, address: str, work: InHand, lasting_s: float 
 
 def reached_again(address: str, lasted_s: float) -> Words:
     """After `unreached`."""
-    return say("reached_again", address=address, span=duration(lasted_s))
+    return say("reached_again", address=address, span=rough_duration(lasted_s))
 
 
 def broken_upload(cause: Cause | None, address: str) -> Words:
@@ -88,7 +88,7 @@ def told(tell: m.Tell) -> Words:
         case News.SUBMISSION_REFUSED:
             return say("submission_refused", why=_quoted(tell))
         case News.SUBMISSION_KEPT:
-            return say("submission_kept", why=_quoted(tell), span=duration(tell.pause_s))
+            return say("submission_kept", why=_quoted(tell), span=rough_duration(tell.pause_s))
         case News.HELD_UP:
             return say("held_up")
         case News.PAUSED:
@@ -97,7 +97,7 @@ def told(tell: m.Tell) -> Words:
         case News.RESUMED:
             return say("resumed")
         case News.LEASE_UNWANTED:
-            return say("lease_unwanted", why=Words(said(tell.reason)), span=duration(tell.pause_s))
+            return say("lease_unwanted", why=Words(said(tell.reason)), span=rough_duration(tell.pause_s))
         case News.OUT_OF_TIME:
             return say("out_of_time", why=Words(said(tell.reason)))
 
@@ -105,7 +105,7 @@ def told(tell: m.Tell) -> Words:
 def waiting(reason: str, lasting_s: float = 0.0) -> Words:
     """No lease now, in the coordinator's words."""
     if lasting_s > 0.0:
-        return say("still_waiting", span=duration(lasting_s), why=foreign(reason))
+        return say("still_waiting", span=rough_duration(lasting_s), why=foreign(reason))
     return say("waiting", why=foreign(reason))
 
 
@@ -113,11 +113,11 @@ def spent(lasted_s: float, trained_s: float, fetched_s: float, sent_s: float) ->
     """What became of the time from one lease to the next."""
     return say(
         "time_spent",
-        span=duration(lasted_s),
-        trained=duration(trained_s),
+        span=rough_duration(lasted_s),
+        trained=rough_duration(trained_s),
         share=f"{min(1.0, trained_s / lasted_s):.0%}",
-        fetched=duration(fetched_s),
-        sent=duration(sent_s),
+        fetched=rough_duration(fetched_s),
+        sent=rough_duration(sent_s),
     )
 
 
@@ -160,7 +160,7 @@ def _quoted(tell: m.Tell) -> Words:
     return say("why", why=foreign(said(tell.reason))) if own else Words("")
 
 
-def duration(seconds: float) -> str:
+def rough_duration(seconds: float) -> str:
     """`40 s`, `3 min`, `2 h`."""
     if seconds < 90.0:
         return f"{round(seconds)} s"

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from worker.policy import Permission
 from worker.progress import Field, Reporter
-from worker.sentences import duration, step
+from worker.sentences import rough_duration, step
 from worker.states import State
 from worker.words import Words, foreign, say
 
@@ -175,7 +175,7 @@ def _training(present: Present | None, now_s: float) -> Words:
     left_s = present.left_s(now_s)
     if left_s is None:
         return say("doing.training", step=how_far)
-    return say("doing.training.left", step=how_far, span=duration(left_s))
+    return say("doing.training.left", step=how_far, span=rough_duration(left_s))
 
 
 def log_lines(folder: Path, count: int) -> list[dict[str, Any]]:

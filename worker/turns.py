@@ -27,7 +27,7 @@ class _Contender:
     share: Callable[[], float]
     has_lease: Callable[[], bool]
     used_s: float = 0.0
-    """Divided by the shares of then."""
+    """Divided by the shares of then; whole while there was none, which is no reason to starve it later."""
     is_welcome: bool = False
     """Whether its own rules let it work."""
     away_until_s: float = float("-inf")
@@ -70,7 +70,7 @@ class Turns:
         passed_s, self._looked_s = now_s - self._looked_s, now_s
         holder = self._runs.get(self.turn)
         if holder is not None and holder.has_lease():
-            holder.used_s += passed_s / max(holder.share(), 1e-9)
+            holder.used_s += passed_s / (holder.share() or 1.0)
             self._since_s = now_s
             return
         following = self._next(now_s)

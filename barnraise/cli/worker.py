@@ -109,7 +109,12 @@ def join(
         ),
     ] = None,
     share_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="The port for --share, to be forwarded by a router; 0: any.")
+        int,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="The port for --share, to be forwarded by a router; 0: any. Of several runs or GPUs the first has it.",
+        ),
     ] = 0,
     p2p: Annotated[
         bool,

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from protocol.text import human_bytes, printable
 from worker.energy import energy_words
-from worker.sentences import duration
+from worker.sentences import rough_duration
 
 Status = dict[str, Any]
 _BARS: Final = "▁▂▃▄▅▆▇█"
@@ -58,7 +58,7 @@ def lease_panel(status: Status, width: int) -> Panel:
         if status.get("state") == "paused":
             lines.append("it waits at its last saved step")
         elif lease["left_s"] is not None:
-            lines.append(f"about {duration(lease['left_s'])} left")
+            lines.append(f"about {rough_duration(lease['left_s'])} left")
     return Panel(name="lease", title="lease", lines=tuple(map(printable, lines)))
 
 

@@ -17,12 +17,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from peering.keeping import RecordKeeper
-from peering.orders import MAX_ORDERS_BYTES, SidecarOrders, end_with_parent
+from peering.orders import MAX_ORDERS_BYTES, SidecarOrders
 from peering.record import MAX_RECORD_BYTES
 from peering.sidecar.daemon import Daemon
 from protocol import local_socket
 from protocol.errors import ConfigError, MalformedMessage, RemoteError
 from protocol.joinlink import MOST_BOOTSTRAPS, Bootstrap
+from protocol.parent import end_with_parent
 
 if TYPE_CHECKING:
     from peering.sidecar.network import RunNetwork

@@ -11,12 +11,14 @@ import asyncio
 import contextlib
 import importlib.util
 import os
+from functools import partial
 from pathlib import Path
 
-from peering.orders import SidecarOrders, end_with_parent
+from peering.orders import SidecarOrders
 from peering.sidecar.addresses import multiaddr_of
 from protocol.errors import ConfigError, Unavailable
 from protocol.hosts import split_port
+from protocol.parent import end_with
 
 READY_S = 20.0
 MEMORY_TARGET = "256MiB"
@@ -47,7 +49,7 @@ class Daemon:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 env={**os.environ, "GOMEMLIMIT": MEMORY_TARGET, "GOLOG_LOG_LEVEL": "error"},
-                preexec_fn=end_with_parent,
+                preexec_fn=partial(end_with, os.getpid()),
             )
         except OSError as error:
             raise ConfigError(f"p2pd cannot be started: {error.strerror or error}") from error

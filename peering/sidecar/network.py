@@ -18,7 +18,7 @@ from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.routing import DHTID
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase
 from hivemind.p2p import P2P, PeerID
-from hivemind.utils import MSGPackSerializer, get_dht_time
+from hivemind.utils import MSGPackSerializer
 from hivemind.utils.multiaddr import Multiaddr
 
 from peering.keeping import RecordKeeper
@@ -163,8 +163,3 @@ class RunNetwork:
 def key_of(fingerprint: Digest) -> str:
     """What the record of a run is stored under."""
     return _KEY + fingerprint
-
-
-def now_s() -> float:
-    """By the network's clock, which is the calendar's."""
-    return float(get_dht_time())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -12,8 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event, Thread
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -28,18 +32,22 @@ from protocol.v1 import barnraise_pb2 as pb
 from tests.worker.conftest import MACHINE, small_values
 from tests.worker.leases import changed_lease, lease_message, read_lease
 from worker.allowance import DiskCap
+from worker.apart import orders as o
 from worker.apart.hands import DistantHands
 from worker.apart.keeper import MOST_IN_A_ROW, ProcessKeeper, WorkerLeaves
 from worker.apart.ruled import Ruled
+from worker.apart.taking import LeaseTaker
 from worker.apart.trainer import ApartTrainer
 from worker.fetched import FetchedLease, understand_run
 from worker.handiwork import HERE
 from worker.home import open_home
 from worker.lease import RunDescription
+from worker.machine.machine import Machine
 from worker.options import WorkerOptions
 from worker.outbox import Submission
 from worker.rules.model import VolunteerRules
 from worker.steps import Way
+from worker.train.job import TrainingJob
 from worker.train.training import TrainingRoom
 from worker.trouble import Trouble
 
@@ -114,8 +122,6 @@ def apart(tmp_path: Path, blocks_of: Any, frozen_layout: Any) -> Iterator[Apart]
 
 def lasting(lease: Lease, sequences: Any) -> tuple[Lease, Any]:
     """A lease of so many steps that something can happen in its middle."""
-    import numpy as np
-
     many = np.concatenate([sequences] * 20)
     return changed_lease(lease, inner_steps=100, data_count=400), many  # type: ignore[arg-type]
 
@@ -248,6 +254,81 @@ def test_trouble_that_stays_is_told_and_leaving_waits_for_nothing(
     assert failures, "whoever waits for a pause's end does not keep a worker from leaving"
 
 
+def test_what_nobody_expected_is_told_as_what_it_is(
+    apart: Apart, make_lease: Any, sequences: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[Exception] = [RuntimeError("a bug"), OSError(errno.ENOSPC, "full")]
+
+    def fail() -> None:
+        raise failures.pop(0)
+
+    monkeypatch.setattr(apart.keeper, "ready", fail)
+    for cause in (Cause.TRAINING_FAILED, Cause.LOCAL_STORAGE):
+        outcome = apart.train(make_lease(), sequences)
+        assert isinstance(outcome, Trouble)
+        assert outcome.cause == cause
+
+
+class TakenHere:
+    """What the trainer's process does with leases, in this one, and what it says."""
+
+    def __init__(self, folder: Path, make_lease: Any, sequences: Any) -> None:
+        begun = o.Begin(folder=str(folder), keep_progress_every_s=0.0, progress_bytes_a_day=None, disk_pause_s=1.0)
+        self.words: queue.Queue[Any] = queue.Queue()
+        pipe: Any = SimpleNamespace(send=self.words.put)
+        self.taker = LeaseTaker(begun, pipe, lambda *_: True)
+        self._lease, self._file = make_lease(), folder / "sequences.npy"
+        np.save(self._file, sequences)
+
+    def begin(self, number: int, **changed: Any) -> None:
+        order = o.TrainLease(
+            number=number, description=description(), machine=MACHINE, lease=self._lease, digests={},
+            sequences=str(self._file),
+        )  # fmt: skip
+        self.taker.take(dataclasses.replace(order, **changed))
+
+
+def test_a_lease_that_cannot_even_begin_ends_itself_and_not_the_process(
+    tmp_path: Path, make_lease: Any, sequences: Any
+) -> None:
+    here = TakenHere(tmp_path, make_lease, sequences)
+    here.begin(1, sequences=str(tmp_path / "nowhere"))
+    here.begin(2, description=dataclasses.replace(description(), model_json="[]"))
+    for number in (1, 2):
+        word = here.words.get(timeout=20.0)
+        assert isinstance(word, o.LeaseNotTrained)
+        assert (word.number, word.cause) == (number, Cause.TRAINING_FAILED)
+
+
+def test_a_lease_on_a_machine_that_has_changed_waits_for_the_one_before(
+    tmp_path: Path, make_lease: Any, sequences: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a rule is changed: two leases never train at once, and none's steps are told as another's."""
+    begun, go_on = queue.Queue[Machine](), Event()
+
+    def train(room: TrainingRoom, job: TrainingJob) -> None:
+        step = job.stepping()
+        begun.put(room._machine)
+        assert go_on.wait(20.0)
+        step(1, 2.0)
+        raise RuntimeError("this is as far as it has to come")
+
+    monkeypatch.setattr(TrainingRoom, "_train", train)
+    here, smaller = TakenHere(tmp_path, make_lease, sequences), dataclasses.replace(MACHINE, memory_bytes=1 << 30)
+    here.begin(1)
+    assert begun.get(timeout=20.0) == MACHINE
+    here.taker.take(o.StopLease(number=1))
+    here.begin(2, machine=smaller)
+    with pytest.raises(queue.Empty):
+        begun.get(timeout=0.1)
+    go_on.set()
+    assert begun.get(timeout=20.0) == smaller
+    words = [here.words.get(timeout=20.0) for _ in range(3)]
+    assert [(type(word), word.number) for word in words] == [
+        (o.LeaseStepped, 1), (o.LeaseStepped, 2), (o.LeaseNotTrained, 2),
+    ]  # fmt: skip
+
+
 PARENT = """
 import sys, time
 from pathlib import Path
@@ -300,8 +381,6 @@ def test_a_gpus_memory_and_threads_follow_the_rules_of_the_moment() -> None:
 
 
 def test_every_lease_goes_through_the_pipe_as_it_is() -> None:
-    from worker.apart import orders as o
-
     lease = read_lease(lease_message(residuals=["0f" * 32, "", "1f" * 32], frozen=pb.FrozenColumns(version=0)))
     order = o.TrainLease(
         number=1, description=description(), machine=MACHINE, lease=lease, digests={TRUNK: Digest("0" * 64)},

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.worker.senses.test_senses import Nvml
+from worker.background import Threads
 from worker.energy import (
     ENERGY_FILE,
     GPU_WATTS,
@@ -19,8 +22,10 @@ from worker.energy import (
     ProcessorCounter,
     energy_words,
 )
+from worker.energy_watch import EnergyWatch
 from worker.senses.card import NvidiaCard
 from worker.senses.sense import Senseless
+from worker.states import State
 
 
 class Notebook(dict[str, bytes]):
@@ -107,12 +112,44 @@ def test_a_sleep_or_a_counter_that_was_set_back_is_not_counted(bench: Bench, pas
 def test_it_outlives_the_process_and_forgets_old_leases_but_not_their_sum(bench: Bench) -> None:
     for number in range(KEPT_LEASES + 5):
         bench.look(f"r{number}.1", 1.0, 10.0)
-    bench.meter.write()
+    bench.meter.close()
     bench.again()
     assert bench.total == (10.0 * (KEPT_LEASES + 5), 0.0)
     assert len(bench.meter.notes.leases) == KEPT_LEASES
     bench.notebook[ENERGY_FILE] = b'{"total": {"measured_j": -1}}'
     assert bench.again().notes == EnergyNotes()
+
+
+def test_a_driver_that_hangs_keeps_nobody_from_leaving_and_writes_nothing_after_that(bench: Bench) -> None:
+    bench.look("r1.1", 2.0, 200.0)
+    asked, answers, gave_up = Event(), Event(), list[bool]()
+
+    def hang() -> float:
+        asked.set()
+        gave_up.append(not answers.wait(5.0))
+        return 1e6
+
+    bench.part.joules = hang  # type: ignore[method-assign]
+    threads = Threads()
+    agent: Any = SimpleNamespace(held_lease="r1.1", state=State.TRAINING)
+
+    async def live() -> None:
+        watching = asyncio.create_task(EnergyWatch(bench.meter, agent, threads).run())
+        while not asked.is_set():
+            await asyncio.sleep(0)
+        watching.cancel()
+        bench.meter.close()
+
+    bench.now_s += 10.0
+    asyncio.run(live())
+    assert (gave_up, threads.busy) == ([], True), "nobody waited for it"
+    written = dict(bench.notebook)
+    assert EnergyNotes.model_validate_json(written[ENERGY_FILE]).total.measured_j == 200.0
+    bench.now_s += 1.0
+    answers.set()
+    for thread in threads._threads:
+        thread.join(5.0)
+    assert (gave_up, bench.notebook, bench.total) == ([False], written, (200.0, 0.0))
 
 
 def test_a_processors_packages_are_added_up_over_the_end_of_their_counters(tmp_path: Path) -> None:

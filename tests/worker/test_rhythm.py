@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ import pytest
 
 from tests.worker.conftest import MACHINE
 from worker.apart import orders as o
-from worker.apart.taking import LeaseTaker
+from worker.apart.taking import LeaseNews, LeaseTaker
 from worker.policy import Circumstances, Permission
 from worker.train.rhythm import Rhythm
 
@@ -76,14 +75,14 @@ def test_the_device_is_waited_for_only_where_there_is_a_rest() -> None:
 
 
 def test_the_trainers_process_keeps_the_tempo_it_is_told(tmp_path: Path) -> None:
-    """Told in the middle of a lease or before there was one, and whether or not the machine changes."""
+    """Told in the middle of a lease or before there was one."""
     begun = o.Begin(folder=str(tmp_path), keep_progress_every_s=0.0, progress_bytes_a_day=None, disk_pause_s=1.0)
-    taker = LeaseTaker(begun, SimpleNamespace(), lambda *_: True)  # type: ignore[arg-type]
+    pipe: Any = SimpleNamespace()
+    taker = LeaseTaker(begun, pipe, lambda *_: True)
     taker.take(o.PaceTraining(share=0.5))
-    assert taker._room_on(MACHINE)._rhythm.share == 0.5
+    assert taker._room_for(MACHINE, LeaseNews(pipe, 1))._rhythm.share == 0.5
     taker.take(o.PaceTraining(share=0.75))
-    assert taker._room_on(MACHINE)._rhythm.share == 0.75
-    assert taker._room_on(dataclasses.replace(MACHINE, threads=2))._rhythm.share == 0.75
+    assert taker._room_for(MACHINE, LeaseNews(pipe, 1))._rhythm.share == 0.75
 
 
 async def test_an_agent_tells_its_trainer_and_its_volunteer(swarm: Any) -> None:

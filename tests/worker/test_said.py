@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from worker.measuring import Measuring
 from worker.neighbours import Neighbours
 from worker.options import WorkerOptions
 from worker.policy import Permission
+from worker.sharing import Sharing
 from worker.states import State
 from worker.timing import Timing
 
@@ -61,7 +63,7 @@ async def test_no_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         permission=Permission(allowed=True),
     )  # fmt: skip
     monkeypatch.setattr(runs, "serve", served)
-    monkeypatch.setattr(runs, "make_agent", lambda *_, **__: (agent, SimpleNamespace()))
+    monkeypatch.setattr(runs, "make_agent", lambda *_, **__: (agent, SimpleNamespace(background=Threads())))
     recorder = Recorder()
     assert await runs.work_for(WorkerOptions(home=tmp_path), [LINK], recorder) == (0, True)
     assert recorder.texts("no_commands") == [
@@ -115,6 +117,50 @@ async def test_sharing_untold() -> None:
         await neighbours.on_session()
     untold = "what is shared could not be announced just now; it is told again with the next session"
     assert recorder.texts("share_unreached") == [untold], "said once"
+
+
+async def test_not_sharing(home: RunHome) -> None:
+    """Another program has the port: the session goes on, and nobody is told of a share that is not there."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        recorder = Recorder()
+        sharing = Sharing(home.disk.blocks, 10**6, host="127.0.0.1", port=port)
+        enrolment = SimpleNamespace(run_id="run", ca_pem="")
+        neighbours = Neighbours(SimpleNamespace(enrolment=enrolment), recorder, sharing)  # type: ignore[arg-type]
+        for _ in range(2):
+            await neighbours.on_session()
+    (text,) = recorder.texts("not_sharing")
+    assert text.startswith(f"nothing is shared with other workers: cannot listen on port {port}")
+    assert recorder.texts("sharing") == []
+
+
+async def test_of_several_runs_the_first_has_the_ports_that_were_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ports: dict[JoinLink, tuple[int, int]] = {}
+    ledgers: list[object] = []
+
+    def made(options: WorkerOptions, _machine: object, link: JoinLink, *others: Any, **_: object) -> Any:
+        ports[link] = options.share_port, options.p2p_port
+        ledgers.append(others[-1].ledger)
+        raise ConfigError("this is as far as it has to come")
+
+    monkeypatch.setattr(runs, "make_agent", made)
+    monkeypatch.setattr(runs.House, "_step_back", lambda _: None)  # the tests' own process keeps its priority
+    options = WorkerOptions(home=tmp_path, share_bytes_per_s=10**6, share_port=7500, p2p=True, p2p_port=7501)
+    await runs.work_for(options, [LINK, OTHER], Recorder())
+    assert ports == {LINK: (7500, 7501), OTHER: (0, 0)}
+    assert ledgers[0] is ledgers[1], "and the line is one: tests/worker/rules/test_house.py"
+
+
+async def test_of_several_gpus_the_first_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = _Crew(WorkerOptions(home=tmp_path, share_port=7500, p2p_port=7501), Recorder())
+    started: list[WorkerOptions] = []
+    monkeypatch.setattr(crew, "_start", lambda options, _link: started.append(options))
+    crew._start_others(["cuda:1", "cuda:2"])
+    assert [(each.share_port, each.p2p_port) for each in started] == [(0, 0)] * 2
 
 
 async def test_unmeasured_version(home: RunHome) -> None:

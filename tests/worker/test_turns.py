@@ -78,6 +78,17 @@ def test_rules_and_shares_count_at_the_next_lease() -> None:
     assert machine.begun == [], "a run without a share waits, though nobody else is there"
 
 
+def test_a_run_that_has_no_share_for_a_while_is_not_starved_afterwards() -> None:
+    machine = Machine({"a": 1.0, "b": 1.0})
+    machine.live(LEASE_S // 2)
+    (holder,) = machine.leases
+    machine.shares[holder] = 0.0  # in the middle of its lease
+    machine.live(3 * LEASE_S)
+    machine.shares[holder], machine.begun = 1.0, []
+    machine.live(20 * LEASE_S)
+    assert machine.begun.count(holder) >= 9
+
+
 def test_out_of_turn_a_worker_says_whose_it_is_and_finishes_what_it_trains() -> None:
     machine = Machine({"a": 1.0, "b": 1.0})
     now = Circumstances(wall_s=0.0)

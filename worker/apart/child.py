@@ -8,9 +8,7 @@ the agent is gone, so is this process. Touches the device, the run's progress an
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -19,20 +17,21 @@ from typing import Any, Final
 
 from protocol.allocator import keep_little
 from protocol.errors import BarnraiseError
+from protocol.parent import end_with_parent
 from protocol.storage import disk_error_number
 from worker.apart import orders as o
 from worker.apart.pipe import MessagePipe
 
 AT_ONCE: Final = 4
 """Orders beside training: as many blocks as come at once may be made of steps."""
-PR_SET_PDEATHSIG: Final = 1
 KILLED_FIRST: Final = "500"
 """Where memory runs out, the system is to end this process, and not the agent, which can start another."""
 
 
 def main() -> None:
     """Serve the agent at the other end of standard input and output until it is gone."""
-    _die_with_agent()
+    end_with_parent()
+    _go_first()
     keep_little()
     # what libraries print goes to the log, and never between two messages
     source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
@@ -46,13 +45,10 @@ def main() -> None:
     os._exit(0)  # in the middle of whatever it is: all that it writes is whole or not there
 
 
-def _die_with_agent() -> None:
+def _go_first() -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(KILLED_FIRST)
-        if str(os.getppid()) != os.environ.get("BARNRAISE_AGENT_PID"):
-            os._exit(0)  # it went before it could be asked for
 
 
 class OrderTaker:

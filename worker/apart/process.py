@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from protocol.parent import as_parent
 from worker.apart.orders import ORDER, WORD
 from worker.apart.pipe import MessagePipe
 
@@ -115,7 +116,7 @@ class TrainerProcess:
     def _start(self) -> subprocess.Popen[bytes]:
         # what this process would import, whatever folder it stands in
         paths = os.pathsep.join(path for path in sys.path if path)
-        environment = {**os.environ, "PYTHONPATH": paths, "BARNRAISE_AGENT_PID": str(os.getpid())}
+        environment = {**os.environ, **as_parent(), "PYTHONPATH": paths}
         descriptor = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as log:
             return subprocess.Popen(

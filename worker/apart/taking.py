@@ -20,14 +20,13 @@ from worker.apart.pipe import MessagePipe
 from worker.blocks import BlockCache
 from worker.fetched import FetchedLease
 from worker.machine.machine import Machine
-from worker.machine.probe import hold_to_cap
 from worker.options import WorkerOptions
 from worker.outbox import Outbox, Submission
 from worker.pauses import Pauses
 from worker.progress import Field
 from worker.train.lease_state import LeaseStates
 from worker.train.training import TrainingRoom
-from worker.trouble import Trouble
+from worker.trouble import Trouble, training_trouble_of
 
 STEP_EVERY_S: Final = 0.1
 
@@ -53,7 +52,7 @@ class DistantDisk:
 
 
 class LeaseTaker:
-    """Trains what the agent orders; a `Reporter` of how it goes, too."""
+    """Trains what the agent orders."""
 
     def __init__(self, begun: o.Begin, pipe: MessagePipe, room: Callable[..., bool]) -> None:
         folder = Path(begun.folder)
@@ -65,22 +64,23 @@ class LeaseTaker:
             pauses=dataclasses.replace(Pauses(), disk_s=begun.disk_pause_s),
         )
         self._room: TrainingRoom | None = None
-        self._machine: Machine | None = None
-        self._threads = self._number = 0
-        self._told_s, self._share = 0.0, 1.0
+        self._number, self._share = 0, 1.0
 
     def take(self, order: o.TrainLease | o.StopLease | o.PaceTraining) -> None:
         """Begin, stop, or go on at another pace; returns at once."""
-        if isinstance(order, o.PaceTraining):
-            self._share = order.share
-            if self._room is not None:
-                self._room.pace(order.share)
-            return
-        if isinstance(order, o.StopLease):
-            if self._room is not None and order.number == self._number:
-                self._room.stop()
-            return
-        number = self._number = order.number
+        match order:
+            case o.PaceTraining():
+                self._share = order.share
+                if self._room is not None:
+                    self._room.pace(order.share)
+            case o.StopLease():
+                if self._room is not None and order.number == self._number:
+                    self._room.stop()
+            case o.TrainLease():
+                self._begin(order)
+
+    def _begin(self, order: o.TrainLease) -> None:
+        number = order.number
 
         def done(submission: Submission) -> None:
             self._pipe.send(o.LeaseTrained(number=number, submission=submission))
@@ -92,24 +92,32 @@ class LeaseTaker:
                 )
             )
 
-        fetched = FetchedLease(
-            lease=order.lease,
-            run=run_of(order.description),
-            digests=order.digests,
-            sequences=np.load(order.sequences, allow_pickle=False),
-        )
-        self._room_on(order.machine).start(fetched, done, failed)
-
-    def _room_on(self, machine: Machine) -> TrainingRoom:
-        self._threads = machine.threads
-        if self._room is None or self._machine != machine:
-            hold_to_cap(machine)
-            self._machine = machine
-            self._room = TrainingRoom(
-                self._options, machine, self._disk, self._outbox, self, threads=lambda: self._threads
+        try:
+            fetched = FetchedLease(
+                lease=order.lease,
+                run=run_of(order.description),
+                digests=order.digests,
+                sequences=np.load(order.sequences, allow_pickle=False),
             )
+            news = LeaseNews(self._pipe, number)
+            self._room_for(order.machine, news).start(fetched, done, failed, order.machine, news)
+            self._number = number
+        except Exception as error:  # whatever it was: the agent hears of it, and this process takes other orders
+            failed(training_trouble_of(error))
+
+    def _room_for(self, machine: Machine, news: LeaseNews) -> TrainingRoom:
+        """One for all leases: the next waits there for the one before, whatever machine it is for."""
+        if self._room is None:
+            self._room = TrainingRoom(self._options, machine, self._disk, self._outbox, news)
             self._room.pace(self._share)
         return self._room
+
+
+class LeaseNews:
+    """A `Reporter` of how lease `number` goes."""
+
+    def __init__(self, pipe: MessagePipe, number: int) -> None:
+        self._pipe, self._number, self._told_s = pipe, number, 0.0
 
     def say(self, event: str, text: str, **fields: Field) -> None:
         """For the volunteer."""

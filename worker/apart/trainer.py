@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from protocol.causes import Cause
 from protocol.ids import LeaseId
 from worker.apart import orders as o
 from worker.apart.keeper import ProcessKeeper, WorkerLeaves
@@ -27,7 +26,7 @@ from worker.machine.machine import Machine
 from worker.outbox import Outbox, Submission
 from worker.ports import Progress
 from worker.progress import Reporter
-from worker.trouble import Trouble
+from worker.trouble import Trouble, training_trouble_of
 
 
 class _Training:
@@ -85,7 +84,7 @@ class ApartTrainer:
             except WorkerLeaves:
                 return
             except Exception as error:  # whoever waits for this thread must hear of it
-                outcome = Trouble(cause=getattr(error, "cause", None) or Cause.LOCAL_STORAGE, detail=str(error))
+                outcome = training_trouble_of(error)
             finally:
                 training.is_over = True
             if training.stopped.is_set() or outcome is None:

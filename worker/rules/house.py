@@ -8,7 +8,6 @@ and this process's priority.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import shutil
 import time
@@ -25,12 +24,12 @@ from worker.rules.file import RULES_FILE, PauseNote, note_pause, noted_pause, re
 from worker.rules.judging import needed
 from worker.rules.model import VolunteerRules, bytes_of
 from worker.rules.policy import RuledPolicy
-from worker.rules.traffic import CountedWire, Ledger, RuledPace
+from worker.rules.traffic import CountedWire, HouseLine, Ledger
 from worker.senses.bus import MeteredSense
 from worker.senses.idle import IdleSense
 from worker.senses.parts import BatterySense, CpuHeatSense, GpuSense, ProgramsSense
 from worker.senses.sense import Sense, Senses
-from worker.sentences import duration
+from worker.sentences import rough_duration
 from worker.wire import Wire
 from worker.words import Words, say
 
@@ -41,7 +40,7 @@ TIDY_EVERY_S = 10.0
 
 
 class House:
-    """Rules, senses and the line's meter of one home."""
+    """Rules, senses and the line of one home."""
 
     def __init__(
         self,
@@ -53,9 +52,10 @@ class House:
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
         tell: Callable[[str], None] = lambda _: None,
+        line: HouseLine | None = None,
     ) -> None:
-        """`gpu`: number of the one that the worker uses. `tell` hears of a file that makes no sense. ConfigError where
-        the rules make none at the start."""
+        """`gpu`: number of the one that the worker uses. `tell` hears of a file that makes no sense. `line`: that of
+        all runs of this process; None: one of its own. ConfigError where the rules make none at the start."""
         self._home, self._path, self._wall, self._clock, self._tell = home, home / RULES_FILE, wall, clock, tell
         self.policy = RuledPolicy(read_rules(self._path), note=noted_pause(home))
         self._seen, self._tidied_s = self._stamp(), clock()
@@ -66,10 +66,16 @@ class House:
         """Whether the worker trains at the moment."""
         self.data_licence: str | None = None
         """Of what the run trains on; None: not known yet."""
-        self.ledger = Ledger(home, clock)
+        self._line = line or HouseLine(home, clock)
+        self._line.rules = self.rules.network
         self.trouble = ""
         """Why the rules' file is not followed; empty: it is."""
         self._step_back()
+
+    @property
+    def ledger(self) -> Ledger:
+        """Of what went over the line."""
+        return self._line.ledger
 
     @property
     def rules(self) -> VolunteerRules:
@@ -119,16 +125,11 @@ class House:
         most_s = self.rules.lease.longest_hours * 3600.0
         if not most_s or lease.ttl_s <= most_s:
             return ""
-        return say("lease_unwanted.long", span=duration(lease.ttl_s), most=duration(most_s))
+        return say("lease_unwanted.long", span=rough_duration(lease.ttl_s), most=rough_duration(most_s))
 
     def counted(self, wire: Wire) -> CountedWire:
         """`wire`, at the volunteer's rates."""
-
-        def rate(name: str) -> Callable[[], int | None]:
-            return lambda: bytes_of(getattr(self.rules.network, name))
-
-        up = RuledPace(rate("upload_rate"), self._clock, asyncio.sleep)
-        return CountedWire(wire, up, RuledPace(rate("download_rate"), self._clock, asyncio.sleep), self.ledger)
+        return self._line.counted(wire)
 
     @property
     def disk_bytes(self) -> int | None:
@@ -157,7 +158,7 @@ class House:
             return
         self.trouble = ""
         if rules != self.rules:
-            self.policy.rules = rules
+            self.policy.rules, self._line.rules = rules, rules.network
             self._tell(say("rules.changed"))
             self._step_back()
 

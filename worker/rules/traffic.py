@@ -1,13 +1,16 @@
 """What goes over the line: how much in a day and a month, and how fast.
 
-Decides how a rate is kept: each piece waits until those before it have had their time, and no time is saved up while
-nothing goes. The ledger counts in calendar days of the local clock and is shared by all workers of one home: each adds
-what it saw since it last wrote, so that a quota holds over restarts. Touches its one file.
+Decides how a rate is kept: each piece waits until those before it have had their time, whichever run of the process
+they were of, and no time is saved up while nothing goes. The ledger counts in calendar days of the local clock and is
+shared by all workers of one home: each adds what it saw since it last wrote, so that a quota holds over restarts.
+Touches its one file.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from datetime import date, datetime
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Final
 from protocol.errors import BarnraiseError
 from protocol.private_files import write_private
 from protocol.signing import Metadata
+from worker.rules.model import NetworkRules, bytes_of
 from worker.wire import Wire
 
 LEDGER_FILE: Final = "traffic.json"
@@ -137,6 +141,26 @@ class CountedWire:
     def _count(self, count: int) -> None:
         self._ledger.add(count, self._today())
         self._ledger.write()
+
+
+class HouseLine:
+    """The line of one home, as all runs of a process use it: one ledger, and one pace each way."""
+
+    def __init__(
+        self,
+        home: Path,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.ledger = Ledger(home, clock)
+        self.rules = NetworkRules()
+        """In force: as whoever read them last has found them."""
+        self._up = RuledPace(lambda: bytes_of(self.rules.upload_rate), clock, sleep)
+        self._down = RuledPace(lambda: bytes_of(self.rules.download_rate), clock, sleep)
+
+    def counted(self, wire: Wire) -> CountedWire:
+        """`wire`, at the volunteer's rates."""
+        return CountedWire(wire, self._up, self._down, self.ledger)
 
 
 def _read(path: Path) -> dict[str, int]:

@@ -35,7 +35,7 @@ from protocol.text import human_bytes
 from worker.disk import private_folder
 from worker.files import file_digest
 from worker.ports import LeaseProgress
-from worker.sentences import duration
+from worker.sentences import rough_duration
 from worker.train.daily_writes import DailyWrites
 
 if TYPE_CHECKING:
@@ -233,8 +233,8 @@ class LeaseKeeper:
         pause_s = self._writes.wrote(size_bytes)
         if pause_s > max(self._every_s, TOLD_FROM_S) and self._writes.tell_once():
             self._told_rarer(
-                f"a lease's progress is {human_bytes(size_bytes)} here and is written every {duration(pause_s)}, so"
-                f" that this disk is not worn out: {human_bytes(self._writes.bytes_a_day)} a day at most"
+                f"a lease's progress is {human_bytes(size_bytes)} here and is written every {rough_duration(pause_s)},"
+                f" so that this disk is not worn out: {human_bytes(self._writes.bytes_a_day)} a day at most"
                 " (--progress-writes)"
             )
 

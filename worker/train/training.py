@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import threading
-import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -30,32 +29,20 @@ from protocol.tensor_headers import payload_size
 from protocol.text import human_bytes
 from worker.fetched import FetchedLease
 from worker.machine.machine import Machine
-from worker.machine.probe import load_of, schedule_that_fits
+from worker.machine.probe import hold_to_cap, load_of, schedule_that_fits
 from worker.options import WorkerOptions
 from worker.outbox import Outbox, Submission
 from worker.ports import Progress, WorkDisk
 from worker.progress import Reporter
 from worker.train.daily_writes import DailyWrites
 from worker.train.fitting import Fitting
+from worker.train.job import TrainingJob
 from worker.train.lease_state import LeaseKeeper, computation_of
 from worker.train.mapped import mapped_block
 from worker.train.residuals import write_submission
 from worker.train.rhythm import Rhythm
 from worker.train.trainer import LeaseResult, TrainingStopped, moved, pseudo_gradient_of, train_shard
 from worker.trouble import Trouble, training_trouble_of
-
-
-class _Job:
-    """One lease in training."""
-
-    def __init__(self, fetched: FetchedLease) -> None:
-        self.fetched = fetched
-        self.stop = threading.Event()
-        self.progress = Progress()
-        self.thread: threading.Thread | None = None
-        self.rests = self.has_stopped = False
-        """Whether its memory goes back when it has stopped; whether it has."""
-
 
 Done = Callable[[Submission], None]
 Failed = Callable[[Trouble], None]
@@ -82,7 +69,7 @@ class TrainingRoom:
         self._disk = disk
         self._outbox = outbox
         self._reporter = reporter
-        self._job: _Job | None = None
+        self._job: TrainingJob | None = None
         self._shard: ShardModel | None = None
         self._writes = DailyWrites(options.progress_bytes_a_day)
         self._fitting = Fitting()
@@ -94,10 +81,18 @@ class TrainingRoom:
         """Of the present or last lease."""
         return self._job.progress if self._job else Progress()
 
-    def start(self, fetched: FetchedLease, done: Done, failed: Failed) -> None:
-        """Train `fetched` in a thread of its own. A stopped job calls neither callback."""
+    def start(
+        self,
+        fetched: FetchedLease,
+        done: Done,
+        failed: Failed,
+        machine: Machine | None = None,
+        reporter: Reporter | None = None,
+    ) -> None:
+        """Train `fetched` in a thread of its own. A stopped job calls neither callback. `machine`: on which it is, and
+        what follows; None: as before. `reporter`: who hears of its steps; None: whoever hears of the rest."""
         before = self._job
-        job = _Job(fetched)
+        job = TrainingJob(fetched, reporter or self._reporter)
 
         def work() -> None:
             if before is not None and before.thread is not None:
@@ -105,6 +100,8 @@ class TrainingRoom:
                 if before.stop.is_set():  # in its last moment it may have stored what nobody waits for
                     self._outbox.drop(before.fetched.lease.lease_id)
             try:
+                if machine is not None:
+                    self._move_to(machine)
                 submission = self._train(job)
             except TrainingStopped:
                 with self._lock:
@@ -153,7 +150,7 @@ class TrainingRoom:
         if self._machine.kind == "cuda":
             torch.cuda.synchronize(self._machine.device)
 
-    def _give_back(self, job: _Job) -> None:
+    def _give_back(self, job: TrainingJob) -> None:
         if not job.rests or self._shard is None:
             return
         self._shard = None
@@ -170,7 +167,14 @@ class TrainingRoom:
         thread.join(timeout_s)
         return not thread.is_alive()
 
-    def _train(self, job: _Job) -> Submission:
+    def _move_to(self, machine: Machine) -> None:
+        """What was built for another one, or for other limits, goes."""
+        if dataclasses.replace(machine, threads=self._machine.threads) != self._machine:
+            self._shard, self._fitting = None, Fitting()
+        self._machine, self._usual = machine, machine.threads
+        hold_to_cap(machine)
+
+    def _train(self, job: TrainingJob) -> Submission:
         lease, run = job.fetched.lease, job.fetched.run
         self._machine = dataclasses.replace(self._machine, threads=self._threads() or self._usual)
         torch.set_num_threads(self._machine.threads)
@@ -202,7 +206,7 @@ class TrainingRoom:
             device=self._machine.device,
             micro_batch=self._fitting.at_most(lease, schedule),
             by_layers=shard.layerwise(on_host=schedule.inputs_on_host) if schedule.by_layers else None,
-            on_step=self._on_step(job, lease.batch_sequences * length, lease.inner_steps),
+            on_step=job.stepping(),
             should_stop=lambda: self._rhythm.rest(job.stop),
             keeper=self._keeper(job),
             restore=lambda: shard.load(start),
@@ -214,7 +218,7 @@ class TrainingRoom:
         result = LeaseResult(pseudo_gradient=pseudo_gradient_of(start, shard), metrics=metrics)
         return self._keep(job, self._options.trainer_hook(lease, result))
 
-    def _tell(self, schedule: Schedule, job: _Job) -> None:
+    def _tell(self, schedule: Schedule, job: TrainingJob) -> None:
         """How leases are trained here and what that is planned to take, once and when it changes."""
         lease, run = job.fetched.lease, job.fetched.run
         load = load_of(
@@ -227,7 +231,7 @@ class TrainingRoom:
             self._reporter.say("scheduled", text, needed_bytes=needed_bytes, **schedule._asdict())
         self._told = schedule, needed_bytes
 
-    def _loaded_shard(self, job: _Job, start: Blocks, stand_ins: StandIns) -> ShardModel:
+    def _loaded_shard(self, job: TrainingJob, start: Blocks, stand_ins: StandIns) -> ShardModel:
         lease, run = job.fetched.lease, job.fetched.run
         masters, trunk = lease.recipe.masters, lease.trunk
         if self._shard is not None and self._shard.serves(lease.columns, masters, stand_ins, trunk):
@@ -248,7 +252,7 @@ class TrainingRoom:
             )
         return self._shard
 
-    def _keeper(self, job: _Job) -> LeaseKeeper:
+    def _keeper(self, job: TrainingJob) -> LeaseKeeper:
         lease, disk = job.fetched.lease, self._disk
         submission_bytes = payload_size(_specs_of(job), codec_named(lease.codec))
 
@@ -266,26 +270,7 @@ class TrainingRoom:
             told_rarer=lambda sentence: self._reporter.say("progress_rarer", sentence),
         )
 
-    def _on_step(self, job: _Job, tokens_a_step: int, total: int) -> Callable[[int, float | None], None]:
-        started_s = time.perf_counter()
-        taken_up: int | None = None
-
-        def on_step(done: int, loss: float | None) -> None:
-            nonlocal taken_up
-            if taken_up is None:
-                taken_up = done - 1  # what an earlier process did says nothing about this one's speed
-                if taken_up:
-                    self._reporter.say("taken_up", f"goes on after step {taken_up} of {total}", step=taken_up)
-            progress = job.progress
-            progress.inner_step = done
-            progress.tokens_per_s = (done - taken_up) * tokens_a_step / max(time.perf_counter() - started_s, 1e-9)
-            if loss is not None:
-                progress.train_loss = loss
-            self._reporter.step(done, total, loss, progress.tokens_per_s)
-
-        return on_step
-
-    def _keep(self, job: _Job, result: LeaseResult) -> Submission:
+    def _keep(self, job: TrainingJob, result: LeaseResult) -> Submission:
         """Store the finished work; a disk that takes no writes only makes it wait, for as long as the lease lives."""
         paused, specs, codec = False, _specs_of(job), codec_named(job.fetched.lease.codec)
         work_bytes = payload_size(specs, codec) + (2 * payload_size(specs, FP32) if codec.has_state else 0)
@@ -307,7 +292,7 @@ class TrainingRoom:
             self._disk.progress.clear()
             return submission
 
-    def _stored(self, job: _Job, result: LeaseResult, specs: Sequence[TensorSpec]) -> Submission:
+    def _stored(self, job: TrainingJob, result: LeaseResult, specs: Sequence[TensorSpec]) -> Submission:
         """Written as it is encoded, a tensor at a time: all of it is never in memory."""
         lease, metrics = job.fetched.lease, result.metrics
         made = write_submission(lease, result.pseudo_gradient, specs, self._outbox)
@@ -343,7 +328,7 @@ class TrainingRoom:
         return True
 
 
-def _specs_of(job: _Job) -> list[TensorSpec]:
+def _specs_of(job: TrainingJob) -> list[TensorSpec]:
     """Of what is sent for it."""
     lease = job.fetched.lease
     return submission_specs(job.fetched.run.layout, lease.columns, lease.trunk)

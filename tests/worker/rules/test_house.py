@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from worker.allowance import DiskAllowance
 from worker.blocks import BlockCache
 from worker.rules.file import RULES_FILE, PauseNote, note_pause, noted_pause, set_rule
 from worker.rules.house import TIDY_EVERY_S, House
+from worker.rules.traffic import HouseLine
 
 
 class Idle:
@@ -153,3 +155,27 @@ async def test_the_line_is_held_to_the_rate_that_is_ruled(lived: Lived) -> None:
     lived.rule("network.upload_rate", "64KB")
     lived.allowed()
     assert (wire._up._rate(), wire._down._rate()) == (65536, None)
+
+
+async def test_runs_of_one_process_have_one_line(lived: Lived, tmp_path: Path) -> None:
+    """Two that send at the ruled rate would send at twice that; and a quota counts what the other sent just now."""
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    async def one() -> AsyncIterator[bytes]:
+        yield bytes(1 << 16)
+
+    async def upload(_name: str, messages: AsyncIterator[bytes], *_: object) -> bytes:
+        return b"".join([message async for message in messages])
+
+    line = HouseLine(tmp_path, lambda: lived.now_s, sleep)
+    first, second = Lived(tmp_path, line=line), Lived(tmp_path, line=line)
+    lived.rule("network.upload_rate", "64KB")
+    assert first.allowed()
+    far: Any = SimpleNamespace(upload=upload)
+    for house in (first.house, second.house):
+        await house.counted(far).upload("Upload", one(), (), 1.0)
+    assert slept == [1.0, 2.0], "one after the other"
+    assert second.house.look().today_bytes == 1 << 17
