@@ -23,7 +23,7 @@ from protocol.bootstrap import fetch_ca
 from protocol.causes import Cause
 from protocol.errors import ConfigError, RemoteError, StorageTrouble
 from protocol.ids import Digest
-from protocol.joinlink import JoinLink
+from protocol.joinlink import MOST_ADDRESSES, JoinLink
 from protocol.v1 import barnraise_pb2 as pb
 from worker.acquaintances import Acquaintance, Acquaintances, SmallFiles
 from worker.background import Threads
@@ -227,7 +227,7 @@ class Finder:
                             port=place[1],
                             fingerprint=self._link.fingerprint,
                             invite=self._link.invite,
-                            others=self._link.others,
+                            others=self._besides(place),
                             through=self._link.through,
                         )
                     )
@@ -236,6 +236,12 @@ class Finder:
         finally:
             for task in probes:
                 task.cancel()
+
+    def _besides(self, place: Spot) -> tuple[Spot, ...]:
+        """Where the link said that the run may be, but for where it is; for the next time that it is lost."""
+        link = self._link
+        given = dict.fromkeys(((link.host, link.port), *link.others))
+        return tuple(one for one in given if one != place)[: MOST_ADDRESSES - 1]
 
     async def _answers_at(self, place: Spot) -> Spot | None:
         try:

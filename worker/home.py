@@ -132,8 +132,8 @@ class RunHome:
             raise ConfigError(f"cannot read {self.folder / name}: {error.strerror or error}") from error
 
     def remember_address(self, link: JoinLink, run_name: str = "") -> None:
-        """Write down where the coordinator answered: the way back, without the invite."""
-        address = Address(host=link.host, port=link.port, run_name=run_name)
+        """Write down where the coordinator answered, and where else it may be: the way back, without the invite."""
+        address = Address.of(link, run_name)
         if address_from(self.kept(ADDRESS_FILE)) != address:
             self.keep(ADDRESS_FILE, address.to_json())
 

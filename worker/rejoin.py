@@ -18,7 +18,7 @@ from pathlib import Path
 import platformdirs
 
 from protocol.errors import ConfigError
-from protocol.joinlink import JoinLink, WayBack
+from protocol.joinlink import Bootstrap, JoinLink, WayBack
 from protocol.text import printable
 
 ADDRESS_FILE = "address.json"
@@ -33,10 +33,19 @@ class Address:
     host: str
     port: int
     run_name: str = ""
+    others: tuple[tuple[str, int], ...] = ()
+    """Where else the link said that the run may be."""
+    through: tuple[Bootstrap, ...] = ()
+    """Nodes of the peer-to-peer network that stood in the link."""
+
+    @classmethod
+    def of(cls, link: JoinLink, run_name: str) -> Address:
+        """What is kept of a link: all but its invite."""
+        return cls(host=link.host, port=link.port, run_name=run_name, others=link.others, through=link.through)
 
     def to_json(self) -> bytes:
         """As it is kept in a run's folder."""
-        return json.dumps(asdict(self)).encode()
+        return json.dumps({**asdict(self), "through": list(map(str, self.through))}).encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +58,12 @@ class KnownRun:
     """None: enrolled before addresses were remembered."""
 
     def link(self, host: str, port: int) -> JoinLink:
-        """The way back to this run at an address."""
-        return JoinLink(host=host, port=port, fingerprint=self.fingerprint)
+        """The way back to this run at an address, and from there to wherever else it may be."""
+        known = self.address
+        if known is None:
+            return JoinLink(host=host, port=port, fingerprint=self.fingerprint)
+        others = tuple(place for place in known.others if place != (host, port))
+        return JoinLink(host=host, port=port, fingerprint=self.fingerprint, others=others, through=known.through)
 
     @property
     def choice(self) -> str:
@@ -167,8 +180,13 @@ def address_from(content: bytes | None) -> Address | None:
     """What `to_json` gave; None where it is something else, or nothing."""
     try:
         value = json.loads(content or b"")
-        host, port, name = str(value["host"]), int(value["port"]), printable(str(value["run_name"])[:64])
-        JoinLink(host=host, port=port, fingerprint="0" * 64)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError, ConfigError):
+        link = JoinLink(
+            host=str(value["host"]),
+            port=int(value["port"]),
+            fingerprint="0" * 64,
+            others=tuple((str(host), int(port)) for host, port in value.get("others", ())),
+            through=tuple(Bootstrap.parse(str(peer)) for peer in value.get("through", ())),
+        )
+        return Address.of(link, printable(str(value["run_name"])[:64]))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, ConfigError):
         return None
-    return Address(host=host, port=port, run_name=name)

@@ -54,7 +54,7 @@ async def test_a_machine_that_led_before_does_not_get_the_second_session_either(
     )
     monkeypatch.setattr(joining, "description_from_message", lambda _: SimpleNamespace(run_id="run", name="run"))
     home, options = open_home(tmp_path, LINK.fingerprint), WorkerOptions(measure_speed=False)
-    joins = joining.Joining(options, LINK, home, Recorder(), dial=lambda *_: line, handiwork=hands)  # type: ignore[arg-type,return-value]
+    joins = joining.Joining(options, LINK, home, Recorder(), dial=lambda *_: line, handiwork=hands)  # type: ignore[arg-type]
     joins._enrolment = SimpleNamespace(run_id="run", ca_pem="pem")  # type: ignore[assignment]
     assert await joins.open(MACHINE) == 5.0
     assert line.asked == [0, 2, 2, 2], "the second until it is one of the machine that leads"

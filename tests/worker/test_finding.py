@@ -58,8 +58,12 @@ class World:
         self.finder = Finder(
             link, self.files, Timing(clock=lambda: self.now_s), probe=self.probe, ask=self.ask, wall_s=lambda: 1001.0
         )
-        self.moves: list[str] = []
-        self.finder.moved = lambda link: self.moves.append(link.address)
+        self.moved_to: list[JoinLink] = []
+        self.finder.moved = self.moved_to.append
+
+    @property
+    def moves(self) -> list[str]:
+        return [link.address for link in self.moved_to]
 
     def probe(self, host: str, port: int, _fingerprint: str, _timeout_s: float) -> bytes:
         self.probed.append((host, port))
@@ -119,6 +123,7 @@ async def test_what_was_heard_before_is_tried_first_and_further_addresses_of_the
     await world.miss()
     assert set(world.probed) == {("127.0.0.1", 7), ("127.0.0.2", 2)}
     assert world.moves == ["127.0.0.2:2"]
+    assert world.moved_to[0].others == (("127.0.0.1", 1),), "where it was, should it come back"
     assert world.asked == []  # nobody had to be
     again = World(files=world.files)  # another process, with what is on disk
     again.there = {7}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import pytest
 
 from protocol.errors import ConfigError
 from protocol.ids import RunId
-from protocol.joinlink import JoinLink, WayBack
+from protocol.joinlink import Bootstrap, JoinLink, WayBack
 from protocol.tls import CertificateAuthority
-from worker.rejoin import ADDRESS_FILE, Address, known_runs, link_of
+from worker.rejoin import ADDRESS_FILE, Address, address_from, known_runs, link_of
 
 INVITE = "i" * 22
 
@@ -36,6 +37,19 @@ def at(host: str, name: str = "") -> Address:
 def test_the_only_run_is_meant_by_nothing_at_all(tmp_path: Path) -> None:
     fingerprint = enrolled(tmp_path, "r1", at("2001:db8::1", "tiny"))
     assert link_of("", tmp_path) == JoinLink(host="2001:db8::1", port=7070, fingerprint=fingerprint)
+
+
+def test_other_addresses_and_ways_in_of_the_link_are_kept(tmp_path: Path) -> None:
+    others, through = (("second.org", 7070), ("192.0.2.7", 7071)), (Bootstrap(peer_id="Q" * 46, host="p.org", port=1),)
+    link = JoinLink(host="first.org", port=7070, fingerprint="0" * 64, others=others, through=through)
+    fingerprint = enrolled(tmp_path, "r1", Address.of(link, "tiny"))
+    assert link_of("", tmp_path) == replace(link, fingerprint=fingerprint)
+    assert link_of("second.org:7070/#" + fingerprint[:12], tmp_path).others == (others[1],)
+
+
+@pytest.mark.parametrize("field", [{"others": 7}, {"others": [["a", 0]]}, {"through": ["x"]}, {"through": {"a": 1}}])
+def test_an_address_that_was_tampered_with_is_none(field: dict[str, Any]) -> None:
+    assert address_from(json.dumps({"host": "a.org", "port": 1, "run_name": "", **field}).encode()) is None
 
 
 def test_of_several_each_is_named_with_what_chooses_it(tmp_path: Path) -> None:

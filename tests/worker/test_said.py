@@ -27,6 +27,7 @@ from worker.measuring import Measuring
 from worker.neighbours import Neighbours
 from worker.options import WorkerOptions
 from worker.policy import Permission
+from worker.rules.house import House
 from worker.sharing import Sharing
 from worker.states import State
 from worker.timing import Timing
@@ -148,7 +149,7 @@ async def test_of_several_runs_the_first_has_the_ports_that_were_named(
         raise ConfigError("this is as far as it has to come")
 
     monkeypatch.setattr(runs, "make_agent", made)
-    monkeypatch.setattr(runs.House, "_step_back", lambda _: None)  # the tests' own process keeps its priority
+    monkeypatch.setattr(House, "_step_back", lambda _: None)  # the tests' own process keeps its priority
     options = WorkerOptions(home=tmp_path, share_bytes_per_s=10**6, share_port=7500, p2p=True, p2p_port=7501)
     await runs.work_for(options, [LINK, OTHER], Recorder())
     assert ports == {LINK: (7500, 7501), OTHER: (0, 0)}
