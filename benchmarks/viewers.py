@@ -26,10 +26,10 @@ import grpc
 from google.protobuf.message import Message
 
 from benchmarks.report import Row, parse_args, print_rows, write_results
-from coordinator.edge.worker_calls import COORDINATOR_SERVICE
 from protocol.identity import PrivateIdentity
 from protocol.joinlink import JoinLink
 from protocol.limits import PROTOCOL_VERSION, channel_options
+from protocol.services import COORDINATOR_SERVICE
 from protocol.signing import CallSigner
 from protocol.tls import COORDINATOR_NAME
 from protocol.v1 import barnraise_pb2 as pb

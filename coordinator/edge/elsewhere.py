@@ -15,14 +15,13 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from coordinator.edge.health import OPERATOR_SERVICE
-from coordinator.edge.worker_calls import COORDINATOR_SERVICE
 from protocol.bootstrap import fetch_ca
 from protocol.causes import CAUSE_KEY, Cause, cause_named
 from protocol.errors import ConfigError, MalformedMessage, Refused, RemoteError, Unauthenticated, Unavailable
 from protocol.identity import PrivateIdentity
 from protocol.joinlink import JoinLink
 from protocol.limits import CALL_TIMEOUT_S, PROTOCOL_VERSION, channel_options
+from protocol.services import COORDINATOR_SERVICE, OPERATOR_SERVICE
 from protocol.signing import CallSigner
 from protocol.text import printable
 from protocol.tls import COORDINATOR_NAME

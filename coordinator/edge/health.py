@@ -9,11 +9,10 @@ from typing import Any
 
 from grpc_health.v1 import health_pb2
 
-from coordinator.edge.worker_calls import COORDINATOR_SERVICE
 from coordinator.engine.engine import Engine
 from coordinator.engine.phases import Phase
+from protocol.services import COORDINATOR_SERVICE, OPERATOR_SERVICE
 
-OPERATOR_SERVICE = "barnraise.protocol.v1.Operator"
 LEASES = "barnraise.leases"
 """What health is asked about apart from the rest."""
 

@@ -17,7 +17,6 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from coordinator.edge.standby_service import STANDBY_SERVICE
 from coordinator.run.followed import put_in_place
 from protocol.bootstrap import fetch_ca
 from protocol.causes import CAUSE_KEY
@@ -27,6 +26,7 @@ from protocol.identity import PrivateIdentity
 from protocol.ids import Digest
 from protocol.joinlink import JoinLink
 from protocol.limits import MAX_TRANSFER_S, channel_options, transfer_deadline_s
+from protocol.services import STANDBY_SERVICE
 from protocol.signing import CallSigner
 from protocol.storage import telling_storage_trouble
 from protocol.text import printable

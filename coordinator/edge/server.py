@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2
 from coordinator.edge.auth import Authenticator
 from coordinator.edge.desk import Desk
 from coordinator.edge.dispatching import dispatched
-from coordinator.edge.health import OPERATOR_SERVICE, check_health
+from coordinator.edge.health import check_health
 from coordinator.edge.mailboxes import Mailboxes
 from coordinator.edge.membership import Membership
 from coordinator.edge.operator_calls import operator_handlers
@@ -32,13 +32,13 @@ from coordinator.edge.served import RunContext
 from coordinator.edge.service import WorkerService
 from coordinator.edge.sessions import SessionTable
 from coordinator.edge.standby_desk import StandbyDesk
-from coordinator.edge.standby_service import STANDBY_SERVICE, StandbyEndpoint, StandbyService
+from coordinator.edge.standby_service import StandbyEndpoint, StandbyService
 from coordinator.edge.status import RunStatus, RunSummary
 from coordinator.edge.throttle import Throttle
 from coordinator.edge.transfers import Transfers
 from coordinator.edge.whereabouts import Whereabouts
 from coordinator.edge.witnessing import witness_for
-from coordinator.edge.worker_calls import COORDINATOR_SERVICE, worker_handlers
+from coordinator.edge.worker_calls import worker_handlers
 from coordinator.engine.phases import Phase
 from coordinator.page.access import Access
 from coordinator.page.address import PageAddress
@@ -63,6 +63,7 @@ from protocol.errors import ConfigError, LocalError
 from protocol.file_lock import FileLock
 from protocol.hosts import address_text
 from protocol.limits import MAX_CONCURRENT_RPCS, server_options
+from protocol.services import COORDINATOR_SERVICE, OPERATOR_SERVICE, STANDBY_SERVICE
 
 if TYPE_CHECKING:
     from coordinator.edge.showing import Showing

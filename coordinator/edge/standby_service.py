@@ -30,7 +30,6 @@ from protocol.ids import Digest
 from protocol.limits import PROTOCOL_VERSION
 from protocol.v1 import barnraise_pb2 as pb
 
-STANDBY_SERVICE = "barnraise.protocol.v1.Standby"
 PART_BYTES = 512 * 1024
 
 Request = TypeVar("Request", bound=Message)

@@ -29,10 +29,10 @@ from protocol.ids import RunId
 from protocol.joinlink import JoinLink
 from protocol.limits import CALL_TIMEOUT_S, MAX_CONCURRENT_RPCS, channel_options, server_options
 from protocol.private_files import read_private, write_private
+from protocol.services import WITNESS_SERVICE
 from protocol.tls import COORDINATOR_NAME, CertificateAuthority
 from protocol.v1 import barnraise_pb2 as pb
 
-WITNESS_SERVICE = "barnraise.protocol.v1.Witness"
 MOST_RUNS = 1000
 _RECORD = "witness.json"
 _MAX_NAME = 128

@@ -11,8 +11,6 @@ from coordinator.edge.service import WorkerService
 from coordinator.edge.transfers import Transfers
 from protocol.v1 import barnraise_pb2 as pb
 
-COORDINATOR_SERVICE = "barnraise.protocol.v1.Coordinator"
-
 
 def worker_handlers(
     calls: Endpoint, membership: Membership, service: WorkerService, transfers: Transfers

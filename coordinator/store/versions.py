@@ -2,7 +2,8 @@
 
 Decides how a version is written and read back; touches the blocks of one run, and the index `versions/`. Always:
 everything a manifest names is durable before the manifest is, and the index names the manifest last. Writing the same
-version for the same reason again answers with what is there (a command may be repeated after a restart).
+version for the same reason again answers with what is there (a command may be repeated after a restart). Light: torch
+comes with the first tensor, so that an operator's question need not wait for it.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from typing import TYPE_CHECKING
 from coordinator.store.ports import BlobStore, PutParts
 from moe.layout import Layout, block_tensor_specs
 from protocol.codecs import FP32, codec_named
-from protocol.encoded_block import EncodedBlock
 from protocol.errors import ConfigError, LocalError
 from protocol.ids import TRUNK, BlockId, Digest, Version
 from protocol.lease import AS_PUBLISHED, FrozenColumns, Lease
 from protocol.manifest import BlockRef, FrozenRefs, Manifest
 from protocol.private_files import write_private
 from protocol.specs import Spanned
-from protocol.tensors import encode_parts, encoded_tensors, fp32_parts
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from protocol.encoded_block import EncodedBlock
 
 Tensors = dict[str, "Tensor"]
 
@@ -61,6 +62,8 @@ class Versions:
 
         Read once beforehand, to be checked against its digest: a disk that fails, fails there, with an OSError.
         """
+        from protocol.tensors import encoded_tensors
+
         self._blobs.check(ref.digest)
         encoded = encoded_tensors(self._blobs.view(ref.digest), block_tensor_specs(self._layout, block), FP32)
         return {name: tensor.whole() for name, tensor in encoded.items()}
@@ -98,6 +101,8 @@ class Versions:
 
         `told` hears how many are encoded, of how many.
         """
+        from protocol.tensors import encode_parts
+
         columns = {block: ref for block, ref in blocks.items() if block != TRUNK}
         refs: dict[BlockId, BlockRef] = {}
         with self.keeping() as keep:
@@ -121,6 +126,8 @@ class Versions:
 
         `keep` as `keeping` gives it.
         """
+        from protocol.tensors import fp32_parts
+
         return self._put_parts(fp32_parts(tensors), keep)
 
     def _put_parts(self, parts: Iterable[bytes | memoryview], keep: PutParts | None = None) -> BlockRef:
@@ -230,6 +237,9 @@ class Versions:
         return self._folder / f"{version:08d}.json"
 
     def _encoded(self, block: BlockId, ref: BlockRef, codec: str) -> EncodedBlock:
+        from protocol.encoded_block import EncodedBlock
+        from protocol.tensors import encoded_tensors
+
         self._blobs.check(ref.digest)
         specs = block_tensor_specs(self._layout, block)
         return EncodedBlock(encoded_tensors(self._blobs.view(ref.digest), specs, codec_named(codec)))

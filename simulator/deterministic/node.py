@@ -23,7 +23,7 @@ from coordinator.edge.served import RunContext
 from coordinator.edge.service import WorkerService
 from coordinator.edge.sessions import SessionTable
 from coordinator.edge.throttle import Throttle
-from coordinator.edge.worker_calls import COORDINATOR_SERVICE, worker_handlers
+from coordinator.edge.worker_calls import worker_handlers
 from coordinator.engine import commands as cmd
 from coordinator.engine.engine import Engine
 from coordinator.engine.events import Event, RunCreated, RunStopped, SettingChanged, WorkerSeen
@@ -39,6 +39,7 @@ from coordinator.store.registry import Registry
 from coordinator.work import port
 from protocol.identity import PrivateIdentity
 from protocol.ids import LeaseId, RunId
+from protocol.services import COORDINATOR_SERVICE
 from protocol.tls import CertificateAuthority
 from simulator.deterministic.calls import CallContext
 from simulator.deterministic.disk import Disk, MemoryJournal, MemoryStore, OnAppend

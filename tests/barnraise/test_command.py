@@ -38,6 +38,15 @@ def test_help_answers_without_importing_anything_heavy(command: str) -> None:
     assert answer.stdout.splitlines()[-1] == "[] 0", answer.stdout + answer.stderr
 
 
+def test_what_an_operator_asks_and_orders_waits_for_no_torch() -> None:
+    answer = python(
+        "-c",
+        "import sys, coordinator.edge.operator_client, barnraise.cli.status;"
+        "print({'torch', 'transformers'} & set(sys.modules))",
+    )
+    assert answer.stdout == "set()\n", answer.stdout + answer.stderr
+
+
 BARE_HELP = "import typer; app = typer.Typer(); app.command()(lambda: None); app(['--help'])"
 
 

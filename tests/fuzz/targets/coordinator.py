@@ -10,11 +10,9 @@ from typing import Any
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
-from coordinator.edge.health import OPERATOR_SERVICE
 from coordinator.edge.operator_client import OperatorClient
 from coordinator.edge.server import HEALTH_SERVICE
 from coordinator.edge.throttle import address_of
-from coordinator.edge.worker_calls import COORDINATOR_SERVICE
 from coordinator.work.measured import sizes_of
 from moe.layout import submission_specs
 from protocol.codecs import FP32
@@ -22,6 +20,7 @@ from protocol.errors import RemoteError
 from protocol.ids import digest_of
 from protocol.limits import PROTOCOL_VERSION
 from protocol.local_socket import Json, _object
+from protocol.services import COORDINATOR_SERVICE, OPERATOR_SERVICE
 from protocol.tensor_headers import payload_size
 from protocol.v1 import barnraise_pb2 as pb
 from tests.fuzz.fakes import Aborted, finish

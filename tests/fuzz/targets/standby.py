@@ -14,7 +14,6 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from coordinator.edge.standby_service import STANDBY_SERVICE
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.base import OfferedFile
 from coordinator.run.seats import admit, new_standby_invite
@@ -22,6 +21,7 @@ from coordinator.run.shipping import HeldRecords
 from coordinator.store.journal_file import chained
 from protocol.ids import Digest, digest_of
 from protocol.limits import PROTOCOL_VERSION
+from protocol.services import STANDBY_SERVICE
 from protocol.v1 import barnraise_pb2 as pb
 from tests.fuzz.fakes import Aborted
 from tests.fuzz.mutate import joined, message_mutated, pieces_mutated, split
