@@ -27,6 +27,7 @@ from protocol.errors import ConfigError
 from protocol.hosts import WILDCARDS, address_text, canonical_host, dialable_host, split_port
 from protocol.ids import RunId
 from protocol.joinlink import Bootstrap
+from protocol.misfits import misfits
 from protocol.residency import FROZEN, Residency
 
 DEFAULT_PORT = 7465
@@ -240,11 +241,7 @@ class RunSettings(BaseModel):
 
 def describe(error: ValidationError) -> str:
     """A validation error as one sentence a person can act on."""
-    told = (
-        (".".join(map(str, item["loc"])) or "settings", item["msg"].removeprefix("Value error, "))
-        for item in error.errors()
-    )
-    return "; ".join(f"{where}: {what}" for where, what in told)
+    return "; ".join(f"{where or 'settings'}: {what}" for where, what in misfits(error))
 
 
 def engine_overrides(assignments: Iterable[str]) -> dict[str, Any]:

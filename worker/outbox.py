@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocol.arithmetic import MAX_ARITHMETIC_CHARACTERS, UNKNOWN_ARITHMETIC
 from protocol.ids import Digest, LeaseId, digest_of
+from protocol.misfits import misfits
 from worker.files import DISK, Files, file_digest, reading
 
 RECORD = "submission.json"
@@ -191,7 +192,7 @@ class Outbox:
         except FileNotFoundError:
             return None
         except ValidationError as error:
-            log.warning("outbox_dropped", reason="unreadable record", detail=str(error.errors()[0]["msg"]))
+            log.warning("outbox_dropped", reason="unreadable record", detail=misfits(error)[0][1])
             self._remove(path, None)
             return None
 

@@ -63,7 +63,9 @@ app = typer.Typer(
 )
 app.add_typer(worker.app, name="worker", rich_help_panel="Volunteer")
 app.command("doctor", rich_help_panel="Volunteer")(doctor.doctor)
-coordinator_commands.app.command("set", cls=AtCommand)(settings.set_setting)
+coordinator_commands.app.command("set", cls=AtCommand, context_settings={"ignore_unknown_options": True})(
+    settings.set_setting
+)
 coordinator_commands.app.command("settings")(settings.list_settings)
 coordinator_commands.app.command("invite", cls=AtCommand)(invites.invite)
 coordinator_commands.app.command("ban", cls=AtCommand)(standings.ban)

@@ -22,7 +22,7 @@ from protocol.text import human_bytes
 
 app = typer.Typer(no_args_is_help=True, help="Train on this machine, as a volunteer.")
 
-app.command("set")(rules.set_)
+app.command("set", context_settings={"ignore_unknown_options": True})(rules.set_)  # a value may begin with a -
 app.command("rules")(rules.rules)
 app.command("view")(screen.view)
 for _verb in (volunteer.status, volunteer.pause, volunteer.resume, volunteer.finish, volunteer.leave, volunteer.logs):

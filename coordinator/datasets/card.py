@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from protocol.errors import ConfigError
 from protocol.ids import Digest, digest_of
+from protocol.misfits import misfits
 
 FORMAT = "barnraise-dataset-1"
 CARD_FILE = "card.json"
@@ -113,9 +114,8 @@ def read_card(folder: Path) -> DatasetCard:
     try:
         card = _CARD.validate_json(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise ConfigError(f"{path} is not a card of format {FORMAT}: {where}: {first['msg']}") from error
+        where, what = misfits(error)[0]
+        raise ConfigError(f"{path} is not a card of format {FORMAT}: {where or 'the whole'}: {what}") from error
     if card.format != FORMAT:
         raise ConfigError(f"{path}: format expected {FORMAT}, got {card.format!r}")
     if card.digest != card.content_digest():

@@ -40,6 +40,7 @@ from coordinator.run.traffic import Traffic
 from protocol.errors import MalformedMessage
 from protocol.ids import RunId, WorkerId
 from protocol.limits import MAX_CONTROL_BYTES
+from protocol.misfits import misfits
 
 PAGE_ROWS = 500
 PAGE_BYTES = MAX_CONTROL_BYTES // 2
@@ -221,9 +222,8 @@ async def _all(ask: Ask, query: Query) -> tuple[Any, ...]:
         try:
             found += [ROWS[query.kind].validate_json(row) for row in page.rows]
         except ValidationError as error:
-            raise MalformedMessage(
-                f"a row of the coordinator's status is invalid: {error.errors()[0]['msg']}"
-            ) from error
+            where, what = misfits(error)[0]
+            raise MalformedMessage(f"a row of the coordinator's status is invalid: {where}: {what}") from error
         if not page.next or page.next == query.after or (query.most < PAGE_ROWS and len(found) >= query.most):
             return tuple(found[: query.most] if query.most < PAGE_ROWS else found)
         query = replace(query, after=page.next)

@@ -79,7 +79,7 @@ def test_version_for_people_and_machines(capsys: pytest.CaptureFixture[str]) -> 
         (["simulate", "--attack", "bribe"], "sign-flip"),
         (["simulate", "--workers", "2", "--byzantine", "3"], "at most all of them"),
         (["simulate", "--set", "inner.schedule=step"], "one of cosine, linear, constant"),
-        (["simulate", "--set", "inner.learning_rate=fast"], "valid number"),
+        (["simulate", "--set", "inner.learning_rate=fast"], "expected a number, got 'fast'"),
         (["simulate", "--set", "quorom=2"], "known are"),
         (["coordinator", "init", "/nonexistent/run", "--set", "quorum"], "--set takes an engine setting"),
         (["status", "/nonexistent"], "not a run folder"),

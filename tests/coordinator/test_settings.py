@@ -53,7 +53,7 @@ def test_engine_overrides_reach_the_engine() -> None:
         ({"rule": 3}, "rule"),
         ({"inner": {"schedule": "step"}}, "schedule must be one of cosine, linear, constant"),
         ({"inner": {"final_inner_steps": 0}}, "final_inner_steps must be 1 or more"),
-        ({"inner": {"learning_rate": "fast"}}, "inner.learning_rate: Input should be a valid number"),
+        ({"inner": {"learning_rate": "fast"}}, "inner.learning_rate: expected a number, got 'fast'"),
         ({"max_rounds": 5, "inner": {"warmup_rounds": 5}}, r"warmup_rounds must be below max_rounds \(5\)"),
         ({"most_steps_share": 3.0}, "most_steps_share must be 1 to 2"),
         ({"rule": "krumm"}, "`rule` must be mean, median, .*; got 'krumm'"),

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,10 @@ def set_rule(path: Path, key: str, text: str) -> tuple[Any, Any]:
     there is no such rule or it cannot have that value."""
     known = [name for name, _, _ in keys()]
     if key not in known and of_run(key) is None:
-        raise ConfigError(f"there is no rule {key!r}; the rules are {', '.join(known)}, and runs.NAME.share")
+        part = key.rpartition(".")[2]
+        near = [name for name in known if part and part in name] or get_close_matches(key, known, n=1, cutoff=0.6)
+        meant = f"did you mean {' or '.join(near[:3])}? " if near else ""
+        raise ConfigError(f"there is no rule {key!r}: {meant}`barnraise worker rules` lists them all")
     document, before = _document(path), read_rules(path)
     *sections, name = _parts(key)
     table: Any = document

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from protocol.amounts import parse_bytes
 from protocol.errors import ConfigError
 from protocol.limits import MIN_TRANSFER_BYTES_PER_S
+from protocol.misfits import misfit
 from worker.rules.week import WeekSpan, spans_of
 
 Given = TypeVar("Given")
@@ -273,5 +274,4 @@ def _told(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"there is no rule {key}; `barnraise worker rules` lists them all"
-    cause = error.get("ctx", {}).get("error")
-    return f"{key}: {cause or error['msg'].lower()}"
+    return f"{key}: {misfit(error)}"

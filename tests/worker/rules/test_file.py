@@ -39,11 +39,13 @@ def test_setting_a_rule_keeps_the_rest_and_its_comments(tmp_path: Path) -> None:
         ("when.idel", "3", "there is no rule 'when.idel'"),
         ("when", "3", "there is no rule 'when'"),
         ("when.schedule", "someday", "'someday' is no day"),
-        ("when.battery", "sleep", "'pause' or 'work'"),
+        ("when.battery", "sleep", "expected 'pause' or 'work', got 'sleep'"),
         ("disk.most", "much", "not an amount"),
         ("network.upload_rate", "1KB", "broken off"),
-        ("cpu.niceness", "20", "less than or equal to 19"),
-        ("when.idle_minutes", "nan", "input should be"),
+        ("cpu.niceness", "20", "expected at most 19, got 20"),
+        ("when.idle_minutes", "nan", "expected .*, got nan"),
+        ("gpu.most_watts", "much", "expected a number, got 'much'"),
+        ("when.idle", "3", "did you mean when.idle_minutes"),
     ],
 )
 def test_what_makes_no_sense_changes_nothing(tmp_path: Path, key: str, value: str, told: str) -> None:
