@@ -61,6 +61,7 @@ SENTENCES: Mapping[str, str] = {
     "p2p_ended": "the peer-to-peer network's process ended ({reason}); it is started again",
     "follower_attached": "follower {follower} is here, from record {position} on",
     "follower_detached": "follower {follower} is gone",
+    "follower_not_held": "what the follower still needs could not be held for it, so it begins anew: {error}",
     "leader_not_followed": "the coordinator cannot be followed: {reason}",
     "seat_kept": "this machine {role} the run in epoch {epoch}, {mode}",
     "witness_silent": "the witness does not answer: {reason}",

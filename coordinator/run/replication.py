@@ -24,7 +24,7 @@ from coordinator.store.artifacts import ArtifactStore
 from coordinator.store.journal import Journal
 from coordinator.store.versions import Versions
 from protocol.causes import Cause
-from protocol.errors import ConfigError, LocalError, RemoteError, Unavailable
+from protocol.errors import BarnraiseError, ConfigError, LocalError, RemoteError, Unavailable
 
 TICK_S = 2.0
 """How often the witness is asked, and a silent follower hears that its leader lives."""
@@ -112,7 +112,10 @@ class Replication:
         """The journal holds `records`, up to `position`; returns when whoever waits may be answered."""
         if self.shipment.begun_at is not None:
             first = position - len(records) + 1
-            self.shipment.add(await asyncio.to_thread(self.shipment.hold, first, records, self._journal.chain))
+            try:
+                self.shipment.add(await asyncio.to_thread(self.shipment.hold, first, records, self._journal.chain))
+            except (OSError, BarnraiseError) as error:  # a commit is made all the same: the follower begins anew
+                self._not_held(error)
         self._do(self._leading.on_committed(position))
         self.news.set()
         while self._leading.answerable < position:
@@ -227,7 +230,11 @@ class Replication:
         known = begun is not None and begun <= position
         if not known:
             self.shipment.begin(committed)
-        found = await asyncio.to_thread(self._read_between, position, committed if not known else position)
+        try:
+            found = await asyncio.to_thread(self._read_between, position, committed if not known else position)
+        except (OSError, BarnraiseError) as error:
+            self._not_held(error)
+            raise Unavailable("the leader cannot be followed: its disk refuses what is held for a follower") from None
         if found is None or found[0] != chain:
             return False
         if found[1] is not None:
@@ -252,6 +259,10 @@ class Replication:
             return chain, self.shipment.hold(position + 1, [record for _, record in records], last)
         finally:
             journal.close()
+
+    def _not_held(self, error: Exception) -> None:
+        _log.error("follower_not_held", error=str(error))
+        self.shipment.end()
 
     def _do(self, commands: list[LeadingCommand]) -> None:
         for command in commands:

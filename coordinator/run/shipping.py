@@ -75,12 +75,14 @@ class Shipment:
         self._count, self.begun_at = 0, None
 
     def hold(self, first: int, records: Sequence[str], chain: bytes) -> HeldRecords:
-        """Pin what `records` need; blocks. To be given to `add`, in the order of commits."""
-        pins = contextlib.ExitStack()
-        files: list[OfferedFile] = []
-        for record in records:
-            files += self._files_of(record, pins)
-        return HeldRecords(first=first, records=tuple(records), chain=chain, files=tuple(files), pins=pins)
+        """Pin what `records` need; blocks. To be given to `add`, in the order of commits. OSError: nothing is."""
+        with contextlib.ExitStack() as pins:
+            files: list[OfferedFile] = []
+            for record in records:
+                files += self._files_of(record, pins)
+            return HeldRecords(
+                first=first, records=tuple(records), chain=chain, files=tuple(files), pins=pins.pop_all()
+            )
 
     def add(self, held: HeldRecords, *, before: bool = False) -> None:
         """One commit more; or, `before`, what lies in the journal before all that is here."""
@@ -141,17 +143,17 @@ class Shipment:
         return files
 
     def _version(self, manifest: Digest, version: int, pins: contextlib.ExitStack) -> list[OfferedFile]:
-        place = self._root / "versions" / f"{version:08d}.json"
-        if not (place.is_file() and self._store.blocks.has(manifest)):
+        try:
+            index = (self._root / "versions" / f"{version:08d}.json").read_bytes()
+            named = list(dict.fromkeys((manifest, *self._versions.named_by(manifest))))
+        except (FileNotFoundError, LocalError):
             return []  # overtaken by later versions, and swept: the run does not need it
-        index = place.read_bytes()
         entry = OfferedFile(
             name=f"versions/{version:08d}.json",
             digest=digest_of(index),
             size_bytes=len(index),
             open=partial(io.BytesIO, index),
         )
-        named = list(dict.fromkeys((manifest, *self._versions.named_by(manifest))))
         return [*self._pinned(self._store.blocks, "blocks", named, pins), entry]
 
     def _pinned(
