@@ -20,7 +20,7 @@ from coordinator.edge.rpc import Endpoint, Handler, ServedCall, parse
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.base import OfferedFile, RunBase
 from coordinator.run.folder import RunFolder
-from coordinator.run.replication import TICK_S, Replication
+from coordinator.run.replication import TICK_S, Replication, put_away
 from coordinator.run.seats import admit
 from coordinator.run.shipping import HeldRecords, RegistryWatch, witness_file
 from protocol.causes import Cause
@@ -32,6 +32,8 @@ from protocol.v1 import barnraise_pb2 as pb
 
 STANDBY_SERVICE = "barnraise.protocol.v1.Standby"
 PART_BYTES = 512 * 1024
+_STILL_HERE = pb.FollowPart(more=True).SerializeToString()
+"""A piece with nothing in it."""
 
 Request = TypeVar("Request", bound=Message)
 
@@ -89,19 +91,32 @@ class StandbyService:
         await asyncio.to_thread(admit, self._folder.root, request.public_key, request.invite, time.time())
         self._auth.spend_nonce(request.public_key, request.nonce)
         self._calls += 1
-        mine = self._calls
-        with contextlib.ExitStack() as kept:
-            self._base = await self._replication.attach(
-                request.follower, request.epoch, request.position, request.chain, kept
-            )
-            acks = asyncio.create_task(self._hear(request.follower, call.messages))
-            try:
-                await self._tell(request.position, call, acks, mine)
-            finally:
-                acks.cancel()
-                if mine == self._calls:
-                    self._base = None
-                    self._replication.detached(request.follower)
+        mine, base, patience = self._calls, None, call.patience("what the follower is told")
+        try:
+            base = await self._attached(request, call, patience)
+            if mine == self._calls:
+                self._base = base
+                await self._tell(request, call, patience, mine)
+        finally:
+            if mine == self._calls:
+                self._base = None
+                self._replication.detached(request.follower)
+            if base is not None:
+                await asyncio.to_thread(base.pins.close)
+
+    async def _attached(self, request: pb.FollowRequest, call: ServedCall, patience: Patience) -> RunBase | None:
+        """What a follower begins with; while that is made, it hears that its leader lives."""
+        attaching = asyncio.ensure_future(
+            self._replication.attach(request.follower, request.epoch, request.position, request.chain)
+        )
+        try:
+            while not (await asyncio.wait({attaching}, timeout=TICK_S))[0]:
+                await call.write(_STILL_HERE, patience)
+        except BaseException:
+            attaching.add_done_callback(put_away)
+            attaching.cancel()
+            raise
+        return attaching.result()
 
     async def fetch(self, request: pb.FetchRequest, call: ServedCall) -> None:
         """One file that was offered."""
@@ -132,10 +147,11 @@ class StandbyService:
         async for message in messages:
             self._replication.acknowledged(follower, parse(pb.FollowAck, message).position)
 
-    async def _tell(self, position: int, call: ServedCall, acks: asyncio.Task[None], mine: int) -> None:
-        replication, base = self._replication, self._base
+    async def _tell(self, request: pb.FollowRequest, call: ServedCall, patience: Patience, mine: int) -> None:
+        replication, base, position = self._replication, self._base, request.position
         self._beside.clear()
-        registry, patience = RegistryWatch(self._folder.registry_path), call.patience("what the follower is told")
+        acks = asyncio.create_task(self._hear(request.follower, call.messages))
+        registry = RegistryWatch(self._folder.registry_path)
         try:
             if base is not None:
                 await _send(call, self._batch(base.position, (), base.chain, base.files, is_base=True), patience)
@@ -155,6 +171,7 @@ class StandbyService:
             if acks.done() and not acks.cancelled() and (error := acks.exception()) is not None:
                 raise MalformedMessage("the follower's acknowledgement cannot be read") from error
         finally:
+            acks.cancel()
             registry.close()
 
     def _changed_beside(self, registry: RegistryWatch) -> tuple[OfferedFile, ...]:

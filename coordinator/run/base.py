@@ -48,10 +48,17 @@ class RunBase:
     position: int
     chain: bytes
     files: tuple[OfferedFile, ...]
+    pins: contextlib.ExitStack
 
 
-def take_base(run: RunFolder, kept: contextlib.ExitStack) -> RunBase:
-    """The run as it is now; its files can be opened until `kept` is closed."""
+def take_base(run: RunFolder) -> RunBase:
+    """The run as it is now; its files can be opened until its `pins` are closed. Blocks."""
+    with contextlib.ExitStack() as pins:
+        position, chain, files = _taken(run, pins)
+        return RunBase(position=position, chain=chain, files=files, pins=pins.pop_all())
+
+
+def _taken(run: RunFolder, kept: contextlib.ExitStack) -> tuple[int, bytes, tuple[OfferedFile, ...]]:
     building = Path(tempfile.mkdtemp(prefix=BASE_FOLDER, dir=run.root))
     kept.callback(shutil.rmtree, building, ignore_errors=True)
     position, _, blobs = take_state(run, building, kept)
@@ -72,8 +79,7 @@ def take_base(run: RunFolder, kept: contextlib.ExitStack) -> RunBase:
         if path.is_file() and name not in _NOT_FOR_A_FOLLOWER:
             # small ones that may be replaced before they are fetched are given as they are now
             openers[name] = partial(io.BytesIO, path.read_bytes()) if name in PLAIN_FILES else _opener(path)
-    files = tuple(_offered(name, opener) for name, opener in openers.items())
-    return RunBase(position=position, chain=chain, files=files)
+    return position, chain, tuple(_offered(name, opener) for name, opener in openers.items())
 
 
 def clear_bases(root: Path) -> None:

@@ -8,9 +8,9 @@ waits for nothing. Touches `seat.json`, the journal (to read) and, through what 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -177,12 +177,10 @@ class Replication:
 
     # ---- for the follower's call ------------------------------------------------------------------------------------
 
-    async def attach(
-        self, follower: str, epoch: int, position: int, chain: bytes, kept: contextlib.ExitStack
-    ) -> RunBase | None:
-        """A follower is there and has so much; a base, to be opened until `kept` ends, where it cannot go on from that.
+    async def attach(self, follower: str, epoch: int, position: int, chain: bytes) -> RunBase | None:
+        """A follower is there and has so much; a base, whose pins the caller closes, where it cannot go on from that.
 
-        RemoteError where it is not wanted.
+        RemoteError where it is not wanted. However it ends, `detached` is called.
         """
         self.gate()
         view = self._leading
@@ -195,13 +193,16 @@ class Replication:
         if refused:
             raise Unavailable(f"the leader cannot be followed: {refused}")
         _log.info("follower_attached", follower=follower, position=position, anew=not goes_on)
-        base = None
-        if not goes_on:
-            self.shipment.begin(view.committed)
-            base = await asyncio.to_thread(take_base, self._folder, kept)
-        else:
+        if goes_on:
             self.acknowledged(follower, position)
-        return base
+            return None
+        self.shipment.begin(view.committed)
+        taking = asyncio.ensure_future(asyncio.to_thread(take_base, self._folder))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:  # the thread goes on, and pins what nobody waits for
+            taking.add_done_callback(put_away)
+            raise
 
     def acknowledged(self, follower: str, position: int) -> None:
         """The follower has everything up to `position`, durably."""
@@ -210,7 +211,9 @@ class Replication:
         self.news.set()
 
     def detached(self, follower: str) -> None:
-        """Its call has ended."""
+        """Its call has ended; fine where it never was attached."""
+        if self._leading.attached != follower:
+            return
         self._leading.on_detached(follower)
         self._left_at_s = asyncio.get_running_loop().time()
         _log.info("follower_detached", follower=follower)
@@ -310,3 +313,9 @@ class Replication:
         if not self._is_kept:
             keep_seat(self._folder.root, self._leading.seat)
             self._is_kept = True
+
+
+def put_away(taking: asyncio.Future[Any]) -> None:
+    """For a base, or none, that nobody waits for any more."""
+    if not taking.cancelled() and taking.exception() is None and (base := taking.result()) is not None:
+        taking.get_loop().run_in_executor(None, base.pins.close)

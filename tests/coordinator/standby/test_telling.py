@@ -1,0 +1,123 @@
+"""What a leader tells its follower, over a call that a test holds in its hands: while a base is made, and after."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import pytest
+
+from coordinator.edge import standby_service
+from coordinator.edge.standby_service import StandbyService
+from coordinator.engine.version import ENGINE_VERSION
+from coordinator.run import replication
+from coordinator.run.base import RunBase, take_base
+from coordinator.run.folder import RunFolder
+from coordinator.run.seats import new_standby_invite
+from protocol.limits import PROTOCOL_VERSION
+from protocol.v1 import barnraise_pb2 as pb
+from tests.coordinator.standby.leader import Leader, pins_in
+from tests.coordinator.standby.test_following import until
+
+
+class HeldCall:
+    """A call, as far as the service sees it."""
+
+    def __init__(self) -> None:
+        self.parts: list[pb.FollowPart] = []
+        self.batches: list[pb.FollowBatch] = []
+        self.from_follower: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._content = b""
+
+    @property
+    async def messages(self) -> AsyncIterator[bytes]:
+        while (message := await self.from_follower.get()) is not None:
+            yield message
+
+    def patience(self, _: str) -> None:
+        return None
+
+    async def write(self, message: bytes, _: None) -> None:
+        part = pb.FollowPart.FromString(message)
+        self.parts.append(part)
+        self._content += part.part
+        if not part.more:
+            self.batches.append(pb.FollowBatch.FromString(self._content))
+            self._content = b""
+
+    def acknowledge(self, position: int) -> None:
+        self.from_follower.put_nowait(pb.FollowAck(position=position).SerializeToString())
+
+
+class Nonces:
+    """An authenticator whose every nonce is a new one."""
+
+    def spend_nonce(self, *_: bytes) -> None:
+        return None
+
+
+def service_of(run: RunFolder, leader: Leader) -> StandbyService:
+    return StandbyService(run, leader.replication, cast(Any, Nonces()))
+
+
+def asked(run: RunFolder, **more: Any) -> pb.FollowRequest:
+    """To follow from the beginning."""
+    fields = {"public_key": b"a" * 32, "follower": "anna", "epoch": 1, **more}
+    return pb.FollowRequest(
+        protocol_version=PROTOCOL_VERSION,
+        engine_version=ENGINE_VERSION,
+        invite=more.pop("invite", None) or new_standby_invite(run.root, 2e9),
+        **fields,
+    )
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standby_service, "TICK_S", 0.002)
+
+
+async def test_a_follower_hears_that_its_leader_lives_while_a_base_is_made(
+    run: RunFolder, leader: Leader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+
+    def slow(folder: RunFolder) -> RunBase:
+        assert go_on.wait(20)
+        return take_base(folder)
+
+    monkeypatch.setattr(replication, "take_base", slow)
+    call = HeldCall()
+    task = asyncio.create_task(service_of(run, leader).follow(asked(run), cast(Any, call)))
+    await until(lambda: len(call.parts) > 2 or task.done())
+    assert all(part.more and not part.part for part in call.parts)
+    go_on.set()
+    await until(lambda: bool(call.batches))
+    assert call.batches[0].is_base
+    call.from_follower.put_nowait(None)
+    await task
+    assert not pins_in(run.root)
+    assert not list(run.root.glob(".base-*"))
+    assert not leader.replication.state.attached
+
+
+async def test_a_call_that_ends_while_its_base_is_made_leaves_no_pins(
+    run: RunFolder, leader: Leader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, taken = threading.Event(), threading.Event()
+
+    def slow(folder: RunFolder) -> RunBase:
+        base = take_base(folder)
+        taken.set()
+        assert go_on.wait(20)
+        return base
+
+    monkeypatch.setattr(replication, "take_base", slow)
+    task = asyncio.create_task(service_of(run, leader).follow(asked(run), cast(Any, HeldCall())))
+    await until(taken.is_set)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert not leader.replication.state.attached
+    go_on.set()
+    await until(lambda: not pins_in(run.root) and not list(run.root.glob(".base-*")))
