@@ -65,6 +65,8 @@ class StandbyService:
         self._beside: dict[tuple[str, str], OfferedFile] = {}
         """Files that no record names: the registry, and the witness's link."""
         self._calls = 0
+        self._acked = 0
+        """Of what the present call has told."""
 
     def handlers(self, calls: StandbyEndpoint) -> dict[str, Handler]:
         """By method."""
@@ -145,12 +147,16 @@ class StandbyService:
 
     async def _hear(self, follower: str, messages: AsyncIterator[bytes]) -> None:
         async for message in messages:
-            self._replication.acknowledged(follower, parse(pb.FollowAck, message).position)
+            position = parse(pb.FollowAck, message).position
+            self._acked = max(self._acked, position)
+            self._replication.acknowledged(follower, position)
 
     async def _tell(self, request: pb.FollowRequest, call: ServedCall, patience: Patience, mine: int) -> None:
         replication, base, position = self._replication, self._base, request.position
         self._beside.clear()
+        self._acked = 0 if base is not None else position
         acks = asyncio.create_task(self._hear(request.follower, call.messages))
+        acks.add_done_callback(lambda _: replication.news.set())
         registry = RegistryWatch(self._folder.registry_path)
         try:
             if base is not None:
@@ -158,16 +164,16 @@ class StandbyService:
                 position = base.position
             while not acks.done() and mine == self._calls:
                 replication.gate()
-                replication.news.clear()
                 held = replication.shipment.after(position)
                 if held is None:
                     raise Unavailable("the follower is too far behind for what is held for it: it has to begin anew")
-                changed = await asyncio.to_thread(self._changed_beside, registry)
-                await _send(call, self._next(position, held, changed), patience)
-                position = held[-1].last if held else position
+                if self._acked >= position:  # else it fetches files, and reads nothing: what is sent would pile up
+                    changed = await asyncio.to_thread(self._changed_beside, registry)
+                    await _send(call, self._next(position, held, changed), patience)
+                    position = held[-1].last if held else position
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(TICK_S):
-                        await self._anything_after(position)
+                        await self._anything_after(position, acks)
             if acks.done() and not acks.cancelled() and (error := acks.exception()) is not None:
                 raise MalformedMessage("the follower's acknowledgement cannot be read") from error
         finally:
@@ -185,9 +191,11 @@ class StandbyService:
             self._beside[one.name, one.digest] = one
         return news
 
-    async def _anything_after(self, position: int) -> None:
-        replication = self._replication
-        while not replication.shipment.after(position) and replication.shipment.begun_at is not None:
+    async def _anything_after(self, position: int, acks: asyncio.Task[None]) -> None:
+        replication, shipment = self._replication, self._replication.shipment
+        while shipment.begun_at is not None and not acks.done():
+            if self._acked >= position and shipment.after(position):
+                return
             replication.news.clear()
             await replication.news.wait()
 

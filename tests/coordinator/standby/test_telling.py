@@ -121,3 +121,38 @@ async def test_a_call_that_ends_while_its_base_is_made_leaves_no_pins(
     assert not leader.replication.state.attached
     go_on.set()
     await until(lambda: not pins_in(run.root) and not list(run.root.glob(".base-*")))
+
+
+async def test_nothing_piles_up_for_a_follower_that_fetches_files(
+    run: RunFolder, leader: Leader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, gate = 0, leader.replication.gate
+
+    def counted() -> None:
+        nonlocal looks
+        looks += 1
+        gate()
+
+    monkeypatch.setattr(leader.replication, "gate", counted)
+    call = HeldCall()
+    task = asyncio.create_task(service_of(run, leader).follow(asked(run), cast(Any, call)))
+    await until(lambda: bool(call.batches))
+    base = call.batches[0]
+    for records in ("first", "second"):
+        await leader.commit(record=records)
+    looks = 0
+    await until(lambda: looks > 5)
+    assert call.batches == [base]
+    call.acknowledge(base.after)
+    await until(lambda: any(batch.records for batch in call.batches))
+    told = next(batch for batch in call.batches if batch.records)
+    assert len(told.records) == 2
+    last = await leader.commit(record="third")
+    before, looks = len(call.batches), 0
+    await until(lambda: looks > 5)
+    assert len(call.batches) == before
+    call.acknowledge(last - 1)
+    await until(lambda: len(call.batches) > before)
+    assert call.batches[before].committed == last
+    call.from_follower.put_nowait(None)
+    await task
