@@ -64,6 +64,7 @@ SENTENCES: Mapping[str, str] = {
     "follower_not_held": "what the follower still needs could not be held for it, so it begins anew: {error}",
     "leader_not_followed": "the coordinator cannot be followed: {reason}",
     "seat_kept": "this machine {role} the run in epoch {epoch}, {mode}",
+    "seat_not_kept": "this machine's part in the run cannot be written down, which is tried again: {reason}",
     "witness_silent": "the witness does not answer: {reason}",
     "promoted": "this machine leads the run in epoch {epoch}",
     "not_promoted": "this machine could not take over: {reason}",

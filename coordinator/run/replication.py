@@ -8,6 +8,7 @@ waits for nothing. Touches `seat.json`, the journal (to read) and, through what 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +76,9 @@ class Replication:
             seat or Seat(me=new_name()), committed=journal.last_position, has_witness=ask is not None
         )
         self.shipment = Shipment(folder.root, store, versions)
+        self._due: deque[LeadingCommand] = deque()
+        """Not carried out yet: the first of them is a seat that the disk does not take."""
+        self._seat_trouble: ConfigError | None = None
         self._let_go: list[asyncio.Future[None]] = []
         self.news = asyncio.Event()
         """Set whenever there may be something for the follower."""
@@ -118,7 +122,7 @@ class Replication:
                 self._not_held(error)
         self._do(self._leading.on_committed(position))
         self.news.set()
-        while self._leading.answerable < position:
+        while self._due or self._leading.answerable < position:
             self._waiting_since_s = self._waiting_since_s or asyncio.get_running_loop().time()
             self.gate()
             if self._closed:
@@ -166,6 +170,8 @@ class Replication:
             self._do(view.on_async_ordered(confirmed=confirmed))
         else:
             raise ConfigError(f"a run is async or sync, not {mode!r}")
+        if self._seat_trouble is not None:
+            raise self._seat_trouble  # it is tried again
         return self.state
 
     def use_witness(self, ask: AskHer) -> None:
@@ -268,10 +274,13 @@ class Replication:
         self.shipment.end()
 
     def _do(self, commands: list[LeadingCommand]) -> None:
-        for command in commands:
-            match command:
+        """Carry out what is due, in its order; what follows from a seat that cannot be kept waits for the next try."""
+        self._due += commands
+        while self._due:
+            match self._due[0]:
                 case Keep(seat=seat):
-                    keep_seat(self._folder.root, seat)
+                    if not self._kept(seat):
+                        return
                     _log.info("seat_kept", role=seat.role.value, epoch=seat.epoch, mode=seat.mode.value)
                 case AskWitness(request=request):
                     self._tasks.add(task := asyncio.create_task(self._asked(request)))
@@ -281,6 +290,17 @@ class Replication:
                 case Fence(why=why):
                     _log.error("fenced", reason=why)
                     self._release()
+            self._due.popleft()
+
+    def _kept(self, seat: Seat) -> bool:
+        before, self._seat_trouble = self._seat_trouble, None
+        try:
+            keep_seat(self._folder.root, seat)
+        except ConfigError as error:
+            self._seat_trouble = error
+            if before is None or str(before) != str(error):
+                _log.error("seat_not_kept", reason=str(error))
+        return self._seat_trouble is None
 
     def _release(self) -> None:
         waiting, self._let_go = self._let_go, []
@@ -302,7 +322,7 @@ class Replication:
 
     async def _tick(self) -> None:
         while True:
-            self._do(self._leading.on_tick())
+            self._do([] if self._due else self._leading.on_tick())
             self.news.set()
             gone_s = asyncio.get_running_loop().time() - self._left_at_s
             if not self._leading.attached and self.shipment.begun_at is not None and gone_s > AWAY_S:

@@ -9,8 +9,13 @@ from typing import Any
 
 import pytest
 
+from coordinator.run import replication
 from coordinator.run.folder import RunFolder
+from coordinator.run.seats import keep_seat, read_seat
+from coordinator.standby.seat import Mode, Seat
+from protocol.errors import StorageTrouble
 from tests.coordinator.standby.leader import Leader, pins_in
+from tests.coordinator.standby.test_following import until
 
 
 async def test_what_cannot_be_held_for_the_follower_stops_no_commit(
@@ -38,3 +43,36 @@ async def test_what_cannot_be_held_for_the_follower_stops_no_commit(
     (held,) = shipment.after(before + 1) or ()
     assert [file.digest for file in held.files] == [one, other]
     await asyncio.to_thread(shipment.end)
+
+
+async def test_a_seat_that_the_disk_refuses_is_kept_at_a_later_tick(
+    run: RunFolder, leader: Leader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leading, disk_is_full = leader.replication, True
+
+    def keep(root: Path, seat: Seat) -> None:
+        if disk_is_full:
+            raise StorageTrouble("the disk is full: make room")
+        keep_seat(root, seat)
+
+    monkeypatch.setattr(replication, "TICK_S", 0.002)
+    keep_seat(run.root, leading._leading.seat)
+    leading._is_kept = True
+    leading._leading.on_attached("anna", leading.committed)
+    monkeypatch.setattr(replication, "keep_seat", keep)
+    leading.start()
+    with pytest.raises(StorageTrouble, match="full"):
+        leading.order("sync", confirmed=False)
+    before = leading.committed
+    waiting = asyncio.create_task(leader.commit(record="one"))
+    await until(lambda: leading.committed > before)
+    leading.acknowledged("anna", leading.committed)
+    for _ in range(5):
+        leading.news.clear()
+        await leading.news.wait()
+    assert not waiting.done(), "answered before the seat was on disk"
+    disk_is_full = False
+    await asyncio.wait_for(waiting, 20)
+    seat = read_seat(run.root)
+    assert seat is not None
+    assert seat.mode is Mode.SYNC
