@@ -67,6 +67,7 @@ class StandbyService:
         self._calls = 0
         self._acked = 0
         """Of what the present call has told."""
+        self._admitting = asyncio.Lock()
 
     def handlers(self, calls: StandbyEndpoint) -> dict[str, Handler]:
         """By method."""
@@ -90,7 +91,7 @@ class StandbyService:
                 f"this coordinator's engine is of version {ENGINE_VERSION}, the follower's {request.engine_version}: "
                 "run the same release on both machines"
             )
-        await asyncio.to_thread(admit, self._folder.root, request.public_key, request.invite, time.time())
+        await self._admit(request.public_key, request.invite)
         self._auth.spend_nonce(request.public_key, request.nonce)
         self._calls += 1
         mine, base, patience = self._calls, None, call.patience("what the follower is told")
@@ -105,6 +106,10 @@ class StandbyService:
                 self._replication.detached(request.follower)
             if base is not None:
                 await asyncio.to_thread(base.pins.close)
+
+    async def _admit(self, public_key: bytes, invite: str = "") -> None:
+        async with self._admitting:  # of two that show one invite at once, the first has redeemed it
+            await asyncio.to_thread(admit, self._folder.root, public_key, invite, time.time())
 
     async def _attached(self, request: pb.FollowRequest, call: ServedCall, patience: Patience) -> RunBase | None:
         """What a follower begins with; while that is made, it hears that its leader lives."""
@@ -122,7 +127,7 @@ class StandbyService:
 
     async def fetch(self, request: pb.FetchRequest, call: ServedCall) -> None:
         """One file that was offered."""
-        await asyncio.to_thread(admit, self._folder.root, request.public_key, "", time.time())
+        await self._admit(request.public_key)
         self._auth.spend_nonce(request.public_key, request.nonce)
         name, digest = request.file.name, Digest(request.file.digest.hex())
         offered = self._offered(name, digest)

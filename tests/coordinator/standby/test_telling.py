@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -12,10 +14,11 @@ import pytest
 from coordinator.edge import standby_service
 from coordinator.edge.standby_service import StandbyService
 from coordinator.engine.version import ENGINE_VERSION
-from coordinator.run import replication
+from coordinator.run import replication, seats
 from coordinator.run.base import RunBase, take_base
 from coordinator.run.folder import RunFolder
 from coordinator.run.seats import new_standby_invite
+from protocol.errors import Unauthenticated
 from protocol.limits import PROTOCOL_VERSION
 from protocol.v1 import barnraise_pb2 as pb
 from tests.coordinator.standby.leader import Leader, pins_in
@@ -64,13 +67,10 @@ def service_of(run: RunFolder, leader: Leader) -> StandbyService:
 
 def asked(run: RunFolder, **more: Any) -> pb.FollowRequest:
     """To follow from the beginning."""
+    if "invite" not in more:
+        more["invite"] = new_standby_invite(run.root, 2e9)
     fields = {"public_key": b"a" * 32, "follower": "anna", "epoch": 1, **more}
-    return pb.FollowRequest(
-        protocol_version=PROTOCOL_VERSION,
-        engine_version=ENGINE_VERSION,
-        invite=more.pop("invite", None) or new_standby_invite(run.root, 2e9),
-        **fields,
-    )
+    return pb.FollowRequest(protocol_version=PROTOCOL_VERSION, engine_version=ENGINE_VERSION, **fields)
 
 
 @pytest.fixture(autouse=True)
@@ -156,3 +156,29 @@ async def test_nothing_piles_up_for_a_follower_that_fetches_files(
     assert call.batches[before].committed == last
     call.from_follower.put_nowait(None)
     await task
+
+
+async def test_of_two_that_show_one_link_at_once_one_is_let_in(
+    run: RunFolder, leader: Leader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, look = threading.Barrier(2), seats.admission_of
+
+    def together(root: Path) -> seats.Admission | None:
+        found = look(root)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.2)
+        return found
+
+    monkeypatch.setattr(seats, "admission_of", together)
+    service, invite, call = service_of(run, leader), new_standby_invite(run.root, 2e9), HeldCall()
+    call.from_follower.put_nowait(None)
+    keys = {"anna": b"a" * 32, "bert": b"b" * 32}
+    ended = await asyncio.gather(
+        *(
+            service.follow(asked(run, follower=name, public_key=key, invite=invite), cast(Any, call))
+            for name, key in keys.items()
+        ),
+        return_exceptions=True,
+    )
+    (refused,) = [one for one in ended if one is not None]
+    assert isinstance(refused, Unauthenticated)
