@@ -25,9 +25,9 @@ from coordinator.run.seats import admit
 from coordinator.run.shipping import HeldRecords, RegistryWatch, witness_file
 from protocol.causes import Cause
 from protocol.errors import MalformedMessage, Refused, Unavailable
-from protocol.framing import frames_of
+from protocol.file_frames import FileFrames, opened
 from protocol.ids import Digest
-from protocol.limits import PROTOCOL_VERSION
+from protocol.limits import FRAME_BYTES, FRAME_HEADER_BYTES, PROTOCOL_VERSION
 from protocol.v1 import barnraise_pb2 as pb
 
 STANDBY_SERVICE = "barnraise.protocol.v1.Standby"
@@ -61,13 +61,14 @@ class StandbyService:
 
     def __init__(self, folder: RunFolder, replication: Replication, auth: Authenticator) -> None:
         self._folder, self._replication, self._auth = folder, replication, auth
-        self._base: RunBase | None = None
+        self._of_base: dict[tuple[str, str], OfferedFile] = {}
         self._beside: dict[tuple[str, str], OfferedFile] = {}
         """Files that no record names: the registry, and the witness's link."""
         self._calls = 0
         self._acked = 0
         """Of what the present call has told."""
         self._admitting = asyncio.Lock()
+        self._scratch = bytearray(FRAME_HEADER_BYTES + FRAME_BYTES)
 
     def handlers(self, calls: StandbyEndpoint) -> dict[str, Handler]:
         """By method."""
@@ -98,11 +99,11 @@ class StandbyService:
         try:
             base = await self._attached(request, call, patience)
             if mine == self._calls:
-                self._base = base
-                await self._tell(request, call, patience, mine)
+                self._of_base = {(one.name, one.digest): one for one in (() if base is None else base.files)}
+                await self._tell(request, call, patience, mine, base)
         finally:
             if mine == self._calls:
-                self._base = None
+                self._of_base = {}
                 self._replication.detached(request.follower)
             if base is not None:
                 await asyncio.to_thread(base.pins.close)
@@ -130,22 +131,17 @@ class StandbyService:
         await self._admit(request.public_key)
         self._auth.spend_nonce(request.public_key, request.nonce)
         name, digest = request.file.name, Digest(request.file.digest.hex())
-        offered = self._offered(name, digest)
-        patience = call.patience("this file")
-        with offered.open() as file:
-
-            def read(offset: int, length: int) -> bytes:
-                file.seek(offset)
-                return file.read(length)
-
-            for frame in frames_of(read, offered.size_bytes, request.offset):
-                await call.write(frame, patience)
+        offered, patience = self._offered(name, digest), call.patience("this file")
+        frames = await opened(lambda: FileFrames(offered.open(), request.offset, self._scratch))
+        try:
+            while not frames.ended:
+                await call.write(await frames.read(), patience)
+        finally:
+            frames.close()
 
     def _offered(self, name: str, digest: Digest) -> OfferedFile:
-        for file in () if self._base is None else self._base.files:
-            if (file.name, file.digest) == (name, digest):
-                return file
-        found = self._beside.get((name, digest)) or self._replication.shipment.find(name, digest)
+        found = self._of_base.get((name, digest)) or self._beside.get((name, digest))
+        found = found or self._replication.shipment.find(name, digest)
         if found is None:
             raise Unavailable(f"{name[:120]!r} is not offered any more: follow anew")
         return found
@@ -156,8 +152,10 @@ class StandbyService:
             self._acked = max(self._acked, position)
             self._replication.acknowledged(follower, position)
 
-    async def _tell(self, request: pb.FollowRequest, call: ServedCall, patience: Patience, mine: int) -> None:
-        replication, base, position = self._replication, self._base, request.position
+    async def _tell(
+        self, request: pb.FollowRequest, call: ServedCall, patience: Patience, mine: int, base: RunBase | None
+    ) -> None:
+        replication, position = self._replication, request.position
         self._beside.clear()
         self._acked = 0 if base is not None else position
         acks = asyncio.create_task(self._hear(request.follower, call.messages))

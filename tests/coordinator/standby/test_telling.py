@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,11 +16,13 @@ from coordinator.edge import standby_service
 from coordinator.edge.standby_service import StandbyService
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run import replication, seats
-from coordinator.run.base import RunBase, take_base
+from coordinator.run.base import OfferedFile, RunBase, take_base
 from coordinator.run.folder import RunFolder
-from coordinator.run.seats import new_standby_invite
+from coordinator.run.seats import admit, new_standby_invite
 from protocol.errors import Unauthenticated
-from protocol.limits import PROTOCOL_VERSION
+from protocol.framing import FrameReader
+from protocol.ids import digest_of
+from protocol.limits import FRAME_BYTES, PROTOCOL_VERSION
 from protocol.v1 import barnraise_pb2 as pb
 from tests.coordinator.standby.leader import Leader, pins_in
 from tests.coordinator.standby.test_following import until
@@ -32,6 +35,7 @@ class HeldCall:
         self.parts: list[pb.FollowPart] = []
         self.batches: list[pb.FollowBatch] = []
         self.from_follower: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.raw: list[bytes] = []
         self._content = b""
 
     @property
@@ -182,3 +186,42 @@ async def test_of_two_that_show_one_link_at_once_one_is_let_in(
     )
     (refused,) = [one for one in ended if one is not None]
     assert isinstance(refused, Unauthenticated)
+
+
+class Fetched(HeldCall):
+    """A call that a file is fetched in."""
+
+    async def write(self, message: bytes, _: None) -> None:
+        self.raw.append(message)
+
+
+async def test_a_file_is_opened_and_read_where_nobody_else_waits_for_it(run: RunFolder, leader: Leader) -> None:
+    content, loop, threads = b"12345678" * FRAME_BYTES, threading.get_ident(), set[int]()
+    go_on = threading.Event()
+
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            threads.add(threading.get_ident())
+            return super().read(size)
+
+    def slowly() -> Slow:
+        threads.add(threading.get_ident())
+        assert go_on.wait(20)
+        return Slow(content)
+
+    service, call = service_of(run, leader), Fetched()
+    offered = OfferedFile(name="one", digest=digest_of(content), size_bytes=len(content), open=slowly)
+    service._of_base["one", offered.digest] = offered
+    file = pb.HeldFile(name="one", digest=bytes.fromhex(offered.digest), size_bytes=len(content))
+    request = asked(run)
+    admit(run.root, request.public_key, request.invite, 0.0)
+    fetching = asyncio.create_task(
+        service.fetch(pb.FetchRequest(public_key=request.public_key, file=file), cast(Any, call))
+    )
+    await until(lambda: bool(threads))
+    go_on.set()
+    await fetching
+    assert loop not in threads
+    reader = FrameReader(len(content), offered.digest)
+    assert b"".join(bytes(reader.feed(frame)) for frame in call.raw) == content
+    reader.finish()
