@@ -22,7 +22,7 @@ from coordinator.run.base import OfferedFile, RunBase
 from coordinator.run.folder import RunFolder
 from coordinator.run.replication import TICK_S, Replication, put_away
 from coordinator.run.seats import admit
-from coordinator.run.shipping import HeldRecords, RegistryWatch, witness_file
+from coordinator.run.shipping import HeldRecords, RegistryWatch, files_beside
 from protocol.causes import Cause
 from protocol.errors import MalformedMessage, Refused, Unavailable
 from protocol.file_frames import FileFrames, opened
@@ -63,7 +63,7 @@ class StandbyService:
         self._folder, self._replication, self._auth = folder, replication, auth
         self._of_base: dict[tuple[str, str], OfferedFile] = {}
         self._beside: dict[tuple[str, str], OfferedFile] = {}
-        """Files that no record names: the registry, and the witness's link."""
+        """Files that no record names: the registry, and small ones."""
         self._calls = 0
         self._acked = 0
         """Of what the present call has told."""
@@ -185,8 +185,8 @@ class StandbyService:
 
     def _changed_beside(self, registry: RegistryWatch) -> tuple[OfferedFile, ...]:
         """What is another one than was told last."""
-        link = witness_file(self._folder.root)
-        found = [one for one in (registry.copy_if_changed(), link) if one is not None]
+        copy = registry.copy_if_changed()
+        found = [*([] if copy is None else [copy]), *files_beside(self._folder.root)]
         news = tuple(one for one in found if (one.name, one.digest) not in self._beside)
         for one in news:
             for old in [key for key in self._beside if key[0] == one.name]:

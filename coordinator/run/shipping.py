@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from coordinator.run.base import OfferedFile
+from coordinator.run.found_again import RECORD_FILE, SHARERS_FILE
 from coordinator.run.seats import WITNESS_FILE
 from coordinator.store.artifacts import ArtifactStore, ContentStore, blob_name
 from coordinator.store.versions import Versions
@@ -32,6 +33,8 @@ MOST_AT_ONCE = 2000
 """Records in one batch: a few hundred kilobytes."""
 _NAMED = re.compile(r'"([0-9a-f]{64})"')
 REGISTRY = "registry.sqlite"
+BESIDE = (WITNESS_FILE, RECORD_FILE, SHARERS_FILE)
+"""Which witness is asked, and what makes the run found again: after a promotion, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,15 +184,18 @@ def _opened(opened: Callable[[Digest], BinaryIO] | None, digest: Digest) -> Bina
     return opened(digest)
 
 
-def witness_file(root: Path) -> OfferedFile | None:
-    """The link of the run's witness, which its operator may name at any time; None where there is none."""
-    try:
-        content = (root / WITNESS_FILE).read_bytes()
-    except OSError:
-        return None
-    return OfferedFile(
-        name=WITNESS_FILE, digest=digest_of(content), size_bytes=len(content), open=partial(io.BytesIO, content)
-    )
+def files_beside(root: Path) -> list[OfferedFile]:
+    """Small files that change while the run is served, and that no record names; those that are there."""
+    found: list[OfferedFile] = []
+    for name in BESIDE:
+        with contextlib.suppress(OSError):
+            content = (root / name).read_bytes()
+            found.append(
+                OfferedFile(
+                    name=name, digest=digest_of(content), size_bytes=len(content), open=partial(io.BytesIO, content)
+                )
+            )
+    return found
 
 
 class RegistryWatch:

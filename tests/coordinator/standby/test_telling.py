@@ -18,7 +18,8 @@ from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run import replication, seats
 from coordinator.run.base import OfferedFile, RunBase, take_base
 from coordinator.run.folder import RunFolder
-from coordinator.run.seats import admit, new_standby_invite
+from coordinator.run.found_again import RECORD_FILE, SHARERS_FILE
+from coordinator.run.seats import WITNESS_FILE, admit, new_standby_invite
 from protocol.errors import Unauthenticated
 from protocol.framing import FrameReader
 from protocol.ids import digest_of
@@ -158,6 +159,24 @@ async def test_nothing_piles_up_for_a_follower_that_fetches_files(
     call.acknowledge(last - 1)
     await until(lambda: len(call.batches) > before)
     assert call.batches[before].committed == last
+    call.from_follower.put_nowait(None)
+    await task
+
+
+async def test_a_follower_gets_what_changes_beside_the_journal(run: RunFolder, leader: Leader) -> None:
+    call = HeldCall()
+    task = asyncio.create_task(service_of(run, leader).follow(asked(run), cast(Any, call)))
+    await until(lambda: bool(call.batches))
+    call.acknowledge(call.batches[0].after)
+
+    def told(name: str) -> list[bytes]:
+        return [file.digest for batch in call.batches[1:] for file in batch.files if file.name == name]
+
+    for times in (1, 2):
+        for name in (WITNESS_FILE, SHARERS_FILE, RECORD_FILE):
+            (run.root / name).write_text(f"{name}, {times}")
+            await until(lambda name=name, times=times: len(told(name)) == times or task.done())  # type: ignore[misc]
+            assert told(name)[-1].hex() == digest_of((run.root / name).read_bytes())
     call.from_follower.put_nowait(None)
     await task
 
