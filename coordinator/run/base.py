@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from coordinator.run.backup import COPIED_FOLDERS, PLAIN_FILES, copy_database, take_state
+from coordinator.run.backup import PLAIN_FILES, copy_database, plain_files, take_state
 from coordinator.run.seats import SEAT_FILE
 from coordinator.store.journal import Journal
 from protocol.ids import Digest, stream_digest
@@ -71,12 +71,8 @@ def _taken(run: RunFolder, kept: contextlib.ExitStack) -> tuple[int, bytes, tupl
     openers = dict(blobs)
     for path in sorted(building.iterdir()):
         openers[path.name] = _opener(path)
-    plain = [run.root / name for name in PLAIN_FILES]
-    for folder in COPIED_FOLDERS:
-        plain += sorted((run.root / folder).rglob("*"))
-    for path in plain:
-        name = path.relative_to(run.root).as_posix()
-        if path.is_file() and name not in _NOT_FOR_A_FOLLOWER:
+    for name, path in plain_files(run.root).items():
+        if name not in _NOT_FOR_A_FOLLOWER:
             # small ones that may be replaced before they are fetched are given as they are now
             openers[name] = partial(io.BytesIO, path.read_bytes()) if name in PLAIN_FILES else _opener(path)
     return position, chain, tuple(_offered(name, opener) for name, opener in openers.items())
