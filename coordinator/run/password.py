@@ -7,6 +7,7 @@ which neither a backup nor a follower gets.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
 import secrets
@@ -47,6 +48,14 @@ def drop_password(folder: RunFolder) -> bool:
 def has_password(folder: RunFolder) -> bool:
     """Whether one was set."""
     return _path(folder).is_file()
+
+
+def password_mark(folder: RunFolder) -> str:
+    """Another one for each password that is set; empty where none is."""
+    try:
+        return hashlib.sha256(read_private(_path(folder))).hexdigest()
+    except (OSError, ConfigError):
+        return ""
 
 
 def is_password(folder: RunFolder, password: str) -> bool:
