@@ -145,8 +145,11 @@ class OperatorPages:
         visit = self._visit(request, approach)
         if visit is None:
             return RedirectResponse("/login", 303, DOOR_HEADERS) if approach else self._too_open()
-        invites = await self._door.call("ListInvites", {}, visit.who)
-        orders = await self._door.call("ListOrders", {}, visit.who)
+        try:
+            invites = await self._door.call("ListInvites", {}, visit.who)
+            orders = await self._door.call("ListOrders", {}, visit.who)
+        except BarnraiseError as error:
+            return self._said(503, f"Not shown: {str(error).rstrip('.')}.")
         told, visit.told = visit.told, []
         links, visit.links = visit.links, []
         invited = [json.loads(row) for row in invites.get("rows_json", ())]
