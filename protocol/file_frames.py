@@ -6,10 +6,11 @@ same bytes either way. Touches the file that it is given, which it closes.
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, TypeVar
 
 from protocol.errors import MalformedMessage
 from protocol.framing import frame_header, frames_of
@@ -20,6 +21,8 @@ READ_AHEAD_BYTES = 16 * FRAME_BYTES
 
 _NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 """A read that would wait fails in place of waiting: Linux. Elsewhere every frame is read in a thread."""
+
+Frames = TypeVar("Frames", bound=Iterator[bytes])
 
 
 class FileFrames(Iterator[bytes]):
@@ -71,6 +74,11 @@ class FileFrames(Iterator[bytes]):
         self._offset += len(frame) - FRAME_HEADER_BYTES
         return frame
 
+    async def read(self) -> bytes:
+        """The next frame, for the event loop: from a thread where it takes long."""
+        at_once = self.at_once()
+        return await asyncio.to_thread(self.__next__) if at_once is None else at_once
+
     def close(self) -> None:
         """Let go of the file; again is fine."""
         self._descriptor = None
@@ -84,6 +92,21 @@ class FileFrames(Iterator[bytes]):
             os.posix_fadvise(self._descriptor, start, READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
         self._file.seek(start)
         return self._file.read(length)
+
+
+async def opened(opening: Callable[[], Frames]) -> Frames:
+    """A file's frames, as a thread opened them; what it opens for a call that has ended meanwhile is closed."""
+    waiting = asyncio.ensure_future(asyncio.to_thread(opening))
+    try:
+        return await asyncio.shield(waiting)
+    except asyncio.CancelledError:
+        waiting.add_done_callback(_close_opened)
+        raise
+
+
+def _close_opened(opening: asyncio.Future[Frames]) -> None:
+    if not opening.cancelled() and opening.exception() is None and isinstance(frames := opening.result(), FileFrames):
+        frames.close()
 
 
 def _descriptor_of(file: BinaryIO) -> int | None:

@@ -6,7 +6,6 @@ the operator was given is spoken to, and each call is signed, as workers' calls 
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,20 +14,15 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from protocol.bootstrap import fetch_ca
-from protocol.causes import CAUSE_KEY, Cause, cause_named
-from protocol.errors import ConfigError, MalformedMessage, Refused, RemoteError, Unauthenticated, Unavailable
+from coordinator.edge.dialling import OTHER_VERSION, dialled, told
+from protocol.causes import Cause
+from protocol.errors import ConfigError, MalformedMessage, RemoteError
 from protocol.identity import PrivateIdentity
 from protocol.joinlink import JoinLink
-from protocol.limits import CALL_TIMEOUT_S, PROTOCOL_VERSION, channel_options
+from protocol.limits import CALL_TIMEOUT_S, PROTOCOL_VERSION
 from protocol.services import COORDINATOR_SERVICE, OPERATOR_SERVICE
 from protocol.signing import CallSigner
-from protocol.text import printable
-from protocol.tls import COORDINATOR_NAME
 from protocol.v1 import barnraise_pb2 as pb
-
-REACHED_S = 10.0
-"""For the certificate to be shown."""
 
 Reply = TypeVar("Reply", bound=Message)
 
@@ -52,12 +46,7 @@ class RemoteLine:
         self._channel: Any = None
 
     async def __aenter__(self) -> RemoteLine:
-        link = self._link
-        authority = await asyncio.to_thread(fetch_ca, link.host, link.port, link.fingerprint, REACHED_S)
-        # The CA certifies this one coordinator only, under whatever address it is reached.
-        options = [*channel_options(), ("grpc.ssl_target_name_override", COORDINATOR_NAME)]
-        credentials = grpc.ssl_channel_credentials(root_certificates=authority)
-        self._channel = grpc.aio.secure_channel(link.target, credentials, options=options)
+        self._channel = await dialled(self._link)
         try:
             await self._open()
         except BaseException:
@@ -92,23 +81,13 @@ class RemoteLine:
         try:
             return kind.FromString(bytes(answer))
         except DecodeError as error:
-            raise MalformedMessage(f"the answer is not a {kind.DESCRIPTOR.name}: {_OTHER_VERSION}") from error
+            raise MalformedMessage(f"the answer is not a {kind.DESCRIPTOR.name}: {OTHER_VERSION}") from error
 
     def _told(self, error: grpc.aio.AioRpcError) -> RemoteError | ConfigError:
-        """The coordinator's own sentence, or, where gRPC gave up, one of ours."""
-        trailers = dict(tuple(error.trailing_metadata() or ()))
-        told = trailers.get(CAUSE_KEY)
-        cause, words = cause_named(told if isinstance(told, str) else None), printable(error.details() or "")
-        if cause is Cause.NOT_ENROLLED:
+        found = told(error, f"at {self._link.address}")
+        if found.cause is Cause.NOT_ENROLLED:
             return ConfigError(
                 f"the coordinator at {self._link.address} does not know this key: on its machine, `barnraise "
                 f"coordinator operator-key add RUN NAME {self._identity.public_key.hex()}` lets it in"
             )
-        if cause is None:
-            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                return Refused(f"the coordinator at {self._link.address} does not know this: {_OTHER_VERSION}")
-            return Unavailable(f"the coordinator at {self._link.address} does not answer: try again in a moment")
-        return (Unauthenticated if error.code() is grpc.StatusCode.UNAUTHENTICATED else Refused)(words, cause=cause)
-
-
-_OTHER_VERSION = "is it of another version?"
+        return found

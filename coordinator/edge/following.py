@@ -182,15 +182,22 @@ class Follower:
         if self._run is None:
             raise MalformedMessage("records came before the run that they go on from")
         await self._fetch(batch.files, line, self.root)
+        self._require_follows()
         if batch.records:
             # In this thread: nothing else is done here, and whoever is promoted must find a whole commit.
             self._run.append(batch.after, batch.records, batch.chain)
+
+    def _require_follows(self) -> None:
+        """Unavailable where it was promoted while files came, or is about to be: what is here is what it leads."""
+        if self.promoted.is_set() or self.following.may_lead_soon:
+            raise Unavailable("this machine is to lead the run itself")
 
     async def _take_base(self, batch: pb.FollowBatch, line: LeaderLine) -> None:
         """Fetch the whole run, and put it in the place of whatever was here."""
         incoming = begin_incoming(self.root)
         self.trouble = f"fetching the run: {len(batch.files)} files"
         await self._fetch(batch.files, line, incoming)
+        self._require_follows()
         self._keep(self.following.on_base_begun())
         if self._run is not None:
             self._run.close()

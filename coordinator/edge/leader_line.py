@@ -17,33 +17,23 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from coordinator.edge.dialling import CONNECT_S, dialled, told
 from coordinator.run.followed import put_in_place
-from protocol.bootstrap import fetch_ca
-from protocol.causes import CAUSE_KEY
-from protocol.errors import MalformedMessage, Refused, RemoteError, Unauthenticated, Unavailable
+from protocol.errors import MalformedMessage, Unavailable
 from protocol.framing import FrameReader
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest
 from protocol.joinlink import JoinLink
-from protocol.limits import MAX_TRANSFER_S, channel_options, transfer_deadline_s
+from protocol.limits import MAX_TRANSFER_S, transfer_deadline_s
 from protocol.services import STANDBY_SERVICE
 from protocol.signing import CallSigner
 from protocol.storage import telling_storage_trouble
-from protocol.text import printable
-from protocol.tls import COORDINATOR_NAME
 from protocol.v1 import barnraise_pb2 as pb
 
 NONCE_BYTES = 16
-CONNECT_S = 10.0
 SILENT_S = 10.0
 """A leader says something every two seconds."""
 MAX_BATCH_BYTES = 1 << 30
-_BLAME: dict[str, type[RemoteError]] = {
-    "UNAUTHENTICATED": Unauthenticated,
-    "FAILED_PRECONDITION": Refused,
-    "INVALID_ARGUMENT": Refused,
-    "UNIMPLEMENTED": Refused,
-}
 
 
 class LeaderLine:
@@ -56,11 +46,7 @@ class LeaderLine:
 
     async def connect(self) -> None:
         """Dial; only the leader that the link names is spoken to."""
-        link = self._link
-        ca_pem = await asyncio.to_thread(fetch_ca, link.host, link.port, link.fingerprint, CONNECT_S)
-        credentials = grpc.ssl_channel_credentials(root_certificates=ca_pem)
-        options = [*channel_options(), ("grpc.ssl_target_name_override", COORDINATOR_NAME)]
-        self._channel = grpc.aio.secure_channel(link.target, credentials, options=options)
+        self._channel = await dialled(self._link)
 
     async def close(self) -> None:
         """Hang up."""
@@ -154,14 +140,6 @@ async def _read(call: Any, limit_s: float) -> bytes | None:
     except grpc.aio.AioRpcError as error:
         raise told(error) from None
     return None if message is grpc.aio.EOF else bytes(message)
-
-
-def told(error: grpc.aio.AioRpcError) -> RemoteError:
-    """What gRPC raised, in the other side's own words where there are some."""
-    said = printable((error.details() or error.code().name)[:300])
-    kind = _BLAME.get(error.code().name, Unavailable)
-    known = any(key == CAUSE_KEY for key, _ in error.trailing_metadata() or ())
-    return kind(said if known else f"nobody is reached there: {said}")
 
 
 def _synced(file: Any) -> None:

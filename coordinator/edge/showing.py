@@ -28,7 +28,7 @@ from coordinator.page.operator import OperatorDoor
 from coordinator.page.server import PageServer
 from coordinator.page.view import RunCard
 from coordinator.run.folder import RunFolder
-from coordinator.run.password import has_password, is_password
+from coordinator.run.password import is_password, password_mark
 from coordinator.store.operators import Role
 from protocol.errors import Unavailable
 from protocol.hosts import address_text, canonical_host, split_port
@@ -55,7 +55,7 @@ class Showing:
         door = OperatorDoor(
             access=access,
             call=_in_this_loop(desk),
-            has_password=lambda: has_password(folder),
+            password_mark=lambda: password_mark(folder),
             check_password=lambda text: is_password(folder, text),
         )
         self._server = PageServer(replace(address, names=tuple(names)), door)

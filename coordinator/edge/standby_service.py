@@ -20,17 +20,19 @@ from coordinator.edge.rpc import Endpoint, Handler, ServedCall, parse
 from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.base import OfferedFile, RunBase
 from coordinator.run.folder import RunFolder
-from coordinator.run.replication import TICK_S, Replication
+from coordinator.run.replication import TICK_S, Replication, put_away
 from coordinator.run.seats import admit
-from coordinator.run.shipping import HeldRecords, RegistryWatch, witness_file
+from coordinator.run.shipping import HeldRecords, RegistryWatch, files_beside
 from protocol.causes import Cause
 from protocol.errors import MalformedMessage, Refused, Unavailable
-from protocol.framing import frames_of
+from protocol.file_frames import FileFrames, opened
 from protocol.ids import Digest
-from protocol.limits import PROTOCOL_VERSION
+from protocol.limits import FRAME_BYTES, FRAME_HEADER_BYTES, PROTOCOL_VERSION
 from protocol.v1 import barnraise_pb2 as pb
 
 PART_BYTES = 512 * 1024
+_STILL_HERE = pb.FollowPart(more=True).SerializeToString()
+"""A piece with nothing in it."""
 
 Request = TypeVar("Request", bound=Message)
 
@@ -58,10 +60,14 @@ class StandbyService:
 
     def __init__(self, folder: RunFolder, replication: Replication, auth: Authenticator) -> None:
         self._folder, self._replication, self._auth = folder, replication, auth
-        self._base: RunBase | None = None
+        self._of_base: dict[tuple[str, str], OfferedFile] = {}
         self._beside: dict[tuple[str, str], OfferedFile] = {}
-        """Files that no record names: the registry, and the witness's link."""
+        """Files that no record names: the registry, and small ones."""
         self._calls = 0
+        self._acked = 0
+        """Of what the present call has told."""
+        self._admitting = asyncio.Lock()
+        self._scratch = bytearray(FRAME_HEADER_BYTES + FRAME_BYTES)
 
     def handlers(self, calls: StandbyEndpoint) -> dict[str, Handler]:
         """By method."""
@@ -85,81 +91,101 @@ class StandbyService:
                 f"this coordinator's engine is of version {ENGINE_VERSION}, the follower's {request.engine_version}: "
                 "run the same release on both machines"
             )
-        await asyncio.to_thread(admit, self._folder.root, request.public_key, request.invite, time.time())
+        await self._admit(request.public_key, request.invite)
         self._auth.spend_nonce(request.public_key, request.nonce)
         self._calls += 1
-        mine = self._calls
-        with contextlib.ExitStack() as kept:
-            self._base = await self._replication.attach(
-                request.follower, request.epoch, request.position, request.chain, kept
-            )
-            acks = asyncio.create_task(self._hear(request.follower, call.messages))
-            try:
-                await self._tell(request.position, call, acks, mine)
-            finally:
-                acks.cancel()
-                if mine == self._calls:
-                    self._base = None
-                    self._replication.detached(request.follower)
+        mine, base, patience = self._calls, None, call.patience("what the follower is told")
+        try:
+            base = await self._attached(request, call, patience)
+            if mine == self._calls:
+                self._of_base = {(one.name, one.digest): one for one in (() if base is None else base.files)}
+                await self._tell(request, call, patience, mine, base)
+        finally:
+            if mine == self._calls:
+                self._of_base = {}
+                self._replication.detached(request.follower)
+            if base is not None:
+                await asyncio.to_thread(base.pins.close)
+
+    async def _admit(self, public_key: bytes, invite: str = "") -> None:
+        async with self._admitting:  # of two that show one invite at once, the first has redeemed it
+            await asyncio.to_thread(admit, self._folder.root, public_key, invite, time.time())
+
+    async def _attached(self, request: pb.FollowRequest, call: ServedCall, patience: Patience) -> RunBase | None:
+        """What a follower begins with; while that is made, it hears that its leader lives."""
+        attaching = asyncio.ensure_future(
+            self._replication.attach(request.follower, request.epoch, request.position, request.chain)
+        )
+        try:
+            while not (await asyncio.wait({attaching}, timeout=TICK_S))[0]:
+                await call.write(_STILL_HERE, patience)
+        except BaseException:
+            attaching.add_done_callback(put_away)
+            attaching.cancel()
+            raise
+        return attaching.result()
 
     async def fetch(self, request: pb.FetchRequest, call: ServedCall) -> None:
         """One file that was offered."""
-        await asyncio.to_thread(admit, self._folder.root, request.public_key, "", time.time())
+        await self._admit(request.public_key)
         self._auth.spend_nonce(request.public_key, request.nonce)
         name, digest = request.file.name, Digest(request.file.digest.hex())
-        offered = self._offered(name, digest)
-        patience = call.patience("this file")
-        with offered.open() as file:
-
-            def read(offset: int, length: int) -> bytes:
-                file.seek(offset)
-                return file.read(length)
-
-            for frame in frames_of(read, offered.size_bytes, request.offset):
-                await call.write(frame, patience)
+        offered, patience = self._offered(name, digest), call.patience("this file")
+        frames = await opened(lambda: FileFrames(offered.open(), request.offset, self._scratch))
+        try:
+            while not frames.ended:
+                await call.write(await frames.read(), patience)
+        finally:
+            frames.close()
 
     def _offered(self, name: str, digest: Digest) -> OfferedFile:
-        for file in () if self._base is None else self._base.files:
-            if (file.name, file.digest) == (name, digest):
-                return file
-        found = self._beside.get((name, digest)) or self._replication.shipment.find(name, digest)
+        found = self._of_base.get((name, digest)) or self._beside.get((name, digest))
+        found = found or self._replication.shipment.find(name, digest)
         if found is None:
             raise Unavailable(f"{name[:120]!r} is not offered any more: follow anew")
         return found
 
     async def _hear(self, follower: str, messages: AsyncIterator[bytes]) -> None:
         async for message in messages:
-            self._replication.acknowledged(follower, parse(pb.FollowAck, message).position)
+            position = parse(pb.FollowAck, message).position
+            self._acked = max(self._acked, position)
+            self._replication.acknowledged(follower, position)
 
-    async def _tell(self, position: int, call: ServedCall, acks: asyncio.Task[None], mine: int) -> None:
-        replication, base = self._replication, self._base
+    async def _tell(
+        self, request: pb.FollowRequest, call: ServedCall, patience: Patience, mine: int, base: RunBase | None
+    ) -> None:
+        replication, position = self._replication, request.position
         self._beside.clear()
-        registry, patience = RegistryWatch(self._folder.registry_path), call.patience("what the follower is told")
+        self._acked = 0 if base is not None else position
+        acks = asyncio.create_task(self._hear(request.follower, call.messages))
+        acks.add_done_callback(lambda _: replication.news.set())
+        registry = RegistryWatch(self._folder.registry_path)
         try:
             if base is not None:
                 await _send(call, self._batch(base.position, (), base.chain, base.files, is_base=True), patience)
                 position = base.position
             while not acks.done() and mine == self._calls:
                 replication.gate()
-                replication.news.clear()
                 held = replication.shipment.after(position)
                 if held is None:
                     raise Unavailable("the follower is too far behind for what is held for it: it has to begin anew")
-                changed = await asyncio.to_thread(self._changed_beside, registry)
-                await _send(call, self._next(position, held, changed), patience)
-                position = held[-1].last if held else position
+                if self._acked >= position:  # else it fetches files, and reads nothing: what is sent would pile up
+                    changed = await asyncio.to_thread(self._changed_beside, registry)
+                    await _send(call, self._next(position, held, changed), patience)
+                    position = held[-1].last if held else position
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(TICK_S):
-                        await self._anything_after(position)
+                        await self._anything_after(position, acks)
             if acks.done() and not acks.cancelled() and (error := acks.exception()) is not None:
                 raise MalformedMessage("the follower's acknowledgement cannot be read") from error
         finally:
+            acks.cancel()
             registry.close()
 
     def _changed_beside(self, registry: RegistryWatch) -> tuple[OfferedFile, ...]:
         """What is another one than was told last."""
-        link = witness_file(self._folder.root)
-        found = [one for one in (registry.copy_if_changed(), link) if one is not None]
+        copy = registry.copy_if_changed()
+        found = [*([] if copy is None else [copy]), *files_beside(self._folder.root)]
         news = tuple(one for one in found if (one.name, one.digest) not in self._beside)
         for one in news:
             for old in [key for key in self._beside if key[0] == one.name]:
@@ -167,9 +193,11 @@ class StandbyService:
             self._beside[one.name, one.digest] = one
         return news
 
-    async def _anything_after(self, position: int) -> None:
-        replication = self._replication
-        while not replication.shipment.after(position) and replication.shipment.begun_at is not None:
+    async def _anything_after(self, position: int, acks: asyncio.Task[None]) -> None:
+        replication, shipment = self._replication, self._replication.shipment
+        while shipment.begun_at is not None and not acks.done():
+            if self._acked >= position and shipment.after(position):
+                return
             replication.news.clear()
             await replication.news.wait()
 

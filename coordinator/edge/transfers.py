@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from functools import partial
 from typing import Any, BinaryIO
 
 import structlog
@@ -26,7 +27,7 @@ from coordinator.engine.rows import LeaseRecord
 from coordinator.engine.stages import told_to_worker
 from coordinator.store.ports import Upload
 from protocol.errors import DigestMismatch, MalformedMessage, Refused, Unavailable
-from protocol.file_frames import FileFrames
+from protocol.file_frames import FileFrames, opened
 from protocol.framing import FrameReader, frames_of
 from protocol.ids import Digest, LeaseId
 from protocol.limits import FRAME_BYTES, FRAME_HEADER_BYTES
@@ -241,19 +242,13 @@ class Transfers:
             return
         try:
             while not frames.ended:
-                at_once = frames.at_once()
-                yield await asyncio.to_thread(frames.__next__) if at_once is None else at_once
+                yield await frames.read()
         finally:
             frames.close()
 
     async def _opened(self, digest: Digest, offset: int, frames: _FramesOf | None = None) -> Iterator[bytes]:
-        """A file's frames, a block's as a rule; what a thread opens for a call that has ended meanwhile is closed."""
-        opening = asyncio.ensure_future(asyncio.to_thread(frames or self._block_frames, digest, offset))
-        try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            opening.add_done_callback(_close_opened)
-            raise
+        """A file's frames, a block's as a rule."""
+        return await opened(partial(frames or self._block_frames, digest, offset))
 
     def _block_frames(self, digest: Digest, offset: int) -> Iterator[bytes]:
         blocks = self._run.store.blocks
@@ -307,8 +302,3 @@ class Transfers:
         data = record.lease.data
         length = self._run.settings.sequence_length
         return encode_sequences(self._run.dataset.sequences(data.seed, data.start, data.count, length))
-
-
-def _close_opened(opening: asyncio.Future[Iterator[bytes]]) -> None:
-    if not opening.cancelled() and opening.exception() is None and isinstance(frames := opening.result(), FileFrames):
-        frames.close()

@@ -16,21 +16,21 @@ from pathlib import Path
 import grpc
 from google.protobuf.message import DecodeError
 
-from coordinator.edge.leader_line import CONNECT_S, told
+from coordinator.edge.dialling import dialled, told
+from coordinator.edge.rpc import status_of, trailers_of
 from coordinator.run.folder import RunFolder
 from coordinator.run.replication import AskHer
 from coordinator.run.seats import witness_of
 from coordinator.standby.seat import Held, Request, WitnessAnswer
 from coordinator.standby.witness import judged
-from protocol.bootstrap import fetch_ca
-from protocol.errors import ConfigError, MalformedMessage
+from protocol.errors import ConfigError, MalformedMessage, RemoteError, Unauthenticated
 from protocol.hosts import address_text
 from protocol.ids import RunId
 from protocol.joinlink import JoinLink
-from protocol.limits import CALL_TIMEOUT_S, MAX_CONCURRENT_RPCS, channel_options, server_options
+from protocol.limits import CALL_TIMEOUT_S, MAX_CONCURRENT_RPCS, server_options
 from protocol.private_files import read_private, write_private
 from protocol.services import WITNESS_SERVICE
-from protocol.tls import COORDINATOR_NAME, CertificateAuthority
+from protocol.tls import CertificateAuthority
 from protocol.v1 import barnraise_pb2 as pb
 
 MOST_RUNS = 1000
@@ -60,7 +60,7 @@ class WitnessProcess:
             CertificateAuthority.create(RunId("witness")).save(keys)
         authority = CertificateAuthority.load(keys)
         self._secret = read_private(keys / "witness.secret").decode("ascii", "replace")
-        self._held = _read(self._folder / _RECORD)
+        self._held = _kept(self._folder / _RECORD)
         leaf = authority.issue_leaf([] if host in {"0.0.0.0", "::"} else [host])  # noqa: S104
         self._server = grpc.aio.server(options=server_options(), maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS)
         handler = grpc.unary_unary_rpc_method_handler(self._ask)
@@ -84,15 +84,23 @@ class WitnessProcess:
 
     async def _ask(self, body: bytes, context: grpc.aio.ServicerContext) -> bytes:
         try:
-            request = pb.WitnessRequest.FromString(body)
-        except DecodeError:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this is no question to a witness")
-        if not hmac.compare_digest(request.secret.encode(), self._secret.encode()):
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the secret of this witness's link is another one")
-        if not 0 < len(request.run_id) <= _MAX_NAME or len(request.by) > _MAX_NAME:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a run's or a machine's name is 1 to 128 characters")
+            request = self._read(body)
+        except RemoteError as error:
+            await context.abort(status_of(error), str(error), trailers_of(error))
         async with self._one_at_a_time:
             return await asyncio.to_thread(self._judge, request)
+
+    def _read(self, body: bytes) -> pb.WitnessRequest:
+        """A question by somebody who has the secret."""
+        try:
+            request = pb.WitnessRequest.FromString(body)
+        except DecodeError:
+            raise MalformedMessage("this is no question to a witness") from None
+        if not hmac.compare_digest(request.secret.encode(), self._secret.encode()):
+            raise Unauthenticated("the secret of this witness's link is another one")
+        if not 0 < len(request.run_id) <= _MAX_NAME or len(request.by) > _MAX_NAME:
+            raise MalformedMessage("a run's or a machine's name is 1 to 128 characters")
+        return request
 
     def _judge(self, request: pb.WitnessRequest) -> bytes:
         before = self._held.get(request.run_id)
@@ -114,9 +122,6 @@ def asking(link: JoinLink, run_id: str) -> AskHer:
     """Asks the witness that `link` names about this run; each time over a line of its own, since it is asked rarely."""
 
     async def ask(request: Request) -> WitnessAnswer:
-        ca_pem = await asyncio.to_thread(fetch_ca, link.host, link.port, link.fingerprint, CONNECT_S)
-        credentials = grpc.ssl_channel_credentials(root_certificates=ca_pem)
-        options = [*channel_options(), ("grpc.ssl_target_name_override", COORDINATOR_NAME)]
         message = pb.WitnessRequest(
             secret=link.invite or "",
             run_id=run_id,
@@ -125,12 +130,12 @@ def asking(link: JoinLink, run_id: str) -> AskHer:
             confirmed=request.confirmed,
             want=None if request.want is None else _message_of(request.want),
         )
-        async with grpc.aio.secure_channel(link.target, credentials, options=options) as channel:
+        async with await dialled(link) as channel:
             try:
                 call = channel.unary_unary(f"/{WITNESS_SERVICE}/Ask", None, None)
                 reply = pb.WitnessReply.FromString(await call(message.SerializeToString(), timeout=CALL_TIMEOUT_S))
             except grpc.aio.AioRpcError as error:
-                raise told(error) from None
+                raise told(error, f"at {link.address}") from None
             except DecodeError as error:
                 raise MalformedMessage("the witness's answer cannot be read") from error
         held = _held_of(reply.held) if reply.HasField("held") else None
@@ -145,7 +150,7 @@ def witness_for(folder: RunFolder) -> AskHer | None:
     return None if link is None else asking(link, folder.run_id)
 
 
-def _read(path: Path) -> dict[str, Held]:
+def _kept(path: Path) -> dict[str, Held]:
     try:
         return {run: Held(**held) for run, held in json.loads(path.read_bytes()).items()}
     except FileNotFoundError:

@@ -63,6 +63,8 @@ class Visit:
     began_s: float
     seen_s: float
     acts: Tries
+    by_password: str | None = None
+    """The mark of the password that it came by, with which it ends; None: it came otherwise."""
     told: list[str] = field(default_factory=list)
     """What the next page says, once: what came of an act."""
     links: list[str] = field(default_factory=list)
@@ -101,7 +103,7 @@ class Access:
             return None
         return self.begin(found[0])
 
-    def begin(self, who: Somebody) -> str:
+    def begin(self, who: Somebody, *, by_password: str | None = None) -> str:
         """The cookie of a new visit."""
         cookie, now_s = secrets.token_urlsafe(32), self._clock()
         visit = Visit(
@@ -110,6 +112,7 @@ class Access:
             began_s=now_s,
             seen_s=now_s,
             acts=Tries(30, 1.0, self._clock),
+            by_password=by_password,
         )
         with self._lock:
             self._visits[_digest(cookie)] = visit

@@ -49,7 +49,8 @@ class OperatorDoor:
     access: Access
     call: Callable[[str, Mapping[str, Any], Somebody], Awaitable[Mapping[str, Any]]]
     """Has the coordinator's own loop answer a call of the operator's service."""
-    has_password: Callable[[], bool]
+    password_mark: Callable[[], str]
+    """Another one for each password that is set; empty where none is."""
     check_password: Callable[[str], bool]
     """Takes a good part of a second of a processor, on purpose."""
 
@@ -92,9 +93,11 @@ class OperatorPages:
             if wait_s:
                 _log.warning("page_login_refused", reason="too many passwords")
                 return self._login("", f"Too many tries: in {wait_s:.0f} s again.", 429)
+            mark = self._door.password_mark()  # before: what is set meanwhile ends the visit
             check = partial(self._door.check_password, form.get("password", "")[:1000])
-            if await asyncio.get_running_loop().run_in_executor(self._one_at_a_time, check):
-                cookie = access.begin(Somebody(name=PASSWORD_NAME, may_order=True))
+            is_password = await asyncio.get_running_loop().run_in_executor(self._one_at_a_time, check)
+            if mark and is_password:
+                cookie = access.begin(Somebody(name=PASSWORD_NAME, may_order=True), by_password=mark)
             trouble = "That is not the password."
         visit = None if cookie is None else access.visit(cookie)
         if cookie is None or visit is None:
@@ -117,7 +120,12 @@ class OperatorPages:
     def _visit(self, request: Request, approach: Approach) -> Visit | None:
         if not approach:
             return None
-        return self._door.access.visit(request.cookies.get(cookie_name(request, approach), ""))
+        cookie = request.cookies.get(cookie_name(request, approach), "")
+        visit = self._door.access.visit(cookie)
+        if visit is not None and visit.by_password not in {None, self._door.password_mark()}:
+            self._door.access.leave(cookie)
+            return None
+        return visit
 
     async def _form(self, request: Request, approach: Approach) -> tuple[Mapping[str, str], Response | None]:
         """What was filled in, or why it is not looked at."""
@@ -137,8 +145,11 @@ class OperatorPages:
         visit = self._visit(request, approach)
         if visit is None:
             return RedirectResponse("/login", 303, DOOR_HEADERS) if approach else self._too_open()
-        invites = await self._door.call("ListInvites", {}, visit.who)
-        orders = await self._door.call("ListOrders", {}, visit.who)
+        try:
+            invites = await self._door.call("ListInvites", {}, visit.who)
+            orders = await self._door.call("ListOrders", {}, visit.who)
+        except BarnraiseError as error:
+            return self._said(503, f"Not shown: {str(error).rstrip('.')}.")
         told, visit.told = visit.told, []
         links, visit.links = visit.links, []
         invited = [json.loads(row) for row in invites.get("rows_json", ())]
@@ -184,7 +195,7 @@ class OperatorPages:
     # ---- pages --------------------------------------------------------------------------------------------------
 
     def _login(self, ticket: str, trouble: str = "", status: int = 200) -> Response:
-        facts = {"ticket": ticket, "trouble": trouble, "password": self._door.has_password()}
+        facts = {"ticket": ticket, "trouble": trouble, "password": bool(self._door.password_mark())}
         return self._page("login.html", status, facts)
 
     def _too_open(self) -> Response:

@@ -6,8 +6,9 @@ copy; files that the running coordinator may delete meanwhile are pinned first, 
 is copied anew. Every file's digest is taken while it is copied, content-addressed ones must match their names, and the
 list is signed by the run's own authority. A backup holds the run's secrets: it is as private as the run folder.
 
-Not in it: exported checkpoints (`barnraise coordinator export` makes them again), `events.jsonl` (never read back), and
-uploads that are not whole (nobody was told that they are safe).
+Not in it: exported checkpoints (`barnraise coordinator export` makes them again), `events.jsonl` (never read back),
+uploads that are not whole (nobody was told that they are safe), and the page's password (whoever has the folder sets
+another).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from coordinator.run.changing import SETTINGS_WRITTEN
 from coordinator.run.needed import Needed, needed_by
+from coordinator.run.password import PASSWORD_FILE
 from coordinator.run.pump import load_engine
 from coordinator.store.artifacts import blob_name
 from coordinator.store.journal import Journal
@@ -47,6 +49,8 @@ _DOMAIN = b"barnraise backup v1\n"
 _SETTINGS = "settings.toml"
 PLAIN_FILES = ("run.json", "endpoint.json", "record.json", "sharers.json", "seat.json")
 COPIED_FOLDERS = ("p2p", "secret", "dataset", "screening", "tokenizer")
+NEVER_COPIED = frozenset({PASSWORD_FILE})
+"""A copy would open the page to a password that was changed or dropped since, most likely because it was known."""
 ATTEMPTS = 10
 """Copies of the journal before giving up; each lasts milliseconds, and a version is made in seconds at the least."""
 _CHUNK_BYTES = 1 << 20
@@ -153,15 +157,20 @@ def _copy_all(run: RunFolder, building: Path, blobs: dict[str, BytesOpener]) -> 
     for database in (run.registry_path, run.audit_path, run.credit_path):
         if database.is_file():
             copy_database(database, building / database.name)
-    plain = [run.root / name for name in PLAIN_FILES if (run.root / name).is_file()]
-    for folder in COPIED_FOLDERS:
-        plain += [path for path in sorted((run.root / folder).rglob("*")) if path.is_file()]
-    for path in plain:
-        name = str(path.relative_to(run.root))
+    for name, path in plain_files(run.root).items():
         files[name] = _entry(_opener(path), building / name)
     for path in (building / _SETTINGS, *sorted(building.glob("*.sqlite*"))):
         files[path.name] = {"sha256": _digest(path), "bytes": path.stat().st_size}
     return files
+
+
+def plain_files(root: Path) -> dict[str, Path]:
+    """What is copied as it lies there, beside what the journal needs: by its name, with `/`."""
+    found = [root / name for name in PLAIN_FILES]
+    for folder in COPIED_FOLDERS:
+        found += sorted((root / folder).rglob("*"))
+    named = {path.relative_to(root).as_posix(): path for path in found if path.is_file()}
+    return {name: path for name, path in named.items() if name not in NEVER_COPIED}
 
 
 def copy_database(source: Path, target: Path) -> None:

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from coordinator.run.backup import COPIED_FOLDERS, PLAIN_FILES, copy_database, take_state
+from coordinator.run.backup import PLAIN_FILES, copy_database, plain_files, take_state
 from coordinator.run.seats import SEAT_FILE
 from coordinator.store.journal import Journal
 from protocol.ids import Digest, stream_digest
@@ -48,10 +48,17 @@ class RunBase:
     position: int
     chain: bytes
     files: tuple[OfferedFile, ...]
+    pins: contextlib.ExitStack
 
 
-def take_base(run: RunFolder, kept: contextlib.ExitStack) -> RunBase:
-    """The run as it is now; its files can be opened until `kept` is closed."""
+def take_base(run: RunFolder) -> RunBase:
+    """The run as it is now; its files can be opened until its `pins` are closed. Blocks."""
+    with contextlib.ExitStack() as pins:
+        position, chain, files = _taken(run, pins)
+        return RunBase(position=position, chain=chain, files=files, pins=pins.pop_all())
+
+
+def _taken(run: RunFolder, kept: contextlib.ExitStack) -> tuple[int, bytes, tuple[OfferedFile, ...]]:
     building = Path(tempfile.mkdtemp(prefix=BASE_FOLDER, dir=run.root))
     kept.callback(shutil.rmtree, building, ignore_errors=True)
     position, _, blobs = take_state(run, building, kept)
@@ -64,16 +71,11 @@ def take_base(run: RunFolder, kept: contextlib.ExitStack) -> RunBase:
     openers = dict(blobs)
     for path in sorted(building.iterdir()):
         openers[path.name] = _opener(path)
-    plain = [run.root / name for name in PLAIN_FILES]
-    for folder in COPIED_FOLDERS:
-        plain += sorted((run.root / folder).rglob("*"))
-    for path in plain:
-        name = path.relative_to(run.root).as_posix()
-        if path.is_file() and name not in _NOT_FOR_A_FOLLOWER:
+    for name, path in plain_files(run.root).items():
+        if name not in _NOT_FOR_A_FOLLOWER:
             # small ones that may be replaced before they are fetched are given as they are now
             openers[name] = partial(io.BytesIO, path.read_bytes()) if name in PLAIN_FILES else _opener(path)
-    files = tuple(_offered(name, opener) for name, opener in openers.items())
-    return RunBase(position=position, chain=chain, files=files)
+    return position, chain, tuple(_offered(name, opener) for name, opener in openers.items())
 
 
 def clear_bases(root: Path) -> None:

@@ -2,7 +2,8 @@
 
 Decides nothing that opening a run does not decide, too (coordinator/run/migrations.py, and each store's own); it does
 that alone, and says what it found. Always: before anything is changed there is a whole copy of the folder, which the
-release before opens; nobody serves the run meanwhile; a dry run writes nothing. Touches the run folder and the copy.
+release before opens; nobody serves the run meanwhile; a follower's folder is its follower's alone; a dry run writes
+nothing. Touches the run folder and the copy.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.folder import RUN_KIND, RunFolder
 from coordinator.run.lock import LOCK_FILE, folder_lock
 from coordinator.run.pump import load_engine
+from coordinator.run.seats import require_leads
 from coordinator.store.audit_log import AuditLog
 from coordinator.store.credit_ledger import CreditLedger
 from coordinator.store.journal import Journal
@@ -53,6 +55,7 @@ def migrate(run: RunFolder, *, backup: Path | None, dry_run: bool) -> Migrated:
     lock = folder_lock(run.root)
     lock.acquire()
     try:
+        require_leads(run.root)
         told = _looked_at(run)  # so that nothing is copied, or changed, of a run that cannot go on
         if told.found == ENGINE_VERSION:
             return told

@@ -2,11 +2,12 @@
 
 Decides how dear a try is: 64 MiB and a good part of a second, as OWASP's Password Storage Cheat Sheet has it. Always:
 whoever reads the file reads no password; a file that makes no sense opens nothing. Touches `secret/page.password`,
-which no backup holds.
+which neither a backup nor a follower gets.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
 import secrets
@@ -21,6 +22,7 @@ from protocol.private_files import read_private, write_private
 if TYPE_CHECKING:
     from coordinator.run.folder import RunFolder
 
+PASSWORD_FILE = "secret/page.password"  # noqa: S105 - where it lies
 LEAST_CHARACTERS = 12
 MOST_CHARACTERS = 1000
 _COST = {"n": 2**16, "r": 8, "p": 2}
@@ -48,6 +50,14 @@ def has_password(folder: RunFolder) -> bool:
     return _path(folder).is_file()
 
 
+def password_mark(folder: RunFolder) -> str:
+    """Another one for each password that is set; empty where none is."""
+    try:
+        return hashlib.sha256(read_private(_path(folder))).hexdigest()
+    except (OSError, ConfigError):
+        return ""
+
+
 def is_password(folder: RunFolder, password: str) -> bool:
     """Whether this is the one."""
     try:
@@ -67,4 +77,4 @@ def _derived(password: str, salt: bytes) -> bytes:
 
 
 def _path(folder: RunFolder) -> Path:
-    return folder.root / "secret" / "page.password"
+    return folder.root / PASSWORD_FILE

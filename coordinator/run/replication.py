@@ -8,9 +8,10 @@ waits for nothing. Touches `seat.json`, the journal (to read) and, through what 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -24,7 +25,7 @@ from coordinator.store.artifacts import ArtifactStore
 from coordinator.store.journal import Journal
 from coordinator.store.versions import Versions
 from protocol.causes import Cause
-from protocol.errors import ConfigError, LocalError, RemoteError, Unavailable
+from protocol.errors import BarnraiseError, ConfigError, LocalError, RemoteError, Unavailable
 
 TICK_S = 2.0
 """How often the witness is asked, and a silent follower hears that its leader lives."""
@@ -75,6 +76,9 @@ class Replication:
             seat or Seat(me=new_name()), committed=journal.last_position, has_witness=ask is not None
         )
         self.shipment = Shipment(folder.root, store, versions)
+        self._due: deque[LeadingCommand] = deque()
+        """Not carried out yet: the first of them is a seat that the disk does not take."""
+        self._seat_trouble: ConfigError | None = None
         self._let_go: list[asyncio.Future[None]] = []
         self.news = asyncio.Event()
         """Set whenever there may be something for the follower."""
@@ -112,10 +116,13 @@ class Replication:
         """The journal holds `records`, up to `position`; returns when whoever waits may be answered."""
         if self.shipment.begun_at is not None:
             first = position - len(records) + 1
-            self.shipment.add(await asyncio.to_thread(self.shipment.hold, first, records, self._journal.chain))
+            try:
+                self.shipment.add(await asyncio.to_thread(self.shipment.hold, first, records, self._journal.chain))
+            except (OSError, BarnraiseError) as error:  # a commit is made all the same: the follower begins anew
+                self._not_held(error)
         self._do(self._leading.on_committed(position))
         self.news.set()
-        while self._leading.answerable < position:
+        while self._due or self._leading.answerable < position:
             self._waiting_since_s = self._waiting_since_s or asyncio.get_running_loop().time()
             self.gate()
             if self._closed:
@@ -163,6 +170,8 @@ class Replication:
             self._do(view.on_async_ordered(confirmed=confirmed))
         else:
             raise ConfigError(f"a run is async or sync, not {mode!r}")
+        if self._seat_trouble is not None:
+            raise self._seat_trouble  # it is tried again
         return self.state
 
     def use_witness(self, ask: AskHer) -> None:
@@ -174,12 +183,10 @@ class Replication:
 
     # ---- for the follower's call ------------------------------------------------------------------------------------
 
-    async def attach(
-        self, follower: str, epoch: int, position: int, chain: bytes, kept: contextlib.ExitStack
-    ) -> RunBase | None:
-        """A follower is there and has so much; a base, to be opened until `kept` ends, where it cannot go on from that.
+    async def attach(self, follower: str, epoch: int, position: int, chain: bytes) -> RunBase | None:
+        """A follower is there and has so much; a base, whose pins the caller closes, where it cannot go on from that.
 
-        RemoteError where it is not wanted.
+        RemoteError where it is not wanted. However it ends, `detached` is called.
         """
         self.gate()
         view = self._leading
@@ -192,13 +199,16 @@ class Replication:
         if refused:
             raise Unavailable(f"the leader cannot be followed: {refused}")
         _log.info("follower_attached", follower=follower, position=position, anew=not goes_on)
-        base = None
-        if not goes_on:
-            self.shipment.begin(view.committed)
-            base = await asyncio.to_thread(take_base, self._folder, kept)
-        else:
+        if goes_on:
             self.acknowledged(follower, position)
-        return base
+            return None
+        self.shipment.begin(view.committed)
+        taking = asyncio.ensure_future(asyncio.to_thread(take_base, self._folder))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:  # the thread goes on, and pins what nobody waits for
+            taking.add_done_callback(put_away)
+            raise
 
     def acknowledged(self, follower: str, position: int) -> None:
         """The follower has everything up to `position`, durably."""
@@ -207,7 +217,9 @@ class Replication:
         self.news.set()
 
     def detached(self, follower: str) -> None:
-        """Its call has ended."""
+        """Its call has ended; fine where it never was attached."""
+        if self._leading.attached != follower:
+            return
         self._leading.on_detached(follower)
         self._left_at_s = asyncio.get_running_loop().time()
         _log.info("follower_detached", follower=follower)
@@ -227,7 +239,11 @@ class Replication:
         known = begun is not None and begun <= position
         if not known:
             self.shipment.begin(committed)
-        found = await asyncio.to_thread(self._read_between, position, committed if not known else position)
+        try:
+            found = await asyncio.to_thread(self._read_between, position, committed if not known else position)
+        except (OSError, BarnraiseError) as error:
+            self._not_held(error)
+            raise Unavailable("the leader cannot be followed: its disk refuses what is held for a follower") from None
         if found is None or found[0] != chain:
             return False
         if found[1] is not None:
@@ -253,11 +269,18 @@ class Replication:
         finally:
             journal.close()
 
+    def _not_held(self, error: Exception) -> None:
+        _log.error("follower_not_held", error=str(error))
+        self.shipment.end()
+
     def _do(self, commands: list[LeadingCommand]) -> None:
-        for command in commands:
-            match command:
+        """Carry out what is due, in its order; what follows from a seat that cannot be kept waits for the next try."""
+        self._due += commands
+        while self._due:
+            match self._due[0]:
                 case Keep(seat=seat):
-                    keep_seat(self._folder.root, seat)
+                    if not self._kept(seat):
+                        return
                     _log.info("seat_kept", role=seat.role.value, epoch=seat.epoch, mode=seat.mode.value)
                 case AskWitness(request=request):
                     self._tasks.add(task := asyncio.create_task(self._asked(request)))
@@ -267,6 +290,17 @@ class Replication:
                 case Fence(why=why):
                     _log.error("fenced", reason=why)
                     self._release()
+            self._due.popleft()
+
+    def _kept(self, seat: Seat) -> bool:
+        before, self._seat_trouble = self._seat_trouble, None
+        try:
+            keep_seat(self._folder.root, seat)
+        except ConfigError as error:
+            self._seat_trouble = error
+            if before is None or str(before) != str(error):
+                _log.error("seat_not_kept", reason=str(error))
+        return self._seat_trouble is None
 
     def _release(self) -> None:
         waiting, self._let_go = self._let_go, []
@@ -288,7 +322,7 @@ class Replication:
 
     async def _tick(self) -> None:
         while True:
-            self._do(self._leading.on_tick())
+            self._do([] if self._due else self._leading.on_tick())
             self.news.set()
             gone_s = asyncio.get_running_loop().time() - self._left_at_s
             if not self._leading.attached and self.shipment.begun_at is not None and gone_s > AWAY_S:
@@ -299,3 +333,9 @@ class Replication:
         if not self._is_kept:
             keep_seat(self._folder.root, self._leading.seat)
             self._is_kept = True
+
+
+def put_away(taking: asyncio.Future[Any]) -> None:
+    """For a base, or none, that nobody waits for any more."""
+    if not taking.cancelled() and taking.exception() is None and (base := taking.result()) is not None:
+        taking.get_loop().run_in_executor(None, base.pins.close)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from coordinator.run.base import OfferedFile
+from coordinator.run.found_again import RECORD_FILE, SHARERS_FILE
 from coordinator.run.seats import WITNESS_FILE
 from coordinator.store.artifacts import ArtifactStore, ContentStore, blob_name
 from coordinator.store.versions import Versions
@@ -32,6 +33,8 @@ MOST_AT_ONCE = 2000
 """Records in one batch: a few hundred kilobytes."""
 _NAMED = re.compile(r'"([0-9a-f]{64})"')
 REGISTRY = "registry.sqlite"
+BESIDE = (WITNESS_FILE, RECORD_FILE, SHARERS_FILE)
+"""Which witness is asked, and what makes the run found again: after a promotion, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +78,14 @@ class Shipment:
         self._count, self.begun_at = 0, None
 
     def hold(self, first: int, records: Sequence[str], chain: bytes) -> HeldRecords:
-        """Pin what `records` need; blocks. To be given to `add`, in the order of commits."""
-        pins = contextlib.ExitStack()
-        files: list[OfferedFile] = []
-        for record in records:
-            files += self._files_of(record, pins)
-        return HeldRecords(first=first, records=tuple(records), chain=chain, files=tuple(files), pins=pins)
+        """Pin what `records` need; blocks. To be given to `add`, in the order of commits. OSError: nothing is."""
+        with contextlib.ExitStack() as pins:
+            files: list[OfferedFile] = []
+            for record in records:
+                files += self._files_of(record, pins)
+            return HeldRecords(
+                first=first, records=tuple(records), chain=chain, files=tuple(files), pins=pins.pop_all()
+            )
 
     def add(self, held: HeldRecords, *, before: bool = False) -> None:
         """One commit more; or, `before`, what lies in the journal before all that is here."""
@@ -141,17 +146,17 @@ class Shipment:
         return files
 
     def _version(self, manifest: Digest, version: int, pins: contextlib.ExitStack) -> list[OfferedFile]:
-        place = self._root / "versions" / f"{version:08d}.json"
-        if not (place.is_file() and self._store.blocks.has(manifest)):
+        try:
+            index = (self._root / "versions" / f"{version:08d}.json").read_bytes()
+            named = list(dict.fromkeys((manifest, *self._versions.named_by(manifest))))
+        except (FileNotFoundError, LocalError):
             return []  # overtaken by later versions, and swept: the run does not need it
-        index = place.read_bytes()
         entry = OfferedFile(
             name=f"versions/{version:08d}.json",
             digest=digest_of(index),
             size_bytes=len(index),
             open=partial(io.BytesIO, index),
         )
-        named = list(dict.fromkeys((manifest, *self._versions.named_by(manifest))))
         return [*self._pinned(self._store.blocks, "blocks", named, pins), entry]
 
     def _pinned(
@@ -179,15 +184,18 @@ def _opened(opened: Callable[[Digest], BinaryIO] | None, digest: Digest) -> Bina
     return opened(digest)
 
 
-def witness_file(root: Path) -> OfferedFile | None:
-    """The link of the run's witness, which its operator may name at any time; None where there is none."""
-    try:
-        content = (root / WITNESS_FILE).read_bytes()
-    except OSError:
-        return None
-    return OfferedFile(
-        name=WITNESS_FILE, digest=digest_of(content), size_bytes=len(content), open=partial(io.BytesIO, content)
-    )
+def files_beside(root: Path) -> list[OfferedFile]:
+    """Small files that change while the run is served, and that no record names; those that are there."""
+    found: list[OfferedFile] = []
+    for name in BESIDE:
+        with contextlib.suppress(OSError):
+            content = (root / name).read_bytes()
+            found.append(
+                OfferedFile(
+                    name=name, digest=digest_of(content), size_bytes=len(content), open=partial(io.BytesIO, content)
+                )
+            )
+    return found
 
 
 class RegistryWatch:

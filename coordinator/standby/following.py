@@ -44,6 +44,11 @@ class Following:
         """Whether records are taken."""
         return self.seat.role is SeatRole.FOLLOWS
 
+    @property
+    def may_lead_soon(self) -> bool:
+        """Whether the witness is asked to let this machine lead."""
+        return self._wants_to_lead
+
     def on_leader(self, epoch: int) -> tuple[list[FollowingCommand], str]:
         """A leader of this epoch is there; why it is not followed, or nothing."""
         if not self.follows:

@@ -15,9 +15,11 @@ import pytest
 from barnraise.cli.app import run as run_command
 from coordinator.edge.server import CoordinatorServer
 from coordinator.run.backup import back_up, restore
+from coordinator.run.base import take_base
 from coordinator.run.clock import Clocks
 from coordinator.run.folder import RunFolder
 from coordinator.run.opened import OpenedRun
+from coordinator.run.password import PASSWORD_FILE
 from coordinator.run.verify import verify_run
 from coordinator.store.artifacts import ContentStore
 from protocol.errors import ConfigError, LocalError
@@ -77,6 +79,18 @@ def test_a_backup_is_private_and_leaves_nothing_in_the_run(run: RunFolder, tmp_p
         assert path.is_dir() or stat.S_IMODE(path.stat().st_mode) == 0o600, path
     assert list(run.root.rglob(".*")) == []
     assert set(before) <= {path.name for path in run.root.iterdir()}
+
+
+def test_neither_a_backup_nor_a_follower_gets_the_pages_password(run: RunFolder, tmp_path: Path) -> None:
+    """It would still open the page where it was changed since, or dropped."""
+    (run.root / PASSWORD_FILE).write_text("salt and key")
+    back_up(run, tmp_path / "backup")
+    base = take_base(run)
+    base.pins.close()
+    copied = {path.relative_to(tmp_path / "backup").as_posix() for path in (tmp_path / "backup").rglob("*")}
+    for names in (copied, {file.name for file in base.files}):
+        assert "secret/draws.secret" in names
+        assert PASSWORD_FILE not in names
 
 
 def test_a_file_that_vanishes_while_the_backup_is_taken_makes_it_start_anew(

@@ -130,6 +130,11 @@ async def test_the_password(run: RunFolder, shown: CoordinatorServer) -> None:
     assert (await tab.ask("/login", {"password": WORDS}))[0] == 303
     await tab.order(act="resume")
     assert (await asyncio.to_thread(list_orders, run))[-1]["actor"] == "the page's password, on the page"
+    password.set_password(run, WORDS)
+    assert (await tab.ask("/operator"))[0] == 303, "it may have been changed since somebody knew it"
+    assert (await tab.ask("/login", {"password": WORDS}))[0] == 303
+    password.drop_password(run)
+    assert (await tab.ask("/operator"))[0] == 303
 
 
 async def test_without_a_page_nobody_logs_in(run: RunFolder, server: Any, join: Callable[..., Any]) -> None:

@@ -11,6 +11,7 @@ from coordinator.run.changing import change_while_stopped
 from coordinator.run.folder import RunFolder
 from coordinator.run.holding import hold_while_stopped
 from coordinator.run.inviting import InviteTerms, make_links_while_stopped
+from coordinator.run.migrate import migrate
 from coordinator.run.operator_keys import KeyOrder, change_key_while_stopped
 from coordinator.run.seats import keep_seat
 from coordinator.run.standings import Act, StandingOrder, change_standing_while_stopped
@@ -27,6 +28,7 @@ ORDERS: dict[str, Callable[[RunFolder], Any]] = {
     "key": lambda run: change_key_while_stopped(
         run, KeyOrder(name="maria", public_key=PrivateIdentity.generate().public_key.hex(), role="operator"), 0.0
     ),
+    "migrate": lambda run: migrate(run, backup=None, dry_run=False),
 }
 
 

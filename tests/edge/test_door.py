@@ -139,6 +139,21 @@ async def test_a_visit_ends_by_itself_by_logging_out_and_with_its_key(
     assert behind.access.redeem(left) is None
 
 
+@pytest.mark.parametrize("mark", ["second", ""], ids=["changed", "dropped"])
+async def test_a_visit_by_password_ends_with_that_password(
+    app: ASGIApp, maria: Caller, behind: Behind, mark: str
+) -> None:
+    caller, before = Caller(app), behind.mark
+    assert (await caller.post("/login", {"password": PASSWORD})).status == 303
+    fields = {**PAUSE, "token": await caller.token()}
+    behind.mark = mark
+    assert (await caller.post("/operator", fields)).headers["location"] == "/login"
+    behind.mark = before
+    assert (await caller.get("/operator")).headers["location"] == "/login"
+    assert behind.ordered == []
+    assert await maria.token()
+
+
 async def test_acts_come_only_so_fast(maria: Caller, behind: Behind) -> None:
     fields = {**PAUSE, "token": await maria.token()}
     statuses = [(await maria.post("/operator", fields)).status for _ in range(31)]

@@ -15,6 +15,7 @@ TOKEN = "test_door.py::test_a_form_without_the_visits_token_does_nothing"
 FORGED = "test_door.py::test_a_forged_or_foreign_cookie_does_nothing"
 PASSWORDS = "test_door.py::test_passwords_are_tried_seldom_and_tickets_work_meanwhile"
 ENDS = "test_door.py::test_a_visit_ends_by_itself_by_logging_out_and_with_its_key"
+PASSWORD_ENDS = "test_door.py::test_a_visit_by_password_ends_with_that_password"
 FAST = "test_door.py::test_acts_come_only_so_fast"
 FORM = "test_door.py::test_what_is_no_form_of_ours_is_refused"
 FRAMES = "test_door.py::test_the_door_frames_and_loads_nothing_and_is_in_no_cache"
@@ -47,6 +48,8 @@ DOOR: tuple[Guard, ...] = (
           "now_s - visit.seen_s > IDLE_S or now_s - visit.began_s > LONGEST_S", "now_s - visit.began_s > LONGEST_S"),
           ENDS),
     guard("a visit without end", dropped("coordinator:OperatorPages._log_out", "self._door.access.leave(...)"), ENDS),
+    guard("a visit without end", never("coordinator:OperatorPages._visit",
+          "visit is not None and visit.by_password not in {None, self._door.password_mark()}"), PASSWORD_ENDS),
     guard("what is no form", never("coordinator:form_of", "len(body) > MOST_FORM_BYTES"), FORM),
     guard("what is no form", never("coordinator:form_of", "len(fields) < len(pairs)"), FORM),
     guard("a frame", dropped("coordinator:DOOR_HEADERS", "'content-security-policy'"), FRAMES),

@@ -44,6 +44,7 @@ class Behind:
             "RevokeInvite": {"invite": "ac32767545ee117e", "changed": True},
         }
         self.passwords: list[str] = []
+        self.mark = "first"
         self.now_s = 0.0
         self.access = Access(lambda: self.now_s)
 
@@ -53,7 +54,9 @@ class Behind:
         return [(verb, message) for verb, message, _ in self.asked if not verb.startswith("List")]
 
     def door(self) -> OperatorDoor:
-        return OperatorDoor(access=self.access, call=self.call, has_password=lambda: True, check_password=self.check)
+        return OperatorDoor(
+            access=self.access, call=self.call, password_mark=lambda: self.mark, check_password=self.check
+        )
 
     async def call(self, verb: str, message: Mapping[str, Any], who: Somebody) -> Mapping[str, Any]:
         self.asked.append((verb, dict(message), who))

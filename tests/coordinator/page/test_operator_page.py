@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 from coordinator.page.access import Somebody
 from coordinator.page.app import page_app
 from coordinator.page.board import Board
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, Unavailable
 from tests.coordinator.page.asking import ask
 from tests.coordinator.page.doors import MARIA, PAUSE, Behind, Caller, logged_in, page_before
 from tests.coordinator.page.pictures import NOW_S, picture
@@ -71,6 +71,15 @@ async def test_what_the_coordinator_refuses_is_told(maria: Caller, behind: Behin
     fields = {"act": "set", "key": "qorum", "value": "2", "token": await maria.token()}
     await maria.post("/operator", fields)
     assert b"Not done: there is no setting `qorum`." in (await maria.get("/operator")).body
+
+
+async def test_what_was_told_waits_for_a_page_that_can_be_shown(maria: Caller, behind: Behind) -> None:
+    await maria.post("/operator", {**PAUSE, "token": await maria.token()})
+    orders, behind.replies["ListOrders"] = behind.replies["ListOrders"], Unavailable("nobody answers")
+    answer = await maria.get("/operator")
+    assert (answer.status, b"Not shown: nobody answers." in answer.body) == (503, True)
+    behind.replies["ListOrders"] = orders
+    assert b"The run is paused." in (await maria.get("/operator")).body
 
 
 async def test_a_viewer_has_no_forms(app: ASGIApp, behind: Behind) -> None:

@@ -186,3 +186,34 @@ async def test_a_follower_that_was_away_goes_on_where_it_was(
         async with followed(other, None) as follower:
             await until(in_step(server, follower))
             assert (other / "run.json").stat().st_ino == mark, "it fetched everything anew"
+
+
+@pytest.mark.parametrize("ordered", [True, False], ids=["promoted", "witness-asked"])
+async def test_a_base_that_comes_late_replaces_no_run_that_is_led_here(
+    ordered: bool, run: RunFolder, server: CoordinatorServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, fetch, anew = tmp_path / "other", Follower._fetch, asyncio.Event()
+    async with followed(other, link_of(server, run)) as follower:
+        await until(in_step(server, follower))
+    mark = (other / "run.json").stat().st_ino
+
+    async def meanwhile(follower: Follower, files: Any, line: Any, into: Path) -> None:
+        await fetch(follower, files, line, into)
+        if into != other:
+            if ordered:
+                await follower.promote(confirmed=True)
+            else:
+                follower.following.has_witness = True
+                follower.following.on_promotion_ordered(confirmed=False)
+            anew.set()
+
+    monkeypatch.setattr(Follower, "_fetch", meanwhile)
+    monkeypatch.setattr(Replication, "_goes_on", lambda *_: asyncio.sleep(0, result=False))
+    async with followed(other, None) as follower:
+        await anew.wait()
+        await until(follower.promoted.is_set if ordered else lambda: "lead the run itself" in follower.trouble)
+    assert (other / "run.json").stat().st_ino == mark
+    seat = read_seat(other)
+    assert seat is not None
+    assert seat.whole
+    assert seat.role is (SeatRole.LEADS if ordered else SeatRole.FOLLOWS)
