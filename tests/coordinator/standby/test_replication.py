@@ -40,7 +40,7 @@ async def test_what_cannot_be_held_for_the_follower_stops_no_commit(
     assert not pins_in(run.root)
     shipment.begin(leader.journal.last_position)
     await leader.commit(one=one, other=other)
-    (held,) = shipment.after(before + 1) or ()
+    (held,) = shipment.after(before + 1) or []
     assert [file.digest for file in held.files] == [one, other]
     await asyncio.to_thread(shipment.end)
 
