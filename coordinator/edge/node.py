@@ -2,16 +2,20 @@
 
 Decides where it listens and by which addresses it is named. Always: its name among peers stays the same, since join
 links carry it; it is the node's own key, in a file of its own, and no key of the run's is given to it. A coordinator
-whose node does not work serves the run as ever. Touches `p2p/` in the run's folder, and the sidecar.
+whose node does not work serves the run as ever. Whom the node knows is written down: where the run goes on elsewhere,
+with the old machine lost, the network is entered by one of them. Touches `p2p/` and `peers.json` in the run's folder,
+and the sidecar.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from pathlib import Path
 
 import structlog
 
+from coordinator.run.found_again import FoundAgain
 from coordinator.settings import RunSettings
 from peering.companion import Companion
 from peering.node_key import node_identity
@@ -23,12 +27,17 @@ from protocol.joinlink import Bootstrap
 
 _log = structlog.get_logger(__name__)
 
+REMEMBERED_EVERY_S = 20.0
+"""Whom the node knows: of a worker that came since, the run's next machine does not hear."""
+
 
 class RunNode:
     """One served run's. `start` and `stop` once."""
 
     def __init__(self, root: Path, settings: RunSettings, fingerprint: Digest) -> None:
         self._folder, self._settings, self._fingerprint = root / "p2p", settings, fingerprint
+        self._files = FoundAgain(root)
+        self._remembering: asyncio.Task[None] | None = None
         self._record = b""
         self._own: tuple[Bootstrap, ...] = ()
         self._companion = Companion(
@@ -47,9 +56,14 @@ class RunNode:
         """Begin; nothing is waited for."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         await self._companion.start()
+        self._remembering = asyncio.create_task(self._remember())
 
     async def stop(self) -> None:
         """Leave."""
+        if self._remembering is not None:
+            self._remembering.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._remembering
         await self._companion.stop()
 
     async def tell(self, record: bytes) -> None:
@@ -67,6 +81,13 @@ class RunNode:
             await self._companion.store(self._record)
         _log.info("p2p_ready", peers=len(status.peers), node=str(self._own[0]) if self._own else "")
 
+    async def _remember(self) -> None:
+        while True:
+            await asyncio.sleep(REMEMBERED_EVERY_S)
+            with contextlib.suppress(BarnraiseError, OSError):  # it is not there at this moment
+                met = (await self._companion.status()).peers
+                await asyncio.to_thread(self._files.keep_peers, met)
+
     def _advertised(self, port: int) -> list[tuple[str, int]]:
         return [(canonical_host(split_port(one)[0]), port) for one in self._settings.advertised_hosts]
 
@@ -76,7 +97,7 @@ class RunNode:
         return SidecarOrders(
             folder=folder,
             fingerprint=self._fingerprint,
-            through=tuple(map(Bootstrap.parse, self._settings.p2p_through)),
+            through=tuple(dict.fromkeys((*map(Bootstrap.parse, self._settings.p2p_through), *self._files.peers()))),
             host=self._settings.host,
             port=port,
             announce=announce,

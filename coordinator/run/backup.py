@@ -47,7 +47,7 @@ SIGNATURE = "backup.sig"
 BACKUP_KIND = Kind(completed_by=SIGNATURE, private=True)
 _DOMAIN = b"barnraise backup v1\n"
 _SETTINGS = "settings.toml"
-PLAIN_FILES = ("run.json", "endpoint.json", "record.json", "sharers.json", "seat.json")
+PLAIN_FILES = ("run.json", "endpoint.json", "record.json", "sharers.json", "peers.json", "seat.json")
 COPIED_FOLDERS = ("p2p", "secret", "dataset", "screening", "tokenizer")
 NEVER_COPIED = frozenset({PASSWORD_FILE})
 """A copy would open the page to a password that was changed or dropped since, most likely because it was known."""

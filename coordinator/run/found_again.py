@@ -1,9 +1,9 @@
-"""What of a run makes it found again at another address: the number of its latest record, and the workers that shared.
+"""What of a run makes it found again elsewhere: the number of its latest record, workers that shared, nodes it knew.
 
 Decides which addresses a record names, and its sequence: calendar seconds, and always more than the last, so that a
-run that goes on from an older backup is not taken for older than it is. Always: both files are small, and of use to
-nobody but the run; without them it is found as well, by fewer ways. Touches `record.json` and `sharers.json` in the
-run's folder.
+run that goes on from an older backup is not taken for older than it is. Always: the files are small, and of use to
+nobody but the run; without them it is found as well, by fewer ways. Touches `record.json`, `sharers.json` and
+`peers.json` in the run's folder.
 """
 
 from __future__ import annotations
@@ -18,19 +18,23 @@ from coordinator.settings import RunSettings
 from peering.limits import MAX_CERTIFICATE_BYTES
 from peering.record import MOST_ADDRESSES
 from peering.tracker import Shared
-from protocol.errors import StorageTrouble
+from protocol.errors import ConfigError, StorageTrouble
 from protocol.hosts import address_text
 from protocol.ids import Digest, digest_of
+from protocol.joinlink import Bootstrap
 from protocol.private_files import write_private
 
 RECORD_FILE = "record.json"
 SHARERS_FILE = "sharers.json"
+PEERS_FILE = "peers.json"
 MOST_SHARERS = 64
+MOST_PEERS = 16
+"""One that is still there is enough to enter the network; half of a swarm may have gone."""
 
 
 @dataclass(frozen=True, slots=True)
 class FoundAgain:
-    """A run folder's two files."""
+    """A run folder's files."""
 
     root: Path
 
@@ -60,6 +64,22 @@ class FoundAgain:
         rows = [{"host": one.host, "port": one.port, "certificate": one.certificate.hex()} for one in kept]
         with contextlib.suppress(StorageTrouble):
             write_private(self.root / SHARERS_FILE, json.dumps(rows).encode())
+
+    def peers(self) -> tuple[Bootstrap, ...]:
+        """Nodes of the peer-to-peer network that this run's knew last."""
+        try:
+            rows = json.loads((self.root / PEERS_FILE).read_bytes())
+            return tuple(Bootstrap.parse(str(row)) for row in rows[:MOST_PEERS])
+        except (OSError, ValueError, LookupError, TypeError, RecursionError, ConfigError):
+            return ()
+
+    def keep_peers(self, met: Iterable[Bootstrap]) -> None:
+        """Write down which nodes are known at present, before those that were; where none is, what was stays."""
+        before, known = self.peers(), tuple(met)
+        kept = tuple(dict.fromkeys((*known, *before)))[:MOST_PEERS]
+        if known and set(kept) != set(before):
+            with contextlib.suppress(StorageTrouble):
+                write_private(self.root / PEERS_FILE, json.dumps(list(map(str, kept))).encode())
 
 
 def addresses_of(settings: RunSettings, listening_port: int) -> tuple[str, ...]:

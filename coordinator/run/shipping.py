@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from coordinator.run.base import OfferedFile
-from coordinator.run.found_again import RECORD_FILE, SHARERS_FILE
+from coordinator.run.found_again import PEERS_FILE, RECORD_FILE, SHARERS_FILE
 from coordinator.run.seats import WITNESS_FILE
 from coordinator.store.artifacts import ArtifactStore, ContentStore, blob_name
 from coordinator.store.versions import Versions
@@ -33,7 +33,7 @@ MOST_AT_ONCE = 2000
 """Records in one batch: a few hundred kilobytes."""
 _NAMED = re.compile(r'"([0-9a-f]{64})"')
 REGISTRY = "registry.sqlite"
-BESIDE = (WITNESS_FILE, RECORD_FILE, SHARERS_FILE)
+BESIDE = (WITNESS_FILE, RECORD_FILE, SHARERS_FILE, PEERS_FILE)
 """Which witness is asked, and what makes the run found again: after a promotion, too."""
 
 

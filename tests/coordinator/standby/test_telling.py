@@ -18,7 +18,7 @@ from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run import replication, seats
 from coordinator.run.base import OfferedFile, RunBase, take_base
 from coordinator.run.folder import RunFolder
-from coordinator.run.found_again import RECORD_FILE, SHARERS_FILE
+from coordinator.run.found_again import PEERS_FILE, RECORD_FILE, SHARERS_FILE
 from coordinator.run.seats import WITNESS_FILE, admit, new_standby_invite
 from protocol.errors import Unauthenticated
 from protocol.framing import FrameReader
@@ -173,7 +173,7 @@ async def test_a_follower_gets_what_changes_beside_the_journal(run: RunFolder, l
         return [file.digest for batch in call.batches[1:] for file in batch.files if file.name == name]
 
     for times in (1, 2):
-        for name in (WITNESS_FILE, SHARERS_FILE, RECORD_FILE):
+        for name in (WITNESS_FILE, SHARERS_FILE, RECORD_FILE, PEERS_FILE):
             (run.root / name).write_text(f"{name}, {times}")
             await until(lambda name=name, times=times: len(told(name)) == times or task.done())  # type: ignore[misc]
             assert told(name)[-1].hex() == digest_of((run.root / name).read_bytes())
