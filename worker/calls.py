@@ -74,6 +74,7 @@ class Calls:
         self._neighbours = Neighbours(joining, reporter, sharing)
         self._refusals = Refusals(self._timing.clock, pauses.kept_after_deadline_s)
         self._waits, self._spent = Repeats(self._timing.clock), TimeSpent(self._timing.clock)
+        self._short = Repeats(self._timing.clock)
         self._fetched: FetchedLease | None = None
         self._broken_uploads = 0
         self._last_verdict = "", ""
@@ -214,14 +215,17 @@ class Calls:
         """`fetch`, as often as it takes: a full disk is no reason to give a lease back before its deadline."""
         while True:
             try:
-                return await fetch()
+                found = await fetch()
+                self._short.over()
+                return found
             except OSError as error:
                 if not is_storage_trouble(error):
                     raise
                 if is_full(error) and self._joining.home.disk.give_way():
                     continue
                 reason = str(storage_trouble(error.errno or 0, self._joining.home.folder))
-            self._reporter.say("paused", say("no_room", why=Words(reason)), reason=reason)
+            if self._short.lasting_s(reason) is not None:
+                self._reporter.say("no_room", say("no_room", why=Words(reason)), reason=reason)
             await self._timing.sleep(self._pauses.disk_s)
 
     async def _commit(self, call: m.CommitSubmission) -> m.SessionEvent:

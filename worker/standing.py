@@ -61,8 +61,8 @@ class WorkerStanding:
         self.verdicts: deque[dict[str, str]] = deque(maxlen=KEPT_VERDICTS)
         self.accepted = self.rejected = 0
         """Verdicts that came to this process."""
-        self.waiting = self.trouble = ""
-        """What the coordinator said last about why there is no work; why it cannot be reached."""
+        self.waiting = self.trouble = self.no_room = ""
+        """What the coordinator said last about why there is no work; why it is not reached; what the disk refuses."""
         self.is_measuring = False
         """Whether this machine's speed is being measured, which comes before the first lease."""
         self.present: Present | None = None
@@ -102,8 +102,12 @@ class WorkerStanding:
         elif event == "lease_granted":
             self.present = Present(lease=str(fields.get("lease", "")), round=int(str(fields.get("round", 0))))
             self.waiting = ""
-        elif event == "fetched" and self.present is not None:
-            self.present.begun_s = 0.0  # it may go on after a pause, in which nothing was done
+        elif event == "no_room":
+            self.no_room = text
+        elif event == "fetched":
+            self.no_room = ""
+            if self.present is not None:
+                self.present.begun_s = 0.0  # it may go on after a pause, in which nothing was done
         elif event == "trained":
             self.present = None
         elif event == "machine":
@@ -158,7 +162,7 @@ def _doing(state: State, standing: WorkerStanding, address: str, now_s: float) -
     if state in _TRAINING:
         return _training(standing.present, now_s)
     if state is State.FETCHING:
-        return say("doing.fetching")
+        return Words(standing.no_room) if standing.no_room else say("doing.fetching")
     if state in _SENDING:
         return say("doing.sending")
     if state is State.RETURNING:

@@ -49,6 +49,14 @@ def test_a_sentence_says_what_why_and_until_when(
     assert sentence(state, permission, WorkerStanding(QuietReporter()), address="here:1", **facts) == said
 
 
+def test_a_full_disk_is_told_for_as_long_as_it_is() -> None:
+    standing = WorkerStanding(QuietReporter())
+    standing.say("no_room", "paused: the disk is full", reason="the disk is full")
+    assert sentence(State.FETCHING, YES, standing, address="") == "paused: the disk is full"
+    standing.say("fetched", "fetched 3 MiB")
+    assert sentence(State.FETCHING, YES, standing, address="") == "fetching what the next lease needs"
+
+
 def test_in_training_it_says_how_far_and_how_long() -> None:
     said = sentence(State.TRAINING, YES, heard(), address="", now_s=120.0)
     assert said == "training: step 3 of 10, loss 2.500, 800 tokens/s, about 70 s left"
