@@ -79,6 +79,19 @@ def are_ready(state: EngineState, wanted: int) -> bool:
     return sum(1 for _ in islice(ready, wanted)) >= wanted
 
 
+def workers_here(state: EngineState) -> Iterator[WorkerRecord]:
+    """Idle workers that are connected and may be leased, in no order; whoever is between two asks is here, too."""
+    records = (state.workers[worker] for worker in state.index.idle)
+    return (record for record in records if record.present and hindrance_of(state, record) is None)
+
+
+def are_here(state: EngineState, wanted: int) -> bool:
+    """Whether there are so many of them."""
+    if len(state.index.idle) < wanted or state.hold is not None:
+        return False
+    return sum(1 for _ in islice(workers_here(state), wanted)) >= wanted
+
+
 def dispatch(turn: Turn) -> None:
     """Grant what there is to grant, or the first `most_grants` of it: the rest then waits for the next `Ticked`."""
     state, index = turn.state, turn.state.index

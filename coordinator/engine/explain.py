@@ -178,7 +178,7 @@ def _hindrance(state: EngineState, record: WorkerRecord, hindrance: Hindrance) -
 
 def _gathering(state: EngineState) -> Wait:
     subject, config = f"round {state.round.round}", state.config
-    ready, wanted = sum(1 for _ in dispatch.ready_workers(state)), rounds.workers_wanted(state)
+    ready, wanted = sum(1 for _ in dispatch.workers_here(state)), rounds.workers_wanted(state)
     if ready >= wanted:
         left_s = rounds.gathering_left_s(state)
         return Wait(subject=subject, reason=f"{ready} workers are waiting; {left_s:.1f} s left for more to come")

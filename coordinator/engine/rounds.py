@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from coordinator.engine import audits, closing, leases, opinions, overdue, quorum, shadows
 from coordinator.engine.commands import EndRun
-from coordinator.engine.dispatch import are_ready, dispatch, is_waiting
+from coordinator.engine.dispatch import are_here, are_ready, dispatch, is_waiting
 from coordinator.engine.phases import OPEN_PHASES, Phase
 from coordinator.engine.quorum import Outlook
 from coordinator.engine.reasons import Case, reason
@@ -97,20 +97,20 @@ def _gather(turn: Turn) -> None:
         state.update_round(first_lease_at_s=state.now_s)
         state.move_to(Phase.TRAINING)
         return
-    if not are_ready(state, workers_wanted(state)):
+    if not are_here(state, workers_wanted(state)):
         state.update_round(gathered_at_s=None)
         return
     if state.round.gathered_at_s is None:
         state.update_round(gathered_at_s=state.now_s)
-    if state.now_s < _gathered_until_s(state):
-        return
+    if state.now_s < _gathered_until_s(state) or not are_ready(state, 1):
+        return  # with everybody between two asks, the next ask begins the round
     state.update_round(first_lease_at_s=state.now_s)
     state.move_to(Phase.TRAINING)
 
 
 def _gathered_until_s(state: EngineState) -> float:
     since = state.now_s if state.round.gathered_at_s is None else state.round.gathered_at_s
-    all_here = state.totals.leases_granted > 0 and are_ready(state, state.config.min_workers)
+    all_here = state.totals.leases_granted > 0 and are_here(state, state.config.min_workers)
     return since if all_here else since + state.config.gather_s
 
 

@@ -60,7 +60,7 @@ def _between_rounds(state: EngineState, record: WorkerRecord) -> str:
         return (
             "The run took its last step; the model is being checked and saved. Nothing more is asked of your machine."
         )
-    others = sum(1 for ready in dispatch.ready_workers(state) if ready.worker != record.worker)
+    others = sum(1 for one in dispatch.workers_here(state) if one.worker != record.worker)
     wanted, left_s = rounds.workers_wanted(state), rounds.gathering_left_s(state)
     if others + 1 < wanted:
         return f"Round {number} begins as soon as {wanted} machines are ready; with yours there are {others + 1}."

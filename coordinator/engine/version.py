@@ -5,4 +5,4 @@ Raise it with every change after which the same events could lead to another sta
 
 from __future__ import annotations
 
-ENGINE_VERSION = 8
+ENGINE_VERSION = 9

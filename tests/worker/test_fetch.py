@@ -20,6 +20,7 @@ from protocol.manifest import BlockRef, Manifest, sign_manifest
 from protocol.tensor_headers import payload_size
 from protocol.tensors import encode_tensors
 from protocol.v1 import barnraise_pb2 as pb
+from worker import fetch
 from worker.allowance import DiskAllowance
 from worker.background import Threads
 from worker.blocks import BlockCache
@@ -128,6 +129,20 @@ async def test_fetches_what_the_residency_needs_and_only_what_is_missing(world: 
     assert len(world.client.downloaded) == len(fetched.digests)
     await world.fetch(make_lease())
     assert world.client.downloaded == []
+
+
+async def test_memory_of_what_came_is_given_back_on_the_way_and_before_training(
+    world: World, make_lease: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[bool] = []
+    monkeypatch.setattr(fetch, "give_back_all", lambda: given_back.append(True))
+    monkeypatch.setattr(fetch, "GIVE_BACK_EVERY_BYTES", 8)
+    await world.fetch(make_lease())
+    assert world.client is not None
+    assert len(given_back) == len(world.client.downloaded)
+    given_back.clear()
+    await world.fetch(make_lease())
+    assert given_back == []  # nothing came
 
 
 async def test_sequences_come_from_the_source_that_it_is_given(world: World, make_lease: Any) -> None:

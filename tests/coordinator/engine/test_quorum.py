@@ -135,6 +135,35 @@ def test_the_first_round_gathers_and_a_later_one_does_not_wait_for_the_missing(s
     assert s.phase is Phase.TRAINING
 
 
+def test_a_round_gathers_though_there_is_always_somebody_between_two_asks(swarm):
+    s = swarm(min_workers=3, gather_s=60.0, max_rounds=4, heartbeat_interval_s=100.0)
+    s.join("a", "b", "c")
+    for start in range(0, 60, 20):
+        for later, name in enumerate("abc"):
+            s.at(start + 6.0 * later + 0.05)  # each asks for 19.9 of every 20 s, at another moment
+            s.ask(name, wait_s=19.9)
+            assert s.phase is Phase.GATHERING
+    s.at(60)  # and a is between two asks when the time is over
+    assert s.phase is Phase.TRAINING
+    assert len(s.engine.state.leases) == 2
+    s.at(60.05)
+    s.ask("a", wait_s=19.9)
+    assert len(s.engine.state.leases) == 3
+
+
+def test_who_went_away_while_a_round_gathered_is_not_counted(swarm):
+    s = swarm(min_workers=3, gather_s=60.0, max_rounds=4)
+    s.join("a", "b", "c")
+    s.at(30)
+    s.ask("a", "b")
+    s.silent("c")
+    assert "2 of 3 workers are waiting" in s.reasons()["round 1"]
+    s.at(59)
+    s.ask("a", "b", "c")
+    s.at(61)
+    assert s.phase is Phase.GATHERING, "it gathers anew from where all were here"
+
+
 def test_the_round_deadline_does_not_cut_off_our_own_measuring(swarm):
     s = swarm(round_deadline_s=20.0, heartbeat_interval_s=100.0)
     s.join("a", "b")
