@@ -4,8 +4,10 @@ Decides, for a worker that asks, from which other workers it may take each block
 take from the coordinator (a grant). Always, while holders deliver: each block is granted `copies` times, to workers
 that share; the others wait for those. A grant is a lease: it lapses unless it is renewed, and whoever lets one lapse is
 granted nothing more until a grant comes to something. Whoever got nothing for `fallback_s` is granted what it wants,
-whatever else is known. What a worker says against a holder counts for itself alone: nobody is shut out by it, and a
-liar's word costs an honest holder nothing. Time, and who is here, are given. Touches nothing.
+whatever else is known, unless a sharer takes it at that moment, or did so just now: then, after twice as long, unless
+two take it, and so on. So one silent holder costs a copy more, and not one for each worker that waited for it. What a
+worker says against a holder counts for itself alone: nobody is shut out by it, and a liar's word costs an honest holder
+nothing. Time, and who is here, are given. Touches nothing.
 
 Rarest first and busy peers that are nobody's fault: BitTorrent (Cohen, "Incentives Build Robustness in BitTorrent",
 2003).
@@ -13,6 +15,7 @@ Rarest first and busy peers that are nobody's fault: BitTorrent (Cohen, "Incenti
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +38,8 @@ FIRST_WAIT_S = 2.0
 """Before a block that no sharer wants goes to a worker that does not share: sharers ask at the same time."""
 WANTED_S = 15.0
 """How long a question counts: a worker that still wants a block asks again every few seconds."""
+NEW_HOLDER_S = 5.0
+"""After one has fallen back, before the next may: who waits asks again within seconds, and finds a holder more."""
 AVOIDED_S = 120.0
 """How long a worker is not sent to a holder that failed it, the first time; twice as long each time after that."""
 MOST_DOUBLINGS = 6
@@ -96,6 +101,8 @@ class Tracker:
         self._workers: dict[WorkerId, _Known] = {}
         self._holders: dict[Digest, dict[WorkerId, None]] = {}
         self._granted: dict[Digest, set[WorkerId]] = {}
+        self._fell_back_s: dict[Digest, float] = {}
+        """When a sharer was granted the block last because it had waited for so long."""
         self._answers = 0
         self._present: frozenset[WorkerId] = frozenset()
         """Who shares and is here, at the present question."""
@@ -159,6 +166,7 @@ class Tracker:
         for worker, known in self._workers.items():
             self._drop(worker, known, [digest for digest in known.held if not is_served(digest)])
             known.wants = {digest: at_s for digest, at_s in known.wants.items() if is_served(digest)}
+        self._fell_back_s = {digest: at_s for digest, at_s in self._fell_back_s.items() if is_served(digest)}
 
     # ---- what they are told -----------------------------------------------------------------------------------------
 
@@ -209,15 +217,25 @@ class Tracker:
             granted = digest in known.grants or (
                 len(known.grants) < GRANTS_AT_ONCE
                 and sum(one.granted for one in found) < room
-                and (still_s >= self._fallback_s or self._may_take(known, digest, now_s, usable=bool(usable)))
+                and (
+                    self._falls_back(digest, now_s, still_s)
+                    or self._may_take(known, digest, now_s, usable=bool(usable))
+                )
             )
             if granted:
+                if still_s >= self._fallback_s and known.shared is not None and digest not in known.grants:
+                    self._fell_back_s[digest] = now_s
                 self._grant(worker, known, digest, now_s)
             if granted or usable:
                 found.append(TakeFrom(digest=digest, holders=self._named(usable), granted=granted))
             if len(found) == MOST_SOURCES:
                 break
         return found
+
+    def _falls_back(self, digest: Digest, now_s: float, still_s: float) -> bool:
+        """Whether it has waited for long enough: one goes first, and the others may have it from that one."""
+        is_new = now_s - self._fell_back_s.get(digest, -math.inf) < NEW_HOLDER_S
+        return not is_new and still_s >= self._fallback_s * (1 + len(self._granted.get(digest, ())))
 
     def _may_take(self, known: _Known, digest: Digest, now_s: float, *, usable: bool) -> bool:
         """Whether the block is one more time, or after all, to be taken from the coordinator."""

@@ -248,3 +248,27 @@ def test_whoever_got_nothing_for_long_is_granted_whatever_is_known(still_s: floa
         tracker.got(worker(number), BLOCKS)
     assert granted(tracker, 9, BLOCKS) == set()
     assert len(granted(tracker, 9, BLOCKS, still_s, still_s)) == book.GRANTS_AT_ONCE
+
+
+def test_of_many_that_wait_for_a_silent_holder_one_falls_back_at_a_time() -> None:
+    """Seed 100092 of the deterministic simulation: five took the block at once, with one copy set."""
+    tracker, block = of_sharers(*range(7), copies=1), BLOCKS[:1]
+    assert granted(tracker, 0, block)
+    tracker.got(worker(0), block)  # and gives it to nobody
+    late_s = FALLBACK_S
+    assert granted(tracker, 1, block, late_s, still_s=late_s) == set(block)
+    for number in range(2, 7):
+        assert not granted(tracker, number, block, late_s + 1.0, still_s=late_s + 1.0)
+    tracker.got(worker(1), block)
+    assert holders(tracker, 2, block[0], late_s + 2.0) == {shared(0), shared(1)}
+
+
+def test_a_silent_taker_holds_nobody_up_for_good() -> None:
+    tracker, block = of_sharers(*range(6), copies=1), BLOCKS[:1]
+    began: dict[int, float] = {}
+    for second in range(int(4 * FALLBACK_S) + 2):
+        for number in range(6):
+            tracker.renew(worker(number), block, float(second))  # all of them take it, and none comes to an end
+            if granted(tracker, number, block, float(second), still_s=float(second)):
+                began.setdefault(number, second)
+    assert sorted(began.values()) == [0, *(FALLBACK_S * times for times in (2, 3, 4))]
