@@ -19,6 +19,7 @@ from peering.line import PeerLine
 from peering.pace import Slots, UplinkPace
 from peering.serving import PeerServer
 from protocol.errors import ConfigError, RateLimited, Refused, RemoteError, Unauthenticated, Unavailable
+from protocol.file_frames import FileFrames
 from protocol.framing import frames_of
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest, RunId, digest_of
@@ -309,3 +310,18 @@ async def test_a_holder_that_answers_nonsense_or_nothing_is_an_error_soon(answer
     finally:
         await line.close()
         await server.stop(None)
+
+
+async def test_every_frame_is_read_where_all_files_frames_are(
+    serve: Serve, dial: Callable[..., PeerLine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In which thread a file is read, `FileFrames.read` alone decides."""
+    read, frames = FileFrames.read, list[int]()
+
+    async def counted(self: FileFrames) -> bytes:
+        frames.append(1)
+        return await read(self)
+
+    monkeypatch.setattr(FileFrames, "read", counted)
+    assert await taken(dial(await serve())) == CONTENT
+    assert len(frames) == 3
