@@ -101,7 +101,7 @@ async def test_a_block_comes_from_wherever_it_is_asked(serve: Serve, dial: Calla
 
 
 async def test_what_is_not_here_is_said_so(serve: Serve, dial: Callable[..., PeerLine]) -> None:
-    with pytest.raises(Refused, match="not here"):
+    with pytest.raises(Refused, match="not there"):
         await taken(dial(await serve()), digest_of(b"something else"))
 
 
@@ -307,6 +307,24 @@ async def test_a_holder_that_answers_nonsense_or_nothing_is_an_error_soon(answer
     try:
         with pytest.raises(RemoteError):
             await taken(line)
+    finally:
+        await line.close()
+        await server.stop(None)
+
+
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+async def test_a_person_reads_our_words_and_no_others_whatever_ends_a_call(code: grpc.StatusCode) -> None:
+    async def refuses(_: Any, context: Any) -> None:
+        await context.abort(code, "ipv4:127.0.0.1:1: tcp handshaker shutdown")
+
+    server, port = await liar(refuses)
+    line = PeerLine("127.0.0.1", port, CERTIFICATE.der, PrivateIdentity.generate())
+    try:
+        with pytest.raises(RemoteError, match="another worker") as caught:
+            await taken(line)
+        assert "handshaker" not in str(caught.value)
+        assert code.name not in str(caught.value)
+        assert isinstance(caught.value, RateLimited) == (code is grpc.StatusCode.RESOURCE_EXHAUSTED)
     finally:
         await line.close()
         await server.stop(None)
