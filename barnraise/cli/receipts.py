@@ -89,7 +89,7 @@ def _write(out: Path, kept: dict[str, bytes]) -> None:
     """A file for each worker, since what was taken back is signed for each; the first under the name that was given."""
     from protocol.private_files import write_private
 
-    written = []
+    written: list[str] = []
     for gpu, content in kept.items():
         path = out.with_name(f"{out.stem}-{gpu.replace(':', '-')}{out.suffix}") if written else out
         write_private(path, content)
