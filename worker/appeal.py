@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from protocol.errors import ConfigError, Refused, Unauthenticated
+from protocol.errors import ConfigError, Refused, RemoteError, Unauthenticated
 from protocol.text import printable
 from worker.rejoin import ENROLMENT_FILE, home_root
 from worker.siblings import home_of, places_of
@@ -63,6 +63,7 @@ async def appeal(lease_id: str, *, run: str, home: Path | None) -> Appeal:
 
 async def _asked(lease_id: str, place: RunPlace, home: RunHome) -> Appeal:
     from worker.client import CoordinatorClient
+    from worker.sentences import in_words
 
     enrolment = home.enrolment()
     if enrolment is None:
@@ -71,6 +72,8 @@ async def _asked(lease_id: str, place: RunPlace, home: RunHome) -> Appeal:
     client.connect(enrolment.ca_pem.encode())
     try:
         reply = await client.ask_audit(lease_id)
+    except RemoteError as error:
+        raise in_words(error, place.link.address) from None
     finally:
         await client.close()
     return Appeal(gpu=place.gpu, taken=reply.taken, reason=printable(reply.reason[:MAX_REASON_CHARACTERS]))

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protocol.errors import BarnraiseError, ConfigError
+from protocol.errors import BarnraiseError, ConfigError, RemoteError
 from protocol.identity import PrivateIdentity
 from protocol.private_files import read_private, write_private
 from protocol.sealed import MAX_SEALED_BYTES, opened, sealed
@@ -179,12 +179,15 @@ async def _leave(place: RunPlace, *, forget: bool, revoke: bool) -> None:
 
 async def _asked(place: RunPlace, ask: Callable[[CoordinatorClient], Coroutine[Any, Any, object]]) -> None:
     from worker.client import CoordinatorClient
+    from worker.sentences import in_words
 
     enrolment = json.loads(read_private(place.folder / ENROLMENT_FILE))
     client = CoordinatorClient(place.link, PrivateIdentity.load(place.folder / IDENTITY_FILE))
     client.connect(str(enrolment["ca_pem"]).encode())
     try:
         await ask(client)
+    except RemoteError as error:
+        raise in_words(error, place.link.address) from None
     finally:
         await client.close()
 

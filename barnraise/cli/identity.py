@@ -137,7 +137,9 @@ def _tell_outcomes(outcomes: list[KeyOutcome], as_json: bool) -> int:
     if done := [one.key for one in outcomes if one.error is None]:
         _tell(done, as_json=False)
     for one in failed:
-        say_error(f"not done for {one.key.gpu or 'the first GPU'}: {one.trouble}; the same command tries again")
+        say_error(
+            f"not done for {one.key.gpu or 'the first GPU'}: {one.trouble.rstrip('.')}; the same command tries again"
+        )
     return 1 if failed else 0
 
 

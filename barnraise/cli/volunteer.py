@@ -268,8 +268,8 @@ def _told_who_forgot(outcomes: list[KeyOutcome], workers: list[dict[str, Any]], 
     if runs:
         print(f"left, and forgotten by {', '.join(runs)}: what this machine earned stands under two words of its key")
     for one in failed:
-        what = f"{one.key.gpu or 'the first GPU'} in {one.key.run_id}"
-        say_error(f"not done for {what}: {one.trouble}; the same command tries again, and nothing is deleted before")
+        what, why = f"{one.key.gpu or 'the first GPU'} in {one.key.run_id}", one.trouble.rstrip(".")
+        say_error(f"not done for {what}: {why}; the same command tries again, and nothing is deleted before")
     if not outcomes:
         print("this machine takes part in no run, so there is nobody to forget it")
     return 1 if failed else 0

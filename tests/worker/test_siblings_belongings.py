@@ -129,7 +129,7 @@ def homes(tmp_path: Path) -> dict[str, RunHome]:
     """Of three workers of one machine that are in a run."""
     made = {gpu: enrolled_home(sibling_home(tmp_path, gpu) if gpu else tmp_path) for gpu in GPUS}
     for home in made.values():
-        home.remember_address(JoinLink(host="h", port=1, fingerprint=CA.fingerprint))
+        home.remember_address(JoinLink(host="127.0.0.1", port=1, fingerprint=CA.fingerprint))
     return made
 
 
@@ -200,3 +200,16 @@ async def test_that_worker_asks_for_an_audit_whose_lease_was_refused(
         answer = await appeal(lease, run="", home=tmp_path)
         assert (answer.gpu, answer.taken) == (asked[-1], asked[-1] == "cuda:2")
     assert heard == asked
+
+
+def test_a_coordinator_that_is_away_is_told_of_each_key_in_our_words(
+    homes: dict[str, RunHome], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["worker", "identity", "rotate", "--json", "--home", str(tmp_path)]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert [one["gpu"] for one in rows] == GPUS
+    assert {one["trouble"] for one in rows} == {
+        "Nobody answers at 127.0.0.1:1: the coordinator is not running there just now."
+    }
+    assert run_command(["worker", "appeal", "--home", str(tmp_path)]) == 2
+    assert "Nobody answers at 127.0.0.1:1" in capsys.readouterr().err
