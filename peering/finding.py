@@ -13,13 +13,13 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from peering.failed_calls import told
 from peering.keeping import RecordKeeper
 from peering.limits import FIND_METHOD, FIND_S, peer_channel_options
 from peering.record import MAX_RECORD_BYTES
-from protocol.errors import MalformedMessage, RateLimited, RemoteError, Unavailable
+from protocol.errors import MalformedMessage, RateLimited, RemoteError
 from protocol.hosts import dial_target
 from protocol.ids import Digest
-from protocol.text import printable
 from protocol.tls import COORDINATOR_NAME
 from protocol.v1 import barnraise_pb2 as pb
 
@@ -61,7 +61,7 @@ async def asked(
             call: Any = channel.unary_unary(FIND_METHOD, None, None)
             body = bytes(await call(request.SerializeToString(), timeout=limit_s))
     except grpc.aio.AioRpcError as error:
-        raise Unavailable(f"another worker: {printable((error.details() or error.code().name)[:200])}") from None
+        raise told(error) from None
     except ValueError as error:
         raise MalformedMessage("another worker's certificate is none") from error
     return record_told(body)

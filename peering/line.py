@@ -18,20 +18,18 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from peering.failed_calls import told
 from peering.limits import FRAME_STALL_S, OPENING_S, PEER_METHOD, peer_channel_options, peer_deadline_s
-from protocol.errors import MalformedMessage, RateLimited, Refused, RemoteError, Unavailable
+from protocol.errors import MalformedMessage, Unavailable
 from protocol.framing import FrameReader, Unhashed
 from protocol.hosts import dial_target
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest
 from protocol.limits import FRAME_BYTES
 from protocol.messages import fill
-from protocol.text import printable
 from protocol.tickets import NONCE_BYTES, Ticket, prove
 from protocol.tls import COORDINATOR_NAME
 from protocol.v1 import barnraise_pb2 as pb
-
-_BLAME: dict[str, type[RemoteError]] = {"RESOURCE_EXHAUSTED": RateLimited, "NOT_FOUND": Refused}
 
 
 def holder_name(certificate: bytes) -> Digest:
@@ -77,7 +75,7 @@ class PeerLine:
         except asyncio.InvalidStateError:  # it ended while the request was being written
             raise Unavailable("the other worker hung up") from None
         except grpc.aio.AioRpcError as error:
-            raise _told(error) from None
+            raise told(error) from None
         finally:
             call.cancel()
 
@@ -115,11 +113,6 @@ def _channel(host: str, port: int, certificate: bytes) -> grpc.aio.Channel:
     # A holder's certificates are made as a coordinator's are, for the same name; the one above is nobody else's.
     options = [*peer_channel_options(), ("grpc.ssl_target_name_override", COORDINATOR_NAME)]
     return grpc.aio.secure_channel(dial_target(host, port), credentials, options=options)
-
-
-def _told(error: grpc.aio.AioRpcError) -> RemoteError:
-    kind = _BLAME.get(error.code().name, Unavailable)
-    return kind(f"another worker: {printable((error.details() or error.code().name)[:200])}")
 
 
 def may_dial(host: str, beside: str) -> bool:

@@ -165,8 +165,7 @@ class PeerServer:
     async def _send(self, frames: FileFrames, context: Any) -> None:
         waited_s, moved = 0.0, 0
         while not frames.ended:
-            at_once = frames.at_once()
-            frame = await asyncio.to_thread(frames.__next__) if at_once is None else at_once
+            frame = await frames.read()
             await self._pace.spend(len(frame))
             began_s = self._clock()
             await _in_time(context.write(frame), self._stall_s)

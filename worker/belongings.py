@@ -11,7 +11,6 @@ from pathlib import Path
 from protocol.errors import ConfigError
 from protocol.joinlink import JoinLink
 from protocol.receipt_files import whole_lines
-from worker.rejoin import home_root, link_of
 
 IDENTITY_FILE = "identity.pem"
 LEFT_FILE = "enrolment-left.json"
@@ -24,17 +23,12 @@ KEPT_FILE = "receipts-kept.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlace:
-    """One run's folder in a volunteer's home, and the way to its coordinator."""
+    """One run's folder in the home of one of a machine's workers, and the way to its coordinator."""
 
+    gpu: str
+    """The worker's device, as in cuda:1; empty: the machine's first worker."""
     folder: Path
     link: JoinLink
-
-
-def place_of(run: str, home: Path | None) -> RunPlace:
-    """Of the run that `run` means, as for `join`; ConfigError where this machine is in no such run."""
-    root = home_root(home)
-    link = link_of(run, root)
-    return RunPlace(folder=folder_of(root, link.fingerprint), link=link)
 
 
 def folder_of(root: Path, fingerprint: str) -> Path:
@@ -43,13 +37,11 @@ def folder_of(root: Path, fingerprint: str) -> Path:
 
 
 def kept_receipts(place: RunPlace) -> bytes:
-    """The file of receipts as it is; ConfigError where there is none."""
+    """The file of receipts as it is; empty where there is none."""
     try:
         content = (place.folder / RECEIPTS_FILE).read_bytes()
     except FileNotFoundError:
-        content = b""
+        return b""
     except OSError as error:
         raise ConfigError(f"cannot read {place.folder / RECEIPTS_FILE}: {error.strerror or error}") from error
-    if len(whole_lines(content)) < 1:
-        raise ConfigError("there are no receipts yet: they come with the first work that is accepted")
-    return content
+    return content if whole_lines(content) else b""

@@ -76,17 +76,17 @@ class KnownRun:
         return f"{name} ({COMMAND} '{self.choice}')"
 
 
-def link_of(text: str, root: Path) -> JoinLink:
-    """What `text` means on this machine, whose runs lie under `root`: a join link, an address, or nothing at all.
+def link_of(text: str, *roots: Path) -> JoinLink:
+    """What `text` means on this machine, whose runs lie under `roots`: a join link, an address, or nothing at all.
 
     ConfigError says in a sentence why it means no single run, and what to give instead.
     """
     if not text.strip():
-        return _only(known_runs(root))
+        return _only(known_runs(*roots))
     way = WayBack.parse(text)
     if way is None:
         return JoinLink.parse(text)
-    known = known_runs(root)
+    known = known_runs(*roots)
     if way.fingerprint:
         found = [run for run in known if run.fingerprint.startswith(way.fingerprint)]
     else:
@@ -103,11 +103,11 @@ def link_of(text: str, root: Path) -> JoinLink:
     )
 
 
-def links_of(text: str, root: Path) -> list[JoinLink]:
+def links_of(text: str, *roots: Path) -> list[JoinLink]:
     """As `link_of`; nothing at all means every run that this machine is enrolled in and whose address it knows."""
-    known = known_runs(root)
+    known = known_runs(*roots)
     if text.strip() or len(known) < 2 or any(run.address is None for run in known):
-        return [link_of(text, root)]
+        return [link_of(text, *roots)]
     return [run.link(run.address.host, run.address.port) for run in known if run.address is not None]
 
 
@@ -123,11 +123,11 @@ def home_root(home: Path | None) -> Path:
         ) from error
 
 
-def known_runs(root: Path) -> list[KnownRun]:
-    """Runs that this machine is enrolled in, by name; what cannot be read is left out."""
-    folders = root.glob("runs/*") if root.is_dir() else ()
-    runs = [run for folder in folders if (run := _known(folder)) is not None]
-    return sorted(runs, key=lambda run: (run.address.run_name if run.address else "", run.run_id))
+def known_runs(*roots: Path) -> list[KnownRun]:
+    """Runs that this machine is enrolled in, each once, by name; what cannot be read is left out."""
+    folders = [folder for root in roots if root.is_dir() for folder in root.glob("runs/*")]
+    runs = {run.fingerprint: run for folder in reversed(folders) if (run := _known(folder)) is not None}
+    return sorted(runs.values(), key=lambda run: (run.address.run_name if run.address else "", run.run_id))
 
 
 def _only(known: Sequence[KnownRun]) -> JoinLink:

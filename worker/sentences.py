@@ -11,10 +11,12 @@ import re
 from enum import Enum
 
 from protocol.causes import Cause
+from protocol.errors import RemoteError
 from worker import messages as m
 from worker.catalogue import SENTENCES
 from worker.lease import printable
 from worker.messages import News
+from worker.trouble import trouble_of
 from worker.words import Words, foreign, say
 
 MAX_QUOTED_CHARACTERS = 300
@@ -64,6 +66,12 @@ def refusal(cause: Cause | None, detail: str, address: str) -> str:
     if f"final.{cause}" in SENTENCES:
         return say(f"final.{cause}", address=address, said=foreign(said(detail)))
     return say("final.passing", what=_unreached(cause, address))
+
+
+def in_words(error: RemoteError, address: str) -> RemoteError:
+    """The same error as a volunteer reads it: for a command that asks once, and ends with it."""
+    trouble = trouble_of(error)
+    return type(error)(refusal(trouble.cause, trouble.detail, address), cause=trouble.cause)
 
 
 def finished(finish: m.Finish, address: str) -> str:

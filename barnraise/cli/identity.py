@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from barnraise.cli.options import Json, WhichRun, WorkerHome
-from barnraise.cli.output import print_json, print_table, say_note
+from barnraise.cli.output import print_json, print_table, say_error, say_note
 from barnraise.cli.passphrases import Descriptor, passphrase
 
 if TYPE_CHECKING:
-    from worker.identity import KeyOfRun
+    from worker.identity import KeyOfRun, KeyOutcome
 
 app = typer.Typer(no_args_is_help=True, help="This machine's keys: one for each run that it takes part in.")
 
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
-_COLUMNS = ("run", "name", "worker", "public_key")
+_COLUMNS = ("run", "name", "gpu", "worker", "public_key")
 
 
 @app.command()
@@ -69,37 +69,37 @@ def import_keys(
 
 
 @app.command()
-def rotate(run: WhichRun = "", home: WorkerHome = None, as_json: Json = False) -> None:
-    """Replace this machine's key in a run by a new one: a copy of the old one is worth nothing then. Stop the worker
+def rotate(run: WhichRun = "", home: WorkerHome = None, as_json: Json = False) -> int:
+    """Replace this machine's keys in a run by new ones: a copy of an old one is worth nothing then. Stop the worker
     first. Interrupted, it is finished by the same command."""
     import asyncio
 
     from worker.identity import rotated
 
-    _tell([asyncio.run(rotated(home, run))], as_json)
+    return _tell_outcomes(asyncio.run(rotated(home, run)), as_json)
 
 
 @app.command()
-def revoke(run: WhichRun = "", home: WorkerHome = None, yes: Yes = False, as_json: Json = False) -> None:
-    """Have a run never take this machine's key again, whoever has it. What it earned stays. There is no way back."""
+def revoke(run: WhichRun = "", home: WorkerHome = None, yes: Yes = False, as_json: Json = False) -> int:
+    """Have a run never take this machine's keys again, whoever has them. What they earned stays. No way leads back."""
     import asyncio
 
     from worker.identity import left
 
-    _confirm("This key will never be taken again in that run. Go on?", yes=yes)
-    _tell([asyncio.run(left(home, run, revoke=True))], as_json)
+    _confirm("No key of this machine will ever be taken again in that run. Go on?", yes=yes)
+    return _tell_outcomes(asyncio.run(left(home, run, revoke=True)), as_json)
 
 
 @app.command()
-def forget(run: WhichRun = "", home: WorkerHome = None, yes: Yes = False, as_json: Json = False) -> None:
+def forget(run: WhichRun = "", home: WorkerHome = None, yes: Yes = False, as_json: Json = False) -> int:
     """Leave a run and have it erase this machine's name, team, owner and address. What it earned stays, under two words
-    that follow from its key. Its key here stays; another invite lets it in again, as who it was."""
+    that follow from each key. Its keys here stay; another invite lets it in again, as who it was."""
     import asyncio
 
     from worker.identity import left
 
     _confirm("This machine leaves that run, which forgets what it is called. Go on?", yes=yes)
-    _tell([asyncio.run(left(home, run, forget=True))], as_json)
+    return _tell_outcomes(asyncio.run(left(home, run, forget=True)), as_json)
 
 
 def _tell(found: list[KeyOfRun], as_json: bool) -> None:
@@ -108,11 +108,39 @@ def _tell(found: list[KeyOfRun], as_json: bool) -> None:
     if as_json:
         print_json(plain(found))
         return
-    rows = [dict(zip(_COLUMNS, (one.run_id, one.run_name, one.worker, one.public_key), strict=True)) for one in found]
+    rows = [
+        dict(zip(_COLUMNS, (one.run_id, one.run_name, one.gpu or "first", one.worker, one.public_key), strict=True))
+        for one in found
+    ]
     if rows:
-        print_table(_COLUMNS, rows)
+        several = any(one.gpu for one in found)
+        print_table([one for one in _COLUMNS if several or one != "gpu"], rows)
     else:
         print("this machine is enrolled in no run yet")
+
+
+def _tell_outcomes(outcomes: list[KeyOutcome], as_json: bool) -> int:
+    """What became of each key. Exit code 1: of some nothing did."""
+    from worker.identity import plain
+
+    failed = [one for one in outcomes if one.error is not None]
+    if len(outcomes) == 1 and failed and failed[0].error is not None:
+        raise failed[0].error
+    if as_json:
+        print_json(
+            [
+                row | {"trouble": one.trouble}
+                for row, one in zip(plain([one.key for one in outcomes]), outcomes, strict=True)
+            ]
+        )
+        return 1 if failed else 0
+    if done := [one.key for one in outcomes if one.error is None]:
+        _tell(done, as_json=False)
+    for one in failed:
+        say_error(
+            f"not done for {one.key.gpu or 'the first GPU'}: {one.trouble.rstrip('.')}; the same command tries again"
+        )
+    return 1 if failed else 0
 
 
 def _confirm(question: str, *, yes: bool) -> None:

@@ -7,52 +7,95 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from barnraise.cli.options import Json, WhichRun, WorkerHome
-from barnraise.cli.output import print_json, print_pairs, say_error
+from barnraise.cli.output import print_json, print_pairs, print_table, say_error, say_note
 
 if TYPE_CHECKING:
     from protocol.receipt_files import CheckedReceipts
+    from protocol.receipts import Earned
 
+_COUNTS = ("tokens", "leases", "rounds", "revoked")
 app = typer.Typer(no_args_is_help=True, help="What a run says that somebody has done for it.")
 
 
 def receipts(
     run: WhichRun = "",
     home: WorkerHome = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write them to this file, to hand on.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write them to this file, to hand on; of each further GPU to one beside."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What this machine has earned in a run, with its badges, from the receipts that it keeps. Asks nobody."""
-    from protocol.private_files import write_private
+    from protocol.errors import ConfigError
     from protocol.receipt_files import checked_receipts
     from protocol.receipts import earned
-    from worker.belongings import kept_receipts, place_of
-    from worker.energy import energy_words, noted_energy
+    from worker.belongings import kept_receipts
+    from worker.energy import noted_energy
+    from worker.siblings import places_of
 
-    place = place_of(run, home)
-    content, energy = kept_receipts(place), noted_energy(place.folder)
-    found = checked_receipts(content)
-    sum_ = earned(found.receipts, found.revocations.lease_ids if found.revocations else ())
+    kept = {place: content for place in places_of(run, home) if (content := kept_receipts(place))}
+    if not kept:
+        raise ConfigError("there are no receipts yet: they come with the first work that is accepted")
+    found = {place: checked_receipts(content) for place, content in kept.items()}
+    revoked = {one for each in found.values() if each.revocations for one in each.revocations.lease_ids}
+    sum_ = earned([one for each in found.values() for one in each.receipts], revoked)
     if out is not None:
-        write_private(out, content)
+        _write(out, {place.gpu: content for place, content in kept.items()})
+    rows = []
+    for place, each in found.items():
+        of_gpu = dataclasses.asdict(earned(each.receipts, revoked))
+        rows.append({"gpu": place.gpu, **of_gpu, "energy": noted_energy(place.folder).kwh})
+    run_id = next(iter(found.values())).run_id
+    energy = {name: round(sum(row["energy"][name] for row in rows), 6) for name in rows[0]["energy"]}
     if as_json:
-        print_json({"run": found.run_id, **dataclasses.asdict(sum_), "energy": energy.kwh})
-        return
+        print_json({"run": run_id, **dataclasses.asdict(sum_), "energy": energy, "gpus": rows})
+    else:
+        _show(run_id, sum_, energy, rows)
+
+
+def _show(run_id: str, sum_: Earned, energy: dict[str, float], rows: list[dict[str, Any]]) -> None:
+    from worker.energy import energy_words
+
+    if len(rows) > 1:
+        columns = ("gpu", "validated_tokens", "leases", "rounds", "taken_back")
+        print_table(
+            columns,
+            [
+                dict(zip(columns, (row["gpu"] or "first", *(row[name] for name in _COUNTS)), strict=True))
+                for row in rows
+            ],
+        )
+        print()
     print_pairs(
         (
-            ("run", found.run_id),
+            ("run", run_id),
             ("validated tokens", f"{sum_.tokens:,}"),
             ("leases", sum_.leases),
             ("rounds", sum_.rounds),
             ("taken back", sum_.revoked),
             ("badges", ", ".join(sum_.badges) or "none yet"),
-            ("energy", f"{energy_words(**energy.kwh)}; this machine's own figure, unsigned"),
+            ("energy", f"{energy_words(**energy)}; this machine's own figure, unsigned"),
         )
     )
+
+
+def _write(out: Path, kept: dict[str, bytes]) -> None:
+    """A file for each worker, since what was taken back is signed for each; the first under the name that was given."""
+    from protocol.private_files import write_private
+
+    written: list[str] = []
+    for gpu, content in kept.items():
+        path = out.with_name(f"{out.stem}-{gpu.replace(':', '-')}{out.suffix}") if written else out
+        write_private(path, content)
+        written.append(str(path))
+    if len(written) > 1:
+        say_note(f"a file for each GPU, to be handed on together: {', '.join(written)}")
 
 
 @app.command()

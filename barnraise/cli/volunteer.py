@@ -13,14 +13,17 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from barnraise.cli.options import Json
-from barnraise.cli.output import print_json, print_pairs
+from barnraise.cli.output import print_json, print_pairs, say_error
 from barnraise.cli.rules import Home
 from protocol.text import human_bytes, printable
+
+if TYPE_CHECKING:
+    from worker.identity import KeyOutcome
 
 NOBODY = "no worker is running here; `barnraise worker run` starts one"
 GONE_S = 15.0
@@ -115,9 +118,9 @@ def leave(
         _confirm(root, len(folders))
     found = _asked(root, {"verb": "leave"})
     if forget:
-        forgotten = _forgotten(root)
-        if not purge:
-            return _told_who_forgot(forgotten, found, as_json=as_json)
+        outcomes = _forgotten(root)
+        if not purge or any(one.error is not None for one in outcomes):  # whose key is gone cannot ask again
+            return _told_who_forgot(outcomes, found, as_json=as_json)
     if purge:
         for folder in folders:
             _delete(folder)
@@ -234,32 +237,42 @@ def _confirm(root: Path, count: int) -> None:
         raise typer.Abort
 
 
-def _forgotten(root: Path) -> list[str]:
-    """The runs that were asked to forget this machine, one after another, each once nobody works there any more."""
+def _forgotten(root: Path) -> list[KeyOutcome]:
+    """Each run is asked to forget this machine's workers, one after another, once they work there no more."""
     import asyncio
 
+    from protocol.errors import ConfigError
     from worker.identity import left
     from worker.rejoin import known_runs, links_of
     from worker.siblings import homes_of, run_folders
 
     for folder in (folder for folder in run_folders(root) if folder.is_dir()):
-        _once_free(folder).release()
+        with contextlib.suppress(ConfigError):  # told of the key in there, and the others are given up all the same
+            _once_free(folder).release()
+    homes = homes_of(root)
+    links = links_of("", *homes) if known_runs(*homes) else []
     return [
-        asyncio.run(left(home, link.address, forget=True)).run_id
-        for home in homes_of(root)
-        if known_runs(home)
-        for link in links_of("", home)
+        outcome
+        for link in links
+        for outcome in asyncio.run(left(root, f"{link.address}/#{link.fingerprint}", forget=True))
     ]
 
 
-def _told_who_forgot(runs: list[str], workers: list[dict[str, Any]], *, as_json: bool) -> int:
+def _told_who_forgot(outcomes: list[KeyOutcome], workers: list[dict[str, Any]], *, as_json: bool) -> int:
+    runs = list(dict.fromkeys(one.key.run_id for one in outcomes if one.error is None))
+    failed = [one for one in outcomes if one.error is not None]
     if as_json:
-        print_json({"workers": workers, "forgotten_by": runs})
-    elif runs:
+        not_yet = [{"run": one.key.run_id, "gpu": one.key.gpu, "trouble": one.trouble} for one in failed]
+        print_json({"workers": workers, "forgotten_by": runs, "not_forgotten": not_yet})
+        return 1 if failed else 0
+    if runs:
         print(f"left, and forgotten by {', '.join(runs)}: what this machine earned stands under two words of its key")
-    else:
+    for one in failed:
+        what, why = f"{one.key.gpu or 'the first GPU'} in {one.key.run_id}", one.trouble.rstrip(".")
+        say_error(f"not done for {what}: {why}; the same command tries again, and nothing is deleted before")
+    if not outcomes:
         print("this machine takes part in no run, so there is nobody to forget it")
-    return 0
+    return 1 if failed else 0
 
 
 def _once_free(folder: Path) -> Any:

@@ -131,7 +131,10 @@ class StandbyService:
         self._auth.spend_nonce(request.public_key, request.nonce)
         name, digest = request.file.name, Digest(request.file.digest.hex())
         offered, patience = self._offered(name, digest), call.patience("this file")
-        frames = await opened(lambda: FileFrames(offered.open(), request.offset, self._scratch))
+        try:
+            frames = await opened(lambda: FileFrames(offered.open(), request.offset, self._scratch))
+        except FileNotFoundError:  # its base, or its pin, was let go of since it was found
+            raise _not_offered(name) from None
         try:
             while not frames.ended:
                 await call.write(await frames.read(), patience)
@@ -142,7 +145,7 @@ class StandbyService:
         found = self._of_base.get((name, digest)) or self._beside.get((name, digest))
         found = found or self._replication.shipment.find(name, digest)
         if found is None:
-            raise Unavailable(f"{name[:120]!r} is not offered any more: follow anew")
+            raise _not_offered(name)
         return found
 
     async def _hear(self, follower: str, messages: AsyncIterator[bytes]) -> None:
@@ -225,6 +228,10 @@ class StandbyService:
             committed=replication.committed,
             waits=replication.state.mode.value != "async",
         )
+
+
+def _not_offered(name: str) -> Unavailable:
+    return Unavailable(f"{name[:120]!r} is not offered any more: follow anew")
 
 
 async def _send(call: ServedCall, batch: pb.FollowBatch, patience: Patience) -> None:

@@ -19,6 +19,7 @@ from barnraise.cli.app import run
 from protocol.amounts import parse_moment_s, parse_span_s
 from protocol.errors import ConfigError
 from worker.disk import worker_lock
+from worker.identity import KeyOfRun, KeyOutcome
 from worker.progress import QuietReporter
 from worker.rules.file import PauseNote, note_pause, noted_pause
 from worker.standing import LOG_FILE, WorkerStanding
@@ -113,20 +114,33 @@ def test_every_run_is_asked_to_forget_once_nobody_works_there(
     assert "takes part in no run" in capsys.readouterr().out
     asked: list[tuple[str, bool]] = []
 
-    async def left(_: Path, address: str, *, forget: bool) -> SimpleNamespace:
+    def outcome(run_id: str, gpu: str, error: ConfigError | None = None) -> KeyOutcome:
+        key = KeyOfRun(gpu=gpu, run_id=run_id, run_name="", fingerprint="", worker="", public_key="")
+        return KeyOutcome(key=key, error=error)
+
+    failing: list[ConfigError | None] = [None]
+
+    async def left(_: Path, run_there: str, *, forget: bool) -> list[KeyOutcome]:
         lock = worker_lock(home / "runs" / "abc" / "lock")
         lock.acquire()
         lock.release()
-        asked.append((address, forget))
-        return SimpleNamespace(run_id=f"run at {address}")
+        asked.append((run_there, forget))
+        return [outcome(run_there[0], ""), outcome(run_there[0], "cuda:1", failing[0])]
 
     monkeypatch.setattr("worker.identity.left", left)
-    monkeypatch.setattr("worker.rejoin.known_runs", lambda _: [object()])
-    links = [SimpleNamespace(address=one) for one in ("a:1", "b:2")]
-    monkeypatch.setattr("worker.rejoin.links_of", lambda text, _: links if text == "" else [])
+    monkeypatch.setattr("worker.rejoin.known_runs", lambda *_: [object()])
+    links = [SimpleNamespace(address=one, fingerprint="f") for one in ("a:1", "b:2")]
+    monkeypatch.setattr("worker.rejoin.links_of", lambda text, *_: links if text == "" else [])
     assert run(said(home, "leave", "--forget", "--json")) == 0
-    assert asked == [("a:1", True), ("b:2", True)]
-    assert json.loads(capsys.readouterr().out) == {"workers": [], "forgotten_by": ["run at a:1", "run at b:2"]}
+    assert asked == [("a:1/#f", True), ("b:2/#f", True)]
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"workers": [], "forgotten_by": ["a", "b"], "not_forgotten": []}
+    failing[0] = ConfigError("its disk is full")
+    assert run(said(home, "leave", "--forget", "--purge", "--yes")) == 1
+    said_of_it = capsys.readouterr()
+    assert "forgotten by a, b" in said_of_it.out
+    assert "cuda:1 in b: its disk is full" in said_of_it.err
+    assert (home / "runs" / "abc" / "identity.pem").exists(), "who is not forgotten yet has to ask again"
 
 
 def test_rules_are_shown_and_set(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from tests.guards.guard import Guard, guard
 REAL = "test_secrets.py::test_a_real_run_tells_no_secret"
 ALONE = "test_secrets.py::test_every_private_file_is_its_owners_alone"
 VOLUNTEER = "test_secrets.py::test_a_volunteers_key_is_theirs_alone"
+IMPORTED = "tests/worker/test_keys_along.py::test_a_file_that_somebody_made_writes_nothing"
 GIVEN = "test_secrets.py::test_a_link_is_read_from_a_file_or_standard_input"
 
 MODES = (
@@ -34,6 +35,14 @@ MODES = (
         VOLUNTEER,
     ),
     guard("private files", becomes("barnraise:write_links", "0o600", "0o644"), GIVEN),
+    guard("an exported file of keys", never("worker.identity:_read", "not all(map(is_device, others))"), IMPORTED),
+    guard(
+        "an exported file of keys",
+        never(
+            "worker.identity:_read", "not _FINGERPRINT.fullmatch(fingerprint) or not set(files) <= set(_TAKEN_ALONG)"
+        ),
+        IMPORTED,
+    ),
     guard("a link given on standard input", never("barnraise:read_link", 'str(source) == "-"'), GIVEN),
 )
 

@@ -19,6 +19,7 @@ from peering.line import PeerLine
 from peering.pace import Slots, UplinkPace
 from peering.serving import PeerServer
 from protocol.errors import ConfigError, RateLimited, Refused, RemoteError, Unauthenticated, Unavailable
+from protocol.file_frames import FileFrames
 from protocol.framing import frames_of
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest, RunId, digest_of
@@ -100,7 +101,7 @@ async def test_a_block_comes_from_wherever_it_is_asked(serve: Serve, dial: Calla
 
 
 async def test_what_is_not_here_is_said_so(serve: Serve, dial: Callable[..., PeerLine]) -> None:
-    with pytest.raises(Refused, match="not here"):
+    with pytest.raises(Refused, match="not there"):
         await taken(dial(await serve()), digest_of(b"something else"))
 
 
@@ -309,3 +310,36 @@ async def test_a_holder_that_answers_nonsense_or_nothing_is_an_error_soon(answer
     finally:
         await line.close()
         await server.stop(None)
+
+
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+async def test_a_person_reads_our_words_and_no_others_whatever_ends_a_call(code: grpc.StatusCode) -> None:
+    async def refuses(_: Any, context: Any) -> None:
+        await context.abort(code, "ipv4:127.0.0.1:1: tcp handshaker shutdown")
+
+    server, port = await liar(refuses)
+    line = PeerLine("127.0.0.1", port, CERTIFICATE.der, PrivateIdentity.generate())
+    try:
+        with pytest.raises(RemoteError, match="another worker") as caught:
+            await taken(line)
+        assert "handshaker" not in str(caught.value)
+        assert code.name not in str(caught.value)
+        assert isinstance(caught.value, RateLimited) == (code is grpc.StatusCode.RESOURCE_EXHAUSTED)
+    finally:
+        await line.close()
+        await server.stop(None)
+
+
+async def test_every_frame_is_read_where_all_files_frames_are(
+    serve: Serve, dial: Callable[..., PeerLine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In which thread a file is read, `FileFrames.read` alone decides."""
+    read, frames = FileFrames.read, list[int]()
+
+    async def counted(self: FileFrames) -> bytes:
+        frames.append(1)
+        return await read(self)
+
+    monkeypatch.setattr(FileFrames, "read", counted)
+    assert await taken(dial(await serve())) == CONTENT
+    assert len(frames) == 3

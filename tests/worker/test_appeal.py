@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +11,10 @@ from typing import Any
 import pytest
 
 from barnraise.cli.app import run as run_command
+from protocol.joinlink import JoinLink
 from worker import appeal as asking
 from worker.appeal import appeal
+from worker.belongings import RunPlace
 
 
 @pytest.mark.parametrize(("taken", "code"), [(True, 0), (False, 1)])
@@ -22,11 +23,11 @@ def test_the_answer_is_told_and_its_code_is_the_answer(
 ) -> None:
     async def answer(lease_id: str, *, run: str, home: Path | None) -> asking.Appeal:
         assert (lease_id, run) == ("r1.1", "here:7")
-        return asking.Appeal(taken=taken, reason="so it is")
+        return asking.Appeal(gpu="", taken=taken, reason="so it is")
 
     monkeypatch.setattr(asking, "appeal", answer)
     assert run_command(["worker", "appeal", "r1.1", "--run", "here:7", "--json"]) == code
-    assert json.loads(capsys.readouterr().out) == {"taken": taken, "reason": "so it is"}
+    assert json.loads(capsys.readouterr().out) == {"gpu": "", "taken": taken, "reason": "so it is"}
 
 
 def test_a_machine_that_is_in_no_run_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,8 +47,9 @@ def test_what_the_coordinator_says_cannot_steer_the_terminal(tmp_path: Path, mon
         async def close(self) -> None: ...
 
     place = SimpleNamespace(enrolment=lambda: SimpleNamespace(ca_pem=""), identity=lambda: None)
-    link: Callable[..., Any] = lambda *_: SimpleNamespace(fingerprint="0" * 64)  # noqa: E731
-    monkeypatch.setattr(asking, "link_of", link)
+    (tmp_path / "enrolment.json").touch()
+    there = RunPlace(gpu="", folder=tmp_path, link=JoinLink(host="h", port=1, fingerprint="0" * 64))
+    monkeypatch.setattr(asking, "places_of", lambda *_: [there])
     monkeypatch.setattr("worker.home.open_home", lambda *_: place)
     monkeypatch.setattr("worker.client.CoordinatorClient", Client)
     answer = asyncio.run(appeal("", run="", home=tmp_path))

@@ -64,7 +64,12 @@ class Book:
 
 @pytest.fixture
 def home(tmp_path: Path) -> RunHome:
-    made = open_home(tmp_path / "home", CA.fingerprint)
+    return enrolled_home(tmp_path / "home")
+
+
+def enrolled_home(root: Path) -> RunHome:
+    """Below `root`, as after enrolling with the coordinator above."""
+    made = open_home(root, CA.fingerprint)
     made.save_enrolment(
         Enrolment(
             worker_id=made.identity().worker_id,

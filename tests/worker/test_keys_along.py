@@ -21,12 +21,24 @@ from worker import identity
 from worker.client import CoordinatorClient
 from worker.disk import worker_lock
 from worker.home import open_home
-from worker.identity import exported, imported, keys, left, rotated
+from worker.identity import KeyOfRun, KeyOutcome, exported, imported, keys, left, rotated
 from worker.joining import Joining
 from worker.options import WorkerOptions
 from worker.rejoin import home_root, link_of
 
 PHRASE = "correct horse battery"
+GOOD: dict[str, Any] = {
+    "fingerprint": "a" * 64,
+    "files": {"identity.pem": PrivateIdentity.generate().to_pem().decode(), "enrolment.json": "{}"},
+}
+
+
+def done(outcomes: list[KeyOutcome]) -> KeyOfRun:
+    """The one key, with which what was asked is done."""
+    (outcome,) = outcomes
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.key
 
 
 @pytest.fixture(autouse=True)
@@ -64,9 +76,13 @@ def test_nothing_else_opens():
 
 @pytest.mark.parametrize(
     "content",
-    [b"{}", b'{"runs": [{"fingerprint": "../../up", "files": {}}]}',
-     b'{"runs": [{"fingerprint": "' + b"a" * 64 + b'", "files": {"../rules.toml": "x"}}]}',
-     b'{"runs": [{"fingerprint": "' + b"a" * 64 + b'", "files": {"identity.pem": "x", "enrolment.json": "{}"}}]}'],
+    [b"{}",
+     json.dumps({"runs": [{**GOOD, "fingerprint": "../../up"}]}).encode(),
+     json.dumps({"runs": [{**GOOD, "fingerprint": ("/../" + 60 * "a")}]}).encode(),
+     json.dumps({"runs": [{**GOOD, "files": {**GOOD["files"], "../rules.toml": "x"}}]}).encode(),
+     b'{"runs": [{"fingerprint": "' + b"a" * 64 + b'", "files": {"identity.pem": "x", "enrolment.json": "{}"}}]}',
+     *(json.dumps({"runs": [], "gpus": {place: [GOOD]}}).encode()
+       for place in ("", "..", "../..", "/tmp", "cuda:1/..", "cuda:1/../../up", "cuda-1", "cuda:1\n", "cuda:1024"))],
 )  # fmt: skip
 def test_a_file_that_somebody_made_writes_nothing(tmp_path, content):
     with pytest.raises(ConfigError):
@@ -118,9 +134,9 @@ async def test_a_key_goes_along_is_replaced_and_is_given_up(swarm: Any, tmp_path
     lock = worker_lock(open_home(new_home, before.fingerprint).folder / "lock")
     lock.acquire()
     with pytest.raises(ConfigError, match="another worker"):
-        await rotated(new_home)
+        done(await rotated(new_home))
     lock.release()
-    after = await rotated(new_home)
+    after = done(await rotated(new_home))
     assert after.worker == before.worker
     assert after.public_key != before.public_key
     await opens(new_home, capability)
@@ -131,7 +147,7 @@ async def test_a_key_goes_along_is_replaced_and_is_given_up(swarm: Any, tmp_path
 
     people = swarm.server._run.registry.people
     assert (people.names[before.worker], people.teams[before.worker]) == ("Ann", "bees")
-    await left(new_home, forget=True)
+    done(await left(new_home, forget=True))
     said = said_in(swarm.folder.registry_path)
     assert before.worker not in said.names
     assert before.worker not in said.teams
@@ -156,12 +172,12 @@ async def test_a_replacement_whose_answer_was_lost_is_finished_by_asking_again(
 
     monkeypatch.setattr(identity, "_asked", lost)
     with pytest.raises(ConnectionError):
-        await rotated(tmp_path)
+        done(await rotated(tmp_path))
     monkeypatch.setattr(identity, "_asked", asked)
-    await rotated(tmp_path)
+    done(await rotated(tmp_path))
     await opens(tmp_path, capability)
     (before,) = keys(tmp_path)
-    await left(tmp_path, revoke=True)
+    done(await left(tmp_path, revoke=True))
     assert keys(tmp_path) == []
     (swarm.link,) = await swarm.server.create_invites()
     await enrolled(swarm, tmp_path)
@@ -174,6 +190,7 @@ def test_a_passphrase_comes_over_a_descriptor_and_in_no_argument(
 ) -> None:
     home, file = tmp_path / "home", tmp_path / "keys"
     found = identity.KeyOfRun(
+        gpu="",
         run_id="run-1",
         run_name="barn",
         fingerprint="f" * 64,

@@ -20,7 +20,7 @@ from coordinator.run.base import OfferedFile, RunBase, take_base
 from coordinator.run.folder import RunFolder
 from coordinator.run.found_again import PEERS_FILE, RECORD_FILE, SHARERS_FILE
 from coordinator.run.seats import WITNESS_FILE, admit, new_standby_invite
-from protocol.errors import Unauthenticated
+from protocol.errors import Unauthenticated, Unavailable
 from protocol.framing import FrameReader
 from protocol.ids import digest_of
 from protocol.limits import FRAME_BYTES, PROTOCOL_VERSION
@@ -244,3 +244,17 @@ async def test_a_file_is_opened_and_read_where_nobody_else_waits_for_it(run: Run
     reader = FrameReader(len(content), offered.digest)
     assert b"".join(bytes(reader.feed(frame)) for frame in call.raw) == content
     reader.finish()
+
+
+async def test_a_file_whose_base_was_closed_since_it_was_found_is_not_offered_any_more(
+    run: RunFolder, leader: Leader
+) -> None:
+    base = take_base(run)
+    offered = next(one for one in base.files if one.name == run.journal_path.name)
+    service, request = service_of(run, leader), asked(run)
+    service._of_base[offered.name, offered.digest] = offered
+    base.pins.close()
+    admit(run.root, request.public_key, request.invite, 0.0)
+    file = pb.HeldFile(name=offered.name, digest=bytes.fromhex(offered.digest), size_bytes=offered.size_bytes)
+    with pytest.raises(Unavailable, match="follow anew"):
+        await service.fetch(pb.FetchRequest(public_key=request.public_key, file=file), cast(Any, Fetched()))
