@@ -291,6 +291,7 @@ class Agent:
         self._wall_s = now.wall_s
         permission = self.permission
         self._keep_tempo(permission)
+        self._calls.on_look()
         if permission.allowed:
             if not before.allowed:
                 self._trainer.wake()

@@ -315,6 +315,10 @@ class Calls:
         if outcome == "accepted":
             self._look_for_receipts()
 
+    def on_look(self) -> None:
+        """The volunteer's rules were looked at."""
+        self._neighbours.on_look()
+
     async def close(self) -> None:
         """No more calls are made: other workers are hung up on; receipts that are on their way get a moment."""
         await self._neighbours.close()
