@@ -19,6 +19,7 @@ from worker.apart.hands import DistantHands
 from worker.apart.keeper import ProcessKeeper
 from worker.apart.ruled import Ruled
 from worker.apart.trainer import ApartTrainer
+from worker.archivist import Archivist
 from worker.finding import Finder
 from worker.handiwork import HERE, Handiwork
 from worker.home import RunHome
@@ -84,6 +85,7 @@ def make_agent(
         measurer=hands.measurer,
         receipts=ReceiptKeeper(home, reporter),
         sharing=sharing_of(options, home, finder.keeper, house),
+        archivist=Archivist(joining, reporter) if options.archive else None,
         **ruled,
     )
     return agent, joining

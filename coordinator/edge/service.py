@@ -11,6 +11,7 @@ import dataclasses
 import math
 from typing import Any
 
+from coordinator.edge.archives import Archives
 from coordinator.edge.measures import Measures
 from coordinator.edge.residuals import Openings, check_residuals
 from coordinator.edge.served import RunContext
@@ -59,6 +60,7 @@ class WorkerService:
         self._run = run
         self.measures = Measures(run)
         self.sources = Sources(run)
+        self.archives = Archives(run)
         self._beats: dict[WorkerId, WorkerSeen] = {}
         self._openings = Openings(run.store.upload_offset)
         self._signed: tuple[Digest, pb.GetManifestReply] | None = None

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import structlog
 
-from coordinator.edge.kept import kept_elsewhere
+from coordinator.edge.kept import Archived, kept_elsewhere
 from coordinator.edge.served import RunContext
 from coordinator.edge.sessions import CallerSession
 from coordinator.edge.status import KeptStatus
@@ -72,11 +72,11 @@ class Sources:
         """Whether workers gain by asking before they download."""
         return self._tracker.anybody_shares
 
-    def kept_elsewhere(self, standby: Callable[[], StandbyState | None]) -> KeptStatus | None:
+    def kept_elsewhere(self, standby: Callable[[], StandbyState | None], archives: Archived) -> KeptStatus | None:
         """What of the present version other machines hold."""
         version = self._run.pump.engine.state.version
         try:
-            return kept_elsewhere(self._run.versions, version, self._tracker.is_held, standby())
+            return kept_elsewhere(self._run.versions, version, self._tracker.is_held, standby(), archives)
         except OSError:
             return None
 

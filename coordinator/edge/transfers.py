@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from functools import partial
 from typing import Any, BinaryIO
 
 import structlog
@@ -28,7 +29,7 @@ from coordinator.store.ports import Upload
 from protocol.errors import DigestMismatch, MalformedMessage, Refused, Unavailable
 from protocol.file_frames import FileFrames
 from protocol.framing import FrameReader, frames_of
-from protocol.ids import Digest, LeaseId
+from protocol.ids import Digest, LeaseId, WorkerId
 from protocol.limits import FRAME_BYTES, FRAME_HEADER_BYTES
 from protocol.sequences import encode_sequences
 from protocol.v1 import barnraise_pb2 as pb
@@ -223,7 +224,12 @@ class Transfers:
     async def download(self, session: CallerSession, request: pb.DownloadRequest) -> AsyncGenerator[bytes, None]:
         """Frames of a block, or of the caller's own lease data, from the offset on."""
         if request.WhichOneof("resource") == "block_digest":
-            frames = await self._opened(digest_from(request.block_digest), request.offset)
+            digest = digest_from(request.block_digest)
+            beside = self._service.archives.companion(session.worker, digest)
+            if beside is not None:
+                frames = self._frames_of(beside, request.offset)
+            else:
+                frames = await self._opened(digest, request.offset, partial(self._block_frames, session.worker))
         elif request.WhichOneof("resource") == "lease_data":
             payload = await self._data_of(session, LeaseId(request.lease_data))
             frames = self._frames_of(payload, request.offset)
@@ -246,21 +252,21 @@ class Transfers:
         finally:
             frames.close()
 
-    async def _opened(self, digest: Digest, offset: int, frames: _FramesOf | None = None) -> Iterator[bytes]:
-        """A file's frames, a block's as a rule; what a thread opens for a call that has ended meanwhile is closed."""
-        opening = asyncio.ensure_future(asyncio.to_thread(frames or self._block_frames, digest, offset))
+    async def _opened(self, digest: Digest, offset: int, frames: _FramesOf) -> Iterator[bytes]:
+        """A file's frames; what a thread opens for a call that has ended meanwhile is closed."""
+        opening = asyncio.ensure_future(asyncio.to_thread(frames, digest, offset))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
             opening.add_done_callback(_close_opened)
             raise
 
-    def _block_frames(self, digest: Digest, offset: int) -> Iterator[bytes]:
+    def _block_frames(self, worker: WorkerId, digest: Digest, offset: int) -> Iterator[bytes]:
         blocks = self._run.store.blocks
         if not blocks.has(digest):
             raise Refused(f"block {digest[:16]}… is not kept here; take the manifest of the version that is leased")
-        # what the coordinator goes on from lies beside the blocks
-        if not self._run.versions.is_served(digest):
+        # what the coordinator goes on from lies beside the blocks, for those that keep whole versions
+        if not self._run.versions.is_served(digest) and not self._service.archives.gives(worker, digest):
             raise Refused(f"block {digest[:16]}… is nobody's to download")
         return FileFrames(blocks.open(digest), offset, self._scratch)
 

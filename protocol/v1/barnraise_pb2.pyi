@@ -569,6 +569,26 @@ class DownloadRequest(_message.Message):
     offset: int
     def __init__(self, block_digest: _Optional[bytes] = ..., lease_data: _Optional[str] = ..., measure_data: _Optional[str] = ..., measure_payload: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
 
+class ArchiveRequest(_message.Message):
+    __slots__ = ("held_version", "held_manifest")
+    HELD_VERSION_FIELD_NUMBER: _ClassVar[int]
+    HELD_MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    held_version: int
+    held_manifest: bytes
+    def __init__(self, held_version: _Optional[int] = ..., held_manifest: _Optional[bytes] = ...) -> None: ...
+
+class ArchiveReply(_message.Message):
+    __slots__ = ("version", "record_json", "record_signature", "notice")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RECORD_JSON_FIELD_NUMBER: _ClassVar[int]
+    RECORD_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    record_json: bytes
+    record_signature: bytes
+    notice: str
+    def __init__(self, version: _Optional[int] = ..., record_json: _Optional[bytes] = ..., record_signature: _Optional[bytes] = ..., notice: _Optional[str] = ...) -> None: ...
+
 class SourcesRequest(_message.Message):
     __slots__ = ("wanted", "taking", "got", "gone", "whole", "still_s", "share", "room", "failed")
     WANTED_FIELD_NUMBER: _ClassVar[int]

@@ -157,12 +157,12 @@ class House:
         """What a run's folder may take; None: nothing is ruled."""
         return bytes_of(self.rules.disk.most)
 
-    def short_of_disk_bytes(self) -> int:
-        """What is missing of the room that the disk is to keep free."""
+    def short_of_disk_bytes(self, coming_bytes: int = 0) -> int:
+        """What is missing, once so much more is written, of the room that the disk is to keep free."""
         with contextlib.suppress(OSError):
             usage = shutil.disk_usage(self._home)
             keep = min(bytes_of(self.rules.disk.keep_free) or 0, int(KEEP_FREE_SHARE * usage.total))
-            return max(0, keep - usage.free)
+            return max(0, keep + coming_bytes - usage.free)
         return 0
 
     def _read_again(self) -> None:
