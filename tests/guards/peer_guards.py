@@ -20,6 +20,8 @@ KEPT = (
     "::test_momentum_and_companions_are_for_those_that_archive_and_no_more_of_them_than_is_set"
 )
 SIZES = "tests/worker/test_archivist.py::test_sizes_are_looked_at_before_a_byte_is_fetched"
+CHUNK = "tests/worker/test_chunked.py::test_a_lie_in_one_chunk_costs_that_chunk"
+LIST = "tests/worker/test_chunked.py::test_a_list_counts_only_where_it_is_as_long_as_the_block"
 HOME = "tests/worker/test_swarm.py::test_a_holder_at_home_is_not_dialled_for_a_coordinator_out_in_the_world"
 NOT_WHAT_WAS_TOLD = "tests/coordinator/test_sources.py::test_a_share_that_is_not_what_was_told_is_nobodys_source"
 FORGED = f"{RECORD}test_nobody_else_can_sign_one"
@@ -50,6 +52,10 @@ PEERS: tuple[Guard, ...] = (
           becomes("coordinator.edge:Archives._refusal", "others < most", "True"), KEPT),
     guard("no file whose size is not its block's",
           never("worker:check_sizes", "ref.payload_bytes != expected"), SIZES),
+    guard("a lie in one place of a large block",
+          never("worker:ChunkedSource.block", "not self._chunks.holds(number, chunk)"), CHUNK),
+    guard("a coordinator's list of chunks that is no such list",
+          never("protocol:believable", "count > MOST_CHUNKS or _"), LIST),
     guard("a share at an address or port that is not its worker's",
           becomes("coordinator.edge:Sources._note_share", "None if why else shared", "shared"), NOT_WHAT_WAS_TOLD),
     guard("a coordinator that sends a volunteer's machine round its home network",

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from coordinator.edge import sources
+from protocol import chunks
+from protocol.chunks import Chunks
 from protocol.errors import DigestMismatch
 from protocol.ids import Digest
 from tests.worker.conftest import Recorder, Swarm
@@ -32,7 +34,17 @@ def sent_bytes(swarm: Swarm) -> int:
     return swarm.server.summary().bytes_down
 
 
-async def test_a_second_worker_takes_its_blocks_from_the_first(swarm: Swarm) -> None:
+async def test_a_second_worker_takes_its_blocks_from_the_first(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[int] = []
+    holds = Chunks.holds
+
+    def counted(known: Chunks, number: int, content: bytes) -> bool:
+        checked.append(len(content))
+        return holds(known, number, content)
+
+    monkeypatch.setattr(Chunks, "holds", counted)
+    for bound in ("CHUNKED_ABOVE_BYTES", "CHUNK_BYTES", "LEAST_CHUNK_BYTES"):
+        monkeypatch.setattr(chunks, bound, 1 << 14)
     first = await joined(swarm, "first", share_bytes_per_s=10**9)
     assert "learn this machine's address" in first.texts("sharing")[0]
     assert first.texts("share_unreached") == []
@@ -41,6 +53,7 @@ async def test_a_second_worker_takes_its_blocks_from_the_first(swarm: Swarm) -> 
     assert "of it from other workers" in second.texts("fetched")[0]
     whole_bytes = sum(path.stat().st_size for path in (swarm.root / "first").rglob("blocks/*"))
     assert sent_bytes(swarm) - before_bytes < 0.3 * whole_bytes
+    assert sum(checked) > 0.7 * whole_bytes
 
 
 async def test_what_goes_between_workers_counts_and_ends_with_a_pause(
