@@ -277,7 +277,7 @@ class Agent:
             self._announcements.heard(reply.announcement)
             if self._archivist is not None:
                 allowed = self.permission.allowed
-                self._archivist.on_beat(session, reply.latest_version, self._calls.swarm, allowed=allowed)
+                self._archivist.on_beat(session, reply, self._calls.swarm, allowed=allowed)
             for cancelled in reply.cancelled:
                 reason = printable(cancelled.reason)
                 self._put(m.LeaseCancelled(lease_id=LeaseId(cancelled.lease_id), reason=reason))

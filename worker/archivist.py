@@ -1,11 +1,11 @@
 """Keeps the newest version of the run whole, where its volunteer said `--archive`: the run can go on from it.
 
-Decides what is fetched next: the version that the coordinator names, beside the one that is here, which stays until all
-of the new one is; what both have in common, and blocks that the cache has, are not fetched again. Always: the folder
-`archive/` of the run is at each moment an archive as `barnraise coordinator fork` reads them, or has no index; nothing
-is in its index that the run's certificate does not cover, and no file that is not under its digest, of the size that
-this worker computed itself; a lease has the room that it needs beside it. Touches the network through its ports, and
-that folder.
+Decides what is fetched next: the version that the coordinator names, if it is newer than the one that is here, which
+stays until all of the new one is; what both have in common, and blocks that the cache has, are not fetched again.
+Always: the folder `archive/` of the run is at each moment an archive as `barnraise coordinator fork` reads them, or has
+no index; nothing is in its index that the run's certificate does not cover, and no file that is not under its digest,
+of the size that this worker computed itself; a lease has the room that it needs beside it. Touches the network through
+its ports, and that folder.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from worker.progress import Reporter
 from worker.repeats import Repeats
 from worker.swarm import BlockSwarm
 from worker.wire import SessionEnded
-from worker.words import foreign, say
+from worker.words import Words, foreign, say
 
 ARCHIVE_FOLDER: Final = "archive"
 AGAIN_S: Final = 60.0
@@ -59,8 +59,9 @@ class Archivist:
         self._said = Repeats(self._clock)
         self._keeping: asyncio.Task[None] | None = None
 
-    def on_beat(self, session: int, latest: int, swarm: BlockSwarm | None, *, allowed: bool) -> None:
-        """The coordinator answered: its newest version is `latest`. `allowed`: by the volunteer's rules."""
+    def on_beat(self, session: int, reply: pb.HeartbeatReply, swarm: BlockSwarm | None, *, allowed: bool) -> None:
+        """The coordinator answered, with its newest version. `allowed`: by the volunteer's rules."""
+        latest = reply.latest_version
         is_busy = self._keeping is not None and not self._keeping.done()
         if not allowed:
             if is_busy and self._keeping is not None:
@@ -68,6 +69,9 @@ class Archivist:
             return
         is_told = self._told_in == session and self._held is not None and self._held.record.version >= latest
         if is_busy or is_told or self._clock() < self._not_before_s:
+            return
+        if not reply.archives:
+            self._later("archive_none", say("archive.none", why=Words(say("archive.not_given"))))
             return
         self._keeping = asyncio.create_task(self._keep(session, latest, swarm))
 
@@ -80,10 +84,11 @@ class Archivist:
 
     async def _keep(self, session: int, latest: int, swarm: BlockSwarm | None) -> None:
         try:
-            files = self._files = self._files or await asyncio.to_thread(self._opened)
+            if self._files is None:
+                self._files = await asyncio.to_thread(self._opened)
             reply = await self._ask()
-            while not reply.notice and (self._held is None or reply.version != self._held.record.version):
-                if not await self._fetch(reply, files, swarm):
+            while not reply.notice and (self._held is None or reply.version > self._held.record.version):
+                if not await self._fetch(reply, self._files, swarm):
                     return
                 reply = await self._ask()
             self._told_in = session
@@ -127,7 +132,6 @@ class Archivist:
             if not (is_block and await asyncio.to_thread(self._linked, ref, files)):
                 await (together if is_block else alone).come(ref, lambda _count: None)
         await asyncio.to_thread(self._settle, index, files)
-        self._held = index
         self._said.over()
         text = say("archived", version=version, folder=str(self._folder))
         self._reporter.say("archived", text, version=version, folder=str(self._folder))
@@ -191,6 +195,7 @@ class Archivist:
     def _settle(self, index: ArchiveIndex, files: BlockCache) -> None:
         """The new version is what the folder is an archive of; what only the old one had goes."""
         write_private(self._folder / INDEX_FILE, index.to_json())
+        self._held = index  # here, since a thread goes on when whoever waits for it is cancelled
         _remove_all_but(set(index.named()), files, self._folder)
 
 

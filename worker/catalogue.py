@@ -206,6 +206,7 @@ _BEGINNING = {
     "archive.begun": "version {version} is being archived here: {amount} to fetch",
     "archived": "version {version} is archived here, whole: {folder} is what `barnraise coordinator fork` goes on from",
     "archive.none": "nothing is archived here: {why}",
+    "archive.not_given": "this run's coordinator gives no whole versions to workers",
     "archive.no_room": (
         "version {version} is not archived here: {amount} more, beside what a lease needs, do not fit into the disk"
         " that this run may take"

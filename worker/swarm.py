@@ -216,9 +216,9 @@ class BlockSwarm:
         self._failed = [one for one in self._failed if one not in failed]
         if self.sharing is not None:
             self.sharing.heard(reply)
-        for told in reply.chunks:
-            digest = Digest(told.digest.hex())
-            found = believable(told.chunk_bytes, told.digests, self._sizes.get(digest, 0))
+        for one in reply.chunks:
+            digest = Digest(one.digest.hex())
+            found = believable(one.chunk_bytes, one.digests, self._sizes.get(digest, 0))
             if found is not None:
                 self._chunks[digest] = found
         self._heard(reply)

@@ -61,6 +61,11 @@ class Archives:
         self._making = asyncio.Lock()
         run.versions.held = self._taken
 
+    @property
+    def are_given(self) -> bool:
+        """Whether anybody may ask."""
+        return self._facts is not None and self._run.settings.archives > 0
+
     async def answer(self, session: CallerSession, request: pb.ArchiveRequest) -> pb.ArchiveReply:
         """What the worker has is noted; what it is to keep next, with the run's record of it."""
         if request.held_manifest and len(request.held_manifest) != 32:
@@ -102,16 +107,19 @@ class Archives:
         return max(held, default=None)
 
     def _refusal(self, worker: WorkerId) -> str:
-        if self._facts is None:
-            raise Refused("this run gives nobody whole versions")
+        if not self.are_given:
+            raise Refused("this run gives nobody whole versions (the setting archives)")
         most = self._run.settings.archives
-        others = sum(self._here(one) for one in self._workers if one != worker)
+        others = sum(self._keeps(one, known) for one, known in self._workers.items() if one != worker)
         if others < most:
             return ""
         self._workers.pop(worker, None)
-        if not most:
-            return "this run's operator lets no worker keep whole versions (the setting archives)"
         return f"{others} workers keep whole versions already, as many as this run's operator wants"
+
+    def _keeps(self, worker: WorkerId, known: _Archiving) -> bool:
+        """Whether one still does: somebody who stopped has not asked for what came since."""
+        is_current = known.given.version == self._run.pump.engine.state.version
+        return self._here(worker) and (is_current or self._run.run_time() - known.heard_s < TAKING_S)
 
     def _here(self, worker: WorkerId) -> bool:
         record = self._run.pump.engine.state.workers.get(worker)

@@ -160,7 +160,11 @@ class WorkerService:
         self._beats[session.worker] = beat
         run.pump.seen(beat)
         said = run.pump.engine.state.announcement
-        reply = pb.HeartbeatReply(latest_version=run.pump.engine.state.version, announcement=said.text if said else "")
+        reply = pb.HeartbeatReply(
+            latest_version=run.pump.engine.state.version,
+            announcement=said.text if said else "",
+            archives=self.archives.are_given,
+        )
         for held in filter(None, (lease_id, LeaseId(request.sending_lease_id))):
             reason = run.pump.engine.lease_ended(session.worker, held)
             if reason is not None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
-from functools import partial
 from typing import Any, BinaryIO
 
 import structlog
@@ -29,7 +28,7 @@ from coordinator.store.ports import Upload
 from protocol.errors import DigestMismatch, MalformedMessage, Refused, Unavailable
 from protocol.file_frames import FileFrames
 from protocol.framing import FrameReader, frames_of
-from protocol.ids import Digest, LeaseId, WorkerId
+from protocol.ids import Digest, LeaseId
 from protocol.limits import FRAME_BYTES, FRAME_HEADER_BYTES
 from protocol.sequences import encode_sequences
 from protocol.v1 import barnraise_pb2 as pb
@@ -228,8 +227,10 @@ class Transfers:
             beside = self._service.archives.companion(session.worker, digest)
             if beside is not None:
                 frames = self._frames_of(beside, request.offset)
+            elif self._service.archives.gives(session.worker, digest):
+                frames = await self._opened(digest, request.offset, self._kept_frames)
             else:
-                frames = await self._opened(digest, request.offset, partial(self._block_frames, session.worker))
+                frames = await self._opened(digest, request.offset)
         elif request.WhichOneof("resource") == "lease_data":
             payload = await self._data_of(session, LeaseId(request.lease_data))
             frames = self._frames_of(payload, request.offset)
@@ -252,22 +253,25 @@ class Transfers:
         finally:
             frames.close()
 
-    async def _opened(self, digest: Digest, offset: int, frames: _FramesOf) -> Iterator[bytes]:
-        """A file's frames; what a thread opens for a call that has ended meanwhile is closed."""
-        opening = asyncio.ensure_future(asyncio.to_thread(frames, digest, offset))
+    async def _opened(self, digest: Digest, offset: int, frames: _FramesOf | None = None) -> Iterator[bytes]:
+        """A file's frames, a block's as a rule; what a thread opens for a call that has ended meanwhile is closed."""
+        opening = asyncio.ensure_future(asyncio.to_thread(frames or self._block_frames, digest, offset))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
             opening.add_done_callback(_close_opened)
             raise
 
-    def _block_frames(self, worker: WorkerId, digest: Digest, offset: int) -> Iterator[bytes]:
+    def _block_frames(self, digest: Digest, offset: int) -> Iterator[bytes]:
+        # what the coordinator goes on from lies beside the blocks
+        if self._run.store.blocks.has(digest) and not self._run.versions.is_served(digest):
+            raise Refused(f"block {digest[:16]}… is nobody's to download")
+        return self._kept_frames(digest, offset)
+
+    def _kept_frames(self, digest: Digest, offset: int) -> Iterator[bytes]:
         blocks = self._run.store.blocks
         if not blocks.has(digest):
             raise Refused(f"block {digest[:16]}… is not kept here; take the manifest of the version that is leased")
-        # what the coordinator goes on from lies beside the blocks, for those that keep whole versions
-        if not self._run.versions.is_served(digest) and not self._service.archives.gives(worker, digest):
-            raise Refused(f"block {digest[:16]}… is nobody's to download")
         return FileFrames(blocks.open(digest), offset, self._scratch)
 
     def _payload_frames(self, digest: Digest, offset: int) -> Iterator[bytes]:

@@ -356,14 +356,16 @@ class HeartbeatRequest(_message.Message):
     def __init__(self, lease_id: _Optional[str] = ..., inner_step: _Optional[int] = ..., train_loss: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., sending_lease_id: _Optional[str] = ..., paused: _Optional[bool] = ..., paused_for_s: _Optional[float] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
-    __slots__ = ("cancelled", "latest_version", "announcement")
+    __slots__ = ("cancelled", "latest_version", "announcement", "archives")
     CANCELLED_FIELD_NUMBER: _ClassVar[int]
     LATEST_VERSION_FIELD_NUMBER: _ClassVar[int]
     ANNOUNCEMENT_FIELD_NUMBER: _ClassVar[int]
+    ARCHIVES_FIELD_NUMBER: _ClassVar[int]
     cancelled: _containers.RepeatedCompositeFieldContainer[CancelledLease]
     latest_version: int
     announcement: str
-    def __init__(self, cancelled: _Optional[_Iterable[_Union[CancelledLease, _Mapping]]] = ..., latest_version: _Optional[int] = ..., announcement: _Optional[str] = ...) -> None: ...
+    archives: bool
+    def __init__(self, cancelled: _Optional[_Iterable[_Union[CancelledLease, _Mapping]]] = ..., latest_version: _Optional[int] = ..., announcement: _Optional[str] = ..., archives: _Optional[bool] = ...) -> None: ...
 
 class CancelledLease(_message.Message):
     __slots__ = ("lease_id", "reason")

@@ -108,7 +108,7 @@ async def test_a_pause_breaks_it_off_and_trouble_is_not_asked_for_again_at_once(
     recorder, joining = Recorder(), cast(Any, SimpleNamespace(home=SimpleNamespace(folder=Path()), timing=Timing()))
     archivist = Archivist(joining, recorder)
     for allowed, expected in ((False, []), (True, [1]), (True, [1]), (False, [1]), (True, [1, 1])):
-        archivist.on_beat(1, 1, None, allowed=allowed)
+        archivist.on_beat(1, pb.HeartbeatReply(latest_version=1, archives=True), None, allowed=allowed)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert begun == expected
@@ -116,8 +116,12 @@ async def test_a_pause_breaks_it_off_and_trouble_is_not_asked_for_again_at_once(
     archivist._later("archive_none", "words")
     archivist._later("archive_none", "words")
     assert recorder.texts("archive_none") == ["words"]
-    archivist.on_beat(1, 2, None, allowed=True)
+    archivist.on_beat(1, pb.HeartbeatReply(latest_version=2, archives=True), None, allowed=True)
     await asyncio.sleep(0)
+    assert begun == [1, 1]
+    older = Archivist(joining, recorder)
+    older.on_beat(1, pb.HeartbeatReply(latest_version=2), None, allowed=True)  # a coordinator that knows of no archives
+    assert "gives no whole versions" in recorder.texts("archive_none")[-1]
     assert begun == [1, 1]
 
 

@@ -207,7 +207,7 @@ ELSEWHERE = {
     ), "tests/worker/test_said.py"),
     "crew": "tests/worker/test_siblings.py",
     **dict.fromkeys(
-        ("archive.begun", "archived", "archive.none", "archive.no_room", "archive.later"),
+        ("archive.begun", "archived", "archive.none", "archive.not_given", "archive.no_room", "archive.later"),
         "tests/worker/test_archivist.py",
     ),
 }  # fmt: skip

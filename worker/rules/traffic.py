@@ -172,8 +172,7 @@ class CountedWire:
         self, name: str, body: bytes, metadata: Metadata, timeout_s: float
     ) -> AsyncGenerator[bytes, None]:
         """The next message is asked for after the time that this one takes: flow control holds the sender back."""
-        await self._down.turn()
-        with self._down.transfer():
+        with self._down.transfer():  # at once: whoever called counts the seconds until the first frame
             frames = self._wire.download(name, body, metadata, timeout_s)
             try:
                 async for frame in frames:

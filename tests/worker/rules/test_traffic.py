@@ -12,6 +12,7 @@ import pytest
 
 from protocol.errors import RateLimited
 from protocol.ids import Digest
+from protocol.tickets import Ticket
 from worker.rules.model import NetworkRules
 from worker.rules.traffic import LEDGER_FILE, WRITE_EVERY_S, CountedWire, HouseLine, Ledger, RuledPace
 
@@ -120,10 +121,9 @@ def test_a_torn_count_begins_again(tmp_path: Path, content: bytes) -> None:
 class Neighbour:
     """Another worker that gives what it is asked for."""
 
-    name, ticket = Digest("ab" * 32), None
-
     def __init__(self) -> None:
-        self.asked = 0
+        self.name, self.asked = Digest("ab" * 32), 0
+        self.ticket: Ticket | None = None
 
     async def close(self) -> None: ...
 
