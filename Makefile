@@ -57,6 +57,7 @@ peers: $(READY)
 	@$(BIN)/python -c 'import hivemind' 2>/dev/null || { echo "make peers needs hivemind, which make setup installs on Linux and macOS"; exit 1; }
 	@command -v ip > /dev/null || { echo "make peers needs ip, and to be root for network namespaces: sudo apt-get install iproute2"; exit 1; }
 	$(BIN)/python -m pytest -m peers -s
+	$(BIN)/python -m pytest -s tests/peering/test_sidecar.py
 
 # a worker's unit must not be more exposed than 3.0 of 10; needs systemd-analyze (Debian: apt-get install systemd)
 service-check: $(READY)

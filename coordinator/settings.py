@@ -51,6 +51,7 @@ MACHINE = frozenset(
         "most_per_range",
         "copies",
         "fallback_s",
+        "archives",
         "watts",
         "p2p",
         "p2p_port",
@@ -118,6 +119,9 @@ class RunSettings(BaseModel):
     another. Fewer spare the line here, more are passed on sooner. 0: everybody takes everything from here."""
     fallback_s: float = Field(default=30.0, ge=1.0, le=3600.0)
     """A worker to which nothing came for so long, from anybody, takes what it lacks from here."""
+    archives: int = Field(default=2, ge=0, le=1000)
+    """Workers that may keep whole versions (`worker join --archive`), momentum among them, by which the run could go on
+    without this machine. Each fetches what changed of every version from here. 0: none."""
     watts: int = Field(default=300, ge=1, le=100_000)
     """What a volunteer's machine is reckoned to draw while it trains, for the estimate of energy on the page: nobody
     measures it. 300 is a desktop with one GPU, 65 a processor."""

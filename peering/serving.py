@@ -2,8 +2,8 @@
 
 Decides who is given a block: whoever shows the coordinator's ticket and proves its key by a signature over this call's
 nonce (protocol/tickets.py), while a slot is free. Always: what is not a checked block of the run is not here; nothing
-waits without end for the other side; nothing leaves faster than the volunteer's rate. Listens on one port, which is the
-only one that a worker ever opens, and only where its volunteer said `--share`.
+waits without end for the other side; nothing leaves faster than the volunteer's rate, nor against their rules. Listens
+on one port, which is the only one that a worker ever opens, and only where its volunteer said `--share`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, BinaryIO, Protocol
 
 import grpc
@@ -59,6 +60,21 @@ _STATUS = {
 }
 
 
+Spend = Callable[[int], Awaitable[None]]
+"""Waits for the turn of so many bytes."""
+
+
+class Uplink(Protocol):
+    """What holds all that is given to the volunteer's rules about the line."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is to be given now."""
+
+    def giving(self) -> AbstractAsyncContextManager[Spend]:
+        """While one block is given. RateLimited, which is nobody's fault, where, and as soon as, none may be."""
+
+
 class BlockShelf(Protocol):
     """What a worker has to give."""
 
@@ -83,15 +99,16 @@ class PeerServer:
         stall_s: float = FRAME_STALL_S,
         records: RecordKeeper | None = None,
         clock: Callable[[], float] = time.monotonic,
+        uplink: Uplink | None = None,
     ) -> None:
         """`name`: SHA-256 of the certificate that callers check `leaf` against. `now_s`: the coordinator's clock.
-        `records`: what is told whoever looks for the run; None: nothing."""
+        `records`: what is told whoever looks for the run; None: nothing. `uplink`: what `bytes_per_s` is under."""
         self._shelf, self._leaf, self._name = shelf, leaf, name
         self._run_id, self._ca_pem, self._now_s = run_id, ca_pem, now_s
         self._pace, self._slots = UplinkPace(bytes_per_s, clock), slots or Slots(UPLOAD_SLOTS)
         self._stall_s, self._clock = stall_s, clock
         self._scratch = bytearray(FRAME_HEADER_BYTES + FRAME_BYTES)
-        self._records = records
+        self._records, self._uplink = records, uplink
         self._grpc: Any = None
         self.sent_bytes = 0
         """Of frames, since the start."""
@@ -139,9 +156,13 @@ class PeerServer:
         async with self._slots.of(request.ticket.public_key):
             frames = await asyncio.to_thread(self._opened, digest, request)
             try:
-                await self._send(frames, context)
+                async with self._giving() as spend:
+                    await self._send(frames, context, spend)
             finally:
                 frames.close()
+
+    def _giving(self) -> AbstractAsyncContextManager[Spend]:
+        return nullcontext(_at_once) if self._uplink is None else self._uplink.giving()
 
     async def _find(self, body: bytes, context: Any) -> bytes:
         try:
@@ -162,11 +183,12 @@ class PeerServer:
             raise Refused(f"block {digest[:16]}… is not here")
         return FileFrames(file, request.offset, self._scratch)
 
-    async def _send(self, frames: FileFrames, context: Any) -> None:
+    async def _send(self, frames: FileFrames, context: Any, spend: Spend) -> None:
         waited_s, moved = 0.0, 0
         while not frames.ended:
             frame = await frames.read()
             await self._pace.spend(len(frame))
+            await spend(len(frame))
             began_s = self._clock()
             await _in_time(context.write(frame), self._stall_s)
             waited_s, moved = waited_s + self._clock() - began_s, moved + len(frame)
@@ -198,3 +220,7 @@ async def _abort(context: Any, status: grpc.StatusCode, sentence: str) -> None:
         await asyncio.wait_for(context.abort(status, sentence[:200]), _ABORT_S)
     except TimeoutError:
         raise asyncio.CancelledError from None
+
+
+async def _at_once(_count: int) -> None:
+    """No rule holds it up."""

@@ -55,7 +55,11 @@ def arguments_of(options: WorkerOptions, way_back: str) -> list[str]:
         ("--output", options.output),
     ]
     measures = {None: [], True: ["--measure"], False: ["--no-measure"]}[options.measures]
-    way = [*([way_back] if way_back else []), *(["--p2p"] if options.p2p else [])]
+    way = [
+        *([way_back] if way_back else []),
+        *(["--p2p"] if options.p2p else []),
+        *(["--archive"] if options.archive else []),
+    ]
     return ["worker", "join", *way, *measures, *(f"{name}={value}" for name, value in given if value is not None)]
 
 

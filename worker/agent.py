@@ -19,6 +19,7 @@ from protocol.v1 import barnraise_pb2 as pb
 from worker import messages as m
 from worker import sentences
 from worker.announcements import Announcements
+from worker.archivist import Archivist
 from worker.calls import Calls
 from worker.deadline import Deadline
 from worker.joining import Joining
@@ -63,6 +64,7 @@ class Agent:
         receipts: ReceiptKeeper | None = None,
         unwanted: Callable[[ReceivedLease], str] = lambda _lease: "",
         sharing: Sharing | None = None,
+        archivist: Archivist | None = None,
     ) -> None:
         """`machine`: what is offered, or what finds out. `unwanted`: why the volunteer's rules do not accept a lease;
         empty: they do.
@@ -90,7 +92,7 @@ class Agent:
             unwanted=unwanted,
             sharing=sharing,
         )
-        self._announcements = Announcements(reporter)
+        self._announcements, self._archivist = Announcements(reporter), archivist
         self._events: asyncio.Queue[m.SessionEvent | Exception] = asyncio.Queue()
         self._lanes: dict[m.Lane, asyncio.Task[None]] = {}
         """The call that goes on, or went on last, in each."""
@@ -176,6 +178,8 @@ class Agent:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
+        if self._archivist is not None:
+            await self._archivist.close()
         await self._calls.close()
         await self._joining.close()
 
@@ -271,6 +275,9 @@ class Agent:
             except RemoteError:
                 continue  # the next one says it all again
             self._announcements.heard(reply.announcement)
+            if self._archivist is not None:
+                allowed = self.permission.allowed
+                self._archivist.on_beat(session, reply, self._calls.swarm, allowed=allowed)
             for cancelled in reply.cancelled:
                 reason = printable(cancelled.reason)
                 self._put(m.LeaseCancelled(lease_id=LeaseId(cancelled.lease_id), reason=reason))
@@ -291,6 +298,7 @@ class Agent:
         self._wall_s = now.wall_s
         permission = self.permission
         self._keep_tempo(permission)
+        self._calls.on_look()
         if permission.allowed:
             if not before.allowed:
                 self._trainer.wake()

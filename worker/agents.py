@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peering.keeping import RecordKeeper
+from peering.serving import Uplink
 from protocol.joinlink import JoinLink
 from protocol.text import human_bytes
 from worker.agent import Agent
@@ -18,11 +19,13 @@ from worker.apart.hands import DistantHands
 from worker.apart.keeper import ProcessKeeper
 from worker.apart.ruled import Ruled
 from worker.apart.trainer import ApartTrainer
+from worker.archivist import Archivist
 from worker.finding import Finder
 from worker.handiwork import HERE, Handiwork
 from worker.home import RunHome
 from worker.joining import Joining
 from worker.machine.machine import Machine
+from worker.neighbours import line_to
 from worker.options import WorkerOptions
 from worker.p2p import WorkerNetwork
 from worker.policy import Policy
@@ -57,6 +60,7 @@ def make_agent(
         disk = home.disk
         disk.ruled, disk.short = lambda: house.disk_bytes, house.short_of_disk_bytes
         joined |= {"counted": house.counted, "licensed": house.learn_licence}
+        joined["dial_holder"] = lambda holder: house.taking(line_to(holder, home.identity()))
         ruled = {
             "policy": turn(house.policy),
             "circumstances": lambda: house.look(disk.make_room),
@@ -80,7 +84,8 @@ def make_agent(
         pauses=options.pauses,
         measurer=hands.measurer,
         receipts=ReceiptKeeper(home, reporter),
-        sharing=sharing_of(options, home, finder.keeper),
+        sharing=sharing_of(options, home, finder.keeper, house),
+        archivist=Archivist(joining, reporter) if options.archive else None,
         **ruled,
     )
     return agent, joining
@@ -149,8 +154,11 @@ def tell_machine(machine: Machine, reporter: Reporter, house: House | None) -> N
         house.learn_gpu(machine.gpu, machine.gpu_uuid)
 
 
-def sharing_of(options: WorkerOptions, home: RunHome, records: RecordKeeper | None = None) -> Sharing | None:
+def sharing_of(
+    options: WorkerOptions, home: RunHome, records: RecordKeeper | None = None, uplink: Uplink | None = None
+) -> Sharing | None:
     """What other workers are given of this one's blocks; None unless the volunteer said `--share`."""
-    if options.share_bytes_per_s is None:
+    rate = options.share_bytes_per_s
+    if rate is None:
         return None
-    return Sharing(home.disk.blocks, options.share_bytes_per_s, port=options.share_port, records=records)
+    return Sharing(home.disk.blocks, rate, port=options.share_port, records=records, uplink=uplink)

@@ -79,8 +79,8 @@ class DiskAllowance:
         self._asked_bytes = max_bytes
         self.ruled: Callable[[], int | None] = lambda: None
         """What the volunteer's rules allow at the moment; None: nothing is ruled."""
-        self.short: Callable[[], int] = lambda: 0
-        """Bytes that are missing of what the disk is to keep free."""
+        self.short: Callable[[int], int] = lambda _coming: 0
+        """Bytes that are missing, once so many more are written, of what the disk is to keep free."""
 
     @property
     def cap(self) -> DiskCap:
@@ -93,7 +93,7 @@ class DiskAllowance:
     def make_room(self, coming_bytes: int) -> bool:
         """Whether `coming_bytes` more may be written; blocks that the present lease does not need give way to them, and
         to what the disk is to keep free. That alone refuses nothing: work that fits the disk is done."""
-        if (short_bytes := self.short()) > 0:
+        if (short_bytes := self.short(0)) > 0:
             self.blocks.trim(max(0, self.blocks.used_bytes - short_bytes - coming_bytes))
         most_bytes = self.cap.most_bytes
         if most_bytes is None:
@@ -103,6 +103,15 @@ class DiskAllowance:
         if over_bytes > 0:
             over_bytes -= self.blocks.trim(max(0, self.blocks.used_bytes - over_bytes))
         return over_bytes <= 0
+
+    def has_room_for_archive(self, archive_bytes: int, coming_bytes: int, lease_bytes: int) -> bool:
+        """Whether an archive that has `archive_bytes` may grow by so much, and a lease has what it needs beside it."""
+        most_bytes = self.cap.most_bytes
+        if most_bytes is not None and archive_bytes + coming_bytes + lease_bytes + RECORDS_BYTES > most_bytes:
+            return False
+        if self.short(coming_bytes) > 0:
+            return False
+        return most_bytes is None or self.make_room(coming_bytes)
 
     def has_room_for_progress(self, state_bytes: int, submission_bytes: int) -> bool:
         """Whether a lease's progress may be kept: twice, as the new one is written before the old one goes, and with

@@ -33,6 +33,7 @@ from worker.refusals import Refusals, nothing_to_send
 from worker.repeats import Repeats
 from worker.sharing import Sharing
 from worker.spent import TimeSpent
+from worker.swarm import BlockSwarm
 from worker.wire import SessionEnded
 from worker.words import Words, foreign, say
 
@@ -318,6 +319,15 @@ class Calls:
         self._reporter.say(f"submission_{outcome}", sentences.verdict(outcome, lease, reason), lease=lease)
         if outcome == "accepted":
             self._look_for_receipts()
+
+    def on_look(self) -> None:
+        """The volunteer's rules were looked at."""
+        self._neighbours.on_look()
+
+    @property
+    def swarm(self) -> BlockSwarm | None:
+        """Whom to ask for blocks beside the coordinator; None: nobody."""
+        return self._neighbours.swarm
 
     async def close(self) -> None:
         """No more calls are made: other workers are hung up on; receipts that are on their way get a moment."""

@@ -203,6 +203,15 @@ _BEGINNING = {
     ),
     "not_sharing": "nothing is shared with other workers: {why}",
     "sharing.untold": "what is shared could not be announced just now; it is told again with the next session",
+    "archive.begun": "version {version} is being archived here: {amount} to fetch",
+    "archived": "version {version} is archived here, whole: {folder} is what `barnraise coordinator fork` goes on from",
+    "archive.none": "nothing is archived here: {why}",
+    "archive.not_given": "this run's coordinator gives no whole versions to workers",
+    "archive.no_room": (
+        "version {version} is not archived here: {amount} more, beside what a lease needs, do not fit into the disk"
+        " that this run may take"
+    ),
+    "archive.later": "version {version} could not be archived just now; it is tried again: {why}",
     "measured.version": "version {version}, for the coordinator: measured",
     "measured.submission": "a submission of somebody else, for the coordinator: measured",
     "measured.unheard": "{what}; nobody waits for it any more",

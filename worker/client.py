@@ -213,6 +213,10 @@ class CoordinatorClient:
         """Who has what; what is told in it may be told again."""
         return await self._retried("Sources", request, pb.SourcesReply)
 
+    async def archive(self, request: pb.ArchiveRequest) -> pb.ArchiveReply:
+        """What is to be kept whole."""
+        return await self._retried("Archive", request, pb.ArchiveReply)
+
     async def answer_measure(self, request: pb.AnswerMeasureRequest) -> pb.AnswerMeasureReply:
         """What measuring an item came to."""
         return await self._retried("AnswerMeasure", request, pb.AnswerMeasureReply)
@@ -253,8 +257,7 @@ class CoordinatorClient:
 
     async def upload(self, header: pb.UploadHeader, read: ReadPart, on_bytes: Callable[[int], None]) -> pb.UploadReply:
         """Send what `read` gives, from the header's offset on. Tried once: a resume begins with a commit."""
-        body = header.SerializeToString()
-        frames_sent = 0
+        body, frames_sent = header.SerializeToString(), 0
 
         async def messages() -> AsyncIterator[bytes]:
             yield body

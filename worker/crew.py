@@ -118,7 +118,9 @@ class _Crew:
             if self._leaves:
                 return
             home = sibling_home(self._root, device)
-            own = dataclasses.replace(self._options.beside_another, home=home, first_home=self._root, device=device)
+            own = dataclasses.replace(
+                self._options.beside_another, home=home, first_home=self._root, device=device, archive=False
+            )
             self._start(own, way_back)
 
     def _start(self, options: WorkerOptions, link: str) -> subprocess.Popen[str]:

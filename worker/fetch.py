@@ -157,7 +157,7 @@ class Fetcher:
         """By the way that was chosen; whole where that leads nowhere."""
         try:
             for ref in way.downloads:
-                await self._come(ref, on_bytes)
+                await self.come(ref, on_bytes)
             if way.steps:
                 async with self._stepping:
                     await self._background.run(self.handiwork.take_steps, way, run, self._cache)
@@ -169,7 +169,7 @@ class Fetcher:
             )
             await self._bring(way.whole, run, on_bytes)
 
-    async def _come(self, ref: BlockRef, on_bytes: Callable[[int], None]) -> None:
+    async def come(self, ref: BlockRef, on_bytes: Callable[[int], None]) -> None:
         """Once, though two blocks take the same step."""
         async with self._coming.setdefault(ref.digest, asyncio.Lock()):
             if self._cache.has(ref.digest, ref.payload_bytes):

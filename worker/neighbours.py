@@ -32,6 +32,8 @@ class Neighbours:
         self._told_bytes = 0
         self._notice = ""
         self._announcing: asyncio.Future[None] | None = None
+        self._is_open = True
+        """As the volunteer's rules were when the coordinator was told last."""
         self.others_share = False
         """As the coordinator said beside the latest lease."""
 
@@ -64,6 +66,15 @@ class Neighbours:
     def on_fetched(self) -> None:
         """A lease's blocks are here, those too that were made of others: whoever asks next may have them."""
         if self._sharing is not None and self._sharing.has_news and not self._notice:
+            self._announcing = asyncio.ensure_future(self._announce())
+
+    def on_look(self) -> None:
+        """The rules were looked at: where they let nothing out any more, or again, nobody has to come to find out."""
+        sharing = self._sharing
+        if sharing is None or not sharing.port or sharing.is_closed is not self._is_open:
+            return
+        self._is_open = not sharing.is_closed
+        if not self._notice:
             self._announcing = asyncio.ensure_future(self._announce())
 
     async def _announce(self) -> None:

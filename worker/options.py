@@ -75,6 +75,8 @@ class WorkerOptions:
     """Give fetched blocks to other workers, no faster than this; None: nothing, and no port is opened."""
     share_port: int = 0
     """Where others come for them; 0: any port that is free. Of several runs, or GPUs, the first has it."""
+    archive: bool = False
+    """Keep the newest version whole, momentum and recipe too, so that the run could go on without its operator."""
     p2p: bool = False
     """Take part in the run's peer-to-peer network, in a process of its own: one more way to find a run that moved."""
     p2p_port: int = 0

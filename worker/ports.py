@@ -88,6 +88,9 @@ class Coordinator(BlockSource, Protocol):
     async def sources(self, request: pb.SourcesRequest) -> pb.SourcesReply:
         """Who has the blocks that are wanted, and which may be taken from the coordinator."""
 
+    async def archive(self, request: pb.ArchiveRequest) -> pb.ArchiveReply:
+        """What is to be kept whole, by whoever does that."""
+
     async def answer_measure(self, request: pb.AnswerMeasureRequest) -> pb.AnswerMeasureReply:
         """What measuring an item came to."""
 

@@ -1,8 +1,8 @@
 """What this machine gives to other workers, where its volunteer said `--share`: the listener, and what is told of it.
 
 Decides what is told to the coordinator: blocks whose digest this process has checked, each once, and all of them again
-where the coordinator has forgotten. Always: nothing listens before a session is open, nor where nobody said `--share`.
-Touches the network and, reading, the block cache.
+where the coordinator has forgotten; nothing while the volunteer's rules let nothing out. Always: nothing
+listens before a session is open, nor where nobody said `--share`. Touches the network and, reading, the block cache.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol
 
 from peering.certificate import PeerCertificate, new_certificate
 from peering.keeping import RecordKeeper
-from peering.serving import PeerServer
+from peering.serving import PeerServer, Uplink
 from protocol.ids import Digest
 from protocol.v1 import barnraise_pb2 as pb
 from worker.home import Enrolment
@@ -47,10 +47,12 @@ class Sharing:
         clock: Callable[[], float] = time.monotonic,
         records: RecordKeeper | None = None,
         certificate: PeerCertificate | None = None,
+        uplink: Uplink | None = None,
     ) -> None:
-        """`port` 0: any that is free. `records`: what whoever looks for the run is told. `certificate`: a new one."""
+        """`port` 0: any that is free. `records`: what whoever looks for the run is told. `certificate`: a new one.
+        `uplink`: the volunteer's rules about the line; None: there are none."""
         self._blocks, self._bytes_per_s, self._clock = blocks, bytes_per_s, clock
-        self._host, self._port, self._records = host, port, records
+        self._host, self._port, self._records, self._uplink = host, port, records, uplink
         self._certificate = certificate or new_certificate()
         self._server: PeerServer | None = None
         self._told: set[Digest] | None = None
@@ -88,6 +90,7 @@ class Sharing:
             bytes_per_s=self._bytes_per_s,
             records=self._records,
             clock=self._clock,
+            uplink=self._uplink,
         )
 
     async def stop(self) -> None:
@@ -105,19 +108,29 @@ class Sharing:
             return None
 
     @property
+    def is_closed(self) -> bool:
+        """Whether the volunteer's rules let nothing out now."""
+        return self._uplink is not None and self._uplink.is_closed
+
+    @property
     def has_news(self) -> bool:
         """Whether the coordinator does not know yet what is here."""
-        return self._told is None or self._told != self._blocks.checked
+        return self._told is None or self._told != self._offered
+
+    @property
+    def _offered(self) -> frozenset[Digest]:
+        return frozenset() if self.is_closed else self._blocks.checked
 
     def tell(self, request: pb.SourcesRequest) -> None:
         """Put into `request` what the coordinator is to know."""
-        here = self._blocks.checked
+        here = self._offered
         known = set() if self._told is None else self._told
         request.whole = self._told is None
         new, gone = sorted(here - known)[:MOST_TOLD_AT_ONCE], sorted(known - here)[:MOST_TOLD_AT_ONCE]
         request.got.extend(bytes.fromhex(one) for one in new)
         request.gone.extend(bytes.fromhex(one) for one in gone)
-        request.share.port, request.share.certificate = self.port, self._certificate.der
+        if not self.is_closed:
+            request.share.port, request.share.certificate = self.port, self._certificate.der
         self._telling = known.union(new).difference(gone)
 
     def heard(self, reply: pb.SourcesReply) -> None:

@@ -18,12 +18,14 @@ from typing import Protocol
 
 from peering.limits import MAX_CERTIFICATE_BYTES
 from peering.line import holder_name, may_dial
+from protocol.chunks import Chunks, believable, has_chunks
 from protocol.errors import DigestMismatch, RateLimited, RemoteError
 from protocol.ids import Digest
 from protocol.manifest import BlockRef
 from protocol.messages import record_of
 from protocol.tickets import Ticket
 from protocol.v1 import barnraise_pb2 as pb
+from worker.chunked import ChunkedSource
 from worker.ports import BlockSource, Coordinator
 from worker.sharing import Sharing
 from worker.timing import Timing
@@ -74,6 +76,10 @@ class BlockSwarm:
         self._near, self._lanes = near, lanes
         self.sharing, self._heard = sharing, heard
         self._waiting: dict[Digest, asyncio.Future[HolderLine | None]] = {}
+        self._sizes: dict[Digest, int] = {}
+        """Of large blocks that are wanted."""
+        self._chunks: dict[Digest, Chunks] = {}
+        """As the coordinator told them."""
         self._coming: dict[Digest, HolderLine | None] = {}
         """What comes, and from whom; None: from the coordinator."""
         self._lines: dict[Digest, HolderLine] = {}
@@ -91,6 +97,15 @@ class BlockSwarm:
 
         Raises what the coordinator's own stream ends in, where that is no `Unavailable`.
         """
+        if has_chunks(ref.payload_bytes):
+            self._sizes[ref.digest] = ref.payload_bytes
+        try:
+            await self._brought(ref, take)
+        finally:
+            self._sizes.pop(ref.digest, None)
+            self._chunks.pop(ref.digest, None)
+
+    async def _brought(self, ref: BlockRef, take: Take) -> None:
         givers, wrong = set[Digest](), False
         while True:
             line: HolderLine | None = None
@@ -100,7 +115,7 @@ class BlockSwarm:
                     watched: BlockSource = _Watched(self._coordinator, partial(self._moved, None, givers))
                     await self._coordinator.patiently(partial(take, watched))
                 else:
-                    await take(_Watched(line, partial(self._moved, line.name, givers)))
+                    await take(self._checked(ref, _Watched(line, partial(self._moved, line.name, givers))))
             except DigestMismatch:
                 # Whose bytes were wrong is not known where several gave some, nor where an earlier process kept some.
                 self._failed += givers
@@ -121,6 +136,10 @@ class BlockSwarm:
             finally:
                 self._coming.pop(ref.digest, None)
                 self._wake.set()
+
+    def _checked(self, ref: BlockRef, source: BlockSource) -> BlockSource:
+        chunks = self._chunks.get(ref.digest)
+        return source if chunks is None else ChunkedSource(source, chunks)
 
     async def announce(self) -> str:
         """Tell the coordinator what is shared; why that reaches nobody, or nothing."""
@@ -184,6 +203,9 @@ class BlockSwarm:
             taking=[bytes.fromhex(digest) for digest, line in self._coming.items() if line is None],
             failed=map(bytes.fromhex, failed),
             still_s=self._timing.clock() - self._moved_s,
+            unchunked=[bytes.fromhex(one) for one in self._sizes if one in self._waiting and one not in self._chunks][
+                :MOST_ASKED
+            ],
         )
         if self.sharing is not None:
             self.sharing.tell(request)
@@ -194,6 +216,11 @@ class BlockSwarm:
         self._failed = [one for one in self._failed if one not in failed]
         if self.sharing is not None:
             self.sharing.heard(reply)
+        for one in reply.chunks:
+            digest = Digest(one.digest.hex())
+            found = believable(one.chunk_bytes, one.digests, self._sizes.get(digest, 0))
+            if found is not None:
+                self._chunks[digest] = found
         self._heard(reply)
         return reply
 

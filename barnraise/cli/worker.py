@@ -116,6 +116,15 @@ def join(
             help="The port for --share, to be forwarded by a router; 0: any. Of several runs or GPUs the first has it.",
         ),
     ] = 0,
+    archive: Annotated[
+        bool,
+        typer.Option(
+            "--archive",
+            help="Keep the newest version of the model whole on this disk, with its momentum and the run's recipe, so"
+            " that `barnraise coordinator fork` can go on from it if the operator is gone. It takes up to two versions"
+            " of disk, within --disk, and fetches what changed of every version.",
+        ),
+    ] = False,
     p2p: Annotated[
         bool,
         typer.Option(
@@ -176,6 +185,7 @@ def join(
         measures=measure,
         share_bytes_per_s=None if share is None else parse_bytes(share),
         share_port=share_port,
+        archive=archive,
         p2p=p2p,
         p2p_port=p2p_port,
         output="json" if as_json else output,  # type: ignore[arg-type]  # WorkerOptions checks it

@@ -5,7 +5,7 @@ Decides nothing. Built by `coordinator/edge/server.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from coordinator.datasets import Dataset
@@ -26,6 +26,16 @@ from protocol.identity import PrivateIdentity
 from protocol.ids import RunId
 from protocol.tensor_headers import payload_size
 from protocol.tls import CertificateAuthority
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchiveFacts:
+    """What an archive says of a run beside its manifest."""
+
+    settings: Callable[[], RunSettings]
+    dtype: str
+    companions: Callable[[], Mapping[str, bytes]]
+    """May block."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +65,8 @@ class RunContext:
     """None in simulations, whose runs nobody follows."""
     receipts: ReceiptBook | None = None
     """None in simulations that write none."""
+    archive_facts: ArchiveFacts | None = None
+    """None in simulations, whose versions nobody archives."""
     whereabouts: Whereabouts | None = None
     """None in simulations that move nowhere."""
 

@@ -28,7 +28,7 @@ from coordinator.edge.operator_service import OperatorService
 from coordinator.edge.pages import Page, Query, StatusReader, put_together
 from coordinator.edge.retention import forget_addresses
 from coordinator.edge.rpc import Endpoint
-from coordinator.edge.served import RunContext
+from coordinator.edge.served import ArchiveFacts, RunContext
 from coordinator.edge.service import WorkerService
 from coordinator.edge.sessions import SessionTable
 from coordinator.edge.standby_desk import StandbyDesk
@@ -263,6 +263,11 @@ class CoordinatorServer:
                 identity=folder.manifest_identity(),
                 tokens_a_sequence=parts.settings.sequence_length,
             ),
+            archive_facts=ArchiveFacts(
+                settings=folder.settings,
+                dtype=folder.export_dtype,
+                companions=partial(folder.companions, parts.dataset),
+            ),
             whereabouts=Whereabouts.of(folder, parts.settings, parts.clock.wall_s, parts.replication.epoch),
         )
 
@@ -281,7 +286,7 @@ class CoordinatorServer:
             lease_length=LeaseLengths(run.settings, run.layout).told,
             stalled=lambda: run.pump.stalled,
             standby=lambda: replication.state,
-            elsewhere=partial(service.sources.kept_elsewhere, lambda: replication.state),
+            elsewhere=partial(service.sources.kept_elsewhere, lambda: replication.state, service.archives),
         )
         self._operator = operator = OperatorService(run, parts.settings_file, lambda: self.port, self._status)
         gate = replication.gate

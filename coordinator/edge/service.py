@@ -11,6 +11,7 @@ import dataclasses
 import math
 from typing import Any
 
+from coordinator.edge.archives import Archives
 from coordinator.edge.measures import Measures
 from coordinator.edge.residuals import Openings, check_residuals
 from coordinator.edge.served import RunContext
@@ -59,6 +60,7 @@ class WorkerService:
         self._run = run
         self.measures = Measures(run)
         self.sources = Sources(run)
+        self.archives = Archives(run)
         self._beats: dict[WorkerId, WorkerSeen] = {}
         self._openings = Openings(run.store.upload_offset)
         self._signed: tuple[Digest, pb.GetManifestReply] | None = None
@@ -158,7 +160,11 @@ class WorkerService:
         self._beats[session.worker] = beat
         run.pump.seen(beat)
         said = run.pump.engine.state.announcement
-        reply = pb.HeartbeatReply(latest_version=run.pump.engine.state.version, announcement=said.text if said else "")
+        reply = pb.HeartbeatReply(
+            latest_version=run.pump.engine.state.version,
+            announcement=said.text if said else "",
+            archives=self.archives.are_given,
+        )
         for held in filter(None, (lease_id, LeaseId(request.sending_lease_id))):
             reason = run.pump.engine.lease_ended(session.worker, held)
             if reason is not None:

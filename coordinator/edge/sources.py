@@ -15,7 +15,8 @@ from collections.abc import Callable
 
 import structlog
 
-from coordinator.edge.kept import kept_elsewhere
+from coordinator.edge.chunks import ChunkBook
+from coordinator.edge.kept import Archived, kept_elsewhere
 from coordinator.edge.served import RunContext
 from coordinator.edge.sessions import CallerSession
 from coordinator.edge.status import KeptStatus
@@ -43,6 +44,8 @@ REACH_AGAIN_S = 60.0
 """A share that could not be reached is not looked for again before that."""
 REACHING_AT_ONCE = 8
 SHORTEST_PAUSE_S = 0.5
+MOST_CHUNK_LIST_BYTES = 512 * 1024
+"""In one answer, which is a message of at most a megabyte: chunks of 128 GiB."""
 NEIGHBOURS = 4
 """Sharers that a worker hears of with each answer, so that it knows whom to ask should the run move."""
 WORKERS_A_SECOND = 100
@@ -66,17 +69,18 @@ class Sources:
         self._unreached: dict[WorkerId, tuple[float, str]] = {}
         """Until when a share is not looked for again, and why."""
         self._reaching = asyncio.Semaphore(REACHING_AT_ONCE)
+        self._chunks = ChunkBook(run.store.blocks)
 
     @property
     def anybody_shares(self) -> bool:
         """Whether workers gain by asking before they download."""
         return self._tracker.anybody_shares
 
-    def kept_elsewhere(self, standby: Callable[[], StandbyState | None]) -> KeptStatus | None:
+    def kept_elsewhere(self, standby: Callable[[], StandbyState | None], archives: Archived) -> KeptStatus | None:
         """What of the present version other machines hold."""
         version = self._run.pump.engine.state.version
         try:
-            return kept_elsewhere(self._run.versions, version, self._tracker.is_held, standby())
+            return kept_elsewhere(self._run.versions, version, self._tracker.is_held, standby(), archives)
         except OSError:
             return None
 
@@ -93,7 +97,15 @@ class Sources:
         tracker.failed(worker, _digests(request.failed), now_s)
         still_s = request.still_s if request.still_s > 0.0 else 0.0  # false for NaN too
         wanted = [one for one in _digests(request.wanted) if one in served]
-        reply = _reply(tracker.ask(worker, wanted, now_s, room=request.room, still_s=still_s))
+        found = tracker.ask(worker, wanted, now_s, room=request.room, still_s=still_s)
+        reply = _reply(found)
+        held, told_bytes = [one.digest for one in found if one.holders], 0
+        for digest in served.intersection(_digests(request.unchunked)).intersection(held):
+            chunks = await self._chunks.of(digest)
+            told_bytes += 0 if chunks is None else len(chunks.digests)
+            if chunks is not None and told_bytes <= MOST_CHUNK_LIST_BYTES:
+                told = bytes.fromhex(digest)
+                reply.chunks.add(digest=told, chunk_bytes=chunks.chunk_bytes, digests=chunks.digests)
         fill(reply.ticket, self._ticket(session, now_s), Ticket)
         reply.now_s, reply.book, reply.notice, reply.record = now_s, self._book, notice, self._run.record
         for one in tracker.some_sharers(NEIGHBOURS, beside=worker):
@@ -111,6 +123,7 @@ class Sources:
             self._served = served = await asyncio.to_thread(self._run.versions.served)
             self._served_at = version
             self._tracker.keep(lambda digest: digest in served)
+            self._chunks.keep(served)
 
     def _ticket(self, session: CallerSession, now_s: float) -> Ticket:
         ticket = self._tickets.get(session.worker)
@@ -159,6 +172,7 @@ def _why_unreached(shared: Shared) -> str:
 def _check(request: pb.SourcesRequest) -> None:
     """MalformedMessage where it is more than an honest worker tells."""
     told = {"wanted": MOST_WANTED, "taking": MOST_WANTED, "got": MOST_TOLD, "gone": MOST_TOLD, "failed": MOST_FAILED}
+    told["unchunked"] = MOST_WANTED
     for name, most in told.items():
         digests = getattr(request, name)
         if len(digests) > most or any(len(one) != 32 for one in digests):

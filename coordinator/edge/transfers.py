@@ -224,7 +224,14 @@ class Transfers:
     async def download(self, session: CallerSession, request: pb.DownloadRequest) -> AsyncGenerator[bytes, None]:
         """Frames of a block, or of the caller's own lease data, from the offset on."""
         if request.WhichOneof("resource") == "block_digest":
-            frames = await self._opened(digest_from(request.block_digest), request.offset)
+            digest = digest_from(request.block_digest)
+            beside = self._service.archives.companion(session.worker, digest)
+            if beside is not None:
+                frames = self._frames_of(beside, request.offset)
+            elif self._service.archives.gives(session.worker, digest):
+                frames = await self._opened(digest, request.offset, self._kept_frames)
+            else:
+                frames = await self._opened(digest, request.offset)
         elif request.WhichOneof("resource") == "lease_data":
             payload = await self._data_of(session, LeaseId(request.lease_data))
             frames = self._frames_of(payload, request.offset)
@@ -251,12 +258,15 @@ class Transfers:
         return await opened(partial(frames or self._block_frames, digest, offset))
 
     def _block_frames(self, digest: Digest, offset: int) -> Iterator[bytes]:
+        # what the coordinator goes on from lies beside the blocks
+        if self._run.store.blocks.has(digest) and not self._run.versions.is_served(digest):
+            raise Refused(f"block {digest[:16]}… is nobody's to download")
+        return self._kept_frames(digest, offset)
+
+    def _kept_frames(self, digest: Digest, offset: int) -> Iterator[bytes]:
         blocks = self._run.store.blocks
         if not blocks.has(digest):
             raise Refused(f"block {digest[:16]}… is not kept here; take the manifest of the version that is leased")
-        # what the coordinator goes on from lies beside the blocks
-        if not self._run.versions.is_served(digest):
-            raise Refused(f"block {digest[:16]}… is nobody's to download")
         return FileFrames(blocks.open(digest), offset, self._scratch)
 
     def _payload_frames(self, digest: Digest, offset: int) -> Iterator[bytes]:

@@ -27,6 +27,7 @@ def worker_handlers(
             calls.unary("GetManifest", pb.GetManifestRequest, service.get_manifest),
             calls.keyed("AskAudit", pb.AskAuditRequest, membership.ask_audit),
             calls.unary("Sources", pb.SourcesRequest, service.sources.answer),
+            calls.unary("Archive", pb.ArchiveRequest, service.archives.answer),
             calls.unary("AnswerMeasure", pb.AnswerMeasureRequest, transfers.measures.answer),
             calls.unary("ListReceipts", pb.ListReceiptsRequest, membership.list_receipts),
             calls.keyed("Leave", pb.LeaveRequest, membership.leave),

@@ -43,6 +43,8 @@ class Versions:
         folder.mkdir(mode=0o700, exist_ok=True)
         self._read_manifest = lru_cache(maxsize=8)(self._parse_manifest)
         self._served: frozenset[Digest] = frozenset()
+        self.held: Callable[[], frozenset[int]] = frozenset
+        """Versions that stay though the run needs them no more: somebody is being given them."""
 
     def manifest_digest(self, version: int) -> Digest | None:
         """The manifest of `version`, if that version has been written and not dropped."""
@@ -209,8 +211,9 @@ class Versions:
         the run began with.
         """
         keep: set[Digest] = set()
+        held = self.held()
         for version in self.kept():
-            if 0 < version < oldest:
+            if 0 < version < oldest and version not in held:
                 self._path(version).unlink(missing_ok=True)
                 continue
             digest = self.manifest_digest(version)

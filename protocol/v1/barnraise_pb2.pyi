@@ -356,14 +356,16 @@ class HeartbeatRequest(_message.Message):
     def __init__(self, lease_id: _Optional[str] = ..., inner_step: _Optional[int] = ..., train_loss: _Optional[float] = ..., tokens_per_s: _Optional[float] = ..., sending_lease_id: _Optional[str] = ..., paused: _Optional[bool] = ..., paused_for_s: _Optional[float] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
-    __slots__ = ("cancelled", "latest_version", "announcement")
+    __slots__ = ("cancelled", "latest_version", "announcement", "archives")
     CANCELLED_FIELD_NUMBER: _ClassVar[int]
     LATEST_VERSION_FIELD_NUMBER: _ClassVar[int]
     ANNOUNCEMENT_FIELD_NUMBER: _ClassVar[int]
+    ARCHIVES_FIELD_NUMBER: _ClassVar[int]
     cancelled: _containers.RepeatedCompositeFieldContainer[CancelledLease]
     latest_version: int
     announcement: str
-    def __init__(self, cancelled: _Optional[_Iterable[_Union[CancelledLease, _Mapping]]] = ..., latest_version: _Optional[int] = ..., announcement: _Optional[str] = ...) -> None: ...
+    archives: bool
+    def __init__(self, cancelled: _Optional[_Iterable[_Union[CancelledLease, _Mapping]]] = ..., latest_version: _Optional[int] = ..., announcement: _Optional[str] = ..., archives: _Optional[bool] = ...) -> None: ...
 
 class CancelledLease(_message.Message):
     __slots__ = ("lease_id", "reason")
@@ -569,8 +571,28 @@ class DownloadRequest(_message.Message):
     offset: int
     def __init__(self, block_digest: _Optional[bytes] = ..., lease_data: _Optional[str] = ..., measure_data: _Optional[str] = ..., measure_payload: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
 
+class ArchiveRequest(_message.Message):
+    __slots__ = ("held_version", "held_manifest")
+    HELD_VERSION_FIELD_NUMBER: _ClassVar[int]
+    HELD_MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    held_version: int
+    held_manifest: bytes
+    def __init__(self, held_version: _Optional[int] = ..., held_manifest: _Optional[bytes] = ...) -> None: ...
+
+class ArchiveReply(_message.Message):
+    __slots__ = ("version", "record_json", "record_signature", "notice")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RECORD_JSON_FIELD_NUMBER: _ClassVar[int]
+    RECORD_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    record_json: bytes
+    record_signature: bytes
+    notice: str
+    def __init__(self, version: _Optional[int] = ..., record_json: _Optional[bytes] = ..., record_signature: _Optional[bytes] = ..., notice: _Optional[str] = ...) -> None: ...
+
 class SourcesRequest(_message.Message):
-    __slots__ = ("wanted", "taking", "got", "gone", "whole", "still_s", "share", "room", "failed")
+    __slots__ = ("wanted", "taking", "got", "gone", "whole", "still_s", "share", "room", "failed", "unchunked")
     WANTED_FIELD_NUMBER: _ClassVar[int]
     TAKING_FIELD_NUMBER: _ClassVar[int]
     GOT_FIELD_NUMBER: _ClassVar[int]
@@ -580,6 +602,7 @@ class SourcesRequest(_message.Message):
     SHARE_FIELD_NUMBER: _ClassVar[int]
     ROOM_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
+    UNCHUNKED_FIELD_NUMBER: _ClassVar[int]
     wanted: _containers.RepeatedScalarFieldContainer[bytes]
     taking: _containers.RepeatedScalarFieldContainer[bytes]
     got: _containers.RepeatedScalarFieldContainer[bytes]
@@ -589,7 +612,8 @@ class SourcesRequest(_message.Message):
     share: Sharing
     room: int
     failed: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, wanted: _Optional[_Iterable[bytes]] = ..., taking: _Optional[_Iterable[bytes]] = ..., got: _Optional[_Iterable[bytes]] = ..., gone: _Optional[_Iterable[bytes]] = ..., whole: _Optional[bool] = ..., still_s: _Optional[float] = ..., share: _Optional[_Union[Sharing, _Mapping]] = ..., room: _Optional[int] = ..., failed: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    unchunked: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, wanted: _Optional[_Iterable[bytes]] = ..., taking: _Optional[_Iterable[bytes]] = ..., got: _Optional[_Iterable[bytes]] = ..., gone: _Optional[_Iterable[bytes]] = ..., whole: _Optional[bool] = ..., still_s: _Optional[float] = ..., share: _Optional[_Union[Sharing, _Mapping]] = ..., room: _Optional[int] = ..., failed: _Optional[_Iterable[bytes]] = ..., unchunked: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Sharing(_message.Message):
     __slots__ = ("port", "certificate")
@@ -600,7 +624,7 @@ class Sharing(_message.Message):
     def __init__(self, port: _Optional[int] = ..., certificate: _Optional[bytes] = ...) -> None: ...
 
 class SourcesReply(_message.Message):
-    __slots__ = ("holders", "sources", "ticket", "now_s", "retry_after_s", "book", "notice", "record", "neighbours")
+    __slots__ = ("holders", "sources", "ticket", "now_s", "retry_after_s", "book", "notice", "record", "neighbours", "chunks")
     HOLDERS_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
@@ -610,6 +634,7 @@ class SourcesReply(_message.Message):
     NOTICE_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
     NEIGHBOURS_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
     holders: _containers.RepeatedCompositeFieldContainer[Holder]
     sources: _containers.RepeatedCompositeFieldContainer[BlockSources]
     ticket: PeerTicket
@@ -619,7 +644,8 @@ class SourcesReply(_message.Message):
     notice: str
     record: bytes
     neighbours: _containers.RepeatedCompositeFieldContainer[Holder]
-    def __init__(self, holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[BlockSources, _Mapping]]] = ..., ticket: _Optional[_Union[PeerTicket, _Mapping]] = ..., now_s: _Optional[float] = ..., retry_after_s: _Optional[float] = ..., book: _Optional[bytes] = ..., notice: _Optional[str] = ..., record: _Optional[bytes] = ..., neighbours: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ...) -> None: ...
+    chunks: _containers.RepeatedCompositeFieldContainer[BlockChunks]
+    def __init__(self, holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[BlockSources, _Mapping]]] = ..., ticket: _Optional[_Union[PeerTicket, _Mapping]] = ..., now_s: _Optional[float] = ..., retry_after_s: _Optional[float] = ..., book: _Optional[bytes] = ..., notice: _Optional[str] = ..., record: _Optional[bytes] = ..., neighbours: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[BlockChunks, _Mapping]]] = ...) -> None: ...
 
 class Holder(_message.Message):
     __slots__ = ("host", "port", "certificate")
@@ -630,6 +656,16 @@ class Holder(_message.Message):
     port: int
     certificate: bytes
     def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., certificate: _Optional[bytes] = ...) -> None: ...
+
+class BlockChunks(_message.Message):
+    __slots__ = ("digest", "chunk_bytes", "digests")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    chunk_bytes: int
+    digests: bytes
+    def __init__(self, digest: _Optional[bytes] = ..., chunk_bytes: _Optional[int] = ..., digests: _Optional[bytes] = ...) -> None: ...
 
 class BlockSources(_message.Message):
     __slots__ = ("digest", "holders", "granted")

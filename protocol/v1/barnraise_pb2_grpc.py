@@ -99,6 +99,11 @@ class CoordinatorStub:
                 request_serializer=protocol_dot_v1_dot_barnraise__pb2.SourcesRequest.SerializeToString,
                 response_deserializer=protocol_dot_v1_dot_barnraise__pb2.SourcesReply.FromString,
                 _registered_method=True)
+        self.Archive = channel.unary_unary(
+                '/barnraise.protocol.v1.Coordinator/Archive',
+                request_serializer=protocol_dot_v1_dot_barnraise__pb2.ArchiveRequest.SerializeToString,
+                response_deserializer=protocol_dot_v1_dot_barnraise__pb2.ArchiveReply.FromString,
+                _registered_method=True)
         self.Upload = channel.stream_unary(
                 '/barnraise.protocol.v1.Coordinator/Upload',
                 request_serializer=protocol_dot_v1_dot_barnraise__pb2.UploadHeader.SerializeToString,
@@ -192,6 +197,12 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Archive(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Upload(self, request_iterator, context):
         """Raw frames on the wire: the first request message is an UploadHeader, the rest are frames.
         """
@@ -273,6 +284,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.Sources,
                     request_deserializer=protocol_dot_v1_dot_barnraise__pb2.SourcesRequest.FromString,
                     response_serializer=protocol_dot_v1_dot_barnraise__pb2.SourcesReply.SerializeToString,
+            ),
+            'Archive': grpc.unary_unary_rpc_method_handler(
+                    servicer.Archive,
+                    request_deserializer=protocol_dot_v1_dot_barnraise__pb2.ArchiveRequest.FromString,
+                    response_serializer=protocol_dot_v1_dot_barnraise__pb2.ArchiveReply.SerializeToString,
             ),
             'Upload': grpc.stream_unary_rpc_method_handler(
                     servicer.Upload,
@@ -636,6 +652,33 @@ class Coordinator:
             '/barnraise.protocol.v1.Coordinator/Sources',
             protocol_dot_v1_dot_barnraise__pb2.SourcesRequest.SerializeToString,
             protocol_dot_v1_dot_barnraise__pb2.SourcesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Archive(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/barnraise.protocol.v1.Coordinator/Archive',
+            protocol_dot_v1_dot_barnraise__pb2.ArchiveRequest.SerializeToString,
+            protocol_dot_v1_dot_barnraise__pb2.ArchiveReply.FromString,
             options,
             channel_credentials,
             insecure,

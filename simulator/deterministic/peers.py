@@ -19,7 +19,7 @@ import grpc
 
 from peering.certificate import PeerCertificate
 from peering.line import PeerLine, holder_name
-from peering.serving import PeerServer
+from peering.serving import PeerServer, Spend
 from protocol.errors import Unavailable
 from protocol.framing import frames_of
 from protocol.identity import PrivateIdentity
@@ -179,14 +179,14 @@ class SimulatedListener(PeerServer):
             content = file.read()
         return _Frames(content, request.offset)
 
-    async def _send(self, frames: Any, context: Any) -> None:
+    async def _send(self, frames: Any, context: Any, spend: Spend) -> None:
         if self._gives is Gives.SILENCE:
             await asyncio.sleep(FOR_EVER_S)
         if self._gives is Gives.HALVES:
             frames.halve()
-            await super()._send(frames, context)
+            await super()._send(frames, context, spend)
             raise Unavailable("gone")
-        await super()._send(frames, context)
+        await super()._send(frames, context, spend)
         self._lines.given += 1
 
 

@@ -183,6 +183,7 @@ class _World:
             record=b"",
             whereabouts=None,
             versions=SimpleNamespace(served=lambda: served),
+            store=SimpleNamespace(blocks=SimpleNamespace(stat=lambda _digest: None)),  # chunks are not simulated
             sessions=_Everybody(workers),
             pump=SimpleNamespace(engine=SimpleNamespace(state=state)),
         )

@@ -12,19 +12,20 @@ from coordinator.edge.status import KeptStatus
 from coordinator.run.replication import StandbyState
 from coordinator.standby.seat import Mode
 from peering.tracker import Shared, Tracker
-from protocol.ids import TRUNK, Digest, WorkerId, column_block, digest_of
+from protocol.ids import TRUNK, Digest, Version, WorkerId, column_block, digest_of
 from protocol.manifest import BlockRef
 
 NAMES = (TRUNK, *(column_block(number) for number in range(10)))
 REFS = {name: BlockRef(digest=digest_of(name.encode()), payload_bytes=1) for name in NAMES}
 SHARED = Shared(host="192.0.2.1", port=1, certificate=b"", name=Digest("0" * 64))
 WORKER = WorkerId("a" * 32)
+NOBODY: Any = SimpleNamespace(holders=lambda _version, _manifest: 0, newest_held=None)
 
 
 def found(held: set[Digest], *, momenta: bool = True, standby: StandbyState | None = None) -> KeptStatus:
     manifest = SimpleNamespace(blocks=REFS, momenta=REFS if momenta else {}, masters={})
     versions: Any = SimpleNamespace(manifest_digest=lambda _: Digest("1"), manifest=lambda _: manifest)
-    status = kept_elsewhere(versions, 3, held.__contains__, standby)
+    status = kept_elsewhere(versions, Version(3), held.__contains__, standby, NOBODY)
     assert status is not None
     return status
 
@@ -52,7 +53,7 @@ def test_a_follower_has_everything_while_it_is_there_and_has_come_up(attached: b
 
 def test_a_version_that_cannot_be_read_says_nothing() -> None:
     versions: Any = SimpleNamespace(manifest_digest=lambda _: None)
-    assert kept_elsewhere(versions, 3, lambda _: True, None) is None
+    assert kept_elsewhere(versions, Version(3), lambda _: True, None, NOBODY) is None
 
 
 def test_a_block_is_held_while_whoever_told_of_it_shares_and_is_here() -> None:

@@ -11,7 +11,8 @@ import grpc
 import pytest
 
 from peering.certificate import PeerCertificate, new_certificate
-from protocol.ids import digest_of
+from protocol import chunks
+from protocol.ids import Digest, digest_of
 from protocol.manifest import Manifest
 from protocol.tickets import Ticket, check_ticket
 from protocol.v1 import barnraise_pb2 as pb
@@ -44,6 +45,27 @@ async def shared(client: RawClient, folder: Path) -> Sharing:
         )
     )  # fmt: skip
     return sharing
+
+
+async def test_chunks_of_a_large_block_are_told_while_somebody_has_it(
+    join: Join, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "CHUNKED_ABOVE_BYTES", 1000)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 1000)
+    holder, taker = await join(), await join()
+    (block, other, *_), sharing = await blocks_of(holder), await shared(holder, tmp_path / "blocks")
+    try:
+        share = pb.Sharing(port=sharing.port, certificate=sharing._certificate.der)
+        await asked(holder, got=[block], whole=True, share=share)
+        reply = await asked(taker, wanted=[block, other], unchunked=[block, other, JUNK], room=4)
+        (told,) = reply.chunks
+        assert (told.digest, told.chunk_bytes) == (block, 1000)
+        size = taker.run.artifacts().blocks.stat(Digest(block.hex()))
+        with taker.run.artifacts().blocks.open(Digest(block.hex())) as content:
+            pieces = [content.read(1000) for _ in range(-(-size // 1000))]
+        assert told.digests == b"".join(bytes.fromhex(digest_of(piece)) for piece in pieces)
+    finally:
+        await sharing.stop()
 
 
 async def test_a_holder_is_named_once_it_was_reached_and_has_told(join: Join, tmp_path: Path) -> None:

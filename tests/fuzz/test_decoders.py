@@ -51,9 +51,10 @@ def test_every_method_is_fuzzed_on_both_sides():
     assert {*coordinator.KINDS} == {*coordinator.WORKERS, *coordinator.OPERATORS, *coordinator.STRANGERS}
     asked = {*worker.CALLS, *worker.REPLIES, "GetManifest", "Download", "AskAudit", "AnswerMeasure"}
     asked |= {"ListReceipts", "Leave", "RotateKey"}  # what is signed in a reply: tests/worker/test_kept_receipts.py
-    asked |= {"Sources"}  # what a worker makes of who has what: the target sources-reply
+    asked |= {"Sources", "Archive"}  # what a worker makes of their replies: targets sources-reply, archive-record
     assert asked == served - {*coordinator.OPERATORS, "Check", "Follow", "Fetch"}  # a worker follows nobody
-    assert {"signed-manifest", "block-download", "sequences-download"} == {t.name for t in downloads.TARGETS}
+    fetched = {"signed-manifest", "archive-record", "block-download", "sequences-download"}
+    assert fetched == {t.name for t in downloads.TARGETS}
 
 
 @pytest.mark.soak

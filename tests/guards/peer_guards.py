@@ -13,6 +13,15 @@ PASSED_ON = f"{LINE}test_a_proof_cannot_be_passed_on"
 ONE_CALL = f"{LINE}test_a_proof_is_for_one_call_one_block_and_one_place_in_it"
 ONE_KEY = f"{LINE}test_a_third_one_at_once_and_a_second_of_one_key_are_told_to_come_again"
 CHECKED = "tests/worker/test_peers_served.py::test_only_what_this_process_checked_is_given"
+GIVEN = "tests/worker/rules/test_traffic.py::test_what_is_given_is_slowed_and_counted_and_work_goes_before_it"
+SERVED = "tests/worker/test_peers_served.py::test_what_goes_between_workers_counts_and_ends_with_a_pause"
+KEPT = (
+    "tests/coordinator/test_archives.py"
+    "::test_momentum_and_companions_are_for_those_that_archive_and_no_more_of_them_than_is_set"
+)
+SIZES = "tests/worker/test_archivist.py::test_sizes_are_looked_at_before_a_byte_is_fetched"
+CHUNK = "tests/worker/test_chunked.py::test_a_lie_in_one_chunk_costs_that_chunk"
+LIST = "tests/worker/test_chunked.py::test_a_list_counts_only_where_it_is_as_long_as_the_block"
 HOME = "tests/worker/test_swarm.py::test_a_holder_at_home_is_not_dialled_for_a_coordinator_out_in_the_world"
 NOT_WHAT_WAS_TOLD = "tests/coordinator/test_sources.py::test_a_share_that_is_not_what_was_told_is_nobodys_source"
 FORGED = f"{RECORD}test_nobody_else_can_sign_one"
@@ -35,6 +44,18 @@ PEERS: tuple[Guard, ...] = (
     guard(PROOF, dropped("protocol:_proof_message", "struct.pack('>Q', offset)"), f"{ONE_CALL}[offset]"),
     guard("anything but a checked block", never("worker:Sharing.open", "digest not in self._blocks.checked"), CHECKED),
     guard("both slots for one key", dropped("peering:Slots.of", "key in self._keys"), ONE_KEY),
+    guard("takers that use the line up", never("worker.rules:HouseLine.giving", "is_closed() or is_sending"), GIVEN),
+    guard("takers that use the line up", dropped("peering:PeerServer._send", "spend(...)"), SERVED),
+    guard("momentum and masters are given",
+          never("coordinator.edge:Transfers._block_frames", "self._run.store.blocks.has(digest) and _"), KEPT),
+    guard("momentum and masters are given",
+          becomes("coordinator.edge:Archives._refusal", "others < most", "True"), KEPT),
+    guard("no file whose size is not its block's",
+          never("worker:check_sizes", "ref.payload_bytes != expected"), SIZES),
+    guard("a lie in one place of a large block",
+          never("worker:ChunkedSource.block", "not self._chunks.holds(number, chunk)"), CHUNK),
+    guard("a coordinator's list of chunks that is no such list",
+          never("protocol:believable", "count > MOST_CHUNKS or _"), LIST),
     guard("a share at an address or port that is not its worker's",
           becomes("coordinator.edge:Sources._note_share", "None if why else shared", "shared"), NOT_WHAT_WAS_TOLD),
     guard("a coordinator that sends a volunteer's machine round its home network",

@@ -1,6 +1,6 @@
 """Real nodes: hivemind's DHT behind p2pd on loopback. What it finds, what it refuses, and that nothing is left of it.
 
-Run by `make peers`; without hivemind they fail, and never skip.
+Run by `make peers`, one of them with all other tests too; where hivemind should be and is not they fail, never skip.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from protocol.joinlink import Bootstrap
 from protocol.tls import CertificateAuthority
 from tests.peering.test_companion import left_of, ready
 
-pytestmark = pytest.mark.peers
+PEERS = pytest.mark.peers
+WITHOUT = sys.platform not in ("linux", "darwin")
+"""Where hivemind is none of our dependencies."""
 
 RUN = RunId("run-1")
 AUTHORITY = CertificateAuthority.create(RUN)
@@ -73,6 +75,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
     assert [left_of(folder) for folder in folders] == [[] for _ in folders]
 
 
+@PEERS
 async def test_a_record_is_found_with_its_author_and_both_bootstraps_gone_through_one_cached_peer(make: Make) -> None:
     first, at_first = await make()
     second, at_second = await make(at_first.addresses[0])
@@ -94,6 +97,7 @@ async def test_a_record_is_found_with_its_author_and_both_bootstraps_gone_throug
     assert await kept.find(HERE) == record
 
 
+@pytest.mark.skipif(WITHOUT, reason="hivemind is for Linux and macOS")
 async def test_nobody_overwrites_replays_or_squats(make: Make) -> None:
     """At most: hold back the newest record for as long as nobody honest is asked."""
     one, at_one = await make()
@@ -111,6 +115,7 @@ async def test_nobody_overwrites_replays_or_squats(make: Make) -> None:
     assert await one.find(HERE) == newest
 
 
+@PEERS
 async def test_what_hostile_nodes_send_is_not_kept(make: Make, tmp_path: Path) -> None:
     """A node without our validator: it stores what it likes, under our key and others, with later expiries."""
     one, at_one = await make()
@@ -147,6 +152,7 @@ asyncio.run(main())
     assert one.starts == 1
 
 
+@PEERS
 @pytest.mark.parametrize("victim", ["sidecar", "p2pd", "keeper", "keeper and sidecar"])
 async def test_whatever_is_killed_no_process_is_left_after_5_s(tmp_path: Path, victim: str) -> None:
     script = f"""
@@ -188,6 +194,7 @@ asyncio.run(main())
         keeper.stdout.close()
 
 
+@PEERS
 async def test_a_node_keeps_its_name(make: Make, tmp_path: Path) -> None:
     identity = node_identity(tmp_path)
     one, before = await make(identity=identity)

@@ -38,6 +38,7 @@ from worker.lease import ReceivedLease
 from worker.machine.machine import Machine
 from worker.options import WorkerOptions
 from worker.rejoin import home_root, link_of
+from worker.rules.house import House
 
 torch.set_num_threads(1)
 
@@ -151,7 +152,7 @@ class Swarm:
             self.server = None
 
     def agent(
-        self, home: str = "home", machine: Machine = MACHINE, **changes: Any
+        self, home: str = "home", machine: Machine = MACHINE, house: House | None = None, **changes: Any
     ) -> tuple[Agent, Recorder, asyncio.Task[Any]]:
         options = WorkerOptions(
             link=self.link,
@@ -164,7 +165,7 @@ class Swarm:
         recorder = Recorder()
         link = link_of(options.link, home_root(options.first_home or options.home))
         run_home = open_home(options.home, link.fingerprint, options.disk_bytes)
-        agent, _ = make_agent(options, machine, link, run_home, recorder)
+        agent, _ = make_agent(options, machine, link, run_home, recorder, house)
         task = asyncio.create_task(agent.run())
         self.tasks.append(task)
         return agent, recorder, task

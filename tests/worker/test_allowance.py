@@ -224,7 +224,9 @@ def test_on_a_nearly_full_disk_the_cache_goes_and_no_lease_does(tmp_path: Path) 
     """Other programs take what the disk has, and give it back, over and over; room for one lease is always left."""
     disk_bytes, keep_bytes, lease_bytes_ = 40 * BLOCK_BYTES, 5 * BLOCK_BYTES, (HELD + 1) * BLOCK_BYTES
     run, others_bytes = LongRun(tmp_path, None), 0
-    run.allowance.short = lambda: max(0, keep_bytes - (disk_bytes - others_bytes - run.used_bytes))
+    run.allowance.short = lambda coming_bytes: max(
+        0, keep_bytes + coming_bytes - (disk_bytes - others_bytes - run.used_bytes)
+    )
     most_bytes = 0
     for number in range(ROUNDS):
         others_bytes = min((number % 50) * BLOCK_BYTES, disk_bytes - lease_bytes_)

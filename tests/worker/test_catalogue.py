@@ -206,6 +206,10 @@ ELSEWHERE = {
         "not_sharing",
     ), "tests/worker/test_said.py"),
     "crew": "tests/worker/test_siblings.py",
+    **dict.fromkeys(
+        ("archive.begun", "archived", "archive.none", "archive.not_given", "archive.no_room", "archive.later"),
+        "tests/worker/test_archivist.py",
+    ),
 }  # fmt: skip
 """Said in a test of its own, or in the life below (`a_worker`)."""
 

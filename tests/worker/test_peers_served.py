@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from coordinator.edge import sources
+from protocol import chunks
+from protocol.chunks import Chunks
 from protocol.errors import DigestMismatch
 from protocol.ids import Digest
 from tests.worker.conftest import Recorder, Swarm
 from worker.blocks import BlockCache, PartialBlock
+from worker.rules.file import RULES_FILE, set_rule
+from worker.rules.house import House
 from worker.sharing import Sharing
 
 
@@ -28,7 +34,17 @@ def sent_bytes(swarm: Swarm) -> int:
     return swarm.server.summary().bytes_down
 
 
-async def test_a_second_worker_takes_its_blocks_from_the_first(swarm: Swarm) -> None:
+async def test_a_second_worker_takes_its_blocks_from_the_first(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[int] = []
+    holds = Chunks.holds
+
+    def counted(known: Chunks, number: int, content: bytes) -> bool:
+        checked.append(len(content))
+        return holds(known, number, content)
+
+    monkeypatch.setattr(Chunks, "holds", counted)
+    for bound in ("CHUNKED_ABOVE_BYTES", "CHUNK_BYTES", "LEAST_CHUNK_BYTES"):
+        monkeypatch.setattr(chunks, bound, 1 << 14)
     first = await joined(swarm, "first", share_bytes_per_s=10**9)
     assert "learn this machine's address" in first.texts("sharing")[0]
     assert first.texts("share_unreached") == []
@@ -37,6 +53,47 @@ async def test_a_second_worker_takes_its_blocks_from_the_first(swarm: Swarm) -> 
     assert "of it from other workers" in second.texts("fetched")[0]
     whole_bytes = sum(path.stat().st_size for path in (swarm.root / "first").rglob("blocks/*"))
     assert sent_bytes(swarm) - before_bytes < 0.3 * whole_bytes
+    assert sum(checked) > 0.7 * whole_bytes
+
+
+async def test_what_goes_between_workers_counts_and_ends_with_a_pause(
+    swarm: Swarm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both homes' rules hold it, and whoever is paused is nobody's source any more, without being asked in vain."""
+    monkeypatch.setattr(House, "_step_back", lambda _: None)  # the tests' own process keeps its priority
+    giver, taker = (House(made_home(tmp_path / name), senses=[]) for name in ("giver's", "taker's"))
+    agent, recorder, _ = swarm.agent("first", share_bytes_per_s=10**9, house=giver)
+    await recorder.saw("fetched")
+    whole_bytes = sum(path.stat().st_size for path in (swarm.root / "first").rglob("blocks/*"))
+    down_bytes, given = sent_bytes(swarm), list[int]()
+    monkeypatch.setattr(giver._line, "_count", given.append)
+    await joined(swarm, "second", house=taker)
+    from_first = whole_bytes - (sent_bytes(swarm) - down_bytes)
+    assert from_first > 0.7 * whole_bytes
+    assert sum(given) > from_first
+    assert used_bytes(taker) > whole_bytes
+    assert swarm.server is not None
+    sources = swarm.server._service.sources
+    giver.pause(None)
+    await agent.look_at_policy()
+    async with asyncio.timeout(5.0):
+        while sources.anybody_shares:
+            await asyncio.sleep(0.01)
+    giver.resume()
+    await agent.look_at_policy()
+    async with asyncio.timeout(5.0):
+        while not sources.anybody_shares:
+            await asyncio.sleep(0.01)
+
+
+def made_home(home: Path) -> Path:
+    home.mkdir()
+    set_rule(home / RULES_FILE, "when.battery", "work")  # where nothing tells, it would wait
+    return home
+
+
+def used_bytes(house: House) -> int:
+    return house.ledger.used(datetime.now().date())[0]
 
 
 async def test_a_share_that_cannot_be_reached_is_told_to_its_volunteer_and_to_nobody_else(

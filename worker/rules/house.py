@@ -12,8 +12,10 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -24,7 +26,7 @@ from worker.rules.file import RULES_FILE, PauseNote, note_pause, noted_pause, re
 from worker.rules.judging import needed
 from worker.rules.model import VolunteerRules, bytes_of
 from worker.rules.policy import RuledPolicy
-from worker.rules.traffic import CountedWire, HouseLine, Ledger
+from worker.rules.traffic import CountedLine, CountedWire, HouseLine, Ledger
 from worker.senses.bus import MeteredSense
 from worker.senses.idle import IdleSense
 from worker.senses.parts import BatterySense, CpuHeatSense, GpuSense, ProgramsSense
@@ -33,10 +35,16 @@ from worker.sentences import rough_duration
 from worker.wire import Wire
 from worker.words import Words, say
 
+if TYPE_CHECKING:
+    from peering.serving import Spend
+    from worker.swarm import HolderLine
+
 KEEP_FREE_SHARE = 0.05
 """Of a disk: on a small one, two gigabytes may be all there is."""
 
 TIDY_EVERY_S = 10.0
+OF_OWN_WORK = ("finish", "lease.licences")
+"""Rules that say nothing about giving blocks to others: of work to come, and of what is trained on."""
 
 
 class House:
@@ -131,17 +139,30 @@ class House:
         """`wire`, at the volunteer's rates."""
         return self._line.counted(wire)
 
+    def taking(self, line: HolderLine) -> CountedLine:
+        """The line to another worker, at the volunteer's rates."""
+        return self._line.taking(line)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether, as the last look has found, the rules give other workers nothing: a pause, an amount used up."""
+        return any(each.rule not in OF_OWN_WORK for each in self.policy.objections)
+
+    def giving(self) -> AbstractAsyncContextManager[Spend]:
+        """As a `peering.serving.Uplink`."""
+        return self._line.giving(lambda: self.is_closed)
+
     @property
     def disk_bytes(self) -> int | None:
         """What a run's folder may take; None: nothing is ruled."""
         return bytes_of(self.rules.disk.most)
 
-    def short_of_disk_bytes(self) -> int:
-        """What is missing of the room that the disk is to keep free."""
+    def short_of_disk_bytes(self, coming_bytes: int = 0) -> int:
+        """What is missing, once so much more is written, of the room that the disk is to keep free."""
         with contextlib.suppress(OSError):
             usage = shutil.disk_usage(self._home)
             keep = min(bytes_of(self.rules.disk.keep_free) or 0, int(KEEP_FREE_SHARE * usage.total))
-            return max(0, keep - usage.free)
+            return max(0, keep + coming_bytes - usage.free)
         return 0
 
     def _read_again(self) -> None:

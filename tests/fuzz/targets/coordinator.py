@@ -54,6 +54,7 @@ KINDS: dict[str, type[Message]] = {
     "AnswerMeasure": pb.AnswerMeasureRequest,
     "ListReceipts": pb.ListReceiptsRequest,
     "Sources": pb.SourcesRequest,
+    "Archive": pb.ArchiveRequest,
     "CreateInvite": pb.CreateInviteRequest,
     "GetStatus": pb.GetStatusRequest,
     "ListStatus": pb.ListStatusRequest,
@@ -84,6 +85,7 @@ WORKERS = (
     "AnswerMeasure",
     "ListReceipts",
     "Sources",
+    "Archive",
 )
 OPERATORS = (
     *("CreateInvite", "GetStatus", "ListStatus", "StopRun", "ChangeSetting", "ChangeStanding"),
@@ -147,6 +149,7 @@ def _worker_calls() -> list[bytes]:
             pb.SourcesRequest(whole=True, wanted=[bytes(32)], got=[b"g" * 32], room=4, still_s=2.0),
             pb.SourcesRequest(taking=[bytes(32)], gone=[b"g" * 32], failed=[b"f" * 32], share=pb.Sharing(port=7000)),
         ],
+        "Archive": [pb.ArchiveRequest(), pb.ArchiveRequest(held_version=1, held_manifest=bytes(32))],
     }
     return _headed(WORKERS, requests)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from moe.layout import block_tensor_specs
+from protocol.archives import ArchiveRecord, sign_record
 from protocol.codecs import FP32
 from protocol.errors import DigestMismatch, MalformedMessage, Refused, Unauthenticated
 from protocol.ids import RoundNumber, RunId, Version, digest_of
@@ -22,7 +24,9 @@ from tests.fuzz.mutate import (
 from tests.fuzz.target import Target
 from tests.fuzz.targets.protocol import IDENTITY, PAYLOAD, frames, short_frames
 from tests.fuzz.targets.worker_world import world
+from worker.archivist import Archivist
 from worker.fetch import Fetcher, checked_ref
+from worker.progress import QuietReporter
 
 
 def _manifest_reply(data: bytes) -> object:
@@ -53,6 +57,30 @@ def _manifests() -> list[bytes]:
 def _signed(content: bytes) -> bytes:
     reply = pb.GetManifestReply(manifest_json=content, signature=sign_manifest(IDENTITY, content))
     return reply.SerializeToString()
+
+
+def _archive_reply(data: bytes) -> object:
+    there = world()
+    there.channel.answers, there.joining._run = [_signed(_manifests()[0])], there.run
+    try:
+        reply = pb.ArchiveReply.FromString(data)
+    except DecodeError as error:
+        raise MalformedMessage("not an ArchiveReply") from error
+    return finish(Archivist(there.joining, QuietReporter())._index(reply))
+
+
+def _records() -> list[bytes]:
+    record = ArchiveRecord(
+        run_id=RunId("run"), version=Version(1), manifest=digest_of(_manifests()[0]), settings={"name": "a run"},
+        goes_on=False, dtype="fp32", data={"digest": "0" * 64},
+        companions={"tokenizer.json": BlockRef(digest=digest_of(PAYLOAD), payload_bytes=len(PAYLOAD))},
+    )  # fmt: skip
+    return [record.to_json()]
+
+
+def _recorded(content: bytes) -> bytes:
+    signature = sign_record(IDENTITY, content)
+    return pb.ArchiveReply(version=1, record_json=content, record_signature=signature).SerializeToString()
 
 
 def _block(data: bytes) -> object:
@@ -93,6 +121,13 @@ TARGETS = (
         refusals=(MalformedMessage, Unauthenticated, Refused),
         samples=_manifests,
         seal=_signed,
+    ),
+    Target(
+        name="archive-record",
+        decode=_archive_reply,
+        refusals=(MalformedMessage, Unauthenticated, Refused),
+        samples=_records,
+        seal=_recorded,
     ),
     Target(
         name="block-download",

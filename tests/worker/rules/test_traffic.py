@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from worker.rules.traffic import LEDGER_FILE, WRITE_EVERY_S, CountedWire, Ledger, RuledPace
+from protocol.errors import RateLimited
+from protocol.ids import Digest
+from protocol.tickets import Ticket
+from worker.rules.model import NetworkRules
+from worker.rules.traffic import LEDGER_FILE, WRITE_EVERY_S, CountedWire, HouseLine, Ledger, RuledPace
 
 TODAY = date(2026, 11, 30)
 
@@ -111,3 +116,77 @@ def test_two_workers_of_one_home_add_up_and_days_are_kept_apart(tmp_path: Path) 
 def test_a_torn_count_begins_again(tmp_path: Path, content: bytes) -> None:
     (tmp_path / LEDGER_FILE).write_bytes(content)
     assert Ledger(tmp_path, Clock()).used(TODAY) == (0, 0)
+
+
+class Neighbour:
+    """Another worker that gives what it is asked for."""
+
+    def __init__(self) -> None:
+        self.name, self.asked = Digest("ab" * 32), 0
+        self.ticket: Ticket | None = None
+
+    async def close(self) -> None: ...
+
+    async def block(self, digest: Digest, payload_bytes: int, offset: int) -> AsyncGenerator[bytes, None]:
+        self.asked += 1
+        for _ in range(2):
+            yield bytes(payload_bytes // 2)
+
+
+def house_line(tmp_path: Path, **rules: Any) -> tuple[HouseLine, Clock]:
+    clock = Clock()
+    line = HouseLine(tmp_path, clock, clock.sleep)
+    line.rules = NetworkRules(**rules)
+    return line, clock
+
+
+def used(line: HouseLine) -> int:
+    return line.ledger.used(datetime.now().date())[0]
+
+
+async def test_what_comes_from_other_workers_is_slowed_and_counted(tmp_path: Path) -> None:
+    line, clock = house_line(tmp_path, download_rate="64KB")
+    pieces = [piece async for piece in line.taking(Neighbour()).block(Digest(""), 1 << 17, 0)]
+    assert (len(pieces), clock.now_s) == (2, 102.0)
+    assert 1 << 17 < used(line) < (1 << 17) + 1000
+
+
+async def test_no_more_come_at_once_than_the_rate_keeps_alive(tmp_path: Path) -> None:
+    line, _ = house_line(tmp_path, download_rate="100KB")
+    neighbour = Neighbour()
+    first = line.taking(neighbour).block(Digest(""), 1 << 17, 0)
+    await anext(first)
+    second = asyncio.ensure_future(anext(line.taking(neighbour).block(Digest(""), 1 << 17, 0)))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert neighbour.asked == 1, "its call, which has a deadline, has not begun"
+    await first.aclose()
+    await second
+    assert neighbour.asked == 2
+
+
+async def test_what_is_given_is_slowed_and_counted_and_work_goes_before_it(tmp_path: Path) -> None:
+    line, clock = house_line(tmp_path, upload_rate="64KB")
+    closed = False
+    async with line.giving(lambda: closed) as spend:
+        await spend(1 << 16)
+        assert (clock.now_s, used(line)) == (101.0, 1 << 16)
+        with pytest.raises(RateLimited):  # a second one would make both too slow
+            async with line.giving(lambda: closed):
+                pass
+        wire = line.counted(Line())
+
+        async def messages() -> AsyncIterator[bytes]:
+            with pytest.raises(RateLimited):
+                await spend(1)
+            yield bytes(10)
+
+        await wire.upload("Upload", messages(), (), 1.0)
+        await spend(1)
+        closed = True
+        with pytest.raises(RateLimited):
+            await spend(1)
+    line.rules = NetworkRules()
+    closed = False
+    async with line.giving(lambda: closed), line.giving(lambda: closed) as spend:
+        await spend(1)
