@@ -100,7 +100,7 @@ class Scene:
         while not (one := found()):
             if time.monotonic() > until_s:
                 raise SystemExit(f"{what}: not within {patience_s:.0f} s; the logs are in {self.root}")
-            time.sleep(0.5)
+            time.sleep(2.0)
         return one
 
 
@@ -259,7 +259,7 @@ def _afterwards(
     came = 0
     while server.poll() is None:
         came = max(came, int(_status(run).get("connected", 0)))
-        time.sleep(1.0)
+        time.sleep(5.0)
     return {
         "val_loss": ended(there, run, server),
         "away_s": away_s,
