@@ -258,16 +258,19 @@ class Transfers:
         return await opened(partial(frames or self._block_frames, digest, offset))
 
     def _block_frames(self, digest: Digest, offset: int) -> Iterator[bytes]:
-        # what the coordinator goes on from lies beside the blocks
-        if self._run.store.blocks.has(digest) and not self._run.versions.is_served(digest):
-            raise Refused(f"block {digest[:16]}… is nobody's to download")
-        return self._kept_frames(digest, offset)
-
-    def _kept_frames(self, digest: Digest, offset: int) -> Iterator[bytes]:
         blocks = self._run.store.blocks
         if not blocks.has(digest):
             raise Refused(f"block {digest[:16]}… is not kept here; take the manifest of the version that is leased")
+        # what the coordinator goes on from lies beside the blocks
+        if not self._run.versions.is_served(digest):
+            raise Refused(f"block {digest[:16]}… is nobody's to download")
         return FileFrames(blocks.open(digest), offset, self._scratch)
+
+    def _kept_frames(self, digest: Digest, offset: int) -> Iterator[bytes]:
+        """Of a file of the version that an archive is to have."""
+        if self._run.store.blocks.stat(digest) is None:
+            raise Refused(f"file {digest[:16]}… is not kept here any more; ask for what is to be archived now")
+        return FileFrames(self._run.store.blocks.open(digest), offset, self._scratch)
 
     def _payload_frames(self, digest: Digest, offset: int) -> Iterator[bytes]:
         payloads = self._run.store.payloads

@@ -47,7 +47,7 @@ PEERS: tuple[Guard, ...] = (
     guard("takers that use the line up", never("worker.rules:HouseLine.giving", "is_closed() or is_sending"), GIVEN),
     guard("takers that use the line up", dropped("peering:PeerServer._send", "spend(...)"), SERVED),
     guard("momentum and masters are given",
-          never("coordinator.edge:Transfers._block_frames", "self._run.store.blocks.has(digest) and _"), KEPT),
+          never("coordinator.edge:Transfers._block_frames", "not self._run.versions.is_served(digest)"), KEPT),
     guard("momentum and masters are given",
           becomes("coordinator.edge:Archives._refusal", "others < most", "True"), KEPT),
     guard("no file whose size is not its block's",

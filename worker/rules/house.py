@@ -26,7 +26,7 @@ from worker.rules.file import RULES_FILE, PauseNote, note_pause, noted_pause, re
 from worker.rules.judging import needed
 from worker.rules.model import VolunteerRules, bytes_of
 from worker.rules.policy import RuledPolicy
-from worker.rules.traffic import CountedLine, CountedWire, HouseLine, Ledger
+from worker.rules.traffic import CountedWire, HouseLine, Ledger, RuledLine
 from worker.senses.bus import MeteredSense
 from worker.senses.idle import IdleSense
 from worker.senses.parts import BatterySense, CpuHeatSense, GpuSense, ProgramsSense
@@ -139,7 +139,7 @@ class House:
         """`wire`, at the volunteer's rates."""
         return self._line.counted(wire)
 
-    def taking(self, line: HolderLine) -> CountedLine:
+    def taking(self, line: HolderLine) -> RuledLine:
         """The line to another worker, at the volunteer's rates."""
         return self._line.taking(line)
 

@@ -187,7 +187,7 @@ class CountedWire:
         self._ledger.write()
 
 
-class CountedLine:
+class RuledLine:
     """The line to another worker, whose bytes are counted and let through at the volunteer's rate."""
 
     def __init__(self, line: HolderLine, down: RuledPace, count: Callable[[int], None]) -> None:
@@ -243,9 +243,9 @@ class HouseLine:
         """`wire`, at the volunteer's rates."""
         return CountedWire(wire, self._up, self._down, self.ledger)
 
-    def taking(self, line: HolderLine) -> CountedLine:
+    def taking(self, line: HolderLine) -> RuledLine:
         """The line to another worker, at the volunteer's rates."""
-        return CountedLine(line, self._down, self._count)
+        return RuledLine(line, self._down, self._count)
 
     @contextlib.asynccontextmanager
     async def giving(self, is_closed: Callable[[], bool]) -> AsyncIterator[Spend]:
