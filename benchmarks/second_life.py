@@ -245,7 +245,10 @@ def forked(there: Scene, run: Path, rounds: int) -> Row:
     gone_s = destroyed(there, run, server)
     for worker in workers:
         there.kill(worker)
-    there.said("coordinator", "fork", str(archive), str(fork), "--host", "127.0.0.1", "--advertise", "127.0.0.1")
+    there.said(
+        "coordinator", "fork", str(archive), str(fork), "--data", str(there.root.parent / "data"),
+        "--host", "127.0.0.1", "--advertise", "127.0.0.1",
+    )  # fmt: skip
     server = serve(there, fork)
     return _afterwards(there, fork, server, join(there, fork), gone_s)
 
