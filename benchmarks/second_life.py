@@ -36,7 +36,7 @@ from benchmarks.report import Row, parse_args, print_rows, write_results
 
 WORKERS: Final = 6
 SHARING: Final = 2
-ROUNDS: Final = 24
+ROUNDS: Final = 16
 PATIENCE_S: Final = 900.0
 COLUMNS: Final = (
     {"heading": "the run's first machine", "shows": "{way}"},
