@@ -34,7 +34,7 @@ from benchmarks import billion_processes as processes
 from benchmarks.billion import WatchedProcess, heard
 from benchmarks.billion_processes import BillionShape
 from benchmarks.coordinator_memory import anonymous_mb
-from benchmarks.report import Cell, Row, machine, print_rows, write_json
+from benchmarks.report import Cell, Row, machine, print_rows, write_results
 from benchmarks.sized_runs import invited
 from coordinator.run.folder import RunFolder
 from moe.layout import Layout
@@ -45,6 +45,19 @@ from simulator.processes.launcher import ProcessGroup
 LARGE = BillionShape(hidden_size=1024, expert_size=512, layers=12, heads=16, experts=80)
 LITTLE = BillionShape(hidden_size=128, expert_size=128, layers=4, heads=4, experts=24)
 WORKERS = 2
+COLUMNS = (
+    {"heading": "who", "shows": "{who}"},
+    {"heading": "columns held", "shows": "{columns}"},
+    {"heading": "idle, MB", "shows": "{idle_mb:,.0f}"},
+    {"heading": "planned, MB", "shows": "{planned_mb:,.0f}"},
+    {"heading": "taken beyond idle, MB", "shows": "{taken_mb:,.0f}"},
+    {"heading": "of the plan", "shows": "{of_plan:.2f}"},
+    {"heading": "goal, MB", "shows": "{goal_mb:,.0f}"},
+    {"heading": "versions", "shows": "{versions}"},
+    {"heading": "accepted", "shows": "{accepted}"},
+    {"heading": "held-out loss, before", "shows": "{first_loss:.3f}"},
+    {"heading": "after", "shows": "{loss:.3f}"},
+)
 FIRST_RATES: Mapping[str, Any] = {"learning_rate": 0.002, "muon_learning_rate": 0.01}
 """Of a model's very first steps, which no warm-up makes short: at the usual ones, 8 times as long, two of them lower
 the loss by a nat where half a step is taken, and break the model where all of it is."""
@@ -214,7 +227,9 @@ def main() -> None:
     print(machine())
     print_rows(rows)
     if args.json is not None:
-        write_json(args.json, rows)
+        write_results(
+            args.json, rows, command="python -m benchmarks.ladder", columns=COLUMNS, beside="beside other work"
+        )
 
 
 def _value(text: str) -> Any:
