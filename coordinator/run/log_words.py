@@ -55,6 +55,7 @@ SENTENCES: Mapping[str, str] = {
     "not_measured": "{worker} did not measure {item}: {reason}",
     "share_reached": "{worker} gives blocks to others, at port {port}",
     "share_unreached": "{worker} offered blocks at port {port}, where nobody could be reached",
+    "archive_held": "{worker} says that it keeps version {version} whole",
     "record_not_made": "where the run is could not be written down for others: {reason}",
     "sharers_told": "{told} of {of} workers that share were told where the run is now",
     "p2p_ready": "the run's node {node} is in its peer-to-peer network, with {peers} others",

@@ -34,7 +34,9 @@ def sent_bytes(swarm: Swarm) -> int:
     return swarm.server.summary().bytes_down
 
 
-async def test_a_second_worker_takes_its_blocks_from_the_first(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def checked_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Small blocks have chunks too; bytes of each that was checked."""
     checked: list[int] = []
     holds = Chunks.holds
 
@@ -45,32 +47,29 @@ async def test_a_second_worker_takes_its_blocks_from_the_first(swarm: Swarm, mon
     monkeypatch.setattr(Chunks, "holds", counted)
     for bound in ("CHUNKED_ABOVE_BYTES", "CHUNK_BYTES", "LEAST_CHUNK_BYTES"):
         monkeypatch.setattr(chunks, bound, 1 << 14)
-    first = await joined(swarm, "first", share_bytes_per_s=10**9)
-    assert "learn this machine's address" in first.texts("sharing")[0]
-    assert first.texts("share_unreached") == []
-    before_bytes = sent_bytes(swarm)
-    second = await joined(swarm, "second")
-    assert "of it from other workers" in second.texts("fetched")[0]
-    whole_bytes = sum(path.stat().st_size for path in (swarm.root / "first").rglob("blocks/*"))
-    assert sent_bytes(swarm) - before_bytes < 0.3 * whole_bytes
-    assert sum(checked) > 0.7 * whole_bytes
+    return checked
 
 
 async def test_what_goes_between_workers_counts_and_ends_with_a_pause(
-    swarm: Swarm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    swarm: Swarm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checked_bytes: list[int]
 ) -> None:
-    """Both homes' rules hold it, and whoever is paused is nobody's source any more, without being asked in vain."""
+    """The second takes from the first, a checked chunk at a time. Both homes' rules hold it, and whoever is paused is
+    nobody's source any more, without being asked in vain."""
     monkeypatch.setattr(House, "_step_back", lambda _: None)  # the tests' own process keeps its priority
     giver, taker = (House(made_home(tmp_path / name), senses=[]) for name in ("giver's", "taker's"))
-    agent, recorder, _ = swarm.agent("first", share_bytes_per_s=10**9, house=giver)
-    await recorder.saw("fetched")
+    agent, first, _ = swarm.agent("first", share_bytes_per_s=10**9, house=giver)
+    await first.saw("fetched")
+    assert "learn this machine's address" in first.texts("sharing")[0]
+    assert first.texts("share_unreached") == []
     whole_bytes = sum(path.stat().st_size for path in (swarm.root / "first").rglob("blocks/*"))
     down_bytes, given = sent_bytes(swarm), list[int]()
     monkeypatch.setattr(giver._line, "_count", given.append)
-    await joined(swarm, "second", house=taker)
+    second = await joined(swarm, "second", house=taker)
+    assert "of it from other workers" in second.texts("fetched")[0]
     from_first = whole_bytes - (sent_bytes(swarm) - down_bytes)
     assert from_first > 0.7 * whole_bytes
     assert sum(given) > from_first
+    assert sum(checked_bytes) > 0.7 * whole_bytes
     assert used_bytes(taker) > whole_bytes
     assert swarm.server is not None
     sources = swarm.server._service.sources
