@@ -201,7 +201,7 @@ class _Frames:
         """Whether there are no more."""
         return not self._frames
 
-    def at_once(self) -> bytes:
+    async def read(self) -> bytes:
         """The next."""
         return self._frames.popleft()
 

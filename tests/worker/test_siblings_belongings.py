@@ -60,7 +60,7 @@ async def machine(swarm: Swarm, root: Path) -> None:
 
 
 async def test_all_keys_of_a_machine_go_along_are_replaced_and_are_given_up(
-    swarm: Swarm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    swarm: Swarm, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert swarm.server is not None
     old, new = tmp_path / "old", tmp_path / "new"
@@ -86,6 +86,7 @@ async def test_all_keys_of_a_machine_go_along_are_replaced_and_are_given_up(
     with pytest.raises(ConfigError, match="another key"):
         imported(file, PHRASE, new)
 
+    monkeypatch.setenv("COLUMNS", "200")
     assert await asyncio.to_thread(run_command, ["worker", "identity", "revoke", "--yes", "--home", str(new)]) == 1
     told = capsys.readouterr()
     assert after[0].worker in told.out
