@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import multiprocessing
+import random
 import secrets
 import tempfile
 import time
@@ -169,9 +170,11 @@ class WaitingSession:
         self._signer = CallSigner(self._identity, reply.session_id, audience=self._audience)
 
     async def wait_for_ever(self) -> None:
-        """One long poll after another."""
+        """One long poll after another; the first is cut short, since workers come over days and ask at all times."""
+        wait_s = random.uniform(1.0, POLL_S)
         while True:
-            await self._call("AcquireLease", pb.AcquireLeaseRequest(wait_s=POLL_S), POLL_S + 60.0)
+            await self._call("AcquireLease", pb.AcquireLeaseRequest(wait_s=wait_s), POLL_S + 60.0)
+            wait_s = POLL_S
 
     async def beat(self) -> None:
         """One heartbeat."""
