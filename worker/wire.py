@@ -27,12 +27,13 @@ from protocol.errors import (
 )
 from protocol.joinlink import JoinLink
 from protocol.limits import channel_options
+from protocol.services import COORDINATOR_SERVICE
 from protocol.signing import Metadata
 from protocol.tls import COORDINATOR_NAME
 from worker.lease import printable
 from worker.trouble import transport_cause
 
-SERVICE = "/barnraise.protocol.v1.Coordinator/"
+SERVICE = f"/{COORDINATOR_SERVICE}/"
 BOOTSTRAP_TIMEOUT_S = 10.0
 
 

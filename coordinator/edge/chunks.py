@@ -32,7 +32,10 @@ class ChunkBook:
         if reading is None:
             reading = self._readings[digest] = asyncio.create_task(self._in_turn(digest))
         await asyncio.wait({reading}, timeout=PATIENCE_S)
-        return reading.result() if reading.done() else None
+        found = reading.result() if reading.done() else None
+        if reading.done() and found is None:  # a disk that failed may not the next time
+            self._readings.pop(digest, None)
+        return found
 
     def keep(self, served: frozenset[Digest]) -> None:
         """Forget blocks that nobody may fetch any more."""

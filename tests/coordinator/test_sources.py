@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+from coordinator.edge.chunks import ChunkBook
 from peering.certificate import PeerCertificate, new_certificate
 from protocol import chunks
 from protocol.ids import Digest, digest_of
@@ -66,6 +68,28 @@ async def test_chunks_of_a_large_block_are_told_while_somebody_has_it(
         assert told.digests == b"".join(bytes.fromhex(digest_of(piece)) for piece in pieces)
     finally:
         await sharing.stop()
+
+
+async def test_chunks_that_a_disk_did_not_give_are_asked_of_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def __init__(self) -> None:
+            self.failures = 1
+
+        def stat(self, _digest: Digest) -> int:
+            self.failures -= 1
+            if self.failures >= 0:
+                raise OSError("the disk")
+            return 2500
+
+        def open(self, _digest: Digest) -> io.BytesIO:
+            return io.BytesIO(bytes(2500))
+
+    monkeypatch.setattr(chunks, "CHUNKED_ABOVE_BYTES", 1000)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 1000)
+    book: Any = ChunkBook(Failing())  # type: ignore[arg-type]
+    digest = Digest(JUNK.hex())
+    assert await book.of(digest) is None
+    assert len((await book.of(digest)).digests) == 3 * 32
 
 
 async def test_a_holder_is_named_once_it_was_reached_and_has_told(join: Join, tmp_path: Path) -> None:
