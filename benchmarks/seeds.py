@@ -92,6 +92,8 @@ def seeds_row(options: argparse.Namespace) -> report.Row:
         "acknowledged": sum(outcome.acknowledged for outcome in outcomes),
         "coordinator_kills": sum(outcome.coordinator_kills for outcome in outcomes),
         "worker_kills": sum(outcome.worker_kills for outcome in outcomes),
+        "sharing": sum(outcome.blocks_between_workers > 0 for outcome in outcomes),
+        "blocks_between_workers": sum(outcome.blocks_between_workers for outcome in outcomes),
         "virtual_hours": sum(outcome.virtual_s for outcome in outcomes) / 3600,
     }
 

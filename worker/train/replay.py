@@ -24,6 +24,7 @@ from protocol.arithmetic import ArithmeticClass, arithmetic_class
 from protocol.lease import Lease
 from protocol.submission import Blocks
 from worker.machine.arithmetic import arithmetic_here
+from worker.train.freeing import free_dropped
 from worker.train.trainer import pseudo_gradient_of, train_shard
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class LeaseReplay:
             self._shard.load(start)
             return self._shard
         self._shard = None  # free the old one before the new one is built: both might not fit
+        free_dropped(self._device)
         self._built_for = way
         return build_shard(
             self._layout,

@@ -8,7 +8,6 @@ Touches the block cache (reading), the lease's progress and the outbox (writing)
 from __future__ import annotations
 
 import dataclasses
-import gc
 import threading
 from collections.abc import Callable, Sequence
 
@@ -18,7 +17,7 @@ from moe.layout import block_tensor_specs, submission_specs
 from moe.rungs import Schedule, told
 from moe.shard import ShardModel, build_shard
 from moe.stand_ins import StandIns
-from protocol.allocator import give_back_all, give_back_small
+from protocol.allocator import give_back_small
 from protocol.arithmetic import UNKNOWN_ARITHMETIC
 from protocol.codecs import FP32, codec_named
 from protocol.errors import StorageTrouble
@@ -36,6 +35,7 @@ from worker.ports import Progress, WorkDisk
 from worker.progress import Reporter
 from worker.train.daily_writes import DailyWrites
 from worker.train.fitting import Fitting
+from worker.train.freeing import free_dropped
 from worker.train.job import TrainingJob
 from worker.train.lease_state import LeaseKeeper, computation_of
 from worker.train.mapped import mapped_block
@@ -154,10 +154,7 @@ class TrainingRoom:
         if not job.rests or self._shard is None:
             return
         self._shard = None
-        gc.collect()
-        if self._machine.kind == "cuda":
-            torch.cuda.empty_cache()
-        give_back_all()
+        free_dropped(self._machine.device)
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the thread; whether it has ended."""
@@ -238,6 +235,7 @@ class TrainingRoom:
             self._shard.load(start)
         else:
             self._shard = None  # free the old one before the new one is built: both would not fit
+            free_dropped(self._machine.device)
             self._shard = build_shard(
                 run.layout,
                 lease.columns,
