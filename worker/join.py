@@ -42,9 +42,10 @@ def run_worker(options: WorkerOptions) -> int:
             root = home_root(options.first_home or options.home)
             links = links_of(options.link, root)  # before imports that take seconds
             address = links[0].address
+            from worker.rules.peers import with_peers_ruled
             from worker.runs import work_for
 
-            exit_code, thread_ended = asyncio.run(work_for(options, links, reporter))
+            exit_code, thread_ended = asyncio.run(work_for(with_peers_ruled(options, root), links, reporter))
         except (ConfigError, RemoteError) as error:
             trouble = trouble_of(error)
             reporter.say("failed", refusal(trouble.cause, trouble.detail, address), detail=printable(str(error)))

@@ -72,4 +72,6 @@ def rules(
 def _shown(value: object) -> str:
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(str, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value) or "''"

@@ -105,7 +105,8 @@ def join(
         typer.Option(
             help="Give the blocks that this machine has fetched to other workers of the run, no faster than this a"
             " second, for example 1MB. That opens a port here, and the other workers learn this machine's address; they"
-            " get nothing but the run's own blocks. Without it: nothing is opened or given."
+            " get nothing but the run's own blocks. Without it, and without the rule peers.share, which holds for later"
+            " starts and for the service, too: nothing is opened or given."
         ),
     ] = None,
     share_port: Annotated[
@@ -157,12 +158,14 @@ def join(
     if sum(source is not None for source in (link, link_file, links_from)) > 1:
         raise ConfigError("give a join link, --link-file FILE or --links-from FOLDER, and only one of them")
     from barnraise.cli.links import claim_link, read_link
+    from barnraise.cli.share_question import ask_to_share
     from protocol.allocator import keep_little
     from worker.again import become, go_on
     from worker.crew import devices_of, run_crew
     from worker.join import WorkerOptions, run_worker
     from worker.messages import EXIT_DEVICE_LOST
     from worker.options import check_device
+    from worker.rejoin import home_root
 
     chosen_device = None if device == "auto" else device
     check_device(chosen_device)  # before a link is taken out of a folder
@@ -199,6 +202,8 @@ def join(
     else:
         chosen = link or ""  # nothing: the run that this machine is enrolled in
     options = dataclasses.replace(options, link=chosen)
+    if share is None and beside is None and options.output == "auto":
+        ask_to_share(chosen, home_root(home))
     keep_little()
     if gpus:
         return run_crew(options, devices)
@@ -221,7 +226,8 @@ def run(
 ) -> int:
     """Work for every run that this machine is enrolled in, in turns by their shares, under your rules.
 
-    The same as `barnraise worker join` without a link; `join --help` has its options.
+    The same as `barnraise worker join` without a link; `join --help` has its options. What it gives to other workers,
+    and whether it keeps an archive, your rules say (`peers.share`, `peers.archive`: `barnraise worker rules`).
     """
     if view:
         screen.check_terminal()

@@ -22,7 +22,7 @@ from worker.train.replay import replay_lease
 
 Sequences = NDArray[np.int64]
 Make = Callable[..., Lease]
-RUNGS = ({}, {"masters": "bf16", "moments": "compact", "frozen_dtype": "int4"}, {"trunk": "lora"})
+RUNGS: tuple[dict[str, str], ...] = ({}, {"masters": "bf16", "moments": "compact", "frozen_dtype": "int4"}, {"trunk": "lora"})
 
 
 class Builds:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from peering.limits import MIN_SHARE_BYTES_PER_S
 from protocol.amounts import parse_bytes
 from protocol.errors import ConfigError
 from protocol.limits import MIN_TRANSFER_BYTES_PER_S
@@ -33,6 +34,12 @@ def _amount(text: str) -> str:
 def _rate(text: str) -> str:
     if text and _parsed(parse_bytes, text) < LEAST_RATE:
         raise ValueError(f"less than {LEAST_RATE // 1024}KB a second is broken off at the other end")
+    return text
+
+
+def _share(text: str) -> str:
+    if text and _parsed(parse_bytes, text) < MIN_SHARE_BYTES_PER_S:
+        raise ValueError(f"less than {MIN_SHARE_BYTES_PER_S // 1000}KB a second is of no use to others")
     return text
 
 
@@ -187,6 +194,34 @@ class NetworkRules(BaseModel):
     )
 
 
+class PeerRules(BaseModel):
+    """Other workers of the runs, as far as `worker join` is not told otherwise. In force from the next start."""
+
+    model_config = _FROZEN
+
+    share: Annotated[str, AfterValidator(_share)] = Field(
+        default="",
+        description="Give what this machine has fetched to other workers, at most so much a second, as in '1MB': that"
+        " opens a port, and they learn this machine's address; '': nothing. From the worker's next start.",
+    )
+    port: int = Field(
+        default=0, ge=0, le=65535, description="Where they come for it, to be forwarded by a router; 0: any port."
+    )
+    archive: bool = Field(
+        default=False,
+        description="Keep the newest version whole, so that the run could go on without its operator: true or false."
+        " From the worker's next start.",
+    )
+    p2p: bool = Field(
+        default=False,
+        description="Take part in the runs' peer-to-peer networks, by which a run that moved is found: true or false."
+        " From the worker's next start.",
+    )
+    p2p_port: int = Field(
+        default=0, ge=0, le=65535, description="Where others reach this machine in them, if it shares; 0: any port."
+    )
+
+
 class RunRules(BaseModel):
     """One of the runs that this machine works for."""
 
@@ -224,6 +259,7 @@ class VolunteerRules(BaseModel):
     lease: LeaseRules = LeaseRules()
     disk: DiskRules = DiskRules()
     network: NetworkRules = NetworkRules()
+    peers: PeerRules = PeerRules()
     runs: dict[str, RunRules] = Field(default_factory=dict)
     """By name, id, or the coordinator's HOST:PORT."""
     energy: EnergyRules = EnergyRules()
