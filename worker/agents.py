@@ -122,8 +122,8 @@ def _hands_here(
     from worker.train.measuring import LossMeasurer
     from worker.train.training import TrainingRoom
 
-    room = TrainingRoom(options, machine, home.disk, home.outbox, reporter, threads=threads)
     measurer = LossMeasurer(home.disk.blocks, machine.device)
+    room = TrainingRoom(options, machine, home.disk, home.outbox, reporter, threads=threads, make_way=measurer.let_go)
     return _Hands(machine=machine, trainer=room, measurer=measurer, handiwork=HERE)
 
 

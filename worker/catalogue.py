@@ -188,6 +188,7 @@ _BEGINNING = {
     "enrolled": "enrolled as worker {worker}",
     "enrolled.trusted": "enrolled as trusted as worker {worker}",
     "connected": "connected to {name} (run {run})",
+    "not_measuring": "--measure: the whole model does not fit in the memory that is offered: nothing is measured here",
     "disk_planned": "--disk leaves room for {columns} columns",
     "speed": "speed: {speed} tokens/s",
     "admission": (

@@ -30,6 +30,8 @@ class ShardOffer:
     by_memory: int
     """Before the disk was asked."""
     reason: str
+    measures: bool
+    """Whether the whole model fits, too, as measuring losses wants it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +52,15 @@ class Handiwork:
 
 def plan_here(run: Run, machine: Machine, most_columns: int | None, cap: DiskCap) -> ShardOffer:
     """See `Handiwork.plan`."""
-    from worker.machine.probe import columns_that_fit
+    from worker.machine.probe import columns_that_fit, holds_whole
 
     told = run.description
     fitting = columns_that_fit(run.layout, machine, told.sequence_length, most_columns, told.recipe, told.codec)
     wanted = min(fitting.columns, most_columns or fitting.columns)
     part = trunk_part(told.recipe)
     columns = cap.columns_that_fit(run.layout, told.codec, wanted, told.frozen_codec, part)
-    return ShardOffer(columns=columns, by_memory=wanted, reason=fitting.reason)
+    measures = holds_whole(run.layout, machine)
+    return ShardOffer(columns=columns, by_memory=wanted, reason=fitting.reason, measures=measures)
 
 
 def measure_speed_here(run: Run, machine: Machine, columns: int) -> float:

@@ -6,16 +6,12 @@ start. Touches the network, the run's folder, and the device while measuring.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from protocol.errors import ConfigError, LocalError, MalformedMessage, StorageTrouble, Unavailable
+from protocol.errors import ConfigError, LocalError, MalformedMessage, Unavailable
 from protocol.identity import PrivateIdentity
-from protocol.ids import Digest, RunId, WorkerId, digest_of
+from protocol.ids import RunId, WorkerId, digest_of
 from protocol.joinlink import JoinLink
 from protocol.limits import MAX_NAME_CHARACTERS, PROTOCOL_VERSION
 from protocol.v1 import barnraise_pb2 as pb
@@ -29,6 +25,7 @@ from worker.handiwork import HERE, Handiwork
 from worker.home import Enrolment, RunHome
 from worker.lease import description_from_message, printable
 from worker.machine.machine import Machine, software_versions
+from worker.offer import Offer, Speed, remember_speed, remembered_speed
 from worker.options import WorkerOptions
 from worker.ports import Background, Coordinator
 from worker.progress import Reporter
@@ -42,25 +39,6 @@ from worker.wire import GrpcWire, Wire
 from worker.words import say
 
 Value = TypeVar("Value")
-
-SPEED_FILE = "speed.json"
-
-
-class Speed(BaseModel):
-    """What a measurement gave, and for which model on which machine it holds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    basis: Digest
-    tokens_per_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Offer:
-    """What this machine offers to the run."""
-
-    columns: int
-    tokens_per_s: float
 
 
 class Dial(Protocol):
@@ -310,8 +288,11 @@ class Joining:
             max_columns=self._offer.columns if self._offer else self._options.max_columns or 0,
             tokens_per_s=self._offer.tokens_per_s if self._offer else 0.0,
             software=software_versions(),
-            measures=machine.kind == "cuda" if self._options.measures is None else self._options.measures,
+            measures=self._offer.measures if self._offer else self._would_measure(machine),
         )
+
+    def _would_measure(self, machine: Machine) -> bool:
+        return machine.kind == "cuda" if self._options.measures is None else self._options.measures
 
     async def _worked_out(self, machine: Machine) -> Offer:
         run, most, work = self.run, self._options.max_columns, self.handiwork
@@ -320,25 +301,20 @@ class Joining:
         self._reporter.say("planned", fitting.reason, columns=columns)
         if columns < fitting.by_memory:
             self._reporter.say("disk_planned", say("disk_planned", columns=columns), columns=columns)
+        if self._options.measures and not fitting.measures:
+            self._reporter.say("not_measuring", say("not_measuring"))
+        measures = fitting.measures and self._would_measure(machine)
         if not self._options.measure_speed:
-            return Offer(columns=columns, tokens_per_s=0.0)
+            return Offer(columns=columns, tokens_per_s=0.0, measures=measures)
         basis = digest_of(f"{run.description} {machine.device_name} {machine.threads} {columns}".encode())
-        speed = self._remembered(basis)
+        speed = remembered_speed(self.home, basis)
         if speed is None:
             tokens_per_s = await self._background.run(work.measure_speed, run, machine, columns)
             speed = Speed(basis=basis, tokens_per_s=tokens_per_s)
-            with contextlib.suppress(StorageTrouble):  # a full disk: it is measured again the next time
-                self.home.keep(SPEED_FILE, speed.model_dump_json().encode())
+            remember_speed(self.home, speed)
             text = say("speed", speed=f"{tokens_per_s:,.0f}")
             self._reporter.say("measured", text, tokens_per_s=round(tokens_per_s, 1))
-        return Offer(columns=columns, tokens_per_s=speed.tokens_per_s)
-
-    def _remembered(self, basis: Digest) -> Speed | None:
-        try:
-            speed = Speed.model_validate_json(self.home.kept(SPEED_FILE) or b"")
-        except (ConfigError, ValidationError):
-            return None
-        return speed if speed.basis == basis else None
+        return Offer(columns=columns, tokens_per_s=speed.tokens_per_s, measures=measures)
 
 
 def _present(value: Value | None, what: str) -> Value:

@@ -33,6 +33,7 @@ from tests.worker.conftest import MACHINE, small_values
 from tests.worker.leases import changed_lease, lease_message, read_lease
 from worker.allowance import DiskCap
 from worker.apart import orders as o
+from worker.apart.child import OrderTaker
 from worker.apart.hands import DistantHands
 from worker.apart.keeper import MOST_IN_A_ROW, ProcessKeeper, WorkerLeaves
 from worker.apart.ruled import Ruled
@@ -387,3 +388,16 @@ def test_every_lease_goes_through_the_pipe_as_it_is() -> None:
         sequences="file",
     )  # fmt: skip
     assert o.ORDER.validate_python(json.loads(json.dumps(o.ORDER.dump_python(order, mode="json")))) == order
+
+
+def test_a_model_kept_for_the_next_lease_goes_where_losses_are_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipe: Any = SimpleNamespace(send=lambda _word: None)
+    taker, rested = OrderTaker(pipe), []
+    taker._training = SimpleNamespace(rest=lambda: rested.append(True))
+    monkeypatch.setattr(taker, "_answer", lambda _order: None)
+    taker.take(object.__new__(o.Probe))
+    assert not rested
+    taker.take(object.__new__(o.MeasureLosses))
+    assert rested == [True]

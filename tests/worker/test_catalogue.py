@@ -203,7 +203,7 @@ ELSEWHERE = {
     **dict.fromkeys((
         "turns", "no_commands", "disk_planned", "speed", "admission", "admission.short", "admission.progress",
         "sharing.untold", "unmeasured.version", "left.not_taken", "p2p.ended", "crew.ended",
-        "not_sharing",
+        "not_sharing", "not_measuring",
     ), "tests/worker/test_said.py"),
     "crew": "tests/worker/test_siblings.py",
     **dict.fromkeys(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,14 @@ from moe.layout import Layout
 from moe.shard import ShardModel, build_shard
 from protocol.lease import Lease
 from tests.worker.test_purity import Workplace
+from worker.fetched import FetchedItem
+from worker.train.measuring import LossMeasurer
 from worker.train.replay import replay_lease
 
 Sequences = NDArray[np.int64]
 Make = Callable[..., Lease]
-RUNGS: tuple[dict[str, str], ...] = ({}, {"masters": "bf16", "moments": "compact", "frozen_dtype": "int4"}, {"trunk": "lora"})
+LOW = {"masters": "bf16", "moments": "compact", "frozen_dtype": "int4"}
+RUNGS: tuple[dict[str, str], ...] = ({}, LOW, {"trunk": "lora"})
 
 
 class Builds:
@@ -35,8 +38,11 @@ class Builds:
     def __call__(self, *arguments: Any, **named: Any) -> ShardModel:
         self.alive.append(sum(one() is not None for one in self._built))
         shard = build_shard(*arguments, **named)
-        self._built += [weakref.ref(parameter) for parameter in shard.module.parameters()]
+        self.watch(shard.module.parameters())
         return shard
+
+    def watch(self, parameters: Iterable[Any]) -> None:
+        self._built += map(weakref.ref, parameters)
 
 
 @pytest.fixture
@@ -74,3 +80,22 @@ def test_an_auditor_that_computes_leases_of_others_again_holds_one_model(
     for columns in ((0, 1), (1, 2), (0, 2)):
         replay(make_lease(columns=columns, masters="bf16"), blocks, sequences, 2)
     assert builds.alive == [0, 0, 0]
+
+
+def test_what_measures_losses_lets_its_model_go_before_a_lease_builds_one(
+    tmp_path: Path, small_layout: Layout, blocks_of: Any, make_lease: Make, sequences: Sequences, builds: Builds
+) -> None:
+    workplace = Workplace(tmp_path, small_layout, blocks_of(small_layout))
+    measurer = LossMeasurer(workplace.room._disk.blocks, "cpu")
+    workplace.room._make_way = measurer.let_go
+    item = FetchedItem(
+        item_id="v1", run=workplace._run, columns=(), codec="fp32", digests=workplace._digests, payload=b"",
+        sequences=sequences, parts=(),
+    )  # fmt: skip
+    losses, _ = measurer.measure(item)
+    builds.watch(measurer._model.parameters())
+    assert workplace.train(make_lease(columns=(0, 1)), sequences)
+    assert builds.alive == [0]
+    workplace.room.rest()
+    assert workplace.room._shard is None
+    assert measurer.measure(item)[0] == losses, "it is loaded anew"

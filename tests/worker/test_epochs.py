@@ -50,7 +50,7 @@ async def test_a_machine_that_led_before_does_not_get_the_second_session_either(
     line = Line([5, 4, 4, 5])
     hands: Any = SimpleNamespace(
         understand=lambda description: SimpleNamespace(description=description),
-        plan=lambda *_: ShardOffer(columns=2, by_memory=2, reason="2 columns fit"),
+        plan=lambda *_: ShardOffer(columns=2, by_memory=2, reason="2 columns fit", measures=True),
     )
     monkeypatch.setattr(joining, "description_from_message", lambda _: SimpleNamespace(run_id="run", name="run"))
     home, options = open_home(tmp_path, LINK.fingerprint), WorkerOptions(measure_speed=False)

@@ -76,7 +76,8 @@ async def test_no_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 async def test_disk_planned_and_speed(home: RunHome) -> None:
     recorder = Recorder()
     hands: Any = SimpleNamespace(
-        plan=lambda *_: ShardOffer(columns=2, by_memory=8, reason="8 columns fit"), measure_speed=lambda *_: 1234.5
+        plan=lambda *_: ShardOffer(columns=2, by_memory=8, reason="8 columns fit", measures=True),
+        measure_speed=lambda *_: 1234.5,
     )
     joining = Joining(WorkerOptions(), LINK, home, recorder, dial=lambda *_: SimpleNamespace(), handiwork=hands)
     joining._run = SimpleNamespace(description="run")  # type: ignore[assignment]
@@ -85,6 +86,18 @@ async def test_disk_planned_and_speed(home: RunHome) -> None:
         assert (offer.columns, offer.tokens_per_s) == (2, 1234.5)
     assert recorder.texts("disk_planned") == ["--disk leaves room for 2 columns"] * 2
     assert recorder.texts("measured") == ["speed: 1,234 tokens/s"], "it is measured once"
+
+
+async def test_not_measuring(home: RunHome) -> None:
+    recorder = Recorder()
+    found = ShardOffer(columns=2, by_memory=2, reason="2 columns fit", measures=False)
+    hands: Any = SimpleNamespace(plan=lambda *_: found, measure_speed=lambda *_: 1.0)
+    options = WorkerOptions(measures=True)
+    joining = Joining(options, LINK, home, recorder, dial=lambda *_: SimpleNamespace(), handiwork=hands)
+    joining._run = SimpleNamespace(description="run")  # type: ignore[assignment]
+    assert not (await joining._worked_out(MACHINE)).measures
+    (told,) = recorder.texts("not_measuring")
+    assert "the whole model does not fit" in told
 
 
 async def test_admission(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,11 @@ def run_of(description: RunDescription) -> Run:
     return understand_run(description)
 
 
+def end_measuring(folder: Path, device: str) -> None:
+    """Keep no model for it until the next item comes."""
+    _measurer(folder, device).let_go()
+
+
 @functools.lru_cache(maxsize=1)
 def _measurer(folder: Path, device: str) -> LossMeasurer:
     return LossMeasurer(BlockCache(folder / BLOCKS), device)

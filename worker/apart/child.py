@@ -79,6 +79,8 @@ class OrderTaker:
                     self._training = LeaseTaker(self.begun, self._pipe, self.room)
                 self._training.take(order)
             case _:
+                if isinstance(order, o.MeasureLosses) and self._training is not None:
+                    self._training.rest()
                 self._pool.submit(self._answer, order)
 
     @property

@@ -7,6 +7,7 @@ here; whether there is room, and what gives way, the agent decides.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from worker.apart import orders as o
-from worker.apart.answers import BLOCKS, run_of
+from worker.apart.answers import BLOCKS, end_measuring, run_of
 from worker.apart.pipe import MessagePipe
 from worker.blocks import BlockCache
 from worker.fetched import FetchedLease
@@ -55,7 +56,7 @@ class LeaseTaker:
     """Trains what the agent orders."""
 
     def __init__(self, begun: o.Begin, pipe: MessagePipe, room: Callable[..., bool]) -> None:
-        folder = Path(begun.folder)
+        self._folder = folder = Path(begun.folder)
         self._pipe = pipe
         self._disk, self._outbox = DistantDisk(folder, room), Outbox(folder / "outbox")
         self._options = WorkerOptions(
@@ -78,6 +79,11 @@ class LeaseTaker:
                     self._room.stop()
             case o.TrainLease():
                 self._begin(order)
+
+    def rest(self) -> None:
+        """Something else than a lease is coming: a model that is kept for the next one goes."""
+        if self._room is not None:
+            self._room.rest()
 
     def _begin(self, order: o.TrainLease) -> None:
         number = order.number
@@ -108,7 +114,8 @@ class LeaseTaker:
     def _room_for(self, machine: Machine, news: LeaseNews) -> TrainingRoom:
         """One for all leases: the next waits there for the one before, whatever machine it is for."""
         if self._room is None:
-            self._room = TrainingRoom(self._options, machine, self._disk, self._outbox, news)
+            make_way = functools.partial(end_measuring, self._folder, machine.device)
+            self._room = TrainingRoom(self._options, machine, self._disk, self._outbox, news, make_way=make_way)
             self._room.pace(self._share)
         return self._room
 

@@ -21,6 +21,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from moe.burden import GPU_RESERVE, LIBRARIES
 from moe.config import config_from_json
 from moe.full import initial_blocks
 from moe.layout import Layout
@@ -185,6 +186,11 @@ def columns_that_fit(
     if max_columns is not None and layout.residency != FROZEN and max_columns < layout.top_k:
         raise ConfigError(f"this run needs at least {layout.top_k} columns a worker; max_columns is {max_columns}")
     return fitting
+
+
+def holds_whole(layout: Layout, machine: Machine) -> bool:
+    """Whether the whole model fits in fp32, as losses are measured in, and what passes through it."""
+    return layout.total_bytes * (1.0 + GPU_RESERVE) + LIBRARIES <= machine.memory_bytes
 
 
 def load_of(

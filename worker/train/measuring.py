@@ -2,7 +2,8 @@
 
 Decides nothing that an item does not name, but how many sequences go through the model at a time. Everything is
 computed in fp32, whatever this machine trains in. The model of the last item is kept, and of the next one's version
-only what differs is loaded; so are its losses, since the items of one round have version and sequences in common.
+only what differs is loaded; so are its losses, since the items of one round have version and sequences in common. It
+goes when something is to be trained: a whole model in fp32 beside a shard is what no plan counts on.
 Touches the block cache (reading) and the device.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +27,7 @@ from protocol.lease import blocks_of
 from protocol.submission import decode_submission
 from worker.fetched import FetchedItem, Run
 from worker.ports import BlockPlaces
+from worker.train.freeing import free_dropped
 from worker.train.mapped import mapped_block
 
 AT_A_TIME = 4
@@ -42,9 +45,19 @@ class LossMeasurer:
         self._held: dict[BlockId, Digest] = {}
         """Blocks as they are in some version; what is missing was changed."""
         self._before: tuple[str, Losses] | None = None
+        self._at_work = threading.Lock()
+
+    def let_go(self) -> None:
+        """Keep no model, once the present item is measured: waits for that."""
+        with self._at_work:
+            self._drop()
 
     def measure(self, item: FetchedItem) -> tuple[Losses, Losses]:
         """Losses before, of all N sequences, and after, of each part's (none of a version): nats a token."""
+        with self._at_work:
+            return self._measured(item)
+
+    def _measured(self, item: FetchedItem) -> tuple[Losses, Losses]:
         try:
             before = self._losses_before(item)
             if not item.parts:
@@ -60,9 +73,14 @@ class LossMeasurer:
                 self._take(item, taken, part.share)
                 after += sequence_losses(self._model, tokens_NL[part.start : part.stop], AT_A_TIME).tolist()
         except BaseException:
-            self._model, self._held, self._before = None, {}, None  # nobody knows what is in it, or it did not fit
+            self._drop()  # nobody knows what is in it, or it did not fit
             raise
         return before, after
+
+    def _drop(self) -> None:
+        if self._model is not None:
+            self._model, self._held, self._before = None, {}, None
+            free_dropped(self._device)
 
     def _losses_before(self, item: FetchedItem) -> Losses:
         key = hashlib.sha256(repr(sorted(item.digests.items())).encode() + item.sequences.tobytes()).hexdigest()

@@ -60,10 +60,13 @@ class TrainingRoom:
         reporter: Reporter,
         *,
         threads: Callable[[], int] = lambda: 0,
+        make_way: Callable[[], None] = lambda: None,
     ) -> None:
-        """`threads`: what the volunteer rules at the moment; 0: the machine's."""
+        """`threads`: what the volunteer rules at the moment; 0: the machine's. `make_way` is called before anything is
+        built: what else holds a model lets it go."""
         self._options = options
         self._machine, self._usual, self._threads = machine, machine.threads, threads
+        self._make_way = make_way
         self._lock = threading.Lock()
         """Held while it is settled who gives memory back: the thread that stops, or whoever wants it back."""
         self._disk = disk
@@ -191,6 +194,7 @@ class TrainingRoom:
             run.layout, len(lease.columns), self._machine, lease.batch_sequences, length, lease.recipe, lease.codec
         )
         self._tell(schedule, job)
+        self._make_way()
         kept, second = lease.recipe.frozen_dtype, self._machine.second
         shard = self._loaded_shard(job, start, StandIns(dtype=kept, place=schedule.place, second=second))
         shard.recompute(on=schedule.recomputed)

@@ -11,8 +11,6 @@ from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 
-import worker.fetched
-import worker.joining
 from moe.config import config_from_json, config_to_json
 from moe.presets import preset
 from protocol.errors import ConfigError, MalformedMessage, Refused, RemoteError
@@ -36,6 +34,7 @@ from worker.agent import MAX_HEARTBEAT_S, MIN_HEARTBEAT_S, Agent
 from worker.calls import MIN_RETRY_AFTER_S
 from worker.fetched import understand_run
 from worker.lease import description_from_message
+from worker.offer import Offer
 
 REFUSED = (RemoteError, ConfigError)
 LAYOUT_BYTES = 16 << 20
@@ -103,7 +102,7 @@ def _answered(name: str, data: bytes) -> m.SessionEvent:
         there.channel.answers *= 2  # it is opened again once the worker knows what it can offer
         there.joining._run = there.joining._offer = None
     elif there.joining._offer is None:
-        there.joining._offer = worker.joining.Offer(columns=3, tokens_per_s=1.0)
+        there.joining._offer = Offer(columns=3, tokens_per_s=1.0, measures=False)
 
     async def ask() -> m.SessionEvent:
         await agent._perform(CALLS[name])
