@@ -143,8 +143,8 @@ def join(
         typer.Option(
             "--measure/--no-measure",
             help="While there is no lease, measure others' submissions, and versions, for the coordinator, if the run"
-            " trusts this machine: that takes the whole model in fp32, and where it does not fit nothing is measured. Without"
-            " it: where there is a GPU.",
+            " trusts this machine: that takes the whole model in fp32, and where it does not fit nothing is measured."
+            " Without it: where there is a GPU.",
         ),
     ] = None,
     output: Annotated[str, typer.Option(help="auto, plain, json or quiet.")] = "auto",
