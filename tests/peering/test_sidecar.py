@@ -46,12 +46,15 @@ def signed(sequence: int, signer: RecordSigner = SIGNER, **changes: Any) -> byte
 
 
 def orders_of(
-    through: tuple[Bootstrap, ...] = (), host: str = "127.0.0.1", identity: Path | None = None
+    through: tuple[Bootstrap, ...] = (),
+    host: str = "127.0.0.1",
+    identity: Path | None = None,
+    relay: bool = False,
 ) -> Callable[[Path], bytes]:
     def orders(folder: Path) -> bytes:
         return SidecarOrders(
             folder=folder, fingerprint=HERE, through=through, host=host, port=0, announce=(), identity=identity,
-            relay=False, map_port=False,
+            relay=relay, map_port=False,
         ).to_json()  # fmt: skip
 
     return orders
