@@ -52,7 +52,8 @@ class PeerLine:
         frame_bytes: int = FRAME_BYTES,
         socket: str = "",
     ) -> None:
-        """`channel`: a gRPC channel to take in place of a new one. `socket`: a Unix socket behind which the holder is. `frame_bytes`: as the other side sends them."""
+        """`channel`: a gRPC channel to take in place of a new one. `frame_bytes`: as the other side sends them.
+        `socket`: a Unix socket behind which the holder is, in place of `host` and `port`."""
         self.name = holder_name(certificate)
         self.ticket: Ticket | None = None
         """To be set before anything is taken, as often as there is a newer one."""

@@ -1,8 +1,8 @@
 """libp2p's own process, `p2pd`, as the sidecar runs it: with the flags that hivemind does not offer.
 
 Decides what of libp2p is on: no port is asked of a router and nobody is asked to probe this machine unless that was
-ordered; it is no relay of its own (peering/sidecar/relaying.py is ours). Always: it is killed when the sidecar is (Linux), and is of
-the sidecar's process group, which whoever started that sweeps. Touches the folder of its sockets.
+ordered; it is no relay, since ours is (peering/sidecar/relaying.py). Always: it is killed when the sidecar is (Linux),
+and is of the sidecar's process group, which whoever started that sweeps. Touches the folder of its sockets.
 """
 
 from __future__ import annotations

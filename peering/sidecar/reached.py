@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from peering.sidecar.pipe import Bounds, hang_up, pipe
 from peering.sidecar.relaying import CIRCUIT_BYTES, CIRCUIT_S, IDLE_S, PING_S, SILENT_S
 from peering.sidecar.talk import PEER, RELAY, Streams, heard, say
-from protocol.errors import RemoteError
+from protocol.errors import RemoteError, Unavailable
 from protocol.joinlink import Bootstrap
 
 MOST_RELAYS = 3
@@ -85,15 +85,11 @@ class Reached:
             pause_s = min(LONGEST_PAUSE_S, 2.0 * pause_s)
 
     async def _ping(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """After a while, unless the relay has gone before."""
-        pause = asyncio.ensure_future(asyncio.sleep(PING_S))
-        ended = asyncio.ensure_future(_ended(reader))
-        try:
-            await asyncio.wait((pause, ended), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            pause.cancel()
-            ended.cancel()
-            await asyncio.gather(pause, ended, return_exceptions=True)
+        """After a while in which the relay says nothing, and does not go."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PING_S):
+                await reader.read(1)
+                raise Unavailable("a relay went")
         await say(writer, do="wait")
 
     async def on_stream(self, peer_id: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -110,9 +106,3 @@ class Reached:
             await hang_up(writer)
         finally:
             self._open -= 1
-
-
-async def _ended(reader: asyncio.StreamReader) -> None:
-    """Wait for the end of a stream on which nothing is to be said now."""
-    while not reader.at_eof():
-        await asyncio.sleep(0.5)

@@ -1,10 +1,10 @@
 """The relay: passes streams on to workers that cannot be reached, and that wait here on a connection of their own.
 
 Decides who may wait and who is let through: a bounded number of both, and only streams of one protocol, to somebody
-who waits at this moment. So nobody is sent anywhere that did not ask for it. Always: not a byte leaves for which whoever
-started this node has not given credit, so that it keeps to a volunteer's rate and rules; each stream is bounded in
-bytes, in time, and in time without a byte. What passes is TLS between the two others. p2pd's own relays are not used:
-docs/decisions/0094. Touches streams.
+who waits at this moment. So nobody is sent anywhere that did not ask for it. Always: not a byte leaves for which
+whoever started this node has not given credit, so that it keeps to a volunteer's rate and rules; each stream is bounded
+in bytes, in time, and in time without a byte. What passes is TLS between the two others. p2pd's own relays are not
+used: docs/decisions/0094. Touches streams.
 """
 
 from __future__ import annotations

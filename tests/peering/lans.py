@@ -12,25 +12,25 @@ import sys
 NET = "10.213.77"
 HOME = "192.168.7"
 """The same in every home, as with most routers."""
-RULES = f"""
-table ip nat {{
-  chain post {{
+RULES = """
+table ip nat {
+  chain post {
     type nat hook postrouting priority 100
     oifname "eth0" masquerade
-  }}
-}}
-table ip filter {{
-  chain passing {{
+  }
+}
+table ip filter {
+  chain passing {
     type filter hook forward priority 0
     policy drop
     iifname "eth1" accept
     ct state established,related accept
-  }}
-  chain incoming {{
+  }
+  chain incoming {
     type filter hook input priority 0
     iifname "eth0" ct state new drop
-  }}
-}}
+  }
+}
 """
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -21,7 +20,6 @@ import pytest
 from peering.companion import Companion
 from peering.line import PeerLine
 from peering.relay_credit import feed
-from protocol.errors import RemoteError
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest, digest_of
 from protocol.joinlink import Bootstrap
