@@ -50,8 +50,8 @@ class Answers:
 
     def __init__(self, network: RunNetwork, keeper: RecordKeeper, folder: Path, *, relays: bool) -> None:
         self._network, self._keeper = network, keeper
-        self.reached, self.reaching = Reached(network), Reaching(network, folder)
         self.desk = RelayDesk(network) if relays else None
+        self.reached, self.reaching = Reached(network), Reaching(network, folder, self.desk)
 
     async def __call__(self, request: Json, _caller: local_socket.Caller) -> Json:
         """As a handler of `local_socket.serve`."""

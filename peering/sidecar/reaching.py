@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 
 from peering.sidecar.pipe import Bounds, Ends, hang_up, pipe
-from peering.sidecar.relaying import CIRCUIT_BYTES, CIRCUIT_S, IDLE_S
-from peering.sidecar.talk import RELAY, Streams, heard, say
+from peering.sidecar.relaying import CIRCUIT_BYTES, CIRCUIT_S, IDLE_S, RelayDesk
+from peering.sidecar.talk import PEER, RELAY, Streams, heard, say
 from protocol.errors import RateLimited, RemoteError, Unavailable
 from protocol.joinlink import Bootstrap
 
@@ -39,8 +39,9 @@ class _Way:
 class Reaching:
     """One node's."""
 
-    def __init__(self, streams: Streams, folder: Path) -> None:
-        self._streams, self._folder = streams, folder
+    def __init__(self, streams: Streams, folder: Path, desk: RelayDesk | None = None) -> None:
+        """`desk`: this node's own, where it is a relay itself: nobody connects to themselves."""
+        self._streams, self._folder, self._desk = streams, folder, desk
         self._ways: dict[str, _Way] = {}
         self._made = 0
 
@@ -107,6 +108,9 @@ class Reaching:
             await hang_up(writer)
 
     async def _let_through(self, way: _Way) -> Ends | None:
+        if self._desk is not None and self._desk.has(way.peer_id):
+            with contextlib.suppress(RemoteError, OSError):
+                return await self._streams.open_to(way.peer_id, PEER)
         for relay in way.through:
             with contextlib.suppress(RemoteError, OSError):
                 reader, writer = await self._streams.open_at(relay, RELAY)

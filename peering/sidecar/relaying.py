@@ -85,6 +85,10 @@ class RelayDesk:
         """Workers that are reached through this node now."""
         return len(self._waiting)
 
+    def has(self, peer_id: str) -> bool:
+        """Whether that worker is reached through this node now."""
+        return peer_id in self._waiting
+
     @property
     def circuits(self) -> int:
         """Streams that are passed on now."""
