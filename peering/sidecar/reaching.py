@@ -71,6 +71,7 @@ class Reaching:
         self._ways[peer_id] = way
         try:
             way.server = await asyncio.start_unix_server(partial(self._connected, way), way.path)
+            way.path.chmod(0o600)
         except OSError as error:
             del self._ways[peer_id]
             raise Unavailable("there can be no socket in the sidecar's folder") from error
