@@ -56,13 +56,13 @@ class Detour:
         self._network, self._near, self._timing = network, near, timing
         self._named: tuple[Bootstrap, ...] = ()
         self._peer_id, self._at = "", tuple[Bootstrap, ...]()
-        self._told: tuple[Bootstrap, ...] = ()
+        self._told: tuple[str, tuple[Bootstrap, ...]] = ("", ())
         self._offered: Bootstrap | None = None
 
     @property
     def relays(self) -> int:
         """Through how many others reach this machine, as the coordinator was told."""
-        return len(self._told)
+        return len(self._told[1])
 
     def tell(self, request: pb.SourcesRequest) -> None:
         """Put into `request` what the coordinator is to know."""
@@ -73,7 +73,7 @@ class Detour:
         offer = self._network.offer
         if offer is not None:
             request.relay.peer_id, request.relay.port = offer.peer_id, offer.port
-        self._told, self._offered = self._at, offer
+        self._told, self._offered = (self._peer_id, self._at), offer
 
     def heard(self, reply: pb.SourcesReply) -> None:
         """Which relays there are."""
@@ -96,7 +96,7 @@ class Detour:
 
     @property
     def _is_news(self) -> bool:
-        return self._at != self._told or self._network.offer != self._offered
+        return (self._peer_id, self._at) != self._told or self._network.offer != self._offered
 
 
 class RelayedLine:

@@ -106,8 +106,8 @@ class WorkerOptions:
 
     @property
     def beside_another(self) -> WorkerOptions:
-        """For a further worker, or run, of the same machine: a port that was named is the first one's alone."""
-        return replace(self, share_port=0, p2p_port=0)
+        """For a further worker, or run, of the same machine: a port that was named, and the relay, are the first's."""
+        return replace(self, share_port=0, p2p_port=0, be_relay=False)
 
     def __post_init__(self) -> None:
         check_device(self.device)

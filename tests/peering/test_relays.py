@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ import pytest
 from peering.companion import Companion
 from peering.line import PeerLine
 from peering.relay_credit import feed
+from protocol.errors import RemoteError
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest, digest_of
 from protocol.joinlink import Bootstrap
@@ -74,12 +76,13 @@ async def node(lan: Lan, tmp_path: Path) -> AsyncIterator[Make]:
 
     async def start(name: str, *, host: str = "", relay: bool = False) -> Companion:
         orders = orders_of(host=host, relay=relay)
-        made.append(Companion(orders, tmp_path / f"traces-{len(made)}", command=lan.command(name), first_pause_s=0.1))
-        await made[-1].start()
-        await ready(made[-1], limit_s=90.0)
+        one = Companion(orders, tmp_path / f"traces-{len(made)}", command=lan.command(name), first_pause_s=0.1)
+        made.append(one)
+        await one.start()
+        await ready(one, limit_s=90.0)
         if relay:
-            feeding.append(asyncio.create_task(feed(made[-1], at_once)))
-        return made[-1]
+            feeding.append(asyncio.create_task(feed(one, at_once)))
+        return one
 
     yield start
     for task in feeding:
@@ -116,3 +119,52 @@ async def test_8_mib_go_through_two_nats_and_a_relay(lan: Lan, giver: dict[str, 
     began_s = time.monotonic()
     assert digest_of(await taken(path, giver)) == DIGEST
     print(f"8 MiB through two NATs and a relay in {time.monotonic() - began_s:.2f} s")
+
+
+def pids_of(companion: Companion) -> tuple[int, int]:
+    """Its sidecar's and p2pd's."""
+    assert companion.pid is not None
+    (p2pd,) = left_of(str(companion._folder))
+    return companion.pid, p2pd
+
+
+def lives(pid: int) -> bool:
+    path = Path(f"/proc/{pid}/cmdline")
+    return path.is_file() and path.read_bytes() != b""
+
+
+async def test_whatever_is_killed_leaves_nothing_and_the_block_comes_again(
+    lan: Lan, giver: dict[str, Any], node: Make
+) -> None:
+    """Relays, the giver's node and the taker's, one after the other; what the worker does is done every half second."""
+    relays = dict(zip((1, 2), await asyncio.gather(*(
+        node(name, host=f"{NET}.{number}", relay=True) for name, number in (("relay", 1), ("other", 2))
+    )), strict=True))  # fmt: skip
+    behind, taker = await asyncio.gather(node("giver"), node("taker"))
+
+    async def again() -> bytes:
+        async with asyncio.timeout(60.0):
+            while True:
+                try:
+                    there = [(relay, number) for number, relay in relays.items() if relay.ready.is_set()]
+                    named = [await address_of(*one) for one in there]
+                    name, through = await behind.wait_at(named, giver["port"])
+                    return await taken(await taker.reach(name, through), giver)
+                except (RemoteError, OSError, ValueError):
+                    await asyncio.sleep(0.5)  # real processes
+
+    assert digest_of(await again()) == DIGEST
+    for whose, companion in (("relay", relays[1]), ("giver", behind), ("taker", taker)):
+        for which in range(2):
+            await ready(companion, limit_s=90.0)
+            victims = pids_of(companion)
+            os.kill(victims[which], signal.SIGKILL)
+            began_s = time.monotonic()
+            while any(map(lives, victims)):
+                assert time.monotonic() - began_s < 5.0
+                await asyncio.sleep(0.05)
+            gone_s = time.monotonic() - began_s
+            assert digest_of(await again()) == DIGEST
+            took_s = time.monotonic() - began_s
+            print(f"{whose}, {('sidecar', 'p2pd')[which]} killed: nothing left after {gone_s:.2f} s,"
+                  f" the block comes again after {took_s:.1f} s")  # fmt: skip
