@@ -86,7 +86,7 @@ async def _at_once(_count: int) -> None:
     """No rate."""
 
 
-class Scene:
+class RelayedScene:
     """The giver, three sidecars, and a taker."""
 
     def __init__(self, size_bytes: int, root: Path) -> None:
@@ -158,10 +158,10 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 def _cpu_s(pid: int) -> float:
-    return sum(times.user + times.system for times in (one.cpu_times() for one in _family(pid)))
+    return float(sum(one.cpu_times().user + one.cpu_times().system for one in _family(pid)))
 
 
-async def _measured(scene: Scene, way: str, socket: str, times: int, size_bytes: int) -> dict[str, Any]:
+async def _measured(scene: RelayedScene, way: str, socket: str, times: int, size_bytes: int) -> dict[str, Any]:
     await scene.take(socket)  # connections, and whatever else is done once
     began_s, relay_began_s = _cpu_s(os.getpid()), _cpu_s(scene.relay_pid)
     took_s = [await scene.take(socket) for _ in range(times)]
@@ -180,7 +180,7 @@ async def _measured(scene: Scene, way: str, socket: str, times: int, size_bytes:
 async def measure(size_bytes: int, times: int) -> list[Row]:
     """Both ways."""
     with tempfile.TemporaryDirectory() as folder:
-        scene = Scene(size_bytes, Path(folder))
+        scene = RelayedScene(size_bytes, Path(folder))
         async with scene.open():
             direct = await _measured(scene, "direct", "", times, size_bytes)
             return [

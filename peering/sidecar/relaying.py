@@ -33,7 +33,7 @@ CREDIT_BYTES = 2 * 1024 * 1024
 NEWS_S = 5.0
 
 
-class Credit:
+class RelayCredit:
     """Bytes that may leave."""
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class RelayDesk:
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
-        self.credit = Credit()
+        self.credit = RelayCredit()
         self._waiting: dict[str, asyncio.StreamWriter] = {}
         self._circuits: Counter[str] = Counter()
         """Of each node, as a taker or a giver."""

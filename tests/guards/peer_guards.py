@@ -70,7 +70,7 @@ PEERS: tuple[Guard, ...] = (
     guard("a coordinator that sends a volunteer's machine round its home network",
           dropped("worker:relays_in", "may_dial(...)"), RELAYS_AT_HOME),
     guard("a relay that passes on more than its owner lets go",
-          never("peering.sidecar:Credit.spend", "self.is_out"), CREDIT),
+          never("peering.sidecar:RelayCredit.spend", "self.is_out"), CREDIT),
     guard("streams to a machine that does not wait for them",
           dropped("peering.sidecar:RelayDesk._pass_on", "giver not in self._waiting"), ABSENT),
     guard("streams to a machine that does not wait for them",
