@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -145,9 +146,19 @@ async def test_without_credit_nothing_passes(taker: Reaching, giver: Reached, de
 async def test_nobody_is_reached_who_does_not_wait_nor_by_somebody_at_whom_they_do_not(
     wires: Wires, taker: Reaching, giver: Reached, desk: RelayDesk
 ) -> None:
+    came: list[str] = []
+
+    async def on_stream(peer_id: str, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.append(peer_id)
+        writer.close()
+
+    await wires.of("S").handle(PEER, on_stream)  # who waits elsewhere
     assert await echoed(await taker.way_to(IDS["S"], [RELAY_NODE]), b"x") == b""
-    stranger, _ = await wires.of("X").open_to(IDS["G"], PEER)  # no relay of the giver's
-    assert await stranger.read() == b""
+    assert came == []
+    stranger, writer = await wires.of("X").open_to(IDS["G"], PEER)  # no relay of the giver's
+    writer.write(b"x")
+    with contextlib.suppress(ConnectionError):
+        assert await stranger.read(1) == b""
     giver.stop()
     await asyncio.gather(*giver._tasks.values(), return_exceptions=True)
     while desk.waiting:
