@@ -29,7 +29,7 @@ from protocol.v1 import barnraise_pb2 as pb
 MOST_NAMED = 4
 """To one worker; it waits at three."""
 MOST_OFFERED = 256
-TRY_AGAIN_S = 60.0
+TRY_AGAIN_S = 20.0
 """A relay, or a share behind some, that was not reached is not tried again before that."""
 REACHING_S = 10.0
 
@@ -58,7 +58,7 @@ class Relays:
     ) -> None:
         self._node, self._now_s, self._is_here = node, now_s, is_here
         self._offers: dict[WorkerId, Bootstrap] = {}
-        self._refused: dict[WorkerId, tuple[float, str, str]] = {}
+        self._refused: dict[tuple[WorkerId, type], tuple[float, object, str]] = {}
         """Until when what was tried last is not tried again, what that was, and why it came to nothing."""
         self._named = 0
 
@@ -77,7 +77,7 @@ class Relays:
         if self._offers.get(worker) == relay:
             return ""
         self._offers.pop(worker, None)
-        why = await self._tried(worker, str(relay), partial(self._why_no_relay, relay))
+        why = await self._tried(worker, relay, partial(self._why_no_relay, relay))
         if not why and len(self._offers) < MOST_OFFERED:
             self._offers[worker] = relay
         return why
@@ -102,18 +102,18 @@ class Relays:
 
     async def why_unreached(self, worker: WorkerId, shared: Shared) -> str:
         """Why nobody takes anything there, as far as it can be seen from here; empty: they can."""
-        return await self._tried(worker, f"{shared.name} {shared.peer_id}", partial(self._why_no_share, shared))
+        return await self._tried(worker, shared, partial(self._why_no_share, shared))
 
-    async def _tried(self, worker: WorkerId, what: str, attempt: Callable[[], Awaitable[str]]) -> str:
+    async def _tried(self, worker: WorkerId, what: Bootstrap | Shared, attempt: Callable[[], Awaitable[str]]) -> str:
         """What the attempt came to, or the last one, where that was a moment ago."""
-        until_s, tried, why = self._refused.get(worker, (-math.inf, "", ""))
+        until_s, tried, why = self._refused.get((worker, type(what)), (-math.inf, None, ""))
         if tried == what and self._now_s() < until_s:
             return why
         why = await attempt()
         if why:
-            self._refused[worker] = (self._now_s() + TRY_AGAIN_S, what, why)
+            self._refused[worker, type(what)] = (self._now_s() + TRY_AGAIN_S, what, why)
         else:
-            self._refused.pop(worker, None)
+            self._refused.pop((worker, type(what)), None)
         return why
 
     async def _why_no_relay(self, relay: Bootstrap) -> str:

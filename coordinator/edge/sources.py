@@ -70,6 +70,8 @@ class Sources:
         self._tickets: dict[WorkerId, Ticket] = {}
         self._unreached: dict[WorkerId, tuple[float, str]] = {}
         """Until when a share is not looked for again, and why."""
+        self._said: dict[WorkerId, tuple[str, bool]] = {}
+        """Why a share was not reached last, and whether it was looked for behind relays."""
         self._reaching = asyncio.Semaphore(REACHING_AT_ONCE)
         self._chunks = ChunkBook(run.store.blocks)
         node = None if run.whereabouts is None else run.whereabouts.node
@@ -162,9 +164,11 @@ class Sources:
         self._tracker.share(worker, None if why else shared)
         if not why and self._run.whereabouts is not None:
             await asyncio.to_thread(self._run.whereabouts.keep_sharers, self._tracker.some_sharers(MOST_SHARERS))
-        _log.info(
-            "share_unreached" if why else "share_reached", worker=worker, port=told.port, relayed=bool(shared.peer_id)
-        )
+        said = (why, bool(shared.peer_id))
+        if self._said.get(worker) != said:
+            self._said[worker] = said
+            event = "share_unreached" if why else "share_reached"
+            _log.info(event, worker=worker, port=told.port, relayed=bool(shared.peer_id))
         return why
 
 

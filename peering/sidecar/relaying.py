@@ -107,7 +107,7 @@ class RelayDesk:
                     case "wait":
                         await self._wait(peer_id, reader, writer)
                     case "hello":
-                        await say(writer, ok=True)
+                        await say(writer, ok=not self.credit.is_out)
                     case "to":
                         await self._pass_on(peer_id, str(said.get("peer"))[:80], reader, writer)
         finally:

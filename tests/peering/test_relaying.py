@@ -129,12 +129,15 @@ async def test_bytes_go_through_a_relay_and_are_counted(taker: Reaching, giver: 
     assert desk.credit.passed == 600_000
 
 
-async def test_without_credit_nothing_passes(taker: Reaching, giver: Reached, desk: RelayDesk) -> None:
+async def test_without_credit_nothing_passes(wires: Wires, taker: Reaching, giver: Reached, desk: RelayDesk) -> None:
     path = await taker.way_to(IDS["G"], giver.at)
     coming = asyncio.ensure_future(echoed(path, bytes(2 * CREDIT_BYTES)))
     while desk.credit.passed < CREDIT_BYTES:
         await asyncio.sleep(0.001)
     assert await echoed(path, b"one more") == b""  # who comes now is told that it is busy
+    reader, writer = await wires.of("X").open_to(IDS["R"], RELAY)
+    writer.write(b'{"do": "hello"}\n')
+    assert b"false" in await reader.readline()  # nobody else is sent here
     await asyncio.sleep(0.01)
     assert desk.credit.passed < CREDIT_BYTES + 2 * 65536
     while not coming.done():
