@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from peering.orders import SidecarOrders
 from peering.relay_credit import PIECE_BYTES, feed
 from peering.sidecar import reached, relaying
+from peering.sidecar.daemon import Daemon
 from peering.sidecar.pipe import Ends
 from peering.sidecar.reached import Reached
 from peering.sidecar.reaching import MOST_WAYS, Reaching
@@ -19,6 +21,7 @@ from peering.sidecar.relaying import CREDIT_BYTES, RelayDesk
 from peering.sidecar.talk import PEER, RELAY, OnStream
 from protocol.errors import RateLimited, Unavailable
 from protocol.joinlink import Bootstrap
+from tests.peering.test_sidecar import orders_of
 
 IDS = {one: f"12D3KooW{one * 44}" for one in "RGTSX"}
 RELAY_NODE = Bootstrap(peer_id=IDS["R"], host="10.0.0.1", port=1)
@@ -252,3 +255,10 @@ async def test_a_relay_is_given_what_its_owner_lets_go() -> None:
         await feed(Desk(), spend, pause)
     assert spent == [PIECE_BYTES] * 4
     assert granted == [0, *[PIECE_BYTES] * 3]
+
+
+def test_p2pd_is_no_relay_of_its_own_for_everybody(tmp_path: Path) -> None:
+    """With `-relay=1` it is one, of 128 KiB a stream, whatever its other flags say."""
+    for relay in (False, True):
+        orders = SidecarOrders.from_json(orders_of(host="127.0.0.1", relay=relay)(tmp_path))
+        assert {"-relay=0", "-relayService=0"} <= set(Daemon(orders)._flags())
