@@ -3,7 +3,7 @@
 # make soak   the long proofs: hundreds of kills, many seeds, millions of inputs
 # make senses what a worker can tell of a desktop, with a real X server and D-Bus daemon (xvfb, xdotool, dbus-daemon)
 # make page   the run's page in a real browser, and its metrics in a real Prometheus (apt-get install chromium prometheus)
-# make peers  the peer-to-peer network with real nodes (hivemind and its p2pd), some in network namespaces (root, iproute2)
+# make peers  the peer-to-peer network with real nodes (hivemind and its p2pd), some behind NATs in network namespaces (root)
 # make check  lint, types, import directions, generated code and tables, tests
 
 PYTHON ?= python3
@@ -55,7 +55,12 @@ page: $(READY) $(AXE)
 
 peers: $(READY)
 	@$(BIN)/python -c 'import hivemind' 2>/dev/null || { echo "make peers needs hivemind, which make setup installs on Linux and macOS"; exit 1; }
-	@command -v ip > /dev/null || { echo "make peers needs ip, and to be root for network namespaces: sudo apt-get install iproute2"; exit 1; }
+	@if [ "$$(id -u)" != 0 ]; then echo "make peers makes network namespaces, so it needs root: sudo make peers"; exit 1; fi
+	@if ! command -v ip > /dev/null || ! command -v nft > /dev/null; then \
+	  echo "installing iproute2 and nftables"; \
+	  apt-get update -q > /dev/null && apt-get install -y -q iproute2 nftables > /dev/null || \
+	  { echo "make peers needs ip and nft; where there is apt: sudo apt-get install iproute2 nftables"; exit 1; }; \
+	fi
 	$(BIN)/python -m pytest -m peers -s
 	$(BIN)/python -m pytest -s tests/peering/test_sidecar.py
 

@@ -57,6 +57,7 @@ MACHINE = frozenset(
         "p2p_port",
         "p2p_through",
         "p2p_map_port",
+        "p2p_relay_bytes_per_s",
     }
 )
 """Settings that no lease, block or figure depends on."""
@@ -134,6 +135,9 @@ class RunSettings(BaseModel):
     """Other nodes of it, as `PEER@HOST:PORT`: on machines that stay where they are."""
     p2p_map_port: bool = False
     """Ask the router to forward that port (UPnP)."""
+    p2p_relay_bytes_per_s: int = Field(default=0, ge=0)
+    """With `p2p`: pass on so many bytes a second, at most, to and from workers that share and cannot be reached. What
+    they give comes in here and goes out again. 0: no relay."""
     executor_threads: int = Field(default=1, ge=1)
     """torch threads for screening and aggregation."""
     sim_secret_from_seed: bool = False

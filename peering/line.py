@@ -50,13 +50,15 @@ class PeerLine:
         stall_s: float = FRAME_STALL_S,
         channel: Any = None,
         frame_bytes: int = FRAME_BYTES,
+        socket: str = "",
     ) -> None:
-        """`channel`: a gRPC channel to take in place of a new one. `frame_bytes`: as the other side sends them."""
+        """`channel`: a gRPC channel to take in place of a new one. `frame_bytes`: as the other side sends them.
+        `socket`: a Unix socket behind which the holder is, in place of `host` and `port`."""
         self.name = holder_name(certificate)
         self.ticket: Ticket | None = None
         """To be set before anything is taken, as often as there is a newer one."""
         self._identity, self._stall_s, self._frame_bytes = identity, stall_s, frame_bytes
-        self._channel = _channel(host, port, certificate) if channel is None else channel
+        self._channel = channel or _channel(f"unix:{socket}" if socket else dial_target(host, port), certificate)
 
     async def close(self) -> None:
         """Hang up."""
@@ -107,12 +109,12 @@ class PeerLine:
         return request.SerializeToString()
 
 
-def _channel(host: str, port: int, certificate: bytes) -> grpc.aio.Channel:
+def _channel(target: str, certificate: bytes) -> grpc.aio.Channel:
     pem = ssl.DER_cert_to_PEM_cert(certificate).encode("ascii")
     credentials = grpc.ssl_channel_credentials(root_certificates=pem)
     # A holder's certificates are made as a coordinator's are, for the same name; the one above is nobody else's.
     options = [*peer_channel_options(), ("grpc.ssl_target_name_override", COORDINATOR_NAME)]
-    return grpc.aio.secure_channel(dial_target(host, port), credentials, options=options)
+    return grpc.aio.secure_channel(target, credentials, options=options)
 
 
 def may_dial(host: str, beside: str) -> bool:

@@ -74,6 +74,9 @@ class Uplink(Protocol):
     def giving(self) -> AbstractAsyncContextManager[Spend]:
         """While one block is given. RateLimited, which is nobody's fault, where, and as soon as, none may be."""
 
+    async def passing(self, count: int) -> None:
+        """Wait until so many bytes of others may come in and go out again; RateLimited where none may now."""
+
 
 class BlockShelf(Protocol):
     """What a worker has to give."""
@@ -137,6 +140,13 @@ class PeerServer:
         if self._grpc is not None:
             await self._grpc.stop(None)
             self._grpc = None
+
+    async def pass_on(self, count: int) -> None:
+        """Wait for the turn of so many bytes that others send through this machine: at the same rate as what is given,
+        and under the same rules. RateLimited where none may go now."""
+        await self._pace.spend(count)
+        if self._uplink is not None:
+            await self._uplink.passing(count)
 
     async def _take(self, messages: AsyncIterator[bytes], context: Any) -> None:
         try:

@@ -54,6 +54,10 @@ class Shared:
     certificate: bytes
     """DER; its SHA-256 is the holder's name."""
     name: Digest
+    peer_id: str = ""
+    """Where nobody can connect to it: its node, which is reached,"""
+    through: tuple[str, ...] = ()
+    """as PEER@HOST:PORT, by these relays; host and port are then nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,11 +112,11 @@ class Tracker:
         """Who shares and is here, at the present question."""
 
     def some_sharers(self, most: int, beside: WorkerId | None = None) -> tuple[Shared, ...]:
-        """Up to `most` of those who share and are here, others each time."""
+        """Up to `most` of those who share, are here, and can be connected to; others each time."""
         here = [
             known.shared
             for worker, known in self._workers.items()
-            if known.shared is not None and worker != beside and self._is_here(worker)
+            if known.shared is not None and not known.shared.peer_id and worker != beside and self._is_here(worker)
         ]
         first = self._answers % len(here) if here else 0
         return tuple((here[first:] + here[:first])[:most])
@@ -196,10 +200,12 @@ class Tracker:
         *,
         room: int = MOST_SOURCES,
         still_s: float = 0.0,
+        relayed: bool = False,
     ) -> list[TakeFrom]:
         """Sources of what `worker` wants, rarest first; what is left out has to wait.
 
         `room`: how many it could begin with now. `still_s`: for how long nothing has come, from anybody.
+        `relayed`: whether it can be sent to a holder to whom nobody can connect.
         """
         if not self.anybody_shares:
             return [TakeFrom(digest=digest, holders=(), granted=True) for digest in wanted[:MOST_SOURCES]]
@@ -213,7 +219,7 @@ class Tracker:
         for digest in (
             () if room == 0 else sorted(known.wants, key=lambda one: (self._supply(one), distance(worker, one)))
         ):
-            usable = self._usable(worker, known, digest, now_s)
+            usable = self._usable(worker, known, digest, now_s, relayed=relayed)
             granted = digest in known.grants or (
                 len(known.grants) < GRANTS_AT_ONCE
                 and sum(one.granted for one in found) < room
@@ -262,12 +268,15 @@ class Tracker:
     def _asking_sharers(self, now_s: float) -> Iterator[_Known]:
         return (known for known in self._sharers() if not known.let_lapse and now_s - known.asked_s < WANTED_S)
 
-    def _usable(self, worker: WorkerId, known: _Known, digest: Digest, now_s: float) -> list[_Known]:
+    def _usable(self, worker: WorkerId, known: _Known, digest: Digest, now_s: float, *, relayed: bool) -> list[_Known]:
         """Holders of the block that `worker` may be sent to."""
         return [
             other
             for holder, other in self._holding(digest)
-            if holder != worker and other.shared is not None and known.avoids.get(other.shared.name, now_s) <= now_s
+            if holder != worker
+            and other.shared is not None
+            and (relayed or not other.shared.peer_id)
+            and known.avoids.get(other.shared.name, now_s) <= now_s
         ]
 
     def _holding(self, digest: Digest) -> Iterator[tuple[WorkerId, _Known]]:
@@ -279,8 +288,8 @@ class Tracker:
         return sum(1 for _ in islice(self._holding(digest), few)) + len(self._granted.get(digest, ()))
 
     def _named(self, usable: list[_Known]) -> tuple[Shared, ...]:
-        """Some of them, those that were not named for the longest time first."""
-        chosen = nsmallest(MOST_HOLDERS, usable, key=lambda known: known.handed)
+        """Some of them, those that were not named for the longest time first; but last those that cost a relay."""
+        chosen = nsmallest(MOST_HOLDERS, usable, key=_is_named_before)
         for known in chosen:
             known.handed = self._answers
         return tuple(known.shared for known in chosen if known.shared is not None)
@@ -315,6 +324,10 @@ class Tracker:
                 holders.pop(worker, None)
                 if not holders:
                     del self._holders[digest]
+
+
+def _is_named_before(known: _Known) -> tuple[bool, int]:
+    return known.shared is not None and bool(known.shared.peer_id), known.handed
 
 
 def distance(worker: WorkerId, digest: Digest) -> int:

@@ -14,6 +14,9 @@ import selectors
 import socket
 import ssl
 import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from protocol.causes import Cause
@@ -31,20 +34,44 @@ def fetch_ca(host: str, port: int, fingerprint: str, timeout_s: float) -> bytes:
     Blocks for at most `timeout_s` after the name is resolved. Raises Unavailable where nobody answers with TLS in
     time, and Unauthenticated where somebody does who has no such certificate.
     """
+    where = f"{host} port {port}"
+    return _certificate(_peer_chain(partial(_over_tcp, host, port), where, timeout_s), fingerprint, where)
+
+
+def fetch_ca_behind(path: Path, fingerprint: str, timeout_s: float) -> bytes:
+    """The same of whoever is behind a Unix socket. Blocks likewise."""
+    return _certificate(_peer_chain(partial(_over_socket, path), str(path), timeout_s), fingerprint, str(path))
+
+
+def _certificate(chain: list[bytes], fingerprint: str, where: str) -> bytes:
     expected = fingerprint.lower().encode("ascii", "replace")
-    chain = _peer_chain(host, port, timeout_s)
     offered = [hashlib.sha256(certificate).hexdigest() for certificate in chain]
     for certificate, got in zip(chain, offered, strict=True):
         if hmac.compare_digest(got.encode(), expected):
             return ssl.DER_cert_to_PEM_cert(certificate).encode("ascii")
     raise Unauthenticated(
-        f"{host} port {port} is not the coordinator of this join link: expected a certificate with fingerprint"
+        f"{where} is not the coordinator of this join link: expected a certificate with fingerprint"
         f" {fingerprint}, got {', '.join(offered) or 'none'}",
         cause=Cause.WRONG_CERTIFICATE,
     )
 
 
-def _peer_chain(host: str, port: int, timeout_s: float) -> list[bytes]:
+def _over_tcp(host: str, port: int, timeout_s: float) -> socket.socket:
+    return socket.create_connection((host, port), timeout=timeout_s)
+
+
+def _over_socket(path: Path, timeout_s: float) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(timeout_s)
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _peer_chain(connect: Callable[[float], socket.socket], where: str, timeout_s: float) -> list[bytes]:
     deadline_s = time.monotonic() + timeout_s
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -53,19 +80,19 @@ def _peer_chain(host: str, port: int, timeout_s: float) -> list[bytes]:
     context.set_alpn_protocols(["h2"])
     try:
         with (
-            socket.create_connection((host, port), timeout=timeout_s) as raw,
+            connect(timeout_s) as raw,
             context.wrap_socket(raw, do_handshake_on_connect=False) as connection,
         ):
             _handshake(connection, deadline_s)
             return _unverified_chain(connection)[:_MAX_CHAIN]
     except TimeoutError as error:
-        said = f"no TLS answer from {host} port {port} within {timeout_s:g} s"
+        said = f"no TLS answer from {where} within {timeout_s:g} s"
         raise Unavailable(said, cause=Cause.NO_ANSWER) from error
     except ssl.SSLError as error:
-        said = f"{host} port {port} does not speak TLS as a coordinator does: {error.reason}"
+        said = f"{where} does not speak TLS as a coordinator does: {error.reason}"
         raise Unavailable(said, cause=Cause.NOT_A_COORDINATOR) from error
     except OSError as error:
-        said = f"cannot reach {host} port {port}: {error.strerror or error}"
+        said = f"cannot reach {where}: {error.strerror or error}"
         raise Unavailable(said, cause=_cause_of(error)) from error
 
 

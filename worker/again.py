@@ -58,6 +58,7 @@ def arguments_of(options: WorkerOptions, way_back: str) -> list[str]:
     way = [
         *([way_back] if way_back else []),
         *(["--p2p"] if options.p2p else []),
+        *(["--be-relay"] if options.be_relay else []),
         *(["--archive"] if options.archive else []),
     ]
     return ["worker", "join", *way, *measures, *(f"{name}={value}" for name, value in given if value is not None)]

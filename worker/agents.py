@@ -54,13 +54,16 @@ def make_agent(
     """
     ruled: dict[str, Any] = {"policy": options.policy}
     timing = Timing()
-    finder = _finder_of(options, link, home, reporter, timing)
+    finder = Finder(link, home, timing)
+    sharing = sharing_of(options, home, finder.keeper, house)
+    network = _network_of(options, link, home, reporter, finder, sharing)
+    finder.elsewhere = network
     joined: dict[str, Any] = {"timing": timing, "finder": finder}
     if house is not None:
         disk = home.disk
         disk.ruled, disk.short = lambda: house.disk_bytes, house.short_of_disk_bytes
         joined |= {"counted": house.counted, "licensed": house.learn_licence}
-        joined["dial_holder"] = lambda holder: house.taking(line_to(holder, home.identity()))
+        joined["dial_holder"] = lambda holder: house.taking(line_to(holder, home.identity(), network, link.host))
         ruled = {
             "policy": turn(house.policy),
             "circumstances": lambda: house.look(disk.make_room),
@@ -75,6 +78,7 @@ def make_agent(
     else:
         hands = _hands_apart(options, home, reporter, house)
     joining = Joining(options, link, home, reporter, handiwork=hands.handiwork, **joined)
+    joining.network = network
     agent = Agent(
         hands.machine,
         joining,
@@ -84,26 +88,28 @@ def make_agent(
         pauses=options.pauses,
         measurer=hands.measurer,
         receipts=ReceiptKeeper(home, reporter),
-        sharing=sharing_of(options, home, finder.keeper, house),
+        sharing=sharing,
         archivist=Archivist(joining, reporter) if options.archive else None,
         **ruled,
     )
     return agent, joining
 
 
-def _finder_of(options: WorkerOptions, link: JoinLink, home: RunHome, reporter: Reporter, timing: Timing) -> Finder:
-    finder = Finder(link, home, timing)
-    if options.p2p:
-        finder.elsewhere = WorkerNetwork(
-            home.folder,
-            home,
-            finder.keeper,
-            through=link.through,
-            listens=options.share_bytes_per_s is not None,
-            port=options.p2p_port,
-            tell=lambda why: reporter.say("p2p", say("p2p.ended", why=foreign(why))),
-        )
-    return finder
+def _network_of(
+    options: WorkerOptions, link: JoinLink, home: RunHome, reporter: Reporter, finder: Finder, sharing: Sharing | None
+) -> WorkerNetwork | None:
+    if not options.p2p:
+        return None
+    return WorkerNetwork(
+        home.folder,
+        home,
+        finder.keeper,
+        through=link.through,
+        listens=sharing is not None,
+        port=options.p2p_port,
+        tell=lambda why: reporter.say("p2p", say("p2p.ended", why=foreign(why))),
+        pass_on=sharing.pass_on if sharing is not None and options.be_relay else None,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -202,6 +202,14 @@ _BEGINNING = {
         "sharing: other workers of this run learn this machine's address and take blocks from its port {port}, where"
         " you said so with --share"
     ),
+    "sharing.relayed": (
+        "others reach this machine through {relays} of the run's relays now: what it gives passes through these, and"
+        " they cannot read it"
+    ),
+    "relaying": (
+        "relay: what workers give that nobody can connect to may pass through this machine, where you said so with"
+        " --be-relay. Each byte comes in and goes out again, within the rate of --share and your rules; it counts twice"
+    ),
     "not_sharing": "nothing is shared with other workers: {why}",
     "sharing.untold": "what is shared could not be announced just now; it is told again with the next session",
     "archive.begun": "version {version} is being archived here: {amount} to fetch",

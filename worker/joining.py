@@ -18,6 +18,7 @@ from protocol.v1 import barnraise_pb2 as pb
 from worker.admission import work_for_admission
 from worker.background import Threads
 from worker.client import CoordinatorClient
+from worker.detour import RelayedNetwork
 from worker.epochs import require_latest
 from worker.fetched import Run
 from worker.finding import Finder
@@ -81,6 +82,8 @@ class Joining:
         self._options = options
         self._link, self._wire = link, None if dial else GrpcWire(link)
         self.finder = finder
+        self.network: RelayedNetwork | None = None
+        """This machine's node in the run's network; None: it takes no part."""
         if finder is not None:
             finder.moved = self._move
         self._reporter = reporter

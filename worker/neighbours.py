@@ -15,11 +15,12 @@ from protocol.errors import ConfigError, RemoteError
 from protocol.identity import PrivateIdentity
 from protocol.text import human_bytes
 from protocol.v1 import barnraise_pb2 as pb
+from worker.detour import Detour, RelayedLine, RelayedNetwork
 from worker.joining import Joining
 from worker.lease import printable
 from worker.progress import Reporter
 from worker.sharing import Sharing
-from worker.swarm import BlockSwarm
+from worker.swarm import BlockSwarm, HolderLine
 from worker.words import Words, foreign, say
 
 
@@ -29,6 +30,9 @@ class Neighbours:
     def __init__(self, joining: Joining, reporter: Reporter, sharing: Sharing | None) -> None:
         self._joining, self._reporter, self._sharing = joining, reporter, sharing
         self._swarm: BlockSwarm | None = None
+        self._detour: Detour | None = None
+        self._detouring: asyncio.Task[None] | None = None
+        self._relay_notice, self._is_relay = "", False
         self._told_bytes = 0
         self._notice = ""
         self._announcing: asyncio.Future[None] | None = None
@@ -57,6 +61,17 @@ class Neighbours:
         if notice and notice != self._notice:
             self._reporter.say("share_unreached", notice)
         self._notice = notice
+        self._made()
+        if self._detour is not None and self._detouring is None:
+            keeping = self._detour.keep(self._sharing.port, lambda: bool(self._notice), self._say_again)
+            self._detouring = asyncio.ensure_future(keeping)
+
+    async def _say_again(self) -> None:
+        """Something has changed in how others reach this machine."""
+        before, self._notice = self._notice, foreign(printable(await self._made().announce()))
+        relays = 0 if self._detour is None else self._detour.relays
+        if before and not self._notice and relays:
+            self._reporter.say("sharing", say("sharing.relayed", relays=relays), relays=relays)
 
     @property
     def swarm(self) -> BlockSwarm | None:
@@ -89,8 +104,9 @@ class Neighbours:
 
     async def close(self) -> None:
         """Hang up on everybody."""
-        if self._announcing is not None:
-            self._announcing.cancel()
+        for task in (self._announcing, self._detouring):
+            if task is not None:
+                task.cancel()
         if self._swarm is not None:
             await self._swarm.close()
         if self._sharing is not None:
@@ -105,20 +121,40 @@ class Neighbours:
                 joining.timing,
                 near=joining.host,
                 sharing=self._sharing,
+                tell=self._tell,
                 heard=self._heard,
             )
+            if joining.network is not None:
+                self._detour = Detour(joining.network, joining.host, joining.timing)
         return self._swarm
 
+    def _tell(self, request: pb.SourcesRequest) -> None:
+        if self._detour is not None:
+            self._detour.tell(request)
+        if request.HasField("relay") and not self._is_relay:
+            self._is_relay = True
+            self._reporter.say("relaying", say("relaying"))
+
     def _heard(self, reply: pb.SourcesReply) -> None:
+        if self._detour is not None:
+            self._detour.heard(reply)
+        if reply.relay_notice and reply.relay_notice != self._relay_notice:
+            self._reporter.say("relay_unreached", foreign(printable(reply.relay_notice)))
+        self._relay_notice = reply.relay_notice
         finder = self._joining.finder
         if finder is not None:
             finder.heard(reply.record)
             finder.met([*reply.holders, *reply.neighbours])
 
-    def _dial(self, holder: pb.Holder) -> PeerLine:
-        return line_to(holder, self._joining.identity)
+    def _dial(self, holder: pb.Holder) -> HolderLine:
+        return line_to(holder, self._joining.identity, self._joining.network, self._joining.host)
 
 
-def line_to(holder: pb.Holder, identity: PrivateIdentity) -> PeerLine:
-    """The line on which the key's owner takes blocks from a holder."""
+def line_to(
+    holder: pb.Holder, identity: PrivateIdentity, network: RelayedNetwork | None = None, near: str = ""
+) -> HolderLine:
+    """The line on which the key's owner takes blocks from a holder; through relays where it can be reached no other
+    way, by this machine's node in the `network`. `near`: the host at which the coordinator is reached."""
+    if holder.peer_id:
+        return RelayedLine(network, holder, near, identity)
     return PeerLine(holder.host, holder.port, holder.certificate, identity)

@@ -81,6 +81,8 @@ class WorkerOptions:
     """Take part in the run's peer-to-peer network, in a process of its own: one more way to find a run that moved."""
     p2p_port: int = 0
     """Where others reach this machine in it, if it shares; 0: any port that is free. Of several the first has it."""
+    be_relay: bool = False
+    """Pass on what other workers of the run give that nobody can connect to, within the rate and rules of the share."""
     keep_progress_every_s: float = 30.0
     """A lease's progress is written to disk this often, for the case that the process is killed; 0: after each step."""
     progress_bytes_a_day: int | None = None
@@ -104,8 +106,8 @@ class WorkerOptions:
 
     @property
     def beside_another(self) -> WorkerOptions:
-        """For a further worker, or run, of the same machine: a port that was named is the first one's alone."""
-        return replace(self, share_port=0, p2p_port=0)
+        """For a further worker, or run, of the same machine: a port that was named, and the relay, are the first's."""
+        return replace(self, share_port=0, p2p_port=0, be_relay=False)
 
     def __post_init__(self) -> None:
         check_device(self.device)
@@ -120,6 +122,8 @@ class WorkerOptions:
                 f"--share: at least {MIN_SHARE_BYTES_PER_S // 1000} KB a second are of use to others, got"
                 f" {self.share_bytes_per_s} bytes"
             )
+        if self.be_relay and not (self.p2p and self.share_bytes_per_s is not None):
+            raise ConfigError("--be-relay needs --p2p, by which it is reached, and --share, whose rate it keeps to")
         for option, port in (("--share-port", self.share_port), ("--p2p-port", self.p2p_port)):
             if not 0 <= port <= MOST_PORT:
                 raise ConfigError(f"{option} must be 0 to {MOST_PORT}, got {port}")

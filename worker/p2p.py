@@ -6,6 +6,7 @@ others. Always: what the sidecar says is a hint. Touches the run's folder, and p
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from pathlib import Path
 from peering.companion import Companion
 from peering.keeping import RecordKeeper
 from peering.orders import SidecarOrders
+from peering.relay_credit import feed
+from peering.serving import Spend
 from protocol.errors import ConfigError, RemoteError, StorageTrouble
 from protocol.ids import Digest
 from protocol.joinlink import Bootstrap
@@ -38,17 +41,26 @@ class WorkerNetwork:
         port: int = 0,
         companion: Callable[..., Companion] = Companion,
         tell: Callable[[str], None] = lambda _text: None,
+        pass_on: Spend | None = None,
     ) -> None:
+        """`pass_on`: waits until so many bytes of others may come in here and go out again; None: none do."""
         self._files, self._keeper, self._given = files, keeper, through
         self._host, self._port = EVERYWHERE if listens else "", port
+        self._pass_on = pass_on
+        self._feeding: asyncio.Task[None] | None = None
+        self._own: Bootstrap | None = None
         self._companion = companion(self._orders, folder / "sidecar.json", on_ready=self._on_ready, tell=tell)
 
     async def start(self) -> None:
         """Join; nothing is waited for."""
         await self._companion.start()
+        if self._pass_on is not None:
+            self._feeding = asyncio.create_task(feed(self._companion, self._pass_on))
 
     async def stop(self) -> None:
         """Leave."""
+        if self._feeding is not None:
+            self._feeding.cancel()
         await self._companion.stop()
 
     async def find(self, fingerprint: Digest) -> bytes:
@@ -62,12 +74,33 @@ class WorkerNetwork:
             await self._companion.store(record)
             await self._remember()
 
+    # ---- relays: as a worker's `RelayedNetwork` ----------------------------------------------------------------------
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the node is there."""
+        return self._companion.ready.is_set()
+
+    @property
+    def offer(self) -> Bootstrap | None:
+        """Where it passes streams on itself, as it knows; None: nowhere."""
+        return self._own if self.is_ready and self._pass_on is not None else None
+
+    async def wait_at(self, relays: tuple[Bootstrap, ...], port: int) -> tuple[str, tuple[Bootstrap, ...]]:
+        """Be reached through some of these: by which name, and through which."""
+        return await self._companion.wait_at(relays, port)
+
+    async def reach(self, peer_id: str, through: tuple[Bootstrap, ...]) -> Path:
+        """A Unix socket behind which that node is."""
+        return await self._companion.reach(peer_id, through)
+
     @property
     def through(self) -> tuple[Bootstrap, ...]:
         """Peers by which the network may be entered: those met last, then those of the link."""
         return tuple(dict.fromkeys((*_read(self._files), *self._given)))[:MOST_THROUGH]
 
     async def _on_ready(self) -> None:
+        self._own = next(iter((await self._companion.status()).addresses), None)
         if self._keeper.told:
             await self._companion.store(self._keeper.told)
         await self._remember()
@@ -89,7 +122,7 @@ class WorkerNetwork:
             port=self._port,
             announce=(),
             identity=None,
-            relay=False,
+            relay=self._pass_on is not None,
             map_port=False,
         ).to_json()
 

@@ -15,6 +15,7 @@ from typing import BinaryIO, Protocol
 from peering.certificate import PeerCertificate, new_certificate
 from peering.keeping import RecordKeeper
 from peering.serving import PeerServer, Uplink
+from protocol.errors import RateLimited
 from protocol.ids import Digest
 from protocol.v1 import barnraise_pb2 as pb
 from worker.home import Enrolment
@@ -92,6 +93,12 @@ class Sharing:
             clock=self._clock,
             uplink=self._uplink,
         )
+
+    async def pass_on(self, count: int) -> None:
+        """Wait for the turn of so many bytes of others that a relay here passes on. RateLimited where none may go."""
+        if self._server is None:
+            raise RateLimited("nothing is shared yet")
+        await self._server.pass_on(count)
 
     async def stop(self) -> None:
         """Hang up on whoever takes something."""

@@ -26,6 +26,7 @@ from protocol.messages import record_of
 from protocol.tickets import Ticket
 from protocol.v1 import barnraise_pb2 as pb
 from worker.chunked import ChunkedSource
+from worker.detour import relays_in
 from worker.ports import BlockSource, Coordinator
 from worker.sharing import Sharing
 from worker.timing import Timing
@@ -69,12 +70,14 @@ class BlockSwarm:
         near: str,
         sharing: Sharing | None = None,
         lanes: int = LANES,
+        tell: Callable[[pb.SourcesRequest], None] = lambda _request: None,
         heard: Callable[[pb.SourcesReply], None] = lambda _reply: None,
     ) -> None:
-        """`near`: the host at which the coordinator is reached; `heard` gets all that it says."""
+        """`near`: the host at which the coordinator is reached; `tell` may add to what it is told, and `heard` gets all
+        that it says."""
         self._coordinator, self._dial, self._timing = coordinator, dial, timing
         self._near, self._lanes = near, lanes
-        self.sharing, self._heard = sharing, heard
+        self.sharing, self._tell, self._heard = sharing, tell, heard
         self._waiting: dict[Digest, asyncio.Future[HolderLine | None]] = {}
         self._sizes: dict[Digest, int] = {}
         """Of large blocks that are wanted."""
@@ -209,6 +212,7 @@ class BlockSwarm:
         )
         if self.sharing is not None:
             self.sharing.tell(request)
+        self._tell(request)
         told = set(request.got)
         request.got.extend(one for one in map(bytes.fromhex, got) if one not in told)
         reply = await self._coordinator.sources(request)
@@ -258,13 +262,19 @@ class BlockSwarm:
         """The line to a holder; None where it is none that this machine connects to."""
         line = self._lines.get(name)
         if line is None:
-            fits = 1 <= holder.port <= 65_535 and len(holder.certificate) <= MAX_CERTIFICATE_BYTES
-            if not fits or not may_dial(holder.host, self._near):
+            if not self._goes_to(holder):
                 self._failed.append(name)
                 return None
             line = self._lines[name] = self._dial(holder)
         line.ticket = ticket
         return line
+
+    def _goes_to(self, holder: pb.Holder) -> bool:
+        if len(holder.certificate) > MAX_CERTIFICATE_BYTES:
+            return False
+        if holder.peer_id:
+            return bool(relays_in(holder.through, self._near))
+        return 1 <= holder.port <= 65_535 and may_dial(holder.host, self._near)
 
     def _moved(self, giver: Digest | None, givers: set[Digest], count: int) -> None:
         self._moved_s = self._timing.clock()

@@ -138,6 +138,16 @@ def join(
     p2p_port: Annotated[
         int, typer.Option(min=0, max=65535, help="The port for --p2p together with --share; 0: any.")
     ] = 0,
+    be_relay: Annotated[
+        bool,
+        typer.Option(
+            "--be-relay",
+            help="With --share and --p2p, and a --p2p-port that others reach: pass on what workers give to whom nobody"
+            " can connect. Each byte of that comes in here and goes out again, within the rate of --share and your"
+            " rules, which count it twice; at most 16 transfers at once of 256 MiB each. It is encrypted from end to"
+            " end; who takes part learns this machine's address.",
+        ),
+    ] = False,
     measure: Annotated[
         bool | None,
         typer.Option(
@@ -192,6 +202,7 @@ def join(
         archive=archive,
         p2p=p2p,
         p2p_port=p2p_port,
+        be_relay=be_relay,
         output="json" if as_json else output,  # type: ignore[arg-type]  # WorkerOptions checks it
     )  # before a link is waited for
     if link == "-":

@@ -20,6 +20,8 @@ from coordinator.settings import RunSettings
 from peering.companion import Companion
 from peering.node_key import node_identity
 from peering.orders import SidecarOrders
+from peering.pace import UplinkPace
+from peering.relay_credit import feed
 from protocol.errors import BarnraiseError
 from protocol.hosts import address_text, canonical_host, split_port
 from protocol.ids import Digest
@@ -37,7 +39,7 @@ class RunNode:
     def __init__(self, root: Path, settings: RunSettings, fingerprint: Digest) -> None:
         self._folder, self._settings, self._fingerprint = root / "p2p", settings, fingerprint
         self._files = FoundAgain(root)
-        self._remembering: asyncio.Task[None] | None = None
+        self._beside: list[asyncio.Task[None]] = []
         self._record = b""
         self._own: tuple[Bootstrap, ...] = ()
         self._companion = Companion(
@@ -56,15 +58,31 @@ class RunNode:
         """Begin; nothing is waited for."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         await self._companion.start()
-        self._remembering = asyncio.create_task(self._remember())
+        self._beside = [asyncio.create_task(self._remember())]
+        if rate := self._settings.p2p_relay_bytes_per_s:
+            self._beside.append(asyncio.create_task(feed(self._companion, UplinkPace(rate).spend)))
 
     async def stop(self) -> None:
         """Leave."""
-        if self._remembering is not None:
-            self._remembering.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._remembering
+        for task in self._beside:
+            task.cancel()
+        await asyncio.gather(*self._beside, return_exceptions=True)
         await self._companion.stop()
+
+    # ---- relays ------------------------------------------------------------------------------------------------------
+
+    @property
+    def relay(self) -> Bootstrap | None:
+        """Where this node passes streams on itself; None: nowhere, or not yet."""
+        return self._own[0] if self._settings.p2p_relay_bytes_per_s and self._own else None
+
+    async def relays_at(self, peer: Bootstrap) -> bool:
+        """Whether that node passes streams on, as seen from here."""
+        return await self._companion.relays_at(peer)
+
+    async def reach(self, peer_id: str, through: tuple[Bootstrap, ...]) -> Path:
+        """A Unix socket behind which that node is."""
+        return await self._companion.reach(peer_id, through)
 
     async def tell(self, record: bytes) -> None:
         """This is the run's newest record."""
@@ -102,6 +120,6 @@ class RunNode:
             port=port,
             announce=announce,
             identity=node_identity(self._folder),
-            relay=False,
+            relay=bool(self._settings.p2p_relay_bytes_per_s),
             map_port=self._settings.p2p_map_port,
         ).to_json()

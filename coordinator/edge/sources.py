@@ -17,6 +17,7 @@ import structlog
 
 from coordinator.edge.chunks import ChunkBook
 from coordinator.edge.kept import Archived, kept_elsewhere
+from coordinator.edge.relays import MOST_NAMED, Relays
 from coordinator.edge.served import RunContext
 from coordinator.edge.sessions import CallerSession
 from coordinator.edge.status import KeptStatus
@@ -43,6 +44,7 @@ REACHING_S = 5.0
 REACH_AGAIN_S = 60.0
 """A share that could not be reached is not looked for again before that."""
 REACHING_AT_ONCE = 8
+MOST_PEER_CHARACTERS = 64
 SHORTEST_PAUSE_S = 0.5
 MOST_CHUNK_LIST_BYTES = 512 * 1024
 """In one answer, which is a message of at most a megabyte: chunks of 128 GiB."""
@@ -68,8 +70,12 @@ class Sources:
         self._tickets: dict[WorkerId, Ticket] = {}
         self._unreached: dict[WorkerId, tuple[float, str]] = {}
         """Until when a share is not looked for again, and why."""
+        self._said: dict[WorkerId, tuple[str, bool]] = {}
+        """Why a share was not reached last, and whether it was looked for behind relays."""
         self._reaching = asyncio.Semaphore(REACHING_AT_ONCE)
         self._chunks = ChunkBook(run.store.blocks)
+        node = None if run.whereabouts is None else run.whereabouts.node
+        self._relays = Relays(node, run.run_time, self._is_here)
 
     @property
     def anybody_shares(self) -> bool:
@@ -89,7 +95,7 @@ class Sources:
         _check(request)
         worker, tracker = session.worker, self._tracker
         await self._look_at_versions()
-        notice = await self._note_share(session, request)
+        notice, relay_notice = await self._note_share(session, request), await self._relays.note(session, request)
         now_s, served = self._run.run_time(), self._served
         tracker.gone(worker, _digests(request.gone))
         tracker.got(worker, served.intersection(_digests(request.got)), whole=request.whole)
@@ -97,7 +103,7 @@ class Sources:
         tracker.failed(worker, _digests(request.failed), now_s)
         still_s = request.still_s if request.still_s > 0.0 else 0.0  # false for NaN too
         wanted = [one for one in _digests(request.wanted) if one in served]
-        found = tracker.ask(worker, wanted, now_s, room=request.room, still_s=still_s)
+        found = tracker.ask(worker, wanted, now_s, room=request.room, still_s=still_s, relayed=request.p2p)
         reply = _reply(found)
         held, told_bytes = [one.digest for one in found if one.holders], 0
         for digest in served.intersection(_digests(request.unchunked)).intersection(held):
@@ -108,6 +114,8 @@ class Sources:
                 reply.chunks.add(digest=told, chunk_bytes=chunks.chunk_bytes, digests=chunks.digests)
         fill(reply.ticket, self._ticket(session, now_s), Ticket)
         reply.now_s, reply.book, reply.notice, reply.record = now_s, self._book, notice, self._run.record
+        reply.relay_notice = relay_notice
+        reply.relays.extend(map(str, self._relays.some(worker) if request.p2p else ()))
         for one in tracker.some_sharers(NEIGHBOURS, beside=worker):
             reply.neighbours.add(host=one.host, port=one.port, certificate=one.certificate)
         reply.retry_after_s = max(SHORTEST_PAUSE_S, len(self._run.sessions) / WORKERS_A_SECOND)
@@ -141,18 +149,26 @@ class Sources:
         shared = Shared(
             host=session.host, port=told.port, certificate=told.certificate, name=holder_name(told.certificate)
         )
-        if self._tracker.shares(worker) == shared:
+        relayed, known = self._relays.share_of(told), self._tracker.shares(worker)
+        if known is not None and known in (shared, relayed):
             return ""
         until_s, why = self._unreached.get(worker, (-math.inf, ""))
-        if self._run.run_time() < until_s:
-            return why
-        async with self._reaching:
-            why = await asyncio.to_thread(self._reach, shared)
+        if self._run.run_time() >= until_s:
+            async with self._reaching:
+                why = await asyncio.to_thread(self._reach, shared)
+            self._unreached[worker] = (self._run.run_time() + REACH_AGAIN_S, why) if why else (-math.inf, "")
+        if why and relayed is not None:
+            async with self._reaching:
+                why = await self._relays.why_unreached(worker, relayed)
+            shared = relayed
         self._tracker.share(worker, None if why else shared)
-        self._unreached[worker] = (self._run.run_time() + REACH_AGAIN_S, why) if why else (-math.inf, "")
         if not why and self._run.whereabouts is not None:
             await asyncio.to_thread(self._run.whereabouts.keep_sharers, self._tracker.some_sharers(MOST_SHARERS))
-        _log.info("share_unreached" if why else "share_reached", worker=worker, port=shared.port)
+        said = (why, bool(shared.peer_id))
+        if self._said.get(worker) != said:
+            self._said[worker] = said
+            event = "share_unreached" if why else "share_reached"
+            _log.info(event, worker=worker, port=told.port, relayed=bool(shared.peer_id))
         return why
 
 
@@ -165,7 +181,7 @@ def _why_unreached(shared: Shared) -> str:
             return ""
         why = "this coordinator does not see where its worker calls from"
     except RemoteError:
-        why = "forward that port to this machine, with --share-port, or leave --share out"
+        why = "forward that port to this machine, with --share-port, or add --p2p where the run has relays"
     return f"nobody reaches what this machine shares at {address}: {why}"
 
 
@@ -181,6 +197,8 @@ def _check(request: pb.SourcesRequest) -> None:
         share = request.share
         if not 1 <= share.port <= 65_535 or not 1 <= len(share.certificate) <= MAX_CERTIFICATE_BYTES:
             raise MalformedMessage("Sources: a share has a port, and a certificate of at most 2 KiB")
+        if len(share.peer_id) > MOST_PEER_CHARACTERS or len(share.through) > MOST_NAMED:
+            raise MalformedMessage(f"Sources: a share is behind at most {MOST_NAMED} relays")
 
 
 def _digests(found: object) -> list[Digest]:
@@ -194,6 +212,7 @@ def _reply(found: list[TakeFrom]) -> pb.SourcesReply:
         for holder in one.holders:
             if holder.name not in places:
                 places[holder.name] = len(places)
-                reply.holders.add(host=holder.host, port=holder.port, certificate=holder.certificate)
+                told = reply.holders.add(host=holder.host, port=holder.port, certificate=holder.certificate)
+                told.peer_id, told.through[:] = holder.peer_id, holder.through
             source.holders.append(places[holder.name])
     return reply

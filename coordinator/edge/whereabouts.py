@@ -70,6 +70,11 @@ class Whereabouts:
         """Nodes that join links name: this machine's first."""
         return () if self._network is None else self._network.through
 
+    @property
+    def node(self) -> RunNode | None:
+        """This machine's node of the run's network."""
+        return self._network
+
     async def start(self, port: int) -> None:
         """The coordinator listens on `port`."""
         if self._network is not None:

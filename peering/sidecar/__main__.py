@@ -1,6 +1,7 @@
 """`python -m peering.sidecar`: reads its orders, starts p2pd, joins the network, and answers at a socket until it ends.
 
-Decides what a request is: `find`, `store`, `enter`, `status`. Always: p2pd is started before anything is imported that
+Decides what a request is: `find`, `store`, `enter`, `status`, and of streams to who cannot be reached: `wait_at`,
+`reach`, `relay`, `try`. Always: p2pd is started before anything is imported that
 has threads; a request is as hostile as any (protocol/local_socket.py bounds it, and asks the system who speaks); the
 end of the standard input ends the process, and so does p2pd's.
 """
@@ -14,12 +15,18 @@ import os
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peering.keeping import RecordKeeper
 from peering.orders import MAX_ORDERS_BYTES, SidecarOrders
 from peering.record import MAX_RECORD_BYTES
 from peering.sidecar.daemon import Daemon
+from peering.sidecar.pipe import hang_up
+from peering.sidecar.reached import Reached
+from peering.sidecar.reaching import Reaching
+from peering.sidecar.relaying import CREDIT_BYTES, RelayDesk
+from peering.sidecar.talk import RELAY, heard, say
 from protocol import local_socket
 from protocol.errors import ConfigError, MalformedMessage, RemoteError
 from protocol.joinlink import MOST_BOOTSTRAPS, Bootstrap
@@ -41,8 +48,10 @@ Json = local_socket.Json
 class Answers:
     """What each request is answered with."""
 
-    def __init__(self, network: RunNetwork, keeper: RecordKeeper) -> None:
+    def __init__(self, network: RunNetwork, keeper: RecordKeeper, folder: Path, *, relays: bool) -> None:
         self._network, self._keeper = network, keeper
+        self.desk = RelayDesk(network) if relays else None
+        self.reached, self.reaching = Reached(network), Reaching(network, folder, self.desk)
 
     async def __call__(self, request: Json, _caller: local_socket.Caller) -> Json:
         """As a handler of `local_socket.serve`."""
@@ -55,7 +64,35 @@ class Answers:
                 return {"answered": await self._network.enter(_peers(request))}
             case "status":
                 return await self._status()
-        raise MalformedMessage("a sidecar is asked to find, store, enter, or for its status")
+            case "wait_at":
+                at = await self.reached.wait_at(_peers(request), _number(request, "port", 65_535))
+                return {"peer_id": self._network.peer_id, "at": list(map(str, at))}
+            case "reach":
+                (peer,) = _peers({"through": [f"{request.get('peer')}@relayed.invalid:1"]})
+                return {"path": str(await self.reaching.way_to(peer.peer_id, _peers(request)))}
+            case "relay":
+                return await self._relay(_number(request, "grant", CREDIT_BYTES))
+            case "try":
+                return {"relays": await self._relays_at(_peers(request))}
+        raise MalformedMessage("a sidecar is asked to find, store, enter, for its status, or for a way to others")
+
+    async def _relay(self, grant: int) -> Json:
+        if self.desk is None:
+            raise MalformedMessage("this node was not told to be a relay")
+        self.desk.credit.grant(grant)
+        wanted = await self.desk.credit.wanted()
+        return {"wants": wanted, "passed": self.desk.credit.passed, "waiting": self.desk.waiting}
+
+    async def _relays_at(self, peers: tuple[Bootstrap, ...]) -> bool:
+        for peer in peers:
+            reader, writer = await self._network.open_at(peer, RELAY)
+            try:
+                await say(writer, do="hello")
+                if (await heard(reader)).get("ok") is not True:
+                    return False
+            finally:
+                await hang_up(writer)
+        return bool(peers)
 
     async def _status(self) -> Json:
         peers = await self._network.peers()
@@ -76,6 +113,13 @@ def _record(request: Json) -> bytes:
         return bytes.fromhex(text)
     except ValueError:
         raise MalformedMessage("a record is told in hexadecimal") from None
+
+
+def _number(request: Json, name: str, most: int) -> int:
+    told = request.get(name)
+    if not isinstance(told, int) or not 0 <= told <= most:
+        raise MalformedMessage(f"{name} is a number of at most {most}")
+    return told
 
 
 def _peers(request: Json) -> tuple[Bootstrap, ...]:
@@ -115,7 +159,10 @@ async def _serve() -> int:
         gc.freeze()
         network = Joined(keeper, serves=bool(orders.host))
         await network.start(daemon.control, orders.through)
-        server = await local_socket.serve(orders.folder / SOCKET, Answers(network, keeper))
+        answers = Answers(network, keeper, orders.folder, relays=orders.relay)
+        if answers.desk is not None:
+            await answers.desk.start()
+        server = await local_socket.serve(orders.folder / SOCKET, answers)
         ends = [asyncio.ensure_future(one) for one in (_ended(reader), daemon.ended())]
         done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         return 0 if ends[0] in done else 1

@@ -1,8 +1,8 @@
 """libp2p's own process, `p2pd`, as the sidecar runs it: with the flags that hivemind does not offer.
 
 Decides what of libp2p is on: no port is asked of a router and nobody is asked to probe this machine unless that was
-ordered; as a relay it passes on a bounded number of bytes. Always: it is killed when the sidecar is (Linux), and is of
-the sidecar's process group, which whoever started that sweeps. Touches the folder of its sockets.
+ordered; it is no relay, since ours is (peering/sidecar/relaying.py). Always: it is killed when the sidecar is (Linux),
+and is of the sidecar's process group, which whoever started that sweeps. Touches the folder of its sockets.
 """
 
 from __future__ import annotations
@@ -23,10 +23,6 @@ from protocol.parent import end_with
 READY_S = 20.0
 MEMORY_TARGET = "256MiB"
 """Go's collector keeps p2pd near it."""
-RELAY_BYTES = 256 * 1024 * 1024
-"""That a relay passes on of one stream, each way, before it is cut."""
-RELAY_CIRCUITS = 8
-RELAY_S = 600
 
 
 class Daemon:
@@ -100,11 +96,8 @@ class Daemon:
             "connManager": 1,
             "connLo": 64,
             "connHi": 128,
-            "relay": 1,
-            "relayService": int(orders.relay),
-            "relayDataLimit": RELAY_BYTES,
-            "relayTimeLimit": f"{RELAY_S}s",
-            "relayMaxCircuits": RELAY_CIRCUITS,
+            "relay": 0,  # with 1 it is a relay for everybody, of 128 KiB a stream, whatever its other flags say
+            "relayService": 0,
             "quic": 0,
             "idleTimeout": "60s",
         }

@@ -24,12 +24,16 @@ from hivemind.utils.multiaddr import Multiaddr
 from peering.keeping import RecordKeeper
 from peering.record import MAX_RECORD_BYTES
 from peering.sidecar.addresses import bootstrap_of, multiaddr_of
-from protocol.errors import RemoteError
+from peering.sidecar.pipe import Ends
+from peering.sidecar.talk import OnStream
+from protocol.errors import RemoteError, Unavailable
 from protocol.ids import Digest
 from protocol.joinlink import Bootstrap
 
 ENTER_S = 5.0
 FIND_S = 8.0
+OPEN_S = 8.0
+"""For a stream to another node, with its connection."""
 REPLICAS = 8
 _ENVELOPE_BYTES = 8
 _KEY = "barnraise-run-record-v1:"
@@ -149,6 +153,35 @@ class RunNetwork:
             own = [bootstrap_of(self.peer_id, str(one)) for one in await self._p2p.get_visible_maddrs(latest=True)]
             return [one for one in own if one is not None]
         return []
+
+    # ---- streams: as `peering.sidecar.talk.Streams` -----------------------------------------------------------------
+
+    async def open_at(self, peer: Bootstrap, protocol: str) -> Ends:
+        """A stream to a node, connecting to it if need be."""
+        try:
+            async with asyncio.timeout(OPEN_S):
+                at = [Multiaddr(multiaddr_of(peer.host, peer.port))]
+                await self._p2p._client.connect(PeerID.from_base58(peer.peer_id), at)
+        except Exception as error:  # hivemind raises what it likes
+            raise Unavailable("another node cannot be reached") from error
+        return await self.open_to(peer.peer_id, protocol)
+
+    async def open_to(self, peer_id: str, protocol: str) -> Ends:
+        """A stream to a node that this one is connected to."""
+        try:
+            async with asyncio.timeout(OPEN_S):
+                _, reader, writer = await self._p2p.call_binary_stream_handler(PeerID.from_base58(peer_id), protocol)
+        except Exception as error:  # likewise
+            raise Unavailable("another node takes no such stream") from error
+        return reader, writer
+
+    async def handle(self, protocol: str, on_stream: OnStream) -> None:
+        """Have these streams from now on."""
+
+        async def begun(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await on_stream(info.peer_id.to_base58(), reader, writer)
+
+        await self._p2p.add_binary_stream_handler(protocol, begun)
 
     async def _meet(self, peer: Bootstrap) -> bool:
         try:

@@ -592,7 +592,7 @@ class ArchiveReply(_message.Message):
     def __init__(self, version: _Optional[int] = ..., record_json: _Optional[bytes] = ..., record_signature: _Optional[bytes] = ..., notice: _Optional[str] = ...) -> None: ...
 
 class SourcesRequest(_message.Message):
-    __slots__ = ("wanted", "taking", "got", "gone", "whole", "still_s", "share", "room", "failed", "unchunked")
+    __slots__ = ("wanted", "taking", "got", "gone", "whole", "still_s", "share", "room", "failed", "unchunked", "p2p", "relay")
     WANTED_FIELD_NUMBER: _ClassVar[int]
     TAKING_FIELD_NUMBER: _ClassVar[int]
     GOT_FIELD_NUMBER: _ClassVar[int]
@@ -603,6 +603,8 @@ class SourcesRequest(_message.Message):
     ROOM_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     UNCHUNKED_FIELD_NUMBER: _ClassVar[int]
+    P2P_FIELD_NUMBER: _ClassVar[int]
+    RELAY_FIELD_NUMBER: _ClassVar[int]
     wanted: _containers.RepeatedScalarFieldContainer[bytes]
     taking: _containers.RepeatedScalarFieldContainer[bytes]
     got: _containers.RepeatedScalarFieldContainer[bytes]
@@ -613,18 +615,32 @@ class SourcesRequest(_message.Message):
     room: int
     failed: _containers.RepeatedScalarFieldContainer[bytes]
     unchunked: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, wanted: _Optional[_Iterable[bytes]] = ..., taking: _Optional[_Iterable[bytes]] = ..., got: _Optional[_Iterable[bytes]] = ..., gone: _Optional[_Iterable[bytes]] = ..., whole: _Optional[bool] = ..., still_s: _Optional[float] = ..., share: _Optional[_Union[Sharing, _Mapping]] = ..., room: _Optional[int] = ..., failed: _Optional[_Iterable[bytes]] = ..., unchunked: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    p2p: bool
+    relay: RelayOffer
+    def __init__(self, wanted: _Optional[_Iterable[bytes]] = ..., taking: _Optional[_Iterable[bytes]] = ..., got: _Optional[_Iterable[bytes]] = ..., gone: _Optional[_Iterable[bytes]] = ..., whole: _Optional[bool] = ..., still_s: _Optional[float] = ..., share: _Optional[_Union[Sharing, _Mapping]] = ..., room: _Optional[int] = ..., failed: _Optional[_Iterable[bytes]] = ..., unchunked: _Optional[_Iterable[bytes]] = ..., p2p: _Optional[bool] = ..., relay: _Optional[_Union[RelayOffer, _Mapping]] = ...) -> None: ...
+
+class RelayOffer(_message.Message):
+    __slots__ = ("peer_id", "port")
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    peer_id: str
+    port: int
+    def __init__(self, peer_id: _Optional[str] = ..., port: _Optional[int] = ...) -> None: ...
 
 class Sharing(_message.Message):
-    __slots__ = ("port", "certificate")
+    __slots__ = ("port", "certificate", "peer_id", "through")
     PORT_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
+    THROUGH_FIELD_NUMBER: _ClassVar[int]
     port: int
     certificate: bytes
-    def __init__(self, port: _Optional[int] = ..., certificate: _Optional[bytes] = ...) -> None: ...
+    peer_id: str
+    through: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, port: _Optional[int] = ..., certificate: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., through: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SourcesReply(_message.Message):
-    __slots__ = ("holders", "sources", "ticket", "now_s", "retry_after_s", "book", "notice", "record", "neighbours", "chunks")
+    __slots__ = ("holders", "sources", "ticket", "now_s", "retry_after_s", "book", "notice", "record", "neighbours", "chunks", "relays", "relay_notice")
     HOLDERS_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
@@ -635,6 +651,8 @@ class SourcesReply(_message.Message):
     RECORD_FIELD_NUMBER: _ClassVar[int]
     NEIGHBOURS_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    RELAYS_FIELD_NUMBER: _ClassVar[int]
+    RELAY_NOTICE_FIELD_NUMBER: _ClassVar[int]
     holders: _containers.RepeatedCompositeFieldContainer[Holder]
     sources: _containers.RepeatedCompositeFieldContainer[BlockSources]
     ticket: PeerTicket
@@ -645,17 +663,23 @@ class SourcesReply(_message.Message):
     record: bytes
     neighbours: _containers.RepeatedCompositeFieldContainer[Holder]
     chunks: _containers.RepeatedCompositeFieldContainer[BlockChunks]
-    def __init__(self, holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[BlockSources, _Mapping]]] = ..., ticket: _Optional[_Union[PeerTicket, _Mapping]] = ..., now_s: _Optional[float] = ..., retry_after_s: _Optional[float] = ..., book: _Optional[bytes] = ..., notice: _Optional[str] = ..., record: _Optional[bytes] = ..., neighbours: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[BlockChunks, _Mapping]]] = ...) -> None: ...
+    relays: _containers.RepeatedScalarFieldContainer[str]
+    relay_notice: str
+    def __init__(self, holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[BlockSources, _Mapping]]] = ..., ticket: _Optional[_Union[PeerTicket, _Mapping]] = ..., now_s: _Optional[float] = ..., retry_after_s: _Optional[float] = ..., book: _Optional[bytes] = ..., notice: _Optional[str] = ..., record: _Optional[bytes] = ..., neighbours: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[BlockChunks, _Mapping]]] = ..., relays: _Optional[_Iterable[str]] = ..., relay_notice: _Optional[str] = ...) -> None: ...
 
 class Holder(_message.Message):
-    __slots__ = ("host", "port", "certificate")
+    __slots__ = ("host", "port", "certificate", "peer_id", "through")
     HOST_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    PEER_ID_FIELD_NUMBER: _ClassVar[int]
+    THROUGH_FIELD_NUMBER: _ClassVar[int]
     host: str
     port: int
     certificate: bytes
-    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., certificate: _Optional[bytes] = ...) -> None: ...
+    peer_id: str
+    through: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., certificate: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., through: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class BlockChunks(_message.Message):
     __slots__ = ("digest", "chunk_bytes", "digests")

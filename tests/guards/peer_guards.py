@@ -24,6 +24,13 @@ CHUNK = "tests/worker/test_chunked.py::test_a_lie_in_one_chunk_costs_that_chunk"
 LIST = "tests/worker/test_chunked.py::test_a_list_counts_only_where_it_is_as_long_as_the_block"
 HOME = "tests/worker/test_swarm.py::test_a_holder_at_home_is_not_dialled_for_a_coordinator_out_in_the_world"
 NOT_WHAT_WAS_TOLD = "tests/coordinator/test_sources.py::test_a_share_that_is_not_what_was_told_is_nobodys_source"
+RELAYING = "tests/peering/test_relaying.py::"
+CREDIT = f"{RELAYING}test_without_credit_nothing_passes"
+ABSENT = f"{RELAYING}test_nobody_is_reached_who_does_not_wait_nor_by_somebody_at_whom_they_do_not"
+CROWDED = f"{RELAYING}test_who_waits_and_who_passes_is_bounded"
+RELAYS_AT_HOME = "tests/worker/test_detour.py::test_which_relays_are_gone_to"
+BEHIND = "tests/coordinator/test_relays.py::test_a_share_counts_behind_relays_that_were_named_and_no_others"
+NO_RELAY = "tests/coordinator/test_relays.py::test_a_relay_is_named_once_it_was_tried"
 FORGED = f"{RECORD}test_nobody_else_can_sign_one"
 CHANGED = f"{RECORD}test_a_record_with_a_changed_byte_does_not_hold"
 BOUNDS = f"{RECORD}test_what_is_out_of_bounds_does_not_hold_though_it_is_signed"
@@ -59,7 +66,21 @@ PEERS: tuple[Guard, ...] = (
     guard("a share at an address or port that is not its worker's",
           becomes("coordinator.edge:Sources._note_share", "None if why else shared", "shared"), NOT_WHAT_WAS_TOLD),
     guard("a coordinator that sends a volunteer's machine round its home network",
-          dropped("worker:BlockSwarm._line", "not may_dial(...)"), HOME),
+          dropped("worker:BlockSwarm._goes_to", "may_dial(...)"), HOME),
+    guard("a coordinator that sends a volunteer's machine round its home network",
+          dropped("worker:relays_in", "may_dial(...)"), RELAYS_AT_HOME),
+    guard("a relay that passes on more than its owner lets go",
+          never("peering.sidecar:RelayCredit.spend", "self.is_out"), CREDIT),
+    guard("streams to a machine that does not wait for them",
+          dropped("peering.sidecar:RelayDesk._pass_on", "giver not in self._waiting"), ABSENT),
+    guard("streams to a machine that does not wait for them",
+          dropped("peering.sidecar:Reached.on_stream", "peer_id not in _"), ABSENT),
+    guard("takers that use a relay up",
+          dropped("peering.sidecar:RelayDesk._pass_on", "max(...) >= MOST_CIRCUITS_EACH"), CROWDED),
+    guard("a share behind relays that nobody named",
+          becomes("coordinator.edge:Relays.share_of", "one in known", "True"), BEHIND),
+    guard("a relay that is none, or another's",
+          dropped("coordinator.edge:Relays._why_no_relay", "await self._node.relays_at(relay)"), NO_RELAY),
     guard("a record of another authority", dropped("peering:_check_signatures", "verify(...)"), CHANGED),
     guard("a record of another authority", dropped("peering:_check_signatures", "verify_vouch(...)"), FORGED),
     guard("a record that lives too long", never("peering:_check_life", says="lives for up to"), BOUNDS),

@@ -45,10 +45,10 @@ def _field(what: str, case: str) -> Guard:
 
 
 IDENTITY = (
-    guard("not who the join link names", always("protocol:fetch_ca", "hmac.compare_digest(got.encode(), expected)"),
+    guard("not who the join link names", always("protocol:_certificate", "hmac.compare_digest(got.encode(), expected)"),
           LINK),
     guard("not who the join link names", never("worker:Enrolment.check", "fingerprint_of(ca_pem) != fingerprint"), LINK,
-          also=(always("protocol:fetch_ca", "hmac.compare_digest(got.encode(), expected)"),),
+          also=(always("protocol:_certificate", "hmac.compare_digest(got.encode(), expected)"),),
           note="the certificate is looked at twice"),
     guard("a manifest key that the CA did not vouch for", dropped("worker:Joining.enrol", "enrolment.check(...)"),
           f"{RUN}[another manifest key]", f"{RUN}[no vouch]", f"{RUN}[vouch for another run]"),

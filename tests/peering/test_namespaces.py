@@ -5,9 +5,6 @@ Run by `make peers`, as root, with iproute2; where namespaces cannot be made the
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -17,57 +14,14 @@ import pytest
 
 from peering.companion import Companion
 from protocol.joinlink import Bootstrap
+from tests.peering.lans import NET, Lan
 from tests.peering.test_companion import left_of, ready
 from tests.peering.test_sidecar import HERE, orders_of, signed
 
 pytestmark = pytest.mark.peers
 
-NET = "10.213.77"
 WITHIN_S = 5.0
 Make = Callable[..., Any]
-
-
-def ip(*arguments: str) -> None:
-    done = subprocess.run(("ip", *arguments), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr.strip()}; is this root?"
-
-
-class Lan:
-    """Namespaces on one bridge, by name; each has one address."""
-
-    def __init__(self) -> None:
-        self._prefix = f"bar{os.getpid()}"
-        self._bridge = f"{self._prefix}b"[:15]
-        self._made: list[str] = []
-        ip("link", "add", self._bridge, "type", "bridge")
-        ip("link", "set", self._bridge, "up")
-
-    def add(self, name: str, number: int) -> None:
-        """A machine at that address."""
-        inside, outside = f"{self._prefix}{name}", f"{self._prefix}v{len(self._made)}"[:15]
-        ip("netns", "add", inside)
-        self._made.append(inside)
-        ip("link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", inside)
-        ip("link", "set", outside, "master", self._bridge, "up")
-        ip("-n", inside, "link", "set", "lo", "up")
-        ip("-n", inside, "link", "set", "eth0", "up")
-        ip("-n", inside, "addr", "add", f"{NET}.{number}/24", "dev", "eth0")
-
-    def move(self, name: str, number: int) -> None:
-        """The machine has another address from here on, and the old one no more."""
-        inside = f"{self._prefix}{name}"
-        ip("-n", inside, "addr", "flush", "dev", "eth0")
-        ip("-n", inside, "addr", "add", f"{NET}.{number}/24", "dev", "eth0")
-
-    def command(self, name: str) -> tuple[str, ...]:
-        """A sidecar on that machine."""
-        return ("ip", "netns", "exec", f"{self._prefix}{name}", sys.executable, "-m", "peering.sidecar")
-
-    def remove(self) -> None:
-        """All of it."""
-        for inside in self._made:
-            ip("netns", "del", inside)
-        ip("link", "del", self._bridge)
 
 
 @pytest.fixture

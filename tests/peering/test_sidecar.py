@@ -1,5 +1,6 @@
 """Real nodes: hivemind's DHT behind p2pd on loopback. What it finds, what it refuses, and that nothing is left of it.
 
+In a network namespace of their own where the system lets this user make one, else on loopback; which it is, they say.
 Run by `make peers`, one of them with all other tests too; where hivemind should be and is not they fail, never skip.
 """
 
@@ -46,24 +47,28 @@ def signed(sequence: int, signer: RecordSigner = SIGNER, **changes: Any) -> byte
 
 
 def orders_of(
-    through: tuple[Bootstrap, ...] = (), host: str = "127.0.0.1", identity: Path | None = None
+    through: tuple[Bootstrap, ...] = (),
+    host: str = "127.0.0.1",
+    identity: Path | None = None,
+    relay: bool = False,
 ) -> Callable[[Path], bytes]:
     def orders(folder: Path) -> bytes:
         return SidecarOrders(
             folder=folder, fingerprint=HERE, through=through, host=host, port=0, announce=(), identity=identity,
-            relay=False, map_port=False,
+            relay=relay, map_port=False,
         ).to_json()  # fmt: skip
 
     return orders
 
 
 @pytest.fixture
-async def make(tmp_path: Path) -> AsyncIterator[Make]:
+async def make(tmp_path: Path, apart: tuple[str, ...]) -> AsyncIterator[Make]:
     made: list[Companion] = []
+    command = (*apart, sys.executable, "-m", "peering.sidecar")
 
     async def companion(*through: Bootstrap, **options: Any) -> tuple[Companion, SidecarStatus]:
         traces = tmp_path / f"traces-{len(made)}"
-        made.append(Companion(orders_of(through, **options), traces, first_pause_s=0.1))
+        made.append(Companion(orders_of(through, **options), traces, command=command, first_pause_s=0.1))
         await made[-1].start()
         await ready(made[-1], limit_s=90.0)
         return made[-1], await made[-1].status()
@@ -116,7 +121,7 @@ async def test_nobody_overwrites_replays_or_squats(make: Make) -> None:
 
 
 @PEERS
-async def test_what_hostile_nodes_send_is_not_kept(make: Make, tmp_path: Path) -> None:
+async def test_what_hostile_nodes_send_is_not_kept(make: Make, apart: tuple[str, ...]) -> None:
     """A node without our validator: it stores what it likes, under our key and others, with later expiries."""
     one, at_one = await make()
     good = signed(1)
@@ -143,7 +148,7 @@ async def main():
 asyncio.run(main())
 """
     hostile = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", script], capture_output=True, timeout=60, check=False,
+        subprocess.run, [*apart, sys.executable, "-c", script], capture_output=True, timeout=60, check=False,
         env={**os.environ, "PYTHONPATH": str(Path.cwd()), "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     assert hostile.returncode == 0, hostile.stderr[-500:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from dataclasses import dataclass, field
 
@@ -272,3 +273,20 @@ def test_a_silent_taker_holds_nobody_up_for_good() -> None:
             if granted(tracker, number, block, float(second), still_s=float(second)):
                 began.setdefault(number, second)
     assert sorted(began.values()) == [0, *(FALLBACK_S * times for times in (2, 3, 4))]
+
+
+def test_whoever_is_behind_relays_is_named_last_and_to_those_that_can_go_there() -> None:
+    tracker = of_sharers(0, 1)
+    behind = dataclasses.replace(shared(2), host="", port=0, peer_id="12D3", through=("12D3@192.0.2.9:1",))
+    tracker.share(worker(2), behind)
+    block = BLOCKS[:1]
+    tracker.got(worker(2), block)
+    assert tracker.ask(worker(3), block, 0.0) == []
+    (source,) = tracker.ask(worker(3), block, 0.0, relayed=True)
+    assert (source.holders, source.granted) == ((behind,), False)
+    tracker.got(worker(1), block)
+    for _ in range(3):
+        (source,) = tracker.ask(worker(3), block, 0.0, relayed=True)
+        assert source.holders == (shared(1), behind)
+    assert set(tracker.some_sharers(9)) == {shared(0), shared(1)}
+    assert granted(tracker, 4, block, still_s=FALLBACK_S) == set(block)  # who can go nowhere is not left waiting

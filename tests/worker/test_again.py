@@ -112,7 +112,7 @@ def test_every_option_of_the_command_is_handed_on() -> None:
     options = WorkerOptions(
         home=Path("h"), name="n", device="cpu", max_columns=1, memory_bytes=1, disk_bytes=1, threads=1,
         progress_bytes_a_day=1, measures=True, team="t", share_bytes_per_s=10**6, share_port=7000, first_home=Path("f"),
-        p2p=True, p2p_port=7001, archive=True,
+        p2p=True, p2p_port=7001, archive=True, be_relay=True,
     )  # fmt: skip
     handed = {one.partition("=")[0] for one in arguments_of(options, "x") if one.startswith("--")}
     assert named - {"--link", "--link-file", "--links-from", "--as-json", "--gpus"} == handed

@@ -206,6 +206,7 @@ ELSEWHERE = {
         "not_sharing", "not_measuring",
     ), "tests/worker/test_said.py"),
     "crew": "tests/worker/test_siblings.py",
+    "sharing.relayed": "tests/worker/test_detour.py", "relaying": "tests/worker/test_detour.py",
     **dict.fromkeys(
         ("archive.begun", "archived", "archive.none", "archive.not_given", "archive.no_room", "archive.later"),
         "tests/worker/test_archivist.py",

@@ -20,6 +20,7 @@ from worker import admission, agents, runs
 from worker import messages as m
 from worker.background import Threads
 from worker.crew import _Crew
+from worker.finding import Finder
 from worker.handiwork import ShardOffer
 from worker.home import RunHome, open_home
 from worker.joining import Joining
@@ -204,8 +205,9 @@ def test_left_not_taken() -> None:
 
 async def test_p2p_ended(home: RunHome) -> None:
     recorder = Recorder()
-    finder = agents._finder_of(WorkerOptions(p2p=True), LINK, home, recorder, Timing())
-    companion: Any = finder.elsewhere._companion  # type: ignore[union-attr]
+    finder = Finder(LINK, home, Timing())
+    network = agents._network_of(WorkerOptions(p2p=True), LINK, home, recorder, finder, None)
+    companion: Any = network._companion  # type: ignore[union-attr]
     companion._tell("exit code 1")
     assert recorder.texts("p2p") == ["the peer-to-peer network's process ended (exit code 1); it is started again"]
 

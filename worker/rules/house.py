@@ -152,6 +152,10 @@ class House:
         """As a `peering.serving.Uplink`."""
         return self._line.giving(lambda: self.is_closed)
 
+    async def passing(self, count: int) -> None:
+        """Likewise."""
+        await self._line.passing(count, lambda: self.is_closed)
+
     @property
     def disk_bytes(self) -> int | None:
         """What a run's folder may take; None: nothing is ruled."""

@@ -271,6 +271,13 @@ class HouseLine:
             finally:
                 self._given -= 1
 
+    async def passing(self, count: int, is_closed: Callable[[], bool]) -> None:
+        """Wait until so many bytes of others may come in and go out again; both are counted."""
+        async with self.giving(is_closed) as spend:
+            await spend(count)
+        await self._down.let_through(count)
+        self._count(count)
+
     def _count(self, count: int) -> None:
         self.ledger.add(count, datetime.now().date())
         self.ledger.write()

@@ -39,6 +39,8 @@ from tests.fuzz.targets import standby
 from tests.fuzz.targets.coordinator_world import NOW_S, world
 from tests.fuzz.targets.protocol import PAYLOAD, frames, short_frames
 
+PEER = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
+BEHIND = pb.Sharing(port=7000, certificate=b"c", peer_id=PEER, through=[f"{PEER}@192.0.2.1:7001"])
 SENT_BYTES = 2 << 20
 """The tiny model's trunk is half a MiB, and is read a frame at a time."""
 
@@ -147,6 +149,7 @@ def _worker_calls() -> list[bytes]:
         "ListReceipts": [pb.ListReceiptsRequest(), pb.ListReceiptsRequest(after=2**63)],
         "Sources": [
             pb.SourcesRequest(whole=True, wanted=[bytes(32)], got=[b"g" * 32], room=4, still_s=2.0),
+            pb.SourcesRequest(p2p=True, relay=pb.RelayOffer(peer_id=PEER, port=7001), share=BEHIND),
             pb.SourcesRequest(taking=[bytes(32)], gone=[b"g" * 32], failed=[b"f" * 32], share=pb.Sharing(port=7000)),
         ],
         "Archive": [pb.ArchiveRequest(), pb.ArchiveRequest(held_version=1, held_manifest=bytes(32))],

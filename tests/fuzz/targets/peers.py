@@ -149,6 +149,10 @@ def _replies() -> list[bytes]:
     for number, ref in enumerate(WANTED):
         reply.sources.add(digest=bytes.fromhex(ref.digest), holders=[number % 3, 2], granted=number % 2 == 0)
     reply.record = _record()
+    reply.relays.append("12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp@192.168.3.1:7001")
+    behind = reply.holders.add(certificate=b"behind", peer_id="12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp")
+    behind.through.extend(reply.relays)
+    reply.sources[0].holders.append(3)
     return [reply.SerializeToString(), pb.SourcesReply().SerializeToString()]
 
 

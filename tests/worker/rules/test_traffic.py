@@ -190,3 +190,12 @@ async def test_what_is_given_is_slowed_and_counted_and_work_goes_before_it(tmp_p
     closed = False
     async with line.giving(lambda: closed), line.giving(lambda: closed) as spend:
         await spend(1)
+
+
+async def test_what_is_passed_on_for_others_comes_in_and_goes_out_and_counts_as_both(tmp_path: Path) -> None:
+    line, clock = house_line(tmp_path, upload_rate="64KB", download_rate="64KB")
+    await line.passing(1 << 16, lambda: False)
+    assert (clock.now_s, used(line)) == (102.0, 2 << 16)
+    with pytest.raises(RateLimited):
+        await line.passing(1, lambda: True)
+    assert used(line) == 2 << 16
