@@ -122,8 +122,6 @@ class WorkerOptions:
                 f"--share: at least {MIN_SHARE_BYTES_PER_S // 1000} KB a second are of use to others, got"
                 f" {self.share_bytes_per_s} bytes"
             )
-        if self.be_relay and not (self.p2p and self.share_bytes_per_s is not None):
-            raise ConfigError("--be-relay needs --p2p, by which it is reached, and --share, whose rate it keeps to")
         for option, port in (("--share-port", self.share_port), ("--p2p-port", self.p2p_port)):
             if not 0 <= port <= MOST_PORT:
                 raise ConfigError(f"{option} must be 0 to {MOST_PORT}, got {port}")

@@ -220,6 +220,11 @@ class PeerRules(BaseModel):
     p2p_port: int = Field(
         default=0, ge=0, le=65535, description="Where others reach this machine in them, if it shares; 0: any port."
     )
+    relay: bool = Field(
+        default=False,
+        description="With share and p2p: pass on what others give to whom nobody can connect to, within the same rate:"
+        " true or false. From the worker's next start.",
+    )
 
 
 class RunRules(BaseModel):

@@ -116,7 +116,7 @@ def test_every_rule_that_pauses_is_tried_here() -> None:
         "when.unknown", "gpu.others_percent", "gpu.cool_by", "gpu.most_watts", "gpu.memory", "cpu.cool_by",
         "cpu.threads", "cpu.niceness", "cpu.memory", "lease.longest_hours", "disk.most", "disk.keep_free",
         "network.upload_rate", "network.download_rate", "energy.watts",
-        "peers.share", "peers.port", "peers.archive", "peers.p2p", "peers.p2p_port",
+        "peers.share", "peers.port", "peers.archive", "peers.p2p", "peers.p2p_port", "peers.relay",
     }  # fmt: skip
     assert {key for key, _, _ in keys()} == set(BREAKS) | elsewhere
 

@@ -35,6 +35,20 @@ def test_another_worker_of_the_machine_leaves_ports_and_archive_to_the_first(roo
     assert (ruled.share_bytes_per_s, ruled.share_port, ruled.archive, ruled.p2p_port) == (2 << 20, 0, False, 0)
 
 
+def test_a_relay_needs_a_rate_and_a_way_to_be_found(tmp_path: Path) -> None:
+    relay = WorkerOptions(be_relay=True)
+    with pytest.raises(ConfigError, match="needs --p2p"):
+        with_peers_ruled(relay, tmp_path)
+    set_rule(tmp_path / RULES_FILE, "peers.share", "1MB")
+    with pytest.raises(ConfigError, match="and --share"):
+        with_peers_ruled(relay, tmp_path)
+    set_rule(tmp_path / RULES_FILE, "peers.p2p", "true")
+    assert with_peers_ruled(relay, tmp_path).be_relay
+    set_rule(tmp_path / RULES_FILE, "peers.relay", "true")
+    assert with_peers_ruled(WorkerOptions(), tmp_path).be_relay
+    assert not with_peers_ruled(WorkerOptions(first_home=tmp_path), tmp_path).be_relay
+
+
 @pytest.mark.parametrize("text", [None, "[peers]\nshare = 3"])
 def test_without_rules_or_with_a_file_that_makes_no_sense_nothing_changes(tmp_path: Path, text: str | None) -> None:
     if text is not None:
