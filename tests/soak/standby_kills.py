@@ -18,8 +18,9 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from barnraise.cli.standby_runs import promoted
 from coordinator.run.folder import RunFolder
+from protocol import local_socket
+from protocol.local_socket import Json
 from tests.soak.dooms import Doom
 from tests.soak.history import Tally, check
 from tests.soak.relays import BOTH, Relay, Way
@@ -182,7 +183,7 @@ class Reigns:
         """A follower that the witness is not there for."""
         assert self.machines.follows is not None
         with contextlib.suppress(*GONE):
-            await asyncio.to_thread(promoted, self.machines.follows.root, confirmed=False)
+            await _told_to_lead(self.machines.follows.root, confirmed=False)
             raise AssertionError("promoted without its witness")
 
     # ---- the end of a reign -----------------------------------------------------------------------------------------
@@ -253,8 +254,9 @@ class Reigns:
         began_s = time.monotonic()
         while not machines.follower_leads:
             with contextlib.suppress(*GONE):
-                await asyncio.to_thread(promoted, new.root, confirmed=confirmed)
+                await _told_to_lead(new.root, confirmed=confirmed)
             new.to_witness.heal()
+            await asyncio.sleep(0.05)
             who = await self._revived(who, doom)
             assert time.monotonic() - began_s < 120.0, "the follower cannot be promoted"
         who = await self._revived(who, doom)
@@ -284,7 +286,6 @@ class Reigns:
                 await machines.start_witness()
             elif not machines.follower_leads:
                 machines.start_follower()
-                await asyncio.sleep(0.5)
         return who
 
     async def _takes_over(self, old: Machine, new: Machine, behind: int, before: int, *, alive: bool) -> None:
@@ -354,6 +355,12 @@ class Reigns:
         await asyncio.sleep(self.draw.uniform(0.0, 0.5))
         await self.killed(self.draw.choice(("leader", "follower", "witness")))
         await self.machines.settle(self.mode)
+
+
+async def _told_to_lead(root: Path, *, confirmed: bool) -> None:
+    """As `coordinator promote` tells it to a follower that runs."""
+    request: Json = {"verb": "promote", "confirmed": confirmed}
+    await local_socket.ask(root / "control" / "follower.sock", request)
 
 
 async def reign_after_reign(
