@@ -28,12 +28,12 @@ from tests.soak.standby_book import StandbyTally, is_fenced
 from tests.soak.standby_dooms import BEGINNINGS, PROMOTIONS, all_standby_dooms
 from tests.soak.standby_machines import GONE, NEVER, Machine, Machines
 
-LIMIT_S = 12.0
+LIMIT_S = 8.0
 """A doom whose place is not reached within this is carried out from outside, at whatever moment it is then."""
 DEATHS_A_REIGN = 9
 CUTS_A_REIGN = 2
-VOLUNTEERS = 2
-AT_A_START = ("CoordinatorResumed", "CommandFailed", "Ticked")
+VOLUNTEERS = 3
+AT_A_START = ("CoordinatorResumed", "CommandFailed")
 CUTS = (*BOTH, "both ways")
 SYNC_ENDS = ("gone", "stands still", "cut off", "cut off from its follower", "deposed", "dies at a place")
 ASYNC_ENDS = ("gone", "cut off, then gone", "dies at a place")
@@ -76,6 +76,7 @@ class Reigns:
         self.machines, self.draw, self.plan = machines, draw, Plan(draw)
         self.tally, self.book = machines.tally, machines.book
         self.mode = "sync"
+        self.told: Callable[[str], None] = lambda _: None
         self._extra = 1000
 
     # ---- deaths within a reign --------------------------------------------------------------------------------------
@@ -92,7 +93,9 @@ class Reigns:
             machines.running[who].arm(doom)
         running = machines.running[who]
         tempting = asyncio.create_task(self._tempt(who, doom))
+        began_s = time.monotonic()
         planned = await self._dead_within(LIMIT_S, lambda: not running.alive)
+        self.told(f"{self.mode}: {who}: {doom}, {'there' if planned else 'missed'} {time.monotonic() - began_s:.1f} s")
         tempting.cancel()
         with contextlib.suppress(asyncio.CancelledError, *GONE):
             await tempting
@@ -100,6 +103,7 @@ class Reigns:
         if who in machines.running and machines.running[who] is running:
             await machines.ended(who)
         await machines.settle(self.mode)
+        self.told(f"  again {time.monotonic() - began_s:.1f} s")
 
     async def killed(self, who: str) -> None:
         """At any moment."""
@@ -370,6 +374,7 @@ async def reign_after_reign(
     began_s = time.monotonic()
     machines = Machines(run, place)
     reigns, tally = Reigns(machines, random.Random(seed)), machines.tally
+    reigns.told = told
 
     def enough() -> bool:
         return tally.kills >= kills and (not reigns.plan.unmet or tally.kills >= 1.5 * kills)

@@ -34,6 +34,8 @@ START_S = 120.0
 """For anything to come about on a machine that does other things."""
 GONE = (BarnraiseError, OSError, TimeoutError, EOFError)
 NEVER = Doom(moment="never")
+IN_STEP = 20
+"""Records: a leader that does not wait is always some ahead."""
 BETWEEN_S = 0.1
 """Between two announcements."""
 
@@ -243,7 +245,7 @@ class Machines:
         while True:
             await self.up()
             found = await self.standby()
-            if found.get("attached") and found["mode"] == mode and not found["behind"]:
+            if found.get("attached") and found["mode"] == mode and found["behind"] <= IN_STEP:
                 return
             if found.get("attached") and found["mode"] != mode:
                 await self.standby(mode=mode)
