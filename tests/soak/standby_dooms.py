@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,6 +70,7 @@ def part_played(part: Part, pipe: Connection) -> None:
     from barnraise.cli import standby_runs
 
     torch.set_num_threads(1)
+    faulthandler.register(signal.SIGUSR1)  # what a process that does not end is doing, into its log
     executioner = Executioner(part.doom, part.ledger)
     threading.Thread(target=_hear, args=(executioner, pipe), daemon=True).start()
     _hurry()

@@ -268,7 +268,10 @@ class Reigns:
             machines.running[who].arm(NEVER)
         running = machines.running.pop("follower", None)
         if running is not None:
-            await asyncio.to_thread(running.process.join, 30.0)
+            await asyncio.to_thread(running.process.join, 60.0)
+            if running.alive:
+                running.signal(signal.SIGUSR1)
+                await asyncio.sleep(1.0)
             died = running.process.exitcode == -signal.SIGKILL
             assert died or running.process.exitcode == 0, f"the follower ended with {running.process.exitcode}"
             if died and who == "follower":
@@ -306,6 +309,7 @@ class Reigns:
             self.tally.records_allowed_async += most
         self.book.check(history, most, f"after a promotion in {self.mode}")
         new.history, machines.leads, machines.follows = history, new, None
+        old.followers.target = old.workers.target = old.workers.target if alive else 0
         machines.former = old if alive else None
         for courier in self.book.couriers:
             if not alive or courier.number % 2 == 0:

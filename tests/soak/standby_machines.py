@@ -170,6 +170,9 @@ class Machines:
             await asyncio.sleep(0.01)
         with contextlib.suppress(EOFError, OSError):
             port = int(started.pipe.recv())
+            for other in (self.leads, self.former):  # one that has ended may have had that port
+                if other is not None and other.workers.target == port:
+                    other.followers.target = other.workers.target = 0
             machine.followers.target = machine.workers.target = port
             self._lives += 1
             machine.lives.number = self._lives
