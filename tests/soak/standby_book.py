@@ -7,6 +7,7 @@ its follower, it answers nothing new; an outer step that workers were told of is
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections import Counter
@@ -22,6 +23,8 @@ from coordinator.store.journal_file import GENESIS, chained
 from protocol.errors import ConfigError
 from tests.soak.coordinator_kills import Lives, Volunteer
 from tests.soak.history import Acknowledged
+
+PAUSE_S = 0.05
 
 
 @dataclass(slots=True)
@@ -215,6 +218,7 @@ class Courier(Volunteer):
         self._life = -1
 
     async def _one_lease(self) -> None:
+        await asyncio.sleep(PAUSE_S)  # else they would take all of the machine
         by, epoch = self._by, self.epoch
         before = len(self.told.commits), len(self.told.uploads)
         try:

@@ -139,8 +139,10 @@ def _lead(part: Part, executioner: Executioner, pipe: Connection) -> None:
         return port
 
     serve.CoordinatorServer.start = started  # type: ignore[method-assign]
+    often = part.doom.moment in (Moment.CUTTING, Moment.CUT)  # else a follower would begin anew after most deaths
+    limits = PumpLimits(snapshot_every=11 if often else 150)
     serve.CoordinatorServer = partial(  # type: ignore[misc, assignment]
-        serve.CoordinatorServer, journal_observer=executioner.observe, pump_limits=PumpLimits(snapshot_every=11)
+        serve.CoordinatorServer, journal_observer=executioner.observe, pump_limits=limits
     )
     lock = folder_lock(part.folder)
     lock.acquire()

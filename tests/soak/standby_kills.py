@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import shutil
 import signal
@@ -33,7 +34,7 @@ LIMIT_S = 8.0
 DEATHS_A_REIGN = 9
 CUTS_A_REIGN = 2
 VOLUNTEERS = 3
-AT_A_START = ("CoordinatorResumed", "CommandFailed")
+AT_A_START = ("CoordinatorResumed", "CommandFailed", "cutting", "cut")
 CUTS = (*BOTH, "both ways")
 SYNC_ENDS = ("gone", "stands still", "cut off", "cut off from its follower", "deposed", "dies at a place")
 ASYNC_ENDS = ("gone", "cut off, then gone", "dies at a place")
@@ -59,7 +60,7 @@ class Plan:
             found.sort(key=lambda pair: f"{pair[0]}: {pair[1]}" not in self.unmet, reverse=True)
             self._left[when] = found  # what nobody has met comes first
         who, doom = self._left[when].pop()
-        nth = 1 if doom.kind in AT_A_START or when == "promotion" else self._draw.choice((1, 1, 2))
+        nth = 1 if (doom.kind or doom.moment) in AT_A_START or when == "promotion" else self._draw.choice((1, 1, 2))
         return who, Doom(moment=doom.moment, kind=doom.kind, nth=nth)
 
 
@@ -84,7 +85,7 @@ class Reigns:
     async def dies(self, who: str, doom: Doom) -> None:
         """At that place, or from outside where it does not come there; and everybody is there again."""
         machines = self.machines
-        if who == "leader" and doom.kind in AT_A_START:
+        if who == "leader" and (doom.kind or doom.moment) in AT_A_START:
             await self.killed("leader")
             await machines.start_leader(machines.leads, doom)
         elif who == "follower" and doom.moment in BEGINNINGS:
@@ -137,9 +138,9 @@ class Reigns:
                 await self.killed("follower")
                 machines.start_follower()
                 await asyncio.sleep(3.0)
-        if doom.kind == "WorkerEnrolled":
+        while doom.kind in {"WorkerEnrolled", "WorkerSilent", "Ticked"}:
             self._extra += 1
-            await machines.extra_volunteer(self._extra)
+            await machines.extra_volunteer(self._extra, 1.5)
         if doom.kind == "CapabilityChanged":
             machines._lives += 1
             machines.leads.lives.number = machines._lives
@@ -309,7 +310,9 @@ class Reigns:
             self.tally.records_allowed_async += most
         self.book.check(history, most, f"after a promotion in {self.mode}")
         new.history, machines.leads, machines.follows = history, new, None
-        old.followers.target = old.workers.target = old.workers.target if alive else 0
+        new.run.endpoint_path.unlink(
+            missing_ok=True
+        )  # another port: this is one machine, and lines to the old one stay
         machines.former = old if alive else None
         for courier in self.book.couriers:
             if not alive or courier.number % 2 == 0:
@@ -357,11 +360,16 @@ class Reigns:
         await self.succession(self.draw.choice(SYNC_ENDS if self.mode == "sync" else ASYNC_ENDS))
 
     async def _planned(self) -> None:
-        await self.dies(*self.plan.next("reign"))
+        who, doom = self.plan.next("reign")
+        if who != "witness" and not doom.moment.startswith(("seat", "witness", "base")) and self.draw.random() < 0.4:
+            await self.killed("witness")  # nobody is kept waiting by that
+        await self.dies(who, doom)
 
     async def _anybody(self) -> None:
+        """One, or several at once."""
         await asyncio.sleep(self.draw.uniform(0.0, 0.5))
-        await self.killed(self.draw.choice(("leader", "follower", "witness")))
+        for who in self.draw.sample(("leader", "follower", "witness"), self.draw.choice((1, 2, 3))):
+            await self.killed(who)
         await self.machines.settle(self.mode)
 
 
@@ -372,15 +380,24 @@ async def _told_to_lead(root: Path, *, confirmed: bool) -> None:
 
 
 async def reign_after_reign(
-    run: RunFolder, place: Path, *, seed: int, kills: int, told: Callable[[str], None] = lambda _: None
+    run: RunFolder,
+    place: Path,
+    *,
+    seed: int,
+    kills: int,
+    most_s: float = math.inf,
+    told: Callable[[str], None] = lambda _: None,
 ) -> tuple[StandbyTally, Tally, set[str]]:
-    """Until there were so many kills, and every kind of place was met; the last is the places that were not."""
+    """Until there were so many kills and every kind of place was met, or for `most_s`; the last is the places that were
+    not."""
     began_s = time.monotonic()
     machines = Machines(run, place)
     reigns, tally = Reigns(machines, random.Random(seed)), machines.tally
     reigns.told = told
 
     def enough() -> bool:
+        if time.monotonic() - began_s > most_s:
+            return True
         return tally.kills >= kills and (not reigns.plan.unmet or tally.kills >= 1.5 * kills)
 
     try:

@@ -170,9 +170,6 @@ class Machines:
             await asyncio.sleep(0.01)
         with contextlib.suppress(EOFError, OSError):
             port = int(started.pipe.recv())
-            for other in (self.leads, self.former):  # one that has ended may have had that port
-                if other is not None and other.workers.target == port:
-                    other.followers.target = other.workers.target = 0
             machine.followers.target = machine.workers.target = port
             self._lives += 1
             machine.lives.number = self._lives
@@ -306,15 +303,13 @@ class Machines:
                 seat = seat_of(machine.root)
                 self.book.word(text, machine.name, 0 if seat is None else seat.epoch, began_s)
 
-    async def extra_volunteer(self, number: int) -> None:
-        """Somebody who enrols, and is not seen again after the next death."""
+    async def extra_volunteer(self, number: int, seconds: float) -> None:
+        """Somebody who enrols, and is not seen again after a while."""
         link = await asyncio.to_thread(_link, self.leads.run)
         courier = Courier(self.first_run, link, self.leads.lives, number, self.book)
-        life = self.leads.lives.number
         task = asyncio.create_task(courier.run())
         try:
-            while self.leads.lives.number <= life:
-                await asyncio.sleep(0.1)
+            await asyncio.sleep(seconds)
         finally:
             task.cancel()
 
