@@ -26,48 +26,20 @@ from tests.soak.dooms import Doom
 from tests.soak.history import Tally, check
 from tests.soak.relays import BOTH, Relay, Way
 from tests.soak.standby_book import StandbyTally, is_fenced
-from tests.soak.standby_dooms import BEGINNINGS, PROMOTIONS, all_standby_dooms
+from tests.soak.standby_dooms import BEGINNINGS, all_standby_dooms
 from tests.soak.standby_machines import GONE, NEVER, Machine, Machines
+from tests.soak.standby_plan import AT_A_START, Plan
 
 LIMIT_S = 8.0
 """A doom whose place is not reached within this is carried out from outside, at whatever moment it is then."""
 DEATHS_A_REIGN = 9
 CUTS_A_REIGN = 2
 VOLUNTEERS = 3
-AT_A_START = ("CoordinatorResumed", "CommandFailed", "cutting", "cut")
 CUTS = (*BOTH, "both ways")
 SYNC_ENDS = ("gone", "stands still", "cut off", "cut off from its follower", "deposed", "dies at a place")
 ASYNC_ENDS = ("gone", "cut off, then gone", "dies at a place")
 FIRST_SYNC, EVERY_ASYNC = 2, 3
 """Of this many reigns one is in `async`."""
-
-
-class Plan:
-    """Which deaths are still to come: every kind of place in turn, in an order that the seed draws."""
-
-    def __init__(self, draw: random.Random) -> None:
-        self._draw = draw
-        self.unmet = {f"{who}: {doom}" for who, dooms in all_standby_dooms().items() for doom in dooms}
-        self._left: dict[str, list[tuple[str, Doom]]] = {"reign": [], "promotion": []}
-
-    def next(self, when: str) -> tuple[str, Doom]:
-        """Who dies next in a reign or in a promotion, and where."""
-        if not self._left[when]:
-            found = [
-                (who, one) for who, dooms in all_standby_dooms().items() for one in dooms if when in _times(who, one)
-            ]
-            self._draw.shuffle(found)
-            found.sort(key=lambda pair: f"{pair[0]}: {pair[1]}" not in self.unmet, reverse=True)
-            self._left[when] = found  # what nobody has met comes first
-        who, doom = self._left[when].pop()
-        nth = 1 if (doom.kind or doom.moment) in AT_A_START or when == "promotion" else self._draw.choice((1, 1, 2))
-        return who, Doom(moment=doom.moment, kind=doom.kind, nth=nth)
-
-
-def _times(who: str, doom: Doom) -> tuple[str, ...]:
-    if doom.moment in PROMOTIONS:
-        return ("promotion",)
-    return ("reign", "promotion") if who == "witness" else ("reign",)
 
 
 class Reigns:
