@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "docs" / "performance.md", ROOT / "docs" / "security.md")
+PAGES = tuple(ROOT / "docs" / name for name in ("performance.md", "security.md", "reliability.md"))
 RESULTS = ROOT / "results"
 _PLACE = re.compile(r"(<!-- results/([\w-]+)\.json -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -41,7 +41,7 @@ from coordinator.run.slow import SlowCommands
 from coordinator.store.journal import JournalObserver, Moment, unobserved
 from coordinator.store.ports import EventStore, Snapshot
 from coordinator.work.port import Work
-from protocol.errors import BarnraiseError, ConfigError, IllegalEvent, LocalError, StorageTrouble, Unavailable
+from protocol.errors import ConfigError, IllegalEvent, LocalError, StorageTrouble, Unavailable
 
 MAX_BATCH = 256
 """Events in one commit: a bound on how long a reply waits behind others."""
@@ -211,7 +211,7 @@ class Pump:
         self._stop_asked.set()
         if not self.failed.done():
             self.failed.set_exception(error)
-        _refuse(self._queue, LocalError(f"the coordinator stopped: {error!r}"))
+        _refuse(self._queue, error)
         self._queue.clear()
         self._wake.set()
         self._slow.stop()
@@ -265,7 +265,7 @@ class Pump:
                 self._at(Moment.APPLYING, (record,))
                 self._apply(queued, record)
         except BaseException as error:
-            _refuse(batch, LocalError(f"the coordinator stopped: {error!r}"))
+            _refuse(batch, error)
             raise
         self._since_snapshot += len(batch)
         # a snapshot costs what the state holds: of a large one it comes after more events
@@ -342,7 +342,9 @@ class Pump:
                 return
 
 
-def _refuse(batch: Sequence[_Queued], error: BarnraiseError) -> None:
+def _refuse(batch: Sequence[_Queued], error: BaseException) -> None:
+    """Tell whoever waits: go elsewhere (a fenced leader), come again, or this failed here."""
+    told = error if isinstance(error, IllegalEvent | Unavailable) else LocalError(f"the coordinator stopped: {error!r}")
     for queued in batch:
         if queued.done is not None and not queued.done.done():
-            queued.done.set_exception(error)
+            queued.done.set_exception(told)

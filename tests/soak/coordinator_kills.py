@@ -44,6 +44,9 @@ class Lives:
 class Volunteer:
     """Takes leases, commits, uploads, and remembers what it was told is safe. Repeats whatever was not answered."""
 
+    patience_s = 10.0
+    """For an answer; then it connects anew."""
+
     def __init__(self, run: RunFolder, link: str, lives: Lives, acknowledged: Acknowledged, number: int) -> None:
         self._run = run
         self._link = link
@@ -55,13 +58,15 @@ class Volunteer:
         self._life = 0
         self._work: tuple[pb.Lease, bytes] | None = None
         self._number = number
+        self.epoch = 0
+        """Of the coordinator that is spoken to, as it said."""
         self.refused: Counter[str] = Counter()
 
     async def run(self) -> None:
         """Until the lives are over."""
         while not self._lives.over:
             try:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(self.patience_s):
                     await self._connected()
                     await self._one_lease()
             except grpc.aio.AioRpcError as error:
@@ -88,7 +93,7 @@ class Volunteer:
         self._client.capability = pb.Capability(device="cpu", memory_bytes=8 << 30, max_columns=self._columns())
         life = self._lives.number
         await self._client.enrol()
-        await self._client.open()
+        self.epoch = (await self._client.open()).epoch
         self._life = life
 
     def _columns(self) -> int:
@@ -102,6 +107,7 @@ class Volunteer:
             if reply.WhichOneof("outcome") != "lease":
                 await asyncio.sleep(0.05)
                 return
+            self._told.version = max(self._told.version, reply.lease.base_version)
             if self._chance.random() < 0.15:
                 request = pb.ReturnLeaseRequest(lease_id=reply.lease.lease_id, reason="changed my mind")
                 await client.call("ReturnLease", request, pb.ReturnLeaseReply)

@@ -54,6 +54,10 @@ class Executioner:
         self._left = doom.nth
         self._ledger = os.open(ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
+    def arm(self, doom: Doom) -> None:
+        """From now on its time is another one."""
+        self._doom, self._left = doom, doom.nth
+
     def observe(self, moment: Moment, records: Sequence[str]) -> None:
         """The journal observer that the server is given."""
         if moment is Moment.COMMITTED:
@@ -79,9 +83,9 @@ def coordinator_life(folder: Path, ledger: Path, doom: Doom, pipe: Connection) -
 
     torch.set_num_threads(1)
     executioner = Executioner(doom, ledger)
-    _watch_files(executioner)
+    watch_files(executioner)
     if doom.kind == "CommandFailed":
-        _fail_once()
+        fail_once()
 
     async def serve() -> None:
         limits = PumpLimits(snapshot_every=11)
@@ -93,7 +97,7 @@ def coordinator_life(folder: Path, ledger: Path, doom: Doom, pipe: Connection) -
     asyncio.run(serve())
 
 
-def _watch_files(executioner: Executioner) -> None:
+def watch_files(executioner: Executioner) -> None:
     """Moments of the artifact store and of the index of versions, before and after each becomes visible."""
     from coordinator.store.artifacts import ArtifactStore, ContentStore
     from coordinator.store.versions import Versions
@@ -120,7 +124,7 @@ def _watch_files(executioner: Executioner) -> None:
     ArtifactStore.drop_payload = watched_drop  # type: ignore[method-assign, assignment]
 
 
-def _fail_once() -> None:
+def fail_once() -> None:
     from coordinator.work.executor import Executor
 
     method, failed = vars(Executor)["execute"], False  # taken as an attribute it would dispatch on the executor

@@ -26,6 +26,8 @@ class Acknowledged:
 
     commits: set[tuple[str, str]] = field(default_factory=set)
     uploads: set[tuple[str, str]] = field(default_factory=set)
+    version: int = 0
+    """The newest that a lease began from: so the outer step that made it was told."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -90,6 +92,7 @@ def check(run: RunFolder, first: str, ledger: Path, acknowledged: Acknowledged) 
     assert json.dumps(engine.snapshot()) == json.dumps(found.engine.snapshot()), "and in content"
     assert acknowledged.commits <= found.commits
     assert acknowledged.uploads <= found.uploads
+    assert acknowledged.version <= found.versions[-1]
     assert found.versions == list(range(len(found.versions))), "each outer step once, in order"
     assert all(count == 1 for count in found.counted.values()), "no submission counts twice"
     state = engine.state

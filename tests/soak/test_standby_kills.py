@@ -1,30 +1,28 @@
-"""Ten minutes of deaths of a leader, its follower and their witness: real processes, and somebody who keeps book."""
+"""Five hundred deaths of a leader, its follower and their witness, and lines cut between them: real processes, and
+somebody who keeps book."""
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
-import sysconfig
 from pathlib import Path
 
 import pytest
 
 from tests.soak.standby_kills import reign_after_reign
+from tests.soak.standby_soak import PATIENT, facts_of, row_of, text_in
 from tests.soak.test_kills import make_run
 
-SECONDS = float(os.environ.get("STANDBY_SOAK_S", "600"))
+KILLS = int(os.environ.get("STANDBY_SOAK_KILLS", "500"))
+SEED = int(os.environ.get("STANDBY_SOAK_SEED", "5"))
 
 
 @pytest.mark.soak
 async def test_nothing_that_was_answered_is_lost_with_a_machine(tmp_path: Path) -> None:
-    text = tmp_path / "text"
-    text.mkdir()
-    for name in ("ast.py", "calendar.py", "codecs.py", "csv.py", "dis.py", "enum.py", "inspect.py", "locale.py"):
-        shutil.copy(Path(sysconfig.get_paths()["stdlib"]) / name, text / name)
-    tally = await reign_after_reign(make_run(tmp_path / "run", text), tmp_path, seed=5, seconds=SECONDS)
-    print(
-        f"\nstandby: {tally.kills.total()} kills in {tally.wall_s:.0f} s and {tally.reigns} promotions; "
-        f"{tally.acknowledged} answers; in sync 0 lost, in async {tally.lost_in_async} where {tally.allowed_in_async} "
-        f"might be; {tally.fenced} former leaders came back and were fenced\n{dict(sorted(tally.kills.items()))}"
-    )
-    assert tally.reigns > 0
+    run = make_run(tmp_path / "run", text_in(tmp_path), **PATIENT)
+    tally, history, unmet = await reign_after_reign(run, tmp_path, seed=SEED, kills=KILLS)
+    print("\n" + json.dumps(row_of(tally, history, unmet, SEED) | facts_of(tally, unmet), indent=1))
+    assert tally.kills >= KILLS
+    assert tally.fenced > 0
+    if KILLS >= 500:
+        assert not unmet, f"no death at {sorted(unmet)}"

@@ -161,8 +161,12 @@ async def test_the_witness_lets_the_follower_lead_and_fences_the_leader(
                 await StandbyDesk(run, replication).answer({"verb": "standby", "witness": link, "mode": "sync"})
                 await until(lambda: replication.state.mode is Mode.SYNC)
                 await until(lambda: witness_of(other) is not None)
+            mark = replication.committed
+            waiting = asyncio.ensure_future(Refusal(grpc.StatusCode.UNAVAILABLE, "FENCED").of(client.acquire()))
+            await until(lambda: replication.committed > mark)
             assert await lead(other, following_of(other), confirmed=False) == 2
             await until(lambda: seat_in(run).role is SeatRole.FENCED)
+            await waiting
             await Refusal(grpc.StatusCode.UNAVAILABLE, "FENCED").of(client.beat())
     finally:
         await witness.stop()
