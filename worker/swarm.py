@@ -89,7 +89,8 @@ class BlockSwarm:
         self._busy_until_s: dict[Digest, float] = {}
         self._got: list[Digest] = []
         self._failed: list[Digest] = []
-        self._moved_s = 0.0
+        self._moved_s = self._still_s = 0.0
+        """When something came last, but for time in which nothing was wanted; how long nothing had when that began."""
         self._wake, self._one_question = asyncio.Event(), asyncio.Lock()
         self._asking: asyncio.Task[None] | None = None
         self.from_workers_bytes = 0
@@ -139,6 +140,7 @@ class BlockSwarm:
             finally:
                 self._coming.pop(ref.digest, None)
                 self._wake.set()
+                self._note_still()
 
     def _checked(self, ref: BlockRef, source: BlockSource) -> BlockSource:
         chunks = self._chunks.get(ref.digest)
@@ -160,8 +162,8 @@ class BlockSwarm:
 
     async def _turn(self, digest: Digest) -> HolderLine | None:
         """Wait until the block may come from somebody."""
-        if not self._waiting and not self._coming:
-            self._moved_s = self._timing.clock()
+        if not self._waiting and not self._coming:  # a lease that got nothing in its time leaves the next to wait on
+            self._moved_s = self._timing.clock() - self._still_s
         future: asyncio.Future[HolderLine | None] = asyncio.get_running_loop().create_future()
         self._waiting[digest] = future
         self._wake.set()
@@ -171,6 +173,11 @@ class BlockSwarm:
             return await future
         finally:
             self._waiting.pop(digest, None)
+            self._note_still()
+
+    def _note_still(self) -> None:
+        if not self._waiting and not self._coming:
+            self._still_s = self._timing.clock() - self._moved_s
 
     async def _ask_on(self) -> None:
         """Ask until nothing is waited for any more, and what has come is told."""

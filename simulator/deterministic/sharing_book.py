@@ -1,7 +1,8 @@
 """What workers that give blocks to one another may cost, and whom they may hold it against.
 
 Decides nothing about the run. Where nothing goes wrong but what holders do (`Scenario.clear`): a version leaves the
-coordinator at most once more often than it is set to, and no honest worker is avoided by another honest one. What is
+coordinator at most once more often than it is set to, or than there are liars, where these are more: each may take one
+and pass nothing on. And no honest worker is avoided by another honest one. What is
 fetched of a version that is past (to compute a lease of it again) counts for nothing: others have let go of it.
 """
 
@@ -55,10 +56,11 @@ class SharingBook:
         if not self._clear:
             return
         sent, sizes = sum(self._sent.values()), sum(self._sizes.values())
-        if sent > (self._copies + 1) * sizes:
+        liars = sum(gives in LIES for gives in self._by_number)
+        if sent > (max(self._copies, liars) + 1) * sizes:
             raise InvariantBroken(
                 f"{sent} bytes of blocks left the coordinator, {sent / sizes:.1f} times all that there are, set to "
-                f"{self._copies} copies"
+                f"{self._copies} copies, with {liars} that lie"
             )
 
 

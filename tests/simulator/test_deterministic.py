@@ -119,6 +119,17 @@ def test_a_submission_whose_last_bytes_come_as_the_run_ends_is_refused_for_good(
     assert run_seed(6004422).violation is None
 
 
+def test_leases_shorter_than_the_coordinators_patience_do_not_end_in_vain_for_ever() -> None:
+    """Two of three sharers were silent: how long nothing came was counted anew with each lease, of ten seconds."""
+    assert run_seed(7002956).violation is None
+
+
+@pytest.mark.parametrize("seed", [7002019, 7002809])
+def test_each_of_more_liars_than_copies_costs_one(seed: int) -> None:
+    """They take what the coordinator gives, and pass none of it on."""
+    assert run_seed(seed).violation is None
+
+
 def test_what_others_measured_in_vain_is_measured_here() -> None:
     """As the run ended, the engine wanted it from nobody else any more; what was queued had others' answers in it."""
     assert run_seed(546).violation is None

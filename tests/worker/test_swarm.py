@@ -216,3 +216,37 @@ def test_a_coordinator_out_in_the_world_sends_nobody_round_their_home() -> None:
         assert may_dial("192.168.1.9", near)
     for none in ("0.0.0.0", "224.0.0.1", "::", "example.org", ""):
         assert not may_dial(none, "127.0.0.1")
+
+
+async def test_a_lease_that_gets_nothing_in_its_time_leaves_the_next_to_wait_on() -> None:
+    """Else leases shorter than the coordinator's patience would end in vain for ever: seed 7002956."""
+    desk, now_s = Desk(holders=[]), [100.0]
+    desk.avoided.add(NAMES[0])
+
+    async def sleep(_s: float) -> None:
+        now_s[0] += 1.0
+        await asyncio.sleep(0)
+
+    async def nothing(request: pb.SourcesRequest) -> pb.SourcesReply:
+        desk.requests.append(request)
+        return pb.SourcesReply()
+
+    desk.sources, sources = nothing, desk.sources  # type: ignore[method-assign]
+    timing = Timing(clock=lambda: now_s[0], sleep=sleep)
+    swarm = BlockSwarm(desk, lambda _holder: Line(NAMES[0], []), timing, near="127.0.0.1")  # type: ignore[arg-type]
+    for _lease in range(3):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await swarm.bring(REF, Disk().take)
+        await swarm.close()
+        now_s[0] += 1000.0  # between two leases nothing is waited for
+        waited_s = desk.requests[-1].still_s
+        assert waited_s == pytest.approx(len(desk.requests) - 1, abs=3.0)
+    desk.sources = sources  # type: ignore[method-assign]
+    await swarm.bring(REF, Disk().take)
+    assert desk.requests[-2].still_s == pytest.approx(waited_s, abs=3.0)
+    await swarm.close()
+    now_s[0] += 5.0
+    await swarm.bring(REF, Disk().take)
+    assert desk.requests[-2].still_s == pytest.approx(0.0, abs=3.0), "something came since"
+    await swarm.close()
