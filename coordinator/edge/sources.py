@@ -167,8 +167,8 @@ class Sources:
         said = (why, bool(shared.peer_id))
         if self._said.get(worker) != said:
             self._said[worker] = said
-            event = "share_unreached" if why else "share_reached"
-            _log.info(event, worker=worker, port=told.port, relayed=bool(shared.peer_id))
+            relayed_now = bool(shared.peer_id)
+            _log.info("share_unreached" if why else "share_reached", worker=worker, port=told.port, relayed=relayed_now)
         return why
 
 
