@@ -27,7 +27,7 @@ from protocol.lease import blocks_of
 from protocol.submission import decode_submission
 from worker.fetched import FetchedItem, Run
 from worker.ports import BlockPlaces
-from worker.train.freeing import free_dropped
+from worker.train.freeing import free_caches
 from worker.train.mapped import mapped_block
 
 AT_A_TIME = 4
@@ -80,7 +80,7 @@ class LossMeasurer:
     def _drop(self) -> None:
         if self._model is not None:
             self._model, self._held, self._before = None, {}, None
-            free_dropped(self._device)
+            free_caches(self._device)
 
     def _losses_before(self, item: FetchedItem) -> Losses:
         key = hashlib.sha256(repr(sorted(item.digests.items())).encode() + item.sequences.tobytes()).hexdigest()

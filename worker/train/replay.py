@@ -24,7 +24,7 @@ from protocol.arithmetic import ArithmeticClass, arithmetic_class
 from protocol.lease import Lease
 from protocol.submission import Blocks
 from worker.machine.arithmetic import arithmetic_here
-from worker.train.freeing import free_dropped
+from worker.train.freeing import drop_shard
 from worker.train.trainer import pseudo_gradient_of, train_shard
 
 if TYPE_CHECKING:
@@ -67,7 +67,24 @@ class LeaseReplay:
         here = self._nearest(wanted)
         shard = self._loaded(lease, start, here)
         self._shard = None  # kept once it has come through: after a failure nobody knows what is in it
-        with _threads(here.threads or self._threads):
+        try:
+            gradient = self._trained(shard, lease, start, sequences_NL, micro_batch, here.threads or self._threads)
+        except BaseException:
+            drop_shard(shard, self._device)
+            raise
+        self._shard = shard
+        return gradient, str(here)
+
+    def _trained(
+        self,
+        shard: ShardModel,
+        lease: Lease,
+        start: Blocks,
+        sequences_NL: NDArray[Any],
+        micro_batch: int,
+        threads: int | None,
+    ) -> Blocks:
+        with _threads(threads):
             train_shard(
                 shard,
                 lease,
@@ -77,9 +94,7 @@ class LeaseReplay:
                 should_stop=self._should_stop,
                 restore=lambda: shard.load(start),
             )
-            gradient = pseudo_gradient_of(start, shard)
-        self._shard = shard
-        return gradient, str(here)
+            return pseudo_gradient_of(start, shard)
 
     def _nearest(self, wanted: str) -> ArithmeticClass:
         """Of the classes that this machine can compute in, the wanted one, or else its own."""
@@ -103,8 +118,8 @@ class LeaseReplay:
         if self._shard is not None and same and self._shard.serves(lease.columns, masters, stand_ins, lease.trunk):
             self._shard.load(start)
             return self._shard
-        self._shard = None  # free the old one before the new one is built: both might not fit
-        free_dropped(self._device)
+        before, self._shard = self._shard, None
+        drop_shard(before, self._device)  # the old one goes before the new one is built: both might not fit
         self._built_for = way
         return build_shard(
             self._layout,

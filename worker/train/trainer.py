@@ -31,7 +31,7 @@ from protocol.lease import Lease
 from protocol.submission import Blocks
 from worker.train.batch import Batch, HasLoss, add_gradients
 from worker.train.by_layers import GoesByLayers, step_by_layers
-from worker.train.freeing import free_dropped
+from worker.train.freeing import free_caches
 from worker.train.local_state import LocalState
 from worker.train.optimizer import InnerOptimizer
 from worker.trouble import is_out_of_memory
@@ -160,7 +160,7 @@ def train_shard(
         if restore is None:
             raise TrainingFailedError("memory ran out in the middle of a step, and nobody has the lease's start values")
         del loop  # its moments, before anything is loaded
-        free_dropped(device)
+        free_caches(device)
         restore()
 
 
@@ -226,7 +226,7 @@ class _InnerLoop:
             self.micro_batch = _halved(self.micro_batch)
             self.recut = self.recut or bool(self._losses)
             self._optimizer.drop_gradients()
-            free_dropped(self._device)
+            free_caches(self._device)
         self._losses.append(batch.nll)
         if batch.chosen is not None:
             self._shard.move_selection_biases(batch.chosen, self.lease.recipe.selection_bias_rate)

@@ -35,7 +35,7 @@ from worker.ports import Progress, WorkDisk
 from worker.progress import Reporter
 from worker.train.daily_writes import DailyWrites
 from worker.train.fitting import Fitting
-from worker.train.freeing import free_dropped
+from worker.train.freeing import drop_shard
 from worker.train.job import TrainingJob
 from worker.train.lease_state import LeaseKeeper, computation_of
 from worker.train.mapped import mapped_block
@@ -112,7 +112,7 @@ class TrainingRoom:
                     self._give_back(job)
                 return
             except Exception as error:
-                self._shard = None  # nobody knows what is in it now, and its memory may be what was missing
+                self._drop()  # nobody knows what is in it now, and its memory may be what was missing
                 # Whatever it was (torch reports every failure of a device as RuntimeError), the lease is lost; the
                 # worker is not, and an event loop that waits for a dead thread would wait for ever.
                 if not job.stop.is_set():
@@ -156,8 +156,11 @@ class TrainingRoom:
     def _give_back(self, job: TrainingJob) -> None:
         if not job.rests or self._shard is None:
             return
-        self._shard = None
-        free_dropped(self._machine.device)
+        self._drop()
+
+    def _drop(self) -> None:
+        shard, self._shard = self._shard, None
+        drop_shard(shard, self._machine.device)
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the thread; whether it has ended."""
@@ -170,7 +173,8 @@ class TrainingRoom:
     def _move_to(self, machine: Machine) -> None:
         """What was built for another one, or for other limits, goes."""
         if dataclasses.replace(machine, threads=self._machine.threads) != self._machine:
-            self._shard, self._fitting = None, Fitting()
+            self._drop()
+            self._fitting = Fitting()
         self._machine, self._usual = machine, machine.threads
         hold_to_cap(machine)
 
@@ -238,8 +242,7 @@ class TrainingRoom:
         if self._shard is not None and self._shard.serves(lease.columns, masters, stand_ins, trunk):
             self._shard.load(start)
         else:
-            self._shard = None  # free the old one before the new one is built: both would not fit
-            free_dropped(self._machine.device)
+            self._drop()  # before the new one is built: both would not fit
             self._shard = build_shard(
                 run.layout,
                 lease.columns,
