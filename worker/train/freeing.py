@@ -14,14 +14,20 @@ import torch
 from moe.shard import ShardModel
 from protocol.allocator import give_back_all
 
+SMALL_BYTES = 16 << 20
+"""Of a smaller model the C library keeps little, and looking for it in a large process takes longer than a step."""
+
 
 def drop_shard(shard: ShardModel | None, device: str) -> None:
     """Its weights go; nobody is to use it again."""
-    if shard is not None:
-        for part in list(shard.module.modules()):
-            part.__dict__.clear()
-        shard.__dict__.clear()
-    free_caches(device)
+    if shard is None:
+        return
+    dropped_bytes = sum(parameter.nbytes for parameter in shard.module.parameters())
+    for part in list(shard.module.modules()):
+        part.__dict__.clear()
+    shard.__dict__.clear()
+    if dropped_bytes >= SMALL_BYTES:
+        free_caches(device)
 
 
 def free_caches(device: str) -> None:
