@@ -14,6 +14,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from peering.limits import MOST_QUEUED, QUEUED_S
 from protocol.errors import RateLimited
 
+Spend = Callable[[int], Awaitable[None]]
+"""Waits for the turn of so many bytes."""
+
+
+async def at_once(_count: int) -> None:
+    """A `Spend` where no rule holds anything up."""
+
 
 class UplinkPace:
     """One line's rate, shared by all that goes over it."""

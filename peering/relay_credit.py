@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from peering.pace import Spend
 from protocol.errors import BarnraiseError
 
 PIECE_BYTES = 256 * 1024
@@ -26,7 +27,7 @@ class Relay(Protocol):
 
 async def feed(
     relay: Relay,
-    spend: Callable[[int], Awaitable[None]],
+    spend: Spend,
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
     """Until cancelled. `spend` waits for the turn of so many bytes, and raises RateLimited where none may go now."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, BinaryIO, Protocol
 
@@ -31,7 +31,7 @@ from peering.limits import (
     UPLOAD_SLOTS,
     peer_server_options,
 )
-from peering.pace import Slots, UplinkPace
+from peering.pace import Slots, Spend, UplinkPace, at_once
 from protocol.errors import (
     ConfigError,
     MalformedMessage,
@@ -58,10 +58,6 @@ _STATUS = {
     TooSlow: grpc.StatusCode.DEADLINE_EXCEEDED,
     Refused: grpc.StatusCode.NOT_FOUND,
 }
-
-
-Spend = Callable[[int], Awaitable[None]]
-"""Waits for the turn of so many bytes."""
 
 
 class Uplink(Protocol):
@@ -172,7 +168,7 @@ class PeerServer:
                 frames.close()
 
     def _giving(self) -> AbstractAsyncContextManager[Spend]:
-        return nullcontext(_at_once) if self._uplink is None else self._uplink.giving()
+        return nullcontext(at_once) if self._uplink is None else self._uplink.giving()
 
     async def _find(self, body: bytes, context: Any) -> bytes:
         try:
@@ -230,7 +226,3 @@ async def _abort(context: Any, status: grpc.StatusCode, sentence: str) -> None:
         await asyncio.wait_for(context.abort(status, sentence[:200]), _ABORT_S)
     except TimeoutError:
         raise asyncio.CancelledError from None
-
-
-async def _at_once(_count: int) -> None:
-    """No rule holds it up."""

@@ -15,8 +15,8 @@ from pathlib import Path
 from peering.companion import Companion
 from peering.keeping import RecordKeeper
 from peering.orders import SidecarOrders
+from peering.pace import Spend
 from peering.relay_credit import feed
-from peering.serving import Spend
 from protocol.errors import ConfigError, RemoteError, StorageTrouble
 from protocol.ids import Digest
 from protocol.joinlink import Bootstrap

@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+
+from peering.pace import Spend, at_once
 
 PIECE_BYTES = 64 * 1024
 LINE_BYTES = 512
 """Of what two sidecars say to one another before a pipe begins."""
 
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-async def _at_once(_count: int) -> None:
-    """No rule holds it up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +29,7 @@ class Bounds:
     """Each way."""
     idle_s: float
     whole_s: float
-    spend: Callable[[int], Awaitable[None]] = _at_once
-    """Waits for the turn of so many bytes."""
+    spend: Spend = at_once
 
 
 async def pipe(one: Ends, other: Ends, bounds: Bounds) -> int:

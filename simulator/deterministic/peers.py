@@ -19,7 +19,8 @@ import grpc
 
 from peering.certificate import PeerCertificate
 from peering.line import PeerLine, holder_name
-from peering.serving import PeerServer, Spend
+from peering.pace import Spend
+from peering.serving import PeerServer
 from protocol.errors import Unavailable
 from protocol.framing import frames_of
 from protocol.identity import PrivateIdentity

@@ -36,7 +36,7 @@ from worker.wire import Wire
 from worker.words import Words, say
 
 if TYPE_CHECKING:
-    from peering.serving import Spend
+    from peering.pace import Spend
     from worker.swarm import HolderLine
 
 KEEP_FREE_SHARE = 0.05

@@ -28,7 +28,7 @@ from worker.rules.model import NetworkRules, bytes_of
 from worker.wire import Wire
 
 if TYPE_CHECKING:
-    from peering.serving import Spend
+    from peering.pace import Spend
     from protocol.tickets import Ticket
     from worker.swarm import HolderLine
 
