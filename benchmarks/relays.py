@@ -31,6 +31,7 @@ from peering.certificate import new_certificate
 from peering.companion import Companion
 from peering.line import PeerLine
 from peering.orders import SidecarOrders
+from peering.pace import at_once
 from peering.relay_credit import feed
 from peering.serving import PeerServer
 from protocol.errors import Unavailable
@@ -82,10 +83,6 @@ def _orders(fingerprint: Digest, folder: Path, *, host: str, relay: bool) -> byt
     ).to_json()  # fmt: skip
 
 
-async def _at_once(_count: int) -> None:
-    """No rate."""
-
-
 class RelayedScene:
     """The giver, three sidecars, and a taker."""
 
@@ -112,7 +109,7 @@ class RelayedScene:
                 self._nodes[name] = Companion(orders, self._root / f"{name}.json")
                 await self._nodes[name].start()
                 await asyncio.wait_for(self._nodes[name].ready.wait(), 120.0)
-            feeding = asyncio.create_task(feed(self._nodes["relay"], _at_once))
+            feeding = asyncio.create_task(feed(self._nodes["relay"], at_once))
             yield
         finally:
             if feeding is not None:
