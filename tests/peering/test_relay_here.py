@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from peering.companion import Companion
+from peering.pace import at_once
 from peering.relay_credit import feed
 from protocol.ids import digest_of
 from tests.peering.test_companion import left_of, ready
-from tests.peering.test_relays import BLOCK, DIGEST, at_once, taken
+from tests.peering.test_relays import BLOCK, DIGEST, taken
 from tests.peering.test_sidecar import AUTHORITY, RUN, WITHOUT, orders_of
 
 

@@ -20,6 +20,7 @@ import pytest
 
 from peering.companion import Companion
 from peering.line import PeerLine
+from peering.pace import at_once
 from peering.relay_credit import feed
 from protocol.errors import RemoteError
 from protocol.identity import PrivateIdentity
@@ -36,10 +37,6 @@ BLOCK = os.urandom(8 * 1024 * 1024)
 DIGEST = digest_of(BLOCK)
 ME = PrivateIdentity.generate()
 Make = Callable[..., Any]
-
-
-async def at_once(_count: int) -> None:
-    """No rate."""
 
 
 @pytest.fixture
