@@ -38,7 +38,7 @@ from benchmarks.parity_rows import (
     TABLES,
     WORKERS,
     ParityCase,
-    half_trained,
+    central_base,
     training_of,
     volunteers,
 )
@@ -66,8 +66,8 @@ def run_case(case: ParityCase, seed: int, steps: int, changes: Mapping[str, str]
     started_s = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="barnraise-parity-") as folder:
         settings = _settings(case, derived_seed(seed, "parity"), steps, changes, data)
-        if case.is_half_trained:
-            base = half_trained(Path(data), derived_seed(seed, "parity"), steps // 2)
+        if case.base:
+            base = central_base(Path(data), derived_seed(seed, "parity"), int(case.base * steps))
             settings = settings.model_copy(update={"preset": None, "checkpoint": str(base)})
         init_run(Path(folder) / "run", settings, accept_lossy=True)
         run = RunFolder.open(Path(folder) / "run")
@@ -296,7 +296,7 @@ def _key(case: ParityCase, seed: int, steps: int, changes: Mapping[str, str]) ->
             SEQUENCE_LENGTH,
             HELDOUT_SEQUENCES,
             *(("eager",) if case.eager else ()),
-            *(("half trained",) if case.is_half_trained else ()),
+            *((f"base of {case.base}",) if case.base else ()),
         )
     )
     return f"{case.name.replace(',', '').replace(' ', '-')}-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

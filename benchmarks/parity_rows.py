@@ -45,8 +45,8 @@ class ParityCase:
     """How many times longer the slowest worker's steps take than the fastest's; the others lie between."""
     engine: Mapping[str, Any] | None = None
     """Settings that this row alone has."""
-    is_half_trained: bool = False
-    """Whether it goes on from a checkpoint of central training, half as long, in place of random weights."""
+    base: float = 0.0
+    """Length of the central training that it goes on from, in lengths of its own; 0: it begins with random weights."""
     rounds: float = 1.0
     """How many times as many rounds: where leases are lost or short, equal tokens take more of them."""
 
@@ -148,14 +148,12 @@ def _trained_with(name: str, inner: Mapping[str, Any]) -> ParityCase:
     return ParityCase(name=name, setting="half_frozen", against=HALVES, codec="fp32", engine=engine)
 
 
-def _trunk_rows(*modes: str) -> Iterator[ParityCase]:
+def _trunk_rows(base: float, of: str = "") -> Iterator[ParityCase]:
     """From one base, the trunk trained, at low rank, and not at all; against the first of them."""
-    for mode in modes:
+    for mode in ("trained", "lora", "frozen"):
         engine = {"inner": {"inner_steps": 4, "trunk": mode}, "down": WHOLE}
-        name, against = f"{mode} trunk", f"{modes[0]} trunk"
-        yield ParityCase(
-            name=name, setting="diloco", against=against, codec="fp32", engine=engine, is_half_trained=True
-        )
+        name, against = f"{mode} trunk{of}", f"trained trunk{of}"
+        yield ParityCase(name=name, setting="diloco", against=against, codec="fp32", engine=engine, base=base)
 
 
 RUNG_CASES = (
@@ -165,7 +163,8 @@ RUNG_CASES = (
     _trained_with("bf16 masters", {"masters": "bf16"}),
     _trained_with("bf16 masters, compact moments", {"masters": "bf16", "moments": "compact"}),
     _trained_with("clipping by layer", {"clipping": "layer"}),
-    *_trunk_rows("trained", "lora", "frozen"),
+    *_trunk_rows(0.5),
+    *_trunk_rows(4.0, ", long base"),
 )
 """What the rungs of the memory ladder cost that change what is computed: `benchmarks.parity --rungs`."""
 RUNG_COLUMNS = (
@@ -205,7 +204,7 @@ def volunteers(case: ParityCase, columns: int) -> Iterator[Any]:
         yield Volunteer(name=str(number), step_s=slower, max_columns=held, dropout=case.dropout)
 
 
-def half_trained(data: Path, seed: int, steps: int) -> Path:
+def central_base(data: Path, seed: int, steps: int) -> Path:
     """A checkpoint of central training on all workers' batches, made once for a seed and a length, beside the data."""
     from barnraise.pretrain.warm_start import WarmStart, warm_start
     from coordinator.datasets import Dataset
