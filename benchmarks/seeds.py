@@ -29,6 +29,24 @@ MOST_SEEDS_FOR_A_BUG = 1000
 CHUNK = 50
 COLLECT_EVERY = 10
 SHOWN_FAILURES = 5
+COLUMNS = (
+    {"heading": "seeds", "shows": "{seeds:,}"},
+    {"heading": "from", "shows": "{first:,}"},
+    {"heading": "violations", "shows": "{violations}"},
+    {"heading": "seeds in which blocks came from workers", "shows": "{sharing:,}"},
+    {"heading": "such blocks", "shows": "{blocks_between_workers:,}"},
+    {"heading": "events", "shows": "{events:,}"},
+    {"heading": "outer steps", "shows": "{outer_steps:,}"},
+    {"heading": "acknowledged submissions", "shows": "{acknowledged:,}"},
+    {"heading": "kills of the coordinator", "shows": "{coordinator_kills:,}"},
+    {"heading": "of workers", "shows": "{worker_kills:,}"},
+    {"heading": "virtual hours", "shows": "{virtual_hours:,.0f}"},
+    {"heading": "seeds a second", "shows": "{seeds_per_s:.1f}"},
+)
+PLANTED_COLUMNS = (
+    {"heading": "bug", "shows": "{what}"},
+    {"heading": "seeds needed", "shows": "{seeds_needed}"},
+)
 
 
 def main() -> int:
@@ -40,8 +58,14 @@ def main() -> int:
     rows = planted_rows() if options.planted else [seeds_row(options)]
     report.print_rows(rows)
     if options.json is not None:
-        report.write_json(options.json, rows)
+        columns = PLANTED_COLUMNS if options.planted else COLUMNS
+        report.write_results(options.json, rows, command=_command(rows, options), columns=columns)
     return int(any(row["violations"] != row["expected"] for row in rows))
+
+
+def _command(rows: Sequence[report.Row], options: argparse.Namespace) -> str:
+    asked = "--planted" if options.planted else f"--first {options.first} --seeds {rows[0]['seeds']}"
+    return f"python -m benchmarks.seeds {asked}"
 
 
 def _options() -> argparse.Namespace:
