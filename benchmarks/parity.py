@@ -25,7 +25,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ def _settings(case: ParityCase, seed: int, steps: int, changes: Mapping[str, str
 def _centrally(run: Any, case: ParityCase, steps: int, recipe: InnerRecipe) -> dict[str, Any]:
     import torch
 
-    from barnraise.pretrain.central import CentralPlan, CentralTraining, cosine, first_shard
+    from barnraise.pretrain.central import CentralPlan, CentralTraining, first_shard
     from moe.full import evaluate_loss, full_model
 
     settings, dataset = run.settings(), run.dataset()
@@ -124,7 +124,7 @@ def _centrally(run: Any, case: ParityCase, steps: int, recipe: InnerRecipe) -> d
         batch_sequences=batch,
         sequence_length=settings.sequence_length,
         data_seed=settings.seed,
-        factor_at=cosine(recipe.final_lr_share, steps),
+        factor_at=_factor_at(recipe, steps),
     )
     training = CentralTraining(first_shard(run), plan, dataset)
     while not training.is_done:
@@ -133,6 +133,21 @@ def _centrally(run: Any, case: ParityCase, steps: int, recipe: InnerRecipe) -> d
     blocks = training.shard.held_blocks()
     loss, _ = evaluate_loss(full_model(run.layout(), blocks), tokens, settings.evaluation_batch)
     return {"val_loss": loss, "sequences": steps * batch, **random_loss(run, blocks, HELDOUT_SEQUENCES)}
+
+
+def _factor_at(recipe: InnerRecipe, steps: int) -> Callable[[int], float]:
+    """How central training's rates fall: as a swarm's of that recipe, step by step."""
+    from barnraise.pretrain.central import cosine
+
+    if recipe.schedule == "cosine":
+        return cosine(recipe.final_lr_share, steps)
+    rise, final = cosine(1.0, steps), recipe.final_lr_share
+
+    def factor(step: int) -> float:
+        left = min(1.0, (steps - 1 - step) / max(1.0, recipe.decay_share * (steps - 1)))
+        return rise(step) * (final + (1.0 - final) * left)
+
+    return factor
 
 
 def _by_swarm(run: Any, case: ParityCase, seed: int) -> dict[str, Any]:

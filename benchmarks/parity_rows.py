@@ -26,6 +26,10 @@ ADAMW: Mapping[str, Any] = {"optimizer": "adamw", "learning_rate": 8e-3, "final_
 """The best found without Muon."""
 
 
+HELD: Mapping[str, Any] = {"schedule": "linear", "decay_share": 0.4}
+"""The full rate for three fifths of the way, then down in a line (arXiv:2404.06395)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityCase:
     """One row of the table."""
@@ -84,6 +88,9 @@ CASES = (
     ParityCase(name="diloco 20 steps", setting="diloco", against="diloco", engine={"inner": {"inner_steps": 20}}),
     ParityCase(name="central adamw", setting="central", against="central", engine={"inner": ADAMW}),
     ParityCase(name="diloco adamw", setting="diloco", against="central adamw", engine={"inner": ADAMW}),
+    ParityCase(name="central, rates held", setting="central", against="central", engine={"inner": {**CENTRAL, **HELD}}),
+    ParityCase(name="diloco, rates held", setting="diloco", against="diloco", engine={"inner": HELD}),
+    ParityCase(name="half frozen, rates held", setting="half_frozen", against="half frozen", engine={"inner": HELD}),
 )
 
 
