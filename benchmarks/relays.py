@@ -32,12 +32,13 @@ from peering.companion import Companion
 from peering.line import PeerLine
 from peering.orders import SidecarOrders
 from peering.pace import at_once
+from peering.record import RecordSigner
 from peering.relay_credit import feed
 from peering.serving import PeerServer
 from protocol.errors import Unavailable
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest, RunId, digest_of
-from protocol.tickets import sign_ticket
+from protocol.tickets import sign_pass, sign_ticket
 from protocol.tls import CertificateAuthority
 
 RUN: Final = RunId("relays")
@@ -109,6 +110,9 @@ class RelayedScene:
                 self._nodes[name] = Companion(orders, self._root / f"{name}.json")
                 await self._nodes[name].start()
                 await asyncio.wait_for(self._nodes[name].ready.wait(), 120.0)
+            signer = RecordSigner.of(RUN, self._authority, self._me)
+            record = signer.sign(epoch=0, sequence=1, addresses=(f"{LOOPBACK}:1",), issued_s=time.time())
+            await self._nodes["relay"].store(record)  # by which it knows whose passes hold
             feeding = asyncio.create_task(feed(self._nodes["relay"], at_once))
             yield
         finally:
@@ -123,10 +127,13 @@ class RelayedScene:
     async def relayed(self) -> Path:
         """The socket behind which the giver is."""
         (at,) = (await self._nodes["relay"].status()).addresses[:1]
-        name, through = await self._nodes["giver"].wait_at([at], self._port)
+        name, through = await self._nodes["giver"].wait_at([at], self._port, await self._pass_of("giver"))
         if not through:
             raise Unavailable("the relay took nobody")
-        return await self._nodes["taker"].reach(name, through)
+        return await self._nodes["taker"].reach(name, through, await self._pass_of("taker"))
+
+    async def _pass_of(self, name: str) -> bytes:
+        return sign_pass(self._authority, (await self._nodes[name].status()).peer_id, time.time())
 
     async def take(self, socket: str) -> float:
         """The block, by that way; seconds."""

@@ -136,14 +136,17 @@ class Companion:
 
     # ---- ways to those who cannot be reached ------------------------------------------------------------------------
 
-    async def wait_at(self, relays: Sequence[Bootstrap], port: int) -> tuple[str, tuple[Bootstrap, ...]]:
-        """Be reached through some of these, at this machine's `port`: by which name, and through which."""
-        answer = await self._ask({"do": "wait_at", "through": list(map(str, relays)), "port": port})
+    async def wait_at(self, relays: Sequence[Bootstrap], port: int, shown: bytes) -> tuple[str, tuple[Bootstrap, ...]]:
+        """Be reached through some of these, at this machine's `port`: by which name, and through which. `shown`: the
+        node's pass, here and below."""
+        request = {"do": "wait_at", "through": list(map(str, relays)), "port": port, "pass": shown.hex()}
+        answer = await self._ask(request)
         return printable(str(answer.get("peer_id", ""))[:80]), _peers_in(answer.get("at"))
 
-    async def reach(self, peer_id: str, through: Sequence[Bootstrap]) -> Path:
+    async def reach(self, peer_id: str, through: Sequence[Bootstrap], shown: bytes) -> Path:
         """A Unix socket behind which that node is."""
-        answer = await self._ask({"do": "reach", "peer": peer_id, "through": list(map(str, through))})
+        request = {"do": "reach", "peer": peer_id, "through": list(map(str, through)), "pass": shown.hex()}
+        answer = await self._ask(request)
         return Path(str(answer.get("path", "")))
 
     async def relay(self, grant: int) -> int:
@@ -151,9 +154,9 @@ class Companion:
         wants = (await self._ask({"do": "relay", "grant": grant})).get("wants")
         return wants if isinstance(wants, int) else 0
 
-    async def relays_at(self, peer: Bootstrap) -> bool:
+    async def relays_at(self, peer: Bootstrap, shown: bytes) -> bool:
         """Whether that node passes streams on, as seen from here."""
-        return (await self._ask({"do": "try", "through": [str(peer)]})).get("relays") is True
+        return (await self._ask({"do": "try", "through": [str(peer)], "pass": shown.hex()})).get("relays") is True
 
     async def _ask(self, request: local_socket.Json) -> local_socket.Json:
         if self._folder is None:

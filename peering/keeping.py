@@ -30,7 +30,7 @@ class RecordKeeper:
     ) -> None:
         """`wall_s`: calendar time; `clock`: any that does not jump."""
         self.fingerprint = fingerprint
-        self._wall_s, self._clock, self.on_newer = wall_s, clock, on_newer
+        self.wall_s, self._clock, self.on_newer = wall_s, clock, on_newer
         self.newest: RunRecord | None = None
         """It may have expired by now: still the best hint that there is."""
         self.content = b""
@@ -49,7 +49,7 @@ class RecordKeeper:
             return False
         if self.newest is not None and age_of(content) <= self.newest.age:
             return False
-        record = read_record(content, self.fingerprint, self._wall_s())
+        record = read_record(content, self.fingerprint, self.wall_s())
         self.newest, self.content = record, content
         self.on_newer(record, content)
         return True
@@ -67,6 +67,6 @@ class RecordKeeper:
     @property
     def told(self) -> bytes:
         """What is told to whoever asks: the newest, unless it has expired."""
-        if self.newest is None or self._wall_s() >= self.newest.expires_s:
+        if self.newest is None or self.wall_s() >= self.newest.expires_s:
             return b""
         return self.content

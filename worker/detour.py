@@ -1,10 +1,10 @@
 """Ways round routers: relays by which others reach this machine, where nobody can connect to it, and it reaches others.
 
 Decides when relays are looked for: as soon as the coordinator says that nobody reaches the share, for as long as that
-is so; and which of those that it names are gone to: literal addresses that this machine may connect to at all, and the
-coordinator's own host. Always: through a relay goes what goes without one, TLS from end to end, with the same tickets
-and proofs; a node that is not there, or relays that are not, cost the sharing alone. Touches the sidecar through its
-keeper.
+is so; when it is asked for another pass to show them, long before the last has run out; and which of those that it
+names are gone to: literal addresses that this machine may connect to at all, and the coordinator's own host. Always:
+through a relay goes what goes without one, TLS from end to end, with the same tickets and proofs; a node that is not
+there, or relays that are not, cost the sharing alone. Touches the sidecar through its keeper.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from protocol.errors import BarnraiseError, ConfigError, Unavailable
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest
 from protocol.joinlink import Bootstrap
-from protocol.tickets import Ticket
+from protocol.tickets import MOST_PASS_BYTES, PASS_S, Ticket
 from protocol.v1 import barnraise_pb2 as pb
 from worker.timing import Timing
 
@@ -33,9 +33,16 @@ MOST_CHARACTERS = 400
 class RelayedNetwork(Protocol):
     """This machine's node in the run's network, as far as relays go."""
 
+    relay_pass: bytes
+    """What it shows to relays."""
+
     @property
     def is_ready(self) -> bool:
         """Whether it is there."""
+
+    @property
+    def peer_id(self) -> str:
+        """What it is called."""
 
     @property
     def offer(self) -> Bootstrap | None:
@@ -58,6 +65,8 @@ class Detour:
         self._peer_id, self._at = "", tuple[Bootstrap, ...]()
         self._told: tuple[str, tuple[Bootstrap, ...]] = ("", ())
         self._offered: Bootstrap | None = None
+        self._asked_as, self._passed_as, self._renew_s = "", "", 0.0
+        """For which node a pass was asked for last, for which there is one, and when to ask for the next."""
 
     @property
     def relays(self) -> int:
@@ -66,7 +75,7 @@ class Detour:
 
     def tell(self, request: pb.SourcesRequest) -> None:
         """Put into `request` what the coordinator is to know."""
-        request.p2p = self._network.is_ready
+        request.node = self._asked_as = self._network.peer_id if self._network.is_ready else ""
         if request.HasField("share") and self._at:
             request.share.peer_id = self._peer_id
             request.share.through.extend(map(str, self._at))
@@ -77,6 +86,9 @@ class Detour:
 
     def heard(self, reply: pb.SourcesReply) -> None:
         """Which relays there are."""
+        if 0 < len(reply.relay_pass) <= MOST_PASS_BYTES:
+            self._network.relay_pass, self._passed_as = reply.relay_pass, self._asked_as
+            self._renew_s = self._timing.clock() + PASS_S / 2
         named = relays_in(reply.relays, self._near)
         if named:
             self._named = named
@@ -86,13 +98,18 @@ class Detour:
         coordinator how things are."""
         while True:
             with contextlib.suppress(BarnraiseError, OSError):
-                if self._network.is_ready and is_unreached() and not self._named:
+                if self._network.is_ready and (self._at or is_unreached()) and not self._has_pass:
                     await announce()
                 if self._at or (is_unreached() and self._named):
                     self._peer_id, self._at = await self._network.wait_at(self._named, port)
                 if self._is_news or (is_unreached() and self._at):
                     await announce()
             await self._timing.jittered(LOOK_S)
+
+    @property
+    def _has_pass(self) -> bool:
+        """Whether relays are known, and this node has what they want, for a while yet."""
+        return bool(self._named) and self._passed_as == self._network.peer_id and self._timing.clock() < self._renew_s
 
     @property
     def _is_news(self) -> bool:
@@ -108,13 +125,13 @@ class RelayedLine:
         self._network, self._holder, self._identity = network, holder, identity
         self._through = relays_in(holder.through, near)
         self._line: PeerLine | None = None
+        self._path = Path()
 
     async def block(self, digest: Digest, payload_bytes: int, offset: int) -> AsyncGenerator[bytes | memoryview, None]:
         """As a `BlockSource`."""
-        if self._line is None:
-            self._line = await self._dialled()
-        self._line.ticket = self.ticket
-        async with aclosing(self._line.block(digest, payload_bytes, offset)) as pieces:
+        line = await self._dialled()
+        line.ticket = self.ticket
+        async with aclosing(line.block(digest, payload_bytes, offset)) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -124,13 +141,18 @@ class RelayedLine:
             await self._line.close()
 
     async def _dialled(self) -> PeerLine:
+        """Asked for with each block, so that its way has a pass that holds, and is one that is there."""
         if self._network is None or not self._through:
             raise Unavailable("there is no way to a worker behind relays")
         try:
             path = await self._network.reach(self._holder.peer_id, self._through)
         except (ConfigError, OSError) as error:
             raise Unavailable("there is no way to a worker behind relays") from error
-        return PeerLine("", 0, self._holder.certificate, self._identity, socket=str(path))
+        if self._line is None or path != self._path:
+            await self.close()
+            self._line = PeerLine("", 0, self._holder.certificate, self._identity, socket=str(path))
+            self._path = path
+        return self._line
 
 
 def relays_in(told: Iterable[str], near: str) -> tuple[Bootstrap, ...]:

@@ -49,6 +49,8 @@ class WorkerNetwork:
         self._pass_on = pass_on
         self._feeding: asyncio.Task[None] | None = None
         self._own: Bootstrap | None = None
+        self.peer_id, self.relay_pass = "", b""
+        """What the node is called, and what it shows to relays."""
         self._companion = companion(self._orders, folder / "sidecar.json", on_ready=self._on_ready, tell=tell)
 
     async def start(self) -> None:
@@ -88,11 +90,11 @@ class WorkerNetwork:
 
     async def wait_at(self, relays: tuple[Bootstrap, ...], port: int) -> tuple[str, tuple[Bootstrap, ...]]:
         """Be reached through some of these: by which name, and through which."""
-        return await self._companion.wait_at(relays, port)
+        return await self._companion.wait_at(relays, port, self.relay_pass)
 
     async def reach(self, peer_id: str, through: tuple[Bootstrap, ...]) -> Path:
         """A Unix socket behind which that node is."""
-        return await self._companion.reach(peer_id, through)
+        return await self._companion.reach(peer_id, through, self.relay_pass)
 
     @property
     def through(self) -> tuple[Bootstrap, ...]:
@@ -100,7 +102,8 @@ class WorkerNetwork:
         return tuple(dict.fromkeys((*_read(self._files), *self._given)))[:MOST_THROUGH]
 
     async def _on_ready(self) -> None:
-        self._own = next(iter((await self._companion.status()).addresses), None)
+        status = await self._companion.status()
+        self._own, self.peer_id = next(iter(status.addresses), None), status.peer_id
         if self._keeper.told:
             await self._companion.store(self._keeper.told)
         await self._remember()

@@ -42,6 +42,8 @@ class RunNode:
         self._beside: list[asyncio.Task[None]] = []
         self._record = b""
         self._own: tuple[Bootstrap, ...] = ()
+        self.peer_id = ""
+        """What the node is called, once it is there."""
         self._companion = Companion(
             self._orders,
             self._folder / "sidecar.json",
@@ -76,13 +78,13 @@ class RunNode:
         """Where this node passes streams on itself; None: nowhere, or not yet."""
         return self._own[0] if self._settings.p2p_relay_bytes_per_s and self._own else None
 
-    async def relays_at(self, peer: Bootstrap) -> bool:
-        """Whether that node passes streams on, as seen from here."""
-        return await self._companion.relays_at(peer)
+    async def relays_at(self, peer: Bootstrap, shown: bytes) -> bool:
+        """Whether that node passes streams on, as seen from here, for whoever has this pass."""
+        return await self._companion.relays_at(peer, shown)
 
-    async def reach(self, peer_id: str, through: tuple[Bootstrap, ...]) -> Path:
+    async def reach(self, peer_id: str, through: tuple[Bootstrap, ...], shown: bytes) -> Path:
         """A Unix socket behind which that node is."""
-        return await self._companion.reach(peer_id, through)
+        return await self._companion.reach(peer_id, through, shown)
 
     async def tell(self, record: bytes) -> None:
         """This is the run's newest record."""
@@ -94,7 +96,7 @@ class RunNode:
         status = await self._companion.status()
         advertised = self._advertised(status.addresses[0].port if status.addresses else self._settings.p2p_port)
         own = [Bootstrap(peer_id=status.peer_id, host=host, port=port) for host, port in advertised]
-        self._own = tuple(own) or status.addresses
+        self._own, self.peer_id = tuple(own) or status.addresses, status.peer_id
         if self._record:
             await self._companion.store(self._record)
         _log.info("p2p_ready", peers=len(status.peers), node=str(self._own[0]) if self._own else "")

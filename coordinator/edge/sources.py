@@ -32,7 +32,7 @@ from protocol.hosts import address_text
 from protocol.ids import Digest, Version, WorkerId
 from protocol.manifest import MAX_BLOCKS
 from protocol.messages import fill
-from protocol.tickets import TICKET_S, Ticket, sign_ticket
+from protocol.tickets import TICKET_S, Ticket, sign_pass, sign_ticket
 from protocol.v1 import barnraise_pb2 as pb
 
 MOST_WANTED = 512
@@ -75,7 +75,9 @@ class Sources:
         self._reaching = asyncio.Semaphore(REACHING_AT_ONCE)
         self._chunks = ChunkBook(run.store.blocks)
         node = None if run.whereabouts is None else run.whereabouts.node
-        self._relays = Relays(node, run.run_time, self._is_here)
+        self._relays = Relays(
+            node, run.run_time, self._is_here, lambda peer_id: sign_pass(run.authority, peer_id, run.wall_time())
+        )
 
     @property
     def anybody_shares(self) -> bool:
@@ -103,7 +105,8 @@ class Sources:
         tracker.failed(worker, _digests(request.failed), now_s)
         still_s = request.still_s if request.still_s > 0.0 else 0.0  # false for NaN too
         wanted = [one for one in _digests(request.wanted) if one in served]
-        found = tracker.ask(worker, wanted, now_s, room=request.room, still_s=still_s, relayed=request.p2p)
+        relay_pass = self._relays.pass_for(worker, request.node)
+        found = tracker.ask(worker, wanted, now_s, room=request.room, still_s=still_s, relayed=bool(relay_pass))
         reply = _reply(found)
         held, told_bytes = [one.digest for one in found if one.holders], 0
         for digest in served.intersection(_digests(request.unchunked)).intersection(held):
@@ -114,8 +117,8 @@ class Sources:
                 reply.chunks.add(digest=told, chunk_bytes=chunks.chunk_bytes, digests=chunks.digests)
         fill(reply.ticket, self._ticket(session, now_s), Ticket)
         reply.now_s, reply.book, reply.notice, reply.record = now_s, self._book, notice, self._run.record
-        reply.relay_notice = relay_notice
-        reply.relays.extend(map(str, self._relays.some(worker) if request.p2p else ()))
+        reply.relay_notice, reply.relay_pass = relay_notice, relay_pass
+        reply.relays.extend(map(str, self._relays.some(worker) if relay_pass else ()))
         for one in tracker.some_sharers(NEIGHBOURS, beside=worker):
             reply.neighbours.add(host=one.host, port=one.port, certificate=one.certificate)
         reply.retry_after_s = max(SHORTEST_PAUSE_S, len(self._run.sessions) / WORKERS_A_SECOND)
@@ -193,6 +196,8 @@ def _check(request: pb.SourcesRequest) -> None:
         digests = getattr(request, name)
         if len(digests) > most or any(len(one) != 32 for one in digests):
             raise MalformedMessage(f"Sources: {name} must be at most {most} SHA-256 digests, got {len(digests)}")
+    if len(request.node) > MOST_PEER_CHARACTERS:
+        raise MalformedMessage(f"Sources: a node's name has at most {MOST_PEER_CHARACTERS} characters")
     if request.HasField("share"):
         share = request.share
         if not 1 <= share.port <= 65_535 or not 1 <= len(share.certificate) <= MAX_CERTIFICATE_BYTES:

@@ -26,11 +26,12 @@ from peering.sidecar.pipe import hang_up
 from peering.sidecar.reached import Reached
 from peering.sidecar.reaching import Reaching
 from peering.sidecar.relaying import CREDIT_BYTES, RelayDesk
-from peering.sidecar.talk import RELAY, heard, say
+from peering.sidecar.talk import RELAY, ask_relay, heard
 from protocol import local_socket
 from protocol.errors import ConfigError, MalformedMessage, RemoteError
 from protocol.joinlink import MOST_BOOTSTRAPS, Bootstrap
 from protocol.parent import end_with_parent
+from protocol.tickets import MOST_PASS_BYTES
 
 if TYPE_CHECKING:
     from peering.sidecar.network import RunNetwork
@@ -50,7 +51,7 @@ class Answers:
 
     def __init__(self, network: RunNetwork, keeper: RecordKeeper, folder: Path, *, relays: bool) -> None:
         self._network, self._keeper = network, keeper
-        self.desk = RelayDesk(network) if relays else None
+        self.desk = RelayDesk(network, keeper) if relays else None
         self.reached, self.reaching = Reached(network), Reaching(network, folder, self.desk)
 
     async def __call__(self, request: Json, _caller: local_socket.Caller) -> Json:
@@ -65,15 +66,16 @@ class Answers:
             case "status":
                 return await self._status()
             case "wait_at":
-                at = await self.reached.wait_at(_peers(request), _number(request, "port", 65_535))
+                port = _number(request, "port", 65_535)
+                at = await self.reached.wait_at(_peers(request), port, _pass(request))
                 return {"peer_id": self._network.peer_id, "at": list(map(str, at))}
             case "reach":
                 (peer,) = _peers({"through": [f"{request.get('peer')}@relayed.invalid:1"]})
-                return {"path": str(await self.reaching.way_to(peer.peer_id, _peers(request)))}
+                return {"path": str(await self.reaching.way_to(peer.peer_id, _peers(request), _pass(request)))}
             case "relay":
                 return await self._relay(_number(request, "grant", CREDIT_BYTES))
             case "try":
-                return {"relays": await self._relays_at(_peers(request))}
+                return {"relays": await self._relays_at(_peers(request), _pass(request))}
         raise MalformedMessage("a sidecar is asked to find, store, enter, for its status, or for a way to others")
 
     async def _relay(self, grant: int) -> Json:
@@ -83,11 +85,11 @@ class Answers:
         wanted = await self.desk.credit.wanted()
         return {"wants": wanted, "passed": self.desk.credit.passed, "waiting": self.desk.waiting}
 
-    async def _relays_at(self, peers: tuple[Bootstrap, ...]) -> bool:
+    async def _relays_at(self, peers: tuple[Bootstrap, ...], shown: str) -> bool:
         for peer in peers:
             reader, writer = await self._network.open_at(peer, RELAY)
             try:
-                await say(writer, do="hello")
+                await ask_relay(writer, shown, do="hello")
                 if (await heard(reader)).get("ok") is not True:
                     return False
             finally:
@@ -113,6 +115,13 @@ def _record(request: Json) -> bytes:
         return bytes.fromhex(text)
     except ValueError:
         raise MalformedMessage("a record is told in hexadecimal") from None
+
+
+def _pass(request: Json) -> str:
+    told = request.get("pass", "")
+    if not isinstance(told, str) or len(told) > 2 * MOST_PASS_BYTES:
+        raise MalformedMessage(f"a pass has at most {MOST_PASS_BYTES} bytes, in hexadecimal")
+    return told
 
 
 def _number(request: Json, name: str, most: int) -> int:

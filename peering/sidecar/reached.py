@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from peering.sidecar.pipe import Bounds, hang_up, pipe
 from peering.sidecar.relaying import CIRCUIT_BYTES, CIRCUIT_S, IDLE_S, PING_S, SILENT_S
-from peering.sidecar.talk import PEER, RELAY, Streams, heard, say
+from peering.sidecar.talk import PEER, RELAY, Streams, ask_relay, heard
 from protocol.errors import RemoteError, Unavailable
 from protocol.joinlink import Bootstrap
 
@@ -31,7 +31,7 @@ class Reached:
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
-        self._port = 0
+        self._port, self._shown = 0, ""
         self._tasks: dict[Bootstrap, asyncio.Task[None]] = {}
         self._at: dict[Bootstrap, None] = {}
         self._change = asyncio.Event()
@@ -43,9 +43,10 @@ class Reached:
         """Relays at which it waits now."""
         return tuple(self._at)
 
-    async def wait_at(self, relays: Iterable[Bootstrap], port: int) -> tuple[Bootstrap, ...]:
-        """Wait at some of these, beside those at which it does; streams go to `port` of this machine."""
-        self._port = port
+    async def wait_at(self, relays: Iterable[Bootstrap], port: int, shown: str) -> tuple[Bootstrap, ...]:
+        """Wait at some of these, beside those at which it does; streams go to `port` of this machine. `shown`: this
+        node's pass, for these and those."""
+        self._port, self._shown = port, shown
         if not self._is_handling:
             await self._streams.handle(PEER, self.on_stream)
             self._is_handling = True
@@ -73,7 +74,7 @@ class Reached:
             with contextlib.suppress(RemoteError, OSError):
                 reader, writer = await self._streams.open_at(relay, RELAY)
                 try:
-                    await say(writer, do="wait")
+                    await ask_relay(writer, self._shown, do="wait")
                     while (await heard(reader, SILENT_S)).get("ok") is True:
                         self._at[relay], pause_s = None, FIRST_PAUSE_S
                         self._change.set()
@@ -90,7 +91,7 @@ class Reached:
             async with asyncio.timeout(PING_S):
                 await reader.read(1)
                 raise Unavailable("a relay went")
-        await say(writer, do="wait")
+        await ask_relay(writer, self._shown, do="wait")
 
     async def on_stream(self, peer_id: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A relay passes somebody on."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from peering.sidecar.pipe import Bounds, Ends, hang_up, pipe
 from peering.sidecar.relaying import CIRCUIT_BYTES, CIRCUIT_S, IDLE_S, RelayDesk
-from peering.sidecar.talk import PEER, RELAY, Streams, heard, say
+from peering.sidecar.talk import PEER, RELAY, Streams, ask_relay, heard
 from protocol.errors import RateLimited, RemoteError, Unavailable
 from protocol.joinlink import Bootstrap
 
@@ -30,6 +30,8 @@ UNUSED_S = 600.0
 class _Way:
     peer_id: str
     through: tuple[Bootstrap, ...]
+    shown: str
+    """This node's pass."""
     path: Path
     used_s: float
     server: asyncio.Server | None = None
@@ -45,14 +47,15 @@ class Reaching:
         self._ways: dict[str, _Way] = {}
         self._made = 0
 
-    async def way_to(self, peer_id: str, through: Sequence[Bootstrap]) -> Path:
-        """The socket behind which that node is. RateLimited where there are too many in use."""
+    async def way_to(self, peer_id: str, through: Sequence[Bootstrap], shown: str) -> Path:
+        """The socket behind which that node is, for whoever has the pass that is `shown`. RateLimited where there are
+        too many in use."""
         now_s = asyncio.get_running_loop().time()
         self._close_unused(now_s)
         way = self._ways.get(peer_id)
         if way is None:
             way = await self._opened(peer_id, now_s)
-        way.through, way.used_s = tuple(through), now_s
+        way.through, way.shown, way.used_s = tuple(through), shown, now_s
         return way.path
 
     def stop(self) -> None:
@@ -67,7 +70,7 @@ class Reaching:
                 raise RateLimited("too many workers are reached through relays at once")
             self._close(oldest)
         self._made += 1
-        way = _Way(peer_id=peer_id, through=(), path=self._folder / f"w{self._made}", used_s=now_s)
+        way = _Way(peer_id=peer_id, through=(), shown="", path=self._folder / f"w{self._made}", used_s=now_s)
         self._ways[peer_id] = way
         try:
             way.server = await asyncio.start_unix_server(partial(self._connected, way), way.path)
@@ -116,7 +119,7 @@ class Reaching:
             with contextlib.suppress(RemoteError, OSError):
                 reader, writer = await self._streams.open_at(relay, RELAY)
                 try:
-                    await say(writer, do="to", peer=way.peer_id)
+                    await ask_relay(writer, way.shown, do="to", peer=way.peer_id)
                     if (await heard(reader)).get("ok") is True:
                         return reader, writer
                 except BaseException:

@@ -1,21 +1,26 @@
 """The relay: passes streams on to workers that cannot be reached, and that wait here on a connection of their own.
 
-Decides who may wait and who is let through: a bounded number of both, and only streams of one protocol, to somebody
-who waits at this moment. So nobody is sent anywhere that did not ask for it. Always: not a byte leaves for which
+Decides who may wait and who is let through: nodes that show a pass of this run's authority for their own peer id, a
+bounded number of both, and only streams of one protocol, to somebody who waits at this moment. So nobody is sent
+anywhere that did not ask for it. Always: whoever shows no pass takes nobody's place; not a byte leaves for which
 whoever started this node has not given credit, so that it keeps to a volunteer's rate and rules; each stream is bounded
 in bytes, in time, and in time without a byte. What passes is TLS between the two others. p2pd's own relays are not
-used: docs/decisions/0094. Touches streams.
+used: docs/decisions/0094, 0097. Touches streams.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections import Counter
+from typing import Any
 
+from peering.keeping import RecordKeeper
 from peering.sidecar.pipe import Bounds, hang_up, pipe
 from peering.sidecar.talk import PEER, RELAY, Streams, heard, say
 from protocol.errors import RemoteError
+from protocol.tickets import MOST_PASS_BYTES, check_pass
 
 MOST_WAITING = 64
 MOST_CIRCUITS = 16
@@ -31,6 +36,7 @@ SILENT_S = 3 * PING_S
 CREDIT_BYTES = 2 * 1024 * 1024
 """What may be passed on before whoever started this node says that more may be."""
 NEWS_S = 5.0
+NOT_ENROLLED = "this relay is for enrolled workers of its run alone, and this node has shown it no pass that holds"
 
 
 class RelayCredit:
@@ -72,8 +78,9 @@ class RelayCredit:
 class RelayDesk:
     """One node's. Without credit it takes nobody."""
 
-    def __init__(self, streams: Streams) -> None:
-        self._streams = streams
+    def __init__(self, streams: Streams, keeper: RecordKeeper) -> None:
+        """`keeper`: has the run's record, and in that the authority whose passes hold here; before, none do."""
+        self._streams, self._keeper = streams, keeper
         self.credit = RelayCredit()
         self._waiting: dict[str, asyncio.StreamWriter] = {}
         self._circuits: Counter[str] = Counter()
@@ -103,6 +110,9 @@ class RelayDesk:
         try:
             with contextlib.suppress(RemoteError, OSError):
                 said = await heard(reader)
+                if not self._admits(peer_id, said):
+                    await say(writer, why=NOT_ENROLLED)
+                    return
                 match said.get("do"):
                     case "wait":
                         await self._wait(peer_id, reader, writer)
@@ -112,6 +122,18 @@ class RelayDesk:
                         await self._pass_on(peer_id, str(said.get("peer"))[:80], reader, writer)
         finally:
             await hang_up(writer)
+
+    def _admits(self, peer_id: str, said: dict[str, Any]) -> bool:
+        """Whether the node has shown a pass that holds: its own, and this run's."""
+        shown, record = said.get("pass"), self._keeper.newest
+        if not isinstance(shown, str) or len(shown) > 2 * MOST_PASS_BYTES or record is None:
+            return False
+        try:
+            ca_pem = ssl.DER_cert_to_PEM_cert(record.ca_certificate).encode("ascii")
+            check_pass(bytes.fromhex(shown), ca_pem, peer_id, self._keeper.wall_s())
+        except (RemoteError, ValueError):
+            return False
+        return True
 
     async def _wait(self, peer_id: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         before = self._waiting.pop(peer_id, None)
@@ -123,9 +145,9 @@ class RelayDesk:
         self._waiting[peer_id] = writer
         try:
             await say(writer, ok=True)
-            while True:
-                await heard(reader, SILENT_S)
+            while self._admits(peer_id, await heard(reader, SILENT_S)):
                 await say(writer, ok=True)
+            await say(writer, why=NOT_ENROLLED)
         finally:
             if self._waiting.get(peer_id) is writer:
                 del self._waiting[peer_id]

@@ -44,6 +44,11 @@ async def say(writer: asyncio.StreamWriter, **said: Any) -> None:
     await writer.drain()
 
 
+async def ask_relay(writer: asyncio.StreamWriter, shown: str, **said: Any) -> None:
+    """One line to a relay, with this node's pass."""
+    await say(writer, **said, **{"pass": shown})
+
+
 async def heard(reader: asyncio.StreamReader, limit_s: float = TALK_S) -> dict[str, Any]:
     """One line. Unavailable where none comes, MalformedMessage where it is something else."""
     try:

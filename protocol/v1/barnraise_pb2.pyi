@@ -592,7 +592,7 @@ class ArchiveReply(_message.Message):
     def __init__(self, version: _Optional[int] = ..., record_json: _Optional[bytes] = ..., record_signature: _Optional[bytes] = ..., notice: _Optional[str] = ...) -> None: ...
 
 class SourcesRequest(_message.Message):
-    __slots__ = ("wanted", "taking", "got", "gone", "whole", "still_s", "share", "room", "failed", "unchunked", "p2p", "relay")
+    __slots__ = ("wanted", "taking", "got", "gone", "whole", "still_s", "share", "room", "failed", "unchunked", "relay", "node")
     WANTED_FIELD_NUMBER: _ClassVar[int]
     TAKING_FIELD_NUMBER: _ClassVar[int]
     GOT_FIELD_NUMBER: _ClassVar[int]
@@ -603,8 +603,8 @@ class SourcesRequest(_message.Message):
     ROOM_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     UNCHUNKED_FIELD_NUMBER: _ClassVar[int]
-    P2P_FIELD_NUMBER: _ClassVar[int]
     RELAY_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
     wanted: _containers.RepeatedScalarFieldContainer[bytes]
     taking: _containers.RepeatedScalarFieldContainer[bytes]
     got: _containers.RepeatedScalarFieldContainer[bytes]
@@ -615,9 +615,9 @@ class SourcesRequest(_message.Message):
     room: int
     failed: _containers.RepeatedScalarFieldContainer[bytes]
     unchunked: _containers.RepeatedScalarFieldContainer[bytes]
-    p2p: bool
     relay: RelayOffer
-    def __init__(self, wanted: _Optional[_Iterable[bytes]] = ..., taking: _Optional[_Iterable[bytes]] = ..., got: _Optional[_Iterable[bytes]] = ..., gone: _Optional[_Iterable[bytes]] = ..., whole: _Optional[bool] = ..., still_s: _Optional[float] = ..., share: _Optional[_Union[Sharing, _Mapping]] = ..., room: _Optional[int] = ..., failed: _Optional[_Iterable[bytes]] = ..., unchunked: _Optional[_Iterable[bytes]] = ..., p2p: _Optional[bool] = ..., relay: _Optional[_Union[RelayOffer, _Mapping]] = ...) -> None: ...
+    node: str
+    def __init__(self, wanted: _Optional[_Iterable[bytes]] = ..., taking: _Optional[_Iterable[bytes]] = ..., got: _Optional[_Iterable[bytes]] = ..., gone: _Optional[_Iterable[bytes]] = ..., whole: _Optional[bool] = ..., still_s: _Optional[float] = ..., share: _Optional[_Union[Sharing, _Mapping]] = ..., room: _Optional[int] = ..., failed: _Optional[_Iterable[bytes]] = ..., unchunked: _Optional[_Iterable[bytes]] = ..., relay: _Optional[_Union[RelayOffer, _Mapping]] = ..., node: _Optional[str] = ...) -> None: ...
 
 class RelayOffer(_message.Message):
     __slots__ = ("peer_id", "port")
@@ -640,7 +640,7 @@ class Sharing(_message.Message):
     def __init__(self, port: _Optional[int] = ..., certificate: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., through: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SourcesReply(_message.Message):
-    __slots__ = ("holders", "sources", "ticket", "now_s", "retry_after_s", "book", "notice", "record", "neighbours", "chunks", "relays", "relay_notice")
+    __slots__ = ("holders", "sources", "ticket", "now_s", "retry_after_s", "book", "notice", "record", "neighbours", "chunks", "relays", "relay_notice", "relay_pass")
     HOLDERS_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
@@ -653,6 +653,7 @@ class SourcesReply(_message.Message):
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     RELAYS_FIELD_NUMBER: _ClassVar[int]
     RELAY_NOTICE_FIELD_NUMBER: _ClassVar[int]
+    RELAY_PASS_FIELD_NUMBER: _ClassVar[int]
     holders: _containers.RepeatedCompositeFieldContainer[Holder]
     sources: _containers.RepeatedCompositeFieldContainer[BlockSources]
     ticket: PeerTicket
@@ -665,7 +666,8 @@ class SourcesReply(_message.Message):
     chunks: _containers.RepeatedCompositeFieldContainer[BlockChunks]
     relays: _containers.RepeatedScalarFieldContainer[str]
     relay_notice: str
-    def __init__(self, holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[BlockSources, _Mapping]]] = ..., ticket: _Optional[_Union[PeerTicket, _Mapping]] = ..., now_s: _Optional[float] = ..., retry_after_s: _Optional[float] = ..., book: _Optional[bytes] = ..., notice: _Optional[str] = ..., record: _Optional[bytes] = ..., neighbours: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[BlockChunks, _Mapping]]] = ..., relays: _Optional[_Iterable[str]] = ..., relay_notice: _Optional[str] = ...) -> None: ...
+    relay_pass: bytes
+    def __init__(self, holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[BlockSources, _Mapping]]] = ..., ticket: _Optional[_Union[PeerTicket, _Mapping]] = ..., now_s: _Optional[float] = ..., retry_after_s: _Optional[float] = ..., book: _Optional[bytes] = ..., notice: _Optional[str] = ..., record: _Optional[bytes] = ..., neighbours: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[BlockChunks, _Mapping]]] = ..., relays: _Optional[_Iterable[str]] = ..., relay_notice: _Optional[str] = ..., relay_pass: _Optional[bytes] = ...) -> None: ...
 
 class Holder(_message.Message):
     __slots__ = ("host", "port", "certificate", "peer_id", "through")

@@ -28,6 +28,12 @@ RELAYING = "tests/peering/test_relaying.py::"
 CREDIT = f"{RELAYING}test_without_credit_nothing_passes"
 ABSENT = f"{RELAYING}test_nobody_is_reached_who_does_not_wait_nor_by_somebody_at_whom_they_do_not"
 CROWDED = f"{RELAYING}test_who_waits_and_who_passes_is_bounded"
+UNPASSED = f"{RELAYING}test_without_a_pass_of_its_own_a_node_takes_nobodys_place"
+RUN_OUT = f"{RELAYING}test_who_waits_shows_its_newest_pass_and_goes_when_that_has_run_out"
+PASSES = (
+    "tests/coordinator/test_relays.py"
+    "::test_a_worker_gets_passes_for_a_few_nodes_of_its_own_and_without_one_hears_of_no_relays"
+)
 RELAYS_AT_HOME = "tests/worker/test_detour.py::test_which_relays_are_gone_to"
 BEHIND = "tests/coordinator/test_relays.py::test_a_share_counts_behind_relays_that_were_named_and_no_others"
 NO_RELAY = "tests/coordinator/test_relays.py::test_a_relay_is_named_once_it_was_tried"
@@ -37,6 +43,7 @@ BOUNDS = f"{RECORD}test_what_is_out_of_bounds_does_not_hold_though_it_is_signed"
 NEWEST = f"{RECORD}test_in_whatever_order_records_come_the_newest_stays"
 FLOODS = f"{RECORD}test_strangers_cannot_keep_a_machine_busy_with_records"
 TICKET = "no ticket of this run's coordinator"
+STRANGERS = "strangers at a relay, in others' places"
 PROOF = "a proof that is passed on to another holder"
 
 PEERS: tuple[Guard, ...] = (
@@ -77,10 +84,22 @@ PEERS: tuple[Guard, ...] = (
           dropped("peering.sidecar:Reached.on_stream", "peer_id not in _"), ABSENT),
     guard("takers that use a relay up",
           dropped("peering.sidecar:RelayDesk._pass_on", "max(...) >= MOST_CIRCUITS_EACH"), CROWDED),
+    guard(STRANGERS, never("peering.sidecar:RelayDesk.on_stream", "not self._admits(...)"), UNPASSED),
+    guard(STRANGERS,
+          becomes("peering.sidecar:RelayDesk._wait", "self._admits(peer_id, await heard(reader, SILENT_S))",
+                  "await heard(reader, SILENT_S)"), RUN_OUT),
+    guard(STRANGERS, never("protocol:check_pass", says="a pass has"), f"{UNPASSED}[less than its end]"),
+    guard(STRANGERS, never("protocol:check_pass", says="has expired"), f"{UNPASSED}[expired]",
+          f"{UNPASSED}[lives too long]"),
+    guard(STRANGERS, dropped("protocol:check_pass", "verify_vouch(...)"), f"{UNPASSED}[forged]",
+          f"{UNPASSED}[another run's]"),
+    guard(STRANGERS, dropped("protocol:_pass_message", "peer_id.encode()"), f"{UNPASSED}[another node's]"),
+    guard(STRANGERS, dropped("protocol:_pass_message", "head"), f"{UNPASSED}[made longer]"),
+    guard(STRANGERS, dropped("coordinator.edge:Relays.pass_for", "len(...) >= MOST_NODES"), PASSES),
     guard("a share behind relays that nobody named",
           becomes("coordinator.edge:Relays.share_of", "one in known", "True"), BEHIND),
     guard("a relay that is none, or another's",
-          dropped("coordinator.edge:Relays._why_no_relay", "await self._node.relays_at(relay)"), NO_RELAY),
+          dropped("coordinator.edge:Relays._why_no_relay", "await self._node.relays_at(...)"), NO_RELAY),
     guard("a record of another authority", dropped("peering:_check_signatures", "verify(...)"), CHANGED),
     guard("a record of another authority", dropped("peering:_check_signatures", "verify_vouch(...)"), FORGED),
     guard("a record that lives too long", never("peering:_check_life", says="lives for up to"), BOUNDS),

@@ -19,8 +19,8 @@ from peering.pace import at_once
 from peering.relay_credit import feed
 from protocol.ids import digest_of
 from tests.peering.test_companion import left_of, ready
-from tests.peering.test_relays import BLOCK, DIGEST, taken
-from tests.peering.test_sidecar import AUTHORITY, RUN, WITHOUT, orders_of
+from tests.peering.test_relays import BLOCK, DIGEST, pass_of, taken
+from tests.peering.test_sidecar import AUTHORITY, RUN, WITHOUT, orders_of, signed
 
 
 @pytest.mark.skipif(WITHOUT, reason="hivemind is for Linux and macOS")
@@ -44,9 +44,13 @@ async def test_8_mib_go_through_a_relay(tmp_path: Path, apart: tuple[str, ...]) 
         relay, behind, taker = nodes
         feeding = asyncio.create_task(feed(relay, at_once))
         (at_relay,) = (await relay.status()).addresses
-        name, through = await behind.wait_at([at_relay], listener["port"])
+        await relay.store(signed(1))
+        assert not await taker.relays_at(at_relay, await pass_of(behind))
+        assert await taker.relays_at(at_relay, await pass_of(taker))
+        name, through = await behind.wait_at([at_relay], listener["port"], await pass_of(behind))
         assert through == (at_relay,)
-        assert digest_of(await taken(await taker.reach(name, through), listener)) == DIGEST
+        path = await taker.reach(name, through, await pass_of(taker))
+        assert digest_of(await taken(path, listener)) == DIGEST
         feeding.cancel()
     finally:
         folders = [str(node._folder) for node in nodes]

@@ -26,10 +26,10 @@ from protocol.errors import RemoteError
 from protocol.identity import PrivateIdentity
 from protocol.ids import Digest, digest_of
 from protocol.joinlink import Bootstrap
-from protocol.tickets import sign_ticket
+from protocol.tickets import sign_pass, sign_ticket
 from tests.peering.lans import NET, Lan
 from tests.peering.test_companion import left_of, ready
-from tests.peering.test_sidecar import AUTHORITY, RUN, orders_of
+from tests.peering.test_sidecar import AUTHORITY, RUN, orders_of, signed
 
 pytestmark = pytest.mark.peers
 
@@ -72,11 +72,17 @@ async def node(lan: Lan, tmp_path: Path) -> AsyncIterator[Make]:
     feeding: list[asyncio.Task[None]] = []
 
     async def start(name: str, *, host: str = "", relay: bool = False) -> Companion:
-        orders = orders_of(host=host, relay=relay)
-        one = Companion(orders, tmp_path / f"traces-{len(made)}", command=lan.command(name), first_pause_s=0.1)
+        async def on_ready() -> None:
+            await one.store(signed(1))
+
+        one = Companion(
+            orders_of(host=host, relay=relay), tmp_path / f"traces-{len(made)}", command=lan.command(name),
+            first_pause_s=0.1, on_ready=on_ready,
+        )  # fmt: skip
         made.append(one)
         await one.start()
         await ready(one, limit_s=90.0)
+        await on_ready()
         if relay:
             feeding.append(asyncio.create_task(feed(one, at_once)))
         return one
@@ -99,6 +105,10 @@ async def taken(path: Path, giver: dict[str, Any], stall_s: float = 5.0) -> byte
         await line.close()
 
 
+async def pass_of(companion: Companion) -> bytes:
+    return sign_pass(AUTHORITY, (await companion.status()).peer_id, time.time())
+
+
 async def address_of(companion: Companion, number: int) -> Bootstrap:
     (port,) = {one.port for one in (await companion.status()).addresses}
     return Bootstrap(peer_id=(await companion.status()).peer_id, host=f"{NET}.{number}", port=port)
@@ -109,10 +119,13 @@ async def test_8_mib_go_through_two_nats_and_a_relay(lan: Lan, giver: dict[str, 
     at_relay = await address_of(relay, 1)
     behind, taker = await node("giver"), await node("taker")
     began_s = time.monotonic()
-    name, through = await behind.wait_at([at_relay], giver["port"])
+    name, through = await behind.wait_at([at_relay], giver["port"], await pass_of(behind))
     print(f"waits at the relay after {time.monotonic() - began_s:.2f} s")
     assert through == (at_relay,)
-    path = await taker.reach(name, through)
+    path = await taker.reach(name, through, await pass_of(behind))  # not its own
+    with pytest.raises(RemoteError):
+        await taken(path, giver)
+    assert path == await taker.reach(name, through, await pass_of(taker))
     began_s = time.monotonic()
     assert digest_of(await taken(path, giver)) == DIGEST
     print(f"8 MiB through two NATs and a relay in {time.monotonic() - began_s:.2f} s")
@@ -145,8 +158,8 @@ async def test_whatever_is_killed_leaves_nothing_and_the_block_comes_again(
                 try:
                     there = [(relay, number) for number, relay in relays.items() if relay.ready.is_set()]
                     named = [await address_of(*one) for one in there]
-                    name, through = await behind.wait_at(named, giver["port"])
-                    return await taken(await taker.reach(name, through), giver)
+                    name, through = await behind.wait_at(named, giver["port"], await pass_of(behind))
+                    return await taken(await taker.reach(name, through, await pass_of(taker)), giver)
                 except (RemoteError, OSError, ValueError):
                     await asyncio.sleep(0.5)  # real processes
 

@@ -149,7 +149,7 @@ def _worker_calls() -> list[bytes]:
         "ListReceipts": [pb.ListReceiptsRequest(), pb.ListReceiptsRequest(after=2**63)],
         "Sources": [
             pb.SourcesRequest(whole=True, wanted=[bytes(32)], got=[b"g" * 32], room=4, still_s=2.0),
-            pb.SourcesRequest(p2p=True, relay=pb.RelayOffer(peer_id=PEER, port=7001), share=BEHIND),
+            pb.SourcesRequest(node=PEER, relay=pb.RelayOffer(peer_id=PEER, port=7001), share=BEHIND),
             pb.SourcesRequest(taking=[bytes(32)], gone=[b"g" * 32], failed=[b"f" * 32], share=pb.Sharing(port=7000)),
         ],
         "Archive": [pb.ArchiveRequest(), pb.ArchiveRequest(held_version=1, held_manifest=bytes(32))],

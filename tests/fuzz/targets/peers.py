@@ -26,7 +26,7 @@ from protocol.ids import Digest, RunId, digest_of
 from protocol.joinlink import JoinLink
 from protocol.manifest import BlockRef
 from protocol.messages import fill
-from protocol.tickets import NONCE_BYTES, Ticket, prove, sign_ticket
+from protocol.tickets import NONCE_BYTES, Ticket, prove, sign_pass, sign_ticket
 from protocol.tls import LeafCertificate
 from protocol.v1 import barnraise_pb2 as pb
 from tests.fuzz.fakes import finish
@@ -150,6 +150,7 @@ def _replies() -> list[bytes]:
         reply.sources.add(digest=bytes.fromhex(ref.digest), holders=[number % 3, 2], granted=number % 2 == 0)
     reply.record = _record()
     reply.relays.append("12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp@192.168.3.1:7001")
+    reply.relay_pass = sign_pass(authority(), "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp", NOW_S)
     behind = reply.holders.add(certificate=b"behind", peer_id="12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp")
     behind.through.extend(reply.relays)
     reply.sources[0].holders.append(3)
