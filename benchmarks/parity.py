@@ -18,11 +18,9 @@ import copy
 import dataclasses
 import hashlib
 import json
-import math
 import multiprocessing
 import os
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +30,7 @@ from typing import Any
 
 import structlog
 
-from benchmarks.parity_routing import necessity_percent, random_loss
+from benchmarks.parity_routing import random_loss
 from benchmarks.parity_rows import (
     CENTRAL,
     TABLES,
@@ -42,9 +40,9 @@ from benchmarks.parity_rows import (
     training_of,
     volunteers,
 )
-from benchmarks.report import Cell, machine, print_rows, write_results
+from benchmarks.parity_table import table
+from benchmarks.report import machine, print_rows, write_results
 from coordinator.engine.config import InnerRecipe
-from protocol.codecs import CODECS
 from protocol.manifest import Manifest
 
 REPORT_SEEDS = (11, 12, 13)
@@ -205,59 +203,6 @@ def main() -> None:
         of = " ".join(filter(None, (args.rows_of, args.rows and f"--rows '{args.rows}'")))
         command = f"python -m benchmarks.parity {of} --steps {steps} --seeds {there}"
         write_results(args.json, rows, command=command, columns=columns, beside="beside other work")
-
-
-def table(cases: Sequence[ParityCase], results: Sequence[Mapping[str, Any]]) -> list[dict[str, Cell]]:
-    """One row for each case: mean over seeds, its standard error, and the paired distance to what it is against."""
-    by_row: dict[str, dict[int, Mapping[str, Any]]] = {}
-    for result in results:
-        by_row.setdefault(result["row"], {})[result["seed"]] = result
-    rows: list[dict[str, Cell]] = []
-    for case in cases:
-        own, other = by_row.get(case.name, {}), by_row.get(case.against, {})
-        losses = [result["val_loss"] for result in own.values()]
-        over = [100.0 * (own[seed]["val_loss"] / other[seed]["val_loss"] - 1.0) for seed in own if seed in other]
-        mean, error = mean_and_se(losses)
-        accepted = _mean_of(own, "accepted")
-        over_mean, over_error = mean_and_se(over)
-        rows.append(
-            {
-                "row": case.name,
-                "setting": case.setting,
-                "codec": case.codec,
-                "bits": CODECS[case.codec].bits_per_parameter,
-                "dropout": case.dropout,
-                "moments": case.moments,
-                "slowest": case.slowest,
-                "seeds": len(losses),
-                "val_loss": mean,
-                "val_loss_se": error,
-                "over_percent": over_mean,
-                "over_se": over_error,
-                "against": case.against,
-                "routing_percent": necessity_percent(own, by_row.get("central", {})),
-                "sent": None if accepted is None else accepted + (_mean_of(own, "rejected") or 0.0),
-                "rejected": _mean_of(own, "rejected"),
-                "expired": _mean_of(own, "expired"),
-                "sequences": _mean_of(own, "sequences"),
-                "blocks": " ".join(str(own[seed]["blocks"])[:12] for seed in sorted(own) if "blocks" in own[seed]),
-                "cpu_s": _mean_of(own, "wall_s"),
-            }
-        )
-    return rows
-
-
-def mean_and_se(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean and its standard error; None where there is too little for it."""
-    if not values:
-        return None, None
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return statistics.fmean(values), error
-
-
-def _mean_of(results: Mapping[int, Mapping[str, Any]], key: str) -> float | None:
-    values = [float(result[key]) for result in results.values() if key in result]
-    return statistics.fmean(values) if values else None
 
 
 def _run_all(
