@@ -2,9 +2,9 @@
 
 Decides which block is taken next and from whom, and to whom this worker does not go again. Always: a block is believed
 only under its digest, by whoever keeps it; a holder that gave something else, or nothing, costs one try and is then
-avoided; one that is busy costs nothing and is nobody's fault; where other workers come to nothing, the coordinator's
-own stream does. Of one holder one block is taken at a time, since it gives no more. Touches the network through its
-ports; time and chance are given.
+avoided; one that is busy, or has just let go of a block, costs nothing and is nobody's fault; where other workers come
+to nothing, the coordinator's own stream does. Of one holder one block is taken at a time, since it gives no more.
+Touches the network through its ports; time and chance are given.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Protocol
 from peering.limits import MAX_CERTIFICATE_BYTES
 from peering.line import holder_name, may_dial
 from protocol.chunks import Chunks, believable, has_chunks
-from protocol.errors import DigestMismatch, RateLimited, RemoteError
+from protocol.errors import DigestMismatch, RateLimited, Refused, RemoteError
 from protocol.ids import Digest
 from protocol.manifest import BlockRef
 from protocol.messages import record_of
@@ -40,6 +40,8 @@ SHORTEST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 30.0
 BUSY_S = 1.0
 """A holder that is busy is not asked again for about so long: a block takes seconds to give."""
+GONE_S = 5.0
+"""Nor one that has let go of what it was asked for: it tells the coordinator so when it asks next, within seconds."""
 
 Take = Callable[[BlockSource], Awaitable[None]]
 """Brings a block from there to the disk, checked."""
@@ -87,6 +89,8 @@ class BlockSwarm:
         """What comes, and from whom; None: from the coordinator."""
         self._lines: dict[Digest, HolderLine] = {}
         self._busy_until_s: dict[Digest, float] = {}
+        self._refused: set[Digest] = set()
+        """Holders that had not what was asked of them, and have given nothing since: once, it is nobody's fault."""
         self._got: list[Digest] = []
         self._failed: list[Digest] = []
         self._moved_s = self._still_s = 0.0
@@ -126,21 +130,29 @@ class BlockSwarm:
                 if line is None and wrong:
                     raise
                 givers, wrong = set(), wrong or line is None
-            except RateLimited:
+            except RemoteError as error:
                 if line is None:
                     raise
-                self._busy_until_s[line.name] = self._timing.clock() + BUSY_S * self._timing.draw.uniform(0.5, 1.5)
-            except RemoteError:
-                if line is None:
-                    raise
-                self._failed.append(line.name)
+                self._gave_nothing(line.name, error)
             else:
+                self._refused -= {line.name} if line is not None else set()
                 self._got.append(ref.digest)
                 return
             finally:
                 self._coming.pop(ref.digest, None)
                 self._wake.set()
                 self._note_still()
+
+    def _gave_nothing(self, name: Digest, error: RemoteError) -> None:
+        """What that says of a holder: it is left alone for a moment, or gone to no more for long."""
+        is_new = isinstance(error, Refused) and name not in self._refused
+        if not (is_new or isinstance(error, RateLimited)):
+            self._failed.append(name)
+            return
+        if is_new:
+            self._refused.add(name)
+        left_s = (GONE_S if is_new else BUSY_S) * self._timing.draw.uniform(0.5, 1.5)
+        self._busy_until_s[name] = self._timing.clock() + left_s
 
     def _checked(self, ref: BlockRef, source: BlockSource) -> BlockSource:
         chunks = self._chunks.get(ref.digest)

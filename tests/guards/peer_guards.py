@@ -23,6 +23,8 @@ SIZES = "tests/worker/test_archivist.py::test_sizes_are_looked_at_before_a_byte_
 CHUNK = "tests/worker/test_chunked.py::test_a_lie_in_one_chunk_costs_that_chunk"
 LIST = "tests/worker/test_chunked.py::test_a_list_counts_only_where_it_is_as_long_as_the_block"
 HOME = "tests/worker/test_swarm.py::test_a_holder_at_home_is_not_dialled_for_a_coordinator_out_in_the_world"
+LET_GO = "tests/worker/test_swarm.py::test_a_holder_that_has_let_go_of_a_block_is_asked_again_after_a_while"
+NEVER_HAS = "tests/worker/test_swarm.py::test_a_holder_that_never_has_what_it_tells_is_asked_twice"
 NOT_WHAT_WAS_TOLD = "tests/coordinator/test_sources.py::test_a_share_that_is_not_what_was_told_is_nobodys_source"
 RELAYING = "tests/peering/test_relaying.py::"
 CREDIT = f"{RELAYING}test_without_credit_nothing_passes"
@@ -56,6 +58,14 @@ PEERS: tuple[Guard, ...] = (
     guard(PROOF, dropped("protocol:_proof_message", "nonce"), f"{ONE_CALL}[nonce]"),
     guard(PROOF, dropped("protocol:_proof_message", "bytes.fromhex(digest)"), f"{ONE_CALL}[digest]"),
     guard(PROOF, dropped("protocol:_proof_message", "struct.pack('>Q', offset)"), f"{ONE_CALL}[offset]"),
+    guard(
+        "honest holders avoided", dropped("worker:BlockSwarm._gave_nothing", "is_new"), LET_GO
+    ),
+    guard(
+        "claims without blocks, for ever",
+        dropped("worker:BlockSwarm._gave_nothing", "name not in self._refused"),
+        NEVER_HAS,
+    ),
     guard("anything but a checked block", never("worker:Sharing.open", "digest not in self._blocks.checked"), CHECKED),
     guard("both slots for one key", dropped("peering:Slots.of", "key in self._keys"), ONE_KEY),
     guard("takers that use the line up", never("worker.rules:HouseLine.giving", "is_closed() or is_sending"), GIVEN),

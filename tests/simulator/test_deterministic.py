@@ -130,6 +130,12 @@ def test_each_of_more_liars_than_copies_costs_one(seed: int) -> None:
     assert run_seed(seed).violation is None
 
 
+@pytest.mark.parametrize("seed", [7011642, 7015204, 7017621])
+def test_a_holder_that_has_just_let_go_of_a_block_is_not_avoided(seed: int) -> None:
+    """A worker came for it before the coordinator had heard that it is gone."""
+    assert run_seed(seed).violation is None
+
+
 def test_what_others_measured_in_vain_is_measured_here() -> None:
     """As the run ended, the engine wanted it from nobody else any more; what was queued had others' answers in it."""
     assert run_seed(546).violation is None

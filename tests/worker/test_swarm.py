@@ -16,7 +16,7 @@ from protocol.manifest import BlockRef
 from protocol.tickets import Ticket
 from protocol.v1 import barnraise_pb2 as pb
 from worker.ports import BlockSource
-from worker.swarm import BlockSwarm
+from worker.swarm import GONE_S, BlockSwarm
 from worker.timing import Timing
 
 CONTENT = b"content" * 100
@@ -88,17 +88,35 @@ class Disk:
             raise DigestMismatch("another block")
 
 
+class Clock:
+    """Time that passes as somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    async def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+        await asyncio.sleep(0)
+
+
 Brought = tuple[Disk, dict[Digest, Line]]
 
 
 async def brought(
-    desk: Desk, answers: dict[int, list[bytes | RemoteError]], here: bytes = b"", near: str = "127.0.0.1"
+    desk: Desk,
+    answers: dict[int, list[bytes | RemoteError]],
+    here: bytes = b"",
+    near: str = "127.0.0.1",
+    clock: Clock | None = None,
 ) -> Brought:
     lines = {NAMES[number]: Line(NAMES[number], what) for number, what in answers.items()}
     swarm = BlockSwarm(
         desk,  # type: ignore[arg-type]  # as much of one as is asked
         lambda holder: lines[holder_name(holder.certificate)],
-        Timing(sleep=lambda _s: asyncio.sleep(0)),
+        Timing(sleep=lambda _s: asyncio.sleep(0)) if clock is None else Timing(clock=clock, sleep=clock.sleep),
         near=near,
     )
     disk = Disk(here)
@@ -117,7 +135,7 @@ async def test_a_block_comes_from_a_holder_and_the_coordinator_hears_of_it() -> 
     assert desk.requests[-1].got == [bytes.fromhex(REF.digest)]
 
 
-@pytest.mark.parametrize("wrong", [bytes(len(CONTENT)), CONTENT[:9], Refused("not here"), Unauthenticated("no")])
+@pytest.mark.parametrize("wrong", [bytes(len(CONTENT)), CONTENT[:9], Unauthenticated("no")])
 async def test_a_holder_that_gives_something_else_is_left_for_another(wrong: bytes | RemoteError) -> None:
     desk = Desk()
     disk, lines = await brought(desk, {0: [wrong], 1: [CONTENT]})
@@ -131,6 +149,21 @@ async def test_a_busy_holder_is_nobodys_fault() -> None:
     disk, _ = await brought(desk, {0: [RateLimited("come again")], 1: [CONTENT]})
     assert disk.here == CONTENT
     assert desk.avoided == set()
+
+
+async def test_a_holder_that_has_let_go_of_a_block_is_asked_again_after_a_while() -> None:
+    """It tells so when it asks next; between the two it is nobody's fault: seeds 7011642, 7015204, 7017621."""
+    desk, clock = Desk(HOLDERS[:1]), Clock()
+    disk, lines = await brought(desk, {0: [Refused("not here"), CONTENT]}, clock=clock)
+    assert disk.here == CONTENT
+    assert (lines[NAMES[0]].asked, desk.avoided, desk.given) == (2, set(), 0)
+    assert clock.now_s >= GONE_S / 2
+
+
+async def test_a_holder_that_never_has_what_it_tells_is_asked_twice() -> None:
+    desk = Desk(HOLDERS[:1])
+    _, lines = await brought(desk, {0: [Refused("not here")]}, clock=Clock())
+    assert (lines[NAMES[0]].asked, desk.avoided, desk.given) == (2, {NAMES[0]}, 1)
 
 
 async def test_where_all_fail_the_coordinator_gives_it() -> None:
