@@ -1,6 +1,6 @@
 """Seeds a second of the deterministic simulation, and whether any of them breaks a promise.
 
-    python -m benchmarks.seeds [--seeds N] [--first N] [--jobs N] [--quick] [--json FILE]
+    python -m benchmarks.seeds [--seeds N] [--first N] [--sharing] [--jobs N] [--quick] [--json FILE]
     python -m benchmarks.seeds --seed N [--trace]     one seed again, and what happened in it
     python -m benchmarks.seeds --planted              seeds needed to find each planted bug
 
@@ -21,7 +21,9 @@ from pathlib import Path
 from benchmarks import report
 from simulator.deterministic.outcome import Outcome
 from simulator.deterministic.planted import PLANTED
+from simulator.deterministic.scenario import scenario_of
 from simulator.deterministic.world import run_seed
+from simulator.holders import Gives
 
 QUICK_SEEDS = 500
 SEEDS = 2000
@@ -31,6 +33,7 @@ COLLECT_EVERY = 10
 SHOWN_FAILURES = 5
 COLUMNS = (
     {"heading": "seeds", "shows": "{seeds:,}"},
+    {"heading": "of", "shows": "{of:,}"},
     {"heading": "from", "shows": "{first:,}"},
     {"heading": "violations", "shows": "{violations}"},
     {"heading": "seeds in which blocks came from workers", "shows": "{sharing:,}"},
@@ -64,7 +67,8 @@ def main() -> int:
 
 
 def _command(rows: Sequence[report.Row], options: argparse.Namespace) -> str:
-    asked = "--planted" if options.planted else f"--first {options.first} --seeds {rows[0]['seeds']}"
+    asked = "--planted" if options.planted else f"--first {options.first} --seeds {rows[0]['of']}"
+    asked += " --sharing" * options.sharing
     return f"python -m benchmarks.seeds {asked}"
 
 
@@ -74,6 +78,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", default=None, help="write the rows to FILE, too")
     parser.add_argument("--seeds", type=int, default=None, help=f"how many (default {SEEDS})")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
+    parser.add_argument("--sharing", action="store_true", help="of these, those in which workers give blocks to others")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--seed", type=int, default=None, help="this one only")
     parser.add_argument("--trace", action="store_true", help="with --seed: print everything that happened")
@@ -98,18 +103,20 @@ def seeds_row(options: argparse.Namespace) -> report.Row:
     """All seeds, in as many processes as asked."""
     count = options.seeds or (QUICK_SEEDS if options.quick else SEEDS)
     begin = time.perf_counter()
-    outcomes = list(_outcomes(options.first, count, options.jobs))
+    drawn = range(options.first, options.first + count)
+    outcomes = list(_outcomes([seed for seed in drawn if not options.sharing or _shares(seed)], options.jobs))
     wall_s = time.perf_counter() - begin
     broken = [outcome for outcome in outcomes if outcome.violation is not None]
     for outcome in broken[:SHOWN_FAILURES]:
         print(f"seed {outcome.seed}: {outcome.violation}\n  python -m benchmarks.seeds --seed {outcome.seed} --trace")
     return {
-        "seeds": count,
+        "seeds": len(outcomes),
+        "of": count,
         "first": options.first,
         "jobs": options.jobs,
         "violations": len(broken),
         "expected": 0,
-        "seeds_per_s": count / wall_s,
+        "seeds_per_s": len(outcomes) / wall_s,
         "wall_s": wall_s,
         "events": sum(outcome.events for outcome in outcomes),
         "outer_steps": sum(outcome.versions for outcome in outcomes),
@@ -122,8 +129,13 @@ def seeds_row(options: argparse.Namespace) -> report.Row:
     }
 
 
-def _outcomes(first: int, count: int, jobs: int) -> Iterator[Outcome]:
-    chunks = [range(start, min(start + CHUNK, first + count)) for start in range(first, first + count, CHUNK)]
+def _shares(seed: int) -> bool:
+    """Whether workers give blocks to others in that world."""
+    return any(volunteer.gives is not Gives.NOTHING for volunteer in scenario_of(seed).volunteers)
+
+
+def _outcomes(seeds: Sequence[int], jobs: int) -> Iterator[Outcome]:
+    chunks = [seeds[start : start + CHUNK] for start in range(0, len(seeds), CHUNK)]
     if jobs <= 1:
         for chunk in chunks:
             yield from _run_chunk(chunk)
