@@ -22,7 +22,6 @@ import itertools
 import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
@@ -37,6 +36,7 @@ from coordinator.run.clock import LOOK_EVERY_S
 from coordinator.run.delegation import Delegation
 from coordinator.run.migrations import MIGRATIONS, Migrations, migrated_snapshot
 from coordinator.run.pump_limits import PumpLimits
+from coordinator.run.queued import QueuedEvent, end_with, refuse
 from coordinator.run.slow import SlowCommands
 from coordinator.store.journal import JournalObserver, Moment, unobserved
 from coordinator.store.ports import EventStore, Snapshot
@@ -62,12 +62,6 @@ class Observer(Protocol):
 
     def command(self, command: Command, at_s: float) -> None:
         """`command` follows from it."""
-
-
-@dataclass(slots=True)
-class _Queued:
-    event: Event
-    done: asyncio.Future[list[Command]] | None
 
 
 def load_engine(
@@ -129,10 +123,10 @@ class Pump:
         self._at = journal_observer
         self.stalled: str | None = None
         """Why nothing can be recorded at present; None while all is well."""
-        self._owed: list[_Queued] = []
+        self._owed: list[QueuedEvent] = []
         """What the pump itself could not record yet."""
         self._stop_asked = asyncio.Event()
-        self._queue: list[_Queued] = []
+        self._queue: list[QueuedEvent] = []
         self._wake = asyncio.Event()
         self.delegation = Delegation(engine)
         self._slow = SlowCommands(
@@ -180,7 +174,7 @@ class Pump:
         if self._stopping:
             raise Unavailable("the coordinator is stopping; try again when it is back")
         done: asyncio.Future[list[Command]] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Queued(event, done))
+        self._queue.append(QueuedEvent(event, done))
         self._wake.set()
         # A caller that goes away (its connection broke) must not take the event with it.
         return await asyncio.shield(done)
@@ -209,9 +203,8 @@ class Pump:
     def _fail(self, error: BaseException) -> None:
         self._stopping = True
         self._stop_asked.set()
-        if not self.failed.done():
-            self.failed.set_exception(error)
-        _refuse(self._queue, error)
+        end_with(self.failed, error)
+        refuse(self._queue, error)
         self._queue.clear()
         self._wake.set()
         self._slow.stop()
@@ -226,14 +219,14 @@ class Pump:
                 return
             await self._commit(batch)
 
-    def _with_proposals(self, batch: list[_Queued]) -> list[_Queued]:
+    def _with_proposals(self, batch: list[QueuedEvent]) -> list[QueuedEvent]:
         """`batch` and what time calls for; nothing new of that while earlier proposals are owed to the journal.
 
         A gap goes before whatever came after it, which would be late otherwise. Who was not heard during a gap is asked
         only after it is applied.
         """
-        gaps = [_Queued(event, None) for event in (*self.engine.greeting(self._clock()), *self._clock_news())]
-        due = [] if self._owed or gaps else [_Queued(event, None) for event in self.engine.due(self._clock())]
+        gaps = [QueuedEvent(event, None) for event in (*self.engine.greeting(self._clock()), *self._clock_news())]
+        due = [] if self._owed or gaps else [QueuedEvent(event, None) for event in self.engine.due(self._clock())]
         return [*self._owed, *gaps, *batch, *due]
 
     async def _wait_for_work(self) -> None:
@@ -248,7 +241,7 @@ class Pump:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), delay_s)
 
-    async def _commit(self, batch: Sequence[_Queued]) -> None:
+    async def _commit(self, batch: Sequence[QueuedEvent]) -> None:
         if not batch:
             return
         try:
@@ -265,33 +258,33 @@ class Pump:
                 self._at(Moment.APPLYING, (record,))
                 self._apply(queued, record)
         except BaseException as error:
-            _refuse(batch, error)
+            refuse(batch, error)
             raise
         self._since_snapshot += len(batch)
         # a snapshot costs what the state holds: of a large one it comes after more events
         if self._since_snapshot >= max(self._limits.snapshot_every, self.engine.state.records // 2):
             self._begin_snapshot()
 
-    def _stall(self, batch: Sequence[_Queued], error: StorageTrouble) -> None:
+    def _stall(self, batch: Sequence[QueuedEvent], error: StorageTrouble) -> None:
         """Nothing of `batch` is recorded, so nothing of it has happened: whoever sent it is told to send it again."""
         if self.stalled is None:
             _log.error("journal_stalled", reason=str(error))
         self.stalled = str(error)
         self._owed = [queued for queued in batch if queued.done is None and not isinstance(queued.event, _ASKED_ANEW)]
         told = f"the coordinator cannot record anything now ({error}); what it has accepted is safe, try again later"
-        _refuse(batch, Unavailable(told))
+        refuse(batch, Unavailable(told))
 
     def _go_on(self) -> None:
         if self.stalled is not None:
             _log.info("journal_goes_on", after=self.stalled)
         self.stalled, self._owed = None, []
 
-    def _apply(self, queued: _Queued, record: str) -> None:
+    def _apply(self, queued: QueuedEvent, record: str) -> None:
         try:
             commands = self.engine.handle(queued.event)
         except IllegalEvent as error:
             _log.warning("event_refused", event_kind=type(queued.event).__name__, error=str(error))
-            _refuse([queued], error)
+            refuse([queued], error)
             return
         self._observer.event(queued.event)
         for command in commands:
@@ -340,11 +333,3 @@ class Pump:
                 return  # the submitter of a result has nobody to tell
             else:
                 return
-
-
-def _refuse(batch: Sequence[_Queued], error: BaseException) -> None:
-    """Tell whoever waits: go elsewhere (a fenced leader), come again, or this failed here."""
-    told = error if isinstance(error, IllegalEvent | Unavailable) else LocalError(f"the coordinator stopped: {error!r}")
-    for queued in batch:
-        if queued.done is not None and not queued.done.done():
-            queued.done.set_exception(told)

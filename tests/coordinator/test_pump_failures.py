@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import gc
 from pathlib import Path
 
 import pytest
@@ -86,14 +88,15 @@ async def test_no_exception_of_slow_work_stops_the_pump(
     journal.close()
 
 
+def broken(_: Engine, __: Event) -> list[Command]:
+    raise KeyError("a bug")
+
+
 async def test_a_bug_in_the_engine_stops_the_pump_and_everybody_hears(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pump, _, journal = setup.open()
     await until(lambda: not pump.engine.pending)
-
-    def broken(_: Engine, __: Event) -> list[Command]:
-        raise KeyError("a bug")
 
     monkeypatch.setattr(Engine, "handle", broken)
     with pytest.raises(LocalError, match="a bug"):
@@ -104,6 +107,28 @@ async def test_a_bug_in_the_engine_stops_the_pump_and_everybody_hears(
         await pump.submit(enrolled())
     await pump.stop()
     journal.close()
+
+
+async def fails_beside_a_caller_who_went_away(setup: Setup) -> None:
+    pump, _, journal = setup.open()
+    await until(lambda: not pump.engine.pending)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "handle", broken)
+        caller = asyncio.create_task(pump.submit(enrolled()))
+        await asyncio.sleep(0)
+        caller.cancel()
+        await until(pump.failed.done)
+        await pump.stop()
+    journal.close()
+
+
+async def test_nothing_complains_of_callers_who_went_away_before_the_pump_stopped(setup: Setup) -> None:
+    """asyncio would log an error that nobody came for, with a traceback, whenever memory is next collected."""
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
+    await fails_beside_a_caller_who_went_away(setup)
+    gc.collect()
+    assert not complaints
 
 
 async def test_a_full_disk_refuses_instead_of_promising_and_goes_on_when_there_is_room(
