@@ -40,8 +40,8 @@ SHORTEST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 30.0
 BUSY_S = 1.0
 """A holder that is busy is not asked again for about so long: a block takes seconds to give."""
-GONE_S = 5.0
-"""Nor one that has let go of what it was asked for: it tells the coordinator so when it asks next, within seconds."""
+GONE_S = 2.0
+"""Nor one that has let go of what it was asked for: it tells the coordinator so when it asks next, at once."""
 
 Take = Callable[[BlockSource], Awaitable[None]]
 """Brings a block from there to the disk, checked."""

@@ -136,6 +136,11 @@ def test_a_holder_that_has_just_let_go_of_a_block_is_not_avoided(seed: int) -> N
     assert run_seed(seed).violation is None
 
 
+def test_a_holder_that_never_has_anything_does_not_cost_everybody_their_patience() -> None:
+    """It is asked twice; when five seconds lay between, a silent one beside it made that too long."""
+    assert run_seed(7016226).violation is None
+
+
 def test_what_others_measured_in_vain_is_measured_here() -> None:
     """As the run ended, the engine wanted it from nobody else any more; what was queued had others' answers in it."""
     assert run_seed(546).violation is None
