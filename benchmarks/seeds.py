@@ -32,6 +32,7 @@ CHUNK = 50
 COLLECT_EVERY = 10
 SHOWN_FAILURES = 5
 COLUMNS = (
+    {"heading": "which", "shows": "{which}"},
     {"heading": "seeds", "shows": "{seeds:,}"},
     {"heading": "of", "shows": "{of:,}"},
     {"heading": "from", "shows": "{first:,}"},
@@ -110,6 +111,7 @@ def seeds_row(options: argparse.Namespace) -> report.Row:
     for outcome in broken[:SHOWN_FAILURES]:
         print(f"seed {outcome.seed}: {outcome.violation}\n  python -m benchmarks.seeds --seed {outcome.seed} --trace")
     return {
+        "which": "those in which workers share" if options.sharing else "all",
         "seeds": len(outcomes),
         "of": count,
         "first": options.first,
