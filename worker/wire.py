@@ -57,6 +57,10 @@ _BLAME: dict[str, type[RemoteError]] = {
 """By gRPC status. Every other status (no connection, deadline, overload) may pass: `Unavailable`."""
 
 
+_WRITTEN_TOO_LATE = "Internal error from Core"
+"""What grpc.aio makes of a refusal that comes while a message is being sent (grpc/grpc#36066)."""
+
+
 class Wire(Protocol):
     """One line. Every failure is a `RemoteError`; `name` is a method of the coordinator's service."""
 
@@ -171,5 +175,7 @@ class GrpcWire:
 
 
 def error_of(call: str, error: grpc.aio.AioRpcError) -> RemoteError:
-    """As `error_told`, of what gRPC raised."""
+    """As `error_told`, of what gRPC raised; where that hides what the coordinator said, the call is asked for again."""
+    if error.details() == _WRITTEN_TOO_LATE:
+        return Unavailable(f"{call}: it ended while something was being sent", cause=Cause.BROKEN_OFF)
     return error_told(call, error.code().name, error.details() or "", tuple(error.trailing_metadata() or ()))

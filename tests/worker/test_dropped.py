@@ -6,12 +6,15 @@ import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
+import worker.train.freeing
 import worker.train.replay
 import worker.train.training
 from moe.layout import Layout
@@ -19,6 +22,7 @@ from moe.shard import ShardModel, build_shard
 from protocol.lease import Lease
 from tests.worker.test_purity import Workplace
 from worker.fetched import FetchedItem
+from worker.train.freeing import drop_shard
 from worker.train.measuring import LossMeasurer
 from worker.train.replay import replay_lease
 
@@ -99,3 +103,15 @@ def test_what_measures_losses_lets_its_model_go_before_a_lease_builds_one(
     workplace.room.rest()
     assert workplace.room._shard is None
     assert measurer.measure(item)[0] == losses, "it is loaded anew"
+
+
+@pytest.mark.parametrize(("device", "looked"), [("cuda:0", ["cuda:0"]), ("cpu", [])])
+def test_a_gpus_allocator_gives_back_what_a_small_model_left(
+    device: str, looked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Activations are larger than a small model; on a CPU there is nothing to look for."""
+    found: list[str] = []
+    monkeypatch.setattr(worker.train.freeing, "free_caches", found.append)
+    shard = SimpleNamespace(module=torch.nn.Linear(2, 2))
+    drop_shard(shard, device)  # type: ignore[arg-type]  # as much of one as is dropped
+    assert found == looked

@@ -65,6 +65,13 @@ def test_no_status_without_a_word_from_the_coordinator_is_quoted_where_grpc_may_
     assert ("http2" in sentence) == (status.name in ours), sentence
 
 
+def test_a_refusal_that_grpc_hides_is_asked_for_again_and_not_taken_for_a_fault_over_there() -> None:
+    """grpc.aio says so of a call that ends while a message is being sent, whatever the coordinator said."""
+    error = error_of("UploadSubmission", _status(grpc.StatusCode.INTERNAL, "Internal error from Core"))
+    assert type(error) is Unavailable
+    assert error.cause is Cause.BROKEN_OFF
+
+
 @pytest.mark.parametrize("cause", Cause)
 def test_each_cause_ends_a_worker_with_a_sentence(cause: Cause) -> None:
     sentence = sentences.refusal(cause, "Enrol: no room here", "h:1")

@@ -26,7 +26,7 @@ def drop_shard(shard: ShardModel | None, device: str) -> None:
     for part in list(shard.module.modules()):
         part.__dict__.clear()
     shard.__dict__.clear()
-    if dropped_bytes >= SMALL_BYTES:
+    if dropped_bytes >= SMALL_BYTES or device != "cpu":  # a GPU's allocator keeps activations, whatever the model
         free_caches(device)
 
 
