@@ -35,7 +35,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2
 
 soak: $(READY)
-	$(BIN)/python -m pytest -m soak -s
+	$(BIN)/python -m pytest -m soak -s -o faulthandler_timeout=0
 
 senses: $(READY)
 	@for tool in Xvfb xdotool dbus-daemon; do command -v $$tool > /dev/null || { echo "make senses needs $$tool: sudo apt-get install xvfb xdotool dbus-daemon"; exit 1; }; done

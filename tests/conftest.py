@@ -1,7 +1,8 @@
-"""Shared by all rooms' tests: a small corpus, and which come first."""
+"""Shared by all rooms' tests: a small corpus, which come first, and signals that reach what they start."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,16 @@ settings.load_profile("unhurried")
 
 LONGEST = ("test_readme.py", "test_compose.py")
 """Begun first: at the end one process would wait for them alone."""
+
+
+def pytest_configure() -> None:
+    """Where the suite was started to ignore them (`nohup`, a shell's background), its programs would, too.
+
+    What is ignored stays so through exec, what is handled does not; the suite itself goes on as it was told to.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda _number, _frame: None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

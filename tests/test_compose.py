@@ -72,7 +72,7 @@ def test_the_command_lines_train_a_model_together_on_mounted_volumes():
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)  # the image's user must get to the volumes, as it does in a container
         command = [*namespace, sys.executable, "-m", "tests.compose_up", folder, str(port)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3000, check=False)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
     assert seen["enrolled"] == list(WORKERS)
