@@ -85,9 +85,10 @@ def geometric_median(gram_WW: Tensor, weights: Sequence[float]) -> Tensor:
     Weiszfeld's, smoothed: z <- sum_i b_i x_i / sum_i b_i with b_i = w_i / max(nu, |z - x_i|) (Pillutla et al. 2019,
     arXiv:1912.13445), begun at the Multi-Krum point; nu is `SMOOTHING_SHARE` of the largest distance between rows
     selected there, so that scale does not matter and no liar can widen it without bound. They slow down without end
-    near a row, so a Newton step goes in their place where it halves the pull that is left, and the row nearest to z is
-    tried itself: it is the median where the others, each pulling with its weight, together pull less than it weighs
-    (Vardi and Zhang 2000, https://doi.org/10.1073/pnas.97.4.1423).
+    near a row, so a Newton step goes in their place where it halves the pull that is left, and two rows are tried
+    themselves: first that with the smallest sum, since along a line of rows steps may settle far from it, then that
+    nearest to z, as a row at 1e30 hides how sums differ. A row is the median where the others, each pulling with its
+    weight, together pull less than it weighs (Vardi and Zhang 2000, https://doi.org/10.1073/pnas.97.4.1423).
 
     Tolerates liars with less than half of the weight (f = `trimmed_count(W)` under the weights that a run assigns):
     the result stays within 2 (W - f) / (W - 2f) honest radii of the honest mean at equal weights; breaks at half.
@@ -99,12 +100,17 @@ def geometric_median(gram_WW: Tensor, weights: Sequence[float]) -> Tensor:
     """
     coefficients_W = multi_krum(gram_WW, weights)
     selected_W = coefficients_W > 0.0
-    spread = float(squared_distances(gram_WW)[selected_W][:, selected_W].max().sqrt())
+    distances_WW = squared_distances(gram_WW).sqrt()
+    spread = float(distances_WW[selected_W][:, selected_W].max())
     if spread == 0.0:
         return coefficients_W
-    here = _Pulls(gram_WW, torch.tensor(weights, dtype=torch.float64), coefficients_W, SMOOTHING_SHARE * spread)
+    weights_W = torch.tensor(weights, dtype=torch.float64)
+    here = _Pulls(gram_WW, weights_W, coefficients_W, SMOOTHING_SHARE * spread)
+    at_row_W = _at_row(here, distances_WW @ weights_W)
+    if at_row_W is not None:
+        return at_row_W
     for _ in range(MOST_STEPS):
-        at_row_W = _at_nearest_row(here)
+        at_row_W = _at_row(here, here.distances_W)
         if at_row_W is not None:
             return at_row_W
         ahead = here.at(_newton_step(here))
@@ -198,10 +204,10 @@ def _newton_step(here: _Pulls) -> Tensor:
     return (1.0 - steps_W.sum()) * here.coefficients_W + steps_W
 
 
-def _at_nearest_row(here: _Pulls) -> Tensor | None:
-    """Coefficients of the row nearest to a point, with those within reach of it, if that is the geometric median."""
+def _at_row(here: _Pulls, costs_W: Tensor) -> Tensor | None:
+    """Coefficients of the row that costs least, with those within reach of it, if that is the geometric median."""
     row_W = torch.zeros_like(here.weights_W)
-    row_W[here.distances_W.argmin()] = 1.0
+    row_W[costs_W.argmin()] = 1.0
     at_row = here.at(row_W)  # the row itself, and its doubles, have no direction from there and pull nothing
     there_W = torch.where(at_row.distances_W <= here.nearness, here.weights_W, 0.0)
     pull, held = at_row.left * float(here.weights_W.sum()), float(there_W.sum())

@@ -5,18 +5,17 @@ Kept free of heavy imports, because each process that a simulation starts import
 
 from __future__ import annotations
 
-import gc
 import sys
+
+from protocol.collection import collect_rarely
 
 
 def main() -> int:
     """Run the command line; returns the process's exit code."""
     try:
-        gc.disable()  # reading modules makes no garbage: looking for it is a twentieth of what `--help` takes
-        try:
-            from barnraise.cli.app import run
-        finally:
-            gc.enable()
+        collect_rarely()
+        from barnraise.cli.app import run
+
         return run(sys.argv[1:])
     except KeyboardInterrupt:  # before the command line could take it, or while it ended
         return 130

@@ -25,7 +25,6 @@ from pathlib import Path
 import structlog
 
 from benchmarks.report import Cell, Row, machine, parse_args, print_rows, write_json
-from coordinator.edge.collection import collect_rarely
 from coordinator.engine.commands import AggregateRound, Command, GrantLease, SlowCommand
 from coordinator.engine.config import EngineConfig, InnerRecipe
 from coordinator.engine.engine import Engine
@@ -43,6 +42,7 @@ from coordinator.engine.version import ENGINE_VERSION
 from coordinator.run.pump import Pump
 from coordinator.store.journal import Journal
 from coordinator.work.port import Work
+from protocol.collection import collect_rarely
 from protocol.ids import RunId, WorkerId, digest_of
 from simulator.virtual.canned import canned_result
 from simulator.virtual.engine_loop import Agenda, EngineLoop

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 
+from protocol.collection import collect_as_usual, collect_rarely, keep_what_is_read
 from protocol.errors import ConfigError, RemoteError
 from protocol.parent import end_with_parent
 from protocol.terminal import outliving_terminal
@@ -42,9 +43,12 @@ def run_worker(options: WorkerOptions) -> int:
             root = home_root(options.first_home or options.home)
             links = links_of(options.link, root)  # before imports that take seconds
             address = links[0].address
+            collect_rarely()
             from worker.rules.peers import with_peers_ruled
             from worker.runs import work_for
 
+            keep_what_is_read()
+            collect_as_usual()
             exit_code, thread_ended = asyncio.run(work_for(with_peers_ruled(options, root), links, reporter))
         except (ConfigError, RemoteError) as error:
             trouble = trouble_of(error)

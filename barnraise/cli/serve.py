@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from barnraise.cli.links import give_links, require_writable
-from coordinator.edge.collection import collect_rarely
 from coordinator.edge.server import CoordinatorServer
 from coordinator.edge.tracing import Tracing
 from coordinator.page.address import PageAddress
@@ -21,6 +20,7 @@ from coordinator.run.eventlog import configure_logging
 from coordinator.run.folder import RunFolder
 from coordinator.run.run_log import RunLog
 from protocol.allocator import keep_little
+from protocol.collection import collect_rarely, keep_what_is_read
 from protocol.file_lock import FileLock
 from protocol.terminal import ending_signals, outliving_terminal
 from worker.machine.products import quickest_products
@@ -57,6 +57,7 @@ async def _serve(folder: Path, wanted: Serving) -> int:
         loop.add_signal_handler(number, told_to_stop.set)
     keep_little()
     collect_rarely()
+    keep_what_is_read()
     run_folder = RunFolder.open(folder)
     configure_logging(RunLog(run_folder.log_path), as_json=wanted.as_json)
     device = run_folder.settings().evaluation_device

@@ -56,8 +56,8 @@ def coordinator_process(options: SimulationOptions, pipe: Connection) -> None:
     """Make the run, serve it, tell its status until told to stop."""
     import torch
 
-    from coordinator.edge.collection import collect_rarely
     from protocol.allocator import keep_little
+    from protocol.collection import collect_rarely
 
     keep_little()
     torch.set_num_threads(1)

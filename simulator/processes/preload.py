@@ -7,3 +7,6 @@ from __future__ import annotations
 
 import coordinator.edge.server  # noqa: F401
 import worker.join  # noqa: F401
+from protocol.collection import keep_what_is_read
+
+keep_what_is_read()

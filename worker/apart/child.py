@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from protocol.allocator import keep_little
+from protocol.collection import collect_as_usual, collect_rarely, keep_what_is_read
 from protocol.errors import BarnraiseError
 from protocol.parent import end_with_parent
 from protocol.storage import disk_error_number
@@ -33,6 +34,7 @@ def main() -> None:
     end_with_parent()
     _go_first()
     keep_little()
+    collect_rarely()
     # what libraries print goes to the log, and never between two messages
     source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -76,6 +78,8 @@ class OrderTaker:
                 if self._training is None:
                     from worker.apart.taking import LeaseTaker
 
+                    keep_what_is_read()
+                    collect_as_usual()
                     self._training = LeaseTaker(self.begun, self._pipe, self.room)
                 self._training.take(order)
             case _:
