@@ -155,12 +155,17 @@ def _trained_with(name: str, inner: Mapping[str, Any]) -> ParityCase:
     return ParityCase(name=name, setting="half_frozen", against=HALVES, codec="fp32", engine=engine)
 
 
-def _trunk_rows(base: float, of: str = "") -> Iterator[ParityCase]:
-    """From one base, the trunk trained, at low rank, and not at all; against the first of them."""
-    for mode in ("trained", "lora", "frozen"):
-        engine = {"inner": {"inner_steps": 4, "trunk": mode}, "down": WHOLE}
-        name, against = f"{mode} trunk{of}", f"trained trunk{of}"
-        yield ParityCase(name=name, setting="diloco", against=against, codec="fp32", engine=engine, base=base)
+def _trunk_rows(base: float, of: str = "", rates: tuple[float, ...] = ()) -> Iterator[ParityCase]:
+    """From one base, the trunk trained, at low rank, and not at all; against the first of them. `rates`: at low rank
+    again, the factors' rate so many times the recipe's and not as it is by default."""
+    ways: list[tuple[str, dict[str, Any]]] = [
+        (f"{mode} trunk", {"trunk": mode}) for mode in ("trained", "lora", "frozen")
+    ]
+    ways += [(f"lora trunk, rate x{scale:g}", {"trunk": "lora", "lora_lr_scale": scale}) for scale in rates]
+    for way, inner in ways:
+        engine = {"inner": {"inner_steps": 4, **inner}, "down": WHOLE}
+        against = f"trained trunk{of}"
+        yield ParityCase(name=f"{way}{of}", setting="diloco", against=against, codec="fp32", engine=engine, base=base)
 
 
 RUNG_CASES = (
@@ -170,8 +175,8 @@ RUNG_CASES = (
     _trained_with("bf16 masters", {"masters": "bf16"}),
     _trained_with("bf16 masters, compact moments", {"masters": "bf16", "moments": "compact"}),
     _trained_with("clipping by layer", {"clipping": "layer"}),
-    *_trunk_rows(0.5),
-    *_trunk_rows(4.0, ", long base"),
+    *_trunk_rows(0.5, rates=(1.0, 3.0)),
+    *_trunk_rows(4.0, ", long base", rates=(1.0,)),
 )
 """What the rungs of the memory ladder cost that change what is computed: `benchmarks.parity --rungs`."""
 RUNG_COLUMNS = (
