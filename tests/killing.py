@@ -5,6 +5,7 @@ Forked, so that a point costs what the work costs and no import; the step is cou
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ def killed_at(step: int, work: Callable[[], object]) -> bool:
     """Do `work` in a child that dies by SIGKILL just before its `step`-th writing call; whether it came to that."""
     child = os.fork()
     if child == 0:
+        gc.freeze()  # the parent's garbage is not the child's: a channel of gRPC would wait for threads it has not
         _live(step, work)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
