@@ -175,8 +175,8 @@ RUNG_CASES = (
     _trained_with("bf16 masters", {"masters": "bf16"}),
     _trained_with("bf16 masters, compact moments", {"masters": "bf16", "moments": "compact"}),
     _trained_with("clipping by layer", {"clipping": "layer"}),
-    *_trunk_rows(0.5, rates=(1.0, 3.0)),
-    *_trunk_rows(4.0, ", long base", rates=(1.0,)),
+    *_trunk_rows(0.5, rates=(3.0, 10.0)),
+    *_trunk_rows(4.0, ", long base"),
 )
 """What the rungs of the memory ladder cost that change what is computed: `benchmarks.parity --rungs`."""
 RUNG_COLUMNS = (

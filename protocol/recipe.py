@@ -89,7 +89,7 @@ class Recipe:
     model that was trained before."""
     lora_rank: int = _within(16, 1, 1024)
     """Rank of what a lease adds to a matrix of a `lora` trunk."""
-    lora_lr_scale: float = _within(10.0, 1e-6, 1000.0)
+    lora_lr_scale: float = _within(1.0, 1e-6, 1000.0)
     """Learning rate of a `lora` trunk's factors, which AdamW trains beside Muon, too, as a share of AdamW's."""
     clipping: str = _one_of("whole", CLIPPINGS)
     """Which gradients are clipped together: `whole`: all that is held; `layer`: each layer's, and each tensor that lies
