@@ -111,6 +111,7 @@ class OrderTaker:
         from worker.apart.answers import answer
         from worker.trouble import training_trouble_of
 
+        collect_as_usual()
         try:
             found = answer(order, Path(self.begun.folder))
         except Exception as error:
